@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+#
+#   PYTHON=python3.12    another interpreter for the private environment in .venv
+#   SYSTEM_TORCH=1       keep the torch that this interpreter already has (an image's CUDA build, say)
+#   PIP_FLAGS="..."      more flags for pip, such as an index to take torch from
+#   ARGS="..."           overrides for the demo, such as train.max_minutes=10
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SYSTEM_TORCH ?=
+
+.PHONY: demo test check docs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/llmkit train configs/demo.yaml $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m llmkit.config.reference > docs/config.md
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "llmkit needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`."; \
+	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) $(VENV)
+
+# The versions everything is tested with; where torch is the system's, it is not among them.
+$(VENV)/constraints.txt: constraints.txt $(VENV)/bin/python
+ifneq ($(SYSTEM_TORCH),)
+	@$(BIN)/python -c 'import torch; print("keeping torch", torch.__version__)'
+	grep -v -E '^(torch|triton|numpy)==' constraints.txt > $@
+else
+	cp constraints.txt $@
+endif
+
+$(VENV)/.installed: pyproject.toml $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt $(PIP_FLAGS) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt $(PIP_FLAGS) -e '.[dev]'
+	@touch $@

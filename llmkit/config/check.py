@@ -1,0 +1,177 @@
+"""Checks that concern more than one setting; all that fail are reported together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.config.mistakes import Mistake, display
+from llmkit.config.schema import Config, Source, Tokenizer
+
+BYTES_VOCABULARY = 257
+"""The bytes and end-of-text."""
+
+BPE_VOCABULARY = 4096
+"""Size of a bpe tokenizer whose size is not given."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+
+def check(config: Config, origins: dict[str, str]) -> list[Mistake]:
+    """Every contradiction between settings; each names the values and where they came from, in its text.
+
+    origins: dotted path -> where the value came from, as in Loaded.origins.
+    """
+    settings = Settings(config, origins)
+    checks = (_model, _vocabulary, _tokenizer, _sources, _paths, _batch, _evaluate, _optimizer)
+    return [mistake for one in checks for mistake in one(settings)]
+
+
+def source_name(index: int, source: Source) -> str:
+    """A source's name: its own, or its type and place in the list."""
+    return source.name or f"{source.type}-{index}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A config that can say where its values came from."""
+
+    config: Config
+    origins: dict[str, str]
+
+    def value(self, path: str) -> Any:
+        """The value of a dotted path."""
+        found: Any = self.config
+        for part in path.split("."):
+            found = found[int(part)] if part.isdecimal() else getattr(found, part)
+        return found
+
+    def told(self, path: str) -> str:
+        """As in "model.hidden_size 770 (demo.yaml:4)"."""
+        return f"{path} {display(self.value(path))} ({self.origins.get(path, 'default')})"
+
+    def mistake(self, what: str, *paths: str, note: str = "") -> Mistake:
+        """A mistake about `paths`; in `what`, {0}, {1} stand for the paths with value and origin."""
+        return Mistake("", what.format(*(self.told(path) for path in paths)), note, paths)
+
+
+def _model(s: Settings) -> Iterator[Mistake]:
+    model = s.config.model
+    heads, kv_heads, width = "model.num_attention_heads", "model.num_key_value_heads", "model.hidden_size"
+    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
+        note = "choose a multiple, or give model.head_dim"
+        yield s.mistake("{0} is not divisible by {1}", width, heads, note=note)
+    elif model.position_embedding == "rope":
+        rope = "model.position_embedding"
+        if model.head_dim is not None and model.head_dim % 2:
+            yield s.mistake("{0} is odd, but {1} rotates pairs", "model.head_dim", rope)
+        elif model.head_dim is None and (odd := model.hidden_size // model.num_attention_heads) % 2:
+            what = f"{{0}} and {{1}} make heads of width {odd}, which is odd, but {{2}} rotates pairs"
+            yield s.mistake(what, width, heads, rope)
+    if model.num_key_value_heads and model.num_attention_heads % model.num_key_value_heads:
+        yield s.mistake("{0} is not divisible by {1}", heads, kv_heads)
+    if model.max_position_embeddings and s.config.data.sequence_length > model.max_position_embeddings:
+        yield s.mistake("{0} is longer than {1}", "data.sequence_length", "model.max_position_embeddings")
+
+
+def _vocabulary(s: Settings) -> Iterator[Mistake]:
+    size, tokenizer = s.config.model.vocab_size, s.config.data.tokenizer
+    if size == "auto":
+        return
+    if tokenizer.type == "bytes" and size < BYTES_VOCABULARY:
+        what = f"{{0}} is smaller than the {BYTES_VOCABULARY} tokens of {{1}}"
+        yield s.mistake(what, "model.vocab_size", "data.tokenizer.type")
+    elif tokenizer.type == "bpe" and size < (tokenizer.vocab_size or BPE_VOCABULARY):
+        what = "{0} is smaller than {1}"
+        if tokenizer.vocab_size is None:
+            what += f", which means {BPE_VOCABULARY}"
+        note = "leave model.vocab_size out"
+        yield s.mistake(what, "model.vocab_size", "data.tokenizer.vocab_size", note=note)
+
+
+_TOKENIZER_FIELDS = {"vocab_size": ("bpe",), "path": ("file",), "name": ("hub",), "revision": ("hub",)}
+
+
+def _tokenizer(s: Settings) -> Iterator[Mistake]:
+    tokenizer, at = s.config.data.tokenizer, "data.tokenizer"
+    for name, types in _TOKENIZER_FIELDS.items():
+        if getattr(tokenizer, name) is not None and tokenizer.type not in types:
+            note = f"{at}.{name} is only for the tokenizer type {types[0]}; leave it out or set it to null"
+            yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.type", note=note)
+    for kind, name in (("file", "path"), ("hub", "name")):
+        if tokenizer.type == kind and not getattr(tokenizer, name):
+            note = " ".join((Tokenizer.model_fields[name].description or "").split())
+            yield s.mistake("{0} needs {1} to be given", f"{at}.type", f"{at}.{name}", note=note)
+    if tokenizer.type == "hub" and tokenizer.name and not _HUB_ID.fullmatch(tokenizer.name):
+        yield s.mistake("{0} is no hub id", f"{at}.name", note="such as openai-community/gpt2")
+    if not tokenizer.end_of_text:
+        yield s.mistake("{0} is empty", f"{at}.end_of_text")
+
+
+_SOURCE_FIELDS = {"path": ("text", "jsonl"), "text_field": ("jsonl",), "separator": ("text",)}
+
+
+def _sources(s: Settings) -> Iterator[Mistake]:
+    names: dict[str, int] = {}
+    for index, source in enumerate(s.config.data.sources):
+        at = f"data.sources.{index}"
+        for name, types in _SOURCE_FIELDS.items():
+            if getattr(source, name) != Source.model_fields[name].default and source.type not in types:
+                note = f"{name} is only for sources of type {' and '.join(types)}; leave it out"
+                yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.type", note=note)
+        if source.type in ("text", "jsonl") and not source.path:
+            note = "a file, a folder or a glob pattern, or a list of them"
+            yield s.mistake("{0} needs {1} to be given", f"{at}.type", f"{at}.path", note=note)
+        if source.separator == "":
+            yield s.mistake("{0} is empty; leave it out to take a file as a document", f"{at}.separator")
+        name = source_name(index, source)
+        if name in names:
+            paths = (f"{at}.name", f"data.sources.{names[name]}.name")
+            yield s.mistake(f'two sources are called "{name}": {{0}} and {{1}}', *paths)
+        names.setdefault(name, index)
+
+
+def _paths(s: Settings) -> Iterator[Mistake]:
+    paths = ["run.dir", "data.cache_dir", "data.tokenizer.path"]
+    paths += [f"data.sources.{index}.path" for index in range(len(s.config.data.sources))]
+    for path in paths:
+        value = s.value(path)
+        texts = value if isinstance(value, list) else [value]
+        if any(text is not None and "\0" in text for text in texts):
+            yield s.mistake("{0} has a NUL character in it, which no path can have", path)
+        elif isinstance(value, list) and "" in value:
+            yield s.mistake("{0} has an empty path in it", path)
+        elif value == "" and path in ("run.dir", "data.cache_dir"):
+            yield s.mistake("{0} is empty", path, note='the current folder is "."')
+
+
+def _batch(s: Settings) -> Iterator[Mistake]:
+    train = s.config.train
+    if train.max_steps is None and train.max_minutes is None:
+        note = "set train.max_steps, or train.max_minutes for a run that ends in time"
+        yield s.mistake("one of {0} and {1} must be given", "train.max_steps", "train.max_minutes", note=note)
+    if train.micro_batch_size != "auto" and train.global_batch_size % train.micro_batch_size:
+        note = f"it must be a divisor of {train.global_batch_size}, or auto"
+        paths = ("train.micro_batch_size", "train.global_batch_size")
+        yield s.mistake("{0} does not divide {1}", *paths, note=note)
+
+
+def _evaluate(s: Settings) -> Iterator[Mistake]:
+    config, heldout, every = s.config, "data.heldout_every", "evaluate.every_steps"
+    if config.data.heldout_every == 1:
+        yield s.mistake("{0} holds out every document: nothing is left to train on", heldout)
+    if config.evaluate.every_steps > 0 and config.data.heldout_every == 0:
+        yield s.mistake("{0} has nothing to evaluate on: {1} holds nothing out", every, heldout)
+    if config.evaluate.early_stopping is not None:
+        stopping = "evaluate.early_stopping"
+        if config.evaluate.every_steps == 0:
+            yield s.mistake("{0} needs evaluations during training: {1} is off", stopping, every)
+        elif config.data.heldout_every == 0:
+            yield s.mistake("{0} needs held-out documents: {1} holds nothing out", stopping, heldout)
+
+
+def _optimizer(s: Settings) -> Iterator[Mistake]:
+    if max(s.config.optimizer.betas) >= 1.0:
+        yield s.mistake("{0} must both be below 1", "optimizer.betas", note="with 1 a moment never moves")

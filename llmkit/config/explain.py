@@ -1,0 +1,110 @@
+"""Says what is wrong with one key, what is allowed, and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import replace
+from typing import Literal
+
+from llmkit.config.keys import Key, all_keys, general, key_of, suggest
+from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, is_secret, printable
+from llmkit.config.tree import Node, Path, dotted, find, place_of
+from llmkit.config.yaml_reader import resolve
+
+FaultKind = Literal["unknown", "missing", "wrong"]
+"""What is wrong: the key itself, that it is not there, or its value."""
+
+_TRUTH = {
+    **dict.fromkeys(("yes", "y", "on", "true"), "true"),
+    **dict.fromkeys(("no", "n", "off", "false"), "false"),
+}
+
+
+def explain(tree: Node, path: Path, kind: FaultKind, brief: bool) -> list[Mistake]:
+    """What to say of one key; `brief` leaves out the search for a better key.
+
+    There are several mistakes only where a missing section has several required keys.
+    """
+    place, name, key = place_of(tree, path), dotted(path), key_of(dotted(path))
+    if kind == "unknown" or key is None:
+        return [Mistake(place, f"{printable(name)} is an unknown key") if brief else _unknown(place, path)]
+    if kind == "missing":
+        required = _required(key, name)
+        return [Mistake(place, f"{k.path} is required: {k.allowed}", k.doc, (k.path,)) for k in required]
+    node = find(tree, path)
+    value = None if node is None else node.plain()
+    shown = display(value)
+    shown = f"the text {shown}" if shown.startswith('"') else shown
+    what = f"{name} must be {key.allowed}; it is {shown}{_hint(value, key, place)}"
+    return [Mistake(place, what, "" if key.is_section else key.doc, (name,))]
+
+
+def _required(key: Key, name: str) -> list[Key]:
+    """The key itself, or the required keys of a section."""
+    if not key.is_section or key.is_list:
+        return [replace(key, path=name)]
+    below = [k for k in all_keys().values() if k.path.rpartition(".")[0] == key.path]
+    return [k for k in below if k.default == "required"]
+
+
+def _unknown(place: str, path: Path) -> Mistake:
+    """An unknown key, with the key that it may have meant; never its value."""
+    key = dotted(path)
+    what = f"{printable(key, 100)} is an unknown key"
+    if is_secret(key):
+        hub = any(word in key.lower() for word in ("hf", "hub", "huggingface"))
+        variable = "HF_TOKEN" if hub else "WANDB_API_KEY"
+        advice = f"remove it, and set it in the environment instead (such as {variable}) or log in once"
+        return Mistake(place, f"{what}, and secrets never belong in a configuration", advice, (key,))
+    if isinstance(path[-1], str) and "." in path[-1] and key_of(key) is not None:
+        section, _, name = key.rpartition(".")
+        what += f" in a file; write `{name}:` below `{section}:` (dotted keys are for the command line)"
+        return Mistake(place, what, "", (key,))
+    right = suggest(key)
+    if not right:
+        section = general(dotted(path[:-1]))
+        names = [p.rpartition(".")[2] for p in all_keys() if p.rpartition(".")[0] == section]
+        return Mistake(place, what, f"known here: {', '.join(names)}", (key,))
+    what += f"; did you mean {' or '.join(_like(key, r) for r in right)}?"
+    note = f"{_like(key, right[0])}: {all_keys()[right[0]].doc}" if len(right) == 1 else ""
+    return Mistake(place, what, note, (key,))
+
+
+def _like(written: str, right: str) -> str:
+    """A suggested key with the list places of the key that was written."""
+    places = [part for part in written.split(".") if part.isdecimal()]
+    return ".".join(places.pop(0) if part == "N" and places else part for part in right.split("."))
+
+
+def _hint(value: object, key: Key, place: str) -> str:
+    """How to mend a value of the wrong type, where that is plain to see."""
+    if isinstance(value, str):
+        return _text_hint(value, key)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "; it must be finite"
+    if isinstance(value, float) and value.is_integer() and "whole number" in key.allowed:
+        return f"; write {int(value)}"
+    if isinstance(value, int | float) and key.allowed.startswith("text"):
+        quoted = f'"{display(value)}"'
+        return "; put quotes around it: " + (f"'{quoted}'" if place.startswith(COMMAND_LINE) else quoted)
+    if isinstance(value, dict) and key.is_section and key.is_list:
+        return "; begin each entry with `- `"
+    return ""
+
+
+def _text_hint(value: str, key: Key) -> str:
+    """The same for a text where something else is wanted, or another text."""
+    word = value.lower()
+    if word in ("none", "null", "nil") and key.allowed.endswith("null"):
+        return "; write null"
+    if word in _TRUTH and "disabled" in key.choices:
+        return "; did you mean disabled?"
+    if key.choices and (close := difflib.get_close_matches(word, key.choices, n=1, cutoff=0.6)):
+        return f"; did you mean {close[0]}?"
+    if word in _TRUTH and "true or false" in key.allowed:
+        return f"; write {_TRUTH[word]}, without quotes"
+    bare = word.replace("_", "").replace(",", "").replace(" ", "")
+    if "number" in key.allowed and bare and len(bare) < 19 and isinstance(resolve(bare), int | float):
+        return "" if isinstance(resolve(bare), bool) else f"; write {bare}, without quotes or separators"
+    return ""

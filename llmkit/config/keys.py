@@ -1,0 +1,225 @@
+"""Reference of all settings, read off the schema: what each key takes, its default, its meaning."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.config.mistakes import display
+from llmkit.config.schema import Config
+
+OTHER_NAMES: dict[str, str] = {
+    "adam_beta1": "optimizer.betas",
+    "adam_beta2": "optimizer.betas",
+    "batch_size": "train.global_batch_size",
+    "beta1": "optimizer.betas",
+    "beta2": "optimizer.betas",
+    "block_size": "data.sequence_length",
+    "context_length": "data.sequence_length",
+    "dropout": "model.hidden_dropout",
+    "dtype": "train.precision",
+    "eval_interval": "evaluate.every_steps",
+    "grad_clip": "train.gradient_clipping",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "hidden_act": "model.mlp",
+    "log_interval": "monitor.log_every",
+    "logging_steps": "monitor.log_every",
+    "lr": "optimizer.learning_rate",
+    "lr_scheduler_type": "schedule.name",
+    "max_grad_norm": "train.gradient_clipping",
+    "max_iters": "train.max_steps",
+    "max_seq_len": "data.sequence_length",
+    "max_seq_length": "data.sequence_length",
+    "min_lr": "schedule.final_share",
+    "n_embd": "model.hidden_size",
+    "n_head": "model.num_attention_heads",
+    "n_layer": "model.num_hidden_layers",
+    "num_heads": "model.num_attention_heads",
+    "num_layers": "model.num_hidden_layers",
+    "output_dir": "run.dir",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "rms_norm_eps": "model.norm_eps",
+    "save_steps": "checkpoint.every_steps",
+    "seq_len": "data.sequence_length",
+    "seq_length": "data.sequence_length",
+    "tie_embeddings": "model.tie_word_embeddings",
+    "wandb_project": "monitor.wandb.project",
+    "warmup": "schedule.warmup_steps",
+}
+"""Names that other toolkits use, and ours."""
+
+
+MAX_NAME = 64
+"""Longer names resemble no setting, and comparing them would take long."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting, or a section of settings.
+
+    path: dotted; N stands for a place in a list, as in data.sources.N.type.
+    allowed: the values it takes, in words, as in "a whole number of at least 1, or null".
+    choices: the texts it takes, where these are few.
+    default: as YAML would write it, or "required"; empty for other sections.
+    is_list: whether it is a list of sections.
+    """
+
+    path: str
+    allowed: str
+    choices: tuple[str, ...]
+    default: str
+    doc: str
+    is_section: bool
+    is_list: bool = False
+
+
+@functools.cache
+def all_keys() -> dict[str, Key]:
+    """Every section and setting by its path, in the order of the schema."""
+    schema = Config.model_json_schema()
+    return {key.path: key for key in _walk(schema, schema["$defs"], "")}
+
+
+def keys() -> list[Key]:
+    """Every setting (no sections), in the order of the schema."""
+    return [key for key in all_keys().values() if not key.is_section]
+
+
+def markdown() -> str:
+    """The reference of all keys as a Markdown page, a table for each section."""
+    lines = [
+        "# Settings",
+        "",
+        "Every key of a configuration file.",
+        "This page is written by `llmkit.config.keys.markdown()`; a test keeps it current.",
+        "On the command line a key is set with `section.key=value`; `N` is a place in a list, from 0.",
+    ]
+    entries = list(all_keys().values())
+    for section in (key for key in entries if key.is_section):
+        lines += ["", f"## {section.path}", "", section.doc, "", "| key | takes | default | meaning |"]
+        lines.append("|---|---|---|---|")
+        for key in entries:
+            if not key.is_section and key.path.rpartition(".")[0] in (section.path, f"{section.path}.N"):
+                cells = (f"`{key.path}`", key.allowed, f"`{key.default}`", key.doc)
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def suggest(path: str) -> list[str]:
+    """The right keys that an unknown dotted key may have meant, best first; often one or none.
+
+    Names that other toolkits use come first; then the key's own section, the same name in other
+    sections, a similar name in them.
+    """
+    section, _, name = general(path).rpartition(".")
+    known = all_keys()
+    siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == section}
+    wanted = name.lower().replace("-", "_")
+    if len(wanted) > MAX_NAME:
+        return []
+    if wanted in OTHER_NAMES:
+        return [OTHER_NAMES[wanted]]
+    if close := difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.75):
+        return [siblings[close[0]]]
+    if same := [p for p in known if p.rpartition(".")[2] == wanted]:
+        return same[:3]
+    names = {p.rpartition(".")[2] for p in known}
+    if far := difflib.get_close_matches(wanted, names, n=1, cutoff=0.75):
+        return [p for p in known if p.rpartition(".")[2] == far[0]][:3]
+    return [siblings[n] for n in difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.55)]
+
+
+def key_of(path: str) -> Key | None:
+    """The key of a dotted path, in which list places are numbers; None if there is none such."""
+    wanted = general(path)
+    if wanted.endswith(".N") and (many := all_keys().get(wanted[:-2])) and many.is_list:
+        return Key(path, "a section (a mapping of keys)", (), "required", many.doc, True)
+    return all_keys().get(wanted)
+
+
+def general(path: str) -> str:
+    """A dotted key with N for each place in a list."""
+    return re.sub(r"\.[0-9]+(?=\.|$)", ".N", path)
+
+
+def _walk(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> Iterator[Key]:
+    """The keys of a section's JSON schema and of the sections below it."""
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        path = prefix + name
+        doc = " ".join(field.get("description", "").split())
+        below = _section(field, definitions)
+        default = "required" if name in required else ""
+        if below is None:
+            default = default or display(field.get("default"))
+            yield Key(path, _allowed(field), tuple(_choices(field)), default, doc, False)
+            continue
+        doc = doc or " ".join(below.get("description", "").split())
+        many = field.get("type") == "array"
+        allowed = "a list of sections, at least one" if many else "a section (a mapping of keys)"
+        yield Key(path, allowed, (), default, doc, True, many)
+        yield from _walk(below, definitions, path + (".N." if many else "."))
+
+
+def _section(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema of the section that a field holds, alone or in a list; None for a setting."""
+    reference = field.get("$ref") or field.get("items", {}).get("$ref")
+    if reference is None:
+        return None
+    section: dict[str, Any] = definitions[reference.rpartition("/")[2]]
+    return section
+
+
+def _choices(field: dict[str, Any]) -> Iterator[str]:
+    for option in field.get("anyOf", [field]):
+        yield from (value for value in option.get("enum", ()) if isinstance(value, str))
+        if "const" in option:
+            yield str(option["const"])
+
+
+def _allowed(field: dict[str, Any]) -> str:
+    """What a setting takes, in words."""
+    parts = [_one_of_allowed(option) for option in field.get("anyOf", [field])]
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + ", or " + parts[-1]
+
+
+def _one_of_allowed(option: dict[str, Any]) -> str:
+    if "const" in option:
+        return str(option["const"])
+    if "enum" in option:
+        return "one of " + ", ".join(option["enum"])
+    kind = option["type"]
+    if kind in ("integer", "number"):
+        return ("a whole number" if kind == "integer" else "a number") + _range(option)
+    if kind == "string":
+        pattern = option.get("pattern")
+        return "text" + (f" that matches {pattern}" if pattern else "")
+    if kind == "array":
+        if "prefixItems" in option:
+            items = [_one_of_allowed(item) for item in option["prefixItems"]]
+            same = len(set(items)) == 1
+            return f"a list of {len(items)}" + (f", each {items[0]}" if same else f": {', '.join(items)}")
+        return "a list of " + _one_of_allowed(option["items"]).replace("text", "texts")
+    return {"boolean": "true or false", "null": "null"}[kind]
+
+
+def _range(option: dict[str, Any]) -> str:
+    """The bounds of a number, in words; empty if there are none."""
+    if "minimum" in option and "maximum" in option:
+        return f" from {_number(option['minimum'])} to {_number(option['maximum'])}"
+    words = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    bounds = [f"{word} {_number(option[name])}" for name, word in words.items() if name in option]
+    return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def _number(value: float) -> str:
+    return str(int(value) if float(value).is_integer() else value)

@@ -1,0 +1,101 @@
+"""Mistakes in a configuration: collected one by one, reported all at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llmkit.errors import UserError
+
+SHOWN = 30
+"""More mistakes than this are counted, not shown."""
+
+COMMAND_LINE = "command line"
+"""Begins the place of every override."""
+
+NOT_SHOWN = "... (not shown)"
+"""Stands for the rest of an override that may hold a secret."""
+
+_SECRET_KEY = re.compile(
+    r"(^|[_-])(api|access|auth|private|secret|wandb|hf|hub|huggingface|github)[_-]?(key|token)$"
+    r"|^(key|token)$|(^|[_-])(secret|password|passwd|credentials?)$|apikey"
+)
+_SECRET_VALUE = re.compile(r"[0-9a-f]{40}|(hf_|sk-|wandb_|ghp_|local-)[A-Za-z0-9_-]{12,}", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing that is wrong, said so that it can be mended.
+
+    place: file and line, or the override, where it stands.
+    what: what is wrong and what is allowed, one sentence beginning with the dotted key.
+    note: what the key means, or how to mend it; may be empty.
+    keys: the dotted keys that it is about.
+    """
+
+    place: str
+    what: str
+    note: str = ""
+    keys: tuple[str, ...] = ()
+
+
+def error(mistakes: Iterable[Mistake], title: str) -> UserError:
+    """All mistakes as one message, in the order of their lines; the same one said twice appears once."""
+    distinct = sorted(dict.fromkeys(mistakes), key=_position)
+    count = "1 mistake" if len(distinct) == 1 else f"{len(distinct)} mistakes"
+    lines = [f"{printable(title, 1000)}: {count}"]
+    for mistake in distinct[:SHOWN]:
+        lines.append(f"  {printable(mistake.place, 1100)}: {mistake.what}")
+        if mistake.note:
+            lines.append(f"      {mistake.note}")
+    if len(distinct) > SHOWN:
+        lines.append(f"  ... and {len(distinct) - SHOWN} more")
+    return UserError("\n".join(lines))
+
+
+def _position(mistake: Mistake) -> tuple[bool, str, int]:
+    """Sorts by file and line, what stands on the command line last."""
+    file, _, line = mistake.place.rpartition(":")
+    if mistake.place.startswith(COMMAND_LINE) or not line.isdecimal():
+        return mistake.place.startswith(COMMAND_LINE), mistake.place, 0
+    return False, file, int(line)
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`text` on one line without control characters, cut to `limit` characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def display(value: object, limit: int = 60) -> str:
+    """A value as YAML would write it, in brief; what looks like a secret is not shown."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        if _SECRET_VALUE.fullmatch(value):
+            return "a text that looks like a key (not shown)"
+        return f'"{printable(value, limit)}"'
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return printable("[" + ", ".join(display(v, limit) for v in value[:8]) + "]", limit)
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return {"inf": ".inf", "-inf": "-.inf"}.get(str(value), ".nan")
+    return str(value)
+
+
+def without_secrets(override: str) -> str:
+    """An override for messages; all after its key is left out if any word in it smells of a secret."""
+    key, equals, value = override.partition("=")
+    if not any(map(is_secret, re.findall(r"[\w-]+", override))) and not _SECRET_VALUE.search(value or key):
+        return printable(override, 100)
+    shown = key if equals else key[:8]
+    return f"{printable(shown, 100)}{equals}{NOT_SHOWN}"
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key's name (its last part) says that its value should stay unseen."""
+    return _SECRET_KEY.search(key.rpartition(".")[2].lower()) is not None

@@ -1,0 +1,263 @@
+"""Every setting of a run: its type, its default, what it means.
+
+The text under a field is its documentation: `llmkit config --keys` prints it, error messages
+quote it. Names are Hugging Face's where Hugging Face has one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A block of settings: unknown keys and values of another type are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Run(Section):
+    """Which run this is."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    """Name of the run; its folder is `run.dir`/`run.name`."""
+    dir: str = "runs"
+    """Folder that holds the run folders."""
+    seed: NonNegative = 0
+    """Seed of the initial weights, of dropout and of the order of the data."""
+    deterministic: bool = False
+    """Bit-equal results on the same machine (slower: about half the matrix rate in fp32 on a CPU)."""
+
+
+class Model(Section):
+    """Architecture of the GPT."""
+
+    vocab_size: Positive | Literal["auto"] = "auto"
+    """Tokens the model knows; auto = as many as the tokenizer has."""
+    hidden_size: Positive = 768
+    """Width of the residual stream."""
+    num_hidden_layers: Positive = 12
+    """Number of transformer blocks."""
+    num_attention_heads: Positive = 12
+    """Number of query heads."""
+    num_key_value_heads: Positive | None = None
+    """Number of key and value heads (grouped-query attention); default: as many as query heads."""
+    head_dim: Positive | None = None
+    """Width of a head; default: hidden_size / num_attention_heads."""
+    intermediate_size: Positive | None = None
+    """Width of the MLP; default: 4 x hidden_size for gelu, 8/3 of it rounded up to 64 for swiglu."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """Gated SiLU (Llama) or GELU with the tanh approximation (GPT-2)."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """RMSNorm, or LayerNorm with bias."""
+    norm_eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-5
+    """Added to the variance in every norm."""
+    position_embedding: Literal["rope", "learned"] = "rope"
+    """Rotary positions, or a learned vector a position (GPT-2)."""
+    rope_theta: Annotated[float, Field(gt=0.0)] = 10000.0
+    """Base of the rotary frequencies."""
+    max_position_embeddings: Positive | None = None
+    """Longest context; default: data.sequence_length."""
+    attention_bias: bool = False
+    """Biases in the attention projections."""
+    mlp_bias: bool = False
+    """Biases in the MLP projections."""
+    qk_norm: bool = False
+    """RMSNorm over each head's query and key before the rotation."""
+    sliding_window: Positive | None = None
+    """How many positions back a position sees, itself included; default: all."""
+    tie_word_embeddings: bool = True
+    """The output head shares the embedding's weights."""
+    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the attention probabilities."""
+    hidden_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the embeddings and on what each block adds to the residual stream."""
+    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
+    """Standard deviation of the initial weights."""
+    scaled_residual_init: bool = True
+    """Output projections start smaller by sqrt(2 x layers), as in GPT-2."""
+    vocab_pad_multiple: Positive = 128
+    """The vocabulary is padded to a multiple of this for speed; the loss does not change."""
+
+
+class Tokenizer(Section):
+    """How text becomes tokens."""
+
+    type: Literal["bpe", "bytes", "file", "hub"] = "bpe"
+    """bpe = byte-level BPE trained on the sources; bytes = one token a byte; file = a local
+    tokenizer.json; hub = a model's tokenizer by its hub id."""
+    vocab_size: Annotated[int, Field(ge=257, le=2**24)] | None = None
+    """Size to train a bpe tokenizer to, end-of-text included (only for bpe; default 4096)."""
+    path: str | None = None
+    """The tokenizer.json (only for file)."""
+    name: str | None = None
+    """The hub id, such as openai-community/gpt2 (only for hub)."""
+    revision: str | None = None
+    """Commit or tag of the hub repository (only for hub)."""
+    end_of_text: str = "<|endoftext|>"
+    """The token between documents; it must exist in a file or hub tokenizer."""
+
+
+class Source(Section):
+    """A collection of documents."""
+
+    type: Literal["stdlib", "text", "jsonl"]
+    """stdlib = the Python interpreter's own library, a file a document; text = files; jsonl = a
+    JSON record a line."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    """Name in messages and file names; default: the type and the place in the list."""
+    path: str | list[str] | None = None
+    """A file, a folder or a glob pattern, or a list of them; relative to the working directory."""
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """Share of the rows drawn from this source, relative to the other sources."""
+    text_field: str = "text"
+    """The field of a JSON record that holds the text (only for jsonl)."""
+    separator: str | None = None
+    """Splits a text file into documents; default: a file is a document (only for text)."""
+
+
+class Data(Section):
+    """What the model reads, in which order."""
+
+    tokenizer: Tokenizer = Tokenizer()
+    """How text becomes tokens."""
+    sources: Annotated[list[Source], Field(min_length=1)]
+    """The collections of documents to train on."""
+    sequence_length: Annotated[int, Field(ge=2)] = 1024
+    """Tokens a row."""
+    heldout_every: NonNegative = 20
+    """One document in this many is held out for evaluation; 0 = none."""
+    document_masks: bool = False
+    """Positions attend only within their own document."""
+    errors: Literal["skip", "replace", "raise"] = "skip"
+    """What to do with text that is no UTF-8: leave the document out, put U+FFFD for the bad bytes,
+    or stop. Counted in all cases."""
+    cache_dir: str = "data-cache"
+    """Where tokenizers and token shards are kept."""
+
+
+class Train(Section):
+    """How long, on how much at once, in which precision."""
+
+    max_steps: Positive | None = None
+    """Optimizer steps; where absent, `max_minutes` decides."""
+    max_minutes: Annotated[float, Field(gt=0.0)] | None = None
+    """Time for the whole command: the first steps are timed, and max_steps is chosen and recorded so
+    that training, evaluation and the last checkpoint end in time. Not used if max_steps is set."""
+    global_batch_size: Positive = 32
+    """Sequences a step, over all processes."""
+    micro_batch_size: Positive | Literal["auto"] = "auto"
+    """Sequences a forward pass and process; must divide the sequences a process has a step."""
+    gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest global gradient norm; 0 = no clipping."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 = bf16 weights with fp32 masters, moments, statistics, softmax, loss and accumulation;
+    auto = bf16 where the device has units for it, else fp32."""
+    max_nonfinite_steps: Positive = 10
+    """A step with a non-finite gradient is skipped; this many in a row end the run."""
+
+
+class Optimizer(Section):
+    """The rule that turns gradients into updates."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019)."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 6e-4
+    """Peak learning rate."""
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
+    """Decay of the first and second moments."""
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Decoupled weight decay, on matrices only (embeddings too; not norms and biases)."""
+
+
+class Schedule(Section):
+    """The learning rate over the steps."""
+
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after the warm-up; wsd = constant, then a linear decay over the last `decay_share`."""
+    warmup_steps: NonNegative = 100
+    """Steps of linear warm-up from 0."""
+    final_share: Share = 0.1
+    """Learning rate at the end, as a share of the peak (not for constant)."""
+    decay_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Share of the steps that decay (only for wsd)."""
+
+
+class Kernels(Section):
+    """How the heavy operators are computed; never what."""
+
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile; auto = where a compiler is at hand."""
+    attention: Literal["auto", "sdpa", "matmul"] = "auto"
+    """PyTorch's fused attention, or masked matmuls (faster on a CPU for short rows if compiled)."""
+
+
+class Checkpoint(Section):
+    """When to save, what to keep."""
+
+    every_steps: NonNegative = 1000
+    """Steps between checkpoints; 0 = only at the end."""
+    every_minutes: Annotated[float, Field(ge=0.0)] = 30.0
+    """Minutes between checkpoints; 0 = off."""
+    keep_last: Positive = 3
+    """How many checkpoints are kept."""
+
+
+class Evaluate(Section):
+    """The held-out loss during training."""
+
+    every_steps: NonNegative = 0
+    """Steps between evaluations; 0 = only at the end."""
+    early_stopping: Positive | None = None
+    """Stop after this many evaluations in a row without a better loss; default: never."""
+
+
+class Wandb(Section):
+    """Weights & Biases, a mirror of metrics.jsonl."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto = online where an API key is found, else offline."""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] = "llmkit"
+    """Project of the run."""
+    entity: str | None = None
+    """Team or user; default: the key's."""
+
+
+class Monitor(Section):
+    """What is recorded and where it is shown."""
+
+    log_every: Positive = 10
+    """Steps between rows of metrics.jsonl."""
+    sample: str | None = None
+    """A prompt to continue at the end of the run; default: none."""
+    wandb: Wandb = Wandb()
+    """Weights & Biases."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    kernels: Kernels = Kernels()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    monitor: Monitor = Monitor()

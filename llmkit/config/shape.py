@@ -1,0 +1,132 @@
+"""The shape of a model: every choice resolved to a number, enough to build it and to read it back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llmkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a model is built from; stored with each checkpoint. Names as in schema.Model."""
+
+    vocab_size: int
+    """Tokens the model knows, without padding."""
+    padded_vocab_size: int
+    """Rows of the embedding; those from vocab_size on belong to no token."""
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_position_embeddings: int
+    mlp: Literal["swiglu", "gelu"]
+    norm: Literal["rmsnorm", "layernorm"]
+    norm_eps: float
+    position_embedding: Literal["rope", "learned"]
+    rope_theta: float
+    attention_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    sliding_window: int | None
+    tie_word_embeddings: bool
+    attention_dropout: float
+    hidden_dropout: float
+    initializer_range: float
+    scaled_residual_init: bool
+    vocab_pad_multiple: int
+
+    def __post_init__(self) -> None:
+        """Raises UserError for sizes that no model can have."""
+        sizes = [name for name, kind in _types().items() if kind is int and getattr(self, name) < 1]
+        if sizes:
+            raise UserError(f"model.{sizes[0]} is {getattr(self, sizes[0])}; it must be at least 1")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"model.num_attention_heads {self.num_attention_heads} is not divisible by "
+                f"model.num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.position_embedding == "rope" and self.head_dim % 2:
+            raise UserError(f"model.head_dim {self.head_dim} is odd; rope rotates pairs")
+        if self.padded_vocab_size < self.vocab_size:
+            raise UserError(
+                f"padded_vocab_size {self.padded_vocab_size} is smaller than vocab_size {self.vocab_size}"
+            )
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in all: vocabulary without padding, tied ones once, learned positions included."""
+        return (
+            self.num_embedding_parameters
+            + self.num_position_parameters
+            + self.num_hidden_layers * self.num_block_parameters
+            + self._norm_parameters
+        )
+
+    @property
+    def num_embedding_parameters(self) -> int:
+        """Weights of the embedding, and of the head where it has its own."""
+        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+
+    @property
+    def num_position_parameters(self) -> int:
+        """Weights of the learned positions."""
+        return self.max_position_embeddings * self.hidden_size * (self.position_embedding == "learned")
+
+    @property
+    def num_block_parameters(self) -> int:
+        """Weights of one transformer block."""
+        width, inner = self.hidden_size, self.intermediate_size
+        query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = width * (2 * query + 2 * key_value)
+        if self.attention_bias:
+            attention += query + 2 * key_value + width
+        if self.qk_norm:
+            attention += 2 * self.head_dim
+        into_mlp = 2 if self.mlp == "swiglu" else 1
+        mlp = (into_mlp + 1) * width * inner
+        if self.mlp_bias:
+            mlp += into_mlp * inner + width
+        return attention + mlp + 2 * self._norm_parameters
+
+    @property
+    def _norm_parameters(self) -> int:
+        return self.hidden_size * (2 if self.norm == "layernorm" else 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelShape:
+        """The shape that `to_dict` wrote. Raises UserError for unknown, missing or wrong values."""
+        types = _types()
+        for problem, names in (("unknown", values.keys() - types), ("missing", types.keys() - values)):
+            if names:
+                listed = ", ".join(sorted(map(repr, names)))
+                raise UserError(f"the stored model shape has {problem} keys: {listed}")
+        for name, kind in types.items():
+            if not _fits(values[name], kind):
+                raise UserError(f"the stored model shape has {name} = {values[name]!r}, which is not valid")
+        return cls(**values)
+
+
+def _types() -> dict[str, Any]:
+    """The type of each field."""
+    return typing.get_type_hints(ModelShape)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a JSON value is of a field's type; a whole number is also a float, a bool no number."""
+    if typing.get_origin(kind) is Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -1,0 +1,99 @@
+"""A configuration as text: YAML that reads back as the same one, and a view for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llmkit.config.derive import Derived, derive
+from llmkit.config.keys import keys
+from llmkit.config.load import Loaded
+from llmkit.config.mistakes import printable
+from llmkit.config.schema import Config, Section
+from llmkit.config.yaml_reader import resolve
+
+_PLAIN_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_PLAIN = _PLAIN_FIRST | frozenset("0123456789_./-")
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0"}
+
+
+def to_yaml(config: Config, origins: dict[str, str] | None = None) -> str:
+    """The whole configuration, defaults included; `load` reads it back as the same Config.
+
+    origins: where given, each line ends in a comment that says where its value came from.
+    """
+    lines = list(_section(config, "", 0))
+    if origins is None:
+        return "".join(f"{text}\n" for text, _ in lines)
+    told = [(text, printable(origins.get(path, ""), 1100)) for text, path in lines]
+    width = max((len(text) for text, origin in told if origin and len(text) <= 60), default=0)
+    return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in told)
+
+
+def show(loaded: Loaded, *, vocab_size: int | None = None, world_size: int = 1) -> str:
+    """What `llmkit config` prints: each setting with its origin, then the derived values.
+
+    Raises UserError if the global batch cannot be shared by `world_size` processes.
+    """
+    derived = derive(loaded.config, vocab_size=vocab_size, world_size=world_size)
+    return to_yaml(loaded.config, loaded.origins) + "\n" + show_derived(derived)
+
+
+def show_derived(derived: list[Derived]) -> str:
+    """Derived values, a line each, as YAML comments."""
+    names = max((len(d.name) for d in derived), default=0)
+    values = max((len(_grouped(d.value)) for d in derived), default=0)
+    lines = [f"#   {d.name:<{names}}  {_grouped(d.value):<{values}}  {d.how}\n" for d in derived]
+    return "# derived:\n" + "".join(lines)
+
+
+def show_keys() -> str:
+    """The reference of all settings as plain text: what each takes, its default, its meaning."""
+    blocks = (f"{k.path}\n    {k.allowed} (default: {k.default})\n    {k.doc}\n" for k in keys())
+    return "\n".join(blocks)
+
+
+def _grouped(value: int | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _section(section: Section, path: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Lines of a section, each with the dotted path of the setting on it, "" for a heading."""
+    indent = "  " * depth
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield f"{indent}{name}:", ""
+            yield from _section(value, f"{path}{name}.", depth + 1)
+        elif isinstance(value, list) and value and isinstance(value[0], Section):
+            yield f"{indent}{name}:", ""
+            for index, item in enumerate(value):
+                for number, (text, below) in enumerate(_section(item, f"{path}{name}.{index}.", depth + 2)):
+                    yield (f"{indent}  - {text.lstrip()}" if number == 0 else text), below
+        else:
+            yield f"{indent}{name}: {_value(value)}", path + name
+
+
+def _value(value: Any) -> str:
+    """A setting as one YAML scalar or flow list."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_quoted(v) if isinstance(v, str) else _value(v) for v in value) + "]"
+    plain = value[:1] in _PLAIN_FIRST and set(value) <= _PLAIN and isinstance(resolve(value), str)
+    return value if plain else _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    """A text in double quotes, in which YAML reads it back unchanged."""
+    return '"' + "".join(_ESCAPES.get(c) or _character(c) for c in text) + '"'
+
+
+def _character(c: str) -> str:
+    if c.isprintable():
+        return c
+    return f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"

@@ -1,0 +1,69 @@
+"""A tree of settings as written: every value knows the place where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Scalar = str | int | float | bool | None
+Path = tuple[str | int, ...]
+"""The keys and list places that lead to a value."""
+
+
+@dataclass
+class Node:
+    """A value with its place, such as "configs/demo.yaml:12"; in a mapping, its key's line."""
+
+    value: Scalar | list[Node] | dict[str, Node]
+    place: str
+
+    def plain(self) -> object:
+        """The value without places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+
+def merge(under: Node, over: Node) -> Node:
+    """`over` on top of `under`: mappings merge, everything else (also a list) replaces.
+
+    An empty section, as is left when all its keys are commented out, changes nothing.
+    """
+    if not isinstance(under.value, dict) or not isinstance(over.value, dict):
+        return under if over.value is None and isinstance(under.value, dict) else over
+    merged = dict(under.value)
+    for key, node in over.value.items():
+        merged[key] = merge(merged[key], node) if key in merged else node
+    return Node(merged, over.place)
+
+
+def find(tree: Node, path: Iterable[str | int]) -> Node | None:
+    """The node at a path, None if there is none."""
+    node: Node | None = tree
+    for part in path:
+        if isinstance(part, str) and node is not None and isinstance(node.value, dict):
+            node = node.value.get(part)
+        elif isinstance(part, int) and node is not None and isinstance(node.value, list):
+            node = node.value[part] if part < len(node.value) else None
+        else:
+            return None
+    return node
+
+
+def place_of(tree: Node, path: Path) -> str:
+    """Where a path stands, or else the innermost section above it that stands somewhere."""
+    while (node := find(tree, path)) is None:
+        path = path[:-1]
+    return node.place
+
+
+def dotted(path: Path) -> str:
+    """As in "data.sources.0.type"."""
+    return ".".join(str(part) for part in path)
+
+
+def undotted(key: str) -> Path:
+    """The path of a dotted key; its numbers are list places."""
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))

@@ -1,0 +1,161 @@
+"""Turns a tree of settings into a Config, or into the list of all that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from llmkit.config.check import check
+from llmkit.config.explain import FaultKind, explain
+from llmkit.config.keys import all_keys, key_of, suggest
+from llmkit.config.mistakes import COMMAND_LINE, SHOWN, Mistake
+from llmkit.config.schema import Config, Section
+from llmkit.config.tree import Node, Path, dotted, find, merge, place_of, undotted
+
+ROUNDS = 5
+"""How often a tree is mended to look for mistakes behind mistakes."""
+
+
+def validate(tree: Node) -> tuple[Config | None, list[Mistake]]:
+    """The Config of a tree, and every mistake in it, one a key; the tree may be changed.
+
+    Where a value is wrong it is taken out and the rest is looked at again, so that one mistake
+    hides no other; cross-field checks leave out the keys that are wrong already.
+    """
+    mistakes: list[Mistake] = []
+    wrong: set[str] = set()
+    _drop_empty_sections(tree)
+    for _ in range(ROUNDS):
+        try:
+            config = Config.model_validate(tree.plain())
+        except ValidationError as fault:
+            for path, kind in _now(_by_key(fault.errors(include_url=False))):
+                brief = len(mistakes) >= SHOWN
+                mistakes += explain(tree, path, kind, brief)
+                wrong.add(_mend(tree, path, kind, brief))
+            continue
+        for found in check(config, origins(config, tree)):
+            if not any(_touches(key, bad) for key in found.keys for bad in wrong):
+                mistakes.append(replace(found, place=_first_place(tree, found.keys)))
+        return (None if mistakes else config), mistakes
+    return None, mistakes
+
+
+def origins(config: Config, tree: Node) -> dict[str, str]:
+    """For each setting, by its dotted path, where its value came from."""
+    return {path: _origin(tree, path) for path, _ in leaves(config)}
+
+
+def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting's dotted path and value; sections in a list are numbered from 0."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Section):
+            for index, item in enumerate(value):
+                yield from leaves(item, f"{prefix}{name}.{index}.")
+        else:
+            yield prefix + name, value
+
+
+def _origin(tree: Node, path: str) -> str:
+    node = find(tree, undotted(path))
+    if node is None:
+        return "default"
+    places = [node.place]
+    if isinstance(node.value, list):
+        places += [item.place for item in node.value if item.place.startswith(COMMAND_LINE)]
+    short = (COMMAND_LINE if place.startswith(COMMAND_LINE) else place for place in places)
+    return ", ".join(dict.fromkeys(short))
+
+
+def _touches(key: str, wrong: str) -> bool:
+    """Whether one of two dotted keys is the other or lies below it."""
+    return f"{key}.".startswith(f"{wrong}.") or f"{wrong}.".startswith(f"{key}.")
+
+
+def _first_place(tree: Node, keys: Iterable[str]) -> str:
+    """Where the first of some keys that is given stands, or else the first one's section."""
+    paths = [undotted(key) for key in keys]
+    given = [node for path in paths if (node := find(tree, path)) is not None]
+    return given[0].place if given else place_of(tree, paths[0])
+
+
+def _drop_empty_sections(tree: Node) -> None:
+    """A section with nothing below it (all its keys commented out) is the same as none."""
+    for path, key in all_keys().items():
+        section, _, name = path.rpartition(".")
+        parent = find(tree, section.split(".") if section else ())
+        if key.is_section and parent is not None and isinstance(parent.value, dict):
+            node = parent.value.get(name)
+            if node is not None and node.value is None and not key.is_list:
+                node.value = {}
+
+
+def _by_key(details: list[ErrorDetails]) -> dict[Path, FaultKind]:
+    """Pydantic's errors by the key they are about: a union's or list's many errors become one."""
+    found: dict[Path, FaultKind] = {}
+    for detail in details:
+        path: Path = ()
+        for part in detail["loc"]:
+            key = key_of(dotted(path)) if path else None
+            if key is not None and not (key.is_section and (isinstance(part, str) or key.is_list)):
+                break
+            path = (*path, part)
+        kind: FaultKind = "wrong"
+        if path == detail["loc"] and detail["type"] in ("missing", "extra_forbidden"):
+            kind = "missing" if detail["type"] == "missing" else "unknown"
+        found.setdefault(path, kind)
+    return found
+
+
+def _now(faults: dict[Path, FaultKind]) -> list[tuple[Path, FaultKind]]:
+    """What to report first: a missing key waits until no misnamed one can turn out to be it."""
+    everything = list(faults.items())
+    return [item for item in everything if item[1] != "missing"] or everything
+
+
+def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool) -> str:
+    """Takes a mistake out of the tree; returns the dotted key that must not be judged any more.
+
+    A misnamed key's value goes to its right name where that is free, to be judged there.
+    """
+    key = dotted(path)
+    if path[:2] in (("data",), ("data", "sources")) and (len(path) <= 3 or path[3] == "type"):
+        return _stub_sources(tree, path)
+    parent = find(tree, path[:-1])
+    assert parent is not None
+    assert isinstance(parent.value, dict)
+    removed = parent.value.pop(str(path[-1]), None)
+    if kind != "unknown" or removed is None or brief:
+        return key
+    right = suggest(key)
+    if len(right) != 1:
+        return key
+    section, _, name = right[0].rpartition(".")
+    beside = section == ".".join("N" if isinstance(part, int) else part for part in path[:-1])
+    there = parent.value.get(name)
+    if not beside or (there is not None and not isinstance(there.value, dict)):
+        return right[0]
+    parent.value[name] = removed if there is None else merge(removed, there)
+    return key
+
+
+def _stub_sources(tree: Node, path: Path) -> str:
+    """Puts a valid source where `data`, its list of sources or one of them is missing or wrong."""
+    stub: dict[str, Node] = {"type": Node("stdlib", tree.place)}
+    assert isinstance(tree.value, dict)
+    data = tree.value.setdefault("data", Node({}, tree.place))
+    if not isinstance(data.value, dict):
+        data.value = {}
+    sources = data.value.setdefault("sources", Node([], data.place))
+    if len(path) >= 3 and isinstance(sources.value, list) and isinstance(path[2], int):
+        sources.value[path[2]].value = stub
+        return dotted(path[:3])
+    sources.value = [Node(stub, sources.place)]
+    return "data.sources"

@@ -1,0 +1,17 @@
+"""Errors whose cause is the user's input; everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the message names the place and the remedy.
+
+    The command line prints the message alone, without a traceback, and exits with code 2.
+    """
+
+
+class RunFault(Exception):
+    """A run that cannot go on through no mistake in its configuration (a full disk, a diverged loss).
+
+    The command line prints the message alone, without a traceback, and exits with code 1.
+    """

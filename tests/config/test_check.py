@@ -1,0 +1,144 @@
+"""Settings that contradict each other are refused; both values and their origins are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from llmkit.config.load import load
+
+Write = Callable[..., str]
+Refused = Callable[..., str]
+
+CONTRADICTIONS = [
+    # (overrides, what the message says)
+    (
+        ["model.hidden_size=66"],
+        "model.hidden_size 66 (command line) is not divisible by model.num_attention_heads 4 (c.yaml:7)",
+    ),
+    (
+        ["model.num_key_value_heads=3"],
+        "model.num_attention_heads 4 (c.yaml:7) is not divisible by model.num_key_value_heads 3",
+    ),
+    (
+        ["model.head_dim=15"],
+        'model.head_dim 15 (command line) is odd, but model.position_embedding "rope" (default)',
+    ),
+    (
+        ["model.hidden_size=60"],
+        "model.hidden_size 60 (command line) and model.num_attention_heads 4 (c.yaml:7) make heads",
+    ),
+    (
+        ["model.max_position_embeddings=64"],
+        "data.sequence_length 128 (c.yaml:18) is longer than model.max_position_embeddings 64",
+    ),
+    (
+        ["model.vocab_size=511"],
+        "model.vocab_size 511 (command line) is smaller than data.tokenizer.vocab_size 512 (c.yaml:12)",
+    ),
+    (["model.vocab_size=4095", "data.tokenizer.vocab_size=null"], "null (command line), which means 4096"),
+    (
+        ["model.vocab_size=256", "data.tokenizer={type: bytes, vocab_size: null}"],
+        'model.vocab_size 256 (command line) is smaller than the 257 tokens of data.tokenizer.type "bytes"',
+    ),
+    (
+        ["data.tokenizer.type=bytes"],
+        'data.tokenizer.vocab_size 512 (c.yaml:12) does not belong to data.tokenizer.type "bytes"',
+    ),
+    (["data.tokenizer.path=a.json"], 'data.tokenizer.path "a.json" (command line) does not belong to'),
+    (["data.tokenizer.name=gpt2"], "data.tokenizer.name is only for the tokenizer type hub"),
+    (["data.tokenizer.revision=main"], "data.tokenizer.revision is only for the tokenizer type hub"),
+    (
+        ["data.tokenizer={type: file, vocab_size: null}"],
+        'data.tokenizer.type "file" (command line) needs data.tokenizer.path',
+    ),
+    (
+        ["data.tokenizer={type: hub, vocab_size: null}"],
+        'data.tokenizer.type "hub" (command line) needs data.tokenizer.name',
+    ),
+    (["data.tokenizer={type: hub, vocab_size: null, name: ../../etc}"], "is no hub id"),
+    (["data.tokenizer.end_of_text=''"], "data.tokenizer.end_of_text"),
+    (
+        ["data.sources.0.path=x"],
+        'data.sources.0.path "x" (command line) does not belong to data.sources.0.type "stdlib"',
+    ),
+    (["data.sources.1.text_field=body"], "text_field is only for sources of type jsonl"),
+    (
+        ["data.sources.1.type=jsonl", "data.sources.1.separator=x"],
+        "separator is only for sources of type text",
+    ),
+    (["data.sources.1.path=null"], 'data.sources.1.type "text" (c.yaml:15) needs data.sources.1.path'),
+    (["data.sources.1.path=[]"], "needs data.sources.1.path"),
+    (["data.sources.1.path=[a, '']"], "has an empty path in it"),
+    (['data.sources.1.path="a\\0b"'], "has a NUL character in it"),
+    (["data.sources.1.separator=''"], "data.sources.1.separator"),
+    (["data.sources.0.name=a", "data.sources.1.name=a"], 'two sources are called "a"'),
+    (["data.sources.0.name=text-1"], 'two sources are called "text-1"'),
+    (['run.dir="a\\0b"'], "run.dir"),
+    (["run.dir=''"], 'run.dir "" (command line) is empty'),
+    (["data.cache_dir=''"], "data.cache_dir"),
+    (
+        ["train.max_steps=null"],
+        "one of train.max_steps null (command line) and train.max_minutes null (default) must be given",
+    ),
+    (
+        ["train.micro_batch_size=3"],
+        "train.micro_batch_size 3 (command line) does not divide train.global_batch_size 16 (c.yaml:21)",
+    ),
+    (["data.heldout_every=1"], "holds out every document"),
+    (
+        ["data.heldout_every=0"],
+        "evaluate.every_steps 50 (c.yaml:30) has nothing to evaluate on: data.heldout_every 0",
+    ),
+    (
+        ["evaluate.early_stopping=3", "evaluate.every_steps=0"],
+        "needs evaluations during training: evaluate.every_steps 0",
+    ),
+    (["optimizer.betas=[0.9, 1.0]"], "must both be below 1"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "what"), CONTRADICTIONS)
+def test_a_contradiction_names_both_values(
+    overrides: list[str], what: str, base: str, refused: Refused
+) -> None:
+    message = refused(base, *overrides)
+    assert "1 mistake" in message
+    assert what in message
+
+
+def test_early_stopping_needs_held_out_documents_too(base: str, refused: Refused) -> None:
+    message = refused(base, "evaluate.early_stopping=3", "data.heldout_every=0")
+    assert "evaluate.early_stopping 3 (command line) needs held-out documents" in message
+
+
+def test_contradictions_are_reported_together_and_with_other_mistakes(base: str, refused: Refused) -> None:
+    text = base.replace("seed: 1", "sed: 1")
+    message = refused(text, "model.hidden_size=66", "train.max_steps=null", "train.micro_batch_size=5")
+    assert "c.yaml: 4 mistakes" in message
+
+
+def test_a_contradiction_of_defaults_is_placed_at_its_section(base: str, refused: Refused) -> None:
+    message = refused(base.replace("  max_steps: 200\n", ""))
+    assert "  c.yaml:19: one of train.max_steps" in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.hidden_size=66", "model.head_dim=8"],
+        ["model.hidden_size=60", "model.position_embedding=learned"],
+        ["train.max_steps=null", "train.max_minutes=1.5"],
+        ["train.max_steps=20"],
+        ["data.heldout_every=0", "evaluate.every_steps=0"],
+        ["model.vocab_size=512"],
+        ["data.tokenizer={type: hub, vocab_size: null, name: openai-community/gpt2, revision: main}"],
+        ["data.tokenizer={type: file, vocab_size: null, path: t.json}"],
+        ["data.sources=[{type: jsonl, path: [a.jsonl, 'b c.jsonl'], text_field: body}]"],
+        ['data.sources=[{type: text, path: a, separator: "\\n\\n"}]'],
+        ["data.sources=[{type: stdlib, text_field: text}]"],
+    ],
+)
+def test_what_is_consistent_is_accepted(overrides: list[str], write: Write) -> None:
+    load(write(), overrides)

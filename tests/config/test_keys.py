@@ -1,0 +1,71 @@
+"""The reference of all settings, and the search for the right key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmkit.config.keys import OTHER_NAMES, all_keys, key_of, keys, markdown, suggest
+
+
+def test_every_setting_is_documented() -> None:
+    assert [key.path for key in keys() if len(key.doc) < 10] == []
+
+
+def test_every_section_is_documented() -> None:
+    assert [key.path for key in all_keys().values() if key.is_section and len(key.doc) < 10] == []
+
+
+def test_the_page_of_all_settings_is_current() -> None:
+    page = Path(__file__).parents[2] / "docs" / "config.md"
+    remedy = (
+        "python -c 'from llmkit.config.keys import markdown; print(markdown(), end=\"\")' > docs/config.md"
+    )
+    assert page.read_text() == markdown(), f"renew it with: {remedy}"
+
+
+def test_the_page_has_every_setting_once() -> None:
+    text = markdown()
+    assert [key.path for key in keys() if text.count(f"| `{key.path}` |") != 1] == []
+
+
+def test_names_of_other_toolkits_lead_to_settings_that_exist() -> None:
+    known = all_keys()
+    assert [name for name, path in OTHER_NAMES.items() if path not in known] == []
+    assert [name for name in OTHER_NAMES if any(path.endswith(f".{name}") for path in known)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "right"),
+    [
+        ("train.max_step", ["train.max_steps"]),
+        ("learning_rate", ["optimizer.learning_rate"]),
+        ("lerning_rate", ["optimizer.learning_rate"]),
+        ("model.LR", ["optimizer.learning_rate"]),
+        ("sources", ["data.sources"]),
+        ("data.sources.3.txt_field", ["data.sources.N.text_field"]),
+        ("train.every_steps", ["checkpoint.every_steps", "evaluate.every_steps"]),
+        ("monitor.wandb.projct", ["monitor.wandb.project"]),
+        ("qqqqqq", []),
+        ("", []),
+    ],
+)
+def test_suggestions(path: str, right: list[str]) -> None:
+    assert suggest(path) == right
+
+
+def test_each_setting_suggests_itself_for_a_slip_of_the_pen() -> None:
+    for key in keys():
+        section, _, name = key.path.rpartition(".")
+        if len(name) >= 7:
+            slip = name[:3] + name[4:]
+            assert key.path in suggest(f"{section}.{slip}".replace(".N", ".0")), slip
+
+
+def test_keys_in_lists_are_found() -> None:
+    found = key_of("data.sources.12.path")
+    assert found is not None
+    assert (found.path, found.allowed) == ("data.sources.N.path", "text, a list of texts, or null")
+    assert key_of("data.sources.12") is not None
+    assert key_of("data.nothing") is None

@@ -1,0 +1,129 @@
+"""The shape of a model: its number of weights, and its way through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from llmkit.config.derive import resolved_model
+from llmkit.config.schema import Config, Data, Model, Source
+from llmkit.config.shape import ModelShape
+from llmkit.errors import UserError
+
+
+def shape(vocab_size: int = 100, sequence_length: int = 16, **model: Any) -> ModelShape:
+    data = Data(sources=[Source(type="stdlib")], sequence_length=sequence_length)
+    return resolved_model(Config(data=data, model=Model(**model)), vocab_size)
+
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def test_gpt2_has_its_published_number_of_weights() -> None:
+    gpt2 = shape(
+        50257,
+        1024,
+        mlp="gelu",
+        norm="layernorm",
+        position_embedding="learned",
+        attention_bias=True,
+        mlp_bias=True,
+    )
+    assert gpt2.num_parameters == 124_439_808
+    assert gpt2.num_position_parameters == 1024 * 768
+    assert gpt2.padded_vocab_size == 50304
+
+
+def test_llama_2_7b_has_its_published_number_of_weights() -> None:
+    llama = shape(
+        32000,
+        4096,
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        intermediate_size=11008,
+        tie_word_embeddings=False,
+    )
+    assert llama.num_parameters == 6_738_415_616
+
+
+def test_qwen_3_0_6b_has_its_published_number_of_weights() -> None:
+    qwen = shape(
+        151936,
+        hidden_size=1024,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=3072,
+        qk_norm=True,
+    )
+    assert qwen.num_parameters == 596_049_920
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mlp": "gelu", "norm": "layernorm", "position_embedding": "learned"},
+        {"attention_bias": True, "mlp_bias": True},
+        {"mlp": "gelu", "mlp_bias": True, "tie_word_embeddings": False},
+        {"num_key_value_heads": 2, "qk_norm": True, "head_dim": 6, "attention_bias": True},
+    ],
+)
+def test_the_number_is_that_of_the_model_which_is_built(settings: dict[str, Any]) -> None:
+    gpt = pytest.importorskip("llmkit.model.gpt")
+    wanted = shape(vocab_pad_multiple=1, **SMALL, **settings)
+    model = gpt.GPT(wanted)
+    assert sum(parameter.numel() for parameter in model.parameters()) == wanted.num_parameters
+
+
+def test_padding_of_the_vocabulary_is_not_counted() -> None:
+    padded, exact = shape(**SMALL), shape(vocab_pad_multiple=1, **SMALL)
+    assert (padded.padded_vocab_size, exact.padded_vocab_size) == (128, 100)
+    assert padded.num_parameters == exact.num_parameters
+
+
+def test_every_setting_of_the_model_is_a_field() -> None:
+    fields = {field.name for field in dataclasses.fields(ModelShape)}
+    assert fields == set(Model.model_fields) | {"padded_vocab_size"}
+
+
+def test_through_json_and_back() -> None:
+    wanted = shape(**SMALL, sliding_window=7)
+    assert ModelShape.from_dict(json.loads(json.dumps(wanted.to_dict()))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"experts": 8}, "unknown keys: 'experts'"),
+        ({"hidden_size": None}, "hidden_size = None"),
+        ({"hidden_size": "64"}, "hidden_size = '64'"),
+        ({"hidden_size": True}, "hidden_size = True"),
+        ({"hidden_size": 64.0}, "hidden_size = 64.0"),
+        ({"hidden_size": 0}, "model.hidden_size is 0; it must be at least 1"),
+        ({"num_hidden_layers": -3}, "num_hidden_layers is -3"),
+        ({"mlp": "relu"}, "mlp = 'relu'"),
+        ({"mlp": ["gelu"]}, "mlp = "),
+        ({"norm_eps": float("nan")}, "norm_eps = nan"),
+        ({"qk_norm": 1}, "qk_norm = 1"),
+        ({"sliding_window": "all"}, "sliding_window = 'all'"),
+        ({"num_key_value_heads": 3}, "not divisible by"),
+        ({"head_dim": 7}, "is odd"),
+        ({"padded_vocab_size": 99}, "smaller than vocab_size 100"),
+    ],
+)
+def test_a_stored_shape_that_is_not_right_is_refused(change: dict[str, object], what: str) -> None:
+    with pytest.raises(UserError, match=what.replace("(", r"\(")):
+        ModelShape.from_dict(shape(**SMALL).to_dict() | change)
+
+
+def test_a_stored_shape_with_a_missing_key_is_refused() -> None:
+    stored = shape(**SMALL).to_dict()
+    del stored["norm"]
+    with pytest.raises(UserError, match="missing keys: 'norm'"):
+        ModelShape.from_dict(stored)

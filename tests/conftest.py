@@ -1,0 +1,42 @@
+"""What every test may rely on: no network, no W&B server, no GPU unless it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports torch or a Hugging Face library.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+for secret in ("WANDB_API_KEY", "HF_TOKEN"):
+    os.environ.pop(secret, None)
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are skipped, and said to be, where there is none."""
+    wanting = [item for item in items if item.get_closest_marker("cuda")]
+    if not wanting:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds of each folder of tests, the slowest first."""
+    seconds: dict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[str(Path(report.location[0]).parent)] += report.duration
+    terminalreporter.write_sep("-", "seconds a folder")
+    for folder, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{spent:8.1f}  {folder}")
