@@ -1,0 +1,69 @@
+"""Causal self-attention with grouped keys and values, and the cache that generation keeps of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmkit.config.shape import ModelShape
+from llmkit.kernels.attention import attention
+from llmkit.model.layers import Linear, StackedLinear
+from llmkit.model.norm import RMSNorm
+from llmkit.model.rope import rotate
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, one buffer for all layers.
+
+    `length` counts the positions that every layer has stored; `GPT.logits` moves it on.
+    """
+
+    def __init__(self, shape: ModelShape, batch: int, capacity: int, like: Tensor) -> None:
+        heads, width = shape.num_key_value_heads, shape.head_dim
+        size = (shape.num_hidden_layers, 2, batch, capacity, heads, width)
+        self.buffer = torch.empty(size, dtype=like.dtype, device=like.device)
+        self.length = 0
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores (batch, seq, kv_heads, head_dim) behind the earlier positions; returns all of them."""
+        stop = self.length + key.shape[1]
+        self.buffer[layer, 0, :, self.length : stop] = key
+        self.buffer[layer, 1, :, self.length : stop] = value
+        return self.buffer[layer, 0, :, :stop], self.buffer[layer, 1, :, :stop]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases, grouped heads, QK-norm and rotary positions as configured."""
+
+    def __init__(self, shape: ModelShape, layer: int, backend: str) -> None:
+        super().__init__()
+        self.layer, self.backend = layer, backend
+        self.head_dim, self.window = shape.head_dim, shape.sliding_window
+        self.dropout = shape.attention_dropout
+        query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
+        widths = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
+        self.qkv = StackedLinear(shape.hidden_size, widths, shape.attention_bias)
+        self.o_proj = Linear(query, shape.hidden_size, shape.attention_bias)
+        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        documents: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """x: (batch, seq, hidden) -> (batch, seq, hidden); rope: the tables of these positions."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attention(
+            q, k, v, window=self.window, documents=documents, dropout=dropout, backend=self.backend
+        )
+        return self.o_proj(mixed.flatten(-2))

@@ -1,0 +1,41 @@
+"""The position-wise half of a block."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmkit.model.layers import Linear, StackedLinear
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool) -> None:
+        super().__init__()
+        widths = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
+        self.gate_up = StackedLinear(hidden_size, widths, bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
+        gate, up = self.gate_up(x)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class GELU(nn.Module):
+    """down(gelu(up(x))) with the tanh approximation, as in GPT-2."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool) -> None:
+        super().__init__()
+        self.up_proj = Linear(hidden_size, intermediate_size, bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+
+
+def make_mlp(kind: str, hidden_size: int, intermediate_size: int, bias: bool) -> nn.Module:
+    """The MLP that the configuration names: "swiglu" or "gelu"."""
+    return (SwiGLU if kind == "swiglu" else GELU)(hidden_size, intermediate_size, bias)

@@ -1,0 +1,94 @@
+"""Both forms of attention against a plain fp64 reference, position by position."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from llmkit.kernels.attention import attention, attention_mask, choose_backend
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def reference(q, k, v, window, documents):
+    """One query at a time in fp64: a different program than the one under test."""
+    q, k, v = q.double(), k.double(), v.double()
+    batch, queries, heads, width = q.shape
+    keys, group = k.shape[1], heads // k.shape[2]
+    rows = []
+    for b in range(batch):
+        for i in range(queries):
+            place = keys - queries + i
+            seen = [
+                j
+                for j in range(place + 1)
+                if (window is None or place - j < window)
+                and (documents is None or documents[b, j] == documents[b, place])
+            ]
+            for h in range(heads):
+                scores = k[b, seen, h // group] @ q[b, i, h] / math.sqrt(width)
+                rows.append(scores.softmax(0) @ v[b, seen, h // group])
+    return torch.stack(rows).view(batch, queries, heads, width)
+
+
+def inputs(queries, keys, heads=6, kv_heads=2, width=10):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, queries, heads, width), (2, keys, kv_heads, width), (2, keys, kv_heads, width)]
+    return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
+@pytest.mark.parametrize("masked", [False, True], ids=["one-document", "documents"])
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+@pytest.mark.parametrize(("queries", "keys", "kv_heads"), [(13, 13, 2), (13, 13, 6), (1, 9, 2), (5, 9, 1)])
+def test_equals_the_reference(queries, keys, kv_heads, window, masked, backend):
+    tensors = inputs(queries, keys, kv_heads=kv_heads)
+    documents = torch.tensor([[0] * 3 + [1] * (keys - 3), [5] * (keys - 1) + [6]]) if masked else None
+    found = attention(*tensors, window=window, documents=documents, backend=backend)
+    wanted = reference(*tensors, window, documents)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    found_gradients = torch.autograd.grad((found * weight).sum(), tensors)
+    wanted_gradients = torch.autograd.grad((wanted * weight.double()).sum(), tensors)
+    for a, b in zip(found_gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
+def test_dropout_keeps_the_mean(backend):
+    q, k, v = inputs(8, 8)
+    torch.manual_seed(0)
+    plain = attention(q, k, v, backend=backend)
+    many = torch.stack([attention(q, k, v, dropout=0.5, backend=backend) for _ in range(2000)])
+    assert not torch.equal(many[0], many[1])
+    torch.testing.assert_close(many.mean(0), plain, rtol=0, atol=0.2)
+
+
+def test_softmax_is_in_fp32_under_bf16():
+    q, k, v = (t.detach().bfloat16() for t in inputs(12, 12))
+    q = q * 8  # large scores: bf16 softmax would be off by per cents
+    found = attention(q, k, v, backend="matmul").double()
+    wanted = reference(q, k, v, None, None)
+    assert (found - wanted).norm() / wanted.norm() < 8e-3
+
+
+def test_mask_shows_a_position_itself_and_what_is_before():
+    assert attention_mask(3, 3, None, None, CPU).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert attention_mask(2, 3, 2, None, CPU).tolist() == [[1, 1, 0], [0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "compiled", "length", "chosen"),
+    [
+        ("auto", CPU, True, 256, "matmul"),
+        ("auto", CPU, True, 1024, "sdpa"),
+        ("auto", CPU, False, 256, "sdpa"),
+        ("auto", GPU, True, 256, "sdpa"),
+        ("matmul", GPU, False, 4096, "matmul"),
+        ("sdpa", CPU, True, 16, "sdpa"),
+    ],
+)
+def test_choice(requested, device, compiled, length, chosen):
+    assert choose_backend(requested, device, compiled, length) == chosen
