@@ -1,0 +1,51 @@
+"""Small files and folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmkit.errors import UserError
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object; raises UserError, ending in `remedy`, if the file is missing or holds no such thing."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON, the file is damaged; {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object, the file is damaged; {remedy}")
+    return content
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only after its content is on the disk."""
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb", buffering=1 << 20) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    with write_whole(path) as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as the files behind them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,95 @@
+"""The format of token shards: the tokens of a collection of documents as flat files with checksums.
+
+A folder holds `index.json` and, for each shard, `NAME-00000.bin` (little-endian uint16 or uint32 tokens)
+and `NAME-00000.idx` (uint64 place of each document's first token in the shard, then the shard's length).
+The shards one after the other are the token stream: end-of-text, then every document followed by
+end-of-text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from llmkit.data.files import read_json
+from llmkit.errors import UserError
+
+VERSION = 1
+BLOCK_BYTES = 4194304
+"""Bytes under one checksum."""
+
+Count = Annotated[int, Field(ge=0)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ShardRecord(_Record):
+    """What the index says of one shard; `blocks` are the xxh64 of each BLOCK_BYTES of the token file."""
+
+    tokens: Annotated[int, Field(ge=1)]
+    documents: Count
+    max_id: Count
+    bytes: Count
+    blocks: list[Hash]
+    offsets: Hash
+
+
+class Index(_Record):
+    """Content of index.json. text_bytes: UTF-8 bytes of the documents. extra: whatever the writer adds."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 32)]
+    end_of_text_id: Count
+    tokenizer: str
+    block_bytes: Literal[4194304] = 4194304
+    text_bytes: Count
+    shards: Annotated[list[ShardRecord], Field(min_length=1)]
+    extra: dict[str, JsonValue] = {}
+
+    @property
+    def tokens(self) -> int:
+        """Length of the stream, end-of-text tokens included."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        """Documents of all shards."""
+        return sum(shard.documents for shard in self.shards)
+
+
+def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """Smallest type that holds every id of a vocabulary."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def stored_dtype(name: Literal["uint16", "uint32"]) -> np.dtype:
+    """The type of tokens on disk."""
+    return np.dtype(name).newbyteorder("<")
+
+
+def shard_name(name: str, number: int, suffix: Literal["bin", "idx"]) -> str:
+    """File name of a shard."""
+    return f"{name}-{number:05d}.{suffix}"
+
+
+def read_index(folder: Path, remedy: str) -> Index:
+    """The index of a folder; raises UserError, ending in `remedy`, if it is missing, broken or too new."""
+    path = folder / "index.json"
+    content = read_json(path, remedy)
+    version = content.get("version")
+    if version != VERSION:
+        raise UserError(f"{path}: format version {version!r}, this llmkit reads {VERSION}; {remedy}")
+    try:
+        return Index.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}, the file is damaged; {remedy}") from error

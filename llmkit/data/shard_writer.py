@@ -1,0 +1,144 @@
+"""Writes token shards; the format is described in `llmkit.data.shard_format`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import JsonValue
+from xxhash import xxh64, xxh64_hexdigest
+
+from llmkit.data.files import sync_folder, write_json, write_whole
+from llmkit.data.shard_format import BLOCK_BYTES, Index, ShardRecord, shard_name, stored_dtype, token_dtype
+from llmkit.errors import UserError
+
+SHARD_BYTES = 512 << 20
+"""A shard is closed after the document that reaches this size."""
+
+
+class _BlockHashes:
+    """xxh64 of each BLOCK_BYTES of a stream of bytes."""
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+        self._hash, self._filled = xxh64(), 0
+
+    def update(self, content: memoryview) -> None:
+        while len(content):
+            part = content[: BLOCK_BYTES - self._filled]
+            self._hash.update(part)
+            self._filled += len(part)
+            content = content[len(part) :]
+            if self._filled == BLOCK_BYTES:
+                self._close_block()
+
+    def finish(self) -> list[str]:
+        if self._filled:
+            self._close_block()
+        return self.digests
+
+    def _close_block(self) -> None:
+        self.digests.append(self._hash.hexdigest())
+        self._hash, self._filled = xxh64(), 0
+
+
+class ShardWriter:
+    """Writes documents as a token stream; nothing can be read before `finish` wrote the index.
+
+    folder: is created. name: begins the file names. tokenizer: hash of the tokenizer. vocab_size: ids
+    must be below it. shard_bytes: a shard is closed by the document that reaches this size.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        tokenizer: str,
+        vocab_size: int,
+        end_of_text_id: int,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        if not 0 <= end_of_text_id < vocab_size <= 1 << 32:
+            raise UserError(
+                f"{name}: end-of-text id {end_of_text_id} and a vocabulary of {vocab_size} tokens cannot be "
+                f"stored: ids must be below the vocabulary's size, and that at most {1 << 32}"
+            )
+        self.folder, self.name, self.tokenizer = folder, name, tokenizer
+        self.vocab_size, self.end_of_text_id, self.shard_bytes = vocab_size, end_of_text_id, shard_bytes
+        self.dtype = token_dtype(vocab_size)
+        self._stored = stored_dtype(self.dtype)
+        self._records: list[ShardRecord] = []
+        self._text_bytes = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._begin()
+        self._append(np.array([end_of_text_id]))
+
+    def add(self, tokens: np.ndarray, text_bytes: int) -> None:
+        """Append a document and its end-of-text; `tokens`: (count,) integers, text_bytes: its UTF-8 size.
+
+        Raises UserError if an id lies outside the vocabulary: it would be stored as another one.
+        """
+        low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            number = sum(record.documents for record in self._records) + len(self._offsets)
+            raise UserError(
+                f"{self.name}: token id {wrong} in document {number} is not in 0 .. {self.vocab_size - 1}, "
+                "the vocabulary of the tokenizer"
+            )
+        if self._tokens * self._stored.itemsize >= self.shard_bytes:
+            self._end()
+            self._begin()
+        self._offsets.append(self._tokens)
+        self._append(tokens)
+        self._append(np.array([self.end_of_text_id]))
+        self._text_bytes += text_bytes
+
+    def finish(self, extra: dict[str, JsonValue] | None = None) -> Index:
+        """Close the last shard and write the index, which makes the folder readable."""
+        self._end()
+        index = Index(
+            name=self.name,
+            dtype=self.dtype,
+            vocab_size=self.vocab_size,
+            end_of_text_id=self.end_of_text_id,
+            tokenizer=self.tokenizer,
+            text_bytes=self._text_bytes,
+            shards=self._records,
+            extra=extra or {},
+        )
+        write_json(self.folder / "index.json", index.model_dump())
+        sync_folder(self.folder)
+        return index
+
+    def _begin(self) -> None:
+        path = self.folder / shard_name(self.name, len(self._records), "bin")
+        self._open = ExitStack()
+        self._file: BinaryIO = self._open.enter_context(write_whole(path))
+        self._blocks, self._offsets, self._tokens, self._max_id = _BlockHashes(), list[int](), 0, 0
+
+    def _append(self, tokens: np.ndarray) -> None:
+        if not tokens.size:
+            return
+        content = memoryview(tokens.astype(self._stored).view(np.uint8).data)
+        self._file.write(content)
+        self._blocks.update(content)
+        self._tokens += tokens.size
+        self._max_id = max(self._max_id, int(tokens.max()))
+
+    def _end(self) -> None:
+        self._open.close()
+        offsets = np.array([*self._offsets, self._tokens], dtype="<u8").tobytes()
+        with write_whole(self.folder / shard_name(self.name, len(self._records), "idx")) as file:
+            file.write(offsets)
+        record = ShardRecord(
+            tokens=self._tokens,
+            documents=len(self._offsets),
+            max_id=self._max_id,
+            bytes=self._tokens * self._stored.itemsize,
+            blocks=self._blocks.finish(),
+            offsets=xxh64_hexdigest(offsets),
+        )
+        self._records.append(record)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from llmkit.config import schema
+from llmkit.data.make_tokenizer import make_tokenizer, train_bpe
+from llmkit.errors import UserError
+
+END = "<|endoftext|>"
+CODE = [
+    "class A:\n    def f(self):\n        return [x for x in self.items()]\n" * 3,
+    "import os\n\n\nx = 1\n",
+] * 3
+
+
+def never() -> Iterator[str]:
+    raise AssertionError("no text is needed")
+    yield
+
+
+def test_training_gives_the_size_asked_for_with_end_of_text_and_all_bytes() -> None:
+    tokenizer = make_tokenizer(schema.Tokenizer(vocab_size=280), CODE)
+    assert tokenizer.vocab_size == 280
+    assert tokenizer.end_of_text_id == 0
+    assert len({tokenizer.encode(chr(i)).size for i in range(128)}) == 1
+
+
+def test_training_is_the_same_every_time() -> None:
+    assert len({train_bpe(iter(CODE), 290, END).hash for _ in range(3)}) == 1
+
+
+def test_a_small_corpus_gives_a_smaller_vocabulary() -> None:
+    assert train_bpe(["ab"], 500, END).vocab_size == 258
+
+
+def test_the_smallest_vocabulary_is_bytes_and_end_of_text() -> None:
+    assert train_bpe(CODE, 257, END).encode("abc").size == 3
+
+
+def test_a_line_end_and_the_next_indentation_can_be_one_token() -> None:
+    tokenizer = train_bpe(CODE, 330, END)
+    assert tokenizer.encode("):\n        ").size == 1
+
+
+def test_end_of_text_in_the_training_text_is_not_learned_as_a_token() -> None:
+    tokenizer = train_bpe([f"a{END}b " * 50], 300, END)
+    assert tokenizer.end_of_text_id not in tokenizer.encode(END)
+
+
+def test_a_mistake_in_the_text_stops_training_with_its_own_message() -> None:
+    def texts() -> Iterator[str]:
+        yield "fine"
+        raise UserError("bad.txt: byte 3 is no UTF-8")
+
+    with pytest.raises(UserError, match=r"bad.txt: byte 3"):
+        train_bpe(texts(), 300, END)
+
+
+def test_bytes_need_no_text() -> None:
+    assert make_tokenizer(schema.Tokenizer(type="bytes"), never()).vocab_size == 257
+
+
+def test_a_file_is_used_as_it_is(tmp_path: Path) -> None:
+    trained = train_bpe(CODE, 280, END)
+    trained.save(tmp_path)
+    spec = schema.Tokenizer(type="file", path=str(tmp_path / "tokenizer.json"))
+    assert make_tokenizer(spec, never()).hash == trained.hash
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"type": "file"}, "data.tokenizer.path: a tokenizer of type file needs"),
+        ({"type": "file", "path": "gone.json"}, "data.tokenizer.path: gone.json cannot be read"),
+        ({"type": "hub"}, "data.tokenizer.name: a tokenizer of type hub needs a hub id"),
+        (
+            {"type": "hub", "name": "not//a name"},
+            "data.tokenizer.name: cannot get tokenizer.json of 'not//a name'",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_tokenizer(schema.Tokenizer(**fields), never())
+
+
+def test_without_a_network_the_hub_is_one_clear_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    spec = schema.Tokenizer(type="hub", name="someone/something")
+    with pytest.raises(UserError, match=r"cannot get tokenizer.json of 'someone/something' .*use type: file"):
+        make_tokenizer(spec, never())
+
+
+def test_only_the_tokenizer_file_is_fetched_from_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained = train_bpe(CODE, 280, END)
+    trained.save(tmp_path)
+    asked: list[Any] = []
+
+    def download(*what: Any, **how: Any) -> str:
+        asked.append((what, how))
+        return str(tmp_path / "tokenizer.json")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    spec = schema.Tokenizer(type="hub", name="someone/something", revision="v1")
+    assert make_tokenizer(spec, never()).hash == trained.hash
+    assert asked == [(("someone/something", "tokenizer.json"), {"revision": "v1"})]
+
+
+def test_texts_are_taken_from_any_iterable() -> None:
+    assert train_bpe(itertools.chain(CODE, CODE), 280, END).vocab_size == 280

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmkit.data.order import SLOTS, Order, key, permute, quotas
+from llmkit.errors import UserError
+
+GOLDEN_PERMUTATION = [3555, 11789, 10822, 3579, 5706, 822]
+GOLDEN_ROWS = (
+    [0, 2, 1, 0, 0, 1, 0, 0],
+    [60, 1431, 749, 60, 60, 749, 60, 60],
+    [89, 5, 35, 388, 872, 0, 303, 409],
+)
+
+SEEDS = st.integers(0, 2**64 - 1)
+
+
+@given(n=st.integers(1, 3000), seed=SEEDS)
+def test_permute_is_a_bijection(n: int, seed: int) -> None:
+    assert np.array_equal(np.sort(permute(np.arange(n), n, key(seed))), np.arange(n))
+
+
+@pytest.mark.parametrize("n", [65_536, 65_537, 1_000_003])
+def test_permute_is_a_bijection_around_powers_of_two_and_for_many(n: int) -> None:
+    assert np.array_equal(np.sort(permute(np.arange(n), n, key(5))), np.arange(n))
+
+
+@given(n=st.integers(2, 10**15), seed=SEEDS, data=st.data())
+@settings(max_examples=50)
+def test_permute_of_a_huge_range_stays_inside_it_and_keeps_values_apart(
+    n: int, seed: int, data: st.DataObject
+) -> None:
+    index = np.array(data.draw(st.lists(st.integers(0, n - 1), unique=True, min_size=1, max_size=50)))
+    out = permute(index, n, key(seed))
+    assert out.min() >= 0
+    assert out.max() < n
+    assert len(set(out.tolist())) == len(index)
+
+
+def test_a_key_for_each_element_gives_what_each_key_gives_alone() -> None:
+    index, words = np.array([0, 5, 5, 99]), np.array([7, 7, 8, 9])
+    alone = [permute(index[i : i + 1], 100, key(3, int(words[i])))[0] for i in range(4)]
+    assert permute(index, 100, key(3, words)).tolist() == alone
+
+
+def test_permute_scatters_neighbours() -> None:
+    n = 100_003
+    jumps = np.abs(np.diff(permute(np.arange(n), n, key(1))))
+    assert abs(jumps.mean() / n - 1 / 3) < 0.005  # 1/3 for a random permutation
+
+
+def test_key_tells_the_order_of_its_words() -> None:
+    assert key(1, 2)[0] != key(2, 1)[0]
+    assert key(0)[0] != key(0, 0)[0]
+
+
+def test_the_order_is_fixed_for_good() -> None:
+    """Runs resumed with a later version read on in the same order: these numbers never change."""
+    assert permute(np.arange(6), 11_992, key(5)).tolist() == GOLDEN_PERMUTATION
+    source, epoch, row = Order(11, [1000, 40, 7], [0.6, 0.3, 0.1]).rows(99_995, 8)
+    assert (source.tolist(), epoch.tolist(), row.tolist()) == GOLDEN_ROWS
+
+
+@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
+def test_quotas_fill_the_block_and_are_within_a_slot_of_the_weights(weights: list[float]) -> None:
+    count = quotas(weights)
+    assert count.sum() == SLOTS
+    assert np.abs(count - np.array(weights) / sum(weights) * SLOTS).max() < 1
+
+
+def test_a_weight_without_a_slot_is_named() -> None:
+    with pytest.raises(UserError, match=r"data.sources\[1\].weight: 1e-06 is less than 1/65536"):
+        quotas([1.0, 1e-6])
+
+
+def test_each_finished_epoch_holds_each_row_once_across_changes_of_weights() -> None:
+    sizes = [1_000, 40_000, 7]
+    order = Order(11, sizes, [0.4, 0.5, 0.1])
+    order.reweight(70_001, [0.1, 0.8, 0.1])
+    order.reweight(140_000, [0.3, 0.3, 0.4])
+    source, epoch, row = order.rows(0, 180_000)
+    for i, size in enumerate(sizes):
+        epochs = epoch[source == i]
+        for e in range(epochs.max() + 1):
+            rows = np.sort(row[(source == i) & (epoch == e)])
+            if e < epochs.max():
+                assert np.array_equal(rows, np.arange(size)), (i, e)
+            else:
+                assert len(np.unique(rows)) == len(rows), (i, e)
+
+
+def test_a_change_of_weights_at_a_segments_start_replaces_it() -> None:
+    order = Order(3, [50, 60], [0.5, 0.5])
+    order.reweight(0, [0.9, 0.1])
+    fresh = Order(3, [50, 60], [0.9, 0.1])
+    assert len(order.segments) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(order.rows(0, 500), fresh.rows(0, 500)))
+
+
+@given(start=st.integers(0, 150_000), count=st.integers(1, 300))
+@settings(max_examples=30, deadline=None)
+def test_any_window_is_a_part_of_the_whole(start: int, count: int) -> None:
+    order = Order(11, [1_000, 40_000, 7], [0.4, 0.5, 0.1])
+    order.reweight(100_001, [0.1, 0.8, 0.1])
+    around = order.rows(max(0, start - 20), count + 40)
+    part = order.rows(start, count)
+    offset = start - max(0, start - 20)
+    assert all(np.array_equal(a, b[offset : offset + count]) for a, b in zip(part, around))
+
+
+def test_epochs_and_seeds_give_other_orders() -> None:
+    order = Order(1, [500], [1.0])
+    _, _, row = order.rows(0, 1000)
+    assert not np.array_equal(row[:500], row[500:])
+    assert not np.array_equal(row, Order(2, [500], [1.0]).rows(0, 1000)[2])
+
+
+def test_shares_follow_the_weights_in_every_stretch() -> None:
+    source, _, _ = Order(0, [10_000, 10_000], [3.0, 1.0]).rows(12_345, 4096)
+    assert abs((source == 0).mean() - 0.75) < 0.03
+
+
+def test_a_source_of_one_row_is_repeated() -> None:
+    source, epoch, row = Order(0, [1], [2.5]).rows(5, 3)
+    assert (source.tolist(), epoch.tolist(), row.tolist()) == ([0, 0, 0], [5, 6, 7], [0, 0, 0])

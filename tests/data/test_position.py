@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from llmkit.data.position import check_position
+from llmkit.errors import UserError
+
+FINGERPRINT: dict[str, Any] = {
+    "tokenizer": "aaaa",
+    "sequence_length": 256,
+    "document_masks": False,
+    "sources": [{"name": "a", "tokens": 10, "digest": "x"}, {"name": "b", "tokens": 20, "digest": "y"}],
+}
+STATE: dict[str, Any] = {
+    "version": 1,
+    "rows": 640,
+    "seed": 3,
+    "segments": [[0, [1.0, 2.0]], [320, [1.0, 3.0]]],
+    "fingerprint": FINGERPRINT,
+}
+
+
+def test_the_same_data_goes_on() -> None:
+    position = check_position(STATE, 3, copy.deepcopy(FINGERPRINT))
+    assert (position.rows, position.segments) == (640, [(0, [1.0, 2.0]), (320, [1.0, 3.0])])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.update(tokenizer="bbbb"), "data.tokenizer had hash aaaa, has bbbb"),
+        (lambda f: f.update(sequence_length=512), "data.sequence_length was 256, is 512"),
+        (lambda f: f.update(document_masks=True), "data.document_masks was False, is True"),
+        (lambda f: f["sources"][1].update(tokens=21), "source b had 20 training tokens, has 21"),
+        (lambda f: f["sources"][1].update(digest="z"), "source b has other text of the same length"),
+        (lambda f: f["sources"].reverse(), "data.sources were a, b, are b, a"),
+        (lambda f: f["sources"].pop(), "data.sources were a, b, are a"),
+    ],
+)
+def test_each_difference_is_named(change: Callable[[dict[str, Any]], None], message: str) -> None:
+    now = copy.deepcopy(FINGERPRINT)
+    change(now)
+    with pytest.raises(UserError, match=message):
+        check_position(STATE, 3, now)
+
+
+def test_all_differences_come_in_one_message() -> None:
+    now = FINGERPRINT | {"sequence_length": 512, "tokenizer": "bbbb"}
+    with pytest.raises(
+        UserError, match=r"run.seed was 3, is 4; data.tokenizer .*; data.sequence_length was 256"
+    ):
+        check_position(STATE, 4, now)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version: Input should be 1"),
+        ({"rows": -1}, "rows: Input should be greater than or equal to 0"),
+        ({"segments": []}, "segments: List should have at least 1 item"),
+        ({"segments": [[0, [1.0, -2.0]]]}, "segments.0.1.1: Input should be greater than 0"),
+        ({"segments": [[5, [1.0, 2.0]]]}, r"segments start at \[5\]"),
+        ({"segments": [[0, [1.0, 2.0]], [641, [1.0, 2.0]]]}, r"segments start at \[0, 641\]"),
+        ({"segments": [[0, [1.0]]]}, "it has not one weight a source"),
+        ({"fingerprint": {}}, "fingerprint.tokenizer: Field required"),
+    ],
+)
+def test_a_position_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"the checkpoint's data position is not usable: .*{message}"):
+        check_position(STATE | change, 3, FINGERPRINT)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from llmkit.data.shard_format import BLOCK_BYTES
+from llmkit.data.shard_writer import ShardWriter
+from llmkit.data.shards import ShardReader
+from llmkit.errors import UserError
+
+DOCUMENTS = [[1] * 9, [2] * 9, [3] * 30, [4], [5] * 12]
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def change_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    length=st.integers(1, 9),
+    shard_bytes=st.integers(20, 200),
+)
+@example(lengths=[0], length=2, shard_bytes=20)  # less than a row
+@example(lengths=[3, 1, 30], length=9, shard_bytes=20)  # rows over three shards
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_token_of_the_whole_rows_is_a_label_once_and_in_order_over_all_shards(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, shard_bytes: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    writer = ShardWriter(folder, "toy", "tok", 60_000, 0, shard_bytes)
+    stream, next_id = [0], 1
+    for size in lengths:
+        document = list(range(next_id, next_id + size))
+        next_id += size
+        stream += [*document, 0]
+        writer.add(np.array(document, dtype=np.int64), 0)
+    writer.finish()
+    reader = ShardReader(folder)
+    count = (len(stream) - 1) // length
+    assert reader.row_count(length) == count
+    rows = reader.rows(np.arange(count), length)
+    assert rows.shape == (count, length + 1)
+    assert rows[:, :-1].ravel().tolist() == stream[: count * length]
+    assert rows[:, 1:].ravel().tolist() == stream[1 : count * length + 1]
+    assert reader.rows(np.arange(count)[::-1], length).tolist() == rows[::-1].tolist()
+
+
+def test_any_range_can_be_read_across_shards(write_shards: Callable[..., Path]) -> None:
+    reader = ShardReader(write_shards(DOCUMENTS, shard_bytes=40))
+    stream = [0, *(token for document in DOCUMENTS for token in [*document, 0])]
+    for start in range(len(stream)):
+        for stop in range(start, len(stream) + 1):
+            assert reader.read(start, stop).tolist() == stream[start:stop]
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 40, 1 << 20])
+def test_documents_come_back_one_by_one(write_shards: Callable[..., Path], shard_bytes: int) -> None:
+    reader = ShardReader(write_shards(DOCUMENTS, shard_bytes=shard_bytes))
+    assert [reader.document(i).tolist() for i in range(len(DOCUMENTS))] == DOCUMENTS
+
+
+def test_a_flipped_byte_is_named_by_file_and_block_on_first_touch_only(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "toy", "tok", 60_000, 0)
+    tokens = BLOCK_BYTES // 2  # of two bytes: a block
+    writer.add(np.ones(5 * tokens // 2, dtype=np.int64), 0)
+    writer.finish()
+    flip(tmp_path / "toy-00000.bin", BLOCK_BYTES + 77)
+    reader = ShardReader(tmp_path, remedy="do this")
+    assert reader.rows(np.array([0]), 1000).sum() == 1000  # block 0 is whole
+    assert reader.read(2 * tokens, 2 * tokens + 1).tolist() == [1]  # block 2 too
+    wanted = (
+        rf"toy-00000.bin: block 1 \(bytes {BLOCK_BYTES} to {2 * BLOCK_BYTES - 1}\) does not match its "
+        "checksum, the file is damaged; do this"
+    )
+    with pytest.raises(UserError, match=wanted):
+        reader.read(tokens + 5, tokens + 6)
+    with pytest.raises(UserError, match="block 1"):  # a row that begins in block 0 and ends in block 1
+        reader.rows(np.array([0, tokens // 1000]), 1000)
+    with pytest.raises(UserError, match="block 1"):
+        reader.verify()
+
+
+def test_verify_counts_blocks_and_finds_damaged_document_places(write_shards: Callable[..., Path]) -> None:
+    folder = write_shards(DOCUMENTS, shard_bytes=40)
+    assert ShardReader(folder).verify() == len(list(folder.glob("*.bin")))
+    flip(folder / "toy-00001.idx", 3)
+    with pytest.raises(UserError, match=r"toy-00001.idx: does not match its checksum"):
+        ShardReader(folder).verify()
+
+
+def test_a_truncated_shard_is_named(write_shards: Callable[..., Path]) -> None:
+    path = write_shards(DOCUMENTS, shard_bytes=40) / "toy-00001.bin"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match=rf"toy-00001.bin: {size - 2} bytes, index.json says {size}"):
+        ShardReader(path.parent)
+
+
+def test_a_missing_shard_is_named(write_shards: Callable[..., Path]) -> None:
+    folder = write_shards(DOCUMENTS, shard_bytes=40)
+    (folder / "toy-00001.bin").unlink()
+    with pytest.raises(UserError, match=r"toy-00001.bin: cannot be read \(No such file or directory\)"):
+        ShardReader(folder)
+
+
+def test_another_tokenizer_is_refused(write_shards: Callable[..., Path]) -> None:
+    folder = write_shards(DOCUMENTS)
+    ShardReader(folder, tokenizer="tok")
+    with pytest.raises(UserError, match="made with tokenizer tok, the run has other"):
+        ShardReader(folder, tokenizer="other")
+
+
+def test_an_id_that_the_model_does_not_know_is_refused(write_shards: Callable[..., Path]) -> None:
+    folder = write_shards([[7, 99]])
+    ShardReader(folder, vocab_size=100)
+    with pytest.raises(UserError, match=r"toy-00000.bin: holds token id 99, the vocabulary has 99 tokens"):
+        ShardReader(folder, vocab_size=99)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: i.update(version=2), "format version 2, this llmkit reads 1"),
+        (lambda i: i.update(dtype="float"), "dtype: Input should be 'uint16' or 'uint32'"),
+        (lambda i: i.update(vocab_size=70_000), "dtype uint16 does not go with a vocabulary of 70000"),
+        (lambda i: i.update(name="../toy"), "name: String should match pattern"),
+        (lambda i: i.update(shards=[]), "shards: List should have at least 1 item"),
+        (lambda i: i.pop("tokenizer"), "tokenizer: Field required"),
+        (lambda i: i.update(surprise=1), "surprise: Extra inputs are not permitted"),
+        (lambda i: i["shards"][0].update(tokens=5), "the figures of shard 0 contradict each other"),
+        (lambda i: i["shards"][0].update(tokens="5"), "shards.0.tokens: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_index_is_refused(
+    write_shards: Callable[..., Path], change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    folder = write_shards(DOCUMENTS)
+    change_index(folder, change)
+    with pytest.raises(UserError, match=message):
+        ShardReader(folder)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "is not valid JSON"), ("[]", "is not a JSON object")])
+def test_an_unreadable_index_is_refused(
+    write_shards: Callable[..., Path], content: str, message: str
+) -> None:
+    folder = write_shards(DOCUMENTS)
+    (folder / "index.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        ShardReader(folder)
