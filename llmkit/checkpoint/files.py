@@ -1,0 +1,174 @@
+"""Files with a checksum for each block: written in one go, and read so that no unchecked byte is used."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import stat
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import xxhash
+from torch import Tensor
+
+from llmkit.checkpoint.format import BLOCK, DTYPES, Damaged, FileEntry
+from llmkit.parallel.spec import Shape
+
+MAX_HEADER = 10**8
+
+
+def write_file(path: Path, chunks: Iterable[memoryview]) -> FileEntry:
+    """A new file of all chunks, synced to the disk; checksums are taken on the way. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        size, checksums = 0, []
+        for block in _blocks(chunks):
+            checksums.append(xxhash.xxh64(block).hexdigest())
+            size += len(block)
+            while block:
+                block = block[os.write(descriptor, block) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return FileEntry(name=path.name, size=size, xxh64=checksums)
+
+
+def _blocks(chunks: Iterable[memoryview]) -> Iterator[memoryview]:
+    """The bytes of all chunks in blocks, the last as long as it gets; each is valid until the next."""
+    view, filled = memoryview(bytearray(BLOCK)), 0
+    for chunk in chunks:
+        while chunk:
+            taken = min(len(chunk), BLOCK - filled)
+            view[filled : filled + taken] = chunk[:taken]
+            filled, chunk = filled + taken, chunk[taken:]
+            if filled == BLOCK:
+                yield view
+                filled = 0
+    if filled:
+        yield view[:filled]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_file(path: Path) -> int:
+    """A descriptor for reading a regular file, which must not be a symbolic link.
+
+    Raises Damaged if there is none.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        why = "it is a symbolic link" if path.is_symlink() else error.strerror
+        raise Damaged(f"{path}: {why}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Damaged(f"{path}: it is not a regular file")
+    return descriptor
+
+
+class BlockFile:
+    """A file of a checkpoint, kept open, of the size that the manifest says.
+
+    Every method raises Damaged, naming the file, if it is not what was written.
+    """
+
+    def __init__(self, path: Path, entry: FileEntry) -> None:
+        self.path = path
+        self.entry = entry
+        self._descriptor = open_file(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        if size != entry.size:
+            raise Damaged(f"{path}: it has {size} bytes instead of {entry.size}")
+
+    def fill(self, index: int, buffer: memoryview) -> None:
+        """Read a block into the start of the buffer and check it."""
+        offset = index * BLOCK
+        rest = wanted = buffer[: self._length(index)]
+        try:
+            while rest and (count := os.preadv(self._descriptor, [rest], offset + len(wanted) - len(rest))):
+                rest = rest[count:]
+        except OSError as error:
+            raise Damaged(f"{self.path}: {error.strerror}, reading from byte {offset}") from error
+        if rest:
+            raise Damaged(f"{self.path}: it has less than {self.entry.size} bytes")
+        if xxhash.xxh64(wanted).hexdigest() != self.entry.xxh64[index]:
+            raise Damaged(f"{self.path}: bytes {offset} to {offset + len(wanted)} are not what was written")
+
+    def block(self, index: int) -> Tensor:
+        """(bytes,) uint8: a block."""
+        block = torch.empty(self._length(index), dtype=torch.uint8)
+        self.fill(index, tensor_bytes(block))
+        return block
+
+    def check(self) -> None:
+        """Read all of it."""
+        buffer = memoryview(bytearray(BLOCK))
+        for index in range(len(self.entry.xxh64)):
+            self.fill(index, buffer)
+
+    def _length(self, index: int) -> int:
+        return min(BLOCK, self.entry.size - index * BLOCK)
+
+
+def tensor_bytes(flat: Tensor) -> memoryview:
+    """The memory of a tensor (n,) on the CPU, which is its safetensors form on little-endian machines."""
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer
+
+
+class TensorPlace(NamedTuple):
+    """A tensor in a safetensors file: bytes [start, stop) of its data, or of the file once read."""
+
+    dtype: str
+    shape: Shape
+    start: int
+    stop: int
+
+
+def encode_header(tensors: Mapping[str, TensorPlace]) -> bytes:
+    """What comes before the data of a safetensors file; places count from the start of the data.
+
+    Format: https://huggingface.co/docs/safetensors#format
+    """
+    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
+    for key, (dtype, shape, start, stop) in tensors.items():
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def decode_header(file: BlockFile, read: Callable[[int, int], bytes]) -> dict[str, TensorPlace]:
+    """The tensors of a safetensors file; places count from the start of the file.
+
+    read(lo, hi): checked bytes of the file. Raises Damaged.
+    """
+    size = file.entry.size
+    try:
+        length = int.from_bytes(read(0, min(8, size)), "little")
+        data = 8 + length
+        if data > size or length > MAX_HEADER:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        places = {}
+        for key, entry in json.loads(read(8, data)).items():
+            if key == "__metadata__":
+                continue
+            start, stop = (data + operator.index(offset) for offset in entry["data_offsets"])
+            itemsize = DTYPES[entry["dtype"]].itemsize
+            if not data <= start <= stop <= size or start % itemsize or (stop - start) % itemsize:
+                raise ValueError(f"{key} does not lie inside the file")
+            places[key] = TensorPlace(entry["dtype"], tuple(entry["shape"]), start, stop)
+        return places
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{file.path}: not a safetensors file as llmkit writes it: {error!r}") from error

@@ -1,0 +1,179 @@
+"""The folder of a run: its layout, the lock against a second run, the files that say where it stands.
+
+Only one process of a run opens it; `STOP` asks the run to stop, `DONE` says that it has finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import weakref
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from llmkit.errors import RunFault, UserError
+
+LOCK = "run.lock"
+STOP = "STOP"
+DONE = "DONE"
+
+
+class RunFolder:
+    """A run's folder, held by this process until `close`. Usable in a `with` statement.
+
+    path: the folder; checkpoints, logs, wandb: folders in it, which exist.
+    """
+
+    def __init__(self, path: Path, lock: int, stop_files: list[Path]) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.wandb = path / "wandb"
+        self._lock: int | None = lock
+        self._stop_files = stop_files
+        _held.add(self)
+
+    @classmethod
+    def open(cls, path: Path, command: str, stop_file: Path | None = None) -> RunFolder:
+        """Create what is missing of the layout, lock it, and forget earlier requests to stop.
+
+        command: what the owner is called in the message to a second run.
+        stop_file: a file that asks the run to stop, beside `STOP` in the folder.
+
+        Raises UserError if another process has the folder, or nothing can be written in it.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path / LOCK, command)
+        except OSError as error:
+            raise UserError(f"cannot use {path.absolute()} as the run folder: {error.strerror}") from error
+        folder = cls(path, lock, [path / STOP, *([stop_file] if stop_file else [])])
+        try:
+            for part in (folder.checkpoints, folder.logs, folder.wandb):
+                part.mkdir(exist_ok=True)
+            for file in folder._stop_files:
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            folder.close()
+            raise UserError(f"cannot set up the run folder: {error.filename}: {error.strerror}") from error
+        return folder
+
+    def close(self) -> None:
+        """Let go of the lock; the folder may be opened again."""
+        _held.discard(self)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked the run to stop since it was opened."""
+        return any(os.path.exists(file) for file in self._stop_files)  # false, not an error, on a bad disk
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has reached its end."""
+        return (self.path / DONE).exists()
+
+    def mark_done(self) -> None:
+        """Say that the run has reached its end."""
+        self.write_text(DONE, f"{_now()}\n")
+
+    def clear_done(self) -> None:
+        """Say that the run goes on after all."""
+        (self.path / DONE).unlink(missing_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the folder so that a reader finds the old or the new one, never a part.
+
+        Raises RunFault if it cannot be written; the old one is then still there.
+        """
+        if Path(name).name != name or not name or name.startswith("."):
+            raise ValueError(f"{name!r} is not the name of a file in the run folder")
+        temporary = self.path / f".{name}.tmp"
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise RunFault(f"cannot write {self.path / name}: {error.strerror}") from error
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """`write_text` with a JSON object, for people to read too."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def require_space(self, needed: int) -> None:
+        """Raise RunFault unless this many bytes are free where the folder is."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            where = self.path.absolute()
+            raise RunFault(f"the disk of {where} is too full: {needed} bytes needed, {free} free")
+
+
+_held: weakref.WeakSet[RunFolder] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """A forked worker that outlives the run must not keep its lock."""
+    for folder in list(_held):
+        folder.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _lock(path: Path, command: str) -> int:
+    """A descriptor that holds the lock; the system releases it when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "command": command}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        return descriptor
+    except BlockingIOError as error:
+        owner_text = _owner(descriptor)
+        os.close(descriptor)
+        raise UserError(
+            f"the run folder {path.parent.absolute()} is in use by {owner_text}; "
+            "wait for it, stop it, or choose another run.name"
+        ) from error
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise UserError(
+                f"the file system of {path.parent.absolute()} has no file locks, so nothing would keep "
+                "a second run out; set run.dir to a folder on another one"
+            ) from error
+        raise
+
+
+def _owner(descriptor: int) -> str:
+    """Who holds the lock, as it noted itself in the lock's file."""
+    try:
+        owner = json.loads(os.pread(descriptor, 2**16, 0))
+        return f"process {owner['pid']} on {owner['host']}, started {owner['started']} ({owner['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,259 @@
+"""The manifest: strict about everything, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+
+from llmkit.checkpoint import read
+from llmkit.checkpoint.format import Damaged, Manifest, canonical, folder_name
+from llmkit.checkpoint.pieces import Piece
+from llmkit.errors import UserError
+
+PIECES = "pieces-00000-00000.safetensors"
+Content = dict[str, Any]
+
+
+def seal(content: Content) -> bytes:
+    """A manifest with the checksum right: an attacker can do that, too."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    sealed = {**content, "checksum": xxhash.xxh64(text).hexdigest()}
+    return json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()
+
+
+def forge(folder: Path, change: Callable[[Content], object]) -> None:
+    """Change what a manifest says and seal it again."""
+    content = json.loads((folder / "manifest.json").read_bytes())
+    del content["checksum"]
+    change(content)
+    (folder / "manifest.json").write_bytes(seal(content))
+
+
+def test_a_manifest_survives_encoding(save_step: Any) -> None:
+    folder = save_step(100)
+    raw = (folder / "manifest.json").read_bytes()
+    manifest = Manifest.decode(raw)
+    assert manifest.encode() == raw
+    assert seal({k: v for k, v in json.loads(raw).items() if k != "checksum"}) == raw
+    assert set(manifest.versions) == {"llmkit", "torch"}
+
+
+HOSTILE: dict[str, Callable[[Content], object]] = {
+    "parent file": lambda m: m["files"][0].update(name="../secret"),
+    "absolute file": lambda m: m["files"][0].update(name="/etc/hostname"),
+    "file below": lambda m: m["files"][0].update(name="a/b"),
+    "hidden file": lambda m: m["files"][0].update(name=".x"),
+    "file with a null": lambda m: m["files"][0].update(name="a\0b"),
+    "file with a newline": lambda m: m["files"][0].update(name="tokenizer.json\n"),
+    "empty file name": lambda m: m["files"][0].update(name=""),
+    "the manifest itself": lambda m: m["files"][0].update(name="manifest.json"),
+    "a file twice": lambda m: m["files"].append(m["files"][0]),
+    "a file too few": lambda m: m["files"].pop(0),
+    "a negative size": lambda m: m["files"][0].update(size=-1),
+    "a huge size": lambda m: m["files"][0].update(size=10**30),
+    "a size without checksums": lambda m: m["files"][0].update(size=10**15),
+    "too many checksums": lambda m: m["files"][0]["xxh64"].append("0" * 16),
+    "a checksum that is none": lambda m: m["files"][0]["xxh64"].__setitem__(0, "z" * 16),
+    "a piece in another file": lambda m: m["pieces"][0].update(file="other.safetensors"),
+    "a piece in the tokenizer": lambda m: m["pieces"][0].update(file="tokenizer.json"),
+    "a key that is not there": lambda m: m["pieces"][0].update(key="x"),
+    "a key of another length": lambda m: m["pieces"][0].update(key=m["pieces"][3]["key"]),
+    "another type": lambda m: m["pieces"][0].update(dtype="I32"),
+    "an unknown type": lambda m: m["pieces"][0].update(dtype="object"),
+    "a box outside the shape": lambda m: m["pieces"][0].update(box=[[0, 51], [0, 16]]),
+    "a negative box": lambda m: m["pieces"][0].update(box=[[-1, 49], [0, 16]]),
+    "a box turned around": lambda m: m["pieces"][0].update(box=[[50, 0], [0, 16]]),
+    "a range outside the box": lambda m: m["pieces"][0].update(range=[0, 801]),
+    "an empty range": lambda m: m["pieces"][0].update(range=[5, 5]),
+    "a huge shape": lambda m: m["pieces"][0].update(shape=[10**40, 16]),
+    "a fractional shape": lambda m: m["pieces"][0].update(shape=[50.0, 16]),
+    "pieces that differ in shape": lambda m: m["pieces"].append({**m["pieces"][0], "shape": [60, 16]}),
+    "a name with a slash": lambda m: m["pieces"][0].update(name="../w"),
+    "a step as text": lambda m: m.update(step="100"),
+    "a step as a fraction": lambda m: m.update(step=100.0),
+    "a step that is a truth": lambda m: m.update(step=True),
+    "a huge step": lambda m: m.update(step=10**9),
+    "another step": lambda m: m.update(step=99),
+    "no step": lambda m: m.pop("step"),
+    "a field too many": lambda m: m.update(extra=1),
+    "state as a list": lambda m: m.update(state=[]),
+    "not a number": lambda m: m["state"].update(x=float("nan")),
+    "an endless number": lambda m: m["state"].update(x=float("inf")),
+    "a newer version": lambda m: m.update(version=2),
+    "no version": lambda m: m.pop("version"),
+    "another format": lambda m: m.update(format="x"),
+    "another block size": lambda m: m.update(block=1),
+    "pieces as text": lambda m: m.update(pieces="x"),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_manifest_is_refused_in_one_line(
+    save_step: Any, change: Callable[[Content], object]
+) -> None:
+    folder = save_step(100)
+    forge(folder, change)
+    (problem,) = read.verify(folder)
+    assert problem.startswith(str(folder)) and "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"step":' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+    ids=["empty", "cut", "list", "null", "no text", "digits", "brackets", "depth"],
+)
+def test_what_is_no_manifest_is_refused_in_one_line(save_step: Any, raw: bytes) -> None:
+    folder = save_step(100)
+    (folder / "manifest.json").write_bytes(raw)
+    (problem,) = read.verify(folder)
+    assert problem.startswith(str(folder / "manifest.json")) and "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'{"block"', b'{ "block"'),
+        (b'"step":100,', b'"step":99,"step":100,'),
+        (b"0.5", b"5e-1"),
+        (b"demo", b"\\u0064emo"),
+    ],
+    ids=["space", "same key", "number", "escape"],
+)
+def test_the_same_content_in_another_form_is_refused(save_step: Any, old: bytes, new: bytes) -> None:
+    path = save_step(100) / "manifest.json"
+    raw = path.read_bytes()
+    assert old in raw and json.loads(raw.replace(old, new)) == json.loads(raw)
+    path.write_bytes(raw.replace(old, new))
+    assert read.verify(path.parent) == [f"{path}: it is not in the form it was written in"]
+
+
+def test_no_file_outside_the_folder_is_opened(tmp_path: Path, save_step: Any) -> None:
+    """A link with the right content is refused, too: who can place it decides what is read."""
+    folder = save_step(100)
+    outside = tmp_path / "outside"
+    (folder / "tokenizer.json").rename(outside)
+    (folder / "tokenizer.json").symlink_to(outside)
+    with pytest.raises(Damaged, match=r"tokenizer\.json: it is a symbolic link"):
+        read.load(folder)
+
+
+def test_a_huge_tensor_of_which_little_is_stored_takes_no_memory(save_step: Any) -> None:
+    shape = (2**45,)
+    piece = Piece("w", "m", shape, ((0, 2**45),), (0, 3), torch.zeros(3))
+    checkpoint = read.load(save_step(1, pieces=[piece]))
+    with pytest.raises(Damaged, match=r"no piece holds \[3:35184372088832\] of m w"):
+        checkpoint.read("w", "m")
+    assert checkpoint.read("w", "m", ((0, 3),)).tolist() == [0, 0, 0]
+
+
+class Bomb:
+    """Unpickling it creates a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize("name", [PIECES, "manifest.json", "tokenizer.json"])
+def test_a_pickle_named_as_a_file_of_a_checkpoint_is_not_run(
+    tmp_path: Path, save_step: Any, name: str
+) -> None:
+    canary = tmp_path / "canary"
+    folder = save_step(100)
+    bomb = pickle.dumps(Bomb(canary))
+    (folder / name).write_bytes(bomb)
+    if name != "manifest.json":
+
+        def change(manifest: Content) -> None:
+            entry = next(file for file in manifest["files"] if file["name"] == name)
+            entry.update(size=len(bomb), xxh64=[xxhash.xxh64(bomb).hexdigest()])
+
+        forge(folder, change)
+    if name == "tokenizer.json":
+        assert read.load(folder).extra_file(name) == bomb  # bytes, and nothing more
+    else:
+        assert len(read.verify(folder)) == 1
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_given_as_a_checkpoint_is_refused_and_not_run(tmp_path: Path, how: str) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "model.pt"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(canary)))
+    else:
+        torch.save({"model": Bomb(canary)}, path)
+    with pytest.raises(UserError, match=r"model\.pt: no such folder"):
+        read.open(path)
+    assert not canary.exists()
+
+
+HEADERS = {
+    "longer than the file": (10**6).to_bytes(8, "little") + b"{}",
+    "longer than any": b"\xff" * 16,
+    "cut": b"abc",
+    "a list": (8).to_bytes(8, "little") + b"[]      ",
+    "no text": (8).to_bytes(8, "little") + b"\xff" * 8,
+    "empty": (2).to_bytes(8, "little") + b"{}",
+}
+
+
+def header(**tensor: Any) -> bytes:
+    """A safetensors file with 16 bytes of data and this entry for the tensor of the test."""
+    text = json.dumps({"m/w": tensor}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(16)
+
+
+ENTRIES = {
+    "behind the end": header(dtype="F32", shape=[2], data_offsets=[12, 20]),
+    "in the header": header(dtype="F32", shape=[2], data_offsets=[-8, 0]),
+    "backwards": header(dtype="F32", shape=[2], data_offsets=[8, 0]),
+    "not aligned": header(dtype="F32", shape=[2], data_offsets=[3, 11]),
+    "of another length": header(dtype="F32", shape=[1], data_offsets=[0, 4]),
+    "of an unknown type": header(dtype="Q4", shape=[2], data_offsets=[0, 8]),
+    "of another type": header(dtype="I32", shape=[2], data_offsets=[0, 8]),
+    "without a place": header(dtype="F32", shape=[2]),
+    "with text for a place": header(dtype="F32", shape=[2], data_offsets=["0", "8"]),
+    "with fractions for a place": header(dtype="F32", shape=[2], data_offsets=[0.0, 1e300]),
+    "with half a place": header(dtype="F32", shape=[2], data_offsets=[0]),
+}
+
+
+@pytest.mark.parametrize("raw", [*HEADERS.values(), *ENTRIES.values()], ids=[*HEADERS, *ENTRIES])
+def test_a_hostile_tensor_file_is_refused(save_step: Any, raw: bytes) -> None:
+    piece = Piece("w", "m", (2,), ((0, 2),), (0, 2), torch.zeros(2))
+    folder = save_step(1, pieces=[piece])
+    (folder / PIECES).write_bytes(raw)
+
+    def change(manifest: Content) -> None:
+        entry = next(file for file in manifest["files"] if file["name"] == PIECES)
+        entry.update(size=len(raw), xxh64=[xxhash.xxh64(raw).hexdigest()])
+
+    forge(folder, change)
+    with pytest.raises(Damaged, match=PIECES):
+        read.load(folder)
+
+
+def test_folder_names_are_fixed() -> None:
+    assert folder_name(100) == "step-00000100"
+    assert canonical({"b": [1, 1e-5], "a": "é"}) == b'{"a":"\\u00e9","b":[1,1e-05]}'

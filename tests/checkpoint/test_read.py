@@ -1,0 +1,321 @@
+"""Reading: the newest good one, any region from any cutting, and no byte that was not checked."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llmkit.checkpoint import files, format, read, write
+from llmkit.checkpoint.pieces import Piece
+from llmkit.errors import RunFault, UserError
+from llmkit.parallel.spec import Box, volume, whole
+
+PIECES = "pieces-00000-00000.safetensors"
+
+
+def newest(root: Path) -> tuple[int | None, list[str]]:
+    """The step of the newest good checkpoint, and what was said on the way to it."""
+    said: list[str] = []
+    found = read.newest(root, said.append)
+    return (found.step if found else None), said
+
+
+def region(tensor: Tensor, box: Box) -> Tensor:
+    """A box of a tensor."""
+    return tensor[tuple(slice(lo, hi) for lo, hi in box)]
+
+
+# Finding
+
+
+def test_there_is_no_newest_where_there_is_none(tmp_path: Path) -> None:
+    assert newest(tmp_path) == (None, [])
+    assert newest(tmp_path / "nothing") == (None, [])
+
+
+def test_the_newest_good_one_is_taken_and_bad_ones_are_named(tmp_path: Path, save_step: Any) -> None:
+    for step in (9, 10, 100):
+        save_step(step)
+    assert newest(tmp_path) == (100, [])
+    os.truncate(tmp_path / "step-00000100" / PIECES, 100)
+    found, said = newest(tmp_path)
+    assert found == 10
+    assert len(said) == 1 and PIECES in said[0] and "100 bytes instead of" in said[0] and "\n" not in said[0]
+
+
+def test_folders_that_are_no_checkpoints_are_passed_by(tmp_path: Path, save_step: Any) -> None:
+    save_step(5)
+    arabic = "step-" + "\u0660" * 7 + "\u0667"  # digits, but not those of a step
+    for name in ("step-7", "step-000000070", "step-0000007x", ".tmp-step-00000007", arabic):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000008").write_text("a file")
+    (tmp_path / "step-00000009").symlink_to(tmp_path / "step-00000005")
+    assert newest(tmp_path) == (5, [])
+
+
+def test_a_path_may_be_a_run_folder_its_checkpoints_or_one_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (1, 2):
+        write.save(run / "checkpoints", step, [], state={}, model={}, config={}, extra_files={}, keep_last=5)
+    (run / "manifest.json").write_text("{}")  # a run folder has one, too
+    assert read.open(run).step == 2
+    assert read.open(run / "checkpoints").step == 2
+    assert read.open(run / "checkpoints" / "step-00000001").step == 1
+    (run / "checkpoints" / "step-00000001").rename(tmp_path / "by another name")
+    assert read.open(tmp_path / "by another name").step == 1
+
+
+def test_a_path_without_a_checkpoint_is_a_mistake_that_is_named(tmp_path: Path, save_step: Any) -> None:
+    with pytest.raises(UserError, match="nothing: no such folder"):
+        read.open(tmp_path / "nothing")
+    with pytest.raises(UserError, match="there is no checkpoint in it"):
+        read.open(tmp_path)
+    (save_step(1) / "manifest.json").unlink()
+    said: list[str] = []
+    with pytest.raises(UserError, match="none of the 1 checkpoints in it is good"):
+        read.open(tmp_path, said.append)
+    assert len(said) == 1 and "manifest.json: No such file" in said[0]
+
+
+def test_a_bad_checkpoint_that_was_asked_for_by_name_is_not_replaced_by_another(save_step: Any) -> None:
+    save_step(1)
+    folder = save_step(2)
+    (folder / PIECES).unlink()
+    with pytest.raises(RunFault, match=PIECES):
+        read.open(folder)
+
+
+def test_bad_ones_are_told_on_standard_error(
+    tmp_path: Path, save_step: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_step(1)
+    (save_step(2) / PIECES).unlink()
+    assert read.open(tmp_path).step == 1
+    assert "step-00000002 is not usable" in capsys.readouterr().err
+
+
+def test_the_list_has_a_line_for_each(tmp_path: Path, save_step: Any) -> None:
+    save_step(1)
+    (save_step(2) / PIECES).unlink()
+    good, bad = read.describe(tmp_path)
+    assert good.startswith("step-00000001") and "9 tensors: master, exp_avg, exp_avg_sq" in good
+    assert bad.startswith("step-00000002") and "not usable" in bad
+
+
+def test_a_checkpoint_stays_readable_when_it_is_deleted_meanwhile(save_step: Any, tensors: Any) -> None:
+    folder = save_step(1)
+    checkpoint = read.load(folder)
+    shutil.rmtree(folder)
+    assert torch.equal(checkpoint.read("embedding", "master"), tensors(1)["embedding"])
+
+
+def test_a_missing_tokenizer_is_named(save_step: Any) -> None:
+    checkpoint = read.load(save_step(1, extra_files={}))
+    assert checkpoint.manifest.tokenizer_sha256 is None
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        checkpoint.tokenizer_json()
+
+
+# Damage
+
+
+def test_every_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path: Path, save_step: Any) -> None:
+    save_step(1)
+    folder = save_step(2)
+    paths = sorted(folder.iterdir())
+    draw = random.Random(0)
+    for trial in range(200):
+        path = paths[trial % len(paths)]
+        position, bit = draw.randrange(path.stat().st_size), draw.randrange(8)
+        _flip(path, position, bit)
+        step, said = newest(tmp_path)
+        assert step == 1, f"bit {bit} of byte {position} of {path.name}"
+        assert len(said) == 1 and str(path) in said[0] and "\n" not in said[0]
+        assert len(read.verify(folder)) == 1
+        _flip(path, position, bit)
+    assert newest(tmp_path) == (2, [])
+
+
+def _flip(path: Path, position: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        (byte,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+@pytest.mark.parametrize("name", [PIECES, "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "shorter", "longer", "folder", "pipe", "link"])
+def test_a_file_that_is_not_as_written_is_named(
+    tmp_path: Path, save_step: Any, name: str, damage: str
+) -> None:
+    save_step(1)
+    path = save_step(2) / name
+    size = path.stat().st_size
+    if damage in ("empty", "shorter", "longer"):
+        os.truncate(path, {"empty": 0, "shorter": size - 1, "longer": size + 1}[damage])
+    else:
+        kept = path.rename(tmp_path / "kept")
+        if damage == "folder":
+            path.mkdir()
+        elif damage == "pipe":
+            os.mkfifo(path)
+        elif damage == "link":
+            path.symlink_to(kept)
+    step, said = newest(tmp_path)
+    assert step == 1
+    assert len(said) == 1 and str(path) in said[0]
+
+
+def test_files_of_two_steps_do_not_mix(tmp_path: Path, save_step: Any) -> None:
+    one, two = save_step(1), save_step(2)
+    shutil.copy(one / PIECES, two / PIECES)  # as long as the right one
+    found, said = newest(tmp_path)
+    assert found == 1 and PIECES in said[0]
+    shutil.rmtree(two)
+    shutil.copytree(one, two)
+    found, said = newest(tmp_path)
+    assert found == 1 and "it is of step 1" in said[0]
+
+
+def test_an_unreadable_block_is_damage(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_step(1)
+
+    def failing(*_: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", failing)
+    assert read.verify(folder) == [f"{folder / PIECES}: Input/output error, reading from byte 0"]
+
+
+def test_only_the_blocks_of_the_region_are_read(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = format.BLOCK // 4096  # of 1024 fp32 values, in a block
+    tensor = torch.randn(4 * rows, 1024)
+    folder = save_step(
+        1,
+        pieces=[
+            Piece(
+                "w",
+                "m",
+                tuple(tensor.shape),
+                whole(tuple(tensor.shape)),
+                (0, tensor.numel()),
+                tensor.view(-1),
+            )
+        ],
+    )
+    _flip(folder / PIECES, 3 * format.BLOCK, 0)
+    checkpoint = read.load(folder)
+    read_blocks: list[int] = []
+    block = files.BlockFile.block
+
+    def recording(file: files.BlockFile, index: int) -> Tensor:
+        read_blocks.append(index)
+        return block(file, index)
+
+    monkeypatch.setattr(files.BlockFile, "block", recording)
+    box = ((rows + 5, 2 * rows + 7), (100, 900))
+    assert torch.equal(checkpoint.read("w", "m", box), region(tensor, box))
+    assert read_blocks == [1, 2]
+    with pytest.raises(RunFault, match=f"{PIECES}: bytes {3 * format.BLOCK} to {4 * format.BLOCK} are not"):
+        checkpoint.read("w", "m", ((3 * rows, 3 * rows + 1), (0, 1024)))
+
+
+# Regions
+
+
+def test_a_region_that_no_piece_holds_is_named(save_step: Any) -> None:
+    pieces = [
+        Piece("w", "m", (4, 6), ((0, 4), (0, 3)), (0, 12), torch.zeros(12)),
+        Piece("w", "m", (4, 6), ((0, 4), (3, 6)), (0, 7), torch.zeros(7)),
+    ]
+    checkpoint = read.load(save_step(1, pieces=pieces))
+    assert checkpoint.read("w", "m", ((0, 2), (0, 6))).shape == (2, 6)
+    with pytest.raises(RunFault, match=r"no piece holds \[2:3, 4:6\] of m w"):
+        checkpoint.read("w", "m", ((0, 3), (0, 6)))
+    with pytest.raises(RunFault, match="there is no m of x"):
+        checkpoint.read("x", "m")
+    with pytest.raises(RunFault, match="there is no exp_avg of w"):
+        checkpoint.read("w", "exp_avg")
+
+
+def test_a_region_outside_the_tensor_is_a_mistake(save_step: Any) -> None:
+    checkpoint = read.load(save_step(1))
+    with pytest.raises(ValueError, match="box"):
+        checkpoint.read("embedding", "master", ((0, 51), (0, 16)))
+    with pytest.raises(ValueError, match="range"):
+        checkpoint.read("embedding", "master", ((0, 50), (0, 16)), (0, 801))
+
+
+def test_names_and_shapes(save_step: Any) -> None:
+    checkpoint = read.load(save_step(1))
+    assert checkpoint.names("exp_avg") == ["embedding", "blocks.0.norm", "blocks.0.q"]
+    assert checkpoint.names("nothing") == []
+    assert checkpoint.shape("blocks.0.q", "master") == (4, 4, 16)
+
+
+def test_pieces_may_say_the_same_twice(save_step: Any) -> None:
+    data = torch.arange(12.0)
+    pieces = [
+        Piece("w", "m", (12,), ((0, 8),), (0, 8), data[:8]),
+        Piece("w", "m", (12,), ((4, 12),), (0, 8), data[4:]),
+    ]
+    assert torch.equal(read.load(save_step(1, pieces=pieces)).read("w", "m"), data)
+
+
+@st.composite
+def cuttings(draw: st.DrawFn, shape: tuple[int, ...]) -> list[tuple[Box, tuple[int, int]]]:
+    """One layout: a tensor cut along one dimension (tensor parallelism), each box cut flat (ZeRO)."""
+    dimension = draw(st.integers(0, len(shape) - 1))
+    size = shape[dimension]
+    cuts = sorted({0, size, *draw(st.lists(st.integers(0, size), max_size=3))})
+    found = []
+    for side in pairwise(cuts):
+        box = tuple(side if d == dimension else (0, n) for d, n in enumerate(shape))
+        flat = sorted({0, volume(box), *draw(st.lists(st.integers(0, volume(box)), max_size=4))})
+        found += [(box, part) for part in pairwise(flat)]
+    return draw(st.permutations(found))
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[tuple[int, ...], list[Any], list[Any]]:
+    """A shape and two cuttings of it."""
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    return shape, draw(cuttings(shape)), draw(cuttings(shape))
+
+
+@settings(deadline=None, max_examples=60)
+@given(layout=layouts(), block=st.sampled_from([64, 256, format.BLOCK]), kinds=st.permutations(["a", "b"]))
+def test_what_one_cutting_wrote_another_reads(layout: Any, block: int, kinds: list[str]) -> None:
+    shape, written, wanted = layout
+    tensor = torch.arange(volume(whole(shape)), dtype=torch.float32).view(shape)
+    tensors = {"a": tensor, "b": tensor.to(torch.float64) + 0.5}
+    pieces = [
+        Piece("w", kind, shape, box, part, region(tensors[kind], box).reshape(-1)[slice(*part)])
+        for box, part in written
+        for kind in kinds
+    ]
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as root:
+        patch.setattr(format, "BLOCK", block)
+        patch.setattr(files, "BLOCK", block)
+        patch.setattr(write, "FILE_BYTES", 1000)
+        folder = write.save(Path(root), 1, pieces, state={}, model={}, config={}, extra_files={}, keep_last=1)
+        checkpoint = read.load(folder)
+        for kind in kinds:
+            assert torch.equal(checkpoint.read("w", kind), tensors[kind])
+            for box, part in wanted:
+                expected = region(tensors[kind], box)
+                assert torch.equal(checkpoint.read("w", kind, box), expected)
+                assert torch.equal(checkpoint.read("w", kind, box, part), expected.reshape(-1)[slice(*part)])
