@@ -1,0 +1,1 @@
+"""What a run records and shows: metrics, events, progress, FLOPs, the device, Weights & Biases."""

@@ -1,0 +1,152 @@
+"""Progress of a run on the terminal, or as plain lines in a log."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+CLEAR = "\r\x1b[K"
+REFRESH_SECONDS = 0.1
+
+
+class Console:
+    """Shows a run: on a terminal a status line that refreshes itself under the lines that stay.
+
+    stream: where to write; default: standard output. terminal: whether the stream is one; default:
+    asked of the stream and TERM. width: columns now; default: asked of the terminal. max_steps may be
+    set later, once it is known. A stream that breaks (a closed pipe) is given up silently: the record
+    of a run is in its folder.
+    """
+
+    def __init__(
+        self,
+        max_steps: int | None = None,
+        stream: TextIO | None = None,
+        terminal: bool | None = None,
+        width: Callable[[], int] = lambda: shutil.get_terminal_size().columns,
+    ) -> None:
+        self.max_steps = max_steps
+        self._stream: TextIO | None = sys.stdout if stream is None else stream
+        self._terminal = _is_terminal(self._stream) if terminal is None else terminal
+        self._width = width
+        self._row: Mapping[str, Any] = {}
+        self._status = ""
+        self._refreshed = float("-inf")
+
+    def progress(self, step: int) -> None:
+        """A step is done: refreshes the status line, at most ten times a second; else does nothing."""
+        now = time.monotonic()
+        if self._terminal and now - self._refreshed >= REFRESH_SECONDS:
+            self._refreshed = now
+            self._status = self._fit(self._fields({**self._row, "step": step}))
+            self._write(CLEAR + self._status)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Prints a row of metrics.jsonl as a line that stays."""
+        self._row = row
+        self._print(self._fit(self._fields(row)))
+
+    def evaluation(self, step: int, loss: float | None, bits_per_byte: float | None) -> None:
+        """Prints the result of an evaluation; None where a value is not finite or not known."""
+        parts = [self._step(step), f"held-out loss {_number(loss, '.4f')}"]
+        if bits_per_byte is not None:
+            parts.append(f"bits per byte {_number(bits_per_byte, '.4f')}")
+        self._print("  ".join(parts))
+
+    def note(self, text: str) -> None:
+        """Prints `text` whole, over as many lines as it has, without garbling the status line."""
+        for line in text.splitlines() or [""]:
+            self._print(line)
+
+    def summary(self, facts: Mapping[str, str]) -> None:
+        """Prints the end of a run, a fact a line with the names in a column, and ends the status line."""
+        self.close()
+        indent = max((len(name) for name in facts), default=0)
+        for name, text in facts.items():
+            self._print(f"{name:<{indent}}  {text}")
+
+    def close(self) -> None:
+        """Removes the status line; lines printed later stay as they are."""
+        if self._status:
+            self._write(CLEAR)
+            self._status = ""
+
+    def _fields(self, row: Mapping[str, Any]) -> list[str]:
+        """Most important first: `_fit` drops from the end."""
+        step, seconds = row["step"], row.get("step_seconds")
+        fields = [self._step(step)]
+        if "loss" in row:
+            fields.append(f"loss {_number(row['loss'], '.4f')}")
+        if row.get("skipped"):
+            fields.append("update skipped")
+        if row.get("tokens_per_second") is not None:
+            fields.append(f"{_thousands(row['tokens_per_second'])} tokens/s")
+        if self.max_steps is not None and seconds is not None:
+            fields.append(f"{duration((self.max_steps - step) * seconds)} left")
+        if row.get("mfu") is not None:
+            fields.append(f"MFU {100 * row['mfu']:.1f} %")
+        return fields
+
+    def _step(self, step: int) -> str:
+        if self.max_steps is None:
+            return f"step {step}"
+        return f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
+
+    def _fit(self, fields: list[str]) -> str:
+        """The fields in one line; on a terminal as many as fit, since a wrapped line cannot be refreshed."""
+        line = "  ".join(fields)
+        if not self._terminal:
+            return line
+        room = max(1, self._width() - 1)
+        while len(line) > room and len(fields) > 1:
+            fields = fields[:-1]
+            line = "  ".join(fields)
+        return line[:room]
+
+    def _print(self, line: str) -> None:
+        if self._status:
+            self._write(f"{CLEAR}{line}\n{self._status}")
+        else:
+            self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            self._stream.write(text.encode(encoding, "replace").decode(encoding))
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self._stream = None
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in the two units that matter: 42 s, 3 min 05 s, 2 h 10 min, 4 d 03 h."""
+    whole = max(0, round(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days} d {hours % 24:02d} h"
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    if minutes:
+        return f"{minutes} min {whole % 60:02d} s"
+    return f"{whole} s"
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)
+
+
+def _thousands(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.{0 if value >= 100 * size else 1}f}{unit}"
+    return f"{value:.0f}"

@@ -1,0 +1,100 @@
+"""What the device can do: its peak matrix rate, its bf16 units, the memory in use."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+# Dense bf16 tensor-core rates from NVIDIA's data sheets, in TFLOP/s (those print twice as much, "with
+# sparsity"; GeForce: with fp32 accumulation). TF32 is half of each. GPUs whose published rate is
+# unclear are left out: no utilization is better than a wrong one.
+PUBLISHED_TFLOPS = (
+    (r"A100\b", 312.0),
+    (r"H100 PCIe\b", 756.0),
+    (r"H100 NVL\b", 835.0),
+    (r"H100( 80GB HBM3)?$", 989.4),
+    (r"G?H200( \d+GB( HBM3e)?)?$", 989.4),
+    (r"B200$", 2250.0),
+    (r"L4$", 121.0),
+    (r"L40S$", 362.0),
+    (r"GeForce RTX 4090$", 165.2),
+)
+
+_DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+def device_peak(device: torch.device, dtype: torch.dtype) -> tuple[float | None, str]:
+    """FLOP/s to compare training in `dtype` with, and one line that says what the number is.
+
+    A GPU: the published dense bf16 rate, whatever `dtype` (the line says so); None if it is not known.
+    A CPU: what a matrix product reaches in this process now, in about a third of a second. Processes
+    that share the CPU should measure at the same time, else each of them sees the whole machine.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        peak = published_peak(name)
+        if peak is None:
+            return None, f"no published bf16 peak known for {name}"
+        return peak, f"published dense bf16 peak of {name}, {peak / 1e12:.1f} TFLOP/s"
+    if device.type == "cpu":
+        peak = measured_matrix_rate(dtype)
+        label = _DTYPE_NAMES.get(dtype, str(dtype))
+        return peak, f"measured {label} matrix rate of this CPU, {peak / 1e12:.2f} TFLOP/s"
+    return None, f"no peak known for {device.type} devices"
+
+
+def published_peak(name: str) -> float | None:
+    """Dense bf16 FLOP/s of a whole GPU by the name PyTorch gives it, or None if it is not known."""
+    if "MIG" in name.split():
+        return None  # a slice of a GPU: its share of the peak is not in its name
+    plain = name.removeprefix("NVIDIA ").strip()
+    return next((rate * 1e12 for pattern, rate in PUBLISHED_TFLOPS if re.match(pattern, plain)), None)
+
+
+def measured_matrix_rate(dtype: torch.dtype, seconds: float = 0.3, size: int = 1024) -> float:
+    """FLOP/s of the fastest of several products of two (size, size) matrices on the CPU."""
+    left = torch.ones(size, size, dtype=dtype)
+    right = torch.ones(size, size, dtype=dtype)
+    out = torch.empty(size, size, dtype=dtype)
+    best = float("inf")
+    with torch.inference_mode():
+        torch.mm(left, right, out=out)  # the first product also sets up threads and kernels
+        stop = time.perf_counter() + seconds
+        while True:
+            begin = time.perf_counter()
+            torch.mm(left, right, out=out)
+            end = time.perf_counter()
+            best = min(best, end - begin)
+            if end >= stop:
+                return 2 * size**3 / best
+
+
+def has_bf16_units(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware, so that bf16 is faster than fp32.
+
+    GPU: compute capability 8.0 (Ampere) or newer. CPU: AVX-512 BF16, AMX, or Arm's bf16 extension,
+    as Linux lists them in `cpuinfo`; unknown elsewhere, hence False.
+    """
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:
+        return False
+    features = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
+    return any({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()) for line in features)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory in use so far, GiB: tensors on a GPU; on a CPU the whole process (resident set)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,145 @@
+"""A file of JSON objects, one a line, that survives kill -9, torn writes and a full disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def plain(value: Any) -> Any:
+    """`value` with non-finite floats replaced by None: JSON has no NaN, and many readers refuse it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def parse(line: bytes) -> Row | None:
+    """The object in a line, or None where the line holds none (torn, or damaged on the disk)."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+class JsonLines:
+    """Appends objects to a file; a line counts from the moment its newline is in the file.
+
+    Every row reaches the kernel before `append` returns, so that a killed process loses none.
+    A disk that refuses a row must not end a run: the row is kept in memory, written before the next
+    one, and `fault` holds the reason until that succeeds.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.fault: str | None = None
+        self._file: int | None = None
+        self._waiting: list[bytes] = []
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes `row` as one line. Raises TypeError for values that JSON does not have."""
+        self._waiting.append(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
+        try:
+            file = self._opened()
+            while self._waiting:
+                _write_whole(file, self._waiting[0])
+                del self._waiting[0]
+            self.fault = None
+        except OSError as error:
+            self.fault = f"{self.path}: {error.strerror}"
+
+    def rows(self) -> list[Row]:
+        """Every whole row of the file, oldest first; none if there is no file yet."""
+        return [row for line in self._lines() if (row := parse(line)) is not None]
+
+    def keep(self, wanted: Callable[[Row], bool]) -> int:
+        """Drops the rows that are not wanted, and every damaged line; returns how many lines went.
+
+        The new file replaces the old one in one step, so that a crash leaves the one or the other.
+        """
+        self.close()
+        kept, dropped = [], 0
+        for line in self._lines(torn=True):
+            row = parse(line) if line.endswith(b"\n") else None
+            if row is not None and wanted(row):
+                kept.append(line)
+            else:
+                dropped += 1
+        if dropped:
+            _replace(self.path, b"".join(kept))
+        return dropped
+
+    def close(self) -> None:
+        """Closes the file; a later `append` opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _lines(self, torn: bool = False) -> Iterator[bytes]:
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        yield from (line for line in lines if torn or line.endswith(b"\n"))
+
+    def _opened(self) -> int:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                _drop_torn_end(file)
+            except OSError:
+                os.close(file)
+                raise
+            self._file = file
+        return self._file
+
+
+def _write_whole(file: int, line: bytes) -> None:
+    """Writes all of `line` or nothing: half a line would spoil the one after it."""
+    end = os.fstat(file).st_size
+    try:
+        written = 0
+        while written < len(line):
+            written += os.write(file, line[written:])
+    except OSError:
+        os.ftruncate(file, end)
+        raise
+
+
+def _drop_torn_end(file: int) -> None:
+    """Cuts off what follows the last newline: the remains of a process that died while writing."""
+    size = end = os.fstat(file).st_size
+    while end:
+        begin = max(0, end - 65536)
+        newline = os.pread(file, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            end = begin + newline + 1
+            break
+        end = begin
+    if end < size:
+        os.ftruncate(file, end)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    with open(temporary, "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,23 @@
+"""metrics.jsonl: the record of a run, a row a logged step."""
+
+from __future__ import annotations
+
+from llmkit.monitor.jsonlines import JsonLines
+
+
+class MetricsFile(JsonLines):
+    """Rows of a run, written by one process, in the order of their steps.
+
+    Training rows: `step`, `tokens`, `loss`, `grad_norm`, `learning_rate`, `step_seconds`,
+    `tokens_per_second`, `data_seconds`, `mfu`, `mfu_peak`, `peak_memory_gib`, and `skipped` only
+    where true. Evaluation rows: `step`, `eval_loss`, `eval_bits_per_byte`. Non-finite values
+    become null.
+    """
+
+    def cut_back(self, step: int) -> int:
+        """Drops the rows after `step` and any damaged line, so that no step appears twice on resume.
+
+        Returns how many lines were dropped. Call it before the first `append`, and before a mirror
+        of the file starts. Raises OSError if the file cannot be replaced; it is then unchanged.
+        """
+        return self.keep(lambda row: isinstance(row.get("step"), int) and row["step"] <= step)

@@ -1,0 +1,96 @@
+"""Whether a run is mirrored to Weights & Biases, and to which server."""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from llmkit.errors import UserError
+
+Mode = Literal["online", "offline", "disabled"]
+
+PUBLIC_SERVER = "https://api.wandb.ai"
+MODES: dict[str, Mode] = {  # what WANDB_MODE may say, with its older words
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+
+class Decision(NamedTuple):
+    """The mode, and why it is not simply the one that was asked for (empty if it is)."""
+
+    mode: Mode
+    reason: str
+
+
+def resolve_mode(setting: str, environment: Mapping[str, str]) -> Decision:
+    """The mode of a run from its `monitor.wandb.mode` and the environment.
+
+    `auto` follows WANDB_MODE; without it, online where a credential is found, else offline. Online
+    without a credential becomes offline: a missing key must not cost the run its W&B data.
+    Raises UserError for a WANDB_MODE that does not exist.
+    """
+    mode = MODES.get(setting)
+    if mode is None and (wished := environment.get("WANDB_MODE")):
+        mode = MODES.get(wished.lower())
+        if mode is None:
+            raise UserError(f"WANDB_MODE={wished}: allowed are online, offline and disabled")
+    if mode == "disabled":
+        return Decision("disabled", "")
+    if not _is_installed():
+        return Decision("disabled", "wandb is not installed")
+    if mode != "offline" and not has_credential(environment):
+        return Decision("offline", "no API key found")
+    return Decision(mode or "online", "")
+
+
+def server_url(environment: Mapping[str, str]) -> str:
+    """The W&B server: WANDB_BASE_URL, else the one that `wandb login --host` stored, else the public."""
+    url = environment.get("WANDB_BASE_URL") or _stored(environment, "base_url") or PUBLIC_SERVER
+    return url.rstrip("/")
+
+
+def has_credential(environment: Mapping[str, str]) -> bool:
+    """Whether wandb will find a key: in the environment, its settings file or the netrc file.
+
+    Only its presence is looked at; the key itself is read by wandb alone.
+    """
+    if any(environment.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    return bool(_stored(environment, "api_key")) or _netrc_knows(server_url(environment), environment)
+
+
+def _is_installed() -> bool:
+    found = find_spec("wandb")
+    return found is not None and found.origin is not None  # a mere folder called wandb has no origin
+
+
+def _stored(environment: Mapping[str, str], name: str) -> str | None:
+    home = Path(environment.get("HOME", "~")).expanduser()
+    folder = Path(environment.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb").expanduser()
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(folder / "settings", encoding="utf-8")
+        return parser.get("default", name, fallback=None)
+    except (configparser.Error, UnicodeDecodeError, OSError):
+        return None
+
+
+def _netrc_knows(server: str, environment: Mapping[str, str]) -> bool:
+    home = Path(environment.get("HOME", "~")).expanduser()
+    named = environment.get("NETRC")
+    for path in [Path(named).expanduser()] if named else [home / ".netrc", home / "_netrc"]:
+        try:
+            if netrc.netrc(path).authenticators(urlsplit(server).hostname or ""):
+                return True
+        except (netrc.NetrcParseError, UnicodeDecodeError, OSError):
+            continue
+    return False

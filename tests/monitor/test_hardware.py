@@ -1,0 +1,125 @@
+"""The device's peak is the published one of exactly this GPU, or none; a CPU is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmkit.monitor.hardware import (
+    device_peak,
+    has_bf16_units,
+    measured_matrix_rate,
+    peak_memory_gib,
+    published_peak,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA A100-PCIE-40GB", 312.0),
+        ("NVIDIA A100 80GB PCIe", 312.0),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 NVL", 835.0),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA GH200 480GB", 989.4),
+        ("NVIDIA B200", 2250.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+    ],
+)
+def test_known_gpus_have_their_dense_bf16_rate(name: str, tflops: float) -> None:
+    assert published_peak(name) == pytest.approx(tflops * 1e12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA L40",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA A100-SXM4-40GB MIG 3g.20gb",
+        "NVIDIA A100X",
+        "NVIDIA H200 NVL",
+        "NVIDIA A10G",
+        "Tesla V100-SXM2-16GB",
+        "AMD Instinct MI300X",
+    ],
+)
+def test_a_gpu_that_only_resembles_a_known_one_has_no_peak(name: str) -> None:
+    assert published_peak(name) is None
+
+
+def test_a_gpu_is_compared_with_its_bf16_peak_and_the_label_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    peak, label = device_peak(torch.device("cuda"), torch.float32)
+    assert peak == pytest.approx(756e12)
+    assert label == "published dense bf16 peak of NVIDIA H100 PCIe, 756.0 TFLOP/s"
+
+
+def test_an_unknown_gpu_has_no_peak_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 3060")
+    assert device_peak(torch.device("cuda"), torch.bfloat16) == (
+        None,
+        "no published bf16 peak known for NVIDIA GeForce RTX 3060",
+    )
+
+
+def test_a_cpu_is_measured_in_the_dtype_of_the_training() -> None:
+    peak, label = device_peak(CPU, torch.float32)
+    assert peak is not None and 1e8 < peak < 1e15
+    assert label.startswith("measured fp32 matrix rate of this CPU")
+
+
+def test_the_measured_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.0, 0.5, 0.5, 0.7, 0.7, 1.1])  # products of 0.5, 0.2 and 0.4 s
+    monkeypatch.setattr("llmkit.monitor.hardware.time.perf_counter", lambda: next(times))
+    assert measured_matrix_rate(torch.float32, seconds=1.0, size=8) == pytest.approx(2 * 8**3 / 0.2)
+
+
+def test_measuring_leaves_the_random_numbers_of_a_run_alone() -> None:
+    before = torch.get_rng_state()
+    measured_matrix_rate(torch.float32, seconds=0.0, size=16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 sse", True),
+        ("flags\t\t: fpu amx_tile amx_bf16", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("flags\t\t: fpu avx512f avx2", False),
+        ("model name\t: bf16 avx512_bf16", False),
+    ],
+)
+def test_a_cpus_bf16_units_are_read_from_its_flags(tmp_path: Path, line: str, expected: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\n{line}\n")
+    assert has_bf16_units(CPU, cpuinfo) is expected
+
+
+def test_a_system_that_does_not_list_its_flags_is_taken_to_have_no_bf16_units(tmp_path: Path) -> None:
+    assert has_bf16_units(CPU, tmp_path / "missing") is False
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpus_have_bf16_units_from_ampere_on(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_bf16_units(torch.device("cuda")) is expected
+
+
+def test_peak_memory_of_a_cpu_run_is_what_the_kernel_counts() -> None:
+    status = Path("/proc/self/status").read_text()
+    kibibytes = int(status.split("VmHWM:")[1].split()[0])
+    assert peak_memory_gib(CPU) == pytest.approx(kibibytes / 2**20, rel=0.05)

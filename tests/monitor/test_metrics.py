@@ -1,0 +1,130 @@
+"""metrics.jsonl holds every row that was appended, whatever happens to the process or the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from llmkit.monitor import jsonlines
+from llmkit.monitor.metrics import MetricsFile
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> MetricsFile:
+    return MetricsFile(tmp_path / "run" / "metrics.jsonl")
+
+
+def steps(metrics: MetricsFile) -> list[int]:
+    return [row["step"] for row in metrics.rows()]
+
+
+def test_a_row_is_a_line_in_the_file_as_soon_as_it_is_appended(metrics: MetricsFile) -> None:
+    metrics.append({"step": 1, "loss": 2.5})
+    metrics.append({"step": 2, "loss": 2.25, "skipped": True})
+    lines = metrics.path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 2.5},
+        {"step": 2, "loss": 2.25, "skipped": True},
+    ]
+
+
+def test_values_that_are_not_finite_become_null_also_inside_lists_and_tables(metrics: MetricsFile) -> None:
+    metrics.append({"loss": float("nan"), "norms": [1.0, float("inf")], "by_source": {"a": -float("inf")}})
+    assert metrics.rows() == [{"loss": None, "norms": [1.0, None], "by_source": {"a": None}}]
+
+
+def test_a_file_that_does_not_exist_has_no_rows_and_nothing_to_cut(metrics: MetricsFile) -> None:
+    assert metrics.rows() == []
+    assert metrics.cut_back(10) == 0
+    assert not metrics.path.exists()
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 3, "lo', b'{"step": 3}', b"\x00" * 70000])
+def test_a_last_line_without_its_newline_does_not_count_and_spoils_no_later_row(
+    metrics: MetricsFile, torn: bytes
+) -> None:
+    metrics.append({"step": 1})
+    metrics.append({"step": 2})
+    metrics.close()
+    with open(metrics.path, "ab") as file:
+        file.write(torn)
+    assert steps(metrics) == [1, 2]
+    metrics.append({"step": 4})
+    assert steps(metrics) == [1, 2, 4]
+
+
+def test_a_file_that_is_one_torn_line_becomes_empty(metrics: MetricsFile) -> None:
+    metrics.path.parent.mkdir()
+    metrics.path.write_bytes(b'{"step"')
+    metrics.append({"step": 1})
+    assert metrics.path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_cut_back_drops_later_rows_torn_and_damaged_lines_and_keeps_the_rest_byte_for_byte(
+    metrics: MetricsFile,
+) -> None:
+    for step in (10, 20, 30):
+        metrics.append({"step": step, "loss": 1.0})
+    metrics.append({"step": 20, "eval_loss": 1.5})
+    metrics.close()
+    whole = metrics.path.read_bytes().splitlines(keepends=True)
+    with open(metrics.path, "ab") as file:
+        file.write(b"\x00\x00 damaged\n" + b'{"loss": 1.0}\n' + b'{"step": 5')
+    assert metrics.cut_back(20) == 4
+    assert metrics.path.read_bytes() == whole[0] + whole[1] + whole[3]
+
+
+def test_rows_go_on_after_a_cut(metrics: MetricsFile) -> None:
+    for step in range(1, 6):
+        metrics.append({"step": step})
+    metrics.cut_back(3)
+    metrics.append({"step": 4})
+    assert steps(metrics) == [1, 2, 3, 4]
+
+
+def test_a_cut_that_fails_leaves_the_file_as_it_was(
+    metrics: MetricsFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(1, 6):
+        metrics.append({"step": step})
+
+    def refuse(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "replace", refuse)
+        with pytest.raises(OSError, match="No space"):
+            metrics.cut_back(3)
+    assert steps(metrics) == [1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_ends_no_run_and_loses_no_row(
+    metrics: MetricsFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics.append({"step": 1})
+    write = os.write
+
+    def half_then_full(file: int, data: bytes) -> int:
+        if len(data) <= 5:
+            raise OSError(28, "No space left on device")
+        return write(file, data[: len(data) - 5])
+
+    with monkeypatch.context() as full:
+        full.setattr(jsonlines.os, "write", half_then_full)
+        metrics.append({"step": 2})
+        metrics.append({"step": 3})
+    assert metrics.fault is not None and "No space left" in metrics.fault
+    assert metrics.path.read_bytes() == b'{"step": 1}\n', "half a row must not stay"
+    metrics.append({"step": 4})
+    assert metrics.fault is None
+    assert steps(metrics) == [1, 2, 3, 4]
+
+
+def test_a_value_that_json_does_not_have_is_a_bug_not_a_torn_file(metrics: MetricsFile) -> None:
+    with pytest.raises(TypeError):
+        metrics.append({"loss": object()})
+    metrics.append({"step": 1})
+    assert steps(metrics) == [1]
