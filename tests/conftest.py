@@ -10,6 +10,9 @@ import pytest
 
 # Set before anything imports torch or a Hugging Face library.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# As `run.deterministic` does: some tests compare bit for bit, and MKL would otherwise round by alignment.
+os.environ["MKL_CBWR"] = "COMPATIBLE"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 for secret in ("WANDB_API_KEY", "HF_TOKEN"):

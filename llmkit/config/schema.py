@@ -172,14 +172,17 @@ class Train(Section):
 class Optimizer(Section):
     """The rule that turns gradients into updates."""
 
-    name: Literal["adamw"] = "adamw"
-    """AdamW (Loshchilov and Hutter 2019)."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw = AdamW (Loshchilov and Hutter 2019); muon = Muon (Jordan et al. 2024) for the matrices of
+    the blocks, scaled so that AdamW's learning rate suits it, and AdamW for the rest."""
     learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 6e-4
     """Peak learning rate."""
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
     """Decay of the first and second moments."""
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
     """Added to the root of the second moment."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    """Decay of Muon's momentum (only for muon)."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """Decoupled weight decay, on matrices only (embeddings too; not norms and biases)."""
 

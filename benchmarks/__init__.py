@@ -1,0 +1,1 @@
+"""Side-by-side measurements; their dated results lie in results/."""

@@ -1,0 +1,132 @@
+"""Measures a whole training step of llmkit beside its peers.
+
+Writes tokens/s, MFU, peak memory and loss at named shapes as a Markdown page, and prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import contenders, machine, workloads
+from benchmarks.compare import Plan, compare
+from benchmarks.table import page
+from llmkit.errors import UserError
+from llmkit.loop.device import choose_device, choose_precision
+from llmkit.monitor.hardware import device_peak
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options = parse(arguments)
+    device = choose_device()
+    precision = choose_precision(options.precision, device)
+    names = options.shapes or list(workloads.ON_GPU if device.type == "cuda" else workloads.ON_CPU)
+    try:
+        chosen = [workloads.make_workload(name, device) for name in names]
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (UserError, OSError) as error:
+        print(f"step.py: {error}", file=sys.stderr)
+        return 2
+    today, device_name = datetime.date.today().isoformat(), machine.device_name(device)
+    path = machine.new_file(options.out, f"{today}-step-{machine.slug(device_name)}")
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    facts = {
+        "device": device_name + threads,
+        "versions": machine.versions(),
+        "commit": machine.commit(),
+        "command": f"`{command_line(names, options, precision)}`",
+    }
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    peaks, results, text = [device_peak(device, dtype)], [], ""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as caches:
+        counts = (options.warmup, options.steps, options.rounds)
+        plan = Plan(options.peers, *counts, precision, device, Path(caches))
+        for work in chosen:
+            results.append(compare(work, plan, progress))
+            # A busy moment makes a measured peak too low, never too high.
+            peaks.append(device_peak(device, dtype))
+            text = page(
+                results,
+                title=f"Training step, {today}, {device_name}, {precision}",
+                facts=facts,
+                peak=max(peaks, key=lambda pair: pair[0] or 0.0),
+                precision=precision,
+                device=device,
+            )
+            path.write_text(text, encoding="utf-8")  # each time anew: a run that is cut off leaves its part
+    print(text)
+    progress(f"written to {path}")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; exits with code 2 and a message if something in it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="step.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    shapes, peers = ", ".join(workloads.NAMES), ", ".join(contenders.NAMES)
+    add(
+        "--shapes", type=_list_among(workloads.NAMES), metavar="A,B",
+        help=f"among {shapes} (default: those that suit the device)",
+    )  # fmt: skip
+    add(
+        "--peers", type=_list_among(contenders.NAMES), default=list(contenders.NAMES), metavar="A,B",
+        help=f"contenders, among {peers} (default: all)",
+    )  # fmt: skip
+    add("--steps", type=_at_least_one, default=5, metavar="N", help="timed steps a round (default 5)")
+    add("--warmup", type=_at_least_one, default=3, metavar="N", help="steps before the rounds (default 3)")
+    add("--rounds", type=_at_least_one, default=5, metavar="N", help="rounds (default 5)")
+    add(
+        "--precision", choices=("auto", "bf16", "fp32"), default="auto",
+        help="default: bf16 where the device has units for it",
+    )  # fmt: skip
+    results = workloads.ROOT / "benchmarks" / "results"
+    add("--out", type=Path, default=results, metavar="FOLDER", help="where the page goes (default: results/)")
+    return parser.parse_args(arguments)
+
+
+def command_line(names: Sequence[str], options: argparse.Namespace, precision: str) -> str:
+    """The command that repeats the measurement, defaults spelt out, without the folder it wrote to."""
+    return (
+        f"python benchmarks/step.py --shapes {','.join(names)} --peers {','.join(options.peers)} "
+        f"--steps {options.steps} --warmup {options.warmup} --rounds {options.rounds} --precision {precision}"
+    )
+
+
+def progress(text: str) -> None:
+    """One line on stderr, so that a long run shows where it is."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def _list_among(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    """A reader of comma-separated names."""
+
+    def read(text: str) -> list[str]:
+        names = list(dict.fromkeys(text.split(",")))
+        unknown = [name for name in names if name not in allowed]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not among {', '.join(allowed)}")
+        return names
+
+    return read
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

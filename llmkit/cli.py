@@ -1,0 +1,150 @@
+"""The commands; no logic, and nothing heavy is imported until one runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmkit import __version__
+from llmkit.errors import RunFault, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 1 fault, 2 wrong usage, 75 stopped on request."""
+    started = time.monotonic()
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options, started))
+    except UserError as error:
+        print(f"llmkit: {error}", file=sys.stderr)
+        return 2
+    except RunFault as fault:
+        print(f"llmkit: {fault}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone, as in `llmkit config ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("llmkit: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(options: argparse.Namespace, started: float) -> int:
+    from llmkit.config.load import load
+
+    loaded = load(options.config, options.overrides)
+    if loaded.config.run.deterministic:  # read when torch is imported, so set before
+        os.environ["MKL_CBWR"] = "COMPATIBLE"
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    from llmkit.train import train
+
+    return train(loaded, fresh=options.fresh, started=started, environment=os.environ)
+
+
+def _config(options: argparse.Namespace, started: float) -> int:
+    from llmkit.config.load import load
+    from llmkit.config.show import show, show_keys
+
+    if options.keys:
+        print(show_keys(), end="")
+    elif options.config is None:
+        raise UserError("config: name a configuration file, or ask for --keys")
+    else:
+        print(show(load(options.config, options.overrides)), end="")
+    return 0
+
+
+def _data(options: argparse.Namespace, started: float) -> int:
+    from llmkit.config.load import load
+    from llmkit.data.build import prepare
+    from llmkit.data.prepared import verify
+
+    prepared = prepare(load(options.config, options.overrides).config.data)
+    if options.action == "verify":
+        verify(prepared.folder, print)
+    elif options.action == "inspect":
+        for name, text in prepared.samples(options.count):
+            print(f"--- {name}\n{text}")
+    return 0
+
+
+def _generate(options: argparse.Namespace, started: float) -> int:
+    from llmkit.generate import Sampling
+    from llmkit.inference import generate_command
+
+    sampling = Sampling(
+        options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
+    )
+    return generate_command(
+        Path(options.run), options.prompt, options.max_new_tokens, sampling,
+        precision=options.precision, use_cache=not options.no_cache,
+    )  # fmt: skip
+
+
+def _evaluate(options: argparse.Namespace, started: float) -> int:
+    from llmkit.inference import evaluate_command
+
+    return evaluate_command(Path(options.run), precision=options.precision)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llmkit", description="Pretrains GPT-style models from one YAML file."
+    )
+    parser.add_argument("--version", action="version", version=f"llmkit {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train; goes on from the newest good checkpoint by itself")
+    _add_config(train)
+    train.add_argument("--fresh", action="store_true", help="refuse a run folder that has checkpoints")
+    train.set_defaults(command=_train)
+
+    config = commands.add_parser("config", help="print the resolved settings and where each came from")
+    _add_config(config, nargs="?")
+    config.add_argument("--keys", action="store_true", help="print every setting with its meaning instead")
+    config.set_defaults(command=_config)
+
+    data = commands.add_parser("data", help="build, verify or look at the token shards of a configuration")
+    data.add_argument("action", choices=["build", "verify", "inspect"])
+    _add_config(data)
+    data.add_argument("--count", type=int, default=1, help="documents shown by inspect, per source")
+    data.set_defaults(command=_data)
+
+    generate = commands.add_parser("generate", help="continue a text with a trained model")
+    _add_run(generate)
+    generate.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    generate.add_argument("--max-new-tokens", type=int, default=200)
+    generate.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest token")
+    generate.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0 = all")
+    generate.add_argument(
+        "--top-p", type=float, default=1.0, help="only the likeliest tokens of this total probability"
+    )
+    generate.add_argument("--repetition-penalty", type=float, default=1.0)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument(
+        "--no-cache", action="store_true", help="compute every position anew for each token"
+    )
+    generate.set_defaults(command=_generate)
+
+    evaluate = commands.add_parser("evaluate", help="held-out loss, perplexity and bits per byte")
+    _add_run(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs=nargs, help="a YAML file, such as configs/demo.yaml"
+    )
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", help="settings that win over the file's"
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")

@@ -1,0 +1,129 @@
+"""Sampling text from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmkit.data.tokenizer import Tokenizer
+from llmkit.errors import UserError
+from llmkit.model.attention import KeyValueCache
+from llmkit.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    temperature: 0 = always the likeliest. top_k: only this many likeliest tokens; 0 = all. top_p: only
+    the likeliest tokens that together have this probability (Holtzman et al. 2020). repetition_penalty:
+    logits of tokens already seen are divided by it if positive, else multiplied (Keskar et al. 2019).
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = [
+            (self.temperature >= 0.0, f"temperature is {self.temperature}, it must be at least 0"),
+            (self.top_k >= 0, f"top-k is {self.top_k}, it must be at least 0 (0 = all tokens)"),
+            (0.0 < self.top_p <= 1.0, f"top-p is {self.top_p}, it must lie above 0 and be at most 1"),
+            (
+                self.repetition_penalty > 0.0,
+                f"repetition-penalty is {self.repetition_penalty}, it must be above 0",
+            ),
+        ]
+        wrong = [text for good, text in rules if not good]
+        if wrong:
+            raise UserError("; ".join(wrong))
+
+    def choose(self, logits: Tensor, seen: Tensor, generator: torch.Generator) -> int:
+        """logits: (vocab,) fp32; seen: (n,) ids so far -> the next id."""
+        if self.repetition_penalty != 1.0:
+            found = logits[seen]
+            penalised = torch.where(
+                found > 0, found / self.repetition_penalty, found * self.repetition_penalty
+            )
+            logits = logits.scatter(0, seen, penalised)
+        if self.temperature == 0.0:
+            return int(logits.argmax())
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.numel():
+            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[-1], float("-inf"))
+        probabilities = logits.softmax(-1)
+        if self.top_p < 1.0:
+            sorted_p, order = probabilities.sort(descending=True)
+            outside = sorted_p.cumsum(-1) - sorted_p >= self.top_p
+            probabilities[order[outside]] = 0.0
+        return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    prompt: list[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    *,
+    stop: int,
+    use_cache: bool = True,
+) -> Iterator[int]:
+    """Ids that continue `prompt`, one by one, up to `stop` (not given out) or `max_new_tokens`.
+
+    When the model's context is full, its newer half is kept and read again. With and without the
+    cache the same tokens come out in fp32.
+    """
+    device, limit = model.embedding.weight.device, model.shape.max_position_embeddings
+    generator = torch.Generator().manual_seed(sampling.seed)
+    context = unread = _fit(prompt, limit)
+    cache = _new_cache(model) if use_cache else None
+    seen = list(prompt)
+    for _ in range(max_new_tokens):
+        logits = model.logits(torch.tensor([unread], device=device), cache)[0]
+        token = sampling.choose(logits, torch.tensor(seen, device=device).unique(), generator)
+        if token == stop:
+            return
+        yield token
+        seen.append(token)
+        full = len(context) == limit
+        context = _fit([*context, token], limit)
+        unread = context if cache is None or full else [token]
+        if cache is not None and full:
+            cache.length = 0
+
+
+def _fit(context: list[int], limit: int) -> list[int]:
+    """All of the context, or its newer half where it is longer than the model can see."""
+    return context if len(context) <= limit else context[-(limit // 2) :]
+
+
+def _new_cache(model: GPT) -> KeyValueCache:
+    return KeyValueCache(model.shape, 1, model.shape.max_position_embeddings, model.embedding.weight)
+
+
+def stream_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    use_cache: bool = True,
+) -> Iterator[str]:
+    """Text that continues `prompt`, as it comes; whole characters only.
+
+    The prompt opens a document, as in training. Raises UserError for a prompt that is no UTF-8.
+    """
+    ids = [tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()]
+    decoder = tokenizer.stream()
+    stop = tokenizer.end_of_text_id
+    for token in generate(model, ids, max_new_tokens, sampling, stop=stop, use_cache=use_cache):
+        if text := decoder.push(token):
+            yield text
+    if rest := decoder.finish():
+        yield rest

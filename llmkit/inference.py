@@ -1,0 +1,108 @@
+"""What is done with a trained model: loading it from a checkpoint, sampling, evaluating."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from llmkit.checkpoint.read import Checkpoint
+from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
+from llmkit.data.build import prepare
+from llmkit.data.evaluation import HeldOut
+from llmkit.data.tokenizer import Tokenizer
+from llmkit.errors import UserError
+from llmkit.generate import Sampling, stream_text
+from llmkit.loop.device import choose_device, choose_precision
+from llmkit.model.gpt import GPT
+from llmkit.monitor.flops import bits_per_byte
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> GPT:
+    """The model of a checkpoint on `device`, in evaluation mode; precision: "fp32" or "bf16".
+
+    Weights are rounded from the fp32 masters, as in training. Raises UserError where the checkpoint
+    does not hold what its model needs.
+    """
+    shape = ModelShape.from_dict(checkpoint.model)
+    with torch.device(device):
+        model = GPT(shape).requires_grad_(False)
+    parameters = dict(model.named_parameters())
+    for name, parts in model.parts().items():
+        weight = parameters[name].zero_()
+        for part in parts:
+            weight[part.start : part.stop] = checkpoint.read(part.name, "master", part.box)
+        if precision == "bf16":
+            weight.data = weight.data.bfloat16()
+    return model.eval()
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that the model of a checkpoint was trained with."""
+    config = json.loads(checkpoint.extra_file("tokenizer_config.json"))
+    tokenizer = Tokenizer(checkpoint.tokenizer_json(), config["eos_token"], str(checkpoint.path))
+    known = ModelShape.from_dict(checkpoint.model).vocab_size
+    if tokenizer.vocab_size > known:
+        raise UserError(
+            f"{checkpoint.path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
+            f"but the model knows only {known} tokens"
+        )
+    return tokenizer
+
+
+def generate_command(
+    path: Path,
+    prompts: list[str],
+    max_new_tokens: int,
+    sampling: Sampling,
+    *,
+    precision: str,
+    use_cache: bool,
+) -> int:
+    """`llmkit generate`: prints each prompt and what follows it, as it comes."""
+    if max_new_tokens < 1:
+        raise UserError(f"max-new-tokens is {max_new_tokens}, it must be at least 1")
+    checkpoint = open_checkpoint(path)
+    device = choose_device()
+    tokenizer = load_tokenizer(checkpoint)
+    model = load_model(checkpoint, device, choose_precision(precision, device))
+    for number, prompt in enumerate(prompts):
+        print("\n" * (number > 0) + prompt, end="", flush=True)
+        for text in stream_text(model, tokenizer, prompt, max_new_tokens, sampling, use_cache):
+            print(text, end="", flush=True)
+        print()
+    return 0
+
+
+def evaluate_command(path: Path, *, precision: str) -> int:
+    """`llmkit evaluate`: held-out loss, perplexity and bits per byte of the newest checkpoint."""
+    checkpoint = open_checkpoint(path)
+    device = choose_device()
+    config = Config.model_validate(checkpoint.config)
+    data = prepare(config.data, lambda line: None)
+    expected = load_tokenizer(checkpoint).hash
+    if data.tokenizer.hash != expected:
+        raise UserError(
+            f"{checkpoint.path} was trained with another tokenizer than the one of {data.folder} "
+            f"(hash {expected} against {data.tokenizer.hash}): the sources have changed since"
+        )
+    if not data.heldout:
+        raise UserError(
+            f"{checkpoint.path}: nothing is held out (data.heldout_every is {config.data.heldout_every})"
+        )
+    model = load_model(checkpoint, device, choose_precision(precision, device))
+    heldout = HeldOut(data, 8)
+    nats = 0.0
+    with torch.inference_mode():
+        for batch in heldout:
+            nats += float(model(batch.to(device)).nats.double().sum())
+    loss = nats / heldout.targets
+    print(f"checkpoint     {checkpoint.path}")
+    print(f"held-out loss  {loss:.4f} nats a token, {heldout.targets:,} tokens")
+    print(f"perplexity     {math.exp(loss):.3f}")
+    print(f"bits per byte  {bits_per_byte(nats, heldout.text_bytes):.4f}")
+    return 0

@@ -1,0 +1,73 @@
+"""The end of a run: what came out, where it lies, what to try next."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from llmkit.data.prepared import Prepared
+from llmkit.generate import Sampling, stream_text
+from llmkit.loop.run import Run
+from llmkit.monitor.flops import bits_per_byte
+
+SAMPLE_TOKENS = 160
+"""Length of the sample at the end of a run."""
+
+
+def finish(run: Run) -> None:
+    """Marks the run as done and prints its summary."""
+    progress = run.progress
+    if not run.folder.is_done:
+        run.events.record("done", step=progress.step, tokens=progress.tokens, skipped=progress.skipped)
+        run.folder.mark_done()
+    facts = {"steps": f"{progress.step}, {progress.tokens / 1e6:.2f}M tokens"}
+    if progress.skipped:
+        facts["skipped"] = f"{progress.skipped} updates with a non-finite gradient"
+    facts |= heldout_facts(run)
+    if run.config.monitor.sample is not None:
+        run.console.note("")
+        run.console.note(sample(run, run.config.monitor.sample))
+        run.console.note("")
+    name = run.folder.path
+    facts["checkpoints"] = str(run.folder.checkpoints)
+    facts["metrics"] = str(name / "metrics.jsonl")
+    facts["try next"] = f"llmkit generate {name} --prompt 'def '"
+    facts[""] = f"llmkit evaluate {name}"
+    facts[" "] = f"the same command with train.max_steps={2 * progress.step} goes on training"
+    run.console.summary(facts)
+
+
+def heldout_facts(run: Run) -> dict[str, str]:
+    """Held-out loss, and bits per byte beside those of general compressors on the same text."""
+    loss = run.progress.eval_loss
+    if loss is None:
+        return {}
+    facts = {"held-out loss": f"{loss:.4f} nats a token, perplexity {math.exp(loss):.2f}"}
+    assert run.heldout is not None
+    bits = bits_per_byte(loss * run.heldout.targets, run.heldout.text_bytes)
+    others = compressors_bits_per_byte(run.data)
+    beside = "".join(f", {name} {value:.2f}" for name, value in others.items())
+    facts["bits per byte"] = f"this model {bits:.4f}{beside}"
+    return facts
+
+
+def compressors_bits_per_byte(data: Prepared) -> dict[str, float]:
+    """Bits per byte of general compressors on the held-out text; empty where they were not measured."""
+    found: dict[str, float] = {}
+    for name, key in (("xz -9e", "xz_bits_per_byte"), ("gzip -9", "gzip_bits_per_byte")):
+        indices = [source.reader.index for source in data.heldout]
+        if all(key in index.extra for index in indices):
+            bits = sum(float(str(index.extra[key])) * index.text_bytes for index in indices)
+            found[name] = bits / data.heldout_bytes
+    return found
+
+
+def sample(run: Run, prompt: str) -> str:
+    """The prompt and what the model, as it is in the engine, makes of it."""
+    model = run.engine.model
+    model.eval()
+    with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
+        text = "".join(stream_text(model, run.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
+    model.train()
+    return prompt + text

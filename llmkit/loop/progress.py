@@ -1,0 +1,56 @@
+"""How far a run has come: everything a checkpoint keeps besides weights, moments and data position."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Counters of a run; plain numbers, saved as JSON with each checkpoint."""
+
+    step: int = 0
+    """Batches consumed; 1 after the first."""
+    tokens: int = 0
+    """Targets trained on."""
+    max_steps: int | None = None
+    """Where the run ends; None until a time budget has been turned into steps."""
+    skipped: int = 0
+    """Updates left out because of a non-finite gradient."""
+    skipped_in_a_row: int = 0
+    """How many of them since the last good update."""
+    evaluated_step: int | None = None
+    """Step of the newest evaluation."""
+    eval_loss: float | None = None
+    """Its loss, nats per target."""
+    best_eval_loss: float | None = None
+    """The lowest so far."""
+    evaluations_without_gain: int = 0
+    """Evaluations since the lowest."""
+    stopped_early: bool = False
+    """Early stopping has ended the run."""
+
+    def finished(self) -> bool:
+        """True where no step is left to do."""
+        return self.stopped_early or (self.max_steps is not None and self.step >= self.max_steps)
+
+    def record_evaluation(self, loss: float, patience: int | None) -> None:
+        """Notes an evaluation at this step, and whether it was one too many without a lower loss."""
+        self.evaluated_step, self.eval_loss = self.step, loss if math.isfinite(loss) else None
+        if self.best_eval_loss is None or loss < self.best_eval_loss:
+            self.best_eval_loss, self.evaluations_without_gain = self.eval_loss, 0
+        else:
+            self.evaluations_without_gain += 1
+        self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Progress:
+        """The progress that `to_json` wrote; a field that is unknown here is a TypeError."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in state.items() if name in known})

@@ -1,0 +1,81 @@
+"""One run, assembled: what the loop and its hooks work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from llmkit.checkpoint.write import save
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
+from llmkit.data.evaluation import HeldOut
+from llmkit.data.loader import TrainLoader
+from llmkit.data.prepared import Prepared
+from llmkit.engine.base import StepResult
+from llmkit.engine.native import NativeEngine
+from llmkit.loop.clock import Clock
+from llmkit.loop.progress import Progress
+from llmkit.monitor.console import Console
+from llmkit.monitor.events import EventLog
+from llmkit.monitor.metrics import MetricsFile
+from llmkit.run_folder import RunFolder
+
+
+@dataclass
+class Run:
+    """The parts of a run, none of which knows another."""
+
+    config: Config
+    folder: RunFolder
+    shape: ModelShape
+    device: torch.device
+    precision: str
+    micro_batch_size: int
+    data: Prepared
+    heldout: HeldOut | None
+    loader: TrainLoader
+    engine: NativeEngine
+    progress: Progress
+    console: Console
+    metrics: MetricsFile
+    events: EventLog
+    clock: Clock = field(default_factory=Clock)
+    saved_step: int | None = None
+
+    def save(self) -> Path:
+        """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
+
+        Raises RunFault where it cannot be written; what was there before is then still there.
+        """
+        path = self.folder.checkpoints / f"step-{self.progress.step:08d}"
+        if self.saved_step == self.progress.step:
+            return path
+        state: dict[str, Any] = {
+            "progress": self.progress.to_json(),
+            "data": self.loader.state(),
+            "updates": self.engine.updates,
+        }
+        path = save(
+            self.folder.checkpoints,
+            self.progress.step,
+            self.engine.read_pieces(),
+            state=state,
+            model=self.shape.to_dict(),
+            config=self.config.model_dump(mode="json"),
+            extra_files=self.data.tokenizer.files(),
+            keep_last=self.config.checkpoint.keep_last,
+        )
+        self.saved_step = self.progress.step
+        self.events.record("save", step=self.progress.step, path=path.name)
+        return path
+
+
+class Hook(Protocol):
+    """Something that happens after steps; hooks are called in the order of their list."""
+
+    def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
+        """`run.progress` already counts the step; `result` is still on the device."""
+        ...

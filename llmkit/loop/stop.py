@@ -1,0 +1,48 @@
+"""Requests to stop: signals, and the stop file."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+from llmkit.run_folder import RunFolder
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """While entered, a signal only sets a flag: the loop finishes its step, saves and ends.
+
+    A second Ctrl-C gives SIGINT its usual meaning back, so that a third one ends the process at
+    once; repeated SIGTERM and SIGUSR1 change nothing.
+    """
+
+    def __init__(self, folder: RunFolder, note: Callable[[str], None]) -> None:
+        self._folder, self._note = folder, note
+        self._signal: signal.Signals | None = None
+
+    def reason(self) -> str | None:
+        """Why to stop now, or None."""
+        if self._signal is not None:
+            return self._signal.name
+        return "the stop file" if self._folder.stop_requested() else None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        first, self._signal = self._signal is None, signal.Signals(number)
+        if first:
+            self._note(f"{self._signal.name} received: finishing this step, then saving")
+        elif number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._note("still saving; once more to quit without it")
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,71 @@
+"""A run that is killed at random points and started again ends as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmkit.checkpoint.read import open as open_checkpoint
+from tests.program import make_project, run, start, timeless
+
+STEPS = 200
+
+
+def final_state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.step == STEPS
+    return {
+        (kind, name): checkpoint.read(name, kind)
+        for kind in checkpoint.kinds()
+        for name in checkpoint.names(kind)
+    }
+
+
+def kill_after(folder: Path, size: int, *arguments: str) -> bool:
+    """Starts the run and kills it once metrics.jsonl is longer than `size`; False if it ended before."""
+    process = start(folder, *arguments)
+    metrics = folder / "runs" / "killed" / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and metrics.stat().st_size > size:
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.001)
+    output, _ = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), output
+    return process.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings"),
+    [
+        pytest.param("fp32", ["train.micro_batch_size=2"], id="fp32"),
+        pytest.param("bf16", ["model.norm=layernorm", "data.document_masks=true"], id="bf16"),
+    ],
+)
+def test_killed_and_straight_runs_are_bit_equal(tmp_path, precision, settings):
+    config = make_project(tmp_path).name
+    common = [f"train.max_steps={STEPS}", f"train.precision={precision}", "checkpoint.every_steps=13",
+              "evaluate.every_steps=60", *settings]  # fmt: skip
+    run(tmp_path, "train", config, *common, "run.name=straight")
+    straight = tmp_path / "runs" / "straight"
+    whole = (straight / "metrics.jsonl").stat().st_size
+
+    draw = random.Random(precision)
+    points = sorted(draw.uniform(0.02, 0.95) for _ in range(4))
+    kills = sum(
+        kill_after(tmp_path, int(point * whole), "train", config, *common, "run.name=killed")
+        for point in points
+    )
+    assert kills >= 3
+    run(tmp_path, "train", config, *common, "run.name=killed")
+
+    killed = tmp_path / "runs" / "killed"
+    assert timeless(killed) == timeless(straight)
+    a, b = final_state(straight), final_state(killed)
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert (killed / "DONE").exists()

@@ -1,0 +1,219 @@
+"""The native engine against a loop that anyone can read: full batch, mean loss, plain AdamW."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmkit.batch import IGNORE, Batch
+from llmkit.checkpoint.read import load
+from llmkit.checkpoint.write import save
+from llmkit.config.schema import Optimizer
+from llmkit.engine.native import NativeEngine
+from llmkit.model.gpt import GPT
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
+
+OPTIMIZER = Optimizer(learning_rate=1e-2, eps=1e-5, weight_decay=0.1)
+CLIPPING = 0.5
+
+
+def batch_of(shape, seed: int, rows: int = 6) -> Batch:
+    """Rows with different numbers of targets, so that a mean of means would show."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens, labels = torch.randint(shape.vocab_size, (2, rows, 19), generator=generator).unbind()
+    labels = labels.clone()
+    for row in range(rows):
+        labels[row, : 3 * row] = IGNORE
+    return Batch(tokens, labels)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    return [Batch(t, y) for t, y in zip(batch.tokens.chunk(parts), batch.labels.chunk(parts), strict=True)]
+
+
+def targets(batch: Batch) -> int:
+    return int((batch.labels != IGNORE).sum())
+
+
+def make(shape, precision: str = "fp32", clipping: float = CLIPPING, optimizer=OPTIMIZER) -> NativeEngine:
+    return NativeEngine(random_model(shape), optimizer, precision=precision, gradient_clipping=clipping)
+
+
+def reference_steps(shape, steps: int) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """Losses, gradient norms and final weights; none of the engine's code."""
+    model = random_model(shape)
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(
+        groups, lr=1e-2, betas=OPTIMIZER.betas, eps=1e-5, fused=False, foreach=False
+    )
+    losses, norms = [], []
+    for step in range(steps):
+        batch = batch_of(shape, step)
+        logits = model.hidden(batch.tokens) @ model.head_weight()[: shape.vocab_size].T
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING).item())
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 1e-2 / (1 + step)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms, {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
+def test_ten_clipped_steps_equal_the_plain_loop(shape, parts):
+    losses, norms, weights = reference_steps(shape, 10)
+    engine = make(shape)
+    for step in range(10):
+        batch = batch_of(shape, step)
+        result = engine.train_step(split(batch, parts), targets(batch), 1e-2 / (1 + step))
+        assert result.loss_sum.item() / result.targets == pytest.approx(losses[step], rel=1e-6)
+        assert result.grad_norm.item() == pytest.approx(norms[step], rel=1e-5)
+        assert result.skipped.item() == 0.0
+        assert norms[step] > CLIPPING  # so that clipping is part of what is compared
+    for name, weight in engine.model.named_parameters():
+        if not name.endswith("qkv.bias"):  # the key bias has no true gradient: AdamW makes noise of it
+            assert (weight - weights[name]).norm() <= 1e-5 * weights[name].norm(), name
+    assert engine.updates == 10
+
+
+@pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
+def test_bf16_trains_masters_that_the_weights_round(shape):
+    losses, _, _ = reference_steps(shape, 10)
+    engine = make(shape, "bf16")
+    for step in range(10):
+        batch = batch_of(shape, step)
+        result = engine.train_step(split(batch, 2), targets(batch), 1e-2 / (1 + step))
+        assert result.loss_sum.item() / result.targets == pytest.approx(losses[step], rel=2e-2)
+    for (name, weight), master in zip(engine.model.named_parameters(), engine.masters, strict=True):
+        assert weight.dtype == torch.bfloat16 and master.dtype == torch.float32, name
+        assert torch.equal(weight, master.bfloat16()), name
+        state = engine.optimizers[0].state[master]
+        assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.float32, name
+    assert any(not torch.equal(m, m.bfloat16().float()) for m in engine.masters)
+
+
+def test_bf16_gradients_are_accumulated_in_fp32():
+    """From 256 equal parts on, a sum in bf16 would not grow any more."""
+    engine = make(replace(LLAMA_STYLE, num_hidden_layers=1), "bf16", clipping=0.0)
+    batch = batch_of(LLAMA_STYLE, 0, rows=1)
+    engine.train_step([batch] * 300, targets(batch) * 300, 0.0)
+    accumulated = [m.grad.clone() for m in engine.masters if m.grad is not None]
+    engine.train_step([batch], targets(batch), 0.0)
+    once = [m.grad for m in engine.masters if m.grad is not None]
+    for a, b in zip(accumulated, once, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=float(b.abs().max()) * 1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_non_finite_gradient_changes_nothing(precision, poison, optimizer):
+    engine = make(LLAMA_STYLE, precision, optimizer=OPTIMIZER.model_copy(update={"name": optimizer}))
+    batch = batch_of(LLAMA_STYLE, 0)
+    engine.train_step([batch], targets(batch), 1e-2)
+    before = [piece.data.clone() for piece in engine.read_pieces()]
+    weights = [weight.detach().clone() for weight in engine.weights]
+
+    handle = engine.weights[3].register_hook(lambda gradient: gradient.fill_(poison))
+    result = engine.train_step(split(batch, 2), targets(batch), 1e-2)
+    handle.remove()
+    assert result.skipped.item() == 1.0 and engine.updates == 1
+    for old, piece in zip(before, engine.read_pieces(), strict=True):
+        assert torch.equal(old, piece.data), piece.name
+    assert all(torch.equal(a, b) for a, b in zip(weights, engine.weights, strict=True))
+
+    assert engine.train_step([batch], targets(batch), 1e-2).skipped.item() == 0.0
+    assert engine.updates == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
+def test_an_engine_goes_on_bit_for_bit_from_its_pieces(tmp_path, shape, precision, optimizer):
+    settings = OPTIMIZER.model_copy(update={"name": optimizer})
+    first = make(shape, precision, optimizer=settings)
+    for step in range(3):
+        first.train_step([batch_of(shape, step)], 50, 1e-2)
+    folder = save(
+        tmp_path,
+        3,
+        first.read_pieces(),
+        state={},
+        model=shape.to_dict(),
+        config={},
+        extra_files={},
+        keep_last=1,
+    )
+    second = NativeEngine(GPT(shape), settings, precision=precision, gradient_clipping=CLIPPING)
+    second.write_pieces(load(folder), first.updates)
+    for step in range(3, 6):
+        a = first.train_step([batch_of(shape, step)], 50, 1e-2)
+        b = second.train_step([batch_of(shape, step)], 50, 1e-2)
+        assert a.loss_sum.item() == b.loss_sum.item() and a.grad_norm.item() == b.grad_norm.item()
+    for a, b in zip(first.read_pieces(), second.read_pieces(), strict=True):
+        assert (a.name, a.kind) == (b.name, b.kind) and torch.equal(a.data, b.data), a.name
+    assert first.updates == second.updates == 6
+
+
+def test_pieces_before_the_first_step_are_the_initial_weights(tmp_path):
+    engine = make(LLAMA_STYLE, "bf16")
+    kinds = {piece.kind for piece in engine.read_pieces()}
+    assert kinds == {"master"} and engine.updates == 0
+
+
+def test_muon_moves_the_blocks_matrices_and_adamw_the_rest():
+    engine = make(GPT2_STYLE, optimizer=OPTIMIZER.model_copy(update={"name": "muon"}))
+    batch = batch_of(GPT2_STYLE, 0)
+    engine.train_step([batch], targets(batch), 1e-2)
+    kinds: dict[str, set[str]] = {}
+    for piece in engine.read_pieces():
+        kinds.setdefault(piece.kind, set()).add(piece.name)
+    assert kinds["exp_avg"] == kinds["exp_avg_sq"] == kinds["master"] - kinds["momentum_buffer"]
+    assert "blocks.0.attention.k_proj.weight" in kinds["momentum_buffer"]
+    assert all(n.startswith("blocks.") and n.endswith("proj.weight") for n in kinds["momentum_buffer"])
+    assert {"embedding.weight", "positions.weight", "norm.bias", "blocks.1.mlp.up_proj.bias"} <= kinds["exp_avg"]
+
+
+def test_evaluation_sums_every_row_and_changes_nothing():
+    shape = replace(GPT2_STYLE, hidden_dropout=0.5, attention_dropout=0.5)
+    engine = make(shape)
+    batch = batch_of(shape, 0)
+    rows = engine.evaluate(split(batch, 3))
+    again = engine.evaluate([batch])
+    torch.testing.assert_close(rows.nats, again.nats, rtol=1e-5, atol=1e-5)
+    assert rows.targets.tolist() == [19, 16, 13, 10, 7, 4]
+    assert not rows.nats.requires_grad and engine.model.training
+    assert all(weight.grad is None for weight in engine.weights)
+
+
+def test_evaluation_does_not_change_the_next_step():
+    one, two = make(LLAMA_STYLE), make(LLAMA_STYLE)
+    batch = batch_of(LLAMA_STYLE, 0)
+    two.evaluate([batch])
+    for engine in (one, two):
+        engine.train_step([batch], targets(batch), 1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(one.weights, two.weights, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gpu_equals_cpu(precision):
+    cpu = make(LLAMA_STYLE)
+    model = random_model(LLAMA_STYLE).cuda()
+    gpu = NativeEngine(model, OPTIMIZER, precision=precision, gradient_clipping=CLIPPING)
+    for step in range(5):
+        batch = batch_of(LLAMA_STYLE, step)
+        a = cpu.train_step([batch], targets(batch), 1e-2)
+        b = gpu.train_step([batch.to(torch.device("cuda"))], targets(batch), 1e-2)
+        assert b.loss_sum.item() == pytest.approx(
+            a.loss_sum.item(), rel=1e-5 if precision == "fp32" else 2e-2
+        )

@@ -1,0 +1,37 @@
+"""Counters of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from llmkit.loop.progress import Progress
+
+
+def test_json_brings_everything_back():
+    progress = Progress(step=3, tokens=99, max_steps=10, skipped=1, evaluated_step=2, eval_loss=1.5)
+    assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+
+
+def test_patience_counts_evaluations_without_a_lower_loss():
+    progress = Progress()
+    stopped = []
+    for loss in (3.0, 2.0, 2.5, 1.9, 1.9, math.nan):
+        progress.record_evaluation(loss, patience=2)
+        stopped.append(progress.stopped_early)
+    assert stopped == [False, False, False, False, False, True]
+    assert (progress.best_eval_loss, progress.eval_loss) == (1.9, None)
+
+
+def test_a_first_loss_that_is_not_finite_is_no_best_one():
+    progress = Progress()
+    progress.record_evaluation(math.nan, patience=1)
+    progress.record_evaluation(2.0, patience=None)
+    assert progress.best_eval_loss == 2.0
+
+
+def test_finished_at_the_last_step_or_when_stopped_early():
+    assert not Progress(step=5).finished()
+    assert not Progress(step=5, max_steps=6).finished()
+    assert Progress(step=6, max_steps=6).finished()
+    assert Progress(step=1, max_steps=6, stopped_early=True).finished()

@@ -1,0 +1,74 @@
+"""Muon against the definition (singular value decomposition) and against PyTorch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.optim.muon import Muon, orthogonalise
+
+SHAPES = [(24, 24), (40, 16), (16, 40), (1, 8)]
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_iteration_acts_on_singular_values_alone(shape):
+    matrices = random(3, *shape) * torch.tensor([1e-2, 1.0, 1e4])[:, None, None]
+    for before, after in zip(matrices.double(), orthogonalise(matrices).double(), strict=True):
+        u, values, v = torch.linalg.svd(before, full_matrices=False)
+        values = values / values.norm()
+        started = values
+        for _ in range(5):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        torch.testing.assert_close(after, u @ torch.diag(values) @ v, rtol=1e-4, atol=1e-4)
+        assert 0.6 < values[started > 0.02].min() <= values.max() < 1.3
+
+
+def test_ten_steps_equal_pytorchs_muon():
+    """PyTorch's takes separate matrices and iterates in bf16: ours is given the same dtype."""
+    ours = [torch.nn.Parameter(random(24 + 16 + 16, 24)), torch.nn.Parameter(random(24, 56, seed=1))]
+    rows = [[(0, 24), (24, 40), (40, 56)], [(0, 24)]]
+    split = [p.detach()[a:b].clone() for p, cuts in zip(ours, rows, strict=True) for a, b in cuts]
+    theirs = [torch.nn.Parameter(matrix.clone()) for matrix in split]
+    settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    mine = Muon(list(zip(ours, rows, strict=True)), dtype=torch.bfloat16, **settings)
+    reference = torch.optim.Muon(theirs, nesterov=True, adjust_lr_fn="match_rms_adamw", **settings)
+    for step in range(10):
+        gradients = [random(*p.shape, seed=10 * step + i) for i, p in enumerate(ours)]
+        for parameter, gradient in zip(ours, gradients, strict=True):
+            parameter.grad = gradient
+        parts = [g[a:b] for g, cuts in zip(gradients, rows, strict=True) for a, b in cuts]
+        for parameter, gradient in zip(theirs, parts, strict=True):
+            parameter.grad = gradient.clone()
+        mine.step()
+        reference.step()
+    found = [p[a:b] for p, cuts in zip(ours, rows, strict=True) for a, b in cuts]
+    for ours_part, theirs_part, start in zip(found, theirs, split, strict=True):
+        moved = (theirs_part - start).norm()
+        assert moved > 0.01 * start.norm()
+        assert (ours_part - theirs_part).norm() <= 2e-2 * moved
+
+
+def test_a_skipped_step_changes_nothing():
+    parameter = torch.nn.Parameter(random(8, 8))
+    optimizer = Muon([(parameter, [(0, 8)])], lr=0.1, momentum=0.9, weight_decay=0.1, dtype=torch.float32)
+    parameter.grad = random(8, 8, seed=1)
+    optimizer.step()
+    state = optimizer.state[parameter]
+    before = parameter.detach().clone(), state["momentum_buffer"].clone(), state["step"].clone()
+    parameter.grad = torch.full((8, 8), float("nan"))
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    for old, new in zip(before, (parameter, state["momentum_buffer"], state["step"]), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_an_update_is_as_large_as_one_of_adamw():
+    parameter = torch.nn.Parameter(torch.zeros(64, 128))
+    optimizer = Muon([(parameter, [(0, 64)])], lr=1.0, momentum=0.9, weight_decay=0.0, dtype=torch.float32)
+    parameter.grad = random(64, 128)
+    optimizer.step()
+    assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)

@@ -1,0 +1,110 @@
+"""Running the program as a user does, on a corpus and a model that take a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CONFIG = """\
+run:
+  name: tiny
+  deterministic: true
+model:
+  hidden_size: 32
+  num_hidden_layers: 2
+  num_attention_heads: 4
+  num_key_value_heads: 2
+  intermediate_size: 64
+  qk_norm: true
+  hidden_dropout: 0.1
+data:
+  sources:
+    - type: text
+      path: corpus
+  tokenizer:
+    type: bytes
+  sequence_length: 32
+train:
+  max_steps: 12
+  global_batch_size: 4
+  precision: fp32
+optimizer:
+  learning_rate: 0.01
+schedule:
+  warmup_steps: 3
+kernels:
+  compile: false
+checkpoint:
+  every_steps: 5
+monitor:
+  log_every: 1
+  wandb:
+    mode: disabled
+"""
+SENTENCE = "the model reads a row of tokens and learns which token follows every other token in it"
+
+
+def make_project(folder: Path, documents: int = 40) -> Path:
+    """A folder with a configuration and a corpus; returns the configuration's path."""
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    for number in range(documents):
+        text = " ".join(draw.choice(SENTENCE.split()) for _ in range(60))
+        (corpus / f"{number:03d}.txt").write_text(f"{text}.\n")
+    config = folder / "tiny.yaml"
+    config.write_text(CONFIG)
+    return config
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with one thread a process: sums then have one order everywhere."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The llmkit command, started in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmkit", *arguments],
+        cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> str:
+    """Output of a command that must end with `code`."""
+    process = start(folder, *arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run folder."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(folder: Path) -> list[str]:
+    """Names of what is in events.jsonl."""
+    return [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+TIMELESS = (
+    "step",
+    "tokens",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "skipped",
+    "eval_loss",
+    "eval_bits_per_byte",
+)
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the columns that tell of time and memory."""
+    return [{name: value for name, value in row.items() if name in TIMELESS} for row in rows(folder)]

@@ -1,0 +1,177 @@
+"""Every mistake gives one clear message on standard error, exit code 2, and harms nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli import main
+from llmkit.run_folder import RunFolder
+from tests.program import environment, make_project
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file under `folder` that a run could harm; the lock and logs of attempts aside."""
+    kept = {path for path in folder.rglob("*") if path.is_file() and path.name not in ("run.lock", ".lock")}
+    return {str(path): path.read_bytes() for path in kept}
+
+
+def refused(capsys, *overrides: str, config: str = "tiny.yaml") -> str:
+    """The message of a train command that must be refused before it changes anything."""
+    before = snapshot(Path("runs"))
+    capsys.readouterr()
+    assert main(["train", config, "run.deterministic=false", *overrides]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("llmkit: ")
+    assert "Traceback" not in message
+    assert snapshot(Path("runs")) == before
+    return message
+
+
+def trained(*overrides: str) -> None:
+    assert main(["train", "tiny.yaml", "run.deterministic=false", "train.max_steps=3", *overrides]) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.max_step=3", ["unknown key", "did you mean train.max_steps?"]),
+        ("learning_rate=3", ["did you mean optimizer.learning_rate?"]),
+        ("train.max_steps=many", ["train.max_steps", "whole number"]),
+        ("optimizer.betas=[0.9]", ["optimizer.betas"]),
+        ("model.mlp=relu", ["swiglu", "gelu"]),
+        ("train.micro_batch_size=3", ["micro_batch_size 3", "does not divide", "global_batch_size 4"]),
+        ("data.sources.0.path=nowhere", ["data.sources[0].path", "nowhere"]),
+        ("model.vocab_size=100", ["vocab_size 100", "257"]),
+        ("data.tokenizer={type: file, path: none.json}", ["none.json", "cannot be read"]),
+    ],
+)
+def test_settings(project, capsys, override, says):
+    message = refused(capsys, override)
+    assert all(part in message for part in says), message
+
+
+def test_all_mistakes_are_told_at_once(project, capsys):
+    message = refused(capsys, "train.max_step=3", "optimizer.lr=1", "model.hidden_size=-1", "monitor.log_every=x")
+    assert "4 mistakes" in message
+
+
+def test_a_configuration_that_is_not_there(project, capsys):
+    assert "nowhere.yaml" in refused(capsys, config="nowhere.yaml")
+
+
+@pytest.mark.parametrize("documents", [[], ["", "", ""]], ids=["no-files", "empty-files"])
+def test_an_empty_corpus(project, capsys, documents):
+    shutil.rmtree("corpus")
+    Path("corpus").mkdir()
+    for number, text in enumerate(documents):
+        Path(f"corpus/{number}.txt").write_text(text)
+    assert "corpus" in refused(capsys) or "no document to train on" in refused(capsys)
+
+
+def test_documents_that_are_no_text_are_counted(project, capsys):
+    good = [json.dumps({"text": f"number {n} " * 40}) for n in range(30)]
+    bad = ['{"text": null}', '{"text": ""}', '{"text": 5}', '{"other": "x"}', '{"text": "\\ud800"}', "{broken"]
+    lines = b"\n".join(line.encode() for line in good + bad) + b'\n{"text": "\xff\xfe"}\n'
+    Path("records.jsonl").write_bytes(lines)
+    source = "data.sources=[{type: jsonl, path: records.jsonl}]"
+    trained(source)
+    printed = capsys.readouterr().out
+    assert "7 documents left out" in printed
+    message = refused(capsys, source, "data.errors=raise", "run.name=strict")
+    assert "records.jsonl:3" in message
+
+
+def test_another_tokenizer_than_the_shards(project, capsys):
+    trained()
+    (folder,) = (path for path in Path("data-cache").iterdir() if path.is_dir())
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("<|endoftext|>", "!"))
+    message = refused(capsys, "train.max_steps=6")
+    assert "tokenizer" in message
+
+
+def test_another_tokenizer_than_the_checkpoint(project, capsys):
+    bpe = "data.tokenizer={type: bpe, vocab_size: 270}"
+    trained(bpe)
+    for path in Path("corpus").iterdir():
+        path.write_text(path.read_text().upper())
+    message = refused(capsys, bpe, "train.max_steps=6")
+    assert "tokenizer" in message
+    assert "step-00000003" in message
+
+
+def test_other_data_than_the_checkpoint(project, capsys):
+    trained()
+    Path("corpus/new.txt").write_text("something else " * 50)
+    message = refused(capsys, "train.max_steps=6")
+    assert "tokens" in message
+
+
+def test_a_run_folder_of_another_model(project, capsys):
+    trained()
+    message = refused(capsys, "model.num_hidden_layers=3", "model.mlp=gelu")
+    assert "model.num_hidden_layers: 2 -> 3" in message
+    assert "model.mlp" in message
+    assert "run.name" in message
+
+
+def test_fresh_refuses_a_folder_with_checkpoints(project, capsys):
+    trained()
+    before = snapshot(Path("runs"))
+    assert main(["train", "tiny.yaml", "run.deterministic=false", "--fresh"]) == 2
+    assert "step 3" in capsys.readouterr().err
+    assert snapshot(Path("runs")) == before
+
+
+def test_two_runs_in_one_folder(project, capsys):
+    with RunFolder.open(Path("runs/tiny"), "the first run"):
+        message = refused(capsys)
+    assert "the first run" in message
+
+
+def test_several_processes(project, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE is 2" in refused(capsys)
+
+
+def test_a_run_folder_that_cannot_be_made(project, capsys):
+    Path("file").write_text("")
+    assert "file/tiny" in refused(capsys, "run.dir=file")
+
+
+def mounted(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a shell script in a mount namespace of its own; skips where that is not allowed."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:
+        pytest.skip("mount namespaces are not allowed here")
+    command = [unshare, "-m", "sh", "-c", script, "sh", sys.executable]
+    return subprocess.run(command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=120)
+
+
+def test_a_read_only_run_folder(project):
+    Path("runs").mkdir()
+    done = mounted('mount -o bind,ro runs runs && exec "$1" -m llmkit train tiny.yaml', project)
+    assert done.returncode == 2, done.stderr
+    assert "runs/tiny as the run folder" in done.stderr
+    assert "Read-only file system" in done.stderr
+
+
+def test_no_free_disk(project):
+    Path("runs").mkdir()
+    done = mounted('mount -t tmpfs -o size=300k none runs && exec "$1" -m llmkit train tiny.yaml', project)
+    assert done.returncode == 1, done.stderr
+    assert "too full" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,273 @@
+"""`llmkit train` from the outside: what a run leaves behind, how it stops and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.checkpoint.read import verify
+from llmkit.cli import main
+from llmkit.config.load import load
+from llmkit.engine.native import NativeEngine
+from llmkit.errors import RunFault
+from tests.program import events, make_project, rows, timeless
+
+COLUMNS = {
+    "step", "tokens", "loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second",
+    "data_seconds", "mfu", "mfu_peak", "peak_memory_gib",
+}  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The folder of a small configuration, as working directory."""
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(*overrides: str) -> int:
+    return main(["train", "tiny.yaml", *overrides])
+
+
+def when_rows(folder: Path, count: int, act) -> threading.Thread:
+    """Calls `act` once metrics.jsonl has `count` rows."""
+
+    def watch() -> None:
+        metrics = folder / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < count:
+            time.sleep(0.001)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_run_leaves_a_whole_record(project, capsys):
+    assert train("evaluate.every_steps=6") == 0
+    folder = project / "runs" / "tiny"
+    training = [row for row in rows(folder) if "loss" in row]
+    evaluations = [row for row in rows(folder) if "eval_loss" in row]
+    assert all(set(row) == COLUMNS for row in training)
+    assert [row["step"] for row in training] == list(range(1, 13))
+    assert [row["tokens"] for row in training] == [step * 4 * 32 for step in range(1, 13)]
+    assert training[-1]["loss"] < training[0]["loss"] - 0.3
+    assert training[0]["loss"] == pytest.approx(math.log(257), abs=0.1)
+    assert [row["learning_rate"] for row in training][:4] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.00978], rel=1e-2)
+    assert [row["step"] for row in evaluations] == [6, 12]
+    for row in evaluations:  # every character is a token, and so is the end of each document
+        characters = sum(len(path.read_text()) for path in (project / "corpus").iterdir())
+        assert row["eval_bits_per_byte"] == pytest.approx(row["eval_loss"] / math.log(2), rel=1e-2)
+        assert characters > 0
+    assert events(folder) == ["start", "save", "save", "save", "done"]
+    assert [path.name[-2:] for path in sorted((folder / "checkpoints").iterdir())] == ["05", "10", "12"]
+    assert all(not verify(path) for path in (folder / "checkpoints").iterdir())
+    assert load(folder / "config.yaml").config == load("tiny.yaml", ["evaluate.every_steps=6"]).config
+    assert json.loads((folder / "manifest.json").read_text())["precision"] == "fp32"
+    assert (folder / "DONE").exists()
+    printed = capsys.readouterr().out
+    for fact in ("parameters", "tokens_per_step", "bits per byte", "xz -9e", "gzip -9", "llmkit generate"):
+        assert fact in printed
+
+
+def test_a_finished_run_stays_as_it_is_until_it_gets_more_steps(project, capsys):
+    assert train() == 0
+    folder = project / "runs" / "tiny"
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert train() == 0
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert events(folder).count("done") == 1
+    assert train("train.max_steps=15") == 0
+    assert [row["step"] for row in rows(folder) if "loss" in row] == list(range(1, 16))
+    assert (folder / "DONE").exists()
+    assert open_checkpoint(folder).step == 15
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_goes_on(project, number, capsys):
+    assert train("run.name=straight", "train.max_steps=60") == 0
+    folder = project / "runs" / "tiny"
+    watcher = when_rows(folder, 7, lambda: os.kill(os.getpid(), number))
+    assert train("train.max_steps=60") == 75
+    watcher.join()
+    stopped_at = open_checkpoint(folder).step
+    assert 7 <= stopped_at < 60
+    assert events(folder)[-1] == "stop"
+    assert number.name in capsys.readouterr().out
+    assert train("train.max_steps=60") == 0
+    assert timeless(folder) == timeless(project / "runs" / "straight")
+
+
+@pytest.mark.parametrize("where", ["run folder", "STOP_FILE"])
+def test_the_stop_file_saves_and_is_forgotten_by_the_next_start(project, where, monkeypatch):
+    folder = project / "runs" / "tiny"
+    stop = folder / "STOP" if where == "run folder" else project / "please-stop"
+    if where == "STOP_FILE":
+        monkeypatch.setenv("STOP_FILE", str(stop))
+    watcher = when_rows(folder, 3, stop.touch)
+    assert train("train.max_steps=300") == 75
+    watcher.join()
+    assert train() == 0
+    assert not stop.exists()
+
+
+def test_a_second_signal_while_saving_changes_nothing(project, monkeypatch):
+    import llmkit.loop.run
+
+    saves = []
+
+    def slow_save(*arguments, **named):
+        os.kill(os.getpid(), signal.SIGTERM)
+        saves.append(arguments[1])
+        return save(*arguments, **named)
+
+    save = llmkit.loop.run.save
+    monkeypatch.setattr(llmkit.loop.run, "save", slow_save)
+    watcher = when_rows(project / "runs" / "tiny", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train("checkpoint.every_steps=0", "train.max_steps=300") == 75
+    watcher.join()
+    assert len(saves) == 1
+    assert open_checkpoint(project / "runs" / "tiny").step == saves[0]
+
+
+def poison(monkeypatch, steps: set[int]) -> None:
+    """Makes one gradient of these steps NaN."""
+    train_step = NativeEngine.train_step
+    done = [0]
+
+    def poisoned(self, *arguments):
+        done[0] += 1
+        hook = self.weights[2].register_hook(lambda g: g * (math.nan if done[0] in steps else 1.0))
+        result = train_step(self, *arguments)
+        hook.remove()
+        return result
+
+    monkeypatch.setattr(NativeEngine, "train_step", poisoned)
+
+
+def test_non_finite_gradients_are_skipped_counted_and_logged(project, monkeypatch):
+    poison(monkeypatch, {3, 4, 9})
+    assert train("train.max_nonfinite_steps=3", "monitor.log_every=5") == 0
+    folder = project / "runs" / "tiny"
+    training = [row for row in rows(folder) if "loss" in row]
+    assert [row["step"] for row in training] == [1, 3, 4, 5, 9, 10, 12]
+    assert [row["step"] for row in training if row.get("skipped")] == [3, 4, 9]
+    assert [row["grad_norm"] for row in training if row.get("skipped")] == [None] * 3
+    state = open_checkpoint(folder).state
+    assert (state["progress"]["skipped"], state["updates"]) == (3, 9)
+
+
+def test_too_many_non_finite_gradients_end_the_run(project, monkeypatch, capsys):
+    poison(monkeypatch, set(range(7, 100)))
+    assert train("train.max_nonfinite_steps=3") == 1
+    folder = project / "runs" / "tiny"
+    assert "not finite 3 times in a row" in capsys.readouterr().err
+    assert events(folder)[-1] == "fault"
+    assert open_checkpoint(folder).step == 5
+    assert not (folder / "DONE").exists()
+
+
+def test_early_stopping_ends_the_run_and_lifting_it_goes_on(project, capsys):
+    still = ["optimizer.learning_rate=1e-30", "evaluate.every_steps=2"]
+    assert train(*still, "evaluate.early_stopping=2") == 0
+    folder = project / "runs" / "tiny"
+    assert open_checkpoint(folder).step == 6  # best at 2, no gain at 4 and 6
+    assert events(folder)[-2:] == ["save", "done"]
+    assert "stopping early" in capsys.readouterr().out
+    assert train(*still, "evaluate.early_stopping=2") == 0
+    assert open_checkpoint(folder).step == 6
+    assert train(*still) == 0
+    assert open_checkpoint(folder).step == 12
+
+
+def test_a_time_budget_becomes_steps_and_is_kept_on_resume(project, monkeypatch, capsys):
+    monkeypatch.setattr("llmkit.loop.budget.END_SECONDS", 0.0)
+    budget = ["train.max_steps=null", "train.max_minutes=0.3"]
+    folder = project / "runs" / "tiny"
+    watcher = when_rows(folder, 14, (folder / "STOP").touch)
+    assert train(*budget) == 75
+    watcher.join()
+    chosen = open_checkpoint(folder).state["progress"]["max_steps"]
+    assert chosen > 14
+    assert train(*budget) == 0
+    assert open_checkpoint(folder).step == chosen
+    assert events(folder).count("max_steps") == 1
+    assert f"max_steps = {chosen}" in capsys.readouterr().out
+
+
+def test_accumulation_changes_nothing(project):
+    exact = ["model.hidden_dropout=0.0", "optimizer.eps=1e-5"]  # a small eps makes noise of gradients near 0
+    assert train("run.name=whole", *exact) == 0
+    assert train("run.name=parts", *exact, "train.micro_batch_size=1") == 0
+    whole, parts = (rows(project / "runs" / name) for name in ("whole", "parts"))
+    for a, b in zip(whole, parts, strict=True):
+        for column, tolerance in (("loss", 1e-5), ("eval_loss", 1e-5), ("grad_norm", 5e-3)):
+            if column in a:
+                assert b[column] == pytest.approx(a[column], rel=tolerance)
+
+
+def test_a_save_that_fails_does_not_stop_training(project, monkeypatch, capsys):
+    import llmkit.loop.run
+
+    save, fail = llmkit.loop.run.save, [True]
+
+    def failing(*arguments, **named):
+        if fail.pop() if fail else False:
+            raise RunFault("the disk is full")
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(llmkit.loop.run, "save", failing)
+    assert train() == 0
+    folder = project / "runs" / "tiny"
+    assert events(folder) == ["start", "save_failed", "save", "save", "done"]
+    assert "NOT SAVED, training goes on: the disk is full" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_passed_over(project, capsys):
+    assert train("checkpoint.every_steps=4") == 0
+    folder = project / "runs" / "tiny"
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    pieces = next(newest.glob("*.safetensors"))
+    content = bytearray(pieces.read_bytes())
+    content[len(content) // 2] ^= 1
+    pieces.write_bytes(content)
+    before = timeless(folder)
+    assert train("checkpoint.every_steps=4") == 0
+    assert "step-00000012 is not usable" in capsys.readouterr().out
+    assert timeless(folder) == before  # the last four steps were done again, with the same outcome
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(project, capsys):
+    assert train("checkpoint.keep_last=1") == 0
+    folder = project / "runs" / "tiny"
+    next(folder.glob("checkpoints/*/*.safetensors")).write_bytes(b"")
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert train("train.max_steps=20") == 2
+    assert "none of the 1 checkpoints" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_without_a_compiler_training_goes_on_without_compiling(project, monkeypatch, capsys):
+    monkeypatch.setattr("llmkit.loop.setup.compiler_missing", lambda device: "no C++ compiler is found")
+    assert train("kernels.compile=auto") == 0
+    assert "training without torch.compile: no C++ compiler is found" in capsys.readouterr().out
+    assert train("run.name=other", "kernels.compile=true") == 2
+    assert "kernels.compile" in capsys.readouterr().err
+
+
+def test_compiled_training_equals_eager_training(project):
+    settings = ["train.max_steps=6", "model.hidden_dropout=0.0", "evaluate.every_steps=3"]
+    assert train("run.name=eager", *settings) == 0
+    assert train("run.name=compiled", "kernels.compile=true", *settings) == 0
+    for a, b in zip(rows(project / "runs" / "eager"), rows(project / "runs" / "compiled"), strict=True):
+        for column in {"loss", "grad_norm", "eval_loss"} & set(a):
+            assert b[column] == pytest.approx(a[column], rel=1e-4)
