@@ -24,7 +24,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m llmkit.config.reference > docs/config.md
+	$(BIN)/python -c 'from llmkit.config.keys import markdown; print(markdown(), end="")' > docs/config.md
 
 clean:
 	rm -rf $(VENV)

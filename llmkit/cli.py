@@ -16,7 +16,13 @@ from llmkit.errors import RunFault, UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 fault, 2 wrong usage, 75 stopped on request."""
     started = time.monotonic()
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse does not see overrides behind an option as such.
+    if any(part.startswith("-") and "=" not in part for part in rest) or (rest and "overrides" not in options):
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     try:
         return int(options.command(options, started))
     except UserError as error:

@@ -1,0 +1,118 @@
+"""`llmkit generate` and `llmkit evaluate` on a run that was trained for them."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.cli import main
+from llmkit.inference import load_model, load_tokenizer
+from tests.program import make_project, rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("inference")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "tiny.yaml", "train.max_steps=30", "data.document_masks=true"]) == 0
+    return folder / "runs" / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def beside_the_corpus(run, monkeypatch):
+    monkeypatch.chdir(run.parents[1])
+
+
+def test_evaluate_gives_the_held_out_loss_of_training(run, capsys):
+    assert main(["evaluate", str(run), "--precision", "fp32"]) == 0
+    printed = capsys.readouterr().out
+    (wanted,) = (row for row in rows(run) if "eval_loss" in row)
+    loss = float(re.search(r"held-out loss\s+([\d.]+)", printed)[1])
+    assert loss == pytest.approx(wanted["eval_loss"], abs=1e-4)
+    assert float(re.search(r"perplexity\s+([\d.]+)", printed)[1]) == pytest.approx(math.exp(loss), rel=1e-3)
+    bits = float(re.search(r"bits per byte\s+([\d.]+)", printed)[1])
+    assert bits == pytest.approx(wanted["eval_bits_per_byte"], abs=1e-4)
+
+
+def test_held_out_loss_equals_one_document_at_a_time(run):
+    """The definition itself: each held-out document behind an end-of-text, and the end after it."""
+    checkpoint = open_checkpoint(run)
+    model = load_model(checkpoint, torch.device("cpu"), "fp32")
+    tokenizer = load_tokenizer(checkpoint)
+    from llmkit.config.load import load
+    from llmkit.data.build import prepare
+
+    (held,) = prepare(load("tiny.yaml").config.data, lambda line: None).heldout
+    nats, targets = 0.0, 0
+    for number in range(held.reader.index.documents):
+        text = tokenizer.decode(held.reader.document(number))
+        ids = [tokenizer.end_of_text_id, *tokenizer.encode(text).tolist(), tokenizer.end_of_text_id]
+        targets += len(ids) - 1
+    assert targets == held.reader.tokens - 1
+    stream = torch.from_numpy(held.reader.read(0, held.reader.tokens)).long()
+    ends = (stream == tokenizer.end_of_text_id).int().cumsum(0)
+    for start in range(0, len(stream) - 1, 32):
+        row = stream[start : start + 33]
+        documents = ends[start : start + len(row) - 1]
+        for document in documents.unique():
+            here = torch.nonzero(documents == document).flatten()
+            logits = torch.stack([model.logits(row[None, here[0] : place + 1])[0] for place in here])
+            nats += torch.nn.functional.cross_entropy(logits, row[here + 1], reduction="sum").item()
+    (wanted,) = (r for r in rows(run) if "eval_loss" in r)
+    assert nats / targets == pytest.approx(wanted["eval_loss"], rel=1e-5)
+
+
+def test_generate_prints_every_prompt_and_the_same_text_for_a_seed(run, capsys):
+    command = ["generate", str(run), "--prompt", "the model", "--prompt", "every", "--max-new-tokens", "20", "--seed", "3"]
+    outputs = []
+    for _ in range(2):
+        assert main(command) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert outputs[0].startswith("the model")
+    assert "\nevery" in outputs[0]
+
+
+def test_generate_without_cache_gives_the_same_text(run, capsys):
+    command = ["generate", str(run), "--prompt", "the", "--max-new-tokens", "50", "--precision", "fp32"]
+    assert main(command) == 0
+    cached = capsys.readouterr().out
+    assert main([*command, "--no-cache"]) == 0
+    assert capsys.readouterr().out == cached
+
+
+def test_a_checkpoint_folder_can_be_named_alone(run, capsys):
+    folder = next((run / "checkpoints").iterdir())
+    assert main(["generate", str(folder), "--prompt", "a", "--max-new-tokens", "3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["generate", "nowhere", "--prompt", "x"], "nowhere"),
+        (["evaluate", "corpus"], "no checkpoint"),
+        (["generate", "runs/tiny", "--prompt", "x", "--top-p", "2"], "top-p"),
+        (["generate", "runs/tiny", "--prompt", "x", "--max-new-tokens", "0"], "max-new-tokens"),
+    ],
+)
+def test_bad_input(command, says, capsys):
+    assert main(command) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_evaluate_refuses_sources_that_changed_the_tokenizer(tmp_path, monkeypatch, capsys):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "tiny.yaml", "train.max_steps=2", "data.tokenizer={type: bpe, vocab_size: 270}"]) == 0
+    for path in Path("corpus").iterdir():
+        path.write_text(path.read_text().upper())
+    assert main(["evaluate", "runs/tiny"]) == 2
+    assert "another tokenizer" in capsys.readouterr().err

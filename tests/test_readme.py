@@ -1,0 +1,74 @@
+"""Every command of the README runs, with fewer steps, on a smaller corpus where it trains.
+
+`make demo`, `make test` and `pip install` are what `.ci/run` itself does.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALLER = [
+    "train.max_steps=3", "model.num_hidden_layers=1", "model.hidden_size=32", "model.head_dim=8",
+    "model.intermediate_size=32", "data.sequence_length=64", "kernels.compile=false",
+    "data.tokenizer.vocab_size=300", "monitor.wandb.mode=disabled",
+]  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def commands() -> list[list[str]]:
+    """The llmkit commands of the README in their order, without `llmkit`."""
+    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    return [line[1:] for line in lines if line and line[0] == "llmkit"]
+
+
+def test_every_command_runs_in_order(tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    (yaml,) = blocks("yaml")
+    Path("mine.yaml").write_text(yaml)
+    Path("texts/deep").mkdir(parents=True)
+    Path("more.jsonl").write_text('{"text": "a record of text, a line each"}\n' * 100)
+    for number in range(40):
+        Path(f"texts/deep/{number}.txt").write_text(f"document {number}: some words to train on. " * 20)
+    # The demo's corpus is large for a test: a folder stands in for it.
+    demo = Path("configs/demo.yaml")
+    demo.write_text(demo.read_text().replace("- type: stdlib", "- {type: text, path: texts}"))
+
+    ran = set()
+    for command in commands():
+        trains = command[0] == "train"
+        more = [*SMALLER, f"train.max_steps={len(ran) + 3}"] if trains else []
+        if command[0] in ("data", "config") and "--keys" not in command:
+            more = SMALLER
+        assert main([*command, *more]) == 0, command
+        ran.add(command[0])
+    assert ran == {"train", "generate", "evaluate", "config", "data"}
+    assert "bits per byte" in capsys.readouterr().out
+
+
+def test_every_linked_file_exists():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("place", re.findall(r"^\| `([^`]+)`", README, flags=re.M))
+def test_every_listed_place_exists(place):
+    assert (ROOT / place).exists()
+
+
+def test_no_room_is_missing_from_the_list():
+    for room in (ROOT / "llmkit").iterdir():
+        if room.is_dir() and (room / "__init__.py").exists():
+            assert f"`llmkit/{room.name}/`" in README, room.name
