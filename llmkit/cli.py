@@ -19,7 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse does not see overrides behind an option as such.
-    if any(part.startswith("-") and "=" not in part for part in rest) or (rest and "overrides" not in options):
+    if any(part.startswith("-") and "=" not in part for part in rest) or (
+        rest and "overrides" not in options
+    ):
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest

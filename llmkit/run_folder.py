@@ -5,7 +5,6 @@ Only one process of a run opens it; `STOP` asks the run to stop, `DONE` says tha
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from llmkit.errors import RunFault, UserError
+from llmkit.files import write_whole
 
 LOCK = "run.lock"
 STOP = "STOP"
@@ -104,16 +104,10 @@ class RunFolder:
         """
         if Path(name).name != name or not name or name.startswith("."):
             raise ValueError(f"{name!r} is not the name of a file in the run folder")
-        temporary = self.path / f".{name}.tmp"
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path / name)
+            with write_whole(self.path / name) as file:
+                file.write(text.encode())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise RunFault(f"cannot write {self.path / name}: {error.strerror}") from error
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -49,6 +49,10 @@ monitor:
 SENTENCE = "the model reads a row of tokens and learns which token follows every other token in it"
 
 
+SET_BY_THE_PROGRAM = ("MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG")
+"""What `run.deterministic` needs; tests of the program must not set it first."""
+
+
 def make_project(folder: Path, documents: int = 40) -> Path:
     """A folder with a configuration and a corpus; returns the configuration's path."""
     corpus = folder / "corpus"
@@ -64,7 +68,8 @@ def make_project(folder: Path, documents: int = 40) -> Path:
 
 def environment() -> dict[str, str]:
     """This process's environment, with one thread a process: sums then have one order everywhere."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    inherited = {name: value for name, value in os.environ.items() if name not in SET_BY_THE_PROGRAM}
+    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -64,7 +64,9 @@ def test_settings(project, capsys, override, says):
 
 
 def test_all_mistakes_are_told_at_once(project, capsys):
-    message = refused(capsys, "train.max_step=3", "optimizer.lr=1", "model.hidden_size=-1", "monitor.log_every=x")
+    message = refused(
+        capsys, "train.max_step=3", "optimizer.lr=1", "model.hidden_size=-1", "monitor.log_every=x"
+    )
     assert "4 mistakes" in message
 
 
@@ -83,7 +85,14 @@ def test_an_empty_corpus(project, capsys, documents):
 
 def test_documents_that_are_no_text_are_counted(project, capsys):
     good = [json.dumps({"text": f"number {n} " * 40}) for n in range(30)]
-    bad = ['{"text": null}', '{"text": ""}', '{"text": 5}', '{"other": "x"}', '{"text": "\\ud800"}', "{broken"]
+    bad = [
+        '{"text": null}',
+        '{"text": ""}',
+        '{"text": 5}',
+        '{"other": "x"}',
+        '{"text": "\\ud800"}',
+        "{broken",
+    ]
     lines = b"\n".join(line.encode() for line in good + bad) + b'\n{"text": "\xff\xfe"}\n'
     Path("records.jsonl").write_bytes(lines)
     source = "data.sources=[{type: jsonl, path: records.jsonl}]"

@@ -10,7 +10,17 @@ import pytest
 from llmkit.cli import main
 from tests.program import environment, make_project
 
-HEAVY = ("torch", "numpy", "tokenizers", "wandb", "datasets", "transformers", "deepspeed", "accelerate", "pydantic")
+HEAVY = (
+    "torch",
+    "numpy",
+    "tokenizers",
+    "wandb",
+    "datasets",
+    "transformers",
+    "deepspeed",
+    "accelerate",
+    "pydantic",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
@@ -65,6 +75,8 @@ def test_config_needs_a_file_or_keys(capsys):
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     make_project(tmp_path)
     command = f"{sys.executable} -m llmkit config --keys | head -1"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), text=True, capture_output=True)
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment(), text=True, capture_output=True
+    )
     assert "Traceback" not in done.stderr
     assert done.stdout.count("\n") == 1

@@ -26,8 +26,12 @@ def choices(sampling: Sampling, logits: torch.Tensor, seen=()) -> Counter[int]:
     return Counter(sampling.choose(logits, seen, generator) for _ in range(2000))
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2}])
-@pytest.mark.parametrize("shape", [GPT2_STYLE, replace(LLAMA_STYLE, sliding_window=7)], ids=["gpt2", "modern"])
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.0}, {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2}]
+)
+@pytest.mark.parametrize(
+    "shape", [GPT2_STYLE, replace(LLAMA_STYLE, sliding_window=7)], ids=["gpt2", "modern"]
+)
 def test_the_cache_changes_no_token_also_past_the_end_of_the_context(shape, sampling):
     model = random_model(shape).eval()
     prompt = [3, 1, 4, 1, 5]

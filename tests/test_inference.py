@@ -71,7 +71,18 @@ def test_held_out_loss_equals_one_document_at_a_time(run):
 
 
 def test_generate_prints_every_prompt_and_the_same_text_for_a_seed(run, capsys):
-    command = ["generate", str(run), "--prompt", "the model", "--prompt", "every", "--max-new-tokens", "20", "--seed", "3"]
+    command = [
+        "generate",
+        str(run),
+        "--prompt",
+        "the model",
+        "--prompt",
+        "every",
+        "--max-new-tokens",
+        "20",
+        "--seed",
+        "3",
+    ]
     outputs = []
     for _ in range(2):
         assert main(command) == 0
@@ -111,7 +122,9 @@ def test_bad_input(command, says, capsys):
 def test_evaluate_refuses_sources_that_changed_the_tokenizer(tmp_path, monkeypatch, capsys):
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "tiny.yaml", "train.max_steps=2", "data.tokenizer={type: bpe, vocab_size: 270}"]) == 0
+    assert (
+        main(["train", "tiny.yaml", "train.max_steps=2", "data.tokenizer={type: bpe, vocab_size: 270}"]) == 0
+    )
     for path in Path("corpus").iterdir():
         path.write_text(path.read_text().upper())
     assert main(["evaluate", "runs/tiny"]) == 2

@@ -18,6 +18,7 @@ from llmkit.cli import main
 from llmkit.config.load import load
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
+from tests.monitor.wandb_log import history
 from tests.program import events, make_project, rows, timeless
 
 COLUMNS = {
@@ -62,7 +63,9 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     assert [row["tokens"] for row in training] == [step * 4 * 32 for step in range(1, 13)]
     assert training[-1]["loss"] < training[0]["loss"] - 0.3
     assert training[0]["loss"] == pytest.approx(math.log(257), abs=0.1)
-    assert [row["learning_rate"] for row in training][:4] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.00978], rel=1e-2)
+    assert [row["learning_rate"] for row in training][:4] == pytest.approx(
+        [0.01 / 3, 0.02 / 3, 0.01, 0.00978], rel=1e-2
+    )
     assert [row["step"] for row in evaluations] == [6, 12]
     for row in evaluations:  # every character is a token, and so is the end of each document
         characters = sum(len(path.read_text()) for path in (project / "corpus").iterdir())
@@ -254,6 +257,15 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(project, ca
     assert train("train.max_steps=20") == 2
     assert "none of the 1 checkpoints" in capsys.readouterr().err
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_weights_and_biases_gets_every_row(project, capsys):
+    assert train("monitor.wandb.mode=offline", "evaluate.every_steps=4") == 0
+    folder = project / "runs" / "tiny"
+    (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    mirrored = [row for row in history(log) if "train/step" in row]
+    assert [row["train/step"] for row in mirrored] == [row["step"] for row in rows(folder)]
+    assert "W&B: offline" in capsys.readouterr().out
 
 
 def test_without_a_compiler_training_goes_on_without_compiling(project, monkeypatch, capsys):

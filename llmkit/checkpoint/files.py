@@ -52,15 +52,6 @@ def _blocks(chunks: Iterable[memoryview]) -> Iterator[memoryview]:
         yield view[:filled]
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def open_file(path: Path) -> int:
     """A descriptor for reading a regular file, which must not be a symbolic link.
 

@@ -24,9 +24,10 @@ import torch
 from llmkit import __version__
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint import read
-from llmkit.checkpoint.files import TensorPlace, encode_header, sync_folder, tensor_bytes, write_file
+from llmkit.checkpoint.files import TensorPlace, encode_header, tensor_bytes, write_file
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import RunFault
+from llmkit.files import sync_folder
 from llmkit.parallel.spec import sizes, volume
 
 FILE_BYTES = 2**30

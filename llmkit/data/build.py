@@ -18,9 +18,9 @@ from pydantic import JsonValue
 from llmkit.config import schema
 from llmkit.data.corpus import Report, write_corpus
 from llmkit.data.documents import Documents
-from llmkit.data.files import sync_folder
 from llmkit.data.prepared import BUILD_VERSION, Prepared, open_prepared
 from llmkit.errors import RunFault, UserError
+from llmkit.files import sync_folder
 
 
 def prepare(config: schema.Data, report: Report = print) -> Prepared:

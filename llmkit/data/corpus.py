@@ -15,12 +15,12 @@ from pydantic import JsonValue
 
 from llmkit.config import schema
 from llmkit.data.documents import Documents, left_out_summary, split_heldout
-from llmkit.data.files import sync_folder, write_json
 from llmkit.data.make_tokenizer import DEFAULT_VOCAB_SIZE, make_tokenizer
 from llmkit.data.prepared import Manifest, SourceRecord
 from llmkit.data.shard_writer import ShardWriter
 from llmkit.data.tokenizer import Tokenizer
 from llmkit.errors import UserError
+from llmkit.files import sync_folder, write_json
 
 TOKENIZER_TEXT = 1 << 28
 """Characters that a tokenizer is trained on, over all sources."""

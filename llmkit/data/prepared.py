@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
-from llmkit.data.files import read_json
 from llmkit.data.shard_format import Index
 from llmkit.data.shards import ShardReader
 from llmkit.data.tokenizer import Tokenizer
 from llmkit.errors import UserError
+from llmkit.files import read_json
 
 BUILD_VERSION = 1
 """Changes with anything that makes the same sources give other folders."""

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from llmkit.data.files import read_json
 from llmkit.errors import UserError
+from llmkit.files import read_json
 
 VERSION = 1
 BLOCK_BYTES = 4194304

@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import JsonValue
 from xxhash import xxh64, xxh64_hexdigest
 
-from llmkit.data.files import sync_folder, write_json, write_whole
 from llmkit.data.shard_format import BLOCK_BYTES, Index, ShardRecord, shard_name, stored_dtype, token_dtype
 from llmkit.errors import UserError
+from llmkit.files import sync_folder, write_json, write_whole
 
 SHARD_BYTES = 512 << 20
 """A shard is closed after the document that reaches this size."""

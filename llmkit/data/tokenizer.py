@@ -16,8 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer as Encoder
 from xxhash import xxh64_hexdigest
 
-from llmkit.data.files import read_json, sync_folder, write_whole
 from llmkit.errors import UserError
+from llmkit.files import read_json, sync_folder, write_whole
 
 
 def byte_symbols() -> list[str]:

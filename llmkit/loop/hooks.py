@@ -49,6 +49,7 @@ class Log:
         self.peak, self.peak_label = device_peak(run.device, dtype)
         self.flops_per_token = train_flops_per_token(run.shape, run.config.data.sequence_length)
         self._steps = self._targets = 0
+        self._first = True
         self._pending: tuple[int, int, float, Scalars, dict[str, Any]] | None = None
 
     def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
@@ -58,8 +59,12 @@ class Log:
         self._steps += 1
         self._targets += result.targets
         timing: dict[str, Any] = {}
+        first, self._first = self._first, False
         if step == 1 or step % run.config.monitor.log_every == 0 or run.progress.finished():
             timing = self._timing(run)
+        elif first:  # of this process: it compiles, and would spoil the mean of a resumed run's first row
+            run.clock.read()
+            self._steps = self._targets = 0
         self._pending = step, run.progress.tokens, learning_rate, Scalars(result), timing
         run.console.progress(step)
 

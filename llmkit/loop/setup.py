@@ -52,8 +52,8 @@ def set_up(loaded: Loaded, folder: RunFolder, fresh: bool, console: Console, sta
         _check_same_run(checkpoint, config, fresh, folder, console.note)
     elif damaged := folders(folder.checkpoints):
         raise UserError(
-            f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; bring a good one back, "
-            "or choose another run.name to start anew"
+            f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
+            "bring a good one back, or choose another run.name to start anew"
         )
     if config.run.deterministic:
         make_deterministic()

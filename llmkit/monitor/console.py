@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 CLEAR = "\r\x1b[K"
 REFRESH_SECONDS = 0.1
+TIMES = ("step_seconds", "tokens_per_second", "mfu")
 
 
 class Console:
@@ -47,6 +48,8 @@ class Console:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Prints a row of metrics.jsonl as a line that stays."""
+        if row["step"] == 1:  # the first step also compiles: its time says nothing of those to come
+            row = {name: value for name, value in row.items() if name not in TIMES}
         self._row = row
         self._print(self._fit(self._fields(row)))
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmkit.files import sync_folder, write_whole
+
 Row = dict[str, Any]
 
 
@@ -76,7 +78,9 @@ class JsonLines:
             else:
                 dropped += 1
         if dropped:
-            _replace(self.path, b"".join(kept))
+            with write_whole(self.path) as file:
+                file.write(b"".join(kept))
+            sync_folder(self.path.parent)
         return dropped
 
     def close(self) -> None:
@@ -129,17 +133,3 @@ def _drop_torn_end(file: int) -> None:
         end = begin
     if end < size:
         os.ftruncate(file, end)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

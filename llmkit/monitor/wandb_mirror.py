@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llmkit
+from llmkit.files import write_json, write_whole
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
 
@@ -157,13 +158,6 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a small file in one step."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
-
-
 def _write_session(run_dir: Path, session: dict[str, Any]) -> None:
     """Puts down all that the mirror process needs to know; no secret is among it."""
     folder = run_dir / "wandb"
@@ -187,9 +181,8 @@ def _run_id(path: Path) -> str:
         if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", known := path.read_text().strip()):
             return known
     new = secrets.token_hex(6)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(new + "\n")
-    os.replace(temporary, path)
+    with write_whole(path) as file:
+        file.write(f"{new}\n".encode())
     return new
 
 

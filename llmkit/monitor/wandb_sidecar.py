@@ -23,8 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmkit.files import write_json
 from llmkit.monitor.jsonlines import Row, parse
-from llmkit.monitor.wandb_mirror import descendants, kill_tree, write_json
+from llmkit.monitor.wandb_mirror import descendants, kill_tree
 from llmkit.monitor.wandb_mode import Mode
 
 POLL_SECONDS = 1.0

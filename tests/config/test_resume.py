@@ -54,7 +54,11 @@ def test_every_rule_speaks_of_some_setting() -> None:
 
 @pytest.mark.parametrize("key", [key.path for key in keys()])
 def test_the_class_of_each_setting(key: str) -> None:
-    if key in FIXED or key == "optimizer.name" or key.startswith(("model.", "data.tokenizer.", "data.sources.")):
+    if (
+        key in FIXED
+        or key == "optimizer.name"
+        or key.startswith(("model.", "data.tokenizer.", "data.sources."))
+    ):
         assert classify(key) == "fixed"
     elif key in WARNED or key.startswith(("optimizer.", "schedule.")):
         assert classify(key) == "warned"

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.kernels.compiler import compiler_missing
 from tests.program import make_project, run, start, timeless
 
-STEPS = 200
+NO_COMPILER = compiler_missing(torch.device("cpu"))
 
 
-def final_state(folder: Path) -> dict[tuple[str, str], torch.Tensor]:
+def final_state(folder: Path, steps: int) -> dict[tuple[str, str], torch.Tensor]:
     checkpoint = open_checkpoint(folder)
-    assert checkpoint.step == STEPS
+    assert checkpoint.step == steps
     return {
         (kind, name): checkpoint.read(name, kind)
         for kind in checkpoint.kinds()
@@ -41,31 +42,35 @@ def kill_after(folder: Path, size: int, *arguments: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("precision", "settings"),
+    ("steps", "times", "precision", "settings"),
     [
-        pytest.param("fp32", ["train.micro_batch_size=2"], id="fp32"),
-        pytest.param("bf16", ["model.norm=layernorm", "data.document_masks=true"], id="bf16"),
+        pytest.param(200, 4, "fp32", ["train.micro_batch_size=2"], id="fp32"),
+        pytest.param(200, 4, "bf16", ["model.norm=layernorm", "data.document_masks=true"], id="bf16"),
+        pytest.param(
+            100, 2, "bf16", ["kernels.compile=true", "optimizer.name=muon"], id="compiled",
+            marks=pytest.mark.skipif(NO_COMPILER is not None, reason=str(NO_COMPILER)),
+        ),
     ],
-)
-def test_killed_and_straight_runs_are_bit_equal(tmp_path, precision, settings):
+)  # fmt: skip
+def test_killed_and_straight_runs_are_bit_equal(tmp_path, steps, times, precision, settings):
     config = make_project(tmp_path).name
-    common = [f"train.max_steps={STEPS}", f"train.precision={precision}", "checkpoint.every_steps=13",
+    common = [f"train.max_steps={steps}", f"train.precision={precision}", "checkpoint.every_steps=13",
               "evaluate.every_steps=60", *settings]  # fmt: skip
     run(tmp_path, "train", config, *common, "run.name=straight")
     straight = tmp_path / "runs" / "straight"
     whole = (straight / "metrics.jsonl").stat().st_size
 
     draw = random.Random(precision)
-    points = sorted(draw.uniform(0.02, 0.95) for _ in range(4))
+    points = sorted(draw.uniform(0.02, 0.95) for _ in range(times))
     kills = sum(
         kill_after(tmp_path, int(point * whole), "train", config, *common, "run.name=killed")
         for point in points
     )
-    assert kills >= 3
+    assert kills >= times - 1
     run(tmp_path, "train", config, *common, "run.name=killed")
 
     killed = tmp_path / "runs" / "killed"
     assert timeless(killed) == timeless(straight)
-    a, b = final_state(straight), final_state(killed)
+    a, b = final_state(straight, steps), final_state(killed, steps)
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert (killed / "DONE").exists()

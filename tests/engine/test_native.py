@@ -180,7 +180,9 @@ def test_muon_moves_the_blocks_matrices_and_adamw_the_rest():
     assert kinds["exp_avg"] == kinds["exp_avg_sq"] == kinds["master"] - kinds["momentum_buffer"]
     assert "blocks.0.attention.k_proj.weight" in kinds["momentum_buffer"]
     assert all(n.startswith("blocks.") and n.endswith("proj.weight") for n in kinds["momentum_buffer"])
-    assert {"embedding.weight", "positions.weight", "norm.bias", "blocks.1.mlp.up_proj.bias"} <= kinds["exp_avg"]
+    assert {"embedding.weight", "positions.weight", "norm.bias", "blocks.1.mlp.up_proj.bias"} <= kinds[
+        "exp_avg"
+    ]
 
 
 def test_evaluation_sums_every_row_and_changes_nothing():

@@ -21,7 +21,9 @@ CPU = torch.device("cpu")
     [(12, 32, 12), (12, 8192, 2), (12, 16384, 1), (7, 8192, 1), (3, 100_000, 1)],
 )
 def test_automatic_micro_batch_divides_the_batch_and_stays_small_on_a_cpu(tmp_path, rows, length, expected):
-    config = load(make_project(tmp_path), [f"train.global_batch_size={rows}", f"data.sequence_length={length}"])
+    config = load(
+        make_project(tmp_path), [f"train.global_batch_size={rows}", f"data.sequence_length={length}"]
+    )
     assert choose_micro_batch(config.config, LLAMA_STYLE, "fp32", CPU) == expected
 
 

@@ -138,8 +138,7 @@ def test_document_masks_equal_one_document_at_a_time(shape, backend):
     together = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     alone = sum(
-        model(Batch(tokens[:, low:high], labels[:, low:high])).nats.sum()
-        for low, high in pairwise(cuts)
+        model(Batch(tokens[:, low:high], labels[:, low:high])).nats.sum() for low, high in pairwise(cuts)
     )
     alone.backward()
 

@@ -13,7 +13,7 @@ from llmkit.optim.schedule import share_at
     [
         ({"name": "constant", "warmup_steps": 4}, {1: 0.25, 4: 1.0, 5: 1.0, 100: 1.0}),
         ({"name": "linear", "warmup_steps": 10, "final_share": 0.1}, {5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1}),
-        ({"name": "cosine", "warmup_steps": 0, "final_share": 0.0}, {25: 0.5 + 0.125**0.5, 50: 0.5, 100: 0.0}),
+        ({"name": "cosine", "warmup_steps": 0, "final_share": 0.0}, {25: 0.853553, 50: 0.5, 100: 0.0}),
         ({"name": "cosine", "warmup_steps": 20, "final_share": 0.2}, {20: 1.0, 60: 0.6, 100: 0.2, 101: 0.2}),
         ({"name": "wsd", "warmup_steps": 10, "final_share": 0.0}, {10: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
         ({"name": "wsd", "warmup_steps": 95, "final_share": 0.0, "decay_share": 0.2}, {95: 1.0, 100: 0.0}),

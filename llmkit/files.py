@@ -27,13 +27,21 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only after its content is on the disk."""
+    """A file that appears under its name only after its content is on the disk.
+
+    Where that fails, the file that was there before is still there, and no part of the new one is.
+    """
     partial = path.with_name(path.name + ".part")
-    with partial.open("wb", buffering=1 << 20) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb", buffering=1 << 20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
