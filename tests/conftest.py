@@ -13,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # As `run.deterministic` does: some tests compare bit for bit, and MKL would otherwise round by alignment.
 os.environ["MKL_CBWR"] = "COMPATIBLE"
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+# Tensors here are small: a second thread costs more than it brings.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 for secret in ("WANDB_API_KEY", "HF_TOKEN"):

@@ -61,9 +61,10 @@ def test_dropout_keeps_the_mean(backend):
     q, k, v = inputs(8, 8)
     torch.manual_seed(0)
     plain = attention(q, k, v, backend=backend)
-    many = torch.stack([attention(q, k, v, dropout=0.5, backend=backend) for _ in range(2000)])
+    many = attention(*(t.repeat(1000, 1, 1, 1) for t in (q, k, v)), dropout=0.5, backend=backend)
+    many = many.view(1000, *plain.shape)
     assert not torch.equal(many[0], many[1])
-    torch.testing.assert_close(many.mean(0), plain, rtol=0, atol=0.2)
+    torch.testing.assert_close(many.mean(0), plain, rtol=0, atol=0.25)
 
 
 def test_softmax_is_in_fp32_under_bf16():
