@@ -10,7 +10,9 @@ from llmkit.data.evaluation import HeldOut
 from llmkit.errors import UserError
 
 TIMED_STEPS = 8
-"""Steps that are timed, after the first two: those compile and warm caches."""
+"""Steps that are timed at least, after the first two: those compile and warm caches."""
+TIMED_SHARE = 0.05
+"""Share of the time left after which the timing ends in any case."""
 END_SECONDS = 8.0
 """Kept for the last save, the sample and the end of the processes around the run."""
 MARGIN = 0.96
@@ -28,13 +30,19 @@ class Plan(NamedTuple):
 class Budget:
     """Counts steps until it can tell how many fit.
 
+    The steps of the warm-up are timed, as the learning rate does not depend on the end before theirs.
+
     deadline: time.monotonic() at which the command should have ended.
     heldout_tokens: of one evaluation; forward only, each costs a third of a trained token.
     evaluate_every: steps between evaluations; 0 = only at the end.
+    warmup_steps: of the schedule.
     """
 
-    def __init__(self, deadline: float, heldout_tokens: int, evaluate_every: int) -> None:
+    def __init__(
+        self, deadline: float, heldout_tokens: int, evaluate_every: int, warmup_steps: int = 0
+    ) -> None:
         self.deadline, self.heldout_tokens, self.evaluate_every = deadline, heldout_tokens, evaluate_every
+        self.warmup_steps = warmup_steps
         self._seen = 0
         self._times: list[float] = []
         self._last = time.monotonic()
@@ -44,7 +52,8 @@ class Budget:
         """The budget of `train.max_minutes` from `started` on: evaluations, a last save, a sample."""
         assert config.train.max_minutes is not None
         tokens = 0 if heldout is None else heldout.targets
-        return cls(started + 60.0 * config.train.max_minutes, tokens, config.evaluate.every_steps)
+        deadline = started + 60.0 * config.train.max_minutes
+        return cls(deadline, tokens, config.evaluate.every_steps, config.schedule.warmup_steps)
 
     def after_step(self, step: int, tokens_per_step: int, now: float | None = None) -> Plan | None:
         """Called after every step; returns the plan once enough steps have been timed.
@@ -57,7 +66,8 @@ class Budget:
         if self._seen > 2:
             self._times.append(now - self._last)
         self._last = now
-        if len(self._times) < TIMED_STEPS and now < self.deadline:
+        enough = step >= self.warmup_steps or sum(self._times) > TIMED_SHARE * (self.deadline - now)
+        if now < self.deadline and (len(self._times) < TIMED_STEPS or not enough):
             return None
         times = sorted(self._times) or [1.0]
         seconds = times[len(times) // 2]

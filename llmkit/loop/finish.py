@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
+from pathlib import Path
 
 import torch
 
@@ -29,13 +32,20 @@ def finish(run: Run) -> None:
         run.console.note("")
         run.console.note(sample(run, run.config.monitor.sample))
         run.console.note("")
-    name = run.folder.path
-    facts["checkpoints"] = str(run.folder.checkpoints)
-    facts["metrics"] = str(name / "metrics.jsonl")
-    facts["try next"] = f"llmkit generate {name} --prompt 'def '"
-    facts[""] = f"llmkit evaluate {name}"
-    facts[" "] = f"the same command with train.max_steps={2 * progress.step} goes on training"
+    folder, command = run.folder.path, command_name()
+    facts["run folder"] = f"{folder}: checkpoints/, metrics.jsonl, config.yaml, logs/"
     run.console.summary(facts)
+    run.console.note(
+        f"\nTry next:\n  {command} generate {folder} --prompt 'import '\n  {command} evaluate {folder}\n"
+        f"  the same command with train.max_steps={2 * progress.step} to go on training"
+    )
+
+
+def command_name() -> str:
+    """How the user can call this program again: its name where the shell finds it, else its path."""
+    if shutil.which("llmkit"):
+        return "llmkit"
+    return sys.argv[0] if Path(sys.argv[0]).name == "llmkit" else "python -m llmkit"
 
 
 def heldout_facts(run: Run) -> dict[str, str]:

@@ -9,9 +9,9 @@ from llmkit.loop import budget
 from llmkit.loop.budget import Budget
 
 
-def plan(times: list[float], deadline: float, heldout_tokens: int = 0, evaluate_every: int = 0):
+def plan(times: list[float], deadline: float, heldout_tokens=0, evaluate_every=0, warmup_steps=0):
     """The plan after steps that took `times` seconds, from time 0 on; None if there was none."""
-    chooser = Budget(deadline, heldout_tokens, evaluate_every)
+    chooser = Budget(deadline, heldout_tokens, evaluate_every, warmup_steps)
     now = 0.0
     for step, seconds in enumerate(times, start=1):
         now += seconds
@@ -42,6 +42,15 @@ def test_evaluations_are_paid_for():
 
 def test_nothing_is_planned_before_enough_steps_were_timed():
     assert plan([1.0] * 9, deadline=1000.0) is None
+
+
+def test_the_whole_warm_up_is_timed_unless_it_is_long():
+    times = [1.0, 1.0, *[2.0] * 10, *[1.0] * 200]
+    assert plan(times, deadline=10_000.0, warmup_steps=40).step_seconds == 1.0
+    assert plan(times[:41], deadline=10_000.0, warmup_steps=42) is None
+    early = plan(times, deadline=200.0, warmup_steps=10_000)
+    assert early.step_seconds == 2.0
+    assert early.max_steps < 110
 
 
 def test_a_budget_that_is_over_is_an_error_that_says_how_long_a_step_takes():

@@ -82,12 +82,12 @@ def test_a_cpu_is_measured_in_the_dtype_of_the_training() -> None:
 def test_the_measured_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 0.0, 0.5, 0.5, 0.7, 0.7, 1.1])  # products of 0.5, 0.2 and 0.4 s
     monkeypatch.setattr("llmkit.monitor.hardware.time.perf_counter", lambda: next(times))
-    assert measured_matrix_rate(torch.float32, seconds=1.0, size=8) == pytest.approx(2 * 8**3 / 0.2)
+    assert measured_matrix_rate(torch.float32, seconds=1.0, sizes=(8,)) == pytest.approx(2 * 8**3 / 0.2)
 
 
 def test_measuring_leaves_the_random_numbers_of_a_run_alone() -> None:
     before = torch.get_rng_state()
-    measured_matrix_rate(torch.float32, seconds=0.0, size=16)
+    measured_matrix_rate(torch.float32, seconds=0.0, sizes=(16,))
     assert torch.equal(torch.get_rng_state(), before)
 
 
