@@ -35,12 +35,18 @@ $(VENV)/bin/python:
 	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) $(VENV)
+	$(PYTHON) -m venv $(VENV)
+ifneq ($(SYSTEM_TORCH),)
+	@# Not --system-site-packages: an image's interpreter may itself be one of a virtual environment.
+	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "`$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/system.pth"
+endif
 
 # The versions everything is tested with; where torch is the system's, it is not among them.
 $(VENV)/constraints.txt: constraints.txt $(VENV)/bin/python
 ifneq ($(SYSTEM_TORCH),)
-	@$(BIN)/python -c 'import torch; print("keeping torch", torch.__version__)'
+	@$(BIN)/python -c 'import torch; print("keeping torch", torch.__version__)' || { \
+	  echo "SYSTEM_TORCH=1, but $(PYTHON) has no torch: name an interpreter that has (PYTHON=...)"; exit 1; }
 	grep -v -E '^(torch|triton|numpy)==' constraints.txt > $@
 else
 	cp constraints.txt $@
