@@ -51,7 +51,7 @@ class Sampling:
                 found > 0, found / self.repetition_penalty, found * self.repetition_penalty
             )
             logits = logits.scatter(0, seen, penalised)
-        if self.temperature == 0.0:
+        if self.temperature < 1e-5:  # the quotients would be too large for fp32
             return int(logits.argmax())
         logits = logits / self.temperature
         if 0 < self.top_k < logits.numel():

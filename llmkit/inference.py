@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import math
+import sys
 from pathlib import Path
 
 import torch
@@ -14,12 +15,13 @@ from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.data.build import prepare
 from llmkit.data.evaluation import HeldOut
+from llmkit.data.position import check_position
 from llmkit.data.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.generate import Sampling, stream_text
-from llmkit.loop.device import choose_device, choose_precision
+from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision
 from llmkit.model.gpt import GPT
-from llmkit.monitor.flops import bits_per_byte
+from llmkit.monitor.flops import bits_per_byte, perplexity
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> GPT:
@@ -66,6 +68,8 @@ def generate_command(
     """`llmkit generate`: prints each prompt and what follows it, as it comes."""
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens is {max_new_tokens}, it must be at least 1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
+        sys.stdout.reconfigure(errors="replace")
     checkpoint = open_checkpoint(path)
     device = choose_device()
     tokenizer = load_tokenizer(checkpoint)
@@ -84,18 +88,15 @@ def evaluate_command(path: Path, *, precision: str) -> int:
     device = choose_device()
     config = Config.model_validate(checkpoint.config)
     data = prepare(config.data, lambda line: None)
-    expected = load_tokenizer(checkpoint).hash
-    if data.tokenizer.hash != expected:
-        raise UserError(
-            f"{checkpoint.path} was trained with another tokenizer than the one of {data.folder} "
-            f"(hash {expected} against {data.tokenizer.hash}): the sources have changed since"
-        )
+    check_position(checkpoint.state["data"], config.run.seed, data.fingerprint)
     if not data.heldout:
         raise UserError(
             f"{checkpoint.path}: nothing is held out (data.heldout_every is {config.data.heldout_every})"
         )
-    model = load_model(checkpoint, device, choose_precision(precision, device))
-    heldout = HeldOut(data, 8)
+    # As the run itself evaluates, unless asked otherwise: bf16 and fp32 differ in the fourth digit.
+    precision = choose_precision(config.train.precision if precision == "auto" else precision, device)
+    model = load_model(checkpoint, device, precision)
+    heldout = HeldOut(data, choose_micro_batch(config, model.shape, precision, device))
     nats = 0.0
     with torch.inference_mode():
         for batch in heldout:
@@ -103,6 +104,6 @@ def evaluate_command(path: Path, *, precision: str) -> int:
     loss = nats / heldout.targets
     print(f"checkpoint     {checkpoint.path}")
     print(f"held-out loss  {loss:.4f} nats a token, {heldout.targets:,} tokens")
-    print(f"perplexity     {math.exp(loss):.3f}")
+    print(f"perplexity     {perplexity(loss):.3f}")
     print(f"bits per byte  {bits_per_byte(nats, heldout.text_bytes):.4f}")
     return 0

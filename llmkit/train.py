@@ -15,6 +15,7 @@ from llmkit.loop.setup import open_folder, set_up
 from llmkit.loop.stop import StopRequest
 from llmkit.monitor.console import Console
 from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.monitor.wandb_mode import resolve_mode
 from llmkit.optim.schedule import share_at
 from llmkit.parallel.randomness import seed_step
 
@@ -32,15 +33,18 @@ def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[s
     """
     config = loaded.config
     check_world(environment.get("WORLD_SIZE"))
+    resolve_mode(config.monitor.wandb.mode, environment)  # a wrong WANDB_MODE is refused before any work
     with ExitStack() as stack:
         console = Console()
         stack.callback(console.close)
         folder = stack.enter_context(open_folder(config, environment))
+        console.keep_log(folder.logs / "rank-00000.log")
         run = set_up(loaded, folder, fresh, console, stack)
-        if run.progress.finished():
+        if run.progress.finished() and folder.is_done:
             finish(run)
             return 0
         folder.clear_done()
+        run.events.record("start" if run.saved_step is None else "resume", step=run.progress.step)
         settings, public = config.monitor.wandb, config.model_dump(mode="json")
         mirror = Mirror.start(folder.path, settings, public, environment=environment)
         if mirror.message:
@@ -48,6 +52,11 @@ def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[s
         code = 1
         try:
             code = _loop(run, started)
+        except BaseException as error:
+            run.events.record(
+                "fault", step=run.progress.step, reason=f"{type(error).__name__}: {error}"[:500]
+            )
+            raise
         finally:
             if problem := mirror.finish(code):
                 console.note(problem)

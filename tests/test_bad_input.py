@@ -24,7 +24,7 @@ def project(tmp_path, monkeypatch):
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file under `folder` that a run could harm; the lock and logs of attempts aside."""
-    kept = {path for path in folder.rglob("*") if path.is_file() and path.name not in ("run.lock", ".lock")}
+    kept = {path for path in folder.rglob("*") if path.is_file() and path.name not in ("run.lock", "rank-00000.log")}
     return {str(path): path.read_bytes() for path in kept}
 
 
@@ -159,6 +159,20 @@ def test_several_processes(project, capsys, monkeypatch):
 def test_a_run_folder_that_cannot_be_made(project, capsys):
     Path("file").write_text("")
     assert "file/tiny" in refused(capsys, "run.dir=file")
+
+
+def test_a_disk_without_room_is_refused_before_training(project, capsys, monkeypatch):
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert main(["train", "tiny.yaml", "run.deterministic=false"]) == 1
+    assert "1000 free" in capsys.readouterr().err
+    assert not list(Path("runs/tiny/checkpoints").iterdir())
+
+
+def test_a_wrong_wandb_mode_is_refused_before_anything_else(project, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    assert "WANDB_MODE=sometimes" in refused(capsys, "monitor.wandb.mode=auto")
+    assert not Path("data-cache").exists()
 
 
 def mounted(script: str, folder: Path) -> subprocess.CompletedProcess[str]:

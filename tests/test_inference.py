@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from pathlib import Path
 
@@ -128,4 +129,15 @@ def test_evaluate_refuses_sources_that_changed_the_tokenizer(tmp_path, monkeypat
     for path in Path("corpus").iterdir():
         path.write_text(path.read_text().upper())
     assert main(["evaluate", "runs/tiny"]) == 2
-    assert "another tokenizer" in capsys.readouterr().err
+    assert "data.tokenizer had hash" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_another_held_out_text(tmp_path, monkeypatch, capsys):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "tiny.yaml", "train.max_steps=2"]) == 0
+    texts = sorted(Path("corpus").iterdir())
+    random.Random(0).shuffle(texts)
+    texts[0].write_text(texts[0].read_text().upper())
+    assert main(["evaluate", "runs/tiny"]) == 2
+    assert "other held-out text" in capsys.readouterr().err

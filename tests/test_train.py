@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
+import shutil
 import signal
 import threading
 import time
@@ -67,16 +69,20 @@ def test_a_run_leaves_a_whole_record(project, capsys):
         [0.01 / 3, 0.02 / 3, 0.01, 0.00978], rel=1e-2
     )
     assert [row["step"] for row in evaluations] == [6, 12]
-    for row in evaluations:  # every character is a token, and so is the end of each document
-        characters = sum(len(path.read_text()) for path in (project / "corpus").iterdir())
-        assert row["eval_bits_per_byte"] == pytest.approx(row["eval_loss"] / math.log(2), rel=1e-2)
-        assert characters > 0
+    texts = [path.read_bytes() for path in sorted((project / "corpus").iterdir())]
+    random.Random(0).shuffle(texts)
+    heldout = texts[: len(texts) // 20]
+    for row in evaluations:  # every byte is a token, and so is the end of each document
+        nats = row["eval_loss"] * sum(len(text) + 1 for text in heldout)
+        bits = nats / math.log(2) / sum(len(text) for text in heldout)
+        assert row["eval_bits_per_byte"] == pytest.approx(bits, rel=1e-9)
     assert events(folder) == ["start", "save", "save", "save", "done"]
     assert [path.name[-2:] for path in sorted((folder / "checkpoints").iterdir())] == ["05", "10", "12"]
     assert all(not verify(path) for path in (folder / "checkpoints").iterdir())
     assert load(folder / "config.yaml").config == load("tiny.yaml", ["evaluate.every_steps=6"]).config
     assert json.loads((folder / "manifest.json").read_text())["precision"] == "fp32"
     assert (folder / "DONE").exists()
+    assert "held-out loss" in (folder / "logs" / "rank-00000.log").read_text()
     printed = capsys.readouterr().out
     for fact in ("parameters", "tokens_per_step", "bits per byte", "xz -9e", "gzip -9", "llmkit generate"):
         assert fact in printed
@@ -88,11 +94,35 @@ def test_a_finished_run_stays_as_it_is_until_it_gets_more_steps(project, capsys)
     before = (folder / "metrics.jsonl").read_bytes()
     assert train() == 0
     assert (folder / "metrics.jsonl").read_bytes() == before
-    assert events(folder).count("done") == 1
+    assert events(folder)[-1] == "done"
+    assert "is finished since step 12" in capsys.readouterr().out
     assert train("train.max_steps=15") == 0
     assert [row["step"] for row in rows(folder) if "loss" in row] == list(range(1, 16))
     assert (folder / "DONE").exists()
     assert open_checkpoint(folder).step == 15
+
+
+def test_a_finished_run_without_checkpoints_is_not_started_over(project, capsys):
+    assert train() == 0
+    folder = project / "runs" / "tiny"
+    before = (folder / "metrics.jsonl").read_bytes()
+    shutil.rmtree(folder / "checkpoints")
+    assert train() == 2
+    assert "checkpoints are gone" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_corpus_may_move_and_sources_may_get_other_weights(project):
+    one, other = "{type: text, name: a, path: PLACE, weight: WEIGHT}", "{type: text, name: b, path: corpus}"
+    sources = f"data.sources=[{one}, {other}]"
+    first = sources.replace("PLACE", "corpus").replace("WEIGHT", "1")
+    assert train(first) == 0
+    shutil.copytree("corpus", "elsewhere")
+    assert train(first.replace("corpus", "elsewhere", 1), "train.max_steps=14") == 0
+    moved = sources.replace("PLACE", "elsewhere").replace("WEIGHT", "3")
+    assert train(moved, "train.max_steps=16") == 0
+    segments = open_checkpoint(project / "runs" / "tiny").state["data"]["segments"]
+    assert segments == [[0, [1.0, 1.0]], [14 * 4, [3.0, 1.0]]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -175,6 +205,7 @@ def test_too_many_non_finite_gradients_end_the_run(project, monkeypatch, capsys)
     folder = project / "runs" / "tiny"
     assert "not finite 3 times in a row" in capsys.readouterr().err
     assert events(folder)[-1] == "fault"
+    assert not (folder / "DONE").exists()
     assert open_checkpoint(folder).step == 5
     assert not (folder / "DONE").exists()
 

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.config.mistakes import Mistake, display
-from llmkit.config.schema import Config, Source, Tokenizer
+from llmkit.config.schema import BPE_VOCAB_SIZE, Config, Source, Tokenizer
 
 BYTES_VOCABULARY = 257
 """The bytes and end-of-text."""
-
-BPE_VOCABULARY = 4096
-"""Size of a bpe tokenizer whose size is not given."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
@@ -83,10 +80,10 @@ def _vocabulary(s: Settings) -> Iterator[Mistake]:
     if tokenizer.type == "bytes" and size < BYTES_VOCABULARY:
         what = f"{{0}} is smaller than the {BYTES_VOCABULARY} tokens of {{1}}"
         yield s.mistake(what, "model.vocab_size", "data.tokenizer.type")
-    elif tokenizer.type == "bpe" and size < (tokenizer.vocab_size or BPE_VOCABULARY):
+    elif tokenizer.type == "bpe" and size < (tokenizer.vocab_size or BPE_VOCAB_SIZE):
         what = "{0} is smaller than {1}"
         if tokenizer.vocab_size is None:
-            what += f", which means {BPE_VOCABULARY}"
+            what += f", which means {BPE_VOCAB_SIZE}"
         note = "leave model.vocab_size out"
         yield s.mistake(what, "model.vocab_size", "data.tokenizer.vocab_size", note=note)
 

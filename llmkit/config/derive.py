@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkit.config.check import BPE_VOCABULARY, BYTES_VOCABULARY
-from llmkit.config.schema import Config
+from llmkit.config.check import BYTES_VOCABULARY
+from llmkit.config.schema import BPE_VOCAB_SIZE, Config
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 
@@ -138,7 +138,7 @@ def _vocab_size(config: Config, tokenizer_size: int | None) -> int:
     if tokenizer.type == "bytes":
         return BYTES_VOCABULARY
     if tokenizer.type == "bpe":
-        return tokenizer.vocab_size or BPE_VOCABULARY
+        return tokenizer.vocab_size or BPE_VOCAB_SIZE
     raise UserError(f"the vocabulary of a {tokenizer.type} tokenizer is known once the tokenizer is loaded")
 
 

@@ -21,8 +21,18 @@ RULES: dict[str, Class] = {
     "run.seed": "fixed",
     "run.deterministic": "free",
     "model": "fixed",
-    "data.tokenizer": "fixed",
-    "data.sources": "fixed",
+    "data.tokenizer.type": "fixed",
+    "data.tokenizer.vocab_size": "fixed",
+    "data.tokenizer.path": "free",  # the content is compared, not where it lies
+    "data.tokenizer.name": "fixed",
+    "data.tokenizer.revision": "fixed",
+    "data.tokenizer.end_of_text": "fixed",
+    "data.sources.N.type": "fixed",
+    "data.sources.N.name": "fixed",
+    "data.sources.N.path": "free",
+    "data.sources.N.weight": "warned",  # from here on; no row is lost or repeated by it
+    "data.sources.N.text_field": "fixed",
+    "data.sources.N.separator": "fixed",
     "data.sequence_length": "fixed",
     "data.heldout_every": "fixed",
     "data.document_masks": "fixed",
@@ -85,7 +95,11 @@ class Differences:
 
 
 def classify(path: str) -> Class | None:
-    """The class of a dotted setting; None if no rule, or more than one, speaks of it."""
+    """The class of a dotted setting; None if no rule, or more than one, speaks of it.
+
+    Places in a list are numbers or, as in the reference of all settings, N.
+    """
+    path = re.sub(r"\.[0-9]+(?=\.|$)", ".N", path)
     found = [kind for prefix, kind in RULES.items() if f"{path}.".startswith(f"{prefix}.")]
     return found[0] if len(found) == 1 else None
 

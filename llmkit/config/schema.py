@@ -15,6 +15,10 @@ NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+BPE_VOCAB_SIZE = 4096
+"""Tokens of a trained tokenizer, unless said otherwise."""
+
+
 class Section(BaseModel):
     """A block of settings: unknown keys and values of another type are refused."""
 

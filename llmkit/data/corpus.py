@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from llmkit.config import schema
 from llmkit.data.documents import Documents, left_out_summary, split_heldout
-from llmkit.data.make_tokenizer import DEFAULT_VOCAB_SIZE, make_tokenizer
+from llmkit.data.make_tokenizer import make_tokenizer
 from llmkit.data.prepared import Manifest, SourceRecord
 from llmkit.data.shard_writer import ShardWriter
 from llmkit.data.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def write_corpus(config: schema.Data, sources: list[Documents], folder: Path, re
     tokenizer = make_tokenizer(config.tokenizer, _tokenizer_texts(sources, training))
     tokenizer.save(folder / "tokenizer")
     if config.tokenizer.type == "bpe":
-        _report_size(tokenizer.vocab_size, config.tokenizer.vocab_size or DEFAULT_VOCAB_SIZE, report)
+        _report_size(tokenizer.vocab_size, config.tokenizer.vocab_size or schema.BPE_VOCAB_SIZE, report)
 
     records: dict[str, SourceRecord] = {}
     for source in sources:

@@ -84,12 +84,14 @@ class Documents:
         # Byte ranges of the candidates, only for files that are cut; arrays, since there may be millions.
         self._start, self._end = array("q"), array("q")
         self._first: list[int] = []  # number of each file's first candidate
-        if self._separator is not None:
-            self._scan(self._separator)
 
     def __len__(self) -> int:
-        """Number of candidates."""
-        return len(self.files) if self._separator is None else len(self._start)
+        """Number of candidates; the first call reads all files that are cut."""
+        if self._separator is None:
+            return len(self.files)
+        if not self._first:
+            self._scan(self._separator)
+        return len(self._start)
 
     def texts(self, numbers: Iterable[int], left_out: Counter[str]) -> Iterator[str]:
         """The documents with these numbers, in this order; what is left out or mended is counted."""

@@ -12,8 +12,6 @@ from llmkit.config import schema
 from llmkit.data.tokenizer import Tokenizer, byte_symbols
 from llmkit.errors import UserError
 
-DEFAULT_VOCAB_SIZE = 4096
-
 PIECES = (
     r"[^\r\n\p{L}\p{N}]?\p{L}+"
     r"|\p{N}{1,3}"
@@ -36,7 +34,7 @@ def make_tokenizer(spec: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
     Raises UserError for settings that contradict each other or a tokenizer that cannot be had.
     """
     if spec.type == "bpe":
-        return train_bpe(texts, spec.vocab_size or DEFAULT_VOCAB_SIZE, spec.end_of_text)
+        return train_bpe(texts, spec.vocab_size or schema.BPE_VOCAB_SIZE, spec.end_of_text)
     if spec.type == "bytes":
         return bytes_tokenizer(spec.end_of_text)
     if spec.type == "file":

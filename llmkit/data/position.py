@@ -18,6 +18,8 @@ class SourcePrint(BaseModel):
     name: str
     tokens: int
     digest: str
+    heldout: str | None
+    """Digest of the held-out tokens, None if there are none."""
 
 
 class Fingerprint(BaseModel):
@@ -87,4 +89,6 @@ def _differences(then: Fingerprint, now: Fingerprint) -> list[str]:
             found.append(f"source {old.name} had {old.tokens} training tokens, has {new.tokens}")
         elif old.digest != new.digest:
             found.append(f"source {old.name} has other text of the same length")
+        if old.heldout != new.heldout:
+            found.append(f"source {old.name} has other held-out text")
     return found

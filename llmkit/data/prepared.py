@@ -114,6 +114,7 @@ def open_prepared(folder: Path, config: schema.Data, names: list[str]) -> Prepar
         train.append(TrainSource(name, reader, spec.weight))
         if manifest.sources[name].heldout:
             heldout.append(HeldOutSource(name, _open(folder, "heldout", name, tokenizer)))
+    digests = {source.name: _digest(source.reader.index) for source in heldout}
     return Prepared(
         folder=folder,
         tokenizer=tokenizer,
@@ -127,7 +128,13 @@ def open_prepared(folder: Path, config: schema.Data, names: list[str]) -> Prepar
             "sequence_length": config.sequence_length,
             "document_masks": config.document_masks,
             "sources": [
-                {"name": s.name, "tokens": s.reader.tokens, "digest": _digest(s.reader.index)} for s in train
+                {
+                    "name": source.name,
+                    "tokens": source.reader.tokens,
+                    "digest": _digest(source.reader.index),
+                    "heldout": digests.get(source.name),
+                }
+                for source in train
             ],
         },
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.read import Checkpoint
+from llmkit.model.gpt import GPT
 
 
 class StepResult(NamedTuple):
@@ -28,7 +29,12 @@ class StepResult(NamedTuple):
 
 
 class Engine(Protocol):
-    """Owns parameters, gradients and optimizer state."""
+    """Owns parameters, gradients and optimizer state.
+
+    model: with the weights of now, for sampling.
+    """
+
+    model: GPT
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """One update: the gradient is that of the summed loss divided by `targets`, the global count."""

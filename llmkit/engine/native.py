@@ -95,6 +95,7 @@ class NativeEngine:
             rows = self.model(batch)
             nats.append(rows.nats.detach())
             targets.append(rows.targets)
+            del rows  # and with it what a backward pass would need, before the next batch is computed
         self.model.train()
         return LossSum(torch.cat(nats), torch.cat(targets))
 

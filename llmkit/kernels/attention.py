@@ -74,6 +74,11 @@ def attention(
             mask = attention_mask(queries, keys, window, documents, q.device)
         causal = plain and queries == keys
         grouped = k.shape[1] != q.shape[1]
+        if grouped and q.is_cuda and (mask is not None or q.dtype == torch.float32):
+            # Only flash attention takes groups, but neither masks nor fp32: with a key a head the
+            # memory-efficient kernel takes these, where the fallback would hold all scores.
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+            grouped = False
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
     return out.transpose(1, 2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from llmkit.data.prepared import Prepared
 from llmkit.generate import Sampling, stream_text
 from llmkit.loop.run import Run
-from llmkit.monitor.flops import bits_per_byte
+from llmkit.monitor.flops import bits_per_byte, perplexity
 
 SAMPLE_TOKENS = 160
 """Length of the sample at the end of a run."""
@@ -21,7 +20,9 @@ SAMPLE_TOKENS = 160
 def finish(run: Run) -> None:
     """Marks the run as done and prints its summary."""
     progress = run.progress
-    if not run.folder.is_done:
+    if run.folder.is_done:
+        run.console.note(f"this run is finished since step {progress.step}: nothing is left to do")
+    else:
         run.events.record("done", step=progress.step, tokens=progress.tokens, skipped=progress.skipped)
         run.folder.mark_done()
     facts = {"steps": f"{progress.step}, {progress.tokens / 1e6:.2f}M tokens"}
@@ -35,9 +36,12 @@ def finish(run: Run) -> None:
     folder, command = run.folder.path, command_name()
     facts["run folder"] = f"{folder}: checkpoints/, metrics.jsonl, config.yaml, logs/"
     run.console.summary(facts)
+    longer = (
+        "evaluate.early_stopping=null" if progress.stopped_early else f"train.max_steps={2 * progress.step}"
+    )
     run.console.note(
         f"\nTry next:\n  {command} generate {folder} --prompt 'import '\n  {command} evaluate {folder}\n"
-        f"  the same command with train.max_steps={2 * progress.step} to go on training"
+        f"  the same command with {longer} to go on training"
     )
 
 
@@ -52,8 +56,8 @@ def heldout_facts(run: Run) -> dict[str, str]:
     """Held-out loss, and bits per byte beside those of general compressors on the same text."""
     loss = run.progress.eval_loss
     if loss is None:
-        return {}
-    facts = {"held-out loss": f"{loss:.4f} nats a token, perplexity {math.exp(loss):.2f}"}
+        return {} if run.progress.evaluated_step is None else {"held-out loss": "not finite"}
+    facts = {"held-out loss": f"{loss:.4f} nats a token, perplexity {perplexity(loss):.2f}"}
     assert run.heldout is not None
     bits = bits_per_byte(loss * run.heldout.targets, run.heldout.text_bytes)
     others = compressors_bits_per_byte(run.data)

@@ -49,7 +49,7 @@ class Log:
         self.peak, self.peak_label = device_peak(run.device, dtype)
         self.flops_per_token = train_flops_per_token(run.shape, run.config.data.sequence_length)
         self._steps = self._targets = 0
-        self._first = True
+        self._first, self._told = True, False
         self._pending: tuple[int, int, float, Scalars, dict[str, Any]] | None = None
 
     def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
@@ -101,16 +101,20 @@ class Log:
             }
             run.metrics.append(row)
             run.console.row(row)
+            if run.metrics.fault and not self._told:
+                run.console.note(
+                    f"metrics.jsonl cannot be written, its rows wait in memory: {run.metrics.fault}"
+                )
+            self._told = run.metrics.fault is not None
         progress = run.progress
         progress.skipped += skipped
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
         limit = run.config.train.max_nonfinite_steps
         if progress.skipped_in_a_row >= limit:
-            run.events.record("fault", step=step, reason="non-finite gradients")
             raise RunFault(
                 f"step {step}: the gradient was not finite {limit} times in a row "
-                f"(train.max_nonfinite_steps). These updates were skipped, and nothing was saved after them: "
-                f"the same command goes on from the newest checkpoint in {run.folder.checkpoints}. A lower "
+                "(train.max_nonfinite_steps); these updates were skipped. The same command goes on from the "
+                f"newest checkpoint in {run.folder.checkpoints}. A lower "
                 "optimizer.learning_rate often helps; else look for the cause in the data"
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -38,9 +38,10 @@ class Progress:
 
     def record_evaluation(self, loss: float, patience: int | None) -> None:
         """Notes an evaluation at this step, and whether it was one too many without a lower loss."""
-        self.evaluated_step, self.eval_loss = self.step, loss if math.isfinite(loss) else None
-        if self.best_eval_loss is None or loss < self.best_eval_loss:
-            self.best_eval_loss, self.evaluations_without_gain = self.eval_loss, 0
+        finite = math.isfinite(loss)
+        self.evaluated_step, self.eval_loss = self.step, loss if finite else None
+        if finite and (self.best_eval_loss is None or loss < self.best_eval_loss):
+            self.best_eval_loss, self.evaluations_without_gain = loss, 0
         else:
             self.evaluations_without_gain += 1
         self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
@@ -51,6 +52,5 @@ class Progress:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Progress:
-        """The progress that `to_json` wrote; a field that is unknown here is a TypeError."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in state.items() if name in known})
+        """The progress that `to_json` wrote; an unknown field is a TypeError."""
+        return cls(**state)

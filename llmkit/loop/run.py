@@ -14,8 +14,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
-from llmkit.engine.base import StepResult
-from llmkit.engine.native import NativeEngine
+from llmkit.engine.base import Engine, StepResult
 from llmkit.loop.clock import Clock
 from llmkit.loop.progress import Progress
 from llmkit.monitor.console import Console
@@ -37,7 +36,7 @@ class Run:
     data: Prepared
     heldout: HeldOut | None
     loader: TrainLoader
-    engine: NativeEngine
+    engine: Engine
     progress: Progress
     console: Console
     metrics: MetricsFile
@@ -57,6 +56,7 @@ class Run:
             "progress": self.progress.to_json(),
             "data": self.loader.state(),
             "updates": self.engine.updates,
+            "precision": self.precision,
         }
         path = save(
             self.folder.checkpoints,

@@ -23,6 +23,7 @@ from llmkit.data.build import prepare
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.tokenizer import Tokenizer
+from llmkit.engine.base import Engine
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import UserError
 from llmkit.kernels.attention import choose_backend
@@ -55,6 +56,11 @@ def set_up(loaded: Loaded, folder: RunFolder, fresh: bool, console: Console, sta
             f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
             "bring a good one back, or choose another run.name to start anew"
         )
+    elif folder.is_done:
+        raise UserError(
+            f"{folder.path} is the record of a finished run whose checkpoints are gone; "
+            "choose another run.name to start anew, or move the folder away"
+        )
     if config.run.deterministic:
         make_deterministic()
     device = choose_device()
@@ -67,11 +73,12 @@ def set_up(loaded: Loaded, folder: RunFolder, fresh: bool, console: Console, sta
     micro_batch_size = choose_micro_batch(config, shape, precision, device)
     derived = derive(config, vocab_size=tokenizer_size, micro_batch_size=micro_batch_size)
     console.note(show_derived(derived).rstrip())
-    copies = config.checkpoint.keep_last + 1
+    # One more than is kept exists while a save is under way; those that lie there already have their place.
+    copies = max(1, config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
     folder.require_space(BYTES_PER_PARAMETER * shape.num_parameters * copies)
 
     model = build_model(config, shape, device, console.note)
-    engine = NativeEngine(
+    engine: Engine = NativeEngine(
         model, config.optimizer, precision=precision, gradient_clipping=config.train.gradient_clipping
     )
     progress = Progress(max_steps=config.train.max_steps)
@@ -88,9 +95,15 @@ def set_up(loaded: Loaded, folder: RunFolder, fresh: bool, console: Console, sta
     metrics.cut_back(progress.step)
     folder.write_text("config.yaml", to_yaml(config))
     folder.write_json("manifest.json", _manifest(loaded, device, precision, micro_batch_size))
-    events.record("start" if checkpoint is None else "resume", step=progress.step)
     if checkpoint is not None:
         console.note(f"resuming from {checkpoint.path} at step {progress.step}")
+        if (before := checkpoint.state["precision"]) != precision:
+            console.note(f"changed since the checkpoint: precision {before} -> {precision}")
+    if progress.max_steps is not None and config.schedule.warmup_steps >= progress.max_steps:
+        console.note(
+            f"schedule.warmup_steps {config.schedule.warmup_steps} is not less than the "
+            f"{progress.max_steps} steps of the run: the learning rate does not get past its warm-up"
+        )
     console.max_steps = progress.max_steps
     console.note(f"training on {_device_name(device)} in {precision}; run folder {folder.path}")
     heldout = HeldOut(data, micro_batch_size) if data.heldout else None

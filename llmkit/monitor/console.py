@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 CLEAR = "\r\x1b[K"
@@ -37,6 +39,12 @@ class Console:
         self._row: Mapping[str, Any] = {}
         self._status = ""
         self._refreshed = float("-inf")
+        self._log: TextIO | None = None
+
+    def keep_log(self, path: Path) -> None:
+        """From now on appends every line that stays to this file too; a full disk does not raise."""
+        with contextlib.suppress(OSError):
+            self._log = path.open("a", encoding="utf-8", errors="replace")
 
     def progress(self, step: int) -> None:
         """A step is done: refreshes the status line, at most ten times a second; else does nothing."""
@@ -111,6 +119,10 @@ class Console:
         return line[:room]
 
     def _print(self, line: str) -> None:
+        if self._log is not None:
+            with contextlib.suppress(OSError):
+                self._log.write(line + "\n")
+                self._log.flush()
         if self._status:
             self._write(f"{CLEAR}{line}\n{self._status}")
         else:

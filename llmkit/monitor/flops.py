@@ -49,6 +49,11 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
     return nats / math.log(2.0) / text_bytes
 
 
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats a token; infinite where that is too large for a number."""
+    return math.exp(loss) if loss < 700.0 else math.inf
+
+
 def utilization(
     tokens_per_second: float, flops_per_token: float, peak: float | None, devices: int = 1
 ) -> float | None:

@@ -33,7 +33,7 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> tuple[float | None,
     """FLOP/s to compare training in `dtype` with, and one line that says what the number is.
 
     A GPU: the published dense bf16 rate, whatever `dtype` (the line says so); None if it is not known.
-    A CPU: what a matrix product reaches in this process now, in about a third of a second. Processes
+    A CPU: what a matrix product reaches in this process now, in about half a second. Processes
     that share the CPU should measure at the same time, else each of them sees the whole machine.
     """
     if device.type == "cuda":

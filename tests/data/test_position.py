@@ -13,7 +13,10 @@ FINGERPRINT: dict[str, Any] = {
     "tokenizer": "aaaa",
     "sequence_length": 256,
     "document_masks": False,
-    "sources": [{"name": "a", "tokens": 10, "digest": "x"}, {"name": "b", "tokens": 20, "digest": "y"}],
+    "sources": [
+        {"name": "a", "tokens": 10, "digest": "x", "heldout": "h"},
+        {"name": "b", "tokens": 20, "digest": "y", "heldout": None},
+    ],
 }
 STATE: dict[str, Any] = {
     "version": 1,
@@ -37,6 +40,8 @@ def test_the_same_data_goes_on() -> None:
         (lambda f: f.update(document_masks=True), "data.document_masks was False, is True"),
         (lambda f: f["sources"][1].update(tokens=21), "source b had 20 training tokens, has 21"),
         (lambda f: f["sources"][1].update(digest="z"), "source b has other text of the same length"),
+        (lambda f: f["sources"][0].update(heldout="i"), "source a has other held-out text"),
+        (lambda f: f["sources"][1].update(heldout="i"), "source b has other held-out text"),
         (lambda f: f["sources"].reverse(), "data.sources were a, b, are b, a"),
         (lambda f: f["sources"].pop(), "data.sources were a, b, are a"),
     ],

@@ -25,9 +25,16 @@ def test_patience_counts_evaluations_without_a_lower_loss():
 
 def test_a_first_loss_that_is_not_finite_is_no_best_one():
     progress = Progress()
-    progress.record_evaluation(math.nan, patience=1)
+    progress.record_evaluation(math.nan, patience=3)
     progress.record_evaluation(2.0, patience=None)
     assert progress.best_eval_loss == 2.0
+
+
+def test_losses_that_are_never_finite_end_the_patience():
+    progress = Progress()
+    for _ in range(2):
+        progress.record_evaluation(math.nan, patience=2)
+    assert progress.stopped_early
 
 
 def test_finished_at_the_last_step_or_when_stopped_early():
