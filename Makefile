@@ -10,6 +10,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 SYSTEM_TORCH ?=
 
+# An environment keeps what it was made with: asking for something else means making it anew.
+MADE_WITH := $(strip $(shell cat $(VENV)/.made-with 2>/dev/null))
+WANTED := $(strip $(PYTHON) $(if $(SYSTEM_TORCH),system-torch))
+ifneq ($(MADE_WITH),)
+ifeq ($(filter clean,$(MAKECMDGOALS)),)
+ifneq ($(findstring command line,$(origin PYTHON) $(origin SYSTEM_TORCH)),)
+ifneq ($(MADE_WITH),$(WANTED))
+$(error $(VENV) was made with "$(MADE_WITH)", not "$(WANTED)": run `make clean` first)
+endif
+endif
+endif
+SYSTEM_TORCH := $(findstring system-torch,$(MADE_WITH))
+endif
+
 .PHONY: demo test check docs clean
 .DELETE_ON_ERROR:
 
@@ -35,18 +49,21 @@ $(VENV)/bin/python:
 	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+ifneq ($(SYSTEM_TORCH),)
+	@$(PYTHON) -c 'import torch; print("keeping torch", torch.__version__)' || { \
+	  echo "SYSTEM_TORCH=1, but $(PYTHON) has no torch: name an interpreter that has (PYTHON=...)"; exit 1; }
+endif
 	$(PYTHON) -m venv $(VENV)
 ifneq ($(SYSTEM_TORCH),)
 	@# Not --system-site-packages: an image's interpreter may itself be one of a virtual environment.
 	$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "`$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/system.pth"
 endif
+	@echo "$(WANTED)" > $(VENV)/.made-with
 
 # The versions everything is tested with; where torch is the system's, it is not among them.
 $(VENV)/constraints.txt: constraints.txt $(VENV)/bin/python
 ifneq ($(SYSTEM_TORCH),)
-	@$(BIN)/python -c 'import torch; print("keeping torch", torch.__version__)' || { \
-	  echo "SYSTEM_TORCH=1, but $(PYTHON) has no torch: name an interpreter that has (PYTHON=...)"; exit 1; }
 	grep -v -E '^(torch|triton|numpy)==' constraints.txt > $@
 else
 	cp constraints.txt $@

@@ -24,7 +24,11 @@ def project(tmp_path, monkeypatch):
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file under `folder` that a run could harm; the lock and logs of attempts aside."""
-    kept = {path for path in folder.rglob("*") if path.is_file() and path.name not in ("run.lock", "rank-00000.log")}
+    kept = {
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("run.lock", "rank-00000.log")
+    }
     return {str(path): path.read_bytes() for path in kept}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -48,19 +48,7 @@ def set_up(loaded: Loaded, folder: RunFolder, fresh: bool, console: Console, sta
     the run in it is another one.
     """
     config = loaded.config
-    checkpoint = newest(folder.checkpoints, console.note)
-    if checkpoint is not None:
-        _check_same_run(checkpoint, config, fresh, folder, console.note)
-    elif damaged := folders(folder.checkpoints):
-        raise UserError(
-            f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
-            "bring a good one back, or choose another run.name to start anew"
-        )
-    elif folder.is_done:
-        raise UserError(
-            f"{folder.path} is the record of a finished run whose checkpoints are gone; "
-            "choose another run.name to start anew, or move the folder away"
-        )
+    checkpoint = find_checkpoint(config, folder, fresh, console.note)
     if config.run.deterministic:
         make_deterministic()
     device = choose_device()
@@ -95,36 +83,54 @@ def set_up(loaded: Loaded, folder: RunFolder, fresh: bool, console: Console, sta
     metrics.cut_back(progress.step)
     folder.write_text("config.yaml", to_yaml(config))
     folder.write_json("manifest.json", _manifest(loaded, device, precision, micro_batch_size))
-    if checkpoint is not None:
-        console.note(f"resuming from {checkpoint.path} at step {progress.step}")
-        if (before := checkpoint.state["precision"]) != precision:
-            console.note(f"changed since the checkpoint: precision {before} -> {precision}")
-    if progress.max_steps is not None and config.schedule.warmup_steps >= progress.max_steps:
-        console.note(
-            f"schedule.warmup_steps {config.schedule.warmup_steps} is not less than the "
-            f"{progress.max_steps} steps of the run: the learning rate does not get past its warm-up"
-        )
+    for line in _remarks(checkpoint, config, precision, progress):
+        console.note(line)
     console.max_steps = progress.max_steps
     console.note(f"training on {_device_name(device)} in {precision}; run folder {folder.path}")
     heldout = HeldOut(data, micro_batch_size) if data.heldout else None
     saved_step = None if checkpoint is None else progress.step
     return Run(
-        config,
-        folder,
-        shape,
-        device,
-        precision,
-        micro_batch_size,
-        data,
-        heldout,
-        loader,
-        engine,
-        progress,
-        console,
-        metrics,
-        events,
-        saved_step=saved_step,
-    )
+        config, folder, shape, device, precision, micro_batch_size, data, heldout, loader, engine,
+        progress, console, metrics, events, saved_step=saved_step,
+    )  # fmt: skip
+
+
+def find_checkpoint(
+    config: Config, folder: RunFolder, fresh: bool, note: Callable[[str], None]
+) -> Checkpoint | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises UserError where the folder holds another run, or one that would have to start over.
+    """
+    checkpoint = newest(folder.checkpoints, note)
+    if checkpoint is not None:
+        _check_same_run(checkpoint, config, fresh, folder, note)
+    elif damaged := folders(folder.checkpoints):
+        raise UserError(
+            f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
+            "bring a good one back, or choose another run.name to start anew"
+        )
+    elif folder.is_done:
+        raise UserError(
+            f"{folder.path} is the record of a finished run whose checkpoints are gone; "
+            "choose another run.name to start anew, or move the folder away"
+        )
+    return checkpoint
+
+
+def _remarks(
+    checkpoint: Checkpoint | None, config: Config, precision: str, progress: Progress
+) -> Iterator[str]:
+    """What a user should know before the first step."""
+    if checkpoint is not None:
+        yield f"resuming from {checkpoint.path} at step {progress.step}"
+        if (before := checkpoint.state["precision"]) != precision:
+            yield f"changed since the checkpoint: precision {before} -> {precision}"
+    if progress.max_steps is not None and config.schedule.warmup_steps >= progress.max_steps:
+        yield (
+            f"schedule.warmup_steps {config.schedule.warmup_steps} is not less than the "
+            f"{progress.max_steps} steps of the run: the learning rate does not get past its warm-up"
+        )
 
 
 def open_folder(config: Config, environment: Mapping[str, str]) -> RunFolder:
