@@ -20,6 +20,7 @@ SAMPLE_TOKENS = 160
 def finish(run: Run) -> None:
     """Marks the run as done and prints its summary."""
     progress = run.progress
+    run.console.close()
     if run.folder.is_done:
         run.console.note(f"this run is finished since step {progress.step}: nothing is left to do")
     else:

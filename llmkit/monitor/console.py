@@ -59,7 +59,10 @@ class Console:
         if row["step"] == 1:  # the first step also compiles: its time says nothing of those to come
             row = {name: value for name, value in row.items() if name not in TIMES}
         self._row = row
-        self._print(self._fit(self._fields(row)))
+        line = self._fit(self._fields(row))
+        if self._status:  # which would go on showing the row before
+            self._status = line
+        self._print(line)
 
     def evaluation(self, step: int, loss: float | None, bits_per_byte: float | None) -> None:
         """Prints the result of an evaluation; None where a value is not finite or not known."""

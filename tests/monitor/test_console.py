@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 
@@ -148,3 +149,35 @@ def test_text_that_the_terminal_cannot_write_is_replaced_not_lost() -> None:
 )
 def test_durations_are_told_in_the_two_units_that_matter(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_status_line_never_shows_an_older_row() -> None:
+    console, stream = terminal()
+    console.row(ROW)
+    console.progress(25)
+    console.row({**ROW, "step": 30, "loss": 3.0})
+    assert "loss 3.0000" in shown(stream.getvalue())[-1]
+
+
+def test_the_first_row_says_nothing_of_the_time_to_come() -> None:
+    console, stream = terminal()
+    console.row({**ROW, "step": 1})
+    assert shown(stream.getvalue())[0] == "step   1/200  loss 4.5679"
+
+
+def test_lines_that_stay_are_kept_in_a_file_too(tmp_path: Path) -> None:
+    console, _ = terminal()
+    console.keep_log(tmp_path / "rank-00000.log")
+    console.progress(3)
+    console.note("checkpoint saved")
+    console.row(ROW)
+    lines = (tmp_path / "rank-00000.log").read_text().splitlines()
+    assert lines[0] == "checkpoint saved"
+    assert len(lines) == 2
+
+
+def test_a_log_that_cannot_be_opened_stops_nothing(tmp_path: Path) -> None:
+    console, stream = terminal()
+    console.keep_log(tmp_path / "missing" / "rank-00000.log")
+    console.note("on")
+    assert "on" in stream.getvalue()
