@@ -8,9 +8,6 @@ import os
 import random
 import shutil
 import signal
-import threading
-import time
-from pathlib import Path
 
 import pytest
 
@@ -41,18 +38,18 @@ def train(*overrides: str) -> int:
     return main(["train", "tiny.yaml", *overrides])
 
 
-def when_rows(folder: Path, count: int, act) -> threading.Thread:
-    """Calls `act` once metrics.jsonl has `count` rows."""
+def at_step(monkeypatch, number: int, act) -> None:
+    """Calls `act` as step `number` of this test begins, counted over all its runs."""
+    train_step = NativeEngine.train_step
+    begun = [0]
 
-    def watch() -> None:
-        metrics = folder / "metrics.jsonl"
-        while not metrics.exists() or metrics.read_bytes().count(b"\n") < count:
-            time.sleep(0.001)
-        act()
+    def counted(self, *arguments):
+        begun[0] += 1
+        if begun[0] == number:
+            act()
+        return train_step(self, *arguments)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
+    monkeypatch.setattr(NativeEngine, "train_step", counted)
 
 
 def test_a_run_leaves_a_whole_record(project, capsys):
@@ -126,17 +123,15 @@ def test_a_corpus_may_move_and_sources_may_get_other_weights(project):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_and_the_same_command_goes_on(project, number, capsys):
-    assert train("run.name=straight", "train.max_steps=60") == 0
+def test_a_signal_saves_and_the_same_command_goes_on(project, number, monkeypatch, capsys):
+    assert train("run.name=straight") == 0
     folder = project / "runs" / "tiny"
-    watcher = when_rows(folder, 7, lambda: os.kill(os.getpid(), number))
-    assert train("train.max_steps=60") == 75
-    watcher.join()
-    stopped_at = open_checkpoint(folder).step
-    assert 7 <= stopped_at < 60
+    at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), number))
+    assert train() == 75
+    assert open_checkpoint(folder).step == 7
     assert events(folder)[-1] == "stop"
     assert number.name in capsys.readouterr().out
-    assert train("train.max_steps=60") == 0
+    assert train() == 0
     assert timeless(folder) == timeless(project / "runs" / "straight")
 
 
@@ -146,9 +141,9 @@ def test_the_stop_file_saves_and_is_forgotten_by_the_next_start(project, where, 
     stop = folder / "STOP" if where == "run folder" else project / "please-stop"
     if where == "STOP_FILE":
         monkeypatch.setenv("STOP_FILE", str(stop))
-    watcher = when_rows(folder, 3, stop.touch)
-    assert train("train.max_steps=300") == 75
-    watcher.join()
+    at_step(monkeypatch, 3, stop.touch)
+    assert train() == 75
+    assert open_checkpoint(folder).step == 3
     assert train() == 0
     assert not stop.exists()
 
@@ -165,11 +160,10 @@ def test_a_second_signal_while_saving_changes_nothing(project, monkeypatch):
 
     save = llmkit.loop.run.save
     monkeypatch.setattr(llmkit.loop.run, "save", slow_save)
-    watcher = when_rows(project / "runs" / "tiny", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert train("checkpoint.every_steps=0", "train.max_steps=300") == 75
-    watcher.join()
-    assert len(saves) == 1
-    assert open_checkpoint(project / "runs" / "tiny").step == saves[0]
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train() == 75
+    assert saves == [2]
+    assert open_checkpoint(project / "runs" / "tiny").step == 2
 
 
 def poison(monkeypatch, steps: set[int]) -> None:
@@ -225,11 +219,10 @@ def test_early_stopping_ends_the_run_and_lifting_it_goes_on(project, capsys):
 
 def test_a_time_budget_becomes_steps_and_is_kept_on_resume(project, monkeypatch, capsys):
     monkeypatch.setattr("llmkit.loop.budget.END_SECONDS", 0.0)
-    budget = ["train.max_steps=null", "train.max_minutes=0.3"]
+    budget = ["train.max_steps=null", "train.max_minutes=0.15"]
     folder = project / "runs" / "tiny"
-    watcher = when_rows(folder, 14, (folder / "STOP").touch)
+    at_step(monkeypatch, 14, (folder / "STOP").touch)
     assert train(*budget) == 75
-    watcher.join()
     chosen = open_checkpoint(folder).state["progress"]["max_steps"]
     assert chosen > 14
     assert train(*budget) == 0
