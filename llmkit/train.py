@@ -45,13 +45,14 @@ def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[s
             return 0
         folder.clear_done()
         run.events.record("start" if run.saved_step is None else "resume", step=run.progress.step)
+        log = Log(run)  # measures a CPU's matrix rate: before the mirror's process takes a share of it
         settings, public = config.monitor.wandb, config.model_dump(mode="json")
         mirror = Mirror.start(folder.path, settings, public, environment=environment)
         if mirror.message:
             console.note(mirror.message)
         code = 1
         try:
-            code = _loop(run, started)
+            code = _loop(run, log, started)
         except BaseException as error:
             run.events.record(
                 "fault", step=run.progress.step, reason=f"{type(error).__name__}: {error}"[:500]
@@ -65,10 +66,9 @@ def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[s
         return code
 
 
-def _loop(run: Run, started: float) -> int:
+def _loop(run: Run, log: Log, started: float) -> int:
     """Steps until the end, or until somebody asks to stop; either way the last step is saved."""
     config, progress = run.config, run.progress
-    log = Log(run)
     evaluate, save = Evaluate(log), Save(log)
     hooks: list[Hook] = [log, evaluate, save]
     if progress.max_steps is None:
