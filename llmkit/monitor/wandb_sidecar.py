@@ -60,6 +60,7 @@ class Trainer(threading.Thread):
         self._pid = pid
 
     def run(self) -> None:
+        """Waits for the exit code on standard input, or for the trainer to be gone; then ends all in time."""
         # The pipe alone does not tell: workers that the trainer forked may hold it open after its death.
         while not (spoke := select.select([0], [], [], POLL_SECONDS)[0]) and os.getppid() == self._pid:
             pass
