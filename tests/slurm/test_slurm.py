@@ -1,0 +1,142 @@
+"""slurm/train.sbatch on a real SLURM cluster, which slurm/local-cluster.sh starts on this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.program import events, make_project, rows, timeless
+from tests.slurm.cluster import FOLDER, Cluster, Job
+
+STAND_IN = str(Path(__file__).with_name("stand_in"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    if reason := cluster.up():
+        pytest.skip(f"no SLURM cluster here: {reason}")
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> Path:
+    """A folder that all nodes see, empty, for the job of this test."""
+    path = FOLDER / request.node.name
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def stand_in(
+    cluster: Cluster, folder: Path, *arguments: str, nodes: int = 1, processes: str = "", **variables: str
+) -> Job:
+    """A job whose trainer is the stand-in; processes: "" = one a GPU, of which there are two."""
+    variables = {"TRAIN_SECONDS": "60", "FAULT": "", **variables}
+    return cluster.submit(
+        folder, "my.yaml", *arguments, options=[f"--nodes={nodes}", "--gpus-per-node=2"],
+        PYTHONPATH=STAND_IN, RUN_FOLDER=str(folder), PROCESSES_PER_NODE=processes, **variables,
+    )  # fmt: skip
+
+
+def starts(folder: Path) -> list[str]:
+    """The stand-ins that have started."""
+    return sorted(path.stem for path in folder.glob("start-*.json"))
+
+
+def test_each_rank_knows_its_place_and_gets_the_arguments_as_they_are(cluster, folder):
+    odd = ["run.name=two words", 'it\'s="$HOME"', "$(touch oops)", "`touch oops`", "a\\b;c&d|e>f", "*", ""]
+    job = stand_in(cluster, folder, *odd, nodes=2, TRAIN_SECONDS="0")
+    assert job.wait() == "COMPLETED", job.log
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("start-0-rank-*.json"))]
+    assert [(facts["rank"], facts["LOCAL_RANK"], facts["WORLD_SIZE"]) for facts in found] == [
+        ("0", "0", "4"), ("1", "1", "4"), ("2", "0", "4"), ("3", "1", "4"),
+    ]  # fmt: skip
+    hosts = [facts["host"] for facts in found]
+    assert hosts[0] == hosts[1] != hosts[2] == hosts[3]
+    for facts in found:
+        assert facts["arguments"] == ["train", "my.yaml", "parallel.world_size=4", *odd]
+    assert not job.state_folder.exists() and not (folder / "oops").exists()
+
+
+def test_faults_are_counted_and_the_job_is_requeued_until_there_are_too_many(cluster, folder):
+    job = stand_in(cluster, folder, processes="1", FAULT="0", MAX_FAULTS="1")
+    assert job.wait() == "FAILED", job.log
+    assert starts(folder) == ["start-0-rank-0", "start-1-rank-0"]
+    assert "fault 1 of at most 1 in a row" in job.log
+    assert "fault 2 in a row (exit code 1), giving up" in job.log
+
+
+def test_a_cancelled_job_stops_in_order_and_stays_cancelled(cluster, folder):
+    job = stand_in(cluster, folder, nodes=2, processes="1")
+    job.wait_until(lambda: len(starts(folder)) == 2)
+    job.signal()
+    assert job.wait() == "CANCELLED"
+    job.wait_until(lambda: "ended by SLURM" in job.log)
+    assert "and saved" in job.log and "requeued" not in job.log
+
+
+def test_a_user_who_asks_the_run_to_stop_ends_the_job(cluster, folder):
+    job = stand_in(cluster, folder, processes="1")
+    job.wait_until(lambda: bool(starts(folder)))
+    (folder / "STOP").touch()
+    assert job.wait() == "FAILED"
+    assert job.facts()["ExitCode"] == "75:0"
+    assert "stopped on a user's request, and saved" in job.log
+
+
+def test_the_number_of_processes_must_be_known(cluster, folder):
+    job = cluster.submit(folder, "my.yaml", options=["--nodes=1", "--gpus-per-node=0"], PYTHONPATH=STAND_IN)
+    assert job.wait() == "FAILED"
+    assert job.facts()["ExitCode"] == "2:0"
+    assert "how many processes a node?" in job.log
+
+
+def train(cluster: Cluster, folder: Path, *arguments: str, processes: str, **variables: str) -> Job:
+    """A job of the real trainer on the CPUs of two nodes."""
+    return cluster.submit(
+        folder, "tiny.yaml", *arguments, options=["--nodes=2", "--gpus-per-node=0"],
+        PROCESSES_PER_NODE=processes, **variables,
+    )  # fmt: skip
+
+
+def test_mistakes_in_the_settings_are_told_once_and_not_tried_again(cluster, folder):
+    make_project(folder)
+    job = train(cluster, folder, "train.max_step=5", processes="2")
+    assert job.wait() == "FAILED"
+    assert job.facts()["ExitCode"] == "2:0"
+    assert "train.max_steps" in job.log and "start 0" not in job.log
+
+
+def test_a_world_of_another_size_than_told_is_refused(cluster, folder):
+    make_project(folder)
+    job = train(cluster, folder, "parallel.world_size=8", processes="1", MAX_FAULTS="0")
+    assert job.wait() == "FAILED"
+    [message] = [line for line in job.log.splitlines() if "llmkit: " in line]
+    assert "parallel.world_size 8 (command line), but the world that was joined has 2" in message
+    assert not (folder / "runs").exists()
+
+
+def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, folder):
+    make_project(folder)
+    settings = ["parallel.zero_stage=2", "train.max_steps=100", "checkpoint.every_steps=0"]
+    straight = train(cluster, folder, *settings, "run.name=straight", processes="2")
+    job = train(cluster, folder, *settings, "run.name=requeued", processes="2")
+    runs = folder / "runs"
+    metrics = runs / "requeued" / "metrics.jsonl"
+    job.wait_until(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    job.ask_to_stop()
+    assert job.wait() == "COMPLETED", job.log
+    assert straight.wait() == "COMPLETED", straight.log
+
+    assert job.facts()["Restarts"] == "1"
+    assert "stopped on SLURM's request, and saved: requeued" in job.log
+    assert events(runs / "requeued") == ["start", "save", "stop", "resume", "save", "done"]
+    assert [row["step"] for row in rows(runs / "requeued")] == [*range(1, 101), 100]  # the last: evaluation
+    assert timeless(runs / "requeued") == timeless(runs / "straight")  # the same layout: bit-equal
+    assert (runs / "requeued" / "DONE").exists()
