@@ -9,6 +9,7 @@ from torch import nn
 
 from llmkit.config.shape import ModelShape
 from llmkit.model.gpt import GPT
+from llmkit.model.initial import InitialWeights
 
 GPT2_STYLE = ModelShape(
     vocab_size=97, padded_vocab_size=128, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -36,6 +37,18 @@ def randomise(model: M, seed: int = 0) -> M:
         parameter.copy_(
             torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.dim() == 1) * 0.5
         )
+    return model
+
+
+@torch.no_grad()
+def initial_model(shape: ModelShape, seed: int) -> GPT:
+    """Our model with the weights that it would start with."""
+    model, weights = GPT(shape), InitialWeights(shape, seed)
+    stored = dict(model.named_parameters())
+    for name, parts in model.parts().items():
+        stored[name].zero_()
+        for part in parts:
+            stored[name][part.start : part.stop] = weights.read(part.name, "master", part.box)
     return model
 
 

@@ -1,14 +1,19 @@
-"""Whether torch.compile can work here, found out before it fails in the first step."""
+"""torch.compile: whether it can work here, and what becomes of a module on which it fails."""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch._dynamo.utils
 import torch._inductor.config
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 
 def compiler_missing(device: torch.device) -> str | None:
@@ -28,3 +33,34 @@ def compiler_missing(device: torch.device) -> str | None:
         return f"no {language} compiler is found (looked for {', '.join(names)})"
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return None if header.exists() else f"{header} is missing"
+
+
+def compile_module(
+    module: nn.Module, report: Callable[[str], None], backend: str | Callable[..., Any] = "inductor"
+) -> None:
+    """torch.compile for calls of `module`; where that fails, `report` is told and they run as they are.
+
+    A failure comes before anything of the module is computed, or after a whole part of it, which is then
+    computed again: the ranks of a group meet the same failure at the same place.
+    """
+    compiled = torch.compile(module._call_impl, dynamic=False, backend=backend)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return compiled(*arguments, **options)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split("\n")[:2])
+            report(f"torch.compile failed on {type(module).__name__}, which runs without it: {reason}")
+            module._compiled_call_impl = None
+            return module(*arguments, **options)
+
+    module._compiled_call_impl = call  # what nn.Module.compile would set, without our way back
+
+
+def graph_breaks() -> dict[str, int]:
+    """Where torch.compile had to leave what it was compiling: first line of the reason -> how often."""
+    found: dict[str, int] = {}
+    for reason, count in torch._dynamo.utils.counters["graph_break"].items():
+        line = str(reason).strip().partition("\n")[0]
+        found[line] = found.get(line, 0) + count
+    return found

@@ -7,26 +7,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.batch import IGNORE, LossSum
+from llmkit.parallel.collectives import Group, leave, maximum
 
 
-def output_logits(hidden: Tensor, weight: Tensor, vocab_size: int) -> Tensor:
-    """hidden: (..., hidden), weight: (padded_vocab, hidden) -> fp32 logits (..., padded_vocab).
+def output_logits(hidden: Tensor, weight: Tensor, vocab_size: int, first: int = 0) -> Tensor:
+    """hidden: (..., hidden), weight: (rows, hidden) -> fp32 logits (..., rows) of tokens first, first + 1 ...
 
-    Padding gets -inf: it takes no probability, and no gradient reaches its rows.
+    Tokens from vocab_size on are padding. They get -inf: no probability, and no gradient for their rows.
     """
     logits = F.linear(hidden, weight).float()
-    if weight.shape[0] > vocab_size:
-        padding = torch.arange(weight.shape[0], device=logits.device) >= vocab_size
+    if first + weight.shape[0] > vocab_size:
+        padding = torch.arange(weight.shape[0], device=logits.device) >= vocab_size - first
         logits = logits.masked_fill(padding, float("-inf"))
     return logits
 
 
-def head_loss(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> LossSum:
+def head_loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, group: Group = None, first: int = 0
+) -> LossSum:
     """Cross-entropy of softmax(hidden weight') summed over each row's targets, in fp32.
 
     hidden: (batch, seq, hidden); weight: (padded_vocab, hidden); labels: (batch, seq), IGNORE where
-    a position is no target.
+    a position is no target. With a group, each rank holds some rows of the weight, those of the tokens
+    from `first` on; the loss is the same on every rank.
     """
-    logits = output_logits(hidden, weight, vocab_size)
-    nats = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    logits = output_logits(hidden, weight, vocab_size, first)
+    if group is None:
+        flat = logits.flatten(0, 1)
+        nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORE, reduction="none")
+    else:
+        nats = _cut_cross_entropy(logits, labels, first, group)
     return LossSum(nats.view_as(labels).sum(-1), (labels != IGNORE).sum(-1))
+
+
+def _cut_cross_entropy(logits: Tensor, labels: Tensor, first: int, group: Group) -> Tensor:
+    """log(sum exp(logits)) - logits[label] over the columns of all ranks, (batch, seq) fp32; 0 at IGNORE.
+
+    Three numbers a position cross the group: the largest logit, the sum of exponentials, the target's.
+    """
+    largest = maximum(logits.detach().amax(-1), group)
+    column = labels - first
+    elsewhere = (column < 0) | (column >= logits.shape[-1])
+    shifted = logits - largest[..., None]
+    target = shifted.gather(-1, column.masked_fill(elsewhere, 0)[..., None]).squeeze(-1)
+    sums = torch.stack((shifted.exp().sum(-1), target.masked_fill(elsewhere, 0.0)))
+    total, target = leave(sums, group)
+    return (total.log() - target).masked_fill(labels == IGNORE, 0.0)

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.attention import attention
-from llmkit.model.layers import Linear, StackedLinear
+from llmkit.model.layers import RowLinear, StackedLinear
 from llmkit.model.norm import RMSNorm
 from llmkit.model.rope import rotate
+from llmkit.parallel.collectives import gather
+from llmkit.parallel.mesh import TensorParallel
 
 
 class KeyValueCache:
@@ -33,19 +35,23 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biases, grouped heads, QK-norm and rotary positions as configured."""
+    """Multi-head attention with biases, grouped heads, QK-norm and rotary positions as configured.
 
-    def __init__(self, shape: ModelShape, layer: int, backend: str) -> None:
+    Cut by heads. Where there are fewer key and value heads than ranks, each rank computes a piece of one
+    and gathers the rest of it from its neighbours.
+    """
+
+    def __init__(self, shape: ModelShape, layer: int, backend: str, tensor: TensorParallel) -> None:
         super().__init__()
-        self.layer, self.backend = layer, backend
+        self.layer, self.backend, self.tensor = layer, backend, tensor
         self.head_dim, self.window = shape.head_dim, shape.sliding_window
         self.dropout = shape.attention_dropout
         query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
         widths = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
-        self.qkv = StackedLinear(shape.hidden_size, widths, shape.attention_bias)
-        self.o_proj = Linear(query, shape.hidden_size, shape.attention_bias)
-        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
-        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.qkv = StackedLinear(shape.hidden_size, widths, shape.attention_bias, tensor)
+        self.o_proj = RowLinear(query, shape.hidden_size, shape.attention_bias, tensor)
+        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps, tensor.group) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps, tensor.group) if shape.qk_norm else None
 
     def forward(
         self,
@@ -55,7 +61,10 @@ class Attention(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden); rope: the tables of these positions."""
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x))
+        q, k, v = self.qkv(x)
+        if self.tensor.head_group is not None:
+            k, v = gather(torch.stack((k, v)), 3, self.tensor.head_group).unbind()
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
 from llmkit.batch import Batch, LossSum
 from llmkit.config.shape import ModelShape
-from llmkit.kernels.loss import head_loss, output_logits
+from llmkit.kernels.compiler import compile_module
 from llmkit.model.attention import Attention, KeyValueCache
-from llmkit.model.init import normal_
-from llmkit.model.layers import Embedding, Linear, StackedLinear
+from llmkit.model.dropout import Key, dropout, group_dropout
+from llmkit.model.layers import Layer
 from llmkit.model.mlp import make_mlp
 from llmkit.model.norm import make_norm
+from llmkit.model.recompute import recomputed
 from llmkit.model.rope import rope_tables
-from llmkit.parallel.spec import Part, full
+from llmkit.model.vocabulary import Embedding, Head, Positions
+from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.spec import Part, whole
 
-RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
-"""Matrices that write into the residual stream: GPT-2 starts them smaller."""
+UNCUT = TensorParallel()
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). With sequence parallelism x is a piece of the sequence.
 
-    def __init__(self, shape: ModelShape, layer: int, backend: str) -> None:
+    recompute: what is computed again in the backward pass, see llmkit.model.recompute.
+    """
+
+    def __init__(
+        self, shape: ModelShape, layer: int, backend: str, tensor: TensorParallel, recompute: str
+    ) -> None:
         super().__init__()
-        self.attention_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps)
-        self.attention = Attention(shape, layer, backend)
-        self.mlp_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps)
-        self.mlp = make_mlp(shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias)
-        self.dropout = shape.hidden_dropout
+        group = tensor.group if tensor.sequence_parallel else None
+        self.attention_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
+        self.attention = Attention(shape, layer, backend, tensor)
+        self.mlp_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
+        self.mlp = make_mlp(shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tensor)
+        self.dropout, self.recompute = shape.hidden_dropout, recompute
+        self.random = shape.hidden_dropout > 0.0 or shape.attention_dropout > 0.0
 
     def forward(
         self,
@@ -40,110 +48,126 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor] | None,
         documents: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        keys: Sequence[Key] = (None, None),
     ) -> Tensor:
-        """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
+        """x: (batch, seq, hidden) -> (batch, seq, hidden); keys: of its two dropouts."""
+        random = self.random and self.training
+        return recomputed(self.recompute, self._forward, x, rope, documents, cache, keys, random=random)
+
+    def _forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        documents: Tensor | None,
+        cache: KeyValueCache | None,
+        keys: Sequence[Key],
+    ) -> Tensor:
         mixed = self.attention(self.attention_norm(x), rope, documents, cache)
-        x = x + dropout(mixed, self.dropout, self.training)
-        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
+        x = x + dropout(mixed, self.dropout, self.training, keys[0])
+        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training, keys[1])
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer; `backend` is the attention form (llmkit.kernels.attention)."""
+    """Decoder-only transformer.
 
-    def __init__(self, shape: ModelShape, backend: str = "sdpa") -> None:
+    backend: the attention form (llmkit.kernels.attention). tensor: the group of processes over which the
+    model is cut. recompute: what every n-th block computes again in the backward pass, n being
+    `recompute_every` ("none", "selective" or "full", see llmkit.model.recompute).
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        backend: str = "sdpa",
+        tensor: TensorParallel = UNCUT,
+        recompute: str = "none",
+        recompute_every: int = 1,
+    ) -> None:
         super().__init__()
-        self.shape = shape
-        self.embedding = Embedding(shape.padded_vocab_size, shape.hidden_size)
-        self.cos: Tensor
-        self.sin: Tensor
-        self.positions: Embedding | None = None
+        self.shape, self.tensor = shape, tensor
+        self.embedding = Embedding(shape, tensor)
+        self.positions: Positions | None = None
+        self.rope: tuple[Tensor, Tensor] | None = None
         if shape.position_embedding == "learned":
-            self.positions = Embedding(shape.max_position_embeddings, shape.hidden_size)
-        else:
-            cos, sin = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
-        self.blocks = nn.ModuleList(Block(shape, i, backend) for i in range(shape.num_hidden_layers))
-        self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps)
-        self.head: Linear | None = None
-        if not shape.tie_word_embeddings:
-            self.head = Linear(shape.hidden_size, shape.padded_vocab_size, bias=False)
-        self.head_loss: Callable[[Tensor, Tensor, Tensor, int], LossSum] = head_loss
+            self.positions = Positions(shape, tensor)
+        else:  # no buffers: these stay in fp32 whatever becomes of the weights
+            self.rope = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
+        again = ["none" if layer % recompute_every else recompute for layer in range(shape.num_hidden_layers)]
+        self.blocks = nn.ModuleList(Block(shape, i, backend, tensor, how) for i, how in enumerate(again))
+        group = tensor.group if tensor.sequence_parallel else None
+        self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
+        self.head = Head(shape, tensor, self.embedding if shape.tie_word_embeddings else None)
 
-    def compile_parts(self) -> None:
+    def compile_parts(self, report: Callable[[str], None], backend: str = "inductor") -> None:
         """Compiles a block, once for all of them, and the head with the loss.
 
         As fast as compiling the whole model, and ready after one block's time instead of all blocks'.
+        What cannot be compiled runs as it is, and `report` is told.
         """
-        for block in self.blocks:
-            block.compile(dynamic=False)
-        self.head_loss = torch.compile(head_loss, dynamic=False)
-
-    def hidden(
-        self, tokens: Tensor, documents: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
-        """tokens: (batch, seq) -> the last norm's output (batch, seq, hidden)."""
-        start = 0 if cache is None else cache.length
-        stop = start + tokens.shape[1]
-        x, rope = self.embedding(tokens), None
-        if self.positions is not None:
-            x = x + self.positions(position_ids(start, stop, documents, tokens.device))
-        else:
-            rope = (self.cos[start:stop], self.sin[start:stop])
-        x = dropout(x, self.shape.hidden_dropout, self.training)
-        for block in self.blocks:
-            x = block(x, rope, documents, cache)
-        return self.norm(x)
-
-    def head_weight(self) -> Tensor:
-        """The output projection, (padded_vocab, hidden)."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        for part in (*self.blocks, self.head):
+            compile_module(part, report, backend)
 
     def forward(self, batch: Batch) -> LossSum:
-        """The loss of each row, summed over its targets."""
-        hidden = self.hidden(batch.tokens, batch.documents)
-        return self.head_loss(hidden, self.head_weight(), batch.labels, self.shape.vocab_size)
+        """The loss of each row, summed over its targets; the same on all ranks of a tensor-parallel group."""
+        with group_dropout(self.shape, self.tensor, self.training, batch.tokens.device) as keys:
+            return self.head(self.hidden(batch.tokens, batch.documents, keys=keys), batch.labels)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        keys: Sequence[Key] | None = None,
+    ) -> Tensor:
+        """tokens: (batch, seq) -> the last norm's output (batch, seq or its piece, hidden)."""
+        start = 0 if cache is None else cache.length
+        stop = start + tokens.shape[1]
+        keys = keys or [None] * (2 * len(self.blocks) + 1)
+        x, rope = self.embedding(tokens), None
+        if self.positions is not None:
+            x = x + self.positions(self._own_piece(position_ids(start, stop, documents, tokens.device)))
+        elif self.rope is not None:
+            rope = (self.rope[0][start:stop], self.rope[1][start:stop])
+        x = dropout(x, self.shape.hidden_dropout, self.training, keys[0])
+        for number, block in enumerate(self.blocks):
+            x = block(x, rope, documents, cache, keys[2 * number + 1 : 2 * number + 3])
+        return self.norm(x)
 
     def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits of what follows the last token: (batch, seq) -> (batch, vocab), fp32.
 
-        With a cache, `tokens` are only those that it does not hold yet.
+        With a cache, `tokens` are only those that it does not hold yet. For a model that is not cut.
         """
+        assert self.tensor.size == 1
         last = self.hidden(tokens, cache=cache)[:, -1]
         if cache is not None:
             cache.length += tokens.shape[1]
-        size = self.shape.vocab_size
-        return output_logits(last, self.head_weight(), size)[:, :size]
+        return self.head.logits(last)
 
     def parts(self) -> dict[str, list[Part]]:
-        """For each parameter, the named tensors that lie in it (see llmkit.parallel.spec)."""
-        stacks = {name: m for name, m in self.named_modules() if isinstance(m, StackedLinear)}
-        parts: dict[str, list[Part]] = {}
-        for name, parameter in self.named_parameters():
-            owner, _, kind = name.rpartition(".")
-            size = tuple(parameter.shape)
-            if owner in stacks:
-                parts[name] = list(_stacked_parts(owner.rpartition(".")[0], kind, stacks[owner], size))
-            elif name in ("embedding.weight", "head.weight"):
-                parts[name] = [full(name, (self.shape.vocab_size, *size[1:]))]
-            else:
-                parts[name] = [full(name, size)]
-        return parts
+        """For each parameter, the named tensors of which parts lie in it (see llmkit.parallel.spec)."""
+        found = {
+            f"{path}.{kind}": parts
+            for path, module in self.named_modules()
+            if isinstance(module, Layer)
+            for kind, parts in module.parts(path).items()
+        }
+        return {name: found[name] for name, _ in self.named_parameters()}
 
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Fills every parameter (fp32) from (seed, name, element index); padding rows become 0."""
-        deep = (2 * self.shape.num_hidden_layers) ** -0.5 if self.shape.scaled_residual_init else 1.0
-        parameters = dict(self.named_parameters())
-        for parameter_name, parts in self.parts().items():
-            parameter = parameters[parameter_name].zero_()
-            for part in parts:
-                rows = parameter[part.start : part.stop]
-                if part.name.endswith("norm.weight"):
-                    rows.fill_(1.0)
-                elif not part.name.endswith(".bias"):
-                    scale = deep if part.name.endswith(RESIDUAL_OUTPUTS) else 1.0
-                    normal_(rows, self.shape.initializer_range * scale, seed=seed, name=part.name)
+    def check_marks(self) -> None:
+        """Asserts that those parameters are marked as cut of which this rank holds a part only."""
+        parts, vocabulary = self.parts(), ("embedding.weight", "head.weight")
+        for name, parameter in self.named_parameters():
+            cut = any(part.box != whole(part.shape) for part in parts[name])
+            if self.tensor.size > 1 and name in vocabulary:
+                cut = True  # a small vocabulary may lie on one rank
+            assert getattr(parameter, "tensor_model_parallel", False) == cut, name
+
+    def _own_piece(self, positions: Tensor) -> Tensor:
+        """positions: (..., seq) -> those of this rank's piece of the sequence, if that is cut."""
+        if not self.tensor.sequence_parallel:
+            return positions
+        return positions.unflatten(-1, (self.tensor.size, -1))[..., self.tensor.rank, :]
 
 
 def position_ids(start: int, stop: int, documents: Tensor | None, device: torch.device) -> Tensor:
@@ -154,13 +178,3 @@ def position_ids(start: int, stop: int, documents: Tensor | None, device: torch.
     first = torch.ones_like(documents, dtype=torch.bool)
     first[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return positions - torch.where(first, positions, 0).cummax(-1).values
-
-
-def _stacked_parts(path: str, kind: str, stack: StackedLinear, size: tuple[int, ...]) -> Iterator[Part]:
-    """One part for each projection of a stack; `kind` is "weight" or "bias"."""
-    start = 0
-    for name, width in stack.projections.items():
-        shape = (width, *size[1:])
-        box = tuple((0, n) for n in shape)
-        yield Part(f"{path}.{name}.{kind}", shape, box, start, start + width)
-        start += width

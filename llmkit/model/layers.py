@@ -1,4 +1,8 @@
-"""Layers without values of their own: `GPT.initialise` fills them, so that nothing is drawn twice."""
+"""Linear layers whose matrix may be cut over a tensor-parallel group (Shoeybi et al. 2019, Megatron-LM).
+
+A pair of them, cut by outputs and then by inputs, needs one sum over the group in each direction.
+Nothing is drawn at construction: weights come from `llmkit.model.initial` or from a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,102 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Linear(nn.Linear):
-    """PyTorch's linear layer, left unfilled."""
-
-    def reset_parameters(self) -> None:
-        """Does nothing."""
+from llmkit.parallel.collectives import enter, gather, leave, scatter_sum, shared
+from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.spec import Part, full
 
 
-class Embedding(nn.Embedding):
-    """PyTorch's embedding, left unfilled."""
+class Layer(nn.Module):
+    """A module that owns parameters, and knows of which full tensors they are parts."""
 
-    def reset_parameters(self) -> None:
-        """Does nothing."""
+    def parts(self, path: str) -> dict[str, list[Part]]:
+        """The parts in each own parameter; `path` is the module's in the model.
+
+        From sizes alone: under ZeRO-3 a parameter that is not in use is empty.
+        """
+        raise NotImplementedError
 
 
-class StackedLinear(nn.Module):
+def empty_parameter(*size: int, cut: bool) -> nn.Parameter:
+    """An unfilled parameter; `cut` marks it as one of which each rank of the group holds another part.
+
+    DeepSpeed looks for this mark: without it the gradient norm, and with it clipping, is silently wrong.
+    """
+    parameter = nn.Parameter(torch.empty(size))
+    if cut:
+        parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+    return parameter
+
+
+def enter_cut(x: Tensor, tensor: TensorParallel) -> Tensor:
+    """The input of a layer that is cut: (batch, seq or its piece, width) -> (batch, seq, width)."""
+    return gather(x, 1, tensor.group) if tensor.sequence_parallel else enter(x, tensor.group)
+
+
+def leave_cut(x: Tensor, tensor: TensorParallel) -> Tensor:
+    """The output of a layer that is cut: the ranks' sum (batch, seq, width), or its piece of the sequence."""
+    return scatter_sum(x, 1, tensor.group) if tensor.sequence_parallel else leave(x, tensor.group)
+
+
+class StackedLinear(Layer):
     """Projections of one input side by side: one matrix product instead of several small ones.
 
-    `projections` maps each projection's name to its output width; in checkpoints they keep these
-    names (`q_proj.weight`, ...), so that a layout that cuts them differently can read them.
+    `projections` maps each projection's name to its full output width; in checkpoints they keep these
+    names (`q_proj.weight`, ...), so that a layout that cuts them differently can read them. Each is cut
+    evenly by outputs.
     """
 
-    def __init__(self, in_features: int, projections: dict[str, int], bias: bool) -> None:
+    def __init__(
+        self, in_features: int, projections: dict[str, int], bias: bool, tensor: TensorParallel
+    ) -> None:
         super().__init__()
-        self.projections = projections
-        self.widths = tuple(projections.values())
-        self.weight = nn.Parameter(torch.empty(sum(self.widths), in_features))
-        self.bias = nn.Parameter(torch.empty(sum(self.widths))) if bias else None
+        self.in_features, self.projections, self.tensor = in_features, projections, tensor
+        self.widths = tuple(width // tensor.size for width in projections.values())
+        cut, rows = tensor.size > 1, sum(self.widths)
+        self.weight = empty_parameter(rows, in_features, cut=cut)
+        self.bias = empty_parameter(rows, cut=cut) if bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x: (..., in_features) -> one (..., width) tensor for each projection."""
+        """x: (..., in_features) -> one (..., local width) tensor for each projection."""
+        x = enter_cut(x, self.tensor)
         return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+
+    def parts(self, path: str) -> dict[str, list[Part]]:
+        """See `Layer.parts`."""
+        prefix, start = path.rpartition(".")[0], 0
+        parts: dict[str, list[Part]] = {"weight": [], "bias": []}
+        for (name, width), local in zip(self.projections.items(), self.widths, strict=True):
+            rows, stop = (self.tensor.rank * local, (self.tensor.rank + 1) * local), start + local
+            inputs = self.in_features
+            weight = Part(f"{prefix}.{name}.weight", (width, inputs), (rows, (0, inputs)), start, stop)
+            parts["weight"].append(weight)
+            parts["bias"].append(Part(f"{prefix}.{name}.bias", (width,), (rows,), start, stop))
+            start = stop
+        return parts
+
+
+class RowLinear(Layer):
+    """A linear layer cut by inputs; its bias is held by all ranks, and added once."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, tensor: TensorParallel) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.tensor = in_features, out_features, tensor
+        self.weight = empty_parameter(out_features, in_features // tensor.size, cut=tensor.size > 1)
+        self.bias = empty_parameter(out_features, cut=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, seq, local in_features) -> (batch, seq or its piece, out_features)."""
+        if self.tensor.size == 1:
+            return F.linear(x, self.weight, self.bias)
+        x = leave_cut(F.linear(x, self.weight), self.tensor)
+        if self.bias is None:
+            return x
+        return x + shared(self.bias, self.tensor.group if self.tensor.sequence_parallel else None)
+
+    def parts(self, path: str) -> dict[str, list[Part]]:
+        """See `Layer.parts`."""
+        local = self.in_features // self.tensor.size
+        columns = (self.tensor.rank * local, (self.tensor.rank + 1) * local)
+        shape = (self.out_features, self.in_features)
+        weight = Part(f"{path}.weight", shape, ((0, shape[0]), columns), 0, shape[0])
+        return {"weight": [weight], "bias": [full(f"{path}.bias", shape[:1])]}

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmkit.model.layers import Linear, StackedLinear
+from llmkit.model.layers import RowLinear, StackedLinear
+from llmkit.parallel.mesh import TensorParallel
 
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tensor: TensorParallel) -> None:
         super().__init__()
         widths = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up = StackedLinear(hidden_size, widths, bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias)
+        self.gate_up = StackedLinear(hidden_size, widths, bias, tensor)
+        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
@@ -26,16 +27,19 @@ class SwiGLU(nn.Module):
 class GELU(nn.Module):
     """down(gelu(up(x))) with the tanh approximation, as in GPT-2."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tensor: TensorParallel) -> None:
         super().__init__()
-        self.up_proj = Linear(hidden_size, intermediate_size, bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias)
+        self.up_proj = StackedLinear(hidden_size, {"up_proj": intermediate_size}, bias, tensor)
+        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
-        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+        (up,) = self.up_proj(x)
+        return self.down_proj(F.gelu(up, approximate="tanh"))
 
 
-def make_mlp(kind: str, hidden_size: int, intermediate_size: int, bias: bool) -> nn.Module:
+def make_mlp(
+    kind: str, hidden_size: int, intermediate_size: int, bias: bool, tensor: TensorParallel
+) -> nn.Module:
     """The MLP that the configuration names: "swiglu" or "gelu"."""
-    return (SwiGLU if kind == "swiglu" else GELU)(hidden_size, intermediate_size, bias)
+    return (SwiGLU if kind == "swiglu" else GELU)(hidden_size, intermediate_size, bias, tensor)

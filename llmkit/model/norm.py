@@ -4,38 +4,54 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from llmkit.model.layers import Layer, empty_parameter
+from llmkit.parallel.collectives import Group, shared
+from llmkit.parallel.spec import Part, full
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019)."""
+class RMSNorm(Layer):
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019).
 
-    def __init__(self, size: int, eps: float) -> None:
+    group: the ranks that apply it to different pieces of one batch, over which gradients are summed.
+    """
+
+    def __init__(self, size: int, eps: float, group: Group = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
+        self.weight = empty_parameter(size, cut=False)
+        self.size, self.eps, self.group = size, eps, group
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size) -> the same shape and dtype."""
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (x32 * self.weight.float()).to(x.dtype)
+        return (x32 * shared(self.weight, self.group).float()).to(x.dtype)
+
+    def parts(self, path: str) -> dict[str, list[Part]]:
+        """See `Layer.parts`."""
+        return {"weight": [full(f"{path}.weight", (self.size,))]}
 
 
-class LayerNorm(nn.Module):
-    """Layer norm with bias over the last dimension (Ba et al. 2016)."""
+class LayerNorm(Layer):
+    """Layer norm with bias over the last dimension (Ba et al. 2016); group: as for RMSNorm."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, group: Group = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.bias = nn.Parameter(torch.empty(size))
-        self.eps = eps
+        self.weight = empty_parameter(size, cut=False)
+        self.bias = empty_parameter(size, cut=False)
+        self.size, self.eps, self.group = size, eps, group
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size) -> the same shape and dtype; PyTorch's kernel keeps its statistics in fp32."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        weight, bias = shared(self.weight, self.group), shared(self.bias, self.group)
+        return F.layer_norm(x, (self.size,), weight, bias, self.eps)
+
+    def parts(self, path: str) -> dict[str, list[Part]]:
+        """See `Layer.parts`."""
+        return {kind: [full(f"{path}.{kind}", (self.size,))] for kind in ("weight", "bias")}
 
 
-def make_norm(kind: str, size: int, eps: float) -> nn.Module:
+def make_norm(kind: str, size: int, eps: float, group: Group = None) -> Layer:
     """The norm that the configuration names: "rmsnorm" or "layernorm"."""
-    return RMSNorm(size, eps) if kind == "rmsnorm" else LayerNorm(size, eps)
+    return (RMSNorm if kind == "rmsnorm" else LayerNorm)(size, eps, group)

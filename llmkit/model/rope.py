@@ -8,8 +8,9 @@ from torch import Tensor
 
 def rope_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of positions 0..length-1: two tensors (length, head_dim // 2), fp32."""
-    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
+    # Whole numbers first: under ZeRO-3 DeepSpeed rounds what constructors make in floating point.
+    frequency = theta ** -(torch.arange(0, head_dim, 2).float() / head_dim)
+    angle = torch.outer(torch.arange(length).float(), frequency)
     return angle.cos(), angle.sin()
 
 

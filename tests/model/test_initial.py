@@ -10,22 +10,24 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from llmkit.model import init
+from llmkit.model import initial
 from llmkit.model.gpt import GPT
-from tests.shapes import GPT2_STYLE, LLAMA_STYLE
+from llmkit.model.initial import InitialWeights
+from llmkit.parallel.mesh import TensorParallel
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, initial_model
 
 
 def draw(
-    count: int, start: int = 0, seed: int = 3, name: str = "blocks.0.mlp.up_proj.weight"
+    count: int, start: int = 0, seed: int = 3, name: str = "blocks.0.mlp.up_proj.weight", std: float = 1.0
 ) -> torch.Tensor:
     out = torch.empty(count)
-    init.normal_(out, 1.0, seed=seed, name=name, start=start)
+    initial.normal_(out, std, initial.stream_key(seed, name), (2**40,), ((0, 2**40),), start)
     return out
 
 
 def test_any_part_can_be_drawn_alone(monkeypatch):
     whole = draw(5000)
-    monkeypatch.setattr(init, "_CHUNK", 137)
+    monkeypatch.setattr(initial, "_CHUNK", 137)
     parts = [draw(count, start) for start, count in ((0, 1), (1, 1000), (1001, 3999))]
     assert torch.equal(torch.cat(parts), whole)
 
@@ -63,20 +65,50 @@ def test_equals_the_same_computation_in_python_integers():
     assert first + last == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1 << 20, 137])
+def test_any_region_of_a_tensor_can_be_read(monkeypatch, chunk):
+    weights = InitialWeights(LLAMA_STYLE, 5)
+    assert set(weights.shapes) == {part.name for each in GPT(LLAMA_STYLE).parts().values() for part in each}
+    monkeypatch.setattr(initial, "_CHUNK", chunk)
+    name = "blocks.1.mlp.down_proj.weight"
+    rows, columns = weights.shapes[name]
+    whole = weights.read(name, "master")
+    assert whole.dtype == torch.float32 and whole.shape == (rows, columns)
+    for box in (
+        ((3, 17), (0, columns)),
+        ((0, rows), (columns // 2, columns)),
+        ((5, 6), (7, 8)),
+        ((4, 4), (0, 3)),
+    ):
+        region = whole[box[0][0] : box[0][1], box[1][0] : box[1][1]]
+        assert torch.equal(weights.read(name, "master", box), region)
+        middle = (region.numel() // 3, region.numel() - region.numel() // 4)
+        assert torch.equal(weights.read(name, "master", box, middle), region.reshape(-1)[slice(*middle)])
+    for norm in ("norm.weight", "blocks.0.attention_norm.weight"):
+        assert bool((weights.read(norm, "master", range=(1, 4)) == 1.0).all())
+
+
+def test_cut_models_start_from_slices_of_the_same_weights():
+    weights = InitialWeights(GPT2_STYLE, 3)
+    for rank in range(4):
+        for parts in GPT(GPT2_STYLE, tensor=TensorParallel(rank=rank, size=4)).parts().values():
+            for part in parts:
+                whole = weights.read(part.name, "master")
+                region = whole[tuple(slice(low, high) for low, high in part.box)]
+                assert torch.equal(weights.read(part.name, "master", part.box), region), part.name
+
+
 def test_stacked_projections_start_like_separate_ones():
-    model = GPT(GPT2_STYLE)
-    model.initialise(7)
+    model = initial_model(GPT2_STYLE, 7)
     name = "blocks.1.attention.k_proj.weight"
     part = next(p for p in model.parts()["blocks.1.attention.qkv.weight"] if p.name == name)
-    alone = torch.empty(part.shape)
-    init.normal_(alone, GPT2_STYLE.initializer_range, seed=7, name=name)
-    assert torch.equal(model.blocks[1].attention.qkv.weight[part.start : part.stop], alone)
+    alone = draw(math.prod(part.shape), seed=7, name=name, std=GPT2_STYLE.initializer_range)
+    assert torch.equal(model.blocks[1].attention.qkv.weight[part.start : part.stop], alone.view(part.shape))
 
 
 def test_padding_changes_no_weight_and_is_zero():
-    padded, bare = GPT(LLAMA_STYLE), GPT(replace(LLAMA_STYLE, padded_vocab_size=LLAMA_STYLE.vocab_size))
-    padded.initialise(1)
-    bare.initialise(1)
+    bare_shape = replace(LLAMA_STYLE, padded_vocab_size=LLAMA_STYLE.vocab_size)
+    padded, bare = initial_model(LLAMA_STYLE, 1), initial_model(bare_shape, 1)
     for (name, a), b in zip(padded.named_parameters(), bare.parameters(), strict=True):
         assert torch.equal(a[: b.shape[0]], b), name
         assert not a[b.shape[0] :].any(), name
@@ -85,8 +117,7 @@ def test_padding_changes_no_weight_and_is_zero():
 @pytest.mark.parametrize(("scaled", "expected"), [(True, 0.02 / 2.0), (False, 0.02)])
 def test_residual_outputs_start_smaller(scaled, expected):
     shape = replace(LLAMA_STYLE, hidden_size=120, num_hidden_layers=2, scaled_residual_init=scaled)
-    model = GPT(shape)
-    model.initialise(0)
+    model = initial_model(shape, 0)
     assert model.blocks[0].mlp.down_proj.weight.std().item() == pytest.approx(expected, rel=0.05)
     assert model.blocks[0].mlp.gate_up.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert bool((model.norm.weight == 1.0).all())

@@ -1,0 +1,105 @@
+"""Initial weights by counter: each element depends on (seed, tensor name, element index) alone.
+
+No generator state, hence no order: a process can draw any part of any tensor, and every layout starts
+from the same weights, bit for bit. The hash is splitmix64 (Steele, Lea and Flood 2014), the normal
+variate the inverse error function of a 24-bit uniform one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from llmkit.config.shape import ModelShape
+from llmkit.model.gpt import GPT
+from llmkit.parallel.spec import Box, Range, Shape, check_box, sizes, volume, whole
+
+RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+"""Matrices that write into the residual stream: GPT-2 starts them smaller."""
+
+_CHUNK = 1 << 20  # elements drawn at a time: bounds the temporaries to a few tens of MiB
+_MASK64 = (1 << 64) - 1
+
+
+class InitialWeights:
+    """The weights with which a model starts, readable like a checkpoint: any part, nothing held."""
+
+    def __init__(self, shape: ModelShape, seed: int) -> None:
+        with torch.device("meta"):
+            parts = GPT(shape).parts().values()
+        self.shapes = {part.name: part.shape for each in parts for part in each}
+        self.seed = seed
+        self.std = shape.initializer_range
+        self.deep = (2 * shape.num_hidden_layers) ** -0.5 if shape.scaled_residual_init else 1.0
+
+    def kinds(self) -> list[str]:
+        """What there is: no moments."""
+        return ["master"]
+
+    def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
+        """A region of a full tensor, fp32 on the CPU; see `Checkpoint.read`. The kind is "master"."""
+        assert kind == "master", kind
+        shape = self.shapes[name]
+        box = whole(shape) if box is None else box
+        check_box(shape, box)
+        lo, hi = (0, volume(box)) if range is None else range
+        out = torch.empty(hi - lo, dtype=torch.float32, device="cpu")
+        if name.endswith("norm.weight"):
+            out.fill_(1.0)
+        elif name.endswith(".bias"):
+            out.zero_()
+        else:
+            std = self.std * (self.deep if name.endswith(RESIDUAL_OUTPUTS) else 1.0)
+            normal_(out, std, stream_key(self.seed, name), shape, box, lo)
+        return out.view(sizes(box)) if range is None else out
+
+
+def _signed(word: int) -> int:
+    """The 64-bit pattern of `word` as torch's int64 holds it."""
+    word &= _MASK64
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix64(z: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64 tensors; products wrap, right shifts are made logical."""
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def stream_key(seed: int, name: str) -> int:
+    """64-bit key of one tensor's stream of values, as int64 holds it."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return _signed(int.from_bytes(digest, "little"))
+
+
+@torch.no_grad()
+def normal_(out: Tensor, std: float, key: int, shape: Shape, box: Box, start: int = 0) -> None:
+    """Fills a flat fp32 `out` with elements start.. of a box of the normal tensor of this key and shape.
+
+    Values lie within 5.5 standard deviations: 24-bit uniforms have no further tail.
+    """
+    for low in range(0, out.numel(), _CHUNK):
+        high = min(low + _CHUNK, out.numel())
+        index = _index(start + low, start + high, shape, box)
+        bits = (_mix64(index * _signed(0x9E3779B97F4A7C15) + key) >> 40) & 0xFFFFFF
+        odd = bits.mul_(2).add_(1 - (1 << 24))
+        torch.erfinv(odd.float().mul_(2.0**-24), out=out[low:high])  # exact in fp32, never 0
+    out.mul_(math.sqrt(2.0) * std)
+
+
+def _index(low: int, high: int, shape: Shape, box: Box) -> Tensor:
+    """Where in the full tensor, flat, the elements low .. high - 1 of a box lie."""
+    if box[1:] == whole(shape[1:]):
+        first = box[0][0] * math.prod(shape[1:])
+        return torch.arange(first + low, first + high, dtype=torch.int64, device="cpu")
+    position = torch.arange(low, high, dtype=torch.int64, device="cpu")
+    index, stride = torch.zeros_like(position), 1
+    for size, (lo, hi) in zip(reversed(shape), reversed(box), strict=True):
+        index += (position % (hi - lo) + lo) * stride
+        position = position // (hi - lo)
+        stride *= size
+    return index

@@ -1,0 +1,52 @@
+"""Which activations of a block are kept for the backward pass, and which are computed again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+# Under torch.compile it warns against in-place operations in what is recomputed. There are none.
+logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+
+_aten, _sums = torch.ops.aten, torch.ops._c10d_functional
+KEPT = frozenset(
+    (
+        _aten.mm.default,
+        _aten.addmm.default,
+        _aten.bmm.default,
+        _aten.baddbmm.default,
+        _aten._scaled_dot_product_flash_attention.default,
+        _aten._scaled_dot_product_flash_attention_for_cpu.default,
+        _aten._scaled_dot_product_efficient_attention.default,
+        _aten._scaled_dot_product_cudnn_attention.default,
+        _sums.all_reduce.default,
+        _sums.all_gather_into_tensor.default,
+        _sums.reduce_scatter_tensor.default,
+        _sums.wait_tensor.default,
+    )
+)
+"""What selective recomputation keeps: matrix products, attention, and what came over the network."""
+
+
+def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def recomputed(how: str, function: Callable[..., Tensor], *arguments: Any, random: bool) -> Tensor:
+    """function(*arguments), of whose activations "full" keeps only the arguments and "selective" what is
+    costly to compute; with "none", or without gradients, a plain call.
+
+    random: whether the function draws random numbers, which a second computation must draw again.
+    """
+    if how == "none" or not torch.is_grad_enabled():
+        return function(*arguments)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": random}
+    if how == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    return checkpoint(function, *arguments, **options)

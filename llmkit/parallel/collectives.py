@@ -1,0 +1,117 @@
+"""Sums and gatherings over a group of processes, as functions with gradients.
+
+Each does nothing where the group is None, so a model that is not cut pays nothing. Forward and backward:
+
+    enter        identity                          sum
+    leave        sum                               identity
+    gather       all pieces behind each other      own piece of the sum
+    scatter_sum  own piece of the sum              all pieces behind each other
+
+They are made of PyTorch's functional collectives, which torch.compile traces, and of which selective
+recomputation can keep the results.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+Group: TypeAlias = ProcessGroup | None
+
+_ops = torch.ops._c10d_functional
+
+
+def _all_reduce(x: Tensor, operation: str, group: str) -> Tensor:
+    """The group's "sum" or "max" of x; the same on every rank."""
+    return _ops.wait_tensor(_ops.all_reduce(x.contiguous(), operation, group))
+
+
+def _all_gather(x: Tensor, dim: int, size: int, group: str) -> Tensor:
+    """The x of all `size` ranks behind each other along `dim`."""
+    stacked = _ops.wait_tensor(_ops.all_gather_into_tensor(x.contiguous(), size, group))
+    return stacked.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
+
+
+def _reduce_scatter(x: Tensor, dim: int, size: int, group: str) -> Tensor:
+    """This rank's piece, of `size` along `dim`, of the group's sum of x."""
+    stacked = x.unflatten(dim, (size, -1)).movedim(dim, 0).flatten(0, 1).contiguous()
+    return _ops.wait_tensor(_ops.reduce_scatter_tensor(stacked, "sum", size, group))
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _all_reduce(gradients[0], "sum", ctx.group), None
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+        return _all_reduce(x, "sum", group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, size: int, group: str) -> Tensor:
+        ctx.place = (dim, size, group)
+        return _all_gather(x, dim, size, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _reduce_scatter(gradients[0], *ctx.place), None, None, None
+
+
+class _ScatterSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, size: int, group: str) -> Tensor:
+        ctx.place = (dim, size, group)
+        return _reduce_scatter(x, dim, size, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _all_gather(gradients[0], *ctx.place), None, None, None
+
+
+def enter(x: Tensor, group: Group) -> Tensor:
+    """x as it is; its gradient is summed over the group.
+
+    For what all ranks hold alike and each uses for its own part: the input of a layer that is cut.
+    """
+    return x if group is None else _Enter.apply(x, group.group_name)  # type: ignore[no-untyped-call]
+
+
+def shared(weight: Tensor, group: Group) -> Tensor:
+    """A weight that all ranks hold alike and each applies to other data: its gradient is summed, in fp32."""
+    return weight if group is None else enter(weight.float(), group).to(weight.dtype)
+
+
+def leave(x: Tensor, group: Group) -> Tensor:
+    """The sum of the ranks' x. What follows is the same on all ranks, so its gradient is taken as it is."""
+    return x if group is None else _Leave.apply(x, group.group_name)  # type: ignore[no-untyped-call]
+
+
+def gather(x: Tensor, dim: int, group: Group) -> Tensor:
+    """The ranks' x behind each other along `dim` (not negative); each rank uses it for its own part."""
+    return x if group is None else _Gather.apply(x, dim, group.size(), group.group_name)  # type: ignore[no-untyped-call]
+
+
+def scatter_sum(x: Tensor, dim: int, group: Group) -> Tensor:
+    """This rank's piece along `dim` (not negative) of the sum of the ranks' x."""
+    return x if group is None else _ScatterSum.apply(x, dim, group.size(), group.group_name)  # type: ignore[no-untyped-call]
+
+
+def maximum(x: Tensor, group: Group) -> Tensor:
+    """The largest of the ranks' x, element by element. Without a gradient."""
+    return x if group is None else _all_reduce(x.detach(), "max", group.group_name)

@@ -1,0 +1,32 @@
+"""How a run is spread over its processes, every choice resolved."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The settings of `parallel`, with nothing left open.
+
+    zero_stage: 0 = every data-parallel rank holds all; 1 cuts moments and masters, 2 gradients too, 3
+    weights too. recompute, recompute_every: which activations are computed again in the backward pass,
+    and in which of the blocks (1 = in all, 2 = in every second, ...).
+    """
+
+    world_size: int = 1
+    tensor_parallel_size: int = 1
+    sequence_parallel: bool = False
+    zero_stage: int = 0
+    offload: Literal["none", "cpu"] = "none"
+    recompute: Literal["none", "selective", "full"] = "none"
+    recompute_every: int = 1
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.world_size // self.tensor_parallel_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as JSON can hold them."""
+        return asdict(self)

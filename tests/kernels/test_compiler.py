@@ -1,0 +1,68 @@
+"""A module on which torch.compile fails is told of, and runs all the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+
+from llmkit.kernels.compiler import compile_module, graph_breaks
+
+
+def failing_backend(graph, inputs):
+    raise RuntimeError("no such instruction\nand a long listing")
+
+
+class Own(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1.0
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def test_a_failure_is_reported_once_and_the_module_runs_without_compilation():
+    told: list[str] = []
+    layer = Own(3, 2)
+    x = torch.randn(4, 3)
+    expected = layer(x)
+    compile_module(layer, told.append, failing_backend)
+    for _ in range(2):
+        assert layer(x).equal(expected)
+    (message,) = told
+    assert "Own" in message and "no such instruction" in message and "listing" not in message
+
+
+def test_an_error_of_the_module_itself_is_no_failure_of_the_compiler():
+    told: list[str] = []
+    layer = Own(3, 2)
+    compile_module(layer, told.append, "eager")
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(4, 5))
+
+
+class Breaks(nn.Module):
+    def forward(self, x):
+        y = x + 1
+        torch._dynamo.graph_break()
+        return y * 2
+
+
+def test_graph_breaks_are_counted_by_their_reason():
+    module = Breaks()
+    compile_module(module, print, "eager")
+    assert module(torch.zeros(2)).tolist() == [2.0, 2.0]
+    assert sum(graph_breaks().values()) == 1
+
+
+def test_a_graph_without_breaks_has_none_to_tell():
+    layer = Own(3, 2)
+    compile_module(layer, print, "eager")
+    layer(torch.randn(4, 3))
+    assert graph_breaks() == {}

@@ -1,0 +1,71 @@
+"""Dropout by key: the right share, nothing else than the key decides, and other keys choose otherwise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.config.shape import ModelShape
+from llmkit.model.dropout import dropout, group_dropout
+from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.randomness import keyed_bits, own_stream, seed_step
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_the_right_share_is_dropped_and_the_rest_scaled(probability):
+    x = torch.full((100, 2000), 3.0)
+    out = dropout(x, probability, True, torch.tensor(7))
+    assert float((out == 0).double().mean()) == pytest.approx(probability, abs=0.003)
+    assert out.max().item() == pytest.approx(3.0 / (1.0 - probability))
+    columns = (out == 0).double().mean(0)
+    assert float(columns.std()) == pytest.approx((probability * (1 - probability) / 100) ** 0.5, rel=0.05)
+
+
+def test_the_key_alone_decides():
+    x = torch.ones(64, 64)
+    first = dropout(x, 0.5, True, torch.tensor(1 << 61))
+    torch.manual_seed(99)
+    assert torch.equal(first, dropout(x, 0.5, True, torch.tensor(1 << 61)))
+    other = dropout(x, 0.5, True, torch.tensor((1 << 61) + 1))
+    assert float((first == other).double().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_neighbouring_keys_and_positions_choose_independently():
+    index = torch.arange(1 << 16)
+    bits = torch.stack([keyed_bits(index, torch.tensor(key)) for key in (5, 6, 5 + (1 << 32))]).double()
+    assert float(torch.corrcoef(bits).triu(1).abs().max()) < 0.02
+    for distance in (1, 2, 64, 256):
+        pair = torch.stack((bits[0, distance:], bits[0, :-distance]))
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.02
+    assert bits.min() >= 0.0 and bits.max() < 2**24
+
+
+def test_ranks_draw_differently_and_go_on_alike():
+    drawn, agreed, after = [], [], []
+    for rank in (0, 1):
+        seed_step(3, 5, data_rank=1)
+        with own_stream(rank, torch.device("cpu")) as number:
+            agreed.append(number)
+            drawn.append(torch.rand(4))
+        after.append(torch.rand(4))
+    assert agreed[0] == agreed[1] and torch.equal(*after) and not torch.equal(*drawn)
+
+
+def keys_of(shape: ModelShape, size: int, sequence_parallel: bool = False, training: bool = True):
+    tensor = TensorParallel(rank=0, size=size, sequence_parallel=sequence_parallel)
+    with group_dropout(shape, tensor, training, torch.device("cpu")) as keys:
+        return keys
+
+
+def test_generators_are_left_alone_where_nothing_depends_on_it():
+    for keys in (
+        lambda: keys_of(GPT2_STYLE, 1),
+        lambda: keys_of(LLAMA_STYLE, 4, sequence_parallel=True),
+        lambda: keys_of(GPT2_STYLE, 2, training=False),
+    ):
+        torch.manual_seed(4)
+        assert keys() == [None] * (2 * GPT2_STYLE.num_hidden_layers + 1)
+        found = torch.rand(3)
+        torch.manual_seed(4)
+        assert torch.equal(found, torch.rand(3))

@@ -1,0 +1,336 @@
+"""A model cut over processes against the same model on one: loss, and every parameter's gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import profile
+
+from llmkit.batch import IGNORE, Batch
+from llmkit.config.shape import ModelShape
+from llmkit.kernels import attention as kernels
+from llmkit.model.gpt import GPT
+from llmkit.parallel.mesh import Mesh, TensorParallel, make_mesh
+from llmkit.parallel.randomness import seed_step
+from llmkit.parallel.spec import Part, sizes, volume
+from tests.ranks import run_ranks
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
+
+SHAPES = {
+    # Tied head, biases, learned positions; of the odd vocabulary the last of 4 ranks holds padding only.
+    "gpt2": replace(GPT2_STYLE, vocab_size=95, padded_vocab_size=128),
+    "unpadded": replace(GPT2_STYLE, vocab_size=97, padded_vocab_size=97, qk_norm=True),
+    # One key and value head, hence shared by all ranks; QK-norm; an untied head; biases too.
+    "shared": replace(
+        LLAMA_STYLE, num_attention_heads=8, num_key_value_heads=1, head_dim=8, qk_norm=True,
+        attention_bias=True, mlp_bias=True, vocab_size=101, padded_vocab_size=104,
+    ),
+    # Two: of four ranks, two share each; of two ranks, each has its own.
+    "grouped": replace(
+        LLAMA_STYLE, num_attention_heads=4, num_key_value_heads=2, head_dim=12, qk_norm=True, sliding_window=7
+    ),
+    "plain": replace(LLAMA_STYLE, num_attention_heads=8, num_key_value_heads=4, head_dim=6),
+}  # fmt: skip
+LENGTH = 20
+COMPILER = "aot_eager_decomp_partition"  # all of torch.compile but the generated code
+SENT = (
+    "c10d::allreduce_",
+    "c10d::allgather_into_tensor_coalesced_",
+    "c10d::reduce_scatter_tensor_coalesced_",
+)
+
+
+def batch_of(shape: ModelShape, documents: bool) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    tokens, labels = torch.randint(shape.vocab_size, (2, 3, LENGTH), generator=generator).unbind()
+    labels = labels.clone()
+    labels[0, 3:9] = IGNORE
+    labels[2] = IGNORE
+    numbers = (torch.rand(3, LENGTH, generator=generator) < 0.2).cumsum(-1).int()
+    return Batch(tokens, labels, numbers if documents else None)
+
+
+def tensors(model: GPT, gradients: bool) -> dict[str, Tensor]:
+    """The full tensors of an uncut model by their names."""
+    weights = dict(model.named_parameters())
+    return {
+        part.name: (weights[name].grad if gradients else weights[name])[part.start : part.stop]
+        for name, parts in model.parts().items()
+        for part in parts
+    }
+
+
+def piece(full: Tensor, part: Part) -> Tensor:
+    return full[tuple(slice(low, high) for low, high in part.box)]
+
+
+@torch.no_grad()
+def cut_model(full: GPT, tensor: TensorParallel, backend: str = "sdpa", **options: Any) -> GPT:
+    """The uncut model's weights in a cut one."""
+    model, weights = GPT(full.shape, backend, tensor, **options), tensors(full, gradients=False)
+    model.check_marks()
+    for name, parameter in model.named_parameters():
+        parameter.zero_()
+        for part in model.parts()[name]:
+            parameter[part.start : part.stop] = piece(weights[part.name], part)
+        parameter.data = parameter.to(next(full.parameters()).dtype)
+    return model
+
+
+def differences(found: GPT, wanted: GPT) -> dict[str, float]:
+    """||found - wanted|| / ||wanted|| of the gradient of each part on this rank."""
+    full, errors = tensors(wanted, gradients=True), {}
+    for name, parameter in found.named_parameters():
+        rows = torch.zeros(parameter.shape[0], dtype=torch.bool)
+        for part in found.parts()[name]:
+            ours, theirs = (
+                parameter.grad[part.start : part.stop].float(),
+                piece(full[part.name], part).float(),
+            )
+            rows[part.start : part.stop] = True
+            if volume(part.box) == 0:
+                continue
+            scale = full[part.name].norm() if part.name.endswith("k_proj.bias") else theirs.norm()
+            if part.name.endswith("k_proj.bias") and found.shape.qk_norm is False:
+                scale = torch.ones(())  # softmax ignores it: its true gradient is 0
+            errors[part.name] = float((ours - theirs).norm() / scale)
+        assert not parameter.grad[~rows].any(), f"{name}: gradient of padding"
+    return errors
+
+
+def same_on_all_ranks(model: GPT, mesh: Mesh) -> bool:
+    """Whether the gradients of what is not cut are bit for bit the same on all ranks."""
+    for _, parameter in model.named_parameters():
+        if not hasattr(parameter, "tensor_model_parallel"):
+            copies = [torch.empty_like(parameter.grad) for _ in range(mesh.tensor_size)]
+            dist.all_gather(copies, parameter.grad, group=mesh.tensor_group)
+            if not all(torch.equal(copies[0], copy) for copy in copies):
+                return False
+    return True
+
+
+def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """On a rank: the worst differences of each case."""
+    results, meshes = [], {size: make_mesh(size) for size in sorted({case["size"] for case in cases})}
+    for case in cases:
+        shape, mesh = SHAPES[case["shape"]], meshes[case["size"]]
+        reference = random_model(shape, case.get("backend", "sdpa"))
+        if case.get("bf16"):
+            reference.bfloat16()
+        tensor = mesh.tensor_parallel(shape.num_key_value_heads, case["sequence"])
+        model = cut_model(reference, tensor, case.get("backend", "sdpa"), **case.get("options", {}))
+        if case.get("compiled"):
+            torch._dynamo.reset()
+            model.compile_parts(print, COMPILER)
+        batch = batch_of(shape, case["documents"])
+        wanted, found = reference(batch), model(batch)
+        wanted.nats.sum().backward()
+        sent = None
+        if "options" in case:
+            with profile() as seen:
+                found.nats.sum().backward()
+            sent = sum(event.count for event in seen.key_averages() if event.key in SENT)
+        else:
+            found.nats.sum().backward()
+        errors = differences(model, reference)
+        if case.get("bf16"):  # as far from fp32 as the uncut model is: the ratio of the two distances
+            exact = random_model(shape)
+            exact(batch).nats.sum().backward()
+            uncut, errors = differences(reference, exact), differences(model, exact)
+            errors = {name: error / (uncut[name] + 0.01) for name, error in errors.items()}
+        groups = {"attention": ("q_proj", "k_proj", "q_norm", "k_norm"), "gradient": ("",)}
+        worst = {}
+        for group, members in groups.items():
+            named = {name: errors.pop(name) for name in list(errors) if any(m in name for m in members)}
+            worst[group] = max((error, name) for name, error in named.items())
+        results.append(
+            {
+                "loss": float(((found.nats - wanted.nats).abs() / wanted.nats.clamp(min=1.0)).max()),
+                "targets": bool((found.targets == wanted.targets).all()),
+                "same": same_on_all_ranks(model, mesh),
+                "sent": sent,
+                "breaks": case.get("compiled", False) and len(torch._dynamo.utils.counters["graph_break"]),
+                **worst,
+            }
+        )
+    return results
+
+
+CASES = [
+    {"shape": shape, "size": size, "sequence": sequence, "documents": documents}
+    for number, shape in enumerate(SHAPES)
+    for size in (2, 4)
+    for sequence in (False, True)
+    for documents in (bool((number + size // 2 + sequence) % 2),)
+]
+CASES += [
+    {"shape": "grouped", "size": 4, "sequence": True, "documents": True, "backend": "matmul"},
+    {"shape": "gpt2", "size": 4, "sequence": False, "documents": False, "backend": "matmul"},
+]
+RECOMPUTED = [
+    {"shape": shape, "size": 4, "sequence": sequence, "documents": False, "options": {"recompute": how}}
+    for shape, sequence in (("grouped", True), ("gpt2", False))
+    for how in ("none", "selective", "full")
+]
+COMPILED = [
+    {"shape": "shared", "size": 2, "sequence": True, "documents": False, "options": {"recompute": how}}
+    for how in ("none", "selective", "full")
+]
+COMPILED = [{**case, "compiled": True} for case in COMPILED]
+CASES += RECOMPUTED
+BF16 = [
+    {"shape": shape, "size": 2, "sequence": sequence, "documents": False, "bf16": True}
+    for shape, sequence in (("gpt2", False), ("shared", True))
+]
+
+
+@pytest.fixture(scope="module")
+def outcome() -> list[list[dict[str, Any]]]:
+    return run_ranks(4, "tests.model.test_tensor_parallel:compare", cases=CASES + BF16)
+
+
+def on_two() -> dict[str, Any]:
+    """What is checked on two ranks only, in one launch."""
+    return {"compiled": compare(COMPILED), "dropout": [with_dropout(sequence) for sequence in (False, True)]}
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[dict[str, Any]]:
+    return run_ranks(2, "tests.model.test_tensor_parallel:on_two")
+
+
+def case_name(case: dict[str, Any]) -> str:
+    options = case.get("options", {})
+    return "-".join(str(value) for value in (case | options).values() if not isinstance(value, dict))
+
+
+def check(found: dict[str, Any]) -> None:
+    assert found["loss"] <= 1e-6 and found["targets"]
+    assert found["gradient"][0] <= 2e-6, found["gradient"]
+    assert found["attention"][0] <= 1e-4, found["attention"]  # of queries and keys: small differences
+    assert found["same"] and not found["breaks"]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[case_name(case) for case in CASES])
+def test_loss_and_every_gradient_equal_the_uncut_models(outcome, number):
+    for rank in outcome:
+        check(rank[number])
+
+
+@pytest.mark.parametrize("number", range(len(COMPILED)), ids=[case_name(case) for case in COMPILED])
+def test_compiled_parts_give_the_same(pair, number):
+    for rank in pair:
+        check(rank["compiled"][number])
+
+
+def test_selective_recomputation_sends_nothing_again(outcome, pair):
+    first = len(CASES) - len(RECOMPUTED)
+    for found in (outcome[0][first : first + 3], outcome[0][first + 3 : first + 6], pair[0]["compiled"]):
+        none, selective, full = (case["sent"] for case in found)
+        assert 0 < none == selective < full
+
+
+@pytest.mark.parametrize("number", range(len(BF16)), ids=[case_name(case) for case in BF16])
+def test_bf16_differs_by_rounding_only(outcome, number):
+    for rank in outcome:
+        found = rank[len(CASES) + number]
+        assert found["loss"] <= 2e-3 and found["same"]
+        assert found["gradient"][0] <= 2.0, found["gradient"]
+        assert found["attention"][0] <= 2.0, found["attention"]
+
+
+def with_dropout(sequence: bool) -> dict[str, bool]:
+    """On one of 2 ranks, for two steps: what agrees between the ranks, and what repeats."""
+    shape = replace(SHAPES["gpt2"], hidden_dropout=0.3, attention_dropout=0.3)
+    mesh = make_mesh(2)
+    tensor = mesh.tensor_parallel(shape.num_key_value_heads, sequence)
+    hidden: dict[str, Tensor] = {}
+
+    def step(recompute: str) -> dict[str, Tensor]:
+        """Loss and gradients; also what leaves the last norm, the attention's weights and the generator."""
+        dropped: list[Tensor] = []
+        model = cut_model(random_model(shape), tensor, "matmul", recompute=recompute)
+        model.norm.register_forward_hook(lambda *call: hidden.update(out=call[-1].detach()))
+        with pytest.MonkeyPatch.context() as patch:
+            plain = kernels.F.dropout
+
+            def watched(*arguments: Any, **options: Any) -> Tensor:
+                out = plain(*arguments, **options)
+                dropped.append((out == 0)[..., -1, :])  # the last query sees all keys
+                return out
+
+            patch.setattr(kernels, "F", SimpleNamespace(dropout=watched))
+            seed_step(1, 2)
+            nats = model(batch_of(shape, False)).nats
+            mask = torch.stack(dropped)
+            nats.sum().backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        return {
+            "loss": nats.detach(),
+            "hidden": hidden["out"],
+            "mask": mask,
+            "next": torch.rand(3),
+        } | gradients
+
+    def agrees(x: Tensor) -> bool:
+        copies = [torch.empty_like(x) for _ in range(2)]
+        dist.all_gather(copies, x.contiguous())
+        return torch.equal(*copies)
+
+    first, again, replayed = step("none"), step("none"), step("full")
+    return {
+        "same loss": agrees(first["loss"]),
+        "same hidden": agrees(first["hidden"]),
+        "same mask": agrees(first["mask"].byte()),
+        "same generator": agrees(first["next"]),
+        "repeats": all(torch.equal(first[name], again[name]) for name in first),
+        "replays": all(torch.equal(first[name], replayed[name]) for name in first),
+    }
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_dropout_agrees_where_activations_do_and_differs_where_they_are_cut(pair, sequence):
+    for rank in pair:
+        assert rank["dropout"][sequence] == {
+            "same loss": True,
+            "same hidden": not sequence,
+            "same mask": False,
+            "same generator": True,
+            "repeats": True,
+            "replays": True,
+        }
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_ranks_parts_are_each_tensor_once(shape, size):
+    counts: dict[str, Tensor] = {}
+    for rank in range(size):
+        model = GPT(shape, tensor=TensorParallel(rank=rank, size=size))
+        cut = [name for name, p in model.named_parameters() if hasattr(p, "tensor_model_parallel")]
+        for name, parts in model.parts().items():
+            for part in parts:
+                assert part.stop - part.start == sizes(part.box)[0]
+                seen = counts.setdefault(part.name, torch.zeros(part.shape, dtype=torch.int64))
+                if name in cut or rank == 0:
+                    piece(seen, part).add_(1)
+    assert all(bool((seen == 1).all()) for seen in counts.values())
+    assert sum(seen.numel() for seen in counts.values()) == shape.num_parameters
+
+
+def test_a_wrong_mark_is_noticed():
+    for change in ("missing", "surplus"):
+        model = GPT(GPT2_STYLE, tensor=TensorParallel(rank=1, size=2))
+        model.check_marks()
+        if change == "missing":
+            del model.blocks[1].mlp.down_proj.weight.tensor_model_parallel
+        else:
+            model.blocks[1].mlp.down_proj.bias.tensor_model_parallel = True
+        with pytest.raises(AssertionError, match=r"blocks\.1\.mlp\.down_proj"):
+            model.check_marks()

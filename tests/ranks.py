@@ -1,0 +1,134 @@
+"""Runs a function on several processes that form a world, as tests of anything distributed need it.
+
+    results = run_ranks(4, "tests.model.test_tensor_parallel:compare", size=2)
+
+Each process joins a gloo world over a file (no port to collide on), calls `compare(size=2)` and gives
+back what it returns, which must be fit for JSON. A launch costs seconds: let it do several cases.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+GRACE = 5.0
+"""Seconds that the others have to end by themselves after one has failed: their errors may tell more."""
+
+
+def run_ranks(
+    world_size: int,
+    function: str,
+    *,
+    joined: bool = True,
+    may_die: Collection[int] = (),
+    environment: dict[str, str] | None = None,
+    timeout: float = 120.0,
+    **arguments: Any,
+) -> list[Any]:
+    """Calls "module:function" with `arguments` on `world_size` processes; what each returned.
+
+    joined: whether the process group exists when the function is called; otherwise it has to make its
+    own from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which are set as torchrun sets them.
+    may_die: ranks whose failure is meant; their result is None unless they return one.
+    Raises AssertionError with the tracebacks if another rank fails, or all take longer than `timeout`.
+    """
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
+        folder = Path(name)
+        call = {"function": function, "arguments": arguments, "joined": joined, "timeout": timeout}
+        call["may_die"] = bool(may_die)
+        (folder / "call.json").write_text(json.dumps(call))
+        common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+        common |= {"MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world_size)}
+        common |= {"LOCAL_WORLD_SIZE": str(world_size), **(environment or {})}
+        processes = [_start(folder, rank, common) for rank in range(world_size)]
+        try:
+            late = _wait(processes, may_die, timeout)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGKILL)
+                process.wait()
+        codes = {rank: process.returncode for rank, process in enumerate(processes)}
+        failed = [rank for rank, code in codes.items() if code != 0 and rank not in may_die]
+        if failed:
+            heading = f"no end after {timeout} s" if late else f"exit codes {codes}"
+            raise AssertionError("\n".join([heading, *(_log(folder, rank) for rank in failed)]))
+        results = [folder / f"result-{rank}.json" for rank in range(world_size)]
+        return [json.loads(path.read_text()) if path.exists() else None for path in results]
+
+
+def _start(folder: Path, rank: int, common: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (folder / f"log-{rank}.txt").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.ranks", str(folder)],
+            cwd=ROOT,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], may_die: Collection[int], timeout: float) -> bool:
+    """Waits until all have ended, or until one has failed and the others had time to follow.
+
+    Returns whether the time ran out.
+    """
+    last = time.monotonic() + timeout
+    failed = False
+    while any(process.poll() is None for process in processes):
+        if not failed and any(p.poll() for rank, p in enumerate(processes) if rank not in may_die):
+            failed, last = True, min(last, time.monotonic() + GRACE)
+        if time.monotonic() > last:
+            return not failed
+        time.sleep(0.02)
+    return False
+
+
+def _log(folder: Path, rank: int) -> str:
+    text = (folder / f"log-{rank}.txt").read_text(errors="replace")
+    return f"--- rank {rank}:\n{text[-6000:]}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _main(folder: Path) -> None:
+    """One of the processes."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    call = json.loads((folder / "call.json").read_text())
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if call["joined"]:
+        store = dist.FileStore(str(folder / "store"), world)
+        limit = timedelta(seconds=call["timeout"])
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
+    module, _, name = call["function"].partition(":")
+    result = getattr(importlib.import_module(module), name)(**call["arguments"])
+    (folder / f"result-{rank}.json").write_text(json.dumps(result))
+    if call["may_die"]:
+        os._exit(0)  # a barrier would wait for the dead
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
