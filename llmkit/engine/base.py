@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
-from llmkit.checkpoint.read import Checkpoint
+from llmkit.engine.slots import Source
 from llmkit.model.gpt import GPT
 
 
 class StepResult(NamedTuple):
-    """Outcome of one optimizer step over the global batch; scalars still on the device.
+    """Outcome of one optimizer step over the global batch, the same on all ranks.
+
+    Scalars are still on the device.
 
     loss_sum: nats summed over all targets, fp64.
     targets: how many targets there were (known on the host).
@@ -29,27 +32,41 @@ class StepResult(NamedTuple):
 
 
 class Engine(Protocol):
-    """Owns parameters, gradients and optimizer state.
+    """Owns parameters, gradients and optimizer state. All ranks call its methods together.
 
-    model: with the weights of now, for sampling.
+    model: with the weights of now; whole, and so fit for sampling, unless ZeRO-3 or tensor parallelism
+        cuts it. deepspeed_config: what DeepSpeed was set up with, None if it is not at work.
     """
 
     model: GPT
+    deepspeed_config: dict[str, Any] | None
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
-        """One update: the gradient is that of the summed loss divided by `targets`, the global count."""
+        """One update: the gradient is that of the summed loss divided by `targets`, the global count.
+
+        micro_batches: of this data-parallel rank; as many, and of the same shape, on every rank.
+        """
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
-        """Loss of each row without updating anything; rows of all batches behind each other."""
+        """Loss of each row without updating anything; rows of all batches behind each other.
+
+        The rows are those of this data-parallel rank: sums over all are the caller's.
+        """
         ...
 
     def read_pieces(self) -> Iterator[Piece]:
-        """Masters and moments, as checkpoint pieces; with `updates` it is the whole state."""
+        """Masters and moments, as checkpoint pieces; with `updates` it is the whole state.
+
+        Each rank gives its share, and no two ranks the same: together they are the checkpoint.
+        """
         ...
 
-    def write_pieces(self, checkpoint: Checkpoint, updates: int) -> None:
-        """Takes masters and moments from a checkpoint of any layout."""
+    def write_pieces(self, source: Source, updates: int) -> None:
+        """Takes masters and moments from a checkpoint of any layout; each rank reads what it needs.
+
+        Where the source has no moments they start at zero. Before the first step only.
+        """
         ...
 
     @property
@@ -60,3 +77,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Gives up devices and process groups."""
         ...
+
+
+def evaluate_rows(model: GPT, forward: Callable[[Batch], LossSum], batches: Iterable[Batch]) -> LossSum:
+    """Loss of each row of the batches, dropout off; `forward` is how the engine calls `model`."""
+    shape = model.shape
+    if shape.attention_dropout > 0.0 or shape.hidden_dropout > 0.0:
+        model.eval()
+    nats, targets = [], []
+    for batch in batches:
+        rows = forward(batch)
+        nats.append(rows.nats.detach())
+        targets.append(rows.targets)
+        del rows  # and with it what a backward pass would need, before the next batch is computed
+    model.train()
+    return LossSum(torch.cat(nats), torch.cat(targets))

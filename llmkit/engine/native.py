@@ -1,20 +1,27 @@
-"""The engine for one device: plain PyTorch, nothing between the reader and the arithmetic."""
+"""Our own engine: plain PyTorch, nothing between the reader and the arithmetic.
+
+One device, or several data-parallel ones that each hold all of the state (DDP); with a model that is
+cut over a tensor-parallel group, all of its part.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
-from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.schema import Optimizer
-from llmkit.engine.base import StepResult
+from llmkit.engine.base import StepResult, evaluate_rows
+from llmkit.engine.reduce import GradientBuckets
+from llmkit.engine.slots import Slot, Source, fill, pieces_of
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import build_optimizers, moments
-from llmkit.parallel.spec import Part
+from llmkit.parallel.mesh import Mesh
 
 
 class NativeEngine:
@@ -24,8 +31,18 @@ class NativeEngine:
     copies, renewed after each update.
     """
 
-    def __init__(self, model: GPT, optimizer: Optimizer, *, precision: str, gradient_clipping: float) -> None:
-        self.model = model
+    deepspeed_config: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: Optimizer,
+        *,
+        precision: str,
+        gradient_clipping: float,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self.model, self.mesh = model, mesh or Mesh()
         self.gradient_clipping = gradient_clipping
         self.weights: list[Tensor] = list(model.parameters())
         self.masters = self.weights
@@ -36,30 +53,42 @@ class NativeEngine:
         names = [name for name, _ in model.named_parameters()]
         self.named_masters = dict(zip(names, self.masters, strict=True))
         self.parts = model.parts()
+        self.cut = [hasattr(weight, "tensor_model_parallel") for weight in self.weights]
         self.optimizers = build_optimizers(self.named_masters, self.parts, optimizer, precision == "bf16")
+        self.buckets: GradientBuckets | None = None
+        if self.mesh.data_size > 1:
+            assert self.mesh.data_group is not None
+            self.buckets = GradientBuckets(self.weights, self.masters, self.mesh.data_group)
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
+        if self.buckets is None:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+        else:
+            self.buckets.zero()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
-        for batch in micro_batches:
+        for index, batch in enumerate(micro_batches):
+            if self.buckets is not None:
+                self.buckets.last_micro_batch = index == len(micro_batches) - 1
             nats = self.model(batch).nats.sum()
             (nats / max(targets, 1)).backward()
             self._accumulate()
             loss_sum += nats.detach()
-        gradients = [master.grad for master in self.masters if master.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.buckets is not None:
+            self.buckets.finish()
+        norm = self._gradient_norm()
         if self.gradient_clipping > 0.0:
+            gradients = [master.grad for master in self.masters if master.grad is not None]
             scale = (self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, scale)
         skipped = (~torch.isfinite(norm)).float()
         self._update(skipped, learning_rate)
-        return StepResult(loss_sum, targets, norm, skipped)
+        return StepResult(self.mesh.sum_over_data(loss_sum), targets, norm, skipped)
 
     def _accumulate(self) -> None:
         """Adds the weights' bf16 gradients to the masters' fp32 ones (fp32 weights are their own masters)."""
-        if self.masters is self.weights:
+        if self.masters is self.weights or self.buckets is not None:
             return
         for master, weight in zip(self.masters, self.weights, strict=True):
             if weight.grad is None:
@@ -69,6 +98,17 @@ class NativeEngine:
             else:
                 master.grad += weight.grad
             weight.grad = None
+
+    def _gradient_norm(self) -> Tensor:
+        """The L2 norm of the whole model's gradient: cut parameters summed over their ranks, others once."""
+        pairs = zip(self.masters, self.cut, strict=True)
+        gradients = [(master.grad, cut) for master, cut in pairs if master.grad is not None]
+        if self.mesh.tensor_size == 1:
+            return torch.nn.utils.get_total_norm([gradient for gradient, _ in gradients])
+        mine = torch.nn.utils.get_total_norm([gradient for gradient, cut in gradients if cut]).square()
+        dist.all_reduce(mine, group=self.mesh.tensor_group)
+        shared = torch.nn.utils.get_total_norm([gradient for gradient, cut in gradients if not cut]).square()
+        return (mine + shared).sqrt()
 
     @torch.no_grad()
     def _update(self, skipped: Tensor, learning_rate: float) -> None:
@@ -87,24 +127,19 @@ class NativeEngine:
         The forward pass is the one of training, gradients enabled: torch.compile then has no second
         graph to build, and what it keeps for a backward pass is freed at once.
         """
-        shape = self.model.shape
-        if shape.attention_dropout > 0.0 or shape.hidden_dropout > 0.0:
-            self.model.eval()
-        nats, targets = [], []
-        for batch in batches:
-            rows = self.model(batch)
-            nats.append(rows.nats.detach())
-            targets.append(rows.targets)
-            del rows  # and with it what a backward pass would need, before the next batch is computed
-        self.model.train()
-        return LossSum(torch.cat(nats), torch.cat(targets))
+        return evaluate_rows(self.model, self.model, batches)
 
     def read_pieces(self) -> Iterator[Piece]:
-        """See `Engine.read_pieces`."""
-        for kind, part, rows in self._state_views():
-            yield Piece(part.name, kind, part.shape, part.box, (0, rows.numel()), rows.detach().reshape(-1))
+        """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each."""
+        mine = set()
+        for index, (name, cut) in enumerate(zip(self.named_masters, self.cut, strict=True)):
+            here = self.mesh.data_rank if cut else self.mesh.rank
+            holders = self.mesh.data_size if cut else self.mesh.world_size
+            if index % holders == here:
+                mine.add(name)
+        return pieces_of((slot for slot in self._slots() if slot.parameter in mine), self.parts)
 
-    def write_pieces(self, checkpoint: Checkpoint, updates: int) -> None:
+    def write_pieces(self, source: Source, updates: int) -> None:
         """See `Engine.write_pieces`."""
         for optimizer in self.optimizers:
             for master in (p for group in optimizer.param_groups for p in group["params"]):
@@ -112,23 +147,20 @@ class NativeEngine:
                     "step": torch.tensor(float(updates), device=master.device),
                     **{kind: torch.zeros_like(master) for kind in moments(optimizer)},
                 }
-        with torch.no_grad():
-            torch._foreach_zero_(self.masters)  # a vocabulary's padding is in no piece
-            for kind, part, rows in self._state_views():
-                rows.copy_(checkpoint.read(part.name, kind, part.box))
-            if self.masters is not self.weights:
+        fill(self._slots(), self.parts, source)
+        if self.masters is not self.weights:
+            with torch.no_grad():
                 torch._foreach_copy_(self.weights, self.masters)
 
-    def _state_views(self) -> Iterator[tuple[str, Part, Tensor]]:
-        """(kind, part, its rows in the tensor of that kind) of everything that a checkpoint keeps."""
+    def _slots(self) -> Iterator[Slot]:
+        """All that a checkpoint keeps."""
         for name, master in self.named_masters.items():
-            tensors = {"master": master}
+            yield Slot(name, "master", master.detach().view(-1), 0)
             for optimizer in self.optimizers:
                 state = optimizer.state.get(master, {})
-                tensors |= {kind: state[kind] for kind in moments(optimizer) if kind in state}
-            for kind, tensor in tensors.items():
-                for part in self.parts[name]:
-                    yield kind, part, tensor[part.start : part.stop]
+                for kind in moments(optimizer):
+                    if kind in state:
+                        yield Slot(name, kind, state[kind].view(-1), 0)
 
     @property
     def updates(self) -> int:
@@ -137,4 +169,4 @@ class NativeEngine:
         return next((int(state["step"].item()) for state in states), 0)
 
     def close(self) -> None:
-        """Nothing to give up on one device."""
+        """Nothing to give up: the groups belong to the mesh."""

@@ -12,12 +12,24 @@ from llmkit.optim.muon import Muon
 from llmkit.parallel.spec import Part
 
 
-def parameter_groups(parameters: Sequence[Tensor], weight_decay: float) -> list[dict[str, object]]:
-    """Matrices with weight decay, norms and biases without."""
-    matrices = [p for p in parameters if p.dim() >= 2]
-    vectors = [p for p in parameters if p.dim() < 2]
-    groups = ((matrices, weight_decay), (vectors, 0.0))
-    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
+def build_adamw(
+    parameters: Mapping[str, Tensor], parts: Mapping[str, Sequence[Part]], config: Optimizer
+) -> torch.optim.AdamW:
+    """AdamW over the named parameters; weight decay on matrices, not on norms and biases.
+
+    Fused: one pass over memory, and an update can be skipped on the device. What is a matrix is told by
+    the parts: under ZeRO-3 a parameter that is not in use has no shape of its own.
+    """
+    matrices = [p for name, p in parameters.items() if len(parts[name][0].shape) >= 2]
+    vectors = [p for name, p in parameters.items() if len(parts[name][0].shape) < 2]
+    groups = ((matrices, config.weight_decay), (vectors, 0.0))
+    return torch.optim.AdamW(
+        [{"params": members, "weight_decay": decay} for members, decay in groups if members],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
 
 
 def build_optimizers(
@@ -25,22 +37,13 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimizers that together own all of `masters`, the fp32 parameters by their names.
 
-    AdamW is fused: one pass over memory, and like Muon it can skip an update on the device.
     bf16: whether the device has units for it.
     """
     hidden = {
         n: p for n, p in masters.items() if config.name == "muon" and n.startswith("blocks.") and p.dim() == 2
     }
-    rest = [p for name, p in masters.items() if name not in hidden]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            parameter_groups(rest, config.weight_decay),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
-    ]
+    rest = {name: p for name, p in masters.items() if name not in hidden}
+    optimizers: list[torch.optim.Optimizer] = [build_adamw(rest, parts, config)]
     if hidden:
         matrices = [(p, [(part.start, part.stop) for part in parts[name]]) for name, p in hidden.items()]
         optimizers.append(

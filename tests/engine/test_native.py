@@ -54,7 +54,7 @@ def reference_steps(shape, steps: int) -> tuple[list[float], list[float], dict[s
     losses, norms = [], []
     for step in range(steps):
         batch = batch_of(shape, step)
-        logits = model.hidden(batch.tokens) @ model.head_weight()[: shape.vocab_size].T
+        logits = model.hidden(batch.tokens) @ model.head.weight[: shape.vocab_size].T
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE
         )

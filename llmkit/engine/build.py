@@ -1,0 +1,73 @@
+"""The engine that a layout asks for, with its model built and its initial weights drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
+from llmkit.engine.base import Engine
+from llmkit.engine.deepspeed_config import deepspeed_config
+from llmkit.engine.native import NativeEngine
+from llmkit.model.gpt import GPT
+from llmkit.model.initial import InitialWeights
+from llmkit.parallel.layout import Layout
+from llmkit.parallel.mesh import Mesh
+
+
+def build_engine(
+    shape: ModelShape,
+    config: Config,
+    layout: Layout,
+    mesh: Mesh,
+    *,
+    device: torch.device,
+    precision: str,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    backend: str,
+    compiled: bool,
+    note: Callable[[str], None] = print,
+) -> Engine:
+    """A model cut as `layout` says, in the engine of its ZeRO stage, ready for its first step.
+
+    backend: the attention form. note: is told where torch.compile fails. All ranks must call it together.
+    """
+
+    def build_model() -> GPT:
+        with torch.device(device):
+            tensor = mesh.tensor_parallel(shape.num_key_value_heads, layout.sequence_parallel)
+            model = GPT(shape, backend, tensor, layout.recompute, layout.recompute_every)
+        model.check_marks()
+        if compiled:
+            model.compile_parts(note)
+        return model
+
+    engine: Engine
+    clipping = config.train.gradient_clipping
+    if layout.zero_stage == 0:
+        engine = NativeEngine(
+            build_model(), config.optimizer, precision=precision, gradient_clipping=clipping, mesh=mesh
+        )
+    else:
+        from llmkit.engine.zero import ZeroEngine, cut_at_birth
+
+        settings = deepspeed_config(
+            layout,
+            precision=precision,
+            gradient_clipping=clipping,
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            num_parameters=shape.num_parameters // layout.tensor_parallel_size,
+            on_gpu=device.type == "cuda",
+        )
+        if layout.zero_stage == 3:
+            with cut_at_birth(settings, mesh, precision):
+                model = build_model()
+        else:
+            model = build_model()
+        engine = ZeroEngine(model, config.optimizer, config=settings, mesh=mesh)
+    engine.write_pieces(InitialWeights(shape, config.run.seed), updates=0)
+    return engine

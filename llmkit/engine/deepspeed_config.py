@@ -1,0 +1,76 @@
+"""DeepSpeed's settings, all of them ours: nothing is left for it or its launcher to choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmkit.parallel.layout import Layout
+
+BUCKET = 2**25
+"""Elements, at most, of a communication bucket: messages are then long enough to be sent at full speed."""
+PERSISTENT = 10_000
+"""ZeRO-3 keeps parameters up to this many elements whole: gathering a norm costs more than holding it."""
+
+
+def deepspeed_config(
+    layout: Layout,
+    *,
+    precision: str,
+    gradient_clipping: float,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    num_parameters: int,
+    on_gpu: bool,
+) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize`.
+
+    No train_batch_size: `zero.Init` would multiply it out over the tensor-parallel ranks too, and refuse.
+    We count targets ourselves. num_parameters: of this tensor-parallel rank.
+    """
+    # The buffers of a small model stay small beside it; DeepSpeed wants an even number.
+    bucket = min(BUCKET, 1024 + num_parameters // 8 // 1024 * 1024)
+    zero: dict[str, Any] = {
+        "stage": layout.zero_stage,
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "round_robin_gradients": False,
+    }
+    if layout.zero_stage == 3:
+        zero |= {
+            # It replaces torch.nn.functional.linear for the whole process, by a form that adds the bias
+            # in place: selective recomputation, which keeps that product, then gets wrong gradients.
+            "memory_efficient_linear": False,
+            "sub_group_size": 10**9,
+            "stage3_prefetch_bucket_size": min(5 * 10**7, bucket),
+            "stage3_max_live_parameters": 10**9,
+            "stage3_max_reuse_distance": 10**9,
+            "stage3_param_persistence_threshold": PERSISTENT,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+    if layout.offload == "cpu":
+        place = {"device": "cpu", "pin_memory": on_gpu}
+        zero["offload_optimizer"] = place
+        if layout.zero_stage == 3:
+            zero["offload_param"] = dict(place)
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": gradient_clipping,
+        "zero_optimization": zero,
+        # PyTorch's fused AdamW, on a CPU too: DeepSpeed's own optimizers are compiled at the first start.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if precision == "bf16":
+        config |= {
+            # At stage 1 gradients are added to the fp32 ones as they come, and let go of.
+            "bf16": {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
+    return config

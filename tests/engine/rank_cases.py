@@ -1,0 +1,176 @@
+"""What the processes of the engine tests run; each returns figures, the tests judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmkit.batch import IGNORE, Batch, LossSum
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
+from llmkit.engine.base import Engine
+from llmkit.engine.build import build_engine
+from llmkit.engine.native import NativeEngine
+from llmkit.model.gpt import GPT
+from llmkit.parallel.layout import Layout
+from llmkit.parallel.mesh import Mesh, make_mesh
+from llmkit.parallel.spec import Box, Range, sizes, whole
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
+
+SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE}
+ROWS, LENGTH = 4, 24
+CONFIG: dict[str, Any] = {
+    "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
+    "train": {"max_steps": 10, "gradient_clipping": 0.5},
+    "optimizer": {"eps": 1e-5, "learning_rate": 1e-2},
+}
+
+
+class Weights:
+    """The values of a whole model as a source of state."""
+
+    def __init__(self, model: GPT) -> None:
+        stored = dict(model.named_parameters())
+        self.tensors = {
+            part.name: stored[name][part.start : part.stop].detach().clone()
+            for name, parts in model.parts().items()
+            for part in parts
+        }
+
+    def kinds(self) -> list[str]:
+        return ["master"]
+
+    def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
+        tensor = self.tensors[name]
+        box = whole(tuple(tensor.shape)) if box is None else box
+        flat = tensor[tuple(slice(lo, hi) for lo, hi in box)].reshape(-1)
+        return flat.view(sizes(box)) if range is None else flat[range[0] : range[1]]
+
+
+def step_batches(shape: ModelShape, step: int, mesh: Mesh, accumulation: int) -> tuple[list[Batch], int]:
+    """This rank's micro-batches of a global batch whose rows have different numbers of targets."""
+    generator = torch.Generator().manual_seed(100 + step)
+    tokens, labels = torch.randint(shape.vocab_size, (2, ROWS, LENGTH), generator=generator).unbind()
+    labels = labels.clone()
+    for row in range(ROWS):
+        labels[row, : 4 * row] = IGNORE
+    targets = int((labels != IGNORE).sum())
+    mine = slice(mesh.data_rank, None, mesh.data_size)
+    pairs = zip(tokens[mine].chunk(accumulation), labels[mine].chunk(accumulation), strict=True)
+    return [Batch(t, y) for t, y in pairs], targets
+
+
+def train(engine: Engine, shape: ModelShape, mesh: Mesh, accumulation: int, steps: Sequence[int]) -> list:
+    """(loss, gradient norm, skipped) of each step."""
+    rows = []
+    for step in steps:
+        micro_batches, targets = step_batches(shape, step, mesh, accumulation)
+        result = engine.train_step(micro_batches, targets, 1e-2)
+        rows.append([float(result.loss_sum) / targets, float(result.grad_norm), float(result.skipped)])
+    return rows
+
+
+def reference(style: str, precision: str, accumulation: int, steps: int) -> tuple[NativeEngine, list]:
+    """The same steps on one process."""
+    shape = SHAPES[style]
+    config = Config.model_validate(CONFIG)
+    engine = NativeEngine(GPT(shape), config.optimizer, precision=precision, gradient_clipping=0.5)
+    engine.write_pieces(Weights(random_model(shape)), 0)
+    return engine, train(engine, shape, Mesh(), accumulation, range(steps))
+
+
+def make(
+    style: str, stage: int, mesh: Mesh, precision: str, accumulation: int, **options: Any
+) -> tuple[Engine, ModelShape]:
+    """An engine on this mesh with the random weights of `tests.shapes`."""
+    shape = SHAPES[style]
+    layout = Layout(
+        world_size=mesh.world_size, tensor_parallel_size=mesh.tensor_size, zero_stage=stage, **options
+    )
+    engine = build_engine(
+        shape, Config.model_validate(CONFIG), layout, mesh, device=torch.device("cpu"), precision=precision,
+        micro_batch_size=ROWS // mesh.data_size // accumulation, accumulation_steps=accumulation,
+        backend="sdpa", compiled=False,
+    )  # fmt: skip
+    engine.write_pieces(Weights(random_model(shape)), 0)
+    return engine, shape
+
+
+def compare(
+    style: str, precision: str, stages: list[int], accumulation: int, tensor_size: int, **options: Any
+) -> dict:
+    """Each stage beside one process: rows, the worst tensor of the state, an evaluation, coverage."""
+    steps = 5
+    mesh = make_mesh(tensor_size)
+    whole_engine, rows = reference(style, precision, accumulation, steps)
+    expected = {(p.kind, p.name): p.data.view(p.shape) for p in whole_engine.read_pieces()}
+    unseen = [step_batches(SHAPES[style], 99, Mesh(), 1)[0][0]]
+    found: dict[str, Any] = {
+        "reference": rows,
+        "evaluation": whole_engine.evaluate(unseen).nats.double().sum().item(),
+        "elements": sum(tensor.numel() for tensor in expected.values()),
+    }
+    for stage in stages:
+        engine, shape = make(style, stage, mesh, precision, accumulation, **options)
+        rows = train(engine, shape, mesh, accumulation, range(steps))
+        elements, worst = 0, {kind: [0.0, ""] for kind in ("master", "exp_avg", "exp_avg_sq")}
+        for piece in engine.read_pieces():
+            wanted = expected[piece.kind, piece.name]
+            mine = wanted[tuple(slice(lo, hi) for lo, hi in piece.box)].reshape(-1)[slice(*piece.range)]
+            error = (piece.data.cpu() - mine).norm() / wanted.norm()
+            if "k_proj.bias" not in piece.name:  # its true gradient is 0: AdamW turns rounding into steps
+                worst[piece.kind] = max(worst[piece.kind], [error.item(), piece.name])
+            elements += piece.data.numel()
+        nats = engine.evaluate(step_batches(shape, 99, mesh, 1)[0]).nats.double().sum()
+        found[str(stage)] = {
+            "rows": rows,
+            "worst": worst,
+            "elements": elements,
+            "evaluation": mesh.sum_over_data(nats).item(),
+            "updates": engine.updates,
+        }
+        engine.close()
+    return found
+
+
+def refuse_nan(precision: str, stages: list[int], offload: str) -> dict:
+    """One rank's loss is not finite in one step; what that step did, and how training went on."""
+    mesh = make_mesh(1)
+    found = {}
+    for stage in stages:
+        engine, shape = make("llama", stage, mesh, precision, 2, offload=offload)
+        poisoned = False
+
+        def poison(module: object, inputs: object, loss: LossSum) -> LossSum:
+            here = poisoned and mesh.rank == mesh.world_size - 1  # noqa: B023
+            return replace_nats(loss, float("nan")) if here else loss
+
+        engine.model.register_forward_hook(poison)
+        train(engine, shape, mesh, 2, range(2))
+        before = {(p.kind, p.name, p.range): p.data.clone() for p in engine.read_pieces()}
+        poisoned = True
+        refused = train(engine, shape, mesh, 2, [2])[0]
+        poisoned = False
+        same = all(p.data.equal(before[p.kind, p.name, p.range]) for p in engine.read_pieces())
+        after = train(engine, shape, mesh, 2, range(3, 6))
+        skipped = refused[2] == 1.0 and not torch.isfinite(torch.tensor(refused[1]))
+        found[str(stage)] = {"skipped": skipped, "same": same, "rows": after, "updates": engine.updates}
+        engine.close()
+    return found
+
+
+def replace_nats(loss: LossSum, factor: float) -> LossSum:
+    return loss._replace(nats=loss.nats * factor)
+
+
+def without_refused_step(precision: str) -> list:
+    """The rows of `refuse_nan` after its bad step, from one process that never saw that step."""
+    shape = replace(LLAMA_STYLE)
+    config = Config.model_validate(CONFIG)
+    engine = NativeEngine(GPT(shape), config.optimizer, precision=precision, gradient_clipping=0.5)
+    engine.write_pieces(Weights(random_model(shape)), 0)
+    return train(engine, shape, Mesh(), 2, [0, 1, 3, 4, 5])[2:]

@@ -1,0 +1,66 @@
+"""State as pieces, and pieces as state, for slices that are cut anywhere."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmkit.engine.slots import Slot, fill, pieces_of
+from llmkit.parallel.spec import Part
+
+# A stored matrix of 7 rows of 5: rows 0-2 are all of "a", rows 2-5 rows 4-7 of "b" (9 rows), 5-7 padding.
+A = Part("a", (2, 5), ((0, 2), (0, 5)), 0, 2)
+B = Part("b", (9, 5), ((4, 7), (0, 5)), 2, 5)
+PARTS = {"stack": [A, B]}
+
+
+class Numbers:
+    """Element i of a tensor's flat storage is i, plus 1000 for "b"."""
+
+    def kinds(self):
+        return ["master"]
+
+    def read(self, name, kind, box=None, range=None):
+        part = A if name == "a" else B
+        full = torch.arange(float(torch.Size(part.shape).numel())).view(part.shape) + 1000.0 * (name == "b")
+        return full[tuple(slice(lo, hi) for lo, hi in box)].reshape(-1)[slice(*range)]
+
+
+def slots(cuts: list[int]) -> list[Slot]:
+    """The matrix's 35 elements, cut at these places."""
+    edges = [0, *cuts, 35]
+    return [Slot("stack", "master", torch.full((hi - lo,), float("nan")), lo) for lo, hi in pairwise(edges)]
+
+
+CUTS = st.lists(st.integers(0, 35), max_size=5).map(sorted)
+
+
+@given(CUTS)
+def test_filling_gives_each_element_its_value_and_padding_zero(cuts):
+    filled = slots(cuts)
+    fill(filled, PARTS, Numbers())
+    flat = torch.cat([slot.data for slot in filled])
+    assert flat[:10].tolist() == list(range(10))
+    assert flat[10:25].tolist() == [1020.0 + i for i in range(15)]
+    assert flat[25:].eq(0.0).all()
+
+
+@given(CUTS)
+def test_pieces_hold_each_element_of_the_parts_once(cuts):
+    filled = slots(cuts)
+    fill(filled, PARTS, Numbers())
+    found: dict[tuple[str, int], float] = {}
+    for piece in pieces_of(filled, PARTS):
+        for index, value in zip(range(*piece.range), piece.data.tolist(), strict=True):
+            assert (piece.name, index) not in found
+            found[piece.name, index] = value
+    assert found == {("a", i): float(i) for i in range(10)} | {("b", i): 1020.0 + i for i in range(15)}
+
+
+def test_what_the_source_does_not_have_starts_at_zero():
+    slot = Slot("stack", "exp_avg", torch.ones(35), 0)
+    fill([slot], PARTS, Numbers())
+    assert slot.data.eq(0.0).all()
