@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint.files import BlockFile, decode_header, open_file
+from llmkit.checkpoint.files import BlockFile, TensorPlace, decode_header, open_file
 from llmkit.checkpoint.pieces import Run, check_piece, intersect, runs, subtract
 from llmkit.errors import UserError
 from llmkit.parallel.spec import Box, Range, Shape, sizes, volume, whole
@@ -82,10 +82,13 @@ def folders(root: Path) -> list[Path]:
     return [root / found[final] for final in sorted(found)]
 
 
-def verify(folder: Path) -> list[str]:
-    """Read all of a checkpoint folder; one line for each thing that is wrong."""
+def verify(folder: Path, share: int = 0, of: int = 1) -> list[str]:
+    """Read all of a checkpoint folder; one line for each thing that is wrong.
+
+    share, of: processes that check one checkpoint together read a share of the files each.
+    """
     try:
-        return list(load(folder).problems())
+        return list(load(folder).problems(share, of))
     except Damaged as error:
         return [str(error)]
 
@@ -104,7 +107,9 @@ def describe(root: Path) -> Iterator[str]:
 
 
 def load(folder: Path) -> Checkpoint:
-    """The checkpoint in exactly this folder. Checks the manifest, sizes and headers, not yet the data.
+    """The checkpoint in exactly this folder. Checks the manifest and the sizes of all files.
+
+    What is in a file is checked when it is asked for.
 
     Raises Damaged.
     """
@@ -137,9 +142,10 @@ class Checkpoint:
         self.manifest = manifest
         self._files = {entry.name: BlockFile(path / entry.name, entry) for entry in manifest.files}
         self._blocks: dict[tuple[str, int], Tensor] = {}
-        self._pieces: dict[tuple[str, str], list[_Stored]] = {}
-        for stored in self._locate():
-            self._pieces.setdefault((stored.entry.kind, stored.entry.name), []).append(stored)
+        self._places: dict[str, dict[str, TensorPlace]] = {}
+        self._pieces: dict[tuple[str, str], list[fmt.PieceEntry]] = {}
+        for entry in manifest.pieces:
+            self._pieces.setdefault((entry.kind, entry.name), []).append(entry)
 
     @property
     def step(self) -> int:
@@ -171,7 +177,7 @@ class Checkpoint:
 
     def shape(self, name: str, kind: str) -> Shape:
         """The shape of a full tensor."""
-        return self._stored(name, kind)[0].entry.shape
+        return self._stored(name, kind)[0].shape
 
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
         """A region of a full tensor, put together from whatever pieces hold it.
@@ -184,7 +190,7 @@ class Checkpoint:
         ValueError if the region does not lie in the tensor.
         """
         stored = self._stored(name, kind)
-        shape, dtype = stored[0].entry.shape, fmt.DTYPES[stored[0].entry.dtype]
+        shape, dtype = stored[0].shape, fmt.DTYPES[stored[0].dtype]
         box = whole(shape) if box is None else box
         lo, hi = (0, volume(box)) if range is None else range
         check_piece(shape, box, (lo, hi))
@@ -192,7 +198,7 @@ class Checkpoint:
         self._require(name, kind, stored, targets)
         out = torch.empty(hi - lo, dtype=dtype)
         for piece in stored:
-            if any(intersect(piece.entry.box, target.box) for target in targets):
+            if any(intersect(piece.box, target.box) for target in targets):
                 self._copy(piece, targets, out, lo)
         return out.view(sizes(box)) if range is None else out
 
@@ -207,46 +213,52 @@ class Checkpoint:
             raise UserError(f"{self.path}: there is no {fmt.TOKENIZER} in this checkpoint")
         return self.extra_file(fmt.TOKENIZER).decode()
 
-    def problems(self) -> Iterator[str]:
-        """Read everything; a line for each file with a block that is not what was written."""
-        for file in self._files.values():
+    def problems(self, share: int = 0, of: int = 1) -> Iterator[str]:
+        """Read everything; a line for each file that is not what was written. See `verify`."""
+        inside: dict[str, list[fmt.PieceEntry]] = {}
+        for entry in self.manifest.pieces:
+            inside.setdefault(entry.file, []).append(entry)
+        for name, file in list(self._files.items())[share::of]:
             try:
                 file.check()
+                for entry in inside.get(name, []):
+                    self._place(entry)
             except Damaged as error:
                 yield str(error)
 
-    def _stored(self, name: str, kind: str) -> list[_Stored]:
+    def _stored(self, name: str, kind: str) -> list[fmt.PieceEntry]:
         try:
             return self._pieces[kind, name]
         except KeyError:
             raise Damaged(f"{self.path}: there is no {kind} of {name} in this checkpoint") from None
 
-    def _require(self, name: str, kind: str, stored: list[_Stored], targets: list[Run]) -> None:
+    def _require(self, name: str, kind: str, stored: list[fmt.PieceEntry], targets: list[Run]) -> None:
         """Raise Damaged unless the pieces hold all of the targets."""
         missing = [target.box for target in targets]
         for piece in stored:
-            if any(intersect(piece.entry.box, box) for box in missing):
-                for run in runs(piece.entry.box, piece.entry.range):
+            if any(intersect(piece.box, box) for box in missing):
+                for run in runs(piece.box, piece.range):
                     missing = [rest for box in missing for rest in subtract(box, run.box)]
         if missing:
             place = ", ".join(f"{lo}:{hi}" for lo, hi in missing[0])
             raise Damaged(f"{self.path}: no piece holds [{place}] of {kind} {name}")
 
-    def _copy(self, piece: _Stored, targets: list[Run], out: Tensor, first: int) -> None:
+    def _copy(self, piece: fmt.PieceEntry, targets: list[Run], out: Tensor, first: int) -> None:
         """Copy what a piece holds of the targets to its place in `out`, block by block.
 
         out: (n,) elements of the box asked for, of which `out[0]` is number `first`.
         """
-        itemsize, lo = out.itemsize, piece.entry.range[0]
-        for index in range(piece.first // fmt.BLOCK, -(-piece.last // fmt.BLOCK)):
-            begin = max(piece.first, index * fmt.BLOCK)
-            end = min(piece.last, (index + 1) * fmt.BLOCK)
-            start = lo + (begin - piece.first) // itemsize
-            sources = list(runs(piece.entry.box, (start, start + (end - begin) // itemsize)))
+        itemsize, lo = out.itemsize, piece.range[0]
+        place = self._place(piece)
+        for index in range(place.start // fmt.BLOCK, -(-place.stop // fmt.BLOCK)):
+            begin = max(place.start, index * fmt.BLOCK)
+            end = min(place.stop, (index + 1) * fmt.BLOCK)
+            start = lo + (begin - place.start) // itemsize
+            sources = list(runs(piece.box, (start, start + (end - begin) // itemsize)))
             pairs = [(s, t, both) for s in sources for t in targets if (both := intersect(s.box, t.box))]
             if pairs:
                 inside = slice(begin - index * fmt.BLOCK, end - index * fmt.BLOCK)
-                data = self._block(piece.entry.file, index)[inside].view(out.dtype)
+                data = self._block(piece.file, index)[inside].view(out.dtype)
                 for source, target, both in pairs:
                     target.view(out, first, both).copy_(source.view(data, start, both))
 
@@ -267,25 +279,18 @@ class Checkpoint:
         found = b"".join(self._block(name, index).numpy().tobytes() for index in indices)
         return found[start : start + hi - lo]
 
-    def _locate(self) -> Iterator[_Stored]:
-        """Every piece with where in its file its bytes are. Raises Damaged if it is not there."""
-        used = {entry.file for entry in self.manifest.pieces}
-        places = {name: decode_header(self._files[name], partial(self._bytes, name)) for name in used}
-        for entry in self.manifest.pieces:
-            place = places[entry.file].get(entry.key)
-            size = (entry.range[1] - entry.range[0]) * fmt.DTYPES[entry.dtype].itemsize
-            if place is None or place.dtype != entry.dtype or place.stop - place.start != size:
-                path = self._files[entry.file].path
-                raise Damaged(f"{path}: {entry.key} is not the tensor that the manifest lists")
-            yield _Stored(entry, place.start, place.stop)
-
-
-class _Stored(NamedTuple):
-    """A piece and the bytes [first, last) of its file that it is."""
-
-    entry: fmt.PieceEntry
-    first: int
-    last: int
+    def _place(self, entry: fmt.PieceEntry) -> TensorPlace:
+        """Where in its file a piece's bytes are. Raises Damaged if it is not there."""
+        if entry.file not in self._places:
+            self._places[entry.file] = decode_header(
+                self._files[entry.file], partial(self._bytes, entry.file)
+            )
+        place = self._places[entry.file].get(entry.key)
+        size = (entry.range[1] - entry.range[0]) * fmt.DTYPES[entry.dtype].itemsize
+        if place is None or place.dtype != entry.dtype or place.stop - place.start != size:
+            path = self._files[entry.file].path
+            raise Damaged(f"{path}: {entry.key} is not the tensor that the manifest lists")
+        return place
 
 
 def _to_stderr(line: str) -> None:

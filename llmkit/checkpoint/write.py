@@ -1,7 +1,8 @@
 """Saving a checkpoint so that it is whole, or not there.
 
-A checkpoint is built in a folder aside: files first, each synced to the disk, the manifest last. Only
-then is the folder renamed to its final name. Names of folders that are not (or no longer) checkpoints:
+A checkpoint is built in a folder aside: every process writes its pieces there, each file synced to the
+disk; when all have done so, the first process writes the manifest, renames the folder to its final name
+and deletes old checkpoints. Names of folders that are not (or no longer) checkpoints:
 
     .tmp-step-00000100       being written
     .tmp-old-step-00000100   being deleted
@@ -15,24 +16,24 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from math import prod
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from llmkit import __version__
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint import read
-from llmkit.checkpoint.files import TensorPlace, encode_header, tensor_bytes, write_file
+from llmkit.checkpoint.cover import check_cover
 from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
 from llmkit.files import sync_folder
-from llmkit.parallel.spec import sizes, volume
+from llmkit.parallel.agreement import first_only, together
+from llmkit.parallel.mesh import Mesh
 
-FILE_BYTES = 2**30
-"""Pieces go into a next file when a file has this many bytes. Bounds how many pieces that are made one
-after the other have to be in memory at once, since a safetensors file starts with their sizes."""
+ALONE = Mesh()
 _LEFTOVER = re.compile(r"\.tmp-(old-)?" + fmt.FOLDER.pattern)
 _REPLACED = re.compile(re.escape(fmt.REPLACED) + f"({fmt.FOLDER.pattern})")
 
@@ -47,11 +48,16 @@ def save(
     config: dict[str, Any],
     extra_files: dict[str, bytes],
     keep_last: int,
+    mesh: Mesh = ALONE,
 ) -> Path:
     """Write the checkpoint of a step into the folder `root`, then delete all but the newest.
 
-    pieces: all of them, once; tensors may lie on any device. Up to `FILE_BYTES` of them are kept alive
-        at a time, which matters only if they are made as they are asked for.
+    All processes of the mesh call it, `root` being on a disk that they share. Each gives its own
+    pieces; everything else is taken from rank 0.
+
+    pieces: all processes' together are each tensor, every element once; they may lie on any device. Up
+        to `writer.FILE_BYTES` of them are kept alive at a time, which matters only if they are made as
+        they are asked for.
     state: step, tokens, position in the data, ...; model, config: what the run was built from. JSON.
     extra_files: name -> content, such as tokenizer.json.
     keep_last: how many checkpoints to keep, this one included. Those of later steps (left by a run that
@@ -59,36 +65,103 @@ def save(
 
     Returns the folder. A whole checkpoint of the same step is replaced only by a whole one.
 
-    Raises RunFault if the disk fails or is full; what was written of this checkpoint is then removed,
-    and no other is touched.
+    Raises RunFault on all processes if the disk fails or is full on one of them; what was written of
+    this checkpoint is then removed, and no other is touched. Raises ValueError on the process that gave
+    something that cannot be saved, or on rank 0 if a tensor is not whole.
     """
+    final = root / fmt.folder_name(step)
+    writer = Writer(root / f".tmp-{final.name}", mesh.rank)
+    contents = _Contents(step, state, model, config, extra_files)
+    explained = _explained(final, pieces, writer)
+    try:
+        first_only(mesh, explained(lambda: _prepare(root, writer.folder, contents, keep_last)))
+        with together(mesh):
+            mine = explained(_write_own)(writer, pieces)
+        notes = mesh.gather_texts(mine)
+        first_only(mesh, explained(lambda: _finish(writer, notes[1:], contents, final)))
+    except BaseException:
+        if mesh.rank == 0:
+            shutil.rmtree(writer.folder, ignore_errors=True)
+        raise
+    _prune(root, final, keep_last, mesh)
+    return final
+
+
+class _Contents(NamedTuple):
+    """What a checkpoint holds beside its pieces; see `save`."""
+
+    step: int
+    state: dict[str, Any]
+    model: dict[str, Any]
+    config: dict[str, Any]
+    extra_files: dict[str, bytes]
+
+
+def _prepare(root: Path, temporary: Path, contents: _Contents, keep_last: int) -> str:
+    """Makes the folder aside, if what is to be saved is fit for it."""
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}, but at least one checkpoint must be kept")
-    final = root / fmt.folder_name(step)
-    fmt.canonical({"state": state, "model": model, "config": config})  # fails before anything is written
-    if wrong := [name for name in extra_files if name == fmt.MANIFEST or not fmt.FILE_NAME.fullmatch(name)]:
-        raise ValueError(f"{wrong[0]!r} cannot be the name of a file in a checkpoint")
-    temporary = root / f".tmp-{final.name}"
-    writer = _Writer(temporary)
+    fmt.canonical({"state": contents.state, "model": contents.model, "config": contents.config})
+    for name in contents.extra_files:
+        if name == fmt.MANIFEST or not fmt.FILE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of a file in a checkpoint")
+    root.mkdir(parents=True, exist_ok=True)
+    tidy(root)
+    temporary.mkdir()
+    return ""
+
+
+def _write_own(writer: Writer, pieces: Iterable[Piece]) -> str:
+    """Writes the pieces of this process; returns what the manifest must list."""
+    if not writer.folder.is_dir():
+        raise RunFault(f"{writer.folder} is not there: the run folder must be on a disk that all nodes share")
+    writer.write_pieces(pieces)
+    if writer.rank == 0:  # which syncs the folder when all is in it
+        return ""
+    sync_folder(writer.folder)
+    return writer.notes()
+
+
+def _finish(writer: Writer, notes: Sequence[str], contents: _Contents, final: Path) -> str:
+    """Writes what rank 0 alone writes, the manifest last, and gives the folder its name."""
+    for text in notes:
+        writer.add(text)
+    check_cover(writer.pieces)
+    for name, content in contents.extra_files.items():
+        writer.write_bytes(name, content)
+    writer.write_bytes(fmt.MANIFEST, _manifest(writer, contents).encode())
+    sync_folder(writer.folder)
+    read.load(writer.folder)
+    _commit(writer.folder, final)
+    return ""
+
+
+def _manifest(writer: Writer, contents: _Contents) -> fmt.Manifest:
+    """Lists all that was written."""
+    tokenizer = contents.extra_files.get(fmt.TOKENIZER)
+    return fmt.Manifest(
+        format="llmkit-checkpoint",
+        version=1,
+        block=4194304,
+        step=contents.step,
+        versions={"llmkit": __version__, "torch": str(torch.__version__)},
+        tokenizer_sha256=None if tokenizer is None else hashlib.sha256(tokenizer).hexdigest(),
+        model=contents.model,
+        config=contents.config,
+        state=contents.state,
+        files=list(writer.files),
+        pieces=writer.pieces,
+    )
+
+
+@contextmanager
+def _explained(final: Path, pieces: Iterable[Piece], writer: Writer) -> Iterator[None]:
+    """Turns an OSError into a RunFault that says what could not be saved, and why."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        tidy(root)
-        temporary.mkdir()
-        writer.write_pieces(pieces)
-        for name, content in extra_files.items():
-            writer.write_bytes(name, content)
-        writer.write_manifest(step=step, state=state, model=model, config=config, extra_files=extra_files)
-        sync_folder(temporary)
-        read.load(temporary)
-        _commit(temporary, final)
+        yield
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        writer.discard()
         raise RunFault(_explain(error, final, pieces, writer.written)) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _prune(root, final, keep_last)
-    return final
 
 
 def tidy(root: Path) -> None:
@@ -106,107 +179,6 @@ def tidy(root: Path) -> None:
             _remove(path)
 
 
-class _Writer:
-    """Writes files into a folder, each at once and for good, and notes what the manifest must list."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.written = 0
-        self.files: list[fmt.FileEntry] = []
-        self.pieces: list[fmt.PieceEntry] = []
-
-    def write_pieces(self, pieces: Iterable[Piece]) -> None:
-        """All pieces, in files of `FILE_BYTES` and a little more, the last of what is left."""
-        batch: list[Piece] = []
-        number, size = 0, 0
-        for piece in pieces:
-            batch.append(piece)
-            size += piece.data.nbytes
-            if size >= FILE_BYTES:
-                self._write_batch(number, batch)
-                batch.clear()
-                number, size = number + 1, 0
-        if batch:
-            self._write_batch(number, batch)
-
-    def _write_batch(self, number: int, pieces: Sequence[Piece]) -> None:
-        """One safetensors file; its name tells the rank that wrote it and its number."""
-        name = f"pieces-00000-{number:05d}.safetensors"
-        pieces = sorted(pieces, key=lambda piece: -piece.data.itemsize)  # keeps each aligned, without holes
-        places: dict[str, TensorPlace] = {}
-        offset = 0
-        for piece in pieces:
-            entry = _entry(piece, name)
-            if entry.key in places:
-                raise ValueError(f"{entry.key} is given twice")
-            shape = sizes(piece.box) if piece.data.numel() == volume(piece.box) else (piece.data.numel(),)
-            places[entry.key] = TensorPlace(entry.dtype, shape, offset, offset := offset + piece.data.nbytes)
-            self.pieces.append(entry)
-        self._write(name, _safetensors(encode_header(places), pieces))
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """A file as it is."""
-        self._write(name, [memoryview(content)])
-
-    def write_manifest(
-        self,
-        *,
-        step: int,
-        state: dict[str, Any],
-        model: dict[str, Any],
-        config: dict[str, Any],
-        extra_files: dict[str, bytes],
-    ) -> None:
-        """`manifest.json`, which lists all that was written before."""
-        tokenizer = extra_files.get(fmt.TOKENIZER)
-        manifest = fmt.Manifest(
-            format="llmkit-checkpoint",
-            version=1,
-            block=4194304,
-            step=step,
-            versions={"llmkit": __version__, "torch": str(torch.__version__)},
-            tokenizer_sha256=None if tokenizer is None else hashlib.sha256(tokenizer).hexdigest(),
-            model=model,
-            config=config,
-            state=state,
-            files=list(self.files),
-            pieces=self.pieces,
-        )
-        self.write_bytes(fmt.MANIFEST, manifest.encode())
-
-    def _write(self, name: str, chunks: Iterable[memoryview]) -> None:
-        entry = write_file(self.folder / name, chunks)
-        self.written += entry.size
-        self.files.append(entry)
-
-
-def _safetensors(header: bytes, pieces: Sequence[Piece]) -> Iterator[memoryview]:
-    yield memoryview(header)
-    for piece in pieces:
-        flat = piece.data.detach().cpu().contiguous()
-        yield tensor_bytes(flat.as_strided(flat.shape, (1,)))  # one element may keep any stride
-
-
-def _entry(piece: Piece, file: str) -> fmt.PieceEntry:
-    """The manifest's line for a piece."""
-    if piece.data.dtype not in fmt.DTYPE_NAMES:
-        raise ValueError(f"{piece.kind} {piece.name}: elements of type {piece.data.dtype} cannot be stored")
-    key = f"{piece.kind}/{piece.name}"
-    if piece.data.numel() != prod(piece.shape):
-        place = ",".join(f"{lo}:{hi}" for lo, hi in (*piece.box, piece.range))
-        key = f"{key}/{place}"
-    return fmt.PieceEntry(
-        name=piece.name,
-        kind=piece.kind,
-        shape=tuple(piece.shape),
-        box=piece.box,
-        range=piece.range,
-        dtype=fmt.DTYPE_NAMES[piece.data.dtype],  # type: ignore[arg-type]  # its values are the literals
-        file=file,
-        key=key,
-    )
-
-
 def _commit(temporary: Path, final: Path) -> None:
     """Give a finished folder its name; at every moment the old or the new one can be found."""
     if not os.path.lexists(final):
@@ -222,18 +194,34 @@ def _commit(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _prune(root: Path, newest: Path, keep_last: int) -> None:
-    """Delete all but `keep_last` of the checkpoints up to `newest`, once that one is known to be good."""
-    try:
+def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> None:
+    """Delete all but `keep_last` of the checkpoints up to `newest`, once that one is known to be good.
+
+    Every process checks its share of it: to read back all would keep one of them busy for long.
+    """
+
+    def doomed() -> list[Path]:
         older = sorted(p for p in root.iterdir() if fmt.FOLDER.fullmatch(p.name) and p.name < newest.name)
         replaced = newest.with_name(fmt.REPLACED + newest.name)
-        doomed = older[: max(0, len(older) - (keep_last - 1))] + [replaced] * os.path.lexists(replaced)
-        if not doomed:
-            return
-        if problems := read.verify(newest):
-            raise RunFault(f"the checkpoint just written is bad, older ones are kept: {problems[0]}")
-        for path in doomed:
+        return older[: max(0, len(older) - (keep_last - 1))] + [replaced] * os.path.lexists(replaced)
+
+    def delete() -> str:
+        for path in doomed():
             _delete(path)
+        return ""
+
+    explained = _cannot_delete(newest)
+    if first_only(mesh, explained(lambda: str(len(doomed()) or ""))):
+        with together(mesh):
+            if problems := read.verify(newest, mesh.rank, mesh.world_size):
+                raise RunFault(f"the checkpoint just written is bad, older ones are kept: {problems[0]}")
+        first_only(mesh, explained(delete))
+
+
+@contextmanager
+def _cannot_delete(newest: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise RunFault(f"{newest} is saved, but older ones cannot be deleted: {error}") from error
 

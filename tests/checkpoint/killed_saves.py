@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from llmkit.checkpoint import write
+from llmkit.checkpoint import write, writer
 from llmkit.checkpoint.pieces import Piece
 
 ELEMENTS = 10_000  # two files of 40 kB each
@@ -26,7 +26,7 @@ CALLS = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir")
 
 def save(root: Path, step: int, value: float, keep_last: int) -> None:
     """A checkpoint whose tensors all hold `value`."""
-    write.FILE_BYTES = 2 * ELEMENTS
+    writer.FILE_BYTES = 2 * ELEMENTS
     pieces = [
         Piece(name, "master", (ELEMENTS,), ((0, ELEMENTS),), (0, ELEMENTS), torch.full((ELEMENTS,), value))
         for name in ("a", "b")

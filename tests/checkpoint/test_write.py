@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from llmkit.checkpoint import read, write
+from llmkit.checkpoint import read, write, writer
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import RunFault
 
@@ -78,7 +78,7 @@ def test_data_may_be_a_strided_view_that_needs_a_gradient(save_step: Any, count:
 def test_many_pieces_go_into_several_files_and_are_not_kept_in_memory(
     save_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "FILE_BYTES", 4000)
+    monkeypatch.setattr(writer, "FILE_BYTES", 4000)
     alive: weakref.WeakSet[Piece] = weakref.WeakSet()
     most = 0
 

@@ -1,0 +1,100 @@
+"""A checkpoint that many processes write: whole and the same for all, or not there for any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.checkpoint import read
+from llmkit.parallel.mesh import Mesh
+from tests.checkpoint.rank_saves import SHAPES, full, save
+from tests.ranks import run_ranks
+
+Seen = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    """Case -> what each of three ranks saw."""
+    root = tmp_path_factory.mktemp("shared") / "checkpoints"
+    ranks = run_ranks(3, "tests.checkpoint.rank_saves:cases", root=str(root))
+    return {case: [rank[case] for rank in ranks] for case in ranks[0]}
+
+
+def test_each_rank_writes_its_own_and_all_can_read_the_whole(seen: dict[str, Seen]) -> None:
+    assert [Path(each["saved"]).name for each in seen["next"]] == ["step-00000010"] * 3
+    assert [each["equal"] for each in seen["read"]] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("case", "who", "message"),
+    [
+        ("full for one", "rank 1 (", "step-00000009: No space left on device (it needs 112 bytes,"),
+        ("full for all", "cannot save", "step-00000009: No space left on device (it needs 112 bytes,"),
+        ("full for the manifest", "rank 0 (", "step-00000009: No space left on device"),
+        ("full for the tokenizer", "rank 0 (", "step-00000009: No space left on device"),
+    ],
+)
+def test_a_disk_that_fails_for_one_fails_the_save_for_all(
+    seen: dict[str, Seen], case: str, who: str, message: str
+) -> None:
+    assert {each["error"] for each in seen[case]} == {"RunFault"}
+    (said,) = {each["message"] for each in seen[case]}
+    assert said.startswith(who) and "cannot save checkpoint " in said and message in said
+    assert all(each["names"] == ["step-00000001"] for each in seen[case])
+
+
+def test_a_folder_that_is_not_shared_is_named(seen: dict[str, Seen]) -> None:
+    (said,) = {each["message"] for each in seen["not shared"]}
+    assert said.startswith("rank 2 (") and "elsewhere/.tmp-step-00000009 is not there" in said
+    assert all(each["names"] == ["step-00000001"] for each in seen["not shared"])
+
+
+@pytest.mark.parametrize(
+    ("case", "rank", "message"),
+    [
+        ("bug", 2, "a bug"),
+        ("missing slice", 0, "exp_avg embedding: elements 9 to 28 of [0:7, 2:6] are missing"),
+        ("missing box", 0, "master embedding: [0:7, 0:2] is missing"),
+        ("given twice", 0, "master embedding: element 0 of [0:7, 2:6] is given twice"),
+        ("overlap", 0, "master embedding: [3:4, 1:2] is given twice"),
+        ("wrong setting", 0, "keep_last is 0, but at least one checkpoint must be kept"),
+    ],
+)
+def test_a_mistake_of_one_is_an_error_there_and_a_fault_on_the_others(
+    seen: dict[str, Seen], case: str, rank: int, message: str
+) -> None:
+    for number, each in enumerate(seen[case]):
+        if number == rank:
+            assert (each["error"], each["message"]) == ("ValueError", message)
+        else:
+            assert each["error"] == "RunFault"
+            assert (
+                each["message"].startswith(f"rank {rank} (") and f"ValueError: {message}" in each["message"]
+            )
+        assert each["names"] == ["step-00000001"]
+
+
+def test_older_ones_are_kept_on_the_word_of_any_rank(seen: dict[str, Seen]) -> None:
+    for each in seen["turning bad"]:
+        assert "the checkpoint just written is bad, older ones are kept: " in each["message"]
+        assert "pieces-00002-00000" in each["message"]
+        assert each["names"] == ["step-00000001", "step-00000009"]
+    assert seen["next"][0]["names"] == ["step-00000010"]
+
+
+def test_a_rank_that_is_killed_ends_the_save_and_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    said = run_ranks(3, "tests.checkpoint.rank_saves:killed", may_die=[1], root=str(tmp_path))
+    assert said[1] is None
+    assert all("a process of this run has ended" in each for each in (said[0], said[2]))
+    found = read.newest(tmp_path, pytest.fail)
+    assert found is not None and found.step == 1
+    assert all((found.read(name, "master") == full(name, "master", 1)).all() for name in SHAPES)
+
+
+def test_one_process_alone_must_give_whole_tensors_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"master embedding: \[0:7, 2:6\] is missing"):
+        save(tmp_path, 1, Mesh())
+    assert list(tmp_path.iterdir()) == []
