@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit import __version__
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import AlreadyTold, RunFault, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     try:
         return int(options.command(options, started))
+    except AlreadyTold as end:
+        return end.code
     except UserError as error:
         print(f"llmkit: {error}", file=sys.stderr)
         return 2
@@ -44,7 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace, started: float) -> int:
     from llmkit.config.load import load
 
-    loaded = load(options.config, options.overrides)
+    try:
+        loaded = load(options.config, options.overrides)
+    except UserError as error:
+        if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+            raise
+        from llmkit.train import refuse
+
+        refuse(error, os.environ)
     if loaded.config.run.deterministic:  # read when torch is imported, so set before
         os.environ["MKL_CBWR"] = "COMPATIBLE"
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -99,6 +108,18 @@ def _evaluate(options: argparse.Namespace, started: float) -> int:
     return evaluate_command(Path(options.run), precision=options.precision)
 
 
+def _doctor(options: argparse.Namespace, started: float) -> int:
+    if options.parity:
+        from llmkit.parity.command import parity_command
+
+        return parity_command(options.all, os.environ)
+    if options.all:
+        raise UserError("doctor: --all goes with --parity")
+    from llmkit.doctor import doctor_command
+
+    return doctor_command(os.environ)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llmkit", description="Pretrains GPT-style models from one YAML file."
@@ -141,6 +162,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="held-out loss, perplexity and bits per byte")
     _add_run(evaluate)
     evaluate.set_defaults(command=_evaluate)
+
+    doctor = commands.add_parser("doctor", help="what this machine has; --parity: do all layouts train alike")
+    doctor.add_argument("--parity", action="store_true", help="compare layouts with one process, in a table")
+    doctor.add_argument("--all", action="store_true", help="with --parity: more of them, for half an hour")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 

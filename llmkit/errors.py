@@ -15,3 +15,14 @@ class RunFault(Exception):
 
     The command line prints the message alone, without a traceback, and exits with code 1.
     """
+
+
+class AlreadyTold(Exception):
+    """The end of one of many processes after an error that rank 0 has printed for all.
+
+    The command line prints nothing and exits with `code`.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit code {code}")
+        self.code = code

@@ -1,10 +1,12 @@
 """The folder of a run: its layout, the lock against a second run, the files that say where it stands.
 
-Only one process of a run opens it; `STOP` asks the run to stop, `DONE` says that it has finished.
+Only one process of a run opens it, the others follow; `STOP` asks the run to stop, `DONE` says that it has
+finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -12,6 +14,7 @@ import os
 import shutil
 import socket
 import weakref
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -31,21 +34,30 @@ class RunFolder:
     path: the folder; checkpoints, logs, wandb: folders in it, which exist.
     """
 
-    def __init__(self, path: Path, lock: int, stop_files: list[Path]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        lock: int | None = None,
+        stop_files: Sequence[Path] = (),
+        saved_file: Path | None = None,
+    ) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
         self.wandb = path / "wandb"
-        self._lock: int | None = lock
-        self._stop_files = stop_files
+        self._lock = lock
+        self._stop_files, self._saved_file = stop_files, saved_file
         _held.add(self)
 
     @classmethod
-    def open(cls, path: Path, command: str, stop_file: Path | None = None) -> RunFolder:
+    def open(
+        cls, path: Path, command: str, stop_file: Path | None = None, saved_file: Path | None = None
+    ) -> RunFolder:
         """Create what is missing of the layout, lock it, and forget earlier requests to stop.
 
         command: what the owner is called in the message to a second run.
         stop_file: a file that asks the run to stop, beside `STOP` in the folder.
+        saved_file: a file that tells a batch script that a run which was asked to stop is saved.
 
         Raises UserError if another process has the folder, or nothing can be written in it.
         """
@@ -54,11 +66,11 @@ class RunFolder:
             lock = _lock(path / LOCK, command)
         except OSError as error:
             raise UserError(f"cannot use {path.absolute()} as the run folder: {error.strerror}") from error
-        folder = cls(path, lock, [path / STOP, *([stop_file] if stop_file else [])])
+        folder = cls(path, lock, [path / STOP, *([stop_file] if stop_file else [])], saved_file)
         try:
             for part in (folder.checkpoints, folder.logs, folder.wandb):
                 part.mkdir(exist_ok=True)
-            for file in folder._stop_files:
+            for file in (*folder._stop_files, *([saved_file] if saved_file else [])):
                 file.unlink(missing_ok=True)
         except OSError as error:
             folder.close()
@@ -97,6 +109,14 @@ class RunFolder:
         """Say that the run goes on after all."""
         (self.path / DONE).unlink(missing_ok=True)
 
+    def mark_saved(self) -> None:
+        """Say, where somebody asked for it, that the run has stopped with all of its state saved."""
+        if self._saved_file is not None:
+            try:
+                self._saved_file.touch()
+            except OSError as error:
+                raise RunFault(f"cannot write {self._saved_file}: {error.strerror}") from error
+
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder so that a reader finds the old or the new one, never a part.
 
@@ -114,12 +134,50 @@ class RunFolder:
         """`write_text` with a JSON object, for people to read too."""
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
+    def remove(self, name: str) -> None:
+        """Remove a file of the folder, if it is there; one that cannot be removed stays."""
+        with contextlib.suppress(OSError):
+            (self.path / name).unlink(missing_ok=True)
+
     def require_space(self, needed: int) -> None:
         """Raise RunFault unless this many bytes are free where the folder is."""
         free = shutil.disk_usage(self.path).free
         if free < needed:
             where = self.path.absolute()
             raise RunFault(f"the disk of {where} is too full: {needed} bytes needed, {free} free")
+
+
+class FollowedFolder(RunFolder):
+    """The folder as the ranks beside the first see it: they use its paths, and leave all else to that one."""
+
+    @classmethod
+    def follow(cls, path: Path) -> FollowedFolder:
+        """The folder that another process of this run has opened.
+
+        Raises UserError if it is not there: nodes that do not share a disk cannot share a run.
+        """
+        folder = cls(path)
+        if not folder.checkpoints.is_dir():
+            raise UserError(
+                f"the run folder {path.absolute()}, which rank 0 has made, is not there: "
+                "set run.dir to a folder on a disk that all nodes share"
+            )
+        return folder
+
+    def clear_done(self) -> None:
+        """Nothing: rank 0 does it."""
+
+    def mark_saved(self) -> None:
+        """Nothing: rank 0 does it."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Nothing: rank 0 does it."""
+
+    def remove(self, name: str) -> None:
+        """Nothing: rank 0 does it."""
+
+    def require_space(self, needed: int) -> None:
+        """Nothing: rank 0 does it."""
 
 
 _held: weakref.WeakSet[RunFolder] = weakref.WeakSet()

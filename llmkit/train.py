@@ -1,23 +1,28 @@
-"""Training, top to bottom: set up, loop, tear down."""
+"""Training, top to bottom: join, set up, loop, tear down. Every process of a run does the same."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import timedelta
+from typing import NoReturn
 
 from llmkit.config.load import Loaded
+from llmkit.config.validate import leaves
+from llmkit.errors import RunFault, UserError
 from llmkit.loop.budget import Budget
-from llmkit.loop.device import check_world
+from llmkit.loop.control import Wishes
 from llmkit.loop.finish import finish
 from llmkit.loop.hooks import ChooseSteps, Evaluate, Log, Save
 from llmkit.loop.run import Hook, Run
-from llmkit.loop.setup import open_folder, set_up
-from llmkit.loop.stop import StopRequest
-from llmkit.monitor.console import Console
-from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, set_up
+from llmkit.loop.stop import REASONS, StopRequest
 from llmkit.monitor.wandb_mode import resolve_mode
 from llmkit.optim.schedule import share_at
+from llmkit.parallel.agreement import agree, software, together
 from llmkit.parallel.randomness import seed_step
+from llmkit.parallel.resolve import needs_deepspeed, resolve_layout, resolve_precision
+from llmkit.parallel.world import cut, read_place, world
 
 STOPPED = 75
 """Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""
@@ -29,34 +34,58 @@ def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[s
     """Trains the run that the configuration describes, from where it stands; returns the exit code.
 
     fresh: refuse a run folder that has checkpoints. started: time.monotonic() at the start of the
-    command, from which `train.max_minutes` counts. Raises UserError and RunFault.
+    command, from which `train.max_minutes` counts. Raises UserError, RunFault, and AlreadyTold where
+    another process of the run has printed the error.
     """
     config = loaded.config
-    check_world(environment.get("WORLD_SIZE"))
-    resolve_mode(config.monitor.wandb.mode, environment)  # a wrong WANDB_MODE is refused before any work
+    place = read_place(environment)
+    sharded = needs_deepspeed(config, environment)
+    if sharded:
+        from llmkit.engine.zero import import_deepspeed
+
+        import_deepspeed()  # sets it up, which must come before any process group
+    timeout = timedelta(minutes=config.parallel.timeout_minutes)
+    with world(place, timeout, needs_group=sharded) as mesh:
+        with together(mesh):
+            layout = resolve_layout(config, loaded.origins, environment, place.world_size)
+            precision = resolve_precision(config, loaded.origins, environment)
+            resolve_mode(config.monitor.wandb.mode, environment)  # a wrong WANDB_MODE is refused before work
+        agree(mesh, software() | {path: str(value) for path, value in leaves(config)})
+        start = Start(loaded, layout, precision, cut(mesh, layout.tensor_parallel_size))
+        return _train(start, fresh, started, environment)
+
+
+def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
+    """Ends all processes of a run whose configuration this one cannot use."""
+    try:
+        with world(read_place(environment), timedelta(minutes=1)) as mesh, together(mesh):
+            raise error
+    except RunFault:  # the others have not come
+        raise error from None
+
+
+def _train(start: Start, fresh: bool, started: float, environment: Mapping[str, str]) -> int:
+    config, mesh = start.config, start.mesh
     with ExitStack() as stack:
-        console = Console()
+        console = open_console(mesh)
         stack.callback(console.close)
-        folder = stack.enter_context(open_folder(config, environment))
-        console.keep_log(folder.logs / "rank-00000.log")
-        run = set_up(loaded, folder, fresh, console, stack)
-        if run.progress.finished() and folder.is_done:
+        folder = stack.enter_context(open_folder(config, mesh, environment))
+        console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")
+        run = set_up(start, folder, fresh, console, stack)
+        if run.progress.finished() and run.was_done:
             finish(run)
             return 0
         folder.clear_done()
         run.events.record("start" if run.saved_step is None else "resume", step=run.progress.step)
         log = Log(run)  # measures a CPU's matrix rate: before the mirror's process takes a share of it
-        settings, public = config.monitor.wandb, config.model_dump(mode="json")
-        mirror = Mirror.start(folder.path, settings, public, environment=environment)
-        if mirror.message:
-            console.note(mirror.message)
+        mirror = open_mirror(run, environment)
         code = 1
         try:
             code = _loop(run, log, started)
         except BaseException as error:
-            run.events.record(
-                "fault", step=run.progress.step, reason=f"{type(error).__name__}: {error}"[:500]
-            )
+            reason = f"{type(error).__name__}: {error}"
+            run.events.record("fault", step=run.progress.step, reason=reason[:500])
+            console.log(reason)
             raise
         finally:
             if problem := mirror.finish(code):
@@ -69,10 +98,9 @@ def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[s
 def _loop(run: Run, log: Log, started: float) -> int:
     """Steps until the end, or until somebody asks to stop; either way the last step is saved."""
     config, progress = run.config, run.progress
+    choose = ChooseSteps(Budget.for_run(config, started, run.heldout) if progress.max_steps is None else None)
     evaluate, save = Evaluate(log), Save(log)
-    hooks: list[Hook] = [log, evaluate, save]
-    if progress.max_steps is None:
-        hooks.insert(0, ChooseSteps(Budget.for_run(config, started, run.heldout)))
+    hooks: list[Hook] = [choose, log, evaluate, save]
     batches = iter(run.loader)
     with StopRequest(run.folder, run.console.note) as stop:
         while not progress.finished():
@@ -81,20 +109,25 @@ def _loop(run: Run, log: Log, started: float) -> int:
             micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
             share = share_at(progress.step + 1, progress.max_steps or UNKNOWN_END, config.schedule)
             learning_rate = config.optimizer.learning_rate * share
-            seed_step(config.run.seed, progress.step)
+            seed_step(config.run.seed, progress.step, run.mesh.data_rank)
             result = run.engine.train_step(micro_batches, batch.targets, learning_rate)
             progress.step += 1
             progress.tokens += batch.targets
+            run.agreed = run.control.exchange(Wishes(stop.wish(), save.wish(run), choose.wish(run)))
             for hook in hooks:
                 hook.after_step(run, result, learning_rate)
-            if (reason := stop.reason()) and not progress.finished():
+            if run.agreed.stop and not progress.finished():
+                run.control.close()
                 log.flush(run)
-                checkpoint = run.save()
+                checkpoint, reason = run.save(), REASONS[run.agreed.stop]
                 run.events.record("stop", step=progress.step, reason=reason)
+                with together(run.mesh):
+                    run.folder.mark_saved()
                 run.console.note(
                     f"stopped by {reason}, saved {checkpoint}; the same command goes on from here"
                 )
                 return STOPPED
+        run.control.close()
         log.flush(run)
         evaluate.evaluate(run)
         run.save()

@@ -34,7 +34,7 @@ def run_ranks(
     joined: bool = True,
     may_die: Collection[int] = (),
     environment: dict[str, str] | None = None,
-    timeout: float = 120.0,
+    timeout: float = 300.0,
     **arguments: Any,
 ) -> list[Any]:
     """Calls "module:function" with `arguments` on `world_size` processes; what each returned.

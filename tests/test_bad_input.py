@@ -155,9 +155,14 @@ def test_two_runs_in_one_folder(project, capsys):
     assert "the first run" in message
 
 
-def test_several_processes(project, capsys, monkeypatch):
+def test_a_place_in_a_world_that_is_not_whole(project, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "WORLD_SIZE is 2" in refused(capsys)
+    assert "WORLD_SIZE is 2, but not set: RANK, LOCAL_RANK" in refused(capsys)
+
+
+def test_another_world_than_the_configuration_names(project, capsys):
+    message = refused(capsys, "parallel.world_size=4")
+    assert "parallel.world_size 4 (command line), but the world that was joined has 1" in message
 
 
 def test_a_run_folder_that_cannot_be_made(project, capsys):

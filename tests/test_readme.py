@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,13 +30,20 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
 
 
+def lines() -> list[list[str]]:
+    """The words of every command line of the README."""
+    found = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in found if line]
+
+
 def commands() -> list[list[str]]:
     """The llmkit commands of the README in their order, without `llmkit`."""
-    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
-    return [line[1:] for line in lines if line and line[0] == "llmkit"]
+    return [line[1:] for line in lines() if line[0] == "llmkit"]
 
 
-def test_every_command_runs_in_order(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder in which the README's commands can run, and be quick."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     (yaml,) = blocks("yaml")
@@ -45,7 +55,10 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, capsys):
     # The demo's corpus is large for a test: a folder stands in for it.
     demo = Path("configs/demo.yaml")
     demo.write_text(demo.read_text().replace("- type: stdlib", "- {type: text, path: texts}"))
+    return tmp_path
 
+
+def test_every_command_runs_in_order(project, capsys):
     ran = set()
     for command in commands():
         trains = command[0] == "train"
@@ -54,8 +67,23 @@ def test_every_command_runs_in_order(tmp_path, monkeypatch, capsys):
             more = SMALLER
         assert main([*command, *more]) == 0, command
         ran.add(command[0])
-    assert ran == {"train", "generate", "evaluate", "config", "data"}
+    assert ran == {"train", "generate", "evaluate", "config", "data", "doctor"}
     assert "bits per byte" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in lines() if "-m" in line and "llmkit" in line], ids=" ".join
+)
+def test_every_launch_trains(command, project):
+    shutil.copytree(ROOT / "launch", project / "launch")
+    smaller = [*SMALLER, "data.tokenizer.type=bytes", "data.tokenizer.vocab_size=null"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    program = str(Path(sys.executable).with_name(command[0]))
+    done = subprocess.run(
+        [program, *command[1:], *smaller], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (project / "runs/mine/DONE").exists()
 
 
 def test_every_linked_file_exists():

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llmkit.errors import RunFault, UserError
-from llmkit.run_folder import RunFolder
+from llmkit.run_folder import FollowedFolder, RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
 HOLDER = """
@@ -201,3 +201,45 @@ def test_too_little_space_is_a_fault_with_both_figures(path: Path) -> None:
         folder.require_space(1)
         with pytest.raises(RunFault, match=rf"{path} is too full: {10**18} bytes needed, \d+ free"):
             folder.require_space(10**18)
+
+
+def test_a_batch_script_is_told_of_a_save_of_this_start(tmp_path: Path, path: Path) -> None:
+    saved = tmp_path / "saved"
+    saved.touch()
+    with RunFolder.open(path, "train", saved_file=saved) as folder:
+        assert not saved.exists()
+        folder.mark_saved()
+        assert saved.exists()
+    with RunFolder.open(path, "train") as folder:
+        folder.mark_saved()  # nobody asked
+        folder._saved_file = tmp_path / "nowhere" / "saved"
+        with pytest.raises(RunFault, match="nowhere"):
+            folder.mark_saved()
+
+
+def test_a_file_is_removed_if_it_is_there(path: Path) -> None:
+    with RunFolder.open(path, "train") as folder:
+        folder.write_text("deepspeed.json", "{}")
+        for _ in range(2):
+            folder.remove("deepspeed.json")
+            assert not (path / "deepspeed.json").exists()
+
+
+def test_those_who_follow_use_the_paths_and_change_nothing(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{path}, which rank 0 has made, is not there"):
+        FollowedFolder.follow(path)
+    with RunFolder.open(path, "train", saved_file=tmp_path / "saved") as folder:
+        folder.mark_done()
+        (path / "STOP").touch()
+        before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+        with FollowedFolder.follow(path) as followed:
+            assert followed.checkpoints == folder.checkpoints
+            assert followed.is_done
+            assert not followed.stop_requested()  # rank 0 tells them
+            followed.clear_done()
+            followed.remove("DONE")
+            followed.mark_saved()
+            followed.write_json("manifest.json", {})
+            followed.require_space(10**18)
+        assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+        assert not (tmp_path / "saved").exists()

@@ -22,7 +22,7 @@ def check(config: Config, origins: dict[str, str]) -> list[Mistake]:
     origins: dotted path -> where the value came from, as in Loaded.origins.
     """
     settings = Settings(config, origins)
-    checks = (_model, _vocabulary, _tokenizer, _sources, _paths, _batch, _evaluate, _optimizer)
+    checks = (_model, _vocabulary, _tokenizer, _sources, _paths, _batch, _evaluate, _optimizer, _parallel)
     return [mistake for one in checks for mistake in one(settings)]
 
 
@@ -172,3 +172,23 @@ def _evaluate(s: Settings) -> Iterator[Mistake]:
 def _optimizer(s: Settings) -> Iterator[Mistake]:
     if max(s.config.optimizer.betas) >= 1.0:
         yield s.mistake("{0} must both be below 1", "optimizer.betas", note="with 1 a moment never moves")
+
+
+def _parallel(s: Settings) -> Iterator[Mistake]:
+    parallel, size, stage = s.config.parallel, "parallel.tensor_parallel_size", "parallel.zero_stage"
+    if parallel.world_size is not None and parallel.world_size % parallel.tensor_parallel_size:
+        yield s.mistake("{0} is not a multiple of {1}", "parallel.world_size", size)
+    if parallel.sequence_parallel and parallel.tensor_parallel_size == 1:
+        yield s.mistake("{0} needs {1} to be at least 2", "parallel.sequence_parallel", size)
+    if parallel.offload == "cpu" and parallel.zero_stage == 0:
+        note = "only what ZeRO shares out can lie in the host's memory; choose stage 1, 2 or 3"
+        yield s.mistake("{0} does not go with {1}", "parallel.offload", stage, note=note)
+    if parallel.checkpoint_every > 1 and parallel.activation_checkpointing == "none":
+        what = "{0} does nothing with {1}"
+        yield s.mistake(what, "parallel.checkpoint_every", "parallel.activation_checkpointing")
+    if s.config.optimizer.name == "muon":
+        note = "muon updates whole matrices: choose adamw, or give every rank the whole model"
+        if parallel.tensor_parallel_size > 1:
+            yield s.mistake("{0} does not go with {1}", "optimizer.name", size, note=note)
+        if parallel.zero_stage not in ("auto", 0):
+            yield s.mistake("{0} does not go with {1}", "optimizer.name", stage, note=note)

@@ -57,16 +57,25 @@ def derive(
     config: Config,
     *,
     vocab_size: int | None = None,
-    world_size: int = 1,
+    data_parallel_size: int | None = None,
     micro_batch_size: int | None = None,
 ) -> list[Derived]:
     """All derived values, in the order in which they are worth reading.
 
     vocab_size: tokens of the tokenizer, None if not known yet.
+    data_parallel_size: None for what the settings say, one process where they say nothing.
     micro_batch_size: what was chosen for "auto", None if not known yet.
-    Raises UserError if the global batch cannot be shared out.
+    Raises UserError if the micro-batches do not fit into the global batch.
     """
-    return _model(config, vocab_size) + _batch(config, world_size, micro_batch_size)
+    if data_parallel_size is None:
+        parallel = config.parallel
+        data_parallel_size = max(1, (parallel.world_size or 1) // parallel.tensor_parallel_size)
+    return _model(config, vocab_size) + _batch(config, data_parallel_size, micro_batch_size)
+
+
+def rows_per_rank(config: Config, data_parallel_size: int) -> int:
+    """Sequences of a step that one data-parallel rank computes; rows that only fill are among them."""
+    return -(-config.train.global_batch_size // data_parallel_size)
 
 
 def _model(config: Config, vocab_size: int | None) -> list[Derived]:
@@ -98,29 +107,35 @@ def _model(config: Config, vocab_size: int | None) -> list[Derived]:
     ]
 
 
-def _batch(config: Config, world_size: int, micro_batch_size: int | None) -> list[Derived]:
+def _batch(config: Config, ranks: int, micro_batch_size: int | None) -> list[Derived]:
     train = config.train
-    if world_size < 1 or train.global_batch_size % world_size:
-        raise UserError(
-            f"train.global_batch_size {train.global_batch_size} cannot be shared by {world_size} processes; "
-            "choose a multiple"
-        )
-    rows = train.global_batch_size // world_size
+    total, rows = train.global_batch_size, rows_per_rank(config, ranks)
     chosen = train.micro_batch_size if train.micro_batch_size != "auto" else micro_batch_size
     if chosen is not None and rows % chosen:
         raise UserError(
             f"train.micro_batch_size {chosen} does not divide the {rows} sequences that each of "
-            f"{world_size} processes has a step"
+            f"{ranks} data-parallel ranks has a step; choose a divisor, or auto"
         )
     given = train.micro_batch_size != "auto"
     later = "chosen at start"
-    steps_how = f"{train.global_batch_size} sequences / {world_size} processes / micro_batch_size"
-    tokens_how = f"{train.global_batch_size} sequences x {config.data.sequence_length} tokens"
-    return [
+    over = f" / {ranks} data-parallel ranks" if ranks > 1 else ""
+    derived = [
         Derived("micro_batch_size", later if chosen is None else chosen, "as given" if given else "auto"),
-        Derived("accumulation_steps", later if chosen is None else rows // chosen, steps_how),
-        Derived("tokens_per_step", train.global_batch_size * config.data.sequence_length, tokens_how),
+        Derived(
+            "accumulation_steps",
+            later if chosen is None else rows // chosen,
+            f"{total} sequences{over} / micro_batch_size",
+        ),
+        Derived(
+            "tokens_per_step",
+            total * config.data.sequence_length,
+            f"{total} sequences x {config.data.sequence_length} tokens",
+        ),
     ]
+    if filling := rows * ranks - total:
+        how = f"of {rows * ranks} rows a step only fill: {ranks} ranks do not divide {total} sequences"
+        derived.append(Derived("wasted_rows", filling, how))
+    return derived
 
 
 def _vocab_size(config: Config, tokenizer_size: int | None) -> int:

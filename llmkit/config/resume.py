@@ -52,6 +52,7 @@ RULES: dict[str, Class] = {
     "optimizer.momentum": "warned",
     "optimizer.weight_decay": "warned",
     "schedule": "warned",
+    "parallel": "free",
     "kernels": "free",
     "checkpoint": "free",
     "evaluate": "free",

@@ -163,7 +163,7 @@ class Train(Section):
     global_batch_size: Positive = 32
     """Sequences a step, over all processes."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
-    """Sequences a forward pass and process; must divide the sequences a process has a step."""
+    """Sequences a forward pass and data-parallel rank; must divide the sequences such a rank has a step."""
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest global gradient norm; 0 = no clipping."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -202,6 +202,30 @@ class Schedule(Section):
     """Learning rate at the end, as a share of the peak (not for constant)."""
     decay_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """Share of the steps that decay (only for wsd)."""
+
+
+class Parallel(Section):
+    """How the run is spread over its processes; never what it computes."""
+
+    world_size: Positive | None = None
+    """Processes of the whole run; a launch of another number is refused. Default: as many as there are."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | Literal["auto"] = "auto"
+    """What the data-parallel ranks share out instead of holding it each: 0 = nothing (DDP), 1 = masters
+    and moments, 2 = gradients too, 3 = weights too (ZeRO, by DeepSpeed); auto = what accelerate's
+    configuration says, else 0."""
+    tensor_parallel_size: Positive = 1
+    """Processes that share each layer; the other factor of their number is data-parallel."""
+    sequence_parallel: bool = False
+    """Tensor-parallel processes also share the activations between the layers, along the sequence."""
+    offload: Literal["none", "cpu"] = "none"
+    """cpu = masters and moments lie in the host's memory, at stage 3 the weights too (stages 1 to 3)."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a block computes again in the backward pass instead of keeping it: selective = all but the
+    results of matmuls and attention, full = everything."""
+    checkpoint_every: Positive = 1
+    """With activation checkpointing: in every block, every second one, ..."""
+    timeout_minutes: Annotated[float, Field(gt=0.0)] = 10.0
+    """After this long in one exchange a process gives up on the others."""
 
 
 class Kernels(Section):
@@ -264,6 +288,7 @@ class Config(Section):
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    parallel: Parallel = Parallel()
     kernels: Kernels = Kernels()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()

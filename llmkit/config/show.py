@@ -30,12 +30,12 @@ def to_yaml(config: Config, origins: dict[str, str] | None = None) -> str:
     return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in told)
 
 
-def show(loaded: Loaded, *, vocab_size: int | None = None, world_size: int = 1) -> str:
+def show(loaded: Loaded, *, vocab_size: int | None = None) -> str:
     """What `llmkit config` prints: each setting with its origin, then the derived values.
 
-    Raises UserError if the global batch cannot be shared by `world_size` processes.
+    Raises UserError if the micro-batches do not fit into the global batch.
     """
-    derived = derive(loaded.config, vocab_size=vocab_size, world_size=world_size)
+    derived = derive(loaded.config, vocab_size=vocab_size)
     return to_yaml(loaded.config, loaded.origins) + "\n" + show_derived(derived)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from llmkit.config.derive import rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
-from llmkit.errors import UserError
 from llmkit.monitor.hardware import has_bf16_units
+from llmkit.parallel.layout import Layout
 
+ALONE = Layout()
 CPU_TOKENS = 16384
 """Tokens of a micro-batch on a CPU: more brings no speed and costs memory."""
 MEMORY_SHARE = 0.8
@@ -38,32 +40,41 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def choose_micro_batch(config: Config, shape: ModelShape, precision: str, device: torch.device) -> int:
-    """`train.micro_batch_size`, or for "auto" the largest divisor of the global batch that should fit.
+def choose_micro_batch(
+    config: Config, shape: ModelShape, precision: str, device: torch.device, layout: Layout = ALONE
+) -> int:
+    """`train.micro_batch_size`, or for "auto" the largest divisor of a rank's rows that should fit.
 
     On a GPU activations are estimated from above: 34 values of the hidden size and 3 of the MLP's a
-    layer and token, and 10 bytes a logit; masters, moments, weights and gradients take 18 bytes a
-    parameter.
+    layer and token (with full recomputation one of the hidden size in the layers that do it, and one
+    layer whole), and 10 bytes a logit; what the layout leaves of masters, moments, weights and gradients
+    is not free.
     """
-    requested, total = config.train.micro_batch_size, config.train.global_batch_size
+    requested = config.train.micro_batch_size
     if requested != "auto":
         return requested
-    length = config.data.sequence_length
+    rows, length = rows_per_rank(config, layout.data_parallel_size), config.data.sequence_length
     if device.type == "cpu":
         tokens = CPU_TOKENS
     else:
         size = 2 if precision == "bf16" else 4
         layer = size * (34 * shape.hidden_size + 3 * shape.intermediate_size)
-        each = shape.num_hidden_layers * layer + 10 * shape.padded_vocab_size
-        free = torch.cuda.mem_get_info(device)[0] - 18 * shape.num_parameters
+        whole = shape.num_hidden_layers
+        if layout.recompute == "full":
+            whole = shape.num_hidden_layers - shape.num_hidden_layers // layout.recompute_every + 1
+        each = whole * layer + shape.num_hidden_layers * size * shape.hidden_size
+        each += 10 * shape.padded_vocab_size // layout.tensor_parallel_size
+        free = torch.cuda.mem_get_info(device)[0] - state_bytes(shape, layout)
         tokens = int(MEMORY_SHARE * free / each)
-    return max(n for n in range(1, total + 1) if total % n == 0 and (n == 1 or n * length <= tokens))
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= tokens))
 
 
-def check_world(environment_world: str | None) -> None:
-    """Raises UserError under a launcher that started several processes."""
-    if environment_world not in (None, "", "1"):
-        raise UserError(
-            f"WORLD_SIZE is {environment_world}, but this version trains on one process: start it alone, "
-            "or with one process"
-        )
+def state_bytes(shape: ModelShape, layout: Layout) -> int:
+    """Bytes of a GPU that weights (2 a parameter), gradients (4), masters and moments (12) take."""
+    mine, ranks = shape.num_parameters / layout.tensor_parallel_size, layout.data_parallel_size
+    each = (
+        2 / (ranks if layout.zero_stage >= 3 else 1)
+        + 4 / (ranks if layout.zero_stage >= 2 else 1)
+        + 12 / (ranks if layout.zero_stage >= 1 else 1) * (layout.offload == "none")
+    )
+    return int(mine * each)

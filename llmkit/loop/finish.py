@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from llmkit.checkpoint.read import load as load_checkpoint
 from llmkit.data.prepared import Prepared
 from llmkit.generate import Sampling, stream_text
+from llmkit.inference import load_model
 from llmkit.loop.run import Run
+from llmkit.model.gpt import GPT
 from llmkit.monitor.flops import bits_per_byte, perplexity
 
 SAMPLE_TOKENS = 160
@@ -18,7 +23,9 @@ SAMPLE_TOKENS = 160
 
 
 def finish(run: Run) -> None:
-    """Marks the run as done and prints its summary."""
+    """Marks the run as done and prints its summary; on rank 0 alone."""
+    if run.mesh.rank > 0:
+        return
     progress = run.progress
     run.console.close()
     if run.folder.is_done:
@@ -79,10 +86,19 @@ def compressors_bits_per_byte(data: Prepared) -> dict[str, float]:
 
 
 def sample(run: Run, prompt: str) -> str:
-    """The prompt and what the model, as it is in the engine, makes of it."""
-    model = run.engine.model
-    model.eval()
-    with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
+    """The prompt and what the model makes of it."""
+    # Every length would be compiled anew.
+    with torch.compiler.set_stance("force_eager"), _whole_model(run) as model:
         text = "".join(stream_text(model, run.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
-    model.train()
     return prompt + text
+
+
+@contextmanager
+def _whole_model(run: Run) -> Iterator[GPT]:
+    """The model as it is in the engine; where the layout cuts it, as it was saved."""
+    if run.layout.zero_stage == 0 and run.layout.tensor_parallel_size == 1:
+        run.engine.model.eval()
+        yield run.engine.model
+        run.engine.model.train()
+    else:
+        yield load_model(load_checkpoint(run.checkpoint), run.device, run.precision)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from llmkit.engine.base import StepResult
-from llmkit.errors import RunFault
-from llmkit.loop.budget import Budget
+from llmkit.errors import RunFault, UserError
+from llmkit.kernels.compiler import graph_breaks
+from llmkit.loop.budget import Budget, Plan
+from llmkit.loop.control import OUT_OF_TIME
 from llmkit.loop.run import Run
 from llmkit.loop.scalars import Scalars
 from llmkit.monitor.flops import bits_per_byte, train_flops_per_token, utilization
@@ -17,25 +19,46 @@ from llmkit.monitor.hardware import device_peak, peak_memory_gib
 
 
 class ChooseSteps:
-    """Turns a time budget into `max_steps`, once, and records it."""
+    """Turns a time budget into `max_steps`, once, and records it.
 
-    def __init__(self, budget: Budget) -> None:
+    budget: None where the number of steps is known.
+    """
+
+    def __init__(self, budget: Budget | None) -> None:
         self.budget = budget
+        self.plan: Plan | None = None
+        self.problem: UserError | None = None
+
+    def wish(self, run: Run) -> int:
+        """The number of steps that should hold from now on; 0 = none is known, or it holds already."""
+        if self.budget is None:
+            return 0
+        tokens = run.config.train.global_batch_size * run.config.data.sequence_length
+        try:
+            self.plan = self.budget.after_step(run.progress.step, tokens)
+        except UserError as error:
+            self.problem = error
+        if self.plan is None and self.problem is None:
+            return 0
+        self.budget = None
+        return OUT_OF_TIME if self.plan is None else self.plan.max_steps
 
     def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
-        """See `Hook.after_step`."""
-        if run.progress.max_steps is not None:
+        """See `Hook.after_step`. Raises UserError on all ranks where no time is left."""
+        chosen = run.agreed.max_steps
+        if chosen == 0:
             return
-        tokens = run.config.train.global_batch_size * run.config.data.sequence_length
-        plan = self.budget.after_step(run.progress.step, tokens)
-        if plan is None:
-            return
-        run.progress.max_steps = run.console.max_steps = plan.max_steps
-        run.events.record("max_steps", **plan._asdict())
-        run.console.note(
-            f"max_steps = {plan.max_steps}: {run.config.train.max_minutes:g} minutes at "
-            f"{plan.step_seconds:.2f} s a step, {plan.reserved_seconds:.0f} s kept for the end"
-        )
+        if chosen == OUT_OF_TIME:
+            raise self.problem or UserError("train.max_minutes is too short on this machine")
+        self.budget = None
+        # Many ranks learn of it a step later.
+        run.progress.max_steps = run.console.max_steps = max(chosen, run.progress.step)
+        if self.plan is not None:
+            run.events.record("max_steps", **self.plan._asdict())
+            run.console.note(
+                f"max_steps = {chosen}: {run.config.train.max_minutes:g} minutes at "
+                f"{self.plan.step_seconds:.2f} s a step, {self.plan.reserved_seconds:.0f} s kept for the end"
+            )
 
 
 class Log:
@@ -60,6 +83,9 @@ class Log:
         self._targets += result.targets
         timing: dict[str, Any] = {}
         first, self._first = self._first, False
+        if first and (breaks := graph_breaks()):
+            most = max(breaks, key=lambda reason: breaks[reason])
+            run.console.note(f"torch.compile could not take {sum(breaks.values())} places, such as: {most}")
         if step == 1 or step % run.config.monitor.log_every == 0 or run.progress.finished():
             timing = self._timing(run)
         elif first:  # of this process: it compiles, and would spoil the mean of a resumed run's first row
@@ -76,7 +102,7 @@ class Log:
             "step_seconds": seconds / self._steps,
             "tokens_per_second": rate,
             "data_seconds": waited / self._steps,
-            "mfu": utilization(rate, self.flops_per_token, self.peak),
+            "mfu": utilization(rate, self.flops_per_token, self.peak, run.mesh.world_size),
             "mfu_peak": self.peak_label,
             "peak_memory_gib": peak_memory_gib(run.device),
         }
@@ -138,7 +164,8 @@ class Evaluate:
         self.log.flush(run)
         with run.clock.paused():
             rows = run.engine.evaluate(batch.to(run.device) for batch in run.heldout)
-            nats = float(rows.nats.double().sum())
+            total = float(run.mesh.sum_over_data(rows.nats.double().sum()))
+            nats = float(run.mesh.from_first(repr(total)))  # the very same: it may end the run
         loss, bits = nats / run.heldout.targets, bits_per_byte(nats, run.heldout.text_bytes)
         run.progress.record_evaluation(loss, run.config.evaluate.early_stopping)
         run.metrics.append({"step": run.progress.step, "eval_loss": loss, "eval_bits_per_byte": bits})
@@ -160,11 +187,18 @@ class Save:
         self.log = log
         self._last = time.monotonic()
 
+    def wish(self, run: Run) -> int:
+        """1 where it is time for a checkpoint by the clock; said once."""
+        minutes = run.config.checkpoint.every_minutes
+        due = bool(minutes) and time.monotonic() - self._last >= 60.0 * minutes
+        if due:
+            self._last = time.monotonic()
+        return int(due)
+
     def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
         """See `Hook.after_step`."""
-        every, minutes = run.config.checkpoint.every_steps, run.config.checkpoint.every_minutes
-        due = bool(every) and run.progress.step % every == 0
-        if not due and not (minutes and time.monotonic() - self._last >= 60.0 * minutes):
+        every = run.config.checkpoint.every_steps
+        if not run.agreed.save and not (every and run.progress.step % every == 0):
             return
         self.log.flush(run)
         self._last = time.monotonic()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from llmkit.checkpoint.format import folder_name
 from llmkit.checkpoint.write import save
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
@@ -16,10 +17,13 @@ from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
 from llmkit.engine.base import Engine, StepResult
 from llmkit.loop.clock import Clock
+from llmkit.loop.control import NOTHING, Control, Wishes
 from llmkit.loop.progress import Progress
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.metrics import MetricsFile
+from llmkit.parallel.layout import Layout
+from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
 
 
@@ -41,17 +45,29 @@ class Run:
     console: Console
     metrics: MetricsFile
     events: EventLog
+    mesh: Mesh
+    layout: Layout
+    control: Control
+    was_done: bool
+    """Whether the run had reached its end when this process found it."""
+    agreed: Wishes = NOTHING
+    """What holds after the newest step."""
     clock: Clock = field(default_factory=Clock)
     saved_step: int | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint of this moment lies, once it is saved."""
+        return self.folder.checkpoints / folder_name(self.progress.step)
 
     def save(self) -> Path:
         """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
 
-        Raises RunFault where it cannot be written; what was there before is then still there.
+        All ranks call it. Raises RunFault, on all of them, where it cannot be written; what was there
+        before is then still there.
         """
-        path = self.folder.checkpoints / f"step-{self.progress.step:08d}"
         if self.saved_step == self.progress.step:
-            return path
+            return self.checkpoint
         state: dict[str, Any] = {
             "progress": self.progress.to_json(),
             "data": self.loader.state(),
@@ -67,6 +83,7 @@ class Run:
             config=self.config.model_dump(mode="json"),
             extra_files=self.data.tokenizer.files(),
             keep_last=self.config.checkpoint.keep_last,
+            mesh=self.mesh,
         )
         self.saved_step = self.progress.step
         self.events.record("save", step=self.progress.step, path=path.name)

@@ -2,120 +2,219 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmkit import __version__
-from llmkit.checkpoint.read import Checkpoint, folders, newest
-from llmkit.config.derive import derive, resolved_model
+from llmkit.checkpoint.read import Checkpoint, folders
+from llmkit.config.cut import check_cut
+from llmkit.config.derive import derive, resolved_model, rows_per_rank
 from llmkit.config.load import Loaded
-from llmkit.config.resume import compare
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived, to_yaml
 from llmkit.data.build import prepare
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
-from llmkit.data.tokenizer import Tokenizer
+from llmkit.data.prepared import Prepared
 from llmkit.engine.base import Engine
-from llmkit.engine.native import NativeEngine
+from llmkit.engine.build import build_engine
 from llmkit.errors import UserError
 from llmkit.kernels.attention import choose_backend
 from llmkit.kernels.compiler import compiler_missing
+from llmkit.loop.control import Control
 from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision, make_deterministic
 from llmkit.loop.progress import Progress
+from llmkit.loop.resume import check_same_model, resumed_progress, shared_checkpoint
 from llmkit.loop.run import Run
-from llmkit.model.gpt import GPT
-from llmkit.monitor.console import Console
+from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.run_folder import RunFolder
+from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.parallel.agreement import agree, software, together
+from llmkit.parallel.layout import Layout
+from llmkit.parallel.mesh import Mesh
+from llmkit.run_folder import FollowedFolder, RunFolder
 
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: fp32 master and two moments."""
 
 
-def set_up(loaded: Loaded, folder: RunFolder, fresh: bool, console: Console, stack: ExitStack) -> Run:
+@dataclass(frozen=True)
+class Start:
+    """What is settled before the run folder is touched."""
+
+    loaded: Loaded
+    layout: Layout
+    precision: str
+    """As asked for; "auto" where the device decides."""
+    mesh: Mesh
+
+    @property
+    def config(self) -> Config:
+        return self.loaded.config
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What an engine is built on."""
+
+    device: torch.device
+    precision: str
+    data: Prepared
+    shape: ModelShape
+    micro_batch_size: int
+    accumulation_steps: int
+
+
+def set_up(start: Start, folder: RunFolder, fresh: bool, console: Console, stack: ExitStack) -> Run:
     """Builds all parts, resumes from the newest good checkpoint, and says what it chose.
 
     What needs closing is given to `stack`. Raises UserError before anything in the folder changes if
     the run in it is another one.
     """
-    config = loaded.config
-    checkpoint = find_checkpoint(config, folder, fresh, console.note)
-    if config.run.deterministic:
-        make_deterministic()
-    device = choose_device()
-    precision = choose_precision(config.train.precision, device)
-    data = prepare(config.data, console.note)
-    tokenizer_size = data.tokenizer.vocab_size
-    shape = resolved_model(config, tokenizer_size)
-    if checkpoint is not None:
-        _check_same_model(checkpoint, shape, data.tokenizer)
-    micro_batch_size = choose_micro_batch(config, shape, precision, device)
-    derived = derive(config, vocab_size=tokenizer_size, micro_batch_size=micro_batch_size)
-    console.note(show_derived(derived).rstrip())
-    # One more than is kept exists while a save is under way; those that lie there already have their place.
-    copies = max(1, config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
-    folder.require_space(BYTES_PER_PARAMETER * shape.num_parameters * copies)
-
-    model = build_model(config, shape, device, console.note)
-    engine: Engine = NativeEngine(
-        model, config.optimizer, precision=precision, gradient_clipping=config.train.gradient_clipping
-    )
-    progress = Progress(max_steps=config.train.max_steps)
-    loader = TrainLoader(data, config.data, config.run.seed, config.train.global_batch_size, micro_batch_size)
+    config, mesh = start.config, start.mesh
+    checkpoint, was_done = shared_checkpoint(config, mesh, folder, fresh, console.note)
+    basis = _lay_basis(start, folder, checkpoint, console.note)
+    engine = _build(start, basis, console.note)
     stack.callback(engine.close)
+    loader = TrainLoader(
+        basis.data, config.data, config.run.seed, config.train.global_batch_size, basis.micro_batch_size,
+        rank=mesh.data_rank, world_size=mesh.data_size,
+    )  # fmt: skip
     stack.callback(loader.close)
+    progress = Progress(max_steps=config.train.max_steps)
     if checkpoint is not None:
-        loader.load_state(checkpoint.state["data"])
+        with together(mesh):
+            loader.load_state(checkpoint.state["data"])
         engine.write_pieces(checkpoint, checkpoint.state["updates"])
         progress = resumed_progress(checkpoint, config)
-    metrics, events = MetricsFile(folder.path / "metrics.jsonl"), EventLog(folder.path / "events.jsonl")
+    metrics, events = _records(folder, mesh)
     stack.callback(metrics.close)
     stack.callback(events.close)
-    metrics.cut_back(progress.step)
-    folder.write_text("config.yaml", to_yaml(config))
-    folder.write_json("manifest.json", _manifest(loaded, device, precision, micro_batch_size))
-    for line in _remarks(checkpoint, config, precision, progress):
+    with together(mesh):
+        metrics.cut_back(progress.step)
+        _write_down(start, basis, engine, folder)
+    for line in _remarks(checkpoint, config, basis.precision, progress):
         console.note(line)
     console.max_steps = progress.max_steps
-    console.note(f"training on {_device_name(device)} in {precision}; run folder {folder.path}")
-    heldout = HeldOut(data, micro_batch_size) if data.heldout else None
-    saved_step = None if checkpoint is None else progress.step
+    over = f" x {mesh.world_size} processes ({_layout_name(start.layout)})" if mesh.world_size > 1 else ""
+    console.note(
+        f"training on {_device_name(basis.device)}{over} in {basis.precision}; run folder {folder.path}"
+    )
     return Run(
-        config, folder, shape, device, precision, micro_batch_size, data, heldout, loader, engine,
-        progress, console, metrics, events, saved_step=saved_step,
+        config=config,
+        folder=folder,
+        shape=basis.shape,
+        device=basis.device,
+        precision=basis.precision,
+        micro_batch_size=basis.micro_batch_size,
+        data=basis.data,
+        heldout=_heldout(basis, mesh),
+        loader=loader,
+        engine=engine,
+        progress=progress,
+        console=console,
+        metrics=metrics,
+        events=events,
+        mesh=mesh,
+        layout=start.layout,
+        control=Control(mesh),
+        was_done=was_done,
+        saved_step=None if checkpoint is None else progress.step,
+    )
+
+
+def _lay_basis(
+    start: Start, folder: RunFolder, checkpoint: Checkpoint | None, note: Callable[[str], None]
+) -> Basis:
+    """Prepares the data and settles sizes; everything that can be wrong is found here."""
+    config, layout, mesh = start.config, start.layout, start.mesh
+    with together(mesh):
+        if config.run.deterministic:
+            make_deterministic()
+        device = choose_device()
+        precision = choose_precision(start.precision, device)
+        data = prepare(config.data, note)
+        shape = resolved_model(config, data.tokenizer.vocab_size)
+        if checkpoint is not None:
+            check_same_model(checkpoint, shape, data.tokenizer)
+        sequence = config.data.sequence_length
+        check_cut(shape, layout.tensor_parallel_size, sequence, layout.sequence_parallel)
+        fitting = choose_micro_batch(config, shape, precision, device, layout)
+    agree(mesh, {"precision": precision, **_data_facts(data)})
+    micro_batch_size = min(int(text) for text in mesh.gather_texts(str(fitting)))
+    with together(mesh):
+        derived = derive(
+            config,
+            vocab_size=data.tokenizer.vocab_size,
+            data_parallel_size=mesh.data_size,
+            micro_batch_size=micro_batch_size,
+        )
+        note(show_derived(derived).rstrip())
+        # While a save is under way there is one more than is kept; those that are there have their place.
+        copies = max(1, config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
+        folder.require_space(BYTES_PER_PARAMETER * shape.num_parameters * copies)
+    accumulation_steps = rows_per_rank(config, mesh.data_size) // micro_batch_size
+    return Basis(device, precision, data, shape, micro_batch_size, accumulation_steps)
+
+
+def _data_facts(data: Prepared) -> dict[str, str]:
+    """What the data are known by, in words."""
+    facts = {"tokenizer": data.tokenizer.hash}
+    for source in data.fingerprint["sources"]:
+        what = f"{source['tokens']} tokens, digest {source['digest']}, held out {source['heldout']}"
+        facts[f"data source {source['name']}"] = what
+    return facts
+
+
+def _build(start: Start, basis: Basis, note: Callable[[str], None]) -> Engine:
+    """The engine with its initial weights, compiled where that is possible."""
+    config, device = start.config, basis.device
+    with together(start.mesh):
+        compiled = config.kernels.compile is not False
+        missing = compiler_missing(device) if compiled else None
+        if missing is not None:
+            if config.kernels.compile is True:
+                raise UserError(f"kernels.compile: torch.compile cannot work here: {missing}")
+            note(f"training without torch.compile: {missing}")
+            compiled = False
+        backend = choose_backend(config.kernels.attention, device, compiled, config.data.sequence_length)
+    return build_engine(
+        basis.shape, config, start.layout, start.mesh,
+        device=device, precision=basis.precision, micro_batch_size=basis.micro_batch_size,
+        accumulation_steps=basis.accumulation_steps, backend=backend, compiled=compiled, note=note,
     )  # fmt: skip
 
 
-def find_checkpoint(
-    config: Config, folder: RunFolder, fresh: bool, note: Callable[[str], None]
-) -> Checkpoint | None:
-    """The checkpoint to go on from, or None for a new run.
+def _records(folder: RunFolder, mesh: Mesh) -> tuple[MetricsFile, EventLog]:
+    """The run's record, which rank 0 keeps; that of the others goes nowhere."""
+    if mesh.rank > 0:
+        return MetricsFile(os.devnull), EventLog(os.devnull)
+    return MetricsFile(folder.path / "metrics.jsonl"), EventLog(folder.path / "events.jsonl")
 
-    Raises UserError where the folder holds another run, or one that would have to start over.
-    """
-    checkpoint = newest(folder.checkpoints, note)
-    if checkpoint is not None:
-        _check_same_run(checkpoint, config, fresh, folder, note)
-    elif damaged := folders(folder.checkpoints):
-        raise UserError(
-            f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
-            "bring a good one back, or choose another run.name to start anew"
-        )
-    elif folder.is_done:
-        raise UserError(
-            f"{folder.path} is the record of a finished run whose checkpoints are gone; "
-            "choose another run.name to start anew, or move the folder away"
-        )
-    return checkpoint
+
+def _write_down(start: Start, basis: Basis, engine: Engine, folder: RunFolder) -> None:
+    """What the run was started with, into its folder."""
+    folder.write_text("config.yaml", to_yaml(start.config))
+    folder.write_json("manifest.json", _manifest(start, basis))
+    if engine.deepspeed_config is None:
+        folder.remove("deepspeed.json")  # of an earlier layout
+    else:
+        folder.write_json("deepspeed.json", engine.deepspeed_config)
+
+
+def _heldout(basis: Basis, mesh: Mesh) -> HeldOut | None:
+    if not basis.data.heldout:
+        return None
+    return HeldOut(basis.data, basis.micro_batch_size, mesh.data_rank, mesh.data_size)
 
 
 def _remarks(
@@ -133,85 +232,60 @@ def _remarks(
         )
 
 
-def open_folder(config: Config, environment: Mapping[str, str]) -> RunFolder:
-    """The run folder, held by this process. $STOP_FILE names a second file that asks for a stop."""
-    stop_file = environment.get("STOP_FILE")
+def open_console(mesh: Mesh) -> Console:
+    """What shows the run: on rank 0. What the others have to say is in their logs alone."""
+    return Console() if mesh.rank == 0 else SilentConsole()
+
+
+def open_mirror(run: Run, environment: Mapping[str, str]) -> Mirror:
+    """The mirror to Weights & Biases, which follows rank 0's record."""
+    if run.mesh.rank > 0:
+        return Mirror(run.folder.path, "")
+    settings, public = run.config.monitor.wandb, run.config.model_dump(mode="json")
+    mirror = Mirror.start(run.folder.path, settings, public, environment=environment)
+    if mirror.message:
+        run.console.note(mirror.message)
+    return mirror
+
+
+def open_folder(config: Config, mesh: Mesh, environment: Mapping[str, str]) -> RunFolder:
+    """The run folder, which rank 0 holds and the others follow.
+
+    $STOP_FILE names a second file that asks for a stop, $SAVED_FILE one that says that it was heard.
+    """
     path = Path(config.run.dir) / config.run.name
-    return RunFolder.open(path, " ".join(sys.argv), Path(stop_file) if stop_file else None)
+    stop, saved = (
+        Path(environment[name]) if environment.get(name) else None for name in ("STOP_FILE", "SAVED_FILE")
+    )
+    folder: RunFolder | None = None
+    with together(mesh):
+        if mesh.rank == 0:
+            folder = RunFolder.open(path, " ".join(sys.argv), stop, saved)
+    with together(mesh):
+        return folder or FollowedFolder.follow(path)
 
 
-def build_model(config: Config, shape: ModelShape, device: torch.device, note: Callable[[str], None]) -> GPT:
-    """The model with its initial weights on `device` in fp32, compiled where that is possible."""
-    compiled = config.kernels.compile is not False
-    missing = compiler_missing(device) if compiled else None
-    if missing is not None:
-        if config.kernels.compile is True:
-            raise UserError(f"kernels.compile: torch.compile cannot work here: {missing}")
-        note(f"training without torch.compile: {missing}")
-        compiled = False
-    backend = choose_backend(config.kernels.attention, device, compiled, config.data.sequence_length)
-    with torch.device(device):
-        model = GPT(shape, backend)
-    model.initialise(config.run.seed)
-    if compiled:
-        model.compile_parts()
-    return model
-
-
-def resumed_progress(checkpoint: Checkpoint, config: Config) -> Progress:
-    """The counters of the checkpoint under today's settings: more steps let a finished run go on."""
-    progress = Progress.from_json(checkpoint.state["progress"])
-    if config.train.max_steps is not None:
-        progress.max_steps = config.train.max_steps
-    patience = config.evaluate.early_stopping
-    progress.stopped_early = patience is not None and progress.evaluations_without_gain >= patience
-    return progress
-
-
-def _check_same_run(
-    checkpoint: Checkpoint, config: Config, fresh: bool, folder: RunFolder, note: Callable[[str], None]
-) -> None:
-    if fresh:
-        raise UserError(
-            f"--fresh: {folder.path} holds checkpoints up to step {checkpoint.step}; "
-            "choose another run.name, or delete the folder yourself"
-        )
-    differences = compare(checkpoint.config, config.model_dump(mode="json"))
-    differences.raise_if_fixed(folder.path)
-    for line in differences.warned:
-        note(f"changed since the checkpoint: {line}")
-
-
-def _check_same_model(checkpoint: Checkpoint, shape: ModelShape, tokenizer: Tokenizer) -> None:
-    old, new = checkpoint.model, shape.to_dict()
-    changed = [
-        f"{key} {old.get(key)} -> {new.get(key)}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
-        raise UserError(f"{checkpoint.path} holds another model: {', '.join(changed)}")
-    stored = checkpoint.state["data"]["fingerprint"].get("tokenizer")
-    if stored != tokenizer.hash:
-        raise UserError(
-            f"{checkpoint.path} was trained with another tokenizer (hash {stored}, now {tokenizer.hash}): "
-            "its token ids mean other text"
-        )
-
-
-def _manifest(loaded: Loaded, device: torch.device, precision: str, micro_batch_size: int) -> dict[str, Any]:
+def _manifest(start: Start, basis: Basis) -> dict[str, Any]:
     return {
-        "llmkit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **software(),
         "host": platform.node(),
-        "device": _device_name(device),
+        "device": _device_name(basis.device),
         "command": sys.argv,
-        "config": str(loaded.path),
-        "precision": precision,
-        "world_size": 1,
-        "micro_batch_size": micro_batch_size,
+        "config": str(start.loaded.path),
+        "precision": basis.precision,
+        "micro_batch_size": basis.micro_batch_size,
+        "accumulation_steps": basis.accumulation_steps,
+        "layout": start.layout.to_dict(),
     }
+
+
+def _layout_name(layout: Layout) -> str:
+    """As in "ZeRO-2 x 4, tensor parallel x 2"."""
+    how = f"ZeRO-{layout.zero_stage}" if layout.zero_stage else "data parallel"
+    name = f"{how} x {layout.data_parallel_size}"
+    if layout.tensor_parallel_size > 1:
+        name += f", tensor parallel x {layout.tensor_parallel_size}"
+    return name
 
 
 def _device_name(device: torch.device) -> str:

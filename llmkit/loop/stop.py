@@ -10,6 +10,8 @@ from typing import Self
 from llmkit.run_folder import RunFolder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+REASONS = ("", *(number.name for number in SIGNALS), "the stop file")
+"""Why a run stops; ranks exchange the places in this list."""
 
 
 class StopRequest:
@@ -23,11 +25,11 @@ class StopRequest:
         self._folder, self._note = folder, note
         self._signal: signal.Signals | None = None
 
-    def reason(self) -> str | None:
-        """Why to stop now, or None."""
+    def wish(self) -> int:
+        """Why to stop now, as a place in REASONS; 0 = no reason."""
         if self._signal is not None:
-            return self._signal.name
-        return "the stop file" if self._folder.stop_requested() else None
+            return REASONS.index(self._signal.name)
+        return REASONS.index("the stop file") if self._folder.stop_requested() else 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first, self._signal = self._signal is None, signal.Signals(number)

@@ -121,11 +121,15 @@ class Console:
             line = "  ".join(fields)
         return line[:room]
 
-    def _print(self, line: str) -> None:
+    def log(self, text: str) -> None:
+        """Writes `text` to the log alone."""
         if self._log is not None:
             with contextlib.suppress(OSError):
-                self._log.write(line + "\n")
+                self._log.write(text + "\n")
                 self._log.flush()
+
+    def _print(self, line: str) -> None:
+        self.log(line)
         if self._status:
             self._write(f"{CLEAR}{line}\n{self._status}")
         else:
@@ -140,6 +144,20 @@ class Console:
             self._stream.flush()
         except (OSError, ValueError):  # ValueError: the stream was closed
             self._stream = None
+
+
+class SilentConsole(Console):
+    """That of a rank beside the first: notes go to its log, and what the first one shows, nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__(terminal=False)
+        self._stream = None
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, loss: float | None, bits_per_byte: float | None) -> None:
+        """Nothing."""
 
 
 def duration(seconds: float) -> str:

@@ -96,6 +96,30 @@ CONTRADICTIONS = [
         "needs evaluations during training: evaluate.every_steps 0",
     ),
     (["optimizer.betas=[0.9, 1.0]"], "must both be below 1"),
+    (
+        ["parallel.world_size=6", "parallel.tensor_parallel_size=4"],
+        "parallel.world_size 6 (command line) is not a multiple of parallel.tensor_parallel_size 4",
+    ),
+    (
+        ["parallel.sequence_parallel=true"],
+        "parallel.sequence_parallel true (command line) needs parallel.tensor_parallel_size 1 (default)",
+    ),
+    (
+        ["parallel.offload=cpu", "parallel.zero_stage=0"],
+        'parallel.offload "cpu" (command line) does not go with parallel.zero_stage 0 (command line)',
+    ),
+    (
+        ["parallel.checkpoint_every=2"],
+        "parallel.checkpoint_every 2 (command line) does nothing with parallel.activation_checkpointing",
+    ),
+    (
+        ["optimizer.name=muon", "parallel.tensor_parallel_size=2"],
+        'optimizer.name "muon" (command line) does not go with parallel.tensor_parallel_size 2',
+    ),
+    (
+        ["optimizer.name=muon", "parallel.zero_stage=1"],
+        'optimizer.name "muon" (command line) does not go with parallel.zero_stage 1',
+    ),
 ]
 
 
@@ -138,6 +162,10 @@ def test_a_contradiction_of_defaults_is_placed_at_its_section(base: str, refused
         ["data.sources=[{type: jsonl, path: [a.jsonl, 'b c.jsonl'], text_field: body}]"],
         ['data.sources=[{type: text, path: a, separator: "\\n\\n"}]'],
         ["data.sources=[{type: stdlib, text_field: text}]"],
+        ["parallel.world_size=6", "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
+        ["parallel.offload=cpu", "parallel.zero_stage=auto"],
+        ["parallel.activation_checkpointing=full", "parallel.checkpoint_every=3"],
+        ["optimizer.name=muon", "parallel.zero_stage=0"],
     ],
 )
 def test_what_is_consistent_is_accepted(overrides: list[str], write: Write) -> None:

@@ -9,17 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.config.derive import default_intermediate_size, derive, resolved_model
-from llmkit.config.schema import Config, Data, Model, Source, Tokenizer, Train
+from llmkit.config.schema import Config, Data, Model, Parallel, Source, Tokenizer, Train
 from llmkit.errors import UserError
 
 
-def config(model: Model | None = None, train: Train | None = None, **tokenizer: Any) -> Config:
+def config(
+    model: Model | None = None, train: Train | None = None, parallel: Parallel | None = None, **tokenizer: Any
+) -> Config:
     data = Data(
         sources=[Source(type="stdlib")],
         sequence_length=128,
         tokenizer=Tokenizer(**tokenizer),
     )
-    return Config(data=data, model=model or Model(), train=train or Train())
+    return Config(data=data, model=model or Model(), train=train or Train(), parallel=parallel or Parallel())
 
 
 def derived(*args: Config, **more: Any) -> dict[str, int | str]:
@@ -78,7 +80,7 @@ def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:
 
 def test_the_batch_is_shared_out() -> None:
     train = Train(global_batch_size=32, micro_batch_size=4)
-    values = derived(config(train=train), world_size=2)
+    values = derived(config(train=train), data_parallel_size=2)
     assert values["accumulation_steps"] == 4
     assert values["tokens_per_step"] == 32 * 128
 
@@ -88,19 +90,22 @@ def test_an_automatic_micro_batch_is_said_to_come_later() -> None:
     assert derived(config(), micro_batch_size=8)["accumulation_steps"] == 4
 
 
-@pytest.mark.parametrize(
-    ("world_size", "micro_batch_size", "what"),
-    [
-        (3, None, "cannot be shared by 3 processes"),
-        (1, 5, "does not divide the 32"),
-        (4, 16, "does not divide the 8"),
-    ],
-)
-def test_a_batch_that_cannot_be_shared_is_refused(
-    world_size: int, micro_batch_size: int | None, what: str
-) -> None:
-    with pytest.raises(UserError, match=what):
-        derive(config(), world_size=world_size, micro_batch_size=micro_batch_size)
+def test_the_settings_may_say_over_how_many_ranks() -> None:
+    four = config(parallel=Parallel(world_size=8, tensor_parallel_size=2))
+    assert derived(four, micro_batch_size=2)["accumulation_steps"] == 4
+    assert derived(four, micro_batch_size=2, data_parallel_size=16)["accumulation_steps"] == 1
+
+
+def test_rows_that_only_fill_are_told() -> None:
+    values = derived(config(), data_parallel_size=3, micro_batch_size=11)
+    assert (values["accumulation_steps"], values["wasted_rows"]) == (1, 1)
+    assert "wasted_rows" not in derived(config(), data_parallel_size=2)
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch_size", "what"), [(1, 5, "the 32"), (4, 16, "the 8")])
+def test_micro_batches_that_do_not_fit_are_refused(ranks: int, micro_batch_size: int, what: str) -> None:
+    with pytest.raises(UserError, match=f"does not divide {what}"):
+        derive(config(), data_parallel_size=ranks, micro_batch_size=micro_batch_size)
 
 
 def test_every_value_says_how_it_came_about() -> None:

@@ -160,7 +160,7 @@ def test_the_comments_are_aligned(write: Write) -> None:
 
 
 def test_derived_values_follow(write: Write) -> None:
-    text = show(load(write()), world_size=2)
+    text = show(load(write(), ["parallel.world_size=2"]))
     assert "# derived:" in text
     assert "accumulation_steps" in text
     shown = {line.split()[1]: line.split()[2] for line in text.split("# derived:\n")[1].splitlines()}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llmkit.config.load import load
-from llmkit.errors import UserError
-from llmkit.loop.device import check_world, choose_micro_batch, choose_precision
+from llmkit.loop.device import choose_micro_batch, choose_precision, state_bytes
+from llmkit.parallel.layout import Layout
 from tests.program import make_project
 from tests.shapes import LLAMA_STYLE
 
@@ -51,11 +51,22 @@ def test_precision_is_bf16_where_there_are_units_for_it(monkeypatch):
     assert choose_precision("bf16", CPU) == "bf16"
 
 
-@pytest.mark.parametrize("world", [None, "", "1"])
-def test_one_process_is_fine(world):
-    check_world(world)
+def test_automatic_micro_batch_divides_the_rows_of_a_rank(tmp_path):
+    config = load(make_project(tmp_path), ["train.global_batch_size=26", "data.sequence_length=4096"]).config
+    for layout, expected in ((Layout(world_size=3), 3), (Layout(4, 2), 1), (Layout(world_size=13), 2)):
+        assert choose_micro_batch(config, LLAMA_STYLE, "fp32", CPU, layout) == expected
 
 
-def test_several_processes_are_refused():
-    with pytest.raises(UserError, match="WORLD_SIZE is 4"):
-        check_world("4")
+def test_what_is_shared_out_leaves_room_for_larger_micro_batches(tmp_path, monkeypatch):
+    config = load(make_project(tmp_path), ["train.global_batch_size=64", "data.sequence_length=1024"]).config
+    shape = replace(LLAMA_STYLE, hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * 2**30, 80 * 2**30))
+    chosen = [
+        choose_micro_batch(config, shape, "bf16", torch.device("cuda"), layout)
+        for layout in (Layout(), Layout(recompute="full"))
+    ]
+    assert chosen[0] < chosen[1]
+    state = [state_bytes(shape, Layout(world_size=4, zero_stage=stage)) for stage in range(4)]
+    per_parameter = [size / shape.num_parameters for size in state]
+    assert per_parameter == pytest.approx([18.0, 9.0, 6.0, 4.5], abs=0.01)
+    assert state_bytes(shape, Layout(4, 4)) == pytest.approx(state[3], rel=1e-3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmkit.config.shape import ModelShape
+from llmkit.kernels.compiler import compiler_missing
 from llmkit.model.dropout import dropout, group_dropout
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.randomness import keyed_bits, own_stream, seed_step
@@ -29,6 +30,14 @@ def test_the_key_alone_decides():
     assert torch.equal(first, dropout(x, 0.5, True, torch.tensor(1 << 61)))
     other = dropout(x, 0.5, True, torch.tensor((1 << 61) + 1))
     assert float((first == other).double().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.skipif(compiler_missing(torch.device("cpu")) is not None, reason="no compiler here")
+def test_compiled_code_chooses_the_same():
+    """Positions are constants to the compiler, which reckons with them without wrapping."""
+    x, key = torch.randn(3, 20, 48), torch.tensor((1 << 62) - 5)
+    compiled = torch.compile(dropout, dynamic=False)
+    torch.testing.assert_close(compiled(x, 0.3, True, key), dropout(x, 0.3, True, key))
 
 
 def test_neighbouring_keys_and_positions_choose_independently():

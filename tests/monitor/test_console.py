@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.monitor import console as module
-from llmkit.monitor.console import Console, duration
+from llmkit.monitor.console import Console, SilentConsole, duration
 
 ROW = {
     "step": 20,
@@ -181,3 +181,17 @@ def test_a_log_that_cannot_be_opened_stops_nothing(tmp_path: Path) -> None:
     console.keep_log(tmp_path / "missing" / "rank-00000.log")
     console.note("on")
     assert "on" in stream.getvalue()
+
+
+def test_a_rank_beside_the_first_shows_nothing_and_logs_its_notes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = SilentConsole()
+    console.keep_log(tmp_path / "rank-00001.log")
+    console.note("the data are here")
+    console.row({"step": 1, "loss": 2.0})
+    console.evaluation(1, 2.0, 1.0)
+    console.progress(2)
+    console.log("RuntimeError: gone")
+    assert (tmp_path / "rank-00001.log").read_text() == "the data are here\nRuntimeError: gone\n"
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,168 @@
+"""What the processes of a run must agree on: that all are the same, and whether a part of the work failed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+
+import llmkit
+from llmkit.errors import AlreadyTold, RunFault, UserError
+from llmkit.parallel.mesh import Mesh
+
+PATIENCE = timedelta(seconds=20)
+"""How long a rank with an error waits for the first one to tell it."""
+LINGER = timedelta(seconds=5)
+"""How long the first one, having told it, waits for the others: a launcher ends all with the first."""
+SHOWN = 8
+"""Differences, and ranks, that a message names at most."""
+
+
+def agree(mesh: Mesh, facts: Mapping[str, str]) -> None:
+    """Makes sure that the facts are the same on all ranks, which all must call it.
+
+    Raises UserError on all of them, naming what differs, on which ranks and hosts.
+    """
+    if mesh.world_size == 1:
+        return
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    if len(set(_gather(mesh, digest))) == 1:
+        return
+    replies = _gather(mesh, json.dumps({"host": socket.gethostname(), "facts": dict(facts)}))
+    ranks = [json.loads(reply) for reply in replies]
+    names = list(dict.fromkeys(name for each in ranks for name in each["facts"]))
+    lines = []
+    for name in names:
+        by_value: dict[str, list[str]] = {}
+        for rank, each in enumerate(ranks):
+            where = f"rank {rank} ({each['host']})"
+            by_value.setdefault(each["facts"].get(name, "absent"), []).append(where)
+        if len(by_value) > 1:
+            told = [f"{_short(value)} on {_listed(where)}" for value, where in by_value.items()]
+            lines.append(f"  {name}: {'; '.join(told)}")
+    hidden = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    raise UserError("\n".join(["the processes of this run are not the same:", *lines[:SHOWN], *hidden]))
+
+
+def software() -> dict[str, str]:
+    """Versions of all that decides what is computed; llmkit's also by its very source."""
+    source = hashlib.sha256()
+    package = Path(llmkit.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        source.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return {
+        "llmkit": f"{llmkit.__version__} (source {source.hexdigest()[:12]})",
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "accelerate", "deepspeed")},
+    }
+
+
+@contextmanager
+def together(mesh: Mesh) -> Iterator[None]:
+    """What is done in here succeeds on all ranks, or ends in an error on all of them.
+
+    All ranks must come here, and inside none may wait for another. A UserError or RunFault of one rank is
+    raised on all; another exception goes on where it is, and is a RunFault elsewhere.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        if mesh.world_size == 1:
+            raise
+        error = caught
+    if mesh.world_size == 1:
+        return
+    report = {"host": socket.gethostname()}
+    if error is not None:
+        report |= {"kind": _kind(error), "message": str(error)}
+    replies = [json.loads(reply) for reply in _gather(mesh, json.dumps(report))]
+    if error is not None and not isinstance(error, UserError | RunFault):
+        raise error
+    failed = [rank for rank, reply in enumerate(replies) if "kind" in reply]
+    if failed:
+        raise _joint_error(replies, failed) from error
+
+
+def first_only(mesh: Mesh, work: Callable[[], str]) -> str:
+    """What `work` returns on rank 0, on all ranks; the others only wait. Its errors are raised on all."""
+    result = ""
+    with together(mesh):
+        if mesh.rank == 0:
+            result = work()
+    return mesh.from_first(result)
+
+
+def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn:
+    """Ends this rank after an error that all ranks should have: rank 0 prints it, the others only leave.
+
+    Raises AlreadyTold; on a rank that rank 0 does not answer within PATIENCE, the error itself. The ranks
+    meet in the store, as an exchange that some of them never join could not be given up.
+    """
+    heard = [f"heard/{rank}" for rank in range(1, mesh.world_size)]
+    if mesh.rank == 0:
+        print(f"llmkit: {error}", file=sys.stderr, flush=True)
+    try:
+        if mesh.rank == 0:
+            store.set("told", "")
+            store.wait(heard, LINGER)
+        else:
+            store.wait(["told"], PATIENCE)
+            store.set(heard[mesh.rank - 1], "")
+    except RuntimeError:
+        if mesh.rank > 0:
+            raise type(error)(f"rank {mesh.rank} ({socket.gethostname()}): {error}") from error
+    else:
+        dist.destroy_process_group()
+    raise AlreadyTold(2 if isinstance(error, UserError) else 1) from error
+
+
+def _kind(error: Exception) -> str:
+    """Its name; of errors that the user should read, that of their base."""
+    base = next((base for base in (UserError, RunFault) if isinstance(error, base)), type(error))
+    return base.__name__
+
+
+def _joint_error(replies: list[dict[str, str]], failed: list[int]) -> UserError | RunFault:
+    """The one error for what went wrong on some ranks."""
+    mistaken = [rank for rank in failed if replies[rank]["kind"] == UserError.__name__]
+    kind = UserError if mistaken else RunFault
+    first = replies[(mistaken or failed)[0]]
+    message = first["message"]
+    if first["kind"] not in (UserError.__name__, RunFault.__name__):
+        message = f"{first['kind']}: {message} (that rank's output has the traceback)"
+    if len(failed) < len(replies):
+        where = [f"rank {rank} ({replies[rank]['host']})" for rank in failed]
+        message = f"{_listed(where)}: {message}"
+    return kind(message)
+
+
+def _gather(mesh: Mesh, text: str) -> list[str]:
+    """`Mesh.gather_texts`. Raises RunFault where a process has gone."""
+    try:
+        return mesh.gather_texts(text)
+    except RuntimeError as error:
+        raise RunFault(
+            "a process of this run has ended, or cannot be reached; its own output tells why "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _listed(where: list[str]) -> str:
+    more = f" and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
+    return ", ".join(where[:SHOWN]) + more
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 100 else f"{value[:97]}..."

@@ -1,0 +1,1 @@
+"""Proof that every layout trains the same model: small cases, each beside one process alone."""

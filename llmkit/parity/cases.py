@@ -1,0 +1,89 @@
+"""The combinations of layout, model and settings that must all train alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal, cast
+
+from llmkit.parallel.layout import Layout
+
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "model": ("gpt2", "modern", "odd", "qk-norm"),
+    "stage": (0, 1, 2, 3),
+    "tensor": (1, 2, 4),
+    "data": (1, 2),
+    "sequence_parallel": (False, True),
+    "accumulation": (1, 3),
+    "recompute": ("none", "selective", "full", "full/2"),
+    "masked": (False, True),
+    "precision": ("fp32", "bf16"),
+    "offload": ("none", "cpu"),
+}
+"""Setting -> its values. full/2 = full recomputation of every second block."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination: `tensor` x `data` processes; the rest as in the configuration."""
+
+    model: str
+    stage: int
+    tensor: int
+    data: int
+    sequence_parallel: bool
+    accumulation: int
+    recompute: str
+    masked: bool
+    precision: str
+    offload: str
+
+    def __str__(self) -> str:
+        """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
+        parts = [
+            self.model,
+            f"Z{self.stage}" if self.stage else "native",
+            f"tp{self.tensor}",
+            f"dp{self.data}",
+        ]
+        parts += ["sp"] * self.sequence_parallel + [f"acc{self.accumulation}"] * (self.accumulation > 1)
+        parts += [self.recompute] * (self.recompute != "none") + ["masked"] * self.masked
+        return " ".join([*parts, self.precision, *["offload"] * (self.offload != "none")])
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.data
+
+    @property
+    def layout(self) -> Layout:
+        """The case as the engines are told of it."""
+        recompute, _, every = self.recompute.partition("/")
+        return Layout(
+            world_size=self.world_size,
+            tensor_parallel_size=self.tensor,
+            sequence_parallel=self.sequence_parallel,
+            zero_stage=self.stage,
+            offload=cast(Literal["none", "cpu"], self.offload),
+            recompute=cast(Literal["none", "selective", "full"], recompute),
+            recompute_every=int(every or 1),
+        )
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether there is such a layout: ZeRO is tried where it cuts something."""
+        if self.sequence_parallel and self.tensor == 1:
+            return False
+        return self.data == 2 if self.stage else self.offload == "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as JSON can hold them."""
+        return asdict(self)
+
+
+def all_cases() -> Iterator[Case]:
+    """Every valid combination."""
+    for values in product(*FACTORS.values()):
+        case = Case(*values)
+        if case.is_valid:
+            yield case

@@ -1,0 +1,138 @@
+"""How far a case is from one process alone, and how far it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmkit.parity.cases import Case
+from llmkit.parity.run import Trajectory
+from llmkit.parity.subjects import MODELS
+
+FP32 = {
+    "initial loss": 1e-6,
+    "loss": 1e-5,
+    "initial norm": 2e-6,
+    "norm": 1e-5,
+    "initial gradient": 2e-6,
+    "gradient": 1e-5,
+    "weight": 1e-5,
+    "first moment": 1e-5,
+    "second moment": 2e-5,  # a square differs by twice what its root does
+}
+"""The largest relative differences; of tensors in the Euclidean norm, ||a - b|| / ||b||. Elements differ
+more: where a gradient is nearly nothing, AdamW makes full steps of its rounding. Initial: of the first
+step, when weights are still equal."""
+FLOOR = 0.01
+"""Gradients smaller than this share of the whole gradient are measured against that share."""
+BF16_LOSS = 2e-3
+BF16_SHARE = 2.0
+"""In bf16 all but the loss may differ by this many times what fp32 on one process differs from it."""
+
+Errors = dict[str, dict[str, float]]
+"""Sort of quantity -> where -> relative difference."""
+
+
+class Reference(NamedTuple):
+    """One process alone; for a case in bf16 also the same in fp32."""
+
+    same: Trajectory
+    fp32: Trajectory | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The worst of one sort: where it is, how large, how large it may be."""
+
+    sort: str
+    where: str
+    found: float
+    allowed: float
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it is too large; so is what is no number."""
+        return not self.found <= self.allowed
+
+    def __str__(self) -> str:
+        return f"{self.sort} ({self.where}) differs by {self.found:.1e}, allowed is {self.allowed:.1e}"
+
+
+def compare(found: Trajectory, reference: Reference, case: Case) -> list[Difference]:
+    """The worst difference of each sort."""
+    differences = []
+    noise = None if reference.fp32 is None else errors(reference.same, reference.fp32, case)
+    for sort, places in errors(found, reference.same, case).items():
+        where = max(places, key=lambda place: _order(places[place]))
+        if noise is None:
+            allowed = FP32[sort]
+        elif sort.endswith("loss"):
+            allowed = BF16_LOSS
+        else:
+            general = sort.removeprefix("initial ")
+            allowed = BF16_SHARE * max([*noise[sort].values(), *noise[general].values()])
+        differences.append(Difference(sort, where, places[where], allowed))
+    missed = abs(found.updates - reference.same.updates)
+    replicas = Difference("replicas", ", ".join(found.drifted[:3]), len(found.drifted), 0.0)
+    return [*differences, replicas, Difference("updates", "the run", missed, 0.0)]
+
+
+def _order(error: float) -> float:
+    return error if error == error else float("inf")  # no number is worse than any
+
+
+def errors(found: Trajectory, expected: Trajectory, case: Case) -> Errors:
+    """Everything that is compared."""
+    result: Errors = {sort: {} for sort in FP32}
+    for step in range(len(expected.losses)):
+        initial = "" if step else "initial "
+        loss, norm = expected.losses[step], expected.norms[step]
+        result[f"{initial}loss"][f"step {step}"] = abs(found.losses[step] / loss - 1)
+        result[f"{initial}norm"][f"step {step}"] = abs(found.norms[step] / norm - 1)
+        if step in expected.gradients:
+            pairs = _tensor_errors(found.gradients[step], expected.gradients[step], case, FLOOR)
+            result[f"{initial}gradient"] |= {f"{name}, step {step}": error for name, error in pairs.items()}
+    kinds = {"master": "weight", "exp_avg": "first moment", "exp_avg_sq": "second moment"}
+    for kind, sort in kinds.items():
+        floor = FLOOR if kind == "exp_avg" else 0.0
+        result[sort] = _tensor_errors(found.state[kind], expected.state[kind], case, floor)
+    return result
+
+
+def _tensor_errors(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], case: Case, floor: float = 0.0
+) -> dict[str, float]:
+    """Of each tensor; one that is missing on either side is infinitely far.
+
+    floor: share of the size of all tensors together. What is smaller is measured against it: its rounding
+    is that of the large terms that have cancelled out in it.
+    """
+    size = float(torch.stack([tensor.double().norm() for tensor in expected.values()]).norm())
+    names = [name for name in sorted({*found, *expected}) if not _is_noise(name, case)]
+    both = {name for name in names if name in found and name in expected}
+    return {
+        name: relative_error(found[name], expected[name], floor * size) if name in both else float("inf")
+        for name in names
+    }
+
+
+def relative_error(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
+    """||found - expected|| / max(||expected||, floor), in fp64; two tensors of zeros are equal."""
+    size = max(float(expected.double().norm()), floor)
+    error = float((found.double() - expected.double()).norm())
+    if size == 0.0:
+        return 0.0 if error == 0.0 else float("inf")
+    return error / size
+
+
+def _is_noise(name: str, case: Case) -> bool:
+    """A bias that all keys share moves all scores of a query alike, so its true gradient is zero.
+
+    Not where keys are rotated after it was added; but what is left then is too little for bf16.
+    """
+    rotated = MODELS[case.model].position_embedding == "rope"
+    return name.endswith("k_proj.bias") and not (rotated and case.precision == "fp32")

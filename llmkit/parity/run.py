@@ -1,0 +1,134 @@
+"""Training a case, and what it is compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
+from llmkit.engine import deepspeed_config, reduce
+from llmkit.engine.base import Engine
+from llmkit.engine.build import build_engine
+from llmkit.parallel.layout import Layout
+from llmkit.parallel.mesh import Mesh
+from llmkit.parity.cases import Case
+from llmkit.parity.state import State, drifted, gather_state
+from llmkit.parity.subjects import LENGTH, MODELS, ROWS, RandomWeights, count_targets, global_batch, share
+
+STEPS = 10
+GRADIENT_STEPS = (0, 4, 9)
+"""Steps of which every parameter's gradient is compared."""
+LEARNING_RATE = 1e-3
+BETA1 = 0.9
+CONFIG = Config.model_validate(
+    {
+        "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
+        "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
+        "optimizer": {"betas": [BETA1, 0.95], "eps": 1e-5, "weight_decay": 0.1},
+    }
+)
+
+
+@dataclass
+class Trajectory:
+    """What a run of `STEPS` steps went through.
+
+    losses: mean nats a target; norms: before clipping; gradients: step -> name -> clipped gradient, whole;
+    state: masters and moments at the end; drifted: weights that ranks should hold alike, but do not any more;
+    updates: how many steps were not skipped.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
+    drifted: list[str] = field(default_factory=list)
+    updates: int = 0
+
+
+def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
+    """Trains the case; the trajectory is the same on all ranks, which must call this together.
+
+    Raises ValueError, on all of them, if their pieces of the state are not a whole.
+    """
+    engine = make_engine(MODELS[case.model], case.layout, mesh, device, case.precision, case.accumulation)
+    try:
+        engine.write_pieces(RandomWeights(MODELS[case.model]), updates=0)
+        return train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
+    finally:
+        engine.close()
+
+
+def run_alone(model: str, masked: bool, precision: str, device: torch.device) -> Trajectory:
+    """The same on this process alone: no layout, all rows at once, nothing recomputed."""
+    return run_case(Case(model, 0, 1, 1, False, 1, "none", masked, precision, "none"), Mesh(), device)
+
+
+def make_engine(
+    shape: ModelShape, layout: Layout, mesh: Mesh, device: torch.device, precision: str, accumulation: int
+) -> Engine:
+    """The engine of a layout for the rows of `global_batch`."""
+    with as_if_large():
+        return build_engine(
+            shape,
+            CONFIG,
+            layout,
+            mesh,
+            device=device,
+            precision=precision,
+            micro_batch_size=ROWS // mesh.data_size // accumulation,
+            accumulation_steps=accumulation,
+            backend="sdpa",
+            compiled=False,
+        )
+
+
+@contextmanager
+def as_if_large() -> Iterator[None]:
+    """Engines built meanwhile cut and send small models in as many parts as large ones.
+
+    Else all would fit into one bucket, and ZeRO-3 would keep every parameter whole.
+    """
+    with (
+        patch.object(deepspeed_config, "BUCKET", 3000),
+        patch.object(deepspeed_config, "PERSISTENT", 500),
+        patch.object(reduce, "BUCKET_BYTES", 32_000),
+    ):
+        yield
+
+
+def train(
+    engine: Engine,
+    shape: ModelShape,
+    mesh: Mesh,
+    device: torch.device,
+    accumulation: int,
+    masked: bool = False,
+) -> Trajectory:
+    """`STEPS` steps. A clipped gradient is told from what it adds to the first moment."""
+    found = Trajectory()
+    for step in range(STEPS):
+        before = gather_state(engine, mesh, ["exp_avg"]) if step in GRADIENT_STEPS else {}
+        batch = global_batch(shape, step, masked)
+        micro_batches = [
+            each.to(device) for each in share(batch, mesh.data_rank, mesh.data_size, accumulation)
+        ]
+        result = engine.train_step(micro_batches, count_targets(batch), LEARNING_RATE)
+        found.losses.append(float(result.loss_sum) / result.targets)
+        found.norms.append(float(result.grad_norm))
+        if before:
+            after = gather_state(engine, mesh, ["exp_avg"])["exp_avg"]
+            found.gradients[step] = {
+                name: (after[name] - BETA1 * moment) / (1 - BETA1)
+                for name, moment in before["exp_avg"].items()
+            }
+    found.state = gather_state(engine, mesh, ["master", "exp_avg", "exp_avg_sq"])
+    found.drifted = drifted(engine.model, mesh)
+    found.updates = engine.updates
+    return found

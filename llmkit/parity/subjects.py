@@ -1,0 +1,95 @@
+"""What the cases train: small models with awkward sizes, random weights, rows of unequal lengths."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from llmkit.batch import IGNORE, Batch
+from llmkit.config.shape import ModelShape
+from llmkit.model.initial import InitialWeights
+from llmkit.parallel.spec import Box, Range, sizes, whole
+
+ROWS = 6
+"""Sequences of a global batch: 2 data-parallel ranks x 3 micro-batches."""
+LENGTH = 32
+
+GPT2 = ModelShape(
+    vocab_size=96, padded_vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=4, head_dim=12, intermediate_size=100, max_position_embeddings=40, mlp="gelu",
+    norm="layernorm", norm_eps=1e-5, position_embedding="learned", rope_theta=1e4, attention_bias=True,
+    mlp_bias=True, qk_norm=False, sliding_window=None, tie_word_embeddings=True, attention_dropout=0.0,
+    hidden_dropout=0.0, initializer_range=0.02, scaled_residual_init=True, vocab_pad_multiple=1,
+)  # fmt: skip
+MODERN = replace(
+    GPT2, num_key_value_heads=2, head_dim=10, intermediate_size=72, mlp="swiglu", norm="rmsnorm",
+    position_embedding="rope", attention_bias=False, mlp_bias=False, tie_word_embeddings=False,
+)  # fmt: skip
+MODELS = {
+    "gpt2": GPT2,
+    "modern": MODERN,
+    "odd": replace(
+        MODERN, vocab_size=101, padded_vocab_size=101, num_key_value_heads=1, head_dim=16,
+        tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
+    ),
+    "qk-norm": replace(MODERN, qk_norm=True, num_attention_heads=8, head_dim=8),
+}  # fmt: skip
+"""GPT-2 style: biases, LayerNorm, learned positions, tied head. Modern: RMSNorm, rope, SwiGLU, fewer key
+and value heads than tensor-parallel ranks, a head of its own. Odd: a vocabulary that nothing divides, one
+key and value head, tied. QK-norm: a norm on each head's query and key."""
+
+
+class RandomWeights:
+    """Start weights as a source of state, random in every part.
+
+    Biases that start at 0 and norms that start at 1 would hide mistakes in their use.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        for name, size in InitialWeights(shape, 0).shapes.items():
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            self.tensors[name] = torch.randn(size, generator=generator) * 0.1 + name.endswith("norm.weight")
+
+    def kinds(self) -> list[str]:
+        """See `Source.kinds`."""
+        return ["master"]
+
+    def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
+        """See `Source.read`."""
+        tensor = self.tensors[name]
+        box = whole(tuple(tensor.shape)) if box is None else box
+        flat = tensor[tuple(slice(lo, hi) for lo, hi in box)].reshape(-1)
+        return flat.view(sizes(box)) if range is None else flat[range[0] : range[1]]
+
+
+def global_batch(shape: ModelShape, step: int, masked: bool) -> Batch:
+    """The rows of one step, (ROWS, LENGTH): each has another number of targets.
+
+    A mean of the micro-batches' or ranks' means then differs from the mean over all targets.
+    """
+    generator = torch.Generator().manual_seed(step)
+    tokens, labels = torch.randint(shape.vocab_size, (2, ROWS, LENGTH), generator=generator).unbind()
+    labels = labels.clone()
+    for row in range(ROWS):
+        labels[row, : 5 * row] = IGNORE
+    starts = torch.rand(ROWS, LENGTH, generator=generator) < 0.15
+    return Batch(tokens, labels, starts.cumsum(-1).int() if masked else None)
+
+
+def share(batch: Batch, data_rank: int, data_size: int, accumulation: int) -> list[Batch]:
+    """The micro-batches of one data-parallel rank."""
+
+    def cut(rows: Tensor) -> list[Tensor]:
+        return list(rows.chunk(data_size)[data_rank].chunk(accumulation))
+
+    documents = [None] * accumulation if batch.documents is None else cut(batch.documents)
+    return [Batch(*each) for each in zip(cut(batch.tokens), cut(batch.labels), documents, strict=True)]
+
+
+def count_targets(batch: Batch) -> int:
+    """How many positions of the batch have a target."""
+    return int((batch.labels != IGNORE).sum())

@@ -1,0 +1,142 @@
+"""Every launch file, and torchrun, trains on two processes; each goes on where the one before stopped.
+
+One run passes through all layouts, a few steps in each; in the end its losses are those of one process.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli import main
+from tests.program import environment, events, make_project, rows
+
+ROOT = Path(__file__).parents[2]
+STEPS = 3
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+LAUNCHES = [
+    # (name, layout on two processes, overrides)
+    ("cpu", {"zero_stage": 0}, []),
+    ("zero1", {"zero_stage": 1}, []),
+    ("zero2", {"zero_stage": 2}, ["train.micro_batch_size=1"]),
+    ("torchrun", {"zero_stage": 0, "tensor_parallel_size": 2}, ["parallel.tensor_parallel_size=2"]),
+    ("zero3", {"zero_stage": 3}, ["monitor.sample=the "]),
+    ("ddp", {"zero_stage": 2}, ["parallel.zero_stage=2"]),
+    ("zero3-offload", {"zero_stage": 3, "offload": "cpu"}, []),
+    ("multinode", {"zero_stage": 0}, ["parallel.world_size=2"]),
+]
+COMMON = [
+    "model.hidden_dropout=0.0", "optimizer.eps=1e-5", "schedule.name=constant", "schedule.warmup_steps=0",
+    f"evaluate.every_steps={STEPS}", "checkpoint.every_steps=0", "checkpoint.keep_last=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project in which one process has done all the steps: `runs/straight`."""
+    folder = tmp_path_factory.mktemp("launch")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        steps = f"train.max_steps={STEPS * len(LAUNCHES)}"
+        assert main(["train", "tiny.yaml", "run.name=straight", steps, *COMMON]) == 0
+    return folder
+
+
+def commands(name: str, train: list[str]) -> list[list[str]]:
+    """What a user types, once for each machine."""
+    train = ["-m", "llmkit", "train", *train]
+    if name == "torchrun":
+        return [[*TORCHRUN, "--standalone", *train]]
+    launch = [*ACCELERATE, str(ROOT / "launch" / f"{name}.yaml"), "--num_processes", "2"]
+    if name != "multinode":
+        return [[*launch, *train]]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    machines = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    return [[*launch, *machines, "--machine_rank", rank, *train] for rank in ("0", "1")]
+
+
+def launch(folder: Path, name: str, overrides: list[str]) -> str:
+    """The output of a launch that must end well."""
+    # A launch file is for GPUs too; these processes would be more than there are.
+    hidden = {**environment(), "CUDA_VISIBLE_DEVICES": ""}
+    processes = [
+        subprocess.Popen(
+            command, cwd=folder, env=hidden, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for command in commands(name, ["tiny.yaml", "run.name=moved", *COMMON, *overrides])
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+    return "\n".join(outputs)
+
+
+def test_every_launch_file_is_launched():
+    assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == {n for n, *_ in LAUNCHES} - {
+        "torchrun"
+    }
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(name for name, *_ in LAUNCHES)))
+def test_a_launch_goes_on_as_one_process_would(project, number, name):
+    folder, steps = project / "runs" / "moved", STEPS * (number + 1)
+    _, layout, overrides = LAUNCHES[number]
+    output = launch(project, name, [*overrides, f"train.max_steps={steps}"])
+    assert output.count(f"step {steps}/{steps}  loss") == 1  # the first rank alone shows the run
+
+    straight = [row for row in rows(project / "runs" / "straight") if row["step"] <= steps]
+    moved = rows(folder)
+    assert [row["step"] for row in moved] == [row["step"] for row in straight]
+    for ours, theirs in zip(moved, straight, strict=True):
+        assert ours.get("tokens") == theirs.get("tokens")
+        for column, tolerance in (("loss", 1e-5), ("eval_loss", 1e-5), ("eval_bits_per_byte", 1e-5)):
+            if column in theirs:
+                assert ours[column] == pytest.approx(theirs[column], rel=tolerance), ours["step"]
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["layout"] == manifest["layout"] | layout | {"world_size": 2}
+    assert (folder / "deepspeed.json").exists() == (layout["zero_stage"] > 0)
+    assert events(folder)[-2:] == ["save", "done"]
+    assert (folder / "DONE").exists()
+    if name == "zero3":
+        stage = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]["stage"]
+        assert stage == 3
+        assert "\nthe " in output  # the sample, of a model that no rank has whole
+    second = (folder / "logs" / "rank-00001.log").read_text()
+    assert "x 2 processes" in second
+    assert "loss" not in second.replace("held-out loss", "")
+
+
+def test_a_stop_file_stops_all_ranks_which_then_go_on(project):
+    """The contract with a batch script: STOP_FILE asks, SAVED_FILE answers."""
+    folder, stop, saved = project / "runs" / "stopped", project / "stop-please", project / "saved"
+    saved.touch()  # of an earlier start
+    command = [*TORCHRUN, "--standalone", "-m", "llmkit", "train", "tiny.yaml", "run.name=stopped", *COMMON]
+    process = subprocess.Popen(
+        [*command, "train.max_steps=100000", "evaluate.every_steps=0"],
+        cwd=project, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**environment(), "CUDA_VISIBLE_DEVICES": "", "STOP_FILE": str(stop), "SAVED_FILE": str(saved)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if "step      5/" in line:
+            assert not saved.exists()
+            stop.touch()
+    process.wait(timeout=60)
+    assert process.returncode == 1, "".join(printed)  # launchers tell no codes apart
+    assert "exitcode  : 75" in "".join(printed)
+    assert saved.exists()
+    assert events(folder)[-2:] == ["save", "stop"]
+    step = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["step"]
+    assert [row["step"] for row in rows(folder)] == list(range(1, step + 1))
+    assert (folder / "checkpoints" / f"step-{step:08d}").is_dir()

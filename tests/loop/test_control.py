@@ -1,0 +1,19 @@
+"""Wishes of a process alone; those of many ranks are exchanged in tests/parallel/test_world.py."""
+
+from __future__ import annotations
+
+from llmkit.loop.control import NOTHING, Control, Wishes
+from llmkit.loop.stop import REASONS, SIGNALS
+from llmkit.parallel.mesh import Mesh
+
+
+def test_a_process_alone_gets_what_it_wishes_at_once():
+    control = Control(Mesh())
+    for wishes in (Wishes(save=1), NOTHING, Wishes(stop=2, max_steps=50)):
+        assert control.exchange(wishes) == wishes
+    control.close()
+
+
+def test_every_reason_to_stop_has_a_number_and_none_is_0():
+    assert REASONS[0] == ""
+    assert set(REASONS[1:]) == {number.name for number in SIGNALS} | {"the stop file"}

@@ -1,0 +1,137 @@
+"""Joining a world, agreeing in it, and leaving it, in order and otherwise."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from llmkit.errors import UserError
+from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.world import Place, cut, read_place, world
+from tests.ranks import run_ranks
+
+WHOLE = {
+    "WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+LIMIT = timedelta(seconds=60)
+
+
+def test_the_launcher_gives_a_place():
+    assert read_place(WHOLE) == Place(5, 8, 1, 4)
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1", "RANK": "0"}])
+def test_a_process_that_nobody_launched_is_alone(environment):
+    assert read_place(environment) == Place()
+
+
+@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_a_place_must_be_whole(missing):
+    rest = {name: value for name, value in WHOLE.items() if name != missing}
+    with pytest.raises(UserError, match=f"WORLD_SIZE is 8, but not set: {missing}"):
+        read_place(rest)
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "8"}, {"LOCAL_RANK": "4"}, {"RANK": "-1"}, {"WORLD_SIZE": "two"}])
+def test_a_place_must_exist(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        read_place(WHOLE | wrong)
+
+
+def test_a_launcher_that_made_one_process_of_several_is_found_out():
+    """`accelerate launch` of the type MULTI_CPU: it sets these, and starts one process."""
+    with pytest.raises(UserError, match=r"launch/cpu\.yaml"):
+        read_place({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
+
+
+def test_a_process_alone_joins_nothing():
+    with world(Place(), LIMIT) as mesh:
+        assert mesh == Mesh(timeout=LIMIT)
+        assert cut(mesh, 1) is mesh
+        assert not dist.is_initialized()
+
+
+def test_a_process_alone_can_be_a_world(monkeypatch):
+    """DeepSpeed needs one. It is gone afterwards, whether it ended well or not."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for error in (None, UserError("wrong"), KeyError("bug")):
+        try:
+            with world(Place(), LIMIT, needs_group=True) as mesh:
+                mesh = cut(mesh, 1)
+                assert dist.get_world_size(mesh.data_group) == 1
+                assert mesh.gather_texts("me") == ["me"]
+                if error:
+                    raise error
+        except (UserError, KeyError) as caught:
+            assert caught is error
+        assert not dist.is_initialized()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refusal = pytest.raises(UserError, match="4 processes were started on a host that has 2 GPUs")
+    with refusal, world(Place(3, 4, 3, 4), LIMIT):
+        pass
+
+
+def test_deepspeed_has_the_switch_of_its_cpu_extension():
+    """A private name: without it every start on a CPU would compile for half a minute."""
+    import deepspeed.ops
+
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+
+
+def test_ranks_agree_or_all_learn_what_differs():
+    ranks = run_ranks(3, "tests.parallel.world_cases:agreements", joined=False)
+    host = ranks[0]["different"].split("rank 1 (")[1].split(")")[0]
+    for rank, found in enumerate(ranks):
+        assert found["before"] == [rank, 3, "gloo", 60.0]
+        assert found["same"] == "None"
+        assert found["different"] == (
+            "UserError: the processes of this run are not the same:\n"
+            f"  b: y on rank 0 ({host}), rank 2 ({host}); x on rank 1 ({host})"
+        )
+        assert found["all do it"] == "done"
+        assert found["one cannot"] == f"UserError: rank 1 ({host}): no such file"
+        assert found["none can"] == "UserError: no such file"
+        assert found["a fault"] == f"RunFault: rank 2 ({host}): disk full"
+        assert found["a mistake beside a fault"] == (f"UserError: rank 0 ({host}), rank 2 ({host}): wrong")
+        if rank == 1:
+            assert found["a bug"] == "KeyError: 'oops'"
+        else:
+            assert found["a bug"].startswith(f"RunFault: rank 1 ({host}): KeyError: 'oops'")
+        assert found["first only"] == "of rank 0"
+        assert found["cut"] == [1, rank, 3]
+        assert found["left"]
+        # A step later, the same on all ranks; of what depends on time only rank 0's wishes count.
+        assert found["control"] == [[0, 0, 0], [0, 1, 0], [0, 0, 100], [2, 0, 0], [0, 0, 0]]
+
+
+def test_an_error_of_all_ranks_is_printed_once():
+    ranks = run_ranks(3, "tests.parallel.world_cases:end_of_a_world", joined=False, failing=[0, 1, 2])
+    assert [found["end"] for found in ranks] == ["told, code 1"] * 3
+    assert [found["printed"] for found in ranks] == ["llmkit: the disk is full\n", "", ""]
+
+
+def test_an_error_of_a_rank_that_the_first_one_does_not_hear_of_is_not_lost():
+    case = "tests.parallel.world_cases:end_of_a_world"
+    _, second = run_ranks(2, case, joined=False, may_die=[0, 1], failing=[1])
+    assert second["end"].startswith("RunFault: rank 1 (")
+    assert second["end"].endswith("): the disk is full")
+
+
+def test_the_others_notice_at_once_that_a_rank_has_died():
+    first, _ = run_ranks(2, "tests.parallel.world_cases:one_dies", joined=False, may_die=[1], timeout=30)
+    assert first.startswith("code 1: llmkit: a process of this run has ended")
+
+
+def test_a_rank_that_finds_no_others_says_where_it_looked():
+    case = "tests.parallel.world_cases:waits_alone"
+    (said,) = run_ranks(1, case, joined=False, environment={"WORLD_SIZE": "2"})
+    assert said.startswith("RunFault: rank 0 of 2 could not join the others at 127.0.0.1:")
+    assert "within 0.05 minutes" in said

@@ -1,0 +1,111 @@
+"""What the processes of tests/parallel/test_world.py do."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from llmkit.errors import AlreadyTold, RunFault, UserError
+from llmkit.loop.control import Control, Wishes
+from llmkit.parallel import agreement
+from llmkit.parallel.agreement import agree, first_only, together
+from llmkit.parallel.world import cut, read_place, world
+
+LIMIT = timedelta(seconds=60)
+
+
+def outcome(work: Any, *arguments: Any) -> str:
+    """What a piece of work returns or raises, in words."""
+    try:
+        return str(work(*arguments))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def agreements() -> dict[str, Any]:
+    """Every way to agree and to differ, of three ranks in one world."""
+    found: dict[str, Any] = {}
+    with world(read_place(os.environ), LIMIT) as mesh:
+        found["before"] = [mesh.rank, mesh.world_size, dist.get_backend(), mesh.timeout.total_seconds()]
+        found["same"] = outcome(agree, mesh, {"a": "1", "b": "2"})
+        found["different"] = outcome(agree, mesh, {"a": "1", "b": "x" if mesh.rank == 1 else "y"})
+
+        def part(failing: dict[int, Exception]) -> str:
+            with together(mesh):
+                if mesh.rank in failing:
+                    raise failing[mesh.rank]
+            return "done"
+
+        found["all do it"] = outcome(part, {})
+        found["one cannot"] = outcome(part, {1: UserError("no such file")})
+        found["none can"] = outcome(part, dict.fromkeys(range(3), UserError("no such file")))
+        found["a fault"] = outcome(part, {2: RunFault("disk full")})
+        found["a mistake beside a fault"] = outcome(part, {0: RunFault("full"), 2: UserError("wrong")})
+        found["a bug"] = outcome(part, {1: KeyError("oops")})
+        found["first only"] = outcome(first_only, mesh, lambda: f"of rank {mesh.rank}")
+        mesh = cut(mesh, 3)
+        found["cut"] = [mesh.data_size, mesh.tensor_rank, dist.get_world_size(mesh.tensor_group)]
+        found["control"] = exchanges(Control(mesh), mesh.rank)
+    found["left"] = not dist.is_initialized()
+    return found
+
+
+def exchanges(control: Control, rank: int) -> list[list[int]]:
+    """What holds after each of some steps."""
+    wishes = [
+        Wishes(save=1 if rank == 0 else 0),
+        Wishes(save=1 if rank == 1 else 0, max_steps=100 + rank),
+        Wishes(stop=rank),
+        Wishes(),
+        Wishes(stop=1),
+    ]
+    held = [list(control.exchange(wish)) for wish in wishes]
+    control.close()
+    return held
+
+
+def end_of_a_world(failing: list[int]) -> dict[str, Any]:
+    """What comes out of a world in which some ranks raise an error and the others wait for them."""
+    agreement.PATIENCE = timedelta(seconds=5)
+    errors = io.StringIO()
+    end = "none"
+    try:
+        with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:
+            if mesh.rank in failing:
+                raise RunFault("the disk is full")
+            mesh.gather_texts("waits for the others")
+    except AlreadyTold as told:
+        end = f"told, code {told.code}"
+    except Exception as error:
+        end = f"{type(error).__name__}: {error}"
+    return {"end": end, "printed": errors.getvalue()}
+
+
+def one_dies() -> str:
+    """The second of two ranks ends without a word while the first waits for it."""
+    agreement.PATIENCE = timedelta(seconds=2)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:
+            if mesh.rank == 1:
+                os._exit(9)
+            with together(mesh):
+                pass
+    except AlreadyTold as end:
+        return f"code {end.code}: {errors.getvalue()}"
+    return "nothing noticed"
+
+
+def waits_alone() -> str:
+    """One process where two should be."""
+
+    def join() -> None:
+        with world(read_place(os.environ), timedelta(seconds=3)):
+            pass
+
+    return outcome(join)

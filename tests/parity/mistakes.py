@@ -1,0 +1,147 @@
+"""Mistakes that are easily made in distributed training, made on purpose; see test_mistakes.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import llmkit.parity.run
+from llmkit.batch import Batch
+from llmkit.engine.native import NativeEngine
+from llmkit.engine.zero import ZeroEngine
+from llmkit.model import attention, layers, norm
+from llmkit.model.vocabulary import Embedding
+from llmkit.parity.cases import Case
+from llmkit.parity.subjects import count_targets
+from llmkit.parity.suite import run_cases
+from tests.parity.launched import mesh_maker
+
+Mistake = Callable[[], Any]
+
+
+@contextmanager
+def marks_missing() -> Iterator[None]:
+    """While a step is taken, no parameter is known to be cut: each rank counts the others' as its own."""
+
+    def unmarked(real: Callable[..., Any]) -> Callable[..., Any]:
+        def train_step(self: Any, *arguments: Any) -> Any:
+            marked = [p for p in self.model.parameters() if hasattr(p, "tensor_model_parallel")]
+            cut = getattr(self, "cut", [])
+            for parameter in marked:
+                del parameter.tensor_model_parallel
+            self.cut = [False] * len(cut)
+            result = real(self, *arguments)
+            for parameter in marked:
+                parameter.tensor_model_parallel = True
+            self.cut = cut
+            return result
+
+        return train_step
+
+    with ExitStack() as stack:
+        for engine in (NativeEngine, ZeroEngine):
+            stack.enter_context(patch.object(engine, "train_step", unmarked(engine.train_step)))
+        yield
+
+
+def gradient_not_summed() -> Any:
+    """Each rank's norms see a piece of the sequence only, and nothing adds up their gradients."""
+    return patch.object(norm, "shared", lambda weight, group: weight)
+
+
+def bias_of_every_rank() -> Any:
+    """The bias behind a sum over the group is added by each rank before it."""
+    real = layers.leave_cut
+
+    def forward(self: layers.RowLinear, x: Tensor) -> Tensor:
+        return real(torch.nn.functional.linear(x, self.weight, self.bias), self.tensor)
+
+    return patch.object(layers.RowLinear, "forward", forward)
+
+
+def vocabulary_from_zero() -> Any:
+    """Every rank takes the first tokens for its own."""
+    real = Embedding.forward
+
+    def forward(self: Embedding, tokens: Tensor) -> Tensor:
+        with patch.object(self, "first", 0):
+            return real(self, tokens)
+
+    return patch.object(Embedding, "forward", forward)
+
+
+def heads_not_gathered() -> Any:
+    """Where ranks share a key and value head, the gradient does not find its way back to the others."""
+    real = attention.gather
+
+    def one_way(x: Tensor, dim: int, group: Any) -> Tensor:
+        gathered, own = real(x.detach(), dim, group), x.shape[dim]
+        first = group.rank() * own
+        before, _, after = gathered.split([first, own, gathered.shape[dim] - first - own], dim)
+        return torch.cat([before, x, after], dim)
+
+    return patch.object(attention, "gather", one_way)
+
+
+@contextmanager
+def mean_of_means() -> Iterator[None]:
+    """Each rank divides by its own targets, and the ranks' means are averaged."""
+
+    def own_mean(real: Callable[..., Any]) -> Callable[..., Any]:
+        def train_step(self: Any, micro_batches: Sequence[Batch], targets: int, rate: float) -> Any:
+            own = sum(map(count_targets, micro_batches)) * self.mesh.data_size
+            return real(self, micro_batches, own, rate)._replace(targets=targets)
+
+        return train_step
+
+    with ExitStack() as stack:
+        for engine in (NativeEngine, ZeroEngine):
+            stack.enter_context(patch.object(engine, "train_step", own_mean(engine.train_step)))
+        yield
+
+
+def mask_dropped() -> Any:
+    """One micro-batch of one rank loses its document numbers."""
+    real = llmkit.parity.run.share
+
+    def share(batch: Batch, rank: int, *rest: int) -> list[Batch]:
+        micro_batches = real(batch, rank, *rest)
+        if rank == 1:
+            micro_batches[-1] = micro_batches[-1]._replace(documents=None)
+        return micro_batches
+
+    return patch.object(llmkit.parity.run, "share", share)
+
+
+def rows_seen_twice() -> Any:
+    """All data-parallel ranks take the rows of the first."""
+    real = llmkit.parity.run.share
+    return patch.object(llmkit.parity.run, "share", lambda batch, rank, *rest: real(batch, 0, *rest))
+
+
+MISTAKES: dict[str, Mistake] = {
+    each.__name__: each
+    for each in (
+        marks_missing, gradient_not_summed, bias_of_every_rank, vocabulary_from_zero, heads_not_gathered,
+        mean_of_means, mask_dropped, rows_seen_twice,
+    )
+}  # fmt: skip
+CASES = [
+    Case("odd", stage, 2, 2, True, 3, "none", True, "fp32", "none") for stage in (0, 2)
+]  # everything at once that a mistake may need
+
+
+def failures() -> dict[str, dict[str, list[str]]]:
+    """Mistake -> case -> what the comparison found; "" is without a mistake, tried last."""
+    found: dict[str, dict[str, list[str]]] = {}
+    meshes = mesh_maker()
+    for name, mistake in [*MISTAKES.items(), ("", ExitStack)]:
+        with mistake(), patch.multiple(llmkit.parity.run, STEPS=2, GRADIENT_STEPS=(0, 1)):
+            verdicts = run_cases(CASES, meshes, torch.device("cpu"))
+            found[name] = {str(verdict.case): verdict.failures for verdict in verdicts}
+    return found

@@ -1,0 +1,120 @@
+"""What counts as a difference, and that none is overlooked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from llmkit.parity.cases import Case
+from llmkit.parity.compare import Reference, compare, relative_error
+from llmkit.parity.run import Trajectory, run_alone
+from llmkit.parity.suite import Verdict
+
+CASE = Case("gpt2", 0, 1, 1, False, 1, "none", True, "fp32", "none")
+
+
+@pytest.fixture(scope="module")
+def alone() -> Trajectory:
+    return run_alone("gpt2", True, "fp32", torch.device("cpu"))
+
+
+def failures(found: Trajectory, alone: Trajectory, case: Case = CASE) -> list[str]:
+    return [each.sort for each in compare(found, Reference(alone, None), case) if each.is_failure]
+
+
+def test_a_run_equals_itself_and_was_clipped(alone):
+    assert failures(alone, alone) == []
+    assert min(alone.norms) > 0.5 and len(alone.losses) == 10
+    assert sorted(alone.gradients) == [0, 4, 9]
+    names = set(alone.state["master"])
+    assert names == set(alone.state["exp_avg"]) == set(alone.state["exp_avg_sq"]) == set(alone.gradients[4])
+
+
+def test_gradients_are_those_of_the_loss(alone):
+    """Told from the moments, but equal to what a backward pass gives, clipped."""
+    from llmkit.model.gpt import GPT
+    from llmkit.parity.subjects import MODELS, RandomWeights, count_targets, global_batch
+
+    source, model = RandomWeights(MODELS["gpt2"]), GPT(MODELS["gpt2"])
+    parts, batch = model.parts(), global_batch(MODELS["gpt2"], 0, masked=True)
+    for name, parameter in model.named_parameters():
+        parameter.data.zero_()
+        for part in parts[name]:
+            parameter.data[part.start : part.stop] = source.read(part.name, "master")
+    (model(batch).nats.sum() / count_targets(batch)).backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    assert float(norm) == pytest.approx(alone.norms[0], rel=1e-6)
+    for name, parameter in model.named_parameters():
+        for part in parts[name]:
+            if not part.name.endswith("k_proj.bias"):
+                error = relative_error(alone.gradients[0][part.name], parameter.grad[part.start : part.stop])
+                assert error < 1e-6, part.name
+
+
+CHANGES: dict[str, Callable[[Trajectory], object]] = {
+    "initial loss": lambda t: t.losses.__setitem__(0, t.losses[0] * (1 + 3e-6)),
+    "loss": lambda t: t.losses.__setitem__(9, t.losses[9] * (1 - 2e-5)),
+    "initial norm": lambda t: t.norms.__setitem__(0, t.norms[0] * (1 + 4e-6)),
+    "norm": lambda t: t.norms.__setitem__(5, float("nan")),
+    "initial gradient": lambda t: t.gradients[0]["norm.bias"].mul_(1 + 4e-6),
+    "gradient": lambda t: t.gradients[4].pop("norm.weight"),
+    "weight": lambda t: t.state["master"]["positions.weight"][0].mul_(1.1),
+    "first moment": lambda t: t.state["exp_avg"]["blocks.0.mlp.up_proj.bias"].add_(float("inf")),
+    "second moment": lambda t: t.state["exp_avg_sq"].update(unknown=torch.zeros(1)),
+    "replicas": lambda t: t.drifted.append("norm.weight"),
+    "updates": lambda t: setattr(t, "updates", 9),
+}
+
+
+@pytest.mark.parametrize("sort", CHANGES)
+def test_each_sort_of_difference_is_found(alone, sort):
+    found = copy.deepcopy(alone)
+    CHANGES[sort](found)
+    assert failures(found, alone) == [sort]
+    verdict = Verdict(CASE, compare(found, Reference(alone, None), CASE), 1.0)
+    assert "FAILED: " + sort in verdict.row() and len(verdict.failures) == 1
+
+
+def test_the_key_bias_is_left_out_where_it_is_nothing_but_rounding(alone):
+    found = copy.deepcopy(alone)
+    found.state["master"]["blocks.0.attention.k_proj.bias"].mul_(2.0)
+    assert failures(found, alone) == []
+    found.state["master"]["blocks.0.attention.q_proj.bias"].mul_(2.0)
+    assert failures(found, alone) == ["weight"]
+
+
+def test_in_bf16_as_much_is_allowed_as_rounding_does(alone):
+    case = Case("gpt2", 0, 1, 1, False, 1, "none", True, "bf16", "none")
+    rounded = run_alone("gpt2", True, "bf16", torch.device("cpu"))
+    assert all(not each.is_failure for each in compare(rounded, Reference(rounded, alone), case))
+    assert all(not each.is_failure for each in compare(alone, Reference(rounded, alone), case))
+    wrong = copy.deepcopy(rounded)
+    wrong.gradients[0]["norm.weight"].mul_(1.2)
+    wrong.losses[3] *= 1.003
+    assert [e.sort for e in compare(wrong, Reference(rounded, alone), case) if e.is_failure] == [
+        "loss",
+        "initial gradient",
+    ]
+
+
+def test_errors_are_relative_to_the_whole_tensor():
+    assert relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])) == 0.0
+    assert relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0])) == pytest.approx(0.1)
+    assert relative_error(torch.zeros(3), torch.zeros(3)) == 0.0
+    assert relative_error(torch.ones(3), torch.zeros(3)) == float("inf")
+    assert relative_error(torch.tensor([0.0, 0.1]), torch.zeros(2), floor=10.0) == pytest.approx(0.01)
+    assert relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]), floor=1.0) == pytest.approx(0.1)
+
+
+def test_a_small_gradient_is_measured_against_a_share_of_the_whole(alone):
+    found = copy.deepcopy(alone)
+    sizes = {n: float(g.norm()) for n, g in alone.gradients[0].items() if not n.endswith("k_proj.bias")}
+    small = min(sizes, key=sizes.__getitem__)
+    assert 0.0 < sizes[small] < 0.005
+    found.gradients[0][small] *= 1 + 2.5e-6
+    assert failures(found, alone) == []
+    found.gradients[0][small] *= 1 + 1e-4
+    assert failures(found, alone) == ["initial gradient"]
