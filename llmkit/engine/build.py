@@ -35,6 +35,10 @@ def build_engine(
 
     backend: the attention form. note: is told where torch.compile fails. All ranks must call it together.
     """
+    if compiled and layout.zero_stage == 3 and layout.recompute != "none":
+        # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
+        note("training without torch.compile: it cannot take recomputed blocks under ZeRO-3")
+        compiled = False
 
     def build_model() -> GPT:
         with torch.device(device):
