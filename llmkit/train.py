@@ -50,7 +50,9 @@ def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[s
             layout = resolve_layout(config, loaded.origins, environment, place.world_size)
             precision = resolve_precision(config, loaded.origins, environment)
             resolve_mode(config.monitor.wandb.mode, environment)  # a wrong WANDB_MODE is refused before work
-        agree(mesh, software() | {path: str(value) for path, value in leaves(config)})
+        # The layout too: part of it may come from a launcher's file, which each node reads for itself.
+        spread = {f"layout.{name}": str(value) for name, value in layout.to_dict().items()}
+        agree(mesh, software() | {path: str(value) for path, value in leaves(config)} | spread)
         start = Start(loaded, layout, precision, cut(mesh, layout.tensor_parallel_size))
         return _train(start, fresh, started, environment)
 

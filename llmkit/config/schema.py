@@ -225,7 +225,8 @@ class Parallel(Section):
     checkpoint_every: Positive = 1
     """With activation checkpointing: in every block, every second one, ..."""
     timeout_minutes: Annotated[float, Field(gt=0.0)] = 10.0
-    """After this long in one exchange a process gives up on the others."""
+    """After this long in one exchange of training a process gives up on the others; small messages, such as
+    those around a save, may take an hour."""
 
 
 class Kernels(Section):

@@ -11,6 +11,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.engine.base import Engine
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
+from llmkit.errors import RunFault
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.parallel.layout import Layout
@@ -46,8 +47,12 @@ def build_engine(
             model = GPT(shape, backend, tensor, layout.recompute, layout.recompute_every)
         model.check_marks()
         if compiled:
-            model.compile_parts(note)
+            model.compile_parts(refuse if layout.tensor_parallel_size > 1 else note)
         return model
+
+    def refuse(reason: str) -> None:
+        """A rank cannot begin anew alone: what it has computed may have sent something to its peers."""
+        raise RunFault(f"{reason}. Set kernels.compile=false")
 
     engine: Engine
     clipping = config.train.gradient_clipping

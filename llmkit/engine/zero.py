@@ -124,7 +124,6 @@ class ZeroEngine:
 
     def __init__(self, model: GPT, optimizer: Optimizer, *, config: dict[str, Any], mesh: Mesh) -> None:
         deepspeed = import_deepspeed()
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks the environment which device is its own
         self.model, self.mesh = model, mesh
         self.deepspeed_config: dict[str, Any] | None = config
         self.stage: int = config["zero_optimization"]["stage"]

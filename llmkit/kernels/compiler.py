@@ -41,7 +41,7 @@ def compile_module(
     """torch.compile for calls of `module`; where that fails, `report` is told and they run as they are.
 
     A failure comes before anything of the module is computed, or after a whole part of it, which is then
-    computed again: the ranks of a group meet the same failure at the same place.
+    computed again. Where that part may have been a message to other ranks, `report` has to raise.
     """
     compiled = torch.compile(module._call_impl, dynamic=False, backend=backend)
 

@@ -12,12 +12,15 @@ import torch
 
 from llmkit.checkpoint.read import load as load_checkpoint
 from llmkit.data.prepared import Prepared
+from llmkit.errors import UserError
 from llmkit.generate import Sampling, stream_text
 from llmkit.inference import load_model
 from llmkit.loop.run import Run
 from llmkit.model.gpt import GPT
 from llmkit.monitor.flops import bits_per_byte, perplexity
 
+SAMPLED_PARAMETERS = 10**9
+"""Of a model that no process holds whole, at most, for a sample at the end: the others wait for it."""
 SAMPLE_TOKENS = 160
 """Length of the sample at the end of a run."""
 
@@ -86,19 +89,28 @@ def compressors_bits_per_byte(data: Prepared) -> dict[str, float]:
 
 
 def sample(run: Run, prompt: str) -> str:
-    """The prompt and what the model makes of it."""
-    # Every length would be compiled anew.
-    with torch.compiler.set_stance("force_eager"), _whole_model(run) as model:
-        text = "".join(stream_text(model, run.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
+    """The prompt and what the model makes of it; or why there is no sample, which is no fault of the run."""
+    if _is_cut(run) and run.shape.num_parameters > SAMPLED_PARAMETERS:
+        return f"no sample of a model of this size: {command_name()} generate {run.folder.path}"
+    try:
+        # Every length would be compiled anew.
+        with torch.compiler.set_stance("force_eager"), _whole_model(run) as model:
+            text = "".join(stream_text(model, run.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
+    except (RuntimeError, MemoryError, UserError) as error:
+        return f"no sample: {str(error).partition(chr(10))[0]}"
     return prompt + text
+
+
+def _is_cut(run: Run) -> bool:
+    return run.layout.zero_stage > 0 or run.layout.tensor_parallel_size > 1
 
 
 @contextmanager
 def _whole_model(run: Run) -> Iterator[GPT]:
-    """The model as it is in the engine; where the layout cuts it, as it was saved."""
-    if run.layout.zero_stage == 0 and run.layout.tensor_parallel_size == 1:
+    """The model as it is in the engine; where the layout cuts it, as it was saved, on the host."""
+    if _is_cut(run):
+        yield load_model(load_checkpoint(run.checkpoint), torch.device("cpu"), run.precision)
+    else:
         run.engine.model.eval()
         yield run.engine.model
         run.engine.model.train()
-    else:
-        yield load_model(load_checkpoint(run.checkpoint), run.device, run.precision)

@@ -53,7 +53,7 @@ class ChooseSteps:
         self.budget = None
         # Many ranks learn of it a step later.
         run.progress.max_steps = run.console.max_steps = max(chosen, run.progress.step)
-        if self.plan is not None:
+        if self.plan is not None and run.mesh.rank == 0:  # the others timed their own steps
             run.events.record("max_steps", **self.plan._asdict())
             run.console.note(
                 f"max_steps = {chosen}: {run.config.train.max_minutes:g} minutes at "

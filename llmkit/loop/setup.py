@@ -187,6 +187,7 @@ def _build(start: Start, basis: Basis, note: Callable[[str], None]) -> Engine:
             note(f"training without torch.compile: {missing}")
             compiled = False
         backend = choose_backend(config.kernels.attention, device, compiled, config.data.sequence_length)
+    agree(start.mesh, {"torch.compile": missing or "can work", "attention": backend})
     return build_engine(
         basis.shape, config, start.layout, start.mesh,
         device=device, precision=basis.precision, micro_batch_size=basis.micro_batch_size,

@@ -21,7 +21,7 @@ import llmkit
 from llmkit.errors import AlreadyTold, RunFault, UserError
 from llmkit.parallel.mesh import Mesh
 
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=25)
 """How long a rank with an error waits for the first one to tell it."""
 LINGER = timedelta(seconds=5)
 """How long the first one, having told it, waits for the others: a launcher ends all with the first."""

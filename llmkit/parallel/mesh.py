@@ -100,9 +100,8 @@ class Mesh:
         padded[: len(mine)] = mine
         texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.world_size)]
         dist.all_gather(texts, padded, group=self.control_group)
-        return [
-            bytes(each[: int(size) - 1].tolist()).decode() for each, size in zip(texts, sizes, strict=True)
-        ]
+        pairs = zip(texts, sizes, strict=True)
+        return [each[: int(size) - 1].numpy().tobytes().decode() for each, size in pairs]
 
     def from_first(self, text: str) -> str:
         """What rank 0 gives."""

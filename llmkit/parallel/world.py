@@ -114,7 +114,8 @@ def _join(place: Place, timeout: timedelta, needs_group: bool) -> tuple[Mesh, St
             rank=place.rank,
             world_size=place.world_size,
             timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
+            # Not alone: there NCCL cannot split a group that is bound to its device.
+            device_id=device if device.type == "cuda" and place.world_size > 1 else None,
         )
         if place.world_size > 1:
             _tell_accelerate(device)
@@ -148,7 +149,7 @@ def _choose_device(place: Place) -> torch.device:
 
 
 def _tell_accelerate(device: torch.device) -> None:
-    """Gives accelerate the world that is there: it pins processes to cores and knows broken hardware.
+    """Gives accelerate the world that is there.
 
     Without `cpu=True` it would believe, where there is no GPU, that this process is alone.
     """

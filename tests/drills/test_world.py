@@ -36,6 +36,16 @@ CASES = {
         },
         ["parallel.zero_stage 0 (command line)", "zero_stage 2 (ACCELERATE_DEEPSPEED_ZERO_STAGE)"],
     ),
+    "two-launchers": (
+        {
+            "environment": {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "own_environment": {
+                "0": {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"},
+                "1": {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+            },
+        },
+        ["not the same", "layout.zero_stage: 1 on rank 0 (", "2 on rank 1 ("],
+    ),
     "fsdp": ({"environment": {"ACCELERATE_USE_FSDP": "true"}}, ["FSDP", "launch/"]),
     "settings": (
         {"own": {"1": ["train.max_steps=13"]}},

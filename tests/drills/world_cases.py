@@ -16,13 +16,14 @@ from llmkit.cli import main
 def mistakes(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Runs `llmkit train` for each case, in a world of its own; what came out of it on this rank.
 
-    A case: overrides of all ranks, more environment, and of single ranks, by their number, overrides of
-    their own, configuration files and working folders.
+    A case: overrides of all ranks, more environment, and of single ranks, by their number, overrides and
+    environment of their own, configuration files and working folders.
     """
     rank, found = os.environ["RANK"], []
     for port, case in zip(ports, cases, strict=True):
         os.chdir(case.get("folders", {}).get(rank, folder))
         environment = {**os.environ, "MASTER_PORT": str(port), **case.get("environment", {})}
+        environment |= case.get("own_environment", {}).get(rank, {})
         config = case.get("configs", {}).get(rank, "tiny.yaml")
         overrides = [*case.get("overrides", []), *case.get("own", {}).get(rank, [])]
         errors, before = io.StringIO(), dict(os.environ)
