@@ -81,11 +81,22 @@ def _build_llmkit(
     workload: Workload, precision: str, device: torch.device, note: Callable[[str], None]
 ) -> Step:
     """The model and engine as `llmkit train` builds them."""
-    from llmkit.engine.native import NativeEngine
-    from llmkit.loop.setup import build_model
+    from llmkit.engine.build import build_engine
+    from llmkit.kernels.attention import choose_backend
+    from llmkit.parallel.layout import Layout
+    from llmkit.parallel.mesh import Mesh
 
-    model = build_model(workload.config, workload.shape, device, note)
-    engine = NativeEngine(model, OPTIMIZER, precision=precision, gradient_clipping=CLIPPING)
+    compiled = workload.config.kernels.compile is not False
+    if compiled and (missing := compiler_missing(device)):
+        note(f"training without torch.compile: {missing}")
+        compiled = False
+    train = workload.config.train.model_copy(update={"gradient_clipping": CLIPPING})
+    config = workload.config.model_copy(update={"optimizer": OPTIMIZER, "train": train})
+    engine = build_engine(
+        workload.shape, config, Layout(), Mesh(), device=device, precision=precision,
+        micro_batch_size=workload.rows, accumulation_steps=1, compiled=compiled, note=note,
+        backend=choose_backend(config.kernels.attention, device, compiled, workload.length),
+    )  # fmt: skip
     targets = workload.rows * (workload.length - 1)
 
     def step(batch: Batch) -> Tensor:
