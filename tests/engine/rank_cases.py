@@ -23,6 +23,7 @@ from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
 SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE}
 ROWS, LENGTH = 4, 24
+CPU = torch.device("cpu")
 CONFIG: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": 10, "gradient_clipping": 0.5},
@@ -69,7 +70,8 @@ def train(engine: Engine, shape: ModelShape, mesh: Mesh, accumulation: int, step
     rows = []
     for step in steps:
         micro_batches, targets = step_batches(shape, step, mesh, accumulation)
-        result = engine.train_step(micro_batches, targets, 1e-2)
+        device = next(iter(engine.model.parameters())).device
+        result = engine.train_step([batch.to(device) for batch in micro_batches], targets, 1e-2)
         rows.append([float(result.loss_sum) / targets, float(result.grad_norm), float(result.skipped)])
     return rows
 
@@ -84,7 +86,13 @@ def reference(style: str, precision: str, accumulation: int, steps: int) -> tupl
 
 
 def make(
-    style: str, stage: int, mesh: Mesh, precision: str, accumulation: int, **options: Any
+    style: str,
+    stage: int,
+    mesh: Mesh,
+    precision: str,
+    accumulation: int,
+    device: torch.device = CPU,
+    **options: Any,
 ) -> tuple[Engine, ModelShape]:
     """An engine on this mesh with the random weights of `tests.shapes`."""
     shape = SHAPES[style]
@@ -92,7 +100,7 @@ def make(
         world_size=mesh.world_size, tensor_parallel_size=mesh.tensor_size, zero_stage=stage, **options
     )
     engine = build_engine(
-        shape, Config.model_validate(CONFIG), layout, mesh, device=torch.device("cpu"), precision=precision,
+        shape, Config.model_validate(CONFIG), layout, mesh, device=device, precision=precision,
         micro_batch_size=ROWS // mesh.data_size // accumulation, accumulation_steps=accumulation,
         backend="sdpa", compiled=False,
     )  # fmt: skip
@@ -174,3 +182,23 @@ def without_refused_step(precision: str) -> list:
     engine = NativeEngine(GPT(shape), config.optimizer, precision=precision, gradient_clipping=0.5)
     engine.write_pieces(Weights(random_model(shape)), 0)
     return train(engine, shape, Mesh(), 2, [0, 1, 3, 4, 5])[2:]
+
+
+def alone(precision: str) -> dict:
+    """ZeRO in a world of one process, on the GPU where there is one; beside the native engine there."""
+    from datetime import timedelta
+
+    from llmkit.engine.zero import import_deepspeed
+    from llmkit.loop.device import choose_device
+    from llmkit.parallel.world import Place, cut, world
+
+    import_deepspeed()
+    found: dict[str, Any] = {}
+    with world(Place(), timedelta(minutes=1), needs_group=True) as joined:
+        mesh, device = cut(joined, 1), choose_device()
+        for stage in range(4):
+            offload = "cpu" if stage == 2 else "none"
+            engine, shape = make("llama", stage, mesh, precision, 2, device=device, offload=offload)
+            found[str(stage)] = train(engine, shape, mesh, 2, range(4))
+            engine.close()
+    return found

@@ -98,6 +98,15 @@ def test_evaluation_and_count_of_updates(compared):
         assert found["updates"] == 5
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_zero_on_a_process_alone_trains_like_the_native_engine(precision):
+    (found,) = run_ranks(1, f"{CASES}:alone", joined=False, precision=precision)
+    for stage in "123":
+        for row, wanted in zip(found[stage], found["0"], strict=True):
+            assert row[0] == pytest.approx(wanted[0], rel=1e-5 if precision == "fp32" else 2e-3), stage
+            assert row[1] == pytest.approx(wanted[1], rel=1e-4 if precision == "fp32" else 1e-2), stage
+
+
 @pytest.mark.parametrize(("precision", "offload"), [("fp32", "none"), ("bf16", "none"), ("bf16", "cpu")])
 def test_a_step_with_a_nan_on_one_rank_changes_nothing_on_any(precision, offload):
     stages = STAGES if offload == "none" else STAGES[1:]
