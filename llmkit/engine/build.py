@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
@@ -47,12 +48,8 @@ def build_engine(
             model = GPT(shape, backend, tensor, layout.recompute, layout.recompute_every)
         model.check_marks()
         if compiled:
-            model.compile_parts(refuse if layout.tensor_parallel_size > 1 else note)
+            model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else note)
         return model
-
-    def refuse(reason: str) -> None:
-        """A rank cannot begin anew alone: what it has computed may have sent something to its peers."""
-        raise RunFault(f"{reason}. Set kernels.compile=false")
 
     engine: Engine
     clipping = config.train.gradient_clipping
@@ -72,11 +69,13 @@ def build_engine(
             num_parameters=shape.num_parameters // layout.tensor_parallel_size,
             on_gpu=device.type == "cuda",
         )
-        if layout.zero_stage == 3:
-            with cut_at_birth(settings, mesh, precision):
-                model = build_model()
-        else:
+        with cut_at_birth(settings, mesh, precision) if layout.zero_stage == 3 else nullcontext():
             model = build_model()
         engine = ZeroEngine(model, config.optimizer, config=settings, mesh=mesh)
     engine.write_pieces(InitialWeights(shape, config.run.seed), updates=0)
     return engine
+
+
+def _refuse(reason: str) -> None:
+    """A rank cannot begin anew alone: what it has computed may have sent something to its peers."""
+    raise RunFault(f"{reason}. Set kernels.compile=false")

@@ -27,6 +27,29 @@ def deepspeed_config(
     No train_batch_size: `zero.Init` would multiply it out over the tensor-parallel ranks too, and refuse.
     We count targets ourselves. num_parameters: of this tensor-parallel rank.
     """
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": gradient_clipping,
+        "zero_optimization": _zero(layout, num_parameters, on_gpu),
+        # PyTorch's fused AdamW, on a CPU too: DeepSpeed's own optimizers are compiled at the first start.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if precision == "bf16":
+        config |= {
+            # At stage 1 gradients are added to the fp32 ones as they come, and let go of.
+            "bf16": {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
+    return config
+
+
+def _zero(layout: Layout, num_parameters: int, on_gpu: bool) -> dict[str, Any]:
+    """What is cut, where it is kept, how much is sent at once."""
     # The buffers of a small model stay small beside it; DeepSpeed wants an even number.
     bucket = min(BUCKET, 1024 + num_parameters // 8 // 1024 * 1024)
     zero: dict[str, Any] = {
@@ -55,22 +78,4 @@ def deepspeed_config(
         zero["offload_optimizer"] = place
         if layout.zero_stage == 3:
             zero["offload_param"] = dict(place)
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": gradient_clipping,
-        "zero_optimization": zero,
-        # PyTorch's fused AdamW, on a CPU too: DeepSpeed's own optimizers are compiled at the first start.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    if precision == "bf16":
-        config |= {
-            # At stage 1 gradients are added to the fp32 ones as they come, and let go of.
-            "bf16": {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "communication_data_type": "fp32",
-        }
-    return config
+    return zero

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmkit.batch import IGNORE, Batch, LossSum
 from llmkit.config.schema import Config
@@ -18,7 +17,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh, make_mesh
-from llmkit.parallel.spec import Box, Range, sizes, whole
+from llmkit.parity.subjects import RandomWeights
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
 SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE}
@@ -31,7 +30,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-class Weights:
+class Weights(RandomWeights):
     """The values of a whole model as a source of state."""
 
     def __init__(self, model: GPT) -> None:
@@ -41,15 +40,6 @@ class Weights:
             for name, parts in model.parts().items()
             for part in parts
         }
-
-    def kinds(self) -> list[str]:
-        return ["master"]
-
-    def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
-        tensor = self.tensors[name]
-        box = whole(tuple(tensor.shape)) if box is None else box
-        flat = tensor[tuple(slice(lo, hi) for lo, hi in box)].reshape(-1)
-        return flat.view(sizes(box)) if range is None else flat[range[0] : range[1]]
 
 
 def step_batches(shape: ModelShape, step: int, mesh: Mesh, accumulation: int) -> tuple[list[Batch], int]:
