@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine has; --parity: do all layouts train alike")
     doctor.add_argument("--parity", action="store_true", help="compare layouts with one process, in a table")
-    doctor.add_argument("--all", action="store_true", help="with --parity: more of them, which takes several times as long")
+    doctor.add_argument("--all", action="store_true", help="with --parity: many more of them")
     doctor.set_defaults(command=_doctor)
     return parser
 
