@@ -77,7 +77,7 @@ def _config(options: argparse.Namespace, started: float) -> int:
 
 def _data(options: argparse.Namespace, started: float) -> int:
     from llmkit.config.load import load
-    from llmkit.data.build import prepare
+    from llmkit.data.building.prepare import prepare
     from llmkit.data.prepared import verify
 
     prepared = prepare(load(options.config, options.overrides).config.data)

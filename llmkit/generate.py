@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmkit.data.tokenizer import Tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.model.attention import KeyValueCache
 from llmkit.model.gpt import GPT

@@ -13,10 +13,10 @@ from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
-from llmkit.data.build import prepare
+from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.position import check_position
-from llmkit.data.tokenizer import Tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.generate import Sampling, stream_text
 from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision

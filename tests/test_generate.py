@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmkit.data.make_tokenizer import bytes_tokenizer
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
 from llmkit.generate import Sampling, generate, stream_text
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model

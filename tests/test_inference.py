@@ -49,7 +49,7 @@ def test_held_out_loss_equals_one_document_at_a_time(run):
     model = load_model(checkpoint, torch.device("cpu"), "fp32")
     tokenizer = load_tokenizer(checkpoint)
     from llmkit.config.load import load
-    from llmkit.data.build import prepare
+    from llmkit.data.building.prepare import prepare
 
     (held,) = prepare(load("tiny.yaml").config.data, lambda line: None).heldout
     nats, targets = 0.0, 0

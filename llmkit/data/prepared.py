@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
-from llmkit.data.shard_format import Index
-from llmkit.data.shards import ShardReader
-from llmkit.data.tokenizer import Tokenizer
+from llmkit.data.shards.format import Index
+from llmkit.data.shards.reader import ShardReader
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import read_json
 
@@ -97,7 +97,7 @@ class Prepared:
 
 
 def open_prepared(folder: Path, config: schema.Data, names: list[str]) -> Prepared:
-    """Open what `llmkit.data.build.prepare` built; `names` are the sources' names in the settings' order.
+    """Open what `build.prepare` built; `names` are the sources' names in the settings' order.
 
     Raises UserError if the folder is damaged, or if a source's training text does not fill one row.
     """

@@ -10,7 +10,7 @@ from llmkit.checkpoint.read import load as load_checkpoint
 from llmkit.config.resume import compare
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
-from llmkit.data.tokenizer import Tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
 from llmkit.parallel.agreement import first_only, together

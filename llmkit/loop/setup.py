@@ -20,7 +20,7 @@ from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived, to_yaml
-from llmkit.data.build import prepare
+from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.build import prepare
+from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import Prepared
-from llmkit.data.shard_writer import ShardWriter
+from llmkit.data.shards.writer import ShardWriter
 
 END = 0  # end-of-text of the hand-made shards
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.build import prepare
+from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import Prepared, verify
 from llmkit.errors import UserError
 

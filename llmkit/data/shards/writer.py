@@ -1,4 +1,4 @@
-"""Writes token shards; the format is described in `llmkit.data.shard_format`."""
+"""Writes token shards; the format is described in `llmkit.data.shards.format`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import JsonValue
 from xxhash import xxh64, xxh64_hexdigest
 
-from llmkit.data.shard_format import BLOCK_BYTES, Index, ShardRecord, shard_name, stored_dtype, token_dtype
+from llmkit.data.shards.format import BLOCK_BYTES, Index, ShardRecord, shard_name, stored_dtype, token_dtype
 from llmkit.errors import UserError
 from llmkit.files import sync_folder, write_json, write_whole
 

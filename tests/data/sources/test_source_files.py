@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.config.schema import Source
-from llmkit.data.source_files import list_files
+from llmkit.data.sources.source_files import list_files
 from llmkit.errors import UserError
 
 

@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 
 from llmkit.config import schema
-from llmkit.data import build, corpus
-from llmkit.data.build import prepare
-from llmkit.data.documents import split_heldout
+from llmkit.data.building import corpus
+from llmkit.data.building import prepare as build
+from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import Prepared
+from llmkit.data.sources.documents import split_heldout
 from llmkit.errors import RunFault, UserError
 
 SCRIPT = """
 import sys
 from llmkit.config import schema
-from llmkit.data import corpus
-from llmkit.data.build import prepare
+from llmkit.data.building import corpus
+from llmkit.data.building.prepare import prepare
 
 path, cache, die = sys.argv[1:]
 if die == "die":  # hang in the middle, with the tokenizer written, until killed

@@ -1,4 +1,4 @@
-"""Reads token shards; the format is described in `llmkit.data.shard_format`.
+"""Reads token shards; the format is described in `llmkit.data.shards.format`.
 
 Row k of a stream, for rows of T tokens, is tokens kT .. kT+T: T inputs and the label of the last one, so
 that neighbours share a token and no label is lost.
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from xxhash import xxh64_hexdigest
 
-from llmkit.data.shard_format import BLOCK_BYTES, read_index, shard_name, stored_dtype, token_dtype
+from llmkit.data.shards.format import BLOCK_BYTES, read_index, shard_name, stored_dtype, token_dtype
 from llmkit.errors import UserError
 
 

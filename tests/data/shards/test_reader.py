@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.shard_format import BLOCK_BYTES
-from llmkit.data.shard_writer import ShardWriter
-from llmkit.data.shards import ShardReader
+from llmkit.data.shards.format import BLOCK_BYTES
+from llmkit.data.shards.reader import ShardReader
+from llmkit.data.shards.writer import ShardWriter
 from llmkit.errors import UserError
 
 DOCUMENTS = [[1] * 9, [2] * 9, [3] * 30, [4], [5] * 12]

@@ -16,9 +16,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llmkit.config import schema
-from llmkit.data.corpus import Report, write_corpus
-from llmkit.data.documents import Documents
+from llmkit.data.building.corpus import Report, write_corpus
 from llmkit.data.prepared import BUILD_VERSION, Prepared, open_prepared
+from llmkit.data.sources.documents import Documents
 from llmkit.errors import RunFault, UserError
 from llmkit.files import sync_folder
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmkit.config import schema
-from llmkit.data.source_files import list_files
+from llmkit.data.sources.source_files import list_files
 from llmkit.errors import UserError
 
 EMPTY = "empty"

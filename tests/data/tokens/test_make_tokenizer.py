@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.make_tokenizer import make_tokenizer, train_bpe
+from llmkit.data.tokens.make_tokenizer import make_tokenizer, train_bpe
 from llmkit.errors import UserError
 
 END = "<|endoftext|>"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Encoder
 
-from llmkit.data.make_tokenizer import bytes_tokenizer, train_bpe
-from llmkit.data.tokenizer import Tokenizer
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer, train_bpe
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 
 END = "<|endoftext|>"

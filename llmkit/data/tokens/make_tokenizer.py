@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as Encoder
 
 from llmkit.config import schema
-from llmkit.data.tokenizer import Tokenizer, byte_symbols
+from llmkit.data.tokens.tokenizer import Tokenizer, byte_symbols
 from llmkit.errors import UserError
 
 PIECES = (

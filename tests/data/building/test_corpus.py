@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from llmkit.config import schema
-from llmkit.data import corpus
-from llmkit.data.build import prepare
+from llmkit.data.building import corpus
+from llmkit.data.building.prepare import prepare
 from llmkit.errors import RunFault, UserError
 
 

@@ -14,11 +14,11 @@ from typing import Literal
 from pydantic import JsonValue
 
 from llmkit.config import schema
-from llmkit.data.documents import Documents, left_out_summary, split_heldout
-from llmkit.data.make_tokenizer import make_tokenizer
 from llmkit.data.prepared import Manifest, SourceRecord
-from llmkit.data.shard_writer import ShardWriter
-from llmkit.data.tokenizer import Tokenizer
+from llmkit.data.shards.writer import ShardWriter
+from llmkit.data.sources.documents import Documents, left_out_summary, split_heldout
+from llmkit.data.tokens.make_tokenizer import make_tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import sync_folder, write_json
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmkit.data.shard_format import token_dtype
-from llmkit.data.shard_writer import ShardWriter
-from llmkit.data.shards import ShardReader
+from llmkit.data.shards.format import token_dtype
+from llmkit.data.shards.reader import ShardReader
+from llmkit.data.shards.writer import ShardWriter
 from llmkit.errors import UserError
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.config.schema import Source
-from llmkit.data import documents as module
-from llmkit.data.documents import Documents, Policy, left_out_summary, split_heldout
+from llmkit.data.sources import documents as module
+from llmkit.data.sources.documents import Documents, Policy, left_out_summary, split_heldout
 from llmkit.errors import UserError
 
 BAD_LINES: list[tuple[bytes, str, str]] = [

@@ -1,0 +1,1 @@
+"""Documents tokenized while the model trains on them."""

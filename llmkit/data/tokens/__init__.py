@@ -1,0 +1,1 @@
+"""Text, chats and records to token ids and back."""
