@@ -164,7 +164,7 @@ def _walk(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> I
             continue
         doc = doc or " ".join(below.get("description", "").split())
         many = field.get("type") == "array"
-        allowed = "a list of sections, at least one" if many else "a section (a mapping of keys)"
+        allowed = ("a list of sections, at least one" if field.get("minItems") else "a list of sections") if many else "a section (a mapping of keys)"
         yield Key(path, allowed, (), default, doc, True, many)
         yield from _walk(below, definitions, path + (".N." if many else "."))
 
@@ -208,6 +208,8 @@ def _one_of_allowed(option: dict[str, Any]) -> str:
             same = len(set(items)) == 1
             return f"a list of {len(items)}" + (f", each {items[0]}" if same else f": {', '.join(items)}")
         return "a list of " + _one_of_allowed(option["items"]).replace("text", "texts")
+    if kind == "object":
+        return "a mapping of names, each to " + _one_of_allowed(option["additionalProperties"])
     return {"boolean": "true or false", "null": "null"}[kind]
 
 

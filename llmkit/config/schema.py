@@ -112,24 +112,68 @@ class Tokenizer(Section):
     """Commit or tag of the hub repository (only for hub)."""
     end_of_text: str = "<|endoftext|>"
     """The token between documents; it must exist in a file or hub tokenizer."""
+    control_tokens_in_text: bool = False
+    """Text that spells a special token, such as end-of-text, becomes that token; otherwise it stays text."""
+    chat_template: str | None = None
+    """File with the Jinja template that makes text of chats; default: the hub tokenizer's own, else ChatML."""
 
 
 class Source(Section):
     """A collection of documents."""
 
-    type: Literal["stdlib", "text", "jsonl"]
-    """stdlib = the Python interpreter's own library, a file a document; text = files; jsonl = a
-    JSON record a line."""
+    type: Literal["stdlib", "text", "jsonl", "parquet", "arrow", "hub", "shards", "megatron"]
+    """stdlib = the Python interpreter's own library, a file a document; text = files; jsonl = a JSON
+    record a line; parquet, arrow = a record a row; hub = a dataset of the Hugging Face hub; shards = a
+    folder of token shards; megatron = a .bin and an .idx file of Megatron-LM."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
     """Name in messages and file names; default: the type and the place in the list."""
     path: str | list[str] | None = None
-    """A file, a folder or a glob pattern, or a list of them; relative to the working directory."""
-    weight: Annotated[float, Field(gt=0.0)] = 1.0
-    """Share of the rows drawn from this source, relative to the other sources."""
+    """A file, a folder, a glob pattern or a URL (https, s3, gs, hf), or a list of them; relative to the
+    working directory. Text and jsonl may be compressed (.gz, .zst). For shards the folder with
+    index.json, for megatron the common beginning of the two names."""
+    dataset: str | None = None
+    """The dataset's hub id, or a folder that is laid out like one (only for hub)."""
+    subset: str | None = None
+    """The dataset's configuration (only for hub)."""
+    split: str = "train"
+    """The dataset's split (only for hub)."""
+    revision: str | None = None
+    """Commit or tag of the dataset (only for hub)."""
+    live: bool = False
+    """Tokenize while training instead of before: starts at once, needs no disk."""
+    write_through: bool = False
+    """Keep the tokens of a live source in cache_dir, so that its next epoch reads them there."""
+    weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Share of the rows drawn from this source, relative to the other sources; data.curriculum may
+    change it."""
+    max_epochs: Positive | None = None
+    """How often the source may be read as a whole; a run that needs more is refused. Default: no limit."""
+    record: Literal["text", "chat", "prompt_completion", "ids"] = "text"
+    """What a record holds: a text; a chat, of which the model learns the assistant's words; a prompt and
+    its completion, of which it learns the completion; ids of tokens."""
     text_field: str = "text"
-    """The field of a JSON record that holds the text (only for jsonl)."""
+    """The field of a record that holds the text."""
+    messages_field: str = "messages"
+    """The field with a chat: a list of {role, content}."""
+    prompt_field: str = "prompt"
+    """The field with the prompt."""
+    completion_field: str = "completion"
+    """The field with the completion."""
+    ids_field: str = "input_ids"
+    """The field with token ids, of data.tokenizer and without end-of-text."""
     separator: str | None = None
     """Splits a text file into documents; default: a file is a document (only for text)."""
+    heldout_path: str | None = None
+    """Shards with the held-out documents (only for shards)."""
+
+
+class Stage(Section):
+    """Weights that hold from a step on."""
+
+    step: Positive
+    """The first step that draws its rows with these weights."""
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0.0)]], Field(min_length=1)]
+    """Name of a source: its weight. A source that is not named keeps the weight it had."""
 
 
 class Data(Section):
@@ -139,10 +183,15 @@ class Data(Section):
     """How text becomes tokens."""
     sources: Annotated[list[Source], Field(min_length=1)]
     """The collections of documents to train on."""
+    curriculum: list[Stage] = []
+    """Changes of the sources' weights in the course of training."""
     sequence_length: Annotated[int, Field(ge=2)] = 1024
     """Tokens a row."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """concatenate = one document after the other; best_fit = in the order in which as few documents as
+    possible are cut by a row's end (planned when shards are built; live sources are concatenated)."""
     heldout_every: NonNegative = 20
-    """One document in this many is held out for evaluation; 0 = none."""
+    """One document in this many is held out for evaluation; 0 = none. Of a live source at most 256."""
     document_masks: bool = False
     """Positions attend only within their own document."""
     errors: Literal["skip", "replace", "raise"] = "skip"
@@ -150,6 +199,16 @@ class Data(Section):
     or stop. Counted in all cases."""
     cache_dir: str = "data-cache"
     """Where tokenizers and token shards are kept."""
+    lanes: Positive = 48
+    """Parts of a live source that are read side by side. With a multiple of the data-parallel processes
+    none of them tokenizes what another one does."""
+    shuffle_window: Positive = 64
+    """Documents of a lane that are shuffled among each other."""
+    workers: NonNegative | Literal["auto"] = "auto"
+    """Processes that tokenize live sources, per rank; 0 = a thread of the training process. auto = half of
+    the cores that the rank has, at most 4."""
+    stall_seconds: Annotated[float, Field(gt=0.0)] = 300.0
+    """Waiting this long for a source ends the run with a message that names it."""
 
 
 class Train(Section):
