@@ -22,7 +22,8 @@ def check(config: Config, origins: dict[str, str]) -> list[Mistake]:
     origins: dotted path -> where the value came from, as in Loaded.origins.
     """
     settings = Settings(config, origins)
-    checks = (_model, _vocabulary, _tokenizer, _sources, _paths, _batch, _evaluate, _optimizer, _parallel)
+    data = (_vocabulary, _tokenizer, _sources, _curriculum, _paths)
+    checks = (_model, *data, _batch, _evaluate, _optimizer, _parallel)
     return [mistake for one in checks for mistake in one(settings)]
 
 
@@ -107,20 +108,57 @@ def _tokenizer(s: Settings) -> Iterator[Mistake]:
         yield s.mistake("{0} is empty", f"{at}.end_of_text")
 
 
-_SOURCE_FIELDS = {"path": ("text", "jsonl"), "text_field": ("jsonl",), "separator": ("text",)}
+_FILES = ("text", "jsonl", "parquet", "arrow")
+_RECORDS = ("jsonl", "parquet", "arrow", "hub")
+_SOURCE_FIELDS = {
+    "path": (*_FILES, "shards", "megatron"),
+    "dataset": ("hub",),
+    "subset": ("hub",),
+    "split": ("hub",),
+    "revision": ("hub",),
+    "live": (*_FILES, "hub"),
+    "record": _RECORDS,
+    "text_field": _RECORDS,
+    "messages_field": _RECORDS,
+    "prompt_field": _RECORDS,
+    "completion_field": _RECORDS,
+    "ids_field": _RECORDS,
+    "separator": ("text",),
+    "heldout_path": ("shards",),
+}
+"""The types of sources that a field is for."""
+_RECORD_FIELDS = {
+    "text_field": "text",
+    "messages_field": "chat",
+    "prompt_field": "prompt_completion",
+    "completion_field": "prompt_completion",
+    "ids_field": "ids",
+}
 
 
 def _sources(s: Settings) -> Iterator[Mistake]:
     names: dict[str, int] = {}
     for index, source in enumerate(s.config.data.sources):
         at = f"data.sources.{index}"
+        given = {key for key in _SOURCE_FIELDS if getattr(source, key) != Source.model_fields[key].default}
         for name, types in _SOURCE_FIELDS.items():
-            if getattr(source, name) != Source.model_fields[name].default and source.type not in types:
-                note = f"{name} is only for sources of type {' and '.join(types)}; leave it out"
+            if name in given and source.type not in types:
+                note = f"{name} is only for sources of type {_listed(types)}; leave it out"
                 yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.type", note=note)
-        if source.type in ("text", "jsonl") and not source.path:
+            elif name in given and source.record != _RECORD_FIELDS.get(name, source.record):
+                note = f"{name} is only for records of kind {_RECORD_FIELDS[name]}; leave it out"
+                yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.record", note=note)
+        if source.type in _SOURCE_FIELDS["path"] and not source.path:
             note = "a file, a folder or a glob pattern, or a list of them"
             yield s.mistake("{0} needs {1} to be given", f"{at}.type", f"{at}.path", note=note)
+        if source.type in ("shards", "megatron") and isinstance(source.path, list) and len(source.path) > 1:
+            note = "one path; give each its own source"
+            yield s.mistake("{0} does not go with {1}", f"{at}.path", f"{at}.type", note=note)
+        if source.type == "hub" and not source.dataset:
+            yield s.mistake("{0} needs {1} to be given", f"{at}.type", f"{at}.dataset")
+        if source.write_through and not source.live:
+            note = "a source that is not live is tokenized before training, and kept, anyway"
+            yield s.mistake("{0} does not go with {1}", f"{at}.write_through", f"{at}.live", note=note)
         if source.separator == "":
             yield s.mistake("{0} is empty; leave it out to take a file as a document", f"{at}.separator")
         name = source_name(index, source)
@@ -130,9 +168,40 @@ def _sources(s: Settings) -> Iterator[Mistake]:
         names.setdefault(name, index)
 
 
+def _listed(names: tuple[str, ...]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _curriculum(s: Settings) -> Iterator[Mistake]:
+    data = s.config.data
+    names = {source_name(index, source): index for index, source in enumerate(data.sources)}
+    begins = any(stage.step == 1 for stage in data.curriculum)
+    if not begins and all(source.weight == 0.0 for source in data.sources):
+        paths = [f"data.sources.{index}.weight" for index in range(len(data.sources))]
+        told = " and ".join(f"{{{index}}}" for index in range(len(paths)))
+        yield s.mistake(f"{told}: no source is left to draw from", *paths)
+    steps: dict[int, int] = {}
+    weights = {name: data.sources[index].weight for name, index in names.items()}
+    for index, stage in sorted(enumerate(data.curriculum), key=lambda item: item[1].step):
+        at = f"data.curriculum.{index}"
+        if stage.step in steps:
+            other = f"data.curriculum.{steps[stage.step]}.step"
+            yield s.mistake("{0} and {1} are the same step", f"{at}.step", other)
+        steps[stage.step] = index
+        for name in stage.weights.keys() - names.keys():
+            note = f"the sources are {', '.join(names)}"
+            yield s.mistake(f"{{0}} names {display(name)}, which is no source", f"{at}.weights", note=note)
+        weights |= {name: weight for name, weight in stage.weights.items() if name in names}
+        if not any(weights.values()):
+            yield s.mistake("{0} leave no source to draw from", f"{at}.weights")
+        if s.config.train.max_steps is not None and stage.step > s.config.train.max_steps:
+            yield s.mistake("{0} is never reached: {1}", f"{at}.step", "train.max_steps")
+
+
 def _paths(s: Settings) -> Iterator[Mistake]:
-    paths = ["run.dir", "data.cache_dir", "data.tokenizer.path"]
-    paths += [f"data.sources.{index}.path" for index in range(len(s.config.data.sources))]
+    paths = ["run.dir", "data.cache_dir", "data.tokenizer.path", "data.tokenizer.chat_template"]
+    for index in range(len(s.config.data.sources)):
+        paths += [f"data.sources.{index}.{name}" for name in ("path", "dataset", "heldout_path")]
     for path in paths:
         value = s.value(path)
         texts = value if isinstance(value, list) else [value]

@@ -164,7 +164,9 @@ def _walk(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> I
             continue
         doc = doc or " ".join(below.get("description", "").split())
         many = field.get("type") == "array"
-        allowed = ("a list of sections, at least one" if field.get("minItems") else "a list of sections") if many else "a section (a mapping of keys)"
+        allowed = "a section (a mapping of keys)"
+        if many:
+            allowed = "a list of sections" + (", at least one" if field.get("minItems") else "")
         yield Key(path, allowed, (), default, doc, True, many)
         yield from _walk(below, definitions, path + (".N." if many else "."))
 

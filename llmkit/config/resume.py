@@ -1,4 +1,4 @@
-"""What may change when a run goes on: each setting is fixed, warned about, or free."""
+"""What may change when a run goes on: each setting is fixed, of the data, warned about, or free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmkit.config.keys import general, keys
 from llmkit.config.mistakes import display, printable
 from llmkit.errors import UserError
 
-Class = Literal["fixed", "warned", "free"]
+Class = Literal["fixed", "data", "warned", "free"]
 
 RULES: dict[str, Class] = {
     "run.name": "free",
@@ -21,23 +21,44 @@ RULES: dict[str, Class] = {
     "run.seed": "fixed",
     "run.deterministic": "free",
     "model": "fixed",
-    "data.tokenizer.type": "fixed",
-    "data.tokenizer.vocab_size": "fixed",
+    "data.tokenizer.type": "data",
+    "data.tokenizer.vocab_size": "data",
     "data.tokenizer.path": "free",  # the content is compared, not where it lies
-    "data.tokenizer.name": "fixed",
-    "data.tokenizer.revision": "fixed",
-    "data.tokenizer.end_of_text": "fixed",
-    "data.sources.N.type": "fixed",
-    "data.sources.N.name": "fixed",
+    "data.tokenizer.name": "data",
+    "data.tokenizer.revision": "data",
+    "data.tokenizer.end_of_text": "data",
+    "data.tokenizer.control_tokens_in_text": "data",
+    "data.tokenizer.chat_template": "free",
+    "data.sources.N.type": "data",
+    "data.sources.N.name": "data",
     "data.sources.N.path": "free",
-    "data.sources.N.weight": "warned",  # from here on; no row is lost or repeated by it
-    "data.sources.N.text_field": "fixed",
-    "data.sources.N.separator": "fixed",
-    "data.sequence_length": "fixed",
-    "data.heldout_every": "fixed",
-    "data.document_masks": "fixed",
-    "data.errors": "fixed",
+    "data.sources.N.dataset": "free",
+    "data.sources.N.subset": "data",
+    "data.sources.N.split": "data",
+    "data.sources.N.revision": "data",
+    "data.sources.N.live": "data",
+    "data.sources.N.write_through": "free",
+    "data.sources.N.weight": "data",
+    "data.sources.N.max_epochs": "free",
+    "data.sources.N.record": "data",
+    "data.sources.N.text_field": "data",
+    "data.sources.N.messages_field": "data",
+    "data.sources.N.prompt_field": "data",
+    "data.sources.N.completion_field": "data",
+    "data.sources.N.ids_field": "data",
+    "data.sources.N.separator": "data",
+    "data.sources.N.heldout_path": "free",
+    "data.curriculum": "data",
+    "data.sequence_length": "data",
+    "data.packing": "data",
+    "data.heldout_every": "data",
+    "data.document_masks": "data",
+    "data.errors": "data",
     "data.cache_dir": "free",
+    "data.lanes": "data",
+    "data.shuffle_window": "data",
+    "data.workers": "free",
+    "data.stall_seconds": "free",
     "train.max_steps": "free",
     "train.max_minutes": "free",
     "train.global_batch_size": "warned",
@@ -58,7 +79,11 @@ RULES: dict[str, Class] = {
     "evaluate": "free",
     "monitor": "free",
 }
-"""Class of a setting, or of all settings of a section."""
+"""Class of a setting, or of all settings of a section.
+
+fixed: another value would be another run. data: another value changes what is read from there on, which
+must be allowed. warned: it may change, and is told. free: it changes nothing that is computed.
+"""
 
 
 @dataclass(frozen=True)
@@ -78,20 +103,25 @@ class Differences:
     """The settings that changed and should not have, or should only with care."""
 
     fixed: list[Difference]
+    data: list[Difference]
     warned: list[Difference]
 
-    def raise_if_fixed(self, place: str | Path) -> None:
-        """Raises one UserError that names each differing fixed setting with both values.
+    def raise_if_fixed(self, place: str | Path, allow_data_change: bool = False) -> None:
+        """Raises one UserError that names each setting that may not change, with both values.
 
         place: where the old values are from, such as the run folder.
         """
-        if not self.fixed:
+        forbidden = self.fixed + ([] if allow_data_change else self.data)
+        if not forbidden:
             return
         lines = [
             f"{printable(str(place))} cannot go on with other values of what is fixed for a run (old -> new):"
         ]
-        lines += [f"  {difference}" for difference in self.fixed]
-        lines.append("Put the old values back, or start a new run under another run.name.")
+        lines += [f"  {difference}" for difference in forbidden]
+        remedy = "Put the old values back, or start a new run under another run.name"
+        if not self.fixed:
+            remedy += "; --allow-data-change goes on with other data, and records that"
+        lines.append(f"{remedy}.")
         raise UserError("\n".join(lines))
 
 
@@ -112,7 +142,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
     exists no longer is warned about.
     """
     before, after = _flat(old), _flat(new)
-    differences = Differences(fixed=[], warned=[])
+    differences = Differences(fixed=[], data=[], warned=[])
     for path in list(after) + [path for path in before if path not in after]:
         if path not in before and _is_default(path, after[path], before):
             continue

@@ -115,7 +115,7 @@ class Tokenizer(Section):
     control_tokens_in_text: bool = False
     """Text that spells a special token, such as end-of-text, becomes that token; otherwise it stays text."""
     chat_template: str | None = None
-    """File with the Jinja template that makes text of chats; default: the hub tokenizer's own, else ChatML."""
+    """File with the Jinja template that makes text of chats; default: the hub tokenizer's, else ChatML."""
 
 
 class Source(Section):

@@ -63,7 +63,10 @@ CONTRADICTIONS = [
         ["data.sources.0.path=x"],
         'data.sources.0.path "x" (command line) does not belong to data.sources.0.type "stdlib"',
     ),
-    (["data.sources.1.text_field=body"], "text_field is only for sources of type jsonl"),
+    (
+        ["data.sources.1.text_field=body"],
+        "text_field is only for sources of type jsonl, parquet, arrow and hub",
+    ),
     (
         ["data.sources.1.type=jsonl", "data.sources.1.separator=x"],
         "separator is only for sources of type text",
@@ -73,6 +76,36 @@ CONTRADICTIONS = [
     (["data.sources.1.path=[a, '']"], "has an empty path in it"),
     (['data.sources.1.path="a\\0b"'], "has a NUL character in it"),
     (["data.sources.1.separator=''"], "data.sources.1.separator"),
+    (["data.sources.1.record=chat"], "record is only for sources of type jsonl, parquet, arrow and hub"),
+    (
+        ["data.sources.1.type=jsonl", "data.sources.1.record=chat", "data.sources.1.text_field=body"],
+        'data.sources.1.text_field "body" (command line) does not belong to data.sources.1.record "chat"',
+    ),
+    (["data.sources.0.live=true"], "live is only for sources of type text, jsonl, parquet, arrow and hub"),
+    (["data.sources.1.write_through=true"], "does not go with data.sources.1.live false (default)"),
+    (["data.sources.1={type: hub}"], 'data.sources.1.type "hub" (command line) needs data.sources.1.dataset'),
+    (["data.sources.1={type: shards, path: [a, b]}"], "one path; give each its own source"),
+    (["data.sources.1.heldout_path=x"], "heldout_path is only for sources of type shards; leave it out"),
+    (
+        ["data.sources.0.weight=0", "data.sources.1.weight=0"],
+        "data.sources.0.weight 0.0 (command line) and data.sources.1.weight 0.0 (command line): no source is",
+    ),
+    (
+        ["data.curriculum=[{step: 9, weights: {stdlib-0: 0, text-1: 0}}]"],
+        "leave no source to draw from",
+    ),
+    (
+        ["data.curriculum=[{step: 9, weights: {text: 1}}]"],
+        'names "text", which is no source\n      the sources are stdlib-0, text-1',
+    ),
+    (
+        ["data.curriculum=[{step: 9, weights: {text-1: 1}}, {step: 9, weights: {text-1: 3}}]"],
+        "are the same step",
+    ),
+    (
+        ["data.curriculum=[{step: 201, weights: {text-1: 1}}]"],
+        "data.curriculum.0.step 201 (command line) is never reached: train.max_steps 200",
+    ),
     (["data.sources.0.name=a", "data.sources.1.name=a"], 'two sources are called "a"'),
     (["data.sources.0.name=text-1"], 'two sources are called "text-1"'),
     (['run.dir="a\\0b"'], "run.dir"),
@@ -130,6 +163,28 @@ def test_a_contradiction_names_both_values(
     message = refused(base, *overrides)
     assert "1 mistake" in message
     assert what in message
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "what"),
+    [
+        ("[5]", "data.curriculum.0 must be"),
+        ("[{weights: {text-1: 1}}]", "data.curriculum.0.step is required"),
+        ("[{step: 3}]", "data.curriculum.0.weights is required"),
+        ("[{step: 3, weights: {text-1: -1}}]", "data.curriculum.0.weights must be a mapping of names"),
+        ("[{step: 3, weights: {}}]", "data.curriculum.0.weights must be a mapping of names"),
+        ("[{step: 3, wieghts: {text-1: 1}}]", "did you mean data.curriculum.0.weights?"),
+        ("5", "data.curriculum must be a list of sections"),
+    ],
+)
+def test_a_curriculum_that_is_none(curriculum: str, what: str, base: str, refused: Refused) -> None:
+    assert what in refused(base, f"data.curriculum={curriculum}")
+
+
+def test_a_source_may_wait_for_its_stage(base: str, write: Write) -> None:
+    overrides = ["data.sources.1.weight=0", "data.curriculum=[{step: 100, weights: {text-1: 2.5}}]"]
+    config = load(write(base), overrides).config
+    assert config.data.curriculum[0].weights == {"text-1": 2.5}
 
 
 def test_early_stopping_needs_held_out_documents_too(base: str, refused: Refused) -> None:

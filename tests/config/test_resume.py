@@ -12,20 +12,26 @@ from llmkit.config.resume import RULES, classify, compare
 from llmkit.config.schema import Config, Data, Source
 from llmkit.errors import UserError
 
-FIXED = {"run.seed", "data.sequence_length", "data.heldout_every", "data.document_masks", "data.errors"}
+FIXED = {"run.seed", "optimizer.name"}
 WARNED = {
     "train.global_batch_size",
     "train.gradient_clipping",
     "train.precision",
-    "data.sources.N.weight",
 }
 FREE = {
     "run.name",
     "run.dir",
     "run.deterministic",
     "data.cache_dir",
+    "data.workers",
+    "data.stall_seconds",
     "data.sources.N.path",
+    "data.sources.N.dataset",
+    "data.sources.N.heldout_path",
+    "data.sources.N.write_through",
+    "data.sources.N.max_epochs",
     "data.tokenizer.path",
+    "data.tokenizer.chat_template",
     "train.max_steps",
     "train.max_minutes",
     "train.micro_batch_size",
@@ -62,12 +68,10 @@ def test_every_rule_speaks_of_some_setting() -> None:
 
 @pytest.mark.parametrize("key", [key.path for key in keys()])
 def test_the_class_of_each_setting(key: str) -> None:
-    if (
-        key in FIXED
-        or key == "optimizer.name"
-        or (key.startswith(("model.", "data.tokenizer.", "data.sources.")) and key not in {*WARNED, *FREE})
-    ):
+    if key in FIXED or key.startswith("model."):
         assert classify(key) == "fixed"
+    elif key.startswith("data.") and key not in FREE:
+        assert classify(key) == "data"
     elif key in WARNED or key.startswith(("optimizer.", "schedule.")):
         assert classify(key) == "warned"
     else:
@@ -90,6 +94,20 @@ def test_a_fixed_setting_that_changed_is_an_error_with_both_values() -> None:
     assert "runs/demo" in message
     assert "model.hidden_size: 768 -> 1024" in message
     assert 'data.sources.1.text_field: "text" -> "b"' in message
+
+
+def test_a_setting_of_the_data_may_change_where_that_is_allowed() -> None:
+    differences = compare(dump(), with_value("data.sources.1.weight", 2.0))
+    assert [str(difference) for difference in differences.data] == ["data.sources.1.weight: 1.0 -> 2.0"]
+    with pytest.raises(UserError, match=r"weight: 1\.0 -> 2\.0(.|\n)*--allow-data-change"):
+        differences.raise_if_fixed("runs/demo")
+    differences.raise_if_fixed("runs/demo", allow_data_change=True)
+
+
+def test_allowing_other_data_allows_nothing_else() -> None:
+    with pytest.raises(UserError) as refusal:
+        compare(dump(), with_value("run.seed", 5)).raise_if_fixed("runs/demo", allow_data_change=True)
+    assert "--allow-data-change" not in str(refusal.value)
 
 
 def test_a_warned_setting_that_changed_is_told() -> None:
@@ -118,14 +136,14 @@ def test_whole_numbers_and_their_fractions_are_the_same() -> None:
     assert compare(dump(), with_value("model.rope_theta", 10000)).fixed == []
 
 
-def test_another_number_of_sources_is_fixed() -> None:
+def test_another_number_of_sources_is_other_data() -> None:
     fewer = dump()
     fewer["data"]["sources"].pop()
     for old, new in ((dump(), fewer), (fewer, dump())):
-        fixed = compare(old, new).fixed
-        assert fixed
-        assert all(difference.path.startswith("data.sources.1.") for difference in fixed)
-        assert "data.sources.1.type" in {difference.path for difference in fixed}
+        changed = compare(old, new).data
+        assert changed
+        assert all(difference.path.startswith("data.sources.1.") for difference in changed)
+        assert "data.sources.1.type" in {difference.path for difference in changed}
 
 
 def test_a_setting_that_an_older_version_did_not_know_had_its_default() -> None:
