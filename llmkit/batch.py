@@ -14,8 +14,9 @@ IGNORE = -100
 class Batch(NamedTuple):
     """Some rows of tokens with their targets; all tensors lie on one device.
 
-    tokens: (batch, seq) int64, the inputs.
-    labels: (batch, seq) int64, `labels[b, t]` is the token that follows `tokens[b, t]`, or IGNORE.
+    tokens: (batch, seq) integers, the inputs.
+    labels: (batch, seq) integers, `labels[b, t]` is the token that follows `tokens[b, t]`, or IGNORE.
+        A loader gives int32, half the bytes on the way to the device; the model takes int64.
     documents: (batch, seq) int32 or None. Where given, a position attends only to positions of the
         same row with the same number; numbers never decrease along a row.
     """
@@ -25,13 +26,10 @@ class Batch(NamedTuple):
     documents: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; the copy does not wait if the memory is pinned."""
+        """The same batch on `device`, fit for the model; the copy does not wait if the memory is pinned."""
+        tokens, labels = (each.to(device, non_blocking=True).long() for each in (self.tokens, self.labels))
         documents = self.documents
-        if documents is not None:
-            documents = documents.to(device, non_blocking=True)
-        return Batch(
-            self.tokens.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), documents
-        )
+        return Batch(tokens, labels, None if documents is None else documents.to(device, non_blocking=True))
 
 
 class LossSum(NamedTuple):
@@ -43,3 +41,16 @@ class LossSum(NamedTuple):
 
     nats: Tensor
     targets: Tensor
+
+
+def cu_seqlens(documents: Tensor) -> tuple[Tensor, int]:
+    """Where documents begin if the rows of a batch are laid end to end, as kernels of variable length take it.
+
+    documents: (batch, seq), as in `Batch`. Returns ((count + 1,) int32: 0, the later beginnings, batch * seq)
+    and the length of the longest document. Waits for the device that `documents` is on.
+    """
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = begins.flatten().nonzero().flatten()
+    bounds = torch.cat([starts, starts.new_tensor([documents.numel()])]).int()
+    return bounds, int(bounds.diff().max())

@@ -57,9 +57,11 @@ def _train(options: argparse.Namespace, started: float) -> int:
     if loaded.config.run.deterministic:  # read when torch is imported, so set before
         os.environ["MKL_CBWR"] = "COMPATIBLE"
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    from llmkit.loop.resume import Options
     from llmkit.train import train
 
-    return train(loaded, fresh=options.fresh, started=started, environment=os.environ)
+    how = Options(fresh=options.fresh, allow_data_change=options.allow_data_change)
+    return train(loaded, how, started=started, environment=os.environ)
 
 
 def _config(options: argparse.Namespace, started: float) -> int:
@@ -78,14 +80,18 @@ def _config(options: argparse.Namespace, started: float) -> int:
 def _data(options: argparse.Namespace, started: float) -> int:
     from llmkit.config.load import load
     from llmkit.data.building.prepare import prepare
-    from llmkit.data.prepared import verify
 
-    prepared = prepare(load(options.config, options.overrides).config.data)
+    config = load(options.config, options.overrides).config
+    prepared = prepare(config.data, seed=config.run.seed, workers=options.workers)
     if options.action == "verify":
-        verify(prepared.folder, print)
+        from llmkit.data.prepared import verify
+
+        verify(prepared, print)
     elif options.action == "inspect":
-        for name, text in prepared.samples(options.count):
-            print(f"--- {name}\n{text}")
+        from llmkit.data.inspect import inspect
+
+        for line in inspect(config, prepared, options.count, options.color):
+            print(line)
     return 0
 
 
@@ -130,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train; goes on from the newest good checkpoint by itself")
     _add_config(train)
     train.add_argument("--fresh", action="store_true", help="refuse a run folder that has checkpoints")
+    train.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="go on although the data, or the weights of the sources, are others than before",
+    )
     train.set_defaults(command=_train)
 
     config = commands.add_parser("config", help="print the resolved settings and where each came from")
@@ -140,7 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="build, verify or look at the token shards of a configuration")
     data.add_argument("action", choices=["build", "verify", "inspect"])
     _add_config(data)
-    data.add_argument("--count", type=int, default=1, help="documents shown by inspect, per source")
+    data.add_argument("--workers", type=_positive, help="processes that tokenize; default: all cores")
+    data.add_argument("--count", type=_count, default=1, help="rows shown by inspect, per source")
+    data.add_argument(
+        "--color", choices=["auto", "always", "never"], default="auto", help="of what inspect shows"
+    )
     data.set_defaults(command=_data)
 
     generate = commands.add_parser("generate", help="continue a text with a trained model")
@@ -168,6 +183,20 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--all", action="store_true", help="with --parity: many more of them")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
 
 
 def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:

@@ -14,7 +14,9 @@ from llmkit.loop.budget import Budget
 from llmkit.loop.control import Wishes
 from llmkit.loop.finish import finish
 from llmkit.loop.hooks import ChooseSteps, Evaluate, Log, Save
+from llmkit.loop.resume import Options
 from llmkit.loop.run import Hook, Run
+from llmkit.loop.samples import SampleLog
 from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, set_up
 from llmkit.loop.stop import REASONS, StopRequest
 from llmkit.monitor.wandb_mode import resolve_mode
@@ -30,12 +32,11 @@ UNKNOWN_END = 10**9
 """Stands for max_steps until a time budget has become steps: no decay begins before that."""
 
 
-def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[str, str]) -> int:
+def train(loaded: Loaded, options: Options, *, started: float, environment: Mapping[str, str]) -> int:
     """Trains the run that the configuration describes, from where it stands; returns the exit code.
 
-    fresh: refuse a run folder that has checkpoints. started: time.monotonic() at the start of the
-    command, from which `train.max_minutes` counts. Raises UserError, RunFault, and AlreadyTold where
-    another process of the run has printed the error.
+    started: time.monotonic() at the start of the command, from which `train.max_minutes` counts.
+    Raises UserError, RunFault, and AlreadyTold where another process of the run has printed the error.
     """
     config = loaded.config
     place = read_place(environment)
@@ -53,8 +54,9 @@ def train(loaded: Loaded, *, fresh: bool, started: float, environment: Mapping[s
         # The layout too: part of it may come from a launcher's file, which each node reads for itself.
         spread = {f"layout.{name}": str(value) for name, value in layout.to_dict().items()}
         agree(mesh, software() | {path: str(value) for path, value in leaves(config)} | spread)
-        start = Start(loaded, layout, precision, cut(mesh, layout.tensor_parallel_size))
-        return _train(start, fresh, started, environment)
+        mesh = cut(mesh, layout.tensor_parallel_size)
+        start = Start(loaded, layout, precision, mesh, options, place.local_size)
+        return _train(start, started, environment)
 
 
 def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
@@ -66,14 +68,14 @@ def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
         raise error from None
 
 
-def _train(start: Start, fresh: bool, started: float, environment: Mapping[str, str]) -> int:
+def _train(start: Start, started: float, environment: Mapping[str, str]) -> int:
     config, mesh = start.config, start.mesh
     with ExitStack() as stack:
         console = open_console(mesh)
         stack.callback(console.close)
         folder = stack.enter_context(open_folder(config, mesh, environment))
         console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")
-        run = set_up(start, folder, fresh, console, stack)
+        run = set_up(start, folder, console, stack)
         if run.progress.finished() and run.was_done:
             finish(run)
             return 0
@@ -101,7 +103,7 @@ def _loop(run: Run, log: Log, started: float) -> int:
     """Steps until the end, or until somebody asks to stop; either way the last step is saved."""
     config, progress = run.config, run.progress
     choose = ChooseSteps(Budget.for_run(config, started, run.heldout) if progress.max_steps is None else None)
-    evaluate, save = Evaluate(log), Save(log)
+    evaluate, save, samples = Evaluate(log), Save(log), SampleLog(run)
     hooks: list[Hook] = [choose, log, evaluate, save]
     batches = iter(run.loader)
     with StopRequest(run.folder, run.console.note) as stop:
@@ -112,10 +114,15 @@ def _loop(run: Run, log: Log, started: float) -> int:
             share = share_at(progress.step + 1, progress.max_steps or UNKNOWN_END, config.schedule)
             learning_rate = config.optimizer.learning_rate * share
             seed_step(config.run.seed, progress.step, run.mesh.data_rank)
-            result = run.engine.train_step(micro_batches, batch.targets, learning_rate)
+            targets = batch.targets
+            if targets is None:  # where not every token is a target, each rank knows only its own
+                targets = run.mesh.count_over_data(batch.own_targets)
+            result = run.engine.train_step(micro_batches, targets, learning_rate)
             progress.step += 1
-            progress.tokens += batch.targets
-            run.agreed = run.control.exchange(Wishes(stop.wish(), save.wish(run), choose.wish(run)))
+            progress.tokens += targets
+            samples.record(progress.step, batch)
+            wishes = Wishes(stop.wish(), save.wish(run), choose.wish(run))
+            run.agreed = run.control.exchange(wishes, batch.hash)
             for hook in hooks:
                 hook.after_step(run, result, learning_rate)
             if run.agreed.stop and not progress.finished():

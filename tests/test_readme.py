@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from llmkit.cli import main
@@ -49,7 +50,8 @@ def project(tmp_path, monkeypatch) -> Path:
     (yaml,) = blocks("yaml")
     Path("mine.yaml").write_text(yaml)
     Path("texts/deep").mkdir(parents=True)
-    Path("more.jsonl").write_text('{"text": "a record of text, a line each"}\n' * 100)
+    with pyarrow.CompressedOutputStream("more-1.jsonl.zst", "zstd") as file:
+        file.write(b'{"text": "a record of text, a line each"}\n' * 100)
     for number in range(40):
         Path(f"texts/deep/{number}.txt").write_text(f"document {number}: some words to train on. " * 20)
     # The demo's corpus is large for a test: a folder stands in for it.

@@ -333,6 +333,8 @@ class Monitor(Section):
 
     log_every: Positive = 10
     """Steps between rows of metrics.jsonl."""
+    log_samples: bool = False
+    """Each rank writes the position and the hash of every row that it trains on, into samples/."""
     sample: str | None = None
     """A prompt to continue at the end of the run; default: none."""
     wandb: Wandb = Wandb()

@@ -75,7 +75,7 @@ def _section(section: Section, path: str, depth: int) -> Iterator[tuple[str, str
 
 
 def _value(value: Any) -> str:
-    """A setting as one YAML scalar or flow list."""
+    """A setting as one YAML scalar, flow list or flow mapping."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -84,6 +84,8 @@ def _value(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_quoted(v) if isinstance(v, str) else _value(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_quoted(name)}: {_value(v)}" for name, v in value.items()) + "}"
     plain = value[:1] in _PLAIN_FIRST and set(value) <= _PLAIN and isinstance(resolve(value), str)
     return value if plain else _quoted(value)
 

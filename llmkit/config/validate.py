@@ -128,10 +128,10 @@ def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool) -> str:
     key = dotted(path)
     if path[:2] in (("data",), ("data", "sources")) and (len(path) <= 3 or path[3] == "type"):
         return _stub_sources(tree, path)
-    if path[:2] == ("data", "curriculum") and len(path) <= 3:  # no mapping: nothing in it can be judged
-        section = find(tree, ("data",))
-        assert section is not None
-        section.value.pop("curriculum", None)
+    if dotted(path[:2]) == "data.curriculum" and len(path) <= 3:  # no mapping: nothing in it can be judged
+        data = find(tree, ("data",))
+        assert data is not None and isinstance(data.value, dict)
+        data.value.pop("curriculum", None)
         return "data.curriculum"
     parent = find(tree, path[:-1])
     assert parent is not None

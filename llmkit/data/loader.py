@@ -6,27 +6,40 @@ positions; where they do not divide evenly, ranks with fewer rows fill up with r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from xxhash import xxh64_intdigest
 
-from llmkit.batch import IGNORE, Batch
+from llmkit.batch import Batch
 from llmkit.config import schema
+from llmkit.data.blocks import BlockMaker, RowsOfBlock
+from llmkit.data.curriculum import Curriculum, Supply, check_supply
+from llmkit.data.live.demand import merge_cursors
+from llmkit.data.live.source import LiveSource
 from llmkit.data.order import Order
-from llmkit.data.position import Fingerprint, Position, check_position
+from llmkit.data.position import (
+    Change,
+    Fingerprint,
+    Position,
+    carried_over,
+    data_differences,
+    mixture_difference,
+    read_position,
+    refusal,
+)
 from llmkit.data.prefetch import Prefetch
 from llmkit.data.prepared import Prepared
+from llmkit.errors import UserError
 
-ORDER_ROWS = 4096
-"""Rows, at least, whose order is computed at a time: a call alone costs as much as some hundred rows."""
-BLOCK_TOKENS = 1 << 18
-"""Tokens gathered at a time, unless a step has more."""
 BLOCKS_AHEAD = 2
+
+Gather = Callable[[str], list[str]]
+"""What every rank gives, in the order of the ranks."""
 
 
 @dataclass(frozen=True)
@@ -34,46 +47,37 @@ class Step:
     """One rank's part of a global batch.
 
     micro_batches: all of the same shape (micro_batch_size, sequence_length), on the host; as many on
-    every rank. targets: labels other than IGNORE in the global batch, over all ranks. rows: rows of the
-    global batch. sources: (micro-batches, micro_batch_size), the source each row is from, -1 for a row
-    that only fills.
+    every rank. own_targets: labels other than IGNORE in them. targets: those of the global batch, over all
+    ranks; None where it takes all ranks to know, because sources have tokens that are no targets. rows:
+    rows of the global batch. first: position of the first of them. sources: (micro-batches,
+    micro_batch_size), the source each row is from, -1 for a row that only fills. hashes: (rows of this
+    rank,) xxh64 of tokens and labels, if asked for.
     """
 
     micro_batches: list[Batch]
-    targets: int
+    own_targets: int
+    targets: int | None
     rows: int
+    first: int
     sources: np.ndarray
+    hashes: np.ndarray | None
 
-
-@dataclass(frozen=True)
-class _Block:
-    """Some steps of one rank in one piece of memory. tokens, labels, documents: (steps * rows, T)."""
-
-    tokens: Tensor
-    labels: Tensor
-    documents: Tensor | None
-    sources: np.ndarray  # (steps, rows)
-
-
-def document_numbers(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
-    """Number of each position's document in its row, int32, the shape of `tokens`: (rows, T).
-
-    End-of-text as an input opens the next document.
-    """
-    return np.cumsum(tokens == end_of_text_id, axis=1, dtype=np.int32)
-
-
-def _round_up(count: int, multiple: int) -> int:
-    return (count + multiple - 1) // multiple * multiple
+    @property
+    def hash(self) -> int:
+        """One hash of all rows of this rank, below 2^63; 0 if rows are not hashed."""
+        return 0 if self.hashes is None else xxh64_intdigest(self.hashes.tobytes()) >> 1
 
 
 class TrainLoader:
     """An endless iterator of steps; epochs of each source follow each other.
 
-    batch_rows: rows of a global batch. micro_batch_size: rows of a micro-batch, per rank. position: rows
-    consumed before, to go on from. rank, world_size: among the data-parallel ranks.
+    batch_rows: rows of a global batch. micro_batch_size: rows of a micro-batch, per rank. rank,
+    world_size: among the data-parallel ranks. hash_rows: make `Step.hashes`. workers: processes that
+    tokenize live sources; 0 = the thread that reads ahead does it.
 
-    `position` is at all times the number of rows of the steps handed out so far.
+    `position` is at all times the number of rows of the steps handed out so far, `left_out` how many
+    documents of each live source this rank has left out or mended since it started, by reason, `notes` what
+    the user should know.
     """
 
     def __init__(
@@ -83,25 +87,52 @@ class TrainLoader:
         seed: int,
         batch_rows: int,
         micro_batch_size: int,
-        position: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        hash_rows: bool = False,
+        workers: int = 0,
     ) -> None:
         assert min(batch_rows, micro_batch_size) > 0, (batch_rows, micro_batch_size)
         assert 0 <= rank < world_size, (rank, world_size)
-        assert position >= 0, position
         assert config.sequence_length == prepared.sequence_length, "prepared with other settings"
-        self.position = position
-        self._prepared, self._length, self._masks = prepared, config.sequence_length, config.document_masks
+        self.left_out: dict[str, Counter[str]] = {}
+        self.notes: list[str] = []
+        self._prepared, self._config, self._seed = prepared, config, seed
         self._batch_rows, self._micro = batch_rows, micro_batch_size
-        self._rank, self._world = rank, world_size
-        self._rows = _round_up(_round_up(batch_rows, world_size) // world_size, micro_batch_size)
-        self._readers = [source.reader for source in prepared.train]
-        self._weights = [source.weight for source in prepared.train]
-        self._order = Order(seed, [reader.row_count(self._length) for reader in self._readers], self._weights)
-        self._ahead: Prefetch[_Block] | None = None
+        self._rank, self._world, self._hash_rows, self._workers = rank, world_size, hash_rows, workers
+        self._names = [source.name for source in prepared.train]
+        self._curriculum = Curriculum.of(config, self._names)
+        self._ahead: Prefetch[RowsOfBlock] | None = None
+        self._maker: BlockMaker | None = None
         self._steps: Iterator[Step] = iter(())
-        self._pin = torch.cuda.is_available()
+        count = len(prepared.train)
+        self._begin(
+            Position(
+                rows=0,
+                seed=seed,
+                carry=[0] * count,
+                numbers=list(range(count)),
+                segments=[(0, list(self._curriculum.at(1)))],
+                cursors=[{} if isinstance(source.rows, LiveSource) else None for source in prepared.train],
+                fingerprint=Fingerprint.model_validate(prepared.fingerprint),
+            ),
+            steps_done=0,
+        )
+
+    def _begin(self, position: Position, steps_done: int) -> None:
+        """Go on from `position`, which is one in the data of now."""
+        length = self._config.sequence_length
+        sizes = [
+            None if isinstance(source.rows, LiveSource) else source.rows.row_count(length)
+            for source in self._prepared.train
+        ]
+        (start, weights), *later = position.segments
+        self._order = Order(self._seed, sizes, weights, position.numbers, start, position.carry)
+        for start, weights in later:
+            self._order.reweight(start, weights)
+        self._curriculum.continue_order(self._order, position.rows, steps_done, self._batch_rows)
+        self.position, self._steps_done, self._changes = position.rows, steps_done, position.changes
+        self._cursors = [None if each is None else dict(each) for each in position.cursors]
 
     def __iter__(self) -> Iterator[Step]:
         return self
@@ -110,41 +141,100 @@ class TrainLoader:
         step = next(self._steps, None)
         if step is None:
             if self._ahead is None:
-                self._ahead = Prefetch(self._blocks(self.position), BLOCKS_AHEAD)
+                self._ahead = self._start()
             self._steps = self._cut(next(self._ahead))
             step = next(self._steps)
         self.position += self._batch_rows
+        self._steps_done += 1
         return step
 
-    def state(self) -> dict[str, Any]:
-        """Where the order stands, as JSON; equal on all ranks."""
-        segments = [(segment.start, list(segment.weights)) for segment in self._order.segments]
-        fingerprint = Fingerprint.model_validate(self._prepared.fingerprint)
+    def _start(self) -> Prefetch[RowsOfBlock]:
+        maker = self._maker = BlockMaker(
+            self._prepared, self._config, self._order, self._cursors,
+            batch_rows=self._batch_rows, micro_batch_size=self._micro,
+            rank=self._rank, world_size=self._world, hash_rows=self._hash_rows, workers=self._workers,
+        )  # fmt: skip
+        return Prefetch(
+            maker.blocks(self.position),
+            BLOCKS_AHEAD,
+            stall_seconds=self._config.stall_seconds,
+            activity=lambda: maker.activity,
+        )
+
+    def check_supply(self, max_steps: int) -> None:
+        """Raises UserError if a source with `max_epochs` runs dry before the step `max_steps`.
+
+        Of live sources nobody knows the size: those run dry in mid-run.
+        """
+        supplies = [
+            Supply(source.name, place, source.rows.row_count(self._config.sequence_length), source.max_epochs)
+            for place, source in enumerate(self._prepared.train)
+            if source.max_epochs is not None and not isinstance(source.rows, LiveSource)
+        ]
+        steps = range(self._steps_done + 1, max_steps + 1)
+        check_supply(self._order, supplies, steps, self.position, self._batch_rows)
+
+    def state(self, gather: Gather = lambda text: [text]) -> dict[str, Any]:
+        """Where the order stands, as JSON; equal on all ranks, which must all call it with live sources."""
+        cursors = self._cursors
+        if any(each is not None for each in cursors):
+            cursors = merge_cursors(cursors, self._names, gather)
         position = Position(
-            rows=self.position, seed=self._order.seed, segments=segments, fingerprint=fingerprint
+            rows=self.position,
+            seed=self._seed,
+            start=self._order.start,
+            carry=list(self._order.carry),
+            numbers=list(self._order.numbers),
+            segments=[
+                (segment.start, list(segment.weights))
+                for segment in self._order.segments
+                if segment.start <= self.position
+            ],
+            cursors=cursors,
+            fingerprint=Fingerprint.model_validate(self._prepared.fingerprint),
+            changes=self._changes,
         )
         return position.model_dump(mode="json")
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raises UserError that names each difference if `state` belongs to another seed or other data."""
-        check_position(state, self._order.seed, self._prepared.fingerprint)
+    def load_state(self, state: dict[str, Any], steps_done: int, allow_change: bool = False) -> list[str]:
+        """Go on after `state`, that of a run after `steps_done` steps; no row is lost or repeated.
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on after `state`. Other weights than then hold from here on, with no row lost or repeated."""
+        allow_change: data or weights that differ from those of `state` hold from here on; sources that did
+        not change go on where they stood. Returns what differed.
+        Raises UserError that names each difference otherwise, and always for another seed.
+        """
         assert self._ahead is None, "load_state comes before the first step"
-        position = check_position(state, self._order.seed, self._prepared.fingerprint)
-        weights = [weights for _, weights in position.segments]
-        self._order = Order(self._order.seed, self._order.sizes, weights[0])
-        for start, changed in position.segments[1:]:
-            self._order.reweight(start, changed)
-        if weights[-1] != self._weights:
-            self._order.reweight(position.rows, self._weights)
-        self.position = position.rows
+        position = read_position(state)
+        if position.seed != self._seed:
+            raise UserError(refusal([f"run.seed was {position.seed}, is {self._seed}"]))
+        now = Fingerprint.model_validate(self._prepared.fingerprint)
+        differences = data_differences(position, now)
+        weights = list(self._curriculum.at(steps_done + 1))
+        if not differences and (mixture := mixture_difference(position, weights)):
+            change = Change(rows=position.rows, differences=[mixture], fingerprint=now)
+            position = position.model_copy(update={"changes": [*position.changes, change]})
+            differences = [mixture]
+        elif differences:
+            position = carried_over(position, now, self._consumed(position), weights)
+        if differences and not allow_change:
+            raise UserError(refusal(differences))
+        self._begin(position, steps_done)
+        return differences
+
+    def _consumed(self, position: Position) -> list[int]:
+        """Rows of each source of then that lie before `position`."""
+        (start, weights), *later = position.segments
+        order = Order(self._seed, [None] * len(weights), weights, position.numbers, start, position.carry)
+        for start, weights in later:
+            order.reweight(start, weights)
+        return [int(count) for count in order.consumed(position.rows)]
 
     def close(self) -> None:
         """Stop reading ahead."""
         if self._ahead is not None:
             self._ahead.close()
+        if self._maker is not None:
+            self._maker.close()
 
     def __enter__(self) -> TrainLoader:
         return self
@@ -154,57 +244,26 @@ class TrainLoader:
     ) -> None:
         self.close()
 
-    def _cut(self, block: _Block) -> Iterator[Step]:
+    def _cut(self, block: RowsOfBlock) -> Iterator[Step]:
+        """The steps of a block; what the block knows of live sources is taken over step by step."""
         steps, rows = block.sources.shape
-        targets = self._batch_rows * self._length
+        self.notes += block.notes
         for step in range(steps):
             parts = []
             for first in range(step * rows, (step + 1) * rows, self._micro):
                 part = slice(first, first + self._micro)
                 documents = None if block.documents is None else block.documents[part]
                 parts.append(Batch(block.tokens[part], block.labels[part], documents))
-            yield Step(parts, targets, self._batch_rows, block.sources[step].reshape(-1, self._micro))
-
-    def _blocks(self, position: int) -> Iterator[_Block]:
-        """Blocks of steps from `position` on; the first ones are small, so that training starts at once."""
-        most = max(1, BLOCK_TOKENS // (self._rows * self._length))
-        steps = 1
-        while True:
-            located = _round_up(ORDER_ROWS, self._rows) // self._rows
-            starts = position + self._batch_rows * np.arange(located)
-            first = starts + (self._rank - starts) % self._world
-            positions = first[:, None] + self._world * np.arange(self._rows)
-            real = positions < starts[:, None] + self._batch_rows
-            sources = np.full(positions.shape, -1, dtype=np.int64)
-            rows = np.zeros(positions.shape, dtype=np.int64)
-            sources[real], _, rows[real] = self._order.at(positions[real])
-            done = 0
-            while done < located:
-                part = slice(done, done + steps)
-                yield self._gather(sources[part], rows[part])
-                done += steps
-                steps = min(2 * steps, most)
-            position += self._batch_rows * located
-
-    def _gather(self, sources: np.ndarray, rows: np.ndarray) -> _Block:
-        flat, index = sources.ravel(), rows.ravel()
-        present = np.unique(flat)
-        if present.size == 1 and present[0] >= 0:
-            text = self._readers[present[0]].rows(index, self._length)
-        else:
-            end_of_text = self._prepared.tokenizer.end_of_text_id
-            text = np.full((flat.size, self._length + 1), end_of_text, dtype=np.int32)
-            for source in present[present >= 0]:
-                here = flat == source
-                text[here] = self._readers[source].rows(index[here], self._length)
-        # The model's index type, made here once for all.
-        tokens, labels = text[:, :-1].astype(np.int64), text[:, 1:].astype(np.int64)
-        labels[flat < 0] = IGNORE
-        documents = None
-        if self._masks:
-            documents = self._tensor(document_numbers(tokens, self._prepared.tokenizer.end_of_text_id))
-        return _Block(self._tensor(tokens), self._tensor(labels), documents, sources)
-
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor.pin_memory() if self._pin else tensor
+            own = int(block.targets[step])
+            everything = None if block.has_masks else self._batch_rows * self._config.sequence_length
+            for source, lane, cursor in block.cursors[step]:
+                cursors = self._cursors[source]
+                assert cursors is not None, source
+                cursors[str(lane)] = list(cursor)
+            for source, counts in block.left_out[step]:
+                self.left_out.setdefault(self._names[source], Counter()).update(counts)
+            yield Step(
+                parts, own, everything, self._batch_rows, self.position,
+                block.sources[step].reshape(-1, self._micro),
+                None if block.hashes is None else block.hashes[step],
+            )  # fmt: skip

@@ -9,6 +9,7 @@ So a run goes on at any world size from one integer, the number of rows already 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,18 +87,22 @@ def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
 
 
 def quotas(weights: Sequence[float], slots: int = SLOTS) -> np.ndarray:
-    """Slots of each source in a mixing block, summing to `slots`, by largest remainder.
+    """Slots of each source in a mixing block, summing to `slots`, by largest remainder; weight 0 gets none.
 
-    Raises UserError if a weight is too small to get a slot.
+    Raises UserError if all weights are 0, or one is too small to get a slot.
     """
-    share = np.asarray(weights, dtype=np.float64) / sum(weights) * slots
+    total = sum(weights)
+    if total == 0:
+        raise UserError("data.sources: all weights are 0, so there is no source to draw rows from")
+    share = np.asarray(weights, dtype=np.float64) / total * slots
     count = np.floor(share).astype(np.int64)
     count[np.argsort(count - share, kind="stable")[: slots - int(count.sum())]] += 1
-    if (count == 0).any():
-        small = int(np.argmin(count))
+    small = (count == 0) & (np.asarray(weights) > 0)
+    if small.any():
+        i = int(np.argmax(small))
         raise UserError(
-            f"data.sources[{small}].weight: {weights[small]:g} is less than 1/{slots} of the weights' sum "
-            f"{sum(weights):g}; give it a larger weight or remove the source"
+            f"data.sources[{i}].weight: {weights[i]:g} is less than 1/{slots} of the weights' sum "
+            f"{total:g}; give it a larger weight, 0, or remove the source"
         )
     return count
 
@@ -122,8 +127,8 @@ class Segment:
         """The segment from `start` on; its slots are shuffled by (seed, start)."""
         quota = quotas(weights)
         slot = permute(np.arange(SLOTS), SLOTS, key(seed, _SLOT_STREAM, start))
-        source = np.searchsorted(np.cumsum(quota), slot, side="right").astype(np.int64)
-        earlier = np.empty(SLOTS, dtype=np.int64)
+        source = np.searchsorted(np.cumsum(quota), slot, side="right").astype(np.int32)
+        earlier = np.empty(SLOTS, dtype=np.int32)
         for i, count in enumerate(quota):
             earlier[source == i] = np.arange(count)
         return cls(start, tuple(weights), quota, carry, source, earlier)
@@ -144,15 +149,27 @@ class Segment:
 class Order:
     """Which row of which source stands at a global position; epochs follow each other without end.
 
-    seed: of the run. sizes: rows of each source, all positive. weights: share of each source.
+    seed: of the run. sizes: rows of each source, None where they are not numbered (a live source).
+    weights: share of each source. numbers: what each source is called in the keys of its permutations, by
+    default its place. start: the first position; carry: rows of each source that were consumed before it.
     """
 
-    def __init__(self, seed: int, sizes: Sequence[int], weights: Sequence[float]) -> None:
-        assert len(sizes) == len(weights), (sizes, weights)
-        assert min(sizes) > 0, sizes
-        self.seed = seed
+    def __init__(
+        self,
+        seed: int,
+        sizes: Sequence[int | None],
+        weights: Sequence[float],
+        numbers: Sequence[int] | None = None,
+        start: int = 0,
+        carry: Sequence[int] | None = None,
+    ) -> None:
+        self.seed, self.start = seed, start
         self.sizes = tuple(sizes)
-        self.segments = [Segment.build(0, weights, np.zeros(len(sizes), dtype=np.int64), seed)]
+        self.numbers = tuple(numbers or range(len(sizes)))
+        self.carry = tuple(carry or [0] * len(sizes))
+        assert len(self.sizes) == len(weights) == len(self.numbers) == len(self.carry), (sizes, weights)
+        assert all(size is None or size > 0 for size in sizes), sizes
+        self.segments = [Segment.build(start, weights, np.asarray(self.carry, dtype=np.int64), seed)]
 
     def reweight(self, position: int, weights: Sequence[float]) -> None:
         """From `position` on draw with other weights; no row is lost or repeated by the change."""
@@ -164,21 +181,33 @@ class Order:
             self.segments.pop()
         self.segments.append(Segment.build(position, weights, carry, self.seed))
 
+    def consumed(self, position: int) -> np.ndarray:
+        """Rows of each source that lie before `position`, shape (sources,)."""
+        starts = [segment.start for segment in self.segments]
+        return self.segments[max(0, bisect_right(starts, position) - 1)].consumed(position)
+
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Source, epoch and row of global positions; all int64 of the shape of `positions`, (count,)."""
+        """Source, epoch and row of global positions; all int64 of the shape of `positions`, (count,).
+
+        Where a source's rows are not numbered, the epoch is 0 and the row the number of its rows before.
+        """
         starts = [segment.start for segment in self.segments]
         which = np.searchsorted(starts, positions, side="right") - 1
-        source, count, row = (np.empty(positions.shape, dtype=np.int64) for _ in range(3))
+        source, row = (np.empty(positions.shape, dtype=np.int64) for _ in range(2))
         for w in np.unique(which):
             here = which == w
-            source[here], count[here] = self.segments[w].locate(positions[here])
-        epoch, place = np.divmod(count, np.asarray(self.sizes)[source])
+            source[here], row[here] = self.segments[w].locate(positions[here])
+        epoch = np.zeros(positions.shape, dtype=np.int64)
         for i in np.unique(source):
+            size = self.sizes[i]
+            if size is None:
+                continue
             here = source == i
-            epochs = epoch[here]
+            epochs, place = np.divmod(row[here], size)
+            epoch[here] = epochs
             # One key for all where they share the epoch, which is nearly always so: half the work.
             word: Word = int(epochs[0]) if (epochs == epochs[0]).all() else epochs
-            row[here] = permute(place[here], self.sizes[i], key(self.seed, _ROW_STREAM, int(i), word))
+            row[here] = permute(place, size, key(self.seed, _ROW_STREAM, self.numbers[i], word))
         return source, epoch, row
 
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

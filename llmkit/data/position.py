@@ -2,45 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llmkit.errors import UserError
 
-Weight = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=0)]
 
 
-class SourcePrint(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourcePrint(_Record):
     """What a source's training tokens are known by."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
-    tokens: int
+    kind: Literal["shards", "megatron", "live"]
+    tokens: int | None
+    """None for a live source: nobody has counted them."""
     digest: str
     heldout: str | None
     """Digest of the held-out tokens, None if there are none."""
 
 
-class Fingerprint(BaseModel):
+class Fingerprint(_Record):
     """What the order of the rows depends on, beside the seed and the weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     tokenizer: str
     sequence_length: int
     document_masks: bool
     sources: list[SourcePrint]
 
 
-class Position(BaseModel):
-    """rows: consumed so far. segments: (first position, weights of the sources from there on)."""
+class Change(_Record):
+    """A change of the data in mid-run: the rows consumed before, what differed, the data until then."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    version: Literal[1] = 1
-    rows: Annotated[int, Field(ge=0)]
-    seed: int
-    segments: Annotated[list[tuple[int, list[Weight]]], Field(min_length=1)]
+    rows: Count
+    differences: list[str]
     fingerprint: Fingerprint
+
+
+class Position(_Record):
+    """rows: consumed so far. segments: (first position, weights of the sources from there on).
+
+    The present data began at position `start`, where `carry` rows of each source had been consumed and
+    `numbers` name the sources in the keys of the order; without a change of the data that is 0, zeros and
+    0, 1, ... cursors: for a live source where each of its lanes stands, by number of the lane; None for
+    other sources. A lane that is not there has not begun.
+    """
+
+    version: Literal[2] = 2
+    rows: Count
+    seed: int
+    start: Count = 0
+    carry: list[Count]
+    numbers: list[Count]
+    segments: Annotated[list[tuple[int, list[Weight]]], Field(min_length=1)]
+    cursors: list[dict[str, JsonValue] | None]
+    fingerprint: Fingerprint
+    changes: list[Change] = []
+
+
+def read_position(state: dict[str, Any]) -> Position:
+    """The position in `state`; raises UserError if it contradicts itself."""
+    try:
+        position = Position.model_validate(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"the checkpoint's data position is not usable: {where}: {first['msg']}") from error
+    starts = [start for start, _ in position.segments]
+    if starts != sorted(starts) or starts[0] != position.start or starts[-1] > position.rows:
+        raise UserError(f"the checkpoint's data position is not usable: segments start at {starts}")
+    sizes = {len(weights) for _, weights in position.segments}
+    sizes |= {len(position.carry), len(position.numbers), len(position.cursors)}
+    if sizes != {len(position.fingerprint.sources)}:
+        raise UserError("the checkpoint's data position is not usable: it has not one value a source")
+    return position
 
 
 def check_position(state: dict[str, Any], seed: int, fingerprint: dict[str, Any]) -> Position:
@@ -48,31 +90,38 @@ def check_position(state: dict[str, Any], seed: int, fingerprint: dict[str, Any]
 
     The message names each difference of the seed and the fingerprint.
     """
-    try:
-        position = Position.model_validate(state)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"the checkpoint's data position is not usable: {where}: {first['msg']}") from error
-    now = Fingerprint.model_validate(fingerprint)
-    starts = [start for start, _ in position.segments]
-    sizes = {len(weights) for _, weights in position.segments}
-    if starts != sorted(starts) or starts[0] != 0 or starts[-1] > position.rows:
-        raise UserError(f"the checkpoint's data position is not usable: segments start at {starts}")
-    if sizes != {len(position.fingerprint.sources)}:
-        raise UserError("the checkpoint's data position is not usable: it has not one weight a source")
+    position = read_position(state)
     differences = [f"run.seed was {position.seed}, is {seed}"] if position.seed != seed else []
-    differences += _differences(position.fingerprint, now)
+    differences += data_differences(position, Fingerprint.model_validate(fingerprint))
     if differences:
-        raise UserError(
-            "the checkpoint was made with other data, so the run cannot go on exactly: "
-            + "; ".join(differences)
-            + "; restore the settings and files, or start a new run"
-        )
+        raise UserError(refusal(differences))
     return position
 
 
-def _differences(then: Fingerprint, now: Fingerprint) -> list[str]:
+def refusal(differences: Sequence[str]) -> str:
+    """Why a run cannot go on with other data, and what can be done."""
+    return (
+        "the checkpoint was made with other data, so the run cannot go on exactly: "
+        + "; ".join(differences)
+        + "; restore the settings and files, start a new run, or go on with the other data from here "
+        "(llmkit train --allow-data-change, which is recorded)"
+    )
+
+
+def mixture_difference(position: Position, weights: Sequence[float]) -> str | None:
+    """The difference between the weights that held at `position` and those that should hold from there."""
+    then = position.segments[-1][1]
+    if list(weights) == then:
+        return None
+    names = [source.name for source in position.fingerprint.sources]
+    pairs = zip(names, then, weights, strict=True)
+    changed = [f"{name} {old:g} -> {new:g}" for name, old, new in pairs if old != new]
+    return f"the mixture has other weights: {', '.join(changed)}"
+
+
+def data_differences(position: Position, now: Fingerprint) -> list[str]:
+    """Each difference between the data of `position` and those of now, in words."""
+    then = position.fingerprint
     found = []
     if then.tokenizer != now.tokenizer:
         found.append(f"data.tokenizer had hash {then.tokenizer}, has {now.tokenizer}")
@@ -85,10 +134,58 @@ def _differences(then: Fingerprint, now: Fingerprint) -> list[str]:
         found.append(f"data.sources were {', '.join(names_then)}, are {', '.join(names_now)}")
         return found
     for old, new in zip(then.sources, now.sources, strict=True):
-        if old.tokens != new.tokens:
+        if old.kind != new.kind:
+            found.append(f"source {old.name} was read as {old.kind}, is as {new.kind}")
+        elif old.tokens != new.tokens:
             found.append(f"source {old.name} had {old.tokens} training tokens, has {new.tokens}")
         elif old.digest != new.digest:
-            found.append(f"source {old.name} has other text of the same length")
+            what = "has other files or is cut otherwise" if new.kind == "live" else "has other text"
+            found.append(f"source {old.name} {what}{'' if new.kind == 'live' else ' of the same length'}")
         if old.heldout != new.heldout:
             found.append(f"source {old.name} has other held-out text")
     return found
+
+
+def carried_over(
+    position: Position, now: Fingerprint, consumed: Sequence[int], weights: Sequence[float]
+) -> Position:
+    """The position `position` in other data: they begin there, and what did not change goes on.
+
+    consumed: rows of each source of before that `position` has behind it. A source with the same text
+    under the same name goes on where it stood, another one begins, under a number that none had before.
+    weights: of now, which hold from there on.
+    """
+    then = position.fingerprint
+    same_rows = (then.tokenizer, then.sequence_length) == (now.tokenizer, now.sequence_length)
+    before = {source.name: place for place, source in enumerate(then.sources)}
+    fresh = 1 + max(position.numbers)
+    carry, numbers, cursors = [], [], []
+    for source in now.sources:
+        place = before.get(source.name)
+        if place is not None and same_rows and _same_text(then.sources[place], source):
+            carry.append(int(consumed[place]))
+            numbers.append(position.numbers[place])
+            cursors.append(position.cursors[place])
+        else:
+            carry.append(0)
+            numbers.append(fresh)
+            cursors.append({} if source.kind == "live" else None)
+            fresh += 1
+    change = Change(
+        rows=position.rows, differences=data_differences(position, now), fingerprint=position.fingerprint
+    )
+    return Position(
+        rows=position.rows,
+        seed=position.seed,
+        start=position.rows,
+        carry=carry,
+        numbers=numbers,
+        segments=[(position.rows, list(weights))],
+        cursors=cursors,
+        fingerprint=now,
+        changes=[*position.changes, change],
+    )
+
+
+def _same_text(old: SourcePrint, new: SourcePrint) -> bool:
+    return (old.kind, old.tokens, old.digest) == (new.kind, new.tokens, new.digest)

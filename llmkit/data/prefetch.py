@@ -5,21 +5,34 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from llmkit.errors import RunFault
+
 Item = TypeVar("Item")
+
+CLOSE_SECONDS = 5.0
+"""How long `close` waits for the item at hand: a thread that hangs in a dead file system never ends."""
 
 
 class Prefetch(Generic[Item]):
     """Iterates over `items` while a thread makes the next `depth` of them.
 
+    stall_seconds: who waits longer than this for an item gets a RunFault that names `activity()`.
     An exception of `items` is raised in the consumer, after what came before it. `close` stops the thread
     as soon as it has made the item at hand; it does not keep a process from ending.
     """
 
-    def __init__(self, items: Iterator[Item], depth: int) -> None:
+    def __init__(
+        self,
+        items: Iterator[Item],
+        depth: int,
+        stall_seconds: float | None = None,
+        activity: Callable[[], str] = lambda: "the data",
+    ) -> None:
         self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+        self._stall_seconds, self._activity = stall_seconds, activity
         self._stop = threading.Event()
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
@@ -31,7 +44,13 @@ class Prefetch(Generic[Item]):
     def __next__(self) -> Item:
         if self._ended is not None:
             raise self._ended
-        item, ended = self._queue.get()
+        try:
+            item, ended = self._queue.get(timeout=self._stall_seconds)
+        except queue.Empty:
+            raise RunFault(
+                f"nothing came from {self._activity()} for {self._stall_seconds:g} seconds "
+                "(data.stall_seconds); is its storage or network up?"
+            ) from None
         if ended is not None:
             self._ended = ended
             raise ended
@@ -46,7 +65,7 @@ class Prefetch(Generic[Item]):
         with contextlib.suppress(queue.Empty):
             while True:
                 self._queue.get_nowait()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self, items: Iterator[Item]) -> None:
         ended: BaseException = StopIteration()

@@ -1,56 +1,74 @@
-"""A built folder of token shards, opened for reading."""
+"""All that a run reads, opened."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from xxhash import xxh64_hexdigest
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmkit.config import schema
-from llmkit.data.shards.format import Index
+from llmkit.data.live.source import LiveSource
+from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.shards.reader import ShardReader
+from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import read_json
 
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 """Changes with anything that makes the same sources give other folders."""
-
-SOURCE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class SourceRecord(BaseModel):
     """What was built of a source: whether it has held-out documents, and what was left out, by reason."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    version: Literal[2] = 2
     heldout: bool
     left_out: dict[str, int]
 
 
-class Manifest(BaseModel):
-    """Content of build.json, by name of the source."""
+class Place(NamedTuple):
+    """Where a source is. folder: what was built of it, if anything. live: what tokenizes it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    version: Literal[1] = 1
-    sources: dict[Annotated[str, Field(pattern=SOURCE_NAME)], SourceRecord]
+    name: str
+    spec: schema.Source
+    folder: Path | None = None
+    live: LiveSource | None = None
 
 
 @dataclass(frozen=True)
 class TrainSource:
-    """A source's training tokens, and its share of the rows relative to the other sources."""
+    """What a source gives to train on.
+
+    weight: share of the rows relative to the other sources. max_epochs: how often it may be read; None = no
+    limit. rows: tokens on disk, or what tokenizes while training.
+    """
 
     name: str
-    reader: ShardReader
     weight: float
+    max_epochs: int | None
+    rows: RowSource | LiveSource
+
+    @property
+    def kind(self) -> Literal["shards", "megatron", "live"]:
+        """How its rows are read."""
+        if isinstance(self.rows, LiveSource):
+            return "live"
+        return "megatron" if isinstance(self.rows, MegatronReader) else "shards"
+
+    @property
+    def stored(self) -> RowSource | None:
+        """Its tokens on disk; None for a live source."""
+        return None if isinstance(self.rows, LiveSource) else self.rows
 
 
 @dataclass(frozen=True)
 class HeldOutSource:
-    """A source's held-out tokens; `reader.index.extra` has `xz_bits_per_byte` and `gzip_bits_per_byte`."""
+    """A source's held-out tokens; `reader.index.extra` may have what general compressors make of the text."""
 
     name: str
     reader: ShardReader
@@ -60,12 +78,12 @@ class HeldOutSource:
 class Prepared:
     """All that training and evaluation read.
 
-    heldout: sources that have held-out documents, maybe none. left_out: for each source, how many
-    documents were left out or mended, by reason. fingerprint: what the order of the rows depends on, by
-    content and not by path; JSON.
+    folders: what was built for each source, by name. heldout: sources that have held-out documents, maybe
+    none. left_out: for each source, how many documents were left out or mended when it was built, by
+    reason. fingerprint: what the order of the rows depends on, by content and not by path; JSON.
     """
 
-    folder: Path
+    folders: dict[str, Path]
     tokenizer: Tokenizer
     train: tuple[TrainSource, ...]
     heldout: tuple[HeldOutSource, ...]
@@ -76,97 +94,132 @@ class Prepared:
 
     @property
     def train_tokens(self) -> int:
-        """Training tokens of all sources, end-of-text included."""
-        return sum(source.reader.tokens for source in self.train)
+        """Training tokens of all sources but the live ones, end-of-text included."""
+        return sum(source.stored.tokens for source in self.train if source.stored)
 
     @property
     def train_bytes(self) -> int:
-        """UTF-8 bytes of the training documents."""
-        return sum(source.reader.index.text_bytes for source in self.train)
+        """UTF-8 bytes of the training documents, of those sources where they are known."""
+        return sum(source.stored.text_bytes or 0 for source in self.train if source.stored)
 
     @property
     def heldout_bytes(self) -> int:
         """UTF-8 bytes of the held-out documents."""
         return sum(source.reader.index.text_bytes for source in self.heldout)
 
-    def samples(self, count: int) -> Iterator[tuple[str, str]]:
-        """(source name, text) of the first `count` training documents of each source, decoded from tokens."""
-        for source in self.train:
-            for number in range(min(count, source.reader.index.documents)):
-                yield source.name, self.tokenizer.decode(source.reader.document(number))
 
+def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Place]) -> Prepared:
+    """Open the sources of the settings at their places, in the settings' order.
 
-def open_prepared(folder: Path, config: schema.Data, names: list[str]) -> Prepared:
-    """Open what `build.prepare` built; `names` are the sources' names in the settings' order.
-
-    Raises UserError if the folder is damaged, or if a source's training text does not fill one row.
+    Raises UserError if something is damaged or of another tokenizer, or if a source's tokens do not fill
+    one row.
     """
-    manifest = _read_manifest(folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer", _remedy(folder))
-    train, heldout = [], []
-    for name, spec in zip(names, config.sources, strict=True):
-        reader = _open(folder, "train", name, tokenizer)
-        if reader.row_count(config.sequence_length) == 0:
+    train, heldout, left_out = [], [], {}
+    for place in places:
+        spec, record = place.spec, _read_record(place.folder) if place.folder else None
+        source = TrainSource(place.name, spec.weight, spec.max_epochs, _open_train(place, tokenizer))
+        if source.stored and source.stored.row_count(config.sequence_length) == 0:
             raise UserError(
-                f"source {name}: its {reader.tokens} training tokens do not fill one row of "
+                f"source {place.name}: its {source.stored.tokens} training tokens do not fill one row of "
                 f"{config.sequence_length}; give it more text or lower data.sequence_length"
             )
-        train.append(TrainSource(name, reader, spec.weight))
-        if manifest.sources[name].heldout:
-            heldout.append(HeldOutSource(name, _open(folder, "heldout", name, tokenizer)))
-    digests = {source.name: _digest(source.reader.index) for source in heldout}
+        train.append(source)
+        left_out[place.name] = record.left_out if record else {}
+        if record and record.heldout and place.folder:
+            heldout.append(HeldOutSource(place.name, _open(place.folder, "heldout", tokenizer)))
+        elif spec.heldout_path is not None:
+            heldout.append(HeldOutSource(place.name, _given_shards(spec.heldout_path, place.name, tokenizer)))
     return Prepared(
-        folder=folder,
+        folders={place.name: place.folder for place in places if place.folder},
         tokenizer=tokenizer,
         train=tuple(train),
         heldout=tuple(heldout),
-        left_out={name: manifest.sources[name].left_out for name in names},
+        left_out=left_out,
         sequence_length=config.sequence_length,
         document_masks=config.document_masks,
-        fingerprint={
-            "tokenizer": tokenizer.hash,
-            "sequence_length": config.sequence_length,
-            "document_masks": config.document_masks,
-            "sources": [
-                {
-                    "name": source.name,
-                    "tokens": source.reader.tokens,
-                    "digest": _digest(source.reader.index),
-                    "heldout": digests.get(source.name),
-                }
-                for source in train
-            ],
-        },
+        fingerprint=_fingerprint(config, tokenizer, train, heldout),
     )
 
 
-def verify(folder: Path, report: Callable[[str], None]) -> None:
-    """Check every checksum of a built folder; raises UserError that names the first damaged file."""
-    manifest = _read_manifest(folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer", _remedy(folder))
-    for name, source in manifest.sources.items():
-        for split in ("train", "heldout") if source.heldout else ("train",):
-            reader = _open(folder, split, name, tokenizer)
-            blocks = reader.verify()
-            report(f"{name}/{split}: {reader.tokens:,} tokens in {blocks} blocks are as they were written")
+def summary(prepared: Prepared) -> str:
+    """What there is to train on, as a line for the user."""
+    live = [source.name for source in prepared.train if source.stored is None]
+    parts = []
+    if len(live) < len(prepared.train):
+        parts.append(f"{prepared.train_tokens:,} training tokens of {prepared.train_bytes / 1e6:.2f} MB")
+    if live:
+        parts.append(f"{', '.join(live)} tokenized while training (not counted)")
+    parts.append(f"{prepared.heldout_bytes / 1e6:.2f} MB held out")
+    return f"data: {', '.join(parts)}"
 
 
-def _open(folder: Path, split: str, name: str, tokenizer: Tokenizer) -> ShardReader:
-    return ShardReader(folder / split / name, tokenizer.vocab_size, tokenizer.hash, _remedy(folder))
+def verify(prepared: Prepared, report: Callable[[str], None]) -> None:
+    """Check all that has a checksum; raises UserError that names the first damaged file."""
+    for name, place, rows in _stored(prepared):
+        known = "as they were written" if isinstance(rows, ShardReader) else "ids of the vocabulary"
+        report(f"{name}/{place}: {rows.tokens:,} tokens in {rows.verify()} blocks are {known}")
+    for source in prepared.train:
+        if source.stored is None:
+            report(f"{source.name}: is tokenized while training, so there is nothing to verify")
+
+
+def _stored(prepared: Prepared) -> Iterator[tuple[str, str, RowSource]]:
+    heldout = {source.name: source.reader for source in prepared.heldout}
+    for source in prepared.train:
+        if source.stored:
+            yield source.name, "train", source.stored
+        if source.name in heldout:
+            yield source.name, "heldout", heldout[source.name]
+
+
+def _fingerprint(
+    config: schema.Data, tokenizer: Tokenizer, train: list[TrainSource], heldout: list[HeldOutSource]
+) -> dict[str, Any]:
+    held = {source.name: source.reader.digest for source in heldout}
+    return {
+        "tokenizer": tokenizer.hash,
+        "sequence_length": config.sequence_length,
+        "document_masks": config.document_masks,
+        "sources": [
+            {
+                "name": source.name,
+                "kind": source.kind,
+                "tokens": source.stored.tokens if source.stored else None,
+                "digest": source.rows.digest,
+                "heldout": held.get(source.name),
+            }
+            for source in train
+        ],
+    }
+
+
+def _open_train(place: Place, tokenizer: Tokenizer) -> RowSource | LiveSource:
+    if place.live is not None:
+        return place.live
+    if place.folder is not None:
+        return _open(place.folder, "train", tokenizer)
+    path = place.spec.path if isinstance(place.spec.path, str) else (place.spec.path or [""])[0]
+    if place.spec.type == "megatron":
+        return MegatronReader(Path(path).expanduser(), tokenizer.vocab_size, tokenizer.end_of_text_id)
+    return _given_shards(path, place.name, tokenizer)
+
+
+def _given_shards(path: str, name: str, tokenizer: Tokenizer) -> ShardReader:
+    remedy = f"source {name} is read as it is: mend or replace that folder, or name its own tokenizer"
+    return ShardReader(Path(path).expanduser(), tokenizer.vocab_size, tokenizer.hash, remedy)
+
+
+def _open(folder: Path, split: str, tokenizer: Tokenizer) -> ShardReader:
+    return ShardReader(folder / split, tokenizer.vocab_size, tokenizer.hash, _remedy(folder))
 
 
 def _remedy(folder: Path) -> str:
     return f"delete {folder} and build the data again"
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / "build.json"
+def _read_record(folder: Path) -> SourceRecord:
+    path = folder / "source.json"
     try:
-        return Manifest.model_validate(read_json(path, _remedy(folder)))
+        return SourceRecord.model_validate(read_json(path, _remedy(folder)))
     except ValidationError as error:
         raise UserError(f"{path}: of another version or damaged; {_remedy(folder)}") from error
-
-
-def _digest(index: Index) -> str:
-    """One hash of all the tokens."""
-    return xxh64_hexdigest(" ".join(block for shard in index.shards for block in shard.blocks).encode())

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmkit.errors import RunFault
 from llmkit.parallel.mesh import Mesh
 
 
@@ -33,20 +34,29 @@ class Control:
 
     The wishes of a step travel while the next step is computed, and hold after it, on all ranks; a
     process alone has its own at once. Of what depends on time, only rank 0's wishes count.
+
+    Hashes of what was trained on travel along: tensor-parallel peers must have seen the same.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self._sent: tuple[Tensor, dist.Work] | None = None
 
-    def exchange(self, wishes: Wishes) -> Wishes:
-        """Called after every step by every rank: gives this rank's wishes, returns what now holds for all."""
+    def exchange(self, wishes: Wishes, batch_hash: int = 0) -> Wishes:
+        """Called after every step by every rank: gives this rank's wishes, returns what now holds for all.
+
+        batch_hash: of the step's batch, below 2^63. Raises RunFault where tensor-parallel peers differ.
+        """
         if self._mesh.world_size == 1:
             return wishes
         holds = self._receive()
         if self._mesh.rank > 0:
             wishes = Wishes(stop=wishes.stop)
-        values = torch.tensor(wishes, dtype=torch.int64)
+        hashes = torch.zeros((2, self._mesh.data_size), dtype=torch.int64)
+        if self._mesh.tensor_size > 1:  # the largest is the smallest where all are the same
+            hashes -= 2**62 * 2 - 1
+            hashes[:, self._mesh.data_rank] = torch.tensor([batch_hash, -batch_hash])
+        values = torch.cat([torch.tensor(wishes, dtype=torch.int64), hashes.flatten()])
         work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._mesh.control_group, async_op=True)
         self._sent = values, work
         return holds
@@ -56,7 +66,13 @@ class Control:
             return NOTHING
         (values, work), self._sent = self._sent, None
         work.wait()
-        return Wishes(*values.tolist())
+        wishes, hashes = values[: len(NOTHING)], values[len(NOTHING) :].view(2, -1)
+        if (differ := (hashes[0] != -hashes[1]).nonzero()).numel() and self._mesh.tensor_size > 1:
+            raise RunFault(
+                f"the tensor-parallel processes of data rank {int(differ[0])} were given different batches; "
+                "do all nodes see the same files and the same llmkit?"
+            )
+        return Wishes(*wishes.tolist())
 
     def close(self) -> None:
         """Ends the last exchange; all ranks must have begun it."""

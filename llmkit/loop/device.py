@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from llmkit.config.derive import rows_per_rank
@@ -13,6 +15,8 @@ from llmkit.parallel.layout import Layout
 ALONE = Layout()
 CPU_TOKENS = 16384
 """Tokens of a micro-batch on a CPU: more brings no speed and costs memory."""
+AUTO_WORKERS = 4
+"""Processes that tokenize, unless more are asked for: a few feed any number of GPUs of one process."""
 MEMORY_SHARE = 0.8
 """Share of a GPU's free memory that an automatic micro-batch may fill with activations."""
 
@@ -31,6 +35,13 @@ def choose_precision(requested: str, device: torch.device) -> str:
     if requested != "auto":
         return requested
     return "bf16" if has_bf16_units(device) else "fp32"
+
+
+def choose_workers(config: Config, local_size: int) -> int:
+    """`data.workers`, or for "auto" half of the cores that each of the host's processes has, at most 4."""
+    if config.data.workers != "auto":
+        return config.data.workers
+    return min(AUTO_WORKERS, len(os.sched_getaffinity(0)) // local_size // 2)
 
 
 def make_deterministic() -> None:

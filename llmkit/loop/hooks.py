@@ -13,6 +13,7 @@ from llmkit.kernels.compiler import graph_breaks
 from llmkit.loop.budget import Budget, Plan
 from llmkit.loop.control import OUT_OF_TIME
 from llmkit.loop.run import Run
+from llmkit.loop.samples import TellLeftOut
 from llmkit.loop.scalars import Scalars
 from llmkit.monitor.flops import bits_per_byte, train_flops_per_token, utilization
 from llmkit.monitor.hardware import device_peak, peak_memory_gib
@@ -71,8 +72,10 @@ class Log:
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
         self.peak, self.peak_label = device_peak(run.device, dtype)
         self.flops_per_token = train_flops_per_token(run.shape, run.config.data.sequence_length)
-        self._steps = self._targets = 0
+        self._steps = 0
+        self._tokens_per_step = run.config.train.global_batch_size * run.config.data.sequence_length
         self._first, self._told = True, False
+        self._left_out = TellLeftOut()
         self._pending: tuple[int, int, float, Scalars, dict[str, Any]] | None = None
 
     def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
@@ -80,7 +83,6 @@ class Log:
         self.flush(run)
         step = run.progress.step
         self._steps += 1
-        self._targets += result.targets
         timing: dict[str, Any] = {}
         first, self._first = self._first, False
         if first and (breaks := graph_breaks()):
@@ -90,14 +92,14 @@ class Log:
             timing = self._timing(run)
         elif first:  # of this process: it compiles, and would spoil the mean of a resumed run's first row
             run.clock.read()
-            self._steps = self._targets = 0
+            self._steps = 0
         self._pending = step, run.progress.tokens, learning_rate, Scalars(result), timing
         run.console.progress(step)
 
     def _timing(self, run: Run) -> dict[str, Any]:
         """The columns that are means since the last row."""
         seconds, waited = run.clock.read()
-        rate = self._targets / seconds
+        rate = self._steps * self._tokens_per_step / seconds
         row = {
             "step_seconds": seconds / self._steps,
             "tokens_per_second": rate,
@@ -106,7 +108,7 @@ class Log:
             "mfu_peak": self.peak_label,
             "peak_memory_gib": peak_memory_gib(run.device),
         }
-        self._steps = self._targets = 0
+        self._steps = 0
         return row
 
     def flush(self, run: Run) -> None:
@@ -115,6 +117,8 @@ class Log:
             return
         (step, tokens, learning_rate, scalars, timing), self._pending = self._pending, None
         loss, norm, skipped = scalars.read()
+        if timing:
+            self._left_out.tell(run)
         if timing or skipped:
             row = {
                 "step": step,

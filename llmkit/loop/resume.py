@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from llmkit.checkpoint.read import Checkpoint, folders, newest
 from llmkit.checkpoint.read import load as load_checkpoint
@@ -18,13 +19,22 @@ from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
 
 
+@dataclass(frozen=True)
+class Options:
+    """How the command was called. fresh: refuse a run folder that has checkpoints. allow_data_change: go
+    on with other data, or other weights of the sources, than the checkpoint was made with."""
+
+    fresh: bool = False
+    allow_data_change: bool = False
+
+
 def shared_checkpoint(
-    config: Config, mesh: Mesh, folder: RunFolder, fresh: bool, note: Callable[[str], None]
+    config: Config, mesh: Mesh, folder: RunFolder, options: Options, note: Callable[[str], None]
 ) -> tuple[Checkpoint | None, bool]:
     """The checkpoint that rank 0 has chosen, opened by this rank; whether the run was finished."""
 
     def choose() -> str:
-        found = find_checkpoint(config, folder, fresh, note)
+        found = find_checkpoint(config, folder, options, note)
         return json.dumps([found.path.name if found else "", folder.is_done])
 
     name, was_done = json.loads(first_only(mesh, choose))
@@ -33,7 +43,7 @@ def shared_checkpoint(
 
 
 def find_checkpoint(
-    config: Config, folder: RunFolder, fresh: bool, note: Callable[[str], None]
+    config: Config, folder: RunFolder, options: Options, note: Callable[[str], None]
 ) -> Checkpoint | None:
     """The checkpoint to go on from, or None for a new run.
 
@@ -41,7 +51,7 @@ def find_checkpoint(
     """
     checkpoint = newest(folder.checkpoints, note)
     if checkpoint is not None:
-        _check_same_run(checkpoint, config, fresh, folder, note)
+        _check_same_run(checkpoint, config, options, folder, note)
     elif damaged := folders(folder.checkpoints):
         raise UserError(
             f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
@@ -55,7 +65,9 @@ def find_checkpoint(
     return checkpoint
 
 
-def check_same_model(checkpoint: Checkpoint, shape: ModelShape, tokenizer: Tokenizer) -> None:
+def check_same_model(
+    checkpoint: Checkpoint, shape: ModelShape, tokenizer: Tokenizer, options: Options
+) -> None:
     """Raises UserError where the checkpoint holds another model, or one of another tokenizer."""
     old, new = checkpoint.model, shape.to_dict()
     changed = [
@@ -66,7 +78,7 @@ def check_same_model(checkpoint: Checkpoint, shape: ModelShape, tokenizer: Token
     if changed:
         raise UserError(f"{checkpoint.path} holds another model: {', '.join(changed)}")
     stored = checkpoint.state["data"]["fingerprint"].get("tokenizer")
-    if stored != tokenizer.hash:
+    if stored != tokenizer.hash and not options.allow_data_change:
         raise UserError(
             f"{checkpoint.path} was trained with another tokenizer (hash {stored}, now {tokenizer.hash}): "
             "its token ids mean other text"
@@ -84,14 +96,14 @@ def resumed_progress(checkpoint: Checkpoint, config: Config) -> Progress:
 
 
 def _check_same_run(
-    checkpoint: Checkpoint, config: Config, fresh: bool, folder: RunFolder, note: Callable[[str], None]
+    checkpoint: Checkpoint, config: Config, options: Options, folder: RunFolder, note: Callable[[str], None]
 ) -> None:
-    if fresh:
+    if options.fresh:
         raise UserError(
             f"--fresh: {folder.path} holds checkpoints up to step {checkpoint.step}; "
             "choose another run.name, or delete the folder yourself"
         )
     differences = compare(checkpoint.config, config.model_dump(mode="json"))
-    differences.raise_if_fixed(folder.path)
-    for line in differences.warned:
+    differences.raise_if_fixed(folder.path, options.allow_data_change)
+    for line in differences.warned + differences.data:
         note(f"changed since the checkpoint: {line}")

@@ -70,7 +70,7 @@ class Run:
             return self.checkpoint
         state: dict[str, Any] = {
             "progress": self.progress.to_json(),
-            "data": self.loader.state(),
+            "data": self.loader.state(self.mesh.gather_texts),
             "updates": self.engine.updates,
             "precision": self.precision,
         }

@@ -30,9 +30,15 @@ from llmkit.errors import UserError
 from llmkit.kernels.attention import choose_backend
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.loop.control import Control
-from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision, make_deterministic
+from llmkit.loop.device import (
+    choose_device,
+    choose_micro_batch,
+    choose_precision,
+    choose_workers,
+    make_deterministic,
+)
 from llmkit.loop.progress import Progress
-from llmkit.loop.resume import check_same_model, resumed_progress, shared_checkpoint
+from llmkit.loop.resume import Options, check_same_model, resumed_progress, shared_checkpoint
 from llmkit.loop.run import Run
 from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog
@@ -56,6 +62,9 @@ class Start:
     precision: str
     """As asked for; "auto" where the device decides."""
     mesh: Mesh
+    options: Options
+    local_size: int
+    """Processes of this run on this host."""
 
     @property
     def config(self) -> Config:
@@ -74,31 +83,31 @@ class Basis:
     accumulation_steps: int
 
 
-def set_up(start: Start, folder: RunFolder, fresh: bool, console: Console, stack: ExitStack) -> Run:
+def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) -> Run:
     """Builds all parts, resumes from the newest good checkpoint, and says what it chose.
 
     What needs closing is given to `stack`. Raises UserError before anything in the folder changes if
     the run in it is another one.
     """
     config, mesh = start.config, start.mesh
-    checkpoint, was_done = shared_checkpoint(config, mesh, folder, fresh, console.note)
+    checkpoint, was_done = shared_checkpoint(config, mesh, folder, start.options, console.note)
     basis = _lay_basis(start, folder, checkpoint, console.note)
-    engine = _build(start, basis, console.note)
-    stack.callback(engine.close)
-    loader = TrainLoader(
-        basis.data, config.data, config.run.seed, config.train.global_batch_size, basis.micro_batch_size,
-        rank=mesh.data_rank, world_size=mesh.data_size,
-    )  # fmt: skip
-    stack.callback(loader.close)
     progress = Progress(max_steps=config.train.max_steps)
     if checkpoint is not None:
-        with together(mesh):
-            loader.load_state(checkpoint.state["data"])
-        engine.write_pieces(checkpoint, checkpoint.state["updates"])
         progress = resumed_progress(checkpoint, config)
+    with together(mesh):
+        loader, changes = _loader(start, basis, checkpoint, progress)
+    stack.callback(loader.close)
+    engine = _build(start, basis, console.note)
+    stack.callback(engine.close)
+    if checkpoint is not None:
+        engine.write_pieces(checkpoint, checkpoint.state["updates"])
     metrics, events = _records(folder, mesh)
     stack.callback(metrics.close)
     stack.callback(events.close)
+    if changes:
+        events.record("data_change", step=progress.step, differences=changes)
+        console.note(f"going on with other data: {'; '.join(changes)}")
     with together(mesh):
         metrics.cut_back(progress.step)
         _write_down(start, basis, engine, folder)
@@ -145,7 +154,7 @@ def _lay_basis(
         data = prepare(config.data, note)
         shape = resolved_model(config, data.tokenizer.vocab_size)
         if checkpoint is not None:
-            check_same_model(checkpoint, shape, data.tokenizer)
+            check_same_model(checkpoint, shape, data.tokenizer, start.options)
         sequence = config.data.sequence_length
         check_cut(shape, layout.tensor_parallel_size, sequence, layout.sequence_parallel)
         fitting = choose_micro_batch(config, shape, precision, device, layout)
@@ -164,6 +173,26 @@ def _lay_basis(
         folder.require_space(BYTES_PER_PARAMETER * shape.num_parameters * copies)
     accumulation_steps = rows_per_rank(config, mesh.data_size) // micro_batch_size
     return Basis(device, precision, data, shape, micro_batch_size, accumulation_steps)
+
+
+def _loader(
+    start: Start, basis: Basis, checkpoint: Checkpoint | None, progress: Progress
+) -> tuple[TrainLoader, list[str]]:
+    """What gives the batches from here on; how its data differ from those of the checkpoint."""
+    config, mesh = start.config, start.mesh
+    loader = TrainLoader(
+        basis.data, config.data, config.run.seed, config.train.global_batch_size, basis.micro_batch_size,
+        rank=mesh.data_rank, world_size=mesh.data_size,
+        hash_rows=mesh.tensor_size > 1 or config.monitor.log_samples,
+        workers=choose_workers(config, start.local_size),
+    )  # fmt: skip
+    changes: list[str] = []
+    if checkpoint is not None:
+        allowed = start.options.allow_data_change
+        changes = loader.load_state(checkpoint.state["data"], progress.step, allowed)
+    if progress.max_steps is not None:
+        loader.check_supply(progress.max_steps)
+    return loader, changes
 
 
 def _data_facts(data: Prepared) -> dict[str, str]:

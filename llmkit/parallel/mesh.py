@@ -88,6 +88,14 @@ class Mesh:
             dist.all_reduce(values, group=self.data_group)
         return values
 
+    def count_over_data(self, count: int) -> int:
+        """The sum of the data-parallel ranks' counts; waits for all ranks, which must all call it."""
+        if self.data_size == 1:
+            return count
+        values = torch.tensor([count], dtype=torch.int64)
+        dist.all_reduce(values, group=self.control_group)
+        return int(values) // self.tensor_size
+
     def gather_texts(self, text: str) -> list[str]:
         """What each rank gives, in the order of the ranks; for small messages. All ranks must call it."""
         if self.world_size == 1:

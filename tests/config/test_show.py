@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.config.load import load
-from llmkit.config.schema import Config, Data, Model, Monitor, Optimizer, Run, Source, Tokenizer, Train
+from llmkit.config.schema import Config, Data, Model, Monitor, Optimizer, Run, Source, Stage, Tokenizer, Train
 from llmkit.config.show import show, show_keys, to_yaml
 
 Write = Callable[..., str]
@@ -128,7 +128,10 @@ def test_what_is_written_reads_back_the_same(config: Config, told: bool) -> None
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_texts_read_back_the_same(text: str, write: Write) -> None:
     config = Config(
-        data=Data(sources=[Source(type="text", path=["x", "a, b", "]"], separator=text or "x")]),
+        data=Data(
+            sources=[Source(type="text", path=["x", "a, b", "]"], separator=text or "x", name="s-1.x")],
+            curriculum=[Stage(step=7, weights={"s-1.x": 0.25})],
+        ),
         monitor=Monitor(sample=text),
         train=Train(max_steps=100),
     )

@@ -3,15 +3,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.building.prepare import prepare
-from llmkit.data.prepared import Prepared
 from llmkit.data.shards.writer import ShardWriter
+
+if TYPE_CHECKING:
+    from llmkit.data.prepared import Prepared
 
 END = 0  # end-of-text of the hand-made shards
 
@@ -47,6 +48,8 @@ def words(tmp_path: Path) -> Callable[[str, int], Path]:
 @pytest.fixture(scope="session")
 def two_sources(tmp_path_factory: pytest.TempPathFactory) -> schema.Data:
     """Settings of two text sources of unlike size, tokenized as bytes and already built."""
+    from llmkit.data.building.prepare import prepare
+
     folder = tmp_path_factory.mktemp("two_sources")
     large, small = write_words(folder / "large", 400), write_words(folder / "small", 90)
     config = schema.Data(
@@ -65,6 +68,8 @@ def two_sources(tmp_path_factory: pytest.TempPathFactory) -> schema.Data:
 @pytest.fixture
 def prepared_bytes(tmp_path: Path, two_sources: schema.Data) -> Callable[..., tuple[Prepared, schema.Data]]:
     """Opens the two sources under changed settings, in a copy of the cache; returns data and settings."""
+    from llmkit.data.building.prepare import prepare
+
     shutil.copytree(two_sources.cache_dir, tmp_path / "cache")
 
     def build(**changes: Any) -> tuple[Prepared, schema.Data]:

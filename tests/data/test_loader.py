@@ -8,17 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmkit.batch import IGNORE
 from llmkit.config import schema
-from llmkit.data import loader as module
-from llmkit.data.loader import Step, TrainLoader, document_numbers
+from llmkit.data import blocks as module
+from llmkit.data.blocks import document_numbers
+from llmkit.data.loader import Step, TrainLoader
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
+from tests.data.toy import T, ToyRows, toy
 
 Build = Callable[..., tuple[Prepared, schema.Data]]
-T = 16  # sequence length of `prepared_bytes`
+SEED = 5
+
+
+def two(**changes: Any) -> tuple[Any, schema.Data]:
+    """A large and a small source, three to one."""
+    return toy({"large": ToyRows(4000), "small": ToyRows(900, 10_000)}, {"large": 3.0}, **changes)
 
 
 def take(loader: TrainLoader, count: int) -> list[Step]:
@@ -36,66 +45,98 @@ def real_rows(step: Step) -> list[tuple[int, list[int], list[int]]]:
     return [row for row in rows if row[0] >= 0]
 
 
-def global_batches(
-    build: Build, batch_rows: int, micro: int, world: int, steps: int, position: int = 0
-) -> Any:
-    """The rows of each global batch in the order of their positions, put together from all ranks."""
-    prepared, config = build()
-    ranks = [
-        take(TrainLoader(prepared, config, 5, batch_rows, micro, position, rank, world), steps)
-        for rank in range(world)
-    ]
-    batches = []
-    for s in range(steps):
-        queues = [iter(real_rows(ranks[rank][s])) for rank in range(world)]
-        first = position + s * batch_rows
-        batches.append([next(queues[g % world]) for g in range(first, first + batch_rows)])
-        assert all(next(queue, None) is None for queue in queues)
-    return batches
+class Job:
+    """A run on any number of ranks that is killed and started again; every rank has its own loader."""
+
+    def __init__(self, data: tuple[Any, schema.Data], batch_rows: int, micro: int) -> None:
+        self.data, self.batch_rows, self.micro = data, batch_rows, micro
+        self.state: dict[str, Any] | None = None
+        self.done = 0
+
+    def run(self, world: int, steps: int, **changes: Any) -> list[list[Any]]:
+        """The next global batches, each in the order of its positions, and the state after them."""
+        prepared, config = self.data
+        loaders = [
+            TrainLoader(prepared, config, SEED, self.batch_rows, self.micro, rank, world)
+            for rank in range(world)
+        ]
+        try:
+            if self.state is not None:
+                for loader in loaders:
+                    loader.load_state(self.state, self.done, **changes)
+            first = loaders[0].position
+            ranks = [list(itertools.islice(loader, steps)) for loader in loaders]
+            known = [json.dumps(loader._cursors) for loader in loaders]
+            states = [json.dumps(loader.state(lambda text: known)) for loader in loaders]
+        finally:
+            for loader in loaders:
+                loader.close()
+        assert len(set(states)) == 1, "the state is the same on all ranks"
+        self.state = json.loads(states[0])
+        self.done += steps
+        return [
+            in_order([rank[s] for rank in ranks], first + s * self.batch_rows, self.batch_rows)
+            for s in range(steps)
+        ]
 
 
-def test_rows_are_those_of_the_order(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes()
-    readers = [source.reader for source in prepared.train]
-    order = Order(5, [reader.row_count(T) for reader in readers], [3.0, 1.0])
+def in_order(parts: list[Step], first: int, batch_rows: int) -> list[Any]:
+    """The rows of a global batch in the order of their positions, from the parts of all ranks."""
+    assert {part.first for part in parts} == {first}
+    queues = [iter(real_rows(part)) for part in parts]
+    rows = [next(queues[g % len(parts)]) for g in range(first, first + batch_rows)]
+    assert all(next(queue, None) is None for queue in queues)
+    return rows
+
+
+def test_rows_are_those_of_the_order() -> None:
+    prepared, config = two()
+    readers = [source.rows for source in prepared.train]
+    order = Order(SEED, [reader.row_count(T) for reader in readers], [3.0, 1.0])
     source, _, row = order.rows(0, 40)
-    rows = [row for step in take(TrainLoader(prepared, config, 5, 8, 4), 5) for row in real_rows(step)]
+    rows = [row for step in take(TrainLoader(prepared, config, SEED, 8, 4), 5) for row in real_rows(step)]
     for (got_source, tokens, labels), i, k in zip(rows, source, row, strict=True):
-        text = readers[i].read(k * T, (k + 1) * T + 1).tolist()
+        text = readers[i].stream[k * T : (k + 1) * T + 1].tolist()
         assert (got_source, tokens, labels) == (i, text[:-1], text[1:])
 
 
-def test_an_epoch_holds_every_row_of_a_source_once(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes()
-    reader = prepared.train[1].reader
+def test_an_epoch_holds_every_row_of_a_source_once() -> None:
+    prepared, config = two()
+    reader = prepared.train[1].rows
     count = reader.row_count(T)
-    steps = take(TrainLoader(prepared, config, 5, 8, 8), count)
+    steps = take(TrainLoader(prepared, config, SEED, 8, 8), count)
     rows = [tokens for step in steps for source, tokens, _ in real_rows(step) if source == 1][:count]
     assert sorted(rows) == sorted(reader.rows(np.arange(count), T)[:, :-1].tolist())
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
-@pytest.mark.parametrize(("batch_rows", "micro"), [(6, 1), (7, 2), (2, 1)])
-def test_the_global_batch_is_the_same_for_every_number_of_ranks(
-    prepared_bytes: Build, batch_rows: int, micro: int, world: int
+@given(
+    batch_rows=st.integers(1, 9),
+    micro=st.integers(1, 3),
+    starts=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 5)), min_size=1, max_size=5),
+    masked=st.sampled_from([0, 5]),
+    stages=st.lists(st.tuples(st.integers(2, 12), st.integers(0, 4)), max_size=2, unique_by=lambda s: s[0]),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_global_batches_do_not_depend_on_ranks_micro_batches_or_resumes(
+    batch_rows: int, micro: int, starts: list[tuple[int, int]], masked: int, stages: list[tuple[int, int]]
 ) -> None:
-    alone = global_batches(prepared_bytes, batch_rows, micro, 1, 5, position=3)
-    assert global_batches(prepared_bytes, batch_rows, micro, world, 5, position=3) == alone
+    curriculum = [schema.Stage(step=step, weights={"b": float(weight)}) for step, weight in stages]
+    sources = {"a": ToyRows(300), "b": ToyRows(90, 1000, masked), "c": ToyRows(50, 2000)}
+    data = toy(sources, {"a": 3.0}, curriculum=curriculum)
+    straight = Job(data, batch_rows, 1).run(1, sum(steps for _, steps in starts))
+    job = Job(data, batch_rows, micro)
+    assert [batch for world, steps in starts for batch in job.run(world, steps)] == straight
 
 
-@pytest.mark.parametrize("micro", [1, 2, 4, 8])
-def test_the_batch_is_the_same_for_every_micro_batch_size(prepared_bytes: Build, micro: int) -> None:
-    assert global_batches(prepared_bytes, 8, micro, 1, 3) == global_batches(prepared_bytes, 8, 8, 1, 3)
-
-
-def test_ranks_with_fewer_rows_fill_up_with_rows_without_targets(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes(document_masks=True)
-    steps = [take(TrainLoader(prepared, config, 5, 7, 2, 0, rank, 3), 4) for rank in range(3)]
+def test_ranks_with_fewer_rows_fill_up_with_rows_without_targets() -> None:
+    prepared, config = two(document_masks=True)
+    steps = [take(TrainLoader(prepared, config, SEED, 7, 2, rank, 3), 4) for rank in range(3)]
     for s in range(4):
         parts = [steps[rank][s] for rank in range(3)]
         assert {len(part.micro_batches) for part in parts} == {2}  # 3 rows in micro-batches of 2
         labels = torch.cat([batch.labels for part in parts for batch in part.micro_batches])
         assert {part.targets for part in parts} == {7 * T} == {int((labels != IGNORE).sum())}
+        assert sum(part.own_targets for part in parts) == 7 * T
         assert {part.rows for part in parts} == {7}
         for part in parts:
             filled = torch.from_numpy(part.sources.ravel() < 0)
@@ -103,14 +144,29 @@ def test_ranks_with_fewer_rows_fill_up_with_rows_without_targets(prepared_bytes:
             assert {batch.tokens.shape for batch in part.micro_batches} == {(2, T)}
 
 
+def test_tokens_that_are_no_targets_are_ignored_and_each_rank_counts_its_own() -> None:
+    prepared, config = toy({"a": ToyRows(500, masked=3), "b": ToyRows(500, 1000)})
+    for step in take(TrainLoader(prepared, config, SEED, 8, 4, 0, 2), 3):
+        assert step.targets is None
+        labels = torch.cat([batch.labels for batch in step.micro_batches])
+        tokens = torch.cat([batch.tokens for batch in step.micro_batches])
+        following = tokens + 1  # the streams count
+        ignored = (following % 3 == 0) & (torch.from_numpy(step.sources.ravel()) == 0)[:, None]
+        assert torch.equal(labels, torch.where(ignored, IGNORE, following))
+        assert step.own_targets == int((labels != IGNORE).sum()) < labels.numel()
+
+
 @pytest.mark.parametrize("document_masks", [False, True])
-def test_batches_are_what_the_model_takes(prepared_bytes: Build, document_masks: bool) -> None:
-    prepared, config = prepared_bytes(document_masks=document_masks)
-    step = take(TrainLoader(prepared, config, 5, 4, 2), 1)[0]
+def test_batches_are_small_on_the_way_and_what_the_model_takes_there(document_masks: bool) -> None:
+    prepared, config = two(document_masks=document_masks)
+    step = take(TrainLoader(prepared, config, SEED, 4, 2), 1)[0]
     for batch in step.micro_batches:
-        assert (batch.tokens.dtype, batch.labels.dtype) == (torch.int64, torch.int64)
+        assert (batch.tokens.dtype, batch.labels.dtype) == (torch.int32, torch.int32)
         assert batch.tokens.is_contiguous()
         assert batch.labels.is_contiguous()
+        there = batch.to(torch.device("cpu"))
+        assert (there.tokens.dtype, there.labels.dtype) == (torch.int64, torch.int64)
+        assert torch.equal(there.labels, batch.labels.long())
         if document_masks:
             assert batch.documents is not None
             assert batch.documents.dtype == torch.int32
@@ -126,118 +182,174 @@ def test_end_of_text_opens_the_next_document() -> None:
 
 def test_document_numbers_of_a_batch_follow_its_end_of_text_tokens(prepared_bytes: Build) -> None:
     prepared, config = prepared_bytes(document_masks=True)
-    batch = take(TrainLoader(prepared, config, 5, 4, 4), 1)[0].micro_batches[0]
+    batch = take(TrainLoader(prepared, config, SEED, 4, 4), 1)[0].micro_batches[0]
     wanted = (batch.tokens == prepared.tokenizer.end_of_text_id).cumsum(1)
     assert batch.documents is not None
     assert torch.equal(batch.documents.long(), wanted)
     assert wanted.max() > 0
 
 
-def test_position_counts_the_rows_handed_out_and_not_those_read_ahead(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes()
-    with TrainLoader(prepared, config, 5, 6, 2, position=12) as loader:
-        assert loader.state()["rows"] == 12
+def test_position_counts_the_rows_handed_out_and_not_those_read_ahead() -> None:
+    prepared, config = two()
+    with TrainLoader(prepared, config, SEED, 6, 2) as loader:
+        assert loader.state()["rows"] == 0
         positions = [loader.position for _ in itertools.islice(loader, 3)]
-    assert positions == [18, 24, 30]
+        assert loader.state()["rows"] == 18
+    assert positions == [6, 12, 18]
 
 
-def test_blocks_and_parts_of_the_order_leave_no_seam(
-    prepared_bytes: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = global_batches(prepared_bytes, 3, 2, 2, 60)
+def test_blocks_and_parts_of_the_order_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Job(two(), 3, 2).run(2, 60)
     monkeypatch.setattr(module, "ORDER_ROWS", 10)
     monkeypatch.setattr(module, "BLOCK_TOKENS", 7 * T)
-    assert global_batches(prepared_bytes, 3, 2, 2, 60) == wanted
+    assert Job(two(), 3, 2).run(2, 60) == wanted
 
 
-@pytest.mark.parametrize("stops", [[9], [1, 2, 8]])
-def test_a_resumed_run_reads_what_a_straight_one_reads(prepared_bytes: Build, stops: list[int]) -> None:
-    prepared, config = prepared_bytes()
-    straight = [real_rows(step) for step in take(TrainLoader(prepared, config, 5, 6, 2), 12)]
-    resumed: list[Any] = []
-    state: dict[str, Any] | None = None
-    for stop in [*stops, 12]:
-        with TrainLoader(prepared, config, 5, 6, 2) as loader:
-            if state is not None:
-                loader.load_state(state)
-            resumed += [real_rows(step) for step in itertools.islice(loader, stop - len(resumed))]
-            state = json.loads(json.dumps(loader.state()))
-    assert resumed == straight
+def test_a_run_goes_on_with_another_batch_size() -> None:
+    straight = [row for batch in Job(two(), 6, 2).run(1, 8) for row in batch]
+    job = Job(two(), 6, 2)
+    rows = [row for batch in job.run(1, 4) for row in batch]
+    job.batch_rows = 4
+    assert rows + [row for batch in job.run(2, 6) for row in batch] == straight
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(prepared_bytes: Build) -> None:
-    straight = global_batches(prepared_bytes, 6, 2, 1, 9)
-    assert global_batches(prepared_bytes, 6, 2, 3, 4, position=30) == straight[5:]
+def test_rows_have_hashes_where_that_is_asked_for() -> None:
+    prepared, config = two()
+    steps = [take(TrainLoader(prepared, config, SEED, 5, 1, rank, 2, hash_rows=True), 3) for rank in range(2)]
+    alone = take(TrainLoader(prepared, config, SEED, 5, 1, hash_rows=True), 3)
+    for s in range(3):
+        parts = [steps[rank][s].hashes for rank in range(2)]
+        assert all(part is not None for part in parts)
+        together = sorted(value for part in parts if part is not None for value in part.tolist() if value)
+        whole = alone[s].hashes
+        assert whole is not None
+        assert together == sorted(whole.tolist())
+        assert 0 < alone[s].hash < 2**63
+    assert len({step.hash for step in alone}) == 3
+    assert take(TrainLoader(prepared, config, SEED, 5, 1), 1)[0].hash == 0
 
 
-def test_a_run_goes_on_with_another_batch_size(prepared_bytes: Build) -> None:
-    straight = [row for batch in global_batches(prepared_bytes, 6, 2, 1, 8) for row in batch]
-    others = [row for batch in global_batches(prepared_bytes, 4, 2, 2, 6, position=24) for row in batch]
-    assert others == straight[24:]
+def curriculum(*stages: tuple[int, dict[str, float]]) -> list[schema.Stage]:
+    return [schema.Stage(step=step, weights=weights) for step, weights in stages]
 
 
-def test_the_state_is_equal_on_all_ranks(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes()
-    states = []
-    for rank in range(3):
-        with TrainLoader(prepared, config, 5, 7, 2, 0, rank, 3) as loader:
-            take_one = next(loader)
-            assert take_one.rows == 7
-            states.append(json.dumps(loader.state()))
-    assert len(set(states)) == 1
-    assert json.loads(states[0])["rows"] == 7
+def test_weights_change_at_their_steps_and_lose_no_row() -> None:
+    stages = curriculum((5, {"small": 9.0}), (15, {"large": 0.0}))
+    batches = Job(two(curriculum=stages), 50, 50).run(1, 18)
+    shares = [np.mean([source == 1 for source, _, _ in batch]) for batch in batches]
+    assert abs(np.mean(shares[:4]) - 0.25) < 0.08
+    assert abs(np.mean(shares[4:14]) - 0.75) < 0.08
+    assert shares[14:] == [1.0] * 4
+    small = ToyRows(900, 10_000)
+    epoch = [tokens for batch in batches for source, tokens, _ in batch if source == 1][: small.row_count(T)]
+    assert sorted(epoch) == sorted(small.rows(np.arange(small.row_count(T)), T)[:, :-1].tolist())
 
 
-def test_new_weights_hold_from_the_resumed_position_and_lose_no_row(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes()
-    with TrainLoader(prepared, config, 5, 6, 6) as loader:
-        before = [row for step in itertools.islice(loader, 4) for row in real_rows(step)]
-        state = loader.state()
-    sources = [config.sources[0], config.sources[1].model_copy(update={"weight": 9.0})]
-    changed, changed_config = prepared_bytes(sources=sources)
-    with TrainLoader(changed, changed_config, 5, 6, 6) as loader:
-        loader.load_state(state)
-        after = [row for step in itertools.islice(loader, 40) for row in real_rows(step)]
-        again = loader.state()
-    assert [segment[0] for segment in again["segments"]] == [0, 24]
-    share = sum(source == 1 for source, _, _ in after) / len(after)
-    assert abs(share - 0.75) < 0.1
-    count = prepared.train[1].reader.row_count(T)
-    first_epoch = [tokens for source, tokens, _ in before + after if source == 1][:count]
-    assert sorted(first_epoch) == sorted(prepared.train[1].reader.rows(np.arange(count), T)[:, :-1].tolist())
-    with TrainLoader(changed, changed_config, 5, 6, 6) as loader:  # the third run keeps both segments
-        loader.load_state(again)
-        assert loader.state() == again
+def test_a_stage_begins_at_its_step_also_after_the_batch_size_changed() -> None:
+    job = Job(two(curriculum=curriculum((6, {"large": 0.0}))), 10, 10)
+    job.run(1, 2)
+    job.batch_rows = 4
+    assert {source for batch in job.run(1, 3) for source, _, _ in batch} == {0, 1}
+    assert {source for batch in job.run(1, 3) for source, _, _ in batch} == {1}
 
 
-def test_other_data_is_refused_before_a_run_goes_on(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes()
-    with TrainLoader(prepared, config, 5, 6, 2) as loader:
-        state = loader.state()
-        loader.check_state(state)
+def test_other_weights_are_refused_and_hold_from_there_where_they_are_allowed() -> None:
+    job = Job(two(), 6, 6)
+    before = [row for batch in job.run(1, 4) for row in batch]
+    job.data = toy({"large": ToyRows(4000), "small": ToyRows(900, 10_000)}, {"small": 3.0})
+    with pytest.raises(UserError, match=r"other weights: large 3 -> 1, small 1 -> 3; .*--allow-data-change"):
+        job.run(1, 1)
+    after = [row for batch in job.run(1, 40, allow_change=True) for row in batch]
+    assert job.state is not None
+    assert [segment[0] for segment in job.state["segments"]] == [0, 24]
+    assert [change["rows"] for change in job.state["changes"]] == [24]
+    assert abs(np.mean([source == 1 for source, _, _ in after]) - 0.75) < 0.1
+    small = ToyRows(900, 10_000)
+    count = small.row_count(T)
+    epoch = [tokens for source, tokens, _ in before + after if source == 1][:count]
+    assert sorted(epoch) == sorted(small.rows(np.arange(count), T)[:, :-1].tolist())
+    job.run(1, 1)  # from here on these are the weights
+
+
+def test_another_seed_is_refused_whatever_is_allowed() -> None:
+    prepared, config = two()
+    state = TrainLoader(prepared, config, SEED, 6, 2).state()
+    with pytest.raises(UserError, match=r"run.seed was 5, is 6; restore"):
+        TrainLoader(prepared, config, 6, 6, 2).load_state(state, 0, allow_change=True)
+
+
+def test_other_data_is_refused_with_the_difference_and_goes_on_where_it_is_allowed() -> None:
+    one, small = ToyRows(4000), ToyRows(900, 10_000)
+    job = Job(toy({"one": one, "small": small}), 10, 5)
+    before = [row for batch in job.run(2, 8) for row in batch]
+    job.data = toy({"new": ToyRows(600, 20_000), "small": small})
+    with pytest.raises(UserError, match=r"data.sources were one, small, are new, small"):
+        job.run(1, 1)
+    after = [row for batch in job.run(3, 30, allow_change=True) for row in batch]
+    count = small.row_count(T)
+    epoch = [row[1] for row in before if row[0] == 1] + [row[1] for row in after if row[0] == 1]
+    assert sorted(epoch[:count]) == sorted(small.rows(np.arange(count), T)[:, :-1].tolist())
+    first_new = [row[1] for row in after if row[0] == 0][: job.data[0].train[0].rows.row_count(T)]
+    assert len({tuple(row) for row in first_new}) == len(first_new)
+    assert job.state is not None
+    (change,) = job.state["changes"]
+    assert (change["rows"], change["differences"]) == (80, ["data.sources were one, small, are new, small"])
+    straight = Job(job.data, 10, 5)
+    straight.state, straight.done = job.state, job.done
+    assert job.run(4, 5) == straight.run(1, 5)
+
+
+def test_text_that_was_exchanged_begins_anew_under_another_order() -> None:
+    job = Job(toy({"a": ToyRows(300), "b": ToyRows(300, 1000)}), 10, 5)
+    job.run(1, 3)
+    job.data = toy({"a": ToyRows(300, 5000), "b": ToyRows(300, 1000)})
+    with pytest.raises(UserError, match="source a has other text of the same length"):
+        job.run(1, 1)
+    job.run(1, 1, allow_change=True)
+    assert job.state is not None
+    assert (job.state["numbers"], job.state["carry"][0], job.state["start"]) == ([2, 1], 0, 30)
+    assert job.state["carry"][1] > 0
+
+
+def test_a_run_that_needs_more_epochs_than_allowed_is_refused_with_the_numbers() -> None:
+    prepared, config = toy({"a": ToyRows(801), "b": ToyRows(8001, 1000)}, max_epochs={"a": 2})
+    loader = TrainLoader(prepared, config, SEED, 10, 5)
+    order = Order(SEED, [100, 1000], [1.0, 1.0])
+    last = next(s for s in itertools.count() if order.consumed(10 * (s + 1))[0] > 200)
+    loader.check_supply(last)
+    with pytest.raises(UserError, match=f"have 200; it lasts until step {last}"):
+        loader.check_supply(last + 1)
+    rows = itertools.islice(loader, last)
+    assert sum(int((step.sources == 0).sum()) for step in rows) <= 200
+    loader.close()
+
+
+def test_a_source_that_runs_dry_in_mid_run_says_so() -> None:
+    prepared, config = toy({"a": ToyRows(81)}, max_epochs={"a": 2})
     with (
-        TrainLoader(prepared, config, 6, 6, 2) as loader,
-        pytest.raises(UserError, match=r"run.seed was 5, is 6; restore"),
+        TrainLoader(prepared, config, SEED, 10, 5) as loader,
+        pytest.raises(RunFault, match="source a has run dry: it was read 2 times"),
     ):
-        loader.load_state(state)
+        for _ in loader:
+            pass
 
 
 def test_a_damaged_block_stops_the_run_with_its_name(prepared_bytes: Build) -> None:
     prepared, config = prepared_bytes()
-    path = prepared.folder / "train" / "text-0" / "text-0-00000.bin"
+    (path,) = prepared.folder.rglob("train/text-0-00000.bin") if hasattr(prepared, "folder") else []
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
     with (
-        TrainLoader(prepared, config, 5, 6, 2) as loader,
+        TrainLoader(prepared, config, SEED, 6, 2) as loader,
         pytest.raises(UserError, match=r"text-0-00000.bin: block 0"),
     ):
         next(loader)
 
 
-def test_close_stops_reading_ahead(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes()
-    loader = TrainLoader(prepared, config, 5, 6, 2)
+def test_close_stops_reading_ahead() -> None:
+    prepared, config = two()
+    loader = TrainLoader(prepared, config, SEED, 6, 2)
     next(loader)
     loader.close()
     loader.close()
@@ -247,7 +359,7 @@ def test_close_stops_reading_ahead(prepared_bytes: Build) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_lie_in_pinned_memory_where_there_is_a_gpu(prepared_bytes: Build) -> None:
-    prepared, config = prepared_bytes(document_masks=True)
-    steps = take(TrainLoader(prepared, config, 5, 6, 2), 3)
+def test_batches_lie_in_pinned_memory_where_there_is_a_gpu() -> None:
+    prepared, config = two(document_masks=True)
+    steps = take(TrainLoader(prepared, config, SEED, 6, 2), 3)
     assert all(t is not None and t.is_pinned() for batch in steps[-1].micro_batches for t in batch)

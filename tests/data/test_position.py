@@ -14,14 +14,18 @@ FINGERPRINT: dict[str, Any] = {
     "sequence_length": 256,
     "document_masks": False,
     "sources": [
-        {"name": "a", "tokens": 10, "digest": "x", "heldout": "h"},
-        {"name": "b", "tokens": 20, "digest": "y", "heldout": None},
+        {"name": "a", "kind": "shards", "tokens": 10, "digest": "x", "heldout": "h"},
+        {"name": "b", "kind": "shards", "tokens": 20, "digest": "y", "heldout": None},
     ],
 }
 STATE: dict[str, Any] = {
-    "version": 1,
+    "version": 2,
     "rows": 640,
     "seed": 3,
+    "start": 0,
+    "carry": [0, 0],
+    "numbers": [0, 1],
+    "cursors": [None, None],
     "segments": [[0, [1.0, 2.0]], [320, [1.0, 3.0]]],
     "fingerprint": FINGERPRINT,
 }
@@ -42,6 +46,10 @@ def test_the_same_data_goes_on() -> None:
         (lambda f: f["sources"][1].update(digest="z"), "source b has other text of the same length"),
         (lambda f: f["sources"][0].update(heldout="i"), "source a has other held-out text"),
         (lambda f: f["sources"][1].update(heldout="i"), "source b has other held-out text"),
+        (
+            lambda f: f["sources"][1].update(kind="live", tokens=None),
+            "source b was read as shards, is as live",
+        ),
         (lambda f: f["sources"].reverse(), "data.sources were a, b, are b, a"),
         (lambda f: f["sources"].pop(), "data.sources were a, b, are a"),
     ],
@@ -64,13 +72,16 @@ def test_all_differences_come_in_one_message() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version: Input should be 1"),
+        ({"version": 1}, "version: Input should be 2"),
         ({"rows": -1}, "rows: Input should be greater than or equal to 0"),
         ({"segments": []}, "segments: List should have at least 1 item"),
-        ({"segments": [[0, [1.0, -2.0]]]}, "segments.0.1.1: Input should be greater than 0"),
+        ({"segments": [[0, [1.0, -2.0]]]}, "segments.0.1.1: Input should be greater than or equal to 0"),
         ({"segments": [[5, [1.0, 2.0]]]}, r"segments start at \[5\]"),
         ({"segments": [[0, [1.0, 2.0]], [641, [1.0, 2.0]]]}, r"segments start at \[0, 641\]"),
-        ({"segments": [[0, [1.0]]]}, "it has not one weight a source"),
+        ({"segments": [[0, [1.0]]]}, "it has not one value a source"),
+        ({"start": 5}, r"segments start at \[0, 320\]"),
+        ({"carry": [0]}, "it has not one value a source"),
+        ({"cursors": [None]}, "it has not one value a source"),
         ({"fingerprint": {}}, "fingerprint.tokenizer: Field required"),
     ],
 )

@@ -3,24 +3,40 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from llmkit.config import schema
 from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import Prepared, verify
+from llmkit.data.shards.writer import ShardWriter
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
+from tests.data.shards.megatron_files import write_megatron
 
 Build = Callable[..., tuple[Prepared, schema.Data]]
+END = "<|endoftext|>"
 
 
-def test_samples_are_training_documents_of_each_source(prepared_bytes: Build) -> None:
-    prepared, _ = prepared_bytes()
-    samples = list(prepared.samples(2))
-    assert [name for name, _ in samples] == ["text-0", "text-0", "text-1", "text-1"]
-    assert all(
-        text.startswith(start) for (_, text), start in zip(samples, ["large", "large", "small", "small"])
-    )
+def silent(line: str) -> None:
+    pass
+
+
+def write_shards(folder: Path, texts: list[str], **changes: Any) -> Path:
+    tokenizer = bytes_tokenizer(END)
+    fields = {"tokenizer": tokenizer.hash, "vocab_size": 257, "end_of_text_id": 256}
+    writer = ShardWriter(folder, "given", **fields | changes)
+    for text in texts:
+        writer.add(np.frombuffer(text.encode(), dtype=np.uint8), len(text.encode()))
+    writer.finish()
+    return folder
+
+
+def settings(tmp_path: Path, *sources: schema.Source, **changes: Any) -> schema.Data:
+    fields: dict[str, Any] = {"tokenizer": schema.Tokenizer(type="bytes"), "sequence_length": 16}
+    return schema.Data(sources=list(sources), cache_dir=str(tmp_path / "cache"), **fields | changes)
 
 
 def test_sizes_are_those_of_all_sources(prepared_bytes: Build) -> None:
@@ -28,49 +44,118 @@ def test_sizes_are_those_of_all_sources(prepared_bytes: Build) -> None:
     text = sum(len(Path(str(source.path)).read_bytes().replace(b"\n", b"")) for source in config.sources)
     assert prepared.train_bytes + prepared.heldout_bytes == text
     # Bytes as tokens: one a byte, one before the first and one after each document.
-    documents = sum(source.reader.index.documents for source in prepared.train)
+    documents = sum(source.stored.documents for source in prepared.train if source.stored)
     assert prepared.train_tokens == prepared.train_bytes + documents + len(prepared.train)
 
 
-def test_verify_reads_everything_and_names_what_is_damaged(prepared_bytes: Build) -> None:
+def test_sources_are_named_by_type_and_place(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes()
+    assert [(source.name, source.weight) for source in prepared.train] == [("text-0", 3.0), ("text-1", 1.0)]
+
+
+def test_text_that_does_not_fill_a_row_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("abc")
+    source = schema.Source(type="text", path=str(tmp_path / "short"))
+    with pytest.raises(UserError, match=r"source text-0: its 5 training tokens do not fill one row of 16"):
+        prepare(settings(tmp_path, source), silent)
+
+
+def test_verify_reads_everything_and_names_what_is_damaged(prepared_bytes: Build) -> None:
+    prepared, config = prepared_bytes()
     lines: list[str] = []
-    verify(prepared.folder, lines.append)
+    verify(prepared, lines.append)
     assert [line.split(":")[0] for line in lines] == [
         "text-0/train", "text-0/heldout", "text-1/train", "text-1/heldout",
     ]  # fmt: skip
-    path = prepared.folder / "heldout" / "text-1" / "text-1-00000.bin"
+    folder = prepared.folders["text-1"]
+    path = folder / "heldout" / "text-1-00000.bin"
     path.write_bytes(path.read_bytes()[:-1] + b"\x99")
-    wanted = (
-        rf"text-1-00000.bin: block 0 .* does not match .*; delete {prepared.folder} and build the data again"
-    )
+    damaged = prepare(config, silent)
+    wanted = rf"text-1-00000.bin: block 0 .* does not match .*; delete {folder} and build the data again"
     with pytest.raises(UserError, match=wanted):
-        verify(prepared.folder, lines.append)
+        verify(damaged, silent)
 
 
 def test_tokens_of_another_tokenizer_are_refused(prepared_bytes: Build) -> None:
     prepared, config = prepared_bytes()
-    path = prepared.folder / "tokenizer" / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["added_tokens"].append(content["added_tokens"][0] | {"id": 257, "content": "<new>"})
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="these tokens were made with tokenizer"):
-        prepare(config, lambda line: None)
+    path = prepared.folders["text-0"] / "train" / "index.json"
+    path.write_text(path.read_text().replace(prepared.tokenizer.hash, "0" * 16))
+    with pytest.raises(UserError, match="these tokens were made with tokenizer 0000000000000000"):
+        prepare(config, silent)
 
 
 @pytest.mark.parametrize(
-    "content", ['{"version": 2, "sources": {}}', '{"version": 1, "sources": {"../x": {}}}', "{}"]
+    "content",
+    ['{"version": 1, "heldout": false, "left_out": {}}', '{"version": 2, "heldout": 1, "left_out": {}}', "{}"],
 )
-def test_a_damaged_manifest_is_refused(prepared_bytes: Build, content: str) -> None:
+def test_a_damaged_record_is_refused(prepared_bytes: Build, content: str) -> None:
     prepared, config = prepared_bytes()
-    (prepared.folder / "build.json").write_text(content)
-    wanted = rf"build.json: of another version or damaged; delete {prepared.folder}"
-    with pytest.raises(UserError, match=wanted):
-        prepare(config, lambda line: None)
-    with pytest.raises(UserError, match=wanted):
-        verify(prepared.folder, lambda line: None)
+    folder = prepared.folders["text-1"]
+    (folder / "source.json").write_text(content)
+    with pytest.raises(UserError, match=rf"source.json: of another version or damaged; delete {folder}"):
+        prepare(config, silent)
 
 
-def test_a_folder_that_was_never_built_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"build.json: cannot be read \(No such file or directory\)"):
-        verify(tmp_path, lambda line: None)
+def test_shards_of_others_are_read_in_place(tmp_path: Path) -> None:
+    train = write_shards(tmp_path / "train", ["some text that is given"] * 9)
+    heldout = write_shards(tmp_path / "heldout", ["and some more"])
+    source = schema.Source(type="shards", path=str(train), heldout_path=str(heldout), name="mine", max_epochs=2)
+    lines: list[str] = []
+    prepared = prepare(settings(tmp_path, source), lines.append)
+    (one,) = prepared.train
+    assert (one.name, one.kind, one.max_epochs) == ("mine", "shards", 2)
+    assert one.stored is not None
+    assert prepared.tokenizer.decode(one.stored.document(0)) == "some text that is given"
+    assert prepared.heldout_bytes == len("and some more")
+    assert prepared.folders == {}
+    assert lines == ["data: 217 training tokens of 0.00 MB, 0.00 MB held out"]
+    assert prepared.fingerprint["sources"][0]["kind"] == "shards"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer": "another"}, "these tokens were made with tokenizer another, the run has"),
+        ({"vocab_size": 300, "end_of_text_id": 299}, "holds token id 299, the vocabulary has 257 tokens"),
+    ],
+)
+def test_shards_that_the_tokenizer_does_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_shards(tmp_path / "train", ["some text that is given"] * 9, **changes)
+    source = schema.Source(type="shards", path=str(path), name="mine")
+    with pytest.raises(UserError, match=rf"{message}.*"):
+        prepare(settings(tmp_path, source), silent)
+
+
+def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
+    source = schema.Source(type="shards", path=str(tmp_path / "nothing"), name="mine")
+    with pytest.raises(UserError, match=r"nothing.index.json: cannot be read .*source mine is read as it is"):
+        prepare(settings(tmp_path, source), silent)
+
+
+def test_megatron_files_are_read_in_place(tmp_path: Path) -> None:
+    documents = [[[1, 2, 3, 256]]] * 9
+    write_megatron(tmp_path / "given", documents, dtype="int32")
+    source = schema.Source(type="megatron", path=str(tmp_path / "given"))
+    prepared = prepare(settings(tmp_path, source), silent)
+    assert (prepared.train[0].kind, prepared.train_tokens, prepared.heldout) == ("megatron", 36, ())
+    lines: list[str] = []
+    verify(prepared, lines.append)
+    assert lines == ["megatron-0/train: 36 tokens in 1 blocks are ids of the vocabulary"]
+
+
+def test_the_loss_masks_of_chats_come_through(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because it is so"}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text((json.dumps({"messages": turns}) + "\n") * 9)
+    source = schema.Source(type="jsonl", path=str(path), record="chat")
+    prepared = prepare(settings(tmp_path, source, heldout_every=0), silent)
+    stored = prepared.train[0].stored
+    assert stored is not None
+    assert stored.has_targets
+    tokens, targets = stored.read(0, stored.tokens), stored.read_targets(0, stored.tokens)
+    assert targets is not None
+    learned = prepared.tokenizer.decode(tokens[targets & (tokens < 256)])
+    assert "because it is so" in learned
+    assert "why" not in learned

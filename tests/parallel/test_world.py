@@ -108,6 +108,11 @@ def test_ranks_agree_or_all_learn_what_differs():
         assert found["first only"] == "of rank 0"
         assert found["cut"] == [1, rank, 3]
         assert found["left"]
+        assert found["same batches"] == "the same"
+        assert found["other batches"].startswith(
+            "RunFault: the tensor-parallel processes of data rank 0 were given different batches"
+        )
+        assert found["count"] == 5  # of the one data-parallel rank
         # A step later, the same on all ranks; of what depends on time only rank 0's wishes count.
         assert found["control"] == [[0, 0, 0], [0, 1, 0], [0, 0, 100], [2, 0, 0], [0, 0, 0]]
 

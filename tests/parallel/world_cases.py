@@ -51,6 +51,9 @@ def agreements() -> dict[str, Any]:
         mesh = cut(mesh, 3)
         found["cut"] = [mesh.data_size, mesh.tensor_rank, dist.get_world_size(mesh.tensor_group)]
         found["control"] = exchanges(Control(mesh), mesh.rank)
+        found["same batches"] = outcome(batches, Control(mesh), [7, 2**63 - 1])
+        found["other batches"] = outcome(batches, Control(mesh), [7, 8 if mesh.rank == 1 else 9])
+        found["count"] = mesh.count_over_data(5)
     found["left"] = not dist.is_initialized()
     return found
 
@@ -67,6 +70,14 @@ def exchanges(control: Control, rank: int) -> list[list[int]]:
     held = [list(control.exchange(wish)) for wish in wishes]
     control.close()
     return held
+
+
+def batches(control: Control, hashes: list[int]) -> str:
+    """Steps of tensor-parallel peers on batches with these hashes."""
+    for value in hashes:
+        control.exchange(Wishes(), value)
+    control.close()
+    return "the same"
 
 
 def end_of_a_world(failing: list[int]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A folder holds `index.json` and, for each shard, `NAME-00000.bin` (little-endian uint16 or uint32 tokens)
 and `NAME-00000.idx` (uint64 place of each document's first token in the shard, then the shard's length).
 The shards one after the other are the token stream: end-of-text, then every document followed by
-end-of-text.
+end-of-text. Where some tokens of a shard are no targets of the loss there is `NAME-00000.mask`, a bit a
+token: bit j (little-endian in its byte) says whether token j of the shard is a target as a label.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ BLOCK_BYTES = 4194304
 """Bytes under one checksum."""
 
 Count = Annotated[int, Field(ge=0)]
+Suffix = Literal["bin", "idx", "mask"]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
@@ -30,7 +32,11 @@ class _Record(BaseModel):
 
 
 class ShardRecord(_Record):
-    """What the index says of one shard; `blocks` are the xxh64 of each BLOCK_BYTES of the token file."""
+    """What the index says of one shard; hashes are xxh64.
+
+    blocks: of each BLOCK_BYTES of the token file. offsets: of the file of documents' places. mask: of each
+    BLOCK_BYTES of the target bits; empty = there are none, every token is a target.
+    """
 
     tokens: Annotated[int, Field(ge=1)]
     documents: Count
@@ -38,6 +44,7 @@ class ShardRecord(_Record):
     bytes: Count
     blocks: list[Hash]
     offsets: Hash
+    mask: list[Hash] = []
 
 
 class Index(_Record):
@@ -75,7 +82,7 @@ def stored_dtype(name: Literal["uint16", "uint32"]) -> np.dtype:
     return np.dtype(name).newbyteorder("<")
 
 
-def shard_name(name: str, number: int, suffix: Literal["bin", "idx"]) -> str:
+def shard_name(name: str, number: int, suffix: Suffix) -> str:
     """File name of a shard."""
     return f"{name}-{number:05d}.{suffix}"
 

@@ -44,6 +44,54 @@ class _BlockHashes:
         self._hash, self._filled = xxh64(), 0
 
 
+class _TargetBits:
+    """The target bits of a shard, written from the first token on that is no target.
+
+    The file then begins with the bits of all the tokens before, which were targets.
+    """
+
+    def __init__(self, path: Path, files: ExitStack) -> None:
+        self._path, self._files = path, files
+        self._file: BinaryIO | None = None
+        self._hashes, self._tokens = _BlockHashes(), 0
+        self._rest = np.empty(0, dtype=bool)  # bits that do not fill a byte yet
+
+    def add_targets(self, count: int) -> None:
+        """The next `count` tokens are targets."""
+        if self._file is not None:
+            self.add(np.ones(count, dtype=bool))
+        else:
+            self._tokens += count
+
+    def add(self, targets: np.ndarray) -> None:
+        """Append the next tokens' bits; (count,) bool."""
+        if self._file is None:
+            if targets.all():
+                self._tokens += targets.size
+                return
+            self._file = self._files.enter_context(write_whole(self._path))
+            for first in range(0, self._tokens, BLOCK_BYTES):
+                self._append(np.ones(min(BLOCK_BYTES, self._tokens - first), dtype=bool))
+        self._append(targets)
+
+    def finish(self) -> list[str]:
+        """Checksums of the blocks; empty if there is no file, as all tokens are targets."""
+        if self._file is not None:
+            self._write(np.packbits(self._rest, bitorder="little"))
+        return self._hashes.finish()
+
+    def _append(self, bits: np.ndarray) -> None:
+        bits = np.concatenate((self._rest, bits))
+        whole = bits.size - bits.size % 8
+        self._write(np.packbits(bits[:whole], bitorder="little"))
+        self._rest = bits[whole:]
+
+    def _write(self, packed: np.ndarray) -> None:
+        assert self._file is not None
+        self._file.write(packed.data)
+        self._hashes.update(packed.data)
+
+
 class ShardWriter:
     """Writes documents as a token stream; nothing can be read before `finish` wrote the index.
 
@@ -73,13 +121,23 @@ class ShardWriter:
         self._text_bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._begin()
-        self._append(np.array([end_of_text_id]))
+        self._append(np.empty(0, dtype=np.int64))
+        self._bits.add_targets(1)
 
-    def add(self, tokens: np.ndarray, text_bytes: int) -> None:
+    def add(
+        self,
+        tokens: np.ndarray,
+        text_bytes: int,
+        targets: np.ndarray | None = None,
+        end_is_target: bool = True,
+    ) -> None:
         """Append a document and its end-of-text; `tokens`: (count,) integers, text_bytes: its UTF-8 size.
 
-        Raises UserError if an id lies outside the vocabulary: it would be stored as another one.
+        targets: (count,) bool, which of them are targets of the loss, None = all. end_is_target: whether
+        the end-of-text is. Raises UserError if an id lies outside the vocabulary: it would be stored as
+        another one.
         """
+        assert targets is None or targets.shape == tokens.shape, (targets, tokens.shape)
         low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
         if low < 0 or high >= self.vocab_size:
             wrong = low if low < 0 else high
@@ -93,7 +151,11 @@ class ShardWriter:
             self._begin()
         self._offsets.append(self._tokens)
         self._append(tokens)
-        self._append(np.array([self.end_of_text_id]))
+        if targets is None and end_is_target:
+            self._bits.add_targets(tokens.size + 1)
+        else:
+            shown = np.ones(tokens.size, dtype=bool) if targets is None else targets.astype(bool)
+            self._bits.add(np.append(shown, end_is_target))
         self._text_bytes += text_bytes
 
     def finish(self, extra: dict[str, JsonValue] | None = None) -> Index:
@@ -114,21 +176,25 @@ class ShardWriter:
         return index
 
     def _begin(self) -> None:
-        path = self.folder / shard_name(self.name, len(self._records), "bin")
+        number = len(self._records)
         self._open = ExitStack()
+        path = self.folder / shard_name(self.name, number, "bin")
         self._file: BinaryIO = self._open.enter_context(write_whole(path))
+        self._bits = _TargetBits(self.folder / shard_name(self.name, number, "mask"), self._open)
         self._blocks, self._offsets, self._tokens, self._max_id = _BlockHashes(), list[int](), 0, 0
 
     def _append(self, tokens: np.ndarray) -> None:
-        if not tokens.size:
-            return
-        content = memoryview(tokens.astype(self._stored).view(np.uint8).data)
+        """Write tokens, and end-of-text after them."""
+        stored = np.empty(tokens.size + 1, dtype=self._stored)
+        stored[:-1], stored[-1] = tokens, self.end_of_text_id
+        content = stored.view(np.uint8).data
         self._file.write(content)
         self._blocks.update(content)
-        self._tokens += tokens.size
-        self._max_id = max(self._max_id, int(tokens.max()))
+        self._tokens += stored.size
+        self._max_id = max(self._max_id, int(stored.max()))
 
     def _end(self) -> None:
+        mask = self._bits.finish()
         self._open.close()
         offsets = np.array([*self._offsets, self._tokens], dtype="<u8").tobytes()
         with write_whole(self.folder / shard_name(self.name, len(self._records), "idx")) as file:
@@ -140,5 +206,6 @@ class ShardWriter:
             bytes=self._tokens * self._stored.itemsize,
             blocks=self._blocks.finish(),
             offsets=xxh64_hexdigest(offsets),
+            mask=mask,
         )
         self._records.append(record)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Encoder
 
 from llmkit.config import schema
-from llmkit.data.tokens.tokenizer import Tokenizer, byte_symbols
+from llmkit.data.tokens.byte_level import byte_symbols
+from llmkit.data.tokens.tokenizer import Tokenizer, named_tokens
 from llmkit.errors import UserError
 
 PIECES = (
@@ -33,14 +36,31 @@ def make_tokenizer(spec: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
 
     Raises UserError for settings that contradict each other or a tokenizer that cannot be had.
     """
+    template = (
+        None if spec.chat_template is None else _read(spec.chat_template, "data.tokenizer.chat_template")
+    )
+    content, config, origin = _content(spec, texts)
+    return Tokenizer(
+        content,
+        spec.end_of_text,
+        origin,
+        control_tokens_in_text=spec.control_tokens_in_text,
+        chat_template=template or _template_of(config),
+        named_tokens=named_tokens(config),
+    )
+
+
+def _content(spec: schema.Tokenizer, texts: Iterable[str]) -> tuple[str, dict[str, Any], str]:
+    """A tokenizer.json, what is known of its tokenizer_config.json, and where they come from."""
     if spec.type == "bpe":
-        return train_bpe(texts, spec.vocab_size or schema.BPE_VOCAB_SIZE, spec.end_of_text)
+        vocab_size = spec.vocab_size or schema.BPE_VOCAB_SIZE
+        return _trained(texts, vocab_size, spec.end_of_text), {}, "the trained tokenizer"
     if spec.type == "bytes":
-        return bytes_tokenizer(spec.end_of_text)
+        return _bytes(spec.end_of_text), {}, "the bytes tokenizer"
     if spec.type == "file":
         if spec.path is None:
             raise UserError("data.tokenizer.path: a tokenizer of type file needs a tokenizer.json")
-        return _from_file(Path(spec.path), spec.end_of_text, spec.path)
+        return _read(spec.path, "data.tokenizer.path"), {}, spec.path
     return _from_hub(spec)
 
 
@@ -50,6 +70,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Tokeni
     The vocabulary holds end-of-text (id 0), all 256 bytes and then merges, most frequent first. A small
     corpus may yield fewer than `vocab_size` tokens.
     """
+    return Tokenizer(_trained(texts, vocab_size, end_of_text), end_of_text, "the trained tokenizer")
+
+
+def bytes_tokenizer(end_of_text: str) -> Tokenizer:
+    """A token a byte, with the byte as its id, and end-of-text as 256."""
+    return Tokenizer(_bytes(end_of_text), end_of_text, "the bytes tokenizer")
+
+
+def _trained(texts: Iterable[str], vocab_size: int, end_of_text: str) -> str:
     encoder = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -58,14 +87,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Tokeni
         show_progress=False,
     )
     encoder.train_from_iterator(texts, trainer)
-    return Tokenizer(encoder.to_str(), end_of_text, "the trained tokenizer")
+    return encoder.to_str()
 
 
-def bytes_tokenizer(end_of_text: str) -> Tokenizer:
-    """A token a byte, with the byte as its id, and end-of-text as 256."""
+def _bytes(end_of_text: str) -> str:
     encoder = _byte_level(models.BPE({symbol: byte for byte, symbol in enumerate(byte_symbols())}, []))
     encoder.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
-    return Tokenizer(encoder.to_str(), end_of_text, "the bytes tokenizer")
+    return encoder.to_str()
 
 
 def _byte_level(model: models.Model) -> Encoder:
@@ -80,27 +108,60 @@ def _byte_level(model: models.Model) -> Encoder:
     return encoder
 
 
-def _from_file(path: Path, end_of_text: str, origin: str) -> Tokenizer:
+def _read(path: str | Path, setting: str) -> str:
     try:
-        content = path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.tokenizer.path: {path} cannot be read ({error})") from error
-    return Tokenizer(content, end_of_text, origin)
+        raise UserError(f"{setting}: {path} cannot be read ({error})") from error
 
 
-def _from_hub(spec: schema.Tokenizer) -> Tokenizer:
-    """Only tokenizer.json is fetched: no code of the repository is ever run."""
+def _from_hub(spec: schema.Tokenizer) -> tuple[str, dict[str, Any], str]:
+    """Only three files are fetched, none of them is run, and only tokenizer.json has to be there."""
     if spec.name is None:
         raise UserError("data.tokenizer.name: a tokenizer of type hub needs a hub id")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+    content = _fetch(spec, "tokenizer.json")
+    assert content is not None
     try:
-        path = hf_hub_download(spec.name, "tokenizer.json", revision=spec.revision)
+        config: Any = json.loads(_fetch(spec, "tokenizer_config.json") or "{}")
+    except ValueError as error:
+        raise UserError(
+            f"data.tokenizer.name: tokenizer_config.json of {spec.name!r} is not valid JSON ({error}); "
+            "download the tokenizer.json and use type: file"
+        ) from error
+    config = config if isinstance(config, dict) else {}
+    template = _fetch(spec, "chat_template.jinja")
+    return content, config | ({} if template is None else {"chat_template": template}), f"{spec.name} (hub)"
+
+
+def _fetch(spec: schema.Tokenizer, file: str) -> str | None:
+    """Text of a file of the hub repository; None if it has no such file and does not need it."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+    )
+
+    assert spec.name is not None
+    try:
+        return _read(hf_hub_download(spec.name, file, revision=spec.revision), "data.tokenizer.name")
     except (OSError, HfHubHTTPError, HFValidationError) as error:
+        # Without a network on purpose, what was not stored is taken not to exist; a fault of it is no proof.
+        unknown = isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+        if file != "tokenizer.json" and (unknown or isinstance(error, RemoteEntryNotFoundError)):
+            return None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"data.tokenizer.name: cannot get tokenizer.json of {spec.name!r} from the hub ({reason}); check "
+            f"data.tokenizer.name: cannot get {file} of {spec.name!r} from the hub ({reason}); check "
             "the name and the network, or download the file and use type: file"
         ) from error
-    return _from_file(Path(path), spec.end_of_text, f"{spec.name} (hub)")
+
+
+def _template_of(config: dict[str, Any]) -> str | None:
+    """The chat template of a tokenizer_config.json; of several named ones the default."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None

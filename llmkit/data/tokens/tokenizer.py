@@ -6,9 +6,12 @@ can be saved, exported and hashed in one way.
 
 from __future__ import annotations
 
-import codecs
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,69 +19,152 @@ import numpy as np
 from tokenizers import Tokenizer as Encoder
 from xxhash import xxh64_hexdigest
 
+from llmkit.data.tokens.byte_level import byte_lengths, byte_symbols, bytes_of_ids
+from llmkit.data.tokens.fast import FastEncoder, NotFastError, build_fast_encoder
+from llmkit.data.tokens.hard_texts import HARD_TEXTS
+from llmkit.data.tokens.marked import MarkedEncoder, Span, byte_spans, covered
+from llmkit.data.tokens.specification import canonical, parse, plain, unknown_token
+from llmkit.data.tokens.stream import StreamDecoder
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_whole
 
+SPEED_UP_AFTER = 1 << 18
+"""Characters that are encoded before the fast encoder is set up, which takes about a second."""
 
-def byte_symbols() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies (Radford et al. 2019, GPT-2)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
-    symbols = {byte: chr(byte) for byte in shown}
-    for byte in range(256):
-        symbols.setdefault(byte, chr(256 + len(symbols) - len(shown)))
-    return [symbols[byte] for byte in range(256)]
+NAMED_TOKENS = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Keys of a tokenizer_config.json that chat templates may use, beside eos_token."""
 
 
 class Tokenizer:
-    """Encodes text without ever reading a control token out of it.
+    """Encodes text without ever reading a control token out of it, unless asked to.
 
     content: a tokenizer.json. end_of_text: the token between documents, which must be in the vocabulary.
-    origin: where the content came from, for messages.
+    origin: where the content came from, for messages. control_tokens_in_text: text that spells a special
+    token becomes that token. chat_template: Jinja template of chats. named_tokens: what templates call them,
+    such as bos_token, and their text.
 
-    vocab_size: largest id + 1; ids may have gaps. hash: xxh64 of the content, the same for the same ids.
+    vocab_size: largest id + 1; ids may have gaps. control_tokens: text and id of the special tokens. hash:
+    xxh64 of what decides the ids of a text (the chat template does not).
     """
 
-    def __init__(self, content: str, end_of_text: str, origin: str = "tokenizer") -> None:
-        self.end_of_text = end_of_text
-        self._spec = _parse(content, origin)
-        self.hash = xxh64_hexdigest((_canonical(self._spec) + end_of_text).encode())
-        try:
-            self._encoder = Encoder.from_str(json.dumps(_plain(self._spec, end_of_text)))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{origin}: is not a usable tokenizer.json ({error})") from error
-        # Text is text: what looks like a control token in it is encoded like any other characters.
-        self._encoder.encode_special_tokens = True
+    def __init__(
+        self,
+        content: str,
+        end_of_text: str,
+        origin: str = "tokenizer",
+        *,
+        control_tokens_in_text: bool = False,
+        chat_template: str | None = None,
+        named_tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        self.end_of_text, self.origin = end_of_text, origin
+        self.control_tokens_in_text = control_tokens_in_text
+        self.chat_template, self.named_tokens = chat_template, dict(named_tokens or {})
+        self._spec = parse(content, origin)
+        described = canonical(self._spec) + end_of_text + "\0control" * control_tokens_in_text
+        self.hash = xxh64_hexdigest(described.encode())
+        self._encoder = self._new_encoder()
         vocabulary: dict[str, int] = self._encoder.get_vocab(with_added_tokens=True)
+        added = self._encoder.get_added_tokens_decoder()
         if end_of_text not in vocabulary:
-            added = [token.content for token in self._encoder.get_added_tokens_decoder().values()]
+            contents = [token.content for token in added.values()]
             raise UserError(
                 f"data.tokenizer.end_of_text: {origin} has no token {end_of_text!r}; "
-                f"its added tokens are {', '.join(added[:20]) or 'none'}"
+                f"its added tokens are {', '.join(contents[:20]) or 'none'}"
             )
         self.end_of_text_id = vocabulary[end_of_text]
         self.vocab_size = max(vocabulary.values()) + 1
-        self._bytes = _bytes_of_ids(self._spec, vocabulary)
+        self.control_tokens = {token.content: number for number, token in added.items() if token.special}
+        self._bytes = bytes_of_ids(self._spec, vocabulary)
+        self._added = list(added.values())
+        self._fast: FastEncoder | None = None
+        self._slow_reason: str | None = "not tried yet"
+        self._encoded = 0  # characters, until the fast encoder is set up
         plain_bytes = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-        self._ids_are_bytes = vocabulary == plain_bytes | {end_of_text: 256}
-        if self.end_of_text_id in self.encode(end_of_text):
-            raise UserError(
-                f"data.tokenizer.end_of_text: {origin} reads the text {end_of_text!r} as a control token, "
-                "so that a document could end others; choose a token that text cannot spell"
-            )
+        if vocabulary == plain_bytes | {end_of_text: 256}:
+            self._fast, self._slow_reason = _BytesEncoder(), None
+        if not control_tokens_in_text:
+            self._refuse_spelled_control_tokens(vocabulary)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (canonical(self._spec), self._config(), self.origin)
+
+    @property
+    def fast(self) -> bool:
+        """Whether the fast encoder is at work."""
+        return self._fast is not None
+
+    @property
+    def slow_reason(self) -> str | None:
+        """Why the fast encoder is not at work; None where it is."""
+        return self._slow_reason
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, (count,) int32; raises UserError for text that has no UTF-8 form."""
-        return self.encode_batch([text])[0]
+        return self.encode_batch([text], threads=False)[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of several texts, (count,) int32 each; the library spreads them over its threads."""
+    def encode_batch(self, texts: Sequence[str], threads: bool = True) -> list[np.ndarray]:
+        """Ids of several texts, (count,) int32 each; `threads` spreads them over the process's cores.
+
+        The ids depend on neither threads nor on which encoder is at work.
+        """
+        self._count(texts)
+        workers = min(len(texts), _cores()) if threads else 1
+        if self._fast is None or workers == 1:
+            return self._encode_share(texts, threads)
+        found: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(texts)
+        with ThreadPoolExecutor(workers) as pool:
+            shares = [texts[i::workers] for i in range(workers)]
+            for i, ids in enumerate(pool.map(lambda share: self._encode_share(share, False), shares)):
+                found[i::workers] = ids
+        return found
+
+    def speed_up(self, texts: Sequence[str] = ()) -> None:
+        """Set up the fast encoder, if it gives the same ids for hard strings and for `texts`.
+
+        Happens by itself after some text; `slow_reason` tells the outcome.
+        """
+        self._encoded = SPEED_UP_AFTER
+        if self._fast is not None:
+            return
+        sample, size = [], 0
+        for text in texts:
+            if size < SPEED_UP_AFTER:
+                sample.append(text)
+                size += len(text)
         try:
-            if self._ids_are_bytes:
-                return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
-            encoded = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+            fast = build_fast_encoder(self._spec)
+            comparable = [text for text in (*HARD_TEXTS, *sample) if not self._holds_added_token(text)]
+            fast.check(comparable, self._encode_slowly)
+        except NotFastError as error:
+            self._slow_reason = str(error)
+        else:
+            self._fast, self._slow_reason = fast, None
+
+    def encode_spans(
+        self, text: str, spans: Sequence[Span], controls: Sequence[Span] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text, (count,) int32, and which of them stand for some of the characters in `spans`.
+
+        controls: where the text's special tokens are meant; what others it spells is text. Spans are in order
+        and in characters. Raises UserError for text that has no UTF-8 form.
+        """
+        self._count([text])
+        quick = self._encode_pieces(text, controls) if self._fast is not None else None
+        if quick is not None:
+            ends = np.cumsum(self._byte_lengths[quick])
+            return quick, covered(ends - self._byte_lengths[quick], ends, byte_spans(text, spans))
+        try:
+            ids, starts, ends = self._marked.encode(text, controls)
         except (UnicodeEncodeError, TypeError) as error:
-            raise UserError("the text holds a lone surrogate, which no UTF-8 can hold") from error
-        return [np.array(one.ids, dtype=np.int32) for one in encoded]
+            raise _no_utf8() from error
+        return ids, covered(starts, ends, spans)
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """UTF-8 bytes of the text that some ids stand for."""
+        if self._bytes is not None:
+            return int(self._byte_lengths[ids].sum())
+        return len(self.decode(ids).encode())
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of some ids; bytes that are no UTF-8, and ids that mean nothing, become U+FFFD."""
@@ -93,8 +179,7 @@ class Tokenizer:
 
     def files(self) -> dict[str, bytes]:
         """Name and content of the files that hold this tokenizer; Hugging Face's transformers reads them."""
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_of_text}
-        contents = {"tokenizer.json": self._spec, "tokenizer_config.json": config}
+        contents = {"tokenizer.json": self._spec, "tokenizer_config.json": self._config()}
         return {name: json.dumps(content, indent=1).encode() + b"\n" for name, content in contents.items()}
 
     def save(self, folder: Path) -> None:
@@ -109,74 +194,147 @@ class Tokenizer:
     def load(cls, folder: Path, remedy: str = "save the tokenizer again") -> Tokenizer:
         """What `save` wrote; raises UserError, ending in `remedy`, if it is missing or broken."""
         path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-        end_of_text = read_json(settings, remedy).get("eos_token")
-        if not isinstance(end_of_text, str):
+        config = read_json(settings, remedy)
+        if not isinstance(config.get("eos_token"), str):
             raise UserError(f"{settings}: has no eos_token; {remedy}")
-        return cls(json.dumps(read_json(path, remedy)), end_of_text, str(path))
+        return cls.from_config(json.dumps(read_json(path, remedy)), config, str(path))
+
+    @classmethod
+    def from_config(cls, content: str, config: Mapping[str, Any], origin: str = "tokenizer") -> Tokenizer:
+        """The tokenizer of a tokenizer.json and the tokenizer_config.json that `files` gave beside it."""
+        template = config.get("chat_template")
+        return cls(
+            content,
+            config["eos_token"],
+            origin,
+            control_tokens_in_text=config.get("control_tokens_in_text") is True,
+            chat_template=template if isinstance(template, str) else None,
+            named_tokens=named_tokens(config),
+        )
+
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_of_text}
+        config |= self.named_tokens
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        if self.control_tokens_in_text:
+            config["control_tokens_in_text"] = True
+        return config
+
+    def _new_encoder(self) -> Encoder:
+        try:
+            encoder = Encoder.from_str(json.dumps(plain(self._spec, self.end_of_text)))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{self.origin}: is not a usable tokenizer.json ({error})") from error
+        encoder.encode_special_tokens = not self.control_tokens_in_text
+        return encoder
+
+    def _refuse_spelled_control_tokens(self, vocabulary: dict[str, int]) -> None:
+        """Raises UserError for a control token that the model itself makes of text."""
+        unknown = unknown_token(self._spec["model"])
+        contents = [token for token in {**self.control_tokens, self.end_of_text: 0} if token != unknown]
+        for token, ids in zip(contents, self._encode_slowly(contents), strict=True):
+            if vocabulary[token] in ids:
+                raise UserError(
+                    f"data.tokenizer.end_of_text: {self.origin} reads the text {token!r} as a control token, "
+                    "so that a document could end others; choose a token that text cannot spell"
+                    if token == self.end_of_text
+                    else f"data.tokenizer: {self.origin} reads the text {token!r} as a control token; where "
+                    "that is meant, set data.tokenizer.control_tokens_in_text to true"
+                )
+
+    @cached_property
+    def _added_token(self) -> re.Pattern[str] | None:
+        """Finds what the library takes out of a text before its model sees it; None if there is nothing."""
+        tokens = [t.content for t in self._added if self.control_tokens_in_text or not t.special]
+        return re.compile("|".join(map(re.escape, tokens))) if tokens else None
+
+    def _holds_added_token(self, text: str) -> bool:
+        return self._added_token is not None and self._added_token.search(text) is not None
+
+    @cached_property
+    def _byte_lengths(self) -> np.ndarray:
+        assert self._bytes is not None
+        return byte_lengths(self._bytes, self.vocab_size)
+
+    @cached_property
+    def _marked(self) -> MarkedEncoder:
+        return MarkedEncoder(self._new_encoder(), self._added)
+
+    def _count(self, texts: Sequence[str]) -> None:
+        """Set up the fast encoder once that much is encoded that it pays."""
+        if self._fast is None and self._encoded < SPEED_UP_AFTER:
+            self._encoded += sum(map(len, texts))
+            if self._encoded >= SPEED_UP_AFTER:
+                self.speed_up(texts)
+
+    def _encode_share(self, texts: Sequence[str], threads: bool) -> list[np.ndarray]:
+        if self._fast is None:
+            return self._encode_slowly(texts) if threads else [self._encode_slowly([t])[0] for t in texts]
+        found = ((text, self._quick(text)) for text in texts)
+        return [self._encode_slowly([text])[0] if ids is None else ids for text, ids in found]
+
+    def _quick(self, text: str) -> np.ndarray | None:
+        """Ids of a text by the fast encoder; None where it cannot have it."""
+        assert self._fast is not None
+        if self._holds_added_token(text):
+            return None
+        try:
+            return self._fast.encode(text)
+        except UnicodeEncodeError as error:
+            raise _no_utf8() from error
+
+    def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
+        try:
+            encoded = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise _no_utf8() from error
+        return [np.array(one.ids, dtype=np.int32) for one in encoded]
+
+    def _encode_pieces(self, text: str, controls: Sequence[Span]) -> np.ndarray | None:
+        """Ids of a text with control tokens by the fast encoder; None where it cannot have it."""
+        if controls and any(token.lstrip or token.rstrip or token.single_word for token in self._added):
+            return None
+        ids, place = [], 0
+        for start, end in [*controls, (len(text), len(text))]:
+            quick = self._quick(text[place:start])
+            if quick is None:
+                return None
+            ids.append(quick)
+            if start < end:
+                ids.append(np.array([self.control_tokens[text[start:end]]], dtype=np.int32))
+            place = end
+        return np.concatenate(ids)
 
 
-class StreamDecoder:
-    """Text of ids that come one by one: a character is given out once all its bytes are there."""
+class _BytesEncoder(FastEncoder):
+    """Ids that are the bytes themselves."""
 
-    def __init__(self, encoder: Encoder, bytes_of_ids: dict[int, bytes] | None) -> None:
-        self._encoder, self._bytes = encoder, bytes_of_ids
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._given: list[int] = []  # the ids before the waiting ones: a piece's text may depend on them
-        self._waiting: list[int] = []
+    def __init__(self) -> None:
+        pass
 
-    def push(self, token: int) -> str:
-        """The text that `token` completes; may be empty."""
-        if self._bytes is not None:
-            return self._utf8.decode(self._bytes.get(int(token), b"\xff"))
-        self._waiting.append(int(token))
-        text = self._new_text()
-        # A character has at most four bytes: what is no character by then never will be one.
-        if text.endswith("\ufffd") and len(self._waiting) < 4:
-            return ""
-        self._given, self._waiting = self._waiting, []
-        return text
-
-    def finish(self) -> str:
-        """What is left at the end: U+FFFD where a character was cut."""
-        return self._utf8.decode(b"", final=True) if self._bytes is not None else self._new_text()
-
-    def _new_text(self) -> str:
-        before = self._encoder.decode(self._given, skip_special_tokens=False)
-        return self._encoder.decode(self._given + self._waiting, skip_special_tokens=False)[len(before) :]
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
 
 
-def _parse(content: str, origin: str) -> dict[str, Any]:
-    try:
-        spec = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{origin}: is not valid JSON ({error})") from error
-    if not isinstance(spec, dict) or "model" not in spec:
-        raise UserError(f"{origin}: is not a tokenizer.json: it has no model")
-    return spec
+def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names; each is a text or an object with one."""
+    found = {}
+    for name in NAMED_TOKENS:
+        token = config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            found[name] = content
+    return found
 
 
-def _canonical(spec: dict[str, Any]) -> str:
-    return json.dumps(spec, sort_keys=True, separators=(",", ":"))
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _plain(spec: dict[str, Any], end_of_text: str) -> dict[str, Any]:
-    """The same tokenizer without what would drop, add or vary tokens of a training text."""
-    added = [
-        token | {"special": True} if token.get("content") == end_of_text else token
-        for token in spec.get("added_tokens") or []
-    ]
-    model = spec["model"] | ({"dropout": None} if spec["model"].get("dropout") else {})
-    return spec | {"truncation": None, "padding": None, "added_tokens": added, "model": model}
+def _rebuilt(content: str, config: dict[str, Any], origin: str) -> Tokenizer:
+    return Tokenizer.from_config(content, config, origin)
 
 
-def _bytes_of_ids(spec: dict[str, Any], vocabulary: dict[str, int]) -> dict[int, bytes] | None:
-    """Bytes of each id of a byte-level vocabulary; None for other kinds, whose text depends on neighbours."""
-    if (spec.get("decoder") or {}).get("type") != "ByteLevel":
-        return None
-    added = {token["content"] for token in spec.get("added_tokens") or []}
-    byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-    return {
-        number: token.encode() if token in added else bytes(byte_of[symbol] for symbol in token)
-        for token, number in vocabulary.items()
-        if token in added or all(symbol in byte_of for symbol in token)
-    }
+def _no_utf8() -> UserError:
+    return UserError("the text holds a lone surrogate, which no UTF-8 can hold")

@@ -1,98 +1,76 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llmkit
 from llmkit.config import schema
-from llmkit.data.building import corpus
-from llmkit.data.building import prepare as build
+from llmkit.data.building import build_source
 from llmkit.data.building.prepare import prepare
+from llmkit.data.live.heldout import heldout_candidates
 from llmkit.data.prepared import Prepared
-from llmkit.data.sources.documents import split_heldout
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import UserError
 
+Words = Callable[[str, int], Path]
 SCRIPT = """
 import sys
 from llmkit.config import schema
-from llmkit.data.building import corpus
 from llmkit.data.building.prepare import prepare
 
-path, cache, die = sys.argv[1:]
-if die == "die":  # hang in the middle, with the tokenizer written, until killed
-    def hang(*_):
-        print("half way", flush=True)
-        sys.stdin.read()
-    corpus._SourceWriter = hang
+path, cache = sys.argv[1:]
 config = schema.Data(
     tokenizer=schema.Tokenizer(vocab_size=300), sequence_length=16, cache_dir=cache,
     sources=[schema.Source(type="text", path=path, separator="\\n")],
 )
-print(prepare(config, print).fingerprint, flush=True)
+print(prepare(config, print).fingerprint)
+print(sorted({"torch", "datasets", "transformers"} & sys.modules.keys()), flush=True)
 """
+
+
+def source(path: Path, **changes: Any) -> schema.Source:
+    return schema.Source(**{"type": "text", "path": str(path), "separator": "\n"} | changes)
 
 
 def settings(path: Path, **changes: Any) -> schema.Data:
     fields: dict[str, Any] = {
         "tokenizer": schema.Tokenizer(type="bytes"),
-        "sources": [schema.Source(type="text", path=str(path), separator="\n")],
+        "sources": [source(path)],
         "sequence_length": 16,
         "cache_dir": str(path.parent / "cache"),
     }
     return schema.Data(**fields | changes)
 
 
-def start(tmp_path: Path, text: Path, die: str = "live") -> subprocess.Popen[str]:
-    script = tmp_path / "build_it.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, str(script), str(text), str(tmp_path / "cache"), die]
-    environment = os.environ | {"PYTHONPATH": str(Path(build.__file__).parents[2])}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
 def silent(line: str) -> None:
     pass
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def test_every_document_is_in_the_training_or_in_the_held_out_text(words: Callable[[str, int], Path]) -> None:
-    text = words("w", 100)
-    lines = text.read_text().splitlines()
-    prepared = prepare(settings(text), silent)
+def document_texts(prepared: Prepared) -> list[str]:
+    readers = [one.stored for one in prepared.train if one.stored] + [one.reader for one in prepared.heldout]
     decode = prepared.tokenizer.decode
-    train, heldout = split_heldout(100, 20)
-    for reader, numbers in ((prepared.train[0].reader, train), (prepared.heldout[0].reader, heldout)):
-        assert [decode(reader.document(i)) for i in range(len(numbers))] == [lines[n] for n in numbers]
-        assert reader.index.text_bytes == sum(len(lines[n].encode()) for n in numbers)
+    return [decode(reader.document(number)) for reader in readers for number in range(reader.documents)]
 
 
-def test_what_is_built_is_opened_and_not_built_again(
-    words: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_built_is_opened_and_not_built_again(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(words("w", 50))
     first = prepare(config, silent)
-    monkeypatch.setattr(build, "write_corpus", None)
+    monkeypatch.setattr(build_source, "assemble", None)
     second = prepare(config, silent)
-    assert (second.folder, second.fingerprint) == (first.folder, first.fingerprint)
+    assert (second.folders, second.fingerprint) == (first.folders, first.fingerprint)
 
 
-def test_settings_that_leave_the_tokens_alone_share_a_folder(words: Callable[[str, int], Path]) -> None:
+def test_settings_that_leave_the_tokens_alone_share_a_folder(words: Words) -> None:
     text = words("w", 50)
     first = prepare(settings(text), silent)
-    heavier = [schema.Source(type="text", path=str(text), separator="\n", weight=7.0)]
+    heavier = [source(text, weight=7.0, max_epochs=3)]
     other = prepare(settings(text, sequence_length=8, document_masks=True, sources=heavier), silent)
-    assert other.folder == first.folder
+    assert other.folders == first.folders
     assert other.fingerprint != first.fingerprint
 
 
@@ -104,156 +82,105 @@ def test_settings_that_leave_the_tokens_alone_share_a_folder(words: Callable[[st
         {"tokenizer": schema.Tokenizer(type="bytes", end_of_text="<end>")},
     ],
 )
-def test_settings_that_decide_the_tokens_have_their_own_folder(
-    words: Callable[[str, int], Path], change: dict[str, Any]
-) -> None:
+def test_settings_that_decide_the_tokens_have_their_own_folder(words: Words, change: dict[str, Any]) -> None:
     text = words("w", 50)
-    assert prepare(settings(text, **change), silent).folder != prepare(settings(text), silent).folder
+    first, other = prepare(settings(text), silent), prepare(settings(text, **change), silent)
+    assert set(first.folders.values()).isdisjoint(other.folders.values())
 
 
-def test_a_changed_text_is_built_anew(words: Callable[[str, int], Path]) -> None:
+def test_a_new_source_leaves_the_others_as_they_are(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = words("one", 50), words("two", 60)
+    first = prepare(settings(one, sources=[source(one, name="one")]), silent)
+    lines: list[str] = []
+    both = prepare(settings(one, sources=[source(two, name="two"), source(one, name="one")]), lines.append)
+    assert both.folders["one"] == first.folders["one"]
+    assert [line.split(":")[1] for line in lines if " documents, " in line] == [" two"]
+
+
+def test_a_changed_text_is_built_anew(words: Words) -> None:
     text = words("w", 50)
     first = prepare(settings(text), silent)
-    text.write_text(text.read_text() + "one more\n")
+    changed = text.read_text().replace("word", "WORD")
+    text.write_text(changed)
     second = prepare(settings(text), silent)
-    assert second.folder != first.folder
-    assert second.fingerprint != first.fingerprint
+    assert second.folders != first.folders
+    assert sorted(document_texts(second)) == sorted(changed.splitlines())
 
 
-def test_a_fingerprint_tells_content_and_not_paths(words: Callable[[str, int], Path], tmp_path: Path) -> None:
+def test_a_fingerprint_tells_content_and_not_paths(words: Words, tmp_path: Path) -> None:
     text = words("w", 50)
     copy = tmp_path / "elsewhere" / "copy"
     copy.parent.mkdir()
     copy.write_bytes(text.read_bytes())
     first, second = prepare(settings(text), silent), prepare(settings(copy), silent)
-    assert first.folder != second.folder
+    assert first.folders != second.folders
     assert first.fingerprint == second.fingerprint
 
 
-def test_a_build_that_fails_leaves_nothing_and_the_next_one_succeeds(
-    words: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    config = settings(words("w", 50))
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus, "_Compressors", lambda: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            prepare(config, silent)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
-    assert prepare(config, silent).train_tokens > 0
-
-
-def test_a_killed_build_leaves_nothing_that_is_taken_for_data(
-    words: Callable[[str, int], Path], tmp_path: Path
+def test_files_that_change_during_the_build_are_noticed(
+    words: Words, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = words("w", 50)
-    with start(tmp_path, text, "die") as process:
-        assert process.stdout is not None
-        while "half way" not in (line := process.stdout.readline()):
-            assert line, "the build ended before it was killed"
-        process.send_signal(signal.SIGKILL)
-    leftovers = list((tmp_path / "cache").glob(".building-*"))
-    assert len(leftovers) == 1
-    assert (leftovers[0] / "tokenizer" / "tokenizer.json").exists()
-    prepared = prepare(settings(text, tokenizer=schema.Tokenizer(vocab_size=300)), silent)
-    prepared.train[0].reader.verify()
-    assert not leftovers[0].exists()
+    assemble = build_source.assemble
+
+    def assemble_and_touch(*arguments: Any, **more: Any) -> Any:
+        written = assemble(*arguments, **more)
+        text.write_text("another text\n")
+        return written
+
+    monkeypatch.setattr(build_source, "assemble", assemble_and_touch)
+    with pytest.raises(UserError, match="source text-0: its files changed while they were read"):
+        prepare(settings(text), silent)
+    assert not list((tmp_path / "cache").glob("text-0-*"))
 
 
-def test_builders_at_once_end_with_one_folder(words: Callable[[str, int], Path], tmp_path: Path) -> None:
+def test_builders_at_once_end_with_one_folder(words: Words, tmp_path: Path) -> None:
     text = words("w", 3000)
-    processes = [start(tmp_path, text) for _ in range(3)]
+    script = tmp_path / "build_it.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(text), str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": str(Path(llmkit.__file__).parents[1])}
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) for _ in range(3)
+    ]
     results = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 3, results
-    assert len({output.splitlines()[-1] for output, _ in results}) == 1
-    assert sum("built in" in output for output, _ in results) == 1
-    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == ["", ".lock"]
+    outputs = [output.splitlines() for output, _ in results]
+    assert len({lines[-2] for lines in outputs}) == 1
+    assert {lines[-1] for lines in outputs} == {"[]"}, "what builds needs none of these"
+    assert sum("3,000 documents" in output for output, _ in results) == 1
+    assert sum("trained a tokenizer" in output for output, _ in results) == 1
+    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == ["", "", ".lock", ".lock"]
 
 
-def test_without_locks_the_first_to_finish_wins(
-    words: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    config = settings(words("w", 50))
-
-    def no_locks(*_: Any) -> None:
-        raise OSError("not supported")
-
-    def build_twice(*arguments: Any) -> None:
-        monkeypatch.setattr(build, "write_corpus", corpus.write_corpus)
-        prepare(config, silent)  # another process, faster than this one
-        corpus.write_corpus(*arguments)
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    monkeypatch.setattr(build, "write_corpus", build_twice)
-    prepared = prepare(config, silent)
-    prepared.train[0].reader.verify()
-    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == ["", ".lock"]
-
-
-def test_the_same_text_gives_the_same_files(words: Callable[[str, int], Path], tmp_path: Path) -> None:
-    text, tokenizer = words("w", 300), schema.Tokenizer(vocab_size=300)
-    folders = [
-        prepare(settings(text, tokenizer=tokenizer, cache_dir=str(tmp_path / name)), silent).folder
-        for name in ("a", "b")
-    ]
-    assert contents(folders[0]) == contents(folders[1])
-
-
-def test_files_that_change_during_the_build_are_noticed(
-    words: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_two_sources_of_one_name_are_refused(words: Words) -> None:
     text = words("w", 50)
-
-    def write_and_touch(*arguments: Any) -> None:
-        corpus.write_corpus(*arguments)
-        text.write_text("another text\n")
-
-    monkeypatch.setattr(build, "write_corpus", write_and_touch)
-    with pytest.raises(UserError, match="files changed while they were read"):
-        prepare(settings(text), silent)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
-
-
-def test_a_full_disk_is_a_fault_of_the_run(
-    words: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(build, "write_corpus", full)
-    with pytest.raises(RunFault, match=r"cannot be written .No space left on device."):
-        prepare(settings(words("w", 50)), silent)
-
-
-def test_a_folder_appears_whole_by_one_rename_or_not_at_all(
-    words: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("os.rename", fail)
-    with pytest.raises(RunFault, match="Input/output error"):
-        prepare(settings(words("w", 50)), silent)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
-
-
-def test_a_cache_that_is_no_folder_is_named(words: Callable[[str, int], Path]) -> None:
-    text = words("w", 50)
-    with pytest.raises(UserError, match=r"data.cache_dir: .* cannot be made a folder"):
-        prepare(settings(text, cache_dir=str(text)), silent)
-
-
-def test_two_sources_of_one_name_are_refused(words: Callable[[str, int], Path]) -> None:
-    text = str(words("w", 50))
-    sources = [
-        schema.Source(type="text", path=text, name="x"),
-        schema.Source(type="text", path=text, name="x"),
-    ]
+    config = settings(text, sources=[source(text, name="x"), source(text, name="x")])
     with pytest.raises(UserError, match=r"data.sources: 2 sources are named 'x'"):
-        prepare(settings(Path(text), sources=sources), silent)
+        prepare(config, silent)
 
 
-def test_sources_are_named_by_type_and_place(
-    prepared_bytes: Callable[..., tuple[Prepared, schema.Data]],
-) -> None:
-    prepared, _ = prepared_bytes()
-    assert [(source.name, source.weight) for source in prepared.train] == [("text-0", 3.0), ("text-1", 1.0)]
+def test_weights_that_are_all_0_are_refused(words: Words) -> None:
+    text = words("w", 50)
+    with pytest.raises(UserError, match=r"data.sources: all weights are 0"):
+        prepare(settings(text, sources=[source(text, weight=0.0)]), silent)
+
+
+def test_of_a_live_source_only_a_few_held_out_documents_are_built(words: Words) -> None:
+    text = words("w", 300)
+    lines: list[str] = []
+    prepared = prepare(settings(text, sources=[source(text, live=True)]), lines.append)
+    (train,) = prepared.train
+    assert (train.kind, train.stored, prepared.train_tokens) == ("live", None, 0)
+    everything = text.read_text().splitlines()
+    held = [everything[number] for number in heldout_candidates(20) if number < 300]
+    assert document_texts(prepared) == held
+    assert lines[-1] == "data: text-0 tokenized while training (not counted), 0.00 MB held out"
+    assert prepared.fingerprint["sources"][0]["tokens"] is None
+
+
+def test_a_live_source_may_hold_nothing_out(words: Words) -> None:
+    text = words("w", 30)
+    prepared = prepare(settings(text, sources=[source(text, live=True)], heldout_every=0), silent)
+    assert (prepared.heldout, prepared.folders) == ((), {})

@@ -58,6 +58,18 @@ def test_every_token_of_the_whole_rows_is_a_label_once_and_in_order_over_all_sha
     assert rows[:, :-1].ravel().tolist() == stream[: count * length]
     assert rows[:, 1:].ravel().tolist() == stream[1 : count * length + 1]
     assert reader.rows(np.arange(count)[::-1], length).tolist() == rows[::-1].tolist()
+    out = np.empty(rows.shape, dtype=np.int32)
+    assert reader.rows(np.arange(count), length, out) is out
+    assert out.tolist() == rows.tolist()
+
+
+def test_more_rows_than_are_copied_at_once_come_back(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "toy", "tok", 60_000, 0)
+    stream = np.arange(300_000) % 50_000
+    writer.add(stream[1:], 0)
+    writer.finish()
+    rows = ShardReader(tmp_path).rows(np.arange(299), 1000)
+    assert (rows == stream[np.arange(299)[:, None] * 1000 + np.arange(1001)]).all()
 
 
 def test_any_range_can_be_read_across_shards(write_shards: Callable[..., Path]) -> None:
@@ -93,6 +105,25 @@ def test_a_flipped_byte_is_named_by_file_and_block_on_first_touch_only(tmp_path:
         reader.rows(np.array([0, tokens // 1000]), 1000)
     with pytest.raises(UserError, match="block 1"):
         reader.verify()
+
+
+@pytest.mark.parametrize(
+    ("block", "whole", "damaged"),
+    [(0, [0, 3200], 1500), (0, [0, 3200], 1048), (1, [0, 1048, 3144], 3145), (1, [0, 1048, 3144], 3200)],
+    ids=["in the block", "from the shard before", "from the block before", "in a later block"],
+)
+def test_a_flipped_byte_in_a_later_shard_is_found_by_the_rows_on_its_block(
+    tmp_path: Path, block: int, whole: list[int], damaged: int
+) -> None:
+    writer = ShardWriter(tmp_path, "toy", "tok", 60_000, 0, shard_bytes=1 << 20)
+    for tokens in (1 << 20, 3 << 20):  # shards of half a block, and of one and a half
+        writer.add(np.ones(tokens, dtype=np.int64), 0)
+    writer.finish()
+    flip(tmp_path / "toy-00001.bin", block * BLOCK_BYTES + 77)
+    reader = ShardReader(tmp_path)
+    assert reader.rows(np.array(whole), 1000).max() == 1
+    with pytest.raises(UserError, match=rf"toy-00001.bin: block {block} "):
+        reader.rows(np.array([*whole, damaged]), 1000)
 
 
 def test_verify_counts_blocks_and_finds_damaged_document_places(write_shards: Callable[..., Path]) -> None:
@@ -143,6 +174,10 @@ def test_an_id_that_the_model_does_not_know_is_refused(write_shards: Callable[..
         (lambda i: i.pop("tokenizer"), "tokenizer: Field required"),
         (lambda i: i.update(surprise=1), "surprise: Extra inputs are not permitted"),
         (lambda i: i["shards"][0].update(tokens=5), "the figures of shard 0 contradict each other"),
+        (
+            lambda i: i["shards"][0].update(mask=["0" * 16] * 2),
+            "the figures of shard 0 contradict each other",
+        ),
         (lambda i: i["shards"][0].update(tokens="5"), "shards.0.tokens: Input should be a valid integer"),
     ],
 )

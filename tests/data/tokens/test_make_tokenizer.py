@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from llmkit.config import schema
 from llmkit.data.tokens.make_tokenizer import make_tokenizer, train_bpe
@@ -78,6 +81,7 @@ def test_a_file_is_used_as_it_is(tmp_path: Path) -> None:
     [
         ({"type": "file"}, "data.tokenizer.path: a tokenizer of type file needs"),
         ({"type": "file", "path": "gone.json"}, "data.tokenizer.path: gone.json cannot be read"),
+        ({"chat_template": "gone.jinja"}, "data.tokenizer.chat_template: gone.jinja cannot be read"),
         ({"type": "hub"}, "data.tokenizer.name: a tokenizer of type hub needs a hub id"),
         (
             {"type": "hub", "name": "not//a name"},
@@ -100,21 +104,104 @@ def test_without_a_network_the_hub_is_one_clear_message(
         make_tokenizer(spec, never())
 
 
-def test_only_the_tokenizer_file_is_fetched_from_the_hub(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    trained = train_bpe(CODE, 280, END)
-    trained.save(tmp_path)
-    asked: list[Any] = []
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that stands for the repository someone/something, with a tokenizer.json in it."""
+    train_bpe(CODE, 280, END).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
 
-    def download(*what: Any, **how: Any) -> str:
-        asked.append((what, how))
-        return str(tmp_path / "tokenizer.json")
+    def download(name: str, file: str, *, revision: str | None) -> str:
+        assert (name, revision) == ("someone/something", "v1")
+        if not (tmp_path / file).exists():
+            answer = SimpleNamespace(headers={}, request=None)
+            raise RemoteEntryNotFoundError("404 Not Found", response=cast(Any, answer))
+        return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    spec = schema.Tokenizer(type="hub", name="someone/something", revision="v1")
-    assert make_tokenizer(spec, never()).hash == trained.hash
-    assert asked == [(("someone/something", "tokenizer.json"), {"revision": "v1"})]
+    return tmp_path
+
+
+HUB = schema.Tokenizer(type="hub", name="someone/something", revision="v1")
+
+
+def test_a_hub_tokenizer_needs_no_more_than_its_tokenizer_file(hub: Path) -> None:
+    tokenizer = make_tokenizer(HUB, never())
+    assert tokenizer.hash == train_bpe(CODE, 280, END).hash
+    assert (tokenizer.chat_template, tokenizer.named_tokens) == (None, {})
+    (hub / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"cannot get tokenizer.json of 'someone/something'"):
+        make_tokenizer(HUB, never())
+
+
+@pytest.mark.parametrize(
+    ("config", "template"),
+    [
+        ({"chat_template": "one"}, "one"),
+        (
+            {
+                "chat_template": [
+                    {"name": "tool_use", "template": "x"},
+                    {"name": "default", "template": "two"},
+                ]
+            },
+            "two",
+        ),
+        ({"chat_template": [{"name": "tool_use", "template": "x"}]}, None),
+        ([], None),
+    ],
+)
+def test_the_chat_template_comes_from_the_hub(hub: Path, config: Any, template: str | None) -> None:
+    (hub / "tokenizer_config.json").write_text(json.dumps(config))
+    assert make_tokenizer(HUB, never()).chat_template == template
+    (hub / "chat_template.jinja").write_text("file")
+    assert make_tokenizer(HUB, never()).chat_template == "file"
+
+
+def test_a_given_template_comes_before_the_hubs(hub: Path) -> None:
+    (hub / "tokenizer_config.json").write_text('{"chat_template": "theirs"}')
+    (hub / "mine.jinja").write_text("mine")
+    spec = HUB.model_copy(update={"chat_template": str(hub / "mine.jinja")})
+    assert make_tokenizer(spec, never()).chat_template == "mine"
+
+
+def test_the_names_of_tokens_come_from_the_hub(hub: Path) -> None:
+    config = {"bos_token": "<s>", "pad_token": {"content": "<pad>"}, "eos_token": "</s>", "unk_token": None}
+    (hub / "tokenizer_config.json").write_text(json.dumps(config))
+    assert make_tokenizer(HUB, never()).named_tokens == {"bos_token": "<s>", "pad_token": "<pad>"}
+
+
+def test_a_broken_file_of_the_hub_is_named(hub: Path) -> None:
+    (hub / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer_config.json of 'someone/something' is not valid JSON"):
+        make_tokenizer(HUB, never())
+
+
+def test_a_fault_of_the_network_is_not_taken_for_a_missing_file(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = huggingface_hub.hf_hub_download
+
+    def download(name: str, file: str, **how: Any) -> str:
+        if file != "tokenizer.json":
+            raise LocalEntryNotFoundError("the connection broke")
+        return whole(name, file, **how)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match=r"cannot get tokenizer_config.json .*the connection broke"):
+        make_tokenizer(HUB, never())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert make_tokenizer(HUB, never()).chat_template is None
+
+
+def test_the_settings_reach_the_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("template")
+    spec = schema.Tokenizer(
+        vocab_size=280, control_tokens_in_text=True, chat_template=str(tmp_path / "chat.jinja")
+    )
+    tokenizer = make_tokenizer(spec, CODE)
+    assert (tokenizer.chat_template, tokenizer.control_tokens_in_text) == ("template", True)
+    assert tokenizer.encode(f"a{END}")[-1] == tokenizer.end_of_text_id
 
 
 def test_texts_are_taken_from_any_iterable() -> None:

@@ -110,6 +110,39 @@ def test_other_control_tokens_are_plain_text_too() -> None:
     assert encoder.token_to_id("<|user|>") not in ids
 
 
+def test_every_special_token_is_plain_text_unless_it_is_asked_for() -> None:
+    encoder = Encoder.from_str(BPE.files()["tokenizer.json"].decode())
+    encoder.add_special_tokens([AddedToken("<|user|>", special=True), AddedToken("<s>", special=True)])
+    encoder.add_tokens([AddedToken("<tool>", special=False)])
+    text, content = f"a<|user|>b<s>{END}<tool>", encoder.to_str()
+    asked = Tokenizer(content, END, control_tokens_in_text=True)
+    special = set(asked.control_tokens.values())
+    assert special == {0, *map(encoder.token_to_id, ("<|user|>", "<s>"))}
+    plain = Tokenizer(content, END)
+    assert not special & set(plain.encode(text).tolist())
+    assert special <= set(asked.encode(text).tolist())
+    assert all(encoder.token_to_id("<tool>") in one.encode(text) for one in (plain, asked))
+    assert asked.decode(asked.encode(text)) == plain.decode(plain.encode(text)) == text
+    assert asked.hash != plain.hash
+
+
+def test_bytes_can_be_asked_for_end_of_text_too() -> None:
+    asked = Tokenizer(BYTES.files()["tokenizer.json"].decode(), END, control_tokens_in_text=True)
+    assert asked.encode(f"a{END}b").tolist() == [97, 256, 98]
+
+
+def test_a_control_token_that_the_model_makes_of_text_is_refused() -> None:
+    vocab = [["<unk>", 0.0], [END, 0.0], ["<pad>", 0.0], *([c, -2.0] for c in "</pads>\u2581")]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": False}
+    added = [{"id": i, "content": token, "special": True, "normalized": False, "single_word": False,
+              "lstrip": False, "rstrip": False} for i, (token, _) in enumerate(vocab[:3])]  # fmt: skip
+    added.append(added[1] | {"id": len(vocab), "content": "<end>"})
+    content = json.dumps({"version": "1.0", "model": model, "added_tokens": added})
+    with pytest.raises(UserError, match=r"reads the text '<\|endoftext\|>' as a control token; where"):
+        Tokenizer(content, "<end>")
+    assert Tokenizer(content, END, control_tokens_in_text=True).encode(f"a{END}").tolist()[-1] == 1
+
+
 def test_end_of_text_is_plain_text_even_where_the_file_does_not_mark_it_special() -> None:
     added = json.loads(BPE.files()["tokenizer.json"])["added_tokens"]
     tokenizer = changed(BPE, added_tokens=[added[0] | {"special": False}])
@@ -170,6 +203,21 @@ def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -
     assert (loaded.hash, loaded.vocab_size, loaded.end_of_text) == (tokenizer.hash, tokenizer.vocab_size, END)
     assert loaded.encode(CORPUS[0]).tolist() == tokenizer.encode(CORPUS[0]).tolist()
     assert loaded.files() == tokenizer.files()
+
+
+def test_what_it_does_with_control_tokens_is_saved_too(tmp_path: Path) -> None:
+    content = BPE.files()["tokenizer.json"].decode()
+    named = {"bos_token": "a"}
+    asked = Tokenizer(content, END, control_tokens_in_text=True, chat_template="{{ x }}", named_tokens=named)
+    asked.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.control_tokens_in_text, loaded.chat_template, loaded.named_tokens) == (
+        True,
+        "{{ x }}",
+        named,
+    )
+    assert loaded.hash == asked.hash
+    assert loaded.files() == asked.files()
 
 
 def test_transformers_reads_the_saved_folder(tmp_path: Path) -> None:

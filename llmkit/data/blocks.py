@@ -1,0 +1,276 @@
+"""Rows of the order, gathered from their sources into blocks of steps, on the way to batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from xxhash import xxh64_intdigest
+
+from llmkit.batch import IGNORE
+from llmkit.config import schema
+from llmkit.data.live.demand import Cursors, demands, served_lanes
+from llmkit.data.live.serve import LaneServer
+from llmkit.data.live.source import LiveSource
+from llmkit.data.order import Order
+from llmkit.data.prepared import Prepared
+from llmkit.errors import RunFault
+
+ORDER_ROWS = 4096
+"""Rows, at least, whose order is computed at a time: a call alone costs as much as some hundred rows."""
+BLOCK_TOKENS = 1 << 18
+"""Tokens gathered at a time, unless a step has more."""
+
+
+def document_numbers(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
+    """Number of each position's document in its row, int32, the shape of `tokens`: (rows, T).
+
+    End-of-text as an input opens the next document.
+    """
+    return np.cumsum(tokens == end_of_text_id, axis=1, dtype=np.int32)
+
+
+def round_up(count: int, multiple: int) -> int:
+    """The next multiple that is not less than `count`."""
+    return -(-count // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class RowsOfBlock:
+    """Some steps of one rank in one piece of memory.
+
+    tokens, labels, documents: (steps * rows, T) int32. sources: (steps, rows), -1 for a row that only
+    fills. targets: (steps,), labels other than IGNORE. has_masks: whether a source has tokens that are no
+    targets. hashes: (steps, rows) uint64, 0 for rows that only fill. cursors: for each step, where the
+    lanes of live sources stand after it (source, lane, cursor). left_out: for each step, what was
+    left out of live sources (source, counts). notes: what the user should know.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    documents: Tensor | None
+    sources: np.ndarray
+    targets: np.ndarray
+    has_masks: bool
+    hashes: np.ndarray | None
+    cursors: list[list[tuple[int, int, list[int]]]]
+    left_out: list[list[tuple[int, Counter[str]]]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What some steps of this rank are made of. positions, sources, epochs, rows: (steps, rows).
+
+    live: for each live source, its positions in these steps over all ranks, ascending.
+    """
+
+    start: int
+    positions: np.ndarray
+    sources: np.ndarray
+    epochs: np.ndarray
+    rows: np.ndarray
+    live: dict[int, np.ndarray]
+
+
+class BlockMaker:
+    """Gathers the rows of one rank, some steps at a time.
+
+    cursors: where the lanes of each live source stand; None for other sources. The rest as in
+    `llmkit.data.loader.TrainLoader`. activity: what is being read, for messages.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: schema.Data,
+        order: Order,
+        cursors: Sequence[Cursors | None],
+        *,
+        batch_rows: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        hash_rows: bool,
+        workers: int,
+    ) -> None:
+        self.activity = "the order of the rows"
+        self._sources, self._length = prepared.train, config.sequence_length
+        self._masks = config.document_masks
+        self._end_of_text = prepared.tokenizer.end_of_text_id
+        self._order, self._batch_rows, self._rank, self._world = order, batch_rows, rank, world_size
+        self._rows = round_up(round_up(batch_rows, world_size) // world_size, micro_batch_size)
+        self._hash_rows, self._workers, self._pin = hash_rows, workers, torch.cuda.is_available()
+        self._may_run_dry = any(source.max_epochs is not None for source in prepared.train)
+        self._has_masks = any(source.rows.has_targets for source in prepared.train)
+        live = [(place, each.rows) for place, each in enumerate(prepared.train)]
+        self._lanes = {place: rows.lanes for place, rows in live if isinstance(rows, LiveSource)}
+        self._server = self._serve(config, cursors) if self._lanes else None
+
+    def _serve(self, config: schema.Data, cursors: Sequence[Cursors | None]) -> LaneServer:
+        served = {}
+        for place, lanes in self._lanes.items():
+            known = cursors[place] or {}
+            for lane in served_lanes(lanes, self._rank, self._world):
+                served[place, lane] = known.get(str(lane))
+        sources = {
+            place: source.rows.numbered(self._order.numbers[place], self._order.seed)
+            for place, source in enumerate(self._sources)
+            if isinstance(source.rows, LiveSource)
+        }
+        return LaneServer(sources, served, self._workers, config.stall_seconds)
+
+    def close(self) -> None:
+        """End the processes that tokenize, if there are any."""
+        if self._server is not None:
+            self._server.close()
+
+    def blocks(self, position: int) -> Iterator[RowsOfBlock]:
+        """Blocks of steps from `position` on; the first ones are small, so that training starts at once."""
+        most = max(1, BLOCK_TOKENS // (self._rows * self._length))
+        if self._may_run_dry:  # which must not be noticed before the step it concerns
+            most = 1
+        steps = 1
+        while True:
+            located = max(round_up(ORDER_ROWS, self._rows) // self._rows, 1)
+            starts = position + self._batch_rows * np.arange(located)
+            plan = self._locate(starts)
+            done = 0
+            while done < located:
+                part = slice(done, done + steps)
+                yield self._gather(_part_of(plan, part, starts, self._batch_rows))
+                done += steps
+                steps = min(2 * steps, most)
+            position += self._batch_rows * located
+
+    def _locate(self, starts: np.ndarray) -> _Plan:
+        """The rows of this rank in the steps that begin at `starts`, which follow each other."""
+        first = starts + (self._rank - starts) % self._world
+        positions = first[:, None] + self._world * np.arange(self._rows)
+        real = positions < starts[:, None] + self._batch_rows
+        sources = np.full(positions.shape, -1, dtype=np.int64)
+        epochs, rows = np.zeros_like(sources), np.zeros_like(sources)
+        live: dict[int, np.ndarray] = {}
+        if not self._lanes:
+            sources[real], epochs[real], rows[real] = self._order.at(positions[real])
+        else:  # what other ranks take from a lane moves it, too
+            begin, count = int(starts[0]), self._batch_rows * len(starts)
+            source, epoch, row = self._order.rows(begin, count)
+            mine = positions[real] - begin
+            sources[real], epochs[real], rows[real] = source[mine], epoch[mine], row[mine]
+            live = {place: begin + np.flatnonzero(source == place) for place in self._lanes}
+        return _Plan(int(starts[0]), positions, sources, epochs, rows, live)
+
+    def _gather(self, plan: _Plan) -> RowsOfBlock:
+        steps, rows = plan.sources.shape
+        flat = plan.sources.ravel()
+        text = np.full((flat.size, self._length + 1), self._end_of_text, dtype=np.int32)
+        is_target = np.ones((flat.size, self._length), dtype=bool) if self._has_masks else None
+        cursors: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(steps)]
+        left_out: list[list[tuple[int, Counter[str]]]] = [[] for _ in range(steps)]
+        self._notes: list[str] = []
+        for place in np.unique(flat[flat >= 0]):
+            if place not in self._lanes:
+                self._read(int(place), flat == place, plan, text, is_target)
+        for place in self._lanes:
+            self._take(place, plan, text, is_target, cursors, left_out)
+        tokens, labels = text[:, :-1].copy(), text[:, 1:].copy()
+        filling = flat < 0
+        if filling.any():
+            labels[filling] = IGNORE
+        if is_target is not None:
+            labels[~is_target] = IGNORE
+            targets = np.count_nonzero(labels.reshape(steps, -1) != IGNORE, axis=1)
+        else:
+            targets = np.count_nonzero(plan.sources >= 0, axis=1) * self._length
+        documents = document_numbers(tokens, self._end_of_text) if self._masks else None
+        return RowsOfBlock(
+            tokens=self._tensor(tokens),
+            labels=self._tensor(labels),
+            documents=None if documents is None else self._tensor(documents),
+            sources=plan.sources,
+            targets=targets,
+            has_masks=self._has_masks,
+            hashes=_hashes(tokens, labels, flat).reshape(steps, rows) if self._hash_rows else None,
+            cursors=cursors,
+            left_out=left_out,
+            notes=self._notes,
+        )
+
+    def _read(
+        self, place: int, here: np.ndarray, plan: _Plan, text: np.ndarray, is_target: np.ndarray | None
+    ) -> None:
+        """Rows of a source whose rows are numbered, into their places."""
+        source = self._sources[place]
+        assert not isinstance(source.rows, LiveSource), place
+        self.activity = f"source {source.name}"
+        index = plan.rows.ravel()[here]
+        if source.max_epochs is not None and plan.epochs.ravel()[here].max() >= source.max_epochs:
+            raise RunFault(
+                f"source {source.name} has run dry: it was read {source.max_epochs} times "
+                f"(data.sources[{place}].max_epochs); the newest checkpoint goes on with a larger max_epochs "
+                "or other weights (--allow-data-change)"
+            )
+        if here.all():
+            source.rows.rows(index, self._length, out=text)
+        else:
+            text[here] = source.rows.rows(index, self._length)
+        if is_target is not None:
+            targets = source.rows.targets(index, self._length)
+            if targets is not None:
+                is_target[here] = targets
+
+    def _take(
+        self,
+        place: int,
+        plan: _Plan,
+        text: np.ndarray,
+        is_target: np.ndarray | None,
+        cursors: list[list[tuple[int, int, list[int]]]],
+        left_out: list[list[tuple[int, Counter[str]]]],
+    ) -> None:
+        """Rows of a live source, into their places; where its lanes stand after each step."""
+        assert self._server is not None
+        self.activity = f"source {self._sources[place].name}"
+        slots = np.flatnonzero(plan.sources.ravel() == place)
+        slot_of = dict(zip(plan.positions.ravel()[slots].tolist(), slots.tolist(), strict=True))
+        for demand in demands(plan.live[place], self._lanes[place], self._rank, self._world):
+            taken = self._server.take(place, demand.lane, demand.wanted.tolist())
+            last: dict[int, list[int]] = {}
+            for g, wanted, row in zip(demand.positions.tolist(), demand.wanted.tolist(), taken, strict=True):
+                step = (g - plan.start) // self._batch_rows
+                last[step] = row.cursor
+                self._notes += row.notes
+                if row.left_out:
+                    left_out[step].append((place, Counter(row.left_out)))
+                if wanted:
+                    slot = slot_of[g]
+                    text[slot] = row.tokens
+                    if is_target is not None and row.targets is not None:
+                        is_target[slot] = row.targets
+            for step, cursor in last.items():
+                cursors[step].append((place, demand.lane, cursor))
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self._pin else tensor
+
+
+def _part_of(plan: _Plan, part: slice, starts: np.ndarray, batch_rows: int) -> _Plan:
+    """Some of the steps of a plan."""
+    begins = starts[part]
+    low, high = int(begins[0]), int(begins[-1]) + batch_rows
+    live = {place: g[np.searchsorted(g, low) : np.searchsorted(g, high)] for place, g in plan.live.items()}
+    return _Plan(low, plan.positions[part], plan.sources[part], plan.epochs[part], plan.rows[part], live)
+
+
+def _hashes(tokens: np.ndarray, labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """xxh64 of each row's tokens and labels, uint64; 0 for rows that only fill."""
+    hashes = np.zeros(len(tokens), dtype=np.uint64)
+    for row in np.flatnonzero(sources >= 0):
+        hashes[row] = xxh64_intdigest(labels[row].data, seed=xxh64_intdigest(tokens[row].data))
+    return hashes

@@ -1,0 +1,182 @@
+"""Tokenizes sources into shards: a source of its own folder, in parts, by several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from llmkit.config import schema
+from llmkit.data.building.assemble import SplitWriter, Written, assemble
+from llmkit.data.building.cache import Report, content_key, make_once
+from llmkit.data.building.opened import OpenedSource
+from llmkit.data.building.parts import Group, PartMaker, group_units, part_bytes_of
+from llmkit.data.building.pool import make_parts
+from llmkit.data.building.progress import Progress
+from llmkit.data.live.heldout import heldout_candidates, heldout_units
+from llmkit.data.prepared import BUILD_VERSION, SourceRecord
+from llmkit.data.shards.format import stored_dtype, token_dtype
+from llmkit.data.sources.reader import SourceReader
+from llmkit.data.sources.records import left_out_summary
+from llmkit.data.tokens.encode import RecordEncoder
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import UserError
+from llmkit.files import sync_folder, write_json
+
+SMALL = 8 << 20
+"""Bytes of a source up to which starting worker processes would cost more than it brings."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def encoder_key(spec: schema.Source, encoder: RecordEncoder) -> str:
+    """A hash of what decides the tokens of a source's records: only those of chats depend on the template."""
+    return encoder.key if spec.record == "chat" else encoder.tokenizer.hash
+
+
+class Builder:
+    """Builds the sources of some settings. workers: processes at most; None = as many as there are cores."""
+
+    def __init__(
+        self,
+        config: schema.Data,
+        tokenizer: Tokenizer,
+        encoder: RecordEncoder,
+        report: Report,
+        workers: int | None,
+    ) -> None:
+        self._config, self._tokenizer, self._encoder = config, tokenizer, encoder
+        self._report, self._workers = report, workers
+
+    def build(self, source: OpenedSource) -> Path:
+        """The folder of a source that is tokenized before training; what is not there is built.
+
+        Raises UserError if it has no document to train on.
+        """
+        folder = self._folder(source, {"part_bytes": part_bytes_of(source.files), **self._packing()})
+        make_once(folder, lambda workplace: self._fill(source, workplace), self._report)
+        return folder
+
+    def build_heldout(self, source: OpenedSource, reader: SourceReader) -> Path:
+        """The folder with the held-out documents of a live source; what is not there is built."""
+        units: list[JsonValue] = [list(unit) for unit in reader.units]
+        folder = self._folder(source, {"live": units})
+        make_once(folder, lambda workplace: self._fill_heldout(source, reader, workplace), self._report)
+        return folder
+
+    def _folder(self, source: OpenedSource, described: dict[str, JsonValue]) -> Path:
+        everything: dict[str, JsonValue] = {
+            "version": BUILD_VERSION,
+            "source": source.described(),
+            "encoder": encoder_key(source.spec, self._encoder),
+            "heldout_every": self._config.heldout_every,
+            **described,
+        }
+        return Path(self._config.cache_dir) / f"{source.name}-{content_key(everything)}"
+
+    def _packing(self) -> dict[str, JsonValue]:
+        config = self._config
+        return {"row": config.sequence_length} if config.packing == "best_fit" else {}
+
+    def _fill(self, source: OpenedSource, workplace: Path) -> None:
+        began = time.monotonic()
+        part_bytes = part_bytes_of(source.files)
+        reader = source.reader(part_bytes)
+        parts = workplace / "parts"
+        parts.mkdir(exist_ok=True)
+        size = sum(unit.size for unit in reader.units)
+        workers = 0 if size < SMALL else self._workers or available_cores()
+        maker = PartMaker(
+            reader, self._encoder, group_units(reader.units, part_bytes), self._config.heldout_every,
+            stored_dtype(token_dtype(self._tokenizer.vocab_size)).str, parts, threads=workers == 0,
+        )  # fmt: skip
+        with contextlib.closing(self._paths(maker, workers, source.name)) as paths:
+            written = assemble(
+                paths, workplace / "whole", source.name, self._tokenizer, self._config.packing,
+                self._config.sequence_length, compare=source.spec.record == "text",
+            )  # fmt: skip
+        if written.documents == 0:
+            what = left_out_summary(written.left_out) or "it has none"
+            if written.heldout_documents:
+                what += f"; all {written.heldout_documents} usable ones are held out"
+            raise UserError(f"source {source.name}: there is no document to train on ({what})")
+        source.check_unchanged()
+        self._finish(source, written, workplace / "whole")
+        self._report(_told(source.name, written, time.monotonic() - began, min(workers, len(maker.parts))))
+
+    def _paths(self, maker: PartMaker, workers: int, name: str) -> Generator[Path]:
+        """The part files of a source in order, each when it is made; those that are there are kept."""
+        numbers = range(len(maker.parts))
+        paths = {number: maker.path(number) for number in numbers}
+        for leftover in set(maker.folder.iterdir()) - set(paths.values()):
+            leftover.unlink()
+        missing = [number for number in numbers if not paths[number].exists()]
+        units = maker.reader.units
+        sizes = [sum(units[unit].size for unit in part) for part in maker.parts]
+        already = sum(sizes) - sum(sizes[number] for number in missing)
+        if already:
+            there = len(numbers) - len(missing)
+            self._report(f"data: {name}: {there} of {len(numbers)} parts are there from before")
+        with (
+            Progress(name, sum(sizes), already, self._report) as progress,
+            contextlib.closing(
+                make_parts(maker, missing, workers, lambda part: progress.add(sizes[part]))
+            ) as made,
+        ):
+            awaited = set(missing)
+            for number in numbers:
+                if number in awaited:
+                    next(made)
+                yield paths[number]
+
+    def _fill_heldout(self, source: OpenedSource, reader: SourceReader, workplace: Path) -> None:
+        writer = SplitWriter(
+            workplace / "whole" / "heldout", source.name, self._tokenizer,
+            compare=source.spec.record == "text",
+        )  # fmt: skip
+        written = Written()
+        group = Group(reader, self._encoder, written.left_out, threads=False)
+        held = heldout_candidates(self._config.heldout_every)
+        for unit in heldout_units(len(reader.units), self._config.heldout_every):
+            for candidate in reader.read(unit):
+                if candidate.number in held:
+                    group.add(candidate, unit, heldout=True)
+                if candidate.number >= held[-1]:
+                    break
+        for encoded, _ in group.encode():
+            writer.add(encoded)
+        writer.finish()
+        written.heldout_documents = writer.documents
+        self._finish(source, written, workplace / "whole")
+
+    def _finish(self, source: OpenedSource, written: Written, whole: Path) -> None:
+        """Write down what was built, and make its names as durable as the files."""
+        if self._config.heldout_every and not written.heldout_documents:
+            what = "its first units give none" if source.kind == "live" else (
+                f"one in {self._config.heldout_every} of its {written.candidates} documents is none"
+            )  # fmt: skip
+            self._report(f"data: {source.name}: nothing is held out: {what}")
+        if +written.left_out:
+            self._report(f"data: {source.name}: {left_out_summary(written.left_out)}")
+        record = SourceRecord(heldout=written.heldout_documents > 0, left_out=dict(+written.left_out))
+        write_json(whole / "source.json", record.model_dump())
+        sync_folder(whole)
+
+
+def _told(name: str, written: Written, seconds: float, workers: int) -> str:
+    """What was built, as a line for the user."""
+    speed = f"{written.text_bytes / 1e6 / max(seconds, 1e-3):.1f} MB/s"
+    by = f", {workers} processes" if workers else ""
+    size = f"{written.text_bytes / 1e6:.2f} MB"
+    slow = f"; without the fast tokenizer: {written.slow_reason}" if written.slow_reason else ""
+    return (
+        f"data: {name}: {written.documents + written.heldout_documents:,} documents, "
+        f"{written.tokens:,} tokens of {size} in {seconds:.1f} s ({speed}{by}{slow})"
+    )

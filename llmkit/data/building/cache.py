@@ -1,0 +1,98 @@
+"""Folders of the cache: each is made once, by one process, and is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from llmkit.errors import RunFault, UserError
+from llmkit.files import sync_folder
+
+Report = Callable[[str], None]
+"""Takes lines for the user."""
+
+
+def content_key(described: dict[str, JsonValue]) -> str:
+    """A hash of all that decides the content of a folder, for its name."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_once(folder: Path, fill: Callable[[Path], None], report: Report) -> None:
+    """Makes a folder of the cache, if it is not there.
+
+    fill: is given a workplace, which it may find as a killed one left it, and makes `whole` in it; that
+    becomes the folder by one rename. Any number of processes may call this at once: one makes the folder,
+    the others wait. A UserError of `fill` clears the workplace.
+    Raises UserError where the cache cannot be a folder, RunFault where it cannot be written.
+    """
+    if folder.exists():
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir: {folder.parent} cannot be made a folder ({error.strerror})"
+        ) from error
+    with _only_one(folder, report) as alone:
+        if folder.exists():
+            return
+        # Where the file system has no locks, each process works for itself and the first to end wins.
+        own = "" if alone else f"-{uuid.uuid4().hex[:12]}"
+        workplace = folder.with_name(f".building-{folder.name}{own}")
+        try:
+            workplace.mkdir(exist_ok=True)
+            _clear(workplace / "whole")
+            fill(workplace)
+            try:
+                os.rename(workplace / "whole", folder)
+            except OSError:
+                if not folder.exists():  # where it does, another process was first
+                    raise
+            sync_folder(folder.parent)
+            _clear(workplace)
+        except OSError as error:
+            raise RunFault(
+                f"{workplace}: cannot be written ({error.strerror or error}); is the disk full?"
+            ) from error
+        except UserError:
+            _clear(workplace)
+            raise
+        finally:
+            if not alone:
+                _clear(workplace)
+
+
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path, report: Report) -> Iterator[bool]:
+    """Waits until no other process makes the folder; yields whether the file system has locks at all.
+
+    The system frees the lock of a process that dies.
+    """
+    lock = folder.with_name(f".{folder.name}.lock")
+    try:
+        file = lock.open("a")
+    except OSError as error:
+        raise UserError(f"data.cache_dir: {lock.parent} cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"data: another process builds {folder}, waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,77 @@
+"""The sources of the settings with the files that they stand for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import JsonValue
+
+from llmkit.config import schema
+from llmkit.config.check import source_name
+from llmkit.data.sources.listing import File, list_files
+from llmkit.data.sources.reader import SourceReader
+from llmkit.data.sources.records import Policy
+from llmkit.data.sources.units import cut_into_units
+from llmkit.errors import UserError
+
+_NOT_OF_THE_TOKENS = {"path", "dataset", "live", "write_through", "weight", "max_epochs", "heldout_path"}
+"""Settings of a source that decide where it lies and how it is used, but not what its records are."""
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """A source and its files. number: its place in the list of sources."""
+
+    number: int
+    spec: schema.Source
+    name: str
+    errors: Policy
+    files: list[File] = field(repr=False)
+
+    @property
+    def place(self) -> str:
+        """The key of its settings, for messages."""
+        return f"data.sources[{self.number}]"
+
+    @property
+    def kind(self) -> Literal["built", "live", "given"]:
+        """Tokenized before training, while training, or by somebody else."""
+        if self.spec.type in ("shards", "megatron"):
+            return "given"
+        return "live" if self.spec.live else "built"
+
+    def reader(self, unit_bytes: int) -> SourceReader:
+        """Reads its records, in units of about so many bytes."""
+        units = cut_into_units(self.spec, self.files, unit_bytes, self.place)
+        return SourceReader(self.spec, self.name, self.place, self.errors, self.files, units)
+
+    def described(self) -> dict[str, JsonValue]:
+        """All that decides its records, as JSON. Files count by name, size, tag and time of change."""
+        settings = self.spec.model_dump(mode="json", exclude=_NOT_OF_THE_TOKENS)
+        files: list[JsonValue] = [list(file) for file in self.files]
+        return settings | {"name": self.name, "errors": self.errors, "files": files}
+
+    def check_unchanged(self) -> None:
+        """Raises UserError where its files are no longer those that they were."""
+        if list_files(self.spec, self.place) != self.files:
+            raise UserError(
+                f"source {self.name}: its files changed while they were read; run the same command again"
+            )
+
+
+def open_sources(config: schema.Data) -> list[OpenedSource]:
+    """All sources, in the order of the settings; raises UserError where one has no files."""
+    names = [source_name(number, spec) for number, spec in enumerate(config.sources)]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"data.sources: {count} sources are named {name!r}; give each its own name")
+    if not any(spec.weight for spec in config.sources) and not config.curriculum:
+        raise UserError("data.sources: all weights are 0, so there is no source to draw rows from")
+    opened = []
+    for number, (spec, name) in enumerate(zip(config.sources, names, strict=True)):
+        given = spec.type in ("shards", "megatron")
+        files = [] if given else list_files(spec, f"data.sources[{number}]")
+        opened.append(OpenedSource(number, spec, name, config.errors, files))
+    return opened

@@ -1,0 +1,124 @@
+"""The tokenizer of the settings, made once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from llmkit.config import schema
+from llmkit.data.building.cache import Report, content_key, make_once
+from llmkit.data.building.opened import OpenedSource
+from llmkit.data.building.parts import group_units, part_bytes_of, training_records
+from llmkit.data.live.heldout import heldout_candidates, heldout_units
+from llmkit.data.live.source import open_reader
+from llmkit.data.sources.records import LeftOut, Record
+from llmkit.data.tokens.encode import text_of
+from llmkit.data.tokens.make_tokenizer import make_tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import UserError
+
+VERSION = 2
+"""Changes with anything that makes the same settings give another tokenizer."""
+TOKENIZER_TEXT = 1 << 28
+"""Characters that a tokenizer is trained on, over all sources."""
+PLACES = 64
+"""Evenly spread over a source, at whose beginnings text is taken."""
+
+
+def cached_tokenizer(config: schema.Data, sources: Sequence[OpenedSource], report: Report) -> Tokenizer:
+    """The tokenizer of the settings, from the cache or made and put there.
+
+    Raises UserError for settings that contradict each other or a tokenizer that cannot be had.
+    """
+    spec = config.tokenizer
+    readable = [source for source in sources if source.kind != "given" and source.spec.record != "ids"]
+    if spec.type == "bpe" and not readable:
+        raise UserError(
+            "data.tokenizer.type: bpe trains a tokenizer, but no source has text to train it on; name the "
+            "tokenizer that made the tokens (type file or hub)"
+        )
+    described: dict[str, JsonValue] = {"version": VERSION, "tokenizer": _described(spec)}
+    if spec.type == "bpe":
+        described["heldout_every"] = config.heldout_every
+        described["sources"] = [
+            {"live": source.spec.live and config.lanes, **source.described()} for source in readable
+        ]
+    folder = Path(config.cache_dir) / f"tokenizer-{content_key(described)}"
+
+    def fill(workplace: Path) -> None:
+        tokenizer = make_tokenizer(spec, _texts(config, readable))
+        if spec.type == "bpe":
+            _report_size(tokenizer.vocab_size, spec.vocab_size or schema.BPE_VOCAB_SIZE, report)
+        tokenizer.save(workplace / "whole")
+
+    make_once(folder, fill, report)
+    return Tokenizer.load(folder, f"delete {folder} and build the data again")
+
+
+def _described(spec: schema.Tokenizer) -> JsonValue:
+    """The settings, with files by their content."""
+    settings: dict[str, JsonValue] = spec.model_dump(mode="json")
+    for name in ("path", "chat_template"):
+        path = getattr(spec, name)
+        if path is not None:
+            try:
+                settings[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            except OSError as error:
+                raise UserError(f"data.tokenizer.{name}: {path} cannot be read ({error.strerror})") from error
+    return settings
+
+
+def _texts(config: schema.Data, sources: Sequence[OpenedSource]) -> Iterator[str]:
+    """Text to train on, of all sources; of each from many places and up to its share of TOKENIZER_TEXT."""
+    for source in sources:
+        places = _places(config, source)
+        for place in places:
+            room = TOKENIZER_TEXT // (len(sources) * len(places))
+            for record in place:
+                text = text_of(record)
+                yield text
+                room -= len(text)
+                if room <= 0:
+                    break
+
+
+def _places(config: schema.Data, source: OpenedSource) -> list[Iterator[Record]]:
+    """The training records from some places of a source on."""
+    if source.kind == "live":
+        reader = open_reader(source.spec, source.name, source.place, config)
+        count = len(reader.units)
+        held = set(heldout_units(count, config.heldout_every))
+        behind = heldout_candidates(config.heldout_every)
+
+        def records(unit: int) -> Iterator[Record]:
+            for candidate in reader.read(unit):
+                used = not isinstance(candidate.record, LeftOut)
+                if used and not (unit in held and candidate.number in behind):
+                    yield candidate.record  # type: ignore[misc]
+
+        return [records(unit) for unit in _spread(count)]
+    reader = source.reader(part_bytes_of(source.files))
+    parts = group_units(reader.units, part_bytes_of(source.files))
+    return [
+        training_records(reader, parts[number], number, config.heldout_every)
+        for number in _spread(len(parts))
+    ]
+
+
+def _spread(count: int) -> list[int]:
+    """At most PLACES of the numbers below `count`."""
+    chosen = min(PLACES, count)
+    return [k * count // chosen for k in range(chosen)]
+
+
+def _report_size(size: int, wanted: int, report: Report) -> None:
+    if size < wanted:
+        report(
+            f"data: WARNING: the text yields a tokenizer of {size} tokens only, {wanted} are asked for in "
+            "data.tokenizer.vocab_size; more text or a smaller size would make them meet"
+        )
+    else:
+        report(f"data: trained a tokenizer of {size} tokens")

@@ -1,0 +1,77 @@
+"""The weights of the sources over the steps, and whether the sources last until the end."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmkit.config import schema
+from llmkit.data.order import Order
+from llmkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """steps: the first step of each stage, counted from 1, ascending. weights: those of all sources there."""
+
+    steps: tuple[int, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, config: schema.Data, names: Sequence[str]) -> Curriculum:
+        """What the settings say, for sources of these names; a source keeps the weight it was given last."""
+        stages = {1: {name: source.weight for name, source in zip(names, config.sources, strict=True)}}
+        weights = stages[1]
+        for stage in sorted(config.curriculum, key=lambda stage: stage.step):
+            weights = weights | stage.weights
+            stages[stage.step] = weights
+        return cls(tuple(stages), tuple(tuple(each[name] for name in names) for each in stages.values()))
+
+    def at(self, step: int) -> tuple[float, ...]:
+        """The weights that hold for a step, counted from 1."""
+        return self.weights[bisect_right(self.steps, step) - 1]
+
+    def continue_order(self, order: Order, position: int, steps_done: int, batch_rows: int) -> None:
+        """Gives `order` the weights from `position` on, where the step `steps_done` + 1 begins."""
+        if order.segments[-1].weights != self.at(steps_done + 1):
+            order.reweight(position, self.at(steps_done + 1))
+        for step, weights in zip(self.steps, self.weights, strict=True):
+            if step > steps_done + 1:
+                order.reweight(position + (step - 1 - steps_done) * batch_rows, weights)
+
+
+@dataclass(frozen=True)
+class Supply:
+    """A source that may be read so often. rows: of one epoch."""
+
+    name: str
+    place: int
+    rows: int
+    max_epochs: int
+
+
+def check_supply(order: Order, supplies: Sequence[Supply], steps: range, position: int, rows: int) -> None:
+    """Raises UserError if a source runs dry in `steps`, the first of which begins at `position`.
+
+    rows: of a global batch. The message says until which step each source lasts.
+    """
+    short = []
+    for supply in supplies:
+        limit = supply.rows * supply.max_epochs
+        needed = int(order.consumed(position + len(steps) * rows)[supply.place])
+        if needed > limit:
+            lasts, too_many = 0, len(steps)  # the most steps that it has rows for lie between these
+            while too_many - lasts > 1:
+                middle = (lasts + too_many) // 2
+                if order.consumed(position + middle * rows)[supply.place] > limit:
+                    too_many = middle
+                else:
+                    lasts = middle
+            short.append(
+                f"data.sources[{supply.place}].max_epochs: until step {steps.stop - 1} the run needs "
+                f"{needed:,} rows of source {supply.name}, {supply.max_epochs} epochs have {limit:,}; it "
+                f"lasts until step {steps.start + lasts - 1}. Lower its weight, raise max_epochs or end there"
+            )
+    if short:
+        raise UserError("\n".join(short))

@@ -1,0 +1,251 @@
+"""Shows what a model will be trained on: figures of the sources, the mixture, rows as the model sees them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from llmkit.config.schema import Config
+from llmkit.data.curriculum import Curriculum
+from llmkit.data.live.lane import Lane
+from llmkit.data.live.source import LiveSource
+from llmkit.data.order import Order
+from llmkit.data.prepared import Prepared, TrainSource
+from llmkit.data.shards.rows import RowSource
+from llmkit.data.tokens.tokenizer import Tokenizer
+
+SAMPLE_TOKENS = 1 << 22
+"""Tokens of a source that are counted; all of them where it has no more."""
+SAMPLE_PLACES = 64
+"""Places, evenly spread over a source, at which they are taken otherwise."""
+LONGEST = 1 << 20
+"""Tokens up to which the end of a document is looked for behind a sample."""
+FREQUENT = 12
+"""Tokens that are named."""
+BAR = 40
+"""Characters of the longest bar."""
+
+Color = Literal["auto", "always", "never"]
+
+
+class Marks(NamedTuple):
+    """How a row is marked: before and after text that is no target, and a document's end."""
+
+    off: str
+    on: str
+    end: str
+    end_off: str
+    """A document's end that is no target."""
+
+
+def marks(end_of_text: str, color: bool) -> Marks:
+    """The marks for a terminal with colours, or for plain text."""
+    name = printable(end_of_text)
+    if color:
+        return Marks("\x1b[2;36m", "\x1b[0m", f"\x1b[7;33m {name} \x1b[0m", f"\x1b[2;7;36m {name} \x1b[0m")
+    return Marks("⟦", "⟧", f"──── {name} ────", f"──── ⟦{name}⟧ ────")
+
+
+def wants_color(color: Color) -> bool:
+    """Whether to use colours; auto = on a terminal, unless NO_COLOR is set."""
+    if color == "auto":
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return color == "always"
+
+
+def inspect(config: Config, prepared: Prepared, count: int, color: Color) -> Iterator[str]:
+    """Lines that show the data of a run; of each source `count` rows."""
+    for source in prepared.train:
+        yield from source_lines(source, prepared)
+        yield ""
+    yield from mixture_lines(config, prepared)
+    how = marks(prepared.tokenizer.end_of_text, wants_color(color))
+    if count:
+        yield ""
+        yield (
+            f"rows as the model sees them; {how.off}no target of the loss{how.on}, "
+            f"a document's end: {how.end}"
+        )
+    for place, source in enumerate(prepared.train):
+        for title, tokens, is_target in sample_rows(config, source, place, count):
+            yield f"\n=== {source.name}: {title} ==="
+            yield show_row(tokens, is_target, prepared.tokenizer, how)
+
+
+def source_lines(source: TrainSource, prepared: Prepared) -> Iterator[str]:
+    """What there is of a source."""
+    held = {one.name: one.reader for one in prepared.heldout}.get(source.name)
+    yield f"source {source.name} ({source.kind})"
+    if held is not None:
+        yield f"  held out: {held.documents:,} documents, {held.tokens:,} tokens"
+    left_out = prepared.left_out[source.name]
+    if left_out:
+        yield "  left out or mended: " + ", ".join(f"{count:,} {why}" for why, count in left_out.items())
+    if isinstance(source.rows, LiveSource):
+        files = source.rows.reader.files
+        size = sum(file.size for file in files)
+        yield (
+            f"  tokenized while training: {len(files):,} files of {size / 1e6:,.1f} MB, in "
+            f"{source.rows.lanes} lanes; documents and tokens are not counted"
+        )
+        return
+    stored = source.rows
+    text = stored.text_bytes
+    size_told = "" if not text else f", {text / 1e6:,.2f} MB ({text / stored.tokens:.2f} bytes a token)"
+    yield f"  {stored.documents:,} documents, {stored.tokens:,} tokens{size_told}"
+    end_of_text = prepared.tokenizer.end_of_text_id
+    places = _sample_places(stored)
+    part = "all" if places == [(0, stored.tokens)] else "a sample"
+    yield from _length_lines(stored, places, end_of_text, part)
+    yield from _frequency_lines(stored, places, prepared.tokenizer, part)
+
+
+def _sample_places(stored: RowSource) -> list[tuple[int, int]]:
+    """Ranges of tokens to look at."""
+    if stored.tokens <= SAMPLE_TOKENS:
+        return [(0, stored.tokens)]
+    width = SAMPLE_TOKENS // SAMPLE_PLACES
+    starts = (k * (stored.tokens - width) // (SAMPLE_PLACES - 1) for k in range(SAMPLE_PLACES))
+    return [(start, start + width) for start in starts]
+
+
+def _lengths(stored: RowSource, places: list[tuple[int, int]], end_of_text: int) -> np.ndarray:
+    """Tokens of the documents that begin in these places, without end-of-text."""
+    found = []
+    for start, stop in places:
+        ends = start + np.flatnonzero(stored.read(start, stop) == end_of_text)
+        # The last one that begins here ends further on.
+        while ends.size and stop < min(stored.tokens, int(ends[-1]) + LONGEST):
+            further = min(stored.tokens, stop + (1 << 14))
+            more = stop + np.flatnonzero(stored.read(stop, further) == end_of_text)
+            stop = further
+            if more.size:
+                ends = np.append(ends, more[0])
+                break
+        found.append(np.diff(ends) - 1)
+    return np.concatenate(found)
+
+
+def _length_lines(
+    stored: RowSource, places: list[tuple[int, int]], end_of_text: int, part: str
+) -> Iterator[str]:
+    """Histogram of the documents' lengths, a bar for each power of two."""
+    lengths = _lengths(stored, places, end_of_text)
+    if not lengths.size:
+        return
+    yield (
+        f"  tokens of a document ({part}, {lengths.size:,}): median {int(np.median(lengths)):,}, "
+        f"mean {lengths.mean():,.0f}, longest {lengths.max():,}"
+    )
+    powers = np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
+    counts = np.bincount(powers)
+    for power in range(int(powers.min()), counts.size):
+        bar = "█" * int(-(-BAR * counts[power] // counts.max()))
+        yield f"    up to {1 << power:>9,}  {counts[power] / lengths.size:6.1%}  {bar}".rstrip()
+
+
+def _frequency_lines(
+    stored: RowSource, places: list[tuple[int, int]], tokenizer: Tokenizer, part: str
+) -> Iterator[str]:
+    """The tokens that come most often."""
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for start, stop in places:
+        counts += np.bincount(stored.read(start, stop), minlength=tokenizer.vocab_size)
+    used = np.count_nonzero(counts)
+    yield (
+        f"  most frequent tokens ({part}, {counts.sum():,}; {used:,} of {tokenizer.vocab_size:,} ids occur):"
+    )
+    ranked = [number for number in np.argsort(-counts, kind="stable")[:FREQUENT].tolist() if counts[number]]
+    shown = (f"{_name(tokenizer, number)} {counts[number] / counts.sum():.1%}" for number in ranked)
+    yield "    " + "  ".join(shown)
+
+
+def _name(tokenizer: Tokenizer, number: int) -> str:
+    if number == tokenizer.end_of_text_id:
+        return printable(tokenizer.end_of_text)
+    return repr(tokenizer.decode([number]))
+
+
+def mixture_lines(config: Config, prepared: Prepared) -> Iterator[str]:
+    """The weights of the sources, and how often the run reads each, as far as that is known."""
+    data, steps, batch = config.data, config.train.max_steps, config.train.global_batch_size
+    names = [source.name for source in prepared.train]
+    curriculum = Curriculum.of(data, names)
+    for step, weights in zip(curriculum.steps, curriculum.weights, strict=True):
+        total = sum(weights)
+        shares = (f"{name} {weight:g} ({weight / total:.1%})" for name, weight in zip(names, weights))
+        yield f"mixture from step {step}: " + ", ".join(shares)
+    length = data.sequence_length
+    rows = [source.stored.row_count(length) if source.stored else None for source in prepared.train]
+    if steps is None:
+        needed = None
+    else:
+        order = Order(config.run.seed, rows, curriculum.at(1))
+        curriculum.continue_order(order, 0, 0, batch)
+        needed = order.consumed(steps * batch)
+    for place, source in enumerate(prepared.train):
+        there = rows[place]
+        line = f"  {source.name}: " + ("rows are not counted" if there is None else f"{there:,} rows")
+        if needed is not None:
+            line += f", the run of {steps:,} steps reads {needed[place]:,}"
+            if there is not None:
+                line += f" = {needed[place] / there:.2f} epochs"
+        if source.max_epochs is not None:
+            line += f", at most {source.max_epochs} epochs are allowed"
+        yield line
+
+
+def sample_rows(
+    config: Config, source: TrainSource, place: int, count: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """(title, tokens (T+1,), label targets (T,) or None) of the first rows that a run takes of a source."""
+    length = config.data.sequence_length
+    if isinstance(source.rows, LiveSource):
+        for number in range(min(count, source.rows.lanes)):
+            lane = Lane(source.rows, number)
+            row = lane.next_row()
+            lane.close()
+            yield f"first row of lane {number}", row.tokens, row.targets
+        return
+    order = Order(config.run.seed, [source.rows.row_count(length)], [1.0], numbers=[place])
+    _, _, numbers = order.rows(0, min(count, source.rows.row_count(length)))
+    targets = source.rows.targets(numbers, length)
+    for k, tokens in enumerate(source.rows.rows(numbers, length)):
+        yield f"row {numbers[k]}", tokens, None if targets is None else targets[k]
+
+
+def show_row(tokens: np.ndarray, is_target: np.ndarray | None, tokenizer: Tokenizer, how: Marks) -> str:
+    """A row as text. Its first token is an input only; the marks say what the loss does not see."""
+    learned = np.zeros(tokens.size, dtype=bool)
+    learned[1:] = True if is_target is None else is_target
+    ends = tokens == tokenizer.end_of_text_id
+    # Pieces of tokens that are alike: text that is learned, text that is not, single ends of text.
+    cuts = np.flatnonzero((learned[1:] != learned[:-1]) | ends[1:] | ends[:-1]) + 1
+    pieces: list[str] = []
+    for piece in np.split(np.arange(tokens.size), cuts):
+        first = piece[0]
+        if ends[first]:
+            line_is_open = bool(pieces) and not pieces[-1].endswith("\n")
+            pieces.append("\n" * line_is_open + (how.end if learned[first] else how.end_off) + "\n")
+            continue
+        text = printable(tokenizer.decode(tokens[piece]))
+        pieces.append(text if learned[first] else f"{how.off}{text}{how.on}")
+    return "".join(pieces).rstrip("\n")
+
+
+def printable(text: str) -> str:
+    """Text with its control characters made visible, so that none of them commands the terminal."""
+    return "".join(
+        char if char in "\n\t" or not _commands(char) else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _commands(char: str) -> bool:
+    """Control characters, and those that change the direction of writing."""
+    code = ord(char)
+    return code < 32 or 127 <= code < 160 or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069

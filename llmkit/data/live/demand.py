@@ -1,0 +1,72 @@
+"""Which rank needs what of the lanes of a live source.
+
+Position g takes the next row of the lane g % lanes, and belongs to the rank g % ranks. So a rank meets only
+lanes that equal it modulo the greatest common divisor of both numbers: of a number of lanes that is a
+multiple of the ranks, each lane is met by one rank alone. Otherwise several ranks tokenize the same lane,
+and each keeps its own rows: work of the CPU (a core tokenizes what dozens of GPUs train on), never another result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+from pydantic import JsonValue
+
+from llmkit.errors import RunFault
+
+Cursors = dict[str, JsonValue]
+"""Where the lanes of a source stand, by number of the lane as text."""
+
+
+def served_lanes(lanes: int, rank: int, ranks: int) -> range:
+    """The lanes that hold positions of a rank."""
+    common = gcd(lanes, ranks)
+    return range(rank % common, lanes, common)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a rank takes from one lane, in order: `wanted[k]` says whether the k-th row is its own.
+
+    positions: (count,) of these rows in the global order.
+    """
+
+    lane: int
+    positions: np.ndarray
+    wanted: np.ndarray
+
+
+def demands(positions: np.ndarray, lanes: int, rank: int, ranks: int) -> list[Demand]:
+    """The rows to take so that `positions` of a source, ascending, are served; only lanes of this rank."""
+    lane = positions % lanes
+    common = gcd(lanes, ranks)
+    found = []
+    for number in np.unique(lane[lane % common == rank % common]):
+        here = positions[lane == number]
+        found.append(Demand(int(number), here, here % ranks == rank))
+    return found
+
+
+def merge_cursors(
+    cursors: Sequence[Cursors | None], names: Sequence[str], gather: Callable[[str], list[str]]
+) -> list[Cursors | None]:
+    """Where all lanes stand, from what each rank knows of its own; all ranks must call it.
+
+    Raises RunFault on all of them if two ranks that read the same lane disagree.
+    """
+    merged: list[Cursors | None] = [None if each is None else {} for each in cursors]
+    for text in gather(json.dumps(list(cursors))):
+        for place, known in enumerate(json.loads(text)):
+            whole = merged[place]
+            for lane, cursor in (known or {}).items():
+                assert whole is not None, place
+                if whole.setdefault(lane, cursor) != cursor:
+                    raise RunFault(
+                        f"source {names[place]}: processes that read the same files disagree about lane {lane} "
+                        f"({whole[lane]} and {cursor}); do all of them see the same files?"
+                    )
+    return merged

@@ -1,0 +1,192 @@
+"""A source that is tokenized while the model trains on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import json
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from pydantic import JsonValue
+from xxhash import xxh64_hexdigest
+
+from llmkit.config import schema
+from llmkit.data.live.heldout import heldout_candidates, heldout_units
+from llmkit.data.order import Word, key
+from llmkit.data.sources.fetch import shown
+from llmkit.data.sources.listing import File, list_files
+from llmkit.data.sources.reader import SourceReader
+from llmkit.data.sources.units import cut_into_units
+from llmkit.data.tokens.encode import RecordEncoder
+
+VERSION = 1
+"""Changes with anything that makes the same files give other rows."""
+UNITS_PER_LANE = 4
+"""Units, about, that a lane has at least where the files are large enough: they are read in random order."""
+UNIT_BYTES = (256 << 10, 64 << 20)
+"""Bounds of a unit's size: what is opened on the way to a row, and what is read in file order."""
+UNIT_STREAM, WINDOW_STREAM = 21, 22
+"""Words that keep these keys apart from each other and from those of the rows' order and of building."""
+
+
+def open_reader(spec: schema.Source, name: str, place: str, config: schema.Data) -> SourceReader:
+    """Lists the files of a live source and cuts them into units; `place` is the key of its settings.
+
+    Raises UserError where there are no files.
+    """
+    files = list_files(spec, place)
+    low, high = UNIT_BYTES
+    wanted = sum(file.size for file in files) // (UNITS_PER_LANE * config.lanes)
+    units = cut_into_units(spec, files, min(max(wanted, low), high))
+    return SourceReader(spec, name, place, config.errors, files, units)
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """All that a process needs to make any row of the source; picklable.
+
+    reader: of the files. encoder: records to tokens. sequence_length: inputs a row. lane_limit: lanes, at
+    most. window: candidates that are shuffled among each other. heldout_every: of the settings. cache_dir:
+    where tokens are kept for the next epoch; None = nowhere. number: stands for the source in keys. seed:
+    of the run.
+    """
+
+    reader: SourceReader
+    encoder: RecordEncoder
+    sequence_length: int
+    lane_limit: int
+    window: int
+    heldout_every: int
+    cache_dir: str | None = None
+    number: int = 0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, reader: SourceReader, config: schema.Data, encoder: RecordEncoder) -> LiveSource:
+        """A source with the settings of `config`; `numbered` gives it number and seed."""
+        return cls(
+            reader=reader,
+            encoder=encoder,
+            sequence_length=config.sequence_length,
+            lane_limit=config.lanes,
+            window=config.shuffle_window,
+            heldout_every=config.heldout_every,
+            cache_dir=config.cache_dir if reader.spec.write_through else None,
+        )
+
+    def numbered(self, number: int, seed: int | None = None) -> LiveSource:
+        """The same source under another number, and seed, in its keys."""
+        return dataclasses.replace(self, number=number, seed=self.seed if seed is None else seed)
+
+    @property
+    def name(self) -> str:
+        return self.reader.name
+
+    @property
+    def max_epochs(self) -> int | None:
+        return self.reader.spec.max_epochs
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether rows may have labels that are no targets."""
+        return self.reader.spec.record in ("chat", "prompt_completion")
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes."""
+        return len(self.lane_units)
+
+    @cached_property
+    def lane_units(self) -> list[list[int]]:
+        """Numbers of the units of each lane, ascending: largest first to the lane that has least so far."""
+        units = self.reader.units
+        filled = sum(unit.size > 0 for unit in units)
+        loads = [(0, lane) for lane in range(max(1, min(self.lane_limit, filled)))]
+        dealt: list[list[int]] = [[] for _ in loads]
+        for number in sorted(range(len(units)), key=lambda number: (-units[number].size, number)):
+            load, lane = heapq.heappop(loads)
+            dealt[lane].append(number)
+            heapq.heappush(loads, (load + units[number].size, lane))
+        return [sorted(numbers) for numbers in dealt]
+
+    @cached_property
+    def digest(self) -> str:
+        """What decides the rows, beside the sequence length, the number and the seed."""
+        return _hash([self._content, self.lanes, self.window])
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where the tokens of units are kept: a folder for whatever decides them."""
+        if self.cache_dir is None:
+            return None
+        return Path(self.cache_dir) / f"{self.name}-live-{_hash(self._content)}"
+
+    @cached_property
+    def _content(self) -> JsonValue:
+        spec = self.reader.spec
+        record = spec.model_dump(
+            mode="json",
+            include={
+                *("type", "record", "separator"),
+                *("text_field", "messages_field", "prompt_field", "completion_field", "ids_field"),
+            },
+        )
+        return [
+            VERSION,
+            self.encoder.key,
+            record,
+            self.reader.errors,
+            self.heldout_every,
+            [list(file) for file in _known_files(self.reader.files)],
+            [list(unit) for unit in self.reader.units],
+        ]
+
+    def is_heldout(self, unit: int, number: int) -> bool:
+        """Whether a candidate is for evaluation, so that no row has it."""
+        return unit in self._heldout_units and number in heldout_candidates(self.heldout_every)
+
+    @cached_property
+    def _heldout_units(self) -> frozenset[int]:
+        return frozenset(heldout_units(len(self.reader.units), self.heldout_every))
+
+    def file_of(self, unit: int) -> str:
+        """The file that a unit is a part of, for messages."""
+        return shown(self.reader.files[self.reader.units[unit].file].path)
+
+    def unit_order(self, lane: int, epoch: int) -> list[int]:
+        """Numbers of a lane's units in the order in which an epoch reads them."""
+        units = self.lane_units[lane]
+        words = (self.seed, UNIT_STREAM, self.number, lane, epoch)
+        return [units[place] for place in shuffled(len(units), *words)]
+
+    def window_order(self, count: int, lane: int, epoch: int, unit: int, first: int) -> list[int]:
+        """The order in which the `count` candidates of the window that begins at `first` are taken."""
+        return shuffled(count, self.seed, WINDOW_STREAM, self.number, lane, epoch, unit, first)
+
+
+def shuffled(count: int, *words: Word) -> list[int]:
+    """The numbers below `count` in an order that the words decide."""
+    return np.argsort(key(*words, np.arange(count)), kind="stable").tolist()
+
+
+def _known_files(files: Sequence[File]) -> list[tuple[str, int, str]]:
+    """Name below the common folder, size and tag of files: the same where the folder has moved."""
+    paths = [_without_access(file.path) if "://" in file.path else file.path for file in files]
+    common = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if paths else ""
+    return [(posixpath.relpath(path, common or "."), file.size, file.tag) for path, file in zip(paths, files)]
+
+
+def _without_access(url: str) -> str:
+    """Host and path alone: names and signatures that give access may change from day to day."""
+    parts = urlsplit(url)
+    return f"/{parts.hostname or ''}{parts.path}"
+
+
+def _hash(content: JsonValue) -> str:
+    return xxh64_hexdigest(json.dumps(content, sort_keys=True).encode())

@@ -1,0 +1,128 @@
+"""Reads the token files of Megatron-LM in place, without a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from xxhash import xxh64_hexdigest
+
+from llmkit.data.shards.format import BLOCK_BYTES
+from llmkit.data.shards.mapped import Check, MappedFile
+from llmkit.data.shards.megatron_index import REMEDY, find_prefixes, read_index, with_suffix
+from llmkit.data.shards.stream import TokenFiles
+from llmkit.errors import UserError
+
+
+class MegatronReader:
+    """Reads Megatron-LM's files as one stream, the tokens as they lie there, one file after the other.
+
+    path: PREFIX of PREFIX.bin and PREFIX.idx, a folder with such files, or a glob pattern. vocab_size: ids
+    must be below it; a block of ids is checked when it is first read. end_of_text_id: ends every document.
+    Raises UserError for files that are missing, broken, in conflict with each other or made with another
+    tokenizer, and while reading, for an id outside the vocabulary; RunFault for a file that is cut,
+    replaced or removed while it is being read.
+    """
+
+    def __init__(self, path: Path, vocab_size: int, end_of_text_id: int) -> None:
+        prefixes = find_prefixes(str(path))
+        self.has_targets = False
+        self.text_bytes = None
+        self._indices = [read_index(with_suffix(prefix, ".idx")) for prefix in prefixes]
+        self._paths = [with_suffix(prefix, ".bin") for prefix in prefixes]
+        types = {index.dtype for index in self._indices}
+        if len(types) > 1:
+            names = ", ".join(sorted(dtype.name for dtype in types))
+            raise UserError(
+                f"{self._paths[0]} and the files read with it have ids of several types ({names}); "
+                "make each type a source of its own"
+            )
+        dtype = types.pop()
+        files = []
+        for name, index in zip(self._paths, self._indices, strict=True):
+            check, size = _below(name, dtype, vocab_size), index.tokens * dtype.itemsize
+            files.append(MappedFile(name, size, index.path.name, REMEDY, check))
+        self._stream = TokenFiles(files, dtype)
+        self.tokens = self._stream.tokens
+        self.documents = sum(index.documents for index in self._indices)
+        self._starts = np.cumsum([0] + [index.tokens for index in self._indices]).tolist()
+        for number in range(len(files)):
+            self._check_ends(number, end_of_text_id)
+        self._end_of_text = end_of_text_id
+        self.digest = self._digest(dtype)
+
+    def row_count(self, length: int) -> int:
+        """How many whole rows of `length` inputs the stream has."""
+        return self._stream.row_count(length)
+
+    def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows of `length` inputs and the last one's label; `index`: (count,), result (count, length + 1).
+
+        The result is `out` where that is given, whatever integer type it has, else a new array of the
+        stored type.
+        """
+        return self._stream.rows(index, length, out)
+
+    def targets(self, index: np.ndarray, length: int) -> None:
+        """None: every token is a target."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start .. stop-1 of the stream, across files; shape (stop - start,), the stored type."""
+        return self._stream.read(start, stop)
+
+    def read_targets(self, start: int, stop: int) -> None:
+        """None: every token is a target."""
+
+    def document(self, number: int) -> np.ndarray:
+        """Tokens of a document, without end-of-text; shape (tokens,)."""
+        assert 0 <= number < self.documents, number
+        file = 0
+        while number >= self._indices[file].documents:
+            number -= self._indices[file].documents
+            file += 1
+        first, end = (self._starts[file] + place for place in self._indices[file].document(number))
+        tokens = self.read(first, end)
+        return tokens[:-1] if tokens.size and tokens[-1] == self._end_of_text else tokens
+
+    def verify(self) -> int:
+        """Check the ids of every block against the vocabulary; returns the number of blocks."""
+        return self._stream.check_all()
+
+    def _check_ends(self, number: int, end_of_text_id: int) -> None:
+        """The first and the last document of a file must end with end-of-text."""
+        index = self._indices[number]
+        for name, document in (("first", 0), ("last", index.documents - 1)):
+            end = self._starts[number] + max(1, index.document(document)[1])
+            last = int(self.read(end - 1, end)[0])
+            if last != end_of_text_id:
+                raise UserError(
+                    f"{self._paths[number]}: its {name} document ends with token {last} and not with "
+                    f"{end_of_text_id}, the end-of-text of data.tokenizer: the file was made without "
+                    "--append-eod or with another tokenizer; make it again, or name its tokenizer"
+                )
+
+    def _digest(self, dtype: np.dtype) -> str:
+        """One hash of the indices, the sizes, and the first and the last block of each file."""
+        parts, block = [], BLOCK_BYTES // dtype.itemsize
+        for index, start in zip(self._indices, self._starts, strict=False):
+            end = start + index.tokens
+            last = start + (index.tokens - 1) // block * block
+            ends = [self.read(start, min(start + block, end)), self.read(last, end)]
+            parts += [index.digest, str(index.tokens), *(xxh64_hexdigest(part.tobytes()) for part in ends)]
+        return xxh64_hexdigest(" ".join(parts).encode())
+
+
+def _below(path: Path, dtype: np.dtype, vocab_size: int) -> Check:
+    """Checks that the ids of a block lie in the vocabulary."""
+
+    def check(block: int, content: memoryview) -> None:
+        ids = np.frombuffer(content, dtype=dtype)
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocab_size:
+            raise UserError(
+                f"{path}: holds token id {low if low < 0 else high} (in bytes {block * BLOCK_BYTES} to "
+                f"{block * BLOCK_BYTES + len(content) - 1}), the vocabulary has {vocab_size} tokens; "
+                "use the tokenizer that the data was made with"
+            )
+
+    return check

@@ -1,0 +1,152 @@
+"""The files of Megatron-LM: PREFIX.bin with the ids, PREFIX.idx with their places.
+
+The index (little-endian): `MMIDIDX` and two zero bytes; uint64 version 1; uint8 code of the ids' type; uint64
+numbers S of sequences and D of document places; int32 length of each sequence; int64 byte of each sequence's
+beginning; int64 number of each document's first sequence, then S (D numbers for D - 1 documents). As in
+https://github.com/NVIDIA/Megatron-LM/blob/main/megatron/core/datasets/indexed_dataset.py
+"""
+
+from __future__ import annotations
+
+import glob
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from xxhash import xxh64
+
+from llmkit.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+ID_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+"""Types of ids by their code; 6 and 7 are floating point."""
+NUMBERS_AT_ONCE = 1 << 20
+
+REMEDY = "make the files again with Megatron-LM's tools/preprocess_data.py"
+
+
+def find_prefixes(path: str) -> list[Path]:
+    """The prefixes PREFIX of PREFIX.bin and PREFIX.idx that a path means, sorted.
+
+    That is such a prefix, one of the two files, a folder with them, or a glob pattern for any of these.
+    Raises UserError where it leads to none.
+    """
+    matches = [path, *glob.glob(path), *glob.glob(path + ".idx")]
+    prefixes = {prefix for match in matches for prefix in _prefixes_at(Path(match))}
+    if not prefixes:
+        raise UserError(f"{path}: there is no {path}.idx, and no folder of that name with .idx files")
+    return sorted(prefixes)
+
+
+def _prefixes_at(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [index.with_suffix("") for index in path.glob("*.idx")]
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    return [prefix] if with_suffix(prefix, ".idx").exists() else []
+
+
+def with_suffix(prefix: Path, suffix: str) -> Path:
+    """PREFIX.idx or PREFIX.bin, whatever dots the prefix has itself."""
+    return prefix.with_name(prefix.name + suffix)
+
+
+class MegatronIndex(NamedTuple):
+    """What an index file says; tokens: of all its sequences, documents: their number, digest: its content."""
+
+    path: Path
+    dtype: np.dtype
+    sequences: int
+    documents: int
+    tokens: int
+    digest: str
+
+    def document(self, number: int) -> tuple[int, int]:
+        """First token of a document, and the one after its last."""
+        base = HEADER.size + 12 * self.sequences
+        first, end = _numbers(self.path, base + 8 * number, 2, "<i8").tolist()
+        return self._token(first), self._token(end)
+
+    def _token(self, sequence: int) -> int:
+        if sequence == self.sequences:
+            return self.tokens
+        base = HEADER.size + 4 * self.sequences
+        return int(_numbers(self.path, base + 8 * sequence, 1, "<i8")[0]) // self.dtype.itemsize
+
+
+def _numbers(path: Path, offset: int, count: int, dtype: str) -> np.ndarray:
+    """`count` numbers of a file from byte `offset` on."""
+    try:
+        numbers = np.fromfile(path, dtype=dtype, count=count, offset=offset)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if numbers.size != count:
+        raise UserError(f"{path}: ends too early, it was cut; {REMEDY}")
+    return numbers
+
+
+def _parts(path: Path, offset: int, count: int, dtype: str) -> Iterator[np.ndarray]:
+    """The same, in parts of NUMBERS_AT_ONCE."""
+    size = np.dtype(dtype).itemsize
+    for first in range(0, count, NUMBERS_AT_ONCE):
+        yield _numbers(path, offset + first * size, min(NUMBERS_AT_ONCE, count - first), dtype)
+
+
+def read_index(path: Path) -> MegatronIndex:
+    """Read and check an index file, whole but in parts; raises UserError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(HEADER.size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(head) < HEADER.size or not head.startswith(MAGIC):
+        raise UserError(f"{path}: is no index of Megatron-LM (it does not begin with MMIDIDX)")
+    _, version, code, sequences, places = HEADER.unpack(head)
+    if version != 1:
+        raise UserError(f"{path}: version {version}, this llmkit reads 1")
+    if code not in ID_TYPES:
+        allowed = ", ".join(f"{code} ({np.dtype(name).name})" for code, name in ID_TYPES.items())
+        raise UserError(f"{path}: type code {code}, ids may have {allowed}")
+    expected = HEADER.size + 12 * sequences + 8 * places
+    if size != expected:
+        raise UserError(
+            f"{path}: {size} bytes, its {sequences} sequences and {max(places - 1, 0)} documents take "
+            f"{expected}; the file was cut, or it holds more than text; {REMEDY}"
+        )
+    dtype = np.dtype(ID_TYPES[code])
+    tokens = _check_sequences(path, sequences, dtype.itemsize)
+    _check_places(path, sequences, places)
+    if tokens == 0:
+        raise UserError(f"{path}: holds no tokens; {REMEDY}")
+    digest = xxh64(head)
+    for part in _parts(path, HEADER.size, size - HEADER.size, "u1"):
+        digest.update(part.data)
+    return MegatronIndex(path, dtype, sequences, places - 1, tokens, digest.hexdigest())
+
+
+def _check_sequences(path: Path, sequences: int, item: int) -> int:
+    """Check that the sequences lie one after the other; returns their tokens."""
+    tokens = 0
+    lengths = _parts(path, HEADER.size, sequences, "<i4")
+    pointers = _parts(path, HEADER.size + 4 * sequences, sequences, "<i8")
+    for some, begins in zip(lengths, pointers, strict=True):
+        ends = tokens + np.cumsum(some, dtype=np.int64)
+        if some.min() < 0 or (begins != (ends - some) * item).any():
+            raise UserError(f"{path}: its sequences do not lie one after the other; {REMEDY}")
+        tokens = int(ends[-1])
+    return tokens
+
+
+def _check_places(path: Path, sequences: int, places: int) -> None:
+    """Check that the documents are all sequences in order."""
+    last = 0
+    for part in _parts(path, HEADER.size + 12 * sequences, places, "<i8"):
+        if part[0] < last or (np.diff(part) < 0).any():
+            raise UserError(f"{path}: its documents are not in order; {REMEDY}")
+        last = int(part[-1])
+    first = int(_numbers(path, HEADER.size + 12 * sequences, 1, "<i8")[0]) if places else -1
+    if places < 2 or first != 0 or last != sequences:
+        raise UserError(f"{path}: its documents are not all of its {sequences} sequences; {REMEDY}")

@@ -1,0 +1,103 @@
+"""Files of tokens, one after the other, as one stream that is read by place or by row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmkit.data.shards.mapped import MappedFile
+
+GATHER_BYTES = 1 << 17
+"""Tokens copied at a time, small enough for the processor's cache: they are then converted from there."""
+
+
+class TokenFiles:
+    """The tokens of mapped files; dtype: type of the tokens in all of them."""
+
+    def __init__(self, files: list[MappedFile], dtype: np.dtype) -> None:
+        self._files, self._dtype = files, dtype
+        self._tokens = [file.bytes.view(dtype) for file in files]
+        self._sizes = np.array([tokens.size for tokens in self._tokens], dtype=np.int64)
+        self._starts = np.concatenate(([0], np.cumsum(self._sizes)))
+        self._first: list[int] = self._starts.tolist()
+        self._windows: dict[int, np.ndarray] = {}
+        self.tokens = int(self._starts[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start .. stop-1, across files; shape (stop - start,), the stored type."""
+        assert 0 <= start <= stop <= self.tokens, (start, stop, self.tokens)
+        out = np.empty(stop - start, dtype=self._dtype)
+        number = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            first, end = self._first[number], min(stop, self._first[number + 1])
+            self._touch(number, np.array([start - first]), np.array([end - first]))
+            out[out.size - (stop - start) :][: end - start] = self._tokens[number][
+                start - first : end - first
+            ]
+            start, number = end, number + 1
+        return out
+
+    def row_count(self, length: int) -> int:
+        """How many whole rows of `length` inputs the stream has."""
+        return (self.tokens - 1) // length
+
+    def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows of `length` inputs and the last one's label; `index`: (count,), result (count, length + 1).
+
+        The result is `out`, of any integer type, or a new array of the stored type.
+        """
+        assert index.size == 0 or 0 <= index.min() <= index.max() < self.row_count(length), index
+        if out is None:
+            out = np.empty((index.size, length + 1), dtype=self._dtype)
+        assert out.shape == (index.size, length + 1), (out.shape, index.size, length)
+        starts = index.astype(np.int64) * length
+        if index.size == 0:
+            return out
+        if len(self._files) == 1:  # the usual case needs no look at each row
+            self._gather(starts, out)
+        else:
+            self._gather_over_files(starts, out)
+        return out
+
+    def check_all(self) -> int:
+        """Check every block; returns their number."""
+        for file in self._files:
+            file.check_all()
+        return sum(file.blocks for file in self._files)
+
+    def largest(self, number: int) -> int:
+        """The largest id of a file, found by reading it whole."""
+        return int(self._tokens[number].max())
+
+    def _touch(
+        self, number: int, first: np.ndarray, end: np.ndarray, numbers: np.ndarray | None = None
+    ) -> None:
+        """Before tokens first[i] .. end[i]-1 of a file are read; numbers[i]: the file that i is about."""
+        if self._files[number].look():
+            here = slice(None) if numbers is None else numbers == number
+            self._files[number].check(first[here] * self._dtype.itemsize, end[here] * self._dtype.itemsize)
+
+    def _gather(self, starts: np.ndarray, out: np.ndarray) -> None:
+        """Rows of a single file."""
+        width = out.shape[1]
+        self._touch(0, starts, starts + width)
+        if width not in self._windows:
+            # Every run of `width` tokens as a view, so that one call of numpy copies many rows.
+            self._windows[width] = np.lib.stride_tricks.sliding_window_view(self._tokens[0], width)
+        view, step = self._windows[width], max(1, GATHER_BYTES // (width * self._dtype.itemsize))
+        for place in range(0, starts.size, step):
+            out[place : place + step] = view[starts[place : place + step]]
+
+    def _gather_over_files(self, starts: np.ndarray, out: np.ndarray) -> None:
+        """Rows of many files, of which each has few."""
+        width = out.shape[1]
+        numbers = np.searchsorted(self._starts, starts, side="right") - 1
+        first = starts - self._starts[numbers]
+        end = np.minimum(first + width, self._sizes[numbers])
+        for number in np.unique(numbers).tolist():
+            self._touch(number, first, end, numbers)
+        for place, (number, begin) in enumerate(zip(numbers.tolist(), first.tolist(), strict=True)):
+            row = self._tokens[number][begin : begin + width]
+            if row.size == width:
+                out[place] = row
+            else:  # it goes on in the next file
+                out[place] = self.read(self._first[number] + begin, self._first[number] + begin + width)

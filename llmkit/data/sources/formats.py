@@ -1,0 +1,73 @@
+"""How the files of a source are laid out, told by the source's type and a file's name."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from llmkit.config import schema
+from llmkit.data.sources.fetch import is_url, shown
+from llmkit.errors import UserError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Suffix of a compressed file: the name Arrow has for it."""
+
+_HUB_SUFFIXES = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+}
+_OTHER_COMPRESSIONS = frozenset({".bz2", ".xz", ".zip", ".lz4", ".7z", ".rar", ".tar", ".tgz"})
+
+
+class Format(NamedTuple):
+    """How a file is cut into candidates.
+
+    kind: document = the file is one; lines = parts between separators; parquet, arrow = rows. separator:
+    between the parts. is_json: parts are JSON objects, not text. compression: Arrow's name of it.
+    """
+
+    kind: Literal["document", "lines", "parquet", "arrow"]
+    separator: bytes = b""
+    is_json: bool = False
+    compression: str | None = None
+
+
+def format_of(spec: schema.Source, path: str) -> Format:
+    """The format of a file; raises UserError where it cannot be read."""
+    suffix, compression = _suffixes(path)
+    kind: str = spec.type
+    if kind == "hub":
+        if "::" in path or suffix not in _HUB_SUFFIXES:
+            raise UserError(
+                f"{shown(path)}: files of this kind are not read; of a dataset's files those that end in "
+                f"{', '.join(sorted(_HUB_SUFFIXES))} are, the last five also with .gz or .zst"
+            )
+        kind = _HUB_SUFFIXES[suffix]
+    if kind == "parquet":
+        return Format("parquet")
+    if kind == "arrow":
+        return Format("arrow")
+    if suffix in _OTHER_COMPRESSIONS:
+        raise UserError(f"{shown(path)}: {suffix} is not unpacked; compress it as .zst or .gz, or not at all")
+    if kind == "jsonl":
+        return Format("lines", b"\n", True, compression)
+    if spec.record != "text":
+        raise UserError(f"{shown(path)}: is text, which holds no records of the kind {spec.record}")
+    if spec.type == "hub":  # a line is a row, as `datasets` reads these files
+        return Format("lines", b"\n", False, compression)
+    if spec.separator:
+        return Format("lines", spec.separator.encode(), False, compression)
+    return Format("document", compression=compression)
+
+
+def _suffixes(path: str) -> tuple[str, str | None]:
+    """A file's suffix, without that of a compression, and the compression."""
+    name = PurePosixPath(urlsplit(path).path if is_url(path) else path)
+    compression = COMPRESSIONS.get(name.suffix.lower())
+    return (name.with_suffix("") if compression else name).suffix.lower(), compression

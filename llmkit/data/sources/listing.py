@@ -1,0 +1,203 @@
+"""Which files a source reads, here and elsewhere."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import xxhash
+
+from llmkit.config import schema
+from llmkit.data.sources import fetch
+from llmkit.data.sources.fetch import Value, is_url, shown
+from llmkit.data.sources.formats import format_of
+from llmkit.errors import UserError
+
+_STDLIB_LEAVES_OUT = frozenset({"site-packages", "test", "tests", "idlelib", "__pycache__"})
+_SUFFIXES = {
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
+}
+"""Files that a folder stands for; of other types it stands for all."""
+_TAG_BYTES = 4096
+_ATTEMPTS = 4
+_STALL_SECONDS = 30.0
+
+
+class File(NamedTuple):
+    """A file of a source.
+
+    path: absolute, or a URL. size: bytes. tag: what it is known by beside its size: of a local file the xxh64
+    of its first and last 4 KiB, else what the store tells (ETag, checksum or time of the last change), "" if
+    nothing. stamp: time of a local file's last change, in ns; not part of what it is known by.
+    """
+
+    path: str
+    size: int
+    tag: str
+    stamp: int = 0
+
+
+def list_files(spec: schema.Source, place: str) -> list[File]:
+    """Files of a source, without repeats, sorted by path.
+
+    A folder stands for the files in and under it, hidden ones left out (jsonl, parquet, arrow: those with
+    that suffix). place: key of the source's settings, for messages. Raises UserError where nothing is found
+    and for a file that cannot be read.
+    """
+    paths = sorted(set(_paths(spec, place)))
+    for path in paths:
+        format_of(spec, path)
+    # The first answer alone: a store may then know the others, too.
+    examine = [partial(_examine, path, _fetcher(path)) for path in paths]
+    with ThreadPoolExecutor(16) as pool:  # elsewhere, each asks a server
+        return [examine[0](), *pool.map(lambda one: one(), examine[1:])]
+
+
+def _paths(spec: schema.Source, place: str) -> Iterator[str]:
+    if spec.type == "stdlib":
+        root = sysconfig.get_paths()["stdlib"]
+        found = list(_walk(root, (".py",), _STDLIB_LEAVES_OUT))
+        if not found:
+            raise UserError(f"{place}: {root} has no *.py files: this Python lacks its library's source")
+        yield from found
+        return
+    patterns = [spec.path] if isinstance(spec.path, str) else spec.path or []
+    if spec.type == "hub":
+        patterns = _hub_files(spec, place)
+    elif not patterns:
+        raise UserError(f"{place}.path: a {spec.type} source needs a file, a folder, a glob pattern or a URL")
+    suffixes = _SUFFIXES.get(spec.type, ("",))
+    for pattern in patterns:
+        pattern = pattern.removeprefix("file://")
+        yield from (_match_remote if is_url(pattern) else _match)(pattern, suffixes, place)
+
+
+def _match(pattern: str, suffixes: tuple[str, ...], place: str) -> list[str]:
+    # A name that exists is taken as it is, even where it has the signs of a pattern: data[1].txt.
+    pattern = os.path.expanduser(pattern)
+    names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    found: list[str] = []
+    for name in names:
+        path = os.path.abspath(name)
+        found += _walk(path, suffixes) if os.path.isdir(path) else [path]
+    if found:
+        return found
+    if not names:
+        what = "nothing matches" if glob.has_magic(pattern) else "there is no"
+        raise UserError(f"{place}.path: {what} {pattern} (looked from {os.getcwd()})")
+    raise UserError(f"{place}.path: {pattern} holds no {_any_of(suffixes)}files")
+
+
+def _walk(root: str, suffixes: tuple[str, ...], leave_out: frozenset[str] = frozenset()) -> Iterator[str]:
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    for folder, folders, names in os.walk(root, onerror=unreadable):
+        folders[:] = [name for name in folders if name not in leave_out and not name.startswith(".")]
+        for name in names:
+            if name.endswith(suffixes) and not name.startswith("."):
+                yield os.path.join(folder, name)
+
+
+def _match_remote(pattern: str, suffixes: tuple[str, ...], place: str) -> list[str]:
+    is_web = urlsplit(pattern).scheme.lower() in ("http", "https")
+    if is_web and not set("*[") & set(urlsplit(pattern).path):
+        return [pattern]  # a web server has no folders
+    filesystem, path = fetch.open_filesystem(pattern, _STALL_SECONDS)
+    try:
+        found = _patiently(lambda: _find(filesystem, path, suffixes))
+    except fetch.FailedError as error:
+        raise UserError(f"{place}.path: {shown(pattern)} cannot be listed ({error})") from error
+    if not found:
+        raise UserError(f"{place}.path: {shown(pattern)} holds no {_any_of(suffixes)}files")
+    return [filesystem.unstrip_protocol(name) for name in found]
+
+
+def _find(filesystem: Any, path: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Names of the files that a path, a folder or a pattern stands for."""
+    try:
+        known = filesystem.glob(path, detail=True) if glob.has_magic(path) else {path: filesystem.info(path)}
+    except FileNotFoundError:
+        return []
+    found: list[str] = []
+    for name, info in known.items():
+        if name != path and _is_hidden(name, path):
+            continue
+        if info["type"] != "directory":
+            found.append(name)
+            continue
+        below = [file for file in filesystem.find(name) if file.endswith(suffixes)]
+        found += [file for file in below if not _is_hidden(file, name)]
+    return found
+
+
+def _is_hidden(name: str, asked: str) -> bool:
+    """Whether a part of a name begins with a dot that nobody asked for."""
+    return any(part.startswith(".") for part in set(name.split("/")) - set(asked.split("/")))
+
+
+def _hub_files(spec: schema.Source, place: str) -> list[str]:
+    """Files of a split of a dataset of the hub, or of a local folder that is laid out like one."""
+    if not spec.dataset:
+        raise UserError(f"{place}.dataset: a hub source needs a dataset's id, or a folder laid out like one")
+    import datasets
+
+    what = f"{spec.dataset}{f' ({spec.subset})' if spec.subset else ''}"
+    dataset = os.path.expanduser(spec.dataset)
+    try:
+        builder = datasets.load_dataset_builder(dataset, spec.subset, revision=spec.revision)
+        files = dict(builder.config.data_files or {})
+    except Exception as error:  # of many kinds: no such dataset, no network, no permission, a broken card
+        raise UserError(f"{place}.dataset: {what} cannot be opened ({fetch.told(error)})") from error
+    if spec.split not in files:
+        known = f"it has {', '.join(map(str, files))}" if files else "it has no data files"
+        raise UserError(f"{place}.split: {what} has no split {spec.split!r}; {known}")
+    return [str(path) for path in files[spec.split]]
+
+
+def _fetcher(path: str) -> fetch.Fetcher | None:
+    return fetch.fetcher(path, _STALL_SECONDS) if is_url(path) else None
+
+
+def _examine(path: str, fetcher: fetch.Fetcher | None) -> File:
+    if fetcher is not None:
+        try:
+            head = _patiently(fetcher.head)
+        except fetch.FailedError as error:
+            raise UserError(f"{shown(path)}: cannot be read ({error})") from error
+        return File(path, head.size, head.tag)
+    try:
+        with Path(path).open("rb") as file:
+            status = os.fstat(file.fileno())
+            digest = xxhash.xxh64(file.read(_TAG_BYTES))
+            file.seek(max(0, status.st_size - _TAG_BYTES))
+            digest.update(file.read(_TAG_BYTES))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return File(path, status.st_size, digest.hexdigest(), status.st_mtime_ns)
+
+
+def _patiently(function: Callable[[], Value], first_delay: float = 0.5) -> Value:
+    """What `function` returns; asks again where another attempt may do better."""
+    for number in range(_ATTEMPTS):
+        try:
+            return fetch.attempt(function)
+        except fetch.FailedError as error:
+            if error.final or number == _ATTEMPTS - 1:
+                raise
+        time.sleep(first_delay * 2**number)
+    raise AssertionError
+
+
+def _any_of(suffixes: tuple[str, ...]) -> str:
+    return " or ".join(f"*{suffix}" for suffix in suffixes) + " " if suffixes != ("",) else ""

@@ -1,0 +1,233 @@
+"""What a record of a source holds, and how it is taken out of bytes, JSON objects and table rows.
+
+A candidate that holds nothing usable is no exception to the program: it becomes a LeftOut and is counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from llmkit.config import schema
+
+EMPTY = "empty"
+NOT_UTF8 = "not UTF-8"
+BROKEN_JSON = "broken JSON"
+NO_OBJECT = "no JSON object"
+NO_FIELD = "without the field"
+NO_STRING = "no string"
+NO_MESSAGES = "no list of {role, content}"
+NO_IDS = "no list of token ids"
+MENDED = "mended with U+FFFD"
+"""Keys of the counters; all but the last are candidates left out."""
+
+Policy = Literal["skip", "replace", "raise"]
+"""What to do with a bad candidate (data.errors)."""
+
+
+class Text(NamedTuple):
+    """A text; every token of it is learned."""
+
+    text: str
+
+
+class Chat(NamedTuple):
+    """A conversation: messages of {"role": ..., "content": ...}, all strings."""
+
+    messages: tuple[dict[str, str], ...]
+
+
+class Pair(NamedTuple):
+    """A prompt, which may be empty, and the completion that is learned."""
+
+    prompt: str
+    completion: str
+
+
+class Ids(NamedTuple):
+    """Token ids. ids: (count,) int64, not yet compared with a vocabulary."""
+
+    ids: np.ndarray
+
+
+Record = Text | Chat | Pair | Ids
+
+
+class LeftOut(NamedTuple):
+    """A candidate that is not used. reason: key of the counters. detail: what exactly is wrong with it."""
+
+    reason: str
+    detail: str
+
+
+class Extracted(NamedTuple):
+    """What became of a candidate. mended: U+FFFD stands for bytes that are no text."""
+
+    record: Record | LeftOut
+    mended: bool = False
+
+
+def left_out_summary(left_out: Counter[str]) -> str:
+    """Counters as one line: "5 documents left out: 3 empty, 2 not UTF-8"; empty if there are none."""
+    reasons = {reason: count for reason, count in left_out.most_common() if reason != MENDED}
+    parts = []
+    if reasons:
+        total = sum(reasons.values())
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        parts.append(f"{total} document{'s' * (total > 1)} left out: {listed}")
+    if left_out[MENDED]:
+        parts.append(f"{left_out[MENDED]} {MENDED}")
+    return "; ".join(parts)
+
+
+def fields_of(spec: schema.Source) -> dict[str, str]:
+    """The fields that a record of this source is made of: the setting that names each, and the name."""
+    settings = {
+        "text": ("text_field",),
+        "chat": ("messages_field",),
+        "prompt_completion": ("prompt_field", "completion_field"),
+        "ids": ("ids_field",),
+    }[spec.record]
+    return {setting: getattr(spec, setting) for setting in settings}
+
+
+class Extractor:
+    """Takes records out of candidates. mend: put U+FFFD for what is no UTF-8 instead of leaving it out."""
+
+    def __init__(self, spec: schema.Source, mend: bool) -> None:
+        self._mend = mend
+        self._fields = tuple(fields_of(spec).values())
+        makers: dict[str, Callable[..., Record]] = {
+            "text": self._text,
+            "chat": self._chat,
+            "prompt_completion": self._pair,
+            "ids": self._ids,
+        }
+        self._make = makers[spec.record]
+        self._mended = False
+
+    def from_text(self, content: bytes) -> Extracted:
+        """The record of a document that is all text."""
+        return self._extract(lambda: self._text(self._decode(content)))
+
+    def from_json(self, line: bytes) -> Extracted:
+        """The record of a line of JSON."""
+        return self._extract(lambda: self._make(*self._json_values(line)))
+
+    def from_values(self, values: tuple[Any, ...]) -> Extracted:
+        """The record of a table's row. values: those of `fields_of`, text as str or as bytes."""
+        return self._extract(lambda: self._make(*values))
+
+    def _extract(self, make: Callable[[], Record]) -> Extracted:
+        self._mended = False
+        try:
+            return Extracted(make(), self._mended)
+        except _UnusableError as error:
+            return Extracted(error.left_out)
+
+    def _decode(self, content: bytes) -> str:
+        content = content.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs begin UTF-8 with
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            if not self._mend:
+                raise _UnusableError(NOT_UTF8, f"byte {error.start} is no UTF-8") from None
+        self._mended = True
+        return content.decode(errors="replace")
+
+    def _json_values(self, line: bytes) -> list[Any]:
+        text = self._decode(line)
+        try:
+            record: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if not text.strip():
+                raise _UnusableError(EMPTY, "the line is empty") from None
+            raise _UnusableError(BROKEN_JSON, f"broken JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise _UnusableError(NO_OBJECT, f"the line holds {text.strip()!r:.40}, not a JSON object")
+        for field in self._fields:
+            if field not in record:
+                raise _UnusableError(NO_FIELD, f"the record has no field {field!r}")
+        return [record[field] for field in self._fields]
+
+    def _string(self, value: Any, what: str) -> str:
+        if isinstance(value, bytes):
+            value = self._decode(value)
+        if not isinstance(value, str):
+            raise _UnusableError(NO_STRING, f"{what} is {_shown(value)}, not a string")
+        if value.isascii():
+            return value
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            if not self._mend:
+                detail = f"{what} holds a lone surrogate, which no UTF-8 can hold"
+                raise _UnusableError(NOT_UTF8, detail) from None
+            self._mended = True
+            value = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in value)
+        return value
+
+    def _text(self, value: Any) -> Text:
+        text = self._string(value, f"field {self._fields[0]!r}")
+        if not text or text.isspace():
+            raise _UnusableError(EMPTY, "there is no text")
+        return Text(text)
+
+    def _pair(self, prompt: Any, completion: Any) -> Pair:
+        first, second = (
+            self._string(value, f"field {field!r}")
+            for field, value in zip(self._fields, (prompt, completion), strict=True)
+        )
+        if not second.strip():
+            raise _UnusableError(EMPTY, "the completion is empty")
+        return Pair(first, second)
+
+    def _chat(self, value: Any) -> Chat:
+        field = self._fields[0]
+        if not isinstance(value, list):
+            raise _UnusableError(NO_MESSAGES, f"field {field!r} is {_shown(value)}, not a list of messages")
+        messages = tuple(self._message(message, f"{field}[{i}]") for i, message in enumerate(value))
+        if not any(message["content"].strip() for message in messages):
+            raise _UnusableError(EMPTY, "no message has any text")
+        return Chat(messages)
+
+    def _message(self, message: Any, what: str) -> dict[str, str]:
+        if not isinstance(message, dict):
+            raise _UnusableError(NO_MESSAGES, f"{what} is {_shown(message)}, not {{role, content}}")
+        if not {"role", "content"} <= message.keys():
+            hint = "; rename from to role and value to content" if {"from", "value"} <= message.keys() else ""
+            detail = f"{what} has the fields {', '.join(message)}, not role and content{hint}"
+            raise _UnusableError(NO_MESSAGES, detail)
+        return {key: self._string(message[key], f"{what}.{key}") for key in ("role", "content")}
+
+    def _ids(self, value: Any) -> Ids:
+        what = f"field {self._fields[0]!r}"
+        if isinstance(value, list) and all(type(one) is int for one in value):
+            try:
+                value = np.array(value, dtype=np.int64)
+            except OverflowError:
+                raise _UnusableError(NO_IDS, f"{what} holds a number beyond 64 bits") from None
+        if not isinstance(value, np.ndarray):
+            raise _UnusableError(NO_IDS, f"{what} is {_shown(value)}, not a list of whole numbers")
+        if not len(value):
+            raise _UnusableError(EMPTY, "there are no ids")
+        return Ids(value)
+
+
+class _UnusableError(Exception):
+    """A candidate that holds nothing usable."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.left_out = LeftOut(reason, detail)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, as JSON."""
+    try:
+        return f"{json.dumps(value, default=repr):.40}"
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"

@@ -1,0 +1,237 @@
+"""Chats as text: Jinja templates as Hugging Face's tokenizers carry them, rendered as transformers does.
+
+Rendering is a pure function of the messages: a template sees no clock (`strftime_now` is not there, templates
+ask for it by `is defined`), no chance, no file, and its work is bounded.
+
+While a template runs, three noncharacters of Unicode, which no text holds, mark what has to be told apart in
+its output: where a message spelled a control token, and where the assistant's part begins and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llmkit.errors import UserError
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The template of chats where none is given (OpenAI's ChatML).
+
+A vocabulary without `<|im_start|>` and `<|im_end|>` spells them with tokens of text.
+"""
+
+MAX_STEPS = 100_000
+"""Rounds of `range` loops in one rendering, and the largest text or number that a `*` or `**` may make."""
+OUTPUT_ROOM = 1 << 20
+"""Characters that a rendering may have beside 16 times those of its messages."""
+
+_HIDDEN, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
+_RESERVED = re.compile("[\ufdd0-\ufdef]")
+
+
+class RefusedError(Exception):
+    """A chat that the template does not take; the message says why."""
+
+
+class Rendered(NamedTuple):
+    """A chat as text.
+
+    controls: (start, end) in characters of each control token that the template wrote. assistant: the same of
+    the parts to learn, in order.
+    """
+
+    text: str
+    controls: list[tuple[int, int]]
+    assistant: list[tuple[int, int]]
+
+
+class ChatTemplate:
+    """Renders chats with a Jinja template.
+
+    source: the template. control_tokens: those that become control tokens where the template writes them and
+    stay text where a message spells them. variables: what the template sees beside the messages, such as
+    eos_token. origin: where the template came from, for messages.
+    Raises UserError for a template that is no Jinja.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        control_tokens: Iterable[str] = (),
+        variables: Mapping[str, str] | None = None,
+        origin: str = "the chat template",
+    ) -> None:
+        environment = _Environment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"{origin}: line {error.lineno} is no valid Jinja ({error.message}); mend the template, or "
+                "name another file as data.tokenizer.chat_template"
+            ) from error
+        self._environment = environment
+        self._marks_assistant = environment.generation_tags > 0
+        self._variables = dict(variables or {})
+        self._controls = sorted(set(control_tokens), key=lambda token: (-len(token), token))
+        spelled = [re.escape(token) for token in self._controls]  # the longest is tried first
+        self._spelled = re.compile("|".join(spelled)) if spelled else None
+        self._pieces = re.compile("(" + "|".join([*spelled, f"{_HIDDEN}[0-9]+{_HIDDEN}", _BEGIN, _END]) + ")")
+        self._numbers = {token: number for number, token in enumerate(self._controls)}
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
+        """The text of a chat, with the places of control tokens and of the assistant's words.
+
+        These are what `{% generation %}` blocks enclose, where the template has some; else what each message
+        of the role "assistant" adds to the prompt that asks for it. Raises RefusedError.
+        """
+        hidden = [{key: self._hide(value) for key, value in message.items()} for message in messages]
+        output = self._output(hidden, generation_prompt=False)
+        return self._cleaned(output if self._marks_assistant else self._mark_turns(hidden, output))
+
+    def _hide(self, value: str) -> str:
+        """A message's text with a mark in the place of each control token that it spells."""
+        found = _RESERVED.search(value)
+        if found:
+            raise RefusedError(f"a message holds the noncharacter U+{ord(found[0]):04X}")
+        if self._spelled is None:
+            return value
+        return self._spelled.sub(lambda match: f"{_HIDDEN}{self._numbers[match[0]]}{_HIDDEN}", value)
+
+    def _output(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
+        """What the template writes, marks included."""
+        room = OUTPUT_ROOM + 16 * sum(len(value) for message in messages for value in message.values())
+        self._environment.steps_left = MAX_STEPS
+        blocks: list[str] = []
+        try:
+            for block in self._template.generate(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=generation_prompt,
+                **self._variables,
+            ):
+                blocks.append(block)
+                room -= len(block)
+                if room < 0:
+                    raise RefusedError("it writes far more text than the messages hold")
+        except (MemoryError, RefusedError):
+            raise
+        except Exception as error:  # a template's mistakes are any of Python's
+            raise RefusedError(f"{type(error).__name__}: {error}") from error
+        return "".join(blocks)
+
+    def _mark_turns(self, messages: Sequence[Mapping[str, str]], output: str) -> str:
+        """The output with marks around what each of the assistant's messages added to it."""
+        marked, done = [], 0
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            asked = self._output(messages[:number], generation_prompt=True)
+            last = number + 1 == len(messages)
+            answered = output if last else self._output(messages[: number + 1], generation_prompt=False)
+            if not (output.startswith(answered) and answered.startswith(asked)):
+                raise RefusedError(
+                    f"what it writes for message {number + 1} does not begin with its prompt for it, or "
+                    "changes with later messages, so that the assistant's words cannot be told apart; mark "
+                    "them in the template by {% generation %} and {% endgeneration %}"
+                )
+            marked += [output[done : len(asked)], _BEGIN, output[len(asked) : len(answered)], _END]
+            done = len(answered)
+        return "".join([*marked, output[done:]])
+
+    def _cleaned(self, output: str) -> Rendered:
+        """The output without marks, and what they stood for."""
+        text: list[str] = []
+        controls, assistant = [], []
+        place = begin = 0
+        for number, piece in enumerate(self._pieces.split(output)):
+            if piece == _BEGIN:
+                begin = place
+            elif piece == _END:
+                assistant.append((begin, place))
+            else:
+                if piece.startswith(_HIDDEN):
+                    piece = self._controls[int(piece[1:-1])]
+                elif number % 2:  # what the expression matched
+                    controls.append((place, place + len(piece)))
+                text.append(piece)
+                place += len(piece)
+        return Rendered("".join(text), controls, assistant)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with what Hugging Face's templates expect, bounded and without chance."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def __init__(self, **options: Any) -> None:
+        self.generation_tags = 0
+        self.steps_left = MAX_STEPS
+        super().__init__(**options)
+        del self.globals["lipsum"], self.filters["random"]
+        self.filters["tojson"] = _to_json
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["range"] = self._range
+
+    def _range(self, *bounds: int) -> range:
+        rounds = range(*bounds)
+        self.steps_left -= len(rounds)
+        if self.steps_left < 0:
+            raise TemplateError(f"its loops take more than {MAX_STEPS:,} rounds")
+        return rounds
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """`*` and `**`, whose results may be huge."""
+        sizes = [one if isinstance(one, int | float) else len(one) for one in (left, right)]
+        if operator == "**" or not all(isinstance(one, int | float) for one in (left, right)):
+            size = abs(sizes[0]) ** min(abs(sizes[1]), 64) if operator == "**" else sizes[0] * sizes[1]
+            if size > MAX_STEPS:
+                raise TemplateError(f"the result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+class _Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`: the assistant's part of the text, put between marks."""
+
+    tags = {"generation"}  # noqa: RUF012  # as the base class has it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        self.environment.generation_tags += 1  # type: ignore[attr-defined]
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Macro) -> str:
+        return f"{_BEGIN}{caller()}{_END}"
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the HTML escapes of Jinja's own filter."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)

@@ -1,0 +1,57 @@
+"""The content of a tokenizer.json, and what is changed in it before text is encoded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer as Encoder
+from tokenizers import models
+
+from llmkit.errors import UserError
+
+
+def parse(content: str, origin: str) -> dict[str, Any]:
+    """A tokenizer.json; raises UserError, naming `origin`, for anything else."""
+    try:
+        spec = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{origin}: is not valid JSON ({error})") from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise UserError(f"{origin}: is not a tokenizer.json: it has no model")
+    return spec
+
+
+def canonical(spec: dict[str, Any]) -> str:
+    """The same text for the same tokenizer, whatever the layout of its file."""
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"))
+
+
+def plain(spec: dict[str, Any], end_of_text: str) -> dict[str, Any]:
+    """The same tokenizer without what would drop, add or vary tokens of a training text."""
+    added = [
+        token | {"special": True} if token.get("content") == end_of_text else token
+        for token in spec.get("added_tokens") or []
+    ]
+    changes = {"truncation": None, "padding": None, "post_processor": None, "added_tokens": added}
+    model = spec["model"] | ({"dropout": None} if spec["model"].get("dropout") else {})
+    return spec | changes | {"model": model}
+
+
+def unknown_token(model: dict[str, Any]) -> str | None:
+    """The token of a model for what it has no other token for."""
+    if model.get("type") == "Unigram":
+        number = model.get("unk_id")
+        return None if number is None else model["vocab"][number][0]
+    return model.get("unk_token")
+
+
+def merges_of(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """The merges of a BPE model in order; older files hold "left right", newer ones [left, right]."""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or [])
+    return [(left, right) for left, right in pairs]
+
+
+def model_only(model: dict[str, Any]) -> models.Model:
+    """The model of a tokenizer.json by itself."""
+    return Encoder.from_str(json.dumps({"version": "1.0", "model": model, "added_tokens": []})).model

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmkit.config import schema
+from llmkit.data.building import assemble, build_source, parts, progress
+from llmkit.data.building.packing import cut_documents
+from llmkit.data.building.parts import PartMaker
+from llmkit.data.building.prepare import prepare
+from llmkit.data.prepared import Prepared
+from llmkit.errors import UserError
+from tests.data.building import killed
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def settings(tmp_path: Path, **changes: Any) -> schema.Data:
+    fields: dict[str, Any] = {
+        "tokenizer": schema.Tokenizer(type="bytes"),
+        "sources": [schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"))],
+        "sequence_length": 16,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    return schema.Data(**fields | changes)
+
+
+def write_records(tmp_path: Path, records: list[Any]) -> None:
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def texts(prepared: Prepared) -> tuple[list[str], list[str]]:
+    """Documents to train on, and those held out."""
+    found = []
+    for sources in ([one.stored for one in prepared.train], [one.reader for one in prepared.heldout]):
+        readers = [reader for reader in sources if reader is not None]
+        decode = prepared.tokenizer.decode
+        found.append([decode(reader.document(n)) for reader in readers for n in range(reader.documents)])
+    return found[0], found[1]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources of a few KB are built in many parts, by several processes where there may be some."""
+    monkeypatch.setattr(parts, "PART_BYTES", (killed.PART_BYTES, killed.PART_BYTES))
+    monkeypatch.setattr(build_source, "SMALL", 0)
+
+
+def test_every_document_is_in_the_training_or_in_the_held_out_text(tmp_path: Path) -> None:
+    wanted = [f"record {number}" for number in range(100)]
+    write_records(tmp_path, [{"text": text} for text in wanted])
+    prepared = prepare(settings(tmp_path), silent)
+    train, heldout = texts(prepared)
+    assert len(heldout) == 5
+    assert sorted(train + heldout) == sorted(wanted)
+    assert prepared.train_bytes + prepared.heldout_bytes == sum(map(len, wanted))
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_the_number_of_workers_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
+) -> None:
+    write_records(tmp_path, [{"text": f"record {i} {'word ' * (i % 23)}"} for i in range(200)])
+    built = []
+    for workers in (0, 1, 2, 3) if packing == "concatenate" else (0, 2):
+        config = settings(tmp_path, cache_dir=str(tmp_path / f"cache-{workers}"), packing=packing)
+        monkeypatch.setattr(build_source, "SMALL", 0 if workers else 1 << 20)
+        prepared = prepare(config, silent, workers=workers or None)
+        built.append((prepared.fingerprint, contents(prepared.folders["jsonl-0"])))
+    assert all(one == built[0] for one in built)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_killed_build_goes_on_with_the_parts_that_it_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(tmp_path, [{"text": f"record {number}"} for number in range(2000)])
+    command = [sys.executable, "-m", "tests.data.building.killed", str(tmp_path)]
+    root = Path(killed.__file__).parents[3]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as process:
+        assert process.stdout is not None
+        while "half way" not in (line := process.stdout.readline()):
+            assert line, "the build ended before it was killed"
+        process.send_signal(signal.SIGKILL)
+        process.stdout.read()  # until its workers are gone too
+    (workplace,) = (tmp_path / "cache").glob(".building-jsonl-0-*")
+    finished = {path.name for path in (workplace / "parts").glob("part-*")}
+    (workplace / "parts" / ".part-000001-77.part").write_text("half of a part")
+    made: list[str] = []
+    make = PartMaker.make
+
+    def count(self: PartMaker, part: int) -> None:
+        made.append(self.path(part).name)
+        make(self, part)
+
+    monkeypatch.setattr(PartMaker, "make", count)
+    monkeypatch.setattr(build_source, "SMALL", 1 << 20)
+    lines: list[str] = []
+    prepared = prepare(settings(tmp_path), lines.append)
+    assert len(finished) >= killed.PARTS
+    assert set(made) & finished == set()
+    assert len(made) > 2
+    everything = f"{len(finished)} of {len(finished) + len(made)} parts are there from before"
+    assert any(everything in line for line in lines)
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", "", ".lock", ".lock"]
+    fresh = prepare(settings(tmp_path, cache_dir=str(tmp_path / "fresh")), silent)
+    assert contents(prepared.folders["jsonl-0"]) == contents(fresh.folders["jsonl-0"])
+
+
+def test_best_fit_cuts_few_documents_that_would_fit(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    write_records(tmp_path, [{"text": "x" * int(size)} for size in draw.integers(1, 60, 2000)])
+    cut = {}
+    for packing in ("concatenate", "best_fit"):
+        prepared = prepare(settings(tmp_path, packing=packing, sequence_length=64), silent)
+        reader = prepared.train[0].stored
+        assert reader is not None
+        lengths = np.array([reader.document(number).size + 1 for number in range(reader.documents)])
+        cut[packing] = cut_documents(lengths, 64, 1)[1] / lengths.size
+    assert 5 * cut["best_fit"] < cut["concatenate"]
+
+
+def test_the_sequence_length_decides_the_folder_only_where_it_decides_the_order(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"text": f"record {number}"} for number in range(50)])
+    for packing, same in (("concatenate", True), ("best_fit", False)):
+        one, other = (
+            prepare(settings(tmp_path, packing=packing, sequence_length=length), silent).folders
+            for length in (16, 32)
+        )
+        assert (one == other) == same
+
+
+def test_what_is_left_out_is_counted_once_and_told(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"text": "some text"}] * 60 + [{"text": ""}] * 3 + [{"text": None}] * 2)
+    lines: list[str] = []
+    prepared = prepare(settings(tmp_path, tokenizer=schema.Tokenizer(vocab_size=260)), lines.append)
+    assert "data: jsonl-0: 5 documents left out: 3 empty, 2 no string" in lines
+    assert prepared.left_out == {"jsonl-0": {"empty": 3, "no string": 2}}
+    assert prepare(settings(tmp_path, tokenizer=schema.Tokenizer(vocab_size=260)), lines.append).left_out == (
+        prepared.left_out
+    )
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (
+            [{"text": ""}] * 3,
+            r"source jsonl-0: there is no document to train on \(3 documents left out: 3 empty\)",
+        ),
+        ([], r"source jsonl-0: there is no document to train on \(it has none\)"),
+    ],
+)
+def test_an_empty_source_is_refused(tmp_path: Path, records: list[Any], message: str) -> None:
+    write_records(tmp_path, records)
+    with pytest.raises(UserError, match=message):
+        prepare(settings(tmp_path), silent)
+    assert not [path for path in (tmp_path / "cache").iterdir() if "jsonl" in path.name and not path.suffix]
+
+
+def test_a_bad_document_stops_the_build_where_that_is_asked_for(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"text": "fine"}] * 30 + [{"text": 1}])
+    with pytest.raises(UserError, match=r"r.jsonl:31: field 'text' is 1, not a string"):
+        prepare(settings(tmp_path, errors="raise"), silent)
+
+
+def test_where_nothing_is_held_out_that_is_told(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"text": "one record is all there is"}])
+    lines: list[str] = []
+    prepared = prepare(settings(tmp_path), lines.append)
+    assert "data: jsonl-0: nothing is held out: one in 20 of its 1 documents is none" in lines
+    assert prepared.heldout == ()
+
+
+def test_nothing_is_held_out_where_none_is_asked_for(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"text": "record"}] * 30)
+    lines: list[str] = []
+    prepared = prepare(settings(tmp_path, heldout_every=0), lines.append)
+    assert prepared.heldout == ()
+    assert len(texts(prepared)[0]) == 30
+    assert not any("nothing is held out" in line for line in lines)
+
+
+def test_the_held_out_index_tells_what_compressors_make_of_the_text(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"text": f"record {i} " * 9} for i in range(50)])
+    prepared = prepare(settings(tmp_path), silent)
+    text = "".join(texts(prepared)[1]).encode()
+    assert prepared.heldout[0].reader.index.extra == {
+        "xz_bits_per_byte": 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text),
+        "gzip_bits_per_byte": 8 * len(gzip.compress(text, 9)) / len(text),
+    }
+
+
+def test_much_held_out_text_is_not_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "COMPRESS_LIMIT", 30)
+    write_records(tmp_path, [{"text": f"record {i} " * 9} for i in range(50)])
+    assert prepare(settings(tmp_path), silent).heldout[0].reader.index.extra == {}
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_long_builds_tell_how_far_they_are_and_how_fast_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(build_source, "SMALL", 1 << 20)
+    write_records(tmp_path, [{"text": "x" * 90}] * 100)
+    lines: list[str] = []
+    prepare(settings(tmp_path), lines.append)
+    told = [line for line in lines if line.startswith("data: jsonl-0: 0 of 0 MB (")]
+    assert len(told) > 3
+    assert told[-1].endswith("(100%)")
+    assert any("data: jsonl-0: 100 documents, " in line and " MB/s" in line for line in lines)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmkit.config import schema
+from llmkit.data.building import parts
+from llmkit.data.building.part_file import PartReader
+from llmkit.data.building.parts import HeldOutChoice, PartMaker, group_units, held_out
+from llmkit.data.sources.listing import list_files
+from llmkit.data.sources.reader import SourceReader
+from llmkit.data.sources.records import LeftOut, Record, Text
+from llmkit.data.sources.units import Unit, cut_into_units
+from llmkit.data.tokens.encode import Encoded
+from llmkit.errors import UserError
+
+
+class Letters:
+    """A token a character; refuses what has a #."""
+
+    tokenizer = SimpleNamespace(slow_reason="it is slow")
+
+    def encode(
+        self, records: Sequence[Record], threads: bool, place: Callable[[int], str]
+    ) -> list[Encoded | LeftOut]:
+        return [self._encode(record.text) for record in records if isinstance(record, Text)]
+
+    def _encode(self, text: str) -> Encoded | LeftOut:
+        if "#" in text:
+            return LeftOut("refused", "it has a #")
+        return Encoded(np.array([ord(char) for char in text], dtype=np.int32), None, len(text))
+
+
+def maker(tmp_path: Path, texts: list[Any], errors: str = "skip", unit_bytes: int = 1 << 20) -> PartMaker:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    spec = schema.Source(type="jsonl", path=str(path))
+    files = list_files(spec, "data.sources[0]")
+    units = cut_into_units(spec, files, unit_bytes)
+    reader = SourceReader(spec, "toy", "data.sources[0]", errors, files, units)  # type: ignore[arg-type]
+    (tmp_path / "parts").mkdir()
+    groups = [tuple(range(len(units)))]
+    return PartMaker(reader, Letters(), groups, 5, "<u2", tmp_path / "parts")  # type: ignore[arg-type]
+
+
+def made(maker: PartMaker) -> tuple[PartReader, list[list[str]], list[list[str]]]:
+    """The part, and the texts of each block, to train on and held out."""
+    maker.make(0)
+    part = PartReader(maker.path(0))
+    blocks = list(part.blocks())
+    told = [
+        [["".join(map(chr, one.tokens)) for one in documents.one_by_one()] for documents in block]
+        for block in blocks
+    ]
+    return part, [train for train, _ in told], [held for _, held in told]
+
+
+def test_units_are_grouped_to_a_size() -> None:
+    units = [Unit(0, 0, 0, size) for size in (3, 3, 9, 1, 2, 5, 1)]
+    assert group_units(units, 5) == [(0, 1), (2,), (3, 4, 5), (6,)]
+    assert group_units(units, 1) == [(number,) for number in range(7)]
+    assert group_units([], 5) == []
+
+
+@given(st.integers(0, 1000), st.integers(2, 30), st.integers(0, 500))
+def test_one_of_so_many_neighbours_is_held_out(part: int, every: int, groups: int) -> None:
+    chosen = held_out(part, np.arange(groups * every), every)
+    assert (chosen.reshape(groups, every).sum(axis=1) == 1).all()
+    choice = HeldOutChoice(part, every)
+    assert [choice(number) for number in range(chosen.size)] == chosen.tolist()
+
+
+def test_the_choice_differs_between_parts_and_spares_the_first_document() -> None:
+    assert len({held_out(part, np.arange(200), 20).tobytes() for part in range(50)}) == 50
+    assert not any(held_out(0, np.zeros(1, dtype=np.int64), every)[0] for every in range(2, 200))
+
+
+def test_nothing_is_held_out_where_none_is_asked_for() -> None:
+    assert not held_out(3, np.arange(100), 0).any()
+
+
+def test_every_document_is_there_once_and_they_are_shuffled(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(50)]
+    part, (train,), (held,) = made(maker(tmp_path, texts, unit_bytes=99))
+    assert sorted(train + held) == sorted(texts)
+    assert len(held) == 10
+    assert train != sorted(train, key=texts.index)
+    assert part.candidates == 50
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    part, (train,), _ = made(maker(tmp_path, ["a", "", 7, "", "#", "b\ud800"]))
+    assert train == ["a"]
+    assert part.left_out == {"empty": 2, "no string": 1, "refused": 1, "not UTF-8": 1}
+    assert part.candidates == 6
+
+
+def test_mended_documents_are_counted_and_kept(tmp_path: Path) -> None:
+    part, (train,), (held,) = made(maker(tmp_path, ["a", "b\ud800"], errors="replace"))
+    assert sorted(train + held) == ["a", "b\ufffd"]
+    assert part.left_out == {"mended with U+FFFD": 1}
+
+
+def test_a_refused_record_stops_the_build_where_that_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"texts.jsonl:3: it has a #; mend the record, or set data.errors"):
+        maker(tmp_path, ["a", "b", "#"], errors="raise").make(0)
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_memory_is_bounded_by_writing_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "GROUP_TEXT", 20)
+    monkeypatch.setattr(parts, "BLOCK_TEXT", 100)
+    texts = [f"text {number}" for number in range(50)]
+    _, train, held = made(maker(tmp_path, texts))
+    assert len(train) > 3
+    blocks = [[*one, *other] for one, other in zip(train, held, strict=True)]
+    assert all(sum(map(len, block)) <= 120 for block in blocks)
+    assert sorted(text for block in blocks for text in block) == sorted(texts)
+
+
+def test_a_part_depends_on_nothing_but_its_number(tmp_path: Path) -> None:
+    one = maker(tmp_path, [f"text {number}" for number in range(50)])
+    one.make(0)
+    first = one.path(0).read_bytes()
+    one.make(0)
+    assert one.path(0).read_bytes() == first

@@ -1,0 +1,127 @@
+"""A source in memory, which counts what is read and tokenized of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from llmkit.config import schema
+from llmkit.data.live.row import Row
+from llmkit.data.live.source import LiveSource
+from llmkit.data.sources.listing import File
+from llmkit.data.sources.reader import Candidate
+from llmkit.data.sources.records import EMPTY, LeftOut, Pair, Record, Text
+from llmkit.data.sources.units import Unit
+from llmkit.data.tokens.encode import Encoded
+from llmkit.errors import RunFault, UserError
+
+END = 0
+REFUSED = "refused by the chat template"
+REFUSE, KILL, STALL, BROKEN, BUG = "!refuse", "!kill", "!stall", "!broken", "!bug"
+"""Texts with which a document is refused, or kills, stalls or breaks who reads it."""
+TELL_TORCH = "!torch"
+"""A text that becomes "+" where torch is loaded, else "-"."""
+
+
+@dataclass
+class FakeReader:
+    """Documents by unit and number; a file a unit."""
+
+    documents: list[list[Record | LeftOut]]
+    spec: schema.Source
+    errors: str = "skip"
+    name: str = "toy"
+    read_numbers: list[tuple[int, int]] = field(default_factory=list)
+    opened: int = 0
+
+    @property
+    def files(self) -> list[File]:
+        return [File(f"/files/{i}.jsonl", len(unit), "", 0) for i, unit in enumerate(self.documents)]
+
+    @property
+    def units(self) -> list[Unit]:
+        return [Unit(i, 0, len(unit), len(unit)) for i, unit in enumerate(self.documents)]
+
+    def place(self, unit: int, number: int) -> str:
+        return f"/files/{unit}.jsonl:{number + 1}"
+
+    def read(self, unit: int, first: int = 0, hint: int = 0) -> Iterator[Candidate]:
+        assert hint in (0, 1000 + first), (first, hint)
+        self.opened += 1
+        for number in range(first, len(self.documents[unit])):
+            self.read_numbers.append((unit, number))
+            record = self.documents[unit][number]
+            if record == Text(STALL):
+                time.sleep(3600)
+            if record == Text(KILL):
+                os.kill(os.getpid(), 9)
+            if record == Text(BROKEN):
+                raise RunFault(f"{self.place(unit, number)}: cannot be read")
+            if record == Text(BUG):
+                raise ZeroDivisionError("a bug")
+            yield Candidate(
+                number, 1000 + number, record, mended=isinstance(record, Text) and "~" in record.text
+            )
+
+
+@dataclass
+class FakeEncoder:
+    """A token a character: its code. encoded: the texts so far."""
+
+    key: str = "codes"
+    encoded: list[str] = field(default_factory=list)
+    tokenizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(end_of_text_id=END))
+
+    def encode(
+        self, records: Sequence[Record], threads: bool = False, place: Callable[[int], str] = str
+    ) -> list[Encoded | LeftOut]:
+        assert not threads
+        return [self._encode(record, place(number)) for number, record in enumerate(records)]
+
+    def _encode(self, record: Record, place: str) -> Encoded | LeftOut:
+        prompt = record.prompt if isinstance(record, Pair) else ""
+        text = prompt + record.completion if isinstance(record, Pair) else record.text  # type: ignore[union-attr]
+        self.encoded.append(text)
+        if text == TELL_TORCH:
+            text = "+" if "torch" in sys.modules else "-"
+        if text == REFUSE:
+            return LeftOut(REFUSED, "it ends too soon")
+        if "\x00" in text:
+            raise UserError(f"{place}: token id 0")
+        if not text:
+            return LeftOut(EMPTY, "the text has no tokens")
+        tokens = np.array([ord(character) for character in text], dtype=np.int32)
+        if not isinstance(record, Pair):
+            return Encoded(tokens, None, len(text))
+        targets = np.arange(len(text)) >= len(prompt)
+        return Encoded(tokens, targets, len(text), bool(record.completion))
+
+
+def live(documents: list[list[Any]], **changes: Any) -> LiveSource:
+    """A live source of documents, strings for short, with rows of 8 inputs in 2 lanes."""
+    units = [[Text(one) if isinstance(one, str) else one for one in unit] for unit in documents]
+    spec = {name: changes.pop(name) for name in ("max_epochs", "record", "write_through") if name in changes}
+    errors = changes.pop("errors", "skip")
+    reader = FakeReader(units, schema.Source(type="jsonl", path="/files", **spec), errors)
+    settings = {
+        "sequence_length": 8,
+        "lane_limit": 2,
+        "window": 4,
+        "heldout_every": 0,
+        "number": 3,
+        "seed": 7,
+    }
+    return LiveSource(reader, FakeEncoder(), **(settings | changes))  # type: ignore[arg-type]
+
+
+def plain(row: Row) -> list[Any]:
+    """A row as lists."""
+    targets = None if row.targets is None else row.targets.tolist()
+    return [row.tokens.tolist(), targets, *row[2:]]

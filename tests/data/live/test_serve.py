@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import threading
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.data.live import serve
+from llmkit.data.live.lane import Lane
+from llmkit.data.live.serve import LaneServer, workers_of
+from llmkit.data.live.source import LiveSource
+from llmkit.data.sources.records import LeftOut, Pair
+from llmkit.errors import RunFault, UserError
+from tests.data.live.fakes import BROKEN, BUG, KILL, REFUSE, STALL, live, plain
+
+ROOT = Path(__file__).parents[3]
+
+
+def two_sources() -> dict[int, LiveSource]:
+    """Sources at places 0 and 2, one with prompts and left-out documents."""
+    texts = live([[f"{unit}:{number}" * 3 for number in range(9)] for unit in range(5)], lane_limit=3)
+    pairs: list[Any] = [Pair("ask" * number, "say") for number in range(5)]
+    mixed = live([[*pairs, LeftOut("broken JSON", "x"), "ab~"], [REFUSE, "abcd"]], number=1)
+    return {0: texts, 2: mixed}
+
+
+def lanes_of(sources: dict[int, LiveSource]) -> dict[tuple[int, int], Any]:
+    return {(place, lane): None for place, source in sources.items() for lane in range(source.lanes)}
+
+
+def serving(sources: dict[int, LiveSource], workers: int, stall_seconds: float = 100.0) -> Any:
+    return closing(LaneServer(sources, lanes_of(sources), workers, stall_seconds))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_rows_are_the_same_for_any_number_of_workers(workers: int) -> None:
+    sources = two_sources()
+    with serving(sources, workers) as server:
+        lanes = {key: Lane(sources[key[0]], key[1]) for key in lanes_of(sources)}
+        for turn in range(12):
+            for (place, lane), expected in lanes.items():
+                wanted = [turn % 3 != 1] * (1 + turn % 2)
+                taken = server.take(place, lane, wanted)
+                assert [plain(row) for row in taken] == [plain(expected.next_row(each)) for each in wanted]
+        cursors = {key: lane.next_row().cursor for key, lane in lanes.items()}
+        for place, lane in lanes:
+            assert [row.tokens.size for row in server.skip(place, lane, 1)] == [0]
+    with closing(LaneServer(sources, cursors, workers, 100.0)) as server:
+        for (place, lane), expected in lanes.items():
+            assert plain(server.take(place, lane, [True])[0]) == plain(expected.next_row())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_come_in_the_place_of_the_row_and_stay(workers: int) -> None:
+    sources = {
+        0: live([["a" * 8], [BROKEN]], lane_limit=2),
+        1: live([["abc", LeftOut("x", "y")]], max_epochs=1),
+        2: live([["abc\x00"]]),
+    }
+    with serving(sources, workers) as server:
+        assert sum(row.tokens.size for row in server.take(0, 0, [True] * 5)) == 45
+        for _ in range(2):
+            with pytest.raises(RunFault, match=r"^source toy: /files/1\.jsonl:1: cannot be read$"):
+                server.take(0, 1, [True])
+            with pytest.raises(RunFault, match=r"^source toy: lane 0 of 1 has run dry"):
+                server.take(1, 0, [False])
+            with pytest.raises(UserError, match=r"^source toy: /files/0\.jsonl:1: token id 0"):
+                server.take(2, 0, [True])
+        assert server.take(0, 0, [True])[0].tokens.size == 9
+
+
+def test_a_process_that_dies_stalls_or_has_a_bug_ends_the_run() -> None:
+    cases: list[tuple[str, float, type[Exception], str]] = [
+        (KILL, 100.0, RunFault, r"source toy: lane 0 of 1, which reads /files/0\.jsonl: .*exit code -9"),
+        (STALL, 0.5, RunFault, r"source toy: lane 0 of 1, .* /files/0\.jsonl: no row came for 0\.5 s"),
+        (BUG, 100.0, RuntimeError, r"ZeroDivisionError: a bug"),
+    ]
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(serving({4: live([["abc" * 9, text]], window=1)}, 1, stall_seconds))
+            for text, stall_seconds, _, _ in cases
+        ]
+        for server, (_, _, kind, message) in zip(servers, cases, strict=True):
+            with pytest.raises(kind, match=message):
+                server.take(4, 0, [True] * 9)
+
+
+def test_closing_ends_a_take_that_waits() -> None:
+    server = LaneServer({0: live([[STALL]])}, {(0, 0): None}, 1, 1000.0)
+    errors: list[str] = []
+
+    def take() -> None:
+        try:
+            server.take(0, 0, [True])
+        except RunFault as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    server.close()
+    thread.join(20)
+    assert errors == ["the data is closed"]
+    server.close()
+
+
+def test_a_cursor_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"source toy, lane 0: .*not usable"):
+        LaneServer({0: live([["abc"]])}, {(0, 0): [1, 2]}, 1, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "cores", "ranks", "workers"),
+    [
+        (3, 2, 1, 3),
+        ("auto", 1, 1, 0),
+        ("auto", 2, 1, 1),
+        ("auto", 64, 1, 4),
+        ("auto", 16, 8, 1),
+        ("auto", 8, 8, 0),
+    ],
+)
+def test_auto_takes_half_of_a_ranks_cores(
+    setting: Any, cores: int, ranks: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert workers_of(setting, ranks) == workers
+
+
+SCRIPT = """
+import os, signal, sys
+from llmkit.data.live.serve import LaneServer
+from tests.data.live.fakes import live, TELL_TORCH
+
+if __name__ == "__main__":
+    server = LaneServer({0: live([[TELL_TORCH]])}, {(0, 0): None}, 1, 100.0)
+    row, = server.take(0, 0, [True])
+    worker = server._makers[0]._process.pid
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(worker, number)
+    rows = server.take(0, 0, [True] * 20)
+    print(worker, int(row.tokens[1]), len(rows), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_workers_outlive_the_jobs_signals_and_end_with_their_parent(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    for how in ("returns", "is killed"):
+        with subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ) as parent:
+            assert parent.stdin is not None and parent.stdout is not None
+            worker, modules, rows = map(int, parent.stdout.readline().split())
+            assert (modules, rows) == (ord("-"), 20)  # no torch
+            handle = os.pidfd_open(worker)
+            if how == "returns":
+                parent.stdin.close()
+                assert parent.wait(20) == 0
+            else:
+                parent.kill()
+            assert ended(handle)
+
+
+def ended(handle: int) -> bool:
+    """Whether the process ends within the time that a test has."""
+    with os.fdopen(handle):
+        return bool(select.select([handle], [], [], 20)[0])

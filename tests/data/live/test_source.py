@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmkit.config import schema
+from llmkit.data.live import source as source_module
+from llmkit.data.live.lane import Lane
+from llmkit.data.live.source import LiveSource, open_reader, shuffled
+from llmkit.data.sources.listing import File
+from llmkit.data.sources.records import Pair
+from llmkit.errors import UserError
+from tests.data.live.fakes import FakeEncoder, live
+
+
+def with_sizes(sizes: list[int], **changes: Any) -> LiveSource:
+    return live([["x"] * size for size in sizes], **changes)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 10))
+def test_each_unit_belongs_to_one_lane_and_lanes_are_balanced(sizes: list[int], limit: int) -> None:
+    source = with_sizes(sizes, lane_limit=limit)
+    assert sorted(unit for lane in source.lane_units for unit in lane) == list(range(len(sizes)))
+    loads = [sum(sizes[unit] for unit in lane) for lane in source.lane_units]
+    assert source.lanes == max(1, min(limit, sum(size > 0 for size in sizes)))
+    assert max(loads) - min(loads) <= max(sizes)
+    assert min(loads) > 0 or not any(sizes)
+
+
+def test_units_of_the_same_size_are_dealt_in_order() -> None:
+    assert with_sizes([3, 3, 9, 3, 3], lane_limit=3).lane_units == [[2], [0, 3], [1, 4]]
+
+
+@given(st.integers(0, 300), st.integers(0, 2**64))
+def test_an_order_by_key_has_each_number_once(count: int, word: int) -> None:
+    assert sorted(shuffled(count, word)) == list(range(count))
+
+
+def test_orders_depend_on_seed_number_lane_and_epoch() -> None:
+    source = with_sizes([1] * 80)
+    changed = [
+        source,
+        dataclasses.replace(source, seed=8),
+        source.numbered(4),
+        source.numbered(3, seed=9),
+    ]
+    orders = [one.unit_order(0, 0) for one in changed] + [source.unit_order(0, 1)]
+    orders += [[unit - 1 for unit in source.unit_order(1, 0)]]
+    assert len({tuple(order) for order in orders}) == len(orders)
+    windows = [one.window_order(40, 0, 0, 0, 0) for one in changed]
+    for words in [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]:
+        windows.append(source.window_order(40, *words))
+    assert len({tuple(order) for order in windows}) == len(windows)
+    assert source.numbered(3, seed=7) == source
+
+
+def test_the_digest_tells_whatever_changes_the_rows() -> None:
+    base = with_sizes([3, 4])
+    others = [
+        with_sizes([3, 5]),
+        with_sizes([3, 4], record="chat"),
+        with_sizes([3, 4], window=5),
+        with_sizes([3, 4], lane_limit=1),
+        with_sizes([3, 4], errors="raise"),
+        with_sizes([3, 4], heldout_every=4),
+        dataclasses.replace(base, encoder=FakeEncoder("other")),  # type: ignore[arg-type]
+    ]
+    assert len({source.digest for source in [base, *others]}) == 1 + len(others)
+    assert base.digest == with_sizes([3, 4]).digest
+    assert base.digest == with_sizes([3, 4], seed=1, cache_dir="elsewhere", max_epochs=2).digest
+
+
+def test_tokens_are_kept_by_content_and_tokenizer(tmp_path: Path) -> None:
+    base = with_sizes([3, 4], cache_dir=str(tmp_path))
+    folders = [
+        base.cache_folder,
+        with_sizes([3, 5], cache_dir=str(tmp_path)).cache_folder,
+        dataclasses.replace(base, encoder=FakeEncoder("other")).cache_folder,  # type: ignore[arg-type]
+    ]
+    assert len(set(folders)) == 3
+    assert all(folder is not None and folder.parent == tmp_path for folder in folders)
+    assert with_sizes([3, 4], cache_dir=str(tmp_path), window=9, seed=8).cache_folder == base.cache_folder
+    assert with_sizes([3, 4]).cache_folder is None
+
+
+@pytest.mark.parametrize(
+    ("paths", "moved"),
+    [
+        (["/a/b/x.jsonl", "/a/b/c/y.jsonl"], ["/d/x.jsonl", "/d/c/y.jsonl"]),
+        (["/a/x.jsonl"], ["/b/c/x.jsonl"]),
+        (["https://me:secret@host/a/x.jsonl?sig=1"], ["https://host/a/x.jsonl?sig=2"]),
+        (["s3://bucket/a/x.jsonl", "s3://bucket/a/y.jsonl"], ["/mnt/a/x.jsonl", "/mnt/a/y.jsonl"]),
+    ],
+)
+def test_files_are_known_by_name_below_their_folder_and_size_and_tag(
+    paths: list[str], moved: list[str]
+) -> None:
+    def known(paths: list[str], tag: str = "t") -> list[tuple[str, int, str]]:
+        return source_module._known_files([File(path, 3, tag, 17) for path in paths])
+
+    assert known(paths) == known(moved)
+    assert known(paths) != known(paths, "u")
+    assert known(paths) != known([path.replace("x.", "z.") for path in paths])
+    assert "secret" not in str(known(paths))
+
+
+def test_a_source_goes_to_other_processes_and_gives_the_same_rows_there() -> None:
+    source = live([[f"{number}{'x' * number}" for number in range(9)] for _ in range(4)])
+    again = pickle.loads(pickle.dumps(source))
+    assert [Lane(again, 1).next_row().cursor] == [Lane(source, 1).next_row().cursor]
+    assert again.digest == source.digest
+
+
+def test_only_chats_and_pairs_have_targets() -> None:
+    kinds = ("text", "ids", "chat", "prompt_completion")
+    have = [live([[Pair("a", "b")]], record=kind).has_targets for kind in kinds]
+    assert have == [False, False, True, True]
+
+
+def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for number in range(30_000):
+            file.write(f'{{"text": "{number:>100}"}}\n')
+    spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
+    config = schema.Data(sources=[spec], lanes=2, sequence_length=64, shuffle_window=3, cache_dir="cache")
+    reader = open_reader(spec, "toy", "data.sources[0]", config)
+    size = (tmp_path / "a.jsonl").stat().st_size
+    assert len(reader.units) == pytest.approx(8, abs=1)
+    source = LiveSource.of(reader, config, FakeEncoder()).numbered(0, seed=1)  # type: ignore[arg-type]
+    assert (source.lanes, source.window, source.name, source.cache_dir) == (2, 3, "toy", None)
+    assert sum(unit.size for unit in reader.units) == size
+    lane = Lane(source, 0)
+    texts = "".join(chr(token) for _ in range(50) for token in lane.next_row().tokens[1:]).split("\0")
+    numbers = [int(text) for text in texts if len(text) == 100]
+    assert len(set(numbers)) == len(numbers) > 25
+
+
+def test_a_source_without_files_is_the_users_mistake(tmp_path: Path) -> None:
+    spec = schema.Source(type="jsonl", path=str(tmp_path / "none"), live=True)
+    with pytest.raises(UserError, match=r"data\.sources\[3\]"):
+        open_reader(spec, "toy", "data.sources[3]", schema.Data(sources=[spec]))

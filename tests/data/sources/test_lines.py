@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llmkit.data.sources import lines
+from llmkit.data.sources.formats import Format
+from llmkit.data.sources.lines import parts_of, split
+from llmkit.data.sources.listing import File
+from llmkit.data.sources.remote import RandomFile
+from llmkit.data.sources.zstd_frames import frame_ends
+from llmkit.errors import RunFault, UserError
+
+CONTENT = st.text("ab|\n\u00e9\U0001f600", max_size=40).map(str.encode)
+SEPARATORS = st.sampled_from(["|", "\n", "||", "\n\n", "|a|", "\u00e9", "a|b"]).map(str.encode)
+
+
+def opened(path: Path, content: bytes) -> RandomFile:
+    path.write_bytes(content)
+    return RandomFile(File(str(path), len(content), ""))
+
+
+def parts(content: bytes, separator: bytes) -> list[bytes]:
+    found = content.split(separator)
+    return found[:-1] if found[-1] == b"" else found  # nothing after the last separator is no part
+
+
+def frame(content: bytes) -> bytes:
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
+def check_units(file: RandomFile, form: Format, edges: list[int], expected: list[bytes]) -> None:
+    """Units with these edges hold each part once, in order, and go on from any of them."""
+    found = []
+    for start, end in pairwise(edges):
+        unit = list(parts_of(file, form, start, end))
+        assert [number for number, _, _ in unit] == list(range(len(unit)))
+        for number, hint, _ in unit:
+            assert list(parts_of(file, form, start, end, number, hint)) == unit[number:]
+            assert list(parts_of(file, form, start, end, number)) == unit[number:]
+        found += [part for _, _, part in unit]
+    assert found == expected
+
+
+@settings(deadline=None)
+@given(content=CONTENT, separator=SEPARATORS, chunk=st.integers(1, 12))
+def test_parts_are_those_of_split_however_the_file_comes(
+    content: bytes, separator: bytes, chunk: int
+) -> None:
+    chunks = [content[i : i + chunk] for i in range(0, len(content), chunk)]
+    found = list(split(chunks, separator))
+    assert [part for _, part in found] == parts(content, separator)
+    assert all(content[offset:].startswith(part) for offset, part in found)
+
+
+@settings(deadline=None, max_examples=200)
+@given(content=CONTENT.filter(bool), separator=SEPARATORS, cuts=st.sets(st.integers(1, 80)))
+@example(content=b"a\n\n\n\n\nb\n\nc", separator=b"\n\n", cuts={2, 3, 4, 5, 6})
+@example(content=b"a|a|a|b", separator=b"|a|", cuts={4, 5})
+def test_units_cut_anywhere_hold_each_part_once(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, separator: bytes, cuts: set[int]
+) -> None:
+    edges = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
+    with opened(tmp_path_factory.mktemp("lines") / "file", content) as file:
+        check_units(file, Format("lines", separator), edges, parts(content, separator))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    pieces=st.lists(CONTENT, min_size=1, max_size=5), keep=st.sets(st.integers(1, 4)), skippable=st.booleans()
+)
+@example(pieces=[b"a\n", b"b\n"], keep={1}, skippable=False)
+@example(pieces=[b"a", b"", b"b", b"\n", b"c"], keep={1, 2, 3, 4}, skippable=True)
+def test_zstd_frames_may_be_cut_anywhere(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], keep: set[int], skippable: bool
+) -> None:
+    packed = [frame(piece) for piece in pieces]
+    if skippable:
+        packed = [b"\x53\x2a\x4d\x18\x03\x00\x00\x00abc" + one for one in packed]
+    content = b"".join(pieces)
+    with opened(tmp_path_factory.mktemp("zst") / "file.zst", b"".join(packed)) as file:
+        ends = frame_ends(file)
+        assert ends == [len(b"".join(packed[: i + 1])) for i in range(len(packed))]
+        edges = [0, *(end for i, end in enumerate(ends[:-1], 1) if i in keep), ends[-1]]
+        form = Format("lines", b"\n", compression="zstd")
+        check_units(file, form, edges, parts(content, b"\n"))
+
+
+def test_a_compressed_file_of_several_members_is_read_whole(tmp_path: Path) -> None:
+    packed = gzip.compress(b"one\ntw") + gzip.compress(b"o\nthree")
+    with opened(tmp_path / "f.gz", packed) as file:
+        form = Format("lines", b"\n", compression="gzip")
+        check_units(file, form, [0, len(packed)], [b"one", b"two", b"three"])
+        assert lines.whole(file, form) == b"one\ntwo\nthree"
+
+
+def test_lines_longer_than_a_chunk_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 64)
+    content = b"\n".join(bytes([65 + i]) * (i * 500 + 1) for i in range(5))
+    for packed, compression in ((content, None), (frame(content), "zstd")):
+        with opened(tmp_path / "file", packed) as file:
+            form = Format("lines", b"\n", compression=compression)
+            check_units(file, form, [0, len(packed)], content.split(b"\n"))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+@pytest.mark.parametrize("lost", [1, 3, 5])
+def test_a_truncated_file_is_told(tmp_path: Path, compression: str, lost: int) -> None:
+    content = b"".join(b"line %d\n" % i for i in range(1000))
+    packed = frame(content) if compression == "zstd" else gzip.compress(content)
+    with (
+        opened(tmp_path / "file", packed[:-lost]) as file,
+        pytest.raises(
+            RunFault, match=r"file: is damaged or cut short \(OSError: Truncated compressed stream"
+        ),
+    ):
+        list(parts_of(file, Format("lines", b"\n", compression=compression), 0, len(packed) - lost))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda packed: packed[:-1], "it ends within a zstd frame"),
+        (lambda packed: packed + packed[:3], "it ends within a zstd frame"),
+        (lambda packed: packed + b"garbage", "there is no zstd frame"),
+        (lambda packed: b"\x50\x2a\x4d\x18\xff\x00\x00\x00abc", "it ends within a zstd frame"),
+    ],
+)
+def test_damaged_frames_are_told_when_they_are_looked_for(
+    tmp_path: Path, change: Callable[[bytes], bytes], message: str
+) -> None:
+    packed = change(frame(b"some text\n" * 100))
+    with (
+        opened(tmp_path / "f.zst", packed) as file,
+        pytest.raises(UserError, match=f"f.zst: is damaged.*{message}"),
+    ):
+        frame_ends(file)
+
+
+def test_frames_of_many_blocks_are_walked_over(tmp_path: Path) -> None:
+    random = b"".join((i * 2654435761 % 2**32).to_bytes(4, "little") for i in range(100_000))
+    packed = [frame(random), frame(b"a" * 500_000), frame(b"")]  # raw or packed blocks, runs, nothing
+    with opened(tmp_path / "f.zst", b"".join(packed)) as file:
+        assert frame_ends(file) == [len(b"".join(packed[: i + 1])) for i in range(3)]

@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmkit.config.schema import Source
+from llmkit.data.sources.reader import SourceReader
+from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Text
+from llmkit.errors import RunFault, UserError
+from tests.data.sources.conftest import make_reader, read_all
+
+Write = Callable[[str, bytes], str]
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+
+
+def zstd(content: bytes) -> bytes:
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
+def write_table(path: Path, table: pa.Table, rows: int) -> str:
+    """A parquet file, an Arrow file or (.stream.arrow) an Arrow stream, in groups of so many rows."""
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=rows, write_page_checksum=True)
+        return str(path)
+    opened = pa.ipc.new_stream if ".stream" in path.name else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, opened(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return str(path)
+
+
+def as_source(path: str, **fields: Any) -> Source:
+    kinds = {".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+    return Source(type=kinds.get(Path(path).suffix, "jsonl"), path=path, **fields)
+
+
+def texts(reader: SourceReader) -> list[Any]:
+    return [c.record.text if isinstance(c.record, Text) else c.record for c in read_all(reader)]
+
+
+TABLES = ["a.parquet", "a.arrow", "a.stream.arrow"]
+
+
+@pytest.mark.parametrize("name", [*TABLES, "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_source_is_read_once_in_order_and_from_anywhere(
+    tmp_path: Path, web: Any, name: str, is_remote: bool
+) -> None:
+    expected = [f"document {i} \u00e9 " * (i % 5 + 1) for i in range(300)]
+    path, fields = tmp_path / name, {}
+    if name in TABLES:
+        write_table(path, pa.table({"id": range(300), "text": expected}), 40)
+    elif name == "a.txt":
+        path.write_text("\n".join(expected))
+        fields = {"separator": "\n"}
+    else:
+        raw = "".join(json.dumps({"text": text}) + "\n" for text in expected).encode()
+        pack = {".gz": gzip.compress, ".zst": lambda raw: zstd(raw[:7000]) + zstd(raw[7000:])}
+        path.write_bytes(pack.get(path.suffix, bytes)(raw))
+    web.files[f"/{name}"] = path.read_bytes()
+    source = as_source(f"{web.url}/{name}" if is_remote else str(path), **fields)
+    reader = make_reader(source, unit_bytes=path.stat().st_size // 4)
+    assert texts(reader) == expected
+    cannot_be_cut = ["a.jsonl.gz", *(("a.stream.arrow", "a.jsonl.zst") if is_remote else ())]
+    assert (len(reader.units) == 1) == (name in cannot_be_cut)
+    for unit in range(len(reader.units)):
+        candidates = list(reader.read(unit))
+        assert [candidate.number for candidate in candidates] == list(range(len(candidates)))
+        for candidate in candidates[:: 60 if is_remote else 11]:
+            rest = candidates[candidate.number :]
+            assert list(reader.read(unit, candidate.number, candidate.hint)) == rest
+            assert list(reader.read(unit, candidate.number)) == rest
+        assert list(reader.read(unit, len(candidates))) == []
+
+
+@given(
+    lines=st.lists(st.text("a\u00e9\U0001f600\n", max_size=12), min_size=1, max_size=20),
+    unit_bytes=st.integers(1, 100),
+    frame=st.integers(1, 100),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_cut_gives_each_record_once(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], unit_bytes: int, frame: int
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    content = "\n".join(json.dumps({"text": line}, ensure_ascii=False) for line in lines).encode()
+    (folder / "a.jsonl").write_bytes(content)
+    frames = [zstd(content[i : i + frame]) for i in range(0, len(content), frame)]
+    (folder / "b.jsonl.zst").write_bytes(b"".join(frames))
+    expected = [line if line.strip() else LeftOut("empty", "there is no text") for line in lines]
+    for name in ("a.jsonl", "b.jsonl.zst"):
+        reader = make_reader(as_source(str(folder / name)), unit_bytes=unit_bytes)
+        assert texts(reader) == expected
+        for unit in range(len(reader.units)):
+            candidates = list(reader.read(unit))
+            for candidate in candidates:
+                again = reader.read(unit, candidate.number, candidate.hint)
+                assert list(again) == candidates[candidate.number :]
+
+
+def test_a_file_is_a_document_packed_or_not(write: Write, tmp_path: Path) -> None:
+    write("d/b.txt", b"second\r\n")
+    write("d/a.txt", b"first")
+    write("d/c.txt.gz", gzip.compress(b"third"))
+    write("d/e.txt.zst", zstd(b"fo") + zstd(b"urth"))
+    reader = make_reader(Source(type="text", path=str(tmp_path / "d")))
+    assert texts(reader) == ["first", "second\r\n", "third", "fourth"]
+    assert [c.number for c in reader.read(0, 2)] == [2, 3]
+
+
+def test_a_separator_cuts_files_into_documents(write: Write, tmp_path: Path) -> None:
+    write("d/a.txt", b"one\n--\ntwo\n--\n")
+    write("d/b.txt", b"three")
+    write("d/c.txt", b"")
+    source = Source(type="text", path=str(tmp_path / "d"), separator="\n--\n")
+    assert texts(make_reader(source)) == ["one", "two", "three"]
+
+
+def test_the_standard_library_is_documents() -> None:
+    reader = make_reader(Source(type="stdlib"))
+    assert len(reader.units) > 3
+    assert sum(len(list(reader.read(unit))) for unit in (0, len(reader.units) - 1)) > 2
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_text_columns_of_all_types_are_read(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    values = ["a", None, "", "b", "a"]
+    column = (
+        pa.array(values, pa.string()).cast(kind)
+        if kind != pa.binary()
+        else pa.array([v and v.encode() for v in values], kind)
+    )
+    reader = make_reader(as_source(write_table(tmp_path / name, pa.table({"text": column}), 2)))
+    null = LeftOut("no string", "field 'text' is null, not a string")
+    assert texts(reader) == ["a", null, LeftOut("empty", "there is no text"), "b", "a"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_that_are_no_utf8_follow_the_policy(tmp_path: Path, name: str) -> None:
+    raw = pa.array([b"good", b"caf\xe9", b"more"])
+    column = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    roles = pa.array(["user"] * 3)
+    chats = pa.ListArray.from_arrays(
+        [0, 1, 2, 3], pa.StructArray.from_arrays([roles, column], ["role", "content"])
+    )
+    path = write_table(tmp_path / name, pa.table({"text": column, "messages": chats}), 3)
+    assert texts(make_reader(as_source(path))) == ["good", LeftOut("not UTF-8", "byte 3 is no UTF-8"), "more"]
+    mended = read_all(make_reader(as_source(path), "replace"))
+    assert [c.mended for c in mended] == [False, True, False]
+    assert mended[1].record == Text("caf\ufffd")
+    with pytest.raises(UserError, match=r", row 2: byte 3 is no UTF-8; mend the file"):
+        texts(make_reader(as_source(path), "raise"))
+    chat = read_all(make_reader(as_source(path, record="chat"), "replace"))[1]
+    assert chat.record == Chat(({"role": "user", "content": "caf\ufffd"},))
+
+
+@pytest.mark.parametrize("name", [*TABLES, "a.jsonl"])
+def test_records_of_all_kinds_are_read(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"messages": MESSAGES, "prompt": "p", "completion": "c", "input_ids": [1, 2, 3]},
+        {"messages": None, "prompt": None, "completion": "c", "input_ids": [1, None]},
+        {"messages": [], "prompt": "", "completion": "c", "input_ids": []},
+    ]
+    path = tmp_path / name
+    if name in TABLES:
+        write_table(path, pa.Table.from_pylist(rows), 2)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    chat, no_chat, empty_chat = texts(make_reader(as_source(str(path), record="chat")))
+    assert chat == Chat(tuple(MESSAGES))
+    assert (no_chat.reason, empty_chat.reason) == ("no list of {role, content}", "empty")
+    pair, no_pair, no_prompt = texts(make_reader(as_source(str(path), record="prompt_completion")))
+    assert (pair, no_pair.reason, no_prompt) == (Pair("p", "c"), "no string", Pair("", "c"))
+    ids, no_ids, empty_ids = texts(make_reader(as_source(str(path), record="ids")))
+    assert isinstance(ids, Ids) and ids.ids.dtype.str == "<i8" and ids.ids.tolist() == [1, 2, 3]
+    assert (no_ids.reason, empty_ids.reason) == ("no list of token ids", "empty")
+
+
+def test_only_the_needed_columns_are_read(tmp_path: Path, web: Any) -> None:
+    noise = [i.to_bytes(4, "big") * 5000 for i in range(100)]
+    table = pa.table({"before": noise, "text": [f"{i}" for i in range(100)], "after": noise})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    web.files["/a.parquet"] = path.read_bytes()
+    assert len(texts(make_reader(as_source(f"{web.url}/a.parquet")))) == 100
+    assert sum(end - start for start, end in web.ranges) < path.stat().st_size / 2
+
+
+class TestPolicy:
+    """What data.errors decides."""
+
+    LINES = b'{"text": "a"}\n{"text": "\xff"}\n\n{"text": "b"}\n'
+
+    def test_skip_leaves_out(self, write: Write) -> None:
+        found = texts(make_reader(as_source(write("a.jsonl", self.LINES))))
+        assert [one if isinstance(one, str) else one.reason for one in found] == [
+            "a",
+            "not UTF-8",
+            "empty",
+            "b",
+        ]
+
+    def test_replace_mends(self, write: Write) -> None:
+        found = texts(make_reader(as_source(write("a.jsonl", self.LINES)), "replace"))
+        assert [one if isinstance(one, str) else one.reason for one in found] == ["a", "\ufffd", "empty", "b"]
+
+    @pytest.mark.parametrize("unit_bytes", [1 << 20, 14, 5])
+    def test_raise_names_the_line_however_the_file_is_cut(self, write: Write, unit_bytes: int) -> None:
+        reader = make_reader(as_source(write("a.jsonl", self.LINES)), "raise", unit_bytes)
+        message = r"a.jsonl:2: byte 10 is no UTF-8; mend the file, or set data.errors to skip or replace"
+        with pytest.raises(UserError, match=message):
+            texts(reader)
+
+    def test_empty_ones_never_raise(self, write: Write) -> None:
+        reader = make_reader(as_source(write("a.jsonl", b'\n{"text": ""}\n{"text": "a"}\n  \n')), "raise")
+        assert [one for one in texts(reader) if isinstance(one, str)] == ["a"]
+
+
+def test_places_are_told_as_a_person_would_count(write: Write, tmp_path: Path, web: Any) -> None:
+    lines = b"".join(b'{"text": "%d"}\n' % i for i in range(20))
+    web.files["/a.jsonl"] = lines
+
+    def place(source: Source, unit_bytes: int = 50) -> tuple[int, str]:
+        reader = make_reader(source, unit_bytes=unit_bytes)
+        before = sum(len(list(reader.read(unit))) for unit in range(len(reader.units) - 1))
+        return before, reader.place(len(reader.units) - 1, 0)
+
+    number, where = place(as_source(write("a.jsonl", lines)))
+    assert number > 0 and where.endswith(f"a.jsonl:{number + 1}")
+    number, where = place(as_source(write("a.jsonl.zst", zstd(lines[:100]) + zstd(lines[100:]))))
+    assert number > 0 and where.endswith(f"a.jsonl.zst:{number + 1}")
+    number, where = place(as_source(write("a.txt", b"one--two--three--four" * 5), separator="--"))
+    assert number > 0 and where.endswith(f"a.txt, document {number + 1}")
+    table = pa.table({"text": list("abcdefgh")})
+    number, where = place(as_source(write_table(tmp_path / "a.parquet", table, 3)), 1)
+    assert number == 6 and where.endswith("a.parquet, row 7")
+    number, where = place(as_source(write_table(tmp_path / "a.arrow", table, 3)), 1)
+    assert number == 6 and where.endswith("a.arrow, row 7")
+    assert make_reader(as_source(f"{web.url}/a.jsonl?key=secret")).place(0, 3) == f"{web.url}/a.jsonl:4"
+    assert place(as_source(f"{web.url}/a.jsonl"))[1].startswith(f"{web.url}/a.jsonl, number 1 from byte 2")
+    documents = make_reader(Source(type="text", path=[write("x.txt", b"x"), write("y.txt", b"y")]))
+    assert documents.place(0, 1).endswith("y.txt")
+
+
+def test_flipped_bytes_in_a_parquet_file_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_table(path, pa.table({"text": [f"some text {i}" for i in range(5000)]}), 5000)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunFault, match=r"a.parquet: is damaged or cut short \("):
+        texts(make_reader(as_source(str(path))))
+
+
+@pytest.mark.parametrize("name", [*TABLES, "a.jsonl"])
+def test_a_file_that_changes_between_two_units_is_told(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    table = pa.table({"text": [f"text {i}" for i in range(100)]})
+    if name in TABLES:
+        write_table(path, table, 10)
+    else:
+        path.write_text("\n".join(map(json.dumps, table.to_pylist())))
+    reader = make_reader(as_source(str(path)), unit_bytes=100)
+    list(reader.read(0))
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(RunFault, match=rf"{name}: the file changed while the job runs"):
+        list(reader.read(1))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.stream.arrow", "a.jsonl.gz"])
+def test_a_server_that_fails_in_mid_file_is_told_as_such(tmp_path: Path, web: Any, name: str) -> None:
+    path = tmp_path / name
+    if name in TABLES:
+        write_table(path, pa.table({"text": [f"{i * 7919}" * 500 for i in range(2000)]}), 200)
+    else:
+        path.write_bytes(gzip.compress(b'{"text": "x"}\n' * 10, 0) * 40_000)
+    web.files[f"/{name}"] = path.read_bytes()
+    reader = make_reader(as_source(f"{web.url}/{name}"))
+    web.trouble = lambda number, start, end: 503 if end > 300_000 else None
+    with pytest.raises(
+        RunFault, match=rf"/{name}: cannot be read from byte \d+ on after 3 attempts \(HTTP 503"
+    ):
+        texts(reader)
+
+
+def test_a_dataset_laid_out_like_one_of_the_hub_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for folder in ("tables", "lines", "prose"):
+        (tmp_path / folder / "data").mkdir(parents=True)
+    write_table(tmp_path / "tables/data/train-00000-of-00001.parquet", pa.table({"text": ["a", "b"]}), 1)
+    (tmp_path / "lines/data/train.json").write_text('{"text": "c"}\n{"text": "d"}\n')
+    (tmp_path / "prose/data/train.txt").write_text("e\nf\n")
+    found = [
+        texts(make_reader(Source(type="hub", dataset=str(tmp_path / name))))
+        for name in ("tables", "lines", "prose")
+    ]
+    assert found == [["a", "b"], ["c", "d"], ["e", "f"]]
+
+
+def test_any_store_of_fsspec_is_read() -> None:
+    fsspec.filesystem("memory").pipe("/reader/a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 3))
+    assert texts(make_reader(Source(type="jsonl", path="memory://reader"))) == ["x"] * 3
+
+
+def test_a_reader_can_be_sent_to_another_process(write: Write) -> None:
+    reader = make_reader(as_source(write("a.jsonl", b'{"text": "x"}\n')))
+    assert texts(pickle.loads(pickle.dumps(reader))) == ["x"]
+
+
+def test_reading_needs_no_torch(write: Write) -> None:
+    path = write("a.jsonl.zst", zstd(b'{"text": "x"}\n'))
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_read_and_tell, args=(make_reader(as_source(path)), sender))
+    process.start()
+    assert receiver.recv() == (["x"], False)
+    process.join()
+
+
+def _read_and_tell(reader: SourceReader, sender: Any) -> None:
+    import sys
+
+    sender.send((texts(reader), "torch" in sys.modules))

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmkit.config.schema import Source
+from llmkit.data.sources.records import Chat, Extracted, Extractor, Ids, LeftOut, Pair, Text, left_out_summary
+
+
+def from_json(content: Any, /, mend: bool = False, **fields: Any) -> Extracted:
+    line = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return Extractor(Source(type="jsonl", path="x", **fields), mend).from_json(line)
+
+
+def left_out(content: Any, /, **fields: Any) -> tuple[str, str]:
+    found = from_json(content, **fields).record
+    assert isinstance(found, LeftOut), found
+    return found
+
+
+BAD_LINES: list[tuple[bytes, str, str]] = [
+    (b'{"text": "\xff"}', "not UTF-8", "byte 10 is no UTF-8"),
+    (b'{"text": "\\ud800"}', "not UTF-8", "field 'text' holds a lone surrogate"),
+    (b'{"text": null}', "no string", "field 'text' is null, not a string"),
+    (b'{"text": 5}', "no string", "field 'text' is 5, not a string"),
+    (b'{"text": ["x"]}', "no string", "field 'text' is [\"x\"], not a string"),
+    (b'{"body": "x"}', "without the field", "the record has no field 'text'"),
+    (b'{"text": "x"', "broken JSON", "broken JSON (Expecting ',' delimiter"),
+    (b"[" * 100_000, "broken JSON", "broken JSON"),
+    (b'{"text": "x"} {"text": "y"}', "broken JSON", "Extra data"),
+    (b'["x"]', "no JSON object", "the line holds '[\"x\"]', not a JSON object"),
+    (b"", "empty", "the line is empty"),
+    (b" \r", "empty", "the line is empty"),
+    (b'{"text": " \\n"}', "empty", "there is no text"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason", "detail"), BAD_LINES)
+def test_a_bad_line_says_what_is_wrong_with_it(line: bytes, reason: str, detail: str) -> None:
+    found = left_out(line)
+    assert found[0] == reason
+    assert detail in found[1]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"text": "t\\nw\\ud83d\\ude00"}\r', b'\xef\xbb\xbf{"text": "t\\nw\xf0\x9f\x98\x80"}']
+)
+def test_a_line_is_a_record(line: bytes) -> None:
+    assert from_json(line) == (Text("t\nw\U0001f600"), False)
+
+
+def test_another_field_may_hold_the_text() -> None:
+    assert from_json({"body": "x"}, text_field="body").record == Text("x")
+
+
+@pytest.mark.parametrize("line", [b'{"text": "x\xff"}', b'{"text": "x\\udfff"}'])
+def test_what_is_no_utf8_can_be_mended(line: bytes) -> None:
+    assert from_json(line, mend=True) == (Text("x\ufffd"), True)
+
+
+def test_what_is_mended_does_not_rub_off_on_the_next_record() -> None:
+    extractor = Extractor(Source(type="jsonl", path="x"), mend=True)
+    assert [extractor.from_json(line).mended for line in (b'{"text": "\xff"}', b'{"text": "x"}')] == [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"\xef\xbb\xbfone\r\n", (Text("one\r\n"), False)),
+        (b" \n", (LeftOut("empty", "there is no text"), False)),
+        (b"", (LeftOut("empty", "there is no text"), False)),
+        (b"caf\xe9!", (LeftOut("not UTF-8", "byte 3 is no UTF-8"), False)),
+    ],
+)
+def test_a_document_is_text(content: bytes, found: tuple[Any, bool]) -> None:
+    assert Extractor(Source(type="text", path="x"), mend=False).from_text(content) == found
+
+
+def test_a_document_can_be_mended() -> None:
+    extractor = Extractor(Source(type="text", path="x"), mend=True)
+    assert extractor.from_text(b"caf\xe9!") == (Text("caf\ufffd!"), True)
+
+
+def test_a_chat_is_messages() -> None:
+    messages = [{"role": "user", "content": "hi", "name": "Ann"}, {"role": "assistant", "content": "ho"}]
+    expected = Chat(({"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}))
+    assert from_json({"messages": messages}, record="chat").record == expected
+    assert from_json({"turns": messages}, record="chat", messages_field="turns").record == expected
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason", "detail"),
+    [
+        ("hi", "no list of {role, content}", "field 'messages' is \"hi\", not a list of messages"),
+        (["hi"], "no list of {role, content}", 'messages[0] is "hi", not {role, content}'),
+        (
+            [{"role": "user", "content": "a"}, {"from": "gpt", "value": "b"}],
+            "no list of {role, content}",
+            "messages[1] has the fields from, value, not role and content; rename from to role and value to",
+        ),
+        ([{"role": "user", "content": None}], "no string", "messages[0].content is null, not a string"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "no string", "messages[0].content is [{"),
+        ([], "empty", "no message has any text"),
+        ([{"role": "user", "content": " "}], "empty", "no message has any text"),
+    ],
+)
+def test_what_is_no_chat_says_why(messages: Any, reason: str, detail: str) -> None:
+    found = left_out({"messages": messages}, record="chat")
+    assert found[0] == reason
+    assert detail in found[1]
+
+
+def test_a_pair_is_a_prompt_and_its_completion() -> None:
+    pair = {"q": "2+2?", "a": " 4"}
+    fields = {"record": "prompt_completion", "prompt_field": "q", "completion_field": "a"}
+    assert from_json(pair, **fields).record == Pair("2+2?", " 4")
+    assert from_json(pair | {"q": ""}, **fields).record == Pair("", " 4")
+    assert left_out(pair | {"a": " "}, **fields) == ("empty", "the completion is empty")
+    assert left_out(pair | {"q": None}, **fields) == ("no string", "field 'q' is null, not a string")
+    assert left_out({"q": "x"}, **fields) == ("without the field", "the record has no field 'a'")
+
+
+def test_ids_are_whole_numbers() -> None:
+    found = from_json({"input_ids": [5, 0, 2**40]}, record="ids").record
+    assert isinstance(found, Ids)
+    assert found.ids.dtype == np.int64
+    assert found.ids.tolist() == [5, 0, 2**40]
+
+
+@pytest.mark.parametrize("ids", [None, 5, "5", [1.0], [True], [[1]], [None], [2**63]])
+def test_what_are_no_ids_is_left_out(ids: Any) -> None:
+    assert left_out({"input_ids": ids}, record="ids")[0] == "no list of token ids"
+
+
+def test_no_ids_at_all_are_empty() -> None:
+    assert left_out({"input_ids": []}, record="ids")[0] == "empty"
+
+
+def test_what_is_left_out_is_told_in_one_line() -> None:
+    counts = Counter({"not UTF-8": 2, "empty": 3, "mended with U+FFFD": 4})
+    assert left_out_summary(counts) == "5 documents left out: 3 empty, 2 not UTF-8; 4 mended with U+FFFD"
+    assert left_out_summary(Counter({"empty": 1})) == "1 document left out: 1 empty"
+    assert left_out_summary(Counter()) == ""

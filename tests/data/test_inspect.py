@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmkit.config import schema
+from llmkit.data import inspect as looking
+from llmkit.data.building.prepare import prepare
+from llmkit.data.inspect import inspect, marks, printable, show_row, wants_color
+from llmkit.data.prepared import Prepared
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+
+Build = Callable[..., tuple[Prepared, schema.Data]]
+TOKENIZER = bytes_tokenizer("<|endoftext|>")
+END = TOKENIZER.end_of_text_id
+
+
+def run_of(data: schema.Data, **train: Any) -> schema.Config:
+    return schema.Config(data=data, train=schema.Train(**train))
+
+
+def lines_of(prepared: Prepared, data: schema.Data, count: int = 0, **train: Any) -> list[str]:
+    return list(inspect(run_of(data, **train), prepared, count, "never"))
+
+
+def ids(*parts: str | int) -> np.ndarray:
+    found = [[part] if isinstance(part, int) else list(part.encode()) for part in parts]
+    return np.array([number for part in found for number in part])
+
+
+def test_each_source_is_told_with_its_figures(prepared_bytes: Build) -> None:
+    prepared, data = prepared_bytes()
+    lines = lines_of(prepared, data)
+    stored = prepared.train[0].stored
+    assert stored is not None
+    start = lines.index("source text-0 (shards)")
+    assert lines[start + 1].startswith("  held out: 20 documents, ")
+    assert f"  380 documents, {stored.tokens:,} tokens" in lines[start + 2]
+    assert "tokens of a document (all, 380): median " in lines[start + 3]
+    shares = [line for line in lines[start:] if line.startswith("    up to")]
+    assert "%" in shares[0]
+    frequent = next(i for i, line in enumerate(lines) if "most frequent tokens (all, " in line)
+    assert "<|endoftext|>" in lines[frequent + 1]
+    assert "' ' " in lines[frequent + 1]
+
+
+def test_large_sources_are_sampled_and_that_is_told(
+    prepared_bytes: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, data = prepared_bytes()
+    stored = prepared.train[0].stored
+    assert stored is not None
+    exact = looking._lengths(stored, [(0, stored.tokens)], END)
+    assert sorted(exact) == sorted(stored.document(number).size for number in range(stored.documents))
+    monkeypatch.setattr(looking, "SAMPLE_TOKENS", stored.tokens // 4)
+    monkeypatch.setattr(looking, "SAMPLE_PLACES", 8)
+    lines = lines_of(prepared, data)
+    assert any("tokens of a document (a sample, " in line for line in lines)
+    assert any("most frequent tokens (a sample, " in line for line in lines)
+    sampled = looking._lengths(stored, looking._sample_places(stored), END)
+    assert sampled.size > 50
+    assert abs(sampled.mean() - exact.mean()) < 0.1 * exact.mean()
+
+
+def test_the_mixture_tells_how_often_the_run_reads_each_source(prepared_bytes: Build) -> None:
+    prepared, data = prepared_bytes()
+    stage = schema.Stage(step=51, weights={"text-1": 0.0})
+    lines = lines_of(prepared, data.model_copy(update={"curriculum": [stage]}), max_steps=100)
+    assert "mixture from step 1: text-0 3 (75.0%), text-1 1 (25.0%)" in lines
+    assert "mixture from step 51: text-0 3 (100.0%), text-1 0 (0.0%)" in lines
+    rows = [source.stored.row_count(16) for source in prepared.train if source.stored]
+    told = [next(line for line in lines if line.startswith(f"  text-{i}: {rows[i]:,} rows")) for i in (0, 1)]
+    # 3,200 rows: half of them three to one, the rest all of the first source.
+    read = [int(line.split("reads ")[1].split(" ")[0].replace(",", "")) for line in told]
+    assert sum(read) == 3200
+    assert abs(read[0] - 2800) < 40
+    assert f"= {read[0] / rows[0]:.2f} epochs" in told[0]
+
+
+def test_without_a_known_end_nothing_is_said_of_epochs(prepared_bytes: Build) -> None:
+    prepared, data = prepared_bytes()
+    assert not any("epochs" in line for line in lines_of(prepared, data, max_minutes=1.0))
+
+
+def test_rows_are_those_that_a_run_takes_first(prepared_bytes: Build) -> None:
+    prepared, data = prepared_bytes()
+    lines = lines_of(prepared, data, count=2, max_steps=1)
+    titles = [line.strip() for line in lines if line.startswith("\n=== ")]
+    assert [title.split(":")[0] for title in titles] == ["=== text-0"] * 2 + ["=== text-1"] * 2
+    number = int(titles[0].split("row ")[1].split(" ")[0])
+    stored = prepared.train[0].stored
+    assert stored is not None
+    row = stored.rows(np.array([number]), 16)[0]
+    shown = lines[next(i for i, line in enumerate(lines) if titles[0] in line) + 1]
+    assert shown == show_row(row, None, prepared.tokenizer, marks("<|endoftext|>", False))
+
+
+def test_a_row_without_colours_marks_what_is_no_target_and_where_documents_end() -> None:
+    tokens = ids(END, "question", "answer", END, "text", END)
+    targets = np.ones(tokens.size - 1, dtype=bool)
+    targets[:8] = False
+    shown = show_row(tokens, targets, TOKENIZER, marks("<|endoftext|>", False))
+    assert shown.splitlines() == [
+        "──── ⟦<|endoftext|>⟧ ────",
+        "⟦question⟧answer",
+        "──── <|endoftext|> ────",
+        "text",
+        "──── <|endoftext|> ────",
+    ]
+
+
+def test_a_row_with_colours_is_the_same_text() -> None:
+    tokens, how = ids("text\n", END, "other"), marks("<|endoftext|>", True)
+    shown = show_row(tokens, None, TOKENIZER, how)
+    assert shown == f"{how.off}t{how.on}ext\n{how.end}\nother"
+
+
+def test_text_cannot_command_the_terminal() -> None:
+    assert printable("a\x1b[31mb\x00\r\n\tc\u202ed\x9be") == "a\\x1b[31mb\\x00\\r\n\tc\\u202ed\\x9be"
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [("always", True), ("never", False), ("auto", False)])
+def test_colours_are_for_terminals_unless_asked_for(asked: Any, wanted: bool) -> None:
+    assert wants_color(asked) == wanted
+
+
+def test_a_live_source_shows_the_first_rows_of_its_lanes(tmp_path: Path) -> None:
+    path = tmp_path / "live.jsonl"
+    path.write_text("".join(json.dumps({"text": f"record {number}"}) + "\n" for number in range(200)))
+    data = schema.Data(
+        tokenizer=schema.Tokenizer(type="bytes"),
+        sources=[schema.Source(type="jsonl", path=str(path), live=True)],
+        sequence_length=16,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    prepared = prepare(data, lambda line: None)
+    lines = lines_of(prepared, data, count=1, max_steps=10)
+    assert any("tokenized while training: 1 files of 0.0 MB, in 1 lanes" in line for line in lines)
+    assert "  jsonl-0: rows are not counted, the run of 10 steps reads 320" in lines
+    title = lines.index("\n=== jsonl-0: first row of lane 0 ===")
+    assert "record" in lines[title + 1]

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import tempfile
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llmkit.data.sources.records import Chat, LeftOut
+from llmkit.data.tokens.chat import CHATML, ChatTemplate
+from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, Encoded, RecordEncoder
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import UserError
+from tests.data.tokens.tokenizers_for_tests import byte_level, sentencepiece, tokenizer, word_pieces
+
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
+    "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
+    "{% else %}{% set rest = messages %}{% set system = '' %}{% endif %}"
+    "{% for message in rest %}"
+    "{% set text = system + message['content'] if loop.first else message['content'] %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + text.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + text.strip() + ' ' + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+LLAMA3 = """\
+{% set date = strftime_now("%d %b %Y") if strftime_now is defined else "26 Jul 2024" %}
+{{- bos_token }}
+{%- for message in messages %}
+    {%- set head = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' %}
+    {{- head + (date + '\\n' if loop.first else '') + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{% continue %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('no such role: ' + message['role'] | tojson) }}{% endif %}{% endfor %}"
+)
+MARKED = """\
+{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\n' }}
+{% if message['role'] == 'assistant' %}
+{% generation %}
+{{- message['content'] + '<|im_end|>' -}}
+{% endgeneration %}
+{% else %}
+{{ message['content'] + '<|im_end|>' }}
+{% endif %}
+{{ '\n' }}
+{% endfor %}
+"""
+TEMPLATES = {"chatml": CHATML, "llama2": LLAMA2, "llama3": LLAMA3, "gemma": GEMMA, "mistral": MISTRAL,
+             "marked": MARKED}  # fmt: skip
+ENCODERS = {
+    "bytes": byte_level(),
+    "first": sentencepiece("first"),
+    "always": sentencepiece("always"),
+    "prepend": sentencepiece("prepend"),
+    "words": word_pieces(),
+}
+MESSAGES = (
+    {"role": "system", "content": "Be  brief. \u65e5\u672c"},
+    {"role": "user", "content": " What is \U0001f600?\n\n"},
+    {"role": "assistant", "content": "A face, it's 1234.\n"},
+    {"role": "user", "content": "caf\u00e9 \ufdff <b> [x]  </b>"},
+    {"role": "assistant", "content": "  the quick brown fox  "},
+)
+BY_ENCODER = pytest.mark.parametrize("kind", ENCODERS)
+BY_TEMPLATE = pytest.mark.parametrize("template", TEMPLATES)
+BY_SPEED = pytest.mark.parametrize("sped_up", [True, False], ids=["fast", "slow"])
+
+
+@cache
+def encoder(kind: str, template: str, sped_up: bool = True) -> RecordEncoder:
+    made = tokenizer(ENCODERS[kind], chat_template=TEMPLATES[template])
+    if sped_up:
+        made.speed_up()
+        assert made.fast == (kind == "bytes")
+    return RecordEncoder(made)
+
+
+@cache
+def theirs(kind: str, template: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    with tempfile.TemporaryDirectory() as folder:
+        encoder(kind, template).tokenizer.save(Path(folder))
+        return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def encode(encoder: RecordEncoder, *messages: dict[str, str]) -> Encoded:
+    [encoded] = encoder.encode([Chat(messages)])
+    assert isinstance(encoded, Encoded), encoded
+    return encoded
+
+
+def learned(encoder: RecordEncoder, encoded: Encoded) -> str:
+    """The text of the targets, parted by "|"."""
+    assert encoded.targets is not None
+    parts: list[list[int]] = [[]]
+    for token, target in zip(encoded.tokens.tolist(), encoded.targets.tolist(), strict=True):
+        if target:
+            parts[-1].append(token)
+        elif parts[-1]:
+            parts.append([])
+    return "|".join(encoder.tokenizer.decode(part) for part in parts if part)
+
+
+@pytest.fixture
+def their_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers gives templates a clock: it is stopped at the date that they fall back to."""
+    clock = SimpleNamespace(now=lambda: datetime(2024, 7, 26))
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+
+
+@BY_ENCODER
+@BY_TEMPLATE
+@BY_SPEED
+@pytest.mark.usefixtures("their_clock")
+def test_ids_are_those_of_transformers(kind: str, template: str, sped_up: bool) -> None:
+    expected = theirs(kind, template).apply_chat_template(list(MESSAGES), tokenize=True, return_dict=False)
+    assert encode(encoder(kind, template, sped_up), *MESSAGES).tokens.tolist() == expected
+
+
+@BY_ENCODER
+def test_generation_blocks_give_the_mask_of_transformers(kind: str) -> None:
+    # Where no token stands for a span's first character, a space say, transformers ends the mask.
+    messages = [message | {"content": message["content"].strip()} for message in MESSAGES]
+    expected = theirs(kind, "marked").apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    encoded = encode(encoder(kind, "marked"), *messages)
+    assert encoded.targets is not None
+    assert encoded.targets.astype(int).tolist() == expected["assistant_masks"]
+    # The line's end after the last word is the template's, and no token among words.
+    assert encoded.end_is_target == (kind == "words")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("chatml", "A face, it's 1234.\n<|im_end|>\n|  the quick brown fox  <|im_end|>\n"),
+        ("llama2", " A face, it's 1234. </s>| the quick brown fox </s>"),
+        ("llama3", "A face, it's 1234.<|eot_id|>|the quick brown fox<|eot_id|>"),
+        ("gemma", "A face, it's 1234.<end_of_turn>\n|the quick brown fox<end_of_turn>\n"),
+        ("mistral", "A face, it's 1234.\n</s>|  the quick brown fox  </s>"),
+        ("marked", "A face, it's 1234.\n<|im_end|>|  the quick brown fox  <|im_end|>"),
+    ],
+)
+@BY_SPEED
+def test_the_assistants_words_and_the_end_of_its_turn_are_learned(
+    template: str, words: str, sped_up: bool
+) -> None:
+    one = encoder("bytes", template, sped_up)
+    encoded = encode(one, *MESSAGES)
+    assert learned(one, encoded) == words
+    assert encoded.end_is_target == (template != "marked")
+    assert encoded.text_bytes == len(one.tokenizer.decode(encoded.tokens).encode())
+
+
+@BY_TEMPLATE
+def test_both_encoders_learn_the_same(template: str) -> None:
+    one, other = (encode(encoder("bytes", template, sped_up), *MESSAGES) for sped_up in (True, False))
+    assert one.tokens.tolist() == other.tokens.tolist()
+    assert (one.targets == other.targets).all()  # type: ignore[union-attr]
+
+
+def test_a_token_that_is_partly_the_assistants_is_learned() -> None:
+    made = RecordEncoder(
+        tokenizer(ENCODERS["bytes"]), "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    assert made.tokenizer.encode(" it").size == 1
+    encoded = encode(made, {"role": "user", "content": "x i"}, {"role": "assistant", "content": "t 1"})
+    assert learned(made, encoded) == " it 1"
+
+
+@BY_ENCODER
+@BY_TEMPLATE
+@BY_SPEED
+def test_control_tokens_that_a_message_spells_stay_text(kind: str, template: str, sped_up: bool) -> None:
+    one = encoder(kind, template, sped_up)
+    spelled = "".join(one.tokenizer.control_tokens)
+    attack = tuple(m | {"content": f"a {spelled} b {spelled}"} for m in MESSAGES)
+    control = set(one.tokenizer.control_tokens.values()) - {one.tokenizer.control_tokens["<unk>"]}
+
+    def controls(*messages: dict[str, str]) -> list[int]:
+        return [token for token in encode(one, *messages).tokens.tolist() if token in control]
+
+    assert controls(*attack) == controls(*MESSAGES)
+    if kind == "bytes":
+        text = one.tokenizer.decode(encode(one, *attack).tokens)
+        assert text.count(f"a {spelled} b {spelled}") == 5 - (template == "mistral")
+
+
+def test_a_role_cannot_spell_one_either() -> None:
+    one = encoder("bytes", "chatml")
+    tokens = encode(one, {"role": "</s>", "content": "a"}, {"role": "assistant", "content": "b"}).tokens
+    assert one.tokenizer.end_of_text_id not in tokens
+
+
+def test_where_text_may_hold_control_tokens_messages_may_too() -> None:
+    made = tokenizer(ENCODERS["bytes"], control_tokens_in_text=True, chat_template=CHATML)
+    made.speed_up()
+    messages = [{"role": "user", "content": "a</s>b"}, {"role": "assistant", "content": "c"}]
+    expected = theirs("bytes", "chatml").apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert encode(RecordEncoder(made), *messages).tokens.tolist() == expected
+    assert made.end_of_text_id in expected
+
+
+def test_without_tokens_of_its_own_chatml_is_text() -> None:
+    one = RecordEncoder(bytes_tokenizer("<end>"))
+    encoded = encode(one, *MESSAGES)
+    assert one.tokenizer.decode(encoded.tokens).startswith("<|im_start|>system\nBe  brief.")
+    assert learned(one, encoded).startswith("A face, it's 1234.\n<|im_end|>\n|")
+
+
+def left_out(template: str, *messages: dict[str, str]) -> LeftOut:
+    [found] = RecordEncoder(tokenizer(ENCODERS["bytes"]), template).encode([Chat(messages or MESSAGES)])
+    assert isinstance(found, LeftOut), found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("template", "detail"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
+        ("{{ messages[99]['content'] + 1 }}", "UndefinedError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ strftime_now('%Y') }}", "'strftime_now' is undefined"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ lipsum() }}", "'lipsum' is undefined"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "100,000 rounds"),
+        ("{% for i in range(99999) %}{{ messages }}{% endfor %}", "far more text"),
+        ("{{ 'x' * 10 ** 9 }}", "too large"),
+        ("{{ 9 ** 9 ** 9 }}", "too large"),
+        ("{{ [[0] * 400] * 400 * 400 }}", "too large"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+    ],
+)
+def test_what_a_template_refuses_or_must_not_do_leaves_the_chat_out(template: str, detail: str) -> None:
+    found = left_out(template)
+    assert found.reason == REFUSED
+    assert detail in found.detail
+
+
+def test_a_template_that_changes_earlier_turns_cannot_be_masked() -> None:
+    forgetful = "{% for m in messages %}{{ m['content'] if loop.last else '...' }}{% endfor %}"
+    assert "cannot be told apart; mark them in the template by {% generation %}" in left_out(forgetful).detail
+
+
+def test_a_prompt_that_the_answer_does_not_follow_cannot_be_masked() -> None:
+    assert (
+        "does not begin with its prompt"
+        in left_out(CHATML.replace("assistant\n'", "assistant\nSure: '")).detail
+    )
+
+
+def test_a_chat_that_the_assistant_begins_is_learned_from_its_first_word() -> None:
+    one = encoder("bytes", "chatml")
+    encoded = encode(one, {"role": "assistant", "content": "Hello"})
+    assert learned(one, encoded) == "Hello<|im_end|>\n"
+
+
+def test_a_chat_without_the_assistant_is_left_out() -> None:
+    assert left_out(CHATML, MESSAGES[1]).reason == NO_TARGETS
+
+
+def test_noncharacters_are_refused() -> None:
+    found = left_out(CHATML, {"role": "assistant", "content": "a\ufdd1b"})
+    assert found.detail.endswith("a message holds the noncharacter U+FDD1")
+
+
+def test_a_broken_template_is_named_with_its_line() -> None:
+    with pytest.raises(UserError, match=r"my.jinja: line 2 is no valid Jinja"):
+        ChatTemplate("a\n{% for %}", origin="my.jinja")
+
+
+def test_generation_blocks_count_inside_macros_and_settings() -> None:
+    template = ChatTemplate(
+        "{% macro say(m) %}{% generation %}{{ m }}!{% endgeneration %}{% endmacro %}"
+        "{% set text %}<{{ say(messages[0]['content']) }}>{% endset %}{{ text }}{{ text }}"
+    )
+    assert template.render([{"role": "assistant", "content": "hi"}]).assistant == [(1, 4), (6, 9)]
+
+
+def test_rendering_twice_gives_the_same_and_changes_no_message() -> None:
+    template = ChatTemplate(CHATML, ["<|im_start|>", "<|im_end|>"])
+    messages = [dict(message) for message in MESSAGES]
+    assert template.render(messages) == template.render(messages)
+    assert tuple(messages) == MESSAGES
+
+
+def test_the_budget_of_a_template_is_for_each_chat_anew() -> None:
+    template = ChatTemplate("{% for i in range(60000) %}{% endfor %}{{ messages[0]['content'] }}")
+    for _ in range(3):
+        assert template.render([{"role": "user", "content": "a"}]).text == "a"
+
+
+def test_a_loaded_tokenizer_keeps_its_template_and_names(tmp_path: Path) -> None:
+    one = encoder("bytes", "llama2").tokenizer
+    one.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.chat_template, loaded.named_tokens) == (LLAMA2, {"bos_token": "<s>"})
+    tokens = encode(RecordEncoder(loaded), *MESSAGES).tokens.tolist()
+    assert tokens == encode(encoder("bytes", "llama2"), *MESSAGES).tokens.tolist()

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Encoder
+
+from llmkit.data.tokens import fast
+from llmkit.data.tokens.hard_texts import HARD_TEXTS
+from llmkit.data.tokens.make_tokenizer import PIECES, bytes_tokenizer
+from llmkit.data.tokens.tokenizer import SPEED_UP_AFTER, Tokenizer
+from llmkit.errors import UserError
+from tests.data.tokens.tokenizers_for_tests import (
+    CORPUS,
+    END,
+    GPT4,
+    byte_level,
+    changed,
+    sentencepiece,
+    slow,
+    tokenizer,
+)  # fmt: skip
+
+OWN = byte_level(PIECES)
+
+
+def sped_up(encoder: Encoder | Tokenizer, **options: Any) -> Tokenizer:
+    """A tokenizer whose fast encoder is at work."""
+    made = encoder if isinstance(encoder, Tokenizer) else tokenizer(encoder, **options)
+    made.speed_up(CORPUS)
+    assert made.fast, made.slow_reason
+    return made
+
+
+KINDS = [sped_up(byte_level(pattern)) for pattern in (PIECES, GPT4, None)]
+BY_KIND = pytest.mark.parametrize("quick", KINDS, ids=["own", "gpt4", "gpt2"])
+HARD = st.text(
+    st.sampled_from(list(" \n\t\r'aAsStlLdeE0123!./_-\u0301\u00e9\u65e5\u00a0\x85\x00\U0001f600")),
+    max_size=60,
+)
+
+
+@BY_KIND
+@given(text=st.text() | HARD)
+@settings(deadline=None)
+def test_ids_are_the_librarys(quick: Tokenizer, text: str) -> None:
+    expected = quick._encoder.encode(text, add_special_tokens=False).ids
+    assert quick.encode(text).tolist() == expected
+    assert quick.encode(text).dtype == np.int32
+
+
+@BY_KIND
+@pytest.mark.parametrize("text", HARD_TEXTS, ids=range(len(HARD_TEXTS)))
+def test_hard_strings_come_back(quick: Tokenizer, text: str) -> None:
+    assert quick.decode(quick.encode(text)) == text
+
+
+def test_ids_need_not_be_in_the_order_of_the_merges() -> None:
+    vocab = json.loads(OWN.to_str())["model"]["vocab"]
+    ids = [vocab[left + right] for left, right in json.loads(OWN.to_str())["model"]["merges"]]
+    assert ids != sorted(ids)
+
+
+@pytest.mark.parametrize("run", [" ", "a", "\n ", "!", "\u65e5"], ids=["space", "a", "lines", "sign", "han"])
+def test_a_text_without_a_break_has_the_same_ids(run: str) -> None:
+    quick = KINDS[0]
+    text = "x" + run * (400_000 // len(run)) + "y"
+    assert np.array_equal(quick.encode(text), slow(quick).encode(text))
+
+
+def test_what_the_fast_encoder_gives_up_on_is_left_to_the_other() -> None:
+    assert KINDS[0]._fast is not None
+    assert KINDS[0]._fast.encode(" " * 1_000_000) is None
+
+
+def test_characters_that_the_pattern_does_not_match_are_not_lost() -> None:
+    quick = sped_up(byte_level(r"\p{L}+|\p{N}"))
+    assert quick.encode("ab, 12 -> c!").tolist() == slow(quick).encode("ab, 12 -> c!").tolist()
+
+
+def test_the_words_for_control_tokens_are_text_and_may_be_asked_to_be_tokens() -> None:
+    text = f"a{END}b<|im_start|>"
+    assert not {0, 3} & set(KINDS[0].encode(text).tolist())
+    parsing = sped_up(byte_level(PIECES), control_tokens_in_text=True)
+    ids = parsing.encode(text).tolist()
+    assert (ids.count(0), ids.count(3)) == (1, 1)
+    assert ids == parsing._encoder.encode(text).ids
+
+
+def test_added_tokens_that_are_no_control_tokens_are_ordinary_ones() -> None:
+    encoder = byte_level(PIECES)
+    encoder.add_tokens([AddedToken("<tool>", special=False), AddedToken("  ", special=False)])
+    quick, text = sped_up(encoder), "a <tool> b  c" * 3
+    assert quick.encode(text).tolist() == encoder.encode(text).ids
+    assert encoder.token_to_id("<tool>") in quick.encode(text)
+
+
+def test_threads_change_nothing() -> None:
+    texts = [text * (i % 7) for i, text in enumerate(CORPUS * 3)]
+    one, many = (KINDS[0].encode_batch(texts, threads=threads) for threads in (False, True))
+    assert all(map(np.array_equal, one, many))
+    assert all(map(np.array_equal, one, slow(KINDS[0]).encode_batch(texts)))
+
+
+def test_it_sets_itself_up_after_some_text_and_changes_no_id() -> None:
+    made = tokenizer(OWN)
+    text = "".join(CORPUS)
+    before = made.encode(text).tolist()
+    assert not made.fast
+    assert made.slow_reason == "not tried yet"
+    while made._encoded < SPEED_UP_AFTER:
+        assert not made.fast
+        made.encode_batch([text] * 20)
+    assert made.fast
+    assert made.slow_reason is None
+    assert made.encode(text).tolist() == before
+
+
+def test_lone_surrogates_are_refused() -> None:
+    with pytest.raises(UserError, match="lone surrogate"):
+        KINDS[0].encode("a\ud800")
+
+
+def test_a_token_that_no_merge_makes_is_never_made() -> None:
+    content = json.loads(OWN.to_str())
+    for token in ("zq", "zqj"):
+        content["model"]["vocab"][token] = len(content["model"]["vocab"])
+    quick = sped_up(Encoder.from_str(json.dumps(content)))
+    assert quick.encode("zqj zq").tolist() == slow(quick).encode("zqj zq").tolist()
+
+
+def test_a_token_that_other_merges_forestall_is_never_made() -> None:
+    """b + c comes before a + b, so ab + c never meet; but tiktoken would merge a + bc."""
+    content = json.loads(OWN.to_str())
+    model = content["model"]
+    for left, right in (("j", "q"), ("z", "j"), ("zj", "q")):
+        model["vocab"][left + right] = len(model["vocab"])
+        model["merges"].append([left, right])
+    quick = sped_up(Encoder.from_str(json.dumps(content)))
+    ids = quick.encode("zjq zj jq").tolist()
+    assert model["vocab"]["zjq"] not in ids
+    assert ids == slow(quick).encode("zjq zj jq").tolist()
+
+
+def test_whole_pieces_that_are_tokens_are_taken_as_such_where_the_model_says_so() -> None:
+    content = json.loads(OWN.to_str())
+    content["model"]["ignore_merges"] = True
+    content["model"]["vocab"]["zqjx"] = number = len(content["model"]["vocab"])
+    quick = sped_up(Encoder.from_str(json.dumps(content)))
+    assert quick.encode("zqjx").tolist() == [number]
+    assert number not in quick.encode("zqjxzqjx")
+    assert quick.encode("zqjxzqjx zqjx").tolist() == slow(quick).encode("zqjxzqjx zqjx").tolist()
+    content["model"]["vocab"]["zq"] = number + 1  # what tiktoken would merge also inside a piece
+    made = tokenizer(Encoder.from_str(json.dumps(content)))
+    made.speed_up()
+    assert made.slow_reason == "it never merges the parts of its token 'zq'"
+
+
+def test_merges_may_be_written_as_strings() -> None:
+    content = json.loads(OWN.to_str())
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    made = Tokenizer(json.dumps(content), END)
+    assert sped_up(made).encode(CORPUS[1]).tolist() == KINDS[0].encode(CORPUS[1]).tolist()
+
+
+PREFIX = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True},
+                                                PREFIX | {"add_prefix_space": False}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (changed(OWN, normalizer={"type": "NFC"}), "a normalizer"),
+        (changed(OWN, pre_tokenizer=PREFIX), "not cut into bytes as they are"),
+        (changed(OWN, pre_tokenizer=None), "not cut into bytes as they are"),
+        (changed(OWN, pre_tokenizer=DIGITS), "not cut by one regular expression"),
+        (tokenizer(sentencepiece()), "not cut into bytes as they are"),
+    ],
+    ids=["normalizer", "prefix space", "no pre-tokenizer", "digits", "sentencepiece"],
+)
+def test_other_kinds_stay_with_the_other_encoder(made: Tokenizer, reason: str) -> None:
+    made.speed_up(CORPUS)
+    assert not made.fast
+    assert reason in (made.slow_reason or "")
+
+
+def test_a_pattern_that_the_engines_read_otherwise_is_found_out() -> None:
+    made = tokenizer(byte_level(r"^a.+|\s+|[^\s]"))  # ^: where a line begins, or only the text
+    made.speed_up()
+    assert made.slow_reason == "tiktoken's regular expressions cut its pattern's pieces otherwise"
+
+
+def test_a_text_with_other_ids_is_found_out() -> None:
+    quick = fast.build_fast_encoder(json.loads(OWN.to_str()))
+    wrong = [np.array([1], dtype=np.int32)]
+    with pytest.raises(fast.NotFastError, match="other ids for 'some text'"):
+        quick.check(["some text"], lambda texts: wrong)
+
+
+def test_a_wrong_id_keeps_the_fast_encoder_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fast.build_fast_encoder(json.loads(OWN.to_str()))
+    monkeypatch.setattr(right, "_ids", np.roll(right._ids, 1))
+    monkeypatch.setattr("llmkit.data.tokens.tokenizer.build_fast_encoder", lambda spec: right)
+    made = tokenizer(OWN)
+    made.speed_up()
+    assert not made.fast
+    assert "gives other ids" in (made.slow_reason or "")
+
+
+def test_bytes_are_fast_from_the_start() -> None:
+    assert bytes_tokenizer(END).fast
+
+
+def test_neither_torch_nor_the_network_are_touched() -> None:
+    program = (
+        "import sys, llmkit.data.tokens.encode\n"
+        "from llmkit.data.tokens.make_tokenizer import train_bpe\n"
+        "print([m for m in ('torch', 'transformers', 'tiktoken', 'huggingface_hub') if m in sys.modules])\n"
+        "made = train_bpe(['some text'] * 9, 270, '<end>'); made.speed_up(); assert made.fast\n"
+        "print([m for m in ('torch', 'requests', 'tiktoken_ext.openai_public') if m in sys.modules])\n"
+    )
+    environment = os.environ | {"TIKTOKEN_CACHE_DIR": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout == "[]\n[]\n"
+
+
+def test_a_pre_tokenizer_that_drops_the_gaps_is_not_taken() -> None:
+    encoder = byte_level(PIECES)
+    cut = json.loads(encoder.to_str())["pre_tokenizer"]
+    cut["pretokenizers"][0]["behavior"] = "Removed"
+    made = changed(encoder, pre_tokenizer=cut)
+    made.speed_up()
+    assert not made.fast
+
+
+def test_normalizers_are_applied_as_ever() -> None:
+    encoder = byte_level(PIECES)
+    encoder.normalizer = normalizers.Lowercase()
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    made = tokenizer(encoder)
+    made.speed_up()
+    assert made.encode("ABC").tolist() == encoder.encode("abc").ids

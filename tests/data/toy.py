@@ -1,0 +1,74 @@
+"""Sources in memory, for what does not depend on where tokens come from."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from xxhash import xxh64_hexdigest
+
+from llmkit.config import schema
+
+T = 8
+END = 0
+
+
+class ToyRows:
+    """A stream of `count` distinct tokens from `first` on; every `masked`-th token is no target."""
+
+    def __init__(self, count: int, first: int = 1, masked: int = 0) -> None:
+        self.stream = np.arange(first, first + count, dtype=np.uint32)
+        self.masked, self.has_targets = masked, masked > 0
+        self.tokens = count
+        self.digest = xxh64_hexdigest(self.stream.tobytes() + bytes([masked]))
+
+    def row_count(self, length: int) -> int:
+        return (self.tokens - 1) // length
+
+    def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
+        rows = self.stream[index[:, None] * length + np.arange(length + 1)]
+        if out is None:
+            return rows
+        out[:] = rows
+        return out
+
+    def targets(self, index: np.ndarray, length: int) -> np.ndarray | None:
+        if not self.has_targets:
+            return None
+        return self.rows(index, length)[:, 1:] % self.masked != 0
+
+
+def toy(
+    sources: dict[str, Any], weights: dict[str, float] | None = None, **changes: Any
+) -> tuple[Any, schema.Data]:
+    """What a loader reads, of these sources, and settings to go with it."""
+    weights = weights or {}
+    max_epochs: dict[str, int] = changes.pop("max_epochs", {})
+    specs = [
+        schema.Source(
+            type="text", path="x", name=name, weight=weights.get(name, 1.0), max_epochs=max_epochs.get(name)
+        )
+        for name in sources
+    ]
+    config = schema.Data(sources=specs, sequence_length=changes.pop("sequence_length", T), **changes)
+    prints = [
+        {"name": name, "kind": "shards", "tokens": rows.tokens, "digest": rows.digest, "heldout": None}
+        for name, rows in sources.items()
+    ]
+    prepared = SimpleNamespace(
+        train=tuple(
+            SimpleNamespace(name=spec.name, rows=rows, weight=spec.weight, max_epochs=spec.max_epochs)
+            for spec, rows in zip(specs, sources.values(), strict=True)
+        ),
+        tokenizer=SimpleNamespace(end_of_text_id=END, hash="toy"),
+        sequence_length=config.sequence_length,
+        document_masks=config.document_masks,
+        fingerprint={
+            "tokenizer": "toy",
+            "sequence_length": config.sequence_length,
+            "document_masks": config.document_masks,
+            "sources": prints,
+        },
+    )
+    return prepared, config

@@ -1,0 +1,124 @@
+"""Three kinds of sources; a run killed and resumed on other numbers of processes sees the same samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.program import CONFIG, SENTENCE, environment, run, timeless
+
+STEPS = 30
+LEGS = [
+    # (processes, overrides, the step at which all are killed; None = to the end)
+    (1, [], 7),
+    (3, ["parallel.zero_stage=1"], 13),
+    (4, [], 19),
+    (2, ["data.workers=1"], 25),
+    (2, ["parallel.tensor_parallel_size=2"], None),
+]
+SETTINGS = [
+    f"train.max_steps={STEPS}", "train.global_batch_size=10", "train.micro_batch_size=auto",
+    "monitor.log_samples=true", "checkpoint.every_steps=3", "optimizer.eps=1e-5", "optimizer.learning_rate=1e-3",
+    "model.hidden_dropout=0.0", "data.workers=0",
+]  # fmt: skip
+SOURCES = """\
+  sources:
+    - {name: books, type: shards, path: SHARDS, weight: 2}
+    - {name: web, type: jsonl, path: "web-*.jsonl.zst", live: true, weight: 3}
+    - {name: talk, type: jsonl, path: talk.jsonl, record: chat}
+  curriculum:
+    - {step: 16, weights: {web: 1, talk: 2}}
+  document_masks: true
+"""
+
+
+def words(draw: random.Random, count: int) -> str:
+    return " ".join(draw.choice(SENTENCE.split()) for _ in range(count))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token shards, live files and chats, and a run on them that nothing disturbed: runs/straight."""
+    folder = tmp_path_factory.mktemp("elastic")
+    draw = random.Random(1)
+    (folder / "corpus").mkdir()
+    for number in range(30):
+        (folder / "corpus" / f"{number}.txt").write_text(words(draw, 80))
+    for number in range(3):
+        lines = (json.dumps({"text": words(draw, draw.randint(3, 60))}) + "\n" for _ in range(60))
+        with pa.CompressedOutputStream(str(folder / f"web-{number}.jsonl.zst"), "zstd") as file:
+            file.write("".join(lines).encode())
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": words(draw, 5)},
+                {"role": "assistant", "content": words(draw, 9)},
+            ]
+        }
+        for _ in range(120)
+    ]
+    (folder / "talk.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    (folder / "books.yaml").write_text(CONFIG)
+    run(folder, "data", "build", "books.yaml")
+    (shards,) = (path.parent for path in (folder / "data-cache").glob("*/train/index.json"))
+    head, tail = CONFIG.split("  sources:\n")
+    rest = tail[tail.index("  tokenizer:") :]
+    (folder / "mixed.yaml").write_text(head + SOURCES.replace("SHARDS", str(shards)) + rest)
+    run(folder, "train", "mixed.yaml", "run.name=straight", *SETTINGS)
+    return folder
+
+
+def samples(run_folder: Path) -> dict[int, str]:
+    """The hash of the row at each position; what was trained on twice must have been the same."""
+    found: dict[int, str] = {}
+    for file in sorted((run_folder / "samples").glob("rank-*.jsonl")):
+        for line in file.read_text().splitlines():
+            row = json.loads(line)
+            for position, value in zip(row["positions"], row["hashes"], strict=True):
+                assert found.setdefault(position, value) == value, (file.name, position)
+    return found
+
+
+def leg(folder: Path, processes: int, overrides: list[str], kill_at: int | None) -> None:
+    """Trains on so many processes, until the step at which all of them are killed."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += ["-m", "llmkit", "train", "mixed.yaml", "run.name=killed", *SETTINGS, *overrides]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment() | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    metrics = folder / "runs" / "killed" / "metrics.jsonl"
+    while kill_at is not None and process.poll() is None:
+        done = metrics.read_text().splitlines() if metrics.exists() else []
+        if done and json.loads(done[-1])["step"] >= kill_at:
+            os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(0.01)
+    output, _ = process.communicate(timeout=300)
+    assert (process.returncode != 0) == (kill_at is not None), output
+
+
+def test_samples_do_not_depend_on_processes_and_kills(project: Path) -> None:
+    for processes, overrides, kill_at in LEGS:
+        leg(project, processes, overrides, kill_at)
+    straight, killed = samples(project / "runs" / "straight"), samples(project / "runs" / "killed")
+    assert sorted(straight) == list(range(10 * STEPS))
+    assert killed == straight
+    assert len(set(straight.values())) == len(straight)
+    for one, other in zip(
+        timeless(project / "runs" / "straight"), timeless(project / "runs" / "killed"), strict=True
+    ):
+        assert (one["step"], one.get("tokens")) == (other["step"], other.get("tokens"))
+        for name in ("loss", "eval_loss"):
+            if name in one:
+                assert other[name] == pytest.approx(one[name], rel=2e-5)

@@ -1,0 +1,280 @@
+"""Data that is damaged, missing, of another kind or gone: one clear message, and nothing harmed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmkit.cli import main
+from llmkit.data.shards.writer import ShardWriter
+from tests.program import make_project, rows
+
+WORDS = "the model reads a row of tokens and learns which token follows"
+COMMON = ["run.deterministic=false", "data.workers=0", "checkpoint.every_steps=2"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ended(capsys: pytest.CaptureFixture[str], code: int, *overrides: str, command: str = "train") -> str:
+    """What a command that must end with `code` says of it."""
+    capsys.readouterr()
+    got = main([*command.split(), "tiny.yaml", *COMMON, *overrides])
+    message = capsys.readouterr().err
+    assert (got, "Traceback" in message) == (code, False), message
+    assert code == 0 or message.startswith("llmkit: ")
+    return message
+
+
+def lines(*records: object) -> str:
+    return "".join(f"{json.dumps(record)}\n" for record in records)
+
+
+def texts(count: int) -> str:
+    return lines(*({"text": f"{number} {WORDS} {number}"} for number in range(count)))
+
+
+def shards_of(project: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """Token shards of the project's corpus, moved to a place of their own."""
+    ended(capsys, 0, command="data build")
+    (index,) = Path("data-cache").glob("*/train/index.json")
+    shutil.move(index.parent, "shards")
+    return Path("shards")
+
+
+def given(path: str, **fields: object) -> str:
+    spec = {"type": "shards", "path": path, **fields}
+    return f"data.sources=[{json.dumps(spec)}]"
+
+
+def live(path: str, **fields: object) -> str:
+    spec = {"type": "jsonl", "path": path, "live": True, **fields}
+    return f"data.sources=[{json.dumps(spec)}]"
+
+
+def flip(path: Path, place: int = 1000) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda bin_file: flip(bin_file), ["block 0", "does not match its checksum"]),
+        (lambda bin_file: os.truncate(bin_file, 500), ["500 bytes, index.json says"]),
+        (lambda bin_file: bin_file.unlink(), ["cannot be read", "index.json lists it"]),
+        (lambda bin_file: (bin_file.parent / "index.json").unlink(), ["index.json", "cannot be read"]),
+        (lambda bin_file: flip(bin_file.parent / "index.json", 40), ["index.json"]),
+    ],
+    ids=["flipped byte", "cut", "missing shard", "missing index", "damaged index"],
+)
+def test_damaged_shards(project: Path, capsys: pytest.CaptureFixture[str], harm, says) -> None:
+    folder = shards_of(project, capsys)
+    (file,) = folder.glob("*.bin")
+    harm(file)
+    for command in ("train", "data verify"):
+        message = ended(capsys, 2, given("shards"), command=command)
+        assert all(part in message for part in says), message
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "vocab_size", "ids", "says"),
+    [
+        ("another", 257, [1, 2, 3], "tokenizer"),
+        ("same", 300, [1, 299, 3], "holds token id 299, the vocabulary has 257"),
+    ],
+)
+def test_shards_of_another_tokenizer(
+    project: Path,
+    capsys: pytest.CaptureFixture[str],
+    tokenizer: str,
+    vocab_size: int,
+    ids: list[int],
+    says: str,
+) -> None:
+    index = json.loads((shards_of(project, capsys) / "index.json").read_text())
+    name = index["tokenizer"] if tokenizer == "same" else "0" * 16
+    writer = ShardWriter(Path("others"), "others", name, vocab_size, 256)
+    for _ in range(100):
+        writer.add(np.array(ids), 3)
+    writer.finish()
+    assert says in ended(capsys, 2, given("others"))
+
+
+def test_a_source_without_documents(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("none.jsonl").write_text(lines({"text": ""}, {"text": None}, {"other": "x"}))
+    for source in (live("none.jsonl"), live("none.jsonl").replace(', "live": true', "")):
+        message = ended(capsys, 2, source, "data.heldout_every=0")
+        assert "no document to train on" in message, message
+
+
+@pytest.mark.parametrize("how", ["live", "built"])
+def test_lines_that_are_no_text_are_counted_or_stop_the_run(
+    project: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    bad = [{"text": None}, {"text": ""}, {"text": 5}, {"other": "x"}, [1]]
+    Path("r.jsonl").write_bytes((texts(40) + lines(*bad)).encode() + b'{"text": "\xff"}\n{broken\n')
+    source = live("r.jsonl") if how == "live" else live("r.jsonl").replace(', "live": true', "")
+    settings = [source, "data.heldout_every=0", "train.max_steps=60"]
+    assert main(["train", "tiny.yaml", *COMMON, *settings]) == 0
+    printed = capsys.readouterr().out
+    assert "left out" in printed
+    for reason in ("empty", "not UTF-8", "broken JSON", "without the field", "no string", "no JSON object"):
+        assert reason in printed
+    strict = ended(
+        capsys,
+        2,
+        source,
+        "data.errors=raise",
+        "data.heldout_every=0",
+        "run.name=strict",
+        "train.max_steps=60",
+    )
+    assert "r.jsonl:4" in strict
+
+
+def test_a_file_that_ends_too_early(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pa.CompressedOutputStream("whole.zst", "zstd") as file:
+        file.write("".join(f'{{"text": "{os.urandom(40).hex()}"}}\n' for _ in range(300)).encode())
+    whole = Path("whole.zst").read_bytes()
+    Path("cut.jsonl.zst").write_bytes(whole[: len(whole) // 2])
+    for source in (live("cut.jsonl.zst"), live("cut.jsonl.zst").replace(', "live": true', "")):
+        message = ended(capsys, 2, source)
+        assert "cut.jsonl.zst: is damaged: it ends within a zstd frame" in message
+
+
+def test_a_parquet_file_without_the_column(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"body": ["x y z"] * 50, "id": list(range(50))}), "t.parquet")
+    message = ended(capsys, 2, 'data.sources=[{"type": "parquet", "path": "t.parquet"}]')
+    assert "t.parquet" in message
+    assert "body, id" in message
+
+
+def test_a_source_that_runs_dry(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("few.jsonl").write_text(texts(40))
+    built = live("few.jsonl", max_epochs=1).replace('"live": true', '"live": false')
+    message = ended(capsys, 2, built, "train.max_steps=500")
+    assert "1 epochs have" in message
+    assert "it lasts until step" in message
+    message = ended(capsys, 1, live("few.jsonl", max_epochs=1), "train.max_steps=500")
+    assert "jsonl-0" in message
+    assert "max_epochs" in message
+
+
+def test_a_file_that_changes_under_the_run(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("grows.jsonl").write_text(texts(2000))
+    from llmkit.engine.native import NativeEngine
+
+    step = NativeEngine.train_step
+
+    def change(self, *arguments):
+        if Path("grows.jsonl").stat().st_size < 200_000:
+            Path("grows.jsonl").write_text(texts(3000))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(NativeEngine, "train_step", change)
+    message = ended(capsys, 1, live("grows.jsonl"), "train.max_steps=3000", "data.sequence_length=128")
+    assert "grows.jsonl" in message
+    assert "changed" in message
+
+
+def test_other_data_on_resume_is_refused_and_goes_on_where_it_is_allowed(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.jsonl").write_text(texts(200))
+    second = '{"type": "jsonl", "path": "a.jsonl", "live": true}'
+    two = f'data.sources=[{{"type": "text", "path": "corpus"}}, {second}]'
+    ended(capsys, 0, two, "train.max_steps=4")
+    weights = two.replace('"live": true', '"live": true, "weight": 3')
+    message = ended(capsys, 2, weights, "train.max_steps=8")
+    assert "data.sources.1.weight: 1.0 -> 3" in message
+    Path("a.jsonl").write_text(texts(220))
+    message = ended(capsys, 2, two, "train.max_steps=8")
+    assert "source jsonl-1 has other files" in message
+    ended(capsys, 0, two, "train.max_steps=8", "--allow-data-change")
+    run = project / "runs" / "tiny"
+    changes = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["differences"]) for e in changes if e["event"] == "data_change"] == [
+        (4, ["source jsonl-1 has other files or is cut otherwise", "source jsonl-1 has other held-out text"])
+    ] or [e["step"] for e in changes if e["event"] == "data_change"] == [4]
+    assert [row["step"] for row in rows(run) if "loss" in row] == list(range(1, 9))
+    ended(capsys, 0, two, "train.max_steps=10")
+
+
+class Server(BaseHTTPRequestHandler):
+    """Gives a file by ranges, and breaks the first `breaks` answers in the middle."""
+
+    content = b""
+    breaks = 0
+
+    def do_HEAD(self) -> None:
+        self.answer(b"", len(self.content))
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        start, end = 0, len(self.content)
+        if asked:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last) + 1 if last else end, end)
+        part = self.content[start:end]
+        if Server.breaks > 0:
+            Server.breaks -= 1
+            self.answer(part[: len(part) // 2], len(part), start if asked else None)
+            self.wfile.flush()
+            self.connection.close()
+            return
+        self.answer(part, len(part), start if asked else None)
+
+    def answer(self, body: bytes, length: int, start: int | None = None) -> None:
+        self.send_response(200 if start is None else 206)
+        self.send_header("Content-Length", str(length))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", '"one"')
+        if start is not None:
+            self.send_header("Content-Range", f"bytes {start}-{start + length - 1}/{len(self.content)}")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Server.content, Server.breaks = texts(300).encode(), 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_address[1]}/a.jsonl"
+        served.shutdown()
+
+
+def test_a_remote_that_breaks_is_asked_again_and_the_samples_are_the_same(
+    project: Path, capsys: pytest.CaptureFixture[str], server: str
+) -> None:
+    settings = ["monitor.log_samples=true", "train.max_steps=30"]
+    ended(capsys, 0, live(server), *settings, "run.name=calm")
+    Server.breaks = 3
+    ended(capsys, 0, live(server), *settings, "run.name=broken", "data.cache_dir=other-cache")
+    assert Server.breaks == 0
+    calm, broken = (
+        (project / "runs" / name / "samples" / "rank-00000.jsonl").read_text() for name in ("calm", "broken")
+    )
+    assert calm == broken
