@@ -82,6 +82,7 @@ def measure(contender: Contender, corpus: Path, place: Path, tokens: int, second
         last = next(batches)
         delivered += last[0].numel()
     wall, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
+    children = len(descendants())
     check(last, contender.kind, corpus)
     return {
         "tokens": delivered,
@@ -91,6 +92,7 @@ def measure(contender: Contender, corpus: Path, place: Path, tokens: int, second
         "start_cpu": start_cpu,
         "memory": peak_memory(batches, min(WATCH_BATCHES, delivered // (4 * ROWS * LENGTH))) - base,
         "dtype": str(first[0].dtype).removeprefix("torch."),
+        "children": children,
         "sums": [int(first[0].sum()), int(last[0].sum())],
         "versions": versions(),
     }
@@ -137,7 +139,7 @@ def _longest_piece(row: np.ndarray, end_of_text_id: int) -> np.ndarray:
 
 def _holds(content: mmap.mmap, wanted: bytes) -> bool:
     place = content.find(wanted)
-    while place % 2 == 1:  # between two tokens
+    while place > 0 and place % 2:  # between two tokens
         place = content.find(wanted, place + 1)
     return place >= 0
 

@@ -44,7 +44,7 @@ class LossSum(NamedTuple):
 
 
 def cu_seqlens(documents: Tensor) -> tuple[Tensor, int]:
-    """Where documents begin if the rows of a batch are laid end to end, as kernels of variable length take it.
+    """Where documents begin if a batch's rows are laid end to end, as kernels of variable length take it.
 
     documents: (batch, seq), as in `Batch`. Returns ((count + 1,) int32: 0, the later beginnings, batch * seq)
     and the length of the longest document. Waits for the device that `documents` is on.

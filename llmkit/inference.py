@@ -46,7 +46,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that the model of a checkpoint was trained with."""
     config = json.loads(checkpoint.extra_file("tokenizer_config.json"))
-    tokenizer = Tokenizer(checkpoint.tokenizer_json(), config["eos_token"], str(checkpoint.path))
+    tokenizer = Tokenizer.from_config(checkpoint.tokenizer_json(), config, str(checkpoint.path))
     known = ModelShape.from_dict(checkpoint.model).vocab_size
     if tokenizer.vocab_size > known:
         raise UserError(

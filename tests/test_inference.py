@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
+from llmkit.data.building.parts import held_out
 from llmkit.inference import load_model, load_tokenizer
 from tests.program import make_project, rows
 
@@ -137,7 +138,7 @@ def test_evaluate_refuses_another_held_out_text(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "tiny.yaml", "train.max_steps=2"]) == 0
     texts = sorted(Path("corpus").iterdir())
-    random.Random(0).shuffle(texts)
-    texts[0].write_text(texts[0].read_text().upper())
+    heldout = texts[held_out(0, np.arange(len(texts)), 20).argmax()]
+    heldout.write_text(heldout.read_text().upper())
     assert main(["evaluate", "runs/tiny"]) == 2
     assert "other held-out text" in capsys.readouterr().err

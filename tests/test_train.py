@@ -117,7 +117,8 @@ def test_a_corpus_may_move_and_sources_may_get_other_weights(project):
     shutil.copytree("corpus", "elsewhere")
     assert train(first.replace("corpus", "elsewhere", 1), "train.max_steps=14") == 0
     moved = sources.replace("PLACE", "elsewhere").replace("WEIGHT", "3")
-    assert train(moved, "train.max_steps=16") == 0
+    assert train(moved, "train.max_steps=16") == 2
+    assert train(moved, "train.max_steps=16", "--allow-data-change") == 0
     segments = open_checkpoint(project / "runs" / "tiny").state["data"]["segments"]
     assert segments == [[0, [1.0, 1.0]], [14 * 4, [3.0, 1.0]]]
 

@@ -17,8 +17,9 @@ from llmkit.data.tokens.tokenizer import byte_symbols
 
 BUFFER = 1000
 """Rows, or documents, of the shuffle buffer."""
-ROW_GROUP = 128
-"""Rows. Sixteen row groups of each file are read ahead: larger ones would hold the whole data."""
+PARQUET_FILES, ROW_GROUP = 128, 128
+"""Files, and rows of a row group. The library reads many files at once, and much of each ahead: with few
+files or large groups nearly all of the data would have been read before the window opens."""
 RECORD_BATCH = 1000
 """Rows; the library's own default."""
 GROUP = 64
@@ -32,19 +33,19 @@ def write_parquet(corpus: Path, place: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for part, rows in enumerate(_parts(corpus)):
+    for part, rows in enumerate(_parts(corpus, PARQUET_FILES)):
         offsets = pa.array(np.arange(0, rows.size + 1, WIDTH, dtype=np.int32))
         lists = pa.ListArray.from_arrays(offsets, pa.array(rows.astype(np.int32).ravel()))
         table = pa.table({"tokens": lists})
-        pq.write_table(table, place / f"part-{part:02}.parquet", row_group_size=ROW_GROUP)
+        pq.write_table(table, place / f"part-{part:03}.parquet", row_group_size=ROW_GROUP)
 
 
 def write_fixed_parquet(corpus: Path, place: Path) -> None:
     """The leanest parquet: lists of one length, uint16, no compression, no dictionary."""
     import pyarrow.parquet as pq
 
-    for part, rows in enumerate(_parts(corpus)):
-        path = place / f"part-{part:02}.parquet"
+    for part, rows in enumerate(_parts(corpus, PARQUET_FILES)):
+        path = place / f"part-{part:03}.parquet"
         table = _fixed_table(rows)
         pq.write_table(table, path, row_group_size=ROW_GROUP, compression="none", use_dictionary=False)
 
@@ -53,17 +54,17 @@ def write_arrow(corpus: Path, place: Path) -> None:
     """Arrow streams of lists of one length, uint16."""
     import pyarrow as pa
 
-    for part, rows in enumerate(_parts(corpus)):
+    for part, rows in enumerate(_parts(corpus, PARTS)):
         table = _fixed_table(rows)
         path = str(place / f"part-{part:02}.arrow")
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=RECORD_BATCH)
 
 
-def _parts(corpus: Path) -> Iterator[np.ndarray]:
+def _parts(corpus: Path, count: int) -> Iterator[np.ndarray]:
     rows = blocks(corpus)
-    for part in range(PARTS):
-        yield rows[part::PARTS]
+    for part in range(count):
+        yield rows[part::count]
 
 
 def _fixed_table(rows: np.ndarray) -> Any:

@@ -90,13 +90,13 @@ def load_live(workers: int, compressed: bool, corpus: Path, place: Path) -> Open
         )
         prepared = prepare(config, lambda line: None)
         assert prepared.train[0].kind == "live", prepared.train
-        yield from _batches(prepared, config)
+        yield from _batches(prepared, config, workers)
 
     return batches
 
 
-def _batches(prepared: Prepared, config: schema.Data) -> Iterator[Pair]:
-    with TrainLoader(prepared, config, 0, ROWS, ROWS) as loader:
+def _batches(prepared: Prepared, config: schema.Data, workers: int = 0) -> Iterator[Pair]:
+    with TrainLoader(prepared, config, 0, ROWS, ROWS, workers=workers) as loader:
         for step in loader:
             (batch,) = step.micro_batches
             yield batch.tokens, batch.labels

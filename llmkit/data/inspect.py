@@ -167,7 +167,8 @@ def _frequency_lines(
 def _name(tokenizer: Tokenizer, number: int) -> str:
     if number == tokenizer.end_of_text_id:
         return printable(tokenizer.end_of_text)
-    return repr(tokenizer.decode([number]))
+    text = tokenizer.decode([number])
+    return f"#{number}" if "\ufffd" in text else repr(text)  # a part of a character has no text
 
 
 def mixture_lines(config: Config, prepared: Prepared) -> Iterator[str]:

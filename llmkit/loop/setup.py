@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -17,13 +18,14 @@ from llmkit.checkpoint.read import Checkpoint, folders
 from llmkit.config.cut import check_cut
 from llmkit.config.derive import derive, resolved_model, rows_per_rank
 from llmkit.config.load import Loaded
-from llmkit.config.schema import Config
+from llmkit.config.schema import Config, Data
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived, to_yaml
 from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
+from llmkit.data.sources.listing import File, Listing, list_elsewhere
 from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.errors import UserError
@@ -44,7 +46,7 @@ from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
-from llmkit.parallel.agreement import agree, software, together
+from llmkit.parallel.agreement import agree, first_only, software, together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import FollowedFolder, RunFolder
@@ -146,12 +148,13 @@ def _lay_basis(
 ) -> Basis:
     """Prepares the data and settles sizes; everything that can be wrong is found here."""
     config, layout, mesh = start.config, start.layout, start.mesh
+    elsewhere = _list_elsewhere(config.data, mesh)
     with together(mesh):
         if config.run.deterministic:
             make_deterministic()
         device = choose_device()
         precision = choose_precision(start.precision, device)
-        data = prepare(config.data, note)
+        data = prepare(config.data, note, seed=config.run.seed, known=elsewhere)
         shape = resolved_model(config, data.tokenizer.vocab_size)
         if checkpoint is not None:
             check_same_model(checkpoint, shape, data.tokenizer, start.options)
@@ -173,6 +176,12 @@ def _lay_basis(
         folder.require_space(BYTES_PER_PARAMETER * shape.num_parameters * copies)
     accumulation_steps = rows_per_rank(config, mesh.data_size) // micro_batch_size
     return Basis(device, precision, data, shape, micro_batch_size, accumulation_steps)
+
+
+def _list_elsewhere(data: Data, mesh: Mesh) -> Listing:
+    """Files that are not on local disks, as rank 0 finds them: a hub would not like all ranks to ask."""
+    listed = json.loads(first_only(mesh, lambda: json.dumps(list_elsewhere(data))))
+    return {place: [File(*file) for file in files] for place, files in listed.items()}
 
 
 def _loader(
@@ -199,7 +208,8 @@ def _data_facts(data: Prepared) -> dict[str, str]:
     """What the data are known by, in words."""
     facts = {"tokenizer": data.tokenizer.hash}
     for source in data.fingerprint["sources"]:
-        what = f"{source['tokens']} tokens, digest {source['digest']}, held out {source['heldout']}"
+        size = source["kind"] if source["tokens"] is None else f"{source['tokens']} tokens"
+        what = f"{size}, digest {source['digest']}, held out {source['heldout']}"
         facts[f"data source {source['name']}"] = what
     return facts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import mmap
 import os
 import re
@@ -17,10 +18,10 @@ import torch
 
 from benchmarks import data, data_turn
 from benchmarks.data_contenders import MODULES, NAMES, Contender, Pair, find
-from benchmarks.data_corpus import LENGTH, ROWS, WIDTH, documents, make_corpus, stream
+from benchmarks.data_corpus import ROWS, WIDTH, documents, make_corpus, stream
 from benchmarks.data_page import Outcome, page
 
-TOKENS = 200_000
+TOKENS = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_what_is_not_installed_or_fails_is_said_and_has_no_figures(
     monkeypatch.setattr(data_turn, "find", lambda key: missing)
     data_turn.main(["measure", "litdata", str(folder / "corpus"), str(tmp_path), str(result), "1", "1"])
     absent, broken = Outcome("litdata", missing), Outcome("own", find("own"))
-    absent.take(data_turn.json.loads(result.read_text()))
+    absent.take(json.loads(result.read_text()))
     broken.take({"failed": "ValueError: /some/where/file is broken"})
 
     rows = cells(page([broken, absent], data.read_facts(folder / "corpus"), {}, "Title"))

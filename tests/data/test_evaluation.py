@@ -48,8 +48,8 @@ def test_all_batches_have_one_shape_and_type(prepared_bytes: Build) -> None:
     heldout = HeldOut(prepared, 7)
     batches = list(heldout)
     assert len(batches) == len(heldout)
-    assert {(batch.tokens.shape, batch.tokens.dtype) for batch in batches} == {((7, T), torch.int64)}
-    assert {(batch.labels.shape, batch.labels.dtype) for batch in batches} == {((7, T), torch.int64)}
+    assert {(batch.tokens.shape, batch.tokens.dtype) for batch in batches} == {((7, T), torch.int32)}
+    assert {(batch.labels.shape, batch.labels.dtype) for batch in batches} == {((7, T), torch.int32)}
 
 
 def test_sources_do_not_share_a_row(prepared_bytes: Build) -> None:

@@ -86,7 +86,11 @@ def test_tokens_of_another_tokenizer_are_refused(prepared_bytes: Build) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ['{"version": 1, "heldout": false, "left_out": {}}', '{"version": 2, "heldout": 1, "left_out": {}}', "{}"],
+    [
+        '{"version": 1, "heldout": false, "left_out": {}}',
+        '{"version": 2, "heldout": 1, "left_out": {}}',
+        "{}",
+    ],
 )
 def test_a_damaged_record_is_refused(prepared_bytes: Build, content: str) -> None:
     prepared, config = prepared_bytes()
@@ -99,7 +103,9 @@ def test_a_damaged_record_is_refused(prepared_bytes: Build, content: str) -> Non
 def test_shards_of_others_are_read_in_place(tmp_path: Path) -> None:
     train = write_shards(tmp_path / "train", ["some text that is given"] * 9)
     heldout = write_shards(tmp_path / "heldout", ["and some more"])
-    source = schema.Source(type="shards", path=str(train), heldout_path=str(heldout), name="mine", max_epochs=2)
+    source = schema.Source(
+        type="shards", path=str(train), heldout_path=str(heldout), name="mine", max_epochs=2
+    )
     lines: list[str] = []
     prepared = prepare(settings(tmp_path, source), lines.append)
     (one,) = prepared.train

@@ -27,8 +27,8 @@ LEGS = [
 ]
 SETTINGS = [
     f"train.max_steps={STEPS}", "train.global_batch_size=10", "train.micro_batch_size=auto",
-    "monitor.log_samples=true", "checkpoint.every_steps=3", "optimizer.eps=1e-5", "optimizer.learning_rate=1e-3",
-    "model.hidden_dropout=0.0", "data.workers=0",
+    "monitor.log_samples=true", "checkpoint.every_steps=3", "model.hidden_dropout=0.0", "data.workers=0",
+    "optimizer.eps=1e-5", "optimizer.learning_rate=1e-3",
 ]  # fmt: skip
 SOURCES = """\
   sources:

@@ -56,7 +56,7 @@ CASES = {
     "in-use": ({}, ["is in use by"]),
     "other-data": (
         {"overrides": ["run.dir=FOLDER/runs"], "folders": {"1": "FOLDER/other"}},
-        ["not the same", "data source text-0: 11720 tokens", "on rank 1 ("],
+        ["not the same", "data source text-0: 11727 tokens", "on rank 1 ("],
     ),
     "no-shared-disk": ({"folders": {"1": "FOLDER/other"}}, ["rank 1 (", "rank 0 has made, is not there"]),
 }  # fmt: skip

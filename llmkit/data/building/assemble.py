@@ -22,8 +22,8 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 
 PLAN_TOKENS = 32 << 20
 """Tokens whose documents are packed together: enough for every gap to find its document."""
-COMPRESS_LIMIT = 16 << 20
-"""Held-out bytes up to which general compressors are run for comparison."""
+COMPRESS_LIMIT = 4 << 20
+"""Held-out bytes up to which general compressors are run for comparison: they take a second for a MB."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def assemble(
         part = PartReader(path)
         written.left_out += part.left_out
         written.candidates += part.candidates
-        written.slow_reason = part.slow_reason
+        written.slow_reason = part.slow_reason or written.slow_reason
         for block, held in part.blocks():
             for document in held.one_by_one():
                 heldout.add(document)

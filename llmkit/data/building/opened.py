@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import JsonValue
 
 from llmkit.config import schema
 from llmkit.config.check import source_name
-from llmkit.data.sources.listing import File, list_files
+from llmkit.data.live.source import open_reader
+from llmkit.data.sources.fetch import shown
+from llmkit.data.sources.listing import File, Listing, list_files
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Policy
 from llmkit.data.sources.units import cut_into_units
@@ -22,13 +25,14 @@ _NOT_OF_THE_TOKENS = {"path", "dataset", "live", "write_through", "weight", "max
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """A source and its files. number: its place in the list of sources."""
+    """A source and its files. number: its place in the list. live: reads it, if it is a live one."""
 
     number: int
     spec: schema.Source
     name: str
     errors: Policy
-    files: list[File] = field(repr=False)
+    files: Sequence[File]
+    live: SourceReader | None = None
 
     @property
     def place(self) -> str:
@@ -40,7 +44,7 @@ class OpenedSource:
         """Tokenized before training, while training, or by somebody else."""
         if self.spec.type in ("shards", "megatron"):
             return "given"
-        return "live" if self.spec.live else "built"
+        return "built" if self.live is None else "live"
 
     def reader(self, unit_bytes: int) -> SourceReader:
         """Reads its records, in units of about so many bytes."""
@@ -48,21 +52,29 @@ class OpenedSource:
         return SourceReader(self.spec, self.name, self.place, self.errors, self.files, units)
 
     def described(self) -> dict[str, JsonValue]:
-        """All that decides its records, as JSON. Files count by name, size, tag and time of change."""
+        """All that decides its records, as JSON. Files count by name, size, tag and time of change.
+
+        Where there is a tag, a URL counts without what gives access, which may change from day to day.
+        """
         settings = self.spec.model_dump(mode="json", exclude=_NOT_OF_THE_TOKENS)
-        files: list[JsonValue] = [list(file) for file in self.files]
+        files: list[JsonValue] = [
+            [shown(file.path) if file.tag else file.path, *file[1:]] for file in self.files
+        ]
         return settings | {"name": self.name, "errors": self.errors, "files": files}
 
     def check_unchanged(self) -> None:
         """Raises UserError where its files are no longer those that they were."""
-        if list_files(self.spec, self.place) != self.files:
+        if list_files(self.spec, self.place) != list(self.files):
             raise UserError(
                 f"source {self.name}: its files changed while they were read; run the same command again"
             )
 
 
-def open_sources(config: schema.Data) -> list[OpenedSource]:
-    """All sources, in the order of the settings; raises UserError where one has no files."""
+def open_sources(config: schema.Data, known: Listing | None = None) -> list[OpenedSource]:
+    """All sources, in the order of the settings; those not in `known` are listed.
+
+    Raises UserError where one has no files.
+    """
     names = [source_name(number, spec) for number, spec in enumerate(config.sources)]
     for name, count in Counter(names).items():
         if count > 1:
@@ -71,7 +83,10 @@ def open_sources(config: schema.Data) -> list[OpenedSource]:
         raise UserError("data.sources: all weights are 0, so there is no source to draw rows from")
     opened = []
     for number, (spec, name) in enumerate(zip(config.sources, names, strict=True)):
-        given = spec.type in ("shards", "megatron")
-        files = [] if given else list_files(spec, f"data.sources[{number}]")
-        opened.append(OpenedSource(number, spec, name, config.errors, files))
+        place = f"data.sources[{number}]"
+        files: Sequence[File] = []
+        if spec.type not in ("shards", "megatron"):
+            files = known[place] if known and place in known else list_files(spec, place)
+        live = open_reader(spec, name, place, config, files) if spec.live else None
+        opened.append(OpenedSource(number, spec, name, config.errors, files, live))
     return opened

@@ -66,7 +66,11 @@ class Documents:
 
     def one_by_one(self) -> Iterator[Encoded]:
         """All of them, in order."""
-        return (self.document(number) for number in range(self.count))
+        places, sizes, ends = self.starts.tolist(), self.text_bytes.tolist(), self.ends.tolist()
+        for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            part = slice(places[number], places[number + 1])
+            targets = None if self.targets is None else self.targets[part]
+            yield Encoded(self.tokens[part], targets, size, bool(end))
 
 
 def join(documents: list[Encoded], dtype: np.dtype) -> Documents:

@@ -20,6 +20,7 @@ from llmkit.data.sources.reader import Candidate, SourceReader
 from llmkit.data.sources.records import EMPTY, MENDED, Ids, LeftOut, Record
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.encode import Encoded, RecordEncoder, text_of
+from llmkit.data.tokens.tokenizer import SPEED_UP_AFTER
 from llmkit.errors import UserError
 
 PART_BYTES = (1 << 20, 16 << 20)
@@ -123,7 +124,8 @@ class PartMaker:
                             block.write(writer)
             block.take(group.encode())
             block.write(writer)
-            writer.slow_reason = self.encoder.tokenizer.slow_reason
+            if group.text >= SPEED_UP_AFTER:  # before that nothing is known
+                writer.slow_reason = self.encoder.tokenizer.slow_reason
 
 
 def training_records(
@@ -139,13 +141,14 @@ def training_records(
 
 @dataclass
 class Group:
-    """Candidates that are tokenized together. size: their characters."""
+    """Candidates that are tokenized together. size: their characters. text: those of all before, too."""
 
     reader: SourceReader
     encoder: RecordEncoder
     left_out: Counter[str]
     threads: bool
     size: int = 0
+    text: int = 0
     _records: list[Record] = field(default_factory=list)
     _places: list[tuple[int, int, bool]] = field(default_factory=list)
 
@@ -159,7 +162,7 @@ class Group:
             self.left_out[MENDED] += 1
         self._records.append(record)
         self._places.append((unit, candidate.number, heldout))
-        self.size += _size(record)
+        self.size += 4 * int(record.ids.size) if isinstance(record, Ids) else len(text_of(record))
 
     def encode(self) -> list[tuple[Encoded, bool]]:
         """The documents, and whether each is held out; the group is empty afterwards."""
@@ -174,6 +177,7 @@ class Group:
                 )
             else:
                 self.left_out[document.reason] += 1
+        self.text += sum(len(text_of(record)) for record in self._records)
         self._records, self._places, self.size = [], [], 0
         return found
 
@@ -205,8 +209,3 @@ class _Block:
             shuffled.append(join([documents[number] for number in order.tolist()], self._dtype))
         writer.add_block(*shuffled)
         self.size, self._splits, self._number = 0, ([], []), self._number + 1
-
-
-def _size(record: Record) -> int:
-    """About how many characters a record has."""
-    return 4 * int(record.ids.size) if isinstance(record, Ids) else len(text_of(record))

@@ -79,9 +79,12 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.given: list[int] = []
-        self._process = context.Process(target=_work, args=(maker, theirs), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
+        # Not as an argument: `start` would wait for ever to hand it over to a process that died at once.
+        with contextlib.suppress(OSError):
+            self.pipe.send(maker)
 
     def __enter__(self) -> _Worker:
         return self
@@ -103,10 +106,11 @@ class _Worker:
             number, error = json.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
             self._process.join()
+            code = self._process.exitcode
+            why = "most often a lack of memory" if code == -signal.SIGKILL else "it may have said why above"
             raise RunFault(
-                f"a process that tokenizes ended with exit code {self._process.exitcode} (-9 is most often "
-                "a lack of memory); run the same command again, maybe with fewer --workers: parts that are "
-                "made are kept"
+                f"a process that tokenizes ended with exit code {code} ({why}); run the same command again, "
+                "maybe with fewer --workers: parts that are made are kept"
             ) from None
         self.given.remove(number)
         return number, error
@@ -119,11 +123,12 @@ def _raise(error: dict[str, str]) -> NoReturn:
     raise kinds.get(error["kind"], RuntimeError)(error["message"])
 
 
-def _work(maker: Maker, pipe: Connection) -> None:
+def _work(pipe: Connection) -> None:
     """A worker's life: parts come, answers go, until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
+        maker: Maker = pipe.recv()
         while True:
             part = json.loads(pipe.recv_bytes())
             pipe.send_bytes(json.dumps([part, _make(maker, part)]).encode())

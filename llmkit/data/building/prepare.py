@@ -7,25 +7,35 @@ from llmkit.data.building.build_source import Builder
 from llmkit.data.building.cache import Report
 from llmkit.data.building.opened import OpenedSource, open_sources
 from llmkit.data.building.vocabulary import cached_tokenizer
-from llmkit.data.live.source import LiveSource, open_reader
+from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, summary
+from llmkit.data.sources.listing import Listing
+from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import RecordEncoder
 
 
 def prepare(
-    config: schema.Data, report: Report = print, *, seed: int = 0, workers: int | None = None
+    config: schema.Data,
+    report: Report = print,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    known: Listing | None = None,
 ) -> Prepared:
     """The data of the settings; what is not in `cache_dir` is built.
 
     Any number of processes may call this at once: one builds a folder, the others wait for it. A build that
     dies leaves nothing that is taken for data, and the next one goes on with the parts that it finished.
     report: gets lines of progress. seed: of the run, for the order of live sources. workers: processes that
-    tokenize, by default as many as there are cores; they do not change what is built.
+    tokenize, by default as many as there are cores; they do not change what is built. known: files of sources
+    that need not be listed again.
     Raises UserError for mistakes in the settings or the text, RunFault if the cache cannot be written or a
     source cannot be read.
     """
-    sources = open_sources(config)
+    sources = open_sources(config, known)
     tokenizer = cached_tokenizer(config, sources, report)
+    if any(spec.record == "chat" for spec in config.sources):  # whoever talks to the model needs it too
+        tokenizer.chat_template = tokenizer.chat_template or CHATML
     encoder = RecordEncoder(tokenizer)
     builder = Builder(config, tokenizer, encoder, report, workers)
     places = [_place(source, config, encoder, builder, seed) for source in sources]
@@ -43,9 +53,8 @@ def _place(
 ) -> Place:
     if source.kind == "given":
         return Place(source.name, source.spec)
-    if source.kind == "built":
+    if source.live is None:
         return Place(source.name, source.spec, builder.build(source))
-    reader = open_reader(source.spec, source.name, source.place, config)
-    live = LiveSource.of(reader, config, encoder)
-    folder = builder.build_heldout(source, reader) if config.heldout_every else None
+    live = LiveSource.of(source.live, config, encoder)
+    folder = builder.build_heldout(source, source.live) if config.heldout_every else None
     return Place(source.name, source.spec, folder, live.numbered(source.number, seed))

@@ -13,7 +13,7 @@ from llmkit.data.building.cache import Report, content_key, make_once
 from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.parts import group_units, part_bytes_of, training_records
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
-from llmkit.data.live.source import open_reader
+from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import LeftOut, Record
 from llmkit.data.tokens.encode import text_of
 from llmkit.data.tokens.make_tokenizer import make_tokenizer
@@ -87,25 +87,24 @@ def _texts(config: schema.Data, sources: Sequence[OpenedSource]) -> Iterator[str
 
 def _places(config: schema.Data, source: OpenedSource) -> list[Iterator[Record]]:
     """The training records from some places of a source on."""
-    if source.kind == "live":
-        reader = open_reader(source.spec, source.name, source.place, config)
-        count = len(reader.units)
-        held = set(heldout_units(count, config.heldout_every))
-        behind = heldout_candidates(config.heldout_every)
-
-        def records(unit: int) -> Iterator[Record]:
-            for candidate in reader.read(unit):
-                used = not isinstance(candidate.record, LeftOut)
-                if used and not (unit in held and candidate.number in behind):
-                    yield candidate.record  # type: ignore[misc]
-
-        return [records(unit) for unit in _spread(count)]
+    if source.live is not None:
+        units = _spread(len(source.live.units))
+        return [_live_records(source.live, unit, config.heldout_every) for unit in units]
     reader = source.reader(part_bytes_of(source.files))
     parts = group_units(reader.units, part_bytes_of(source.files))
     return [
         training_records(reader, parts[number], number, config.heldout_every)
         for number in _spread(len(parts))
     ]
+
+
+def _live_records(reader: SourceReader, unit: int, heldout_every: int) -> Iterator[Record]:
+    """The training records of a unit of a live source."""
+    has_heldout = unit in heldout_units(len(reader.units), heldout_every)
+    held = heldout_candidates(heldout_every) if has_heldout else range(0)
+    for candidate in reader.read(unit):
+        if not isinstance(candidate.record, LeftOut) and candidate.number not in held:
+            yield candidate.record
 
 
 def _spread(count: int) -> list[int]:

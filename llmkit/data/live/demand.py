@@ -3,7 +3,7 @@
 Position g takes the next row of the lane g % lanes, and belongs to the rank g % ranks. So a rank meets only
 lanes that equal it modulo the greatest common divisor of both numbers: of a number of lanes that is a
 multiple of the ranks, each lane is met by one rank alone. Otherwise several ranks tokenize the same lane,
-and each keeps its own rows: work of the CPU (a core tokenizes what dozens of GPUs train on), never another result.
+and each keeps its own rows: more work for the CPU, never another result.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def merge_cursors(
                 assert whole is not None, place
                 if whole.setdefault(lane, cursor) != cursor:
                     raise RunFault(
-                        f"source {names[place]}: processes that read the same files disagree about lane {lane} "
-                        f"({whole[lane]} and {cursor}); do all of them see the same files?"
+                        f"source {names[place]}: processes that read the same files disagree about lane "
+                        f"{lane} ({whole[lane]} and {cursor}); do all of them see the same files?"
                     )
     return merged

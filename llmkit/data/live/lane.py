@@ -18,7 +18,7 @@ from llmkit.data.sources.records import EMPTY, MENDED, Chat, Ids, LeftOut, Pair,
 from llmkit.data.tokens.encode import Encoded
 from llmkit.errors import UserError
 
-ENCODE_CHARACTERS = 1 << 15
+ENCODE_CHARACTERS = 1 << 14
 """Characters tokenized at a time: enough to make calls cheap, few enough for the first row to come soon."""
 RECORDS = (Text, Chat, Pair, Ids)
 NOTHING = np.zeros(0, dtype=np.int32)
@@ -79,6 +79,11 @@ class Lane:
             return Row(NOTHING, None, list(self._cursor()), left_out, notes)
         labels = None if targets is None else targets[1:]
         return Row(tokens, labels, list(self._cursor()), left_out, notes)
+
+    @property
+    def activity(self) -> str:
+        """Source, lane and file of the rows that are being made, for messages."""
+        return self._source.reading(self._lane, self._windows.unit)
 
     def close(self) -> None:
         """Close the files."""

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import JsonValue
 
 from llmkit.data.live.row import Cursor, Row
 from llmkit.data.live.source import LiveSource
-from llmkit.data.live.worker import LaneKey, LaneMaker, Worker
+from llmkit.data.live.worker import LaneKey, LaneMaker, Worker, closed
 
-MOST_WORKERS = 4
-"""Processes, at most, where their number is `auto`: a core tokenizes what dozens of GPUs train on."""
-
-
-def workers_of(setting: int | Literal["auto"], ranks_here: int = 1) -> int:
-    """Processes that data.workers stands for. ranks_here: ranks that share the cores of this machine."""
-    if setting != "auto":
-        return setting
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, cores // (2 * ranks_here))
+CLOSE_SECONDS = 2.0
+"""What still hangs in reading a file after so long is left to hang."""
 
 
 class LaneServer:
@@ -46,19 +37,21 @@ class LaneServer:
         for (place, lane), cursor in lanes.items():
             if cursor is not None:
                 Cursor.of(cursor, f"source {sources[place].name}, lane {lane}")
-        self._lock = threading.Lock()
-        keys = list(lanes)
+        self._lock, self._closing = threading.Lock(), threading.Event()
         self._makers: list[LaneMaker | Worker] = []
         atexit.register(self.close)
-        try:
-            for number in range(min(workers, len(keys))):
-                part = {key: lanes[key] for key in keys[number::workers]}
-                self._makers.append(Worker(sources, part, stall_seconds))
-        except BaseException:
+        keys, workers = list(lanes), min(workers, len(lanes))
+        parts = [{key: lanes[key] for key in keys[number::workers]} for number in range(workers)]
+        # A start ends when the process takes what it is given: let them all come up at the same time.
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            started = [pool.submit(Worker, sources, part, stall_seconds, self._closing) for part in parts]
+        self._makers += [one.result() for one in started if one.exception() is None]
+        if len(self._makers) < workers:
             self.close()
-            raise
-        if not self._makers:
+            raise next(error for one in started if (error := one.exception()) is not None)
+        if not workers:
             self._makers.append(LaneMaker(sources, lanes))
+        self._asked = self._makers[0]
         self._maker_of = {key: self._makers[i % len(self._makers)] for i, key in enumerate(keys)}
 
     def take(self, place: int, lane: int, wanted: Sequence[bool]) -> list[Row]:
@@ -69,7 +62,10 @@ class LaneServer:
         """
         maker, rows = self._maker_of[place, lane], []
         with self._lock:
+            self._asked = maker
             for each in wanted:
+                if self._closing.is_set():
+                    raise closed()
                 answer = maker.answer((place, lane), each)
                 if not isinstance(answer, Row):
                     raise answer
@@ -80,11 +76,20 @@ class LaneServer:
         """Pass over the next rows of a lane: they come without tokens, but tell where the lane stands."""
         return self.take(place, lane, [False] * count)
 
+    @property
+    def activity(self) -> str:
+        """What is being read for the `take` at hand, or was last, for messages: source, lane and file."""
+        return self._asked.activity
+
     def close(self) -> None:
         """End the processes and close the files; a `take` that waits in another thread raises RunFault."""
         atexit.unregister(self.close)
-        for maker in self._makers:
-            maker.give_up()
-        with self._lock:
+        self._closing.set()
+        idle = self._lock.acquire(timeout=CLOSE_SECONDS)
+        try:
             for maker in self._makers:
-                maker.close()
+                if idle or isinstance(maker, Worker):
+                    maker.close()
+        finally:
+            if idle:
+                self._lock.release()

@@ -20,7 +20,7 @@ from llmkit.config import schema
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
 from llmkit.data.order import Word, key
 from llmkit.data.sources.fetch import shown
-from llmkit.data.sources.listing import File, list_files
+from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.units import cut_into_units
 from llmkit.data.tokens.encode import RecordEncoder
@@ -35,12 +35,10 @@ UNIT_STREAM, WINDOW_STREAM = 21, 22
 """Words that keep these keys apart from each other and from those of the rows' order and of building."""
 
 
-def open_reader(spec: schema.Source, name: str, place: str, config: schema.Data) -> SourceReader:
-    """Lists the files of a live source and cuts them into units; `place` is the key of its settings.
-
-    Raises UserError where there are no files.
-    """
-    files = list_files(spec, place)
+def open_reader(
+    spec: schema.Source, name: str, place: str, config: schema.Data, files: Sequence[File]
+) -> SourceReader:
+    """Cuts the files of a live source into units; `place` is the key of its settings."""
     low, high = UNIT_BYTES
     wanted = sum(file.size for file in files) // (UNITS_PER_LANE * config.lanes)
     units = cut_into_units(spec, files, min(max(wanted, low), high))
@@ -158,6 +156,10 @@ class LiveSource:
     def file_of(self, unit: int) -> str:
         """The file that a unit is a part of, for messages."""
         return shown(self.reader.files[self.reader.units[unit].file].path)
+
+    def reading(self, lane: int, unit: int) -> str:
+        """Where a lane is, for messages."""
+        return f"source {self.name}: lane {lane} of {self.lanes}, which reads {self.file_of(unit)}"
 
     def unit_order(self, lane: int, epoch: int) -> list[int]:
         """Numbers of a lane's units in the order in which an epoch reads them."""

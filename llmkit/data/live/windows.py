@@ -71,6 +71,11 @@ class Windows:
         shuffled = [items[place] for place in order]
         return Window(self._epoch, self._place, first, items[0].hint, unit, shuffled)
 
+    @property
+    def unit(self) -> int:
+        """The unit at hand."""
+        return self._order[min(self._place, len(self._order) - 1)]
+
     def keep(self, item: Item) -> None:
         """Tell what became of an item of the last window, for the next epoch: it has its tokens by now."""
         if self._keeper is not None:

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import resource
 import signal
 import threading
 import time
@@ -28,8 +29,8 @@ from llmkit.data.live.source import LiveSource
 from llmkit.data.live.wire import Answer, pack, unpack
 from llmkit.errors import RunFault, UserError
 
-AHEAD = 4
-"""Rows of each lane that are made ahead."""
+AHEAD_ROWS, AHEAD_TOKENS = 4, 1 << 13
+"""Rows of each lane that are made ahead: so many, or so many tokens where rows are short."""
 CLOSE_SECONDS = 2.0
 """A process that has not ended by itself after so long is killed."""
 POLL_SECONDS = 0.2
@@ -40,16 +41,23 @@ LaneKey = tuple[int, int]
 """Place of the source, number of the lane."""
 
 
+def closed() -> RunFault:
+    """What who waits for a row gets when the rows are closed."""
+    return RunFault("the data is closed")
+
+
 class LaneMaker:
     """Makes the rows of lanes in the calling thread."""
 
     def __init__(self, sources: Mapping[int, LiveSource], cursors: Mapping[LaneKey, JsonValue]) -> None:
         self._sources, self._cursors = sources, cursors
+        self._asked: LaneKey = next(iter(cursors), (0, 0))
         self._lanes: dict[LaneKey, Lane] = {}
         self._failed: dict[LaneKey, Exception] = {}
 
     def answer(self, key: LaneKey, wanted: bool = True) -> Answer:
         """The next row of a lane, or the error in its place; from then on always that error."""
+        self._asked = key
         if key in self._failed:
             return self._failed[key]
         try:
@@ -61,8 +69,11 @@ class LaneMaker:
             self._failed[key] = error
             return error
 
-    def give_up(self) -> None:
-        """Nothing waits here."""
+    @property
+    def activity(self) -> str:
+        """Source, lane and file of the row that is being made, or was last."""
+        lane = self._lanes.get(self._asked)
+        return "the live sources" if lane is None else lane.activity
 
     def close(self) -> None:
         """Close the files."""
@@ -75,7 +86,11 @@ class Worker:
     """A process that makes the rows of some lanes, as its consumer sees it."""
 
     def __init__(
-        self, sources: Mapping[int, LiveSource], cursors: Mapping[LaneKey, JsonValue], stall_seconds: float
+        self,
+        sources: Mapping[int, LiveSource],
+        cursors: Mapping[LaneKey, JsonValue],
+        stall_seconds: float,
+        closing: threading.Event,
     ) -> None:
         self._sources, self._cursors, self._stall_seconds = sources, dict(cursors), stall_seconds
         self._keys = list(cursors)
@@ -83,7 +98,7 @@ class Worker:
         self._arrived: dict[LaneKey, deque[bytes]] = {key: deque() for key in self._keys}
         self._last: dict[LaneKey, bytes] = {}  # that arrived
         self._asked: deque[LaneKey] = deque()  # and not answered; the process works on the first
-        self._closing = threading.Event()
+        self._closing = closing
         context = multiprocessing.get_context("spawn")
         self._rows, their_rows = context.Pipe(duplex=False)
         their_demand, self._demand = context.Pipe(duplex=False)
@@ -95,7 +110,8 @@ class Worker:
             self._process.start()
         their_rows.close()
         their_demand.close()
-        self._ask(self._keys * AHEAD)
+        longest = max(source.sequence_length for source in used.values())
+        self._ask(self._keys * max(AHEAD_ROWS, AHEAD_TOKENS // longest))
 
     def answer(self, key: LaneKey, wanted: bool = True) -> Answer:
         """The next row of a lane, waiting for it, or the error in its place.
@@ -108,10 +124,6 @@ class Worker:
         content = arrived.popleft()
         self._ask([key])
         return unpack(content, wanted)
-
-    def give_up(self) -> None:
-        """Let an `answer` that waits in another thread end."""
-        self._closing.set()
 
     def close(self) -> None:
         """End the process."""
@@ -131,7 +143,7 @@ class Worker:
         waits_since = time.monotonic()
         while not arrived:
             if self._closing.is_set():
-                raise RunFault("the data is closed")
+                raise closed()
             if self._rows.poll(POLL_SECONDS):
                 try:
                     content = self._rows.recv_bytes()
@@ -143,18 +155,19 @@ class Worker:
                 waits_since = time.monotonic()
             elif time.monotonic() - waits_since > self._stall_seconds:
                 raise RunFault(
-                    f"{self._at_work()}: no row came for {self._stall_seconds:g} s (data.stall_seconds); the "
+                    f"{self.activity}: no row came for {self._stall_seconds:g} s (data.stall_seconds); the "
                     "newest checkpoint goes on from there when its files can be read again"
                 )
 
     def _died(self) -> RunFault:
         self._process.join(CLOSE_SECONDS)
         return RunFault(
-            f"{self._at_work()}: the process that tokenizes it ended with exit code {self._process.exitcode} "
+            f"{self.activity}: the process that tokenizes it ended with exit code {self._process.exitcode} "
             "(-9 is most often a lack of memory); the newest checkpoint goes on from there"
         )
 
-    def _at_work(self) -> str:
+    @property
+    def activity(self) -> str:
         """Source, lane and file of the row that is being made."""
         place, lane = key = self._asked[0]
         source, cursor = self._sources[place], self._cursors[key]
@@ -162,8 +175,7 @@ class Worker:
         if key in self._last:
             answer = unpack(self._last[key], wanted=False)
             at = Cursor(*answer.cursor) if isinstance(answer, Row) else at
-        unit = source.unit_order(lane, at.epoch)[at.place]
-        return f"source {source.name}: lane {lane} of {source.lanes}, which reads {source.file_of(unit)}"
+        return source.reading(lane, source.unit_order(lane, at.epoch)[at.place])
 
 
 @contextlib.contextmanager
@@ -185,6 +197,9 @@ def _work(
 ) -> None:
     """A worker's life: demands come, rows go, until the consumer closes the pipe or dies."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # each lane has a file open
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     maker = LaneMaker(sources, cursors)
     keys = list(cursors)
     ready: queue.SimpleQueue[bytes] = queue.SimpleQueue()

@@ -69,12 +69,11 @@ def safe_start(file: RandomFile, start: int, separator: bytes) -> int:
     A separator such as two newlines may overlap with itself: in a run of newlines it depends on the run's
     beginning where they are cut.
     """
-    length = len(separator)
-    place = max(0, start - length + 1)
+    length, place = len(separator), start
     while place > 0:
         low = max(0, place - length + 1)
         found = file.read_at(low, place + length - 1 - low).find(separator)
-        if found < 0:
+        if found < 0:  # none lies across this place
             break
         place = low + found
     return place

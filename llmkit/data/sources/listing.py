@@ -6,7 +6,7 @@ import glob
 import os
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,24 @@ class File(NamedTuple):
     size: int
     tag: str
     stamp: int = 0
+
+
+Listing = Mapping[str, Sequence[File]]
+"""Files of sources by the key of their settings, as in "data.sources[0]"."""
+
+
+def list_elsewhere(config: schema.Data) -> Listing:
+    """The files of sources that are not on local disks, so that one process can ask for all the others."""
+    places = {f"data.sources[{number}]": spec for number, spec in enumerate(config.sources)}
+    return {place: list_files(spec, place) for place, spec in places.items() if _is_elsewhere(spec)}
+
+
+def _is_elsewhere(spec: schema.Source) -> bool:
+    if spec.type == "hub":
+        return not os.path.isdir(os.path.expanduser(spec.dataset or ""))
+    patterns = [spec.path] if isinstance(spec.path, str) else spec.path or []
+    given = spec.type in ("shards", "megatron")
+    return not given and any(is_url(pattern.removeprefix("file://")) for pattern in patterns)
 
 
 def list_files(spec: schema.Source, place: str) -> list[File]:

@@ -114,7 +114,8 @@ def _is_arrow_stream(file: RandomFile) -> bool:
 
 def _stream_pieces(file: RandomFile) -> list[Piece]:
     """The record batches of a local Arrow stream, found by their headers."""
-    pieces, has_dictionary = [], False
+    pieces: list[Piece] = []
+    has_dictionary = False
     # Mapped, what lies between the headers is not read.
     with pa.memory_map(file.file.path) as mapped:
         messages = pa.ipc.MessageReader.open_stream(mapped)
@@ -139,9 +140,8 @@ def _rows(batches: Iterable[pa.RecordBatch], columns: list[str], first: int) -> 
 def _values(column: pa.Array) -> list[Any]:
     """Python values: text as str, or, where some of it is no UTF-8, as bytes; lists of numbers as arrays."""
     try:
-        column.validate(
-            full=True
-        )  # Arrow trusts the offsets in a file, even where they lead out of its memory
+        # Otherwise Arrow trusts the offsets in a file, even where they lead out of its memory.
+        column.validate(full=True)
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
             raise

@@ -34,7 +34,7 @@ A vocabulary without `<|im_start|>` and `<|im_end|>` spells them with tokens of 
 """
 
 MAX_STEPS = 100_000
-"""Rounds of `range` loops in one rendering, and the largest text or number that a `*` or `**` may make."""
+"""Rounds of `range` loops in one rendering, and items or bits that the result of a `*` or `**` may have."""
 OUTPUT_ROOM = 1 << 20
 """Characters that a rendering may have beside 16 times those of its messages."""
 
@@ -197,12 +197,20 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`*` and `**`, whose results may be huge."""
-        sizes = [one if isinstance(one, int | float) else len(one) for one in (left, right)]
-        if operator == "**" or not all(isinstance(one, int | float) for one in (left, right)):
-            size = abs(sizes[0]) ** min(abs(sizes[1]), 64) if operator == "**" else sizes[0] * sizes[1]
-            if size > MAX_STEPS:
-                raise TemplateError(f"the result of {operator} is too large")
+        if _result_size(operator, left, right) > MAX_STEPS:
+            raise TemplateError(f"the result of {operator} is too large")
         return super().call_binop(context, operator, left, right)
+
+
+def _result_size(operator: str, left: Any, right: Any) -> int:
+    """Bits of a whole number, items of a text or a list."""
+    if isinstance(left, float) or isinstance(right, float):
+        return 0
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length(), right.bit_length()
+        return sum(bits) if operator == "*" else bits[0] * right
+    sizes = [one if isinstance(one, int) else len(one) for one in (left, right)]
+    return sizes[0] * sizes[1]
 
 
 class _Generation(Extension):

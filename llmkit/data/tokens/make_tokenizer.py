@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Encoder
 
 from llmkit.config import schema
 from llmkit.data.tokens.byte_level import byte_symbols
+from llmkit.data.tokens.chat import ChatTemplate
 from llmkit.data.tokens.tokenizer import Tokenizer, named_tokens
 from llmkit.errors import UserError
 
@@ -36,9 +37,10 @@ def make_tokenizer(spec: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
 
     Raises UserError for settings that contradict each other or a tokenizer that cannot be had.
     """
-    template = (
-        None if spec.chat_template is None else _read(spec.chat_template, "data.tokenizer.chat_template")
-    )
+    template = None
+    if spec.chat_template is not None:
+        template = _read(spec.chat_template, "data.tokenizer.chat_template")
+        ChatTemplate(template, origin=spec.chat_template)  # a mistake in it is named before any work
     content, config, origin = _content(spec, texts)
     return Tokenizer(
         content,

@@ -110,7 +110,7 @@ class Tokenizer:
         """
         self._count(texts)
         workers = min(len(texts), _cores()) if threads else 1
-        if self._fast is None or workers == 1:
+        if self._fast is None or workers <= 1:
             return self._encode_share(texts, threads)
         found: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(texts)
         with ThreadPoolExecutor(workers) as pool:

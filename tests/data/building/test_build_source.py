@@ -182,6 +182,23 @@ def test_a_bad_document_stops_the_build_where_that_is_asked_for(tmp_path: Path) 
         prepare(settings(tmp_path, errors="raise"), silent)
 
 
+def test_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"input_ids": [1, 2, number]} for number in range(30)])
+    source = schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"), record="ids")
+    prepared = prepare(settings(tmp_path, sources=[source], heldout_every=0), silent)
+    stored = prepared.train[0].stored
+    assert stored is not None
+    documents = [stored.document(number).tolist() for number in range(stored.documents)]
+    assert sorted(documents) == [[1, 2, number] for number in range(30)]
+
+
+def test_ids_of_another_vocabulary_are_refused_with_their_place(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"input_ids": [1, 2, 3]}, {"input_ids": [1, 257]}])
+    source = schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"), record="ids")
+    with pytest.raises(UserError, match=r"r.jsonl:2: holds the token id 257, .* go from 0 to 256"):
+        prepare(settings(tmp_path, sources=[source]), silent)
+
+
 def test_where_nothing_is_held_out_that_is_told(tmp_path: Path) -> None:
     write_records(tmp_path, [{"text": "one record is all there is"}])
     lines: list[str] = []

@@ -103,6 +103,15 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert part.candidates == 6
 
 
+def test_why_the_fast_tokenizer_is_not_at_work_is_kept_once_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = maker(tmp_path, ["a", "b"])
+    assert made(one)[0].slow_reason is None
+    monkeypatch.setattr(parts, "SPEED_UP_AFTER", 2)
+    assert made(one)[0].slow_reason == "it is slow"
+
+
 def test_mended_documents_are_counted_and_kept(tmp_path: Path) -> None:
     part, (train,), (held,) = made(maker(tmp_path, ["a", "b\ud800"], errors="replace"))
     assert sorted(train + held) == ["a", "b\ufffd"]

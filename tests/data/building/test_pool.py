@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,20 @@ def test_the_first_error_in_order_is_raised_and_what_lies_before_it_comes(tmp_pa
     assert [next(made), next(made)] == [0, 1]
     with pytest.raises(UserError, match="part 2"):
         next(made)
+
+
+def test_a_worker_that_cannot_start_is_no_end_of_waiting(tmp_path: Path) -> None:
+    script = (  # without a guard: a spawned process runs it, too, and dies
+        "import sys; from pathlib import Path; from tests.data.building.makers import Maker\n"
+        "from llmkit.data.building.pool import make_parts\n"
+        "faults = dict.fromkeys(range(100, 50000), 'much to hand over')\n"
+        "list(make_parts(Maker(Path(sys.argv[1]), faults), range(3), 2))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert "a process that tokenizes ended with exit code 1 (it may have said why above)" in done.stderr
 
 
 def test_nothing_to_make_starts_nobody(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def as_json(rows: list[Row]) -> list[Any]:
     return json.loads(json.dumps([plain(row) for row in rows]))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(source=sources, data=st.data())
 def test_the_rows_of_a_lane_are_the_stream_of_its_documents_cut(
     source: LiveSource, data: st.DataObject
@@ -94,7 +94,7 @@ def test_the_rows_of_a_lane_are_the_stream_of_its_documents_cut(
     assert told <= left_out
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(source=sources, data=st.data())
 def test_a_lane_goes_on_after_any_row_from_its_cursor(source: LiveSource, data: st.DataObject) -> None:
     rows = all_rows(Lane(source, 0))

@@ -13,7 +13,7 @@ import pytest
 
 from llmkit.data.live import serve
 from llmkit.data.live.lane import Lane
-from llmkit.data.live.serve import LaneServer, workers_of
+from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.source import LiveSource
 from llmkit.data.sources.records import LeftOut, Pair
 from llmkit.errors import RunFault, UserError
@@ -38,7 +38,7 @@ def serving(sources: dict[int, LiveSource], workers: int, stall_seconds: float =
     return closing(LaneServer(sources, lanes_of(sources), workers, stall_seconds))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_the_rows_are_the_same_for_any_number_of_workers(workers: int) -> None:
     sources = two_sources()
     with serving(sources, workers) as server:
@@ -51,7 +51,7 @@ def test_the_rows_are_the_same_for_any_number_of_workers(workers: int) -> None:
         cursors = {key: lane.next_row().cursor for key, lane in lanes.items()}
         for place, lane in lanes:
             assert [row.tokens.size for row in server.skip(place, lane, 1)] == [0]
-    with closing(LaneServer(sources, cursors, workers, 100.0)) as server:
+    with closing(LaneServer(sources, cursors, 2 - workers, 100.0)) as server:  # others go on
         for (place, lane), expected in lanes.items():
             assert plain(server.take(place, lane, [True])[0]) == plain(expected.next_row())
 
@@ -114,22 +114,28 @@ def test_a_cursor_that_is_none_is_refused_at_once() -> None:
         LaneServer({0: live([["abc"]])}, {(0, 0): [1, 2]}, 1, 10.0)
 
 
-@pytest.mark.parametrize(
-    ("setting", "cores", "ranks", "workers"),
-    [
-        (3, 2, 1, 3),
-        ("auto", 1, 1, 0),
-        ("auto", 2, 1, 1),
-        ("auto", 64, 1, 4),
-        ("auto", 16, 8, 1),
-        ("auto", 8, 8, 0),
-    ],
-)
-def test_auto_takes_half_of_a_ranks_cores(
-    setting: Any, cores: int, ranks: int, workers: int, monkeypatch: pytest.MonkeyPatch
+def test_a_server_tells_what_it_reads_and_can_be_closed_while_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serve.os, "sched_getaffinity", lambda pid: set(range(cores)))
-    assert workers_of(setting, ranks) == workers
+    monkeypatch.setattr(serve, "CLOSE_SECONDS", 0.1)
+    hanging = threading.Event()
+    source = live([["abcdefg"]])
+    read = source.reader.read
+
+    def hang(*where: int) -> Any:
+        hanging.wait()
+        return read(*where)
+
+    source.reader.read = hang  # type: ignore[method-assign]
+    server = LaneServer({0: source}, {(0, 0): None}, 0, 100.0)
+    thread = threading.Thread(target=server.take, args=(0, 0, [True]), daemon=True)
+    thread.start()
+    server.close()
+    assert server.activity == "source toy: lane 0 of 1, which reads /files/0.jsonl"
+    hanging.set()
+    thread.join(20)
+    with pytest.raises(RunFault, match="the data is closed"):
+        server.take(0, 0, [True])
 
 
 SCRIPT = """

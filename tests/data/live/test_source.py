@@ -13,9 +13,8 @@ from llmkit.config import schema
 from llmkit.data.live import source as source_module
 from llmkit.data.live.lane import Lane
 from llmkit.data.live.source import LiveSource, open_reader, shuffled
-from llmkit.data.sources.listing import File
+from llmkit.data.sources.listing import File, list_files
 from llmkit.data.sources.records import Pair
-from llmkit.errors import UserError
 from tests.data.live.fakes import FakeEncoder, live
 
 
@@ -129,7 +128,7 @@ def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> Non
             file.write(f'{{"text": "{number:>100}"}}\n')
     spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
     config = schema.Data(sources=[spec], lanes=2, sequence_length=64, shuffle_window=3, cache_dir="cache")
-    reader = open_reader(spec, "toy", "data.sources[0]", config)
+    reader = open_reader(spec, "toy", "data.sources[0]", config, list_files(spec, "data.sources[0]"))
     size = (tmp_path / "a.jsonl").stat().st_size
     assert len(reader.units) == pytest.approx(8, abs=1)
     source = LiveSource.of(reader, config, FakeEncoder()).numbered(0, seed=1)  # type: ignore[arg-type]
@@ -139,9 +138,3 @@ def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> Non
     texts = "".join(chr(token) for _ in range(50) for token in lane.next_row().tokens[1:]).split("\0")
     numbers = [int(text) for text in texts if len(text) == 100]
     assert len(set(numbers)) == len(numbers) > 25
-
-
-def test_a_source_without_files_is_the_users_mistake(tmp_path: Path) -> None:
-    spec = schema.Source(type="jsonl", path=str(tmp_path / "none"), live=True)
-    with pytest.raises(UserError, match=r"data\.sources\[3\]"):
-        open_reader(spec, "toy", "data.sources[3]", schema.Data(sources=[spec]))

@@ -67,7 +67,7 @@ def files_of(source: LiveSource) -> list[Path]:
     return sorted(source.cache_folder.iterdir())
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(
     documents=documents,
     window=st.integers(1, 6),
@@ -91,7 +91,7 @@ def test_rows_from_kept_tokens_are_the_same(
             assert read_of(again) == []
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_file_is_told_and_made_again(data: st.DataObject) -> None:
     documents = [[f"{unit}{number}" * 3 for number in range(9)] for unit in range(2)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -142,6 +143,29 @@ def test_damaged_frames_are_told_when_they_are_looked_for(
         pytest.raises(UserError, match=f"f.zst: is damaged.*{message}"),
     ):
         frame_ends(file)
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+@pytest.mark.parametrize("has_checksum", [False, True])
+@pytest.mark.parametrize("has_window", [False, True])
+def test_frames_of_all_kinds_are_walked_over(
+    tmp_path: Path, is_long: bool, has_checksum: bool, has_window: bool
+) -> None:
+    """Frames made by hand: a block as it is, a run of one byte, an empty last block."""
+    content = b"0123456789" + b"x" * (500 if is_long else 7)
+    blocks = [(0, 10, b"0123456789"), (1, len(content) - 10, b"x"), (0, 0, b"")]
+    body = b"".join(
+        (is_last | kind << 1 | size << 3).to_bytes(3, "little") + stored
+        for is_last, (kind, size, stored) in zip((0, 0, 1), blocks, strict=True)
+    )
+    flags = (1 if is_long else 0) << 6 | (not has_window) << 5 | has_checksum << 2
+    size = (len(content) - 256).to_bytes(2, "little") if is_long else bytes([len(content)] * (not has_window))
+    head = b"\x28\xb5\x2f\xfd" + bytes([flags]) + b"\x58" * has_window + size
+    checksum = (xxhash.xxh64_intdigest(content) & 0xFFFFFFFF).to_bytes(4, "little") * has_checksum
+    made = head + body + checksum
+    with opened(tmp_path / "f.zst", made * 2) as file:
+        assert frame_ends(file) == [len(made), 2 * len(made)]
+        assert lines.whole(file, Format("lines", b"\n", compression="zstd")) == content * 2
 
 
 def test_frames_of_many_blocks_are_walked_over(tmp_path: Path) -> None:

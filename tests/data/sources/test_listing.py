@@ -150,6 +150,12 @@ def test_a_file_of_a_web_server_is_known_by_its_tag(web: Any) -> None:
     assert list_files(Source(type="jsonl", path=f"{web.url}/empty.jsonl"), "p")[0].size == 0
 
 
+def test_a_proxy_is_heeded(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", web.url)
+    web.files["http://nowhere.invalid/a.jsonl"] = b"12345"
+    assert list_files(Source(type="jsonl", path="http://nowhere.invalid/a.jsonl"), "p")[0].size == 5
+
+
 def test_a_web_server_that_turns_away_is_asked_again(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing.time, "sleep", lambda seconds: None)
     web.files["/a.jsonl"] = b"12345"

@@ -71,17 +71,23 @@ def test_a_source_is_read_once_in_order_and_from_anywhere(
     web.files[f"/{name}"] = path.read_bytes()
     source = as_source(f"{web.url}/{name}" if is_remote else str(path), **fields)
     reader = make_reader(source, unit_bytes=path.stat().st_size // 4)
-    assert texts(reader) == expected
     cannot_be_cut = ["a.jsonl.gz", *(("a.stream.arrow", "a.jsonl.zst") if is_remote else ())]
     assert (len(reader.units) == 1) == (name in cannot_be_cut)
-    for unit in range(len(reader.units)):
-        candidates = list(reader.read(unit))
-        assert [candidate.number for candidate in candidates] == list(range(len(candidates)))
-        for candidate in candidates[:: 60 if is_remote else 11]:
-            rest = candidates[candidate.number :]
-            assert list(reader.read(unit, candidate.number, candidate.hint)) == rest
-            assert list(reader.read(unit, candidate.number)) == rest
-        assert list(reader.read(unit, len(candidates))) == []
+    for one in (reader, make_reader(source)):
+        assert texts(one) == expected
+        for unit in range(len(one.units)):
+            check_from_anywhere(one, unit, 60 if is_remote else 11)
+
+
+def check_from_anywhere(reader: SourceReader, unit: int, step: int) -> None:
+    """Every `step`-th candidate, with its hint or without, is a place to go on from."""
+    candidates = list(reader.read(unit))
+    assert [candidate.number for candidate in candidates] == list(range(len(candidates)))
+    for candidate in candidates[::step]:
+        rest = candidates[candidate.number :]
+        assert list(reader.read(unit, candidate.number, candidate.hint)) == rest
+        assert list(reader.read(unit, candidate.number)) == rest
+    assert list(reader.read(unit, len(candidates))) == []
 
 
 @given(
@@ -103,10 +109,7 @@ def test_any_cut_gives_each_record_once(
         reader = make_reader(as_source(str(folder / name)), unit_bytes=unit_bytes)
         assert texts(reader) == expected
         for unit in range(len(reader.units)):
-            candidates = list(reader.read(unit))
-            for candidate in candidates:
-                again = reader.read(unit, candidate.number, candidate.hint)
-                assert list(again) == candidates[candidate.number :]
+            check_from_anywhere(reader, unit, 1)
 
 
 def test_a_file_is_a_document_packed_or_not(write: Write, tmp_path: Path) -> None:
@@ -264,6 +267,22 @@ def test_flipped_bytes_in_a_parquet_file_are_told(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(RunFault, match=r"a.parquet: is damaged or cut short \("):
         texts(make_reader(as_source(str(path))))
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.stream.arrow"])
+@pytest.mark.parametrize("record", ["text", "ids"])
+def test_offsets_that_lead_out_of_an_arrow_file_are_told(tmp_path: Path, name: str, record: Any) -> None:
+    path, offsets = tmp_path / name, pa.array([0, 10, 20, 30], pa.int32())
+    table = pa.table({"text": ["0123456789"] * 3, "input_ids": [list(range(10))] * 3})
+    write_table(path, table, 3)
+    before = offsets.buffers()[1].to_pybytes()
+    content = path.read_bytes()
+    assert content.count(before) == 2
+    path.write_bytes(
+        content.replace(before, pa.array([0, 10, 2**30, 30], pa.int32()).buffers()[1].to_pybytes())
+    )
+    with pytest.raises(RunFault, match=rf"{name}: is damaged or cut short \(ArrowInvalid"):
+        texts(make_reader(as_source(str(path), record=record)))
 
 
 @pytest.mark.parametrize("name", [*TABLES, "a.jsonl"])

@@ -66,6 +66,19 @@ def test_a_connection_that_always_breaks_early_still_gets_on(web: Any, served: F
         assert file.read_at(5, 900_000) == CONTENT[5:900_005]
 
 
+def test_any_number_of_broken_connections_is_borne_while_something_comes(web: Any, served: File) -> None:
+    web.keep = 10_000
+    web.trouble = lambda number, start, end: "drop"
+    with RandomFile(served) as file:
+        assert file.read_at(5, 200_000) == CONTENT[5:200_005]
+
+
+def test_after_failures_less_is_asked_for(web: Any, served: File) -> None:
+    web.trouble = lambda number, start, end: 503 if end - start > 100_000 else None
+    with RandomFile(served) as file:
+        assert file.read_at(5, 900_000) == CONTENT[5:900_005]
+
+
 def test_a_server_that_is_busy_for_a_while_is_asked_again(web: Any, served: File) -> None:
     web.trouble = lambda number, start, end: (503, 429, None)[min(number, 3) - 1]
     with RandomFile(served) as file:

@@ -43,8 +43,9 @@ def test_units_go_through_json(write: Write) -> None:
 
 
 def test_files_that_are_documents_are_grouped(write: Write) -> None:
-    paths = [write(name, b"x" * size) for name, size in (("a", 3), ("b", 2), ("c", 9), ("d", 0), ("e", 1))]
-    assert units_of(paths, "text", 5) == [Unit(0, 0, 2, 5), Unit(2, 2, 3, 9), Unit(3, 3, 5, 1)]
+    paths = [write(name, b"x" * size) for name, size in zip("abcdef", (9, 3, 2, 9, 0, 1), strict=True)]
+    units = [Unit(0, 0, 1, 9), Unit(1, 1, 3, 5), Unit(3, 3, 4, 9), Unit(4, 4, 6, 1)]
+    assert units_of(paths, "text", 5) == units
 
 
 def test_a_gzip_file_is_not_cut(write: Write) -> None:
@@ -132,6 +133,19 @@ def test_a_truncated_arrow_stream_is_a_mistake_told_at_once(tmp_path: Path, lost
     path.write_bytes(path.read_bytes()[:-lost])
     with pytest.raises(UserError, match=r"a.arrow: is damaged or cut short"):
         units_of(path, "arrow", 1)
+
+
+def test_an_arrow_stream_that_ends_before_its_file_is_refused(tmp_path: Path) -> None:
+    path, table = tmp_path / "a.arrow", pa.table({"text": ["x" * 100] * 100})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=50)
+    content, end = path.read_bytes(), units_of(path, "arrow", 1)[0].end
+    assert len(units_of(path, "arrow", 1)) == 2
+    path.write_bytes(content[:end] + b"\xff\xff\xff\xff\0\0\0\0" + content[end:])
+    with pytest.raises(UserError, match=rf"the stream ends at byte {end}, the file does not"):
+        units_of(path, "arrow", 1)
+    path.write_bytes(content[:-8])  # the mark of the end is optional
+    assert len(units_of(path, "arrow", 1)) == 2
 
 
 def test_a_truncated_zstd_file_is_a_mistake_told_at_once(write: Write) -> None:

@@ -247,7 +247,11 @@ def left_out(template: str, *messages: dict[str, str]) -> LeftOut:
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "100,000 rounds"),
         ("{% for i in range(99999) %}{{ messages }}{% endfor %}", "far more text"),
         ("{{ 'x' * 10 ** 9 }}", "too large"),
-        ("{{ 9 ** 9 ** 9 }}", "too large"),
+        ("{{ 9 ** (9 ** 9) }}", "too large"),
+        (
+            "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+            "too large",
+        ),
         ("{{ [[0] * 400] * 400 * 400 }}", "too large"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     ],
@@ -256,6 +260,11 @@ def test_what_a_template_refuses_or_must_not_do_leaves_the_chat_out(template: st
     found = left_out(template)
     assert found.reason == REFUSED
     assert detail in found.detail
+
+
+def test_ordinary_arithmetic_is_free() -> None:
+    template = ChatTemplate("{{ 3 * 4 }} {{ 2 ** 10 }} {{ '-' * 3 }} {{ 1.5 * 2 }} {{ 2 ** -1 }}")
+    assert template.render([]).text == "12 1024 --- 3.0 0.5"
 
 
 def test_a_template_that_changes_earlier_turns_cannot_be_masked() -> None:

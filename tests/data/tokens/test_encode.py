@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Record, Text
 from llmkit.data.tokens.chat import CHATML
@@ -75,6 +76,16 @@ def test_the_token_that_straddles_prompt_and_completion_is_learned() -> None:
     assert FAST.tokenizer.encode(" it").size == 1
     for encoder in (FAST, SLOW):
         assert one(encoder, Pair("x i", "t")).targets.tolist() == [False, True]  # type: ignore[union-attr]
+
+
+def test_white_space_is_learned_too_where_the_file_would_leave_it_out_of_the_places() -> None:
+    trimming = byte_level()
+    trimming.post_processor = processors.ByteLevel(trim_offsets=True)
+    made = tokenizer(trimming)
+    made._encoded = 1 << 60
+    for encoder in (RecordEncoder(made), FAST):
+        encoded = one(encoder, Pair("the", " \n "))
+        assert encoder.tokenizer.decode(encoded.tokens[encoded.targets]) == " \n "
 
 
 def test_a_completion_that_leaves_no_token_is_left_out() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 from typing import Any
@@ -14,6 +17,7 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Encoder
 
 from llmkit.data.tokens import fast
+from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
 from llmkit.data.tokens.make_tokenizer import PIECES, bytes_tokenizer
 from llmkit.data.tokens.tokenizer import SPEED_UP_AFTER, Tokenizer
@@ -108,6 +112,10 @@ def test_threads_change_nothing() -> None:
     one, many = (KINDS[0].encode_batch(texts, threads=threads) for threads in (False, True))
     assert all(map(np.array_equal, one, many))
     assert all(map(np.array_equal, one, slow(KINDS[0]).encode_batch(texts)))
+
+
+def test_no_text_gives_no_ids() -> None:
+    assert KINDS[0].encode_batch([]) == slow(KINDS[0]).encode_batch([]) == []
 
 
 def test_it_sets_itself_up_after_some_text_and_changes_no_id() -> None:
@@ -251,3 +259,36 @@ def test_normalizers_are_applied_as_ever() -> None:
     made = tokenizer(encoder)
     made.speed_up()
     assert made.encode("ABC").tolist() == encoder.encode("abc").ids
+
+
+def random_merges(choose: random.Random) -> dict[str, Any]:
+    """A tokenizer.json with merges that no training would give, and tokens that no merge makes."""
+    content = json.loads(OWN.to_str())
+    vocab = {symbol: number for number, symbol in enumerate(byte_symbols())}
+    merges: list[tuple[str, str]] = []
+    tokens = list("abc")
+    for _ in range(choose.randint(1, 25)):
+        left, right = choose.choices(tokens, k=2)
+        if len(left + right) < 10 and left + right not in vocab:
+            merges.append((left, right))
+            tokens.append(left + right)
+            vocab[left + right] = len(vocab)
+    vocab.setdefault("".join(choose.choices("abc", k=5)), len(vocab))
+    model = {"vocab": vocab, "merges": merges, "ignore_merges": choose.random() < 0.3}
+    return content | {"added_tokens": [], "model": content["model"] | model}
+
+
+def test_any_merges_are_followed_exactly_or_refused() -> None:
+    words = ["".join(word) for length in range(1, 6) for word in itertools.product("abc", repeat=length)]
+    taken = 0
+    for seed in range(60):
+        choose = random.Random(seed)
+        content = random_merges(choose)
+        with contextlib.suppress(fast.NotFastError):
+            quick = fast.build_fast_encoder(content)
+            text = " ".join([*words, *("".join(choose.choices("abc", k=100)) for _ in range(20))])
+            ids = quick.encode(text)
+            assert ids is not None
+            assert ids.tolist() == Encoder.from_str(json.dumps(content)).encode(text).ids
+            taken += 1
+    assert taken > 30

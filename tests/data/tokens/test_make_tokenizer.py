@@ -194,6 +194,13 @@ def test_a_fault_of_the_network_is_not_taken_for_a_missing_file(
     assert make_tokenizer(HUB, never()).chat_template is None
 
 
+def test_a_broken_template_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("\n\n{{ }")
+    spec = schema.Tokenizer(type="bytes", chat_template=str(tmp_path / "chat.jinja"))
+    with pytest.raises(UserError, match=r"chat.jinja: line 3 is no valid Jinja"):
+        make_tokenizer(spec, never())
+
+
 def test_the_settings_reach_the_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "chat.jinja").write_text("template")
     spec = schema.Tokenizer(

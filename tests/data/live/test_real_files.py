@@ -1,0 +1,98 @@
+"""The rooms together: files on disk, the real encoder, processes."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmkit.config import schema
+from llmkit.data.live.lane import Lane
+from llmkit.data.live.serve import LaneServer
+from llmkit.data.live.source import LiveSource, open_reader
+from llmkit.data.sources.listing import list_files
+from llmkit.data.tokens.encode import RecordEncoder
+from llmkit.data.tokens.make_tokenizer import make_tokenizer
+from llmkit.errors import RunFault
+from tests.data.live.fakes import plain
+
+TOKENIZER = make_tokenizer(schema.Tokenizer(type="bytes"), [])
+EVERY = 7
+
+
+def open_live(path: Path, place: int, **changes: Any) -> LiveSource:
+    spec = schema.Source(type="jsonl", path=str(path), live=True, **changes)
+    config = schema.Data(sources=[spec], sequence_length=32, lanes=3, shuffle_window=5, heldout_every=EVERY)
+    key = f"data.sources[{place}]"
+    reader = open_reader(spec, path.stem, key, config, list_files(spec, key))
+    return LiveSource.of(reader, config, RecordEncoder(TOKENIZER)).numbered(place, seed=5)
+
+
+def write(path: Path, records: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def stream(source: LiveSource) -> tuple[list[bytes], list[bytes]]:
+    """The documents of an epoch, and of each what is learned; without what the last rows have no room for."""
+    documents, learned = [], []
+    for number in range(source.lanes):
+        lane, tokens, targets = Lane(source, number), [np.zeros(0, dtype=int)], [np.zeros(0, dtype=bool)]
+        with pytest.raises(RunFault, match="run dry"):
+            while True:
+                row = lane.next_row()
+                tokens.append(row.tokens[1:])
+                targets.append(np.ones(32, dtype=bool) if row.targets is None else row.targets)
+        ids, is_target = np.concatenate(tokens), np.concatenate(targets)
+        ends = np.flatnonzero(ids == TOKENIZER.end_of_text_id)
+        for start, end in zip([0, *(ends + 1)], ends):
+            part = slice(start, end)
+            documents.append(ids[part].astype(np.uint8).tobytes())
+            learned.append(ids[part][is_target[part]].astype(np.uint8).tobytes())
+    return documents, learned
+
+
+def test_an_epoch_of_files_has_each_training_document_once(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    expected = []
+    for number in range(3):
+        texts = [f"text {number} {i} " + "é" * (i % 40) for i in range(60)]
+        write(folder / f"{number}.jsonl", [{"text": text} for text in texts])
+        expected += [text.encode() for i, text in enumerate(texts) if i % EVERY != EVERY - 1]
+    documents, learned = stream(open_live(folder, 0, max_epochs=1))
+    assert len(set(documents)) == len(documents)
+    assert set(documents) < set(expected)
+    assert len(documents) >= len(expected) - 9  # a lane's last row is not filled
+    assert learned == documents
+
+
+def test_of_chats_the_assistants_words_are_learned(tmp_path: Path) -> None:
+    chats = [
+        [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": f"answer {i}"}]
+        for i in range(40)
+    ]
+    path = write(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats])
+    documents, learned = stream(open_live(path, 0, max_epochs=1, record="chat"))
+    assert len(documents) > 25
+    for document, words in zip(documents, learned, strict=True):
+        number = document.split(b"question ")[1].split(b"<")[0]
+        assert words.startswith(b"answer " + number)
+        assert b"question" not in words
+
+
+def test_processes_make_the_same_rows_of_real_sources(tmp_path: Path) -> None:
+    texts = write(tmp_path / "texts.jsonl", [{"text": "word " * (i % 30)} for i in range(90)])
+    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "p" * i, "completion": "c" * i} for i in range(30)])
+    sources = {0: open_live(texts, 0), 1: open_live(pairs, 1, record="prompt_completion")}
+    lanes = [(place, lane) for place, source in sources.items() for lane in range(source.lanes)]
+    with closing(LaneServer(sources, dict.fromkeys(lanes), 1, 100.0)) as server:
+        for place, lane in lanes:
+            expected = Lane(sources[place], lane)
+            taken = server.take(place, lane, [True] * 30)
+            assert [plain(row) for row in taken] == [plain(expected.next_row()) for _ in range(30)]
+            assert any(row.left_out for row in taken)
