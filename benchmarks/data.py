@@ -139,7 +139,9 @@ def turn(what: str, each: Outcome, folder: Path, options: argparse.Namespace, to
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as own:
         result, log = Path(own, "result.json"), Path(own, "log")
         paths = [str(path.resolve()) for path in (folder / "corpus", place, result)]
-        command = [str(python), "-m", "benchmarks.data_turn", what, each.key, *paths]
+        # Not -m: processes that a contender spawns would import the module and all that it imports.
+        start = "from benchmarks.data_turn import run; run()"
+        command = [str(python), "-c", start, what, each.key, *paths]
         command += [str(tokens), str(options.seconds)]
         environment = {**os.environ, "TMPDIR": own, "HF_HOME": own, "HF_HUB_OFFLINE": "1"}
         with log.open("wb") as output:

@@ -1,8 +1,4 @@
-"""One turn of a contender of the data benchmark, in a process of its own.
-
-`python -m benchmarks.data_turn write|measure CONTENDER CORPUS PLACE RESULT TOKENS SECONDS` leaves one JSON
-object in the file RESULT: what was measured, or why it could not be.
-"""
+"""One turn of a contender of the data benchmark, in a process of its own."""
 
 from __future__ import annotations
 
@@ -43,8 +39,20 @@ DISTRIBUTIONS = (
 TICK = os.sysconf("SC_CLK_TCK")
 
 
+def run() -> None:
+    """What the process does; its workers do not get to see this module, as it imports more than they need."""
+    main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # not every library's workers end with an ordinary exit
+
+
 def main(arguments: list[str]) -> None:
-    """Writes a data set, or measures a contender."""
+    """Writes a data set, or measures a contender.
+
+    arguments: write or measure, contender, folder of the corpus, folder of the data set, file for one JSON
+    object that says what was measured or why it could not be, tokens, seconds.
+    """
     what, key, corpus, place, result, tokens, seconds = arguments
     outcome: dict[str, Any]
     try:
@@ -210,10 +218,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # not every library's workers end with an ordinary exit

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import shutil
 import signal
 
+import numpy as np
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.checkpoint.read import verify
 from llmkit.cli import main
 from llmkit.config.load import load
+from llmkit.data.building.parts import held_out
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
 from tests.monitor.wandb_log import history
@@ -67,8 +68,7 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     )
     assert [row["step"] for row in evaluations] == [6, 12]
     texts = [path.read_bytes() for path in sorted((project / "corpus").iterdir())]
-    random.Random(0).shuffle(texts)
-    heldout = texts[: len(texts) // 20]
+    heldout = [text for text, held in zip(texts, held_out(0, np.arange(len(texts)), 20), strict=True) if held]
     for row in evaluations:  # every byte is a token, and so is the end of each document
         nats = row["eval_loss"] * sum(len(text) + 1 for text in heldout)
         bits = nats / math.log(2) / sum(len(text) for text in heldout)

@@ -194,8 +194,6 @@ def _curriculum(s: Settings) -> Iterator[Mistake]:
         weights |= {name: weight for name, weight in stage.weights.items() if name in names}
         if not any(weights.values()):
             yield s.mistake("{0} leave no source to draw from", f"{at}.weights")
-        if s.config.train.max_steps is not None and stage.step > s.config.train.max_steps:
-            yield s.mistake("{0} is never reached: {1}", f"{at}.step", "train.max_steps")
 
 
 def _paths(s: Settings) -> Iterator[Mistake]:

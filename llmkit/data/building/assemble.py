@@ -22,7 +22,7 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 
 PLAN_TOKENS = 32 << 20
 """Tokens whose documents are packed together: enough for every gap to find its document."""
-COMPRESS_LIMIT = 4 << 20
+COMPRESS_LIMIT = 2 << 20
 """Held-out bytes up to which general compressors are run for comparison: they take a second for a MB."""
 
 

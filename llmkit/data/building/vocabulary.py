@@ -19,6 +19,7 @@ from llmkit.data.tokens.encode import text_of
 from llmkit.data.tokens.make_tokenizer import make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
+from llmkit.files import read_json, sync_folder, write_json
 
 VERSION = 2
 """Changes with anything that makes the same settings give another tokenizer."""
@@ -53,9 +54,15 @@ def cached_tokenizer(config: schema.Data, sources: Sequence[OpenedSource], repor
         if spec.type == "bpe":
             _report_size(tokenizer.vocab_size, spec.vocab_size or schema.BPE_VOCAB_SIZE, report)
         tokenizer.save(workplace / "whole")
+        write_json(workplace / "whole" / "hash.json", {"hash": tokenizer.hash})
+        sync_folder(workplace / "whole")
 
     make_once(folder, fill, report)
-    return Tokenizer.load(folder, f"delete {folder} and build the data again")
+    remedy = f"delete {folder} and build the data again"
+    tokenizer = Tokenizer.load(folder, remedy)
+    if read_json(folder / "hash.json", remedy).get("hash") != tokenizer.hash:
+        raise UserError(f"{folder}: the tokenizer is not what was put there, its files are damaged; {remedy}")
+    return tokenizer
 
 
 def _described(spec: schema.Tokenizer) -> JsonValue:

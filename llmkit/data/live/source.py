@@ -41,7 +41,7 @@ def open_reader(
     """Cuts the files of a live source into units; `place` is the key of its settings."""
     low, high = UNIT_BYTES
     wanted = sum(file.size for file in files) // (UNITS_PER_LANE * config.lanes)
-    units = cut_into_units(spec, files, min(max(wanted, low), high))
+    units = cut_into_units(spec, files, min(max(wanted, low), high), place)
     return SourceReader(spec, name, place, config.errors, files, units)
 
 

@@ -138,6 +138,20 @@ def test_best_fit_cuts_few_documents_that_would_fit(tmp_path: Path) -> None:
     assert 5 * cut["best_fit"] < cut["concatenate"]
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_documents_are_packed_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_source, "SMALL", 1 << 20)
+    wanted = [f"record {number} {'x' * (number % 40)}" for number in range(300)]
+    write_records(tmp_path, [{"text": text} for text in wanted])
+    config = settings(tmp_path, packing="best_fit", sequence_length=64, heldout_every=0)
+    at_once = texts(prepare(config, silent))[0]
+    monkeypatch.setattr(assemble, "PLAN_TOKENS", 2000)
+    here = str(tmp_path / "again")
+    piecewise = texts(prepare(config.model_copy(update={"cache_dir": here}), silent))[0]
+    assert piecewise != at_once
+    assert sorted(piecewise) == sorted(at_once) == sorted(wanted)
+
+
 def test_the_sequence_length_decides_the_folder_only_where_it_decides_the_order(tmp_path: Path) -> None:
     write_records(tmp_path, [{"text": f"record {number}"} for number in range(50)])
     for packing, same in (("concatenate", True), ("best_fit", False)):

@@ -77,6 +77,17 @@ def test_it_is_trained_once(words: Words, monkeypatch: pytest.MonkeyPatch) -> No
     assert lines == ["data: trained a tokenizer of 300 tokens"]
 
 
+def test_a_damaged_tokenizer_is_refused(words: Words, tmp_path: Path) -> None:
+    config = settings(words("one", 100))
+    make(config)
+    (path,) = (tmp_path / "cache").glob("tokenizer-*/tokenizer.json")
+    content = json.loads(path.read_text())
+    content["model"]["merges"].pop()
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"is not what was put there, .*; delete .*tokenizer-"):
+        make(config)
+
+
 def test_another_text_gives_another_one(words: Words) -> None:
     path = words("one", 100)
     first = make(settings(path))
