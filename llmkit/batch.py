@@ -14,9 +14,8 @@ IGNORE = -100
 class Batch(NamedTuple):
     """Some rows of tokens with their targets; all tensors lie on one device.
 
-    tokens: (batch, seq) integers, the inputs.
-    labels: (batch, seq) integers, `labels[b, t]` is the token that follows `tokens[b, t]`, or IGNORE.
-        A loader gives int32, half the bytes on the way to the device; the model takes int64.
+    tokens: (batch, seq) int64, the inputs.
+    labels: (batch, seq) int64, `labels[b, t]` is the token that follows `tokens[b, t]`, or IGNORE.
     documents: (batch, seq) int32 or None. Where given, a position attends only to positions of the
         same row with the same number; numbers never decrease along a row.
     """
@@ -26,10 +25,38 @@ class Batch(NamedTuple):
     documents: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`, fit for the model; the copy does not wait if the memory is pinned."""
-        tokens, labels = (each.to(device, non_blocking=True).long() for each in (self.tokens, self.labels))
+        """The same batch on `device`; the copy does not wait if the memory is pinned."""
         documents = self.documents
-        return Batch(tokens, labels, None if documents is None else documents.to(device, non_blocking=True))
+        if documents is not None:
+            documents = documents.to(device, non_blocking=True)
+        return Batch(
+            self.tokens.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), documents
+        )
+
+
+class Rows(NamedTuple):
+    """A batch as a loader gives it: on the host, with a quarter of the bytes and not a copy too many.
+
+    text: (batch, seq + 1) int32: inputs and, one place further, labels.
+    is_target: (batch, seq) bool, which labels are targets; None = all.
+    end_of_text: its id where documents are told apart: as an input it opens the next one. None where a
+        position attends to all before it.
+    """
+
+    text: Tensor
+    is_target: Tensor | None = None
+    end_of_text: int | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`, made there; nothing waits for the copy if the memory is pinned."""
+        text = self.text.to(device, non_blocking=True)
+        tokens, labels = text[:, :-1].long(), text[:, 1:].long()
+        if self.is_target is not None:
+            labels = labels.masked_fill(~self.is_target.to(device, non_blocking=True), IGNORE)
+        documents = None
+        if self.end_of_text is not None:
+            documents = (tokens == self.end_of_text).cumsum(1, dtype=torch.int32)
+        return Batch(tokens, labels, documents)
 
 
 class LossSum(NamedTuple):

@@ -88,10 +88,9 @@ def _data(options: argparse.Namespace, started: float) -> int:
 
         verify(prepared, print)
     elif options.action == "inspect":
-        from llmkit.data.inspect import inspect
+        from llmkit.data.inspect import inspect_command
 
-        for line in inspect(config, prepared, options.count, options.color):
-            print(line)
+        inspect_command(config, prepared, options.count, options.color)
     return 0
 
 

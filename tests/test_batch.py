@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llmkit.batch import Batch, cu_seqlens
+from llmkit.batch import IGNORE, Rows, cu_seqlens
 from llmkit.kernels.attention import attention
 
 
@@ -20,8 +20,16 @@ def test_the_bounds_of_documents_are_those_at_which_attention_ends():
         torch.testing.assert_close(attention(*part)[0], whole[begin:end])
 
 
-def test_a_batch_is_widened_where_it_is_used():
-    tokens = torch.tensor([[1, 2]], dtype=torch.int32)
-    there = Batch(tokens, tokens - 101, tokens).to(torch.device("cpu"))
-    assert [each.dtype for each in there if each is not None] == [torch.int64, torch.int64, torch.int32]
-    assert there.labels.tolist() == [[-100, -99]]
+def test_rows_become_a_batch_where_it_is_used():
+    text = torch.tensor([[9, 0, 5, 5, 0, 0, 7, 3], [0, 1, 1, 1, 1, 1, 0, 2]], dtype=torch.int32)
+    is_target = torch.ones(2, 7, dtype=torch.bool)
+    is_target[0, :3] = False
+    batch = Rows(text, is_target, end_of_text=0).to(torch.device("cpu"))
+    assert [each.dtype for each in batch if each is not None] == [torch.int64, torch.int64, torch.int32]
+    assert all(each.is_contiguous() for each in batch if each is not None)
+    assert batch.tokens.tolist() == text[:, :-1].tolist()
+    assert batch.labels.tolist() == [[IGNORE, IGNORE, IGNORE, 0, 0, 7, 3], [1, 1, 1, 1, 1, 0, 2]]
+    assert batch.documents is not None
+    assert batch.documents.tolist() == [[0, 1, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
+    plain = Rows(text).to(torch.device("cpu"))
+    assert (plain.labels.tolist(), plain.documents) == (text[:, 1:].tolist(), None)

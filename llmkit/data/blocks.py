@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from xxhash import xxh64_intdigest
 
-from llmkit.batch import IGNORE
 from llmkit.config import schema
 from llmkit.data.live.demand import Cursors, demands, served_lanes
 from llmkit.data.live.serve import LaneServer
@@ -26,14 +25,6 @@ BLOCK_TOKENS = 1 << 18
 """Tokens gathered at a time, unless a step has more."""
 
 
-def document_numbers(tokens: np.ndarray, end_of_text_id: int) -> np.ndarray:
-    """Number of each position's document in its row, int32, the shape of `tokens`: (rows, T).
-
-    End-of-text as an input opens the next document.
-    """
-    return np.cumsum(tokens == end_of_text_id, axis=1, dtype=np.int32)
-
-
 def round_up(count: int, multiple: int) -> int:
     """The next multiple that is not less than `count`."""
     return -(-count // multiple) * multiple
@@ -43,16 +34,15 @@ def round_up(count: int, multiple: int) -> int:
 class RowsOfBlock:
     """Some steps of one rank in one piece of memory.
 
-    tokens, labels, documents: (steps * rows, T) int32. sources: (steps, rows), -1 for a row that only
-    fills. targets: (steps,), labels other than IGNORE. has_masks: whether a source has tokens that are no
-    targets. hashes: (steps, rows) uint64, 0 for rows that only fill. cursors: for each step, where the
+    text: (steps * rows, T + 1) int32. is_target: (steps * rows, T) bool, None = all. sources: (steps, rows),
+    -1 for a row that only fills. targets: (steps,), how many. has_masks: whether a source has tokens that are
+    no targets. hashes: (steps, rows) uint64, 0 for rows that only fill. cursors: for each step, where the
     lanes of live sources stand after it (source, lane, cursor). left_out: for each step, what was
     left out of live sources (source, counts). notes: what the user should know.
     """
 
-    tokens: Tensor
-    labels: Tensor
-    documents: Tensor | None
+    text: Tensor
+    is_target: Tensor | None
     sources: np.ndarray
     targets: np.ndarray
     has_masks: bool
@@ -100,7 +90,6 @@ class BlockMaker:
     ) -> None:
         self.activity = "the order of the rows"
         self._sources, self._length = prepared.train, config.sequence_length
-        self._masks = config.document_masks
         self._end_of_text = prepared.tokenizer.end_of_text_id
         self._order, self._batch_rows, self._rank, self._world = order, batch_rows, rank, world_size
         self._rows = round_up(round_up(batch_rows, world_size) // world_size, micro_batch_size)
@@ -168,8 +157,16 @@ class BlockMaker:
     def _gather(self, plan: _Plan) -> RowsOfBlock:
         steps, rows = plan.sources.shape
         flat = plan.sources.ravel()
-        text = np.full((flat.size, self._length + 1), self._end_of_text, dtype=np.int32)
-        is_target = np.ones((flat.size, self._length), dtype=bool) if self._has_masks else None
+        filling = flat < 0
+        # Gathered into pinned memory where there is a GPU: nothing is copied again on this side.
+        text_memory = torch.empty((flat.size, self._length + 1), dtype=torch.int32, pin_memory=self._pin)
+        text, is_target = text_memory.numpy(), None
+        text[filling] = self._end_of_text
+        target_memory = None
+        if self._has_masks or filling.any():
+            target_memory = torch.ones((flat.size, self._length), dtype=torch.bool, pin_memory=self._pin)
+            is_target = target_memory.numpy()
+            is_target[filling] = False
         cursors: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(steps)]
         left_out: list[list[tuple[int, Counter[str]]]] = [[] for _ in range(steps)]
         self._notes: list[str] = []
@@ -178,24 +175,17 @@ class BlockMaker:
                 self._read(int(place), flat == place, plan, text, is_target)
         for place in self._lanes:
             self._take(place, plan, text, is_target, cursors, left_out)
-        tokens, labels = text[:, :-1].copy(), text[:, 1:].copy()
-        filling = flat < 0
-        if filling.any():
-            labels[filling] = IGNORE
-        if is_target is not None:
-            labels[~is_target] = IGNORE
-            targets = np.count_nonzero(labels.reshape(steps, -1) != IGNORE, axis=1)
+        if self._has_masks and is_target is not None:
+            targets = np.count_nonzero(is_target.reshape(steps, -1), axis=1)
         else:
             targets = np.count_nonzero(plan.sources >= 0, axis=1) * self._length
-        documents = document_numbers(tokens, self._end_of_text) if self._masks else None
         return RowsOfBlock(
-            tokens=self._tensor(tokens),
-            labels=self._tensor(labels),
-            documents=None if documents is None else self._tensor(documents),
+            text=text_memory,
+            is_target=target_memory,
             sources=plan.sources,
             targets=targets,
             has_masks=self._has_masks,
-            hashes=_hashes(tokens, labels, flat).reshape(steps, rows) if self._hash_rows else None,
+            hashes=_hashes(text, is_target, flat).reshape(steps, rows) if self._hash_rows else None,
             cursors=cursors,
             left_out=left_out,
             notes=self._notes,
@@ -255,10 +245,6 @@ class BlockMaker:
             for step, cursor in last.items():
                 cursors[step].append((place, demand.lane, cursor))
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor.pin_memory() if self._pin else tensor
-
 
 def _part_of(plan: _Plan, part: slice, starts: np.ndarray, batch_rows: int) -> _Plan:
     """Some of the steps of a plan."""
@@ -268,9 +254,11 @@ def _part_of(plan: _Plan, part: slice, starts: np.ndarray, batch_rows: int) -> _
     return _Plan(low, plan.positions[part], plan.sources[part], plan.epochs[part], plan.rows[part], live)
 
 
-def _hashes(tokens: np.ndarray, labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """xxh64 of each row's tokens and labels, uint64; 0 for rows that only fill."""
-    hashes = np.zeros(len(tokens), dtype=np.uint64)
+def _hashes(text: np.ndarray, is_target: np.ndarray | None, sources: np.ndarray) -> np.ndarray:
+    """xxh64 of each row's tokens, and of its targets where not all are, uint64; 0 for rows that only fill."""
+    hashes = np.zeros(len(text), dtype=np.uint64)
     for row in np.flatnonzero(sources >= 0):
-        hashes[row] = xxh64_intdigest(labels[row].data, seed=xxh64_intdigest(tokens[row].data))
+        hashes[row] = xxh64_intdigest(text[row].data)
+        if is_target is not None and not is_target[row].all():
+            hashes[row] = xxh64_intdigest(is_target[row].data, seed=int(hashes[row]))
     return hashes

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from llmkit.batch import IGNORE, Batch
-from llmkit.data.blocks import document_numbers
+from llmkit.batch import Rows
 from llmkit.data.prepared import Prepared
 from llmkit.data.shards.reader import ShardReader
 
@@ -20,10 +19,10 @@ class HeldOut:
     """The held-out rows of all sources, one source after the other; may be iterated again and again.
 
     Row g is read by the rank g % world_size. All batches have the shape (batch_rows, sequence_length) and
-    all ranks as many of them; what does not fill a row or a batch is ignored (labels IGNORE).
+    all ranks as many of them; what does not fill a row or a batch is no target.
 
     text_bytes: UTF-8 bytes of all the held-out documents, over all ranks, for bits per byte.
-    targets: labels other than IGNORE, over all ranks.
+    targets: how many, over all ranks.
     """
 
     def __init__(self, prepared: Prepared, batch_rows: int, rank: int = 0, world_size: int = 1) -> None:
@@ -44,26 +43,22 @@ class HeldOut:
         """Batches of each rank."""
         return -(-len(self._rows) // (self._world * self._batch_rows))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Rows]:
         length, tokenizer = self._prepared.sequence_length, self._prepared.tokenizer
         for batch in range(len(self)):
-            tokens = np.full((self._batch_rows, length), tokenizer.end_of_text_id, dtype=np.int32)
-            labels = np.full((self._batch_rows, length), IGNORE, dtype=np.int32)
+            text = np.full((self._batch_rows, length + 1), tokenizer.end_of_text_id, dtype=np.int32)
+            is_target = np.zeros((self._batch_rows, length), dtype=bool)
             mine = range(batch * self._batch_rows, (batch + 1) * self._batch_rows)
             for place, number in enumerate(self._rank + self._world * k for k in mine):
                 if number >= len(self._rows):
                     break
                 reader, start = self._rows[number]
                 stop = min(start + length + 1, reader.tokens)
-                text, is_target = reader.read(start, stop), reader.read_targets(start, stop)
-                tokens[place, : text.size - 1] = text[:-1]
-                labels[place, : text.size - 1] = text[1:]
-                if is_target is not None:
-                    labels[place, : text.size - 1][~is_target[1:]] = IGNORE
-            documents = None
-            if self._prepared.document_masks:
-                documents = torch.from_numpy(document_numbers(tokens, tokenizer.end_of_text_id))
-            yield Batch(torch.from_numpy(tokens), torch.from_numpy(labels), documents)
+                known = reader.read_targets(start, stop)
+                text[place, : stop - start] = reader.read(start, stop)
+                is_target[place, : stop - start - 1] = True if known is None else known[1:]
+            boundary = tokenizer.end_of_text_id if self._prepared.document_masks else None
+            yield Rows(torch.from_numpy(text), torch.from_numpy(is_target), boundary)
 
 
 def _count_targets(reader: ShardReader) -> int:

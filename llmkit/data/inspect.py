@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,14 @@ def wants_color(color: Color) -> bool:
     if color == "auto":
         return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return color == "always"
+
+
+def inspect_command(config: Config, prepared: Prepared, count: int, color: Color) -> None:
+    """`llmkit data inspect`: prints `inspect`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
+        sys.stdout.reconfigure(errors="replace")
+    for line in inspect(config, prepared, count, color):
+        print(line)
 
 
 def inspect(config: Config, prepared: Prepared, count: int, color: Color) -> Iterator[str]:

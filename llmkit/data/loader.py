@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh64_intdigest
 
-from llmkit.batch import Batch
+from llmkit.batch import Rows
 from llmkit.config import schema
 from llmkit.data.blocks import BlockMaker, RowsOfBlock
 from llmkit.data.curriculum import Curriculum, Supply, check_supply
@@ -47,14 +47,14 @@ class Step:
     """One rank's part of a global batch.
 
     micro_batches: all of the same shape (micro_batch_size, sequence_length), on the host; as many on
-    every rank. own_targets: labels other than IGNORE in them. targets: those of the global batch, over all
+    every rank. own_targets: targets in them. targets: those of the global batch, over all
     ranks; None where it takes all ranks to know, because sources have tokens that are no targets. rows:
     rows of the global batch. first: position of the first of them. sources: (micro-batches,
     micro_batch_size), the source each row is from, -1 for a row that only fills. hashes: (rows of this
     rank,) xxh64 of tokens and labels, if asked for.
     """
 
-    micro_batches: list[Batch]
+    micro_batches: list[Rows]
     own_targets: int
     targets: int | None
     rows: int
@@ -100,6 +100,7 @@ class TrainLoader:
         self._prepared, self._config, self._seed = prepared, config, seed
         self._batch_rows, self._micro = batch_rows, micro_batch_size
         self._rank, self._world, self._hash_rows, self._workers = rank, world_size, hash_rows, workers
+        self._boundary = prepared.tokenizer.end_of_text_id if config.document_masks else None
         self._names = [source.name for source in prepared.train]
         self._curriculum = Curriculum.of(config, self._names)
         self._ahead: Prefetch[RowsOfBlock] | None = None
@@ -252,8 +253,8 @@ class TrainLoader:
             parts = []
             for first in range(step * rows, (step + 1) * rows, self._micro):
                 part = slice(first, first + self._micro)
-                documents = None if block.documents is None else block.documents[part]
-                parts.append(Batch(block.tokens[part], block.labels[part], documents))
+                is_target = None if block.is_target is None else block.is_target[part]
+                parts.append(Rows(block.text[part], is_target, self._boundary))
             own = int(block.targets[step])
             everything = None if block.has_masks else self._batch_rows * self._config.sequence_length
             for source, lane, cursor in block.cursors[step]:

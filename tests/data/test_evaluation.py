@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from llmkit.batch import IGNORE
+from llmkit.batch import IGNORE, Batch
 from llmkit.config import schema
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.prepared import Prepared
 
 Build = Callable[..., tuple[Prepared, schema.Data]]
 T = 16
+
+
+def made(rows: HeldOut) -> list[Batch]:
+    """The batches that a model gets."""
+    return [each.to(torch.device("cpu")) for each in rows]
 
 
 def streams(prepared: Prepared) -> list[list[int]]:
@@ -22,7 +27,7 @@ def streams(prepared: Prepared) -> list[list[int]]:
 @pytest.mark.parametrize("batch_rows", [1, 3, 64])
 def test_every_held_out_token_is_a_target_once_and_in_order(prepared_bytes: Build, batch_rows: int) -> None:
     prepared, _ = prepared_bytes()
-    batches = list(HeldOut(prepared, batch_rows))
+    batches = made(HeldOut(prepared, batch_rows))
     labels = torch.cat([batch.labels for batch in batches]).ravel()
     wanted = [token for stream in streams(prepared) for token in stream[1:]]
     assert labels[labels != IGNORE].tolist() == wanted
@@ -30,7 +35,7 @@ def test_every_held_out_token_is_a_target_once_and_in_order(prepared_bytes: Buil
 
 def test_inputs_are_the_tokens_before_the_targets(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes()
-    batches = list(HeldOut(prepared, 4))
+    batches = made(HeldOut(prepared, 4))
     tokens = torch.cat([batch.tokens for batch in batches]).ravel()
     labels = torch.cat([batch.labels for batch in batches]).ravel()
     wanted = [token for stream in streams(prepared) for token in stream[:-1]]
@@ -46,24 +51,24 @@ def test_a_stream_opens_with_end_of_text_and_ends_with_it_as_a_target(prepared_b
 def test_all_batches_have_one_shape_and_type(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes()
     heldout = HeldOut(prepared, 7)
-    batches = list(heldout)
+    batches = made(heldout)
     assert len(batches) == len(heldout)
-    assert {(batch.tokens.shape, batch.tokens.dtype) for batch in batches} == {((7, T), torch.int32)}
-    assert {(batch.labels.shape, batch.labels.dtype) for batch in batches} == {((7, T), torch.int32)}
+    assert {(batch.tokens.shape, batch.tokens.dtype) for batch in batches} == {((7, T), torch.int64)}
+    assert {(batch.labels.shape, batch.labels.dtype) for batch in batches} == {((7, T), torch.int64)}
 
 
 def test_sources_do_not_share_a_row(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes()
     first = -(-(prepared.heldout[0].reader.tokens - 1) // T)  # rows of the first source
-    rows = torch.cat([batch.tokens for batch in HeldOut(prepared, 1)])
+    rows = torch.cat([batch.tokens for batch in made(HeldOut(prepared, 1))])
     assert rows[first].tolist() == streams(prepared)[1][:T]
 
 
 @pytest.mark.parametrize("world", [2, 3, 100])
 def test_ranks_share_the_rows_and_have_as_many_batches(prepared_bytes: Build, world: int) -> None:
     prepared, _ = prepared_bytes()
-    alone = torch.cat([batch.labels for batch in HeldOut(prepared, 1)])
-    parts = [list(HeldOut(prepared, 2, rank, world)) for rank in range(world)]
+    alone = torch.cat([batch.labels for batch in made(HeldOut(prepared, 1))])
+    parts = [made(HeldOut(prepared, 2, rank, world)) for rank in range(world)]
     assert len({len(part) for part in parts}) == 1
     rows = [torch.cat([batch.labels for batch in part]) for part in parts]
     together = torch.stack(rows, dim=1).reshape(-1, T)  # row g is row g // world of rank g % world
@@ -74,7 +79,7 @@ def test_ranks_share_the_rows_and_have_as_many_batches(prepared_bytes: Build, wo
 def test_it_can_be_read_again(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes()
     heldout = HeldOut(prepared, 4)
-    assert all(torch.equal(a.labels, b.labels) for a, b in zip(heldout, heldout, strict=True))
+    assert all(torch.equal(a.labels, b.labels) for a, b in zip(made(heldout), made(heldout), strict=True))
 
 
 def test_totals_are_those_of_all_ranks(prepared_bytes: Build) -> None:
@@ -90,7 +95,7 @@ def test_totals_are_those_of_all_ranks(prepared_bytes: Build) -> None:
 
 def test_document_masks_number_the_documents_of_each_row(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes(document_masks=True)
-    for batch in HeldOut(prepared, 4):
+    for batch in made(HeldOut(prepared, 4)):
         assert batch.documents is not None
         wanted = (batch.tokens == prepared.tokenizer.end_of_text_id).cumsum(1)
         assert np.array_equal(batch.documents.numpy(), wanted.numpy())
@@ -98,4 +103,4 @@ def test_document_masks_number_the_documents_of_each_row(prepared_bytes: Build) 
 
 def test_nothing_held_out_gives_no_batches(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes(heldout_every=0)
-    assert (len(HeldOut(prepared, 4)), list(HeldOut(prepared, 4))) == (0, [])
+    assert (len(HeldOut(prepared, 4)), made(HeldOut(prepared, 4))) == (0, [])

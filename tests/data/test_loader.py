@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from llmkit.batch import IGNORE
 from llmkit.config import schema
 from llmkit.data import blocks as module
-from llmkit.data.blocks import document_numbers
 from llmkit.data.loader import Step, TrainLoader
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared
@@ -30,6 +29,9 @@ def two(**changes: Any) -> tuple[Any, schema.Data]:
     return toy({"large": ToyRows(4000), "small": ToyRows(900, 10_000)}, {"large": 3.0}, **changes)
 
 
+CPU = torch.device("cpu")
+
+
 def take(loader: TrainLoader, count: int) -> list[Step]:
     with loader:
         return list(itertools.islice(loader, count))
@@ -39,7 +41,7 @@ def real_rows(step: Step) -> list[tuple[int, list[int], list[int]]]:
     """(source, inputs, labels) of a rank's rows that do not only fill."""
     rows: Iterator[Any] = (
         (int(source), tokens.tolist(), labels.tolist())
-        for batch, sources in zip(step.micro_batches, step.sources, strict=True)
+        for batch, sources in zip((rows.to(CPU) for rows in step.micro_batches), step.sources, strict=True)
         for tokens, labels, source in zip(batch.tokens, batch.labels, sources, strict=True)
     )
     return [row for row in rows if row[0] >= 0]
@@ -134,22 +136,23 @@ def test_ranks_with_fewer_rows_fill_up_with_rows_without_targets() -> None:
     for s in range(4):
         parts = [steps[rank][s] for rank in range(3)]
         assert {len(part.micro_batches) for part in parts} == {2}  # 3 rows in micro-batches of 2
-        labels = torch.cat([batch.labels for part in parts for batch in part.micro_batches])
+        labels = torch.cat([rows.to(CPU).labels for part in parts for rows in part.micro_batches])
         assert {part.targets for part in parts} == {7 * T} == {int((labels != IGNORE).sum())}
         assert sum(part.own_targets for part in parts) == 7 * T
         assert {part.rows for part in parts} == {7}
         for part in parts:
             filled = torch.from_numpy(part.sources.ravel() < 0)
-            assert torch.equal(filled, (torch.cat([b.labels for b in part.micro_batches]) == IGNORE).all(1))
-            assert {batch.tokens.shape for batch in part.micro_batches} == {(2, T)}
+            own = torch.cat([rows.to(CPU).labels for rows in part.micro_batches])
+            assert torch.equal(filled, (own == IGNORE).all(1))
+            assert {rows.text.shape for rows in part.micro_batches} == {(2, T + 1)}
 
 
 def test_tokens_that_are_no_targets_are_ignored_and_each_rank_counts_its_own() -> None:
     prepared, config = toy({"a": ToyRows(500, masked=3), "b": ToyRows(500, 1000)})
     for step in take(TrainLoader(prepared, config, SEED, 8, 4, 0, 2), 3):
         assert step.targets is None
-        labels = torch.cat([batch.labels for batch in step.micro_batches])
-        tokens = torch.cat([batch.tokens for batch in step.micro_batches])
+        labels = torch.cat([rows.to(CPU).labels for rows in step.micro_batches])
+        tokens = torch.cat([rows.to(CPU).tokens for rows in step.micro_batches])
         following = tokens + 1  # the streams count
         ignored = (following % 3 == 0) & (torch.from_numpy(step.sources.ravel()) == 0)[:, None]
         assert torch.equal(labels, torch.where(ignored, IGNORE, following))
@@ -160,29 +163,16 @@ def test_tokens_that_are_no_targets_are_ignored_and_each_rank_counts_its_own() -
 def test_batches_are_small_on_the_way_and_what_the_model_takes_there(document_masks: bool) -> None:
     prepared, config = two(document_masks=document_masks)
     step = take(TrainLoader(prepared, config, SEED, 4, 2), 1)[0]
-    for batch in step.micro_batches:
-        assert (batch.tokens.dtype, batch.labels.dtype) == (torch.int32, torch.int32)
-        assert batch.tokens.is_contiguous()
-        assert batch.labels.is_contiguous()
-        there = batch.to(torch.device("cpu"))
-        assert (there.tokens.dtype, there.labels.dtype) == (torch.int64, torch.int64)
-        assert torch.equal(there.labels, batch.labels.long())
-        if document_masks:
-            assert batch.documents is not None
-            assert batch.documents.dtype == torch.int32
-        else:
-            assert batch.documents is None
+    for rows in step.micro_batches:
+        assert (rows.text.dtype, rows.is_target) == (torch.int32, None)
+        assert rows.text.is_contiguous()
+        assert (rows.to(CPU).documents is not None) == document_masks
     assert step.sources.shape == (2, 2)
-
-
-def test_end_of_text_opens_the_next_document() -> None:
-    tokens = np.array([[9, 0, 5, 5, 0, 0, 7], [0, 1, 1, 1, 1, 1, 0]])
-    assert document_numbers(tokens, 0).tolist() == [[0, 1, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
 
 
 def test_document_numbers_of_a_batch_follow_its_end_of_text_tokens(prepared_bytes: Build) -> None:
     prepared, config = prepared_bytes(document_masks=True)
-    batch = take(TrainLoader(prepared, config, SEED, 4, 4), 1)[0].micro_batches[0]
+    batch = take(TrainLoader(prepared, config, SEED, 4, 4), 1)[0].micro_batches[0].to(CPU)
     wanted = (batch.tokens == prepared.tokenizer.end_of_text_id).cumsum(1)
     assert batch.documents is not None
     assert torch.equal(batch.documents.long(), wanted)
@@ -362,4 +352,4 @@ def test_close_stops_reading_ahead() -> None:
 def test_batches_lie_in_pinned_memory_where_there_is_a_gpu() -> None:
     prepared, config = two(document_masks=True)
     steps = take(TrainLoader(prepared, config, SEED, 6, 2), 3)
-    assert all(t is not None and t.is_pinned() for batch in steps[-1].micro_batches for t in batch)
+    assert all(rows.text.is_pinned() for rows in steps[-1].micro_batches)

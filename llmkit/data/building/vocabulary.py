@@ -21,7 +21,7 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_json
 
-VERSION = 2
+VERSION = 3
 """Changes with anything that makes the same settings give another tokenizer."""
 TOKENIZER_TEXT = 1 << 28
 """Characters that a tokenizer is trained on, over all sources."""

@@ -34,15 +34,16 @@ class Lane:
         self._source, self._lane = source, lane
         self._where = f"source {source.name}: lane {lane} of {source.lanes}"
         self._start = Cursor() if cursor is None else Cursor.of(cursor, self._where)
-        if self._start.place >= len(source.lane_units[lane]):
+        if self._start != Cursor() and self._start.place >= len(source.lane_units[lane]):
             raise UserError(f"{self._where}: the checkpoint's cursor does not fit the files of the source")
         self._windows = Windows(source, lane, self._start)
         self._window: Window | None = None
         self._encoded = 0  # items of the window that were tokenized
         self._begun = 0  # items of the window that were begun
-        self._document = NOTHING  # with its end-of-text
+        self._document = NOTHING  # without the end-of-text that follows it
         self._is_target: np.ndarray | None = None
-        self._at = 0  # tokens of the document that are in rows
+        self._end_is_target = True
+        self._at = 1  # tokens of the document that are in rows, end-of-text included
         self._end_of_text = source.encoder.tokenizer.end_of_text_id
         self._last = self._end_of_text
         self._left_out: Counter[str] = Counter()
@@ -61,17 +62,23 @@ class Lane:
         tokens[0] = self._last
         filled = 1
         while filled <= length:
-            if self._at == self._document.size:
+            if self._at > self._document.size:
                 self._begin_document()
-            count = min(length + 1 - filled, self._document.size - self._at)
-            part, place = slice(self._at, self._at + count), slice(filled, filled + count)
-            tokens[place] = self._document[part]
-            if self._is_target is not None:
-                if targets is None:
-                    targets = np.ones(length + 1, dtype=bool)
-                targets[place] = self._is_target[part]
+            begin, start = filled, self._at
+            count = min(length + 1 - filled, self._document.size - start)
+            tokens[begin : begin + count] = self._document[start : start + count]
             filled += count
             self._at += count
+            if self._is_target is not None and targets is None:
+                targets = np.ones(length + 1, dtype=bool)
+            if self._is_target is not None and targets is not None:
+                targets[begin : begin + count] = self._is_target[start : start + count]
+            if self._at == self._document.size and filled <= length:
+                tokens[filled] = self._end_of_text
+                if targets is not None:
+                    targets[filled] = self._end_is_target
+                filled += 1
+                self._at += 1
         self._last = int(tokens[length])
         left_out, self._left_out = dict(self._left_out), Counter()
         notes, self._windows.notes = tuple(self._windows.notes), []
@@ -92,7 +99,7 @@ class Lane:
     def _cursor(self) -> Cursor:
         window = self._window
         assert window is not None
-        whole = self._at == self._document.size
+        whole = self._at > self._document.size
         begun, token = (self._begun, 0) if whole else (self._begun - 1, self._at)
         return Cursor(window.epoch, window.place, window.first, window.hint, begun, token)
 
@@ -108,7 +115,7 @@ class Lane:
             if fits:
                 self._begin_document()
                 self._left_out.clear()  # the rows before have told
-                fits = self._begun == start.begun + 1 and start.token < self._document.size
+                fits = self._begun == start.begun + 1 and start.token <= self._document.size
         if not fits:
             raise UserError(f"{self._where}: the checkpoint's cursor does not fit the files of the source")
         if start.token:
@@ -136,20 +143,12 @@ class Lane:
                 if item.mended:
                     self._left_out[MENDED] += 1
                 self._windows.usable = True
-                self._take(content)
+                self._document, self._at = content.tokens, 0
+                self._end_is_target = content.end_is_target
+                self._is_target = content.targets
+                if self._is_target is None and not content.end_is_target:
+                    self._is_target = np.ones(content.tokens.size, dtype=bool)
                 return
-
-    def _take(self, document: Encoded) -> None:
-        count = document.tokens.size
-        self._document = np.empty(count + 1, dtype=np.int32)
-        self._document[:count] = document.tokens
-        self._document[count] = self._end_of_text
-        self._at, self._is_target = 0, None
-        if document.targets is not None or not document.end_is_target:
-            self._is_target = np.ones(count + 1, dtype=bool)
-            self._is_target[count] = document.end_is_target
-            if document.targets is not None:
-                self._is_target[:count] = document.targets
 
     def _encode(self, window: Window) -> None:
         """Make tokens of the next items of the window, of one at least."""

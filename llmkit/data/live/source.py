@@ -145,9 +145,9 @@ class LiveSource:
             [list(unit) for unit in self.reader.units],
         ]
 
-    def is_heldout(self, unit: int, number: int) -> bool:
-        """Whether a candidate is for evaluation, so that no row has it."""
-        return unit in self._heldout_units and number in heldout_candidates(self.heldout_every)
+    def heldout_of(self, unit: int) -> range:
+        """Numbers of a unit's candidates that are for evaluation, so that no row has them."""
+        return heldout_candidates(self.heldout_every if unit in self._heldout_units else 0)
 
     @cached_property
     def _heldout_units(self) -> frozenset[int]:

@@ -130,7 +130,7 @@ class Windows:
             files = sorted({source.file_of(unit) for unit in self._order})
             listed = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
             raise UserError(
-                f"{where} is {len(self._order)} parts of {listed or 'no file'}, and there is no document to "
+                f"{where} is {len(self._order)} parts of {listed or 'empty files'}, and there is no document to "
                 "train on; give the source more text, or lower data.lanes"
             )
         self._epoch, self._place, self.usable = self._epoch + 1, 0, False
@@ -143,6 +143,8 @@ class Windows:
 
     def _open(self, first: int = 0, hint: int = 0, whole: bool = True) -> None:
         """Begin the unit at hand, at a candidate; `whole`: every candidate of it will be passed on."""
+        if not self._order:
+            self._end_epoch()
         unit = self._order[self._place]
         self._next = first
         if self._folder is not None:
@@ -159,10 +161,9 @@ class Windows:
 
     def _read(self, first: int, hint: int) -> Generator[Item]:
         unit = self._order[self._place]
-        for candidate in self._source.reader.read(unit, first, hint):
-            number, record = candidate.number, candidate.record
-            content = None if self._source.is_heldout(unit, number) else record
-            yield Item(number, candidate.hint, _size(record), content, candidate.mended)
+        heldout = self._source.heldout_of(unit)
+        for number, back, record, mended in self._source.reader.read(unit, first, hint):
+            yield Item(number, back, _size(record), None if number in heldout else record, mended)
 
     def _shut(self) -> None:
         if self._items is not None:

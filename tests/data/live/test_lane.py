@@ -48,7 +48,7 @@ def stream(source: LiveSource, lane: int) -> tuple[list[int], list[bool], Counte
                 count = min(source.window, len(records) - first)
                 for place in source.window_order(count, lane, epoch, unit, first):
                     record = records[first + place]
-                    if source.is_heldout(unit, first + place):
+                    if first + place in source.heldout_of(unit):
                         continue
                     if isinstance(record, LeftOut) or record == Text(REFUSE):
                         left_out[record.reason if isinstance(record, LeftOut) else REFUSED] += 1
@@ -193,6 +193,11 @@ def test_a_lane_without_a_document_is_the_users_mistake(documents: list[list[Any
     source = live(documents, heldout_every=1 if documents == [["ab"] * 2] else 0)
     with pytest.raises(UserError, match=r"source toy: lane 0 of 1 .*0\.jsonl.*no document to train on"):
         Lane(source, 0).next_row()
+
+
+def test_a_source_of_empty_files_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"source toy: lane 0 of 1 .*empty files.*no document to train on"):
+        Lane(live([]), 0).next_row()
 
 
 def test_what_is_left_out_is_told_with_the_row_that_follows() -> None:
