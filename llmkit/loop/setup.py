@@ -267,9 +267,7 @@ def _remarks(
             yield f"changed since the checkpoint: precision {before} -> {precision}"
     for index, stage in enumerate(config.data.curriculum):
         if progress.max_steps is not None and stage.step > progress.max_steps:
-            yield (
-                f"data.curriculum.{index}.step {stage.step} lies behind the {progress.max_steps} steps of the run"
-            )
+            yield f"data.curriculum.{index}.step {stage.step} comes after the end of the run"
     if progress.max_steps is not None and config.schedule.warmup_steps >= progress.max_steps:
         yield (
             f"schedule.warmup_steps {config.schedule.warmup_steps} is not less than the "

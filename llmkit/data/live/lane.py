@@ -108,14 +108,14 @@ class Lane:
         self._begin_window(window)
         if start.begun == start.token == 0:
             return
-        fits = (window.place, window.first) == (start.place, start.first) and start.begun <= len(window.items)
+        fits = (window.epoch, window.place, window.first) == start[:3]
+        fits = fits and start.begun + (start.token > 0) <= len(window.items)
         self._begun = self._encoded = start.begun
         if fits and start.token:
-            fits = start.begun < len(window.items)
-            if fits:
-                self._begin_document()
-                self._left_out.clear()  # the rows before have told
-                fits = self._begun == start.begun + 1 and start.token <= self._document.size
+            self._begin_document()
+            self._left_out.clear()  # the rows before have told
+            fits = self._window is window and self._begun == start.begun + 1
+            fits = fits and start.token <= self._document.size
         if not fits:
             raise UserError(f"{self._where}: the checkpoint's cursor does not fit the files of the source")
         if start.token:

@@ -41,6 +41,7 @@ class Windows:
         self.usable = start != Cursor()
         self.notes: list[str] = []
         self._source, self._lane, self._start = source, lane, start
+        self._where = f"lane {lane} of {source.lanes}"
         self._epoch, self._place = start.epoch, start.place
         self._order = source.unit_order(lane, start.epoch)
         self._folder = source.cache_folder
@@ -57,6 +58,7 @@ class Windows:
         """
         try:
             if self._items is None:
+                self._check_epoch()
                 self._open(self._start.first, self._start.hint, whole=self._start == Cursor())
             while not (items := self._take()):
                 self._end_unit()
@@ -125,21 +127,25 @@ class Windows:
             self._end_epoch()
 
     def _end_epoch(self) -> None:
-        source, where = self._source, f"lane {self._lane} of {self._source.lanes}"
+        source = self._source
         if not self.usable:
             files = sorted({source.file_of(unit) for unit in self._order})
             listed = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
             raise UserError(
-                f"{where} is {len(self._order)} parts of {listed or 'empty files'}, and there is no document to "
-                "train on; give the source more text, or lower data.lanes"
+                f"{self._where} is {len(self._order)} parts of {listed or 'empty files'}, and there is no document "
+                "to train on; give the source more text, or lower data.lanes"
             )
         self._epoch, self._place, self.usable = self._epoch + 1, 0, False
-        if source.max_epochs is not None and self._epoch >= source.max_epochs:
-            raise RunFault(
-                f"{where} has run dry: it was read {self._epoch} times, as often as the source's max_epochs "
-                "allows; raise it, lower the source's weight, or train for fewer steps"
-            )
+        self._check_epoch()
         self._order = source.unit_order(self._lane, self._epoch)
+
+    def _check_epoch(self) -> None:
+        most = self._source.max_epochs
+        if most is not None and self._epoch >= most:
+            raise RunFault(
+                f"{self._where} has run dry: it was read {self._epoch} times, and max_epochs of the source is "
+                f"{most}; raise it, lower the source's weight, or train for fewer steps"
+            )
 
     def _open(self, first: int = 0, hint: int = 0, whole: bool = True) -> None:
         """Begin the unit at hand, at a candidate; `whole`: every candidate of it will be passed on."""

@@ -169,6 +169,8 @@ class Worker:
     @property
     def activity(self) -> str:
         """Source, lane and file of the row that is being made."""
+        if not self._asked:
+            return "the live sources"
         place, lane = key = self._asked[0]
         source, cursor = self._sources[place], self._cursors[key]
         at = Cursor() if cursor is None else Cursor.of(cursor, source.name)

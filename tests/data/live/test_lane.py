@@ -188,6 +188,13 @@ def test_a_lane_that_was_read_max_epochs_times_has_run_dry() -> None:
         lane.next_row()
 
 
+def test_a_lane_is_dry_from_a_cursor_behind_max_epochs() -> None:
+    with pytest.raises(
+        RunFault, match=r"has run dry: it was read 4 times, and max_epochs of the source is 2"
+    ):
+        Lane(live([["abc", "def"]], max_epochs=2), 0, [4, 0, 0, 0, 1, 0]).next_row()
+
+
 @pytest.mark.parametrize("documents", [[[LEFT_OUT] * 3], [[REFUSE]], [[]], [["ab"] * 2]])
 def test_a_lane_without_a_document_is_the_users_mistake(documents: list[list[Any]]) -> None:
     source = live(documents, heldout_every=1 if documents == [["ab"] * 2] else 0)
@@ -249,3 +256,8 @@ def test_a_cursor_that_is_none_is_refused(cursor: Any) -> None:
 def test_a_cursor_of_other_files_is_refused(cursor: Any) -> None:
     with pytest.raises(UserError, match="cursor does not fit"):
         Lane(live([["abc", "def"]]), 0, cursor).next_row()
+
+
+def test_a_cursor_does_not_fit_where_a_document_is_no_more() -> None:
+    with pytest.raises(UserError, match="cursor does not fit"):
+        Lane(live([[LEFT_OUT, "abc"]], window=1), 0, [0, 0, 0, 0, 0, 2]).next_row()
