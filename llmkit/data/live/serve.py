@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from llmkit.data.live.row import Cursor, Row
 from llmkit.data.live.source import LiveSource
-from llmkit.data.live.worker import LaneKey, LaneMaker, Worker, closed
+from llmkit.data.live.worker import LaneKey, LaneMaker, Worker, closed, without_main_script
 
 CLOSE_SECONDS = 2.0
 """What still hangs in reading a file after so long is left to hang."""
@@ -43,7 +43,7 @@ class LaneServer:
         keys, workers = list(lanes), min(workers, len(lanes))
         parts = [{key: lanes[key] for key in keys[number::workers]} for number in range(workers)]
         # A start ends when the process takes what it is given: let them all come up at the same time.
-        with ThreadPoolExecutor(max(1, workers)) as pool:
+        with without_main_script(), ThreadPoolExecutor(max(1, workers)) as pool:
             started = [pool.submit(Worker, sources, part, stall_seconds, self._closing) for part in parts]
         self._makers += [one.result() for one in started if one.exception() is None]
         if len(self._makers) < workers:

@@ -132,8 +132,8 @@ class Windows:
             files = sorted({source.file_of(unit) for unit in self._order})
             listed = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
             raise UserError(
-                f"{self._where} is {len(self._order)} parts of {listed or 'empty files'}, and there is no document "
-                "to train on; give the source more text, or lower data.lanes"
+                f"{self._where} is {len(self._order)} parts of {listed or 'empty files'}, and there is no "
+                "document to train on; give the source more text, or lower data.lanes"
             )
         self._epoch, self._place, self.usable = self._epoch + 1, 0, False
         self._check_epoch()
@@ -143,8 +143,8 @@ class Windows:
         most = self._source.max_epochs
         if most is not None and self._epoch >= most:
             raise RunFault(
-                f"{self._where} has run dry: it was read {self._epoch} times, and max_epochs of the source is "
-                f"{most}; raise it, lower the source's weight, or train for fewer steps"
+                f"{self._where} has run dry: it was read {self._epoch} times, and max_epochs of the source "
+                f"is {most}; raise it, lower the source's weight, or train for fewer steps"
             )
 
     def _open(self, first: int = 0, hint: int = 0, whole: bool = True) -> None:

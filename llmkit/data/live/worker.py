@@ -12,6 +12,7 @@ import os
 import queue
 import resource
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 
 from pydantic import JsonValue
 
@@ -178,6 +180,20 @@ class Worker:
             answer = unpack(self._last[key], wanted=False)
             at = Cursor(*answer.cursor) if isinstance(answer, Row) else at
         return source.reading(lane, source.unit_order(lane, at.epoch)[at.place])
+
+
+@contextlib.contextmanager
+def without_main_script() -> Iterator[None]:
+    """Processes that are started in here do not run the main script once more.
+
+    They need nothing of it, and it may import torch, or do all its work, at once.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

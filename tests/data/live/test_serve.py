@@ -141,18 +141,18 @@ def test_a_server_tells_what_it_reads_and_can_be_closed_while_that_hangs(
 SCRIPT = """
 import os, signal, sys
 from llmkit.data.live.serve import LaneServer
-from tests.data.live.fakes import live, TELL_TORCH
+from tests.data.live.fakes import TELL_TORCH, live
 
-if __name__ == "__main__":
-    server = LaneServer({0: live([[TELL_TORCH]])}, {(0, 0): None}, 1, 100.0)
-    row, = server.take(0, 0, [True])
-    worker = server._makers[0]._process.pid
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        os.kill(worker, number)
-    rows = server.take(0, 0, [True] * 20)
-    print(worker, int(row.tokens[1]), len(rows), flush=True)
-    sys.stdin.readline()
+server = LaneServer({0: live([[TELL_TORCH]])}, {(0, 0): None}, 1, 100.0)
+row, = server.take(0, 0, [True])
+worker = server._makers[0]._process.pid
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    os.kill(worker, number)
+rows = server.take(0, 0, [True] * 20)
+print(worker, int(row.tokens[1]), len(rows), flush=True)
+sys.stdin.readline()
 """
+"""Without a guard: were it run once more in its worker, that would start another one."""
 
 
 def test_workers_outlive_the_jobs_signals_and_end_with_their_parent(tmp_path: Path) -> None:
