@@ -71,7 +71,7 @@ class BlockMaker:
     """Gathers the rows of one rank, some steps at a time.
 
     cursors: where the lanes of each live source stand; None for other sources. The rest as in
-    `llmkit.data.loader.TrainLoader`. activity: what is being read, for messages.
+    `llmkit.data.loader.TrainLoader`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class BlockMaker:
         hash_rows: bool,
         workers: int,
     ) -> None:
-        self.activity = "the order of the rows"
+        self._reading: str | None = "the order of the rows"  # None = whatever the server of lanes does
         self._sources, self._length = prepared.train, config.sequence_length
         self._end_of_text = prepared.tokenizer.end_of_text_id
         self._order, self._batch_rows, self._rank, self._world = order, batch_rows, rank, world_size
@@ -112,6 +112,11 @@ class BlockMaker:
             if isinstance(source.rows, LiveSource)
         }
         return LaneServer(sources, served, self._workers, config.stall_seconds)
+
+    @property
+    def activity(self) -> str:
+        """What is being read."""
+        return self._reading or (self._server.activity if self._server is not None else "the data")
 
     def close(self) -> None:
         """End the processes that tokenize, if there are any."""
@@ -197,7 +202,7 @@ class BlockMaker:
         """Rows of a source whose rows are numbered, into their places."""
         source = self._sources[place]
         assert not isinstance(source.rows, LiveSource), place
-        self.activity = f"source {source.name}"
+        self._reading = f"source {source.name}"
         index = plan.rows.ravel()[here]
         if source.max_epochs is not None and plan.epochs.ravel()[here].max() >= source.max_epochs:
             raise RunFault(
@@ -225,7 +230,7 @@ class BlockMaker:
     ) -> None:
         """Rows of a live source, into their places; where its lanes stand after each step."""
         assert self._server is not None
-        self.activity = f"source {self._sources[place].name}"
+        self._reading = None
         slots = np.flatnonzero(plan.sources.ravel() == place)
         slot_of = dict(zip(plan.positions.ravel()[slots].tolist(), slots.tolist(), strict=True))
         for demand in demands(plan.live[place], self._lanes[place], self._rank, self._world):

@@ -141,26 +141,28 @@ class TrainLoader:
     def __next__(self) -> Step:
         step = next(self._steps, None)
         if step is None:
-            if self._ahead is None:
-                self._ahead = self._start()
-            self._steps = self._cut(next(self._ahead))
+            self._steps = self._cut(next(self.start()))
             step = next(self._steps)
         self.position += self._batch_rows
         self._steps_done += 1
         return step
 
-    def _start(self) -> Prefetch[RowsOfBlock]:
+    def start(self) -> Prefetch[RowsOfBlock]:
+        """Begin to read ahead, unless that was done: processes that tokenize take a moment to start."""
+        if self._ahead is not None:
+            return self._ahead
         maker = self._maker = BlockMaker(
             self._prepared, self._config, self._order, self._cursors,
             batch_rows=self._batch_rows, micro_batch_size=self._micro,
             rank=self._rank, world_size=self._world, hash_rows=self._hash_rows, workers=self._workers,
         )  # fmt: skip
-        return Prefetch(
+        self._ahead = Prefetch(
             maker.blocks(self.position),
             BLOCKS_AHEAD,
             stall_seconds=self._config.stall_seconds,
             activity=lambda: maker.activity,
         )
+        return self._ahead
 
     def check_supply(self, max_steps: int) -> None:
         """Raises UserError if a source with `max_epochs` runs dry before the step `max_steps`.
@@ -232,10 +234,10 @@ class TrainLoader:
 
     def close(self) -> None:
         """Stop reading ahead."""
+        if self._maker is not None:
+            self._maker.close()  # first: the thread that reads ahead may wait for it
         if self._ahead is not None:
             self._ahead.close()
-        if self._maker is not None:
-            self._maker.close()
 
     def __enter__(self) -> TrainLoader:
         return self

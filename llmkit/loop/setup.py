@@ -201,6 +201,7 @@ def _loader(
         changes = loader.load_state(checkpoint.state["data"], progress.step, allowed)
     if progress.max_steps is not None:
         loader.check_supply(progress.max_steps)
+    loader.start()
     return loader, changes
 
 

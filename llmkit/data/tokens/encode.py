@@ -23,8 +23,8 @@ class Encoded(NamedTuple):
     """The ids of a record.
 
     tokens: (count,) int32, without end-of-text. targets: (count,) bool, which of them the loss counts; None =
-    all. text_bytes: UTF-8 bytes of the text they stand for, the untargeted part too. end_is_target: whether
-    the end-of-text that will follow is one.
+    all. text_bytes: UTF-8 bytes of the text that is to be learned, by which bits per byte are counted.
+    end_is_target: whether the end-of-text that will follow is one.
     """
 
     tokens: np.ndarray
@@ -103,7 +103,8 @@ class RecordEncoder:
         tokens, targets = self.tokenizer.encode_spans(text, spans, controls)
         if not targets.any():
             return LeftOut(NO_TARGETS, "no token of the record is to be learned")
-        return Encoded(tokens, targets, _utf8_size(text), bool(targets[-1]))
+        learned = sum(_utf8_size(text[start:end]) for start, end in spans)
+        return Encoded(tokens, targets, learned, bool(targets[-1]))
 
     def _checked(self, given: np.ndarray, number: int, place: Callable[[int], str]) -> np.ndarray:
         wrong = given[(given < 0) | (given >= self.tokenizer.vocab_size)]

@@ -30,6 +30,9 @@ GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 """What the library's ByteLevel pre-tokenizer cuts by (Radford et al. 2019)."""
 
 
+_NOTHING = np.zeros(0, dtype=np.int32)
+
+
 class NotFastError(Exception):
     """The fast encoder cannot stand in; the message says why."""
 
@@ -43,26 +46,40 @@ class FastEncoder:
     def __init__(self, encoding: Encoding, ids: np.ndarray, lengths: np.ndarray) -> None:
         self._encoding, self._ids, self._lengths = encoding, ids, lengths
 
-    def encode(self, text: str) -> np.ndarray | None:
-        """Ids of a text, (count,) int32; None where the other encoder has to do it.
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+        """Ids of each text, (count,) int32; None where the other encoder has to do it.
 
         Raises UnicodeEncodeError for a lone surrogate.
         """
+        given = [self._ranks(text) for text in texts]
+        known = [ranks for ranks in given if ranks is not None]
+        # All texts at once: for one alone numpy's calls take a tenth of the time.
+        together = np.concatenate(known) if known else _NOTHING
+        ids, ends = self._ids.take(together), np.concatenate(([0], self._lengths.take(together).cumsum()))
+        found: list[np.ndarray | None] = []
+        start = 0
+        for text, ranks in zip(texts, given, strict=True):
+            if ranks is None:
+                found.append(None)
+                continue
+            end = start + ranks.size
+            size = len(text) if text.isascii() else len(text.encode())
+            # Characters that the pattern does not match are dropped: then bytes are missing.
+            found.append(ids[start:end] if ends[end] - ends[start] == size else None)
+            start = end
+        return found
+
+    def _ranks(self, text: str) -> np.ndarray | None:
         try:
-            ranks = self._encoding.encode_to_numpy(text, disallowed_special=())
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
             raise
         except ValueError:  # the regex engine ran into its limits
             return None
-        size = len(text) if text.isascii() else len(text.encode())
-        if int(self._lengths[ranks].sum()) != size:  # characters that the pattern does not match are dropped
-            return None
-        return self._ids[ranks]
 
     def check(self, texts: Sequence[str], slow: Callable[[Sequence[str]], list[np.ndarray]]) -> None:
         """Raises NotFastError where the ids of `texts` differ from those of `slow`."""
-        for text, expected in zip(texts, slow(texts), strict=True):
-            got = self.encode(text)
+        for text, got, expected in zip(texts, self.encode(texts), slow(texts), strict=True):
             if got is not None and not np.array_equal(got, expected):
                 raise NotFastError(f"tiktoken gives other ids for {text!r:.60}")
 
@@ -173,6 +190,6 @@ def _check_pattern(pattern: str) -> None:
     slow.pre_tokenizer = pre_tokenizers.Sequence([cut, bytes_only])
     fast = _encoder(pattern, vocabulary, vocabulary)
     for text in pattern_texts():
-        expected, got = slow.encode(text, add_special_tokens=False).ids, fast.encode(text)
+        expected, (got,) = slow.encode(text, add_special_tokens=False).ids, fast.encode([text])
         if got is not None and got.tolist() != expected:
             raise NotFastError("tiktoken's regular expressions cut its pattern's pieces otherwise")

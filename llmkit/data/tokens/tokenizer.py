@@ -271,18 +271,21 @@ class Tokenizer:
     def _encode_share(self, texts: Sequence[str], threads: bool) -> list[np.ndarray]:
         if self._fast is None:
             return self._encode_slowly(texts) if threads else [self._encode_slowly([t])[0] for t in texts]
-        found = ((text, self._quick(text)) for text in texts)
+        found = zip(texts, self._quick(texts), strict=True)
         return [self._encode_slowly([text])[0] if ids is None else ids for text, ids in found]
 
-    def _quick(self, text: str) -> np.ndarray | None:
-        """Ids of a text by the fast encoder; None where it cannot have it."""
+    def _quick(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+        """Ids of each text by the fast encoder; None where it cannot have it."""
         assert self._fast is not None
-        if self._holds_added_token(text):
-            return None
+        plain = [text for text in texts if not self._holds_added_token(text)]
         try:
-            return self._fast.encode(text)
+            ids = self._fast.encode(plain)
         except UnicodeEncodeError as error:
             raise _no_utf8() from error
+        if len(plain) == len(texts):
+            return ids
+        rest = iter(ids)
+        return [None if self._holds_added_token(text) else next(rest) for text in texts]
 
     def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
@@ -297,7 +300,7 @@ class Tokenizer:
             return None
         ids, place = [], 0
         for start, end in [*controls, (len(text), len(text))]:
-            quick = self._quick(text[place:start])
+            (quick,) = self._quick([text[place:start]])
             if quick is None:
                 return None
             ids.append(quick)
@@ -313,8 +316,8 @@ class _BytesEncoder(FastEncoder):
     def __init__(self) -> None:
         pass
 
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
 
 
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -60,7 +60,7 @@ def test_a_pair_is_one_text_and_its_completion_is_learned(
         assert encoded.reason == NO_TARGETS
         return
     assert encoded.tokens.tolist() == encoder.tokenizer.encode(text).tolist()
-    assert encoded.text_bytes == len(text.encode())
+    assert encoded.text_bytes == len(completion.encode())
     assert encoded.targets is not None
     assert encoded.targets.dtype == bool
     assert encoded.end_is_target == encoded.targets[-1] == True  # noqa: E712

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llmkit.config.schema import Source
+from llmkit.data.sources import listing, remote
+from llmkit.data.sources.listing import File, list_files
+from llmkit.data.sources.remote import Patience, RandomFile
+from llmkit.errors import RunFault, UserError
+from tests.data.sources.conftest import make_reader, read_all
+from tests.data.sources.s3_server import S3Server, tag
+
+SECRET = "dummy-secret-of-the-tests"
+CONTENT = random.Random(0).randbytes(3_000_000)
+SLOW_DOWN = (503, "SlowDown")
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
+    """The store that s3:// means, with a bucket named "bucket"."""
+    import s3fs
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    server = S3Server()
+    settings = {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "dummy-key-of-the-tests",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "PATIENCE", Patience(retries=2, first_delay=0.001, stall_seconds=5.0))
+    monkeypatch.setattr(listing.time, "sleep", lambda seconds: None)
+    s3fs.S3FileSystem.clear_instance_cache()  # another test's has another endpoint
+    server.buckets["bucket"] = {}
+    yield server
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.close()
+
+
+@pytest.fixture
+def stored(s3: S3Server) -> File:
+    s3.buckets["bucket"]["a.bin"] = CONTENT
+    return File("s3://bucket/a.bin", len(CONTENT), tag(CONTENT))
+
+
+def found(path: str, kind: Any = "jsonl") -> list[str]:
+    return [file.path.removeprefix("s3://bucket/") for file in list_files(Source(type=kind, path=path), "p")]
+
+
+class TestListing:
+    @pytest.fixture(autouse=True)
+    def tree(self, s3: S3Server) -> None:
+        names = (
+            "dir/b.jsonl",
+            "dir/a.jsonl",
+            "dir/sub/c.jsonl.zst",
+            "dir/.hidden/d.jsonl",
+            "dir/e.txt",
+            "f.jsonl",
+        )
+        s3.buckets["bucket"] = {name: name.encode() for name in names}
+
+    @pytest.mark.parametrize("page", [1, 2, 1000])
+    def test_a_folder_stands_for_the_files_under_it(self, s3: S3Server, page: int) -> None:
+        s3.page = page
+        expected = ["dir/a.jsonl", "dir/b.jsonl", "dir/sub/c.jsonl.zst"]
+        assert found("s3://bucket/dir") == found("s3://bucket/dir/") == found("s3a://bucket/dir") == expected
+        assert found("s3://bucket") == [*expected, "f.jsonl"]
+
+    def test_a_pattern_stands_for_the_files_that_it_matches(self) -> None:
+        assert found("s3://bucket/dir/*.jsonl") == ["dir/a.jsonl", "dir/b.jsonl"]
+        assert found("s3://bucket/**/*.jsonl") == ["dir/a.jsonl", "dir/b.jsonl", "f.jsonl"]
+        assert found("s3://bucket/dir/*.txt", "text") == ["dir/e.txt"]
+
+    def test_a_file_is_known_by_its_size_and_tag(self) -> None:
+        for path in ("s3://bucket/dir/a.jsonl", "s3://bucket/dir/a*"):
+            expected = File("s3://bucket/dir/a.jsonl", len("dir/a.jsonl"), tag(b"dir/a.jsonl"))
+            assert list_files(Source(type="jsonl", path=path), "p") == [expected]
+
+    def test_the_mark_of_a_folder_is_no_file(self, s3: S3Server) -> None:
+        s3.buckets["bucket"] |= {"dir/": b"", "dir/sub/": b""}
+        expected = ["dir/a.jsonl", "dir/b.jsonl", "dir/e.txt", "dir/sub/c.jsonl.zst"]
+        assert found("s3://bucket/dir", "text") == found("s3://bucket/dir/**", "text") == expected
+        assert found("s3://bucket/dir/*", "text") == expected
+
+    @pytest.mark.parametrize(
+        "path", ["gone/*.jsonl", "bucket/gone", "bucket/gone.jsonl", "gone/a.jsonl", "gone"]
+    )
+    def test_what_is_not_there_is_told(self, path: str) -> None:
+        with pytest.raises(UserError, match=rf"p.path: s3://{path.replace('*', '.')} holds no \*.jsonl or "):
+            found(f"s3://{path}")
+
+    @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+    @pytest.mark.parametrize("path", ["dir", "dir/*.jsonl", "dir/a.jsonl"])
+    def test_a_key_that_is_refused_is_told_at_once(self, s3: S3Server, code: str, path: str) -> None:
+        s3.trouble = lambda *request: (403, code)
+        with pytest.raises(
+            UserError, match=rf"p.path: s3://bucket/{path.replace('*', '.')} cannot be listed"
+        ) as failure:
+            found(f"s3://bucket/{path}")
+        assert "PermissionError" in str(failure.value) and "dummy" not in str(failure.value)
+        assert len(s3.requests) == 1
+
+    def test_a_busy_store_is_asked_again(self, s3: S3Server) -> None:
+        s3.trouble = lambda *request: SLOW_DOWN if len(s3.requests) < 3 else None
+        assert found("s3://bucket/f.jsonl") == ["f.jsonl"]
+        s3.trouble = lambda *request: SLOW_DOWN
+        with pytest.raises(UserError, match=r"p.path: s3://bucket/\*.jsonl cannot be listed \(OSError"):
+            found("s3://bucket/*.jsonl")
+
+    def test_without_keys_the_reason_is_told(self, monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(UserError, match=r"cannot be listed \(NoCredentialsError: Unable to locate cred"):
+            found("s3://bucket/dir")
+        assert not s3.requests
+
+    def test_keys_in_an_address_are_refused_and_not_shown(self) -> None:
+        with pytest.raises(UserError, match=r"s3://bucket/a: keys belong in the environment") as failure:
+            found("s3://dummy-key:dummy-secret@bucket/a")
+        assert "dummy" not in str(failure.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_records_are_those_of_the_local_files(tmp_path: Path, s3: S3Server, kind: Any) -> None:
+    for number in range(2):
+        texts = [f"document {number} {i} \u00e9 " * (i % 5 + 1) for i in range(300)]
+        path = tmp_path / f"{number}.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=40)
+        else:
+            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        s3.buckets["bucket"][f"dir/{path.name}"] = path.read_bytes()
+    local = make_reader(Source(type=kind, path=f"{tmp_path}/*.{kind}"), unit_bytes=4000)
+    expected = read_all(local)
+    assert len(expected) == 600
+    # Trouble at every second part: broken, stalled and turned away in turn, each after a few bytes or none.
+    s3.keep = 700
+    s3.trouble = lambda method, number, start: (None, "drop", None, SLOW_DOWN, None, (500, "InternalError"))[
+        number % 6
+    ]
+    elsewhere = make_reader(Source(type=kind, path=f"s3://bucket/dir/*.{kind}"), unit_bytes=4000)
+    assert read_all(elsewhere) == expected
+    assert len(s3.ranges) > 6
+
+
+def test_a_part_goes_on_where_the_connection_broke(s3: S3Server, stored: File) -> None:
+    s3.keep = 700_000
+    s3.trouble = lambda method, number, start: "drop" if number in (1, 2) else None
+    with RandomFile(stored) as file:
+        assert file.read_at(0, 2_000_000) == CONTENT[:2_000_000]
+    starts = [start for start, _ in s3.ranges]
+    assert starts[:2] == [0, 700_000]
+    assert starts == sorted(set(starts))
+
+
+@pytest.mark.parametrize(("keep", "goes_on_at"), [(0, 0), (1000, 1000)])
+def test_a_stalled_connection_is_given_up(s3: S3Server, stored: File, keep: int, goes_on_at: int) -> None:
+    s3.keep = keep
+    s3.trouble = lambda method, number, start: "stall" if number == 1 else None
+    with RandomFile(stored, Patience(2, 0.001, 0.3)) as file:
+        assert file.read_at(0, 10) == CONTENT[:10]
+    assert s3.ranges[1][0] == goes_on_at
+
+
+@pytest.mark.parametrize("trouble", [SLOW_DOWN, (500, "InternalError"), (400, "RequestTimeout"), "drop"])
+def test_a_store_that_stays_broken_is_told_with_the_place(s3: S3Server, stored: File, trouble: Any) -> None:
+    s3.trouble = lambda method, number, start: trouble if start >= 1000 else None
+    with RandomFile(stored, Patience(2, 0.001, 5.0)) as file:
+        file.read_at(0, 10)
+        asked = len(s3.ranges)
+        with pytest.raises(
+            RunFault, match=r"^s3://bucket/a.bin: cannot be read from byte 1000000 on after 3 attempts \("
+        ) as failure:
+            file.read_at(1_000_000, 10)
+    assert "dummy" not in str(failure.value) and s3.url not in str(failure.value)
+    assert len(s3.ranges) == asked + 3  # nobody below tries again in its own way
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchKey")])
+def test_what_no_patience_mends_is_told_at_once(s3: S3Server, stored: File, status: int, code: str) -> None:
+    s3.trouble = lambda *request: (status, code)
+    with (
+        RandomFile(stored) as file,
+        pytest.raises(RunFault, match=r"from byte 5 on \(\w+Error: as") as failure,
+    ):
+        file.read_at(5, 10)
+    assert SECRET not in str(failure.value)
+    assert len(s3.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "changed", [CONTENT[::-1], CONTENT + b"more", CONTENT[:2_000_000], CONTENT[:500_000]]
+)
+def test_an_object_that_changes_is_told(s3: S3Server, changed: bytes) -> None:
+    s3.buckets["bucket"]["a.bin"] = CONTENT
+    (listed,) = list_files(Source(type="text", path="s3://bucket/*.bin"), "p")
+    with RandomFile(listed) as file:
+        file.read_at(0, 10)
+        s3.buckets["bucket"]["a.bin"] = changed
+        with pytest.raises(RunFault, match=r"^s3://bucket/a.bin: the file changed while the job runs \(it"):
+            file.read_at(1_000_000, 10)
+    # Nor does a new reader trust what the listing had told.
+    with RandomFile(listed) as file, pytest.raises(RunFault, match="the file changed while the job runs"):
+        file.read_at(0, 10)
