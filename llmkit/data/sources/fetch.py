@@ -1,15 +1,15 @@
 """One attempt at reading bytes of a file elsewhere, and what is known of that file.
 
-Web servers are asked through fsspec's own aiohttp session, since only the answer itself tells whether it is
-still the same file and what of it came before the connection broke. All other stores are asked through
-fsspec's `cat_file`, in a thread that is left behind if it hangs.
+Web servers are asked through fsspec's own aiohttp session, and S3 through the client of s3fs (s3.py): only
+the answer itself tells whether it is still the same file and what of it came before the connection broke.
+All other stores are asked through fsspec's `cat_file`, in a thread that is left behind if it hangs.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +24,12 @@ _TAGS = ("ETag", "etag", "blob_id", "xet_hash", "md5Hash", "checksum")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 """What stores call that by which a change of a file shows, the best first."""
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_FINAL = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
+)
+"""Errors of botocore, by name since it may not be installed."""
+_KEYS_ELSEWHERE = frozenset({"s3", "s3a", "gs", "gcs"})
+"""Schemes whose addresses have no place for a user: what stands there would be taken for the bucket."""
 
 
 class Head(NamedTuple):
@@ -74,8 +80,14 @@ def open_filesystem(url: str, stall_seconds: float) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it; raises UserError where its driver is missing."""
     import fsspec
 
+    from llmkit.data.sources import s3
+
     scheme = urlsplit(url).scheme.lower()
-    options: dict[str, Any] = {}
+    if scheme in _KEYS_ELSEWHERE and "@" in urlsplit(url).netloc:
+        raise UserError(
+            f"{shown(url)}: keys belong in the environment or the cloud's own files, not in the address"
+        )
+    options = s3.options(stall_seconds) if scheme in s3.SCHEMES else {}
     try:
         if scheme in ("http", "https"):
             import aiohttp
@@ -83,6 +95,8 @@ def open_filesystem(url: str, stall_seconds: float) -> tuple[Any, str]:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_seconds, sock_read=stall_seconds)
             options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # heeds HTTPS_PROXY
         filesystem, path = fsspec.core.url_to_fs(url, **options)
+        if scheme in s3.SCHEMES:
+            filesystem.retries = 1  # all patience is that of the callers
     except ImportError as error:
         driver = _DRIVERS.get(scheme)
         remedy = f"pip install {driver}" if driver else str(error)
@@ -94,9 +108,14 @@ def open_filesystem(url: str, stall_seconds: float) -> tuple[Any, str]:
 
 def fetcher(url: str, stall_seconds: float) -> Fetcher:
     """What reads a URL."""
+    from llmkit.data.sources import s3
+
     filesystem, path = open_filesystem(url, stall_seconds)
-    if urlsplit(url).scheme.lower() in ("http", "https"):
+    scheme = urlsplit(url).scheme.lower()
+    if scheme in ("http", "https"):
         return _WebFile(filesystem, path)
+    if scheme in s3.SCHEMES:
+        return s3.ObjectFile(filesystem, path)
     return _StoredFile(filesystem, path, stall_seconds)
 
 
@@ -107,11 +126,34 @@ def attempt(function: Callable[[], Value]) -> Value:
     except (FailedError, ChangedError, UserError):
         raise
     except Exception as error:
-        answer = getattr(error, "response", None)  # of requests and httpx; aiohttp has the status itself
-        status = getattr(error, "status", None) or getattr(answer, "status_code", None)
+        status = status_of(error)
         final = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
-        final = final or (isinstance(status, int) and 400 <= status < 600 and status not in _TRANSIENT)
+        final = final or any(type(one).__name__ in _FINAL for one in _chain(error))
+        # S3 calls it 400 where it waited too long for a request.
+        final = final or (
+            400 <= status < 600 and status not in _TRANSIENT and not isinstance(error, TimeoutError)
+        )
         raise FailedError(told(error), final) from error
+
+
+def status_of(error: BaseException) -> int:
+    """HTTP's status in an error of any library, or 0."""
+    for one in _chain(error):
+        answer = getattr(one, "response", None)
+        if isinstance(answer, Mapping):  # of botocore; in requests and httpx it is an object
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:  # aiohttp has the status itself
+            status = getattr(one, "status", None) or getattr(answer, "status_code", None)
+        if isinstance(status, int) and status:
+            return status
+    return 0
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was made of."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def in_thread(function: Callable[[], Value]) -> Future[Value]:
@@ -158,7 +200,7 @@ class _WebFile:
         session = await self._filesystem.set_session()
         headers = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
         async with session.get(self._filesystem.encode_url(self._url), headers=headers) as answer:
-            head = _head_of(answer.status, answer.reason, answer.headers, start)
+            head = head_of_part(answer.status, answer.reason, answer.headers, start)
             if expected is not None:
                 compare(expected, head)
             if answer.status != 206:
@@ -173,8 +215,8 @@ class _WebFile:
             return head, bytes(received[:count])
 
 
-def _head_of(status: int, reason: str | None, headers: Mapping[str, str], start: int) -> Head:
-    """Size and tag from an answer to a request for the part of a file from `start` on."""
+def head_of_part(status: int, reason: str | None, headers: Mapping[str, str], start: int) -> Head:
+    """Size and tag from an answer to a request for the part of a file from `start` on; raises FailedError."""
     tag = headers.get("ETag") or headers.get("Last-Modified") or ""
     part, _, total = headers.get("Content-Range", "").partition("/")
     # 416: there is nothing at this place, the file is shorter.
@@ -200,6 +242,7 @@ class _StoredFile:
     def get(self, start: int, count: int, expected: Head) -> bytes:
         # An answer has no tag: the file is compared at first and wherever something went wrong.
         if not self._is_compared:
+            self._forget()
             compare(expected, self.head())
         self._is_compared = False
         content = attempt(lambda: self._limited(lambda: self._read(start, start + count)))
@@ -208,8 +251,14 @@ class _StoredFile:
             self._filesystem.invalidate_cache()
         return content
 
+    def _forget(self) -> None:
+        """Let the store be asked, not what is known from listing it."""
+        if not self._options:  # the hub's addresses name a commit, whose files never change
+            self._filesystem.invalidate_cache(self._path)
+
     def _read(self, start: int, end: int) -> bytes:
-        return self._filesystem.cat_file(self._path, start, end, **self._options)
+        # By name: file systems differ in the order of arguments.
+        return self._filesystem.cat_file(self._path, start=start, end=end, **self._options)
 
     def _limited(self, function: Callable[[], Value]) -> Value:
         try:

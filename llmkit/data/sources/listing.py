@@ -156,7 +156,7 @@ def _find(filesystem: Any, path: str, suffixes: tuple[str, ...]) -> list[str]:
             continue
         below = [file for file in filesystem.find(name) if file.endswith(suffixes)]
         found += [file for file in below if not _is_hidden(file, name)]
-    return found
+    return [file for file in found if not file.endswith("/")]  # an empty object that marks a folder
 
 
 def _is_hidden(name: str, asked: str) -> bool:

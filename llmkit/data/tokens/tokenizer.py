@@ -180,7 +180,7 @@ class Tokenizer:
     def files(self) -> dict[str, bytes]:
         """Name and content of the files that hold this tokenizer; Hugging Face's transformers reads them."""
         contents = {"tokenizer.json": self._spec, "tokenizer_config.json": self._config()}
-        return {name: json.dumps(content, indent=1).encode() + b"\n" for name, content in contents.items()}
+        return {name: json.dumps(content).encode() + b"\n" for name, content in contents.items()}
 
     def save(self, folder: Path) -> None:
         """Write `files` into a folder, which is created."""

@@ -17,16 +17,11 @@ class S3Server:
     buckets: content by key by bucket. trouble: called with the request's method, its number among those for
     parts of objects (0 for any other) and its first byte; returns what to do instead of answering: "drop" or
     "stall" (after `keep` bytes), a status with an error's code, or None. ranges: [start, end) of the parts
-    that were asked for. page: keys in an answer to a listing.
+    that were asked for. page: keys in an answer to a listing. outwaited: a client bore a stall to its end.
     """
 
     def __init__(self) -> None:
-        self.buckets: dict[str, dict[str, bytes]] = {}
-        self.trouble: Callable[[str, int, int], str | tuple[int, str] | None] = lambda *request: None
-        self.keep = 0
-        self.page = 1000
-        self.ranges: list[tuple[int, int]] = []
-        self.requests: list[str] = []
+        self.reset()
         self.released = threading.Event()
         server = self
 
@@ -52,6 +47,16 @@ class S3Server:
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def reset(self) -> None:
+        """Forget all objects, requests and commands."""
+        self.buckets: dict[str, dict[str, bytes]] = {}
+        self.trouble: Callable[[str, int, int], str | tuple[int, str] | None] = lambda *request: None
+        self.keep = 0
+        self.outwaited = False
+        self.page = 1000
+        self.ranges: list[tuple[int, int]] = []
+        self.requests: list[str] = []
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         address = urlsplit(handler.path)
@@ -90,7 +95,7 @@ class S3Server:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         self._send(handler, 206, content[start:end], headers, self.keep if trouble else None)
         if trouble == "stall":
-            self.released.wait(20)
+            self.outwaited = not self.released.wait(20)
         handler.close_connection = trouble is not None
         return None
 

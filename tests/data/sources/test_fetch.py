@@ -36,6 +36,20 @@ class WithStatus(Exception):
         self.status = status
 
 
+class OfBotocore(Exception):
+    def __init__(self, status: int) -> None:
+        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class NoCredentialsError(Exception):
+    """Bears the name of botocore's."""
+
+
+def made_of(cause: Exception, error: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "final"),
     [
@@ -43,6 +57,10 @@ class WithStatus(Exception):
         (WithStatus(403), True),
         (WithStatus(429), False),
         (WithStatus(503), False),
+        (made_of(OfBotocore(400), OSError("bad request")), True),
+        (made_of(OfBotocore(503), OSError("slow down")), False),
+        (made_of(OfBotocore(400), TimeoutError("waited for the request")), False),
+        (NoCredentialsError(), True),
         (OSError("reset"), False),
         (TimeoutError(), False),
         (FileNotFoundError("gone"), True),

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import builtins
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.registry import _registry as drivers
 
 from llmkit.config.schema import Source
 from llmkit.data.sources import listing
@@ -193,14 +194,8 @@ def test_a_server_that_is_not_there_is_told(web: Any, monkeypatch: pytest.Monkey
 def test_a_missing_driver_is_named_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, url: str, module: str
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.partition(".")[0] == module:
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    monkeypatch.delitem(drivers, url.partition(":")[0], raising=False)
     with pytest.raises(UserError, match=f"a.jsonl: reading .* needs one more package: pip install {module}"):
         list_files(Source(type="jsonl", path=url), "p")
 

@@ -171,6 +171,15 @@ class TestAnyOtherStore:
         ):
             opened.read_at(0, 10)
 
+    def test_what_listing_told_of_a_file_is_asked_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        file, store = self.listed(), fsspec.filesystem("memory")
+        real, kept = store.info, {"/store/a.bin": store.info("/store/a.bin")}
+        monkeypatch.setattr(type(store), "info", staticmethod(lambda path: kept.get(path) or real(path)))
+        monkeypatch.setattr(type(store), "invalidate_cache", staticmethod(lambda path: kept.pop(path)))
+        store.pipe("/store/a.bin", CONTENT[:4000])
+        with RandomFile(file) as opened, pytest.raises(RunFault, match="had 5000 bytes and has 4000"):
+            opened.read_at(0, 10)
+
     def test_a_file_that_is_gone_is_told(self) -> None:
         file = self.listed()
         fsspec.filesystem("memory").rm("/store/a.bin")
@@ -180,11 +189,11 @@ class TestAnyOtherStore:
     def test_a_failure_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real, calls = fsspec.filesystem("memory").cat_file, []
 
-        def failing(path: str, start: int, end: int) -> bytes:
+        def failing(path: str, *, start: int, end: int) -> bytes:
             calls.append((start, end))
             if len(calls) == 1:
                 raise OSError("the line is cut")
-            return real(path, start, end)
+            return real(path, start=start, end=end)
 
         file = self.listed()
         monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", staticmethod(failing))
@@ -193,7 +202,7 @@ class TestAnyOtherStore:
         assert len(calls) == 2
 
     def test_a_read_that_hangs_is_left_behind(self, monkeypatch: pytest.MonkeyPatch, web: Any) -> None:
-        def hanging(path: str, start: int, end: int) -> bytes:
+        def hanging(path: str, *, start: int, end: int) -> bytes:
             web.released.wait(20)
             return b""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3fs import S3FileSystem
 
 from llmkit.config.schema import Source
 from llmkit.data.sources import listing, remote
@@ -23,32 +25,41 @@ CONTENT = random.Random(0).randbytes(3_000_000)
 SLOW_DOWN = (503, "SlowDown")
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
-    """The store that s3:// means, with a bucket named "bucket"."""
-    import s3fs
-
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    server = S3Server()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The store that s3:// means; one for all tests, since making a client of it takes long."""
+    server, nowhere = S3Server(), str(tmp_path_factory.mktemp("s3") / "none")
     settings = {
         "AWS_ENDPOINT_URL": server.url,
         "AWS_ACCESS_KEY_ID": "dummy-key-of-the-tests",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+        "AWS_CONFIG_FILE": nowhere,
+        "AWS_SHARED_CREDENTIALS_FILE": nowhere,
     }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "PATIENCE", Patience(retries=2, first_delay=0.001, stall_seconds=5.0))
-    monkeypatch.setattr(listing.time, "sleep", lambda seconds: None)
-    s3fs.S3FileSystem.clear_instance_cache()  # another test's has another endpoint
-    server.buckets["bucket"] = {}
-    yield server
-    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [
+            name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")
+        ]:
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield server
+    S3FileSystem.clear_instance_cache()
     server.close()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> S3Server:
+    """The store with nothing but an empty bucket named "bucket", and no trouble."""
+    monkeypatch.setattr(remote, "PATIENCE", Patience(retries=2, first_delay=0.001, stall_seconds=30.0))
+    monkeypatch.setattr(listing.time, "sleep", lambda seconds: None)
+    for client in S3FileSystem._cache.values():
+        client.invalidate_cache()
+    server.reset()
+    server.buckets["bucket"] = {}
+    return server
 
 
 @pytest.fixture
@@ -122,12 +133,22 @@ class TestListing:
         with pytest.raises(UserError, match=r"p.path: s3://bucket/\*.jsonl cannot be listed \(OSError"):
             found("s3://bucket/*.jsonl")
 
-    def test_without_keys_the_reason_is_told(self, monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
+    @pytest.fixture
+    def no_keys(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        S3FileSystem.clear_instance_cache()
+        yield
+        S3FileSystem.clear_instance_cache()
+
+    def test_without_keys_the_reason_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, s3: S3Server, no_keys: None
+    ) -> None:
+        pauses: list[float] = []
+        monkeypatch.setattr(listing.time, "sleep", pauses.append)
         with pytest.raises(UserError, match=r"cannot be listed \(NoCredentialsError: Unable to locate cred"):
             found("s3://bucket/dir")
-        assert not s3.requests
+        assert not s3.requests and not pauses
 
     def test_keys_in_an_address_are_refused_and_not_shown(self) -> None:
         with pytest.raises(UserError, match=r"s3://bucket/a: keys belong in the environment") as failure:
@@ -175,12 +196,13 @@ def test_a_stalled_connection_is_given_up(s3: S3Server, stored: File, keep: int,
     with RandomFile(stored, Patience(2, 0.001, 0.3)) as file:
         assert file.read_at(0, 10) == CONTENT[:10]
     assert s3.ranges[1][0] == goes_on_at
+    assert not s3.outwaited
 
 
 @pytest.mark.parametrize("trouble", [SLOW_DOWN, (500, "InternalError"), (400, "RequestTimeout"), "drop"])
 def test_a_store_that_stays_broken_is_told_with_the_place(s3: S3Server, stored: File, trouble: Any) -> None:
     s3.trouble = lambda method, number, start: trouble if start >= 1000 else None
-    with RandomFile(stored, Patience(2, 0.001, 5.0)) as file:
+    with RandomFile(stored, Patience(2, 0.001, 30.0)) as file:
         file.read_at(0, 10)
         asked = len(s3.ranges)
         with pytest.raises(
