@@ -26,3 +26,11 @@ class AlreadyTold(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(f"exit code {code}")
         self.code = code
+
+
+class SourceDryError(RunFault):
+    """A source has no row left for the next step: it was read as often as its settings allow."""
+
+
+class DisagreementError(RunFault):
+    """Processes of a run that should know the same do not: what they trained on may differ."""

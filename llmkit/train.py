@@ -10,6 +10,7 @@ from typing import NoReturn
 from llmkit.config.load import Loaded
 from llmkit.config.validate import leaves
 from llmkit.errors import RunFault, UserError
+from llmkit.loop.batches import next_batch
 from llmkit.loop.budget import Budget
 from llmkit.loop.control import Wishes
 from llmkit.loop.finish import finish
@@ -108,8 +109,7 @@ def _loop(run: Run, log: Log, started: float) -> int:
     batches = iter(run.loader)
     with StopRequest(run.folder, run.console.note) as stop:
         while not progress.finished():
-            with run.clock.waiting():
-                batch = next(batches)
+            batch = next_batch(run, log, batches)
             micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
             share = share_at(progress.step + 1, progress.max_steps or UNKNOWN_END, config.schedule)
             learning_rate = config.optimizer.learning_rate * share

@@ -17,7 +17,7 @@ from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.source import LiveSource
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared
-from llmkit.errors import RunFault
+from llmkit.errors import SourceDryError
 
 ORDER_ROWS = 4096
 """Rows, at least, whose order is computed at a time: a call alone costs as much as some hundred rows."""
@@ -71,7 +71,7 @@ class BlockMaker:
     """Gathers the rows of one rank, some steps at a time.
 
     cursors: where the lanes of each live source stand; None for other sources. The rest as in
-    `llmkit.data.loader.TrainLoader`.
+    `llmkit.data.loader.TrainLoader`. rows_made: grows as long as rows come.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class BlockMaker:
         live = [(place, each.rows) for place, each in enumerate(prepared.train)]
         self._lanes = {place: rows.lanes for place, rows in live if isinstance(rows, LiveSource)}
         self._server = self._serve(config, cursors) if self._lanes else None
+        self.rows_made = 0
 
     def _serve(self, config: schema.Data, cursors: Sequence[Cursors | None]) -> LaneServer:
         served = {}
@@ -205,7 +206,7 @@ class BlockMaker:
         self._reading = f"source {source.name}"
         index = plan.rows.ravel()[here]
         if source.max_epochs is not None and plan.epochs.ravel()[here].max() >= source.max_epochs:
-            raise RunFault(
+            raise SourceDryError(
                 f"source {source.name} has run dry: it was read {source.max_epochs} times "
                 f"(data.sources[{place}].max_epochs); the newest checkpoint goes on with a larger max_epochs "
                 "or other weights (--allow-data-change)"
@@ -234,9 +235,10 @@ class BlockMaker:
         slots = np.flatnonzero(plan.sources.ravel() == place)
         slot_of = dict(zip(plan.positions.ravel()[slots].tolist(), slots.tolist(), strict=True))
         for demand in demands(plan.live[place], self._lanes[place], self._rank, self._world):
-            taken = self._server.take(place, demand.lane, demand.wanted.tolist())
             last: dict[int, list[int]] = {}
-            for g, wanted, row in zip(demand.positions.tolist(), demand.wanted.tolist(), taken, strict=True):
+            for g, wanted in zip(demand.positions.tolist(), demand.wanted.tolist(), strict=True):
+                (row,) = self._server.take(place, demand.lane, [wanted])
+                self.rows_made += 1
                 step = (g - plan.start) // self._batch_rows
                 last[step] = row.cursor
                 self._notes += row.notes

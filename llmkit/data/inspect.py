@@ -18,6 +18,7 @@ from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared, TrainSource
 from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import SourceDryError
 
 SAMPLE_TOKENS = 1 << 22
 """Tokens of a source that are counted; all of them where it has no more."""
@@ -80,9 +81,9 @@ def inspect(config: Config, prepared: Prepared, count: int, color: Color) -> Ite
             f"a document's end: {how.end}"
         )
     for place, source in enumerate(prepared.train):
-        for title, tokens, is_target in sample_rows(config, source, place, count):
+        for title, row in sample_rows(config, source, place, count):
             yield f"\n=== {source.name}: {title} ==="
-            yield show_row(tokens, is_target, prepared.tokenizer, how)
+            yield row if isinstance(row, str) else show_row(*row, prepared.tokenizer, how)
 
 
 def source_lines(source: TrainSource, prepared: Prepared) -> Iterator[str]:
@@ -104,7 +105,9 @@ def source_lines(source: TrainSource, prepared: Prepared) -> Iterator[str]:
         return
     stored = source.rows
     text = stored.text_bytes
-    size_told = "" if not text else f", {text / 1e6:,.2f} MB ({text / stored.tokens:.2f} bytes a token)"
+    size_told = f", {text / 1e6:,.2f} MB" if text else ""
+    if text:  # that of a chat is only what is to be learned
+        size_told += " to learn" if stored.has_targets else f" ({text / stored.tokens:.2f} bytes a token)"
     yield f"  {stored.documents:,} documents, {stored.tokens:,} tokens{size_told}"
     end_of_text = prepared.tokenizer.end_of_text_id
     places = _sample_places(stored)
@@ -211,21 +214,32 @@ def mixture_lines(config: Config, prepared: Prepared) -> Iterator[str]:
 
 def sample_rows(
     config: Config, source: TrainSource, place: int, count: int
-) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-    """(title, tokens (T+1,), label targets (T,) or None) of the first rows that a run takes of a source."""
+) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray | None] | str]]:
+    """Titles and contents of the first rows that a run takes of a source.
+
+    A content is tokens (T+1,) and label targets (T,) or None, or, of a lane that has no row, why.
+    """
     length = config.data.sequence_length
     if isinstance(source.rows, LiveSource):
         for number in range(min(count, source.rows.lanes)):
-            lane = Lane(source.rows, number)
-            row = lane.next_row()
-            lane.close()
-            yield f"first row of lane {number}", row.tokens, row.targets
+            yield f"first row of lane {number}", _first_row(source.rows, number)
         return
     order = Order(config.run.seed, [source.rows.row_count(length)], [1.0], numbers=[place])
     _, _, numbers = order.rows(0, min(count, source.rows.row_count(length)))
     targets = source.rows.targets(numbers, length)
     for k, tokens in enumerate(source.rows.rows(numbers, length)):
-        yield f"row {numbers[k]}", tokens, None if targets is None else targets[k]
+        yield f"row {numbers[k]}", (tokens, None if targets is None else targets[k])
+
+
+def _first_row(source: LiveSource, number: int) -> tuple[np.ndarray, np.ndarray | None] | str:
+    lane = Lane(source, number)
+    try:
+        row = lane.next_row()
+    except SourceDryError as dry:
+        return f"no whole row: {dry}"
+    finally:
+        lane.close()
+    return row.tokens, row.targets
 
 
 def show_row(tokens: np.ndarray, is_target: np.ndarray | None, tokenizer: Tokenizer, how: Marks) -> str:

@@ -7,7 +7,7 @@ positions; where they do not divide evenly, ranks with fewer rows fill up with r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from llmkit.batch import Rows
 from llmkit.config import schema
 from llmkit.data.blocks import BlockMaker, RowsOfBlock
 from llmkit.data.curriculum import Curriculum, Supply, check_supply
-from llmkit.data.live.demand import merge_cursors
+from llmkit.data.live.demand import Cursors, merge_cursors, served_lanes
 from llmkit.data.live.source import LiveSource
 from llmkit.data.order import Order
 from llmkit.data.position import (
@@ -113,6 +113,7 @@ class TrainLoader:
                 seed=seed,
                 carry=[0] * count,
                 numbers=list(range(count)),
+                next_number=count,
                 segments=[(0, list(self._curriculum.at(1)))],
                 cursors=[{} if isinstance(source.rows, LiveSource) else None for source in prepared.train],
                 fingerprint=Fingerprint.model_validate(prepared.fingerprint),
@@ -133,6 +134,7 @@ class TrainLoader:
             self._order.reweight(start, weights)
         self._curriculum.continue_order(self._order, position.rows, steps_done, self._batch_rows)
         self.position, self._steps_done, self._changes = position.rows, steps_done, position.changes
+        self._next_number = position.next_number
         self._cursors = [None if each is None else dict(each) for each in position.cursors]
 
     def __iter__(self) -> Iterator[Step]:
@@ -161,8 +163,14 @@ class TrainLoader:
             BLOCKS_AHEAD,
             stall_seconds=self._config.stall_seconds,
             activity=lambda: maker.activity,
+            progress=lambda: maker.rows_made,
         )
         return self._ahead
+
+    @property
+    def may_run_dry(self) -> bool:
+        """Whether a source may turn out to have no row left for a step: then all ranks must learn of it."""
+        return any(source.max_epochs is not None for source in self._prepared.train)
 
     def check_supply(self, max_steps: int) -> None:
         """Raises UserError if a source with `max_epochs` runs dry before the step `max_steps`.
@@ -181,13 +189,14 @@ class TrainLoader:
         """Where the order stands, as JSON; equal on all ranks, which must all call it with live sources."""
         cursors = self._cursors
         if any(each is not None for each in cursors):
-            cursors = merge_cursors(cursors, self._names, gather)
+            cursors = merge_cursors(self._own_cursors(), self._names, gather)
         position = Position(
             rows=self.position,
             seed=self._seed,
             start=self._order.start,
             carry=list(self._order.carry),
             numbers=list(self._order.numbers),
+            next_number=self._next_number,
             segments=[
                 (segment.start, list(segment.weights))
                 for segment in self._order.segments
@@ -199,11 +208,29 @@ class TrainLoader:
         )
         return position.model_dump(mode="json")
 
-    def load_state(self, state: dict[str, Any], steps_done: int, allow_change: bool = False) -> list[str]:
+    def _own_cursors(self) -> list[Cursors | None]:
+        """Where the lanes stand that this rank moves; of the others it knows only where they once stood."""
+        own: list[Cursors | None] = []
+        for source, known in zip(self._prepared.train, self._cursors, strict=True):
+            if known is None or not isinstance(source.rows, LiveSource):
+                own.append(None)
+                continue
+            served = served_lanes(source.rows.lanes, self._rank, self._world)
+            own.append({str(lane): known[str(lane)] for lane in served if str(lane) in known})
+        return own
+
+    def load_state(
+        self,
+        state: dict[str, Any],
+        steps_done: int,
+        allow_change: bool = False,
+        other_settings: Sequence[str] = (),
+    ) -> list[str]:
         """Go on after `state`, that of a run after `steps_done` steps; no row is lost or repeated.
 
         allow_change: data or weights that differ from those of `state` hold from here on; sources that did
-        not change go on where they stood. Returns what differed.
+        not change go on where they stood. other_settings: settings of the data that are not those of then,
+        to be recorded too. Returns what differed.
         Raises UserError that names each difference otherwise, and always for another seed.
         """
         assert self._ahead is None, "load_state comes before the first step"
@@ -213,14 +240,16 @@ class TrainLoader:
         now = Fingerprint.model_validate(self._prepared.fingerprint)
         differences = data_differences(position, now)
         weights = list(self._curriculum.at(steps_done + 1))
-        if not differences and (mixture := mixture_difference(position, weights)):
-            change = Change(rows=position.rows, differences=[mixture], fingerprint=now)
-            position = position.model_copy(update={"changes": [*position.changes, change]})
-            differences = [mixture]
-        elif differences:
-            position = carried_over(position, now, self._consumed(position), weights)
+        other_data = bool(differences)
+        differences += mixture_difference(position, self._names, weights)
         if differences and not allow_change:
             raise UserError(refusal(differences))
+        differences += other_settings
+        if differences:
+            change = Change(rows=position.rows, differences=differences, fingerprint=position.fingerprint)
+            position = position.model_copy(update={"changes": [*position.changes, change]})
+        if other_data:
+            position = carried_over(position, now, self._consumed(position), weights)
         self._begin(position, steps_done)
         return differences
 

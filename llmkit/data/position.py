@@ -51,7 +51,7 @@ class Position(_Record):
 
     The present data began at position `start`, where `carry` rows of each source had been consumed and
     `numbers` name the sources in the keys of the order; without a change of the data that is 0, zeros and
-    0, 1, ... cursors: for a live source where each of its lanes stands, by number of the lane; None for
+    0, 1, ... next_number: one that no source had. cursors: for a live source where each of its lanes stands, by number of the lane; None for
     other sources. A lane that is not there has not begun.
     """
 
@@ -61,6 +61,7 @@ class Position(_Record):
     start: Count = 0
     carry: list[Count]
     numbers: list[Count]
+    next_number: Count
     segments: Annotated[list[tuple[int, list[Weight]]], Field(min_length=1)]
     cursors: list[dict[str, JsonValue] | None]
     fingerprint: Fingerprint
@@ -108,15 +109,13 @@ def refusal(differences: Sequence[str]) -> str:
     )
 
 
-def mixture_difference(position: Position, weights: Sequence[float]) -> str | None:
-    """The difference between the weights that held at `position` and those that should hold from there."""
-    then = position.segments[-1][1]
-    if list(weights) == then:
-        return None
-    names = [source.name for source in position.fingerprint.sources]
-    pairs = zip(names, then, weights, strict=True)
+def mixture_difference(position: Position, names: Sequence[str], weights: Sequence[float]) -> list[str]:
+    """What is new in the weights that should hold from `position` on, of sources that were there before."""
+    sources = zip(position.fingerprint.sources, position.segments[-1][1], strict=True)
+    then = {source.name: weight for source, weight in sources}
+    pairs = [(name, then[name], new) for name, new in zip(names, weights, strict=True) if name in then]
     changed = [f"{name} {old:g} -> {new:g}" for name, old, new in pairs if old != new]
-    return f"the mixture has other weights: {', '.join(changed)}"
+    return [f"the mixture has other weights: {', '.join(changed)}"] if changed else []
 
 
 def data_differences(position: Position, now: Fingerprint) -> list[str]:
@@ -151,18 +150,21 @@ def carried_over(
 ) -> Position:
     """The position `position` in other data: they begin there, and what did not change goes on.
 
-    consumed: rows of each source of before that `position` has behind it. A source with the same text
-    under the same name goes on where it stood, another one begins, under a number that none had before.
+    consumed: rows of each source of before that `position` has behind it. A source with the same text goes
+    on where it stood, also under another name; another one begins, under a number that none had before.
     weights: of now, which hold from there on.
     """
     then = position.fingerprint
     same_rows = (then.tokenizer, then.sequence_length) == (now.tokenizer, now.sequence_length)
-    before = {source.name: place for place, source in enumerate(then.sources)}
-    fresh = 1 + max(position.numbers)
+    left = set(range(len(then.sources))) if same_rows else set()
+    fresh = position.next_number
     carry, numbers, cursors = [], [], []
     for source in now.sources:
-        place = before.get(source.name)
-        if place is not None and same_rows and _same_text(then.sources[place], source):
+        same = [place for place in sorted(left) if _same_text(then.sources[place], source)]
+        same.sort(key=lambda place, name=source.name: then.sources[place].name != name)  # type: ignore[misc]
+        if same:
+            place = same[0]
+            left.remove(place)
             carry.append(int(consumed[place]))
             numbers.append(position.numbers[place])
             cursors.append(position.cursors[place])
@@ -171,19 +173,17 @@ def carried_over(
             numbers.append(fresh)
             cursors.append({} if source.kind == "live" else None)
             fresh += 1
-    change = Change(
-        rows=position.rows, differences=data_differences(position, now), fingerprint=position.fingerprint
-    )
     return Position(
         rows=position.rows,
         seed=position.seed,
         start=position.rows,
         carry=carry,
         numbers=numbers,
+        next_number=fresh,
         segments=[(position.rows, list(weights))],
         cursors=cursors,
         fingerprint=now,
-        changes=[*position.changes, change],
+        changes=position.changes,
     )
 
 

@@ -19,7 +19,8 @@ CLOSE_SECONDS = 5.0
 class Prefetch(Generic[Item]):
     """Iterates over `items` while a thread makes the next `depth` of them.
 
-    stall_seconds: who waits longer than this for an item gets a RunFault that names `activity()`.
+    stall_seconds: who waits longer than this for an item, while `progress()` does not change, gets a RunFault
+    that names `activity()`.
     An exception of `items` is raised in the consumer, after what came before it. `close` stops the thread
     as soon as it has made the item at hand; it does not keep a process from ending.
     """
@@ -30,9 +31,10 @@ class Prefetch(Generic[Item]):
         depth: int,
         stall_seconds: float | None = None,
         activity: Callable[[], str] = lambda: "the data",
+        progress: Callable[[], int] = lambda: 0,
     ) -> None:
         self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-        self._stall_seconds, self._activity = stall_seconds, activity
+        self._stall_seconds, self._activity, self._progress = stall_seconds, activity, progress
         self._stop = threading.Event()
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
@@ -44,18 +46,25 @@ class Prefetch(Generic[Item]):
     def __next__(self) -> Item:
         if self._ended is not None:
             raise self._ended
-        try:
-            item, ended = self._queue.get(timeout=self._stall_seconds)
-        except queue.Empty:
-            raise RunFault(
-                f"nothing came from {self._activity()} for {self._stall_seconds:g} seconds "
-                "(data.stall_seconds); is its storage or network up?"
-            ) from None
+        item, ended = self._get()
         if ended is not None:
             self._ended = ended
             raise ended
         assert item is not None
         return item
+
+    def _get(self) -> tuple[Item | None, BaseException | None]:
+        while True:
+            before = self._progress()
+            try:
+                return self._queue.get(timeout=self._stall_seconds)
+            except queue.Empty:
+                if self._progress() != before:
+                    continue
+                raise RunFault(
+                    f"nothing came from {self._activity()} for {self._stall_seconds:g} seconds "
+                    "(data.stall_seconds); is its storage or network up?"
+                ) from None
 
     def close(self) -> None:
         """Stop the thread; iteration ends."""

@@ -18,7 +18,7 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import read_json
 
-BUILD_VERSION = 2
+BUILD_VERSION = 3
 """Changes with anything that makes the same sources give other folders."""
 
 
@@ -99,12 +99,12 @@ class Prepared:
 
     @property
     def train_bytes(self) -> int:
-        """UTF-8 bytes of the training documents, of those sources where they are known."""
+        """UTF-8 bytes of the text that is to be learned, of those sources where they are known."""
         return sum(source.stored.text_bytes or 0 for source in self.train if source.stored)
 
     @property
     def heldout_bytes(self) -> int:
-        """UTF-8 bytes of the held-out documents."""
+        """UTF-8 bytes of the held-out text that is to be learned."""
         return sum(source.reader.index.text_bytes for source in self.heldout)
 
 
@@ -146,7 +146,9 @@ def summary(prepared: Prepared) -> str:
     live = [source.name for source in prepared.train if source.stored is None]
     parts = []
     if len(live) < len(prepared.train):
-        parts.append(f"{prepared.train_tokens:,} training tokens of {prepared.train_bytes / 1e6:.2f} MB")
+        some_context = any(source.stored.has_targets for source in prepared.train if source.stored)
+        size = f"{prepared.train_bytes / 1e6:.2f} MB" + " to learn" * some_context
+        parts.append(f"{prepared.train_tokens:,} training tokens of {size}")
     if live:
         parts.append(f"{', '.join(live)} tokenized while training (not counted)")
     parts.append(f"{prepared.heldout_bytes / 1e6:.2f} MB held out")
@@ -206,11 +208,15 @@ def _open_train(place: Place, tokenizer: Tokenizer) -> RowSource | LiveSource:
 
 def _given_shards(path: str, name: str, tokenizer: Tokenizer) -> ShardReader:
     remedy = f"source {name} is read as it is: mend or replace that folder, or name its own tokenizer"
-    return ShardReader(Path(path).expanduser(), tokenizer.vocab_size, tokenizer.hash, remedy)
+    return _reader(Path(path).expanduser(), tokenizer, remedy)
 
 
 def _open(folder: Path, split: str, tokenizer: Tokenizer) -> ShardReader:
-    return ShardReader(folder / split, tokenizer.vocab_size, tokenizer.hash, _remedy(folder))
+    return _reader(folder / split, tokenizer, _remedy(folder))
+
+
+def _reader(folder: Path, tokenizer: Tokenizer, remedy: str) -> ShardReader:
+    return ShardReader(folder, tokenizer.vocab_size, tokenizer.hash, remedy, tokenizer.end_of_text_id)
 
 
 def _remedy(folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from llmkit.engine.base import StepResult
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import DisagreementError, RunFault, UserError
 from llmkit.kernels.compiler import graph_breaks
 from llmkit.loop.budget import Budget, Plan
 from llmkit.loop.control import OUT_OF_TIME
@@ -54,6 +54,7 @@ class ChooseSteps:
         self.budget = None
         # Many ranks learn of it a step later.
         run.progress.max_steps = run.console.max_steps = max(chosen, run.progress.step)
+        run.loader.check_supply(run.progress.max_steps)
         if self.plan is not None and run.mesh.rank == 0:  # the others timed their own steps
             run.events.record("max_steps", **self.plan._asdict())
             run.console.note(
@@ -209,6 +210,8 @@ class Save:
         with run.clock.paused():
             try:
                 run.save()
+            except DisagreementError:
+                raise  # no later save could be better
             except RunFault as fault:
                 run.events.record("save_failed", step=run.progress.step, reason=str(fault))
                 run.console.note(f"NOT SAVED, training goes on: {fault}")

@@ -18,6 +18,12 @@ def samples_file(folder: Path, data_rank: int) -> Path:
     return folder / FOLDER / f"rank-{data_rank:05d}.jsonl"
 
 
+def cut_back_samples(folder: Path, step: int) -> None:
+    """Forgets what was trained on after `step`, by any rank that there ever was: it is trained on again."""
+    for path in sorted((folder / FOLDER).glob("rank-*.jsonl")):
+        JsonLines(path).keep(lambda row: isinstance(row.get("step"), int) and row["step"] <= step)
+
+
 class SampleLog:
     """A line a step: `step`, `first` (position of the step's first row in the order of the run), `positions`
     of this rank's rows, and `hashes`, the xxh64 of each row's tokens and labels.
@@ -29,8 +35,6 @@ class SampleLog:
         wanted = run.config.monitor.log_samples and run.mesh.tensor_rank == 0
         self._rank, self._world = run.mesh.data_rank, run.mesh.data_size
         self._file = JsonLines(samples_file(run.folder.path, self._rank)) if wanted else None
-        if self._file is not None:  # what was trained on after the checkpoint is trained on again
-            self._file.keep(lambda row: isinstance(row.get("step"), int) and row["step"] <= run.progress.step)
 
     def record(self, step: int, batch: Step) -> None:
         """Notes what was trained on in `step`."""

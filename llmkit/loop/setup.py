@@ -18,6 +18,7 @@ from llmkit.checkpoint.read import Checkpoint, folders
 from llmkit.config.cut import check_cut
 from llmkit.config.derive import derive, resolved_model, rows_per_rank
 from llmkit.config.load import Loaded
+from llmkit.config.resume import compare
 from llmkit.config.schema import Config, Data
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived, to_yaml
@@ -42,6 +43,7 @@ from llmkit.loop.device import (
 from llmkit.loop.progress import Progress
 from llmkit.loop.resume import Options, check_same_model, resumed_progress, shared_checkpoint
 from llmkit.loop.run import Run
+from llmkit.loop.samples import cut_back_samples
 from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.metrics import MetricsFile
@@ -112,6 +114,8 @@ def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) 
         console.note(f"going on with other data: {'; '.join(changes)}")
     with together(mesh):
         metrics.cut_back(progress.step)
+        if mesh.rank == 0:
+            cut_back_samples(folder.path, progress.step)
         _write_down(start, basis, engine, folder)
     for line in _remarks(checkpoint, config, basis.precision, progress):
         console.note(line)
@@ -198,10 +202,14 @@ def _loader(
     changes: list[str] = []
     if checkpoint is not None:
         allowed = start.options.allow_data_change
-        changes = loader.load_state(checkpoint.state["data"], progress.step, allowed)
+        settings = compare(checkpoint.config, config.model_dump(mode="json")).data
+        changes = loader.load_state(
+            checkpoint.state["data"], progress.step, allowed, [str(d) for d in settings]
+        )
     if progress.max_steps is not None:
         loader.check_supply(progress.max_steps)
-    loader.start()
+    if not progress.finished():
+        loader.start()
     return loader, changes
 
 

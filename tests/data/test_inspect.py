@@ -144,3 +144,47 @@ def test_a_live_source_shows_the_first_rows_of_its_lanes(tmp_path: Path) -> None
     assert "  jsonl-0: rows are not counted, the run of 10 steps reads 320" in lines
     title = lines.index("\n=== jsonl-0: first row of lane 0 ===")
     assert "record" in lines[title + 1]
+
+
+def test_a_live_source_that_runs_dry_before_a_row_says_so_and_the_others_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "dry").write_text("one\ntwo\nthree\n")
+    (tmp_path / "other").write_text("".join(f"record {number}\n" for number in range(200)))
+    sources = [
+        schema.Source(
+            type="text", path=str(tmp_path / name), name=name, separator="\n", live=True, max_epochs=2
+        )
+        for name in ("dry", "other")
+    ]
+    data = schema.Data(
+        tokenizer=schema.Tokenizer(type="bytes"),
+        sources=sources,
+        sequence_length=64,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    lines = lines_of(prepare(data, lambda line: None), data, count=1)
+    title = lines.index("\n=== dry: first row of lane 0 ===")
+    assert lines[title + 1].startswith(
+        "no whole row: source dry: lane 0 of 1 has run dry: it was read 2 times"
+    )
+    assert lines[title + 2] == "\n=== other: first row of lane 0 ==="
+    assert "record" in lines[title + 3]
+
+
+def test_bytes_a_token_are_told_only_where_all_tokens_are_learned(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because it is so"}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text((json.dumps({"messages": turns, "text": "some text"}) + "\n") * 9000)
+    sources = [
+        schema.Source(type="jsonl", path=str(path), name="chat", record="chat"),
+        schema.Source(type="jsonl", path=str(path), name="text"),
+    ]
+    data = schema.Data(
+        tokenizer=schema.Tokenizer(type="bytes"),
+        sources=sources,
+        heldout_every=0,
+        sequence_length=64,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    lines = [line for line in lines_of(prepare(data, lambda line: None), data) if " documents, " in line]
+    assert lines[0].endswith(" tokens, 0.14 MB to learn")
+    assert lines[1].endswith(" tokens, 0.08 MB (0.90 bytes a token)")

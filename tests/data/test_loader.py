@@ -17,7 +17,9 @@ from llmkit.data import blocks as module
 from llmkit.data.loader import Step, TrainLoader
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared
+from llmkit.data.sources.records import LeftOut, Pair
 from llmkit.errors import RunFault, UserError
+from tests.data.live.fakes import live
 from tests.data.toy import T, ToyRows, toy
 
 Build = Callable[..., tuple[Prepared, schema.Data]]
@@ -68,7 +70,9 @@ class Job:
                     loader.load_state(self.state, self.done, **changes)
             first = loaders[0].position
             ranks = [list(itertools.islice(loader, steps)) for loader in loaders]
-            known = [json.dumps(loader._cursors) for loader in loaders]
+            known: list[str] = []
+            for loader in loaders:  # what each rank gives, and then what all of them get
+                loader.state(lambda text: known.append(text) or [text])  # type: ignore[func-returns-value]
             states = [json.dumps(loader.state(lambda text: known)) for loader in loaders]
         finally:
             for loader in loaders:
@@ -128,6 +132,72 @@ def test_the_global_batches_do_not_depend_on_ranks_micro_batches_or_resumes(
     straight = Job(data, batch_rows, 1).run(1, sum(steps for _, steps in starts))
     job = Job(data, batch_rows, micro)
     assert [batch for world, steps in starts for batch in job.run(world, steps)] == straight
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> tuple[Any, schema.Data]:
+    """Two sources of numbered rows, and a live one of texts in which every character occurs once."""
+    characters = (chr(0x4E00 + i) for i in itertools.count())
+    is_pair = draw(st.booleans())
+
+    def text(length: int) -> str:
+        return "".join(itertools.islice(characters, length))
+
+    def record(length: int) -> Any:
+        if length == 0:
+            return LeftOut("bad", "a record that is left out")
+        return Pair(text(length), text(length // 2)) if is_pair and length % 3 == 0 else text(length)
+
+    lengths = st.lists(st.sampled_from([0, 1, 2, 6, 7, 8, 9, 15, 16, 17, 30]), min_size=1, max_size=8)
+    units = draw(st.lists(lengths, min_size=1, max_size=7))
+    source = live(
+        [[*(record(length) for length in unit), text(3)] for unit in units],
+        lane_limit=draw(st.sampled_from([1, 2, 3, 4, 6])),
+        window=draw(st.sampled_from([1, 3, 50])),
+        record="prompt_completion" if is_pair else "text",
+    )
+    stages = draw(
+        st.lists(st.tuples(st.integers(2, 9), st.integers(0, 4)), max_size=2, unique_by=lambda s: s[0])
+    )
+    curriculum = [schema.Stage(step=step, weights={"web": float(weight)}) for step, weight in stages]
+    sources = {"a": ToyRows(300), "web": source, "b": ToyRows(90, 1000, 5)}
+    return toy(sources, {"web": 3.0}, curriculum=curriculum)
+
+
+@given(
+    data=mixtures(),
+    batch_rows=st.integers(1, 7),
+    micro=st.integers(1, 3),
+    starts=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 8]), st.integers(1, 4)), min_size=1, max_size=4),
+)
+@settings(max_examples=40, deadline=None)
+def test_live_rows_do_not_depend_on_ranks_micro_batches_or_resumes_either(
+    data: tuple[Any, schema.Data], batch_rows: int, micro: int, starts: list[tuple[int, int]]
+) -> None:
+    straight = Job(data, batch_rows, 1).run(1, sum(steps for _, steps in starts))
+    job = Job(data, batch_rows, micro)
+    assert [batch for world, steps in starts for batch in job.run(world, steps)] == straight
+
+
+def test_masks_of_a_live_source_reach_the_labels() -> None:
+    data = toy({"web": live([[Pair("abc", "de"), Pair("f", "ghijk")]], record="prompt_completion")})
+    rows = [row for batch in Job(data, 2, 1).run(1, 3) for row in batch]
+    learned = {chr(label) for _, _, labels in rows for label in labels if label not in (IGNORE, 0)}
+    assert learned == set("deghijk")
+
+
+def test_a_live_source_that_did_not_change_goes_on_where_the_data_changed() -> None:
+    texts = [[chr(0x4E00 + 40 * i + j) * 1 for j in range(40)] for i in range(4)]
+    source = live([["".join(unit[k : k + 5]) for k in range(0, 40, 5)] for unit in texts])
+    job = Job(toy({"a": ToyRows(300), "web": source}), 6, 2)
+    before = [row for batch in job.run(2, 3) for row in batch if row[0] == 1]
+    job.data = toy({"new": ToyRows(500, 1000), "web": source})
+    after = [row for batch in job.run(3, 3, allow_change=True) for row in batch if row[0] == 1]
+    straight = [row for batch in Job(toy({"web": source}), 1, 1).run(1, 1) for row in batch]
+    assert straight
+    seen = [token for _, tokens, _ in before + after for token in tokens if token]
+    epoch = sum(len(unit) for unit in texts)
+    assert len(set(seen[:epoch])) > 0.9 * len(seen[:epoch]), "nothing was read twice within an epoch"
 
 
 def test_ranks_with_fewer_rows_fill_up_with_rows_without_targets() -> None:

@@ -25,6 +25,7 @@ STATE: dict[str, Any] = {
     "start": 0,
     "carry": [0, 0],
     "numbers": [0, 1],
+    "next_number": 2,
     "cursors": [None, None],
     "segments": [[0, [1.0, 2.0]], [320, [1.0, 3.0]]],
     "fingerprint": FINGERPRINT,

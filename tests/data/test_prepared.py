@@ -134,6 +134,19 @@ def test_shards_that_the_tokenizer_does_not_fit_are_refused(
         prepare(settings(tmp_path, source), silent)
 
 
+def test_shards_with_another_end_of_text_are_refused(tmp_path: Path) -> None:
+    path = write_shards(tmp_path / "train", ["some text that is given"] * 9, end_of_text_id=0)
+    heldout = write_shards(tmp_path / "heldout", ["and some more"], end_of_text_id=1)
+    with pytest.raises(
+        UserError, match=r"train.index.json: documents end with token 0, .* is 256; source mi"
+    ):
+        prepare(settings(tmp_path, schema.Source(type="shards", path=str(path), name="mine")), silent)
+    good = write_shards(tmp_path / "good", ["some text that is given"] * 9)
+    source = schema.Source(type="shards", path=str(good), heldout_path=str(heldout), name="mine")
+    with pytest.raises(UserError, match=r"heldout.index.json: documents end with token 1"):
+        prepare(settings(tmp_path, source), silent)
+
+
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     source = schema.Source(type="shards", path=str(tmp_path / "nothing"), name="mine")
     with pytest.raises(UserError, match=r"nothing.index.json: cannot be read .*source mine is read as it is"):

@@ -9,6 +9,7 @@ import numpy as np
 from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
+from llmkit.data.live.source import LiveSource
 
 T = 8
 END = 0
@@ -53,7 +54,13 @@ def toy(
     ]
     config = schema.Data(sources=specs, sequence_length=changes.pop("sequence_length", T), **changes)
     prints = [
-        {"name": name, "kind": "shards", "tokens": rows.tokens, "digest": rows.digest, "heldout": None}
+        {
+            "name": name,
+            "kind": "live" if isinstance(rows, LiveSource) else "shards",
+            "tokens": None if isinstance(rows, LiveSource) else rows.tokens,
+            "digest": rows.digest,
+            "heldout": None,
+        }
         for name, rows in sources.items()
     ]
     prepared = SimpleNamespace(

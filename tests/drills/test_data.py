@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.program import CONFIG, SENTENCE, environment, run, timeless
+from tests.program import CONFIG, SENTENCE, environment, events, run, timeless
 
 STEPS = 30
 LEGS = [
@@ -88,29 +89,56 @@ def samples(run_folder: Path) -> dict[int, str]:
     return found
 
 
-def leg(folder: Path, processes: int, overrides: list[str], kill_at: int | None) -> None:
-    """Trains on so many processes, until the step at which all of them are killed."""
+def starts(run_folder: Path) -> int:
+    """How often the run was started or resumed."""
+    named = events(run_folder) if (run_folder / "events.jsonl").exists() else []
+    return sum(name in ("start", "resume") for name in named)
+
+
+def last_step(run_folder: Path) -> int:
+    if not (run_folder / "metrics.jsonl").exists():
+        return 0
+    return max((row["step"] for row in timeless(run_folder)), default=0)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below one, also those that a launcher put into sessions of their own."""
+    parents: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    below = parents.get(pid, [])
+    return [*below, *(each for child in below for each in descendants(child))]
+
+
+def leg(folder: Path, number: int, processes: int, overrides: list[str], kill_at: int | None) -> None:
+    """Trains on so many processes, until the step at which all are killed; number: 1 for the first leg."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "llmkit", "train", "mixed.yaml", "run.name=killed", *SETTINGS, *overrides]
     process = subprocess.Popen(
-        command, cwd=folder, env=environment() | {"OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+        command, cwd=folder, env=environment() | {"OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    metrics = folder / "runs" / "killed" / "metrics.jsonl"
+    run_folder = folder / "runs" / "killed"
     while kill_at is not None and process.poll() is None:
-        done = metrics.read_text().splitlines() if metrics.exists() else []
-        if done and json.loads(done[-1])["step"] >= kill_at:
-            os.killpg(process.pid, signal.SIGKILL)
+        # Not before this leg has cut back the record of the one before, and begun.
+        if starts(run_folder) == number and last_step(run_folder) >= kill_at:
+            for pid in [process.pid, *descendants(process.pid)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     output, _ = process.communicate(timeout=300)
     assert (process.returncode != 0) == (kill_at is not None), output
+    assert starts(run_folder) == number, output
 
 
 def test_samples_do_not_depend_on_processes_and_kills(project: Path) -> None:
-    for processes, overrides, kill_at in LEGS:
-        leg(project, processes, overrides, kill_at)
+    for number, (processes, overrides, kill_at) in enumerate(LEGS, start=1):
+        leg(project, number, processes, overrides, kill_at)
+    assert "save_failed" not in events(project / "runs" / "killed")
     straight, killed = samples(project / "runs" / "straight"), samples(project / "runs" / "killed")
     assert sorted(straight) == list(range(10 * STEPS))
     assert killed == straight

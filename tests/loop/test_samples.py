@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.data.loader import Step
-from llmkit.loop.samples import SampleLog, TellLeftOut, samples_file
+from llmkit.loop.samples import SampleLog, TellLeftOut, cut_back_samples, samples_file
 
 
 def run(folder: Path, step: int = 0, tensor_rank: int = 0, log_samples: bool = True) -> Any:
@@ -48,6 +48,9 @@ def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         log.record(step, batch(4 * step, [0], [step]))
     log.close()
+    samples_file(tmp_path, 5).write_text('{"step": 1}\n{"step": 2}\n')  # of a rank that is no more
+    cut_back_samples(tmp_path, 1)
+    assert samples_file(tmp_path, 5).read_text() == '{"step": 1}\n'
     again = SampleLog(run(tmp_path, step=1))
     again.record(2, batch(8, [0], [9]))
     again.close()

@@ -34,7 +34,6 @@ class Written:
     documents: int = 0
     heldout_documents: int = 0
     tokens: int = 0
-    text_bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     slow_reason: str | None = None
 
@@ -46,7 +45,7 @@ class SplitWriter:
     """
 
     def __init__(self, folder: Path, name: str, tokenizer: Tokenizer, compare: bool) -> None:
-        self.documents, self.text_bytes = 0, 0
+        self.documents = 0
         self.tokens = 1
         """Of the stream so far, which begins with an end-of-text."""
         self._folder = folder
@@ -59,7 +58,6 @@ class SplitWriter:
         """Append a document."""
         self._writer.add(document.tokens, document.text_bytes, document.targets, document.end_is_target)
         self.documents += 1
-        self.text_bytes += document.text_bytes
         self.tokens += document.tokens.size + 1
         if self._compressors is not None:
             self._compressors.add(document)
@@ -106,7 +104,6 @@ def assemble(
     heldout.finish()
     written.documents, written.heldout_documents = train.documents, heldout.documents
     written.tokens = train.tokens + heldout.tokens
-    written.text_bytes = train.text_bytes + heldout.text_bytes
     return written
 
 

@@ -109,14 +109,15 @@ class Builder:
             raise UserError(f"source {source.name}: there is no document to train on ({what})")
         source.check_unchanged()
         self._finish(source, written, workplace / "whole")
-        self._report(_told(source.name, written, time.monotonic() - began, min(workers, len(maker.parts))))
+        seconds = time.monotonic() - began
+        self._report(_told(source.name, written, size, seconds, min(workers, len(maker.parts))))
 
     def _paths(self, maker: PartMaker, workers: int, name: str) -> Generator[Path]:
         """The part files of a source in order, each when it is made; those that are there are kept."""
         numbers = range(len(maker.parts))
         paths = {number: maker.path(number) for number in numbers}
         for leftover in set(maker.folder.iterdir()) - set(paths.values()):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # it may be that of a process that still ends
         missing = [number for number in numbers if not paths[number].exists()]
         units = maker.reader.units
         sizes = [sum(units[unit].size for unit in part) for part in maker.parts]
@@ -170,13 +171,12 @@ class Builder:
         sync_folder(whole)
 
 
-def _told(name: str, written: Written, seconds: float, workers: int) -> str:
-    """What was built, as a line for the user."""
-    speed = f"{written.text_bytes / 1e6 / max(seconds, 1e-3):.1f} MB/s"
+def _told(name: str, written: Written, size: int, seconds: float, workers: int) -> str:
+    """What was built, as a line for the user; size: bytes of the source's units."""
+    speed = f"{size / 1e6 / max(seconds, 1e-3):.1f} MB/s"
     by = f", {workers} processes" if workers else ""
-    size = f"{written.text_bytes / 1e6:.2f} MB"
     slow = f"; without the fast tokenizer: {written.slow_reason}" if written.slow_reason else ""
     return (
         f"data: {name}: {written.documents + written.heldout_documents:,} documents, "
-        f"{written.tokens:,} tokens of {size} in {seconds:.1f} s ({speed}{by}{slow})"
+        f"{written.tokens:,} tokens of {size / 1e6:.2f} MB in {seconds:.1f} s ({speed}{by}{slow})"
     )

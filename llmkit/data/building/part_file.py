@@ -1,8 +1,8 @@
 """A part of a source as tokens on disk, between its tokenization and the final shards.
 
-A part file is a row of blocks and a table of them at the end. A block holds the documents of some 64 MiB
-of text, those to train on and those held out, each as flat arrays: lengths, sizes of the text, whether the
-end-of-text is a target, tokens, and targets where some document has them. All arrays have checksums. The
+A part file is a row of blocks and a table of them at the end. A block holds documents of some 64 MiB, those
+to train on and those held out, each as flat arrays: lengths, sizes of the text that is to be learned, whether
+the end-of-text is a target, tokens, and targets where some document has them. All arrays have checksums. The
 file appears under its name when it is whole, so that what is there need not be made again.
 """
 
@@ -33,8 +33,8 @@ _TAIL = 16
 class Documents:
     """Some documents of a part; arrays of one entry a document, and of one a token.
 
-    lengths: tokens without end-of-text. text_bytes: UTF-8 size. ends: whether end-of-text is a target.
-    tokens: one document after the other, without end-of-text. targets: None = all.
+    lengths: tokens without end-of-text. text_bytes: UTF-8 size of what is to be learned. ends: whether
+    end-of-text is a target. tokens: one document after the other, without end-of-text. targets: None = all.
     """
 
     lengths: np.ndarray

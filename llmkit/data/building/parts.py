@@ -29,8 +29,8 @@ PARTS = 64
 """Parts, about, of a source of middling size."""
 GROUP_TEXT = 1 << 20
 """Characters that are tokenized at a time."""
-BLOCK_TEXT = 64 << 20
-"""Bytes of text that are held in memory and shuffled: more than that only where a unit cannot be cut."""
+BLOCK_SIZE = 64 << 20
+"""Bytes of tokens, or of text where that is more, that are held in memory and shuffled."""
 _HELDOUT_STREAM, _SHUFFLE_STREAM = 11, 12
 """Words that keep these keys apart from each other and from those of the order of the rows."""
 
@@ -120,7 +120,7 @@ class PartMaker:
                     writer.candidates += 1
                     if group.size >= GROUP_TEXT:
                         block.take(group.encode())
-                        if block.size >= BLOCK_TEXT:
+                        if block.size >= BLOCK_SIZE:
                             block.write(writer)
             block.take(group.encode())
             block.write(writer)
@@ -188,7 +188,7 @@ class Group:
 
 
 class _Block:
-    """Documents that are shuffled among each other. size: bytes of their text."""
+    """Documents that are shuffled among each other. size: bytes of tokens, or text where that is more."""
 
     def __init__(self, part: int, dtype: np.dtype) -> None:
         self.size = 0
@@ -199,7 +199,7 @@ class _Block:
         for encoded, heldout in documents:
             tokens = encoded.tokens.astype(self._dtype)
             self._splits[heldout].append(encoded._replace(tokens=tokens))
-            self.size += encoded.text_bytes
+            self.size += max(tokens.nbytes, encoded.text_bytes)  # of a chat only the answers are text
 
     def write(self, writer: PartWriter) -> None:
         shuffled = []

@@ -16,7 +16,7 @@ from math import gcd
 import numpy as np
 from pydantic import JsonValue
 
-from llmkit.errors import RunFault
+from llmkit.errors import DisagreementError
 
 Cursors = dict[str, JsonValue]
 """Where the lanes of a source stand, by number of the lane as text."""
@@ -56,7 +56,7 @@ def merge_cursors(
 ) -> list[Cursors | None]:
     """Where all lanes stand, from what each rank knows of its own; all ranks must call it.
 
-    Raises RunFault on all of them if two ranks that read the same lane disagree.
+    Raises DisagreementError on all of them if two ranks that read the same lane disagree.
     """
     merged: list[Cursors | None] = [None if each is None else {} for each in cursors]
     for text in gather(json.dumps(list(cursors))):
@@ -65,7 +65,7 @@ def merge_cursors(
             for lane, cursor in (known or {}).items():
                 assert whole is not None, place
                 if whole.setdefault(lane, cursor) != cursor:
-                    raise RunFault(
+                    raise DisagreementError(
                         f"source {names[place]}: processes that read the same files disagree about lane "
                         f"{lane} ({whole[lane]} and {cursor}); do all of them see the same files?"
                     )

@@ -123,7 +123,9 @@ class LiveSource:
         """Where the tokens of units are kept: a folder for whatever decides them."""
         if self.cache_dir is None:
             return None
-        return Path(self.cache_dir) / f"{self.name}-live-{_hash(self._content)}"
+        # Where text in the middle of a file changed, size and tag may be the same: its date is not.
+        dates: list[JsonValue] = [file.stamp for file in self.reader.files]
+        return Path(self.cache_dir) / f"{self.name}-live-{_hash([self._content, dates])}"
 
     @cached_property
     def _content(self) -> JsonValue:
@@ -137,7 +139,7 @@ class LiveSource:
         )
         return [
             VERSION,
-            self.encoder.key,
+            self.encoder.key if spec.record == "chat" else self.encoder.tokenizer.hash,
             record,
             self.reader.errors,
             self.heldout_every,

@@ -9,7 +9,7 @@ from llmkit.data.live.row import Cursor
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.through import DamagedError, Item, KeptUnit, UnitKeeper
 from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Record
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import RunFault, SourceDryError, UserError
 
 WINDOW_CHARACTERS = 2 << 20
 """A window ends, however few candidates it has, with the one that reaches this size: it lies in memory."""
@@ -142,7 +142,7 @@ class Windows:
     def _check_epoch(self) -> None:
         most = self._source.max_epochs
         if most is not None and self._epoch >= most:
-            raise RunFault(
+            raise SourceDryError(
                 f"{self._where} has run dry: it was read {self._epoch} times, and max_epochs of the source "
                 f"is {most}; raise it, lower the source's weight, or train for fewer steps"
             )

@@ -48,7 +48,7 @@ class ShardRecord(_Record):
 
 
 class Index(_Record):
-    """Content of index.json. text_bytes: UTF-8 bytes of the documents. extra: whatever the writer adds."""
+    """Content of index.json. text_bytes: UTF-8 bytes of the text to learn. extra: what the writer adds."""
 
     version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

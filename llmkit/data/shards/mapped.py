@@ -27,11 +27,14 @@ class MappedFile:
     """A file's bytes, to be read after `look` and, where that asks for it, `check`.
 
     size: bytes it must have. says: who says so, and why it is asked for, for messages. check: sees each
-    block of BLOCK_BYTES once before it is used. Raises UserError if the file is missing or of another size.
+    block of BLOCK_BYTES once before it is used. has_checksums: `check` notices any change; where it does not,
+    a file with a new date is taken for changed. Raises UserError if the file is missing or of another size.
     """
 
-    def __init__(self, path: Path, size: int, says: str, remedy: str, check: Check) -> None:
-        self.path, self.size = path, size
+    def __init__(
+        self, path: Path, size: int, says: str, remedy: str, check: Check, has_checksums: bool = True
+    ) -> None:
+        self.path, self.size, self._has_checksums = path, size, has_checksums
         self._remedy, self._check_block = remedy, check
         try:
             with path.open("rb") as file:
@@ -54,7 +57,8 @@ class MappedFile:
     def look(self) -> bool:
         """Before each read: whether some blocks are unchecked, so that `check` must come first.
 
-        Raises RunFault if the file was cut, replaced or removed since it was opened.
+        Raises RunFault if the file was cut, replaced or removed since it was opened, or, where it has no
+        checksums, has a new date.
         """
         try:
             now = os.stat(self.path)
@@ -65,10 +69,16 @@ class MappedFile:
         was = self._stamp
         if now.st_mtime_ns == was.st_mtime_ns and now.st_size == was.st_size:
             return self._left > 0
-        if now.st_size != was.st_size or now.st_ino != was.st_ino:
-            what = f"has {now.st_size} bytes" if now.st_size != was.st_size else "is another file"
+        what = None
+        if now.st_size != was.st_size:
+            what = f"has {now.st_size} bytes now and had {was.st_size} bytes"
+        elif now.st_ino != was.st_ino:
+            what = f"is another file now and had {was.st_size} bytes"
+        elif not self._has_checksums:
+            what = "was written to and has no checksums that could tell what"
+        if what is not None:
             raise RunFault(
-                f"{self.path}: changed while it is being read, it {what} now and had {was.st_size} bytes; "
+                f"{self.path}: changed while it is being read, it {what}; "
                 "let nothing write to the data of a running job"
             )
         # The same file with a new date: touched only, if the blocks are still what they were.

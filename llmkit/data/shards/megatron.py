@@ -21,7 +21,7 @@ class MegatronReader:
     must be below it; a block of ids is checked when it is first read. end_of_text_id: ends every document.
     Raises UserError for files that are missing, broken, in conflict with each other or made with another
     tokenizer, and while reading, for an id outside the vocabulary; RunFault for a file that is cut,
-    replaced or removed while it is being read.
+    written to, replaced or removed while it is being read.
     """
 
     def __init__(self, path: Path, vocab_size: int, end_of_text_id: int) -> None:
@@ -41,7 +41,7 @@ class MegatronReader:
         files = []
         for name, index in zip(self._paths, self._indices, strict=True):
             check, size = _below(name, dtype, vocab_size), index.tokens * dtype.itemsize
-            files.append(MappedFile(name, size, index.path.name, REMEDY, check))
+            files.append(MappedFile(name, size, index.path.name, REMEDY, check, has_checksums=False))
         self._stream = TokenFiles(files, dtype)
         self.tokens = self._stream.tokens
         self.documents = sum(index.documents for index in self._indices)
@@ -89,10 +89,12 @@ class MegatronReader:
         return self._stream.check_all()
 
     def _check_ends(self, number: int, end_of_text_id: int) -> None:
-        """The first and the last document of a file must end with end-of-text."""
+        """The first and the last document of a file, but empty ones, must end with end-of-text."""
         index = self._indices[number]
-        for name, document in (("first", 0), ("last", index.documents - 1)):
-            end = self._starts[number] + max(1, index.document(document)[1])
+        ends = (index.document(document)[1] for document in range(index.documents))
+        first = next(end for end in ends if end > 0)
+        for name, place in (("first", first), ("last", index.tokens)):
+            end = self._starts[number] + place
             last = int(self.read(end - 1, end)[0])
             if last != end_of_text_id:
                 raise UserError(

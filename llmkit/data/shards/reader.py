@@ -21,9 +21,9 @@ from llmkit.errors import UserError
 class ShardReader:
     """Reads a token stream by memory map; every block is checked against its checksum on first touch.
 
-    vocab_size: what the model has, None to skip the check. tokenizer: the hash that is expected, None to
-    skip the check. remedy: ends the message of each UserError. Those are raised for a folder that is
-    missing, broken, of another version, or written with another tokenizer, and, while reading, for a
+    vocab_size: what the model has. tokenizer: the hash that is expected. end_of_text_id: what ends documents.
+    None skips the check of each. remedy: ends the message of each UserError. Those are raised for a folder
+    that is missing, broken, of another version, or written with another tokenizer, and, while reading, for a
     damaged block; RunFault for a file that is cut, replaced or removed while it is being read.
     """
 
@@ -33,12 +33,13 @@ class ShardReader:
         vocab_size: int | None = None,
         tokenizer: str | None = None,
         remedy: str = "build the data again",
+        end_of_text_id: int | None = None,
     ) -> None:
         self.folder = folder
         self.index = read_index(folder, remedy)
         self._remedy = remedy
         self._dtype = stored_dtype(self.index.dtype)
-        self._check_index(vocab_size, tokenizer)
+        self._check_index(vocab_size, tokenizer, end_of_text_id)
         numbers = range(len(self.index.shards))
         self._stream = TokenFiles([self._open(number) for number in numbers], self._dtype)
         self._masks: TargetBits | None = None
@@ -58,7 +59,7 @@ class ShardReader:
 
     @property
     def text_bytes(self) -> int:
-        """UTF-8 bytes of the documents."""
+        """UTF-8 bytes of the text that is to be learned."""
         return self.index.text_bytes
 
     @property
@@ -126,12 +127,17 @@ class ShardReader:
     def _path(self, shard: int, suffix: Suffix = "bin") -> Path:
         return self.folder / shard_name(self.index.name, shard, suffix)
 
-    def _check_index(self, vocab_size: int | None, tokenizer: str | None) -> None:
+    def _check_index(self, vocab_size: int | None, tokenizer: str | None, end_of_text_id: int | None) -> None:
         index, place = self.index, self.folder / "index.json"
         if tokenizer is not None and tokenizer != index.tokenizer:
             raise UserError(
                 f"{place}: these tokens were made with tokenizer {index.tokenizer}, the run has {tokenizer}; "
                 f"{self._remedy}"
+            )
+        if end_of_text_id is not None and end_of_text_id != index.end_of_text_id:
+            raise UserError(
+                f"{place}: documents end with token {index.end_of_text_id}, the tokenizer's end-of-text is "
+                f"{end_of_text_id}; {self._remedy}"
             )
         if index.dtype != token_dtype(index.vocab_size):
             raise UserError(
@@ -158,7 +164,17 @@ class ShardReader:
 
     def _open(self, shard: int) -> MappedFile:
         path, record = self._path(shard), self.index.shards[shard]
-        check = checksum(path, record.blocks, self._remedy)
+        is_whole = checksum(path, record.blocks, self._remedy)
+
+        def check(block: int, content: memoryview) -> None:
+            is_whole(block, content)
+            largest = int(np.frombuffer(content, dtype=self._dtype).max())
+            if largest > record.max_id:  # which the vocabulary was compared with
+                raise UserError(
+                    f"{path}: holds token id {largest}, index.json says that {record.max_id} is the largest; "
+                    f"{self._remedy}"
+                )
+
         return MappedFile(path, record.bytes, "index.json", self._remedy, check)
 
     def _open_mask(self, shard: int) -> MappedFile | None:

@@ -23,7 +23,7 @@ class RowSource(Protocol):
 
     @property
     def text_bytes(self) -> int | None:
-        """UTF-8 bytes of the documents; None where nobody wrote it down."""
+        """UTF-8 bytes of the text to be learned; None where nobody wrote it down."""
 
     @property
     def has_targets(self) -> bool:

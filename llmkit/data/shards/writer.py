@@ -131,11 +131,11 @@ class ShardWriter:
         targets: np.ndarray | None = None,
         end_is_target: bool = True,
     ) -> None:
-        """Append a document and its end-of-text; `tokens`: (count,) integers, text_bytes: its UTF-8 size.
+        """Append a document and its end-of-text; `tokens`: (count,) integers.
 
-        targets: (count,) bool, which of them are targets of the loss, None = all. end_is_target: whether
-        the end-of-text is. Raises UserError if an id lies outside the vocabulary: it would be stored as
-        another one.
+        text_bytes: UTF-8 size of what is to be learned of it. targets: (count,) bool, which of the tokens are
+        targets of the loss, None = all. end_is_target: whether the end-of-text is.
+        Raises UserError if an id lies outside the vocabulary: it would be stored as another one.
         """
         assert targets is None or targets.shape == tokens.shape, (targets, tokens.shape)
         low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)

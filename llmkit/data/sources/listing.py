@@ -69,8 +69,8 @@ def list_files(spec: schema.Source, place: str) -> list[File]:
     """Files of a source, without repeats, sorted by path.
 
     A folder stands for the files in and under it, hidden ones left out (jsonl, parquet, arrow: those with
-    that suffix). place: key of the source's settings, for messages. Raises UserError where nothing is found
-    and for a file that cannot be read.
+    that suffix); links to folders are followed. place: key of the source's settings, for messages. Raises
+    UserError where nothing is found and for a file that cannot be read.
     """
     paths = sorted(set(_paths(spec, place)))
     for path in paths:
@@ -117,11 +117,20 @@ def _match(pattern: str, suffixes: tuple[str, ...], place: str) -> list[str]:
 
 
 def _walk(root: str, suffixes: tuple[str, ...], leave_out: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Files in and under a folder; a folder that links lead to more than once is read once."""
+
     def unreadable(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
-    for folder, folders, names in os.walk(root, onerror=unreadable):
-        folders[:] = [name for name in folders if name not in leave_out and not name.startswith(".")]
+    seen = set[str]()  # links may lead round in a circle
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # Sorted: of two ways to one folder the same is taken on every machine.
+        folders[:] = sorted(name for name in folders if name not in leave_out and not name.startswith("."))
         for name in names:
             if name.endswith(suffixes) and not name.startswith("."):
                 yield os.path.join(folder, name)

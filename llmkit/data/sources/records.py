@@ -22,6 +22,7 @@ NO_OBJECT = "no JSON object"
 NO_FIELD = "without the field"
 NO_STRING = "no string"
 NO_MESSAGES = "no list of {role, content}"
+TOOL_CALLS = "chat with tool calls"
 NO_IDS = "no list of token ids"
 MENDED = "mended with U+FFFD"
 """Keys of the counters; all but the last are candidates left out."""
@@ -199,6 +200,8 @@ class Extractor:
     def _message(self, message: Any, what: str) -> dict[str, str]:
         if not isinstance(message, dict):
             raise _UnusableError(NO_MESSAGES, f"{what} is {_shown(message)}, not {{role, content}}")
+        if message.get("tool_calls"):  # without them, the model would learn a turn that was never so
+            raise _UnusableError(TOOL_CALLS, f"{what} has tool_calls, of which no tokens are made")
         if not {"role", "content"} <= message.keys():
             hint = "; rename from to role and value to content" if {"from", "value"} <= message.keys() else ""
             detail = f"{what} has the fields {', '.join(message)}, not role and content{hint}"

@@ -172,12 +172,14 @@ def _with_bytes(kind: pa.DataType) -> pa.DataType:
 
 
 def _check_columns(names: pa.Schema, spec: schema.Source, place: str, file: str) -> list[str]:
-    """The columns that a record needs; raises UserError where one is missing or of the wrong type."""
+    """The columns that a record needs; raises UserError where one is missing, there twice or unfit."""
     wanted = fields_of(spec)
     for setting, column in wanted.items():
         if column not in names.names:
             known = ", ".join(names.names) or "none"
             raise UserError(f"{place}.{setting}: {file} has no column {column!r}; its columns: {known}")
+        if (count := names.names.count(column)) > 1:
+            raise UserError(f"{place}.{setting}: {file} has {count} columns {column!r}; rename all but one")
         kind = names.field(column).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type

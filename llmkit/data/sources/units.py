@@ -89,6 +89,8 @@ def _cut(
     if form.compression == "zstd" and len(form.separator) == 1 and not is_url(file.path):
         with RandomFile(file) as opened:
             ends = frame_ends(opened)
+        if not ends:  # nothing but skippable frames
+            return []
         starts = [0, *ends[:-1]]
         return list(_grouped(number, [(s, e, e - s) for s, e in zip(starts, ends, strict=True)], unit_bytes))
     if form.compression:

@@ -3,8 +3,12 @@
 Rendering is a pure function of the messages: a template sees no clock (`strftime_now` is not there, templates
 ask for it by `is defined`), no chance, no file, and its work is bounded.
 
-While a template runs, three noncharacters of Unicode, which no text holds, mark what has to be told apart in
-its output: where a message spelled a control token, and where the assistant's part begins and ends.
+While a template runs, three noncharacters of Unicode mark what has to be told apart in its output: where a
+message spelled a control token, and where the assistant's part begins and ends. Messages that hold such
+characters are refused.
+
+A role may be part of a control token that the template puts together, as in '<|' + role + '|>', only if it is
+one of ROLES or the template itself names it.
 """
 
 from __future__ import annotations
@@ -38,7 +42,10 @@ MAX_STEPS = 100_000
 OUTPUT_ROOM = 1 << 20
 """Characters that a rendering may have beside 16 times those of its messages."""
 
-_HIDDEN, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
+ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
+"""Roles that every template may make control tokens of."""
+
+_HIDDEN, _BEGIN, _END, _NO_ROLE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 _RESERVED = re.compile("[\ufdd0-\ufdef]")
 
 
@@ -78,20 +85,24 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         try:
-            self._template = environment.from_string(source)
+            parsed = environment.parse(source)
+            named = {node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)}
+            self._template = environment.from_string(parsed)
         except TemplateSyntaxError as error:
             raise UserError(
                 f"{origin}: line {error.lineno} is no valid Jinja ({error.message}); mend the template, or "
                 "name another file as data.tokenizer.chat_template"
             ) from error
         self._environment = environment
+        self._known_roles = ROLES | named
         self._marks_assistant = environment.generation_tags > 0
         self._variables = dict(variables or {})
         self._controls = sorted(set(control_tokens), key=lambda token: (-len(token), token))
         spelled = [re.escape(token) for token in self._controls]  # the longest is tried first
         self._spelled = re.compile("|".join(spelled)) if spelled else None
         self._pieces = re.compile("(" + "|".join([*spelled, f"{_HIDDEN}[0-9]+{_HIDDEN}", _BEGIN, _END]) + ")")
-        self._numbers = {token: number for number, token in enumerate(self._controls)}
+        self._marks = {token: f"{_HIDDEN}{number}{_HIDDEN}" for number, token in enumerate(self._controls)}
+        self._hidden = {mark: token for token, mark in self._marks.items()}
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
         """The text of a chat, with the places of control tokens and of the assistant's words.
@@ -101,6 +112,7 @@ class ChatTemplate:
         """
         hidden = [{key: self._hide(value) for key, value in message.items()} for message in messages]
         output = self._output(hidden, generation_prompt=False)
+        self._check_roles(messages, hidden, output)
         return self._cleaned(output if self._marks_assistant else self._mark_turns(hidden, output))
 
     def _hide(self, value: str) -> str:
@@ -110,7 +122,27 @@ class ChatTemplate:
             raise RefusedError(f"a message holds the noncharacter U+{ord(found[0]):04X}")
         if self._spelled is None:
             return value
-        return self._spelled.sub(lambda match: f"{_HIDDEN}{self._numbers[match[0]]}{_HIDDEN}", value)
+        return self._spelled.sub(lambda match: self._marks[match[0]], value)
+
+    def _check_roles(
+        self, messages: Sequence[Mapping[str, str]], hidden: Sequence[dict[str, str]], output: str
+    ) -> None:
+        """Raises RefusedError where the output's control tokens depend on roles that nobody knows."""
+        unknown = {message["role"] for message in messages} - self._known_roles
+        if not unknown or not self._controls:
+            return
+        without = [
+            shown | {"role": _NO_ROLE} if message["role"] in unknown else shown
+            for message, shown in zip(messages, hidden, strict=True)
+        ]
+        neutral = self._output(without, generation_prompt=False)
+        if self._control_tokens(neutral) != self._control_tokens(output):
+            raise RefusedError(
+                f"it makes a control token of a role that it does not name ({', '.join(sorted(unknown))})"
+            )
+
+    def _control_tokens(self, output: str) -> list[str]:
+        return [piece for piece in self._pieces.findall(output) if piece in self._marks]
 
     def _output(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
         """What the template writes, marks included."""
@@ -165,13 +197,16 @@ class ChatTemplate:
             elif piece == _END:
                 assistant.append((begin, place))
             else:
-                if piece.startswith(_HIDDEN):
-                    piece = self._controls[int(piece[1:-1])]
+                if piece in self._hidden:
+                    piece = self._hidden[piece]
                 elif number % 2:  # what the expression matched
                     controls.append((place, place + len(piece)))
                 text.append(piece)
                 place += len(piece)
-        return Rendered("".join(text), controls, assistant)
+        whole = "".join(text)
+        if _RESERVED.search(whole):
+            raise RefusedError("it cuts a control token that a message spells, or writes a noncharacter")
+        return Rendered(whole, controls, assistant)
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -36,6 +36,8 @@ class Encoded(NamedTuple):
 class RecordEncoder:
     """Encodes records; cheap to send to another process.
 
+    Of ids that end in end-of-text one is taken away, as every record gets one where it is stored.
+
     chat_template: Jinja template of chats; default: the tokenizer's, else ChatML.
     """
 
@@ -113,7 +115,8 @@ class RecordEncoder:
                 f"{place(number)}: holds the token id {wrong[0]}, but the ids of data.tokenizer go from 0 to "
                 f"{self.tokenizer.vocab_size - 1}; were the ids made with another tokenizer?"
             )
-        return given.astype(np.int32)
+        ended = given.size > 0 and given[-1] == self.tokenizer.end_of_text_id
+        return (given[:-1] if ended else given).astype(np.int32)
 
 
 def text_of(record: Record) -> str:

@@ -84,6 +84,32 @@ class FastEncoder:
                 raise NotFastError(f"tiktoken gives other ids for {text!r:.60}")
 
 
+class BytesEncoder(FastEncoder):
+    """Ids that are the bytes themselves."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+        """Ids of each text, (count,) int32; raises UnicodeEncodeError for a lone surrogate."""
+        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
+
+
+def ids_are_bytes(spec: dict[str, Any], vocabulary: dict[str, int], end_of_text: str) -> bool:
+    """Whether a tokenizer.json makes every byte of a text its own id, with end-of-text as 256.
+
+    vocabulary: its tokens and ids, added ones among them.
+    """
+    if vocabulary != {symbol: byte for byte, symbol in enumerate(byte_symbols())} | {end_of_text: 256}:
+        return False
+    try:
+        _pattern(spec)
+        _ranks(spec["model"])
+    except NotFastError:
+        return False
+    return True
+
+
 def build_fast_encoder(spec: dict[str, Any]) -> FastEncoder:
     """The fast encoder of a tokenizer.json, its merges and its pattern proved, not yet checked on texts.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tokenizers import AddedToken
@@ -14,7 +14,10 @@ Span = tuple[int, int]
 """First character and end of a part of a text."""
 
 _STAND_INS = range(0xFDD3, 0xFDF0)
-"""Noncharacters of Unicode, which no text holds."""
+"""Noncharacters of Unicode; a text that holds one is no text for a MarkedEncoder."""
+
+Placed = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Ids, int32, and the first character and the end of what each stands for, int64; (count,) each."""
 
 
 class MarkedEncoder:
@@ -24,12 +27,12 @@ class MarkedEncoder:
     words are tokens of their own. The library then cuts the text as it does for its special tokens, and what
     comes before and after is encoded as there.
 
-    encoder: taken over and changed. added: the tokenizer's added tokens.
+    encoder: taken over and changed. added: the tokenizer's added tokens by id.
     """
 
-    def __init__(self, encoder: Encoder, added: Sequence[AddedToken]) -> None:
+    def __init__(self, encoder: Encoder, added: Mapping[int, AddedToken]) -> None:
         self._encoder = encoder
-        special = [token for token in added if token.special and encoder.encode_special_tokens]
+        special = [token for token in added.values() if token.special and encoder.encode_special_tokens]
         words: dict[str, AddedToken] = {}
         for token in special:
             # Only tokens that differ in nothing but their first character need different noncharacters.
@@ -51,23 +54,47 @@ class MarkedEncoder:
                 for word, token in words.items()
             ]
         )
-        self._meant = {
+        self._meant: dict[int, int] = {
             encoder.token_to_id(word): encoder.token_to_id(token.content) for word, token in words.items()
         }
+        self._greedy = greedy_tokens(added) | {
+            encoder.token_to_id(word): word for word, token in words.items() if token.lstrip or token.rstrip
+        }
 
-    def encode(self, text: str, controls: Sequence[Span]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, int32, and the first character and the end of what each stands for, int64; (count,) each.
+    def encode(self, text: str, controls: Sequence[Span]) -> Placed:
+        """Ids of a text without noncharacters, and their places.
 
-        controls: where special tokens are meant, in order.
+        controls: where special tokens are meant, in order. Like the library's, a token of whole words only
+        is text beside a letter.
         """
+        assert not any(chr(code) in text for code in _STAND_INS), "the text could spell marked tokens"
         parts, place = [], 0
         for start, end in controls:
             parts += [text[place:start], self._stand_in[text[start:end]], text[start + 1 : end]]
             place = end
-        encoded = self._encoder.encode("".join([*parts, text[place:]]), add_special_tokens=False)
-        ids = np.array([self._meant.get(one, one) for one in encoded.ids], dtype=np.int32)
-        places = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
-        return ids, places[:, 0], np.maximum(places[:, 1], places[:, 0] + 1)
+        ids, starts, ends = encode_placed(self._encoder, "".join([*parts, text[place:]]), self._greedy)
+        taken = set(starts[np.isin(ids, list(self._meant))].tolist())
+        if len(taken) < len(controls):
+            return self.encode(text, [span for span in controls if span[0] in taken])
+        return np.array([self._meant.get(one, one) for one in ids.tolist()], dtype=np.int32), starts, ends
+
+
+def greedy_tokens(added: Mapping[int, AddedToken]) -> dict[int, str]:
+    """Id and text of the added tokens that take the white space beside them along."""
+    return {number: token.content for number, token in added.items() if token.lstrip or token.rstrip}
+
+
+def encode_placed(encoder: Encoder, text: str, greedy: Mapping[int, str]) -> Placed:
+    """Ids of a text by the library, and their places; those of `greedy` tokens are without white space."""
+    encoded = encoder.encode(text, add_special_tokens=False)
+    ids = np.array(encoded.ids, dtype=np.int32)
+    places = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
+    for i in np.flatnonzero(np.isin(ids, list(greedy))).tolist():
+        content = greedy[encoded.ids[i]]
+        start = text.find(content, *encoded.offsets[i])
+        if start >= 0:  # a token may be found in another spelling, after a normalizer
+            places[i] = start, start + len(content)
+    return ids, places[:, 0], np.maximum(places[:, 1], places[:, 0] + 1)
 
 
 def byte_spans(text: str, spans: Sequence[Span]) -> list[Span]:

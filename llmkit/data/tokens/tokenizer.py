@@ -19,10 +19,17 @@ import numpy as np
 from tokenizers import Tokenizer as Encoder
 from xxhash import xxh64_hexdigest
 
-from llmkit.data.tokens.byte_level import byte_lengths, byte_symbols, bytes_of_ids
-from llmkit.data.tokens.fast import FastEncoder, NotFastError, build_fast_encoder
+from llmkit.data.tokens.byte_level import byte_lengths, bytes_of_ids
+from llmkit.data.tokens.fast import BytesEncoder, FastEncoder, NotFastError, build_fast_encoder, ids_are_bytes
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
-from llmkit.data.tokens.marked import MarkedEncoder, Span, byte_spans, covered
+from llmkit.data.tokens.marked import (
+    MarkedEncoder,
+    Span,
+    byte_spans,
+    covered,
+    encode_placed,
+    greedy_tokens,
+)  # fmt: skip
 from llmkit.data.tokens.specification import canonical, parse, plain, unknown_token
 from llmkit.data.tokens.stream import StreamDecoder
 from llmkit.errors import UserError
@@ -76,13 +83,12 @@ class Tokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         self.control_tokens = {token.content: number for number, token in added.items() if token.special}
         self._bytes = bytes_of_ids(self._spec, vocabulary)
-        self._added = list(added.values())
+        self._added = added
         self._fast: FastEncoder | None = None
         self._slow_reason: str | None = "not tried yet"
         self._encoded = 0  # characters, until the fast encoder is set up
-        plain_bytes = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-        if vocabulary == plain_bytes | {end_of_text: 256}:
-            self._fast, self._slow_reason = _BytesEncoder(), None
+        if ids_are_bytes(self._spec, vocabulary, end_of_text):
+            self._fast, self._slow_reason = BytesEncoder(), None
         if not control_tokens_in_text:
             self._refuse_spelled_control_tokens(vocabulary)
 
@@ -147,15 +153,21 @@ class Tokenizer:
         """Ids of a text, (count,) int32, and which of them stand for some of the characters in `spans`.
 
         controls: where the text's special tokens are meant; what others it spells is text. Spans are in order
-        and in characters. Raises UserError for text that has no UTF-8 form.
+        and in characters; a special token is in one if its own characters are, whatever white space it takes
+        along. A text with controls must be free of the noncharacters U+FDD0 to U+FDEF, as chats are. Raises
+        UserError for text that has no UTF-8 form.
         """
         self._count([text])
-        quick = self._encode_pieces(text, controls) if self._fast is not None else None
+        places_are_known = self._fast is not None and self._bytes is not None
+        quick = self._encode_pieces(text, controls) if places_are_known else None
         if quick is not None:
             ends = np.cumsum(self._byte_lengths[quick])
             return quick, covered(ends - self._byte_lengths[quick], ends, byte_spans(text, spans))
         try:
-            ids, starts, ends = self._marked.encode(text, controls)
+            if controls:
+                ids, starts, ends = self._marked.encode(text, controls)
+            else:
+                ids, starts, ends = encode_placed(self._encoder, text, greedy_tokens(self._added))
         except (UnicodeEncodeError, TypeError) as error:
             raise _no_utf8() from error
         return ids, covered(starts, ends, spans)
@@ -246,7 +258,7 @@ class Tokenizer:
     @cached_property
     def _added_token(self) -> re.Pattern[str] | None:
         """Finds what the library takes out of a text before its model sees it; None if there is nothing."""
-        tokens = [t.content for t in self._added if self.control_tokens_in_text or not t.special]
+        tokens = [t.content for t in self._added.values() if self.control_tokens_in_text or not t.special]
         return re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
     def _holds_added_token(self, text: str) -> bool:
@@ -296,7 +308,7 @@ class Tokenizer:
 
     def _encode_pieces(self, text: str, controls: Sequence[Span]) -> np.ndarray | None:
         """Ids of a text with control tokens by the fast encoder; None where it cannot have it."""
-        if controls and any(token.lstrip or token.rstrip or token.single_word for token in self._added):
+        if controls and any(token.lstrip or token.rstrip or token.single_word for token in self._added.values()):
             return None
         ids, place = [], 0
         for start, end in [*controls, (len(text), len(text))]:
@@ -308,16 +320,6 @@ class Tokenizer:
                 ids.append(np.array([self.control_tokens[text[start:end]]], dtype=np.int32))
             place = end
         return np.concatenate(ids)
-
-
-class _BytesEncoder(FastEncoder):
-    """Ids that are the bytes themselves."""
-
-    def __init__(self) -> None:
-        pass
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
-        return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) for text in texts]
 
 
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:

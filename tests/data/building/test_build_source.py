@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -259,3 +261,58 @@ def test_long_builds_tell_how_far_they_are_and_how_fast_they_were(
     assert len(told) > 3
     assert told[-1].endswith("(100%)")
     assert any("data: jsonl-0: 100 documents, " in line and " MB/s" in line for line in lines)
+
+
+def test_what_is_told_of_chats_are_the_bytes_that_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"role": "user", "content": "x" * 20_000}, {"role": "assistant", "content": "yes"}]
+    write_records(tmp_path, [{"messages": turns}] * 50)
+    source = schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"), record="chat")
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(build_source, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    lines: list[str] = []
+    prepare(settings(tmp_path, sources=[source], heldout_every=0), lines.append)
+    assert any(line.endswith(" tokens of 1.00 MB in 2.0 s (0.5 MB/s)") for line in lines), lines
+    assert lines[-1].endswith(" training tokens of 0.00 MB to learn, 0.00 MB held out")
+
+
+def test_a_leftover_that_is_gone_before_it_is_deleted_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(tmp_path, [{"text": f"record {number}"} for number in range(50)])
+    iterdir = Path.iterdir
+
+    def with_one_that_goes(folder: Path) -> Iterator[Path]:
+        yield from iterdir(folder)
+        if folder.name == "parts":
+            yield folder / ".part-000000-77"
+
+    monkeypatch.setattr(Path, "iterdir", with_one_that_goes)
+    prepare(settings(tmp_path), silent)
+
+
+def test_a_source_of_skippable_frames_only_is_refused_as_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes((0x184D2A50).to_bytes(4, "little") + bytes(4))
+    source = schema.Source(type="jsonl", path=str(path))
+    with pytest.raises(UserError, match=r"source jsonl-0: there is no document to train on \(it has none\)"):
+        prepare(settings(tmp_path, sources=[source]), silent)
+
+
+def test_the_template_decides_the_folder_of_chats_and_of_nothing_else(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because it is so"}]
+    write_records(tmp_path, [{"messages": turns, "text": "some text that is learned"}] * 30)
+    path = str(tmp_path / "r.jsonl")
+    sources = [
+        schema.Source(type="jsonl", path=path, name="chat", record="chat"),
+        schema.Source(type="jsonl", path=path, name="text"),
+    ]
+    folders = []
+    for mark in ("=", "+"):
+        template = tmp_path / f"template{mark}"
+        template.write_text("{% for message in messages %}" + mark + "{{ message.content }}{% endfor %}")
+        tokenizer = schema.Tokenizer(type="bytes", chat_template=str(template))
+        folders.append(prepare(settings(tmp_path, sources=sources, tokenizer=tokenizer), silent).folders)
+    assert folders[0]["chat"] != folders[1]["chat"]
+    assert folders[0]["text"] == folders[1]["text"]

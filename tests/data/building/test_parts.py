@@ -24,8 +24,9 @@ from llmkit.errors import UserError
 
 
 class Letters:
-    """A token a character; refuses what has a #."""
+    """A token a character; refuses what has a #. learned: bytes of text that a character is counted as."""
 
+    learned = 1
     tokenizer = SimpleNamespace(slow_reason="it is slow")
 
     def encode(
@@ -36,7 +37,7 @@ class Letters:
     def _encode(self, text: str) -> Encoded | LeftOut:
         if "#" in text:
             return LeftOut("refused", "it has a #")
-        return Encoded(np.array([ord(char) for char in text], dtype=np.int32), None, len(text))
+        return Encoded(np.array([ord(char) for char in text], dtype=np.int32), None, self.learned * len(text))
 
 
 def maker(tmp_path: Path, texts: list[Any], errors: str = "skip", unit_bytes: int = 1 << 20) -> PartMaker:
@@ -124,11 +125,17 @@ def test_a_refused_record_stops_the_build_where_that_is_asked_for(tmp_path: Path
     assert list((tmp_path / "parts").iterdir()) == []
 
 
-def test_memory_is_bounded_by_writing_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("learned", [0, 1])
+def test_memory_is_bounded_by_writing_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: int
+) -> None:
     monkeypatch.setattr(parts, "GROUP_TEXT", 20)
-    monkeypatch.setattr(parts, "BLOCK_TEXT", 100)
+    monkeypatch.setattr(parts, "BLOCK_SIZE", 200)  # of two bytes a token
     texts = [f"text {number}" for number in range(50)]
-    _, train, held = made(maker(tmp_path, texts))
+    one = maker(tmp_path, texts)
+    # As of a chat, of which little is learned: its tokens are in memory all the same.
+    monkeypatch.setattr(Letters, "learned", learned)
+    _, train, held = made(one)
     assert len(train) > 3
     blocks = [[*one, *other] for one, other in zip(train, held, strict=True)]
     assert all(sum(map(len, block)) <= 120 for block in blocks)

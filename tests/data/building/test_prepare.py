@@ -14,7 +14,9 @@ from llmkit.config import schema
 from llmkit.data.building import build_source
 from llmkit.data.building.prepare import prepare
 from llmkit.data.live.heldout import heldout_candidates
+from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Prepared
+from llmkit.data.sources.records import Text
 from llmkit.errors import UserError
 
 Words = Callable[[str, int], Path]
@@ -178,6 +180,28 @@ def test_of_a_live_source_only_a_few_held_out_documents_are_built(words: Words) 
     assert document_texts(prepared) == held
     assert lines[-1] == "data: text-0 tokenized while training (not counted), 0.00 MB held out"
     assert prepared.fingerprint["sources"][0]["tokens"] is None
+
+
+def test_a_live_source_that_is_cut_otherwise_has_other_held_out_documents(
+    words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.data.live.source.UNIT_BYTES", (100, 1 << 20))
+    text = words("w", 300)
+    found = []
+    for lanes in (1, 8):
+        prepared = prepare(settings(text, sources=[source(text, live=True)], lanes=lanes), silent)
+        (train,) = prepared.train
+        assert isinstance(train.rows, LiveSource)
+        reader, rows = train.rows.reader, train.rows
+        held = [
+            candidate.record.text
+            for unit in range(len(reader.units))
+            for candidate in reader.read(unit)
+            if candidate.number in rows.heldout_of(unit) and isinstance(candidate.record, Text)
+        ]
+        assert document_texts(prepared) == held
+        found.append(held)
+    assert found[0] != found[1]
 
 
 def test_a_live_source_may_hold_nothing_out(words: Words) -> None:

@@ -95,6 +95,13 @@ def test_another_text_gives_another_one(words: Words) -> None:
     assert make(settings(path)).hash != first.hash
 
 
+def test_other_held_out_text_gives_another_one(words: Words, tmp_path: Path) -> None:
+    path = words("one", 300)
+    for every in (0, 20, 0):
+        make(settings(path, heldout_every=every))
+    assert len(list((tmp_path / "cache").glob("tokenizer-*"))) == 2
+
+
 def test_a_vocabulary_that_the_text_cannot_fill_is_told(words: Words) -> None:
     lines: list[str] = []
     make(settings(words("one", 5), tokenizer=schema.Tokenizer(vocab_size=9999)), lines.append)

@@ -77,7 +77,10 @@ class FakeEncoder:
 
     key: str = "codes"
     encoded: list[str] = field(default_factory=list)
-    tokenizer: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(end_of_text_id=END))
+
+    @property
+    def tokenizer(self) -> SimpleNamespace:
+        return SimpleNamespace(end_of_text_id=END, hash=self.key)
 
     def encode(
         self, records: Sequence[Record], threads: bool = False, place: Callable[[int], str] = str

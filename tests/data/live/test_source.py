@@ -82,7 +82,13 @@ def test_tokens_are_kept_by_content_and_tokenizer(tmp_path: Path) -> None:
         with_sizes([3, 5], cache_dir=str(tmp_path)).cache_folder,
         dataclasses.replace(base, encoder=FakeEncoder("other")).cache_folder,  # type: ignore[arg-type]
     ]
-    assert len(set(folders)) == 3
+    later = [file._replace(stamp=file.stamp + 1) for file in base.reader.files]
+    touched = with_sizes([3, 4], cache_dir=str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:  # the same size and tag, another date
+        patch.setattr(type(touched.reader), "files", later)
+        folders.append(touched.cache_folder)
+        assert touched.digest == base.digest
+    assert len(set(folders)) == 4
     assert all(folder is not None and folder.parent == tmp_path for folder in folders)
     assert with_sizes([3, 4], cache_dir=str(tmp_path), window=9, seed=8).cache_folder == base.cache_folder
     assert with_sizes([3, 4]).cache_folder is None

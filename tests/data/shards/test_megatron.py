@@ -131,6 +131,32 @@ def test_a_file_that_is_cut_while_it_is_read_is_named(prefix: Path) -> None:
         reader.rows(np.array([0]), 4)
 
 
+@pytest.mark.parametrize("place", [0, -2])
+def test_a_file_that_is_written_to_while_it_is_read_is_named_whatever_is_written(
+    prefix: Path, place: int
+) -> None:
+    reader = MegatronReader(prefix, 100, END)
+    assert reader.rows(np.array([0]), 4).tolist() == [STREAM[:5]]
+    path = Path(f"{prefix}.bin")
+    was = path.stat()
+    with path.open("r+b") as file:  # another id of the vocabulary
+        file.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
+        file.write(b"\x07\x00")
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
+    for read in (lambda: reader.rows(np.array([0]), 4), lambda: reader.read(0, 2), reader.verify):
+        with pytest.raises(RunFault, match=r"toy_text_document.bin: changed while .* it was written to and"):
+            read()
+
+
+def test_empty_documents_at_the_ends_of_a_file_are_passed_over(tmp_path: Path) -> None:
+    documents = [[], [[]], [[5, 6, END]], [[7, END]], [[]]]
+    reader = MegatronReader(write_megatron(tmp_path / "toy", documents), 100, END)
+    assert (reader.tokens, reader.documents) == (5, 5)
+    assert [reader.document(number).tolist() for number in range(5)] == [[], [], [5, 6], [7], []]
+    with pytest.raises(UserError, match=r"its first document ends with token 6 and not with 0"):
+        MegatronReader(write_megatron(tmp_path / "toy", [[[]], [[5, 6]], [[7, END]]]), 100, END)
+
+
 def test_files_of_several_types_are_not_read_as_one(tmp_path: Path) -> None:
     write_megatron(tmp_path / "a", DOCUMENTS)
     write_megatron(tmp_path / "b", DOCUMENTS, "int32")

@@ -156,6 +156,24 @@ def test_another_tokenizer_is_refused(write_shards: Callable[..., Path]) -> None
         ShardReader(folder, tokenizer="other")
 
 
+def test_another_end_of_text_is_refused(write_shards: Callable[..., Path]) -> None:
+    folder = write_shards(DOCUMENTS)
+    ShardReader(folder, end_of_text_id=0)
+    wanted = r"index.json: documents end with token 0, the tokenizer's end-of-text is 7; do this"
+    with pytest.raises(UserError, match=wanted):
+        ShardReader(folder, remedy="do this", end_of_text_id=7)
+
+
+def test_an_id_above_the_largest_of_the_index_is_named_on_first_touch(
+    write_shards: Callable[..., Path],
+) -> None:
+    folder = write_shards([[7, 99]])
+    change_index(folder, lambda index: index["shards"][0].update(max_id=98))
+    reader = ShardReader(folder, vocab_size=99)
+    with pytest.raises(UserError, match=r"toy-00000.bin: holds token id 99, index.json says that 98 is the"):
+        reader.read(0, 1)
+
+
 def test_an_id_that_the_model_does_not_know_is_refused(write_shards: Callable[..., Path]) -> None:
     folder = write_shards([[7, 99]])
     ShardReader(folder, vocab_size=100)

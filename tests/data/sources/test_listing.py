@@ -47,6 +47,22 @@ def test_a_folder_stands_for_all_files_under_it_but_hidden_ones(tree: Path) -> N
     assert names(tree, source) == ["a.txt", "b.txt", "sub/c.txt", "sub/d.jsonl", "x[1].txt"]
 
 
+def test_links_to_folders_are_followed_and_lead_nowhere_twice(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "g.txt").write_text("g")
+    (tree / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tree)  # a circle
+    (tree / "sub" / "self").symlink_to(".")
+    (tree / "again").symlink_to(tree / "sub")
+    (tree / ".dot").symlink_to(tmp_path / "elsewhere")
+    expected = ["a.txt", "again/c.txt", "again/d.jsonl", "b.txt", "link/deep/g.txt", "x[1].txt"]
+    assert names(tree, Source(type="text", path=str(tree))) == expected
+    assert names(tree, Source(type="text", path=f"{tree}/link")) == [
+        "link/deep/g.txt",
+        *(f"link/round/{name}" for name in expected if not name.startswith("link")),
+    ]
+
+
 def test_a_folder_of_records_stands_for_the_files_of_its_kind(tree: Path) -> None:
     for name in ("p.parquet", "q.arrow", "r.jsonl.gz", "s.jsonl.zst"):
         (tree / name).write_text("")

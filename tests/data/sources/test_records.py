@@ -93,6 +93,9 @@ def test_a_chat_is_messages() -> None:
     expected = Chat(({"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}))
     assert from_json({"messages": messages}, record="chat").record == expected
     assert from_json({"turns": messages}, record="chat", messages_field="turns").record == expected
+    for none in (None, []):
+        without = [message | {"tool_calls": none} for message in messages]
+        assert from_json({"messages": without}, record="chat").record == expected
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,12 @@ def test_a_chat_is_messages() -> None:
             "no list of {role, content}",
             "messages[1] has the fields from, value, not role and content; rename from to role and value to",
         ),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}],
+            "chat with tool calls",
+            "messages[0] has tool_calls, of which no tokens are made",
+        ),
+        ([{"role": "tool_user", "tool_calls": [{}]}], "chat with tool calls", "messages[0] has tool_calls"),
         ([{"role": "user", "content": None}], "no string", "messages[0].content is null, not a string"),
         ([{"role": "user", "content": [{"type": "text"}]}], "no string", "messages[0].content is [{"),
         ([], "empty", "no message has any text"),

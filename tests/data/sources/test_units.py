@@ -61,6 +61,11 @@ def test_zstd_files_are_cut_between_frames(write: Write) -> None:
     assert edges(units_of(text, "text", 1, separator="\n\n")) == [(0, all_of_it)]
 
 
+def test_a_zstd_file_of_skippable_frames_only_is_an_empty_file(write: Write) -> None:
+    skippable = (0x184D2A50).to_bytes(4, "little") + (5).to_bytes(4, "little") + b"hello"
+    assert units_of(write("a.jsonl.zst", 2 * skippable), "jsonl", 1) == []
+
+
 def test_parquet_files_are_cut_between_row_groups(tmp_path: Path) -> None:
     table = pa.table({"text": [f"{i:03d} " * 50 for i in range(100)], "other": [b"x" * 10_000] * 100})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10, compression="zstd", use_dictionary=False)
@@ -108,6 +113,19 @@ def test_a_column_of_another_type_is_refused_once(
     )
     with pytest.raises(UserError, match=message):
         units_of(tmp_path / "a.parquet", "parquet", 1, record=record, **fields)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_two_columns_of_the_same_name_are_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    table = pa.table([pa.array(["x"]), pa.array([1]), pa.array(["y"])], names=["text", "id", "text"])
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=rf"p.text_field: .*a.{kind} has 2 columns 'text'; rename all but"):
+        units_of(path, kind, 1)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
