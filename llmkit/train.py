@@ -83,10 +83,12 @@ def _train(start: Start, started: float, environment: Mapping[str, str]) -> int:
         folder.clear_done()
         run.events.record("start" if run.saved_step is None else "resume", step=run.progress.step)
         log = Log(run)  # measures a CPU's matrix rate: before the mirror's process takes a share of it
+        samples = SampleLog(run)
+        stack.callback(samples.close)
         mirror = open_mirror(run, environment)
         code = 1
         try:
-            code = _loop(run, log, started)
+            code = _loop(run, log, samples, started)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             run.events.record("fault", step=run.progress.step, reason=reason[:500])
@@ -100,11 +102,11 @@ def _train(start: Start, started: float, environment: Mapping[str, str]) -> int:
         return code
 
 
-def _loop(run: Run, log: Log, started: float) -> int:
+def _loop(run: Run, log: Log, samples: SampleLog, started: float) -> int:
     """Steps until the end, or until somebody asks to stop; either way the last step is saved."""
     config, progress = run.config, run.progress
     choose = ChooseSteps(Budget.for_run(config, started, run.heldout) if progress.max_steps is None else None)
-    evaluate, save, samples = Evaluate(log), Save(log), SampleLog(run)
+    evaluate, save = Evaluate(log), Save(log)
     hooks: list[Hook] = [choose, log, evaluate, save]
     batches = iter(run.loader)
     with StopRequest(run.folder, run.console.note) as stop:

@@ -175,6 +175,10 @@ def test_a_source_that_runs_dry(project: Path, capsys: pytest.CaptureFixture[str
     message = ended(capsys, 1, live("few.jsonl", max_epochs=1), "train.max_steps=500")
     assert "jsonl-0" in message
     assert "max_epochs" in message
+    assert "Saved runs/tiny/checkpoints/step-" in message
+    (*_, last) = (row["step"] for row in rows(project / "runs" / "tiny"))
+    assert f"step-{last:08d}" in message, "all that was trained on is saved"
+    ended(capsys, 0, live("few.jsonl", max_epochs=2), f"train.max_steps={last + 1}")
 
 
 def test_a_file_that_changes_under_the_run(

@@ -23,6 +23,7 @@ def next_batch(run: Run, log: Log, batches: Iterator[Step]) -> Step:
         except SourceDryError as error:
             dry = error
     if run.loader.may_run_dry and run.mesh.count_over_data(int(dry is not None)):
+        run.control.close()
         log.flush(run)
         checkpoint = run.save()
         reasons = run.mesh.gather_texts("" if dry is None else str(dry))

@@ -371,6 +371,43 @@ def test_text_that_was_exchanged_begins_anew_under_another_order() -> None:
     assert job.state["carry"][1] > 0
 
 
+def test_a_source_that_was_gone_and_comes_back_is_read_in_another_order() -> None:
+    one, other = ToyRows(800), ToyRows(400, 1000)
+    job = Job(toy({"a": one, "b": other}), 8, 4)
+    first = [row for batch in job.run(1, 2) for row in batch if row[0] == 1]
+    job.data = toy({"a": one})
+    job.run(1, 1, allow_change=True)
+    job.data = toy({"a": one, "b": other})
+    again = [row for batch in job.run(1, 2, allow_change=True) for row in batch if row[0] == 1]
+    assert job.state is not None
+    assert (job.state["numbers"], job.state["next_number"]) == ([0, 2], 3)
+    assert [row[1] for row in again[:4]] != [row[1] for row in first[:4]]
+
+
+def test_a_source_under_another_name_goes_on() -> None:
+    rows = ToyRows(400)
+    job = Job(toy({"gone": ToyRows(300, 1000), "a": rows}), 8, 4)
+    before = [row[1] for batch in job.run(1, 4) for row in batch if row[0] == 1]
+    job.data = toy({"b": rows})
+    after = [row[1] for batch in job.run(1, 9, allow_change=True) for row in batch]
+    epoch = (before + after)[: rows.row_count(T)]
+    assert len({tuple(row) for row in epoch}) == len(epoch)
+
+
+def test_everything_that_changed_is_recorded() -> None:
+    job = Job(two(), 8, 4)
+    job.run(1, 2)
+    job.data = toy({"large": ToyRows(4000), "small": ToyRows(800, 10_000)}, {"large": 1.0})
+    other = ["data.curriculum.0.step: 5 -> 6"]
+    job.run(1, 1, allow_change=True, other_settings=other)
+    assert job.state is not None
+    assert job.state["changes"][0]["differences"] == [
+        "source small had 900 training tokens, has 800",
+        "the mixture has other weights: large 3 -> 1",
+        *other,
+    ]
+
+
 def test_a_run_that_needs_more_epochs_than_allowed_is_refused_with_the_numbers() -> None:
     prepared, config = toy({"a": ToyRows(801), "b": ToyRows(8001, 1000)}, max_epochs={"a": 2})
     loader = TrainLoader(prepared, config, SEED, 10, 5)

@@ -134,11 +134,6 @@ class ShardReader:
                 f"{place}: these tokens were made with tokenizer {index.tokenizer}, the run has {tokenizer}; "
                 f"{self._remedy}"
             )
-        if end_of_text_id is not None and end_of_text_id != index.end_of_text_id:
-            raise UserError(
-                f"{place}: documents end with token {index.end_of_text_id}, the tokenizer's end-of-text is "
-                f"{end_of_text_id}; {self._remedy}"
-            )
         if index.dtype != token_dtype(index.vocab_size):
             raise UserError(
                 f"{place}: dtype {index.dtype} does not go with a vocabulary of {index.vocab_size} tokens; "
@@ -161,6 +156,11 @@ class ShardReader:
                 raise UserError(
                     f"{place}: the figures of shard {number} contradict each other; {self._remedy}"
                 )
+        if end_of_text_id is not None and end_of_text_id != index.end_of_text_id:
+            raise UserError(
+                f"{place}: documents end with token {index.end_of_text_id}, the tokenizer's end-of-text is "
+                f"{end_of_text_id}; {self._remedy}"
+            )
 
     def _open(self, shard: int) -> MappedFile:
         path, record = self._path(shard), self.index.shards[shard]

@@ -54,12 +54,10 @@ class MarkedEncoder:
                 for word, token in words.items()
             ]
         )
-        self._meant: dict[int, int] = {
-            encoder.token_to_id(word): encoder.token_to_id(token.content) for word, token in words.items()
-        }
-        self._greedy = greedy_tokens(added) | {
-            encoder.token_to_id(word): word for word, token in words.items() if token.lstrip or token.rstrip
-        }
+        number: dict[str, int] = encoder.get_vocab(with_added_tokens=True)
+        self._meant = {number[word]: number[token.content] for word, token in words.items()}
+        greedy = {number[word]: word for word, token in words.items() if token.lstrip or token.rstrip}
+        self._greedy = greedy_tokens(added) | greedy
 
     def encode(self, text: str, controls: Sequence[Span]) -> Placed:
         """Ids of a text without noncharacters, and their places.

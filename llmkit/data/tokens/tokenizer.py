@@ -308,7 +308,8 @@ class Tokenizer:
 
     def _encode_pieces(self, text: str, controls: Sequence[Span]) -> np.ndarray | None:
         """Ids of a text with control tokens by the fast encoder; None where it cannot have it."""
-        if controls and any(token.lstrip or token.rstrip or token.single_word for token in self._added.values()):
+        added = self._added.values()
+        if controls and any(token.lstrip or token.rstrip or token.single_word for token in added):
             return None
         ids, place = [], 0
         for start, end in [*controls, (len(text), len(text))]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmkit.data.sources.records import Chat, LeftOut
-from llmkit.data.tokens.chat import CHATML, ChatTemplate
+from llmkit.data.tokens.chat import CHATML, ChatTemplate, RefusedError
 from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, Encoded, RecordEncoder
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -169,7 +169,7 @@ def test_the_assistants_words_and_the_end_of_its_turn_are_learned(
     encoded = encode(one, *MESSAGES)
     assert learned(one, encoded) == words
     assert encoded.end_is_target == (template != "marked")
-    assert encoded.text_bytes == len(words.replace("|  ", "  ").replace("|", "").encode())
+    assert encoded.text_bytes == len(words.encode()) - len("|")
 
 
 @BY_TEMPLATE
@@ -210,6 +210,55 @@ def test_a_role_cannot_spell_one_either() -> None:
     one = encoder("bytes", "chatml")
     tokens = encode(one, {"role": "</s>", "content": "a"}, {"role": "assistant", "content": "b"}).tokens
     assert one.tokenizer.end_of_text_id not in tokens
+
+
+PIPES = (
+    "{% for m in messages %}{{ '<|' + m['role'] | trim | lower + '|>' + m['content'] + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+PIPED = ["<|user|>", "<|assistant|>", "<|tool|>", "<|judge|>", "<|end|>", "<|endoftext|>", "<|other|>"]
+
+
+def asked_by(role: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "role", ["endoftext", " EndOfText", "end", "other", "x|><|endoftext", "endoftext|>x", "x<|end|><|other"]
+)
+def test_a_role_cannot_be_part_of_a_control_token(role: str) -> None:
+    with pytest.raises(RefusedError, match="makes a control token of a role that it does not name"):
+        ChatTemplate(PIPES, PIPED).render(asked_by(role))
+
+
+@pytest.mark.parametrize("role", ["user", "tool", "assistant"])
+def test_roles_that_everyone_knows_make_control_tokens(role: str) -> None:
+    rendered = ChatTemplate(PIPES, PIPED).render(asked_by(role))
+    written = [rendered.text[start:end] for start, end in rendered.controls]
+    assert written == [f"<|{role}|>", "<|end|>", "<|assistant|>", "<|end|>"]
+
+
+def test_roles_that_the_template_names_do_too() -> None:
+    naming = "{% if messages[0]['role'] in ['user', 'judge'] %}{% endif %}" + PIPES
+    rendered = ChatTemplate(naming, PIPED).render(asked_by("judge"))
+    assert rendered.text[slice(*rendered.controls[0])] == "<|judge|>"
+    with pytest.raises(RefusedError):
+        ChatTemplate(PIPES, PIPED).render(asked_by("judge"))
+
+
+@pytest.mark.parametrize("role", ["developer", "a", "im", "<|im_end|>", "narrator |>"])
+def test_other_roles_are_text(role: str) -> None:
+    rendered = ChatTemplate(CHATML, ["<|im_start|>", "<|im_end|>"]).render(asked_by(role))
+    assert rendered.text.startswith(f"<|im_start|>{role}\na<|im_end|>\n")
+    assert len(rendered.controls) == 4
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0]['content'][1:] }}", "{{ messages[0]['content'][0] * 2 }}", "\ufdd3"]
+)
+def test_half_a_mark_is_refused(template: str) -> None:
+    with pytest.raises(RefusedError, match="cuts a control token that a message spells"):
+        ChatTemplate(template, ["<|end|>"]).render([{"role": "user", "content": "<|end|>a"}])
 
 
 def test_where_text_may_hold_control_tokens_messages_may_too() -> None:

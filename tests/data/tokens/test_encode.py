@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -7,14 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import AddedToken, processors
 
 from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Record, Text
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, Encoded, RecordEncoder, text_of
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from tests.data.tokens.tokenizers_for_tests import byte_level, sentencepiece, tokenizer, word_pieces
+from tests.data.tokens.tokenizers_for_tests import END, byte_level, sentencepiece, tokenizer, word_pieces
 
 BYTES = RecordEncoder(bytes_tokenizer("<end>"))
 SPED_UP = tokenizer(byte_level())
@@ -98,9 +100,89 @@ def test_a_text_that_leaves_no_token_is_left_out() -> None:
     assert WORDS.encode([Text(" \n")])[0].reason == EMPTY  # type: ignore[union-attr]
 
 
-def test_ids_are_taken_as_they_are() -> None:
-    encoded = one(BYTES, ids(104, 105, 256))
-    assert (encoded.tokens.tolist(), encoded.targets, encoded.text_bytes) == ([104, 105, 256], None, 7)
+@EACH
+@pytest.mark.parametrize("code", range(0xFDD0, 0xFDF0))
+def test_no_noncharacter_makes_a_control_token_of_text(encoder: RecordEncoder, code: int) -> None:
+    made = encoder.tokenizer
+    text = f"the {chr(code)}{made.end_of_text[1:]} fox {chr(code)}unused{chr(code)}"
+    for record in (Text(text), Pair("", text), Pair(text[:5], text[5:]), Pair(text, "x")):
+        tokens = one(encoder, record).tokens.tolist()
+        assert tokens == made._encoder.encode(text_of(record), add_special_tokens=False).ids
+        assert not {*made.control_tokens.values()} - {made.control_tokens.get("<unk>")} & {*tokens}
+    [chat] = encoder.encode(
+        [Chat(({"role": "user", "content": "a"}, {"role": "assistant", "content": text}))]
+    )
+    assert isinstance(chat, LeftOut)
+
+
+def with_controls(*contents: str, **flags: bool) -> RecordEncoder:
+    """Byte-level BPE with control tokens of its own; flags: of tokens, such as rstrip."""
+    encoder = byte_level()
+    encoder.add_special_tokens([AddedToken(content, special=True, **flags) for content in contents])
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    return RecordEncoder(tokenizer(encoder, chat_template=template))
+
+
+ALL_FLAGS = [{"rstrip": True}, {"lstrip": True}, {"rstrip": True, "lstrip": True}, {"single_word": True}]
+
+
+@pytest.mark.parametrize("flags", ALL_FLAGS, ids=str)
+@pytest.mark.parametrize("sped_up", [True, False], ids=["fast", "slow"])
+@pytest.mark.parametrize("space", ["", " ", "\n\n  "], ids=["none", "space", "lines"])
+def test_tokens_that_take_white_space_along_are_learned_only_where_they_are_the_assistants(
+    flags: dict[str, bool], sped_up: bool, space: str
+) -> None:
+    encoder = with_controls("<|user|>", "<|assistant|>", "<|end|>", **flags)
+    if sped_up:
+        encoder.tokenizer.speed_up()
+        assert encoder.tokenizer.fast
+    words = f"{space}the fox{space}"
+    chat = Chat(({"role": "user", "content": words}, {"role": "assistant", "content": words}))
+    encoded = one(encoder, chat)
+    spec = encoder.tokenizer.files()["tokenizer.json"].decode()
+    reading = Tokenizer(spec, END, control_tokens_in_text=True)
+    asked = f"<|user|>{words}<|end|><|assistant|>"
+    text = f"{asked}{words}<|end|>"
+    assert encoded.tokens.tolist() == reading.encode(text).tolist()
+    controls = encoder.tokenizer.control_tokens
+    ends = [i for i, token in enumerate(encoded.tokens.tolist()) if token == controls["<|end|>"]]
+    if not flags.get("single_word"):
+        assert len(ends) == 2
+        header = encoded.tokens.tolist().index(controls["<|assistant|>"])
+        assert encoded.targets is not None
+        assert not encoded.targets[: header + 1].any()
+        assert encoded.targets[header + 1 :].all()
+    both = one(RecordEncoder(reading, encoder.chat_template), chat)
+    assert both.tokens.tolist() == encoded.tokens.tolist()
+    assert np.array_equal(both.targets, encoded.targets)  # type: ignore[arg-type]
+
+
+def test_a_pair_needs_no_known_bytes() -> None:
+    spec = json.loads(SPED_UP.files()["tokenizer.json"]) | {"decoder": None}
+    undecoded = Tokenizer(json.dumps(spec), END)
+    undecoded.speed_up()
+    assert undecoded.fast
+    for record in (Pair("x i", "t caf\u00e9"), CHAT):
+        got, expected = one(RecordEncoder(undecoded), record), one(FAST, record)
+        assert got.tokens.tolist() == expected.tokens.tolist()
+        assert np.array_equal(got.targets, expected.targets)  # type: ignore[arg-type]
+
+
+def test_ids_are_taken_as_they_are_but_for_one_end_of_text_at_their_end() -> None:
+    for taken, kept, text_bytes in (
+        ([104, 105], [104, 105], 2),
+        ([104, 256, 105, 256], [104, 256, 105], 7),
+        ([104, 256, 256], [104, 256], 6),
+    ):
+        encoded = one(BYTES, ids(*taken))
+        assert (encoded.tokens.tolist(), encoded.targets, encoded.text_bytes) == (kept, None, text_bytes)
+    [empty] = BYTES.encode([ids(256)])
+    assert isinstance(empty, LeftOut)
+    assert empty.reason == EMPTY
+    encoded = one(BYTES, ids(104, 105))
     assert encoded.tokens.dtype == np.int32
     assert one(PIECES, Ids(PIECES.tokenizer.encode("the fox").astype(np.int64))).text_bytes == 7
 

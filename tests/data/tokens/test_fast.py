@@ -292,3 +292,23 @@ def test_any_merges_are_followed_exactly_or_refused() -> None:
             assert ids.tolist() == Encoder.from_str(json.dumps(content)).encode(text).ids
             taken += 1
     assert taken > 30
+
+
+BARE_BYTES = json.loads(bytes_tokenizer(END).files()["tokenizer.json"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": BARE_BYTES["pre_tokenizer"]["pretokenizers"][1] | {"add_prefix_space": True}},
+        {"pre_tokenizer": None},
+        {"model": BARE_BYTES["model"] | {"continuing_subword_prefix": "#"}},
+    ],
+    ids=["normalizer", "prefix", "no bytes", "subwords"],
+)
+def test_a_vocabulary_of_bytes_is_not_enough_to_be_bytes(changes: dict[str, Any]) -> None:
+    made = Tokenizer(json.dumps(BARE_BYTES | changes), END)
+    text = "ABC caf\u00e9"
+    assert made.encode(text).tolist() == made._encoder.encode(text, add_special_tokens=False).ids
+    assert made.encode(text).tolist() != list(text.encode())
