@@ -44,7 +44,7 @@ def dies_while_preparing(folder: str) -> dict[str, Any]:
 
     os.chdir(folder)
     if os.environ["RANK"] == "1":
-        llmkit.loop.setup.prepare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        llmkit.loop.setup.prepare = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     errors = io.StringIO()
     began = time.monotonic()
     with contextlib.redirect_stderr(errors):

@@ -137,9 +137,8 @@ class ChatTemplate:
         ]
         neutral = self._output(without, generation_prompt=False)
         if self._control_tokens(neutral) != self._control_tokens(output):
-            raise RefusedError(
-                f"it makes a control token of a role that it does not name ({', '.join(sorted(unknown))})"
-            )
+            roles = f"{', '.join(map(repr, sorted(unknown))):.80}"
+            raise RefusedError(f"it makes a control token of a role that it does not name ({roles})")
 
     def _control_tokens(self, output: str) -> list[str]:
         return [piece for piece in self._pieces.findall(output) if piece in self._marks]

@@ -29,7 +29,7 @@ from llmkit.data.tokens.marked import (
     covered,
     encode_placed,
     greedy_tokens,
-)  # fmt: skip
+)
 from llmkit.data.tokens.specification import canonical, parse, plain, unknown_token
 from llmkit.data.tokens.stream import StreamDecoder
 from llmkit.errors import UserError
@@ -167,7 +167,7 @@ class Tokenizer:
             if controls:
                 ids, starts, ends = self._marked.encode(text, controls)
             else:
-                ids, starts, ends = encode_placed(self._encoder, text, greedy_tokens(self._added))
+                ids, starts, ends = encode_placed(self._encoder, text, self._greedy)
         except (UnicodeEncodeError, TypeError) as error:
             raise _no_utf8() from error
         return ids, covered(starts, ends, spans)
@@ -268,6 +268,10 @@ class Tokenizer:
     def _byte_lengths(self) -> np.ndarray:
         assert self._bytes is not None
         return byte_lengths(self._bytes, self.vocab_size)
+
+    @cached_property
+    def _greedy(self) -> dict[int, str]:
+        return greedy_tokens(self._added)
 
     @cached_property
     def _marked(self) -> MarkedEncoder:

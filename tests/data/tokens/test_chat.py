@@ -253,6 +253,12 @@ def test_other_roles_are_text(role: str) -> None:
     assert len(rendered.controls) == 4
 
 
+def test_beside_them_known_roles_still_make_control_tokens() -> None:
+    rendered = ChatTemplate(PIPES, PIPED).render(asked_by("narrator"))
+    assert rendered.text == "<|narrator|>a<|end|><|assistant|>b<|end|>"
+    assert [start for start, _ in rendered.controls] == [13, 20, 34]
+
+
 @pytest.mark.parametrize(
     "template", ["{{ messages[0]['content'][1:] }}", "{{ messages[0]['content'][0] * 2 }}", "\ufdd3"]
 )
