@@ -160,7 +160,7 @@ class Source(Section):
     completion_field: str = "completion"
     """The field with the completion."""
     ids_field: str = "input_ids"
-    """The field with token ids, of data.tokenizer and without end-of-text."""
+    """The field with token ids of data.tokenizer; an end-of-text behind them is not needed."""
     separator: str | None = None
     """Splits a text file into documents; default: a file is a document (only for text)."""
     heldout_path: str | None = None
