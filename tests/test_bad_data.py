@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,8 @@ import pytest
 
 from llmkit.cli import main
 from llmkit.data.shards.writer import ShardWriter
+from llmkit.data.sources import remote
+from tests.data.sources.servers import WebServer
 from tests.program import make_project, rows
 
 WORDS = "the model reads a row of tokens and learns which token follows"
@@ -223,62 +223,41 @@ def test_other_data_on_resume_is_refused_and_goes_on_where_it_is_allowed(
     ended(capsys, 0, two, "train.max_steps=10")
 
 
-class Server(BaseHTTPRequestHandler):
-    """Gives a file by ranges, and breaks the first `breaks` answers in the middle."""
-
-    content = b""
-    breaks = 0
-
-    def do_HEAD(self) -> None:
-        self.answer(b"", len(self.content))
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        start, end = 0, len(self.content)
-        if asked:
-            first, _, last = asked.removeprefix("bytes=").partition("-")
-            start, end = int(first), min(int(last) + 1 if last else end, end)
-        part = self.content[start:end]
-        if Server.breaks > 0:
-            Server.breaks -= 1
-            self.answer(part[: len(part) // 2], len(part), start if asked else None)
-            self.wfile.flush()
-            self.connection.close()
-            return
-        self.answer(part, len(part), start if asked else None)
-
-    def answer(self, body: bytes, length: int, start: int | None = None) -> None:
-        self.send_response(200 if start is None else 206)
-        self.send_header("Content-Length", str(length))
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", '"one"')
-        if start is not None:
-            self.send_header("Content-Range", f"bytes {start}-{start + length - 1}/{len(self.content)}")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[str]:
-    Server.content, Server.breaks = texts(300).encode(), 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{served.server_address[1]}/a.jsonl"
-        served.shutdown()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(retries=3, first_delay=0.001, stall_seconds=5.0))
+    served = WebServer()
+    served.files["/a.jsonl"] = texts(300).encode()
+    yield served
+    served.close()
 
 
 def test_a_remote_that_breaks_is_asked_again_and_the_samples_are_the_same(
-    project: Path, capsys: pytest.CaptureFixture[str], server: str
+    project: Path, capsys: pytest.CaptureFixture[str], server: WebServer
 ) -> None:
-    settings = ["monitor.log_samples=true", "train.max_steps=30"]
-    ended(capsys, 0, live(server), *settings, "run.name=calm")
-    Server.breaks = 3
-    ended(capsys, 0, live(server), *settings, "run.name=broken", "data.cache_dir=other-cache")
-    assert Server.breaks == 0
+    settings = [live(f"{server.url}/a.jsonl"), "monitor.log_samples=true", "train.max_steps=30"]
+    ended(capsys, 0, *settings, "run.name=calm")
+    server.ranges.clear()
+    server.keep = 1000
+    server.trouble = lambda number, start, end: "drop" if number <= 3 else None
+    ended(capsys, 0, *settings, "run.name=broken", "data.cache_dir=other-cache")
+    assert len(server.ranges) > 3
     calm, broken = (
         (project / "runs" / name / "samples" / "rank-00000.jsonl").read_text() for name in ("calm", "broken")
     )
     assert calm == broken
+
+
+def test_a_remote_that_stays_broken_ends_the_run_with_address_and_byte(
+    project: Path, capsys: pytest.CaptureFixture[str], server: WebServer
+) -> None:
+    source = live(f"{server.url}/a.jsonl?key=secret")
+    ended(capsys, 0, source, "train.max_steps=2", "data.lanes=1", "run.name=calm")
+    calm = len(server.ranges)
+    server.ranges.clear()
+    server.trouble = lambda number, start, end: 503 if number >= calm - 1 else None
+    message = ended(capsys, 1, source, "train.max_steps=90", "data.lanes=1", "data.cache_dir=other")
+    assert f"{server.url}/a.jsonl" in message
+    assert "byte" in message
+    assert "503" in message
+    assert "secret" not in message

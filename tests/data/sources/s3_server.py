@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from tests.data.sources.servers import LocalServer
 
-class S3Server:
+
+class S3Server(LocalServer):
     """Buckets in memory, addressed by path; signatures are not checked.
 
     buckets: content by key by bucket. trouble: called with the request's method, its number among those for
@@ -22,31 +22,7 @@ class S3Server:
 
     def __init__(self) -> None:
         self.reset()
-        self.released = threading.Event()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # head and body are two packets
-
-            def do_GET(self) -> None:
-                server.answer(self)
-
-            def do_HEAD(self) -> None:
-                server.answer(self)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *args: Any) -> None:
-                """Clients that give up are part of the tests."""
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        super().__init__()
 
     def reset(self) -> None:
         """Forget all objects, requests and commands."""
@@ -148,11 +124,6 @@ class S3Server:
         if handler.command == "GET":
             handler.wfile.write(content[:keep])
             handler.wfile.flush()
-
-    def close(self) -> None:
-        self.released.set()
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def tag(content: bytes) -> str:
