@@ -51,8 +51,8 @@ class Position(_Record):
 
     The present data began at position `start`, where `carry` rows of each source had been consumed and
     `numbers` name the sources in the keys of the order; without a change of the data that is 0, zeros and
-    0, 1, ... next_number: one that no source had. cursors: for a live source where each of its lanes stands, by number of the lane; None for
-    other sources. A lane that is not there has not begun.
+    0, 1, ... next_number: one that no source had. cursors: for a live source where each of its lanes stands,
+    by number of the lane; None for other sources. A lane that is not there has not begun.
     """
 
     version: Literal[2] = 2
