@@ -72,10 +72,6 @@ class LaneServer:
                 rows.append(answer)
         return rows
 
-    def skip(self, place: int, lane: int, count: int) -> list[Row]:
-        """Pass over the next rows of a lane: they come without tokens, but tell where the lane stands."""
-        return self.take(place, lane, [False] * count)
-
     @property
     def activity(self) -> str:
         """What is being read for the `take` at hand, or was last, for messages: source, lane and file."""

@@ -118,6 +118,7 @@ def _below(path: Path, dtype: np.dtype, vocab_size: int) -> Check:
     """Checks that the ids of a block lie in the vocabulary."""
 
     def check(block: int, content: memoryview) -> None:
+        """Raises UserError for an id outside."""
         ids = np.frombuffer(content, dtype=dtype)
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocab_size:

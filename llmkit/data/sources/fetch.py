@@ -240,7 +240,7 @@ class _StoredFile:
         return attempt(lambda: head_of_info(self._limited(lambda: self._filesystem.info(self._path))))
 
     def get(self, start: int, count: int, expected: Head) -> bytes:
-        # An answer has no tag: the file is compared at first and wherever something went wrong.
+        """See `Fetcher.get`. An answer has no tag: the file is compared at first and after a failure."""
         if not self._is_compared:
             self._forget()
             compare(expected, self.head())

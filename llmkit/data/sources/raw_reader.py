@@ -45,6 +45,7 @@ class RawReader(io.RawIOBase):
         return self._position
 
     def read(self, count: int | None = -1) -> bytes:
+        """The next bytes over all parts; fewer than asked for only at the end."""
         if count is None or count < 0:
             count = self._size - self._position
         found, before = [], 0
