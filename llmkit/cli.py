@@ -90,8 +90,15 @@ def _data(options: argparse.Namespace, started: float) -> int:
     elif options.action == "inspect":
         from llmkit.data.inspect import inspect_command
 
-        inspect_command(config, prepared, options.count, options.color)
+        inspect_command(config, prepared, options.count, _wants_color(options.color))
     return 0
+
+
+def _wants_color(asked: str) -> bool:
+    """auto = on a terminal, unless NO_COLOR is set (no-color.org)."""
+    if asked == "auto":
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return asked == "always"
 
 
 def _generate(options: argparse.Namespace, started: float) -> int:

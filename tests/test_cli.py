@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmkit.cli import main
+from llmkit.cli import _wants_color, main
 from tests.program import environment, make_project
 
 HEAVY = (
@@ -80,3 +80,19 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     )
     assert "Traceback" not in done.stderr
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "terminal", "no_color", "wanted"),
+    [
+        ("always", False, "1", True),
+        ("never", True, "", False),
+        ("auto", True, "", True),
+        ("auto", True, "1", False),
+        ("auto", False, "", False),
+    ],
+)
+def test_colours_are_for_terminals_unless_asked_for(monkeypatch, asked, terminal, no_color, wanted):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    assert _wants_color(asked) is wanted

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from llmkit.config.schema import Config
+from llmkit.data.building.packing import are_cut
 from llmkit.data.curriculum import Curriculum
 from llmkit.data.live.lane import Lane
 from llmkit.data.live.source import LiveSource
@@ -31,8 +31,6 @@ FREQUENT = 12
 BAR = 40
 """Characters of the longest bar."""
 
-Color = Literal["auto", "always", "never"]
-
 
 class Marks(NamedTuple):
     """How a row is marked: before and after text that is no target, and a document's end."""
@@ -52,14 +50,7 @@ def marks(end_of_text: str, color: bool) -> Marks:
     return Marks("⟦", "⟧", f"──── {name} ────", f"──── ⟦{name}⟧ ────")
 
 
-def wants_color(color: Color) -> bool:
-    """Whether to use colours; auto = on a terminal, unless NO_COLOR is set."""
-    if color == "auto":
-        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return color == "always"
-
-
-def inspect_command(config: Config, prepared: Prepared, count: int, color: Color) -> None:
+def inspect_command(config: Config, prepared: Prepared, count: int, color: bool) -> None:
     """`llmkit data inspect`: prints `inspect`."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
         sys.stdout.reconfigure(errors="replace")
@@ -67,13 +58,13 @@ def inspect_command(config: Config, prepared: Prepared, count: int, color: Color
         print(line)
 
 
-def inspect(config: Config, prepared: Prepared, count: int, color: Color) -> Iterator[str]:
-    """Lines that show the data of a run; of each source `count` rows."""
+def inspect(config: Config, prepared: Prepared, count: int, color: bool) -> Iterator[str]:
+    """Lines that show the data of a run; of each source `count` rows. color: mark them by colours."""
     for source in prepared.train:
-        yield from source_lines(source, prepared)
+        yield from source_lines(source, prepared, config.data.sequence_length)
         yield ""
     yield from mixture_lines(config, prepared)
-    how = marks(prepared.tokenizer.end_of_text, wants_color(color))
+    how = marks(prepared.tokenizer.end_of_text, color)
     if count:
         yield ""
         yield (
@@ -86,8 +77,8 @@ def inspect(config: Config, prepared: Prepared, count: int, color: Color) -> Ite
             yield row if isinstance(row, str) else show_row(*row, prepared.tokenizer, how)
 
 
-def source_lines(source: TrainSource, prepared: Prepared) -> Iterator[str]:
-    """What there is of a source."""
+def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> Iterator[str]:
+    """What there is of a source, which is cut into rows of `row_length`."""
     held = {one.name: one.reader for one in prepared.heldout}.get(source.name)
     yield f"source {source.name} ({source.kind})"
     if held is not None:
@@ -112,7 +103,7 @@ def source_lines(source: TrainSource, prepared: Prepared) -> Iterator[str]:
     end_of_text = prepared.tokenizer.end_of_text_id
     places = _sample_places(stored)
     part = "all" if places == [(0, stored.tokens)] else "a sample"
-    yield from _length_lines(stored, places, end_of_text, part)
+    yield from _length_lines(stored, places, end_of_text, part, row_length)
     yield from _frequency_lines(stored, places, prepared.tokenizer, part)
 
 
@@ -125,9 +116,11 @@ def _sample_places(stored: RowSource) -> list[tuple[int, int]]:
     return [(start, start + width) for start in starts]
 
 
-def _lengths(stored: RowSource, places: list[tuple[int, int]], end_of_text: int) -> np.ndarray:
-    """Tokens of the documents that begin in these places, without end-of-text."""
-    found = []
+def _documents(
+    stored: RowSource, places: list[tuple[int, int]], end_of_text: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Documents that begin in these places: where the end-of-text before each stands, and its tokens."""
+    first, lengths = [], []
     for start, stop in places:
         ends = start + np.flatnonzero(stored.read(start, stop) == end_of_text)
         # The last one that begins here ends further on.
@@ -138,15 +131,16 @@ def _lengths(stored: RowSource, places: list[tuple[int, int]], end_of_text: int)
             if more.size:
                 ends = np.append(ends, more[0])
                 break
-        found.append(np.diff(ends) - 1)
-    return np.concatenate(found)
+        first.append(ends[:-1])
+        lengths.append(np.diff(ends) - 1)
+    return np.concatenate(first), np.concatenate(lengths)
 
 
 def _length_lines(
-    stored: RowSource, places: list[tuple[int, int]], end_of_text: int, part: str
+    stored: RowSource, places: list[tuple[int, int]], end_of_text: int, part: str, row_length: int
 ) -> Iterator[str]:
-    """Histogram of the documents' lengths, a bar for each power of two."""
-    lengths = _lengths(stored, places, end_of_text)
+    """Histogram of the documents' lengths, a bar for each power of two; how many are cut by rows."""
+    first, lengths = _documents(stored, places, end_of_text)
     if not lengths.size:
         return
     yield (
@@ -158,6 +152,12 @@ def _length_lines(
     for power in range(int(powers.min()), counts.size):
         bar = "█" * int(-(-BAR * counts[power] // counts.max()))
         yield f"    up to {1 << power:>9,}  {counts[power] / lengths.size:6.1%}  {bar}".rstrip()
+    fits = lengths < row_length  # with the end-of-text before it
+    cut = are_cut(first, lengths + 1, row_length) & fits
+    yield (
+        f"  rows of {row_length:,} cut {np.count_nonzero(cut):,} of the {np.count_nonzero(fits):,} documents "
+        f"that would fit ({part})"
+    )
 
 
 def _frequency_lines(

@@ -12,9 +12,10 @@ import pytest
 from llmkit.config import schema
 from llmkit.data import inspect as looking
 from llmkit.data.building.prepare import prepare
-from llmkit.data.inspect import inspect, marks, printable, show_row, wants_color
+from llmkit.data.inspect import inspect, marks, printable, show_row
 from llmkit.data.prepared import Prepared
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from tests.data.building.test_packing import cut_by_walking
 
 Build = Callable[..., tuple[Prepared, schema.Data]]
 TOKENIZER = bytes_tokenizer("<|endoftext|>")
@@ -26,7 +27,7 @@ def run_of(data: schema.Data, **train: Any) -> schema.Config:
 
 
 def lines_of(prepared: Prepared, data: schema.Data, count: int = 0, **train: Any) -> list[str]:
-    return list(inspect(run_of(data, **train), prepared, count, "never"))
+    return list(inspect(run_of(data, **train), prepared, count, False))
 
 
 def ids(*parts: str | int) -> np.ndarray:
@@ -45,6 +46,12 @@ def test_each_source_is_told_with_its_figures(prepared_bytes: Build) -> None:
     assert "tokens of a document (all, 380): median " in lines[start + 3]
     shares = [line for line in lines[start:] if line.startswith("    up to")]
     assert "%" in shares[0]
+    row = data.sequence_length
+    lengths = [stored.document(number).size + 1 for number in range(stored.documents)]
+    cut = [length for length in cut_by_walking(lengths, row, 1) if length <= row]
+    fits = sum(length <= row for length in lengths)
+    assert 0 < len(cut) < fits
+    assert f"  rows of {row:,} cut {len(cut):,} of the {fits:,} documents that would fit (all)" in lines
     frequent = next(i for i, line in enumerate(lines) if "most frequent tokens (all, " in line)
     assert "<|endoftext|>" in lines[frequent + 1]
     assert "' ' " in lines[frequent + 1]
@@ -56,14 +63,14 @@ def test_large_sources_are_sampled_and_that_is_told(
     prepared, data = prepared_bytes()
     stored = prepared.train[0].stored
     assert stored is not None
-    exact = looking._lengths(stored, [(0, stored.tokens)], END)
+    _, exact = looking._documents(stored, [(0, stored.tokens)], END)
     assert sorted(exact) == sorted(stored.document(number).size for number in range(stored.documents))
     monkeypatch.setattr(looking, "SAMPLE_TOKENS", stored.tokens // 4)
     monkeypatch.setattr(looking, "SAMPLE_PLACES", 8)
     lines = lines_of(prepared, data)
     assert any("tokens of a document (a sample, " in line for line in lines)
     assert any("most frequent tokens (a sample, " in line for line in lines)
-    sampled = looking._lengths(stored, looking._sample_places(stored), END)
+    _, sampled = looking._documents(stored, looking._sample_places(stored), END)
     assert sampled.size > 50
     assert abs(sampled.mean() - exact.mean()) < 0.1 * exact.mean()
 
@@ -123,11 +130,6 @@ def test_a_row_with_colours_is_the_same_text() -> None:
 
 def test_text_cannot_command_the_terminal() -> None:
     assert printable("a\x1b[31mb\x00\r\n\tc\u202ed\x9be") == "a\\x1b[31mb\\x00\\r\n\tc\\u202ed\\x9be"
-
-
-@pytest.mark.parametrize(("asked", "wanted"), [("always", True), ("never", False), ("auto", False)])
-def test_colours_are_for_terminals_unless_asked_for(asked: Any, wanted: bool) -> None:
-    assert wants_color(asked) == wanted
 
 
 def test_a_live_source_shows_the_first_rows_of_its_lanes(tmp_path: Path) -> None:

@@ -28,12 +28,18 @@ COMPRESS_LIMIT = 2 << 20
 
 @dataclass
 class Written:
-    """What was written of a source."""
+    """What was written of a source.
+
+    fitting: with best_fit, documents to train on that are no longer than a row. cut: how many of these a
+    row's end cuts all the same.
+    """
 
     candidates: int = 0
     documents: int = 0
     heldout_documents: int = 0
     tokens: int = 0
+    fitting: int = 0
+    cut: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     slow_reason: str | None = None
 
@@ -97,9 +103,9 @@ def assemble(
                 heldout.add(document)
             waiting.append(block)
             if pack == "concatenate" or sum(block.tokens.size for block in waiting) >= PLAN_TOKENS:
-                _append(train, waiting, pack, sequence_length)
+                _append(train, waiting, pack, sequence_length, written)
                 waiting = []
-    _append(train, waiting, pack, sequence_length)
+    _append(train, waiting, pack, sequence_length, written)
     train.finish()
     heldout.finish()
     written.documents, written.heldout_documents = train.documents, heldout.documents
@@ -107,7 +113,9 @@ def assemble(
     return written
 
 
-def _append(writer: SplitWriter, blocks: list[Documents], pack: str, sequence_length: int) -> None:
+def _append(
+    writer: SplitWriter, blocks: list[Documents], pack: str, sequence_length: int, written: Written
+) -> None:
     if pack == "concatenate":
         for block in blocks:
             for document in block.one_by_one():
@@ -117,6 +125,11 @@ def _append(writer: SplitWriter, blocks: list[Documents], pack: str, sequence_le
         return
     lengths = np.concatenate([block.stream_lengths for block in blocks])
     order = packing.plan(lengths, sequence_length, writer.tokens % sequence_length)
+    laid = lengths[order]
+    fits = laid <= sequence_length
+    cut = packing.are_cut(writer.tokens - 1 + np.cumsum(laid) - laid, laid, sequence_length)
+    written.fitting += int(fits.sum())
+    written.cut += int((cut & fits).sum())
     first = np.cumsum([0] + [block.count for block in blocks])
     which = np.searchsorted(first, order, side="right") - 1
     for number, block in zip((order - first[which]).tolist(), which.tolist(), strict=True):

@@ -176,7 +176,8 @@ def _told(name: str, written: Written, size: int, seconds: float, workers: int) 
     speed = f"{size / 1e6 / max(seconds, 1e-3):.1f} MB/s"
     by = f", {workers} processes" if workers else ""
     slow = f"; without the fast tokenizer: {written.slow_reason}" if written.slow_reason else ""
+    cut = f"; rows cut {written.cut:,} of {written.fitting:,} documents that fit" if written.fitting else ""
     return (
         f"data: {name}: {written.documents + written.heldout_documents:,} documents, "
-        f"{written.tokens:,} tokens of {size / 1e6:.2f} MB in {seconds:.1f} s ({speed}{by}{slow})"
+        f"{written.tokens:,} tokens of {size / 1e6:.2f} MB in {seconds:.1f} s ({speed}{by}{slow}){cut}"
     )

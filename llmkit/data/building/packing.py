@@ -34,14 +34,13 @@ def plan(lengths: np.ndarray, row_length: int, phase: int) -> np.ndarray:
     return order
 
 
-def cut_documents(lengths: np.ndarray, row_length: int, phase: int) -> tuple[int, int]:
-    """How many documents, in this order, have inputs in several rows; how many of these would fit in one.
+def are_cut(first: np.ndarray, lengths: np.ndarray, row_length: int) -> np.ndarray:
+    """Which documents have inputs in several rows; (documents,) bool.
 
-    Arguments as of `plan`.
+    first: (documents,) place in the stream of each one's first input, the end-of-text before it. lengths:
+    tokens of each with one end-of-text.
     """
-    ends = _offset(row_length, phase) + np.cumsum(lengths, dtype=np.int64)
-    cut = (ends - lengths) // row_length != (ends - 1) // row_length
-    return int(cut.sum()), int((cut & (lengths <= row_length)).sum())
+    return first // row_length != (first + lengths - 1) // row_length
 
 
 def _offset(row_length: int, phase: int) -> int:

@@ -7,8 +7,8 @@ Three things make up the ids, and each is looked at by itself:
   every cut, on characters from every border between Unicode's categories (`_check_pattern`);
 - all of it together, on strings known to be hard and on texts of the data (`FastEncoder.check`).
 
-A text that tiktoken cannot take (its regex engine gives up on runs of about a hundred thousand spaces), or
-whose bytes do not all come back, is left to the other encoder.
+A text that tiktoken cannot take (its regex engine gives up on runs of about a hundred thousand spaces),
+whose bytes do not all come back, or that the tokenizer composes first (NFC), is left to the other encoder.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmkit.data.tokens.byte_level import byte_symbols
+from llmkit.data.tokens.composed import is_composed, library_agrees
 from llmkit.data.tokens.hard_texts import CONTEXT, pattern_texts
 from llmkit.data.tokens.specification import merges_of, model_only
 
@@ -41,10 +42,13 @@ class FastEncoder:
     """Ids of plain text, by tiktoken; releases Python's lock while it works.
 
     encoding: its ids are ranks. ids: the vocabulary's id of each rank, int32. lengths: its bytes.
+    composes: the tokenizer brings texts into their composed form (NFC); those that are not are left to it.
     """
 
-    def __init__(self, encoding: Encoding, ids: np.ndarray, lengths: np.ndarray) -> None:
-        self._encoding, self._ids, self._lengths = encoding, ids, lengths
+    def __init__(
+        self, encoding: Encoding, ids: np.ndarray, lengths: np.ndarray, composes: bool = False
+    ) -> None:
+        self._encoding, self._ids, self._lengths, self._composes = encoding, ids, lengths, composes
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
         """Ids of each text, (count,) int32; None where the other encoder has to do it.
@@ -70,6 +74,8 @@ class FastEncoder:
         return found
 
     def _ranks(self, text: str) -> np.ndarray | None:
+        if self._composes and not is_composed(text):
+            return None
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
@@ -103,11 +109,12 @@ def ids_are_bytes(spec: dict[str, Any], vocabulary: dict[str, int], end_of_text:
     if vocabulary != {symbol: byte for byte, symbol in enumerate(byte_symbols())} | {end_of_text: 256}:
         return False
     try:
+        composes = _composes(spec)
         _pattern(spec)
         _ranks(spec["model"])
     except NotFastError:
         return False
-    return True
+    return not composes
 
 
 def build_fast_encoder(spec: dict[str, Any]) -> FastEncoder:
@@ -115,13 +122,17 @@ def build_fast_encoder(spec: dict[str, Any]) -> FastEncoder:
 
     Raises NotFastError for a tokenizer of another kind, and where the proof fails.
     """
-    pattern = _pattern(spec)
+    composes, pattern = _composes(spec), _pattern(spec)
     ranks = _ranks(spec["model"])
+    if composes and not library_agrees():
+        raise NotFastError("its library composes characters (NFC) that are unknown to this Python")
     _check_pattern(pattern)
-    return _encoder(pattern, ranks, spec["model"]["vocab"])
+    return _encoder(pattern, ranks, spec["model"]["vocab"], composes)
 
 
-def _encoder(pattern: str, ranks: dict[str, int], vocabulary: dict[str, int]) -> FastEncoder:
+def _encoder(
+    pattern: str, ranks: dict[str, int], vocabulary: dict[str, int], composes: bool = False
+) -> FastEncoder:
     from tiktoken import Encoding
 
     byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
@@ -133,13 +144,20 @@ def _encoder(pattern: str, ranks: dict[str, int], vocabulary: dict[str, int]) ->
     except ValueError as error:
         raise NotFastError(f"tiktoken does not take its pattern ({error})") from error
     ids = np.array([vocabulary[token] for token in ranks], dtype=np.int32)
-    return FastEncoder(encoding, ids, np.array([len(content) for content in ranked], dtype=np.int64))
+    lengths = np.array([len(content) for content in ranked], dtype=np.int64)
+    return FastEncoder(encoding, ids, lengths, composes)
+
+
+def _composes(spec: dict[str, Any]) -> bool:
+    """Whether texts are brought into their composed form (NFC) before anything else, and not changed more."""
+    normalizer = spec.get("normalizer")
+    if normalizer not in (None, {"type": "NFC"}):
+        raise NotFastError("it changes the text before encoding (a normalizer)")
+    return normalizer is not None
 
 
 def _pattern(spec: dict[str, Any]) -> str:
     """The regex that cuts a text into the pieces inside which tokens are merged."""
-    if spec.get("normalizer") is not None:
-        raise NotFastError("it changes the text before encoding (a normalizer)")
     cutter = spec.get("pre_tokenizer") or {}
     steps = cutter.get("pretokenizers", []) if cutter.get("type") == "Sequence" else [cutter]
     last = steps[-1] if steps else {}

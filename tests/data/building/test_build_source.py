@@ -17,12 +17,12 @@ import pytest
 
 from llmkit.config import schema
 from llmkit.data.building import assemble, build_source, parts, progress
-from llmkit.data.building.packing import cut_documents
 from llmkit.data.building.parts import PartMaker
 from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import Prepared
 from llmkit.errors import UserError
 from tests.data.building import killed
+from tests.data.building.test_packing import cut_by_walking
 
 
 def silent(line: str) -> None:
@@ -132,11 +132,15 @@ def test_best_fit_cuts_few_documents_that_would_fit(tmp_path: Path) -> None:
     write_records(tmp_path, [{"text": "x" * int(size)} for size in draw.integers(1, 60, 2000)])
     cut = {}
     for packing in ("concatenate", "best_fit"):
-        prepared = prepare(settings(tmp_path, packing=packing, sequence_length=64), silent)
+        lines: list[str] = []
+        prepared = prepare(settings(tmp_path, packing=packing, sequence_length=64), lines.append)
         reader = prepared.train[0].stored
         assert reader is not None
-        lengths = np.array([reader.document(number).size + 1 for number in range(reader.documents)])
-        cut[packing] = cut_documents(lengths, 64, 1)[1] / lengths.size
+        lengths = [reader.document(number).size + 1 for number in range(reader.documents)]
+        fits = sum(length <= 64 for length in lengths)
+        cut[packing] = sum(length <= 64 for length in cut_by_walking(lengths, 64, 1))
+        told = f"; rows cut {cut[packing]:,} of {fits:,} documents that fit"
+        assert any(line.endswith(told) for line in lines) is (packing == "best_fit")
     assert 5 * cut["best_fit"] < cut["concatenate"]
 
 

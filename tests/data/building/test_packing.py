@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.building.packing import cut_documents, plan
+from llmkit.data.building.packing import are_cut, plan
 from llmkit.data.shards.reader import ShardReader
 from llmkit.data.shards.writer import ShardWriter
 
@@ -18,6 +18,13 @@ def web_like(documents: int, seed: int = 0) -> np.ndarray:
     spread = np.sqrt(2 * np.log(1200 / 742))
     lengths = np.random.default_rng(seed).lognormal(np.log(742), spread, documents)
     return lengths.astype(np.int64) + 2
+
+
+def cut_documents(lengths: np.ndarray, row_length: int, phase: int) -> tuple[int, int]:
+    """How many documents, in this order, are cut by the ends of rows; how many of these would fit in one."""
+    first = (phase - 1) % row_length + np.cumsum(lengths) - lengths
+    cut = are_cut(first, lengths, row_length)
+    return int(cut.sum()), int((cut & (lengths <= row_length)).sum())
 
 
 def cut_by_walking(lengths: list[int], row_length: int, phase: int) -> list[int]:
