@@ -21,8 +21,10 @@ from llmkit.errors import SourceDryError
 
 ORDER_ROWS = 4096
 """Rows, at least, whose order is computed at a time: a call alone costs as much as some hundred rows."""
-BLOCK_TOKENS = 1 << 18
-"""Tokens gathered at a time, unless a step has more."""
+BLOCK_TOKENS = 1 << 19
+"""Tokens gathered at a time, unless a step has more: handing a block over costs as much as gathering some."""
+LIVE_BLOCK_TOKENS = 1 << 16
+"""The same where text is tokenized on the way: who waits for a block waits for its last document."""
 
 
 def round_up(count: int, multiple: int) -> int:
@@ -126,7 +128,8 @@ class BlockMaker:
 
     def blocks(self, position: int) -> Iterator[RowsOfBlock]:
         """Blocks of steps from `position` on; the first ones are small, so that training starts at once."""
-        most = max(1, BLOCK_TOKENS // (self._rows * self._length))
+        tokens = LIVE_BLOCK_TOKENS if self._lanes else BLOCK_TOKENS
+        most = max(1, tokens // (self._rows * self._length))
         if self._may_run_dry:  # which must not be noticed before the step it concerns
             most = 1
         steps = 1

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from xxhash import xxh64_intdigest
@@ -42,8 +41,7 @@ Gather = Callable[[str], list[str]]
 """What every rank gives, in the order of the ranks."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One rank's part of a global batch.
 
     micro_batches: all of the same shape (micro_batch_size, sequence_length), on the host; as many on
@@ -277,17 +275,21 @@ class TrainLoader:
         self.close()
 
     def _cut(self, block: RowsOfBlock) -> Iterator[Step]:
-        """The steps of a block; what the block knows of live sources is taken over step by step."""
+        """The steps of a block; what the block knows of live sources is taken over step by step.
+
+        What can be done for all steps at once is: a step on the host must cost next to nothing.
+        """
         steps, rows = block.sources.shape
+        count = rows // self._micro
+        texts = block.text.split(self._micro)
+        masks = [None] * len(texts) if block.is_target is None else block.is_target.split(self._micro)
+        micro_batches = [
+            Rows(text, is_target, self._boundary) for text, is_target in zip(texts, masks, strict=True)
+        ]
+        own, sources = block.targets.tolist(), block.sources.reshape(steps, count, self._micro)
+        everything = None if block.has_masks else self._batch_rows * self._config.sequence_length
         self.notes += block.notes
         for step in range(steps):
-            parts = []
-            for first in range(step * rows, (step + 1) * rows, self._micro):
-                part = slice(first, first + self._micro)
-                is_target = None if block.is_target is None else block.is_target[part]
-                parts.append(Rows(block.text[part], is_target, self._boundary))
-            own = int(block.targets[step])
-            everything = None if block.has_masks else self._batch_rows * self._config.sequence_length
             for source, lane, cursor in block.cursors[step]:
                 cursors = self._cursors[source]
                 assert cursors is not None, source
@@ -295,7 +297,7 @@ class TrainLoader:
             for source, counts in block.left_out[step]:
                 self.left_out.setdefault(self._names[source], Counter()).update(counts)
             yield Step(
-                parts, own, everything, self._batch_rows, self.position,
-                block.sources[step].reshape(-1, self._micro),
+                micro_batches[step * count : (step + 1) * count], own[step], everything,
+                self._batch_rows, self.position, sources[step],
                 None if block.hashes is None else block.hashes[step],
             )  # fmt: skip

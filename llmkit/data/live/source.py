@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 import json
 import posixpath
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +21,13 @@ from llmkit.config import schema
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
 from llmkit.data.order import Word, key
 from llmkit.data.sources.fetch import shown
+from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.units import cut_into_units
 from llmkit.data.tokens.encode import RecordEncoder
 
-VERSION = 1
+VERSION = 2
 """Changes with anything that makes the same files give other rows."""
 UNITS_PER_LANE = 4
 """Units, about, that a lane has at least where the files are large enough: they are read in random order."""
@@ -104,14 +106,28 @@ class LiveSource:
     def lane_units(self) -> list[list[int]]:
         """Numbers of the units of each lane, ascending: largest first to the lane that has least so far."""
         units = self.reader.units
-        filled = sum(unit.size > 0 for unit in units)
-        loads = [(0, lane) for lane in range(max(1, min(self.lane_limit, filled)))]
+        loads = [(0, lane) for lane in range(max(1, min(self.lane_limit, self._most_lanes)))]
         dealt: list[list[int]] = [[] for _ in loads]
         for number in sorted(range(len(units)), key=lambda number: (-units[number].size, number)):
             load, lane = heapq.heappop(loads)
             dealt[lane].append(number)
             heapq.heappush(loads, (load + units[number].size, lane))
         return [sorted(numbers) for numbers in dealt]
+
+    @property
+    def _most_lanes(self) -> int:
+        """How many lanes can have a record each.
+
+        A file that is cut at any byte has units without a record where one record is long: each
+        UNITS_PER_LANE of them are enough for one lane only.
+        """
+        spec, files = self.reader.spec, self.reader.files
+        most = 0
+        for number, count in Counter(unit.file for unit in self.reader.units if unit.size).items():
+            form = format_of(spec, files[number].path)
+            at_any_byte = form.kind == "lines" and form.compression is None
+            most += -(-count // UNITS_PER_LANE) if at_any_byte else count
+        return most
 
     @cached_property
     def digest(self) -> str:

@@ -35,8 +35,11 @@ from llmkit.data.tokens.stream import StreamDecoder
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_whole
 
-SPEED_UP_AFTER = 1 << 18
-"""Characters that are encoded before the fast encoder is set up, which takes about a second."""
+SPEED_UP_AFTER = 1 << 20
+"""Characters that are encoded before the fast encoder is set up: that takes about a second, in which a run
+that tokenizes its text would wait for its first batch."""
+SPEED_UP_SAMPLE = 1 << 18
+"""Characters of the text at hand on which both encoders are compared."""
 
 NAMED_TOKENS = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Keys of a tokenizer_config.json that chat templates may use, beside eos_token."""
@@ -82,7 +85,6 @@ class Tokenizer:
         self.end_of_text_id = vocabulary[end_of_text]
         self.vocab_size = max(vocabulary.values()) + 1
         self.control_tokens = {token.content: number for number, token in added.items() if token.special}
-        self._bytes = bytes_of_ids(self._spec, vocabulary)
         self._added = added
         self._fast: FastEncoder | None = None
         self._slow_reason: str | None = "not tried yet"
@@ -135,7 +137,7 @@ class Tokenizer:
             return
         sample, size = [], 0
         for text in texts:
-            if size < SPEED_UP_AFTER:
+            if size < SPEED_UP_SAMPLE:
                 sample.append(text)
                 size += len(text)
         try:
@@ -263,6 +265,10 @@ class Tokenizer:
 
     def _holds_added_token(self, text: str) -> bool:
         return self._added_token is not None and self._added_token.search(text) is not None
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes] | None:
+        return bytes_of_ids(self._spec, self._encoder.get_vocab(with_added_tokens=True))
 
     @cached_property
     def _byte_lengths(self) -> np.ndarray:

@@ -144,3 +144,18 @@ def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> Non
     texts = "".join(chr(token) for _ in range(50) for token in lane.next_row().tokens[1:]).split("\0")
     numbers = [int(text) for text in texts if len(text) == 100]
     assert len(set(numbers)) == len(numbers) > 25
+
+
+def test_a_record_longer_than_a_unit_leaves_no_lane_without_one(tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for number in range(20_000):
+            file.write(f'{{"text": "{"x" * 900_000 if number == 10_000 else number:>100}"}}\n')
+    spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
+    config = schema.Data(sources=[spec], lanes=48, sequence_length=64)
+    reader = open_reader(spec, "toy", "data.sources[0]", config, list_files(spec, "data.sources[0]"))
+    empty = [unit for unit in range(len(reader.units)) if not any(reader.read(unit))]
+    assert len(empty) >= 2
+    source = LiveSource.of(reader, config, FakeEncoder())  # type: ignore[arg-type]
+    assert source.lanes == -(-len(reader.units) // 4)
+    for lane in range(source.lanes):
+        assert Lane(source, lane).next_row().tokens.size == 65
