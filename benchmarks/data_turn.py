@@ -24,7 +24,7 @@ import torch
 from benchmarks.data_contenders import Contender, Pair, find
 from benchmarks.data_corpus import LENGTH, ROWS, read_facts
 
-START_BATCHES = {"reading": 8, "size": 8, "live": 32}
+START_BATCHES = {"reading": 64, "size": 64, "live": 32}
 """Before the window opens, so that threads and workers are under way and what is read ahead is read."""
 WATCH_BATCHES, WATCH_SECONDS = 256, 5.0
 """What is read at most while memory is looked at, after the window."""

@@ -179,9 +179,9 @@ class BlockMaker:
         cursors: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(steps)]
         left_out: list[list[tuple[int, Counter[str]]]] = [[] for _ in range(steps)]
         self._notes: list[str] = []
-        for place in np.unique(flat[flat >= 0]):
+        for place in np.flatnonzero(np.bincount(flat[~filling])).tolist():
             if place not in self._lanes:
-                self._read(int(place), flat == place, plan, text, is_target)
+                self._read(place, flat == place, plan, text, is_target)
         for place in self._lanes:
             self._take(place, plan, text, is_target, cursors, left_out)
         if self._has_masks and is_target is not None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from llmkit.data.shards.mapped import MappedFile
 
-GATHER_BYTES = 1 << 17
+GATHER_BYTES = 1 << 18
 """Tokens copied at a time, small enough for the processor's cache: they are then converted from there."""
 
 
