@@ -12,11 +12,11 @@ from pydantic import JsonValue
 from llmkit.config import schema
 from llmkit.config.check import source_name
 from llmkit.data.live.source import open_reader
-from llmkit.data.sources.fetch import shown
 from llmkit.data.sources.listing import File, Listing, list_files
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Policy
 from llmkit.data.sources.units import cut_into_units
+from llmkit.data.sources.urls import shown
 from llmkit.errors import UserError
 
 _NOT_OF_THE_TOKENS = {"path", "dataset", "live", "write_through", "weight", "max_epochs", "heldout_path"}

@@ -20,11 +20,11 @@ from xxhash import xxh64_hexdigest
 from llmkit.config import schema
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
 from llmkit.data.order import Word, key
-from llmkit.data.sources.fetch import shown
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.units import cut_into_units
+from llmkit.data.sources.urls import shown
 from llmkit.data.tokens.encode import RecordEncoder
 
 VERSION = 2

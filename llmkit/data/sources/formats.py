@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from llmkit.config import schema
-from llmkit.data.sources.fetch import is_url, shown
+from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

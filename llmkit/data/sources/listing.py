@@ -17,8 +17,9 @@ import xxhash
 
 from llmkit.config import schema
 from llmkit.data.sources import fetch
-from llmkit.data.sources.fetch import Value, is_url, shown
+from llmkit.data.sources.attempts import FailedError, Value, attempt, told
 from llmkit.data.sources.formats import format_of
+from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import UserError
 
 _STDLIB_LEAVES_OUT = frozenset({"site-packages", "test", "tests", "idlelib", "__pycache__"})
@@ -143,7 +144,7 @@ def _match_remote(pattern: str, suffixes: tuple[str, ...], place: str) -> list[s
     filesystem, path = fetch.open_filesystem(pattern, _STALL_SECONDS)
     try:
         found = _patiently(lambda: _find(filesystem, path, suffixes))
-    except fetch.FailedError as error:
+    except FailedError as error:
         raise UserError(f"{place}.path: {shown(pattern)} cannot be listed ({error})") from error
     if not found:
         raise UserError(f"{place}.path: {shown(pattern)} holds no {_any_of(suffixes)}files")
@@ -185,7 +186,7 @@ def _hub_files(spec: schema.Source, place: str) -> list[str]:
         builder = datasets.load_dataset_builder(dataset, spec.subset, revision=spec.revision)
         files = dict(builder.config.data_files or {})
     except Exception as error:  # of many kinds: no such dataset, no network, no permission, a broken card
-        raise UserError(f"{place}.dataset: {what} cannot be opened ({fetch.told(error)})") from error
+        raise UserError(f"{place}.dataset: {what} cannot be opened ({told(error)})") from error
     if spec.split not in files:
         known = f"it has {', '.join(map(str, files))}" if files else "it has no data files"
         raise UserError(f"{place}.split: {what} has no split {spec.split!r}; {known}")
@@ -200,7 +201,7 @@ def _examine(path: str, fetcher: fetch.Fetcher | None) -> File:
     if fetcher is not None:
         try:
             head = _patiently(fetcher.head)
-        except fetch.FailedError as error:
+        except FailedError as error:
             raise UserError(f"{shown(path)}: cannot be read ({error})") from error
         return File(path, head.size, head.tag)
     try:
@@ -218,8 +219,8 @@ def _patiently(function: Callable[[], Value], first_delay: float = 0.5) -> Value
     """What `function` returns; asks again where another attempt may do better."""
     for number in range(_ATTEMPTS):
         try:
-            return fetch.attempt(function)
-        except fetch.FailedError as error:
+            return attempt(function)
+        except FailedError as error:
             if error.final or number == _ATTEMPTS - 1:
                 raise
         time.sleep(first_delay * 2**number)

@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Sequence
 
-from llmkit.data.sources.fetch import told
+from llmkit.data.sources.attempts import told
 from llmkit.data.sources.remote import RandomFile
 from llmkit.errors import RunFault, UserError
 

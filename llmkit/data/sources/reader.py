@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llmkit.config import schema
-from llmkit.data.sources.fetch import is_url, shown
 from llmkit.data.sources.formats import Format, format_of
 from llmkit.data.sources.lines import parts_of, whole
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.records import EMPTY, Extracted, Extractor, LeftOut, Policy, Record
 from llmkit.data.sources.remote import RandomFile
 from llmkit.data.sources.units import Unit
+from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import UserError
 
 

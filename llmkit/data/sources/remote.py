@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import NamedTuple
 
 from llmkit.data.sources import fetch
-from llmkit.data.sources.fetch import Head, shown
+from llmkit.data.sources.attempts import ChangedError, FailedError, in_thread
+from llmkit.data.sources.heads import Head
 from llmkit.data.sources.listing import File
+from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import RunFault
 
 BLOCK_BYTES = 2 << 20
@@ -47,7 +49,7 @@ class RandomFile:
         self._until = file.size if until is None else until
         self._handle: int | None = None
         self._remote: _Remote | None = None
-        if fetch.is_url(file.path):
+        if is_url(file.path):
             self._remote = _Remote(file, patience or PATIENCE)
         else:
             try:
@@ -117,7 +119,7 @@ class RandomFile:
             wanted = max(count - len(self._block), self._until - after)
             size = min(BLOCK_BYTES, wanted, self.file.size - after)
             if size > 0:
-                self._ahead = fetch.in_thread(lambda: remote.fetch(after, size))
+                self._ahead = in_thread(lambda: remote.fetch(after, size))
 
 
 class _Remote:
@@ -139,9 +141,9 @@ class _Remote:
             part, reason, final = b"", "the connection broke", False
             try:
                 part = self._fetcher.get(place, asked, self._expected)
-            except fetch.ChangedError as error:
+            except ChangedError as error:
                 raise RunFault(_changed(self._name, str(error))) from error
-            except fetch.FailedError as error:
+            except FailedError as error:
                 reason, final = str(error), error.final
             received += part
             if len(part) == asked:

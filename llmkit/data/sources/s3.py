@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmkit.data.sources.fetch import (
-    ChangedError,
-    Head,
-    attempt,
-    compare,
-    head_of_info,
-    head_of_part,
-    status_of,
-)
+from llmkit.data.sources.attempts import ChangedError, attempt, status_of
+from llmkit.data.sources.heads import Head, compare, head_of_info, head_of_part
 
 SCHEMES = ("s3", "s3a")
 _CHUNK_BYTES = 64 << 10

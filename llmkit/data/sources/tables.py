@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmkit.config import schema
-from llmkit.data.sources.fetch import is_url
 from llmkit.data.sources.raw_reader import RawReader
 from llmkit.data.sources.records import fields_of
 from llmkit.data.sources.remote import RandomFile
+from llmkit.data.sources.urls import is_url
 from llmkit.errors import UserError
 
 BATCH_ROWS = 128

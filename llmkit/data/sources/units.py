@@ -8,11 +8,11 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from llmkit.config import schema
-from llmkit.data.sources.fetch import is_url
 from llmkit.data.sources.formats import Format, format_of
 from llmkit.data.sources.lines import is_json_array
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.remote import RandomFile
+from llmkit.data.sources.urls import is_url
 from llmkit.data.sources.zstd_frames import frame_ends
 from llmkit.errors import RunFault, UserError
 
