@@ -5,8 +5,8 @@ from __future__ import annotations
 from llmkit.config import schema
 from llmkit.data.building.build_source import Builder
 from llmkit.data.building.cache import Report
+from llmkit.data.building.cached_tokenizer import cached_tokenizer
 from llmkit.data.building.opened import OpenedSource, open_sources
-from llmkit.data.building.vocabulary import cached_tokenizer
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, summary
 from llmkit.data.sources.listing import Listing

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from llmkit.data.live.kept_tokens import DamagedError, Item, KeptUnit, UnitKeeper
 from llmkit.data.live.row import Cursor
 from llmkit.data.live.source import LiveSource
-from llmkit.data.live.through import DamagedError, Item, KeptUnit, UnitKeeper
 from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Record
 from llmkit.errors import RunFault, SourceDryError, UserError
 

@@ -10,7 +10,7 @@ from xxhash import xxh64_hexdigest
 from llmkit.data.shards.format import BLOCK_BYTES
 from llmkit.data.shards.mapped import Check, MappedFile
 from llmkit.data.shards.megatron_index import REMEDY, find_prefixes, read_index, with_suffix
-from llmkit.data.shards.stream import TokenFiles
+from llmkit.data.shards.token_files import TokenFiles
 from llmkit.errors import UserError
 
 

@@ -14,7 +14,7 @@ from xxhash import xxh64_hexdigest
 from llmkit.data.shards.format import BLOCK_BYTES, Suffix, read_index, shard_name, stored_dtype, token_dtype
 from llmkit.data.shards.mapped import MappedFile, checksum
 from llmkit.data.shards.masks import TargetBits
-from llmkit.data.shards.stream import TokenFiles
+from llmkit.data.shards.token_files import TokenFiles
 from llmkit.errors import UserError
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.composed import is_composed, library_agrees
 from llmkit.data.tokens.hard_texts import CONTEXT, pattern_texts
-from llmkit.data.tokens.specification import merges_of, model_only
+from llmkit.data.tokens.tokenizer_json import merges_of, model_only
 
 if TYPE_CHECKING:
     from tiktoken import Encoding

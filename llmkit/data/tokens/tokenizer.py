@@ -30,8 +30,8 @@ from llmkit.data.tokens.marked import (
     encode_placed,
     greedy_tokens,
 )
-from llmkit.data.tokens.specification import canonical, parse, plain, unknown_token
-from llmkit.data.tokens.stream import StreamDecoder
+from llmkit.data.tokens.stream_decoder import StreamDecoder
+from llmkit.data.tokens.tokenizer_json import canonical, parse, plain, unknown_token
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_whole
 

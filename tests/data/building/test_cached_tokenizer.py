@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.building import vocabulary
+from llmkit.data.building import cached_tokenizer as module
+from llmkit.data.building.cached_tokenizer import cached_tokenizer
 from llmkit.data.building.opened import open_sources
-from llmkit.data.building.vocabulary import cached_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
 
@@ -35,7 +35,7 @@ def read_texts(config: schema.Data, monkeypatch: pytest.MonkeyPatch) -> list[str
         seen.extend(texts)
         raise RunFault
 
-    monkeypatch.setattr(vocabulary, "make_tokenizer", look)
+    monkeypatch.setattr(module, "make_tokenizer", look)
     with pytest.raises(RunFault):
         make(config)
     return seen
@@ -45,7 +45,7 @@ def read_texts(config: schema.Data, monkeypatch: pytest.MonkeyPatch) -> list[str
 def test_text_comes_from_all_sources_up_to_a_limit(
     words: Words, monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
-    monkeypatch.setattr(vocabulary, "TOKENIZER_TEXT", 2000)
+    monkeypatch.setattr(module, "TOKENIZER_TEXT", 2000)
     seen = read_texts(settings(words("one", 300), words("two", 300), live=live), monkeypatch)
     for name in ("one", "two"):
         assert 500 <= sum(len(text) for text in seen if text.startswith(name)) < 2000
@@ -72,7 +72,7 @@ def test_it_is_trained_once(words: Words, monkeypatch: pytest.MonkeyPatch) -> No
     config = settings(words("one", 100))
     lines: list[str] = []
     first = make(config, lines.append)
-    monkeypatch.setattr(vocabulary, "make_tokenizer", None)
+    monkeypatch.setattr(module, "make_tokenizer", None)
     assert make(config, lines.append).hash == first.hash
     assert lines == ["data: trained a tokenizer of 300 tokens"]
 
