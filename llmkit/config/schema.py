@@ -195,8 +195,9 @@ class Data(Section):
     document_masks: bool = False
     """Positions attend only within their own document."""
     errors: Literal["skip", "replace", "raise"] = "skip"
-    """What to do with text that is no UTF-8: leave the document out, put U+FFFD for the bad bytes,
-    or stop. Counted in all cases."""
+    """What to do with a record that cannot be used (broken JSON, no such field, not UTF-8, a chat that the
+    template refuses): skip = leave it out; replace = the same, but put U+FFFD for bytes that are not UTF-8;
+    raise = stop. Counted in all cases."""
     cache_dir: str = "data-cache"
     """Where tokenizers and token shards are kept."""
     lanes: Positive = 48
