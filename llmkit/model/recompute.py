@@ -27,6 +27,7 @@ KEPT = frozenset(
         _aten._scaled_dot_product_cudnn_attention.default,
         _sums.all_reduce.default,
         _sums.all_gather_into_tensor.default,
+        _sums.all_to_all_single.default,
         _sums.reduce_scatter_tensor.default,
         _sums.wait_tensor.default,
     )

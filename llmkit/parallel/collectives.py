@@ -31,7 +31,15 @@ def _all_reduce(x: Tensor, operation: str, group: str) -> Tensor:
 
 def _all_gather(x: Tensor, dim: int, size: int, group: str) -> Tensor:
     """The x of all `size` ranks behind each other along `dim`."""
-    stacked = _ops.wait_tensor(_ops.all_gather_into_tensor(x.contiguous(), size, group))
+    x = x.contiguous()
+    if x.is_cpu:
+        # Not gloo's own all-gather: in PyTorch 2.13 the two threads of a gloo group write its name, longer
+        # than a short std::string, into the group's status without a lock, which can corrupt the heap.
+        copies = x.repeat(size, *[1] * (x.dim() - 1))
+        sent = _ops.all_to_all_single(copies, [x.shape[0]] * size, [x.shape[0]] * size, group)
+    else:
+        sent = _ops.all_gather_into_tensor(x, size, group)
+    stacked = _ops.wait_tensor(sent)
     return stacked.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
 
 

@@ -42,6 +42,7 @@ COMPILER = "aot_eager_decomp_partition"  # all of torch.compile but the generate
 SENT = (
     "c10d::allreduce_",
     "c10d::allgather_into_tensor_coalesced_",
+    "c10d::alltoall_base_",
     "c10d::reduce_scatter_tensor_coalesced_",
 )
 
