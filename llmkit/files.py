@@ -18,7 +18,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON, the file is damaged; {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object, the file is damaged; {remedy}")

@@ -33,11 +33,18 @@ class Fetcher(Protocol):
 
 
 def open_filesystem(url: str, stall_seconds: float) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it; raises UserError where its driver is missing."""
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises UserError for what is no valid URL, and where the driver is missing.
+    """
     import fsspec
 
-    scheme = urlsplit(url).scheme.lower()
-    if scheme in _KEYS_ELSEWHERE and "@" in urlsplit(url).netloc:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whose text may hold a password
+        raise UserError(f"{shown(url)}: is no valid URL: no host can be read in it") from None
+    scheme = parts.scheme.lower()
+    if scheme in _KEYS_ELSEWHERE and "@" in parts.netloc:
         raise UserError(
             f"{shown(url)}: keys belong in the environment or the cloud's own files, not in the address"
         )
@@ -102,6 +109,8 @@ class _WebFile:
             try:
                 async for chunk in answer.content.iter_any():
                     received += chunk
+                    if len(received) > count:  # not before: the end has to be seen for the next request
+                        break
             except Exception:
                 if not received:
                     raise

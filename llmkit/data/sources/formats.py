@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from llmkit.config import schema
-from llmkit.data.sources.urls import is_url, shown
+from llmkit.data.sources.urls import shown
 from llmkit.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -40,7 +40,7 @@ class Format(NamedTuple):
 
 def format_of(spec: schema.Source, path: str) -> Format:
     """The format of a file; raises UserError where it cannot be read."""
-    suffix, compression = _suffixes(path)
+    suffix, compression = suffixes_of(path)
     kind: str = spec.type
     if kind == "hub":
         if "::" in path or suffix not in _HUB_SUFFIXES:
@@ -66,8 +66,9 @@ def format_of(spec: schema.Source, path: str) -> Format:
     return Format("document", compression=compression)
 
 
-def _suffixes(path: str) -> tuple[str, str | None]:
-    """A file's suffix, without that of a compression, and the compression."""
-    name = PurePosixPath(urlsplit(path).path if is_url(path) else path)
+def suffixes_of(path: str) -> tuple[str, str | None]:
+    """A file's suffix in small letters, without that of a compression, and the compression."""
+    is_web = path.lower().startswith(("http://", "https://"))  # elsewhere, ? and # are part of the name
+    name = PurePosixPath(urlsplit(path).path if is_web else path)
     compression = COMPRESSIONS.get(name.suffix.lower())
     return (name.with_suffix("") if compression else name).suffix.lower(), compression

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+
+import numpy as np
 
 from llmkit.data.sources.formats import Format
 from llmkit.data.sources.raw_reader import RawReader
+from llmkit.data.sources.records import MAX_RECORD_BYTES
 from llmkit.data.sources.remote import RandomFile
 
 CHUNK_BYTES = 256 << 10
@@ -13,8 +17,8 @@ CHUNK_BYTES = 256 << 10
 
 def parts_of(
     file: RandomFile, form: Format, start: int, end: int, first: int = 0, hint: int = 0
-) -> Iterator[tuple[int, int, bytes]]:
-    """Parts of a unit from part `first` on: number, hint and content, without the separator.
+) -> Iterator[tuple[int, int, bytes | None]]:
+    """Parts of a unit from part `first` on: number, hint and content, as `split` gives it.
 
     The unit has the parts before which a separator ends in (start, end], and the file's first part if start
     is 0. So a part may go on behind the unit, and one that begins at the very end still belongs to it.
@@ -29,9 +33,9 @@ def parts_of(
         unit, begin, edge = 0, hint, _Edge(None)
         chunks = _dropped(_unpacked(file, start, end, form.compression, edge), hint)
     number = first if hint else 0
-    for offset, part in split(chunks, form.separator):
+    for offset, part in split(chunks, form.separator, lambda offset: edge.is_before(begin + offset)):
         place = begin + offset
-        if edge.place is not None and place > edge.place:
+        if edge.is_before(place):
             return
         if start > 0 and place <= unit:
             continue  # begins in the unit before
@@ -40,27 +44,38 @@ def parts_of(
         number += 1
 
 
-def split(chunks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """Offset and content of the parts between separators; nothing after the last one is no part."""
-    offset, tail = 0, b""
+def split(
+    chunks: Iterable[bytes], separator: bytes, is_enough: Callable[[int], bool] = lambda offset: False
+) -> Iterator[tuple[int, bytes | None]]:
+    """Offset and content of the parts between separators; nothing after the last one is no part.
+
+    The content of a part of more than MAX_RECORD_BYTES is None. It is not kept while the part's end is looked
+    for, which is only as long as `is_enough` denies it of the least offset that the next part may have.
+    """
+    offset = dropped = 0  # where the tail's part begins, and how much of it is not kept
+    tail = b""
     waiting: list[bytes] = []
     size = 0
-    for chunk in chunks:
-        waiting.append(chunk)
-        size += len(chunk)
-        if size < len(tail):  # a part of many chunks: join them rarely
-            continue
+    for chunk in chain(chunks, [None]):
+        if chunk is not None:
+            waiting.append(chunk)
+            size += len(chunk)
+            if size < len(tail) and len(tail) + size <= MAX_RECORD_BYTES:
+                continue  # a part of many chunks: join them rarely
         *parts, tail = b"".join((tail, *waiting)).split(separator)
         waiting, size = [], 0
+        if chunk is None and (tail or dropped):
+            parts, tail = [*parts, tail], b""
         for part in parts:
-            yield offset, part
-            offset += len(part) + len(separator)
-    *parts, tail = b"".join((tail, *waiting)).split(separator)
-    for part in parts:
-        yield offset, part
-        offset += len(part) + len(separator)
-    if tail:
-        yield offset, tail
+            length, dropped = dropped + len(part), 0
+            yield offset, part if length <= MAX_RECORD_BYTES else None
+            offset += length + len(separator)
+        excess = len(tail) - len(separator) + 1  # what follows may be the beginning of a separator
+        if dropped + excess > MAX_RECORD_BYTES and excess > 0:
+            tail, dropped = tail[excess:], dropped + excess
+        if dropped and is_enough(offset + dropped + len(separator)):
+            yield offset, None
+            return
 
 
 def safe_start(file: RandomFile, start: int, separator: bytes) -> int:
@@ -75,15 +90,38 @@ def safe_start(file: RandomFile, start: int, separator: bytes) -> int:
         found = file.read_at(low, place + length - 1 - low).find(separator)
         if found < 0:  # none lies across this place
             break
-        place = low + found
+        step, place = place - (low + found), low + found
+        if separator.startswith(separator[step:]):
+            # Where two of it may overlap like this, so do all in a run of what is between their beginnings.
+            place = _run_start(file, place, separator[:step])
     return place
 
 
-def whole(file: RandomFile, form: Format) -> bytes:
-    """All of a file, unpacked."""
+def _run_start(file: RandomFile, end: int, unit: bytes) -> int:
+    """Where the repeats of `unit` begin that lie one behind the other up to `end`."""
+    block_bytes = max(1, CHUNK_BYTES // len(unit)) * len(unit)
+    while count := min(block_bytes, end // len(unit) * len(unit)):
+        block = np.frombuffer(file.read_at(end - count, count), np.uint8).reshape(-1, len(unit))
+        (others,) = np.nonzero((block != np.frombuffer(unit, np.uint8)).any(axis=1))
+        if others.size:
+            return end - count + (int(others[-1]) + 1) * len(unit)
+        end -= count
+    return end
+
+
+def whole(file: RandomFile, form: Format) -> bytes | None:
+    """All of a file, unpacked; None if that has more than MAX_RECORD_BYTES."""
     if form.compression is None:
-        return file.read_at(0, file.file.size)
-    return b"".join(_unpacked(file, 0, file.file.size, form.compression, _Edge(None)))
+        size = file.file.size
+        return file.read_at(0, size) if size <= MAX_RECORD_BYTES else None
+    chunks: list[bytes] = []
+    size = 0
+    for chunk in _unpacked(file, 0, file.file.size, form.compression, _Edge(None)):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_RECORD_BYTES:
+            return None
+    return b"".join(chunks)
 
 
 class _Edge:
@@ -91,6 +129,10 @@ class _Edge:
 
     def __init__(self, place: int | None) -> None:
         self.place = place
+
+    def is_before(self, place: int) -> bool:
+        """Whether a part that begins at `place` is no longer the unit's."""
+        return self.place is not None and place > self.place
 
 
 def _chunks(file: RandomFile, start: int, end: int) -> Iterator[bytes]:

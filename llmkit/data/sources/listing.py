@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,16 +71,41 @@ def list_files(spec: schema.Source, place: str) -> list[File]:
     """Files of a source, without repeats, sorted by path.
 
     A folder stands for the files in and under it, hidden ones left out (jsonl, parquet, arrow: those with
-    that suffix); links to folders are followed. place: key of the source's settings, for messages. Raises
-    UserError where nothing is found and for a file that cannot be read.
+    that suffix); links are followed, and a file that is found under several names is read once. place: key
+    of the source's settings, for messages. Raises UserError where nothing is found and for a file that
+    cannot be read.
     """
     paths = sorted(set(_paths(spec, place)))
+    if spec.type != "hub":  # whose files are links to contents, which two of them may share
+        paths = _without_linked_twice(paths)
     for path in paths:
         format_of(spec, path)
+    return examine(paths)
+
+
+def _without_linked_twice(paths: Sequence[str]) -> list[str]:
+    """The paths without links to files that are among them under another name."""
+    links = {path for path in paths if not is_url(path) and os.path.islink(path)}
+    if not links:
+        return list(paths)
+    found = {os.path.realpath(path) for path in paths if path not in links and not is_url(path)}
+    kept = []
+    for path in paths:
+        if path in links:
+            target = os.path.realpath(path)
+            if target in found:
+                continue
+            found.add(target)
+        kept.append(path)
+    return kept
+
+
+def examine(paths: Sequence[str]) -> list[File]:
+    """Files as they are now, by their paths; raises UserError for one that cannot be read."""
     # The first answer alone: a store may then know the others, too.
-    examine = [partial(_examine, path, _fetcher(path)) for path in paths]
+    each = [partial(_examine, path, _fetcher(path)) for path in paths]
     with ThreadPoolExecutor(16) as pool:  # elsewhere, each asks a server
-        return [examine[0](), *pool.map(lambda one: one(), examine[1:])]
+        return [each[0](), *pool.map(lambda one: one(), each[1:])]
 
 
 def _paths(spec: schema.Source, place: str) -> Iterator[str]:
@@ -133,15 +159,25 @@ def _walk(root: str, suffixes: tuple[str, ...], leave_out: frozenset[str] = froz
         # Sorted: of two ways to one folder the same is taken on every machine.
         folders[:] = sorted(name for name in folders if name not in leave_out and not name.startswith("."))
         for name in names:
-            if name.endswith(suffixes) and not name.startswith("."):
-                yield os.path.join(folder, name)
+            path = os.path.join(folder, name)
+            if name.endswith(suffixes) and not name.startswith(".") and not _is_special(path):
+                yield path
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path is a pipe, a socket or a device, of which reading may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False  # such as a link that leads nowhere: told when it is opened
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _match_remote(pattern: str, suffixes: tuple[str, ...], place: str) -> list[str]:
+    filesystem, path = fetch.open_filesystem(pattern, _STALL_SECONDS)
     is_web = urlsplit(pattern).scheme.lower() in ("http", "https")
     if is_web and not set("*[") & set(urlsplit(pattern).path):
         return [pattern]  # a web server has no folders
-    filesystem, path = fetch.open_filesystem(pattern, _STALL_SECONDS)
     try:
         found = _patiently(lambda: _find(filesystem, path, suffixes))
     except FailedError as error:
@@ -190,7 +226,23 @@ def _hub_files(spec: schema.Source, place: str) -> list[str]:
     if spec.split not in files:
         known = f"it has {', '.join(map(str, files))}" if files else "it has no data files"
         raise UserError(f"{place}.split: {what} has no split {spec.split!r}; {known}")
-    return [str(path) for path in files[spec.split]]
+    paths = [str(path) for path in files[spec.split]]
+    for path in paths:
+        if not _is_of_dataset(path, dataset):
+            raise UserError(f"{place}.dataset: {what} names {shown(path)}, which is no file of the dataset")
+    return paths
+
+
+def _is_of_dataset(path: str, dataset: str) -> bool:
+    """Whether a file lies in a dataset; its card may name any file, of this machine or elsewhere."""
+    if not os.path.isdir(dataset):
+        start = f"hf://datasets/{dataset.removeprefix('hf://datasets/')}@"
+        return path.startswith(start) and ".." not in path.split("/")
+    root = Path(os.path.realpath(dataset))
+    homes = [root]
+    if root.parent.name == "snapshots":  # of the hub's cache, where files are links to those in blobs
+        homes.append(root.parent.parent / "blobs")
+    return not is_url(path) and any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes)
 
 
 def _fetcher(path: str) -> fetch.Fetcher | None:
@@ -204,6 +256,8 @@ def _examine(path: str, fetcher: fetch.Fetcher | None) -> File:
         except FailedError as error:
             raise UserError(f"{shown(path)}: cannot be read ({error})") from error
         return File(path, head.size, head.tag)
+    if _is_special(path):
+        raise UserError(f"{path}: is a pipe, a socket or a device, not a file")
     try:
         with Path(path).open("rb") as file:
             status = os.fstat(file.fileno())

@@ -9,7 +9,7 @@ from llmkit.config import schema
 from llmkit.data.sources.formats import Format, format_of
 from llmkit.data.sources.lines import parts_of, whole
 from llmkit.data.sources.listing import File
-from llmkit.data.sources.records import EMPTY, Extracted, Extractor, LeftOut, Policy, Record
+from llmkit.data.sources.records import EMPTY, TOO_LONG, Extracted, Extractor, LeftOut, Policy, Record
 from llmkit.data.sources.remote import RandomFile
 from llmkit.data.sources.units import Unit
 from llmkit.data.sources.urls import is_url, shown
@@ -75,16 +75,21 @@ class SourceReader:
             for number in range(first, unit.end - unit.start):
                 with RandomFile(self.files[unit.start + number]) as file:
                     content = whole(file, format_of(self.spec, file.file.path))
-                yield number, 0, extractor.from_text(content)
+                yield number, 0, self._too_long(form) if content is None else extractor.from_text(content)
         elif form.kind == "lines":
             extract = extractor.from_json if form.is_json else extractor.from_text
             with RandomFile(self.files[unit.file], until=unit.end) as file:
                 for number, place, part in parts_of(file, form, unit.start, unit.end, first, hint):
-                    yield number, place, extract(part)
+                    yield number, place, self._too_long(form) if part is None else extract(part)
         else:
             with RandomFile(self.files[unit.file]) as file:
                 for number, values in enumerate(self._rows(file, form, unit.start, unit.end, first), first):
                     yield number, 0, extractor.from_values(values)
+
+    def _too_long(self, form: Format) -> Extracted:
+        what = "the line" if form.separator == b"\n" else "the document"
+        remedy = "" if self.spec.type != "text" else f"; {self.setting}.separator cuts a text into documents"
+        return Extracted(LeftOut(TOO_LONG, f"{what} is {TOO_LONG}{remedy}"))
 
     def _rows(
         self, file: RandomFile, form: Format, start: int, end: int, first: int

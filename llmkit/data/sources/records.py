@@ -15,6 +15,9 @@ from pydantic_core import from_json
 
 from llmkit.config import schema
 
+MAX_RECORD_BYTES = 256 << 20
+"""What a line, or a document of text, may have unpacked: it is in memory as a whole, and more than once."""
+
 EMPTY = "empty"
 NOT_UTF8 = "not UTF-8"
 BROKEN_JSON = "broken JSON"
@@ -22,6 +25,7 @@ NO_OBJECT = "no JSON object"
 NO_FIELD = "without the field"
 NO_STRING = "no string"
 NO_MESSAGES = "no list of {role, content}"
+TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
 TOOL_CALLS = "chat with tool calls"
 NO_IDS = "no list of token ids"
 MENDED = "mended with U+FFFD"
@@ -150,7 +154,7 @@ class Extractor:
                 raise _UnusableError(EMPTY, "the line is empty") from None
             raise _UnusableError(BROKEN_JSON, f"broken JSON ({error})") from None
         if not isinstance(record, dict):
-            raise _UnusableError(NO_OBJECT, f"the line holds {text.strip()!r:.40}, not a JSON object")
+            raise _UnusableError(NO_OBJECT, f"the line holds {text.strip()[:40]!r:.40}, not a JSON object")
         for field in self._fields:
             if field not in record:
                 raise _UnusableError(NO_FIELD, f"the record has no field {field!r}")

@@ -51,7 +51,7 @@ class ObjectFile:
         received = bytearray()
         try:
             compare(expected, head_of_part(status, "", headers, start))
-            while chunk := await answer["Body"].read(_CHUNK_BYTES):
+            while len(received) < count and (chunk := await answer["Body"].read(_CHUNK_BYTES)):
                 received += chunk
         except ChangedError:
             raise

@@ -8,11 +8,11 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from llmkit.config import schema
-from llmkit.data.sources.formats import Format, format_of
+from llmkit.data.sources.formats import Format, format_of, suffixes_of
 from llmkit.data.sources.lines import is_json_array
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.remote import RandomFile
-from llmkit.data.sources.urls import is_url
+from llmkit.data.sources.urls import is_url, shown
 from llmkit.data.sources.zstd_frames import frame_ends
 from llmkit.errors import RunFault, UserError
 
@@ -78,7 +78,7 @@ def _cut(
     size = file.size
     if not size:
         if form.kind in ("parquet", "arrow"):
-            raise UserError(f"{file.path}: is empty, which no {form.kind} file is")
+            raise UserError(f"{shown(file.path)}: is empty, which no {form.kind} file is")
         return []
     if form.kind in ("parquet", "arrow"):
         from llmkit.data.sources import tables
@@ -95,7 +95,7 @@ def _cut(
         return list(_grouped(number, [(s, e, e - s) for s, e in zip(starts, ends, strict=True)], unit_bytes))
     if form.compression:
         return [Unit(number, 0, size, size)]
-    if file.path.endswith(".json"):
+    if form.is_json and suffixes_of(file.path)[0] == ".json":
         with RandomFile(file) as opened:
             if is_json_array(opened):
                 raise UserError(f"{opened.name}: holds one JSON array; only a record a line is read")

@@ -20,7 +20,10 @@ def shown(path: str) -> str:
         return "::".join(map(shown, path.split("::")))
     if not is_url(path):
         return path
-    parts = urlsplit(path)
+    try:
+        parts = urlsplit(path)
+    except ValueError:  # no valid host: what stands before an @ cannot be told from what comes after it
+        return f"{path.partition(':')[0]}://..." if "@" in path else re.split("[?#]", path)[0]
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 

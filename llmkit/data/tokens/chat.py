@@ -1,7 +1,9 @@
 """Chats as text: Jinja templates as Hugging Face's tokenizers carry them, rendered as transformers does.
 
 Rendering is a pure function of the messages: a template sees no clock (`strftime_now` is not there, templates
-ask for it by `is defined`), no chance, no file, and its work is bounded.
+ask for it by `is defined`), no chance and no file. The text that it writes is bounded (OUTPUT_ROOM); the time
+and the memory that it takes for that are not. It is chosen by whoever sets up the run, as the tokenizer is: a
+bad one may hang a process or use up its memory.
 
 While a template runs, three noncharacters of Unicode mark what has to be told apart in its output: where a
 message spelled a control token, and where the assistant's part begins and ends. Messages that hold such
@@ -37,8 +39,6 @@ CHATML = (
 A vocabulary without `<|im_start|>` and `<|im_end|>` spells them with tokens of text.
 """
 
-MAX_STEPS = 100_000
-"""Rounds of `range` loops in one rendering, and items or bits that the result of a `*` or `**` may have."""
 OUTPUT_ROOM = 1 << 20
 """Characters that a rendering may have beside 16 times those of its messages."""
 
@@ -93,7 +93,6 @@ class ChatTemplate:
                 f"{origin}: line {error.lineno} is no valid Jinja ({error.message}); mend the template, or "
                 "name another file as data.tokenizer.chat_template"
             ) from error
-        self._environment = environment
         self._known_roles = ROLES | named
         self._marks_assistant = environment.generation_tags > 0
         self._variables = dict(variables or {})
@@ -146,7 +145,6 @@ class ChatTemplate:
     def _output(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
         """What the template writes, marks included."""
         room = OUTPUT_ROOM + 16 * sum(len(value) for message in messages for value in message.values())
-        self._environment.steps_left = MAX_STEPS
         blocks: list[str] = []
         try:
             for block in self._template.generate(
@@ -209,42 +207,14 @@ class ChatTemplate:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with what Hugging Face's templates expect, bounded and without chance."""
-
-    intercepted_binops = frozenset(["*", "**"])
+    """Jinja's sandbox with what Hugging Face's templates expect, and without chance."""
 
     def __init__(self, **options: Any) -> None:
         self.generation_tags = 0
-        self.steps_left = MAX_STEPS
         super().__init__(**options)
         del self.globals["lipsum"], self.filters["random"]
         self.filters["tojson"] = _to_json
         self.globals["raise_exception"] = _raise_exception
-        self.globals["range"] = self._range
-
-    def _range(self, *bounds: int) -> range:
-        rounds = range(*bounds)
-        self.steps_left -= len(rounds)
-        if self.steps_left < 0:
-            raise TemplateError(f"its loops take more than {MAX_STEPS:,} rounds")
-        return rounds
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """`*` and `**`, whose results may be huge."""
-        if _result_size(operator, left, right) > MAX_STEPS:
-            raise TemplateError(f"the result of {operator} is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _result_size(operator: str, left: Any, right: Any) -> int:
-    """Bits of a whole number, items of a text or a list."""
-    if isinstance(left, float) or isinstance(right, float):
-        return 0
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length(), right.bit_length()
-        return sum(bits) if operator == "*" else bits[0] * right
-    sizes = [one if isinstance(one, int) else len(one) for one in (left, right)]
-    return sizes[0] * sizes[1]
 
 
 class _Generation(Extension):

@@ -15,7 +15,7 @@ def parse(content: str, origin: str) -> dict[str, Any]:
     """A tokenizer.json; raises UserError, naming `origin`, for anything else."""
     try:
         spec = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{origin}: is not valid JSON ({error})") from error
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise UserError(f"{origin}: is not a tokenizer.json: it has no model")

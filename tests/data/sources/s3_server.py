@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from tests.data.sources.servers import LocalServer
+from tests.data.sources.servers import FLOOD_BYTES, LocalServer
 
 
 class S3Server(LocalServer):
@@ -16,8 +16,9 @@ class S3Server(LocalServer):
 
     buckets: content by key by bucket. trouble: called with the request's method, its number among those for
     parts of objects (0 for any other) and its first byte; returns what to do instead of answering: "drop" or
-    "stall" (after `keep` bytes), a status with an error's code, or None. ranges: [start, end) of the parts
-    that were asked for. page: keys in an answer to a listing. outwaited: a client bore a stall to its end.
+    "stall" (after `keep` bytes), "flood" (more than was asked for), a status with an error's code, or None.
+    ranges: [start, end) of the parts that were asked for. page: keys in an answer to a listing. outwaited: a
+    client bore a stall to its end.
     """
 
     def __init__(self) -> None:
@@ -68,8 +69,12 @@ class S3Server(LocalServer):
         start, end = part[0], min(part[1], len(content))
         if start >= len(content):
             return self._error(handler, 416, "InvalidRange")
+        if trouble == "flood":
+            headers["Content-Length"] = str(FLOOD_BYTES)
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         self._send(handler, 206, content[start:end], headers, self.keep if trouble else None)
+        if trouble == "flood":
+            return self.flood(handler)
         if trouble == "stall":
             self.outwaited = not self.released.wait(20)
         handler.close_connection = trouble is not None

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+FLOOD_BYTES = 64 << 20
+
 
 class LocalServer:
     """Answers GET and HEAD in threads of its own, until `close`; what it answers is up to `answer`."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
+        self._flood_is_over = threading.Event()
+        self._flooded = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,6 +45,22 @@ class LocalServer:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         raise NotImplementedError
 
+    def flood(self, handler: BaseHTTPRequestHandler) -> None:
+        """Write FLOOD_BYTES, or as much as the client takes."""
+        try:
+            while self._flooded < FLOOD_BYTES:
+                self._flooded += handler.wfile.write(bytes(1 << 20))
+        except OSError:
+            pass
+        finally:
+            self._flood_is_over.set()
+            handler.close_connection = True
+
+    def taken_of_flood(self) -> int:
+        """Bytes of a flood that a client took, when it is over."""
+        assert self._flood_is_over.wait(20)
+        return self._flooded
+
     def close(self) -> None:
         self.released.set()
         self._server.shutdown()
@@ -51,7 +71,8 @@ class WebServer(LocalServer):
     """A web server of files in memory that misbehaves on command.
 
     trouble: called with the number of the request for a part of a file and its range; returns what to do
-    instead of answering: "drop" (after `keep` bytes), "stall", an HTTP status, or None.
+    instead of answering: "drop" (after `keep` bytes), "stall", "flood" (more than was asked for), an HTTP
+    status, or None.
     """
 
     def __init__(self) -> None:
@@ -82,6 +103,9 @@ class WebServer(LocalServer):
         trouble = self.trouble(len(self.ranges), start, end)
         if isinstance(trouble, int):
             return self._status(handler, trouble)
+        if trouble == "flood":
+            self._send(handler, 206, bytes(FLOOD_BYTES), b"", f"bytes {start}-{end - 1}/{len(content)}")
+            return self.flood(handler)
         sent = content[start:end] if trouble is None else content[start : min(end, start + self.keep)]
         self._send(handler, 206, content[start:end], sent, f"bytes {start}-{end - 1}/{len(content)}")
         if trouble == "stall":

@@ -11,6 +11,17 @@ def test_errors_are_told_in_one_line_without_secrets() -> None:
     assert told(OSError()) == "OSError"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see [https://foo]", "OSError: see [https://foo]"),
+        ("from https://user:pass]@host/a?sig=secret to x", "OSError: from https://... to x"),
+    ],
+)
+def test_errors_with_broken_urls_are_told(text: str, expected: str) -> None:
+    assert told(OSError(text)) == expected
+
+
 class WithStatus(Exception):
     def __init__(self, status: int) -> None:
         self.status = status

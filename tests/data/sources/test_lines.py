@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmkit.data.sources import lines
 from llmkit.data.sources.formats import Format
-from llmkit.data.sources.lines import parts_of, split
+from llmkit.data.sources.lines import parts_of, safe_start, split
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.remote import RandomFile
 from llmkit.data.sources.zstd_frames import frame_ends
@@ -37,7 +38,7 @@ def frame(content: bytes) -> bytes:
     return pa.compress(content, codec="zstd", asbytes=True)
 
 
-def check_units(file: RandomFile, form: Format, edges: list[int], expected: list[bytes]) -> None:
+def check_units(file: RandomFile, form: Format, edges: list[int], expected: Sequence[bytes | None]) -> None:
     """Units with these edges hold each part once, in order, and go on from any of them."""
     found = []
     for start, end in pairwise(edges):
@@ -62,6 +63,96 @@ def test_parts_are_those_of_split_however_the_file_comes(
 
 
 @settings(deadline=None, max_examples=200)
+@given(content=CONTENT, separator=SEPARATORS, chunk=st.integers(1, 12), limit=st.integers(0, 12))
+def test_parts_beyond_the_limit_are_without_content(
+    content: bytes, separator: bytes, chunk: int, limit: int
+) -> None:
+    chunks = [content[i : i + chunk] for i in range(0, len(content), chunk)]
+    expected = list(split(chunks, separator))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "MAX_RECORD_BYTES", limit)
+        found = list(split(chunks, separator))
+    assert found == [
+        (offset, part if part is not None and len(part) <= limit else None) for offset, part in expected
+    ]
+
+
+def test_of_what_is_beyond_the_limit_no_more_is_read_than_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 800)
+    with opened(tmp_path / "file", b"ab\n" + b"c" * 100_000 + b"\nd") as file:
+        ends, real = [0], file.read_at
+        monkeypatch.setattr(
+            file, "read_at", lambda start, count: ends.append(start + count) or real(start, count)
+        )
+        form = Format("lines", b"\n")
+        assert list(parts_of(file, form, 0, 3)) == [(0, 0, b"ab"), (1, 3, None)]
+        assert list(parts_of(file, form, 3, 3000)) == []
+    assert max(ends) < 5000
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
+def test_what_is_beyond_the_limit_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str | None
+) -> None:
+    content = b"one\n" + b"a" * 20_000_000 + b"\nthree"
+    packed = {None: bytes, "gzip": gzip.compress, "zstd": frame}[compression](content)
+    form = Format("lines", b"\n", compression=compression)
+    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1_000_000)
+    with opened(tmp_path / "file", packed) as file:
+        tracemalloc.start()
+        found = list(parts_of(file, form, 0, len(packed)))
+        document = lines.whole(file, form)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert [part for _, _, part in found] == [b"one", None, b"three"]
+        assert list(parts_of(file, form, 0, len(packed), *found[2][:2])) == found[2:]
+    assert document is None
+    assert peak < 5_000_000
+
+
+RUNS = st.lists(st.sampled_from(["|", "|a", "|a|", "\n\n\n", "b"]), max_size=30).map("".join).map(str.encode)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    content=RUNS.filter(bool),
+    separator=SEPARATORS,
+    cuts=st.sets(st.integers(1, 90)),
+    chunk=st.integers(1, 7),
+    limit=st.integers(0, 20),
+)
+def test_units_cut_within_runs_of_separators_hold_each_part_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    content: bytes,
+    separator: bytes,
+    cuts: set[int],
+    chunk: int,
+    limit: int,
+) -> None:
+    edges = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
+    with pytest.MonkeyPatch.context() as patch, opened(tmp_path_factory.mktemp("r") / "f", content) as file:
+        patch.setattr(lines, "CHUNK_BYTES", 8 * chunk)
+        patch.setattr(lines, "MAX_RECORD_BYTES", limit)
+        expected = [part if len(part) <= limit else None for part in parts(content, separator)]
+        check_units(file, Format("lines", separator), edges, expected)
+
+
+@pytest.mark.parametrize(("separator", "run"), [(b"\n\n", b"\n"), (b"|a|", b"|a")])
+def test_a_run_of_separators_is_walked_back_in_few_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: bytes, run: bytes
+) -> None:
+    content = b"text" + run * 500_000
+    with opened(tmp_path / "file", content) as file:
+        reads, real = [], file.read_at
+        monkeypatch.setattr(file, "read_at", lambda start, count: reads.append(start) or real(start, count))
+        assert safe_start(file, len(content) - len(run), separator) == 4
+    assert len(reads) < 20
+
+
+@settings(deadline=None, max_examples=200)
 @given(content=CONTENT.filter(bool), separator=SEPARATORS, cuts=st.sets(st.integers(1, 80)))
 @example(content=b"a\n\n\n\n\nb\n\nc", separator=b"\n\n", cuts={2, 3, 4, 5, 6})
 @example(content=b"a|a|a|b", separator=b"|a|", cuts={4, 5})
@@ -75,12 +166,16 @@ def test_units_cut_anywhere_hold_each_part_once(
 
 @settings(deadline=None, max_examples=150)
 @given(
-    pieces=st.lists(CONTENT, min_size=1, max_size=5), keep=st.sets(st.integers(1, 4)), skippable=st.booleans()
+    pieces=st.lists(CONTENT, min_size=1, max_size=5),
+    keep=st.sets(st.integers(1, 4)),
+    skippable=st.booleans(),
+    limit=st.integers(0, 100),
 )
-@example(pieces=[b"a\n", b"b\n"], keep={1}, skippable=False)
-@example(pieces=[b"a", b"", b"b", b"\n", b"c"], keep={1, 2, 3, 4}, skippable=True)
+@example(pieces=[b"a\n", b"b\n"], keep={1}, skippable=False, limit=9)
+@example(pieces=[b"a", b"", b"b", b"\n", b"c"], keep={1, 2, 3, 4}, skippable=True, limit=9)
+@example(pieces=[b"aa", b"bb\ncc", b"\n", b"d"], keep={1, 2, 3}, skippable=True, limit=1)
 def test_zstd_frames_may_be_cut_anywhere(
-    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], keep: set[int], skippable: bool
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], keep: set[int], skippable: bool, limit: int
 ) -> None:
     packed = [frame(piece) for piece in pieces]
     if skippable:
@@ -91,7 +186,10 @@ def test_zstd_frames_may_be_cut_anywhere(
         assert ends == [len(b"".join(packed[: i + 1])) for i in range(len(packed))]
         edges = [0, *(end for i, end in enumerate(ends[:-1], 1) if i in keep), ends[-1]]
         form = Format("lines", b"\n", compression="zstd")
-        check_units(file, form, edges, parts(content, b"\n"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lines, "MAX_RECORD_BYTES", limit)
+            expected = [part if len(part) <= limit else None for part in parts(content, b"\n")]
+            check_units(file, form, edges, expected)
 
 
 def test_a_compressed_file_of_several_members_is_read_whole(tmp_path: Path) -> None:

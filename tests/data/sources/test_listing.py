@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -15,6 +16,7 @@ from fsspec.registry import _registry as drivers
 
 from llmkit.config.schema import Source
 from llmkit.data.sources import listing
+from llmkit.data.sources.heads import Head
 from llmkit.data.sources.listing import File, list_files
 from llmkit.errors import UserError
 
@@ -61,6 +63,31 @@ def test_links_to_folders_are_followed_and_lead_nowhere_twice(tree: Path, tmp_pa
         "link/deep/g.txt",
         *(f"link/round/{name}" for name in expected if not name.startswith("link")),
     ]
+
+
+def test_only_files_are_taken_from_a_folder(tree: Path) -> None:
+    before = names(tree, Source(type="text", path=str(tree)))
+    (tree / "device.txt").symlink_to(os.devnull)
+    (tree.parent / "other").write_text("other")
+    (tree / "link.txt").symlink_to("../other")
+    assert names(tree, Source(type="text", path=str(tree))) == sorted([*before, "link.txt"])
+    with pytest.raises(UserError, match=r"device.txt: is a pipe, a socket or a device, not a file"):
+        list_files(Source(type="text", path=f"{tree}/*.txt"), "p")
+
+
+def test_a_file_with_several_names_is_read_once(tree: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.txt"
+    outside.write_text("outside")
+    for link, target in {"0.txt": "a.txt", "y.txt": str(outside), "z.txt": str(outside)}.items():
+        (tree / link).symlink_to(target)
+    source = Source(type="text", path=str(tree / "*.txt"))
+    assert names(tree, source) == ["a.txt", "b.txt", "x[1].txt", "y.txt"]
+
+
+def test_a_link_that_leads_nowhere_is_told(tree: Path) -> None:
+    (tree / "link.txt").symlink_to(tree / "gone.txt")
+    with pytest.raises(UserError, match=r"link.txt: cannot be read \(No such file"):
+        list_files(Source(type="text", path=str(tree)), "p")
 
 
 def test_a_folder_of_records_stands_for_the_files_of_its_kind(tree: Path) -> None:
@@ -221,6 +248,13 @@ def test_an_unknown_kind_of_url_is_refused() -> None:
         list_files(Source(type="jsonl", path="nosuch://b/a.jsonl"), "p")
 
 
+@pytest.mark.parametrize("path", ["https://[bad/x.jsonl", "s3://[bad/x", "https://[bad/*.jsonl"])
+def test_a_broken_url_is_refused(path: str) -> None:
+    with pytest.raises(UserError) as failure:
+        list_files(Source(type="jsonl", path=path), "p")
+    assert str(failure.value) == f"{path}: is no valid URL: no host can be read in it"
+
+
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder laid out like a dataset of the hub, with two configurations."""
@@ -251,6 +285,73 @@ def test_a_dataset_stands_for_the_files_of_its_split(dataset: Path) -> None:
         found(split="validation")
     with pytest.raises(UserError, match=r"p.dataset: .*dataset \(gone\) cannot be opened .*gone.*not found"):
         found(subset="gone")
+
+
+@pytest.mark.parametrize("way", ["absolute", "..", "link"])
+def test_a_dataset_may_not_name_files_outside_it(tmp_path: Path, dataset: Path, way: str) -> None:
+    outside = tmp_path / "outside.parquet"
+    pq.write_table(pa.table({"text": ["x"]}), outside)
+    (dataset / "link.parquet").symlink_to(outside)
+    path = {"absolute": outside, "..": "../outside.parquet", "link": "link.parquet"}[way]
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {path}\n---\n"
+    (dataset / "README.md").write_text(card)
+    with pytest.raises(
+        UserError, match=r"p.dataset: .*dataset names .*(outside|link).parquet, which is no file of the"
+    ):
+        list_files(Source(type="hub", dataset=str(dataset)), "p")
+
+
+def test_a_dataset_may_lie_behind_a_link_or_in_the_hubs_cache(tmp_path: Path, dataset: Path) -> None:
+    home = tmp_path / "datasets--me--toy"
+    (home / "blobs").mkdir(parents=True)
+    dataset.rename(home / "snapshot")
+    (home / "snapshots").mkdir()
+    (home / "snapshot").rename(home / "snapshots" / "abc")
+    first = home / "snapshots" / "abc" / "data" / "train-00000.parquet"
+    first.rename(home / "blobs" / "123")
+    first.symlink_to("../../../blobs/123")
+    (tmp_path / "here").symlink_to(home / "snapshots" / "abc")
+    files = list_files(Source(type="hub", dataset=str(tmp_path / "here")), "p")
+    assert [Path(file.path).name for file in files] == ["train-00000.parquet", "train-00001.parquet"]
+
+
+class TestDatasetOfTheHub:
+    """What a dataset's card may name, as `datasets` resolves it."""
+
+    @pytest.fixture
+    def named(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        named: list[str] = []
+        builder = SimpleNamespace(config=SimpleNamespace(data_files={"train": named}))
+        monkeypatch.setattr("datasets.load_dataset_builder", lambda *args, **kwargs: builder)
+        monkeypatch.setattr(listing, "_match_remote", lambda pattern, *rest: [pattern])
+        monkeypatch.setattr(listing, "_fetcher", lambda path: SimpleNamespace(head=lambda: Head(5, "t")))
+        return named
+
+    def test_files_of_its_own_are_taken(self, named: list[str]) -> None:
+        named += [
+            "hf://datasets/me/toy@abc/a.parquet",
+            "hf://datasets/me/toy@refs%2Fconvert%2Fparquet/b.parquet",
+        ]
+        for dataset in ("me/toy", "hf://datasets/me/toy"):
+            files = list_files(Source(type="hub", dataset=dataset), "p")
+            assert [file.path for file in files] == named
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/etc/passwd.txt",
+            "hf://datasets/me/toys@abc/a.parquet",
+            "hf://datasets/you/toy@abc/a.parquet",
+            "hf://datasets/me/toy@abc/../../you/toy/a.parquet",
+            "https://host/a.parquet",
+            "zip://a.txt::hf://datasets/me/toy@abc/a.zip",
+        ],
+    )
+    def test_others_are_refused(self, named: list[str], path: str) -> None:
+        named.append(path)
+        with pytest.raises(UserError) as failure:
+            list_files(Source(type="hub", dataset="me/toy"), "p")
+        assert str(failure.value) == f"p.dataset: me/toy names {path}, which is no file of the dataset"
 
 
 def test_a_dataset_of_another_kind_is_refused(tmp_path: Path, dataset: Path) -> None:

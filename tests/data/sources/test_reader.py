@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.config.schema import Source
+from llmkit.data.sources import lines
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Text
+from llmkit.data.sources.records import TOO_LONG, Chat, Ids, LeftOut, Pair, Text
 from llmkit.errors import RunFault, UserError
 from tests.data.sources.conftest import make_reader, read_all
 
@@ -231,6 +232,46 @@ class TestPolicy:
     def test_empty_ones_never_raise(self, write: Write) -> None:
         reader = make_reader(as_source(write("a.jsonl", b'\n{"text": ""}\n{"text": "a"}\n  \n')), "raise")
         assert [one for one in texts(reader) if isinstance(one, str)] == ["a"]
+
+
+LONG = [b'{"text": "a"}', b'{"text": "%s"}' % (b"b" * 5000), b'{"text": "c"}']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fields", "where"),
+    [
+        ("a.jsonl", b"\n".join(LONG), {}, ":2: the line"),
+        ("a.jsonl.gz", gzip.compress(b"\n".join(LONG)), {}, ":2: the line"),
+        ("a.jsonl.zst", zstd(b"\n".join(LONG)), {}, ":2: the line"),
+        ("a.txt", b"--".join(LONG), {"separator": "--"}, ", document 2: the document"),
+        ("a.txt.gz", gzip.compress(b"--".join(LONG)), {"separator": "--"}, ", document 2: the document"),
+        ("a.txt", b"--".join(LONG), {}, ": the document"),
+        ("a.txt.zst", zstd(b"--".join(LONG)), {}, ": the document"),
+    ],
+)
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_too_long_a_record_is_left_out(
+    write: Write,
+    web: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: bytes,
+    fields: dict[str, str],
+    where: str,
+    is_remote: bool,
+) -> None:
+    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1000)
+    web.files[f"/{name}"] = content
+    path, is_text = f"{web.url}/{name}" if is_remote else write(name, content), "txt" in name
+    source = Source(type="text" if is_text else "jsonl", path=path, **fields)
+    found = texts(make_reader(source))
+    assert [one.reason if isinstance(one, LeftOut) else "" for one in found] == (
+        ["", TOO_LONG, ""] if fields or not is_text else [TOO_LONG]
+    )
+    with pytest.raises(UserError) as failure:
+        texts(make_reader(source, "raise"))
+    hint = "; data.sources[0].separator cuts a text into documents" if is_text else ""
+    assert str(failure.value).startswith(f"{path}{where} is longer than 256 MiB{hint}; mend the file, or")
 
 
 def test_places_are_told_as_a_person_would_count(write: Write, tmp_path: Path, web: Any) -> None:

@@ -16,6 +16,7 @@ from llmkit.data.sources.listing import File, list_files
 from llmkit.data.sources.raw_reader import RawReader
 from llmkit.data.sources.remote import Patience, RandomFile
 from llmkit.errors import RunFault, UserError
+from tests.data.sources.servers import FLOOD_BYTES
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 
@@ -110,6 +111,12 @@ def test_a_stalled_connection_is_given_up(web: Any, served: File, keep: int, goe
     with RandomFile(served, Patience(2, 0.001, 0.2)) as file:
         assert file.read_at(0, 10) == CONTENT[:10]
     assert web.ranges[1][0] == goes_on_at
+
+
+def test_no_more_is_taken_than_was_asked_for(web: Any, served: File) -> None:
+    web.trouble = lambda number, start, end: "flood"
+    assert list_files(Source(type="text", path=served.path), "p")[0].size == len(CONTENT)
+    assert web.taken_of_flood() < FLOOD_BYTES // 2
 
 
 @pytest.mark.parametrize("change", ["tag", "size"])

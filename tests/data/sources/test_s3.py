@@ -19,6 +19,7 @@ from llmkit.data.sources.remote import Patience, RandomFile
 from llmkit.errors import RunFault, UserError
 from tests.data.sources.conftest import make_reader, read_all
 from tests.data.sources.s3_server import S3Server, tag
+from tests.data.sources.servers import FLOOD_BYTES
 
 SECRET = "dummy-secret-of-the-tests"
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -197,6 +198,13 @@ def test_a_stalled_connection_is_given_up(s3: S3Server, stored: File, keep: int,
         assert file.read_at(0, 10) == CONTENT[:10]
     assert s3.ranges[1][0] == goes_on_at
     assert not s3.outwaited
+
+
+def test_no_more_is_taken_than_was_asked_for(s3: S3Server, stored: File) -> None:
+    s3.trouble = lambda method, number, start: "flood"
+    with RandomFile(stored) as file:
+        assert len(file.read_at(0, 10)) == 10
+    assert s3.taken_of_flood() < FLOOD_BYTES // 2
 
 
 @pytest.mark.parametrize("trouble", [SLOW_DOWN, (500, "InternalError"), (400, "RequestTimeout"), "drop"])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmkit.config.schema import Source
-from llmkit.data.sources.listing import list_files
+from llmkit.data.sources.listing import File, list_files
 from llmkit.data.sources.units import Unit, cut_into_units
 from llmkit.errors import UserError
 
@@ -135,6 +135,12 @@ def test_a_damaged_table_is_a_mistake_told_at_once(write: Write, kind: str, cont
         units_of(write(f"a.{kind}", content), kind, 1)
 
 
+def test_an_empty_table_elsewhere_is_told_without_secrets() -> None:
+    file = File("https://user:password@host/a.parquet?sig=secret", 0, "")
+    with pytest.raises(UserError, match=r"^https://host/a.parquet: is empty"):
+        cut_into_units(Source(type="parquet", path=file.path), [file], 1)
+
+
 def test_a_truncated_table_is_a_mistake_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x" * 1000] * 100}), path)
@@ -170,6 +176,14 @@ def test_a_truncated_zstd_file_is_a_mistake_told_at_once(write: Write) -> None:
     packed = pa.compress(b"x" * 1000, codec="zstd", asbytes=True)
     with pytest.raises(UserError, match=r"a.jsonl.zst: is damaged: it ends within a zstd frame"):
         units_of(write("a.jsonl.zst", packed[:-2]), "jsonl", 1)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.JSON"])
+def test_a_file_of_one_json_array_is_refused(write: Write, name: str) -> None:
+    path = write(name, b'[{"text": "x"}]')
+    with pytest.raises(UserError, match=rf"{name}: holds one JSON array; only a record a line is read"):
+        units_of(path, "jsonl", 1)
+    assert len(units_of(path, "text", 100, separator="\n")) == 1
 
 
 def test_a_json_array_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ from llmkit.data.sources.urls import is_url, shown
         ("/data/a.jsonl", "/data/a.jsonl"),
         ("https://user:pass@host:8080/d/a.jsonl?sig=secret#part", "https://host:8080/d/a.jsonl"),
         ("s3://bucket/a.jsonl", "s3://bucket/a.jsonl"),
+        ("https://[bad/a.jsonl?sig=secret", "https://[bad/a.jsonl"),
+        ("https://user:[pass@host/a.jsonl?sig=secret", "https://..."),
+        ("https://[user:pa?ss@host/a.jsonl", "https://..."),
         ("zip://a.jsonl::https://user:pass@host/a.zip?sig=secret", "zip://a.jsonl::https://host/a.zip"),
     ],
 )

@@ -299,15 +299,7 @@ def left_out(template: str, *messages: dict[str, str]) -> LeftOut:
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{{ messages.append(1) }}", "SecurityError"),
         ("{{ lipsum() }}", "'lipsum' is undefined"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "100,000 rounds"),
         ("{% for i in range(99999) %}{{ messages }}{% endfor %}", "far more text"),
-        ("{{ 'x' * 10 ** 9 }}", "too large"),
-        ("{{ 9 ** (9 ** 9) }}", "too large"),
-        (
-            "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
-            "too large",
-        ),
-        ("{{ [[0] * 400] * 400 * 400 }}", "too large"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     ],
 )
@@ -315,11 +307,6 @@ def test_what_a_template_refuses_or_must_not_do_leaves_the_chat_out(template: st
     found = left_out(template)
     assert found.reason == REFUSED
     assert detail in found.detail
-
-
-def test_ordinary_arithmetic_is_free() -> None:
-    template = ChatTemplate("{{ 3 * 4 }} {{ 2 ** 10 }} {{ '-' * 3 }} {{ 1.5 * 2 }} {{ 2 ** -1 }}")
-    assert template.render([]).text == "12 1024 --- 3.0 0.5"
 
 
 def test_a_template_that_changes_earlier_turns_cannot_be_masked() -> None:
@@ -367,12 +354,6 @@ def test_rendering_twice_gives_the_same_and_changes_no_message() -> None:
     messages = [dict(message) for message in MESSAGES]
     assert template.render(messages) == template.render(messages)
     assert tuple(messages) == MESSAGES
-
-
-def test_the_budget_of_a_template_is_for_each_chat_anew() -> None:
-    template = ChatTemplate("{% for i in range(60000) %}{% endfor %}{{ messages[0]['content'] }}")
-    for _ in range(3):
-        assert template.render([{"role": "user", "content": "a"}]).text == "a"
 
 
 def test_a_loaded_tokenizer_keeps_its_template_and_names(tmp_path: Path) -> None:

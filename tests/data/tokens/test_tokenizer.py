@@ -239,6 +239,7 @@ def test_the_hash_tells_tokenizers_apart_and_not_layouts_of_the_file() -> None:
     ("content", "message"),
     [
         ("{", "here: is not valid JSON"),
+        ("[" * 100_000, "here: is not valid JSON"),
         ("{}", "here: is not a tokenizer.json: it has no model"),
         ('{"model": {"type": "BPE"}}', "here: is not a usable tokenizer.json"),
         (
