@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from llmkit import __version__
+from llmkit.cores import available_cores
 from llmkit.errors import UserError
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.loop.device import choose_device
@@ -57,12 +58,11 @@ def _version(package: str) -> str:
 
 
 def _cpu() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = ""
     if sys.platform == "linux":
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         memory = f", {pages * size / 2**30:.1f} GiB of memory"
-    return f"{cores} cores{memory}, torch uses {torch.get_num_threads()} threads"
+    return f"{available_cores()} cores{memory}, torch uses {torch.get_num_threads()} threads"
 
 
 def _gpus() -> str:

@@ -15,7 +15,8 @@ from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
-from llmkit.data.position import check_position
+from llmkit.data.position import Fingerprint, read_position
+from llmkit.data.prepared import Prepared
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.generate import Sampling, stream_text
@@ -87,8 +88,8 @@ def evaluate_command(path: Path, *, precision: str) -> int:
     checkpoint = open_checkpoint(path)
     device = choose_device()
     config = Config.model_validate(checkpoint.config)
-    data = prepare(config.data, lambda line: None)
-    check_position(checkpoint.state["data"], config.run.seed, data.fingerprint)
+    data = prepare(config.data, lambda line: print(line, file=sys.stderr, flush=True))
+    _check_heldout(checkpoint, data)
     if not data.heldout:
         raise UserError(
             f"{checkpoint.path}: nothing is held out (data.heldout_every is {config.data.heldout_every})"
@@ -107,3 +108,23 @@ def evaluate_command(path: Path, *, precision: str) -> int:
     print(f"perplexity     {perplexity(loss):.3f}")
     print(f"bits per byte  {bits_per_byte(nats, heldout.text_bytes):.4f}")
     return 0
+
+
+def _check_heldout(checkpoint: Checkpoint, data: Prepared) -> None:
+    """Raises UserError where the held-out text is not that of the run; its training text is of no matter."""
+    then = read_position(checkpoint.state["data"]).fingerprint
+    now = Fingerprint.model_validate(data.fingerprint)
+    changes = []
+    if then.tokenizer != now.tokenizer:
+        changes.append(f"data.tokenizer had hash {then.tokenizer}, has {now.tokenizer}")
+    held = {source.name: source.heldout for source in then.sources}
+    changes += [
+        f"source {source.name} has other held-out text"
+        for source in now.sources
+        if held.get(source.name) != source.heldout
+    ]
+    if changes:
+        raise UserError(
+            f"{checkpoint.path}: this is not what the run held out: {'; '.join(changes)}; "
+            "put the files back that it was trained with"
+        )

@@ -10,7 +10,7 @@ from typing import NoReturn
 from llmkit.config.load import Loaded
 from llmkit.config.validate import leaves
 from llmkit.errors import RunFault, UserError
-from llmkit.loop.batches import next_batch
+from llmkit.loop.batches import listen, next_batch
 from llmkit.loop.budget import Budget
 from llmkit.loop.control import Wishes
 from llmkit.loop.finish import finish
@@ -110,8 +110,11 @@ def _loop(run: Run, log: Log, samples: SampleLog, started: float) -> int:
     hooks: list[Hook] = [choose, log, evaluate, save]
     batches = iter(run.loader)
     with StopRequest(run.folder, run.console.note) as stop:
+        listen(run, stop)
         while not progress.finished():
             batch = next_batch(run, log, batches)
+            if batch is None:
+                return _stop(run, log)
             micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
             share = share_at(progress.step + 1, progress.max_steps or UNKNOWN_END, config.schedule)
             learning_rate = config.optimizer.learning_rate * share
@@ -128,18 +131,21 @@ def _loop(run: Run, log: Log, samples: SampleLog, started: float) -> int:
             for hook in hooks:
                 hook.after_step(run, result, learning_rate)
             if run.agreed.stop and not progress.finished():
-                run.control.close()
-                log.flush(run)
-                checkpoint, reason = run.save(), REASONS[run.agreed.stop]
-                run.events.record("stop", step=progress.step, reason=reason)
-                with together(run.mesh):
-                    run.folder.mark_saved()
-                run.console.note(
-                    f"stopped by {reason}, saved {checkpoint}; the same command goes on from here"
-                )
-                return STOPPED
+                return _stop(run, log)
         run.control.close()
         log.flush(run)
         evaluate.evaluate(run)
         run.save()
         return 0
+
+
+def _stop(run: Run, log: Log) -> int:
+    """Saves, and says why this is not the end."""
+    run.control.close()
+    log.flush(run)
+    checkpoint, reason = run.save(), REASONS[run.agreed.stop]
+    run.events.record("stop", step=run.progress.step, reason=reason)
+    with together(run.mesh):
+        run.folder.mark_saved()
+    run.console.note(f"stopped by {reason}, saved {checkpoint}; the same command goes on from here")
+    return STOPPED

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+import llmkit.train
+from llmkit.checkpoint import read
 from llmkit.cli import main
+from llmkit.data.blocks import BlockMaker, RowsOfBlock
 from llmkit.data.shards.writer import ShardWriter
 from llmkit.data.sources import remote
+from llmkit.loop.run import Run
+from llmkit.loop.stop import StopRequest
 from tests.data.sources.servers import WebServer
 from tests.program import make_project, rows
+from tests.ranks import run_ranks
 
 WORDS = "the model reads a row of tokens and learns which token follows"
 COMMON = ["run.deterministic=false", "data.workers=0", "checkpoint.every_steps=2"]
@@ -172,13 +182,83 @@ def test_a_source_that_runs_dry(project: Path, capsys: pytest.CaptureFixture[str
     message = ended(capsys, 2, built, "train.max_steps=500")
     assert "1 epochs have" in message
     assert "it lasts until step" in message
-    message = ended(capsys, 1, live("few.jsonl", max_epochs=1), "train.max_steps=500")
+    message = ended(capsys, 1, *dry(1, 500))
     assert "jsonl-0" in message
     assert "max_epochs" in message
-    assert "Saved runs/tiny/checkpoints/step-" in message
-    (*_, last) = (row["step"] for row in rows(project / "runs" / "tiny"))
-    assert f"step-{last:08d}" in message, "all that was trained on is saved"
-    ended(capsys, 0, live("few.jsonl", max_epochs=2), f"train.max_steps={last + 1}")
+    run = project / "runs" / "tiny"
+    (*_, last) = (row["step"] for row in rows(run))
+    assert f"Saved runs/tiny/checkpoints/step-{last:08d}" in message
+    assert read.open(run).step == last, "all that was trained on is saved"
+    goes_on_like_straight(capsys, run, last)
+
+
+def dry(max_epochs: int, max_steps: int) -> list[str]:
+    source = live("few*.jsonl", max_epochs=max_epochs)
+    settings = ["monitor.log_samples=true", "checkpoint.every_steps=1000"]
+    return [source, f"train.max_steps={max_steps}", *settings]
+
+
+def goes_on_like_straight(capsys: pytest.CaptureFixture[str], run: Path, last: int) -> None:
+    """A run that saved the step `last` trains on the rows of one that was not disturbed."""
+    ended(capsys, 0, *dry(4, last + 3))
+    ended(capsys, 0, *dry(4, last + 3), "run.name=straight")
+    assert [event["step"] for event in recorded(run) if event["event"] == "resume"][-1] == last
+    assert sample_hashes(run) == sample_hashes(run.parent / "straight")
+
+
+def recorded(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def sample_hashes(run: Path) -> list[tuple[int, int, str]]:
+    """(step, position, hash) of all rows that were trained on, by any rank."""
+    return sorted(
+        (row["step"], position, hash)
+        for path in (run / "samples").glob("*.jsonl")
+        for row in map(json.loads, path.read_text().splitlines())
+        for position, hash in zip(row["positions"], row["hashes"], strict=True)
+    )
+
+
+def test_a_source_stalls_and_then_runs_dry_on_one_of_two_ranks(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = [{"text": f"{number} {WORDS} {WORDS} {number}"} for number in range(40)]
+    Path("few.jsonl").write_text(texts(40))
+    Path("few-longer.jsonl").write_text(lines(*longer))
+    case = "tests.test_bad_data:train_on_a_rank"
+    assert run_ranks(2, case, joined=False, folder=str(project), stalls=True) == [75, 75]
+    assert run_ranks(2, case, joined=False, folder=str(project), stalls=False) == [1, 1]
+    run = project / "runs" / "tiny"
+    stop = [event for event in recorded(run) if event["event"] == "stop"]
+    assert [(event["step"], event["reason"]) for event in stop] == [(3, "SIGTERM")]
+    goes_on_like_straight(capsys, run, read.open(run).step)
+
+
+def train_on_a_rank(folder: str, stalls: bool) -> int:
+    """One of two ranks; where it stalls, the second waits for its fourth step and is told to stop."""
+    os.chdir(folder)
+    made, released = BlockMaker.blocks, threading.Event()
+
+    def stalling(self: BlockMaker, position: int) -> Iterator[RowsOfBlock]:
+        yield from itertools.islice(made(self, position), 3)
+        released.wait(60)
+
+    def signalled(run: Run, stop: StopRequest) -> None:
+        def asked() -> int:
+            if run.progress.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stop.wish()
+
+        run.loader.give_up = asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        if stalls and os.environ["RANK"] == "1":
+            patch.setattr(BlockMaker, "blocks", stalling)
+            patch.setattr(llmkit.train, "listen", signalled)
+        code = main(["train", "tiny.yaml", *COMMON, *dry(1, 500)])
+    released.set()
+    return code
 
 
 def test_a_file_that_changes_under_the_run(
@@ -215,10 +295,12 @@ def test_other_data_on_resume_is_refused_and_goes_on_where_it_is_allowed(
     assert "source jsonl-1 has other files" in message
     ended(capsys, 0, two, "train.max_steps=8", "--allow-data-change")
     run = project / "runs" / "tiny"
-    changes = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    assert [(e["step"], e["differences"]) for e in changes if e["event"] == "data_change"] == [
-        (4, ["source jsonl-1 has other files or is cut otherwise", "source jsonl-1 has other held-out text"])
-    ] or [e["step"] for e in changes if e["event"] == "data_change"] == [4]
+    (change,) = (event for event in recorded(run) if event["event"] == "data_change")
+    assert change["step"] == 4
+    assert change["differences"][:2] == [
+        "source jsonl-1 has other files or is cut otherwise",
+        "source jsonl-1 has other held-out text",
+    ]
     assert [row["step"] for row in rows(run) if "loss" in row] == list(range(1, 9))
     ended(capsys, 0, two, "train.max_steps=10")
 
@@ -251,7 +333,7 @@ def test_a_remote_that_breaks_is_asked_again_and_the_samples_are_the_same(
 def test_a_remote_that_stays_broken_ends_the_run_with_address_and_byte(
     project: Path, capsys: pytest.CaptureFixture[str], server: WebServer
 ) -> None:
-    source = live(f"{server.url}/a.jsonl?key=secret")
+    source = live(f"{server.url}/a.jsonl?part=secret")
     ended(capsys, 0, source, "train.max_steps=2", "data.lanes=1", "run.name=calm")
     calm = len(server.ranges)
     server.ranges.clear()

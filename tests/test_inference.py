@@ -133,12 +133,34 @@ def test_evaluate_refuses_sources_that_changed_the_tokenizer(tmp_path, monkeypat
     assert "data.tokenizer had hash" in capsys.readouterr().err
 
 
+def heldout_number(texts: list[Path]) -> int:
+    """Which of the texts is held out."""
+    return int(held_out(0, np.arange(len(texts)), 20).argmax())
+
+
 def test_evaluate_refuses_another_held_out_text(tmp_path, monkeypatch, capsys):
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main(["train", "tiny.yaml", "train.max_steps=2"]) == 0
     texts = sorted(Path("corpus").iterdir())
-    heldout = texts[held_out(0, np.arange(len(texts)), 20).argmax()]
+    heldout = texts[heldout_number(texts)]
     heldout.write_text(heldout.read_text().upper())
     assert main(["evaluate", "runs/tiny"]) == 2
-    assert "other held-out text" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "source text-0 has other held-out text; put the files back" in message
+    assert "--allow-data-change" not in message
+
+
+def test_evaluate_asks_for_the_held_out_text_alone_and_tells_what_it_builds(tmp_path, monkeypatch, capsys):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "tiny.yaml", "train.max_steps=2"]) == 0
+    assert main(["evaluate", "runs/tiny"]) == 0
+    before = capsys.readouterr().out.splitlines()[-4:]
+    texts = sorted(Path("corpus").iterdir())
+    learned = texts[heldout_number(texts) - 1]
+    learned.write_text(learned.read_text().upper())
+    assert main(["evaluate", "runs/tiny"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == before
+    assert "data: text-0: 40 documents" in printed.err

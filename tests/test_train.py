@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
 
+import llmkit.train
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.checkpoint.read import verify
 from llmkit.cli import main
 from llmkit.config.load import load
+from llmkit.data import prefetch
+from llmkit.data.blocks import BlockMaker
 from llmkit.data.building.parts import held_out
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
+from llmkit.loop.batches import listen
 from tests.monitor.wandb_log import history
 from tests.program import events, make_project, rows, timeless
 
@@ -123,6 +129,23 @@ def test_a_corpus_may_move_and_sources_may_get_other_weights(project):
     assert segments == [[0, [1.0, 1.0]], [14 * 4, [3.0, 1.0]]]
 
 
+def test_a_run_with_rotary_positions_may_go_on_with_longer_rows(project, capsys):
+    assert train() == 0
+    longer = ("data.sequence_length=64", "train.max_steps=14", "train.micro_batch_size=2")
+    assert train(*longer) == 2
+    assert "data.sequence_length: 32 -> 64" in capsys.readouterr().err
+    assert train(*longer, "model.max_position_embeddings=96", "--allow-data-change") == 0
+    checkpoint = open_checkpoint(project / "runs" / "tiny")
+    assert (checkpoint.step, checkpoint.model["max_position_embeddings"]) == (14, 96)
+
+
+def test_learned_positions_cannot_become_more(project, capsys):
+    learned = "model.position_embedding=learned"
+    assert train(learned) == 0
+    assert train(learned, "data.sequence_length=64", "train.max_steps=14", "--allow-data-change") == 2
+    assert "holds another model: max_position_embeddings 32 -> 64" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_the_same_command_goes_on(project, number, monkeypatch, capsys):
     assert train("run.name=straight") == 0
@@ -165,6 +188,35 @@ def test_a_second_signal_while_saving_changes_nothing(project, monkeypatch):
     assert train() == 75
     assert saves == [2]
     assert open_checkpoint(project / "runs" / "tiny").step == 2
+
+
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_a_signal_while_a_batch_is_awaited_saves_what_was_trained(project, blocks, monkeypatch):
+    assert train("run.name=straight") == 0
+    folder, released = project / "runs" / "tiny", threading.Event()
+    made, done = BlockMaker.blocks, 2**blocks - 1  # blocks of 1, 2 and 4 steps
+
+    def stalling(self, position):
+        yield from itertools.islice(made(self, position), blocks)
+        assert released.wait(60)
+
+    def signalled(run, stop):
+        listen(run, stop)
+        asked = run.loader.give_up
+        run.loader.give_up = lambda: (
+            (run.progress.step == done and os.kill(os.getpid(), signal.SIGTERM)) or asked()
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefetch, "CLOSE_SECONDS", 0.0)
+        patch.setattr(BlockMaker, "blocks", stalling)
+        patch.setattr(llmkit.train, "listen", signalled)
+        assert train() == 75
+    released.set()
+    assert open_checkpoint(folder).step == done
+    assert events(folder)[-1] == "stop"
+    assert train() == 0
+    assert timeless(folder) == timeless(project / "runs" / "straight")
 
 
 def poison(monkeypatch, steps: set[int]) -> None:

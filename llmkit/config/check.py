@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.config.mistakes import Mistake, display
+from llmkit.config.mistakes import Mistake, access_in_url, display
 from llmkit.config.schema import BPE_VOCAB_SIZE, Config, Source, Tokenizer
 
 BYTES_VOCABULARY = 257
@@ -205,6 +205,12 @@ def _paths(s: Settings) -> Iterator[Mistake]:
         texts = value if isinstance(value, list) else [value]
         if any(text is not None and "\0" in text for text in texts):
             yield s.mistake("{0} has a NUL character in it, which no path can have", path)
+        elif access := next(filter(None, map(access_in_url, filter(None, texts))), ""):
+            note = (
+                "the configuration is copied into the run's folder and checkpoints: name the file without it "
+                "(keys of s3://, gs:// and hf:// come from the environment), or download it"
+            )
+            yield s.mistake(f"{path} has a URL in it with {access}", path, note=note)
         elif isinstance(value, list) and "" in value:
             yield s.mistake("{0} has an empty path in it", path)
         elif value == "" and path in ("run.dir", "data.cache_dir"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from llmkit.errors import UserError
 
@@ -22,6 +23,13 @@ _SECRET_KEY = re.compile(
     r"|^(key|token)$|(^|[_-])(secret|password|passwd|credentials?)$|apikey"
 )
 _SECRET_VALUE = re.compile(r"[0-9a-f]{40}|(hf_|sk-|wandb_|ghp_|local-)[A-Za-z0-9_-]{12,}", re.IGNORECASE)
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://(?P<host>[^/?#]*)[^?#]*(?P<query>.*)", re.IGNORECASE)
+_QUERY_SECRET = re.compile(
+    r"(^|[?&;#])([^=&;#]*[_-])?(?P<name>signature|sig|token|secret|password|passwd|pwd|credentials?|auth|"
+    r"authorization|(api|access|account|auth|private|secret)?[_-]?key|AWSAccessKeyId|GoogleAccessId)(=|$)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ def display(value: object, limit: int = 60) -> str:
     if isinstance(value, str):
         if _SECRET_VALUE.fullmatch(value):
             return "a text that looks like a key (not shown)"
+        if access_in_url(value):
+            return "a URL that gives access (not shown)"
         return f'"{printable(value, limit)}"'
     if isinstance(value, dict):
         return "a mapping"
@@ -90,7 +100,8 @@ def display(value: object, limit: int = 60) -> str:
 def without_secrets(override: str) -> str:
     """An override for messages; all after its key is left out if any word in it smells of a secret."""
     key, equals, value = override.partition("=")
-    if not any(map(is_secret, re.findall(r"[\w-]+", override))) and not _SECRET_VALUE.search(value or key):
+    smells = any(map(is_secret, re.findall(r"[\w-]+", override))) or _SECRET_VALUE.search(value or key)
+    if not smells and not access_in_url(override):
         return printable(override, 100)
     shown = key if equals else key[:8]
     return f"{printable(shown, 100)}{equals}{NOT_SHOWN}"
@@ -99,3 +110,16 @@ def without_secrets(override: str) -> str:
 def is_secret(key: str) -> bool:
     """Whether a key's name (its last part) says that its value should stay unseen."""
     return _SECRET_KEY.search(key.rpartition(".")[2].lower()) is not None
+
+
+def access_in_url(text: str) -> str:
+    """What in the URLs of a text gives access, in words; "" if nothing does.
+
+    It is in the words of this program alone, so that it may be shown.
+    """
+    for url in filter(None, map(_URL.search, re.split(r"::|\s", text))):  # :: as in zip://x::https://y
+        if "@" in url["host"]:
+            return "a user or password before the host"
+        if found := _QUERY_SECRET.search(unquote(url["query"])):
+            return f'"{found["name"].lower()}" after the path'
+    return ""

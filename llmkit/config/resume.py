@@ -21,6 +21,7 @@ RULES: dict[str, Class] = {
     "run.seed": "fixed",
     "run.deterministic": "free",
     "model": "fixed",
+    "model.max_position_embeddings": "warned",  # of learned positions the checkpoint's model is compared
     "data.tokenizer.type": "data",
     "data.tokenizer.vocab_size": "data",
     "data.tokenizer.path": "free",  # the content is compared, not where it lies
@@ -79,7 +80,7 @@ RULES: dict[str, Class] = {
     "evaluate": "free",
     "monitor": "free",
 }
-"""Class of a setting, or of all settings of a section.
+"""Class of a setting, or of all settings of a section but those that are named.
 
 fixed: another value would be another run. data: another value changes what is read from there on, which
 must be allowed. warned: it may change, and is told. free: it changes nothing that is computed.
@@ -126,13 +127,13 @@ class Differences:
 
 
 def classify(path: str) -> Class | None:
-    """The class of a dotted setting; None if no rule, or more than one, speaks of it.
+    """The class of a dotted setting, by the rule that names most of it; None if none speaks of it.
 
     Places in a list are numbers or, as in the reference of all settings, N.
     """
     path = re.sub(r"\.[0-9]+(?=\.|$)", ".N", path)
-    found = [kind for prefix, kind in RULES.items() if f"{path}.".startswith(f"{prefix}.")]
-    return found[0] if len(found) == 1 else None
+    found = [prefix for prefix in RULES if f"{path}.".startswith(f"{prefix}.")]
+    return RULES[max(found, key=len)] if found else None
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:

@@ -12,7 +12,8 @@ from torch import Tensor
 from xxhash import xxh64_intdigest
 
 from llmkit.config import schema
-from llmkit.data.live.demand import Cursors, demands, served_lanes
+from llmkit.data.live.dealing import served_lanes
+from llmkit.data.live.demand import Cursors, demands
 from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.source import LiveSource
 from llmkit.data.order import Order
@@ -58,7 +59,8 @@ class RowsOfBlock:
 class _Plan:
     """What some steps of this rank are made of. positions, sources, epochs, rows: (steps, rows).
 
-    live: for each live source, its positions in these steps over all ranks, ascending.
+    live: for each live source, its positions in these steps that take a row of a lane that this rank meets,
+    whichever rank they belong to, ascending.
     """
 
     start: int
@@ -99,15 +101,20 @@ class BlockMaker:
         self._may_run_dry = any(source.max_epochs is not None for source in prepared.train)
         self._has_masks = any(source.rows.has_targets for source in prepared.train)
         live = [(place, each.rows) for place, each in enumerate(prepared.train)]
-        self._lanes = {place: rows.lanes for place, rows in live if isinstance(rows, LiveSource)}
+        self._lanes = {place: rows.lane_table for place, rows in live if isinstance(rows, LiveSource)}
+        # Which slots of these tables are of lanes that this rank meets.
+        self._is_met = {
+            place: np.isin(table, served_lanes(table, rank, world_size))
+            for place, table in self._lanes.items()
+        }
         self._server = self._serve(config, cursors) if self._lanes else None
         self.rows_made = 0
 
     def _serve(self, config: schema.Data, cursors: Sequence[Cursors | None]) -> LaneServer:
         served = {}
-        for place, lanes in self._lanes.items():
+        for place, table in self._lanes.items():
             known = cursors[place] or {}
-            for lane in served_lanes(lanes, self._rank, self._world):
+            for lane in served_lanes(table, self._rank, self._world):
                 served[place, lane] = known.get(str(lane))
         sources = {
             place: source.rows.numbered(self._order.numbers[place], self._order.seed)
@@ -152,16 +159,14 @@ class BlockMaker:
         real = positions < starts[:, None] + self._batch_rows
         sources = np.full(positions.shape, -1, dtype=np.int64)
         epochs, rows = np.zeros_like(sources), np.zeros_like(sources)
+        sources[real], epochs[real], rows[real] = self._order.at(positions[real])
+        begin = int(starts[0])
         live: dict[int, np.ndarray] = {}
-        if not self._lanes:
-            sources[real], epochs[real], rows[real] = self._order.at(positions[real])
-        else:  # what other ranks take from a lane moves it, too
-            begin, count = int(starts[0]), self._batch_rows * len(starts)
-            source, epoch, row = self._order.rows(begin, count)
-            mine = positions[real] - begin
-            sources[real], epochs[real], rows[real] = source[mine], epoch[mine], row[mine]
-            live = {place: begin + np.flatnonzero(source == place) for place in self._lanes}
-        return _Plan(int(starts[0]), positions, sources, epochs, rows, live)
+        for place, table in self._lanes.items():  # what other ranks take from a lane moves it, too
+            met = np.arange(begin, int(starts[-1]) + self._batch_rows)
+            met = met[self._is_met[place][met % len(table)]]
+            live[place] = met[self._order.sources(met) == place]
+        return _Plan(begin, positions, sources, epochs, rows, live)
 
     def _gather(self, plan: _Plan) -> RowsOfBlock:
         steps, rows = plan.sources.shape

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -33,15 +35,13 @@ class HeldOut:
         self.text_bytes = prepared.heldout_bytes
         self.targets = sum(_count_targets(source.reader) for source in prepared.heldout)
         length = prepared.sequence_length
-        self._rows = [
-            (source.reader, start)
-            for source in prepared.heldout
-            for start in range(0, source.reader.tokens - 1, length)
-        ]
+        self._starts = [range(0, source.reader.tokens - 1, length) for source in prepared.heldout]
+        self._ends = list(accumulate(map(len, self._starts)))  # rows of each source and those before it
+        self._rows = self._ends[-1] if self._ends else 0
 
     def __len__(self) -> int:
         """Batches of each rank."""
-        return -(-len(self._rows) // (self._world * self._batch_rows))
+        return -(-self._rows // (self._world * self._batch_rows))
 
     def __iter__(self) -> Iterator[Rows]:
         length, tokenizer = self._prepared.sequence_length, self._prepared.tokenizer
@@ -50,9 +50,11 @@ class HeldOut:
             is_target = np.zeros((self._batch_rows, length), dtype=bool)
             mine = range(batch * self._batch_rows, (batch + 1) * self._batch_rows)
             for place, number in enumerate(self._rank + self._world * k for k in mine):
-                if number >= len(self._rows):
+                if number >= self._rows:
                     break
-                reader, start = self._rows[number]
+                source = bisect_right(self._ends, number)
+                reader = self._prepared.heldout[source].reader
+                start = self._starts[source][number - self._ends[source]]  # counted from the last
                 stop = min(start + length + 1, reader.tokens)
                 known = reader.read_targets(start, stop)
                 text[place, : stop - start] = reader.read(start, stop)

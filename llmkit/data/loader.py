@@ -12,19 +12,22 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import JsonValue
 from xxhash import xxh64_intdigest
 
 from llmkit.batch import Rows
 from llmkit.config import schema
 from llmkit.data.blocks import BlockMaker, RowsOfBlock
 from llmkit.data.curriculum import Curriculum, Supply, check_supply
-from llmkit.data.live.demand import Cursors, merge_cursors, served_lanes
+from llmkit.data.live.dealing import served_lanes
+from llmkit.data.live.demand import Cursors, merge_cursors
 from llmkit.data.live.source import LiveSource
 from llmkit.data.order import Order
 from llmkit.data.position import (
     Change,
     Fingerprint,
     Position,
+    begun_anew,
     carried_over,
     data_differences,
     mixture_difference,
@@ -75,7 +78,7 @@ class TrainLoader:
 
     `position` is at all times the number of rows of the steps handed out so far, `left_out` how many
     documents of each live source this rank has left out or mended since it started, by reason, `notes` what
-    the user should know.
+    the user should know. `give_up` may be set: see `Prefetch`.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class TrainLoader:
         assert config.sequence_length == prepared.sequence_length, "prepared with other settings"
         self.left_out: dict[str, Counter[str]] = {}
         self.notes: list[str] = []
+        self.give_up: Callable[[], int] = lambda: 0
         self._prepared, self._config, self._seed = prepared, config, seed
         self._batch_rows, self._micro = batch_rows, micro_batch_size
         self._rank, self._world, self._hash_rows, self._workers = rank, world_size, hash_rows, workers
@@ -104,6 +108,7 @@ class TrainLoader:
         self._ahead: Prefetch[RowsOfBlock] | None = None
         self._maker: BlockMaker | None = None
         self._steps: Iterator[Step] = iter(())
+        self._moved: list[tuple[Cursors, str, JsonValue]] = []  # by the newest step, and from where
         count = len(prepared.train)
         self._begin(
             Position(
@@ -147,6 +152,16 @@ class TrainLoader:
         self._steps_done += 1
         return step
 
+    def put_back(self) -> None:
+        """Undo the newest step, which was not trained on: `state` is as before it. No step may follow."""
+        for cursors, lane, before in self._moved:
+            if before is None:
+                del cursors[lane]
+            else:
+                cursors[lane] = before
+        self.position -= self._batch_rows
+        self._steps_done -= 1
+
     def start(self) -> Prefetch[RowsOfBlock]:
         """Begin to read ahead, unless that was done: processes that tokenize take a moment to start."""
         if self._ahead is not None:
@@ -162,13 +177,20 @@ class TrainLoader:
             stall_seconds=self._config.stall_seconds,
             activity=lambda: maker.activity,
             progress=lambda: maker.rows_made,
+            give_up=lambda: self.give_up(),
         )
         return self._ahead
 
     @property
-    def may_run_dry(self) -> bool:
-        """Whether a source may turn out to have no row left for a step: then all ranks must learn of it."""
-        return any(source.max_epochs is not None for source in self._prepared.train)
+    def may_lack_a_step(self) -> bool:
+        """Whether a rank may have no step where others have theirs: then all ranks must learn of it.
+
+        A source has no row left, or live text is long in coming.
+        """
+        return any(
+            source.max_epochs is not None or isinstance(source.rows, LiveSource)
+            for source in self._prepared.train
+        )
 
     def check_supply(self, max_steps: int) -> None:
         """Raises UserError if a source with `max_epochs` runs dry before the step `max_steps`.
@@ -213,7 +235,7 @@ class TrainLoader:
             if known is None or not isinstance(source.rows, LiveSource):
                 own.append(None)
                 continue
-            served = served_lanes(source.rows.lanes, self._rank, self._world)
+            served = served_lanes(source.rows.lane_table, self._rank, self._world)
             own.append({str(lane): known[str(lane)] for lane in served if str(lane) in known})
         return own
 
@@ -247,7 +269,8 @@ class TrainLoader:
             change = Change(rows=position.rows, differences=differences, fingerprint=position.fingerprint)
             position = position.model_copy(update={"changes": [*position.changes, change]})
         if other_data:
-            position = carried_over(position, now, self._consumed(position), weights)
+            then, position = position, carried_over(position, now, self._consumed(position), weights)
+            differences += begun_anew(then, position)
         self._begin(position, steps_done)
         return differences
 
@@ -290,9 +313,11 @@ class TrainLoader:
         everything = None if block.has_masks else self._batch_rows * self._config.sequence_length
         self.notes += block.notes
         for step in range(steps):
+            self._moved.clear()
             for source, lane, cursor in block.cursors[step]:
                 cursors = self._cursors[source]
                 assert cursors is not None, source
+                self._moved.append((cursors, str(lane), cursors.get(str(lane))))
                 cursors[str(lane)] = list(cursor)
             for source, counts in block.left_out[step]:
                 self.left_out.setdefault(self._names[source], Counter()).update(counts)

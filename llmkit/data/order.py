@@ -194,6 +194,12 @@ class Order:
         starts = [segment.start for segment in self.segments]
         return self.segments[max(0, bisect_right(starts, position) - 1)].consumed(position)
 
+    def sources(self, positions: np.ndarray) -> np.ndarray:
+        """Source of each of the global positions, which ascend; int32, (count,). Far cheaper than `at`."""
+        parts = np.split(positions, np.searchsorted(positions, [each.start for each in self.segments[1:]]))
+        pairs = zip(self.segments, parts, strict=True)
+        return np.concatenate([each.source[(part - each.start) % SLOTS] for each, part in pairs])
+
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, epoch and row of global positions; all int64 of the shape of `positions`, (count,).
 

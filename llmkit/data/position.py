@@ -187,5 +187,16 @@ def carried_over(
     )
 
 
+def begun_anew(then: Position, now: Position) -> list[str]:
+    """Of `now`, which `carried_over` made of `then`: the sources that begin there, in words."""
+    before = {source.name for source in then.fingerprint.sources}
+    return [
+        f"source {source.name} begins anew"
+        + (", whatever was read of it before" if source.name in before else "")
+        for source, number in zip(now.fingerprint.sources, now.numbers, strict=True)
+        if number >= then.next_number
+    ]
+
+
 def _same_text(old: SourcePrint, new: SourcePrint) -> bool:
     return (old.kind, old.tokens, old.digest) == (new.kind, new.tokens, new.digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -12,15 +13,25 @@ from llmkit.errors import RunFault
 
 Item = TypeVar("Item")
 
+POLL_SECONDS = 0.5
+"""How long an item is awaited before somebody is asked whether it is still wanted."""
 CLOSE_SECONDS = 5.0
 """How long `close` waits for the item at hand: a thread that hangs in a dead file system never ends."""
+
+
+class GaveUp(Exception):
+    """An item is not awaited any longer. why: the answer of `give_up`."""
+
+    def __init__(self, why: int) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 class Prefetch(Generic[Item]):
     """Iterates over `items` while a thread makes the next `depth` of them.
 
     stall_seconds: who waits longer than this for an item, while `progress()` does not change, gets a RunFault
-    that names `activity()`.
+    that names `activity()`; as soon as `give_up()` is not 0, GaveUp, after which one may come again.
     An exception of `items` is raised in the consumer, after what came before it. `close` stops the thread
     as soon as it has made the item at hand; it does not keep a process from ending.
     """
@@ -32,9 +43,11 @@ class Prefetch(Generic[Item]):
         stall_seconds: float | None = None,
         activity: Callable[[], str] = lambda: "the data",
         progress: Callable[[], int] = lambda: 0,
+        give_up: Callable[[], int] = lambda: 0,
     ) -> None:
         self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
         self._stall_seconds, self._activity, self._progress = stall_seconds, activity, progress
+        self._give_up = give_up
         self._stop = threading.Event()
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(items,), name="prefetch", daemon=True)
@@ -54,17 +67,19 @@ class Prefetch(Generic[Item]):
         return item
 
     def _get(self) -> tuple[Item | None, BaseException | None]:
+        before, since = self._progress(), time.monotonic()
         while True:
-            before = self._progress()
-            try:
-                return self._queue.get(timeout=self._stall_seconds)
-            except queue.Empty:
-                if self._progress() != before:
-                    continue
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=POLL_SECONDS)
+            if why := self._give_up():
+                raise GaveUp(why)
+            if (progress := self._progress()) != before:
+                before, since = progress, time.monotonic()
+            elif self._stall_seconds is not None and time.monotonic() - since >= self._stall_seconds:
                 raise RunFault(
                     f"nothing came from {self._activity()} for {self._stall_seconds:g} seconds "
                     "(data.stall_seconds); is its storage or network up?"
-                ) from None
+                )
 
     def close(self) -> None:
         """Stop the thread; iteration ends."""

@@ -61,6 +61,14 @@ class Control:
         self._sent = values, work
         return holds
 
+    def largest(self, value: int) -> int:
+        """The largest of what all ranks give; waits for them, and all must call it."""
+        if self._mesh.world_size == 1:
+            return value
+        values = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self._mesh.control_group)
+        return int(values)
+
     def _receive(self) -> Wishes:
         if self._sent is None:
             return NOTHING

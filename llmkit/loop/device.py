@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
+from llmkit.cores import available_cores
 from llmkit.monitor.hardware import has_bf16_units
 from llmkit.parallel.layout import Layout
 
@@ -41,7 +40,7 @@ def choose_workers(config: Config, local_size: int) -> int:
     """`data.workers`, or for "auto" half of the cores that each of the host's processes has, at most 4."""
     if config.data.workers != "auto":
         return config.data.workers
-    return min(AUTO_WORKERS, len(os.sched_getaffinity(0)) // local_size // 2)
+    return min(AUTO_WORKERS, available_cores() // local_size // 2)
 
 
 def make_deterministic() -> None:

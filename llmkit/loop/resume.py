@@ -69,7 +69,10 @@ def check_same_model(
     checkpoint: Checkpoint, shape: ModelShape, tokenizer: Tokenizer, options: Options
 ) -> None:
     """Raises UserError where the checkpoint holds another model, or one of another tokenizer."""
-    old, new = checkpoint.model, shape.to_dict()
+    old, new = dict(checkpoint.model), shape.to_dict()
+    if old.get("position_embedding") == new["position_embedding"] == "rope":
+        # No weight depends on it: a run may go on with longer rows.
+        old["max_position_embeddings"] = new["max_position_embeddings"]
     changed = [
         f"{key} {old.get(key)} -> {new.get(key)}"
         for key in sorted({*old, *new})

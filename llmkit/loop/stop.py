@@ -15,7 +15,8 @@ REASONS = ("", *(number.name for number in SIGNALS), "the stop file")
 
 
 class StopRequest:
-    """While entered, a signal only sets a flag: the loop finishes its step, saves and ends.
+    """While entered, a signal only sets a flag: the loop finishes its step, or no longer waits for the batch
+    of the next one, saves and ends.
 
     A second Ctrl-C gives SIGINT its usual meaning back, so that a third one ends the process at
     once; repeated SIGTERM and SIGUSR1 change nothing.

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from llmkit.cores import available_cores
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.agreement import tell_once
 from llmkit.parallel.mesh import Mesh, make_mesh
@@ -141,8 +142,7 @@ def _choose_device(place: Place) -> torch.device:
         return torch.device("cuda", place.local_rank)
     # Launchers say 1 where the user says nothing.
     if place.world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // place.local_size)
+        threads = max(1, available_cores() // place.local_size)
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
     return torch.device("cpu")

@@ -161,6 +161,65 @@ def test_a_contradiction_names_both_values(
     assert what in message
 
 
+ACCESS = [
+    ("https://joe:s3cr3t@host/a.jsonl", "a user or password before the host"),
+    ("s3://s3cr3t@bucket/a.jsonl", "a user or password before the host"),
+    ("zip://a.jsonl::HTTPS://joe:s3cr3t@host/a.zip", "a user or password before the host"),
+    ("https://host/a.jsonl?X-Amz-Date=1&X-Amz-Signature=s3cr3t", '"signature" after the path'),
+    ("https://host/a.jsonl?x-amz-credential=s3cr3t", '"credential" after the path'),
+    ("https://host/a.jsonl?X-Amz-Security-Token=s3cr3t", '"token" after the path'),
+    ("https://host/a.jsonl?X-Goog-Signature=s3cr3t", '"signature" after the path'),
+    ("https://host/a.jsonl?Expires=1;Signature=s3cr3t", '"signature" after the path'),
+    ("https://host/a.jsonl?AWSAccessKeyId=s3cr3t", '"awsaccesskeyid" after the path'),
+    ("https://host/a.jsonl?sv=2024&sig=s3cr3t", '"sig" after the path'),
+    ("https://host/a.jsonl?access%5Ftoken=s3cr3t", '"token" after the path'),
+    ("https://host/a.jsonl#api_key=s3cr3t", '"key" after the path'),
+    ("https://host/[ab]?key=s3cr3t", '"key" after the path'),
+    ("https://host/a?apikey=s3cr3t", '"apikey" after the path'),
+    ("https://host/a?PASSWORD=s3cr3t", '"password" after the path'),
+]
+
+
+@pytest.mark.parametrize(("url", "what"), ACCESS)
+@pytest.mark.parametrize(
+    ("key", "form"),
+    [
+        ("data.sources.1.path", "{}"),
+        ("data.sources.1.path", "[a.txt, '{}']"),
+        ("data.cache_dir", "{}"),
+    ],
+)
+def test_a_url_that_gives_access_is_refused_and_not_shown(
+    url: str, what: str, key: str, form: str, base: str, refused: Refused
+) -> None:
+    message = refused(base, f"{key}={form.format(url)}")
+    assert "1 mistake" in message
+    assert f"{key} has a URL in it with {what}" in message
+    assert "s3cr3t" not in message
+
+
+def test_a_url_that_gives_access_is_not_shown_by_other_mistakes(base: str, refused: Refused) -> None:
+    text = base.replace("- type: stdlib", "- {type: stdlib, path: 'https://joe:s3cr3t@host/a'}")
+    message = refused(text, "data.sources.1.heldout_path=s3://s3cr3t@b/c")
+    assert "4 mistakes" in message
+    assert "data.sources.0.path a URL that gives access (not shown)" in message
+    assert "s3cr3t" not in message
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://host/a.jsonl?version=2&expires=9&monkey=1&design=x",
+        "hf://datasets/org/name@main/a.jsonl",
+        "s3://bucket/joe@home/a?.jsonl",
+        "me@home/key=1/sig=2.txt",
+        "https://host:8080/[a-c]/token=5/*.jsonl",
+    ],
+)
+def test_a_url_that_gives_no_access_is_accepted(path: str, write: Write) -> None:
+    load(write(), [f"data.sources.1.path='{path}'"])
+
+
 @pytest.mark.parametrize(
     ("curriculum", "what"),
     [

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,3 +107,25 @@ def test_document_masks_number_the_documents_of_each_row(prepared_bytes: Build) 
 def test_nothing_held_out_gives_no_batches(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes(heldout_every=0)
     assert (len(HeldOut(prepared, 4)), made(HeldOut(prepared, 4))) == (0, [])
+
+
+def test_memory_does_not_grow_with_the_rows() -> None:
+    tokens = np.arange(1_000_000, dtype=np.int32)
+    reader = SimpleNamespace(
+        tokens=tokens.size, read=lambda start, stop: tokens[start:stop], read_targets=lambda start, stop: None
+    )
+    prepared: Any = SimpleNamespace(
+        heldout=[SimpleNamespace(reader=reader)] * 2,
+        heldout_bytes=1,
+        sequence_length=T,
+        document_masks=False,
+        tokenizer=SimpleNamespace(end_of_text_id=0),
+    )
+    rows = 2 * (tokens.size // T)
+    tracemalloc.start()
+    heldout = HeldOut(prepared, 1, rows - 1, rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    (last,) = made(heldout)
+    assert last.tokens.tolist() == [tokens[-T:].tolist()]

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,13 @@ from hypothesis import strategies as st
 from llmkit.batch import IGNORE
 from llmkit.config import schema
 from llmkit.data import blocks as module
+from llmkit.data.live.row import Row
+from llmkit.data.live.serve import LaneServer
 from llmkit.data.loader import Step, TrainLoader
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared
 from llmkit.data.sources.records import LeftOut, Pair
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import RunFault, SourceDryError, UserError
 from tests.data.live.fakes import live
 from tests.data.toy import T, ToyRows, toy
 
@@ -69,7 +74,7 @@ class Job:
                 for loader in loaders:
                     loader.load_state(self.state, self.done, **changes)
             first = loaders[0].position
-            ranks = [list(itertools.islice(loader, steps)) for loader in loaders]
+            parts = [step for _ in range(steps) if (step := next_of_all(loaders)) is not None]
             known: list[str] = []
             for loader in loaders:  # what each rank gives, and then what all of them get
                 loader.state(lambda text: known.append(text) or [text])  # type: ignore[func-returns-value]
@@ -79,11 +84,25 @@ class Job:
                 loader.close()
         assert len(set(states)) == 1, "the state is the same on all ranks"
         self.state = json.loads(states[0])
-        self.done += steps
-        return [
-            in_order([rank[s] for rank in ranks], first + s * self.batch_rows, self.batch_rows)
-            for s in range(steps)
-        ]
+        self.done += len(parts)
+        return [in_order(step, first + s * self.batch_rows, self.batch_rows) for s, step in enumerate(parts)]
+
+
+def next_of_all(loaders: list[TrainLoader]) -> list[Step] | None:
+    """The next step of each rank; None, and nothing taken, where one of them has run dry."""
+    got: list[Step | None] = []
+    for loader in loaders:
+        try:
+            got.append(next(loader))
+        except SourceDryError:
+            got.append(None)
+    parts = [step for step in got if step is not None]
+    if len(parts) == len(got):
+        return parts
+    for loader, step in zip(loaders, got, strict=True):
+        if step is not None:
+            loader.put_back()
+    return None
 
 
 def in_order(parts: list[Step], first: int, batch_rows: int) -> list[Any]:
@@ -177,6 +196,63 @@ def test_live_rows_do_not_depend_on_ranks_micro_batches_or_resumes_either(
     straight = Job(data, batch_rows, 1).run(1, sum(steps for _, steps in starts))
     job = Job(data, batch_rows, micro)
     assert [batch for world, steps in starts for batch in job.run(world, steps)] == straight
+
+
+@pytest.mark.parametrize("lengths", [(20, 9), (9, 20)])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_run_goes_on_where_a_source_ran_dry_on_some_ranks(world: int, lengths: tuple[int, int]) -> None:
+    def data(max_epochs: int) -> tuple[Any, schema.Data]:
+        characters = (chr(0x4E00 + i) for i in itertools.count())
+        units = [["".join(itertools.islice(characters, 8)) for _ in range(count)] for count in lengths]
+        source = live(units, window=1, max_epochs=max_epochs)
+        return toy({"a": ToyRows(300), "web": source}, {"web": 3.0}, max_epochs={"web": max_epochs})
+
+    straight = Job(data(4), 3, 1).run(1, 20)
+    job = Job(data(1), 3, 1)
+    before = job.run(world, 1000)
+    assert 2 < len(before) == job.done < 20
+    job.data = data(4)
+    assert before + job.run(3 - world % 2, 20 - len(before)) == straight
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3])
+def test_steps_that_are_put_back_come_again(batch_rows: int) -> None:
+    job = Job(toy({"web": live([["abcdefgh"] * 5, ["ij"] * 9])}), batch_rows, 1)
+    straight = Job(job.data, batch_rows, 1).run(1, 10)
+    for taken in range(8):
+        with TrainLoader(*job.data, SEED, batch_rows, 1) as loader:
+            for _ in range(taken + 1):
+                next(loader)
+            loader.put_back()
+            assert loader.position == batch_rows * taken
+            job.state, job.done = json.loads(json.dumps(loader.state())), taken
+        assert job.run(2, 2) == straight[taken : taken + 2]
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_a_rank_orders_the_rows_of_no_other(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    at, asked = Order.at, []
+
+    def counted(self: Order, positions: np.ndarray) -> Any:
+        asked.extend(positions.tolist())
+        return at(self, positions)
+
+    monkeypatch.setattr(Order, "at", counted)
+    take(TrainLoader(*toy({"a": ToyRows(300), "web": live([["abc"], ["de"]])}), SEED, 7, 1, rank, 3), 2)
+    assert {position % 3 for position in asked} == {rank}
+
+
+def test_files_of_a_live_source_are_read_equally_often_whatever_their_size() -> None:
+    characters = (chr(0x4E00 + i) for i in itertools.count())
+    units = [["".join(itertools.islice(characters, 8)) for _ in range(count)] for count in (600, 30, 30)]
+    job = Job(toy({"web": live(units, lane_limit=3)}), 4, 1)
+    inputs = 2 * sum(9 * len(unit) for unit in units)  # two epochs
+    seen = Counter(
+        token for batch in job.run(1, inputs // (4 * 8)) for _, tokens, _ in batch for token in tokens
+    )
+    for unit in units:
+        counts = [seen[ord(character)] for text in unit for character in text]
+        assert sum(counts) / len(counts) == pytest.approx(2, rel=0.1)
 
 
 def test_masks_of_a_live_source_reach_the_labels() -> None:
@@ -338,6 +414,16 @@ def test_another_seed_is_refused_whatever_is_allowed() -> None:
         TrainLoader(prepared, config, 6, 6, 2).load_state(state, 0, allow_change=True)
 
 
+def test_who_goes_on_with_other_data_is_told_which_sources_begin_anew() -> None:
+    one, small = ToyRows(4000), ToyRows(900, 10_000)
+    job = Job(toy({"one": one, "small": small}), 10, 5)
+    job.run(1, 8)
+    prepared, config = toy({"one": ToyRows(4008), "new": ToyRows(600, 20_000), "small": small})
+    assert job.state is not None
+    told = TrainLoader(prepared, config, SEED, 10, 5).load_state(job.state, job.done, allow_change=True)
+    assert told[-2:] == ["source one begins anew, whatever was read of it before", "source new begins anew"]
+
+
 def test_other_data_is_refused_with_the_difference_and_goes_on_where_it_is_allowed() -> None:
     one, small = ToyRows(4000), ToyRows(900, 10_000)
     job = Job(toy({"one": one, "small": small}), 10, 5)
@@ -452,6 +538,34 @@ def test_close_stops_reading_ahead() -> None:
     loader.close()
     assert loader._ahead is not None
     assert not loader._ahead._thread.is_alive()
+
+
+def children() -> set[str]:
+    """The processes that this one has started and that have not ended."""
+    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+def test_close_ends_the_processes_that_tokenize() -> None:
+    resource_tracker.ensure_running()  # a process of Python's own, which stays
+    before = children()
+    loader = TrainLoader(*toy({"web": live([["abcdefgh"] * 5])}), SEED, 2, 1, workers=1)
+    next(loader)
+    started = children() - before
+    loader.close()
+    assert started
+    assert not started & children()
+
+
+def test_notes_of_live_sources_reach_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    take = LaneServer.take
+
+    def noted(self: LaneServer, place: int, lane: int, wanted: list[bool]) -> list[Row]:
+        return [row._replace(notes=(f"of lane {lane}",)) for row in take(self, place, lane, wanted)]
+
+    monkeypatch.setattr(LaneServer, "take", noted)
+    with TrainLoader(*toy({"web": live([["abcdefgh"] * 5] * 2)}), SEED, 2, 1) as loader:
+        next(loader)
+        assert sorted(loader.notes) == ["of lane 0", "of lane 1"]
 
 
 @pytest.mark.cuda

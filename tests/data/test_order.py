@@ -109,6 +109,7 @@ def test_any_window_is_a_part_of_the_whole(start: int, count: int) -> None:
     part = order.rows(start, count)
     offset = start - max(0, start - 20)
     assert all(np.array_equal(a, b[offset : offset + count]) for a, b in zip(part, around))
+    assert np.array_equal(order.sources(np.arange(start, start + count, 3)), part[0][::3])
 
 
 def test_epochs_and_seeds_give_other_orders() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from llmkit.data.prefetch import Prefetch
+from llmkit.data import prefetch as module
+from llmkit.data.prefetch import GaveUp, Prefetch
+from llmkit.errors import RunFault
 
 
 def test_items_come_in_order_and_end() -> None:
@@ -57,3 +60,48 @@ def test_a_process_can_end_without_close() -> None:
     ahead = Prefetch(iter(int, 1), depth=1)
     assert ahead._thread.daemon
     ahead.close()
+
+
+class Stalled:
+    """An item that comes when `release` is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
+        self._released = threading.Event()
+        self.release: Callable[[], None] = self._released.set
+
+    def items(self) -> Iterator[str]:
+        assert self._released.wait(60)
+        yield "late"
+
+
+def test_who_waits_too_long_is_told_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Stalled(monkeypatch)
+    ahead = Prefetch(source.items(), 2, stall_seconds=0.002, activity=lambda: "source web")
+    with pytest.raises(RunFault, match=r"nothing came from source web for 0.002 seconds"):
+        next(ahead)
+    source.release()
+    ahead.close()
+
+
+def test_what_takes_long_but_gets_on_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, asked = Stalled(monkeypatch), itertools.count()
+
+    def progress() -> int:
+        count = next(asked)
+        if count == 20:
+            source.release()
+        return count
+
+    ahead = Prefetch(source.items(), 2, stall_seconds=0.001, progress=progress)
+    assert list(ahead) == ["late"]
+
+
+def test_who_waits_can_give_up_and_wait_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, answers = Stalled(monkeypatch), iter([0, 0, 3])
+    ahead = Prefetch(source.items(), 2, stall_seconds=60.0, give_up=lambda: next(answers, 0))
+    with pytest.raises(GaveUp) as error:
+        next(ahead)
+    assert error.value.why == 3
+    source.release()
+    assert list(ahead) == ["late"]

@@ -11,6 +11,7 @@ def test_a_process_alone_gets_what_it_wishes_at_once():
     control = Control(Mesh())
     for wishes in (Wishes(save=1), NOTHING, Wishes(stop=2, max_steps=50)):
         assert control.exchange(wishes) == wishes
+    assert control.largest(3) == 3
     control.close()
 
 

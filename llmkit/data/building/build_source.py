@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llmkit.config import schema
+from llmkit.cores import available_cores
 from llmkit.data.building.assemble import SplitWriter, Written, assemble
 from llmkit.data.building.cache import Report, content_key, make_once
 from llmkit.data.building.opened import OpenedSource
@@ -29,11 +29,6 @@ from llmkit.files import sync_folder, write_json
 
 SMALL = 8 << 20
 """Bytes of a source up to which starting worker processes would cost more than it brings."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def encoder_key(spec: schema.Source, encoder: RecordEncoder) -> str:
@@ -165,7 +160,8 @@ class Builder:
             )  # fmt: skip
             self._report(f"data: {source.name}: nothing is held out: {what}")
         if +written.left_out:
-            self._report(f"data: {source.name}: {left_out_summary(written.left_out)}")
+            of = f" (of {written.candidates:,})" if written.candidates else ""
+            self._report(f"data: {source.name}: {left_out_summary(written.left_out)}{of}")
         record = SourceRecord(heldout=written.heldout_documents > 0, left_out=dict(+written.left_out))
         write_json(whole / "source.json", record.model_dump())
         sync_folder(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from pydantic import JsonValue
 
 from llmkit.config import schema
 from llmkit.config.check import source_name
-from llmkit.data.live.source import open_reader
-from llmkit.data.sources.listing import File, Listing, list_files
+from llmkit.data.live.source import known_files, open_reader
+from llmkit.data.sources.listing import File, Listing, examine, list_files
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Policy
 from llmkit.data.sources.units import cut_into_units
-from llmkit.data.sources.urls import shown
+from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import UserError
 
 _NOT_OF_THE_TOKENS = {"path", "dataset", "live", "write_through", "weight", "max_epochs", "heldout_path"}
@@ -52,22 +53,35 @@ class OpenedSource:
         return SourceReader(self.spec, self.name, self.place, self.errors, self.files, units)
 
     def described(self) -> dict[str, JsonValue]:
-        """All that decides its records, as JSON. Files count by name, size, tag and time of change.
-
-        Where there is a tag, a URL counts without what gives access, which may change from day to day.
-        """
+        """All that decides its records, as JSON. Files count by what they are known by and time of change."""
         settings = self.spec.model_dump(mode="json", exclude=_NOT_OF_THE_TOKENS)
-        files: list[JsonValue] = [
-            [shown(file.path) if file.tag else file.path, *file[1:]] for file in self.files
-        ]
+        known = zip(known_files(self.files), self.files, strict=True)
+        files: list[JsonValue] = [[*one, file.stamp] for one, file in known]
         return settings | {"name": self.name, "errors": self.errors, "files": files}
 
     def check_unchanged(self) -> None:
-        """Raises UserError where its files are no longer those that they were."""
-        if list_files(self.spec, self.place) != list(self.files):
+        """Raises UserError where its files are not what they were any more; there may be new ones."""
+        if examine([file.path for file in self.files]) != list(self.files):
             raise UserError(
                 f"source {self.name}: its files changed while they were read; run the same command again"
             )
+
+
+def read_twice(sources: Sequence[OpenedSource]) -> list[str]:
+    """Warnings about files that two sources read: what the one holds out, the other trains on."""
+    first: dict[str, str] = {}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for source in sources:
+        for file in source.files:
+            path = file.path if is_url(file.path) else os.path.abspath(file.path)
+            if first.setdefault(path, source.name) != source.name:
+                shared.setdefault((first[path], source.name), []).append(file.path)
+    return [
+        f"data: WARNING: {one} and {other} both read {shown(paths[0])}"
+        + (f" and {len(paths) - 1} more files" if len(paths) > 1 else "")
+        + ": what is held out of the one is trained on in the other"
+        for (one, other), paths in shared.items()
+    ]
 
 
 def open_sources(config: schema.Data, known: Listing | None = None) -> list[OpenedSource]:

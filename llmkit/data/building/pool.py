@@ -1,27 +1,23 @@
-"""Worker processes that make the parts of a source.
-
-They are spawned, so they share nothing with their parent but what they are given, and end with it, however
-it ends. What they make does not depend on how many they are.
-"""
+"""Worker processes that make the parts of a source; what they make does not depend on how many they are."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import os
 import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn, Protocol
 
+from llmkit.data.processes import Helper, end
 from llmkit.errors import RunFault, UserError
 
 AHEAD = 2
 """Parts that a worker is given at a time: one to make, and one for when it is done."""
+CLOSE_SECONDS = 10.0
+"""Workers that have nothing to do end by themselves; after so long they are killed."""
 
 
 class Maker(Protocol):
@@ -46,9 +42,17 @@ def make_parts(
             done(part)
             yield part
         return
-    with contextlib.ExitStack() as stack:
-        pool = [stack.enter_context(_Worker(maker)) for _ in range(min(workers, len(parts)))]
+    pool = [_Worker() for _ in range(min(workers, len(parts)))]
+    patience = 0.0
+    try:
+        for worker in pool:
+            worker.start()
+        for worker in pool:
+            worker.give(maker)
         yield from _serve(pool, parts, done)
+        patience = CLOSE_SECONDS
+    finally:
+        end(pool, patience)
 
 
 def _serve(pool: list[_Worker], parts: Sequence[int], done: Callable[[int], None]) -> Iterator[int]:
@@ -59,7 +63,7 @@ def _serve(pool: list[_Worker], parts: Sequence[int], done: Callable[[int], None
                 _raise(failed[part])
             for worker in pool:
                 while waiting and not failed and len(worker.given) < AHEAD:
-                    worker.give(waiting.popleft())
+                    worker.ask(waiting.popleft())
             for pipe in wait([worker.pipe for worker in pool if worker.given]):
                 worker = next(one for one in pool if one.pipe is pipe)
                 number, error = worker.answer()
@@ -72,30 +76,14 @@ def _serve(pool: list[_Worker], parts: Sequence[int], done: Callable[[int], None
         yield part
 
 
-class _Worker:
+class _Worker(Helper):
     """A worker process. given: parts that it has not answered for yet."""
 
-    def __init__(self, maker: Maker) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
+    def __init__(self) -> None:
+        super().__init__(_work, "tokenize")
         self.given: list[int] = []
-        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-        # Not as an argument: `start` would wait for ever to hand it over to a process that died at once.
-        with contextlib.suppress(OSError):
-            self.pipe.send(maker)
 
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.pipe.close()
-        if error[0] is not None:
-            self._process.kill()
-        self._process.join()
-
-    def give(self, part: int) -> None:
+    def ask(self, part: int) -> None:
         self.given.append(part)
         with contextlib.suppress(OSError):  # a worker that is gone is noticed when it should answer
             self.pipe.send_bytes(json.dumps(part).encode())
@@ -105,8 +93,7 @@ class _Worker:
         try:
             number, error = json.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
-            self._process.join()
-            code = self._process.exitcode
+            code = self.exit_code(CLOSE_SECONDS)
             why = "most often a lack of memory" if code == -signal.SIGKILL else "it may have said why above"
             raise RunFault(
                 f"a process that tokenizes ended with exit code {code} ({why}); run the same command again, "
@@ -124,14 +111,11 @@ def _raise(error: dict[str, str]) -> NoReturn:
 
 
 def _work(pipe: Connection) -> None:
-    """A worker's life: parts come, answers go, until the parent closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, OSError):
-        maker: Maker = pipe.recv()
-        while True:
-            part = json.loads(pipe.recv_bytes())
-            pipe.send_bytes(json.dumps([part, _make(maker, part)]).encode())
+    """A worker's life: parts come, answers go, until the parent closes the pipe."""
+    maker: Maker = pipe.recv()
+    while True:
+        part = json.loads(pipe.recv_bytes())
+        pipe.send_bytes(json.dumps([part, _make(maker, part)]).encode())
 
 
 def _make(maker: Maker, part: int) -> dict[str, str] | None:
@@ -144,10 +128,3 @@ def _make(maker: Maker, part: int) -> dict[str, str] | None:
     except Exception:
         return {"kind": "fault", "message": f"part {part} of a source:\n{traceback.format_exc()}"}
     return None
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

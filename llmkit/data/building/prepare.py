@@ -6,7 +6,7 @@ from llmkit.config import schema
 from llmkit.data.building.build_source import Builder
 from llmkit.data.building.cache import Report
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
-from llmkit.data.building.opened import OpenedSource, open_sources
+from llmkit.data.building.opened import OpenedSource, open_sources, read_twice
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, summary
 from llmkit.data.sources.listing import Listing
@@ -33,6 +33,8 @@ def prepare(
     source cannot be read.
     """
     sources = open_sources(config, known)
+    for warning in read_twice(sources) if config.heldout_every else ():
+        report(warning)
     tokenizer = cached_tokenizer(config, sources, report)
     if any(spec.record == "chat" for spec in config.sources):  # whoever talks to the model needs it too
         tokenizer.chat_template = tokenizer.chat_template or CHATML

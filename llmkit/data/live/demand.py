@@ -1,9 +1,9 @@
 """Which rank needs what of the lanes of a live source.
 
-Position g takes the next row of the lane g % lanes, and belongs to the rank g % ranks. So a rank meets only
-lanes that equal it modulo the greatest common divisor of both numbers: of a number of lanes that is a
-multiple of the ranks, each lane is met by one rank alone. Otherwise several ranks tokenize the same lane,
-and each keeps its own rows: more work for the CPU, never another result.
+Position g takes the next row of the lane table[g % slots], and belongs to the rank g % ranks. So a rank meets
+only lanes in slots that equal it modulo the greatest common divisor of both numbers: of equal lanes, as many
+as a multiple of the ranks, each is met by one rank alone. Otherwise several ranks tokenize the same lane, and
+each keeps its own rows: more work for the CPU, never another result.
 """
 
 from __future__ import annotations
@@ -11,21 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 from pydantic import JsonValue
 
+from llmkit.data.live.dealing import served_lanes
 from llmkit.errors import DisagreementError
 
 Cursors = dict[str, JsonValue]
 """Where the lanes of a source stand, by number of the lane as text."""
-
-
-def served_lanes(lanes: int, rank: int, ranks: int) -> range:
-    """The lanes that hold positions of a rank."""
-    common = gcd(lanes, ranks)
-    return range(rank % common, lanes, common)
 
 
 @dataclass(frozen=True)
@@ -40,14 +34,16 @@ class Demand:
     wanted: np.ndarray
 
 
-def demands(positions: np.ndarray, lanes: int, rank: int, ranks: int) -> list[Demand]:
-    """The rows to take so that `positions` of a source, ascending, are served; only lanes of this rank."""
-    lane = positions % lanes
-    common = gcd(lanes, ranks)
+def demands(positions: np.ndarray, table: np.ndarray, rank: int, ranks: int) -> list[Demand]:
+    """The rows to take so that `positions` of a source, ascending, are served; only lanes of this rank.
+
+    table: as of `lane_table`.
+    """
+    lane = table[positions % len(table)]
     found = []
-    for number in np.unique(lane[lane % common == rank % common]):
+    for number in np.intersect1d(lane, served_lanes(table, rank, ranks)).tolist():
         here = positions[lane == number]
-        found.append(Demand(int(number), here, here % ranks == rank))
+        found.append(Demand(number, here, here % ranks == rank))
     return found
 
 

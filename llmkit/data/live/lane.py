@@ -34,7 +34,8 @@ class Lane:
         self._source, self._lane = source, lane
         self._where = f"source {source.name}: lane {lane} of {source.lanes}"
         self._start = Cursor() if cursor is None else Cursor.of(cursor, self._where)
-        if self._start != Cursor() and self._start.place >= len(source.lane_units[lane]):
+        places = len(source.lane_units[lane]) + len(source.reader.units)
+        if self._start != Cursor() and self._start.place >= places:
             raise UserError(f"{self._where}: the checkpoint's cursor does not fit the files of the source")
         self._windows = Windows(source, lane, self._start)
         self._window: Window | None = None

@@ -5,16 +5,16 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import JsonValue
 
 from llmkit.data.live.row import Cursor, Row
 from llmkit.data.live.source import LiveSource
-from llmkit.data.live.worker import LaneKey, LaneMaker, Worker, closed, without_main_script
+from llmkit.data.live.worker import LaneKey, LaneMaker, Worker, closed
+from llmkit.data.processes import end
 
 CLOSE_SECONDS = 2.0
-"""What still hangs in reading a file after so long is left to hang."""
+"""What still hangs in reading a file after so long is left to hang, or killed if it is a process."""
 
 
 class LaneServer:
@@ -38,19 +38,20 @@ class LaneServer:
             if cursor is not None:
                 Cursor.of(cursor, f"source {sources[place].name}, lane {lane}")
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._makers: list[LaneMaker | Worker] = []
-        atexit.register(self.close)
         keys, workers = list(lanes), min(workers, len(lanes))
         parts = [{key: lanes[key] for key in keys[number::workers]} for number in range(workers)]
-        # A start ends when the process takes what it is given: let them all come up at the same time.
-        with without_main_script(), ThreadPoolExecutor(max(1, workers)) as pool:
-            started = [pool.submit(Worker, sources, part, stall_seconds, self._closing) for part in parts]
-        self._makers += [one.result() for one in started if one.exception() is None]
-        if len(self._makers) < workers:
+        self._workers = [Worker(sources, part, stall_seconds, self._closing) for part in parts]
+        self._alone = LaneMaker(sources, lanes)
+        self._makers: list[LaneMaker | Worker] = [*self._workers] or [self._alone]
+        atexit.register(self.close)
+        try:
+            for worker in self._workers:
+                worker.start()
+            for worker in self._workers:  # the others come up meanwhile
+                worker.begin()
+        except BaseException:
             self.close()
-            raise next(error for one in started if (error := one.exception()) is not None)
-        if not workers:
-            self._makers.append(LaneMaker(sources, lanes))
+            raise
         self._asked = self._makers[0]
         self._maker_of = {key: self._makers[i % len(self._makers)] for i, key in enumerate(keys)}
 
@@ -79,13 +80,13 @@ class LaneServer:
 
     def close(self) -> None:
         """End the processes and close the files; a `take` that waits in another thread raises RunFault."""
-        atexit.unregister(self.close)
         self._closing.set()
         idle = self._lock.acquire(timeout=CLOSE_SECONDS)
         try:
-            for maker in self._makers:
-                if idle or isinstance(maker, Worker):
-                    maker.close()
+            end(self._workers, CLOSE_SECONDS)
+            if idle:
+                self._alone.close()
         finally:
             if idle:
                 self._lock.release()
+        atexit.unregister(self.close)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import json
 import posixpath
 from collections import Counter
@@ -18,6 +17,7 @@ from pydantic import JsonValue
 from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
+from llmkit.data.live.dealing import deal, lane_table, loads_of
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
 from llmkit.data.order import Word, key
 from llmkit.data.sources.formats import format_of
@@ -33,7 +33,7 @@ UNITS_PER_LANE = 4
 """Units, about, that a lane has at least where the files are large enough: they are read in random order."""
 UNIT_BYTES = (256 << 10, 64 << 20)
 """Bounds of a unit's size: what is opened on the way to a row, and what is read in file order."""
-UNIT_STREAM, WINDOW_STREAM = 21, 22
+UNIT_STREAM, WINDOW_STREAM, WHOLE = 21, 22, 1
 """Words that keep these keys apart from each other and from those of the rows' order and of building."""
 
 
@@ -42,7 +42,7 @@ def open_reader(
 ) -> SourceReader:
     """Cuts the files of a live source into units; `place` is the key of its settings."""
     low, high = UNIT_BYTES
-    wanted = sum(file.size for file in files) // (UNITS_PER_LANE * config.lanes)
+    wanted = -(-sum(file.size for file in files) // (UNITS_PER_LANE * config.lanes))
     units = cut_into_units(spec, files, min(max(wanted, low), high), place)
     return SourceReader(spec, name, place, config.errors, files, units)
 
@@ -104,15 +104,17 @@ class LiveSource:
 
     @cached_property
     def lane_units(self) -> list[list[int]]:
-        """Numbers of the units of each lane, ascending: largest first to the lane that has least so far."""
-        units = self.reader.units
-        loads = [(0, lane) for lane in range(max(1, min(self.lane_limit, self._most_lanes)))]
-        dealt: list[list[int]] = [[] for _ in loads]
-        for number in sorted(range(len(units)), key=lambda number: (-units[number].size, number)):
-            load, lane = heapq.heappop(loads)
-            dealt[lane].append(number)
-            heapq.heappush(loads, (load + units[number].size, lane))
-        return [sorted(numbers) for numbers in dealt]
+        """Numbers of the units of each lane, ascending."""
+        return deal(self._sizes, min(self.lane_limit, self._most_lanes))
+
+    @cached_property
+    def lane_table(self) -> np.ndarray:
+        """The lane that serves position g is `lane_table[g % slots]`; (slots,) int64."""
+        return lane_table(loads_of(self.lane_units, self._sizes), self.lane_limit)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [unit.size for unit in self.reader.units]
 
     @property
     def _most_lanes(self) -> int:
@@ -132,7 +134,7 @@ class LiveSource:
     @cached_property
     def digest(self) -> str:
         """What decides the rows, beside the sequence length, the number and the seed."""
-        return _hash([self._content, self.lanes, self.window])
+        return _hash([self._content, self.lanes, self.window, self.lane_table.tolist()])
 
     @property
     def cache_folder(self) -> Path | None:
@@ -159,7 +161,7 @@ class LiveSource:
             record,
             self.reader.errors,
             self.heldout_every,
-            [list(file) for file in _known_files(self.reader.files)],
+            [list(file) for file in known_files(self.reader.files)],
             [list(unit) for unit in self.reader.units],
         ]
 
@@ -179,11 +181,16 @@ class LiveSource:
         """Where a lane is, for messages."""
         return f"source {self.name}: lane {lane} of {self.lanes}, which reads {self.file_of(unit)}"
 
-    def unit_order(self, lane: int, epoch: int) -> list[int]:
-        """Numbers of a lane's units in the order in which an epoch reads them."""
+    def unit_order(self, lane: int, epoch: int, place: int = 0) -> list[int]:
+        """Numbers of the units that an epoch of a lane reads, in order.
+
+        place: in this order, where the lane is. After its own units come those of the whole source: only a
+        lane that has no document gets there.
+        """
         units = self.lane_units[lane]
         words = (self.seed, UNIT_STREAM, self.number, lane, epoch)
-        return [units[place] for place in shuffled(len(units), *words)]
+        own = [units[k] for k in shuffled(len(units), *words)]
+        return own if place < len(own) else own + shuffled(len(self.reader.units), *words, WHOLE)
 
     def window_order(self, count: int, lane: int, epoch: int, unit: int, first: int) -> list[int]:
         """The order in which the `count` candidates of the window that begins at `first` are taken."""
@@ -195,15 +202,20 @@ def shuffled(count: int, *words: Word) -> list[int]:
     return np.argsort(key(*words, np.arange(count)), kind="stable").tolist()
 
 
-def _known_files(files: Sequence[File]) -> list[tuple[str, int, str]]:
-    """Name below the common folder, size and tag of files: the same where the folder has moved."""
+def known_files(files: Sequence[File]) -> list[tuple[str, int, str]]:
+    """Name below the common folder, size and tag of files: the same where the folder has moved.
+
+    Of a URL neither what gives access counts nor, for it is part of the folder, the commit of a dataset.
+    The name of a file without a tag is its whole path.
+    """
     paths = [_without_access(file.path) if "://" in file.path else file.path for file in files]
     common = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if paths else ""
-    return [(posixpath.relpath(path, common or "."), file.size, file.tag) for path, file in zip(paths, files)]
+    names = [posixpath.relpath(path, common or ".") for path in paths]
+    return [(name if file.tag else file.path, file.size, file.tag) for name, file in zip(names, files)]
 
 
 def _without_access(url: str) -> str:
-    """Host and path alone: names and signatures that give access may change from day to day."""
+    """Host and path alone."""
     parts = urlsplit(url)
     return f"/{parts.hostname or ''}{parts.path}"
 

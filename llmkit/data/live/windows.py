@@ -43,7 +43,8 @@ class Windows:
         self._source, self._lane, self._start = source, lane, start
         self._where = f"lane {lane} of {source.lanes}"
         self._epoch, self._place = start.epoch, start.place
-        self._order = source.unit_order(lane, start.epoch)
+        self._own = len(source.lane_units[lane])
+        self._order = source.unit_order(lane, start.epoch, start.place)
         self._folder = source.cache_folder
         self._items: Generator[Item] | None = None
         self._next = 0  # number of the candidate after the last one taken
@@ -53,7 +54,7 @@ class Windows:
     def next(self) -> Window:
         """The next window, never empty.
 
-        Raises UserError where a whole epoch has no document to train on, RunFault where the lane was read
+        Raises UserError where there is no document to train on, RunFault where the lane was read
         `max_epochs` times; what reading raises names the source, too.
         """
         try:
@@ -129,15 +130,27 @@ class Windows:
     def _end_epoch(self) -> None:
         source = self._source
         if not self.usable:
-            files = sorted({source.file_of(unit) for unit in self._order})
-            listed = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-            raise UserError(
-                f"{self._where} is {len(self._order)} parts of {listed or 'empty files'}, and there is no "
-                "document to train on; give the source more text, or lower data.lanes"
-            )
-        self._epoch, self._place, self.usable = self._epoch + 1, 0, False
+            self._borrow()
+            return
+        # A lane without documents of its own begins behind its own units each time.
+        self._place = 0 if len(self._order) == self._own else self._own
+        self._epoch, self.usable = self._epoch + 1, False
         self._check_epoch()
-        self._order = source.unit_order(self._lane, self._epoch)
+        self._order = source.unit_order(self._lane, self._epoch, self._place)
+
+    def _borrow(self) -> None:
+        """There is no document in this lane: from here on it reads the whole source, in an order of its own.
+
+        So its rows are of all documents alike. Raises UserError where they are its own, or may be read once.
+        """
+        source = self._source
+        files = sorted({source.file_of(unit) for unit in self._order})
+        listed = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+        nothing = f"{self._where} has no document to train on ({listed or 'empty files'})"
+        if len(self._order) > self._own or source.lanes == 1 or source.max_epochs is not None:
+            raise UserError(f"{nothing}; give the source other files")
+        self._note(f"{nothing}: it reads the whole source instead")
+        self._order = source.unit_order(self._lane, self._epoch, self._own)
 
     def _check_epoch(self) -> None:
         most = self._source.max_epochs

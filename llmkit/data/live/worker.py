@@ -7,21 +7,15 @@ whenever one of that lane is taken. So a few rows of each lane are under way at 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import queue
 import resource
-import signal
-import sys
 import threading
 import time
 import traceback
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from types import ModuleType
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
 
 from pydantic import JsonValue
 
@@ -29,16 +23,14 @@ from llmkit.data.live.lane import Lane
 from llmkit.data.live.row import Cursor, Row
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.wire import Answer, pack, unpack
+from llmkit.data.processes import Helper
 from llmkit.errors import RunFault, UserError
 
 AHEAD_ROWS, AHEAD_TOKENS = 4, 1 << 13
 """Rows of each lane that are made ahead: so many, or so many tokens where rows are short."""
-CLOSE_SECONDS = 2.0
-"""A process that has not ended by itself after so long is killed."""
 POLL_SECONDS = 0.2
-JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-"""What a whole job is told with: the training process decides what follows, and needs rows until then."""
-
+DEATH_SECONDS = 2.0
+"""Time for a process whose pipe broke to be gone."""
 LaneKey = tuple[int, int]
 """Place of the source, number of the lane."""
 
@@ -84,8 +76,11 @@ class LaneMaker:
         self._lanes = {}
 
 
-class Worker:
-    """A process that makes the rows of some lanes, as its consumer sees it."""
+class Worker(Helper):
+    """A process that makes the rows of some lanes, as its consumer sees it.
+
+    First `start` it, then `begin`.
+    """
 
     def __init__(
         self,
@@ -94,6 +89,7 @@ class Worker:
         stall_seconds: float,
         closing: threading.Event,
     ) -> None:
+        super().__init__(_work, "tokenize")
         self._sources, self._cursors, self._stall_seconds = sources, dict(cursors), stall_seconds
         self._keys = list(cursors)
         self._number = {key: number for number, key in enumerate(self._keys)}
@@ -101,17 +97,11 @@ class Worker:
         self._last: dict[LaneKey, bytes] = {}  # that arrived
         self._asked: deque[LaneKey] = deque()  # and not answered; the process works on the first
         self._closing = closing
-        context = multiprocessing.get_context("spawn")
-        self._rows, their_rows = context.Pipe(duplex=False)
-        their_demand, self._demand = context.Pipe(duplex=False)
-        used = {place: sources[place] for place in sorted({place for place, _ in self._keys})}
-        self._process = context.Process(
-            target=_work, args=(used, self._cursors, their_demand, their_rows), name="tokenize", daemon=True
-        )
-        with _job_signals_blocked():
-            self._process.start()
-        their_rows.close()
-        their_demand.close()
+
+    def begin(self) -> None:
+        """Tell it what it is to do; waits until it is up."""
+        used = {place: self._sources[place] for place in sorted({place for place, _ in self._keys})}
+        self.give((used, self._cursors))
         longest = max(source.sequence_length for source in used.values())
         self._ask(self._keys * max(AHEAD_ROWS, AHEAD_TOKENS // longest))
 
@@ -127,28 +117,19 @@ class Worker:
         self._ask([key])
         return unpack(content, wanted)
 
-    def close(self) -> None:
-        """End the process."""
-        self._demand.close()
-        self._rows.close()
-        self._process.join(CLOSE_SECONDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
     def _ask(self, keys: list[LaneKey]) -> None:
         self._asked.extend(keys)
         with contextlib.suppress(OSError):  # that it is gone is noticed where its rows should come
-            self._demand.send_bytes(array("I", [self._number[key] for key in keys]).tobytes())
+            self.pipe.send_bytes(array("I", [self._number[key] for key in keys]).tobytes())
 
     def _receive_until(self, arrived: deque[bytes]) -> None:
         waits_since = time.monotonic()
         while not arrived:
             if self._closing.is_set():
                 raise closed()
-            if self._rows.poll(POLL_SECONDS):
+            if self.pipe.poll(POLL_SECONDS):
                 try:
-                    content = self._rows.recv_bytes()
+                    content = self.pipe.recv_bytes()
                 except (EOFError, OSError):
                     raise self._died() from None
                 key = self._asked.popleft()
@@ -162,9 +143,9 @@ class Worker:
                 )
 
     def _died(self) -> RunFault:
-        self._process.join(CLOSE_SECONDS)
         return RunFault(
-            f"{self.activity}: the process that tokenizes it ended with exit code {self._process.exitcode} "
+            f"{self.activity}: the process that tokenizes it ended with exit code "
+            f"{self.exit_code(DEATH_SECONDS)} "
             "(-9 is most often a lack of memory); the newest checkpoint goes on from there"
         )
 
@@ -179,57 +160,26 @@ class Worker:
         if key in self._last:
             answer = unpack(self._last[key], wanted=False)
             at = Cursor(*answer.cursor) if isinstance(answer, Row) else at
-        return source.reading(lane, source.unit_order(lane, at.epoch)[at.place])
+        return source.reading(lane, source.unit_order(lane, at.epoch, at.place)[at.place])
 
 
-@contextlib.contextmanager
-def without_main_script() -> Iterator[None]:
-    """Processes that are started in here do not run the main script once more.
-
-    They need nothing of it, and it may import torch, or do all its work, at once.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _job_signals_blocked() -> Iterator[None]:
-    """A process started in here never sees JOB_SIGNALS; ours are only delayed."""
-    resource_tracker.ensure_running()  # starting it, as spawning would, unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _work(
-    sources: dict[int, LiveSource],
-    cursors: dict[LaneKey, JsonValue],
-    demand: Connection,
-    rows: Connection,
-) -> None:
-    """A worker's life: demands come, rows go, until the consumer closes the pipe or dies."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _work(pipe: Connection) -> None:
+    """A worker's life: demands come, rows go, until the consumer closes the pipe."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # each lane has a file open
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    maker = LaneMaker(sources, cursors)
-    keys = list(cursors)
+    sources, cursors = pipe.recv()
+    maker, keys = LaneMaker(sources, cursors), list(cursors)
     ready: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_send, args=(ready, rows), daemon=True).start()
+    threading.Thread(target=_send, args=(ready, pipe), daemon=True).start()
     asked: deque[int] = deque()
-    with contextlib.suppress(EOFError, OSError):
+    try:
         while True:
-            while not asked or demand.poll():
-                asked.extend(array("I", demand.recv_bytes()))
+            while not asked or pipe.poll():
+                asked.extend(array("I", pipe.recv_bytes()))
             ready.put(_make(maker, keys[asked.popleft()]))
-    maker.close()
-    os._exit(0)  # nothing is left to be saved; threads of libraries are not waited for
+    finally:
+        maker.close()
 
 
 def _make(maker: LaneMaker, key: LaneKey) -> bytes:
@@ -244,11 +194,3 @@ def _send(ready: queue.SimpleQueue[bytes], rows: Connection) -> None:
     with contextlib.suppress(OSError):
         while True:
             rows.send_bytes(ready.get())
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while os.getppid() == parent.pid and not wait([parent.sentinel], timeout=5.0):
-        pass
-    os._exit(1)

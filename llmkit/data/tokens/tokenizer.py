@@ -7,7 +7,6 @@ can be saved, exported and hashed in one way.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer as Encoder
 from xxhash import xxh64_hexdigest
 
+from llmkit.cores import available_cores
 from llmkit.data.tokens.byte_level import byte_lengths, bytes_of_ids
 from llmkit.data.tokens.fast import BytesEncoder, FastEncoder, NotFastError, build_fast_encoder, ids_are_bytes
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
@@ -117,7 +117,7 @@ class Tokenizer:
         The ids depend on neither threads nor on which encoder is at work.
         """
         self._count(texts)
-        workers = min(len(texts), _cores()) if threads else 1
+        workers = min(len(texts), available_cores()) if threads else 1
         if self._fast is None or workers <= 1:
             return self._encode_share(texts, threads)
         found: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(texts)
@@ -342,10 +342,6 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(content, str):
             found[name] = content
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _rebuilt(content: str, config: dict[str, Any], origin: str) -> Tokenizer:

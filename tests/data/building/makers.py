@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmkit.data.processes import JOB_SIGNALS
 from llmkit.errors import RunFault, UserError
 
 
@@ -29,4 +30,9 @@ class Maker:
                 raise ZeroDivisionError(f"part {part}")
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "told":
+                for number in JOB_SIGNALS:
+                    os.kill(os.getpid(), number)
+            case "waits":
+                (self.folder / "go").read_text()
         (self.folder / str(part)).write_text(str(os.getpid()))

@@ -172,7 +172,7 @@ def test_what_is_left_out_is_counted_once_and_told(tmp_path: Path) -> None:
     write_records(tmp_path, [{"text": "some text"}] * 60 + [{"text": ""}] * 3 + [{"text": None}] * 2)
     lines: list[str] = []
     prepared = prepare(settings(tmp_path, tokenizer=schema.Tokenizer(vocab_size=260)), lines.append)
-    assert "data: jsonl-0: 5 documents left out: 3 empty, 2 no string" in lines
+    assert "data: jsonl-0: 5 documents left out: 3 empty, 2 no string (of 65)" in lines
     assert prepared.left_out == {"jsonl-0": {"empty": 3, "no string": 2}}
     assert prepare(settings(tmp_path, tokenizer=schema.Tokenizer(vocab_size=260)), lines.append).left_out == (
         prepared.left_out

@@ -48,6 +48,22 @@ def test_a_fault_leaves_the_workplace_to_the_next_one_but_no_folder(tmp_path: Pa
     assert names(tmp_path) == [".x.lock", "x"]
 
 
+def test_a_folder_that_another_process_made_while_this_one_waited_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+
+    def held(file: object, how: int) -> None:
+        if how & cache.fcntl.LOCK_NB:
+            raise BlockingIOError
+        (tmp_path / "x").mkdir()
+
+    monkeypatch.setattr(cache.fcntl, "flock", held)
+    make_once(tmp_path / "x", lambda workplace: 1 / 0, lines.append)
+    assert lines == [f"data: another process builds {tmp_path / 'x'}, waiting for it"]
+    assert names(tmp_path) == [".x.lock", "x"]
+
+
 def test_a_mistake_of_the_user_leaves_nothing(tmp_path: Path) -> None:
     def refuse(workplace: Path) -> None:
         raise UserError("no text")

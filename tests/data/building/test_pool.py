@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llmkit.data.building import pool
 from llmkit.data.building.pool import make_parts
 from llmkit.errors import RunFault, UserError
 from tests.data.building.makers import Maker
@@ -47,17 +49,79 @@ def test_the_first_error_in_order_is_raised_and_what_lies_before_it_comes(tmp_pa
         next(made)
 
 
-def test_a_worker_that_cannot_start_is_no_end_of_waiting(tmp_path: Path) -> None:
-    script = (  # without a guard: a spawned process runs it, too, and dies
-        "import sys; from pathlib import Path; from tests.data.building.makers import Maker\n"
-        "from llmkit.data.building.pool import make_parts\n"
-        "faults = dict.fromkeys(range(100, 50000), 'much to hand over')\n"
-        "list(make_parts(Maker(Path(sys.argv[1]), faults), range(3), 2))\n"
-    )
-    (tmp_path / "script.py").write_text(script)
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+def test_after_a_failure_no_more_parts_are_handed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ask = pool._Worker.ask
+
+    def noted(worker: pool._Worker, part: int) -> None:
+        asked.append(part)
+        ask(worker, part)
+
+    monkeypatch.setattr(pool._Worker, "ask", noted)
+    os.mkfifo(tmp_path / "go")
+
+    def done(part: int) -> None:  # part 0 waits for it, and each worker has two parts
+        if part == 3:
+            (tmp_path / "go").write_text("")
+
+    made = make_parts(Maker(tmp_path, {0: "waits", 2: "user"}), range(9), 2, done)
+    assert [next(made), next(made)] == [0, 1]
+    with pytest.raises(UserError, match="part 2"):
+        next(made)
+    assert asked == [0, 1, 2, 3]
+
+
+def test_workers_do_not_see_the_signals_of_a_whole_job(tmp_path: Path) -> None:
+    assert list(make_parts(Maker(tmp_path, {0: "told"}), range(2), 1)) == [0, 1]
+
+
+def test_all_workers_come_up_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    start, give = pool._Worker.start, pool._Worker.give
+
+    def noted_start(worker: pool._Worker) -> None:
+        calls.append("start")
+        start(worker)
+
+    def noted_give(worker: pool._Worker, maker: Any) -> None:
+        calls.append("give")
+        give(worker, maker)
+
+    monkeypatch.setattr(pool._Worker, "start", noted_start)
+    monkeypatch.setattr(pool._Worker, "give", noted_give)
+    assert list(make_parts(Maker(tmp_path, {}), range(4), 2)) == [0, 1, 2, 3]
+    assert calls == ["start", "start", "give", "give"]
+
+
+SCRIPT = """
+import multiprocessing, sys
+from pathlib import Path
+from llmkit.data.building.pool import make_parts
+from tests.data.building.makers import Maker
+
+if len(sys.argv) > 2:
+    multiprocessing.set_executable(sys.argv[2])
+faults = dict.fromkeys(range(100, 50000), "much to hand over")
+print(list(make_parts(Maker(Path(sys.argv[1]), faults), range(3), 2)))
+"""
+"""Without a guard: were it run once more in its workers, those would start others."""
+
+
+def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(folder / "script.py"), str(folder), *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_workers_do_not_run_the_main_script(tmp_path: Path) -> None:
+    assert run_script(tmp_path).stdout == "[0, 1, 2]\n"
+
+
+def test_a_worker_that_cannot_start_is_no_end_of_waiting(tmp_path: Path) -> None:
+    done = run_script(tmp_path, "/bin/false")
     assert "a process that tokenizes ended with exit code 1 (it may have said why above)" in done.stderr
 
 

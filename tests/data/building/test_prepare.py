@@ -12,10 +12,12 @@ import pytest
 import llmkit
 from llmkit.config import schema
 from llmkit.data.building import build_source
+from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.prepare import prepare
 from llmkit.data.live.heldout import heldout_candidates
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Prepared
+from llmkit.data.sources.listing import File
 from llmkit.data.sources.records import Text
 from llmkit.errors import UserError
 
@@ -109,6 +111,16 @@ def test_a_changed_text_is_built_anew(words: Words) -> None:
     assert sorted(document_texts(second)) == sorted(changed.splitlines())
 
 
+def test_a_text_that_changed_in_its_middle_alone_is_built_anew(words: Words) -> None:
+    text = words("w", 5000)
+    first = prepare(settings(text), silent)
+    status, content = text.stat(), text.read_bytes()
+    middle = len(content) // 2
+    text.write_bytes(content[:middle] + content[middle:].replace(b"word", b"WORD", 1))
+    os.utime(text, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert prepare(settings(text), silent).folders != first.folders
+
+
 def test_a_fingerprint_tells_content_and_not_paths(words: Words, tmp_path: Path) -> None:
     text = words("w", 50)
     copy = tmp_path / "elsewhere" / "copy"
@@ -117,6 +129,44 @@ def test_a_fingerprint_tells_content_and_not_paths(words: Words, tmp_path: Path)
     first, second = prepare(settings(text), silent), prepare(settings(copy), silent)
     assert first.folders != second.folders
     assert first.fingerprint == second.fingerprint
+
+
+def test_a_folder_that_was_moved_is_not_built_again(words: Words, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    words("w", 50).rename(folder / "w")
+    first = prepare(settings(folder), silent)
+    second = prepare(settings(folder.rename(tmp_path / "there")), silent)
+    assert first.folders == second.folders
+
+
+def test_a_dataset_of_the_hub_is_known_by_its_files_and_not_by_its_commit() -> None:
+    def described(commit: str, tag: str) -> Any:
+        files = [File(f"hf://datasets/me/words@{commit}/data/{n}.parquet", 9, tag) for n in range(2)]
+        return OpenedSource(0, schema.Source(type="hub", dataset="me/words"), "w", "skip", files).described()
+
+    assert described("c0ffee", "blob") == described("decade", "blob")
+    assert described("c0ffee", "blob") != described("c0ffee", "other")
+
+
+def test_a_file_that_is_added_during_the_build_is_for_the_next_one(
+    words: Words, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    words("w", 50).rename(folder / "w")
+    assemble = build_source.assemble
+
+    def assemble_and_add(*arguments: Any, **more: Any) -> Any:
+        (folder / "x").write_text("added\n")
+        return assemble(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_source, "assemble", assemble_and_add)
+        first = prepare(settings(folder), silent)
+    second = prepare(settings(folder), silent)
+    assert "added" not in document_texts(first)
+    assert sorted(document_texts(second)) == sorted(["added", *document_texts(first)])
 
 
 def test_files_that_change_during_the_build_are_noticed(
@@ -154,6 +204,17 @@ def test_builders_at_once_end_with_one_folder(words: Words, tmp_path: Path) -> N
     assert sum("3,000 documents" in output for output, _ in results) == 1
     assert sum("trained a tokenizer" in output for output, _ in results) == 1
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == ["", "", ".lock", ".lock"]
+
+
+def test_sources_that_read_the_same_file_are_warned_about(words: Words) -> None:
+    path, lines = words("w", 50), []
+    both = [source(path, name="one"), source(path, name="two")]
+    prepare(settings(path, sources=both), lines.append)
+    (warning,) = (line for line in lines if "WARNING" in line)
+    assert f"one and two both read {path}: what is held out of the one is trained on in the other" in warning
+    lines.clear()
+    prepare(settings(path, sources=both, heldout_every=0), lines.append)
+    assert not any("WARNING" in line for line in lines)
 
 
 def test_two_sources_of_one_name_are_refused(words: Words) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -195,15 +196,44 @@ def test_a_lane_is_dry_from_a_cursor_behind_max_epochs() -> None:
         Lane(live([["abc", "def"]], max_epochs=2), 0, [4, 0, 0, 0, 1, 0]).next_row()
 
 
+def test_a_lane_without_a_document_reads_those_of_the_others_and_goes_on_from_there() -> None:
+    source = live([["abcdef"] * 5, [LEFT_OUT] * 4, ["ghij"] * 6], lane_limit=3)
+    number = next(n for n in range(3) if source.lane_units[n] == [1])
+    lane = Lane(source, number)
+    rows = [lane.next_row() for _ in range(40)]
+    assert {chr(token) for row in rows for token in row.tokens if token} == set("abcdefghij")
+    (note,) = (note for row in rows for note in row.notes)
+    assert re.search(r"lane \d of 3 has no document .*/1\.jsonl\): it reads the whole source instead", note)
+    epochs = [row.cursor[0] for row in rows]
+    assert epochs == sorted(epochs) and epochs[-1] >= 2
+    for done in (1, 5, 11, 25):
+        again = Lane(source, number, json.loads(json.dumps(rows[done - 1].cursor)))
+        assert as_json([again.next_row() for _ in range(10)]) == as_json(rows[done : done + 10])
+
+
+def test_where_nothing_may_be_read_again_a_lane_without_a_document_ends_the_run() -> None:
+    source = live([["abcdef"] * 5, [LEFT_OUT] * 4], max_epochs=1)
+    lane = Lane(source, next(n for n in range(2) if source.lane_units[n] == [1]))
+    with pytest.raises(UserError, match=r"has no document to train on .*/1\.jsonl"):
+        lane.next_row()
+
+
+def test_a_source_without_any_document_is_the_users_mistake_on_all_lanes() -> None:
+    source = live([[LEFT_OUT] * 5, [REFUSE] * 4])
+    for number in range(2):
+        with pytest.raises(UserError, match=r"lane \d of 2 has no document to train on"):
+            Lane(source, number).next_row()
+
+
 @pytest.mark.parametrize("documents", [[[LEFT_OUT] * 3], [[REFUSE]], [[]], [["ab"] * 2]])
 def test_a_lane_without_a_document_is_the_users_mistake(documents: list[list[Any]]) -> None:
     source = live(documents, heldout_every=1 if documents == [["ab"] * 2] else 0)
-    with pytest.raises(UserError, match=r"source toy: lane 0 of 1 .*0\.jsonl.*no document to train on"):
+    with pytest.raises(UserError, match=r"source toy: lane 0 of 1 has no document to train on .*0\.jsonl"):
         Lane(source, 0).next_row()
 
 
 def test_a_source_of_empty_files_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"source toy: lane 0 of 1 .*empty files.*no document to train on"):
+    with pytest.raises(UserError, match=r"lane 0 of 1 has no document to train on \(empty files\)"):
         Lane(live([]), 0).next_row()
 
 

@@ -15,6 +15,7 @@ from llmkit.data.live import serve
 from llmkit.data.live.lane import Lane
 from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.source import LiveSource
+from llmkit.data.live.worker import Worker
 from llmkit.data.sources.records import LeftOut, Pair
 from llmkit.errors import RunFault, UserError
 from tests.data.live.fakes import BROKEN, BUG, KILL, REFUSE, STALL, live, plain
@@ -109,6 +110,27 @@ def test_closing_ends_a_take_that_waits() -> None:
     server.close()
 
 
+@pytest.mark.parametrize("when", ["start", "begin"])
+def test_an_interrupt_while_processes_start_ends_those_that_run(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    calls: list[Worker] = []
+    call = getattr(Worker, when)
+
+    def interrupted(worker: Worker) -> None:
+        call(worker)
+        calls.append(worker)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, when, interrupted)
+    sources = {0: live([["abc"]] * 3, lane_limit=3)}
+    with pytest.raises(KeyboardInterrupt):
+        LaneServer(sources, lanes_of(sources), 3, 100.0)
+    assert len(calls) == 2
+    assert all(worker.exit_code(0.0) is not None for worker in calls)
+
+
 def test_a_cursor_that_is_none_is_refused_at_once() -> None:
     with pytest.raises(UserError, match=r"source toy, lane 0: .*not usable"):
         LaneServer({0: live([["abc"]])}, {(0, 0): [1, 2]}, 1, 10.0)
@@ -145,7 +167,7 @@ from tests.data.live.fakes import TELL_TORCH, live
 
 server = LaneServer({0: live([[TELL_TORCH]])}, {(0, 0): None}, 1, 100.0)
 row, = server.take(0, 0, [True])
-worker = server._makers[0]._process.pid
+worker = server._workers[0].pid
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     os.kill(worker, number)
 rows = server.take(0, 0, [True] * 20)
@@ -159,13 +181,17 @@ def test_workers_outlive_the_jobs_signals_and_end_with_their_parent(tmp_path: Pa
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     for how in ("returns", "is killed"):
-        with subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        ) as parent:
+        with ExitStack() as stack:
+            parent = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(script)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                )
+            )
+            stack.callback(parent.kill)
             assert parent.stdin is not None and parent.stdout is not None
             worker, modules, rows = map(int, parent.stdout.readline().split())
             assert (modules, rows) == (ord("-"), 20)  # no torch

@@ -23,17 +23,11 @@ def with_sizes(sizes: list[int], **changes: Any) -> LiveSource:
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 10))
-def test_each_unit_belongs_to_one_lane_and_lanes_are_balanced(sizes: list[int], limit: int) -> None:
+def test_each_unit_belongs_to_one_lane_and_lanes_serve_by_their_text(sizes: list[int], limit: int) -> None:
     source = with_sizes(sizes, lane_limit=limit)
     assert sorted(unit for lane in source.lane_units for unit in lane) == list(range(len(sizes)))
-    loads = [sum(sizes[unit] for unit in lane) for lane in source.lane_units]
-    assert source.lanes == max(1, min(limit, sum(size > 0 for size in sizes)))
-    assert max(loads) - min(loads) <= max(sizes)
-    assert min(loads) > 0 or not any(sizes)
-
-
-def test_units_of_the_same_size_are_dealt_in_order() -> None:
-    assert with_sizes([3, 3, 9, 3, 3], lane_limit=3).lane_units == [[2], [0, 3], [1, 4]]
+    assert 1 <= source.lanes <= max(1, min(limit, sum(size > 0 for size in sizes)))
+    assert set(source.lane_table.tolist()) == set(range(source.lanes))
 
 
 @given(st.integers(0, 300), st.integers(0, 2**64))
@@ -101,18 +95,23 @@ def test_tokens_are_kept_by_content_and_tokenizer(tmp_path: Path) -> None:
         (["/a/x.jsonl"], ["/b/c/x.jsonl"]),
         (["https://me:secret@host/a/x.jsonl?sig=1"], ["https://host/a/x.jsonl?sig=2"]),
         (["s3://bucket/a/x.jsonl", "s3://bucket/a/y.jsonl"], ["/mnt/a/x.jsonl", "/mnt/a/y.jsonl"]),
+        (
+            ["hf://datasets/o/n@c0ffee/a/x.jsonl", "hf://datasets/o/n@c0ffee/b/y.jsonl"],
+            ["hf://datasets/o/n@decade/a/x.jsonl", "hf://datasets/o/n@decade/b/y.jsonl"],
+        ),
     ],
 )
 def test_files_are_known_by_name_below_their_folder_and_size_and_tag(
     paths: list[str], moved: list[str]
 ) -> None:
     def known(paths: list[str], tag: str = "t") -> list[tuple[str, int, str]]:
-        return source_module._known_files([File(path, 3, tag, 17) for path in paths])
+        return source_module.known_files([File(path, 3, tag, 17) for path in paths])
 
     assert known(paths) == known(moved)
     assert known(paths) != known(paths, "u")
     assert known(paths) != known([path.replace("x.", "z.") for path in paths])
     assert "secret" not in str(known(paths))
+    assert known(paths, "") != known(moved, "")  # without a tag the path has to tell
 
 
 def test_a_source_goes_to_other_processes_and_gives_the_same_rows_there() -> None:

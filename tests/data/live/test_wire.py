@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.data.live.row import Row
@@ -12,6 +12,7 @@ from llmkit.errors import RunFault, UserError
 counts = st.dictionaries(st.text(max_size=5), st.integers(1, 9), max_size=2)
 
 
+@settings(max_examples=25)
 @given(
     tokens=st.lists(st.integers(0, 2**31 - 1), min_size=2, max_size=40),
     masked=st.booleans(),

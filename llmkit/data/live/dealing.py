@@ -1,0 +1,83 @@
+"""How a live source is shared out: units to lanes, and positions to lanes, as many as a lane has text.
+
+Every lane is read from its beginning again when it is at its end. If lanes with less text served as many
+rows as others, the model would see their text more often.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from math import gcd
+
+import numpy as np
+
+SLOTS = 1024
+"""Slots, at least, of a table of unequal lanes."""
+LEAST_SLOTS = 8
+"""Of SLOTS, what a lane must have: with fewer, rounding would change its share by too much."""
+EVEN = 1.1
+"""Lanes are taken for equal if the largest has no more than this times the text of the smallest."""
+
+
+def deal(sizes: Sequence[int], lanes: int) -> list[list[int]]:
+    """Numbers of the units of each lane, ascending; largest first to the lane that has least so far.
+
+    sizes: of the units. lanes: at most; there are fewer where one of them would have next to nothing.
+    """
+    order = sorted(range(len(sizes)), key=lambda number: (-sizes[number], number))
+    for count in range(max(1, min(lanes, sum(size > 0 for size in sizes))), 1, -1):
+        dealt = _deal(sizes, order, count)
+        if min(loads_of(dealt, sizes)) * SLOTS >= LEAST_SLOTS * sum(sizes):
+            return dealt
+    return [sorted(order)]
+
+
+def _deal(sizes: Sequence[int], order: Sequence[int], lanes: int) -> list[list[int]]:
+    loads = [(0, lane) for lane in range(lanes)]
+    dealt: list[list[int]] = [[] for _ in loads]
+    for number in order:
+        load, lane = heapq.heappop(loads)
+        dealt[lane].append(number)
+        heapq.heappush(loads, (load + sizes[number], lane))
+    return [sorted(numbers) for numbers in dealt]
+
+
+def loads_of(dealt: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[int]:
+    """The size of each lane."""
+    return [sum(sizes[number] for number in numbers) for numbers in dealt]
+
+
+def lane_table(loads: Sequence[int], columns: int) -> np.ndarray:
+    """The lane that serves position g is `table[g % len(table)]`; (slots,) int64.
+
+    loads: size of each lane. columns: slots, of unequal lanes, that follow each other before the next round.
+    Processes that divide them meet few lanes in common, so that few are tokenized twice.
+    """
+    lanes = np.arange(len(loads))
+    if max(loads) <= EVEN * min(loads):
+        return lanes
+    rounds = -(-SLOTS // columns)
+    # All slots in a line, a stretch for each lane; a column is a stretch of that line, too.
+    ends = np.round(np.cumsum(loads) / sum(loads) * rounds * columns).astype(np.int64)
+    line = np.repeat(lanes, np.diff(ends, prepend=0))
+    table = np.empty(rounds * columns, dtype=np.int64)
+    # Columns of one process lie side by side on it, for 2, 4, 8 and 16 processes.
+    side_by_side = sorted(
+        range(columns), key=lambda column: (column % 2, column % 4, column % 8, column % 16)
+    )
+    for place, column in enumerate(side_by_side):
+        table[column::columns] = _spread(line[place * rounds : (place + 1) * rounds])
+    return table
+
+
+def _spread(lanes: np.ndarray) -> np.ndarray:
+    """The same, ascending, lanes, each evenly spread."""
+    _, first, inverse, counts = np.unique(lanes, return_index=True, return_inverse=True, return_counts=True)
+    return lanes[np.argsort((np.arange(lanes.size) - first[inverse] + 0.5) / counts[inverse], kind="stable")]
+
+
+def served_lanes(table: np.ndarray, rank: int, ranks: int) -> list[int]:
+    """The lanes that hold positions of a rank, ascending."""
+    common = gcd(len(table), ranks)
+    return np.unique(table[rank % common :: common]).tolist()
