@@ -101,18 +101,18 @@ class BlockMaker:
         self._may_run_dry = any(source.max_epochs is not None for source in prepared.train)
         self._has_masks = any(source.rows.has_targets for source in prepared.train)
         live = [(place, each.rows) for place, each in enumerate(prepared.train)]
-        self._lanes = {place: rows.lane_table for place, rows in live if isinstance(rows, LiveSource)}
-        # Which slots of these tables are of lanes that this rank meets.
+        self._tables = {place: rows.lane_table for place, rows in live if isinstance(rows, LiveSource)}
+        # Which slots of live sources' tables are of lanes that this rank meets.
         self._is_met = {
             place: np.isin(table, served_lanes(table, rank, world_size))
-            for place, table in self._lanes.items()
+            for place, table in self._tables.items()
         }
-        self._server = self._serve(config, cursors) if self._lanes else None
+        self._server = self._serve(config, cursors) if self._tables else None
         self.rows_made = 0
 
     def _serve(self, config: schema.Data, cursors: Sequence[Cursors | None]) -> LaneServer:
         served = {}
-        for place, table in self._lanes.items():
+        for place, table in self._tables.items():
             known = cursors[place] or {}
             for lane in served_lanes(table, self._rank, self._world):
                 served[place, lane] = known.get(str(lane))
@@ -135,7 +135,7 @@ class BlockMaker:
 
     def blocks(self, position: int) -> Iterator[RowsOfBlock]:
         """Blocks of steps from `position` on; the first ones are small, so that training starts at once."""
-        tokens = LIVE_BLOCK_TOKENS if self._lanes else BLOCK_TOKENS
+        tokens = LIVE_BLOCK_TOKENS if self._tables else BLOCK_TOKENS
         most = max(1, tokens // (self._rows * self._length))
         if self._may_run_dry:  # which must not be noticed before the step it concerns
             most = 1
@@ -162,7 +162,7 @@ class BlockMaker:
         sources[real], epochs[real], rows[real] = self._order.at(positions[real])
         begin = int(starts[0])
         live: dict[int, np.ndarray] = {}
-        for place, table in self._lanes.items():  # what other ranks take from a lane moves it, too
+        for place, table in self._tables.items():  # what other ranks take from a lane moves it, too
             met = np.arange(begin, int(starts[-1]) + self._batch_rows)
             met = met[self._is_met[place][met % len(table)]]
             live[place] = met[self._order.sources(met) == place]
@@ -185,9 +185,9 @@ class BlockMaker:
         left_out: list[list[tuple[int, Counter[str]]]] = [[] for _ in range(steps)]
         self._notes: list[str] = []
         for place in np.flatnonzero(np.bincount(flat[~filling])).tolist():
-            if place not in self._lanes:
+            if place not in self._tables:
                 self._read(place, flat == place, plan, text, is_target)
-        for place in self._lanes:
+        for place in self._tables:
             self._take(place, plan, text, is_target, cursors, left_out)
         if self._has_masks and is_target is not None:
             targets = np.count_nonzero(is_target.reshape(steps, -1), axis=1)
@@ -242,7 +242,7 @@ class BlockMaker:
         self._reading = None
         slots = np.flatnonzero(plan.sources.ravel() == place)
         slot_of = dict(zip(plan.positions.ravel()[slots].tolist(), slots.tolist(), strict=True))
-        for demand in demands(plan.live[place], self._lanes[place], self._rank, self._world):
+        for demand in demands(plan.live[place], self._tables[place], self._rank, self._world):
             last: dict[int, list[int]] = {}
             for g, wanted in zip(demand.positions.tolist(), demand.wanted.tolist(), strict=True):
                 (row,) = self._server.take(place, demand.lane, [wanted])

@@ -86,19 +86,6 @@ def read_position(state: dict[str, Any]) -> Position:
     return position
 
 
-def check_position(state: dict[str, Any], seed: int, fingerprint: dict[str, Any]) -> Position:
-    """The position in `state`; raises UserError if it is no position in the data of this run.
-
-    The message names each difference of the seed and the fingerprint.
-    """
-    position = read_position(state)
-    differences = [f"run.seed was {position.seed}, is {seed}"] if position.seed != seed else []
-    differences += data_differences(position, Fingerprint.model_validate(fingerprint))
-    if differences:
-        raise UserError(refusal(differences))
-    return position
-
-
 def refusal(differences: Sequence[str]) -> str:
     """Why a run cannot go on with other data, and what can be done."""
     return (
