@@ -144,16 +144,50 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
     """
     before, after = _flat(old), _flat(new)
     differences = Differences(fixed=[], data=[], warned=[])
+    told: set[str] = set()
     for path in list(after) + [path for path in before if path not in after]:
-        if path not in before and _is_default(path, after[path], before):
+        kind = classify(path) or "warned"
+        if kind == "free":
+            continue
+        item = _item(path)
+        if item and (_has_item(before, item) != _has_item(after, item)):
+            # An entry of a list that came or went, such as a source, is one difference.
+            if item not in told:
+                told.add(item)
+                shown = [_show_item(side, item) for side in (before, after)]
+                getattr(differences, kind).append(Difference(item, *shown))
+            continue
+        if path not in before and _defaults().get(general(path)) == display(after[path]):
             continue
         if path in before and path in after and before[path] == after[path]:
             continue
         shown = [display(side[path]) if path in side else "absent" for side in (before, after)]
-        kind = classify(path) or "warned"
-        if kind != "free":
-            getattr(differences, kind).append(Difference(path, *shown))
+        getattr(differences, kind).append(Difference(path, *shown))
     return differences
+
+
+def _item(path: str) -> str | None:
+    """The entry of a list that a setting is in, such as data.sources.1."""
+    found = re.match(r"(.*\.[0-9]+)\.", path)
+    return found[1] if found else None
+
+
+def _has_item(flat: Mapping[str, Any], item: str) -> bool:
+    return any(path.startswith(f"{item}.") for path in flat)
+
+
+def _show_item(flat: Mapping[str, Any], item: str) -> str:
+    """What is set in an entry of a list, but for defaults; "absent" for one that is not there."""
+    if not _has_item(flat, item):
+        return "absent"
+    set_here = {
+        path: value for path, value in flat.items() if path.startswith(f"{item}.") and value is not None
+    }
+    return ", ".join(
+        f"{path.removeprefix(f'{item}.')} {display(value)}"
+        for path, value in set_here.items()
+        if _defaults().get(general(path)) != display(value)
+    )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -174,11 +208,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 @cache
 def _defaults() -> dict[str, str]:
     return {key.path: key.default for key in keys()}
-
-
-def _is_default(path: str, value: object, before: Mapping[str, Any]) -> bool:
-    """Whether a setting has its default, in a section or list entry that the old config had."""
-    item = re.match(r"(.*\.[0-9]+)\.", path)
-    if item and not any(known.startswith(f"{item[1]}.") for known in before):
-        return False
-    return _defaults().get(general(path)) == display(value)
