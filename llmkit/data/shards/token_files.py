@@ -9,6 +9,9 @@ from llmkit.data.shards.mapped import MappedFile
 GATHER_BYTES = 1 << 18
 """Tokens copied at a time, small enough for the processor's cache: they are then converted from there."""
 
+MANY_ROWS = 4
+"""Rows a file from which on they are copied together: a call of numpy costs as much as some rows."""
+
 
 class TokenFiles:
     """The tokens of mapped files; dtype: type of the tokens in all of them."""
@@ -19,7 +22,7 @@ class TokenFiles:
         self._sizes = np.array([tokens.size for tokens in self._tokens], dtype=np.int64)
         self._starts = np.concatenate(([0], np.cumsum(self._sizes)))
         self._first: list[int] = self._starts.tolist()
-        self._windows: dict[int, np.ndarray] = {}
+        self._windows: dict[tuple[int, int], np.ndarray] = {}
         self.tokens = int(self._starts[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -52,8 +55,9 @@ class TokenFiles:
         starts = index.astype(np.int64) * length
         if index.size == 0:
             return out
-        if len(self._files) == 1:  # the usual case needs no look at each row
-            self._gather(starts, out)
+        if len(self._files) == 1:  # then no row needs a look of its own
+            self._touch(0, starts, starts + length + 1)
+            self._gather(0, starts, out, None)
         else:
             self._gather_over_files(starts, out)
         return out
@@ -76,26 +80,36 @@ class TokenFiles:
             here = slice(None) if numbers is None else numbers == number
             self._files[number].check(first[here] * self._dtype.itemsize, end[here] * self._dtype.itemsize)
 
-    def _gather(self, starts: np.ndarray, out: np.ndarray) -> None:
-        """Rows of a single file."""
+    def _gather(self, number: int, first: np.ndarray, out: np.ndarray, places: np.ndarray | None) -> None:
+        """Rows of one file, which begin at `first` in it, into out[places]; None = into all of `out`."""
         width = out.shape[1]
-        self._touch(0, starts, starts + width)
-        if width not in self._windows:
+        if (number, width) not in self._windows:
             # Every run of `width` tokens as a view, so that one call of numpy copies many rows.
-            self._windows[width] = np.lib.stride_tricks.sliding_window_view(self._tokens[0], width)
-        view, step = self._windows[width], max(1, GATHER_BYTES // (width * self._dtype.itemsize))
-        for place in range(0, starts.size, step):
-            out[place : place + step] = view[starts[place : place + step]]
+            windows = np.lib.stride_tricks.sliding_window_view(self._tokens[number], width)
+            self._windows[number, width] = windows
+        view, step = self._windows[number, width], max(1, GATHER_BYTES // (width * self._dtype.itemsize))
+        for begin in range(0, first.size, step):
+            part = slice(begin, begin + step)
+            out[part if places is None else places[part]] = view[first[part]]
 
     def _gather_over_files(self, starts: np.ndarray, out: np.ndarray) -> None:
-        """Rows of many files, of which each has few."""
+        """Rows of several files."""
         width = out.shape[1]
         numbers = np.searchsorted(self._starts, starts, side="right") - 1
         first = starts - self._starts[numbers]
         end = np.minimum(first + width, self._sizes[numbers])
-        for number in np.unique(numbers).tolist():
+        present = np.unique(numbers).tolist()
+        for number in present:
             self._touch(number, first, end, numbers)
-        for place, (number, begin) in enumerate(zip(numbers.tolist(), first.tolist(), strict=True)):
+        left = np.ones(starts.size, dtype=bool)
+        if starts.size >= MANY_ROWS * len(present):
+            left = end - first < width
+            for number in present:
+                places = np.flatnonzero((numbers == number) & ~left)
+                if places.size:
+                    self._gather(number, first[places], out, places)
+        for place in np.flatnonzero(left).tolist():
+            number, begin = int(numbers[place]), int(first[place])
             row = self._tokens[number][begin : begin + width]
             if row.size == width:
                 out[place] = row

@@ -72,6 +72,21 @@ def test_more_rows_than_are_copied_at_once_come_back(tmp_path: Path) -> None:
     assert (rows == stream[np.arange(299)[:, None] * 1000 + np.arange(1001)]).all()
 
 
+@pytest.mark.parametrize("repeats", [1, 40])
+def test_rows_of_several_files_come_back_whether_few_or_many(
+    write_shards: Callable[..., Path], repeats: int
+) -> None:
+    reader = ShardReader(write_shards([list(range(1, 2 + 7 * k)) for k in range(30)], shard_bytes=1500))
+    assert len(reader.index.shards) > 2
+    stream, length = reader.read(0, reader.tokens), 23
+    index = np.random.default_rng(0).permutation(np.arange(reader.row_count(length)).repeat(repeats))
+    wanted = np.stack([stream[k * length : (k + 1) * length + 1] for k in index])
+    assert np.array_equal(reader.rows(index, length), wanted)
+    out = np.zeros(wanted.shape, dtype=np.int32)
+    assert reader.rows(index, length, out=out) is out
+    assert np.array_equal(out, wanted)
+
+
 def test_any_range_can_be_read_across_shards(write_shards: Callable[..., Path]) -> None:
     reader = ShardReader(write_shards(DOCUMENTS, shard_bytes=40))
     stream = [0, *(token for document in DOCUMENTS for token in [*document, 0])]
