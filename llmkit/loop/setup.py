@@ -22,11 +22,13 @@ from llmkit.config.resume import compare
 from llmkit.config.schema import Config, Data
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived, to_yaml
+from llmkit.data.building.opened import Found, find_elsewhere
 from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
-from llmkit.data.sources.listing import File, Listing, list_elsewhere
+from llmkit.data.sources.listing import File
+from llmkit.data.sources.units import Unit
 from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.errors import UserError
@@ -152,7 +154,7 @@ def _lay_basis(
 ) -> Basis:
     """Prepares the data and settles sizes; everything that can be wrong is found here."""
     config, layout, mesh = start.config, start.layout, start.mesh
-    elsewhere = _list_elsewhere(config.data, mesh)
+    elsewhere = _find_elsewhere(config.data, mesh)
     with together(mesh):
         if config.run.deterministic:
             make_deterministic()
@@ -182,10 +184,13 @@ def _lay_basis(
     return Basis(device, precision, data, shape, micro_batch_size, accumulation_steps)
 
 
-def _list_elsewhere(data: Data, mesh: Mesh) -> Listing:
-    """Files that are not on local disks, as rank 0 finds them: a hub would not like all ranks to ask."""
-    listed = json.loads(first_only(mesh, lambda: json.dumps(list_elsewhere(data))))
-    return {place: [File(*file) for file in files] for place, files in listed.items()}
+def _find_elsewhere(data: Data, mesh: Mesh) -> dict[str, Found]:
+    """What rank 0 finds of sources that are not on local disks."""
+    found = json.loads(first_only(mesh, lambda: json.dumps(find_elsewhere(data))))
+    return {
+        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units])
+        for place, (files, units) in found.items()
+    }
 
 
 def _loader(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import JsonValue
 
 from llmkit.config import schema
 from llmkit.config.check import source_name
 from llmkit.data.live.source import known_files, open_reader
-from llmkit.data.sources.listing import File, Listing, examine, list_files
+from llmkit.data.sources.listing import File, examine, is_elsewhere, list_files
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Policy
-from llmkit.data.sources.units import cut_into_units
+from llmkit.data.sources.units import Unit, cut_into_units
 from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import UserError
 
@@ -84,8 +84,30 @@ def read_twice(sources: Sequence[OpenedSource]) -> list[str]:
     ]
 
 
-def open_sources(config: schema.Data, known: Listing | None = None) -> list[OpenedSource]:
-    """All sources, in the order of the settings; those not in `known` are listed.
+class Found(NamedTuple):
+    """What was asked for of a source elsewhere: its files and, of a live one, their units."""
+
+    files: Sequence[File]
+    units: Sequence[Unit]
+
+
+def find_elsewhere(config: schema.Data) -> dict[str, Found]:
+    """The sources that are not on local disks, by the key of their settings.
+
+    So one process can ask for all of them: stores would not like as many questions as there are processes.
+    """
+    found = {}
+    for number, spec in enumerate(config.sources):
+        place = f"data.sources[{number}]"
+        if is_elsewhere(spec):
+            files = list_files(spec, place)
+            live = open_reader(spec, source_name(number, spec), place, config, files) if spec.live else None
+            found[place] = Found(files, [] if live is None else live.units)
+    return found
+
+
+def open_sources(config: schema.Data, known: Mapping[str, Found] | None = None) -> list[OpenedSource]:
+    """All sources, in the order of the settings; nothing is asked for of those in `known`.
 
     Raises UserError where one has no files.
     """
@@ -98,9 +120,11 @@ def open_sources(config: schema.Data, known: Listing | None = None) -> list[Open
     opened = []
     for number, (spec, name) in enumerate(zip(config.sources, names, strict=True)):
         place = f"data.sources[{number}]"
+        found = (known or {}).get(place)
         files: Sequence[File] = []
         if spec.type not in ("shards", "megatron"):
-            files = known[place] if known and place in known else list_files(spec, place)
-        live = open_reader(spec, name, place, config, files) if spec.live else None
+            files = found.files if found else list_files(spec, place)
+        units = found.units if found else None
+        live = open_reader(spec, name, place, config, files, units) if spec.live else None
         opened.append(OpenedSource(number, spec, name, config.errors, files, live))
     return opened

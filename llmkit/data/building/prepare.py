@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llmkit.config import schema
 from llmkit.data.building.build_source import Builder
 from llmkit.data.building.cache import Report
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
-from llmkit.data.building.opened import OpenedSource, open_sources, read_twice
+from llmkit.data.building.opened import Found, OpenedSource, open_sources, read_twice
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, summary
-from llmkit.data.sources.listing import Listing
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import RecordEncoder
 
@@ -20,15 +21,15 @@ def prepare(
     *,
     seed: int = 0,
     workers: int | None = None,
-    known: Listing | None = None,
+    known: Mapping[str, Found] | None = None,
 ) -> Prepared:
     """The data of the settings; what is not in `cache_dir` is built.
 
     Any number of processes may call this at once: one builds a folder, the others wait for it. A build that
     dies leaves nothing that is taken for data, and the next one goes on with the parts that it finished.
     report: gets lines of progress. seed: of the run, for the order of live sources. workers: processes that
-    tokenize, by default as many as there are cores; they do not change what is built. known: files of sources
-    that need not be listed again.
+    tokenize, by default as many as there are cores; they do not change what is built. known: what
+    was found of sources elsewhere.
     Raises UserError for mistakes in the settings or the text, RunFault if the cache cannot be written or a
     source cannot be read.
     """

@@ -23,7 +23,7 @@ from llmkit.data.order import Word, key
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.units import cut_into_units
+from llmkit.data.sources.units import Unit, cut_into_units
 from llmkit.data.sources.urls import shown
 from llmkit.data.tokens.encode import RecordEncoder
 
@@ -38,12 +38,18 @@ UNIT_STREAM, WINDOW_STREAM, WHOLE = 21, 22, 1
 
 
 def open_reader(
-    spec: schema.Source, name: str, place: str, config: schema.Data, files: Sequence[File]
+    spec: schema.Source,
+    name: str,
+    place: str,
+    config: schema.Data,
+    files: Sequence[File],
+    units: Sequence[Unit] | None = None,
 ) -> SourceReader:
-    """Cuts the files of a live source into units; `place` is the key of its settings."""
-    low, high = UNIT_BYTES
-    wanted = -(-sum(file.size for file in files) // (UNITS_PER_LANE * config.lanes))
-    units = cut_into_units(spec, files, min(max(wanted, low), high), place)
+    """Reads a live source, whose files are cut here if `units` are not known; place: key of its settings."""
+    if units is None:
+        low, high = UNIT_BYTES
+        wanted = -(-sum(file.size for file in files) // (UNITS_PER_LANE * config.lanes))
+        units = cut_into_units(spec, files, min(max(wanted, low), high), place)
     return SourceReader(spec, name, place, config.errors, files, units)
 
 

@@ -7,7 +7,7 @@ import os
 import stat
 import sysconfig
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -49,17 +49,8 @@ class File(NamedTuple):
     stamp: int = 0
 
 
-Listing = Mapping[str, Sequence[File]]
-"""Files of sources by the key of their settings, as in "data.sources[0]"."""
-
-
-def list_elsewhere(config: schema.Data) -> Listing:
-    """The files of sources that are not on local disks, so that one process can ask for all the others."""
-    places = {f"data.sources[{number}]": spec for number, spec in enumerate(config.sources)}
-    return {place: list_files(spec, place) for place, spec in places.items() if _is_elsewhere(spec)}
-
-
-def _is_elsewhere(spec: schema.Source) -> bool:
+def is_elsewhere(spec: schema.Source) -> bool:
+    """Whether the files of a source are not on local disks."""
     if spec.type == "hub":
         return not os.path.isdir(os.path.expanduser(spec.dataset or ""))
     patterns = [spec.path] if isinstance(spec.path, str) else spec.path or []

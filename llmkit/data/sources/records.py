@@ -204,8 +204,9 @@ class Extractor:
     def _message(self, message: Any, what: str) -> dict[str, str]:
         if not isinstance(message, dict):
             raise _UnusableError(NO_MESSAGES, f"{what} is {_shown(message)}, not {{role, content}}")
-        if message.get("tool_calls"):  # without them, the model would learn a turn that was never so
-            raise _UnusableError(TOOL_CALLS, f"{what} has tool_calls, of which no tokens are made")
+        for name in ("tool_calls", "function_call"):
+            if message.get(name):  # without them, the model would learn a turn that was never so
+                raise _UnusableError(TOOL_CALLS, f"{what} has {name}, of which no tokens are made")
         if not {"role", "content"} <= message.keys():
             hint = "; rename from to role and value to content" if {"from", "value"} <= message.keys() else ""
             detail = f"{what} has the fields {', '.join(message)}, not role and content{hint}"

@@ -113,6 +113,11 @@ def test_a_chat_is_messages() -> None:
             "chat with tool calls",
             "messages[0] has tool_calls, of which no tokens are made",
         ),
+        (
+            [{"role": "assistant", "content": None, "function_call": {"name": "f"}}],
+            "chat with tool calls",
+            "messages[0] has function_call, of which no tokens are made",
+        ),
         ([{"role": "tool_user", "tool_calls": [{}]}], "chat with tool calls", "messages[0] has tool_calls"),
         ([{"role": "user", "content": None}], "no string", "messages[0].content is null, not a string"),
         ([{"role": "user", "content": [{"type": "text"}]}], "no string", "messages[0].content is [{"),

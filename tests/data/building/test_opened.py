@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llmkit.config import schema
+from llmkit.data.building import opened
+from llmkit.data.building.opened import Found, find_elsewhere, open_sources
+from llmkit.data.live import source as live_source
+from llmkit.data.sources.listing import File
+from llmkit.data.sources.units import Unit
+
+
+@pytest.fixture
+def config(tmp_path) -> Iterator[schema.Data]:
+    """A live source in a store, another one there that is built, and one on this disk."""
+    store = fsspec.filesystem("memory")
+    for name in ("a", "b"):
+        with store.open(f"/found/{name}.parquet", "wb") as file:
+            pq.write_table(pa.table({"text": [f"{name} {k}" for k in range(90)]}), file, row_group_size=30)
+    (tmp_path / "here.txt").write_text("here")
+    yield schema.Data(
+        sources=[
+            schema.Source(type="parquet", name="live", path="memory://found/*.parquet", live=True),
+            schema.Source(type="parquet", name="built", path="memory://found/a.parquet"),
+            schema.Source(type="text", name="here", path=str(tmp_path / "here.txt")),
+        ]
+    )
+    store.rm("/found", recursive=True)
+
+
+def test_what_one_process_found_elsewhere_no_other_asks_for(
+    config: schema.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = json.loads(json.dumps(find_elsewhere(config)))
+    assert [(place, len(files), len(units)) for place, (files, units) in told.items()] == [
+        ("data.sources[0]", 2, 2),
+        ("data.sources[1]", 1, 0),
+    ]
+    known = {
+        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units])
+        for place, (files, units) in told.items()
+    }
+    wanted = open_sources(config)
+    asked = []
+    list_files = opened.list_files
+    monkeypatch.setattr(
+        opened, "list_files", lambda spec, place: asked.append(place) or list_files(spec, place)
+    )
+    monkeypatch.setattr(live_source, "cut_into_units", None)
+    got = open_sources(config, known)
+    assert asked == ["data.sources[2]"]
+    assert [source.files for source in got] == [source.files for source in wanted]
+    assert got[0].live is not None and wanted[0].live is not None
+    assert got[0].live.units == wanted[0].live.units
+    assert list(got[0].live.read(1)) == list(wanted[0].live.read(1))
