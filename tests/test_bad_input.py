@@ -58,7 +58,7 @@ def trained(*overrides: str) -> None:
         ("optimizer.betas=[0.9]", ["optimizer.betas"]),
         ("model.mlp=relu", ["swiglu", "gelu"]),
         ("train.micro_batch_size=3", ["micro_batch_size 3", "does not divide", "global_batch_size 4"]),
-        ("data.sources.0.path=nowhere", ["data.sources[0].path", "nowhere"]),
+        ("data.sources.0.path=nowhere", ["data.sources.0.path: ", "nowhere"]),
         ("model.vocab_size=100", ["vocab_size 100", "257"]),
         ("data.tokenizer={type: file, path: none.json}", ["none.json", "cannot be read"]),
     ],

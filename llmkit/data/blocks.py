@@ -216,7 +216,7 @@ class BlockMaker:
         if source.max_epochs is not None and plan.epochs.ravel()[here].max() >= source.max_epochs:
             raise SourceDryError(
                 f"source {source.name} has run dry: it was read {source.max_epochs} times "
-                f"(data.sources[{place}].max_epochs); the newest checkpoint goes on with a larger max_epochs "
+                f"(data.sources.{place}.max_epochs); the newest checkpoint goes on with a larger max_epochs "
                 "or other weights (--allow-data-change)"
             )
         if here.all():

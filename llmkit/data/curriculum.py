@@ -69,7 +69,7 @@ def check_supply(order: Order, supplies: Sequence[Supply], steps: range, positio
                 else:
                     lasts = middle
             short.append(
-                f"data.sources[{supply.place}].max_epochs: until step {steps.stop - 1} the run needs "
+                f"data.sources.{supply.place}.max_epochs: until step {steps.stop - 1} the run needs "
                 f"{needed:,} rows of source {supply.name}, {supply.max_epochs} epochs have {limit:,}; it "
                 f"lasts until step {steps.start + lasts - 1}. Lower its weight, raise max_epochs or end there"
             )

@@ -109,7 +109,7 @@ def quotas(weights: Sequence[float], slots: int = SLOTS) -> np.ndarray:
     if small.any():
         i = int(np.argmax(small))
         raise UserError(
-            f"the weight of data.sources[{i}], {weights[i]:g}, is less than 1/{slots} of the weights' sum "
+            f"the weight of data.sources.{i}, {weights[i]:g}, is less than 1/{slots} of the weights' sum "
             f"{total:g}; give it a larger weight, 0, or remove the source"
         )
     return count

@@ -72,7 +72,7 @@ def test_quotas_fill_the_block_and_are_within_a_slot_of_the_weights(weights: lis
 
 
 def test_a_weight_without_a_slot_is_named() -> None:
-    with pytest.raises(UserError, match=r"weight of data.sources\[1\], 1e-06, is less than 1/65536"):
+    with pytest.raises(UserError, match=r"weight of data.sources.1, 1e-06, is less than 1/65536"):
         quotas([1.0, 1e-6])
 
 

@@ -38,7 +38,7 @@ class OpenedSource:
     @property
     def place(self) -> str:
         """The key of its settings, for messages."""
-        return f"data.sources[{self.number}]"
+        return f"data.sources.{self.number}"
 
     @property
     def kind(self) -> Literal["built", "live", "given"]:
@@ -98,7 +98,7 @@ def find_elsewhere(config: schema.Data) -> dict[str, Found]:
     """
     found = {}
     for number, spec in enumerate(config.sources):
-        place = f"data.sources[{number}]"
+        place = f"data.sources.{number}"
         if is_elsewhere(spec):
             files = list_files(spec, place)
             live = open_reader(spec, source_name(number, spec), place, config, files) if spec.live else None
@@ -119,7 +119,7 @@ def open_sources(config: schema.Data, known: Mapping[str, Found] | None = None) 
         raise UserError("data.sources: all weights are 0, so there is no source to draw rows from")
     opened = []
     for number, (spec, name) in enumerate(zip(config.sources, names, strict=True)):
-        place = f"data.sources[{number}]"
+        place = f"data.sources.{number}"
         found = (known or {}).get(place)
         files: Sequence[File] = []
         if spec.type not in ("shards", "megatron"):

@@ -39,8 +39,8 @@ def test_what_one_process_found_elsewhere_no_other_asks_for(
 ) -> None:
     told = json.loads(json.dumps(find_elsewhere(config)))
     assert [(place, len(files), len(units)) for place, (files, units) in told.items()] == [
-        ("data.sources[0]", 2, 2),
-        ("data.sources[1]", 1, 0),
+        ("data.sources.0", 2, 2),
+        ("data.sources.1", 1, 0),
     ]
     known = {
         place: Found([File(*file) for file in files], [Unit(*unit) for unit in units])
@@ -54,7 +54,7 @@ def test_what_one_process_found_elsewhere_no_other_asks_for(
     )
     monkeypatch.setattr(live_source, "cut_into_units", None)
     got = open_sources(config, known)
-    assert asked == ["data.sources[2]"]
+    assert asked == ["data.sources.2"]
     assert [source.files for source in got] == [source.files for source in wanted]
     assert got[0].live is not None and wanted[0].live is not None
     assert got[0].live.units == wanted[0].live.units

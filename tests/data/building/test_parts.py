@@ -44,9 +44,9 @@ def maker(tmp_path: Path, texts: list[Any], errors: str = "skip", unit_bytes: in
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     spec = schema.Source(type="jsonl", path=str(path))
-    files = list_files(spec, "data.sources[0]")
+    files = list_files(spec, "data.sources.0")
     units = cut_into_units(spec, files, unit_bytes)
-    reader = SourceReader(spec, "toy", "data.sources[0]", errors, files, units)  # type: ignore[arg-type]
+    reader = SourceReader(spec, "toy", "data.sources.0", errors, files, units)  # type: ignore[arg-type]
     (tmp_path / "parts").mkdir()
     groups = [tuple(range(len(units)))]
     return PartMaker(reader, Letters(), groups, 5, "<u2", tmp_path / "parts")  # type: ignore[arg-type]

@@ -133,7 +133,7 @@ def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> Non
             file.write(f'{{"text": "{number:>100}"}}\n')
     spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
     config = schema.Data(sources=[spec], lanes=2, sequence_length=64, shuffle_window=3, cache_dir="cache")
-    reader = open_reader(spec, "toy", "data.sources[0]", config, list_files(spec, "data.sources[0]"))
+    reader = open_reader(spec, "toy", "data.sources.0", config, list_files(spec, "data.sources.0"))
     size = (tmp_path / "a.jsonl").stat().st_size
     assert len(reader.units) == pytest.approx(8, abs=1)
     source = LiveSource.of(reader, config, FakeEncoder()).numbered(0, seed=1)  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def test_a_record_longer_than_a_unit_leaves_no_lane_without_one(tmp_path: Path) 
             file.write(f'{{"text": "{"x" * 900_000 if number == 10_000 else number:>100}"}}\n')
     spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
     config = schema.Data(sources=[spec], lanes=48, sequence_length=64)
-    reader = open_reader(spec, "toy", "data.sources[0]", config, list_files(spec, "data.sources[0]"))
+    reader = open_reader(spec, "toy", "data.sources.0", config, list_files(spec, "data.sources.0"))
     empty = [unit for unit in range(len(reader.units)) if not any(reader.read(unit))]
     assert len(empty) >= 2
     source = LiveSource.of(reader, config, FakeEncoder())  # type: ignore[arg-type]

@@ -18,9 +18,9 @@ Reading = Callable[..., list[Candidate]]
 
 
 def make_reader(source: Source, errors: Policy = "skip", unit_bytes: int = 1 << 20) -> SourceReader:
-    files = list_files(source, "data.sources[0]")
-    units = cut_into_units(source, files, unit_bytes, "data.sources[0]")
-    return SourceReader(source, "toy", "data.sources[0]", errors, files, units)
+    files = list_files(source, "data.sources.0")
+    units = cut_into_units(source, files, unit_bytes, "data.sources.0")
+    return SourceReader(source, "toy", "data.sources.0", errors, files, units)
 
 
 def read_all(reader: SourceReader) -> list[Candidate]:

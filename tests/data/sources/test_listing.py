@@ -41,7 +41,7 @@ def memory() -> Iterator[Any]:
 
 
 def names(root: Path, source: Source) -> list[str]:
-    return [Path(file.path).relative_to(root).as_posix() for file in list_files(source, "data.sources[0]")]
+    return [Path(file.path).relative_to(root).as_posix() for file in list_files(source, "data.sources.0")]
 
 
 def test_a_folder_stands_for_all_files_under_it_but_hidden_ones(tree: Path) -> None:
@@ -120,10 +120,10 @@ def test_relative_paths_start_from_the_working_directory(tree: Path, monkeypatch
 @pytest.mark.parametrize(
     ("path", "kind", "message"),
     [
-        ("gone.txt", "text", r"data.sources\[0\].path: there is no gone.txt \(looked from "),
-        ("gone/*.txt", "text", r"data.sources\[0\].path: nothing matches gone/\*.txt"),
-        ("empty", "text", r"data.sources\[0\].path: empty holds no files"),
-        ("empty", "parquet", r"data.sources\[0\].path: empty holds no \*.parquet files"),
+        ("gone.txt", "text", r"data.sources.0.path: there is no gone.txt \(looked from "),
+        ("gone/*.txt", "text", r"data.sources.0.path: nothing matches gone/\*.txt"),
+        ("empty", "text", r"data.sources.0.path: empty holds no files"),
+        ("empty", "parquet", r"data.sources.0.path: empty holds no \*.parquet files"),
         ("empty", "jsonl", r"empty holds no \*.jsonl or \*.jsonl.gz or \*.jsonl.zst files"),
     ],
 )
@@ -133,12 +133,12 @@ def test_where_nothing_is_found_the_setting_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        list_files(Source(type=kind, path=path), "data.sources[0]")
+        list_files(Source(type=kind, path=path), "data.sources.0")
 
 
 def test_a_path_is_needed() -> None:
-    with pytest.raises(UserError, match=r"data.sources\[3\].path: a jsonl source needs a file"):
-        list_files(Source(type="jsonl"), "data.sources[3]")
+    with pytest.raises(UserError, match=r"data.sources.3.path: a jsonl source needs a file"):
+        list_files(Source(type="jsonl"), "data.sources.3")
 
 
 def test_compressions_that_are_not_unpacked_are_refused(write: Callable[[str, bytes], str]) -> None:
@@ -152,7 +152,7 @@ def test_text_holds_no_other_records_than_texts(write: Callable[[str, bytes], st
 
 
 def test_the_standard_library_comes_without_tests_and_packages() -> None:
-    files = [Path(file.path) for file in list_files(Source(type="stdlib"), "data.sources[0]")]
+    files = [Path(file.path) for file in list_files(Source(type="stdlib"), "data.sources.0")]
     assert Path(os.__file__) in files
     assert files == sorted(files, key=str)
     folders = {part for path in files for part in path.relative_to(Path(os.__file__).parent).parts[:-1]}

@@ -270,7 +270,7 @@ def test_too_long_a_record_is_left_out(
     )
     with pytest.raises(UserError) as failure:
         texts(make_reader(source, "raise"))
-    hint = "; data.sources[0].separator cuts a text into documents" if is_text else ""
+    hint = "; data.sources.0.separator cuts a text into documents" if is_text else ""
     assert str(failure.value).startswith(f"{path}{where} is longer than 256 MiB{hint}; mend the file, or")
 
 
