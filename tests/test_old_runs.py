@@ -1,0 +1,65 @@
+"""Runs of earlier versions go on, are evaluated and sampled by this one.
+
+old_runs/DATE holds what a version wrote: a checkpoint in the middle of a run, the configuration and text it
+was started with, and the rows of the whole run, held-out loss included.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli import main
+from tests.program import rows
+
+OLD_RUNS = sorted((Path(__file__).parent / "old_runs").iterdir())
+CONTINUATION = {"2026-11-28": "the catgggggggggggg\n"}
+"""Greedy sample of the stored checkpoint, as its own version printed it."""
+
+
+@pytest.fixture(params=OLD_RUNS, ids=lambda path: path.name)
+def old(request, tmp_path, monkeypatch):
+    """The files of an old run; a copy of its run folder is in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("run.yaml", "texts.jsonl"):
+        shutil.copy(request.param / name, name)
+    (step,) = request.param.glob("step-*")
+    shutil.copytree(step, f"runs/small/checkpoints/{step.name}")
+    return request.param
+
+
+def expected(old: Path) -> dict[int, dict[str, float]]:
+    """For each step what the run logged then, evaluations included."""
+    wanted: dict[int, dict[str, float]] = {}
+    for line in (old / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        wanted.setdefault(row.pop("step"), {}).update(row)
+    return wanted
+
+
+def test_it_goes_on_as_it_would_have(old):
+    assert main(["train", "run.yaml"]) == 0
+    wanted, seen = expected(old), {}
+    for row in rows(Path("runs/small")):
+        seen.setdefault(row["step"], {}).update(row)
+    assert sorted(seen) == [5, 6, 7, 8]
+    for step, row in seen.items():
+        for name, value in wanted[step].items():
+            assert row[name] == pytest.approx(value, rel=1e-4 if name == "grad_norm" else 1e-5), (step, name)
+
+
+def test_it_is_evaluated(old, capsys):
+    assert main(["train", "run.yaml"]) == 0
+    assert main(["evaluate", "runs/small", "--precision", "fp32"]) == 0
+    loss = float(re.search(r"held-out loss\s+([\d.]+) nats a token, 976", capsys.readouterr().out)[1])
+    assert loss == pytest.approx(expected(old)[8]["eval_loss"], abs=1e-4)
+
+
+def test_it_is_sampled(old, capsys):
+    command = ["generate", "runs/small", "--prompt", "the cat", "--temperature", "0"]
+    assert main([*command, "--max-new-tokens", "12", "--precision", "fp32"]) == 0
+    assert capsys.readouterr().out == CONTINUATION[old.name]
