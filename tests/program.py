@@ -102,6 +102,7 @@ TIMELESS = (
     "step",
     "tokens",
     "loss",
+    "loss_mean",
     "grad_norm",
     "learning_rate",
     "skipped",

@@ -28,7 +28,7 @@ from tests.monitor.wandb_log import history
 from tests.program import events, make_project, rows, timeless
 
 COLUMNS = {
-    "step", "tokens", "loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second",
+    "step", "tokens", "loss", "loss_mean", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second",
     "data_seconds", "mfu", "mfu_peak", "peak_memory_gib",
 }  # fmt: skip
 
@@ -89,6 +89,30 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     printed = capsys.readouterr().out
     for fact in ("parameters", "tokens_per_step", "bits per byte", "xz -9e", "gzip -9", "llmkit generate"):
         assert fact in printed
+
+
+def test_the_mean_loss_since_the_last_row_covers_resumes(project, monkeypatch, capsys):
+    assert train("run.name=every") == 0
+    losses = [row["loss"] for row in rows(project / "runs" / "every") if "loss" in row]
+    at_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train("monitor.log_every=4") == 75
+    capsys.readouterr()
+    assert train("monitor.log_every=4") == 0
+    training = [row for row in rows(project / "runs" / "tiny") if "loss" in row]
+    assert [row["step"] for row in training] == [1, 4, 8, 12]
+    assert [row["loss"] for row in training] == [losses[step - 1] for step in (1, 4, 8, 12)]
+    means = [losses[0], *(sum(losses[a:b]) / (b - a) for a, b in ((1, 4), (4, 8), (8, 12)))]
+    assert [row["loss_mean"] for row in training] == pytest.approx(means, rel=1e-12)
+    assert f"step  8/12  loss {means[2]:.4f}" in capsys.readouterr().out
+
+
+def test_the_first_step_of_a_process_counts_in_no_mean_of_times(project, monkeypatch):
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train() == 75
+    assert train() == 0
+    training = [row for row in rows(project / "runs" / "tiny") if "loss" in row]
+    for column in ("step_seconds", "tokens_per_second", "data_seconds", "mfu"):
+        assert [row["step"] for row in training if row[column] is None] == [1, 4]
 
 
 def test_a_finished_run_stays_as_it_is_until_it_gets_more_steps(project, capsys):

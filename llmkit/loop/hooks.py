@@ -66,7 +66,9 @@ class ChooseSteps:
 class Log:
     """Writes rows to metrics.jsonl and the console; scalars are read a step late.
 
-    Also counts skipped updates, and ends the run after too many in a row.
+    The first step of a process compiles and warms caches: it counts in no mean of times, and the times of
+    a row that holds nothing else are null. Also counts skipped updates, and ends the run after too many in a
+    row.
     """
 
     def __init__(self, run: Run) -> None:
@@ -78,6 +80,8 @@ class Log:
         self._first, self._told = True, False
         self._left_out = TellLeftOut()
         self._pending: tuple[int, int, float, Scalars, dict[str, Any]] | None = None
+        if run.engine.model.compiled:
+            run.console.note("compiling the model: the first step takes much longer than those after it")
 
     def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
         """See `Hook.after_step`."""
@@ -89,23 +93,24 @@ class Log:
         if first and (breaks := graph_breaks()):
             most = max(breaks, key=lambda reason: breaks[reason])
             run.console.note(f"torch.compile could not take {sum(breaks.values())} places, such as: {most}")
-        if step == 1 or step % run.config.monitor.log_every == 0 or run.progress.finished():
-            timing = self._timing(run)
-        elif first:  # of this process: it compiles, and would spoil the mean of a resumed run's first row
+        if first:
             run.clock.read()
             self._steps = 0
+        if step == 1 or step % run.config.monitor.log_every == 0 or run.progress.finished():
+            timing = self._timing(run)
         self._pending = step, run.progress.tokens, learning_rate, Scalars(result), timing
         run.console.progress(step)
 
     def _timing(self, run: Run) -> dict[str, Any]:
-        """The columns that are means since the last row."""
+        """The columns that are means since the last row; null where no step is to be counted."""
         seconds, waited = run.clock.read()
-        rate = self._steps * self._tokens_per_step / seconds
+        steps = self._steps
+        rate = steps * self._tokens_per_step / seconds if steps else None
         row = {
-            "step_seconds": seconds / self._steps,
+            "step_seconds": seconds / steps if steps else None,
             "tokens_per_second": rate,
-            "data_seconds": waited / self._steps,
-            "mfu": utilization(rate, self.flops_per_token, self.peak, run.mesh.world_size),
+            "data_seconds": waited / steps if steps else None,
+            "mfu": rate and utilization(rate, self.flops_per_token, self.peak, run.mesh.world_size),
             "mfu_peak": self.peak_label,
             "peak_memory_gib": peak_memory_gib(run.device),
         }
@@ -118,7 +123,9 @@ class Log:
             return
         (step, tokens, learning_rate, scalars, timing), self._pending = self._pending, None
         loss, norm, skipped = scalars.read()
+        run.progress.add_loss(loss, scalars.targets)
         if timing:
+            timing["loss_mean"] = run.progress.take_mean_loss()
             self._left_out.tell(run)
         if timing or skipped:
             row = {

@@ -31,6 +31,10 @@ class Progress:
     """Evaluations since the lowest."""
     stopped_early: bool = False
     """Early stopping has ended the run."""
+    nats_since_row: float = 0.0
+    """Summed loss of the steps since the last row of metrics.jsonl."""
+    targets_since_row: int = 0
+    """Their targets."""
 
     def finished(self) -> bool:
         """True where no step is left to do."""
@@ -45,6 +49,18 @@ class Progress:
         else:
             self.evaluations_without_gain += 1
         self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
+
+    def add_loss(self, loss: float, targets: int) -> None:
+        """Counts a step's mean loss, in nats a target; one that is not finite is left out."""
+        if math.isfinite(loss):
+            self.nats_since_row += loss * targets
+            self.targets_since_row += targets
+
+    def take_mean_loss(self) -> float | None:
+        """Mean nats a target since the last call, over resumes too; None without a target."""
+        nats, targets = self.nats_since_row, self.targets_since_row
+        self.nats_since_row, self.targets_since_row = 0.0, 0
+        return nats / targets if targets else None
 
     def to_json(self) -> dict[str, Any]:
         """Every field by name."""

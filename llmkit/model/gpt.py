@@ -97,6 +97,7 @@ class GPT(nn.Module):
         group = tensor.group if tensor.sequence_parallel else None
         self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
         self.head = Head(shape, tensor, self.embedding if shape.tie_word_embeddings else None)
+        self.compiled = False
 
     def compile_parts(self, report: Callable[[str], None], backend: str = "inductor") -> None:
         """Compiles a block, once for all of them, and the head with the loss.
@@ -106,6 +107,7 @@ class GPT(nn.Module):
         """
         for part in (*self.blocks, self.head):
             compile_module(part, report, backend)
+        self.compiled = True
 
     def forward(self, batch: Batch) -> LossSum:
         """The loss of each row, summed over its targets; the same on all ranks of a tensor-parallel group."""

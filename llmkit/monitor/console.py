@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 CLEAR = "\r\x1b[K"
 REFRESH_SECONDS = 0.1
-TIMES = ("step_seconds", "tokens_per_second", "mfu")
 
 
 class Console:
@@ -56,8 +55,6 @@ class Console:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Prints a row of metrics.jsonl as a line that stays."""
-        if row["step"] == 1:  # the first step also compiles: its time says nothing of those to come
-            row = {name: value for name, value in row.items() if name not in TIMES}
         self._row = row
         line = self._fit(self._fields(row))
         if self._status:  # which would go on showing the row before
@@ -93,8 +90,9 @@ class Console:
         """Most important first: `_fit` drops from the end."""
         step, seconds = row["step"], row.get("step_seconds")
         fields = [self._step(step)]
-        if "loss" in row:
-            fields.append(f"loss {_number(row['loss'], '.4f')}")
+        if "loss" in row:  # of one step it is that of a few rows, and noisy
+            mean = row.get("loss_mean")
+            fields.append(f"loss {_number(row['loss'] if mean is None else mean, '.4f')}")
         if row.get("skipped"):
             fields.append("update skipped")
         if row.get("tokens_per_second") is not None:

@@ -8,9 +8,10 @@ from llmkit.monitor.jsonlines import JsonLines
 class MetricsFile(JsonLines):
     """Rows of a run, written by one process, in the order of their steps.
 
-    Training rows: `step`, `tokens`, `loss`, `grad_norm`, `learning_rate`, `step_seconds`,
-    `tokens_per_second`, `data_seconds`, `mfu`, `mfu_peak`, `peak_memory_gib`, and `skipped` only
-    where true. Evaluation rows: `step`, `eval_loss`, `eval_bits_per_byte`. Non-finite values
+    Training rows: `step`, `tokens`, `loss` (of this step), `loss_mean` (a target, over the steps since the
+    last row with it), `grad_norm`, `learning_rate`, `step_seconds`, `tokens_per_second`, `data_seconds`,
+    `mfu` (these four null where a row holds but the first step of a process), `mfu_peak`,
+    `peak_memory_gib`, and `skipped` only where true. Evaluation rows: `step`, `eval_loss`, `eval_bits_per_byte`. Non-finite values
     become null.
     """
 

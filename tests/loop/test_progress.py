@@ -42,3 +42,11 @@ def test_finished_at_the_last_step_or_when_stopped_early():
     assert not Progress(step=5, max_steps=6).finished()
     assert Progress(step=6, max_steps=6).finished()
     assert Progress(step=1, max_steps=6, stopped_early=True).finished()
+
+
+def test_the_mean_loss_weighs_steps_by_their_targets_and_leaves_out_what_is_not_finite():
+    progress = Progress()
+    for loss, targets in ((2.0, 30), (math.nan, 10), (4.0, 10), (0.0, 0)):
+        progress.add_loss(loss, targets)
+    assert progress.take_mean_loss() == 2.5
+    assert progress.take_mean_loss() is None

@@ -159,10 +159,12 @@ def test_the_status_line_never_shows_an_older_row() -> None:
     assert "loss 3.0000" in shown(stream.getvalue())[-1]
 
 
-def test_the_first_row_says_nothing_of_the_time_to_come() -> None:
-    console, stream = terminal()
-    console.row({**ROW, "step": 1})
-    assert shown(stream.getvalue())[0] == "step   1/200  loss 4.5679"
+def test_the_mean_since_the_last_row_is_shown_where_a_row_has_one() -> None:
+    stream = io.StringIO()
+    console = Console(None, stream)
+    console.row({"step": 1, "loss": 9.0, "loss_mean": 9.5, "tokens_per_second": None, "mfu": None})
+    console.row({"step": 2, "loss": 8.0, "loss_mean": None})
+    assert stream.getvalue().splitlines() == ["step 1  loss 9.5000", "step 2  loss 8.0000"]
 
 
 def test_lines_that_stay_are_kept_in_a_file_too(tmp_path: Path) -> None:
