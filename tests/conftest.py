@@ -7,6 +7,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# What a busy machine does slowly is no fault.
+settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-clock")
 
 # Set before anything imports torch or a Hugging Face library.
 os.environ["HF_HUB_OFFLINE"] = "1"

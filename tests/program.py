@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.limits import HANG
+
 CONFIG = """\
 run:
   name: tiny
@@ -83,7 +85,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def run(folder: Path, *arguments: str, code: int = 0) -> str:
     """Output of a command that must end with `code`."""
     process = start(folder, *arguments)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=HANG)
     assert process.returncode == code, output
     return output
 

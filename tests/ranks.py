@@ -22,8 +22,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tests.limits import HANG
+
 ROOT = Path(__file__).parents[1]
-GRACE = 5.0
+GRACE = 30.0
 """Seconds that the others have to end by themselves after one has failed: their errors may tell more."""
 
 
@@ -34,7 +36,7 @@ def run_ranks(
     joined: bool = True,
     may_die: Collection[int] = (),
     environment: dict[str, str] | None = None,
-    timeout: float = 300.0,
+    timeout: float = HANG,
     **arguments: Any,
 ) -> list[Any]:
     """Calls "module:function" with `arguments` on `world_size` processes; what each returned.

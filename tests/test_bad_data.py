@@ -25,6 +25,7 @@ from llmkit.data.sources import remote
 from llmkit.loop.run import Run
 from llmkit.loop.stop import StopRequest
 from tests.data.sources.servers import WebServer
+from tests.limits import HANG
 from tests.program import make_project, rows
 from tests.ranks import run_ranks
 
@@ -242,7 +243,7 @@ def train_on_a_rank(folder: str, stalls: bool) -> int:
 
     def stalling(self: BlockMaker, position: int) -> Iterator[RowsOfBlock]:
         yield from itertools.islice(made(self, position), 3)
-        released.wait(60)
+        released.wait(HANG)
 
     def signalled(run: Run, stop: StopRequest) -> None:
         def asked() -> int:
@@ -307,7 +308,7 @@ def test_other_data_on_resume_is_refused_and_goes_on_where_it_is_allowed(
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
-    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(retries=3, first_delay=0.001, stall_seconds=5.0))
+    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(retries=3, first_delay=0.001, stall_seconds=HANG))
     served = WebServer()
     served.files["/a.jsonl"] = texts(300).encode()
     yield served

@@ -13,6 +13,7 @@ import pytest
 
 from llmkit.cli import main
 from llmkit.run_folder import RunFolder
+from tests.limits import HANG
 from tests.program import environment, make_project
 
 
@@ -191,7 +192,9 @@ def mounted(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:
         pytest.skip("mount namespaces are not allowed here")
     command = [unshare, "-m", "sh", "-c", script, "sh", sys.executable]
-    return subprocess.run(command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, env=environment(), text=True, capture_output=True, timeout=HANG
+    )
 
 
 def test_a_read_only_run_folder(project):

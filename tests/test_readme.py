@@ -17,6 +17,7 @@ import pyarrow
 import pytest
 
 from llmkit.cli import main
+from tests.limits import HANG
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -82,7 +83,7 @@ def test_every_launch_trains(command, project):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     program = str(Path(sys.executable).with_name(command[0]))
     done = subprocess.run(
-        [program, *command[1:], *smaller], env=environment, capture_output=True, text=True, timeout=300
+        [program, *command[1:], *smaller], env=environment, capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (project / "runs/mine/DONE").exists()

@@ -38,12 +38,12 @@ class Timeouts(NamedTuple):
     probe: float = 3.0
     """The server's answer to a first request."""
     init: float = 20.0
-    """The start of the W&B run."""
+    """The server's part in the start of the W&B run."""
     finish: float = 10.0
-    """Handing over the last rows."""
-    abandon: float = 13.0
-    """The mirror process ends itself."""
-    kill: float = 15.0
+    """Handing over the last rows to the server: what a server that is gone costs a run at its end."""
+    abandon: float = 60.0
+    """The mirror process ends itself. A busy machine may need this long to load wandb for a short run."""
+    kill: float = 65.0
     """The trainer kills the mirror process: what W&B can cost a run at its end, at the most."""
 
 

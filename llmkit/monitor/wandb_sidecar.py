@@ -169,6 +169,7 @@ def init(run_dir: Path, session: dict[str, Any], mode: Mode) -> Any:
     """One attempt to start the W&B run; raises whatever wandb raises."""
     import wandb
 
+    timeouts, online = session["timeouts"], mode == "online"
     run = wandb.init(
         dir=str(run_dir),
         project=session["project"],
@@ -179,8 +180,9 @@ def init(run_dir: Path, session: dict[str, Any], mode: Mode) -> Any:
         config=session["config"],
         mode=mode,
         settings=wandb.Settings(
-            init_timeout=session["timeouts"]["init"],
-            finish_timeout=session["timeouts"]["finish"],
+            # They are for the server: what this machine does alone ends in any case, however busy it is.
+            init_timeout=timeouts["init"] if online else timeouts["abandon"],
+            finish_timeout=timeouts["finish"] if online else timeouts["abandon"],
             finish_timeout_raises=True,
             x_transaction_log_flush_interval=FLUSH_SECONDS,
             x_stats_pid=session["trainer"],

@@ -21,7 +21,8 @@ from llmkit.parity.cases import Case
 from llmkit.parity.covering import covering
 from llmkit.parity.suite import HEADING, run_cases
 
-TIMEOUT = timedelta(minutes=5)
+TIMEOUT = timedelta(minutes=30)
+"""That ranks wait for each other: the first one computes the references, on a machine that may be busy."""
 GRACE = 15.0
 """Seconds that processes have to follow one that ended with an error."""
 

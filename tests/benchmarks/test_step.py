@@ -13,6 +13,7 @@ import torch
 from benchmarks import compare, contenders, step
 from benchmarks.alone import Alone, measure_here, run_alone
 from benchmarks.workloads import ROOT
+from tests.limits import HANG
 
 CPU = torch.device("cpu")
 TOY = ["--shapes", "toy", "--steps", "2", "--warmup", "1", "--rounds", "2", "--precision", "fp32"]
@@ -126,7 +127,7 @@ def test_wrong_options_are_named(
 def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "step.py"), "--shapes", "nonsense"]
 
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG)
 
     assert done.returncode == 2
     assert "'nonsense' is not among demo, toy, 14m" in done.stderr

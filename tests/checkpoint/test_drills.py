@@ -15,6 +15,7 @@ import torch
 
 from llmkit.checkpoint import read, write
 from llmkit.checkpoint.pieces import Piece
+from tests.limits import HANG
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
@@ -24,7 +25,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders that killed saves left."""
     root = tmp_path_factory.mktemp("killed")
-    subprocess.run([sys.executable, HERE / "killed_saves.py", root], check=True, env=ENVIRONMENT, timeout=120)
+    command = [sys.executable, HERE / "killed_saves.py", root]
+    subprocess.run(command, check=True, env=ENVIRONMENT, timeout=HANG)
     return root
 
 
@@ -66,7 +68,7 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.skip(f"mounting a small disk is not permitted: {allowed.stderr.decode().strip()}")
     command = ["unshare", "-m", sys.executable, str(HERE / "full_disks.py")]
     root = str(tmp_path_factory.mktemp("disks"))
-    done = subprocess.run([*command, root], check=True, env=ENVIRONMENT, stdout=subprocess.PIPE, timeout=120)
+    done = subprocess.run([*command, root], check=True, env=ENVIRONMENT, stdout=subprocess.PIPE, timeout=HANG)
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 

@@ -9,6 +9,7 @@ import pytest
 from llmkit.data import prefetch as module
 from llmkit.data.prefetch import GaveUp, Prefetch
 from llmkit.errors import RunFault
+from tests.limits import HANG
 
 
 def test_items_come_in_order_and_end() -> None:
@@ -71,7 +72,7 @@ class Stalled:
         self.release: Callable[[], None] = self._released.set
 
     def items(self) -> Iterator[str]:
-        assert self._released.wait(60)
+        assert self._released.wait(HANG)
         yield "late"
 
 
@@ -99,7 +100,7 @@ def test_what_takes_long_but_gets_on_is_awaited(monkeypatch: pytest.MonkeyPatch)
 
 def test_who_waits_can_give_up_and_wait_again(monkeypatch: pytest.MonkeyPatch) -> None:
     source, answers = Stalled(monkeypatch), iter([0, 0, 3])
-    ahead = Prefetch(source.items(), 2, stall_seconds=60.0, give_up=lambda: next(answers, 0))
+    ahead = Prefetch(source.items(), 2, stall_seconds=HANG, give_up=lambda: next(answers, 0))
     with pytest.raises(GaveUp) as error:
         next(ahead)
     assert error.value.why == 3

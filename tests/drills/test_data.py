@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tests.limits import HANG
 from tests.program import CONFIG, SENTENCE, environment, events, run, timeless
 
 STEPS = 30
@@ -130,7 +131,7 @@ def leg(folder: Path, number: int, processes: int, overrides: list[str], kill_at
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=HANG)
     assert (process.returncode != 0) == (kill_at is not None), output
     assert starts(run_folder) == number, output
 

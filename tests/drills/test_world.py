@@ -1,4 +1,7 @@
-"""Mistakes that only several processes can make: one message, from rank 0, exit code 2 on all, no waiting."""
+"""Mistakes that only several processes can make: one message, from rank 0, exit code 2 on all, no waiting.
+
+A rank that waited for another one would wait for longer than the launch may take (tests/limits.py).
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,7 @@ def outcomes(tmp_path_factory) -> dict[str, list[dict]]:
     cases = json.loads(json.dumps(cases).replace("FOLDER", str(folder)))
     with RunFolder.open(folder / "runs" / "in-use", "the first run"):
         ranks = run_ranks(
-            2, "tests.drills.world_cases:mistakes", joined=False, timeout=240,
+            2, "tests.drills.world_cases:mistakes", joined=False,
             folder=str(folder), ports=free_ports(len(cases)), cases=cases,
         )  # fmt: skip
     return {name: [found[index] for found in ranks] for index, name in enumerate(CASES)}
@@ -97,7 +100,6 @@ def test_a_mistake_is_told_once_and_ends_all_ranks(outcomes, name):
     assert all(part in first["errors"] for part in CASES[name][1]), first["errors"]
     assert "Traceback" not in first["errors"]
     assert second["errors"] == ""
-    assert max(first["seconds"], second["seconds"]) < 30.0
 
 
 def test_a_rank_that_dies_while_others_wait_is_noticed(tmp_path):
@@ -107,4 +109,3 @@ def test_a_rank_that_dies_while_others_wait_is_noticed(tmp_path):
     )
     assert first["code"] == 1
     assert first["errors"].startswith("llmkit: a process of this run has ended")
-    assert first["seconds"] < 30.0

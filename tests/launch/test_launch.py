@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.cli import main
+from tests.limits import HANG
 from tests.program import environment, events, make_project, rows
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def launch(folder: Path, name: str, overrides: list[str]) -> str:
         )
         for command in commands(name, ["tiny.yaml", "run.name=moved", *COMMON, *overrides])
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=HANG)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
     return "\n".join(outputs)
 
@@ -132,7 +133,7 @@ def test_a_stop_file_stops_all_ranks_which_then_go_on(project):
         if "step      5/" in line:
             assert not saved.exists()
             stop.touch()
-    process.wait(timeout=60)
+    process.wait(timeout=HANG)
     assert process.returncode == 1, "".join(printed)  # launchers tell no codes apart
     assert "exitcode  : 75" in "".join(printed)
     assert saved.exists()

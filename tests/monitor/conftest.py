@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_wandb import FakeServer
 
+from tests.limits import HANG
+
 KEY = "canary" + "0123456789" * 3 + "abcd"  # 40 characters, as wandb wants them
 
 
@@ -61,8 +63,8 @@ def online(environment: dict[str, str]) -> Callable[[str], dict[str, str]]:
 def until() -> Callable[..., None]:
     """Waits for a fact to become true; fails with what `describe` says if it does not."""
 
-    def wait(fact: Callable[[], bool], describe: Callable[[], str] = lambda: "", seconds: float = 30) -> None:
-        give_up = time.monotonic() + seconds
+    def wait(fact: Callable[[], bool], describe: Callable[[], str] = lambda: "") -> None:
+        give_up = time.monotonic() + HANG
         while not fact():
             assert time.monotonic() < give_up, f"still waiting; {describe()}"
             time.sleep(0.02)

@@ -18,8 +18,10 @@ from llmkit.config.schema import Wandb
 from llmkit.errors import UserError
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror, Timeouts, descendants
+from tests.limits import HANG
 
-QUICK = Timeouts(probe=0.5, init=2.0, finish=1.5, abandon=20.0, kill=25.0)
+PATIENT = Timeouts(*[HANG] * 5)
+"""Limits that are not reached, but for the one that a test replaces."""
 ROOT = str(Path(__file__).parents[2])
 Environment = dict[str, str]
 
@@ -27,7 +29,7 @@ Environment = dict[str, str]
 class Run:
     """A run folder with a metrics file and a mirror, as the trainer has them."""
 
-    def __init__(self, run_dir: Path, environment: Environment, timeouts: Timeouts = QUICK) -> None:
+    def __init__(self, run_dir: Path, environment: Environment, timeouts: Timeouts = PATIENT) -> None:
         self.dir = run_dir
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         self.mirror = Mirror.start(run_dir, Wandb(), {"train": {"max_steps": 10}}, timeouts, environment)
@@ -107,7 +109,7 @@ def test_offline_every_row_outlives_a_trainer_killed_with_minus_9(
 def test_an_outage_in_mid_run_keeps_every_row_on_disk_and_says_how_to_upload(
     tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
 ) -> None:
-    run = Run(tmp_path, online(server.url))
+    run = Run(tmp_path, online(server.url), PATIENT._replace(finish=1.5))
     until(run.is_mirroring, run.says)
     server.down.set()
     run.log(1, 40)
@@ -121,7 +123,7 @@ def test_an_outage_in_mid_run_keeps_every_row_on_disk_and_says_how_to_upload(
 def test_without_a_server_the_run_is_kept_offline(
     tmp_path: Path, fault: str, online: Callable[[str], Environment], request: pytest.FixtureRequest
 ) -> None:
-    run = Run(tmp_path, online(request.getfixturevalue(fault)))
+    run = Run(tmp_path, online(request.getfixturevalue(fault)), PATIENT._replace(probe=0.5))
     run.log(1, 20)
     message = run.mirror.finish()
     assert message is not None and "wandb sync" in message and "offline-run-" in message, run.says()
@@ -132,7 +134,7 @@ def test_a_server_that_refuses_the_run_leaves_it_offline_under_the_same_id(
     tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
 ) -> None:
     server.down.set()
-    run = Run(tmp_path, online(server.url))
+    run = Run(tmp_path, online(server.url), PATIENT._replace(init=2.0))
     until(run.is_mirroring, run.says)
     run.log(1, 20)
     message = run.mirror.finish()
@@ -145,7 +147,7 @@ def test_a_server_that_refuses_the_run_leaves_it_offline_under_the_same_id(
 def test_a_frozen_mirror_is_killed_with_all_its_processes(
     tmp_path: Path, environment: Environment, until: Callable[..., None]
 ) -> None:
-    run = Run(tmp_path, environment, QUICK._replace(kill=0.5))
+    run = Run(tmp_path, environment, PATIENT._replace(kill=0.5))
     until(run.is_mirroring, run.says)
     processes = [run.pid, *descendants(run.pid)]
     assert len(processes) > 1, "wandb-core is not among them"
@@ -159,7 +161,7 @@ def test_a_frozen_mirror_is_killed_with_all_its_processes(
 def test_a_mirror_whose_wandb_is_frozen_ends_by_itself(
     tmp_path: Path, environment: Environment, until: Callable[..., None]
 ) -> None:
-    run = Run(tmp_path, environment, QUICK._replace(abandon=0.5))
+    run = Run(tmp_path, environment, PATIENT._replace(abandon=0.5))
     until(run.is_mirroring, run.says)
     processes = [run.pid, *descendants(run.pid)]
     for process in processes[1:]:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from llmkit.config.schema import Wandb
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.monitor.wandb_mirror import Mirror, Timeouts
+from tests.limits import HANG
 
+PATIENT = Timeouts(*[HANG] * 5)
 run_dir = Path(sys.argv[1])
 metrics = MetricsFile(run_dir / "metrics.jsonl")
-mirror = Mirror.start(run_dir, Wandb(), {})
+mirror = Mirror.start(run_dir, Wandb(), {}, PATIENT)
 for step in range(1, int(sys.argv[2]) + 1):
     metrics.append({"step": step, "loss": 1.0 / step})
 if os.fork():

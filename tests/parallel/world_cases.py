@@ -15,8 +15,9 @@ from llmkit.loop.control import Control, Wishes
 from llmkit.parallel import agreement
 from llmkit.parallel.agreement import agree, first_only, together
 from llmkit.parallel.world import cut, read_place, world
+from tests.limits import HANG, LONGER
 
-LIMIT = timedelta(seconds=60)
+LIMIT = timedelta(seconds=HANG)
 
 
 def outcome(work: Any, *arguments: Any) -> str:
@@ -80,9 +81,12 @@ def batches(control: Control, hashes: list[int]) -> str:
     return "the same"
 
 
-def end_of_a_world(failing: list[int]) -> dict[str, Any]:
-    """What comes out of a world in which some ranks raise an error and the others wait for them."""
-    agreement.PATIENCE = timedelta(seconds=5)
+def end_of_a_world(failing: list[int], patience: float = HANG) -> dict[str, Any]:
+    """What comes out of a world in which some ranks raise an error and the others wait for them.
+
+    patience: seconds that a rank with an error waits for the first one to print it, and that one for it.
+    """
+    agreement.PATIENCE = agreement.LINGER = timedelta(seconds=patience)
     errors = io.StringIO()
     end = "none"
     try:
@@ -99,7 +103,7 @@ def end_of_a_world(failing: list[int]) -> dict[str, Any]:
 
 def one_dies() -> str:
     """The second of two ranks ends without a word while the first waits for it."""
-    agreement.PATIENCE = timedelta(seconds=2)
+    agreement.PATIENCE = LONGER
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:

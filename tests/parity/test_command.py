@@ -10,6 +10,7 @@ import pytest
 
 from llmkit.errors import RunFault, UserError
 from llmkit.parity import command
+from tests.limits import HANG
 from tests.ranks import run_ranks
 
 
@@ -55,7 +56,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, folder: Path, codes: list[int | None
     fake.write_text(FAKE.format(python=PYTHON, folder=str(folder), codes=codes))
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
-    monkeypatch.setattr(command, "GRACE", 0.5 if None in codes else 60.0)
+    monkeypatch.setattr(command, "GRACE", 0.5 if None in codes else HANG)
     return command._launch(len(codes), True, {"PATH": "/nowhere"})
 
 

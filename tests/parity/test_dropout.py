@@ -21,7 +21,7 @@ CAUGHT_BY = {
 @pytest.fixture(scope="module")
 def found() -> dict[str, Findings]:
     """Mistake -> findings; "" is without one."""
-    return run_ranks(4, "tests.parity.dropout_cases:all_findings", timeout=600.0)[0]
+    return run_ranks(4, "tests.parity.dropout_cases:all_findings")[0]
 
 
 def test_what_is_held_alike_agrees_and_recomputation_replays(found):

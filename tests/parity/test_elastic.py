@@ -18,9 +18,9 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
     """ "PRECISION SOURCE -> LAYOUT" -> what came of it. As few launches as there can be."""
     root = str(tmp_path_factory.mktemp("elastic"))
     elastic_cases.start(root)
-    run_ranks(4, f"{ROOM}:start", timeout=600.0, root=root)
-    found = run_ranks(2, f"{ROOM}:start_and_go_on", timeout=600.0, root=root)[0]
-    found |= run_ranks(4, f"{ROOM}:go_on", timeout=600.0, root=root)[0]
+    run_ranks(4, f"{ROOM}:start", root=root)
+    found = run_ranks(2, f"{ROOM}:start_and_go_on", root=root)[0]
+    found |= run_ranks(4, f"{ROOM}:go_on", root=root)[0]
     return found | elastic_cases.go_on(root)
 
 

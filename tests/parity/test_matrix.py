@@ -18,7 +18,7 @@ def verdicts(world_size: int) -> dict[str, dict[str, Any]]:
     """Of all cases for this many processes: a launch costs more than a case."""
     cases = [case for case in CASES if case.world_size == world_size]
     settings = [case.to_dict() for case in cases]
-    found = run_ranks(world_size, "tests.parity.launched:judge", timeout=600.0, cases=settings)[0]
+    found = run_ranks(world_size, "tests.parity.launched:judge", cases=settings)[0]
     return dict(zip(map(str, cases), found, strict=True))
 
 

@@ -21,7 +21,7 @@ CAUGHT_BY = {
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, list[str]]]:
-    return run_ranks(4, "tests.parity.mistakes:failures", timeout=600.0)[0]
+    return run_ranks(4, "tests.parity.mistakes:failures")[0]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.limits import HANG
 from tests.program import environment
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ class Cluster:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [SCRIPT, *arguments],
-            cwd=folder, env={**self._environment, **variables}, text=True, capture_output=True, timeout=60,
+            cwd=folder, env={**self._environment, **variables}, text=True, capture_output=True, timeout=HANG,
         )  # fmt: skip
 
 
@@ -92,13 +93,13 @@ class Job:
         """What SLURM does before the time limit."""
         self.signal("--batch", "--signal=USR1")
 
-    def wait(self, seconds: float = 300) -> str:
+    def wait(self, seconds: float = HANG) -> str:
         """Waits for its end, through requeues; returns the state it ended in."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait_until(lambda: self.facts()["JobState"] in ends, seconds)
         return self.facts()["JobState"]
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = HANG) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"job {self.number}: {self.facts()['JobState']}\n{self.log}"

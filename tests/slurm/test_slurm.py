@@ -37,7 +37,7 @@ def stand_in(
     cluster: Cluster, folder: Path, *arguments: str, nodes: int = 1, processes: str = "", **variables: str
 ) -> Job:
     """A job whose trainer is the stand-in; processes: "" = one a GPU, of which there are two."""
-    variables = {"TRAIN_SECONDS": "60", "FAULT": "", **variables}
+    variables = {"TRAIN_SECONDS": "600", "FAULT": "", **variables}
     return cluster.submit(
         folder, "my.yaml", *arguments, options=[f"--nodes={nodes}", "--gpus-per-node=2"],
         PYTHONPATH=STAND_IN, RUN_FOLDER=str(folder), PROCESSES_PER_NODE=processes, **variables,

@@ -29,7 +29,7 @@ from llmkit.errors import RunFault, UserError
 AHEAD_ROWS, AHEAD_TOKENS = 4, 1 << 13
 """Rows of each lane that are made ahead: so many, or so many tokens where rows are short."""
 POLL_SECONDS = 0.2
-DEATH_SECONDS = 2.0
+DEATH_SECONDS = 30.0
 """Time for a process whose pipe broke to be gone."""
 LaneKey = tuple[int, int]
 """Place of the source, number of the lane."""

@@ -12,6 +12,7 @@ from llmkit.data.building import pool
 from llmkit.data.building.pool import make_parts
 from llmkit.errors import RunFault, UserError
 from tests.data.building.makers import Maker
+from tests.limits import HANG
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -113,7 +114,7 @@ def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     (folder / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(folder / "script.py"), str(folder), *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HANG)
 
 
 def test_workers_do_not_run_the_main_script(tmp_path: Path) -> None:

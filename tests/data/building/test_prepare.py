@@ -20,6 +20,7 @@ from llmkit.data.prepared import Prepared
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.records import Text
 from llmkit.errors import UserError
+from tests.limits import HANG
 
 Words = Callable[[str, int], Path]
 SCRIPT = """
@@ -196,7 +197,7 @@ def test_builders_at_once_end_with_one_folder(words: Words, tmp_path: Path) -> N
     processes = [
         subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) for _ in range(3)
     ]
-    results = [process.communicate(timeout=60) for process in processes]
+    results = [process.communicate(timeout=HANG) for process in processes]
     assert [process.returncode for process in processes] == [0] * 3, results
     outputs = [output.splitlines() for output, _ in results]
     assert len({lines[-2] for lines in outputs}) == 1

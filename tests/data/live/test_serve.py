@@ -19,6 +19,7 @@ from llmkit.data.live.worker import Worker
 from llmkit.data.sources.records import LeftOut, Pair
 from llmkit.errors import RunFault, UserError
 from tests.data.live.fakes import BROKEN, BUG, KILL, REFUSE, STALL, live, plain
+from tests.limits import HANG
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,7 +36,7 @@ def lanes_of(sources: dict[int, LiveSource]) -> dict[tuple[int, int], Any]:
     return {(place, lane): None for place, source in sources.items() for lane in range(source.lanes)}
 
 
-def serving(sources: dict[int, LiveSource], workers: int, stall_seconds: float = 100.0) -> Any:
+def serving(sources: dict[int, LiveSource], workers: int, stall_seconds: float = HANG) -> Any:
     return closing(LaneServer(sources, lanes_of(sources), workers, stall_seconds))
 
 
@@ -52,7 +53,7 @@ def test_the_rows_are_the_same_for_any_number_of_workers(workers: int) -> None:
         cursors = {key: lane.next_row().cursor for key, lane in lanes.items()}
         for place, lane in lanes:
             assert [row.tokens.size for row in server.take(place, lane, [False])] == [0]
-    with closing(LaneServer(sources, cursors, 2 - workers, 100.0)) as server:  # others go on
+    with closing(LaneServer(sources, cursors, 2 - workers, HANG)) as server:  # others go on
         for (place, lane), expected in lanes.items():
             assert plain(server.take(place, lane, [True])[0]) == plain(expected.next_row())
 
@@ -78,9 +79,9 @@ def test_errors_come_in_the_place_of_the_row_and_stay(workers: int) -> None:
 
 def test_a_process_that_dies_stalls_or_has_a_bug_ends_the_run() -> None:
     cases: list[tuple[str, float, type[Exception], str]] = [
-        (KILL, 100.0, RunFault, r"source toy: lane 0 of 1, which reads /files/0\.jsonl: .*exit code -9"),
+        (KILL, HANG, RunFault, r"source toy: lane 0 of 1, which reads /files/0\.jsonl: .*exit code -9"),
         (STALL, 0.5, RunFault, r"source toy: lane 0 of 1, .* /files/0\.jsonl: no row came for 0\.5 s"),
-        (BUG, 100.0, RuntimeError, r"ZeroDivisionError: a bug"),
+        (BUG, HANG, RuntimeError, r"ZeroDivisionError: a bug"),
     ]
     with ExitStack() as stack:
         servers = [
@@ -105,7 +106,7 @@ def test_closing_ends_a_take_that_waits() -> None:
     thread = threading.Thread(target=take)
     thread.start()
     server.close()
-    thread.join(20)
+    thread.join(HANG)
     assert errors == ["the data is closed"]
     server.close()
 
@@ -126,7 +127,7 @@ def test_an_interrupt_while_processes_start_ends_those_that_run(
     monkeypatch.setattr(Worker, when, interrupted)
     sources = {0: live([["abc"]] * 3, lane_limit=3)}
     with pytest.raises(KeyboardInterrupt):
-        LaneServer(sources, lanes_of(sources), 3, 100.0)
+        LaneServer(sources, lanes_of(sources), 3, HANG)
     assert len(calls) == 2
     assert all(worker.exit_code(0.0) is not None for worker in calls)
 
@@ -149,13 +150,13 @@ def test_a_server_tells_what_it_reads_and_can_be_closed_while_that_hangs(
         return read(*where)
 
     source.reader.read = hang  # type: ignore[method-assign]
-    server = LaneServer({0: source}, {(0, 0): None}, 0, 100.0)
+    server = LaneServer({0: source}, {(0, 0): None}, 0, HANG)
     thread = threading.Thread(target=server.take, args=(0, 0, [True]), daemon=True)
     thread.start()
     server.close()
     assert server.activity == "source toy: lane 0 of 1, which reads /files/0.jsonl"
     hanging.set()
-    thread.join(20)
+    thread.join(HANG)
     with pytest.raises(RunFault, match="the data is closed"):
         server.take(0, 0, [True])
 
@@ -165,7 +166,7 @@ import os, signal, sys
 from llmkit.data.live.serve import LaneServer
 from tests.data.live.fakes import TELL_TORCH, live
 
-server = LaneServer({0: live([[TELL_TORCH]])}, {(0, 0): None}, 1, 100.0)
+server = LaneServer({0: live([[TELL_TORCH]])}, {(0, 0): None}, 1, 600.0)
 row, = server.take(0, 0, [True])
 worker = server._workers[0].pid
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
@@ -198,13 +199,13 @@ def test_workers_outlive_the_jobs_signals_and_end_with_their_parent(tmp_path: Pa
             handle = os.pidfd_open(worker)
             if how == "returns":
                 parent.stdin.close()
-                assert parent.wait(20) == 0
+                assert parent.wait(HANG) == 0
             else:
                 parent.kill()
             assert ended(handle)
 
 
 def ended(handle: int) -> bool:
-    """Whether the process ends within the time that a test has."""
+    """Whether the process ends."""
     with os.fdopen(handle):
-        return bool(select.select([handle], [], [], 20)[0])
+        return bool(select.select([handle], [], [], HANG)[0])

@@ -13,6 +13,7 @@ from llmkit.data.sources.reader import Candidate, SourceReader
 from llmkit.data.sources.records import Policy
 from llmkit.data.sources.units import cut_into_units
 from tests.data.sources.servers import WebServer
+from tests.limits import HANG
 
 Reading = Callable[..., list[Candidate]]
 
@@ -43,7 +44,7 @@ def records_of() -> Callable[..., list[Any]]:
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(retries=2, first_delay=0.001, stall_seconds=5.0))
+    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(retries=2, first_delay=0.001, stall_seconds=HANG))
     server = WebServer()
     yield server
     server.close()

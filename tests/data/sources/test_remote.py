@@ -108,7 +108,7 @@ def test_what_no_patience_mends_is_told_at_once(web: Any, served: File) -> None:
 def test_a_stalled_connection_is_given_up(web: Any, served: File, keep: int, goes_on_at: int) -> None:
     web.keep = keep
     web.trouble = lambda number, start, end: "stall" if number == 1 else None
-    with RandomFile(served, Patience(2, 0.001, 0.2)) as file:
+    with RandomFile(served, Patience(8, 0.001, 0.5)) as file:
         assert file.read_at(0, 10) == CONTENT[:10]
     assert web.ranges[1][0] == goes_on_at
 
