@@ -93,8 +93,11 @@ def arrow_rows(
 
 
 def _open_parquet(raw: RawReader) -> pq.ParquetFile:
-    source = pa.PythonFile(raw, mode="r")
-    return pq.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+    # With binary_type columns are no dictionaries: of those, the library itself refuses what is no UTF-8.
+    return pq.ParquetFile(
+        pa.PythonFile(raw, mode="r"), buffer_size=BUFFER_BYTES, pre_buffer=False,
+        page_checksum_verification=True, binary_type=pa.large_binary(),
+    )  # fmt: skip
 
 
 def _open_arrow(raw: RawReader, is_stream: bool, fields: list[int] | None = None) -> Any:
@@ -149,6 +152,8 @@ def _values(column: pa.Array) -> list[Any]:
         column.validate(full=True)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
     if _is_list(column.type) and pa.types.is_integer(column.type.value_type):
         return [_numbers(row.values) if row.is_valid else None for row in column]
     return column.to_pylist()
@@ -161,9 +166,13 @@ def _numbers(values: pa.Array) -> np.ndarray | list[int | None]:
 
 
 def _with_bytes(kind: pa.DataType) -> pa.DataType:
-    """The same type with bytes for text."""
+    """The same type with bytes for text; dictionaries stay, so that nothing is looked up before a check."""
     if _is_text(kind):
         return pa.large_binary()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _with_bytes(kind.value_type))
+    if isinstance(kind, pa.BaseExtensionType):
+        return _with_bytes(kind.storage_type)
     if _is_list(kind):
         return pa.large_list(_with_bytes(kind.value_type))
     if pa.types.is_struct(kind):
@@ -180,18 +189,24 @@ def _check_columns(names: pa.Schema, spec: schema.Source, place: str, file: str)
             raise UserError(f"{place}.{setting}: {file} has no column {column!r}; its columns: {known}")
         if (count := names.names.count(column)) > 1:
             raise UserError(f"{place}.{setting}: {file} has {count} columns {column!r}; rename all but one")
-        kind = names.field(column).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
+        kind = _plain(names.field(column).type)
         if spec.record == "chat":
             fits, what = _is_list(kind), "a list of messages"
         elif spec.record == "ids":
-            fits, what = _is_list(kind) and pa.types.is_integer(kind.value_type), "a list of whole numbers"
+            fits = _is_list(kind) and pa.types.is_integer(_plain(kind.value_type))
+            what = "a list of whole numbers"
         else:
             fits, what = _is_text(kind) or pa.types.is_null(kind), "text"
         if not fits:
             raise UserError(f"{place}.{setting}: column {column!r} of {file} is {kind!s:.200}, not {what}")
     return list(wanted.values())
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """What the values of a dictionary, or of a type that an extension names, are stored as."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    return _plain(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -21,6 +21,7 @@ from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import TOO_LONG, Chat, Ids, LeftOut, Pair, Text
 from llmkit.errors import RunFault, UserError
 from tests.data.sources.conftest import make_reader, read_all
+from tests.data.sources.tables_for_tests import TABLES, as_source, texts, write_table
 
 Write = Callable[[str, bytes], str]
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
@@ -28,29 +29,6 @@ MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 
 
 def zstd(content: bytes) -> bytes:
     return pa.compress(content, codec="zstd", asbytes=True)
-
-
-def write_table(path: Path, table: pa.Table, rows: int) -> str:
-    """A parquet file, an Arrow file or (.stream.arrow) an Arrow stream, in groups of so many rows."""
-    if path.suffix == ".parquet":
-        pq.write_table(table, path, row_group_size=rows, write_page_checksum=True)
-        return str(path)
-    opened = pa.ipc.new_stream if ".stream" in path.name else pa.ipc.new_file
-    with pa.OSFile(str(path), "wb") as file, opened(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=rows)
-    return str(path)
-
-
-def as_source(path: str, **fields: Any) -> Source:
-    kinds = {".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
-    return Source(type=kinds.get(Path(path).suffix, "jsonl"), path=path, **fields)
-
-
-def texts(reader: SourceReader) -> list[Any]:
-    return [c.record.text if isinstance(c.record, Text) else c.record for c in read_all(reader)]
-
-
-TABLES = ["a.parquet", "a.arrow", "a.stream.arrow"]
 
 
 @pytest.mark.parametrize("name", [*TABLES, "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from llmkit.data.sources.records import Chat, Ids, LeftOut, Text
+from llmkit.errors import UserError
+from tests.data.sources.conftest import make_reader, read_all
+from tests.data.sources.tables_for_tests import TABLES, as_source, texts, write_table
+
+BYTES = [b"good", b"caf\xe9", None, b"more"]
+NO_NULL = [b"good", b"caf\xe9", b"more"]
+
+
+def unchecked(kind: pa.DataType, values: Sequence[bytes | None] = BYTES) -> pa.Array:
+    """A text column with a value that is no UTF-8."""
+    raw = pa.array(values, pa.large_binary() if kind == pa.large_string() else pa.binary())
+    return pa.Array.from_buffers(kind, len(raw), raw.buffers())
+
+
+def encoded(values: pa.Array, indices: list[int | None]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int16()), values)
+
+
+COLUMNS: dict[str, Callable[[], pa.Array]] = {
+    "string": lambda: unchecked(pa.string()),
+    "large_string": lambda: unchecked(pa.large_string()),
+    "string_view": lambda: pa.array(BYTES, pa.binary_view()).view(pa.string_view()),
+    "dictionary": lambda: encoded(unchecked(pa.string(), NO_NULL), [0, 1, None, 2]),
+    "dictionary of large_string": lambda: encoded(unchecked(pa.large_string(), NO_NULL), [0, 1, None, 2]),
+    "extension": lambda: pa.ExtensionArray.from_storage(pa.json_(pa.string()), unchecked(pa.string())),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_what_is_no_utf8_is_one_bad_row_whatever_the_type_of_the_column(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    if "view" in kind and name.endswith(".parquet"):
+        pytest.skip("parquet has no views")
+    path = write_table(tmp_path / name, pa.table({"text": COLUMNS[kind]()}), 3)
+    null = LeftOut("no string", "field 'text' is null, not a string")
+    expected = ["good", LeftOut("not UTF-8", "byte 3 is no UTF-8"), null, "more"]
+    assert texts(make_reader(as_source(path))) == expected
+    mended = read_all(make_reader(as_source(path), "replace"))
+    assert [mended[1].record, mended[1].mended] == [Text("caf\ufffd"), True]
+    with pytest.raises(UserError, match=r", row 2: byte 3 is no UTF-8; mend the file"):
+        texts(make_reader(as_source(path), "raise"))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_chats_of_dictionaries_at_any_depth_are_read(tmp_path: Path, name: str) -> None:
+    roles = encoded(pa.array(["user", "assistant"]), [0, 1, 0, 1])
+    messages = pa.StructArray.from_arrays(
+        [roles, encoded(unchecked(pa.string(), NO_NULL), [0, 1, 0, 2])], ["role", "content"]
+    )
+    chats = pa.ListArray.from_arrays(pa.array([0, 2, 4], pa.int32()), messages)
+    path = write_table(tmp_path / name, pa.table({"messages": chats}), 2)
+    bad, good = texts(make_reader(as_source(path, record="chat")))
+    assert bad == LeftOut("not UTF-8", "byte 3 is no UTF-8")
+    assert good == Chat(({"role": "user", "content": "good"}, {"role": "assistant", "content": "more"}))
+
+
+def test_dictionaries_of_whole_lists_are_read(tmp_path: Path) -> None:
+    ids = encoded(pa.array([[1, 2], [3]], pa.list_(pa.int32())), [1, 0, 1])
+    few = pa.ListArray.from_arrays(
+        pa.array([0, 1, 2, 4], pa.int32()), encoded(pa.array([7, 8]), [0, 1, 1, 0])
+    )
+    path = write_table(tmp_path / "a.arrow", pa.table({"input_ids": ids, "few": few}), 3)
+    for field, expected in {"input_ids": [[3], [1, 2], [3]], "few": [[7], [8], [8, 7]]}.items():
+        found = texts(make_reader(as_source(path, record="ids", ids_field=field)))
+        assert [one.ids.tolist() for one in found if isinstance(one, Ids)] == expected
