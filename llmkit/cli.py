@@ -22,9 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(part.startswith("-") and "=" not in part for part in rest) or (
         rest and "overrides" not in options
     ):
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        options.parser.error(f"unknown arguments: {' '.join(rest)}")
     if rest:
-        options.overrides += rest
+        options.overrides = [*options.overrides, *rest]
     try:
         return int(options.command(options, started))
     except AlreadyTold as end:
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace, started: float) -> int:
     from llmkit.config.load import load
 
+    if options.fresh and options.allow_data_change:
+        raise UserError("train: --fresh begins a run, --allow-data-change goes on with one; leave one out")
     try:
         loaded = load(options.config, options.overrides)
     except UserError as error:
@@ -69,7 +71,8 @@ def _config(options: argparse.Namespace, started: float) -> int:
     from llmkit.config.show import show, show_keys
 
     if options.keys:
-        print(show_keys(), end="")
+        names = [] if options.config is None else [options.config, *options.overrides]
+        print(show_keys(names), end="")
     elif options.config is None:
         raise UserError("config: name a configuration file, or ask for --keys")
     else:
@@ -147,22 +150,31 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on although the data, or the weights of the sources, are others than before",
     )
-    train.set_defaults(command=_train)
+    train.set_defaults(command=_train, parser=train)
 
     config = commands.add_parser("config", help="print the resolved settings and where each came from")
     _add_config(config, nargs="?")
-    config.add_argument("--keys", action="store_true", help="print every setting with its meaning instead")
-    config.set_defaults(command=_config)
+    config.add_argument(
+        "--keys",
+        action="store_true",
+        help="print every setting with its meaning instead, or only the settings and sections that are named",
+    )
+    config.set_defaults(command=_config, parser=config)
 
     data = commands.add_parser("data", help="build, verify or look at the token shards of a configuration")
-    data.add_argument("action", choices=["build", "verify", "inspect"])
-    _add_config(data)
-    data.add_argument("--workers", type=_positive, help="processes that tokenize; default: all cores")
-    data.add_argument("--count", type=_count, default=1, help="rows shown by inspect, per source")
-    data.add_argument(
-        "--color", choices=["auto", "always", "never"], default="auto", help="of what inspect shows"
-    )
-    data.set_defaults(command=_data)
+    actions = data.add_subparsers(metavar="ACTION", dest="action", required=True)
+    for name, what in (
+        ("build", "tokenize the sources into shards"),
+        ("verify", "check every checksum of the shards"),
+        ("inspect", "show figures of the sources, and rows as the model sees them"),
+    ):
+        action = actions.add_parser(name, help=what)
+        _add_config(action)
+        action.add_argument("--workers", type=_positive, help="processes that tokenize; default: all cores")
+        action.set_defaults(command=_data, parser=action)
+        if name == "inspect":
+            action.add_argument("--count", type=_count, default=1, help="rows shown per source")
+            action.add_argument("--color", choices=["auto", "always", "never"], default="auto")
 
     generate = commands.add_parser("generate", help="continue a text with a trained model")
     _add_run(generate)
@@ -178,16 +190,16 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--no-cache", action="store_true", help="compute every position anew for each token"
     )
-    generate.set_defaults(command=_generate)
+    generate.set_defaults(command=_generate, parser=generate)
 
     evaluate = commands.add_parser("evaluate", help="held-out loss, perplexity and bits per byte")
     _add_run(evaluate)
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
     doctor = commands.add_parser("doctor", help="what this machine has; --parity: do all layouts train alike")
     doctor.add_argument("--parity", action="store_true", help="compare layouts with one process, in a table")
     doctor.add_argument("--all", action="store_true", help="with --parity: many more of them")
-    doctor.set_defaults(command=_doctor)
+    doctor.set_defaults(command=_doctor, parser=doctor)
     return parser
 
 
@@ -210,7 +222,11 @@ def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
         "config", metavar="CONFIG", nargs=nargs, help="a YAML file, such as configs/demo.yaml"
     )
     parser.add_argument(
-        "overrides", metavar="section.key=value", nargs="*", help="settings that win over the file's"
+        "overrides",
+        metavar="section.key=value",
+        nargs="*",
+        default=[],  # else argparse counts them among what is required
+        help="settings that win over the file's",
     )
 
 

@@ -72,6 +72,53 @@ def test_config_needs_a_file_or_keys(capsys):
     assert "train.max_steps" in capsys.readouterr().out
 
 
+def test_keys_shows_the_settings_and_sections_that_are_named(capsys):
+    assert main(["config", "--keys", "optimizer.learning_rate", "kernels", "data.sources[0].weight"]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith(" ")]
+    assert shown == [
+        "optimizer.learning_rate", "kernels", "kernels.compile", "kernels.attention", "data.sources.N.weight"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("lr", "did you mean optimizer.learning_rate?"), ("configs/demo.yaml", "the sections are run, model,")],
+)
+def test_keys_of_what_is_no_setting_are_refused(name, says, capsys):
+    assert main(["config", "--keys", name]) == 2
+    message = capsys.readouterr().err
+    assert f"{name} is no setting or section" in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "build", "tiny.yaml", "--count", "3"],
+        ["data", "verify", "tiny.yaml", "--color", "never"],
+        ["config", "tiny.yaml", "--workers", "2"],
+        ["evaluate", "run", "train.max_steps=3"],
+        ["doctor", "tiny.yaml"],
+    ],
+)
+def test_an_argument_that_a_command_does_not_use_is_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert f"llmkit {arguments[0]}" in capsys.readouterr().err
+
+
+def test_options_that_exclude_each_other_are_refused(capsys):
+    assert main(["train", "tiny.yaml", "--fresh", "--allow-data-change"]) == 2
+    assert "leave one out" in capsys.readouterr().err
+
+
+def test_usage_asks_only_for_what_is_required(capsys):
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: CONFIG\n")
+
+
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     make_project(tmp_path)
     command = f"{sys.executable} -m llmkit config --keys | head -1"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.config.mistakes import Mistake, access_in_url, display
-from llmkit.config.schema import BPE_VOCAB_SIZE, Config, Source, Tokenizer
+from llmkit.config.schema import BPE_VOCAB_SIZE, Config, Source, Tokenizer, default_source_name
 
 BYTES_VOCABULARY = 257
 """The bytes and end-of-text."""
@@ -29,7 +29,7 @@ def check(config: Config, origins: dict[str, str]) -> list[Mistake]:
 
 def source_name(index: int, source: Source) -> str:
     """A source's name: its own, or its type and place in the list."""
-    return source.name or f"{source.type}-{index}"
+    return source.name or default_source_name(source.type, index)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,9 @@ def markdown() -> str:
         "",
         "Every key of a configuration file.",
         "This page is written by `llmkit.config.keys.markdown()`; a test keeps it current.",
-        "On the command line a key is set with `section.key=value`; `N` is a place in a list, from 0.",
+        "On the command line a key is set with `section.key=value`; `N` is a place in a list, from 0, or a",
+        "source's name: `data.sources.1.weight=2`, `data.sources[1].weight=2`, `data.sources.web.weight=2`.",
+        "`llmkit config --keys NAME` prints this for one key or section.",
     ]
     entries = list(all_keys().values())
     for section in (key for key in entries if key.is_section):

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.config.mistakes import (
-    COMMAND_LINE,
-    NOT_SHOWN,
-    Mistake,
-    display,
-    error,
-    printable,
-    without_secrets,
-)
+from llmkit.config.mistakes import Mistake, display, error, printable
+from llmkit.config.override import apply_override
 from llmkit.config.schema import Config
 from llmkit.config.tree import Node, merge
 from llmkit.config.validate import origins, validate
-from llmkit.config.yaml_reader import UnreadableError, read_file, read_value
+from llmkit.config.yaml_reader import read_file
 
 MAX_EXTENDS = 8
 """Longest chain of files that extend each other."""
 
 MAX_FILES = 64
 """Most files in all."""
-
-MAX_KEY_PARTS = 16
-"""Most parts of an override's dotted key."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     shown = str(path)
     tree = files.read(Path(path), printable(shown, 1000), ())
     for override in overrides:
-        _override(tree, override, files.mistakes)
+        apply_override(tree, override, files.mistakes)
     if tree is None:
         raise error(files.mistakes, shown)
     config, mistakes = validate(tree)
@@ -129,51 +118,3 @@ class _Files:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
-
-
-def _override(tree: Node | None, override: str, mistakes: list[Mistake]) -> None:
-    """Sets one `section.key=value` in the tree; a mistake in it is noted."""
-    key, equals, text = override.partition("=")
-    place = f"{COMMAND_LINE}: {without_secrets(override)}"
-    if not equals:
-        example = "overrides are written section.key=value, such as train.max_steps=100"
-        mistakes.append(Mistake(place, "there is no `=` in it", example))
-        return
-    parts = key.split(".")
-    if key.startswith("-"):
-        mistakes.append(Mistake(place, "overrides have no dashes before them", "write section.key=value"))
-    elif not all(parts) or key != key.strip() or len(parts) > MAX_KEY_PARTS:
-        mistakes.append(Mistake(place, "the part before `=` is no dotted key, such as train.max_steps"))
-    elif parts[0] == "extends":
-        mistakes.append(Mistake(place, "`extends` stands in files only"))
-    else:
-        try:
-            node = read_value(text, place)
-            if tree is not None:
-                _put(tree, parts, node)
-        except UnreadableError as stop:
-            hidden = place.endswith(NOT_SHOWN)
-            mistakes.append(Mistake(place, "the value cannot be read") if hidden else stop.mistake)
-
-
-def _put(tree: Node, parts: list[str], node: Node) -> None:
-    """Puts a value at a dotted place, making the sections above it. Raises UnreadableError."""
-    here = tree
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(here.value, list):
-            count = len(here.value)
-            if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= count:
-                where = printable(".".join(parts[:depth]))
-                entries = "1 entry" if count == 1 else f"{count} entries"
-                what = f"{where} is a list of {entries}, numbered from 0; there is no {display(part)} in it"
-                raise UnreadableError(Mistake(node.place, what))
-            if last:
-                here.value[int(part)] = node
-            here = here.value[int(part)]
-            continue
-        if not isinstance(here.value, dict):
-            here.value, here.place = {}, node.place
-        if last:
-            here.value[part] = merge(here.value[part], node) if part in here.value else node
-        here = here.value.setdefault(part, Node({}, node.place))

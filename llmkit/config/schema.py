@@ -167,6 +167,11 @@ class Source(Section):
     """Shards with the held-out documents (only for shards)."""
 
 
+def default_source_name(type: str, index: int) -> str:
+    """What a source without a name is called: its type and its place in the list."""
+    return f"{type}-{index}"
+
+
 class Stage(Section):
     """Weights that hold from a step on."""
 

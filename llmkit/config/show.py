@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llmkit.config.derive import Derived, derive
-from llmkit.config.keys import keys
+from llmkit.config.keys import Key, all_keys, general, keys, suggest
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import printable
+from llmkit.config.override import key_parts
 from llmkit.config.schema import Config, Section
 from llmkit.config.yaml_reader import resolve
+from llmkit.errors import UserError
 
 _PLAIN_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _PLAIN = _PLAIN_FIRST | frozenset("0123456789_./-")
@@ -47,10 +49,28 @@ def show_derived(derived: list[Derived]) -> str:
     return "# derived:\n" + "".join(lines)
 
 
-def show_keys() -> str:
-    """The reference of all settings as plain text: what each takes, its default, its meaning."""
-    blocks = (f"{k.path}\n    {k.allowed} (default: {k.default})\n    {k.doc}\n" for k in keys())
+def show_keys(names: Sequence[str] = ()) -> str:
+    """The reference as plain text: what each setting takes, its default, its meaning.
+
+    names: dotted settings or sections to show; all settings if empty. Raises UserError for others.
+    """
+    shown = [key for name in names for key in _keys_of(name)] if names else keys()
+    blocks = (
+        f"{k.path}\n    {k.allowed}{f' (default: {k.default})' if k.default else ''}\n    {k.doc}\n"
+        for k in shown
+    )
     return "\n".join(blocks)
+
+
+def _keys_of(name: str) -> list[Key]:
+    """A setting, or a section with all that is in it."""
+    path = general(".".join(key_parts(name) or [name])).removesuffix(".N")
+    if path in all_keys():
+        return [key for key in all_keys().values() if f"{key.path}.".startswith(f"{path}.")]
+    right = suggest(path)
+    sections = ", ".join(key.path for key in all_keys().values() if "." not in key.path)
+    remedy = f"did you mean {' or '.join(right)}?" if right else f"the sections are {sections}"
+    raise UserError(f"config --keys: {printable(name, 100)} is no setting or section; {remedy}")
 
 
 def _grouped(value: int | str) -> str:

@@ -1,0 +1,109 @@
+"""`section.key=value` on the command line: what it names, and where its value goes."""
+
+from __future__ import annotations
+
+import re
+
+from llmkit.config.mistakes import (
+    COMMAND_LINE,
+    NOT_SHOWN,
+    Mistake,
+    display,
+    printable,
+    without_secrets,
+)
+from llmkit.config.schema import default_source_name
+from llmkit.config.tree import Node, merge
+from llmkit.config.yaml_reader import UnreadableError, read_value
+
+MAX_KEY_PARTS = 16
+"""Most parts of an override's dotted key."""
+
+_PART = r"[^.\[\]]+"
+_KEY = re.compile(rf"{_PART}(\.{_PART}|\[[^\[\]]+\])*")
+_EXAMPLE = "overrides are written section.key=value, such as train.max_steps=100"
+
+
+def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) -> dict[str, Node]:
+    """Sets one `section.key=value` in the tree, None where there is none; a mistake in it is noted.
+
+    Entries of a list are named by their number or, where they have one, their name:
+    `data.sources.1.weight`, `data.sources[1].weight`, `data.sources.web.weight`.
+    Returns the setting by its dotted key; empty where it could not be used.
+    """
+    key, equals, text = override.partition("=")
+    place = f"{COMMAND_LINE}: {without_secrets(override)}"
+    if not equals:
+        mistakes.append(Mistake(place, "there is no `=` in it", _EXAMPLE))
+        return {}
+    parts = key_parts(key)
+    if key.startswith("-"):
+        mistakes.append(Mistake(place, "overrides have no dashes before them", "write section.key=value"))
+    elif parts is None:
+        mistakes.append(Mistake(place, "the part before `=` is no dotted key, such as train.max_steps"))
+    elif parts[0] == "extends":
+        mistakes.append(Mistake(place, "`extends` stands in files only"))
+    else:
+        try:
+            node = read_value(text, place)
+            return {} if tree is None else {_put(tree, parts, node): node}
+        except UnreadableError as stop:
+            hidden = place.endswith(NOT_SHOWN)
+            mistakes.append(Mistake(place, "the value cannot be read") if hidden else stop.mistake)
+    return {}
+
+
+def key_parts(key: str) -> list[str] | None:
+    """The parts of a dotted key, in which `[1]` is the same as `.1`; None if it is none."""
+    if key != key.strip() or not _KEY.fullmatch(key):
+        return None
+    parts = [name or entry for entry, name in re.findall(rf"\[([^\[\]]+)\]|({_PART})", key)]
+    return parts if len(parts) <= MAX_KEY_PARTS else None
+
+
+def _put(tree: Node, parts: list[str], node: Node) -> str:
+    """Puts a value at its place, making the sections above it; returns the dotted key, entries numbered.
+
+    Raises UnreadableError where a list has no such entry.
+    """
+    here, path = tree, list[str]()
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(here.value, list):
+            index = _entry(here.value, part, printable(".".join(path)), node.place)
+            path.append(str(index))
+            if last:
+                here.value[index] = node
+            here = here.value[index]
+            continue
+        path.append(part)
+        if not isinstance(here.value, dict):
+            here.value, here.place = {}, node.place
+        if last:
+            here.value[part] = merge(here.value[part], node) if part in here.value else node
+        here = here.value.setdefault(part, Node({}, node.place))
+    return ".".join(path)
+
+
+def _entry(entries: list[Node], part: str, where: str, place: str) -> int:
+    """The number of the entry that is meant. Raises UnreadableError if there is none, or more than one."""
+    if re.fullmatch("[0-9]{1,6}", part) and int(part) < len(entries):
+        return int(part)
+    names = [_name(entry, index) for index, entry in enumerate(entries)]
+    if names.count(part) == 1:
+        return names.index(part)
+    count = "1 entry" if len(entries) == 1 else f"{len(entries)} entries"
+    known = ", ".join(printable(name) for name in names[:20] if name)
+    what = f"{where} is a list of {count}, numbered from 0; there is no {display(part)} in it"
+    if part in names:
+        what = f"{where} has several entries that are called {display(part)}; give the number of one, from 0"
+    raise UnreadableError(Mistake(place, what, f"by name: {known}" if known else ""))
+
+
+def _name(entry: Node, index: int) -> str:
+    """What an entry of a list is called; "" if it has no name."""
+    fields = entry.value if isinstance(entry.value, dict) else {}
+    name, kind = (fields[key].value if key in fields else None for key in ("name", "type"))
+    if isinstance(name, str):
+        return name
+    return default_source_name(kind, index) if isinstance(kind, str) else ""
