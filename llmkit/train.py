@@ -23,9 +23,10 @@ from llmkit.loop.stop import REASONS, StopRequest
 from llmkit.monitor.wandb_mode import resolve_mode
 from llmkit.optim.schedule import share_at
 from llmkit.parallel.agreement import agree, software, together
+from llmkit.parallel.place import read_place
 from llmkit.parallel.randomness import seed_step
 from llmkit.parallel.resolve import needs_deepspeed, resolve_layout, resolve_precision
-from llmkit.parallel.world import cut, read_place, world
+from llmkit.parallel.world import cut, world
 
 STOPPED = 75
 """Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""

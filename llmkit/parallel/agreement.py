@@ -124,7 +124,8 @@ def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn
         if mesh.rank > 0:
             raise type(error)(f"rank {mesh.rank} ({socket.gethostname()}): {error}") from error
     else:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     raise AlreadyTold(2 if isinstance(error, UserError) else 1) from error
 
 

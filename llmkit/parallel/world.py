@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -17,53 +16,11 @@ from llmkit.cores import available_cores
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.agreement import tell_once
 from llmkit.parallel.mesh import Mesh, make_mesh
+from llmkit.parallel.network import choose_gloo_interface
+from llmkit.parallel.place import Place
 
 CONTROL_TIMEOUT = timedelta(hours=1)
 """At least this long ranks wait for each other in small messages: one may verify a large checkpoint."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of how many processes this one is, in all and on its host."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-
-def read_place(environment: Mapping[str, str]) -> Place:
-    """The place that torchrun, accelerate or a batch script gave this process; alone if none did.
-
-    Raises UserError where the variables do not make up a place in a world.
-    """
-    world_size = _whole(environment, "WORLD_SIZE") if environment.get("WORLD_SIZE") else 1
-    if world_size <= 1:
-        # Of accelerate's launchers only the one that starts a single process sets the second.
-        if "MASTER_ADDR" in environment and "ACCELERATE_USE_CPU" in environment:
-            raise UserError(
-                "accelerate was asked for several processes but started this one alone, as it does for "
-                "distributed_type MULTI_CPU or NO: launch with launch/cpu.yaml (where one process is meant, "
-                "unset MASTER_ADDR)"
-            )
-        return Place()
-    needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in needed if name not in environment]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {world_size}, but not set: {', '.join(missing)}. Start all processes by "
-            "accelerate launch or torchrun, or set what these set"
-        )
-    rank, local_rank = _whole(environment, "RANK"), _whole(environment, "LOCAL_RANK")
-    local_size = local_rank + 1
-    if "LOCAL_WORLD_SIZE" in environment:
-        local_size = _whole(environment, "LOCAL_WORLD_SIZE")
-    if rank >= world_size or local_rank >= local_size:
-        raise UserError(
-            f"ranks count from 0, but RANK is {rank} of WORLD_SIZE {world_size}, and LOCAL_RANK {local_rank} "
-            f"of LOCAL_WORLD_SIZE {local_size}"
-        )
-    return Place(rank, world_size, local_rank, local_size)
 
 
 @contextmanager
@@ -102,13 +59,18 @@ def _join(place: Place, timeout: timedelta, needs_group: bool) -> tuple[Mesh, St
     if place.world_size == 1 and not needs_group:
         return Mesh(timeout=timeout), HashStore()
     backend = "nccl" if device.type == "cuda" else "gloo"
-    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    address = os.environ.get("MASTER_ADDR", "")
+    where = f"{address}:{os.environ.get('MASTER_PORT')}"
     try:
         if place.world_size == 1:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks the environment for its device
             store: Store = HashStore()
         else:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
+            if device.type == "cuda":
+                check_own_gpu(place, store, str(torch.cuda.get_device_properties(device).uuid), timeout)
+            interface = choose_gloo_interface(address, one_host=place.local_size == place.world_size)
+            where += f", gloo by {interface}" if interface else ""
         dist.init_process_group(
             backend,
             store=PrefixStore("torch", store),
@@ -120,19 +82,49 @@ def _join(place: Place, timeout: timedelta, needs_group: bool) -> tuple[Mesh, St
         )
         if place.world_size > 1:
             _tell_accelerate(device)
-    except dist.DistError as error:
+        control = control_group(timeout)
+    except RuntimeError as error:  # what gloo raises is no DistError
         raise RunFault(
             f"rank {place.rank} of {place.world_size} could not join the others at {where} within "
             f"{timeout.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}"
         ) from error
-    control = dist.new_group(backend="gloo", timeout=max(timeout, CONTROL_TIMEOUT))
     return Mesh(place.rank, place.world_size, control_group=control, timeout=timeout), store
+
+
+def control_group(timeout: timedelta) -> dist.ProcessGroup:
+    """A gloo group of all ranks for small messages: joined within `timeout`, then patient."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)
+    group._get_backend(torch.device("cpu"))._set_default_timeout(max(timeout, CONTROL_TIMEOUT))
+    return group
+
+
+def check_own_gpu(place: Place, store: Store, uuid: str, timeout: timedelta) -> None:
+    """Ends all processes with one UserError where two of them have the same GPU.
+
+    uuid: of this process's. NCCL would end, or hang, with a message about its own inner parts.
+    """
+    if store.add(f"gpu/{uuid}", 1) > 1:
+        store.add("gpus/shared", 1)
+    if store.add("gpus/counted", 1) == place.world_size:
+        store.set("gpus/all", str(store.add("gpus/shared", 0)))
+    store.wait(["gpus/all"], timeout)
+    if shared := int(store.get("gpus/all")):
+        error = UserError(
+            f"{shared} of {place.world_size} processes have a GPU that another one has too: start as many on "
+            "a host as it has GPUs, and let each see all of them, or a single one of its own"
+        )
+        tell_once(Mesh(place.rank, place.world_size), store, error)
 
 
 def _choose_device(place: Place) -> torch.device:
     """The GPU of this process's own, made the current one, or the CPU with this process's share of cores."""
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
+        if count == 1 and place.local_size > 1:
+            # As under srun --gpus-per-task=1. DeepSpeed and accelerate take the number of the GPU from here.
+            os.environ["LOCAL_RANK"] = "0"
+            return torch.device("cuda", 0)
         if place.local_size > count:
             raise UserError(
                 f"{place.local_size} processes were started on a host that has {count} GPUs: start as many "
@@ -159,9 +151,3 @@ def _tell_accelerate(device: torch.device) -> None:
         PartialState()
     else:
         PartialState(cpu=True, backend="gloo")
-
-
-def _whole(environment: Mapping[str, str], name: str) -> int:
-    if not environment[name].isdecimal():
-        raise UserError(f"{name} is {environment[name]!r}; it must be a whole number")
-    return int(environment[name])

@@ -16,7 +16,8 @@ from llmkit.engine.zero import import_deepspeed
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.device import choose_device
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.world import Place, cut, read_place, world
+from llmkit.parallel.place import Place, read_place
+from llmkit.parallel.world import cut, world
 from llmkit.parity.cases import Case
 from llmkit.parity.covering import covering
 from llmkit.parity.suite import HEADING, run_cases

@@ -180,7 +180,8 @@ def alone(precision: str) -> dict:
 
     from llmkit.engine.zero import import_deepspeed
     from llmkit.loop.device import choose_device
-    from llmkit.parallel.world import Place, cut, world
+    from llmkit.parallel.place import Place
+    from llmkit.parallel.world import cut, world
 
     import_deepspeed()
     found: dict[str, Any] = {}

@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
-from llmkit.errors import UserError
+from llmkit.errors import AlreadyTold, UserError
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.world import Place, cut, read_place, world
+from llmkit.parallel.place import Place
+from llmkit.parallel.world import _choose_device, check_own_gpu, control_group, cut, world
 from tests.limits import HANG
 from tests.ranks import run_ranks
 
-WHOLE = {
-    "WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
-    "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
-}  # fmt: skip
 LIMIT = timedelta(seconds=HANG)
-
-
-def test_the_launcher_gives_a_place():
-    assert read_place(WHOLE) == Place(5, 8, 1, 4)
-
-
-@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1", "RANK": "0"}])
-def test_a_process_that_nobody_launched_is_alone(environment):
-    assert read_place(environment) == Place()
-
-
-@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_place_must_be_whole(missing):
-    rest = {name: value for name, value in WHOLE.items() if name != missing}
-    with pytest.raises(UserError, match=f"WORLD_SIZE is 8, but not set: {missing}"):
-        read_place(rest)
-
-
-@pytest.mark.parametrize("wrong", [{"RANK": "8"}, {"LOCAL_RANK": "4"}, {"RANK": "-1"}, {"WORLD_SIZE": "two"}])
-def test_a_place_must_exist(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        read_place(WHOLE | wrong)
-
-
-def test_a_launcher_that_made_one_process_of_several_is_found_out():
-    """`accelerate launch` of the type MULTI_CPU: it sets these, and starts one process."""
-    with pytest.raises(UserError, match=r"launch/cpu\.yaml"):
-        read_place({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
 
 
 def test_a_process_alone_joins_nothing():
@@ -78,6 +50,47 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     refusal = pytest.raises(UserError, match="4 processes were started on a host that has 2 GPUs")
     with refusal, world(Place(3, 4, 3, 4), LIMIT):
         pass
+
+
+def test_a_task_that_sees_one_gpu_takes_it(monkeypatch):
+    """As srun --gpus-per-task=1 starts it."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _choose_device(Place(3, 4, 3, 4)) == torch.device("cuda", 0)
+    assert os.environ["LOCAL_RANK"] == "0"  # which DeepSpeed and accelerate take for the GPU's number
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_processes_that_share_a_gpu_are_refused(capfd, shared):
+    """Of what each sees nobody can tell whether its only GPU is its own: they compare."""
+    store = HashStore()
+
+    def compare(rank: int) -> str:
+        uuid = "the same" if shared and rank != 1 else f"GPU-{rank}"
+        try:
+            check_own_gpu(Place(rank, 3, rank, 3), store, uuid, LIMIT)
+        except AlreadyTold as end:
+            return f"code {end.code}"
+        return "its own"
+
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(compare, range(3)))
+    assert found == ["code 2" if shared else "its own"] * 3
+    told = capfd.readouterr().err
+    assert told.count("llmkit: 1 of 3 processes have a GPU that another one has too") == int(shared)
+
+
+def test_small_messages_wait_longer_than_the_start():
+    """The group is joined within the setting; its messages may take an hour. By a private method."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        group = control_group(timedelta(minutes=2))
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=1)
+        group = control_group(timedelta(hours=2))
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=2)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_deepspeed_has_the_switch_of_its_cpu_extension():

@@ -14,7 +14,8 @@ from llmkit.errors import AlreadyTold, RunFault, UserError
 from llmkit.loop.control import Control, Wishes
 from llmkit.parallel import agreement
 from llmkit.parallel.agreement import agree, first_only, together
-from llmkit.parallel.world import cut, read_place, world
+from llmkit.parallel.place import read_place
+from llmkit.parallel.world import cut, world
 from tests.limits import HANG, LONGER
 
 LIMIT = timedelta(seconds=HANG)

@@ -1,0 +1,57 @@
+"""The network interface by which the processes of a world reach each other."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+import psutil
+
+ANYWHERE = "192.0.2.1"
+"""An address outside (RFC 5737, nothing is sent to it): the route to it is the default one."""
+
+
+def choose_gloo_interface(address: str, *, one_host: bool) -> str:
+    """Sets GLOO_SOCKET_IFNAME to the interface of the route to `address`, unless it is set; returns it.
+
+    Without it gloo listens where the host's own name points to, which on many machines is the loopback
+    interface, and processes on other hosts wait for it in vain. one_host: whether all are on this one, so
+    that the loopback interface will do. "" where no interface is found: the choice is then gloo's.
+    """
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    # On the first host, `address` itself is often a name for the loopback interface.
+    for target in (address, ANYWHERE):
+        if chosen:
+            break
+        source = source_address(target)
+        if source is not None and (one_host or not ipaddress.ip_address(source).is_loopback):
+            chosen = interface_of(source) or ""
+    if chosen:
+        os.environ["GLOO_SOCKET_IFNAME"] = chosen
+    return chosen
+
+
+def source_address(target: str) -> str | None:
+    """The address of this host from which packets to `target` go; None where there is no route to it."""
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(place)  # of a datagram socket: asks the routing table, sends nothing
+                return str(probe.getsockname()[0]).partition("%")[0]
+    except OSError:
+        pass
+    return None
+
+
+def interface_of(address: str) -> str | None:
+    """The interface that has this address."""
+    wanted = ipaddress.ip_address(address)
+    for name, addresses in psutil.net_if_addrs().items():
+        for each in addresses:
+            if each.family in (socket.AF_INET, socket.AF_INET6):
+                found = ipaddress.ip_address(each.address.partition("%")[0])
+                # A route to 127.0.1.1, too, goes by the interface that has 127.0.0.1.
+                if found == wanted or (found.is_loopback and wanted.is_loopback):
+                    return name
+    return None
