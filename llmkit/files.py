@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,12 +13,49 @@ from typing import Any, BinaryIO
 from llmkit.errors import UserError
 
 
+class NoAccessError(UserError):
+    """A file that this user may not read: nothing is wrong with it, and its owner can mend that."""
+
+
+def cannot_read(path: Path, error: OSError, remedy: str = "") -> UserError:
+    """The error to raise for a file that could not be read; `remedy` helps where it is missing or broken."""
+    if isinstance(error, PermissionError):
+        return NoAccessError(
+            f"{path}: cannot be read ({error.strerror}); ask {owner_of(path)} for read access to it"
+        )
+    what = f"{path}: cannot be read ({error.strerror or error})"
+    return UserError(f"{what}; {remedy}" if remedy else what)
+
+
+def owner_of(path: Path) -> str:
+    """Who can give access to a path, for messages: its owner, or that of the innermost folder seen."""
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            user = os.stat(place).st_uid
+            try:
+                return f"{pwd.getpwuid(user).pw_name}, the owner of {place},"
+            except KeyError:
+                return f"user {user}, the owner of {place},"
+    return "its owner"
+
+
+def may_exist(path: str | Path) -> bool:
+    """Whether there is something at a path, or may be: where this user may not look, opening it will tell."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """A JSON object; raises UserError, ending in `remedy`, if the file is missing or holds no such thing."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+        raise cannot_read(path, error, remedy) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON, the file is damaged; {remedy}") from error
     if not isinstance(content, dict):

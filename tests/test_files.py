@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from llmkit.errors import UserError
-from llmkit.files import read_json
+from llmkit.files import NoAccessError, may_exist, owner_of, read_json
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,28 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, content: bytes,
 def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.json: cannot be read \(No such file.*; write it again"):
         read_json(tmp_path / "a.json", "write it again")
+
+
+def denied(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_file_that_may_not_be_read_is_a_matter_for_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    owner = re.escape(f"{tmp_path.owner()}, the owner of {tmp_path / 'a.json'},")
+    wanted = rf"a.json: cannot be read \(Permission denied\); ask {owner} for read access to it$"
+    with pytest.raises(NoAccessError, match=wanted):
+        read_json(tmp_path / "a.json", "delete it")
+
+
+def test_the_owner_of_what_is_not_seen_is_that_of_the_folder_around_it(tmp_path: Path) -> None:
+    assert owner_of(tmp_path / "gone" / "a") == f"{tmp_path.owner()}, the owner of {tmp_path},"
+
+
+def test_what_may_not_be_looked_at_may_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert may_exist(tmp_path) and not may_exist(tmp_path / "gone") and not may_exist("a\0b")
+    monkeypatch.setattr("os.stat", denied)
+    assert may_exist(tmp_path / "gone")

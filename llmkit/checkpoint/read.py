@@ -20,6 +20,7 @@ from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.files import BlockFile, TensorPlace, decode_header, open_file
 from llmkit.checkpoint.pieces import Run, check_piece, intersect, runs, subtract
 from llmkit.errors import UserError
+from llmkit.files import cannot_read
 from llmkit.parallel.spec import Box, Range, Shape, sizes, volume, whole
 
 _CACHED_BLOCKS = 8
@@ -50,6 +51,13 @@ def open(path: Path, report: Callable[[str], None] | None = None) -> Checkpoint:
     In the first two the newest good one is taken, as by `newest`; `report` is by default a line on
     standard error. Raises UserError if there is none, Damaged if the checkpoint named is not good.
     """
+    try:
+        return _open(path, report or _to_stderr)
+    except PermissionError as error:
+        raise cannot_read(Path(error.filename), error) from error
+
+
+def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name a run folder, its checkpoints folder or a checkpoint")
     root = path / "checkpoints"
@@ -57,7 +65,7 @@ def open(path: Path, report: Callable[[str], None] | None = None) -> Checkpoint:
         if os.path.lexists(path / fmt.MANIFEST):
             return load(path)
         root = path
-    found = newest(root, report or _to_stderr)
+    found = newest(root, report)
     if found is None:
         count = len(folders(root))
         why = f"none of the {count} checkpoints in it is good" if count else "there is no checkpoint in it"

@@ -13,6 +13,7 @@ from llmkit.config.schema import Config
 from llmkit.config.tree import Node, merge
 from llmkit.config.validate import origins, validate
 from llmkit.config.yaml_reader import read_file
+from llmkit.files import may_exist
 
 MAX_EXTENDS = 8
 """Longest chain of files that extend each other."""
@@ -101,7 +102,7 @@ class _Files:
         target = path.parent / name
         shown_target = printable(os.path.normpath(os.path.join(os.path.dirname(shown), name)), 1000)
         what = ""
-        if "\0" in name or not target.exists():
+        if "\0" in name or not may_exist(target):
             what = f"extends: there is no file {shown_target} (names are relative to this file)"
         elif _real(target) in chain:
             circle = [*chain[chain.index(_real(target)) :], _real(target)]

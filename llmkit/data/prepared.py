@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmkit.config import schema
+from llmkit.data.building.cache import opening_cache
 from llmkit.data.live.source import LiveSource
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.shards.reader import ShardReader
@@ -212,7 +213,8 @@ def _given_shards(path: str, name: str, tokenizer: Tokenizer) -> ShardReader:
 
 
 def _open(folder: Path, split: str, tokenizer: Tokenizer) -> ShardReader:
-    return _reader(folder / split, tokenizer, _remedy(folder))
+    with opening_cache():
+        return _reader(folder / split, tokenizer, _remedy(folder))
 
 
 def _reader(folder: Path, tokenizer: Tokenizer, remedy: str) -> ShardReader:
@@ -226,6 +228,7 @@ def _remedy(folder: Path) -> str:
 def _read_record(folder: Path) -> SourceRecord:
     path = folder / "source.json"
     try:
-        return SourceRecord.model_validate(read_json(path, _remedy(folder)))
+        with opening_cache():
+            return SourceRecord.model_validate(read_json(path, _remedy(folder)))
     except ValidationError as error:
         raise UserError(f"{path}: of another version or damaged; {_remedy(folder)}") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llmkit.errors import RunFault, UserError
-from llmkit.files import sync_folder
+from llmkit.files import NoAccessError, may_exist, owner_of, sync_folder
 
 Report = Callable[[str], None]
 """Takes lines for the user."""
@@ -34,16 +34,14 @@ def make_once(folder: Path, fill: Callable[[Path], None], report: Report) -> Non
     the others wait. A UserError of `fill` clears the workplace.
     Raises UserError where the cache cannot be a folder, RunFault where it cannot be written.
     """
-    if folder.exists():
+    if may_exist(folder):
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"data.cache_dir: {folder.parent} cannot be made a folder ({error.strerror})"
-        ) from error
+        raise _no_cache(folder.parent, "cannot be made a folder", error) from error
     with _only_one(folder, report) as alone:
-        if folder.exists():
+        if may_exist(folder):
             return
         # Where the file system has no locks, each process works for itself and the first to end wins.
         own = "" if alone else f"-{uuid.uuid4().hex[:12]}"
@@ -59,6 +57,8 @@ def make_once(folder: Path, fill: Callable[[Path], None], report: Report) -> Non
                     raise
             sync_folder(folder.parent)
             _clear(workplace)
+        except PermissionError as error:
+            raise _no_cache(workplace, "cannot be written", error) from error
         except OSError as error:
             raise RunFault(
                 f"{workplace}: cannot be written ({error.strerror or error}); is the disk full?"
@@ -69,6 +69,22 @@ def make_once(folder: Path, fill: Callable[[Path], None], report: Report) -> Non
         finally:
             if not alone:
                 _clear(workplace)
+
+
+@contextlib.contextmanager
+def opening_cache() -> Iterator[None]:
+    """What lies in the cache and may not be read by this user is not to be deleted: the error says so."""
+    try:
+        yield
+    except NoAccessError as error:
+        raise NoAccessError(f"{error}, or choose another data.cache_dir") from error
+
+
+def _no_cache(path: Path, what: str, error: OSError) -> UserError:
+    ask = f"ask {owner_of(path)} for write access, or " if isinstance(error, PermissionError) else ""
+    return UserError(
+        f"data.cache_dir: {path} {what} ({error.strerror}); {ask}choose another data.cache_dir"
+    )
 
 
 def _clear(folder: Path) -> None:
@@ -85,7 +101,7 @@ def _only_one(folder: Path, report: Report) -> Iterator[bool]:
     try:
         file = lock.open("a")
     except OSError as error:
-        raise UserError(f"data.cache_dir: {lock.parent} cannot be written ({error.strerror})") from error
+        raise _no_cache(lock, "cannot be written", error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

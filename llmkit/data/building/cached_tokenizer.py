@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from llmkit.config import schema
-from llmkit.data.building.cache import Report, content_key, make_once
+from llmkit.data.building.cache import Report, content_key, make_once, opening_cache
 from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.parts import group_units, part_bytes_of, training_records
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
@@ -59,8 +59,10 @@ def cached_tokenizer(config: schema.Data, sources: Sequence[OpenedSource], repor
 
     make_once(folder, fill, report)
     remedy = f"delete {folder} and build the data again"
-    tokenizer = Tokenizer.load(folder, remedy)
-    if read_json(folder / "hash.json", remedy).get("hash") != tokenizer.hash:
+    with opening_cache():
+        tokenizer = Tokenizer.load(folder, remedy)
+        known = read_json(folder / "hash.json", remedy).get("hash")
+    if known != tokenizer.hash:
         raise UserError(f"{folder}: the tokenizer is not what was put there, its files are damaged; {remedy}")
     return tokenizer
 

@@ -18,6 +18,7 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.data.shards.format import BLOCK_BYTES
 from llmkit.errors import RunFault, UserError
+from llmkit.files import cannot_read
 
 Check = Callable[[int, memoryview], None]
 """Gets a block's number and content, and raises UserError if they are not what they should be."""
@@ -46,9 +47,7 @@ class MappedFile:
                     )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read ({error.strerror}), {says} lists it; {remedy}"
-            ) from error
+            raise cannot_read(path, error, f"{says} lists it: {remedy}") from error
         self.bytes = np.frombuffer(self._map, dtype=np.uint8)
         self.blocks = -(-size // BLOCK_BYTES)
         self._unchecked = np.ones(self.blocks, dtype=bool)

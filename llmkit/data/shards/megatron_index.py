@@ -9,6 +9,7 @@ https://github.com/NVIDIA/Megatron-LM/blob/main/megatron/core/datasets/indexed_d
 from __future__ import annotations
 
 import glob
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from xxhash import xxh64
 
 from llmkit.errors import UserError
+from llmkit.files import cannot_read, may_exist
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -42,10 +44,17 @@ def find_prefixes(path: str) -> list[Path]:
 
 
 def _prefixes_at(path: Path) -> list[Path]:
-    if path.is_dir():
-        return [index.with_suffix("") for index in path.glob("*.idx")]
+    if os.path.isdir(path):
+        return [index.with_suffix("") for index in _listed(path) if index.suffix == ".idx"]
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    return [prefix] if with_suffix(prefix, ".idx").exists() else []
+    return [prefix] if may_exist(with_suffix(prefix, ".idx")) else []
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise cannot_read(folder, error) from error
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:
@@ -81,7 +90,7 @@ def _numbers(path: Path, offset: int, count: int, dtype: str) -> np.ndarray:
     try:
         numbers = np.fromfile(path, dtype=dtype, count=count, offset=offset)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise cannot_read(path, error) from error
     if numbers.size != count:
         raise UserError(f"{path}: ends too early, it was cut; {REMEDY}")
     return numbers
@@ -101,7 +110,7 @@ def read_index(path: Path) -> MegatronIndex:
         with path.open("rb") as file:
             head = file.read(HEADER.size)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise cannot_read(path, error) from error
     if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise UserError(f"{path}: is no index of Megatron-LM (it does not begin with MMIDIDX)")
     _, version, code, sequences, places = HEADER.unpack(head)

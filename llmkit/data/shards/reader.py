@@ -16,6 +16,7 @@ from llmkit.data.shards.mapped import MappedFile, checksum
 from llmkit.data.shards.masks import TargetBits
 from llmkit.data.shards.token_files import TokenFiles
 from llmkit.errors import UserError
+from llmkit.files import cannot_read
 
 
 class ShardReader:
@@ -190,7 +191,7 @@ class ShardReader:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {self._remedy}") from error
+            raise cannot_read(path, error, self._remedy) from error
         if len(content) != 8 * (record.documents + 1) or xxh64_hexdigest(content) != record.offsets:
             raise UserError(f"{path}: does not match its checksum in index.json; {self._remedy}")
         return np.frombuffer(content, dtype="<u8")

@@ -22,6 +22,7 @@ from llmkit.data.sources.attempts import FailedError, Value, attempt, told
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import UserError
+from llmkit.files import cannot_read, may_exist
 
 _STDLIB_LEAVES_OUT = frozenset({"site-packages", "test", "tests", "idlelib", "__pycache__"})
 _SUFFIXES = {
@@ -121,7 +122,7 @@ def _paths(spec: schema.Source, place: str) -> Iterator[str]:
 def _match(pattern: str, suffixes: tuple[str, ...], place: str) -> list[str]:
     # A name that exists is taken as it is, even where it has the signs of a pattern: data[1].txt.
     pattern = os.path.expanduser(pattern)
-    names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    names = [pattern] if may_exist(pattern) else sorted(glob.glob(pattern, recursive=True))
     found: list[str] = []
     for name in names:
         path = os.path.abspath(name)
@@ -138,7 +139,7 @@ def _walk(root: str, suffixes: tuple[str, ...], leave_out: frozenset[str] = froz
     """Files in and under a folder; a folder that links lead to more than once is read once."""
 
     def unreadable(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        raise cannot_read(Path(error.filename), error) from error
 
     seen = set[str]()  # links may lead round in a circle
     for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
@@ -256,7 +257,7 @@ def _examine(path: str, fetcher: fetch.Fetcher | None) -> File:
             file.seek(max(0, status.st_size - _TAG_BYTES))
             digest.update(file.read(_TAG_BYTES))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise cannot_read(Path(path), error) from error
     return File(path, status.st_size, digest.hexdigest(), status.st_mtime_ns)
 
 
