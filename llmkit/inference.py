@@ -11,8 +11,8 @@ import torch
 
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
-from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
+from llmkit.config.stored import read_stored
 from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.position import Fingerprint, read_position
@@ -31,7 +31,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
     Weights are rounded from the fp32 masters, as in training. Raises UserError where the checkpoint
     does not hold what its model needs.
     """
-    shape = ModelShape.from_dict(checkpoint.model)
+    shape = ModelShape.from_dict(checkpoint.model, checkpoint.origin)
     with torch.device(device):
         model = GPT(shape).requires_grad_(False)
     parameters = dict(model.named_parameters())
@@ -48,7 +48,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that the model of a checkpoint was trained with."""
     config = json.loads(checkpoint.extra_file("tokenizer_config.json"))
     tokenizer = Tokenizer.from_config(checkpoint.tokenizer_json(), config, str(checkpoint.path))
-    known = ModelShape.from_dict(checkpoint.model).vocab_size
+    known = ModelShape.from_dict(checkpoint.model, checkpoint.origin).vocab_size
     if tokenizer.vocab_size > known:
         raise UserError(
             f"{checkpoint.path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
@@ -87,8 +87,8 @@ def evaluate_command(path: Path, *, precision: str) -> int:
     """`llmkit evaluate`: held-out loss, perplexity and bits per byte of the newest checkpoint."""
     checkpoint = open_checkpoint(path)
     device = choose_device()
-    config = Config.model_validate(checkpoint.config)
-    data = prepare(config.data, lambda line: print(line, file=sys.stderr, flush=True))
+    config = read_stored(checkpoint.config, checkpoint.origin, _to_stderr)
+    data = prepare(config.data, _to_stderr, tokenizer=load_tokenizer(checkpoint))
     _check_heldout(checkpoint, data)
     if not data.heldout:
         raise UserError(
@@ -114,11 +114,8 @@ def _check_heldout(checkpoint: Checkpoint, data: Prepared) -> None:
     """Raises UserError where the held-out text is not that of the run; its training text is of no matter."""
     then = read_position(checkpoint.state["data"]).fingerprint
     now = Fingerprint.model_validate(data.fingerprint)
-    changes = []
-    if then.tokenizer != now.tokenizer:
-        changes.append(f"data.tokenizer had hash {then.tokenizer}, has {now.tokenizer}")
     held = {source.name: source.heldout for source in then.sources}
-    changes += [
+    changes = [
         f"source {source.name} has other held-out text"
         for source in now.sources
         if held.get(source.name) != source.heldout
@@ -128,3 +125,7 @@ def _check_heldout(checkpoint: Checkpoint, data: Prepared) -> None:
             f"{checkpoint.path}: this is not what the run held out: {'; '.join(changes)}; "
             "put the files back that it was trained with"
         )
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -121,18 +121,6 @@ def test_bad_input(command, says, capsys):
     assert says in capsys.readouterr().err
 
 
-def test_evaluate_refuses_sources_that_changed_the_tokenizer(tmp_path, monkeypatch, capsys):
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert (
-        main(["train", "tiny.yaml", "train.max_steps=2", "data.tokenizer={type: bpe, vocab_size: 270}"]) == 0
-    )
-    for path in Path("corpus").iterdir():
-        path.write_text(path.read_text().upper())
-    assert main(["evaluate", "runs/tiny"]) == 2
-    assert "data.tokenizer had hash" in capsys.readouterr().err
-
-
 def heldout_number(texts: list[Path]) -> int:
     """Which of the texts is held out."""
     return int(held_out(0, np.arange(len(texts)), 20).argmax())

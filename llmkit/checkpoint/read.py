@@ -161,6 +161,11 @@ class Checkpoint:
         return self.manifest.step
 
     @property
+    def origin(self) -> str:
+        """Its folder and the version that wrote it, for messages."""
+        return f"{self.path} (written by llmkit {self.manifest.versions.get('llmkit', 'of unknown version')})"
+
+    @property
     def state(self) -> dict[str, Any]:
         """The state of the run, as it was given to `save`."""
         return self.manifest.state

@@ -1,169 +1,111 @@
-"""What may change when a run goes on: each setting is fixed, of the data, warned about, or free."""
+"""What changed in the settings of a run that goes on, and whether it may."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
-from llmkit.config.keys import general, keys
+from llmkit.config.keys import all_keys, general, keys
 from llmkit.config.mistakes import display, printable
+from llmkit.config.resume_rules import RULES, Kind, Rule
 from llmkit.errors import UserError
 
-Class = Literal["fixed", "data", "warned", "free"]
-
-RULES: dict[str, Class] = {
-    "run.name": "free",
-    "run.dir": "free",
-    "run.seed": "fixed",
-    "run.deterministic": "free",
-    "model": "fixed",
-    "model.max_position_embeddings": "warned",  # of learned positions the checkpoint's model is compared
-    "data.tokenizer.type": "data",
-    "data.tokenizer.vocab_size": "data",
-    "data.tokenizer.path": "free",  # the content is compared, not where it lies
-    "data.tokenizer.name": "data",
-    "data.tokenizer.revision": "data",
-    "data.tokenizer.end_of_text": "data",
-    "data.tokenizer.control_tokens_in_text": "data",
-    "data.tokenizer.chat_template": "free",
-    "data.sources.N.type": "data",
-    "data.sources.N.name": "data",
-    "data.sources.N.path": "free",
-    "data.sources.N.dataset": "free",
-    "data.sources.N.subset": "data",
-    "data.sources.N.split": "data",
-    "data.sources.N.revision": "data",
-    "data.sources.N.live": "data",
-    "data.sources.N.write_through": "free",
-    "data.sources.N.weight": "data",
-    "data.sources.N.max_epochs": "free",
-    "data.sources.N.record": "data",
-    "data.sources.N.text_field": "data",
-    "data.sources.N.messages_field": "data",
-    "data.sources.N.prompt_field": "data",
-    "data.sources.N.completion_field": "data",
-    "data.sources.N.ids_field": "data",
-    "data.sources.N.separator": "data",
-    "data.sources.N.heldout_path": "free",
-    "data.curriculum": "data",
-    "data.sequence_length": "data",
-    "data.packing": "data",
-    "data.heldout_every": "data",
-    "data.document_masks": "data",
-    "data.errors": "data",
-    "data.cache_dir": "free",
-    "data.lanes": "data",
-    "data.shuffle_window": "data",
-    "data.workers": "free",
-    "data.stall_seconds": "free",
-    "train.max_steps": "free",
-    "train.max_minutes": "free",
-    "train.global_batch_size": "warned",
-    "train.micro_batch_size": "free",
-    "train.gradient_clipping": "warned",
-    "train.precision": "warned",
-    "train.max_nonfinite_steps": "free",
-    "optimizer.name": "fixed",
-    "optimizer.learning_rate": "warned",
-    "optimizer.betas": "warned",
-    "optimizer.eps": "warned",
-    "optimizer.momentum": "warned",
-    "optimizer.weight_decay": "warned",
-    "schedule": "warned",
-    "parallel": "free",
-    "kernels": "free",
-    "checkpoint": "free",
-    "evaluate": "free",
-    "monitor": "free",
-}
-"""Class of a setting, or of all settings of a section but those that are named.
-
-fixed: another value would be another run. data: another value changes what is read from there on, which
-must be allowed. warned: it may change, and is told. free: it changes nothing that is computed.
-"""
+ABSENT = "absent"
+"""Shown for the value of a setting that one side does not have."""
+UNKNOWN = Rule("warned", "a setting that this version does not know")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting whose value changed; a value that is not there is None and shown as "absent"."""
+    """A setting whose value changed.
+
+    old, new: as YAML would write them, in brief. origin: where the new value is from, such as
+    "mine.yaml:12"; "" where that is not known.
+    """
 
     path: str
     old: str
     new: str
+    rule: Rule
+    origin: str = ""
 
     def __str__(self) -> str:
-        return f"{printable(self.path, 100)}: {self.old} -> {self.new}"
+        where = f" ({printable(self.origin, 200)})" if self.origin else ""
+        return f"{printable(self.path, 100)}: {self.old} -> {self.new}{where}"
+
+    def to_json(self) -> dict[str, str]:
+        """For events.jsonl."""
+        return {"setting": self.path, "old": self.old, "new": self.new, "origin": self.origin}
 
 
 @dataclass(frozen=True)
 class Differences:
-    """The settings that changed and should not have, or should only with care."""
+    """All settings that changed, in the order of the settings."""
 
-    fixed: list[Difference]
-    data: list[Difference]
-    warned: list[Difference]
+    all: Sequence[Difference]
+
+    def of(self, *kinds: Kind) -> list[Difference]:
+        """Those whose rule is of one of these kinds."""
+        return [difference for difference in self.all if difference.rule.kind in kinds]
 
     def raise_if_fixed(self, place: str | Path, allow_data_change: bool = False) -> None:
         """Raises one UserError that names each setting that may not change, with both values.
 
         place: where the old values are from, such as the run folder.
         """
-        forbidden = self.fixed + ([] if allow_data_change else self.data)
+        forbidden = self.of("fixed") if allow_data_change else self.of("fixed", "data")
         if not forbidden:
             return
         lines = [
             f"{printable(str(place))} cannot go on with other values of what is fixed for a run (old -> new):"
         ]
-        lines += [f"  {difference}" for difference in forbidden]
+        lines += [f"  {difference}: {difference.rule.reason}" for difference in forbidden]
         remedy = "Put the old values back, or start a new run under another run.name"
-        if not self.fixed:
+        if not self.of("fixed"):
             remedy += "; --allow-data-change goes on with other data, and records that"
         lines.append(f"{remedy}.")
         raise UserError("\n".join(lines))
 
 
-def classify(path: str) -> Class | None:
-    """The class of a dotted setting, by the rule that names most of it; None if none speaks of it.
+def rule_of(path: str) -> Rule | None:
+    """The rule of a dotted setting, or of what it is part of; None if none speaks of it.
 
     Places in a list are numbers or, as in the reference of all settings, N.
     """
-    path = re.sub(r"\.[0-9]+(?=\.|$)", ".N", path)
-    found = [prefix for prefix in RULES if f"{path}.".startswith(f"{prefix}.")]
+    path = general(path)
+    found = [name for name in RULES if f"{path}.".startswith(f"{name}.")]
     return RULES[max(found, key=len)] if found else None
 
 
-def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> Differences:
+def compare(
+    old: Mapping[str, Any], new: Mapping[str, Any], origins: Mapping[str, str] | None = None
+) -> Differences:
     """The differences between two resolved configs (`config.model_dump(mode="json")`).
 
     A setting that the old config does not know yet counts as having had its default; one that
-    exists no longer is warned about.
+    exists no longer is warned about. origins: where the new values are from, by dotted setting.
     """
-    before, after = _flat(old), _flat(new)
-    differences = Differences(fixed=[], data=[], warned=[])
-    told: set[str] = set()
+    before, after, origins = _flat(old), _flat(new), origins or {}
+    found: dict[str, Difference] = {}
     for path in list(after) + [path for path in before if path not in after]:
-        kind = classify(path) or "warned"
-        if kind == "free":
-            continue
         item = _item(path)
         if item and (_has_item(before, item) != _has_item(after, item)):
             # An entry of a list that came or went, such as a source, is one difference.
-            if item not in told:
-                told.add(item)
-                shown = [_show_item(side, item) for side in (before, after)]
-                getattr(differences, kind).append(Difference(item, *shown))
+            was, now = _show_item(before, item), _show_item(after, item)
+            origin = next((o for p, o in origins.items() if p.startswith(f"{item}.") and o != "default"), "")
+            found[item] = Difference(item, was, now, _strictest(item, before | after), origin)
             continue
         if path not in before and _defaults().get(general(path)) == display(after[path]):
             continue
         if path in before and path in after and before[path] == after[path]:
             continue
-        shown = [display(side[path]) if path in side else "absent" for side in (before, after)]
-        getattr(differences, kind).append(Difference(path, *shown))
-    return differences
+        was, now = (display(side[path]) if path in side else ABSENT for side in (before, after))
+        found[path] = Difference(path, was, now, rule_of(path) or UNKNOWN, origins.get(path, ""))
+    return Differences(list(found.values()))
 
 
 def _item(path: str) -> str | None:
@@ -176,10 +118,16 @@ def _has_item(flat: Mapping[str, Any], item: str) -> bool:
     return any(path.startswith(f"{item}.") for path in flat)
 
 
+def _strictest(item: str, flat: Mapping[str, Any]) -> Rule:
+    """The strictest rule of the settings of an entry of a list."""
+    rules = [rule_of(path) or UNKNOWN for path in flat if path.startswith(f"{item}.")]
+    return min(rules, key=lambda rule: get_args(Kind).index(rule.kind))
+
+
 def _show_item(flat: Mapping[str, Any], item: str) -> str:
     """What is set in an entry of a list, but for defaults; "absent" for one that is not there."""
     if not _has_item(flat, item):
-        return "absent"
+        return ABSENT
     set_here = {
         path: value for path, value in flat.items() if path.startswith(f"{item}.") and value is not None
     }
@@ -197,12 +145,18 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{name}"
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{path}.")
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        elif isinstance(value, list) and _is_list(path) and all(isinstance(item, Mapping) for item in value):
             for index, item in enumerate(value):
                 flat |= _flat(item, f"{path}.{index}.")
         else:
             flat[path] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def _is_list(path: str) -> bool:
+    """Whether a setting is a list of sections; so is one that this version does not know."""
+    key = all_keys().get(general(path))
+    return key is None or key.is_list
 
 
 @cache

@@ -261,6 +261,9 @@ class Schedule(Section):
 
     name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Shape after the warm-up; wsd = constant, then a linear decay over the last `decay_share`."""
+    steps: Positive | None = None
+    """Steps that it spans, warm-up included; then the learning rate stays at its end. Default: all steps of
+    the run, so that another train.max_steps changes it (not for constant)."""
     warmup_steps: NonNegative = 100
     """Steps of linear warm-up from 0."""
     final_share: Share = 0.1

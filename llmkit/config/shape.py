@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llmkit import __version__
 from llmkit.errors import UserError
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a model is built from; stored with each checkpoint. Names as in schema.Model."""
+    """What a model is built from; stored with each checkpoint. Names as in schema.Model.
+
+    A field may be missing in an older checkpoint if it has a default here: that of schema.Model, which is
+    what held before the field existed.
+    """
 
     vocab_size: int
     """Tokens the model knows, without padding."""
@@ -27,21 +32,21 @@ class ModelShape:
     head_dim: int
     intermediate_size: int
     max_position_embeddings: int
-    mlp: Literal["swiglu", "gelu"]
-    norm: Literal["rmsnorm", "layernorm"]
-    norm_eps: float
-    position_embedding: Literal["rope", "learned"]
-    rope_theta: float
-    attention_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    sliding_window: int | None
-    tie_word_embeddings: bool
-    attention_dropout: float
-    hidden_dropout: float
-    initializer_range: float
-    scaled_residual_init: bool
-    vocab_pad_multiple: int
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = 1e-5
+    position_embedding: Literal["rope", "learned"] = "rope"
+    rope_theta: float = 10000.0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    tie_word_embeddings: bool = True
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    initializer_range: float = 0.02
+    scaled_residual_init: bool = True
+    vocab_pad_multiple: int = 128
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that no model can have."""
@@ -105,16 +110,23 @@ class ModelShape:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelShape:
-        """The shape that `to_dict` wrote. Raises UserError for unknown, missing or wrong values."""
+    def from_dict(cls, values: Mapping[str, Any], origin: str = "the stored model shape") -> ModelShape:
+        """The shape that `to_dict` wrote, maybe in an older version.
+
+        origin: names the checkpoint and its version. Raises UserError for unknown, missing or wrong values.
+        """
         types = _types()
-        for problem, names in (("unknown", values.keys() - types), ("missing", types.keys() - values)):
+        required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        for problem, names in (
+            (f"settings that llmkit {__version__} does not know", values.keys() - types),
+            ("no value for", required - values.keys()),
+        ):
             if names:
                 listed = ", ".join(sorted(map(repr, names)))
-                raise UserError(f"the stored model shape has {problem} keys: {listed}")
-        for name, kind in types.items():
-            if not _fits(values[name], kind):
-                raise UserError(f"the stored model shape has {name} = {values[name]!r}, which is not valid")
+                raise UserError(f"{origin}: its model has {problem}: {listed}; use the version that wrote it")
+        for name, value in values.items():
+            if not _fits(value, types[name]):
+                raise UserError(f"{origin}: its model has {name} = {value!r}, which is not valid")
         return cls(**values)
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from llmkit.checkpoint.read import Checkpoint, folders, newest
 from llmkit.checkpoint.read import load as load_checkpoint
-from llmkit.config.resume import compare
-from llmkit.config.schema import Config
+from llmkit.config.derive import resolved_model
+from llmkit.config.load import Loaded
+from llmkit.config.resume import Differences, compare
+from llmkit.config.resume_rules import RULES
+from llmkit.config.schema import Config, Model
 from llmkit.config.shape import ModelShape
-from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
 from llmkit.parallel.agreement import first_only, together
@@ -29,12 +31,12 @@ class Options:
 
 
 def shared_checkpoint(
-    config: Config, mesh: Mesh, folder: RunFolder, options: Options, note: Callable[[str], None]
+    loaded: Loaded, mesh: Mesh, folder: RunFolder, options: Options, note: Callable[[str], None]
 ) -> tuple[Checkpoint | None, bool]:
     """The checkpoint that rank 0 has chosen, opened by this rank; whether the run was finished."""
 
     def choose() -> str:
-        found = find_checkpoint(config, folder, options, note)
+        found = find_checkpoint(loaded, folder, options, note)
         return json.dumps([found.path.name if found else "", folder.is_done])
 
     name, was_done = json.loads(first_only(mesh, choose))
@@ -43,7 +45,7 @@ def shared_checkpoint(
 
 
 def find_checkpoint(
-    config: Config, folder: RunFolder, options: Options, note: Callable[[str], None]
+    loaded: Loaded, folder: RunFolder, options: Options, note: Callable[[str], None]
 ) -> Checkpoint | None:
     """The checkpoint to go on from, or None for a new run.
 
@@ -51,7 +53,7 @@ def find_checkpoint(
     """
     checkpoint = newest(folder.checkpoints, note)
     if checkpoint is not None:
-        _check_same_run(checkpoint, config, options, folder, note)
+        _check_same_run(checkpoint, loaded, options, folder, note)
     elif damaged := folders(folder.checkpoints):
         raise UserError(
             f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
@@ -65,26 +67,34 @@ def find_checkpoint(
     return checkpoint
 
 
-def check_same_model(
-    checkpoint: Checkpoint, shape: ModelShape, tokenizer: Tokenizer, options: Options
-) -> None:
-    """Raises UserError where the checkpoint holds another model, or one of another tokenizer."""
-    old, new = dict(checkpoint.model), shape.to_dict()
-    if old.get("position_embedding") == new["position_embedding"] == "rope":
-        # No weight depends on it: a run may go on with longer rows.
-        old["max_position_embeddings"] = new["max_position_embeddings"]
+def changed_settings(checkpoint: Checkpoint, loaded: Loaded) -> Differences:
+    """The settings that are others than the checkpoint's.
+
+    Where a setting of the model is written otherwise but comes to the same, such as the number of heads
+    instead of "as many as query heads", nothing has changed.
+    """
+    found = compare(checkpoint.config, loaded.config.model_dump(mode="json"), loaded.origins)
+    old = ModelShape.from_dict(checkpoint.model, checkpoint.origin)
+    new = resolved_model(loaded.config, old.vocab_size)
+    same = {f"model.{name}" for name, value in old.to_dict().items() if getattr(new, name) == value}
+    return Differences([difference for difference in found.all if difference.path not in same])
+
+
+def check_same_model(checkpoint: Checkpoint, shape: ModelShape) -> None:
+    """Raises UserError where the checkpoint holds the weights of another model."""
+    old = ModelShape.from_dict(checkpoint.model, checkpoint.origin)
+    decisive = [name for name in Model.model_fields if RULES[f"model.{name}"].kind == "fixed"]
+    if old.position_embedding == "learned":
+        decisive.append("max_position_embeddings")
     changed = [
-        f"{key} {old.get(key)} -> {new.get(key)}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
+        f"{name} {getattr(old, name)} -> {getattr(shape, name)}"
+        for name in decisive
+        if getattr(old, name) != getattr(shape, name)
     ]
     if changed:
-        raise UserError(f"{checkpoint.path} holds another model: {', '.join(changed)}")
-    stored = checkpoint.state["data"]["fingerprint"].get("tokenizer")
-    if stored != tokenizer.hash and not options.allow_data_change:
         raise UserError(
-            f"{checkpoint.path} was trained with another tokenizer (hash {stored}, now {tokenizer.hash}): "
-            "its token ids mean other text"
+            f"{checkpoint.path} holds another model: {', '.join(changed)}; put the settings back, or start a "
+            "new run under another run.name"
         )
 
 
@@ -99,14 +109,14 @@ def resumed_progress(checkpoint: Checkpoint, config: Config) -> Progress:
 
 
 def _check_same_run(
-    checkpoint: Checkpoint, config: Config, options: Options, folder: RunFolder, note: Callable[[str], None]
+    checkpoint: Checkpoint, loaded: Loaded, options: Options, folder: RunFolder, note: Callable[[str], None]
 ) -> None:
     if options.fresh:
         raise UserError(
             f"--fresh: {folder.path} holds checkpoints up to step {checkpoint.step}; "
             "choose another run.name, or delete the folder yourself"
         )
-    differences = compare(checkpoint.config, config.model_dump(mode="json"))
+    differences = changed_settings(checkpoint, loaded)
     differences.raise_if_fixed(folder.path, options.allow_data_change)
-    for line in differences.warned + differences.data:
-        note(f"changed since the checkpoint: {line}")
+    for difference in differences.of("warned", "data"):
+        note(f"changed since the checkpoint: {difference}: {difference.rule.reason}")

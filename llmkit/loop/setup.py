@@ -18,7 +18,6 @@ from llmkit.checkpoint.read import Checkpoint, folders
 from llmkit.config.cut import check_cut
 from llmkit.config.derive import derive, resolved_model, rows_per_rank
 from llmkit.config.load import Loaded
-from llmkit.config.resume import compare
 from llmkit.config.schema import Config, Data
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived, to_yaml
@@ -43,8 +42,15 @@ from llmkit.loop.device import (
     make_deterministic,
 )
 from llmkit.loop.progress import Progress
-from llmkit.loop.resume import Options, check_same_model, resumed_progress, shared_checkpoint
+from llmkit.loop.resume import (
+    Options,
+    changed_settings,
+    check_same_model,
+    resumed_progress,
+    shared_checkpoint,
+)
 from llmkit.loop.run import Run
+from llmkit.loop.run_tokenizer import tokenizer_of_run
 from llmkit.loop.samples import cut_back_samples
 from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog
@@ -96,7 +102,7 @@ def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) 
     the run in it is another one.
     """
     config, mesh = start.config, start.mesh
-    checkpoint, was_done = shared_checkpoint(config, mesh, folder, start.options, console.note)
+    checkpoint, was_done = shared_checkpoint(start.loaded, mesh, folder, start.options, console.note)
     basis = _lay_basis(start, folder, checkpoint, console.note)
     progress = Progress(max_steps=config.train.max_steps)
     if checkpoint is not None:
@@ -160,10 +166,11 @@ def _lay_basis(
             make_deterministic()
         device = choose_device()
         precision = choose_precision(start.precision, device)
-        data = prepare(config.data, note, seed=config.run.seed, known=elsewhere)
+        tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, start.loaded)
+        data = prepare(config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer)
         shape = resolved_model(config, data.tokenizer.vocab_size)
         if checkpoint is not None:
-            check_same_model(checkpoint, shape, data.tokenizer, start.options)
+            check_same_model(checkpoint, shape)
         sequence = config.data.sequence_length
         check_cut(shape, layout.tensor_parallel_size, sequence, layout.sequence_parallel)
         fitting = choose_micro_batch(config, shape, precision, device, layout)
@@ -207,7 +214,7 @@ def _loader(
     changes: list[str] = []
     if checkpoint is not None:
         allowed = start.options.allow_data_change
-        settings = compare(checkpoint.config, config.model_dump(mode="json")).data
+        settings = changed_settings(checkpoint, start.loaded).of("data")
         changes = loader.load_state(
             checkpoint.state["data"], progress.step, allowed, [str(d) for d in settings]
         )

@@ -10,18 +10,20 @@ from llmkit.config.schema import Schedule
 def share_at(step: int, max_steps: int, schedule: Schedule) -> float:
     """Share of the peak learning rate for the update that makes step `step` (1 = the first).
 
-    The warm-up rises linearly and reaches the peak at its last step; the decay reaches
-    `final_share` at `max_steps`. WSD: warm-up, stable, linear decay (Hu et al. 2024).
+    max_steps: of the run, which the schedule spans unless it has `steps` of its own. The warm-up rises
+    linearly and reaches the peak at its last step; the decay reaches `final_share` at the end of the span.
+    WSD: warm-up, stable, linear decay (Hu et al. 2024).
     """
+    span = schedule.steps or max_steps
     if step <= schedule.warmup_steps:
         return step / schedule.warmup_steps
     if schedule.name == "constant":
         return 1.0
     start = schedule.warmup_steps
     if schedule.name == "wsd":
-        start = max(start, max_steps - round(schedule.decay_share * max_steps))
+        start = max(start, span - round(schedule.decay_share * span))
     if step <= start:
         return 1.0
-    done = min(1.0, (step - start) / (max_steps - start)) if max_steps > start else 1.0
+    done = min(1.0, (step - start) / (span - start)) if span > start else 1.0
     left = (1.0 + math.cos(math.pi * done)) / 2.0 if schedule.name == "cosine" else 1.0 - done
     return schedule.final_share + (1.0 - schedule.final_share) * left

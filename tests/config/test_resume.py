@@ -8,37 +8,10 @@ from typing import Any
 import pytest
 
 from llmkit.config.keys import keys
-from llmkit.config.resume import RULES, classify, compare
+from llmkit.config.resume import compare
+from llmkit.config.resume_rules import RULES
 from llmkit.config.schema import Config, Data, Source
 from llmkit.errors import UserError
-
-FIXED = {"run.seed", "optimizer.name"}
-WARNED = {
-    "model.max_position_embeddings",
-    "train.global_batch_size",
-    "train.gradient_clipping",
-    "train.precision",
-}
-FREE = {
-    "run.name",
-    "run.dir",
-    "run.deterministic",
-    "data.cache_dir",
-    "data.workers",
-    "data.stall_seconds",
-    "data.sources.N.path",
-    "data.sources.N.dataset",
-    "data.sources.N.heldout_path",
-    "data.sources.N.write_through",
-    "data.sources.N.max_epochs",
-    "data.tokenizer.path",
-    "data.tokenizer.chat_template",
-    "train.max_steps",
-    "train.max_minutes",
-    "train.micro_batch_size",
-    "train.max_nonfinite_steps",
-}
-FREE_SECTIONS = {"parallel", "kernels", "checkpoint", "evaluate", "monitor"}
 
 
 def dump() -> dict[str, Any]:
@@ -58,31 +31,41 @@ def with_value(path: str, value: object) -> dict[str, Any]:
     return changed
 
 
-def test_every_setting_has_exactly_one_class() -> None:
-    assert [key.path for key in keys() if classify(key.path) is None] == []
+KINDS = {
+    "model.hidden_size": "fixed",
+    "model.qk_norm": "fixed",
+    "model.hidden_dropout": "warned",
+    "model.rope_theta": "warned",
+    "model.vocab_pad_multiple": "free",
+    "run.seed": "fixed",
+    "run.name": "free",
+    "data.sequence_length": "data",
+    "data.sources.N.path": "content",
+    "data.sources.N.weight": "data",
+    "data.tokenizer.vocab_size": "content",
+    "train.max_steps": "warned",
+    "train.global_batch_size": "warned",
+    "train.micro_batch_size": "free",
+    "optimizer.name": "fixed",
+    "optimizer.learning_rate": "warned",
+    "schedule.steps": "warned",
+    "parallel.zero_stage": "free",
+}
 
 
-def test_every_rule_speaks_of_some_setting() -> None:
-    paths = [key.path for key in keys()]
-    assert [rule for rule in RULES if not any(f"{path}.".startswith(f"{rule}.") for path in paths)] == []
+def test_every_setting_has_a_rule_of_its_own_with_a_reason() -> None:
+    assert sorted(RULES) == sorted(key.path for key in keys())
+    assert [path for path, rule in RULES.items() if not rule.reason] == []
 
 
-@pytest.mark.parametrize("key", [key.path for key in keys()])
-def test_the_class_of_each_setting(key: str) -> None:
-    if key in FIXED or (key.startswith("model.") and key not in WARNED):
-        assert classify(key) == "fixed"
-    elif key.startswith("data.") and key not in FREE:
-        assert classify(key) == "data"
-    elif key in WARNED or key.startswith(("optimizer.", "schedule.")):
-        assert classify(key) == "warned"
-    else:
-        assert classify(key) == "free"
-        assert key in FREE or key.partition(".")[0] in FREE_SECTIONS
+@pytest.mark.parametrize("path", KINDS)
+def test_the_kind_of_some_settings(path: str) -> None:
+    assert RULES[path].kind == KINDS[path]
 
 
 def test_nothing_changed() -> None:
     differences = compare(dump(), dump())
-    assert (differences.fixed, differences.warned) == ([], [])
+    assert differences.all == []
     differences.raise_if_fixed("runs/demo")
 
 
@@ -99,7 +82,7 @@ def test_a_fixed_setting_that_changed_is_an_error_with_both_values() -> None:
 
 def test_a_setting_of_the_data_may_change_where_that_is_allowed() -> None:
     differences = compare(dump(), with_value("data.sources.1.weight", 2.0))
-    assert [str(difference) for difference in differences.data] == ["data.sources.1.weight: 1.0 -> 2.0"]
+    assert [str(difference) for difference in differences.of("data")] == ["data.sources.1.weight: 1.0 -> 2.0"]
     with pytest.raises(UserError, match=r"weight: 1\.0 -> 2\.0(.|\n)*--allow-data-change"):
         differences.raise_if_fixed("runs/demo")
     differences.raise_if_fixed("runs/demo", allow_data_change=True)
@@ -113,7 +96,7 @@ def test_allowing_other_data_allows_nothing_else() -> None:
 
 def test_a_warned_setting_that_changed_is_told() -> None:
     differences = compare(dump(), with_value("optimizer.betas", [0.9, 0.99]))
-    assert [str(difference) for difference in differences.warned] == [
+    assert [str(difference) for difference in differences.of("warned")] == [
         "optimizer.betas: [0.9, 0.95] -> [0.9, 0.99]"
     ]
     differences.raise_if_fixed("runs/demo")
@@ -122,26 +105,27 @@ def test_a_warned_setting_that_changed_is_told() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("train.max_steps", 7),
+        ("model.vocab_pad_multiple", 64),
         ("run.name", "other"),
         ("monitor.wandb.mode", "disabled"),
         ("kernels.compile", False),
     ],
 )
-def test_a_free_setting_may_change_in_silence(path: str, value: object) -> None:
-    differences = compare(dump(), with_value(path, value))
-    assert (differences.fixed, differences.warned) == ([], [])
+def test_a_free_setting_may_change(path: str, value: object) -> None:
+    (difference,) = compare(dump(), with_value(path, value), {path: "mine.yaml:3"}).all
+    assert (difference.path, difference.rule.kind) == (path, "free")
+    assert difference.to_json()["origin"] == "mine.yaml:3"
 
 
 def test_whole_numbers_and_their_fractions_are_the_same() -> None:
-    assert compare(dump(), with_value("model.rope_theta", 10000)).fixed == []
+    assert compare(dump(), with_value("model.rope_theta", 10000)).all == []
 
 
 def test_another_number_of_sources_is_other_data() -> None:
     fewer = dump()
     fewer["data"]["sources"].pop()
-    (gone,) = compare(dump(), fewer).data
-    (new,) = compare(fewer, dump()).data
+    (gone,) = compare(dump(), fewer).of("data")
+    (new,) = compare(fewer, dump()).of("data")
     assert (gone.path, gone.new, new.path, new.old) == (
         "data.sources.1",
         "absent",
@@ -155,12 +139,25 @@ def test_a_setting_that_an_older_version_did_not_know_had_its_default() -> None:
     old = dump()
     del old["model"]["qk_norm"]
     del old["data"]["sources"][0]["weight"]
-    assert compare(old, dump()).fixed == []
-    assert [str(d) for d in compare(old, with_value("model.qk_norm", True)).fixed] == [
+    assert compare(old, dump()).all == []
+    assert [str(d) for d in compare(old, with_value("model.qk_norm", True)).of("fixed")] == [
         "model.qk_norm: absent -> true"
     ]
 
 
 def test_a_setting_that_exists_no_longer_is_told() -> None:
     old = dump() | {"legacy": {"mode": 3}}
-    assert [str(d) for d in compare(old, dump()).warned] == ["legacy.mode: 3 -> absent"]
+    assert [str(d) for d in compare(old, dump()).of("warned")] == ["legacy.mode: 3 -> absent"]
+
+
+def test_stages_of_a_curriculum_that_come_are_other_data() -> None:
+    new = with_value("data.curriculum", [{"step": 5, "weights": {"stdlib-0": 2.0}}])
+    (difference,) = compare(dump(), new).of("data")
+    assert str(difference) == "data.curriculum.0: absent -> step 5, weights.stdlib-0 2.0"
+    assert len(compare(dump(), new).all) == 1
+
+
+def test_the_refusal_gives_reason_and_origin() -> None:
+    differences = compare(dump(), with_value("run.seed", 5), {"run.seed": "command line"})
+    with pytest.raises(UserError, match=r"run\.seed: 0 -> 5 \(command line\): decides the order"):
+        differences.raise_if_fixed("runs/demo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import MISSING, fields
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_through_json_and_back() -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"experts": 8}, "unknown keys: 'experts'"),
+        ({"experts": 8}, "does not know: 'experts'"),
         ({"hidden_size": None}, "hidden_size = None"),
         ({"hidden_size": "64"}, "hidden_size = '64'"),
         ({"hidden_size": True}, "hidden_size = True"),
@@ -122,8 +123,18 @@ def test_a_stored_shape_that_is_not_right_is_refused(change: dict[str, object], 
         ModelShape.from_dict(shape(**SMALL).to_dict() | change)
 
 
-def test_a_stored_shape_with_a_missing_key_is_refused() -> None:
+def test_a_stored_shape_without_a_size_is_refused() -> None:
     stored = shape(**SMALL).to_dict()
-    del stored["norm"]
-    with pytest.raises(UserError, match="missing keys: 'norm'"):
-        ModelShape.from_dict(stored)
+    del stored["hidden_size"]
+    with pytest.raises(UserError, match=r"step-2 \(llmkit 0\.9\): its model has no value for: 'hidden_size'"):
+        ModelShape.from_dict(stored, "step-2 (llmkit 0.9)")
+
+
+def test_what_a_stored_shape_does_not_have_yet_is_the_default_of_the_settings() -> None:
+    with_default = [field for field in fields(ModelShape) if field.default is not MISSING]
+    assert len(with_default) == 15
+    for field in with_default:
+        assert field.default == Model.model_fields[field.name].default
+        stored = shape(**SMALL).to_dict()
+        del stored[field.name]
+        assert getattr(ModelShape.from_dict(stored), field.name) == field.default

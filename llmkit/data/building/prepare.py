@@ -13,6 +13,7 @@ from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, summary
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import RecordEncoder
+from llmkit.data.tokens.tokenizer import Tokenizer
 
 
 def prepare(
@@ -22,6 +23,7 @@ def prepare(
     seed: int = 0,
     workers: int | None = None,
     known: Mapping[str, Found] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Prepared:
     """The data of the settings; what is not in `cache_dir` is built.
 
@@ -29,14 +31,14 @@ def prepare(
     dies leaves nothing that is taken for data, and the next one goes on with the parts that it finished.
     report: gets lines of progress. seed: of the run, for the order of live sources. workers: processes that
     tokenize, by default as many as there are cores; they do not change what is built. known: what
-    was found of sources elsewhere.
+    was found of sources elsewhere. tokenizer: of a model that exists, instead of the one of the settings.
     Raises UserError for mistakes in the settings or the text, RunFault if the cache cannot be written or a
     source cannot be read.
     """
     sources = open_sources(config, known)
     for warning in read_twice(sources) if config.heldout_every else ():
         report(warning)
-    tokenizer = cached_tokenizer(config, sources, report)
+    tokenizer = tokenizer or cached_tokenizer(config, sources, report)
     if any(spec.record == "chat" for spec in config.sources):  # whoever talks to the model needs it too
         tokenizer.chat_template = tokenizer.chat_template or CHATML
     encoder = RecordEncoder(tokenizer)

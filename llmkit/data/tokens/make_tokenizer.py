@@ -37,10 +37,7 @@ def make_tokenizer(spec: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
 
     Raises UserError for settings that contradict each other or a tokenizer that cannot be had.
     """
-    template = None
-    if spec.chat_template is not None:
-        template = _read(spec.chat_template, "data.tokenizer.chat_template")
-        ChatTemplate(template, origin=spec.chat_template)  # a mistake in it is named before any work
+    template = read_template(spec)  # a mistake in it is named before any work
     content, config, origin = _content(spec, texts)
     return Tokenizer(
         content,
@@ -50,6 +47,15 @@ def make_tokenizer(spec: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
         chat_template=template or _template_of(config),
         named_tokens=named_tokens(config),
     )
+
+
+def read_template(spec: schema.Tokenizer) -> str | None:
+    """The chat template that the settings name, None if they name none. Raises UserError for a bad one."""
+    if spec.chat_template is None:
+        return None
+    template = _read(spec.chat_template, "data.tokenizer.chat_template")
+    ChatTemplate(template, origin=spec.chat_template)
+    return template
 
 
 def _content(spec: schema.Tokenizer, texts: Iterable[str]) -> tuple[str, dict[str, Any], str]:

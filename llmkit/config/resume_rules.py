@@ -1,0 +1,100 @@
+"""The rule of each setting for a run that goes on: may it change, and why (not)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Kind = Literal["fixed", "data", "warned", "content", "free"]
+
+
+class Rule(NamedTuple):
+    """What happens where a setting has another value than in the checkpoint.
+
+    kind: "fixed" = refused, it would be another run; "data" = refused unless a change of the data is
+    allowed; "warned" = accepted and told; "content" = accepted, but what it names must have the same content,
+    which is checked when it is opened; "free" = accepted. Every change is recorded in events.jsonl.
+    reason: why, as a sentence about the setting.
+    """
+
+    kind: Kind
+    reason: str
+
+
+def _rules(kind: Kind, reason: str, section: str, names: str) -> dict[str, Rule]:
+    """The same rule for several settings of a section; names: separated by spaces."""
+    return {f"{section}.{name}": Rule(kind, reason) for name in names.split()}
+
+
+RULES: dict[str, Rule] = {
+    **_rules("free", "names the run folder, not what is in it", "run", "name dir"),
+    **_rules("fixed", "decides the order of the data", "run", "seed"),
+    **_rules("free", "changes rounding only", "run", "deterministic"),
+    **_rules(
+        "fixed", "decides which weights the model has", "model",
+        "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "intermediate_size mlp norm position_embedding attention_bias mlp_bias qk_norm tie_word_embeddings",
+    ),
+    **_rules(
+        "warned", "the same weights compute something else", "model",
+        "norm_eps rope_theta sliding_window attention_dropout hidden_dropout",
+    ),
+    **_rules(
+        "warned", "learned positions are weights, which are compared; others may become more", "model",
+        "max_position_embeddings",
+    ),
+    **_rules(
+        "warned", "has no effect: only the initial weights depend on it", "model",
+        "initializer_range scaled_residual_init",
+    ),
+    **_rules("free", "padding is in no checkpoint and in no loss", "model", "vocab_pad_multiple"),
+    **_rules(
+        "content", "the checkpoint's tokenizer is used, and another one refused", "data.tokenizer",
+        "type vocab_size path name revision end_of_text control_tokens_in_text",
+    ),
+    **_rules("content", "the tokens that it makes are compared", "data.tokenizer", "chat_template"),
+    **_rules(
+        "content", "what is read there is compared, not where it lies", "data.sources.N",
+        "path dataset heldout_path",
+    ),
+    **_rules(
+        "data", "decides what is read, and in which order", "data.sources.N",
+        "type name subset split revision live weight record text_field messages_field prompt_field "
+        "completion_field ids_field separator",
+    ),
+    **_rules("free", "where tokens are kept", "data.sources.N", "write_through"),
+    **_rules("free", "a limit, which is checked at the start", "data.sources.N", "max_epochs"),
+    **_rules("data", "decides what is read, and in which order", "data.curriculum.N", "step weights"),
+    **_rules(
+        "data", "decides what is read, and in which order", "data",
+        "sequence_length packing heldout_every document_masks errors lanes shuffle_window",
+    ),
+    **_rules("free", "where, and by how many, tokens are made", "data", "cache_dir workers stall_seconds"),
+    **_rules("warned", "the schedule of the learning rate spans these steps", "train", "max_steps"),
+    **_rules("warned", "has no effect once it has become a number of steps", "train", "max_minutes"),
+    **_rules(
+        "warned", "changes what each step computes", "train",
+        "global_batch_size gradient_clipping precision",
+    ),
+    **_rules("free", "the loss is a sum over the whole batch", "train", "micro_batch_size"),
+    **_rules("free", "a limit", "train", "max_nonfinite_steps"),
+    **_rules("fixed", "the checkpoint holds the moments of this optimizer", "optimizer", "name"),
+    **_rules(
+        "warned", "changes what each step computes", "optimizer",
+        "learning_rate betas eps momentum weight_decay",
+    ),
+    **_rules(
+        "warned", "changes the learning rate", "schedule",
+        "name steps warmup_steps final_share decay_share",
+    ),
+    **_rules(
+        "free", "how the run is spread over its processes, not what it computes", "parallel",
+        "world_size zero_stage tensor_parallel_size sequence_parallel offload activation_checkpointing "
+        "checkpoint_every timeout_minutes",
+    ),
+    **_rules("free", "how operators are computed, not what", "kernels", "compile attention"),
+    **_rules("free", "when to save, what to keep", "checkpoint", "every_steps every_minutes keep_last"),
+    **_rules("free", "when to evaluate and to end the run", "evaluate", "every_steps early_stopping"),
+    **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples sample"),
+    **_rules("free", "what is shown and recorded", "monitor.wandb", "mode project entity"),
+}  # fmt: skip
+"""One rule a setting; places in lists are N, as in the reference of all settings."""

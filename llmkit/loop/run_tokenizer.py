@@ -1,0 +1,57 @@
+"""The tokenizer of a run that goes on: that of its checkpoint, whose weights know no other."""
+
+from __future__ import annotations
+
+from llmkit.checkpoint.read import Checkpoint
+from llmkit.config.load import Loaded
+from llmkit.config.resume import Difference
+from llmkit.config.schema import BPE_VOCAB_SIZE
+from llmkit.data.tokens.make_tokenizer import make_tokenizer, read_template
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import UserError
+from llmkit.inference import load_tokenizer
+from llmkit.loop.resume import changed_settings
+
+SECTION = "data.tokenizer"
+
+
+def tokenizer_of_run(checkpoint: Checkpoint, loaded: Loaded) -> Tokenizer:
+    """The tokenizer in the checkpoint; none is trained, whatever the sources are now.
+
+    A file, and what other settings name, is compared with it. The chat template is that of the settings.
+    Raises UserError where the settings ask for another tokenizer.
+    """
+    stored = load_tokenizer(checkpoint)
+    spec = loaded.config.data.tokenizer
+    changed = [
+        difference
+        for difference in changed_settings(checkpoint, loaded).all
+        if difference.path.startswith(f"{SECTION}.")
+    ]
+    asked: Tokenizer | None = None
+    if spec.type == "bpe":
+        size = spec.vocab_size or BPE_VOCAB_SIZE
+        before = checkpoint.config["data"]["tokenizer"]
+        unlike = [difference for difference in changed if difference.path != f"{SECTION}.chat_template"]
+        if before["type"] == "bpe" and (before["vocab_size"] or BPE_VOCAB_SIZE) == size:
+            unlike = [difference for difference in unlike if difference.path != f"{SECTION}.vocab_size"]
+        if unlike:
+            raise _refused(checkpoint, unlike, "")
+    elif changed or spec.type == "file":
+        asked = make_tokenizer(spec, ())
+        if asked.hash != stored.hash:
+            raise _refused(checkpoint, changed, f" of hash {asked.hash} (it has {stored.hash})")
+    if (template := read_template(spec)) is not None:
+        stored.chat_template = template
+    elif any(difference.path == f"{SECTION}.chat_template" for difference in changed):
+        stored.chat_template = None if asked is None else asked.chat_template
+    return stored
+
+
+def _refused(checkpoint: Checkpoint, changed: list[Difference], other: str) -> UserError:
+    what = "; ".join(map(str, changed)) or f"{SECTION}.path: that file has another content now"
+    return UserError(
+        f"{checkpoint.path} was trained with another tokenizer than {SECTION} asks for{other}: {what}. "
+        "Its token ids would mean other text: put the old tokenizer back, or start a new run under another "
+        "run.name"
+    )
