@@ -92,9 +92,10 @@ class RunFolder:
     ) -> None:
         self.close()
 
-    def stop_requested(self) -> bool:
-        """Whether somebody asked the run to stop since it was opened."""
-        return any(os.path.exists(file) for file in self._stop_files)  # false, not an error, on a bad disk
+    def stop_file(self) -> Path | None:
+        """The file by which somebody has asked the run to stop since it was opened; None if nobody has."""
+        # On a bad disk it does not exist, which is no error.
+        return next((file for file in self._stop_files if os.path.exists(file)), None)
 
     @property
     def is_done(self) -> bool:

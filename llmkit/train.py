@@ -19,7 +19,7 @@ from llmkit.loop.resume import Options
 from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
 from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, set_up
-from llmkit.loop.stop import REASONS, StopRequest
+from llmkit.loop.stop import StopRequest
 from llmkit.monitor.wandb_mode import resolve_mode
 from llmkit.optim.schedule import share_at
 from llmkit.parallel.agreement import agree, software, together
@@ -27,6 +27,7 @@ from llmkit.parallel.place import read_place
 from llmkit.parallel.randomness import seed_step
 from llmkit.parallel.resolve import needs_deepspeed, resolve_layout, resolve_precision
 from llmkit.parallel.world import cut, world
+from llmkit.stopping import Listener
 
 STOPPED = 75
 """Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""
@@ -48,7 +49,8 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
 
         import_deepspeed()  # sets it up, which must come before any process group
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
-    with world(place, timeout, needs_group=sharded) as mesh:
+    with Listener(environment) as listener, world(place, timeout, needs_group=sharded) as mesh:
+        listener.listen()
         with together(mesh):
             layout = resolve_layout(config, loaded.origins, environment, place.world_size)
             precision = resolve_precision(config, loaded.origins, environment)
@@ -58,7 +60,7 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
         agree(mesh, software() | {path: str(value) for path, value in leaves(config)} | spread)
         mesh = cut(mesh, layout.tensor_parallel_size)
         start = Start(loaded, layout, precision, mesh, options, place.local_size)
-        return _train(start, started, environment)
+        return _train(start, listener, started, environment)
 
 
 def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
@@ -70,7 +72,7 @@ def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
         raise error from None
 
 
-def _train(start: Start, started: float, environment: Mapping[str, str]) -> int:
+def _train(start: Start, listener: Listener, started: float, environment: Mapping[str, str]) -> int:
     config, mesh = start.config, start.mesh
     with ExitStack() as stack:
         console = open_console(mesh)
@@ -89,7 +91,8 @@ def _train(start: Start, started: float, environment: Mapping[str, str]) -> int:
         mirror = open_mirror(run, environment)
         code = 1
         try:
-            code = _loop(run, log, samples, started)
+            stop = StopRequest(listener, folder, console.note)
+            code = _loop(run, log, samples, stop, started)
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             run.events.record("fault", step=run.progress.step, reason=reason[:500])
@@ -103,48 +106,47 @@ def _train(start: Start, started: float, environment: Mapping[str, str]) -> int:
         return code
 
 
-def _loop(run: Run, log: Log, samples: SampleLog, started: float) -> int:
+def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: float) -> int:
     """Steps until the end, or until somebody asks to stop; either way the last step is saved."""
     config, progress = run.config, run.progress
     choose = ChooseSteps(Budget.for_run(config, started, run.heldout) if progress.max_steps is None else None)
     evaluate, save = Evaluate(log), Save(log)
     hooks: list[Hook] = [choose, log, evaluate, save]
     batches = iter(run.loader)
-    with StopRequest(run.folder, run.console.note) as stop:
-        listen(run, stop)
-        while not progress.finished():
-            batch = next_batch(run, log, batches)
-            if batch is None:
-                return _stop(run, log)
-            micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
-            share = share_at(progress.step + 1, progress.max_steps or UNKNOWN_END, config.schedule)
-            learning_rate = config.optimizer.learning_rate * share
-            seed_step(config.run.seed, progress.step, run.mesh.data_rank)
-            targets = batch.targets
-            if targets is None:  # where not every token is a target, each rank knows only its own
-                targets = run.mesh.count_over_data(batch.own_targets)
-            result = run.engine.train_step(micro_batches, targets, learning_rate)
-            progress.step += 1
-            progress.tokens += targets
-            samples.record(progress.step, batch)
-            wishes = Wishes(stop.wish(), save.wish(run), choose.wish(run))
-            run.agreed = run.control.exchange(wishes, batch.hash)
-            for hook in hooks:
-                hook.after_step(run, result, learning_rate)
-            if run.agreed.stop and not progress.finished():
-                return _stop(run, log)
-        run.control.close()
-        log.flush(run)
-        evaluate.evaluate(run)
-        run.save()
-        return 0
+    listen(run, stop)
+    while not progress.finished():
+        batch = next_batch(run, log, batches)
+        if batch is None:
+            return _stop(run, log, stop)
+        micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
+        share = share_at(progress.step + 1, progress.max_steps or UNKNOWN_END, config.schedule)
+        learning_rate = config.optimizer.learning_rate * share
+        seed_step(config.run.seed, progress.step, run.mesh.data_rank)
+        targets = batch.targets
+        if targets is None:  # where not every token is a target, each rank knows only its own
+            targets = run.mesh.count_over_data(batch.own_targets)
+        result = run.engine.train_step(micro_batches, targets, learning_rate)
+        progress.step += 1
+        progress.tokens += targets
+        samples.record(progress.step, batch)
+        wishes = Wishes(stop.wish(), save.wish(run), choose.wish(run))
+        run.agreed = run.control.exchange(wishes, batch.hash)
+        for hook in hooks:
+            hook.after_step(run, result, learning_rate)
+        if run.agreed.stop and not progress.finished():
+            return _stop(run, log, stop)
+    run.control.close()
+    log.flush(run)
+    evaluate.evaluate(run)
+    run.save()
+    return 0
 
 
-def _stop(run: Run, log: Log) -> int:
+def _stop(run: Run, log: Log, stop: StopRequest) -> int:
     """Saves, and says why this is not the end."""
     run.control.close()
     log.flush(run)
-    checkpoint, reason = run.save(), REASONS[run.agreed.stop]
+    checkpoint, reason = run.save(), stop.describe(run.agreed.stop)
     run.events.record("stop", step=run.progress.step, reason=reason)
     with together(run.mesh):
         run.folder.mark_saved()

@@ -158,9 +158,9 @@ def test_a_stop_is_seen_and_forgotten_at_the_next_start(tmp_path: Path, path: Pa
     asked = tmp_path / "asked"
     for file in (path / "STOP", asked):
         with RunFolder.open(path, "train", stop_file=asked) as folder:
-            assert not folder.stop_requested()
+            assert folder.stop_file() is None
             file.touch()
-            assert folder.stop_requested()
+            assert folder.stop_file() == file
 
 
 def test_done_is_marked_and_cleared(path: Path) -> None:
@@ -235,7 +235,7 @@ def test_those_who_follow_use_the_paths_and_change_nothing(tmp_path: Path, path:
         with FollowedFolder.follow(path) as followed:
             assert followed.checkpoints == folder.checkpoints
             assert followed.is_done
-            assert not followed.stop_requested()  # rank 0 tells them
+            assert followed.stop_file() is None  # rank 0 tells them
             followed.clear_done()
             followed.remove("DONE")
             followed.mark_saved()

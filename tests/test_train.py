@@ -170,19 +170,6 @@ def test_learned_positions_cannot_become_more(project, capsys):
     assert "holds another model: max_position_embeddings 32 -> 64" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_and_the_same_command_goes_on(project, number, monkeypatch, capsys):
-    assert train("run.name=straight") == 0
-    folder = project / "runs" / "tiny"
-    at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), number))
-    assert train() == 75
-    assert open_checkpoint(folder).step == 7
-    assert events(folder)[-1] == "stop"
-    assert number.name in capsys.readouterr().out
-    assert train() == 0
-    assert timeless(folder) == timeless(project / "runs" / "straight")
-
-
 @pytest.mark.parametrize("where", ["run folder", "STOP_FILE"])
 def test_the_stop_file_saves_and_is_forgotten_by_the_next_start(project, where, monkeypatch):
     folder = project / "runs" / "tiny"

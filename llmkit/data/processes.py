@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -15,12 +14,12 @@ from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any
 
-JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-"""What a whole job is told with: this process decides what follows, and needs the others until then."""
+from llmkit.stopping import signals_blocked
 
 
 class Helper:
-    """A process that runs `work(pipe)` with the other end of `pipe`; never sees JOB_SIGNALS.
+    """A process that runs `work(pipe)` with the other end of `pipe`; never sees the signals of
+    llmkit.stopping: this process decides what follows them, and needs the others until then.
 
     `work` returns, or raises EOFError or OSError, when the pipe is closed. What must happen in any case is
     `end`: whoever starts a helper sees to that before, since at its exit this process waits for all helpers.
@@ -33,7 +32,8 @@ class Helper:
 
     def start(self) -> None:
         """Start it, without waiting until it runs."""
-        with _without_main_script(), _job_signals_blocked():
+        resource_tracker.ensure_running()  # starting it, as spawning would, unblocks signals
+        with _without_main_script(), signals_blocked():
             self._process.start()
         self._theirs.close()
 
@@ -83,17 +83,6 @@ def _without_main_script() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _job_signals_blocked() -> Iterator[None]:
-    """A process started in here never sees JOB_SIGNALS; ours are only delayed."""
-    resource_tracker.ensure_running()  # starting it, as spawning would, unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(work: Callable[[Connection], None], pipe: Connection) -> None:

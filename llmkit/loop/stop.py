@@ -1,51 +1,62 @@
-"""Requests to stop: signals, and the stop file."""
+"""Requests to stop a run: signals, stop files, the end of a time budget; as numbers that ranks exchange."""
 
 from __future__ import annotations
 
-import signal
+import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import Self
+from pathlib import Path
 
-from llmkit.run_folder import RunFolder
+from llmkit.run_folder import STOP, RunFolder
+from llmkit.stopping import LAUNCHER_GONE, SIGNALS, Listener
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-REASONS = ("", *(number.name for number in SIGNALS), "the stop file")
-"""Why a run stops; ranks exchange the places in this list."""
+STOP_FILE, BATCH_FILE, TIME_OVER = "the stop file", "the batch script's stop file", "train.max_minutes"
+REASONS = ("", TIME_OVER, LAUNCHER_GONE, *(number.name for number in SIGNALS), STOP_FILE, BATCH_FILE)
+"""Why a run stops. Ranks exchange the places in this list; of several reasons the last counts."""
+SHOWN = 200
+"""Characters of a stop file that are shown at most."""
 
 
 class StopRequest:
-    """While entered, a signal only sets a flag: the loop finishes its step, or no longer waits for the batch
-    of the next one, saves and ends.
+    """What this rank knows of requests to stop its run.
 
-    A second Ctrl-C gives SIGINT its usual meaning back, so that a third one ends the process at
-    once; repeated SIGTERM and SIGUSR1 change nothing.
+    note: is told of the first one. deadline: time.monotonic() at which to stop; None = never.
     """
 
-    def __init__(self, folder: RunFolder, note: Callable[[str], None]) -> None:
-        self._folder, self._note = folder, note
-        self._signal: signal.Signals | None = None
+    def __init__(self, listener: Listener, folder: RunFolder, note: Callable[[str], None]) -> None:
+        self._listener, self._folder, self._note = listener, folder, note
+        self._noted = False
+        self.deadline: float | None = None
 
     def wish(self) -> int:
         """Why to stop now, as a place in REASONS; 0 = no reason."""
-        if self._signal is not None:
-            return REASONS.index(self._signal.name)
-        return REASONS.index("the stop file") if self._folder.stop_requested() else 0
+        if (file := self._folder.stop_file()) is not None:  # it may tell more than the signal beside it
+            reason = STOP_FILE if file == self._folder.path / STOP else BATCH_FILE
+        else:
+            reason = self._listener.reason
+        if not reason and self.deadline is not None and time.monotonic() >= self.deadline:
+            reason = TIME_OVER
+        code = REASONS.index(reason)
+        if code and not self._noted:
+            self._noted = True
+            again = "; press Ctrl-C twice more to quit at once" if reason == "SIGINT" else ""
+            self._note(f"asked to stop ({self.describe(code)}): finishing this step, then saving{again}")
+        return code
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        first, self._signal = self._signal is None, signal.Signals(number)
-        if first:
-            self._note(f"{self._signal.name} received: finishing this step, then saving")
-        elif number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._note("still saving; once more to quit without it")
+    def describe(self, code: int) -> str:
+        """A place in REASONS in words, with what the batch script has written into its file."""
+        reason = REASONS[code]
+        if reason == STOP_FILE:
+            return f"{reason} {self._folder.path / STOP}"
+        if reason == BATCH_FILE and (file := self._folder.stop_file()) is not None:
+            return ": ".join(filter(None, (reason, _first_line(file))))
+        return reason
 
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+def _first_line(file: Path) -> str:
+    """What a file says in its first line, made fit to be shown; empty where it says nothing."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as text:
+            line = text.readline(SHOWN)
+    except OSError:
+        return ""
+    return "".join(letter for letter in line if letter.isprintable()).strip()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from llmkit.monitor.background import BackgroundWriter
+
 CLEAR = "\r\x1b[K"
 REFRESH_SECONDS = 0.1
 
@@ -20,8 +22,8 @@ class Console:
 
     stream: where to write; default: standard output. terminal: whether the stream is one; default:
     asked of the stream and TERM. width: columns now; default: asked of the terminal. max_steps may be
-    set later, once it is known. A stream that breaks (a closed pipe) is given up silently: the record
-    of a run is in its folder.
+    set later, once it is known. A stream that breaks (a closed pipe) is given up silently, and one that
+    takes nothing (a pager) is not waited for: the record of a run is in its folder.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Console:
         self._status = ""
         self._refreshed = float("-inf")
         self._log: TextIO | None = None
+        self._writer = _background_writer(self._stream)
 
     def keep_log(self, path: Path) -> None:
         """From now on appends every line that stays to this file too; a full disk does not raise."""
@@ -48,7 +51,9 @@ class Console:
     def progress(self, step: int) -> None:
         """A step is done: refreshes the status line, at most ten times a second; else does nothing."""
         now = time.monotonic()
-        if self._terminal and now - self._refreshed >= REFRESH_SECONDS:
+        if not self._terminal or (self._writer is not None and not self._writer.idle):
+            return
+        if now - self._refreshed >= REFRESH_SECONDS:
             self._refreshed = now
             self._status = self._fit(self._fields({**self._row, "step": step}))
             self._write(CLEAR + self._status)
@@ -81,10 +86,12 @@ class Console:
             self._print(f"{name:<{indent}}  {text}")
 
     def close(self) -> None:
-        """Removes the status line; lines printed later stay as they are."""
+        """Removes the status line, and waits until all is shown; lines printed later stay as they are."""
         if self._status:
             self._write(CLEAR)
             self._status = ""
+        if self._writer is not None and not self._writer.drain():
+            self.log("standard output takes nothing: what this log holds was not all shown there")
 
     def _fields(self, row: Mapping[str, Any]) -> list[str]:
         """Most important first: `_fit` drops from the end."""
@@ -137,6 +144,9 @@ class Console:
         if self._stream is None:
             return
         encoding = self._stream.encoding or "utf-8"
+        if self._writer is not None:
+            self._writer.write(text.encode(encoding, "replace"))
+            return
         try:
             self._stream.write(text.encode(encoding, "replace").decode(encoding))
             self._stream.flush()
@@ -149,7 +159,7 @@ class SilentConsole(Console):
 
     def __init__(self) -> None:
         super().__init__(terminal=False)
-        self._stream = None
+        self._stream = self._writer = None
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Nothing."""
@@ -169,6 +179,14 @@ def duration(seconds: float) -> str:
     if minutes:
         return f"{minutes} min {whole % 60:02d} s"
     return f"{whole} s"
+
+
+def _background_writer(stream: TextIO | None) -> BackgroundWriter | None:
+    """For what may keep a writer waiting: a stream of the system, not one in memory."""
+    try:
+        return None if stream is None else BackgroundWriter(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _is_terminal(stream: TextIO) -> bool:

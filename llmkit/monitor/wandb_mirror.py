@@ -15,8 +15,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +24,10 @@ import llmkit
 from llmkit.files import write_json, write_whole
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
+from llmkit.stopping import signals_blocked
 
 if TYPE_CHECKING:
     from llmkit.config.schema import Wandb
-
-# Batch systems and terminals send these to every process of a job; the mirror must outlive the trainer.
-JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class Timeouts(NamedTuple):
@@ -190,7 +188,7 @@ def _start_process(run_dir: Path, environment: Mapping[str, str]) -> subprocess.
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     package_root = str(Path(llmkit.__file__).resolve().parents[1])
     paths = [package_root, *filter(None, [environment.get("PYTHONPATH")])]
-    with open(run_dir / "logs" / "wandb.log", "ab") as log, _job_signals_blocked():
+    with open(run_dir / "logs" / "wandb.log", "ab") as log, signals_blocked():
         return subprocess.Popen(
             # -P: the working directory is no place to import from; users have a folder wandb/ there.
             [sys.executable, "-P", "-m", "llmkit.monitor.wandb_sidecar", str(run_dir)],
@@ -200,13 +198,3 @@ def _start_process(run_dir: Path, environment: Mapping[str, str]) -> subprocess.
             env={**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
-
-
-@contextmanager
-def _job_signals_blocked() -> Iterator[None]:
-    """A process started in here, and its children, never sees JOB_SIGNALS; ours are only delayed."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from llmkit.loop.control import NOTHING, Control, Wishes
-from llmkit.loop.stop import REASONS, SIGNALS
 from llmkit.parallel.mesh import Mesh
 
 
@@ -13,8 +12,3 @@ def test_a_process_alone_gets_what_it_wishes_at_once():
         assert control.exchange(wishes) == wishes
     assert control.largest(3) == 3
     control.close()
-
-
-def test_every_reason_to_stop_has_a_number_and_none_is_0():
-    assert REASONS[0] == ""
-    assert set(REASONS[1:]) == {number.name for number in SIGNALS} | {"the stop file"}

@@ -7,8 +7,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkit.data.processes import JOB_SIGNALS
 from llmkit.errors import RunFault, UserError
+from llmkit.stopping import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Maker:
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "told":
-                for number in JOB_SIGNALS:
+                for number in SIGNALS:
                     os.kill(os.getpid(), number)
             case "waits":
                 (self.folder / "go").read_text()
