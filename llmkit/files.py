@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from xxhash import xxh64_hexdigest
+
 from llmkit.errors import UserError
 
 
@@ -86,6 +88,29 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
     with write_whole(path) as file:
         file.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, which has a `version`, with a checksum over all that it says."""
+    write_json(path, {**content, "checksum": _checksum(content)})
+
+
+def read_sealed(path: Path, remedy: str, first: int) -> dict[str, Any]:
+    """What `write_sealed` wrote; raises UserError, ending in `remedy`, for anything else.
+
+    first: the first version of this kind of file that has a checksum; older ones are read without.
+    """
+    content = read_json(path, remedy)
+    checksum, version = content.pop("checksum", None), content.get("version", 0)
+    has_none = checksum is None and isinstance(version, int) and version < first
+    if not has_none and checksum != _checksum(content):
+        raise UserError(f"{path}: does not match the checksum in it, the file is damaged; {remedy}")
+    return content
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """xxh64 of what a JSON object says, however it is laid out."""
+    return xxh64_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,17 +17,22 @@ from llmkit.data.shards.reader import ShardReader
 from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.files import read_json
+from llmkit.files import read_sealed
 
 BUILD_VERSION = 3
 """Changes with anything that makes the same sources give other folders."""
+
+
+VERIFIED = 1 << 20
+"""Tokens whose text is counted at a time."""
 
 
 class SourceRecord(BaseModel):
     """What was built of a source: whether it has held-out documents, and what was left out, by reason."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    version: Literal[2] = 2
+    version: Literal[2, 3] = 3
+    """3 = with a checksum over itself."""
     heldout: bool
     left_out: dict[str, int]
 
@@ -160,10 +165,29 @@ def verify(prepared: Prepared, report: Callable[[str], None]) -> None:
     """Check all that has a checksum; raises UserError that names the first damaged file."""
     for name, place, rows in _stored(prepared):
         known = "as they were written" if isinstance(rows, ShardReader) else "ids of the vocabulary"
+        if isinstance(rows, ShardReader) and rows.index.version == 1:
+            known += _text_without_checksum(rows, prepared.tokenizer)
         report(f"{name}/{place}: {rows.tokens:,} tokens in {rows.verify()} blocks are {known}")
     for source in prepared.train:
         if source.stored is None:
             report(f"{source.name}: is tokenized while training, so there is nothing to verify")
+
+
+def _text_without_checksum(rows: ShardReader, tokenizer: Tokenizer) -> str:
+    """What is known of the size of a text that no checksum covers, which an older llmkit wrote.
+
+    Raises UserError where the tokens tell that it is wrong.
+    """
+    told = f"{rows.text_bytes:,} bytes of text by an index.json without a checksum"
+    if rows.has_targets or not tokenizer.keeps_bytes:
+        return f", {told} (build them again for one)"
+    counted = 0
+    for start in range(0, rows.tokens, VERIFIED):
+        tokens = rows.read(start, min(start + VERIFIED, rows.tokens))
+        counted += tokenizer.count_bytes(tokens[tokens != tokenizer.end_of_text_id])
+    if counted != rows.text_bytes:
+        raise UserError(f"{rows.folder}: {told}, but its tokens have {counted:,}; build the data again")
+    return f", {told}, as its tokens have"
 
 
 def _stored(prepared: Prepared) -> Iterator[tuple[str, str, RowSource]]:
@@ -229,6 +253,6 @@ def _read_record(folder: Path) -> SourceRecord:
     path = folder / "source.json"
     try:
         with opening_cache():
-            return SourceRecord.model_validate(read_json(path, _remedy(folder)))
+            return SourceRecord.model_validate(read_sealed(path, _remedy(folder), first=3))
     except ValidationError as error:
         raise UserError(f"{path}: of another version or damaged; {_remedy(folder)}") from error

@@ -25,7 +25,7 @@ from llmkit.data.sources.records import left_out_summary
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.files import sync_folder, write_json
+from llmkit.files import sync_folder, write_sealed
 
 SMALL = 8 << 20
 """Bytes of a source up to which starting worker processes would cost more than it brings."""
@@ -163,7 +163,7 @@ class Builder:
             of = f" (of {written.candidates:,})" if written.candidates else ""
             self._report(f"data: {source.name}: {left_out_summary(written.left_out)}{of}")
         record = SourceRecord(heldout=written.heldout_documents > 0, left_out=dict(+written.left_out))
-        write_json(whole / "source.json", record.model_dump())
+        write_sealed(whole / "source.json", record.model_dump())
         sync_folder(whole)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
+from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
 from llmkit.data.building.cache import Report, content_key, make_once, opening_cache
@@ -19,7 +20,7 @@ from llmkit.data.tokens.encode import text_of
 from llmkit.data.tokens.make_tokenizer import make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.files import read_json, sync_folder, write_json
+from llmkit.files import read_sealed, sync_folder, write_sealed
 
 VERSION = 3
 """Changes with anything that makes the same settings give another tokenizer."""
@@ -54,16 +55,21 @@ def cached_tokenizer(config: schema.Data, sources: Sequence[OpenedSource], repor
         if spec.type == "bpe":
             _report_size(tokenizer.vocab_size, spec.vocab_size or schema.BPE_VOCAB_SIZE, report)
         tokenizer.save(workplace / "whole")
-        write_json(workplace / "whole" / "hash.json", {"hash": tokenizer.hash})
+        files = {name: xxh64_hexdigest(content) for name, content in tokenizer.files().items()}
+        sealed = {"version": 2, "hash": tokenizer.hash, "files": files}
+        write_sealed(workplace / "whole" / "hash.json", sealed)
         sync_folder(workplace / "whole")
 
     make_once(folder, fill, report)
     remedy = f"delete {folder} and build the data again"
     with opening_cache():
         tokenizer = Tokenizer.load(folder, remedy)
-        known = read_json(folder / "hash.json", remedy).get("hash")
-    if known != tokenizer.hash:
-        raise UserError(f"{folder}: the tokenizer is not what was put there, its files are damaged; {remedy}")
+        known = read_sealed(folder / "hash.json", remedy, first=2)
+        files = known.get("files", {})  # of an older llmkit there are none
+        damaged = [n for n, hashed in files.items() if xxh64_hexdigest((folder / n).read_bytes()) != hashed]
+    if damaged or known.get("hash") != tokenizer.hash:
+        what = ", ".join(damaged) or "its content"
+        raise UserError(f"{folder}: the tokenizer is not what was put there ({what} is damaged); {remedy}")
     return tokenizer
 
 

@@ -1,7 +1,8 @@
 """The format of token shards: the tokens of a collection of documents as flat files with checksums.
 
-A folder holds `index.json` and, for each shard, `NAME-00000.bin` (little-endian uint16 or uint32 tokens)
-and `NAME-00000.idx` (uint64 place of each document's first token in the shard, then the shard's length).
+A folder holds `index.json`, with a checksum over itself, and for each shard `NAME-00000.bin` (little-endian
+uint16 or uint32 tokens) and `NAME-00000.idx` (uint64 place of each document's first token in the shard, then
+the shard's length).
 The shards one after the other are the token stream: end-of-text, then every document followed by
 end-of-text. Where some tokens of a shard are no targets of the loss there is `NAME-00000.mask`, a bit a
 token: bit j (little-endian in its byte) says whether token j of the shard is a target as a label.
@@ -16,9 +17,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from llmkit.errors import UserError
-from llmkit.files import read_json
+from llmkit.files import read_sealed
 
-VERSION = 1
+VERSION = 2
+"""Of what is written; version 1 is read, too: it is the same without the checksum of index.json."""
 BLOCK_BYTES = 4194304
 """Bytes under one checksum."""
 
@@ -50,7 +52,7 @@ class ShardRecord(_Record):
 class Index(_Record):
     """Content of index.json. text_bytes: UTF-8 bytes of the text to learn. extra: what the writer adds."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     dtype: Literal["uint16", "uint32"]
     vocab_size: Annotated[int, Field(ge=1, le=1 << 32)]
@@ -90,10 +92,10 @@ def shard_name(name: str, number: int, suffix: Suffix) -> str:
 def read_index(folder: Path, remedy: str) -> Index:
     """The index of a folder; raises UserError, ending in `remedy`, if it is missing, broken or too new."""
     path = folder / "index.json"
-    content = read_json(path, remedy)
+    content = read_sealed(path, remedy, first=VERSION)
     version = content.get("version")
-    if version != VERSION:
-        raise UserError(f"{path}: format version {version!r}, this llmkit reads {VERSION}; {remedy}")
+    if version not in (1, VERSION):
+        raise UserError(f"{path}: format version {version!r}, this llmkit reads 1 and {VERSION}; {remedy}")
     try:
         return Index.model_validate(content)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from xxhash import xxh64, xxh64_hexdigest
 
 from llmkit.data.shards.format import BLOCK_BYTES, Index, ShardRecord, shard_name, stored_dtype, token_dtype
 from llmkit.errors import UserError
-from llmkit.files import sync_folder, write_json, write_whole
+from llmkit.files import sync_folder, write_sealed, write_whole
 
 SHARD_BYTES = 512 << 20
 """A shard is closed after the document that reaches this size."""
@@ -171,7 +171,7 @@ class ShardWriter:
             shards=self._records,
             extra=extra or {},
         )
-        write_json(self.folder / "index.json", index.model_dump())
+        write_sealed(self.folder / "index.json", index.model_dump())
         sync_folder(self.folder)
         return index
 

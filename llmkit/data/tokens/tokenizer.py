@@ -174,6 +174,11 @@ class Tokenizer:
             raise _no_utf8() from error
         return ids, covered(starts, ends, spans)
 
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether the ids of any text stand for its very bytes."""
+        return self._bytes is not None and self._spec.get("normalizer") is None
+
     def count_bytes(self, ids: np.ndarray) -> int:
         """UTF-8 bytes of the text that some ids stand for."""
         if self._bytes is not None:

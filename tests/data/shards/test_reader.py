@@ -14,6 +14,7 @@ from llmkit.data.shards.format import BLOCK_BYTES
 from llmkit.data.shards.reader import ShardReader
 from llmkit.data.shards.writer import ShardWriter
 from llmkit.errors import UserError
+from llmkit.files import write_sealed
 
 DOCUMENTS = [[1] * 9, [2] * 9, [3] * 30, [4], [5] * 12]
 
@@ -27,7 +28,8 @@ def flip(path: Path, place: int) -> None:
 def change_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     index = json.loads((folder / "index.json").read_text())
     change(index)
-    (folder / "index.json").write_text(json.dumps(index))
+    del index["checksum"]
+    write_sealed(folder / "index.json", index)
 
 
 @given(
@@ -199,7 +201,7 @@ def test_an_id_that_the_model_does_not_know_is_refused(write_shards: Callable[..
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i: i.update(version=2), "format version 2, this llmkit reads 1"),
+        (lambda i: i.update(version=3), "format version 3, this llmkit reads 1 and 2"),
         (lambda i: i.update(dtype="float"), "dtype: Input should be 'uint16' or 'uint32'"),
         (lambda i: i.update(vocab_size=70_000), "dtype uint16 does not go with a vocabulary of 70000"),
         (lambda i: i.update(name="../toy"), "name: String should match pattern"),
