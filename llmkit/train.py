@@ -18,14 +18,13 @@ from llmkit.loop.hooks import ChooseSteps, Evaluate, Log, Save
 from llmkit.loop.resume import Options
 from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
-from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, set_up
+from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
-from llmkit.monitor.wandb_mode import resolve_mode
 from llmkit.optim.schedule import share_at
 from llmkit.parallel.agreement import agree, software, together
 from llmkit.parallel.place import read_place
 from llmkit.parallel.randomness import seed_step
-from llmkit.parallel.resolve import needs_deepspeed, resolve_layout, resolve_precision
+from llmkit.parallel.resolve import needs_deepspeed
 from llmkit.parallel.world import cut, world
 from llmkit.stopping import Listener
 
@@ -52,9 +51,7 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
     with Listener(environment) as listener, world(place, timeout, needs_group=sharded) as mesh:
         listener.listen()
         with together(mesh):
-            layout = resolve_layout(config, loaded.origins, environment, place.world_size)
-            precision = resolve_precision(config, loaded.origins, environment)
-            resolve_mode(config.monitor.wandb.mode, environment)  # a wrong WANDB_MODE is refused before work
+            layout, precision = resolve_launch(loaded, environment, place.world_size)
         # The layout too: part of it may come from a launcher's file, which each node reads for itself.
         spread = {f"layout.{name}": str(value) for name, value in layout.to_dict().items()}
         agree(mesh, software() | {path: str(value) for path, value in leaves(config)} | spread)

@@ -167,6 +167,12 @@ def test_another_world_than_the_configuration_names(project, capsys):
     assert "parallel.world_size 4 (command line), but the world that was joined has 1" in message
 
 
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_data_are_read(project, capsys):
+    message = refused(capsys, "train.global_batch_size=10", "train.micro_batch_size=3", "run.name=shared")
+    assert "train.micro_batch_size 3 (command line) does not divide train.global_batch_size 10" in message
+    assert not Path("data-cache").exists()
+
+
 def test_a_run_folder_that_cannot_be_made(project, capsys):
     Path("file").write_text("")
     assert "file/tiny" in refused(capsys, "run.dir=file")

@@ -3,90 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
 
+from llmkit.config.check_layout import (
+    check_batch,
+    check_model,
+    check_optimizer,
+    check_tensor_parallel,
+    check_vocabulary,
+    check_world,
+    check_zero,
+)
 from llmkit.config.mistakes import Mistake, access_in_url, display
-from llmkit.config.schema import BPE_VOCAB_SIZE, Config, Source, Tokenizer, default_source_name
-
-BYTES_VOCABULARY = 257
-"""The bytes and end-of-text."""
+from llmkit.config.schema import Config, Source, Tokenizer, default_source_name
+from llmkit.config.settings import Known, Settings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def check(config: Config, origins: dict[str, str]) -> list[Mistake]:
+def check(config: Config, origins: Mapping[str, str], known: Known | None = None) -> list[Mistake]:
     """Every contradiction between settings; each names the values and where they came from, in its text.
 
     origins: dotted path -> where the value came from, as in Loaded.origins.
+    known: what is known beside the settings; a check that needs more waits.
     """
-    settings = Settings(config, origins)
-    data = (_vocabulary, _tokenizer, _sources, _curriculum, _paths)
-    checks = (_model, *data, _batch, _evaluate, _optimizer, _parallel)
+    settings = Settings(config, origins, known or Known())
+    data = (_tokenizer, _sources, _curriculum, _paths)
+    layout = (check_world, check_tensor_parallel, check_zero)
+    checks = (check_model, check_vocabulary, *data, check_batch, _evaluate, check_optimizer, *layout)
     return [mistake for one in checks for mistake in one(settings)]
 
 
 def source_name(index: int, source: Source) -> str:
     """A source's name: its own, or its type and place in the list."""
     return source.name or default_source_name(source.type, index)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A config that can say where its values came from."""
-
-    config: Config
-    origins: dict[str, str]
-
-    def value(self, path: str) -> Any:
-        """The value of a dotted path."""
-        found: Any = self.config
-        for part in path.split("."):
-            found = found[int(part)] if part.isdecimal() else getattr(found, part)
-        return found
-
-    def told(self, path: str) -> str:
-        """As in "model.hidden_size 770 (demo.yaml:4)"."""
-        return f"{path} {display(self.value(path))} ({self.origins.get(path, 'default')})"
-
-    def mistake(self, what: str, *paths: str, note: str = "") -> Mistake:
-        """A mistake about `paths`; in `what`, {0}, {1} stand for the paths with value and origin."""
-        return Mistake("", what.format(*(self.told(path) for path in paths)), note, paths)
-
-
-def _model(s: Settings) -> Iterator[Mistake]:
-    model = s.config.model
-    heads, kv_heads, width = "model.num_attention_heads", "model.num_key_value_heads", "model.hidden_size"
-    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
-        note = "choose a multiple, or give model.head_dim"
-        yield s.mistake("{0} is not divisible by {1}", width, heads, note=note)
-    elif model.position_embedding == "rope":
-        rope = "model.position_embedding"
-        if model.head_dim is not None and model.head_dim % 2:
-            yield s.mistake("{0} is odd, but {1} rotates pairs", "model.head_dim", rope)
-        elif model.head_dim is None and (odd := model.hidden_size // model.num_attention_heads) % 2:
-            what = f"{{0}} and {{1}} make heads of width {odd}, which is odd, but {{2}} rotates pairs"
-            yield s.mistake(what, width, heads, rope)
-    if model.num_key_value_heads and model.num_attention_heads % model.num_key_value_heads:
-        yield s.mistake("{0} is not divisible by {1}", heads, kv_heads)
-    if model.max_position_embeddings and s.config.data.sequence_length > model.max_position_embeddings:
-        yield s.mistake("{0} is longer than {1}", "data.sequence_length", "model.max_position_embeddings")
-
-
-def _vocabulary(s: Settings) -> Iterator[Mistake]:
-    size, tokenizer = s.config.model.vocab_size, s.config.data.tokenizer
-    if size == "auto":
-        return
-    if tokenizer.type == "bytes" and size < BYTES_VOCABULARY:
-        what = f"{{0}} is smaller than the {BYTES_VOCABULARY} tokens of {{1}}"
-        yield s.mistake(what, "model.vocab_size", "data.tokenizer.type")
-    elif tokenizer.type == "bpe" and size < (tokenizer.vocab_size or BPE_VOCAB_SIZE):
-        what = "{0} is smaller than {1}"
-        if tokenizer.vocab_size is None:
-            what += f", which means {BPE_VOCAB_SIZE}"
-        note = "leave model.vocab_size out"
-        yield s.mistake(what, "model.vocab_size", "data.tokenizer.vocab_size", note=note)
 
 
 _TOKENIZER_FIELDS = {"vocab_size": ("bpe",), "path": ("file",), "name": ("hub",), "revision": ("hub",)}
@@ -217,17 +167,6 @@ def _paths(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} is empty", path, note='the current folder is "."')
 
 
-def _batch(s: Settings) -> Iterator[Mistake]:
-    train = s.config.train
-    if train.max_steps is None and train.max_minutes is None:
-        note = "set train.max_steps, or train.max_minutes for a run that ends in time"
-        yield s.mistake("one of {0} and {1} must be given", "train.max_steps", "train.max_minutes", note=note)
-    if train.micro_batch_size != "auto" and train.global_batch_size % train.micro_batch_size:
-        note = f"it must be a divisor of {train.global_batch_size}, or auto"
-        paths = ("train.micro_batch_size", "train.global_batch_size")
-        yield s.mistake("{0} does not divide {1}", *paths, note=note)
-
-
 def _evaluate(s: Settings) -> Iterator[Mistake]:
     config, heldout, every = s.config, "data.heldout_every", "evaluate.every_steps"
     if config.data.heldout_every == 1:
@@ -240,28 +179,3 @@ def _evaluate(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} needs evaluations during training: {1} is off", stopping, every)
         elif config.data.heldout_every == 0:
             yield s.mistake("{0} needs held-out documents: {1} holds nothing out", stopping, heldout)
-
-
-def _optimizer(s: Settings) -> Iterator[Mistake]:
-    if max(s.config.optimizer.betas) >= 1.0:
-        yield s.mistake("{0} must both be below 1", "optimizer.betas", note="with 1 a moment never moves")
-
-
-def _parallel(s: Settings) -> Iterator[Mistake]:
-    parallel, size, stage = s.config.parallel, "parallel.tensor_parallel_size", "parallel.zero_stage"
-    if parallel.world_size is not None and parallel.world_size % parallel.tensor_parallel_size:
-        yield s.mistake("{0} is not a multiple of {1}", "parallel.world_size", size)
-    if parallel.sequence_parallel and parallel.tensor_parallel_size == 1:
-        yield s.mistake("{0} needs {1} to be at least 2", "parallel.sequence_parallel", size)
-    if parallel.offload == "cpu" and parallel.zero_stage == 0:
-        note = "only what ZeRO shares out can lie in the host's memory; choose stage 1, 2 or 3"
-        yield s.mistake("{0} does not go with {1}", "parallel.offload", stage, note=note)
-    if parallel.checkpoint_every > 1 and parallel.activation_checkpointing == "none":
-        what = "{0} does nothing with {1}"
-        yield s.mistake(what, "parallel.checkpoint_every", "parallel.activation_checkpointing")
-    if s.config.optimizer.name == "muon":
-        note = "muon updates whole matrices: choose adamw, or give every rank the whole model"
-        if parallel.tensor_parallel_size > 1:
-            yield s.mistake("{0} does not go with {1}", "optimizer.name", size, note=note)
-        if parallel.zero_stage not in ("auto", 0):
-            yield s.mistake("{0} does not go with {1}", "optimizer.name", stage, note=note)

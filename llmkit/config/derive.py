@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkit.config.check import BYTES_VOCABULARY
-from llmkit.config.schema import BPE_VOCAB_SIZE, Config
+from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config
 from llmkit.config.shape import ModelShape
-from llmkit.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,16 +20,19 @@ class Derived:
 def resolved_model(config: Config, vocab_size: int | None = None) -> ModelShape:
     """The model's shape with every default filled in.
 
+    config: one that `check` finds nothing wrong with; else ValueError may be raised.
     vocab_size: tokens of the tokenizer; where None, what the settings say of it.
-    Raises UserError if the vocabulary's size is not known, or too small for the tokenizer.
+    Raises ValueError if they say nothing.
     """
     model = config.model
-    size = _vocab_size(config, vocab_size)
+    size = known_vocab_size(config, vocab_size)
+    if size is None:
+        raise ValueError(
+            f"the vocabulary of a {config.data.tokenizer.type} tokenizer is known once it is loaded"
+        )
     if model.head_dim is None and model.hidden_size % model.num_attention_heads:
-        raise UserError(
-            f"model.hidden_size {model.hidden_size} is not divisible by "
-            f"model.num_attention_heads {model.num_attention_heads}; "
-            "choose a multiple, or give model.head_dim"
+        raise ValueError(
+            f"width {model.hidden_size} cannot be shared out to {model.num_attention_heads} heads"
         )
     copied = model.model_dump()
     return ModelShape(
@@ -63,13 +64,11 @@ def derive(
     """All derived values, in the order in which they are worth reading.
 
     vocab_size: tokens of the tokenizer, None if not known yet.
-    data_parallel_size: None for what the settings say, one process where they say nothing.
+    data_parallel_size: None for what the settings say; where they say nothing, as few as the batch fits.
     micro_batch_size: what was chosen for "auto", None if not known yet.
-    Raises UserError if the micro-batches do not fit into the global batch.
     """
-    if data_parallel_size is None:
-        parallel = config.parallel
-        data_parallel_size = max(1, (parallel.world_size or 1) // parallel.tensor_parallel_size)
+    if data_parallel_size is None and config.parallel.world_size is not None:
+        data_parallel_size = config.parallel.world_size // config.parallel.tensor_parallel_size
     return _model(config, vocab_size) + _batch(config, data_parallel_size, micro_batch_size)
 
 
@@ -78,9 +77,26 @@ def rows_per_rank(config: Config, data_parallel_size: int) -> int:
     return -(-config.train.global_batch_size // data_parallel_size)
 
 
+def fitting_ranks(config: Config) -> int | None:
+    """The fewest data-parallel ranks whose sequences micro_batch_size divides; None if no number does."""
+    micro, total = config.train.micro_batch_size, config.train.global_batch_size
+    if micro == "auto":
+        return 1
+    most = -(-total // micro)  # with more ranks each has fewer sequences than a micro-batch
+    return next((ranks for ranks in range(1, most + 1) if rows_per_rank(config, ranks) % micro == 0), None)
+
+
+def accumulation_steps(config: Config, data_parallel_size: int, micro_batch_size: int) -> int:
+    """Micro-batches of a rank and step. Raises ValueError if they do not divide its sequences."""
+    rows = rows_per_rank(config, data_parallel_size)
+    if rows % micro_batch_size:
+        raise ValueError(f"micro-batches of {micro_batch_size} do not divide {rows} sequences")
+    return rows // micro_batch_size
+
+
 def _model(config: Config, vocab_size: int | None) -> list[Derived]:
     model, tokenizer = config.model, config.data.tokenizer
-    known = vocab_size is not None or model.vocab_size != "auto" or tokenizer.type in ("bpe", "bytes")
+    known = known_vocab_size(config, vocab_size) is not None
     shape = resolved_model(config, vocab_size if known else 1)
     given = "as given"
     heads_how = given if model.num_key_value_heads else "as many as query heads"
@@ -107,23 +123,21 @@ def _model(config: Config, vocab_size: int | None) -> list[Derived]:
     ]
 
 
-def _batch(config: Config, ranks: int, micro_batch_size: int | None) -> list[Derived]:
+def _batch(config: Config, data_parallel_size: int | None, micro_batch_size: int | None) -> list[Derived]:
     train = config.train
+    ranks = data_parallel_size or fitting_ranks(config) or 1
     total, rows = train.global_batch_size, rows_per_rank(config, ranks)
     chosen = train.micro_batch_size if train.micro_batch_size != "auto" else micro_batch_size
-    if chosen is not None and rows % chosen:
-        raise UserError(
-            f"train.micro_batch_size {chosen} does not divide the {rows} sequences that each of "
-            f"{ranks} data-parallel ranks has a step; choose a divisor, or auto"
-        )
     given = train.micro_batch_size != "auto"
     later = "chosen at start"
     over = f" / {ranks} data-parallel ranks" if ranks > 1 else ""
+    if ranks > 1 and data_parallel_size is None:
+        over += ", the fewest whose part micro_batch_size divides,"
     derived = [
         Derived("micro_batch_size", later if chosen is None else chosen, "as given" if given else "auto"),
         Derived(
             "accumulation_steps",
-            later if chosen is None else rows // chosen,
+            later if chosen is None else accumulation_steps(config, ranks, chosen),
             f"{total} sequences{over} / micro_batch_size",
         ),
         Derived(
@@ -138,23 +152,16 @@ def _batch(config: Config, ranks: int, micro_batch_size: int | None) -> list[Der
     return derived
 
 
-def _vocab_size(config: Config, tokenizer_size: int | None) -> int:
-    """Tokens the model knows."""
+def known_vocab_size(config: Config, tokenizer_size: int | None = None) -> int | None:
+    """Tokens the model knows; None where only a tokenizer that is not loaded yet can tell."""
     asked, tokenizer = config.model.vocab_size, config.data.tokenizer
     if asked != "auto":
-        if tokenizer_size is not None and asked < tokenizer_size:
-            raise UserError(
-                f"model.vocab_size {asked} is smaller than the {tokenizer_size} tokens of the tokenizer; "
-                "leave it out to take as many"
-            )
         return asked
     if tokenizer_size is not None:
         return tokenizer_size
-    if tokenizer.type == "bytes":
-        return BYTES_VOCABULARY
     if tokenizer.type == "bpe":
         return tokenizer.vocab_size or BPE_VOCAB_SIZE
-    raise UserError(f"the vocabulary of a {tokenizer.type} tokenizer is known once the tokenizer is loaded")
+    return BYTES_VOCABULARY if tokenizer.type == "bytes" else None
 
 
 def _round_up(value: int, multiple: int) -> int:

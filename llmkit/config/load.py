@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmkit.config.check import check
 from llmkit.config.mistakes import Mistake, display, error, printable
 from llmkit.config.override import apply_override
 from llmkit.config.schema import Config
+from llmkit.config.settings import Known
 from llmkit.config.tree import Node, merge
 from llmkit.config.validate import origins, validate
 from llmkit.config.yaml_reader import read_file
@@ -52,6 +54,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     if config is None or files.mistakes:
         raise error(files.mistakes + mistakes, shown)
     return Loaded(config, origins(config, tree), Path(path))
+
+
+def check_start(loaded: Loaded, known: Known) -> None:
+    """The checks of `load` again, now that more is known; raises one UserError with all that fail."""
+    mistakes = [
+        replace(mistake, place=_place(loaded, mistake))
+        for mistake in check(loaded.config, loaded.origins, known)
+    ]
+    if mistakes:
+        raise error(mistakes, str(loaded.path))
+
+
+def _place(loaded: Loaded, mistake: Mistake) -> str:
+    """Where the first of the mistake's keys that is given stands, or else the file."""
+    given = (loaded.origins[key] for key in mistake.keys if loaded.origins.get(key, "default") != "default")
+    return next(given, str(loaded.path))
 
 
 class _Files:

@@ -18,6 +18,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 BPE_VOCAB_SIZE = 4096
 """Tokens of a trained tokenizer, unless said otherwise."""
 
+BYTES_VOCABULARY = 257
+"""Tokens of the tokenizer of type bytes: the bytes, and end-of-text."""
+
 
 class Section(BaseModel):
     """A block of settings: unknown keys and values of another type are refused."""

@@ -33,10 +33,7 @@ def to_yaml(config: Config, origins: dict[str, str] | None = None) -> str:
 
 
 def show(loaded: Loaded, *, vocab_size: int | None = None) -> str:
-    """What `llmkit config` prints: each setting with its origin, then the derived values.
-
-    Raises UserError if the micro-batches do not fit into the global batch.
-    """
+    """What `llmkit config` prints: each setting with its origin, then the derived values."""
     derived = derive(loaded.config, vocab_size=vocab_size)
     return to_yaml(loaded.config, loaded.origins) + "\n" + show_derived(derived)
 

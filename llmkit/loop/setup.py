@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from llmkit.checkpoint.read import Checkpoint, folders
-from llmkit.config.cut import check_cut
-from llmkit.config.derive import derive, resolved_model, rows_per_rank
-from llmkit.config.load import Loaded
+from llmkit.config.derive import accumulation_steps, derive, resolved_model
+from llmkit.config.load import Loaded, check_start
 from llmkit.config.schema import Config, Data
+from llmkit.config.settings import Known
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived, to_yaml
 from llmkit.data.building.opened import Found, find_elsewhere
@@ -56,9 +56,11 @@ from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.monitor.wandb_mode import resolve_mode
 from llmkit.parallel.agreement import agree, first_only, software, together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.resolve import resolve_layout, resolve_precision
 from llmkit.run_folder import FollowedFolder, RunFolder
 
 BYTES_PER_PARAMETER = 12
@@ -82,6 +84,11 @@ class Start:
     def config(self) -> Config:
         return self.loaded.config
 
+    def known(self, tokenizer_size: int | None = None) -> Known:
+        """What the launch, and later the tokenizer, add to the settings."""
+        layout = self.layout
+        return Known(layout.world_size, layout.zero_stage, layout.offload, tokenizer_size)
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -93,6 +100,19 @@ class Basis:
     shape: ModelShape
     micro_batch_size: int
     accumulation_steps: int
+
+
+def resolve_launch(loaded: Loaded, environment: Mapping[str, str], world_size: int) -> tuple[Layout, str]:
+    """The layout of `world_size` processes, and the precision that is asked for.
+
+    Raises UserError where the settings do not go together, with each other or with the launch.
+    """
+    config, origins = loaded.config, loaded.origins
+    layout = resolve_layout(config, origins, environment, world_size)
+    check_start(loaded, Known(world_size, layout.zero_stage, layout.offload))
+    precision = resolve_precision(config, origins, environment)
+    resolve_mode(config.monitor.wandb.mode, environment)
+    return layout, precision
 
 
 def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) -> Run:
@@ -168,11 +188,10 @@ def _lay_basis(
         precision = choose_precision(start.precision, device)
         tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, start.loaded)
         data = prepare(config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer)
+        check_start(start.loaded, start.known(data.tokenizer.vocab_size))
         shape = resolved_model(config, data.tokenizer.vocab_size)
         if checkpoint is not None:
             check_same_model(checkpoint, shape)
-        sequence = config.data.sequence_length
-        check_cut(shape, layout.tensor_parallel_size, sequence, layout.sequence_parallel)
         fitting = choose_micro_batch(config, shape, precision, device, layout)
     agree(mesh, {"precision": precision, **_data_facts(data)})
     micro_batch_size = min(int(text) for text in mesh.gather_texts(str(fitting)))
@@ -187,8 +206,8 @@ def _lay_basis(
         # While a save is under way there is one more than is kept; those that are there have their place.
         copies = max(1, config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
         folder.require_space(BYTES_PER_PARAMETER * shape.num_parameters * copies)
-    accumulation_steps = rows_per_rank(config, mesh.data_size) // micro_batch_size
-    return Basis(device, precision, data, shape, micro_batch_size, accumulation_steps)
+    accumulation = accumulation_steps(config, mesh.data_size, micro_batch_size)
+    return Basis(device, precision, data, shape, micro_batch_size, accumulation)
 
 
 def _find_elsewhere(data: Data, mesh: Mesh) -> dict[str, Found]:

@@ -24,7 +24,7 @@ def resolve_layout(
     """The layout of `world_size` processes.
 
     origins: of each setting, as in Loaded. Raises UserError where accelerate's configuration contradicts
-    the settings, naming both values with their places, and where a layout cannot work.
+    the settings, naming both values with their places.
     """
     parallel = config.parallel
     settled = _Settled(config, origins, read_accelerate(environment))
@@ -37,25 +37,6 @@ def resolve_layout(
         recompute=parallel.activation_checkpointing,
         recompute_every=parallel.checkpoint_every,
     )
-    if parallel.world_size not in (None, world_size):
-        raise UserError(
-            f"{settled.told('parallel.world_size')}, but the world that was joined has {world_size}: "
-            "the launcher started another number, or several worlds that do not know of each other"
-        )
-    if world_size % layout.tensor_parallel_size:
-        raise UserError(
-            f"{world_size} processes are not a multiple of {settled.told('parallel.tensor_parallel_size')}"
-        )
-    if layout.offload == "cpu" and layout.zero_stage == 0:
-        raise UserError(
-            f"{settled.told('parallel.offload')} needs ZeRO stage 1, 2 or 3, but the stage is 0: "
-            f"{settled.told('parallel.zero_stage')}, and accelerate's configuration names no other"
-        )
-    if config.optimizer.name == "muon" and layout.zero_stage > 0:
-        raise UserError(
-            f"{settled.told('optimizer.name')} updates whole matrices and does not go with ZeRO stage "
-            f"{layout.zero_stage}; choose adamw, or launch with launch/ddp.yaml"
-        )
     settled.check_training()
     return layout
 

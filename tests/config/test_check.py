@@ -14,35 +14,6 @@ Refused = Callable[..., str]
 CONTRADICTIONS = [
     # (overrides, what the message says)
     (
-        ["model.hidden_size=66"],
-        "model.hidden_size 66 (command line) is not divisible by model.num_attention_heads 4 (c.yaml:7)",
-    ),
-    (
-        ["model.num_key_value_heads=3"],
-        "model.num_attention_heads 4 (c.yaml:7) is not divisible by model.num_key_value_heads 3",
-    ),
-    (
-        ["model.head_dim=15"],
-        'model.head_dim 15 (command line) is odd, but model.position_embedding "rope" (default)',
-    ),
-    (
-        ["model.hidden_size=60"],
-        "model.hidden_size 60 (command line) and model.num_attention_heads 4 (c.yaml:7) make heads",
-    ),
-    (
-        ["model.max_position_embeddings=64"],
-        "data.sequence_length 128 (c.yaml:18) is longer than model.max_position_embeddings 64",
-    ),
-    (
-        ["model.vocab_size=511"],
-        "model.vocab_size 511 (command line) is smaller than data.tokenizer.vocab_size 512 (c.yaml:12)",
-    ),
-    (["model.vocab_size=4095", "data.tokenizer.vocab_size=null"], "null (command line), which means 4096"),
-    (
-        ["model.vocab_size=256", "data.tokenizer={type: bytes, vocab_size: null}"],
-        'model.vocab_size 256 (command line) is smaller than the 257 tokens of data.tokenizer.type "bytes"',
-    ),
-    (
         ["data.tokenizer.type=bytes"],
         'data.tokenizer.vocab_size 512 (c.yaml:12) does not belong to data.tokenizer.type "bytes"',
     ),
@@ -107,14 +78,6 @@ CONTRADICTIONS = [
     (['run.dir="a\\0b"'], "run.dir"),
     (["run.dir=''"], 'run.dir "" (command line) is empty'),
     (["data.cache_dir=''"], "data.cache_dir"),
-    (
-        ["train.max_steps=null"],
-        "one of train.max_steps null (command line) and train.max_minutes null (default) must be given",
-    ),
-    (
-        ["train.micro_batch_size=3"],
-        "train.micro_batch_size 3 (command line) does not divide train.global_batch_size 16 (c.yaml:21)",
-    ),
     (["data.heldout_every=1"], "holds out every document"),
     (
         ["data.heldout_every=0"],
@@ -123,31 +86,6 @@ CONTRADICTIONS = [
     (
         ["evaluate.early_stopping=3", "evaluate.every_steps=0"],
         "needs evaluations during training: evaluate.every_steps 0",
-    ),
-    (["optimizer.betas=[0.9, 1.0]"], "must both be below 1"),
-    (
-        ["parallel.world_size=6", "parallel.tensor_parallel_size=4"],
-        "parallel.world_size 6 (command line) is not a multiple of parallel.tensor_parallel_size 4",
-    ),
-    (
-        ["parallel.sequence_parallel=true"],
-        "parallel.sequence_parallel true (command line) needs parallel.tensor_parallel_size 1 (default)",
-    ),
-    (
-        ["parallel.offload=cpu", "parallel.zero_stage=0"],
-        'parallel.offload "cpu" (command line) does not go with parallel.zero_stage 0 (command line)',
-    ),
-    (
-        ["parallel.checkpoint_every=2"],
-        "parallel.checkpoint_every 2 (command line) does nothing with parallel.activation_checkpointing",
-    ),
-    (
-        ["optimizer.name=muon", "parallel.tensor_parallel_size=2"],
-        'optimizer.name "muon" (command line) does not go with parallel.tensor_parallel_size 2',
-    ),
-    (
-        ["optimizer.name=muon", "parallel.zero_stage=1"],
-        'optimizer.name "muon" (command line) does not go with parallel.zero_stage 1',
     ),
 ]
 
@@ -272,7 +210,7 @@ def test_a_contradiction_of_defaults_is_placed_at_its_section(base: str, refused
         ["data.sources=[{type: jsonl, path: [a.jsonl, 'b c.jsonl'], text_field: body}]"],
         ['data.sources=[{type: text, path: a, separator: "\\n\\n"}]'],
         ["data.sources=[{type: stdlib, text_field: text}]"],
-        ["parallel.world_size=6", "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
+        ["parallel.world_size=8", "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
         ["parallel.offload=cpu", "parallel.zero_stage=auto"],
         ["parallel.activation_checkpointing=full", "parallel.checkpoint_every=3"],
         ["optimizer.name=muon", "parallel.zero_stage=0"],

@@ -180,19 +180,3 @@ def test_precision(config, tmp_path):
     loaded = config("train.precision=fp32")
     with pytest.raises(UserError, match=r"train.precision .*mixed_precision bf16"):
         resolve_precision(loaded.config, loaded.origins, environment)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "world_size", "what"),
-    [
-        (["parallel.world_size=4"], 2, "parallel.world_size 4 (command line), but the world"),
-        (["parallel.tensor_parallel_size=3"], 4, "4 processes are not a multiple of parallel.tensor"),
-        (["parallel.offload=cpu"], 2, "needs ZeRO stage 1, 2 or 3"),
-    ],
-)
-def test_layouts_that_cannot_be(config, overrides, world_size, what):
-    assert what in refused(config(*overrides), {}, world_size)
-
-
-def test_muon_does_not_go_with_a_stage_that_accelerate_names(config):
-    assert "choose adamw" in refused(config("optimizer.name=muon"), told_by_accelerate(LAUNCH / "zero1.yaml"))

@@ -1,0 +1,161 @@
+"""Checks of the model, the batch, the optimizer, and whether the processes of a run can share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmkit.config.derive import default_intermediate_size, fitting_ranks, rows_per_rank
+from llmkit.config.mistakes import Mistake
+from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY
+from llmkit.config.settings import Settings
+
+_TENSOR_SIZE = "parallel.tensor_parallel_size"
+_STAGE = "parallel.zero_stage"
+
+
+def check_model(s: Settings) -> Iterator[Mistake]:
+    """Sizes that make no model."""
+    model = s.config.model
+    heads, kv_heads, width = "model.num_attention_heads", "model.num_key_value_heads", "model.hidden_size"
+    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
+        note = "choose a multiple, or give model.head_dim"
+        yield s.mistake("{0} is not divisible by {1}", width, heads, note=note)
+    elif model.position_embedding == "rope":
+        rope = "model.position_embedding"
+        if model.head_dim is not None and model.head_dim % 2:
+            yield s.mistake("{0} is odd, but {1} rotates pairs", "model.head_dim", rope)
+        elif model.head_dim is None and (odd := model.hidden_size // model.num_attention_heads) % 2:
+            what = f"{{0}} and {{1}} make heads of width {odd}, which is odd, but {{2}} rotates pairs"
+            yield s.mistake(what, width, heads, rope)
+    if model.num_key_value_heads and model.num_attention_heads % model.num_key_value_heads:
+        yield s.mistake("{0} is not divisible by {1}", heads, kv_heads)
+    if model.max_position_embeddings and s.config.data.sequence_length > model.max_position_embeddings:
+        yield s.mistake("{0} is longer than {1}", "data.sequence_length", "model.max_position_embeddings")
+
+
+def check_vocabulary(s: Settings) -> Iterator[Mistake]:
+    """A model that does not know all ids of its tokenizer."""
+    size, tokenizer = s.config.model.vocab_size, s.config.data.tokenizer
+    tokens = s.known.tokenizer_size
+    if size == "auto":
+        return
+    note = "leave model.vocab_size out to take as many"
+    if tokens is not None:
+        if size < tokens:
+            yield s.mistake(
+                f"{{0}} is smaller than the {tokens} tokens of the tokenizer", "model.vocab_size", note=note
+            )
+    elif tokenizer.type == "bytes" and size < BYTES_VOCABULARY:
+        what = f"{{0}} is smaller than the {BYTES_VOCABULARY} tokens of {{1}}"
+        yield s.mistake(what, "model.vocab_size", "data.tokenizer.type", note=note)
+    elif tokenizer.type == "bpe" and size < (tokenizer.vocab_size or BPE_VOCAB_SIZE):
+        what = "{0} is smaller than {1}"
+        if tokenizer.vocab_size is None:
+            what += f", which means {BPE_VOCAB_SIZE}"
+        yield s.mistake(what, "model.vocab_size", "data.tokenizer.vocab_size", note=note)
+
+
+def check_batch(s: Settings) -> Iterator[Mistake]:
+    """A run without an end, or a batch that cannot be cut as asked for."""
+    train = s.config.train
+    if train.max_steps is None and train.max_minutes is None:
+        note = "set train.max_steps, or train.max_minutes for a run that ends in time"
+        yield s.mistake("one of {0} and {1} must be given", "train.max_steps", "train.max_minutes", note=note)
+    micro, ranks = train.micro_batch_size, s.data_parallel_size
+    paths = ("train.micro_batch_size", "train.global_batch_size")
+    if micro == "auto":
+        return
+    if ranks is None:
+        if fitting_ranks(s.config) is None:
+            what = (
+                "{0} does not divide {1}, nor a rank's part of it, however many data-parallel ranks there are"
+            )
+            note = "a rank has global_batch_size / ranks sequences, rounded up; choose a divisor, or auto"
+            yield s.mistake(what, *paths, note=note)
+        return
+    rows = rows_per_rank(s.config, ranks)
+    if rows % micro:
+        what = "{0} does not divide {1}"
+        if ranks > 1:
+            what = f"{{0}} does not divide the {rows} of {{1}} that each of {ranks} data-parallel ranks has"
+        yield s.mistake(what, *paths, note=f"it must be a divisor of {rows}, or auto")
+
+
+def check_optimizer(s: Settings) -> Iterator[Mistake]:
+    """Values that never move a weight."""
+    if max(s.config.optimizer.betas) >= 1.0:
+        yield s.mistake("{0} must both be below 1", "optimizer.betas", note="with 1 a moment never moves")
+
+
+def check_world(s: Settings) -> Iterator[Mistake]:
+    """Processes that cannot be laid out as asked for."""
+    parallel, world = s.config.parallel, s.known.world_size
+    if world is not None and parallel.world_size not in (None, world):
+        what = f"{{0}}, but the world that was joined has {world}"
+        note = "the launcher started another number, or several worlds that do not know of each other"
+        yield s.mistake(what, "parallel.world_size", note=note)
+    if world is not None and world % parallel.tensor_parallel_size:
+        yield s.mistake(f"{world} processes are not a multiple of {{0}}", _TENSOR_SIZE)
+    elif world is None and parallel.world_size and parallel.world_size % parallel.tensor_parallel_size:
+        yield s.mistake("{0} is not a multiple of {1}", "parallel.world_size", _TENSOR_SIZE)
+    if parallel.sequence_parallel and parallel.tensor_parallel_size == 1:
+        yield s.mistake("{0} needs {1} to be at least 2", "parallel.sequence_parallel", _TENSOR_SIZE)
+    if parallel.checkpoint_every > 1 and parallel.activation_checkpointing == "none":
+        what = "{0} does nothing with {1}"
+        yield s.mistake(what, "parallel.checkpoint_every", "parallel.activation_checkpointing")
+
+
+def check_tensor_parallel(s: Settings) -> Iterator[Mistake]:
+    """Sizes that the ranks of a tensor-parallel group cannot share evenly.
+
+    The vocabulary needs no check: it is padded for the layout.
+    """
+    model, size = s.config.model, s.config.parallel.tensor_parallel_size
+    heads, inner = model.num_attention_heads, model.intermediate_size or default_intermediate_size(s.config)
+    if heads % size:
+        yield s.mistake("{0} is not divisible by {1}", "model.num_attention_heads", _TENSOR_SIZE)
+    if inner % size:
+        means = "" if model.intermediate_size else f", which means {inner},"
+        yield s.mistake(f"{{0}}{means} is not divisible by {{1}}", "model.intermediate_size", _TENSOR_SIZE)
+    if model.num_key_value_heads is not None:
+        yield from _check_shared_heads(s, model.num_key_value_heads, size)
+    if s.config.parallel.sequence_parallel and s.config.data.sequence_length % size:
+        what = "{0} is not divisible by {1}, over which {2} cuts it"
+        yield s.mistake(what, "data.sequence_length", _TENSOR_SIZE, "parallel.sequence_parallel")
+
+
+def _check_shared_heads(s: Settings, kv_heads: int, size: int) -> Iterator[Mistake]:
+    """Key and value heads that are neither dealt out nor shared evenly."""
+    paths = ("model.num_key_value_heads", _TENSOR_SIZE)
+    if kv_heads % size and size % kv_heads:
+        yield s.mistake("{0} and {1}: one of them must be a multiple of the other", *paths)
+        return
+    model, sharing = s.config.model, max(1, size // kv_heads)
+    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
+        return  # there is no width of a head
+    width = model.head_dim or model.hidden_size // model.num_attention_heads
+    if width % sharing:
+        means = "" if model.head_dim else f", which means {width},"
+        what = f"{{0}}{means} is not divisible by the {sharing} ranks that share each head of {{1}} ({{2}})"
+        yield s.mistake(what, "model.head_dim", *paths)
+
+
+def check_zero(s: Settings) -> Iterator[Mistake]:
+    """What does not go with the ZeRO stage; a stage that accelerate's configuration names counts too."""
+    parallel, asked = s.config.parallel, s.config.parallel.zero_stage
+    stage = asked if s.known.zero_stage is None else s.known.zero_stage
+    if (s.known.offload or parallel.offload) == "cpu" and stage == 0:
+        note = "only what ZeRO shares out can lie in the host's memory; choose stage 1, 2 or 3"
+        what = "{0} does not go with {1}"
+        if asked == "auto":
+            what = "{0} does not go with ZeRO stage 0: {1}, and accelerate's configuration names no other"
+        yield s.mistake(what, "parallel.offload", _STAGE, note=note)
+    if s.config.optimizer.name == "muon":
+        note = "muon updates whole matrices: choose adamw, or give every rank the whole model"
+        if parallel.tensor_parallel_size > 1:
+            yield s.mistake("{0} does not go with {1}", "optimizer.name", _TENSOR_SIZE, note=note)
+        if stage not in ("auto", 0):
+            what = "{0} does not go with {1}"
+            if asked == "auto":
+                what = f"{{0}} does not go with ZeRO stage {stage}, which accelerate's configuration names"
+            yield s.mistake(what, "optimizer.name", _STAGE, note=note)

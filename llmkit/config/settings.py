@@ -1,0 +1,60 @@
+"""What checks look at: the settings with their origins, and what is known beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.config.mistakes import Mistake, display
+from llmkit.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the settings; None = not yet.
+
+    world_size: processes of the run. zero_stage, offload: with what accelerate's configuration says.
+    tokenizer_size: tokens of the tokenizer.
+    """
+
+    world_size: int | None = None
+    zero_stage: int | None = None
+    offload: str | None = None
+    tokenizer_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A config that can say where its values came from.
+
+    origins: dotted path -> where the value came from, as in Loaded.origins.
+    """
+
+    config: Config
+    origins: Mapping[str, str]
+    known: Known = Known()
+
+    def value(self, path: str) -> Any:
+        """The value of a dotted path."""
+        found: Any = self.config
+        for part in path.split("."):
+            found = found[int(part)] if part.isdecimal() else getattr(found, part)
+        return found
+
+    def describe(self, path: str) -> str:
+        """As in "model.hidden_size 770 (demo.yaml:4)"."""
+        return f"{path} {display(self.value(path))} ({self.origins.get(path, 'default')})"
+
+    def mistake(self, what: str, *paths: str, note: str = "") -> Mistake:
+        """A mistake about `paths`; in `what`, {0}, {1} stand for the paths with value and origin."""
+        return Mistake("", what.format(*(self.describe(path) for path in paths)), note, paths)
+
+    @property
+    def data_parallel_size(self) -> int | None:
+        """Data-parallel ranks; None where the number of processes is not known, or cannot be shared out."""
+        parallel = self.config.parallel
+        world = self.known.world_size or parallel.world_size
+        if world is None or world % parallel.tensor_parallel_size:
+            return None
+        return world // parallel.tensor_parallel_size
