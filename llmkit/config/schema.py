@@ -333,11 +333,12 @@ class Wandb(Section):
     """Weights & Biases, a mirror of metrics.jsonl."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto = online where an API key is found, else offline."""
+    """auto = what WANDB_MODE or WANDB_DISABLED says; without them online where an API key is found, else
+    offline."""
     project: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] = "llmkit"
-    """Project of the run."""
+    """Project of the run; where it is not given, WANDB_PROJECT's."""
     entity: str | None = None
-    """Team or user; default: the key's."""
+    """Team or user; where it is not given, WANDB_ENTITY's, else the key's."""
 
 
 class Monitor(Section):

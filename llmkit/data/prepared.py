@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,13 +228,13 @@ def _open_train(place: Place, tokenizer: Tokenizer) -> RowSource | LiveSource:
         return _open(place.folder, "train", tokenizer)
     path = place.spec.path if isinstance(place.spec.path, str) else (place.spec.path or [""])[0]
     if place.spec.type == "megatron":
-        return MegatronReader(Path(path).expanduser(), tokenizer.vocab_size, tokenizer.end_of_text_id)
+        return MegatronReader(Path(os.path.expanduser(path)), tokenizer.vocab_size, tokenizer.end_of_text_id)
     return _given_shards(path, place.name, tokenizer)
 
 
 def _given_shards(path: str, name: str, tokenizer: Tokenizer) -> ShardReader:
     remedy = f"source {name} is read as it is: mend or replace that folder, or name its own tokenizer"
-    return _reader(Path(path).expanduser(), tokenizer, remedy)
+    return _reader(Path(os.path.expanduser(path)), tokenizer, remedy)
 
 
 def _open(folder: Path, split: str, tokenizer: Tokenizer) -> ShardReader:

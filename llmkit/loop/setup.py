@@ -320,12 +320,14 @@ def open_console(mesh: Mesh) -> Console:
     return Console() if mesh.rank == 0 else SilentConsole()
 
 
-def open_mirror(run: Run, environment: Mapping[str, str]) -> Mirror:
+def open_mirror(run: Run, loaded: Loaded, environment: Mapping[str, str]) -> Mirror:
     """The mirror to Weights & Biases, which follows rank 0's record."""
     if run.mesh.rank > 0:
         return Mirror(run.folder.path, "")
     settings, public = run.config.monitor.wandb, run.config.model_dump(mode="json")
-    mirror = Mirror.start(run.folder.path, settings, public, environment=environment)
+    mirror = Mirror.start(
+        run.folder.path, settings, public, environment=environment, origins=loaded.origins
+    )
     if mirror.message:
         run.console.note(mirror.message)
     return mirror

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shlex
 import signal
@@ -23,8 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import llmkit
 from llmkit.files import write_json, write_whole
 from llmkit.monitor.jsonlines import plain
+<<<<<<< HEAD
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
 from llmkit.stopping import signals_blocked
+=======
+from llmkit.monitor.wandb_mode import has_home, resolve_mode, server_url
+from llmkit.monitor.wandb_names import RUN_ID, resolve_names
+>>>>>>> a02dc35 (W&B's own variables are taken where the settings leave a choice, else named; no home is needed)
 
 if TYPE_CHECKING:
     from llmkit.config.schema import Wandb
@@ -48,7 +52,8 @@ class Timeouts(NamedTuple):
 class Mirror:
     """The mirror process of a run, or None of it where W&B is disabled.
 
-    message: one line for the console about where the metrics go; empty where W&B is disabled.
+    message: for the console, a line about where the metrics go and one for each variable that was passed
+    over; empty where W&B is disabled.
     """
 
     def __init__(
@@ -71,40 +76,48 @@ class Mirror:
         config: Mapping[str, Any],
         timeouts: Timeouts | None = None,
         environment: Mapping[str, str] | None = None,
+        origins: Mapping[str, str] | None = None,
     ) -> Mirror:
         """Starts mirroring `run_dir`/metrics.jsonl, and returns at once.
 
         Call it on one rank, after metrics.jsonl was cut back and before its next row is appended.
         config: the resolved settings as JSON values; they appear on the W&B page, so no secrets.
-        Raises UserError for a wrong WANDB_MODE; any other failure leaves the run without a mirror and
-        says so in `message`.
+        origins: where each of `settings` was given, as in Loaded.
+        Raises UserError for a wrong WANDB_MODE, WANDB_PROJECT or WANDB_RUN_ID; any other failure leaves the
+        run without a mirror and says so in `message`.
         """
         timeouts = timeouts or Timeouts()
         environment = os.environ if environment is None else environment
         mode, reason = resolve_mode(settings.mode, environment)
         if mode == "disabled":
             return cls(run_dir, f"W&B: off, {reason}" if reason else "")
+        names = resolve_names(settings, origins or {}, environment)
         session = {
             "mode": mode,
             "server": server_url(environment),
-            "project": settings.project,
-            "entity": settings.entity,
-            "name": run_dir.resolve().name,
+            "project": names.project,
+            "entity": names.entity,
+            "name": names.name or run_dir.resolve().name,
             "timeouts": timeouts._asdict(),
             "config": plain(config),
         }
         try:
-            _write_session(run_dir, session)
+            _write_session(run_dir, session, names.run_id)
             process = _start_process(run_dir, environment)
         except OSError as error:
             return cls(run_dir, f"W&B: off, its process could not be started ({error})")
         if mode == "online":
-            message = f"W&B: online, project {settings.project} on {session['server']}"
+            message = f"W&B: online, project {names.project} on {session['server']}"
         else:
             because = f" ({reason})" if reason else ""
             folders = f"{shlex.quote(str(run_dir / 'wandb'))}/offline-run-*"
             message = f"W&B: offline{because}; upload later with: wandb sync {folders}"
-        return cls(run_dir, message, process, timeouts.kill)
+        notes = list(names.notes)
+        if names.run_id not in (None, session["run_id"]):
+            notes.append(
+                f"WANDB_RUN_ID={names.run_id} is passed over: the run has the id {session['run_id']}"
+            )
+        return cls(run_dir, "\nW&B: ".join([message, *notes]), process, timeouts.kill)
 
     def finish(self, exit_code: int = 0) -> str | None:
         """Lets the mirror hand over the last rows, at most `timeouts.kill` seconds, then kills it.
@@ -156,8 +169,11 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _write_session(run_dir: Path, session: dict[str, Any]) -> None:
-    """Puts down all that the mirror process needs to know; no secret is among it."""
+def _write_session(run_dir: Path, session: dict[str, Any], run_id: str | None) -> None:
+    """Puts down all that the mirror process needs to know; no secret is among it.
+
+    run_id: for a run that has none yet; None = a new one.
+    """
     folder = run_dir / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     path, metrics = folder / "session.json", run_dir / "metrics.jsonl"
@@ -165,7 +181,7 @@ def _write_session(run_dir: Path, session: dict[str, Any]) -> None:
         starts = int(json.loads(path.read_text())["restarts"]) + 1
     except (OSError, ValueError, KeyError, TypeError):
         starts = 0
-    session["run_id"] = _run_id(folder / "run_id")
+    session["run_id"] = _run_id(folder / "run_id", run_id)
     session["restarts"] = starts
     session["trainer"] = os.getpid()
     # Rows past this place are new, whatever was mirrored before the file was cut back.
@@ -173,12 +189,12 @@ def _write_session(run_dir: Path, session: dict[str, Any]) -> None:
     write_json(path, session)
 
 
-def _run_id(path: Path) -> str:
+def _run_id(path: Path, wished: str | None) -> str:
     """The W&B id of the run, made once: with the same id a resumed run goes on in the same charts."""
     with suppress(OSError, UnicodeDecodeError):
-        if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", known := path.read_text().strip()):
+        if RUN_ID.fullmatch(known := path.read_text().strip()):
             return known
-    new = secrets.token_hex(6)
+    new = wished or secrets.token_hex(6)
     with write_whole(path) as file:
         file.write(f"{new}\n".encode())
     return new
@@ -187,6 +203,7 @@ def _run_id(path: Path) -> str:
 def _start_process(run_dir: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     package_root = str(Path(llmkit.__file__).resolve().parents[1])
+    home = {} if has_home(environment) else {"HOME": str(run_dir.resolve() / "wandb")}  # wandb needs one
     paths = [package_root, *filter(None, [environment.get("PYTHONPATH")])]
     with open(run_dir / "logs" / "wandb.log", "ab") as log, signals_blocked():
         return subprocess.Popen(
@@ -195,6 +212,6 @@ def _start_process(run_dir: Path, environment: Mapping[str, str]) -> subprocess.
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            env={**environment, **home, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )

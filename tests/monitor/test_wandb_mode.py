@@ -8,7 +8,14 @@ import pytest
 
 from llmkit.errors import UserError
 from llmkit.monitor import wandb_mode
-from llmkit.monitor.wandb_mode import PUBLIC_SERVER, Decision, has_credential, resolve_mode, server_url
+from llmkit.monitor.wandb_mode import (
+    PUBLIC_SERVER,
+    Decision,
+    has_credential,
+    has_home,
+    resolve_mode,
+    server_url,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +25,12 @@ from llmkit.monitor.wandb_mode import PUBLIC_SERVER, Decision, has_credential, r
         ("auto", {"WANDB_API_KEY": "k"}, Decision("online", "")),
         ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, Decision("offline", "")),
         ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "dryrun"}, Decision("offline", "")),
-        ("auto", {"WANDB_MODE": "disabled"}, Decision("disabled", "")),
+        ("auto", {"WANDB_MODE": "disabled"}, Decision("disabled", "WANDB_MODE=disabled")),
+        ("auto", {"WANDB_DISABLED": "true"}, Decision("disabled", "WANDB_DISABLED=true")),
+        ("auto", {"WANDB_DISABLED": "true", "WANDB_MODE": "offline"}, Decision("offline", "")),
+        ("auto", {"WANDB_DISABLED": "false"}, Decision("offline", "no API key found")),
+        ("offline", {"WANDB_DISABLED": "true"}, Decision("offline", "")),
+        ("offline", {"WANDB_MODE": "nonsense"}, Decision("offline", "")),
         ("auto", {"WANDB_MODE": "online"}, Decision("offline", "no API key found")),
         ("online", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, Decision("online", "")),
         ("online", {}, Decision("offline", "no API key found")),
@@ -69,3 +81,28 @@ def test_the_server_is_the_one_of_the_environment_or_of_the_login_or_the_public_
     assert server_url({**environment, "WANDB_BASE_URL": "https://set.example/"}) == "https://set.example"
     settings.write_text("no ini file")
     assert server_url(environment) == PUBLIC_SERVER
+
+
+def test_without_a_home_nothing_is_found_there(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container whose user id is in no passwd file."""
+    homeless = {name: value for name, value in environment.items() if name != "HOME"}
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 45678)
+    assert has_home(environment) and not has_home(homeless)
+    for more in ({}, {"NETRC": "~/.netrc"}, {"WANDB_CONFIG_DIR": "~/.wandb"}, {"NETRC": "~nobody-here/x"}):
+        assert resolve_mode("auto", {**homeless, **more}) == Decision("offline", "no API key found")
+        assert server_url({**homeless, **more}) == PUBLIC_SERVER
+
+
+def test_places_that_may_not_be_seen_count_as_empty(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert resolve_mode("auto", environment) == Decision("offline", "no API key found")
+    broken = {**environment, "WANDB_BASE_URL": "https://[broken"}
+    assert resolve_mode("auto", broken) == Decision("offline", "no API key found")
