@@ -18,14 +18,8 @@ from llmkit.loop.hooks import ChooseSteps, Evaluate, Log, Save
 from llmkit.loop.resume import Options
 from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
-<<<<<<< HEAD
 from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
-=======
-from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, set_up
-from llmkit.loop.stop import REASONS, StopRequest
-from llmkit.monitor.wandb_names import check_environment
->>>>>>> a02dc35 (W&B's own variables are taken where the settings leave a choice, else named; no home is needed)
 from llmkit.optim.schedule import share_at
 from llmkit.parallel.agreement import agree, software, together
 from llmkit.parallel.place import read_place
@@ -57,13 +51,7 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
     with Listener(environment) as listener, world(place, timeout, needs_group=sharded) as mesh:
         listener.listen()
         with together(mesh):
-<<<<<<< HEAD
             layout, precision = resolve_launch(loaded, environment, place.world_size)
-=======
-            layout = resolve_layout(config, loaded.origins, environment, place.world_size)
-            precision = resolve_precision(config, loaded.origins, environment)
-            check_environment(config.monitor.wandb, loaded.origins, environment)
->>>>>>> a02dc35 (W&B's own variables are taken where the settings leave a choice, else named; no home is needed)
         # The layout too: part of it may come from a launcher's file, which each node reads for itself.
         spread = {f"layout.{name}": str(value) for name, value in layout.to_dict().items()}
         agree(mesh, software() | {path: str(value) for path, value in leaves(config)} | spread)

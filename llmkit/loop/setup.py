@@ -56,7 +56,7 @@ from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
-from llmkit.monitor.wandb_mode import resolve_mode
+from llmkit.monitor.wandb_names import check_environment
 from llmkit.parallel.agreement import agree, first_only, software, together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
@@ -111,7 +111,7 @@ def resolve_launch(loaded: Loaded, environment: Mapping[str, str], world_size: i
     layout = resolve_layout(config, origins, environment, world_size)
     check_start(loaded, Known(world_size, layout.zero_stage, layout.offload))
     precision = resolve_precision(config, origins, environment)
-    resolve_mode(config.monitor.wandb.mode, environment)
+    check_environment(config.monitor.wandb, origins, environment)
     return layout, precision
 
 

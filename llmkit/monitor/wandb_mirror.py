@@ -22,13 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import llmkit
 from llmkit.files import write_json, write_whole
 from llmkit.monitor.jsonlines import plain
-<<<<<<< HEAD
-from llmkit.monitor.wandb_mode import resolve_mode, server_url
-from llmkit.stopping import signals_blocked
-=======
 from llmkit.monitor.wandb_mode import has_home, resolve_mode, server_url
 from llmkit.monitor.wandb_names import RUN_ID, resolve_names
->>>>>>> a02dc35 (W&B's own variables are taken where the settings leave a choice, else named; no home is needed)
+from llmkit.stopping import signals_blocked
 
 if TYPE_CHECKING:
     from llmkit.config.schema import Wandb
