@@ -8,7 +8,8 @@
 #   slurm/local-cluster.sh crash nK        take the power of a node away
 #   slurm/local-cluster.sh boot nK         and give it back
 #   slurm/local-cluster.sh status          nodes and jobs; exit code 3 if it is down
-#   slurm/local-cluster.sh down            end everything; its logs stay in $SLURM_CLUSTER_DIR/log
+#   slurm/local-cluster.sh down            end everything; its logs stay in $SLURM_CLUSTER_DIR/log, and the numbers of
+#                                          jobs go on from there
 #
 # Every node is a set of namespaces: it has its own address, host name, processes and /tmp; all other folders are
 # shared, as on a cluster with a network file system. So run folders must not lie under /tmp. Needs root and
@@ -163,6 +164,13 @@ END
   chmod 755 "$DIR/epilog"
 }
 
+# The number after that of the last job in the logs: a job's own log would else be appended to that of an earlier one.
+next_job() {
+  local last
+  last=$(grep -o 'JobId=[0-9]*' "$DIR/log/slurmctld.log" 2>/dev/null | cut -d= -f2 | sort -n | tail -n 1) || true
+  echo $((${last:-0} + 1))
+}
+
 # Times are shorter than SLURM's defaults, so that tests are quick: KillWait (30 s), SlurmdTimeout (300 s), and
 # cred_expire (120 s), which is also how long a requeued job waits before it may start again.
 write_slurm_conf() {
@@ -200,6 +208,7 @@ ReturnToService=2
 KillWait=5
 SlurmdTimeout=10
 MinJobAge=300
+FirstJobId=$(next_job)
 NodeName=n[1-$NODES] NodeAddr=$NETWORK.[1-$NODES] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS \
 ThreadsPerCore=1 RealMemory=$MEMORY State=UNKNOWN $( ((GPUS == 0)) || echo "Gres=gpu:$GPUS")
 PartitionName=main Nodes=ALL Default=YES DefaultTime=10 PriorityTier=1 GraceTime=8

@@ -52,6 +52,17 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def start_on(self, node: str, *command: str) -> subprocess.Popen[str]:
+        """A command on a node that goes on beside the test; its output can be read."""
+        return subprocess.Popen(
+            [SCRIPT, "node-exec", node, *command], env=self._environment, text=True, stdout=subprocess.PIPE
+        )
+
+    def power(self, *arguments: str) -> None:
+        """`crash` or `boot`, and the name of a node."""
+        done = self._script(*arguments)
+        assert done.returncode == 0, done.stderr
+
     def submit(self, folder: Path, *arguments: str, options: list[str], **variables: str) -> Job:
         """slurm/train.sbatch with `arguments`, submitted from `folder`; `options` are sbatch's."""
         number = self.run(

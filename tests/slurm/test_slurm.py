@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,41 @@ def test_faults_are_counted_and_the_job_is_requeued_until_there_are_too_many(clu
     assert starts(folder) == ["start-0-rank-0", "start-1-rank-0"]
     assert "fault 1 of at most 1 in a row" in job.log
     assert "fault 2 in a row (exit code 1), giving up" in job.log
+
+
+LISTEN = """
+import socket, sys, time
+held = [socket.create_server(("", port)) for port in map(int, sys.argv[1:])]
+print("listening", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_port_that_is_taken_is_not_tried(cluster, folder):
+    first = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0")
+    assert first.wait() == "COMPLETED", first.log
+    used = int(json.loads((folder / "start-0-rank-0.json").read_text())["MASTER_PORT"])
+    likely = [20000 + (used - 20000 + 31 + more) % 12768 for more in range(3)]  # the next job searches from here
+    holder = cluster.start_on("n1", sys.executable, "-c", LISTEN, *map(str, likely[:2]))
+    try:
+        assert holder.stdout.readline() == "listening\n"
+        job = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0")
+        assert job.wait() == "COMPLETED", job.log
+    finally:
+        holder.kill()
+    assert "fault" not in job.log
+    assert int(json.loads((folder / "start-0-rank-0.json").read_text())["MASTER_PORT"]) == likely[2]
+
+
+def test_a_node_that_was_away_for_a_moment_is_no_fault(cluster, folder):
+    job = stand_in(cluster, folder, nodes=2, processes="1", MAX_FAULTS="0", END_SECONDS="5")
+    job.wait_until(lambda: len(starts(folder)) == 2)
+    cluster.power("crash", "n2")
+    cluster.power("boot", "n2")
+    (folder / "FAULT").touch()  # the others notice
+    job.wait_until(lambda: "requeued" in job.log or "giving up" in job.log)
+    assert "died in this start: n2 (no fault of the run): requeued" in job.log
+    job.signal()
 
 
 def test_a_cancelled_job_stops_in_order_and_stays_cancelled(cluster, folder):
@@ -140,3 +176,13 @@ def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, fol
     assert [row["step"] for row in rows(runs / "requeued")] == [*range(1, 101), 100]  # the last: evaluation
     assert timeless(runs / "requeued") == timeless(runs / "straight")  # the same layout: bit-equal
     assert (runs / "requeued" / "DONE").exists()
+
+
+def test_job_numbers_go_on_when_the_cluster_is_started_again(cluster, folder):
+    before = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0")
+    assert before.wait() == "COMPLETED"
+    cluster.down()
+    assert cluster.up() is None
+    after = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0")
+    assert int(after.number) == int(before.number) + 1
+    assert after.wait() == "COMPLETED"
