@@ -26,6 +26,8 @@ from llmkit.files import write_whole
 LOCK = "run.lock"
 STOP = "STOP"
 DONE = "DONE"
+CONFIGS = "configs"
+"""Holds the settings of every start."""
 
 
 class RunFolder:
@@ -130,6 +132,23 @@ class RunFolder:
                 file.write(text.encode())
         except OSError as error:
             raise RunFault(f"cannot write {self.path / name}: {error.strerror}") from error
+
+    def keep_config(self, text: str) -> str:
+        """Keep the settings of a start, unless they are those of the one before.
+
+        Returns the name of their file, such as "configs/start-0001.yaml". Raises RunFault.
+        """
+        kept = sorted((self.path / CONFIGS).glob("start-*.yaml"))
+        try:
+            if kept and kept[-1].read_text() == text:
+                return f"{CONFIGS}/{kept[-1].name}"
+            name = f"start-{len(kept) + 1:04d}.yaml"
+            (self.path / CONFIGS).mkdir(exist_ok=True)
+            with write_whole(self.path / CONFIGS / name) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise RunFault(f"cannot keep the settings in {self.path / CONFIGS}: {error.strerror}") from error
+        return f"{CONFIGS}/{name}"
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """`write_text` with a JSON object, for people to read too."""

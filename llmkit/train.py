@@ -20,7 +20,7 @@ from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
 from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
-from llmkit.optim.schedule import share_at
+from llmkit.optim.schedule import learning_rate_at
 from llmkit.parallel.agreement import agree, software, together
 from llmkit.parallel.place import read_place
 from llmkit.parallel.randomness import seed_step
@@ -30,8 +30,6 @@ from llmkit.stopping import Listener
 
 STOPPED = 75
 """Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""
-UNKNOWN_END = 10**9
-"""Stands for max_steps until a time budget has become steps: no decay begins before that."""
 
 
 def train(loaded: Loaded, options: Options, *, started: float, environment: Mapping[str, str]) -> int:
@@ -80,8 +78,6 @@ def _train(start: Start, listener: Listener, started: float, environment: Mappin
         if run.progress.finished() and run.was_done:
             finish(run)
             return 0
-        folder.clear_done()
-        run.events.record("start" if run.saved_step is None else "resume", step=run.progress.step)
         log = Log(run)  # measures a CPU's matrix rate: before the mirror's process takes a share of it
         samples = SampleLog(run)
         stack.callback(samples.close)
@@ -116,8 +112,7 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
         if batch is None:
             return _stop(run, log, stop)
         micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
-        share = share_at(progress.step + 1, progress.max_steps or UNKNOWN_END, config.schedule)
-        learning_rate = config.optimizer.learning_rate * share
+        learning_rate = learning_rate_at(progress.step + 1, progress.max_steps, config)
         seed_step(config.run.seed, progress.step, run.mesh.data_rank)
         targets = batch.targets
         if targets is None:  # where not every token is a target, each rank knows only its own

@@ -69,7 +69,10 @@ RULES: dict[str, Rule] = {
         "sequence_length packing heldout_every document_masks errors lanes shuffle_window",
     ),
     **_rules("free", "where, and by how many, tokens are made", "data", "cache_dir workers stall_seconds"),
-    **_rules("warned", "the schedule of the learning rate spans these steps", "train", "max_steps"),
+    **_rules(
+        "warned", "where the run ends, and its schedule unless that has steps of its own", "train",
+        "max_steps",
+    ),
     **_rules("warned", "has no effect once it has become a number of steps", "train", "max_minutes"),
     **_rules(
         "warned", "changes what each step computes", "train",

@@ -52,7 +52,7 @@ def finish(run: Run) -> None:
     )
     run.console.note(
         f"\nTry next:\n  {command} generate {folder} --prompt 'import '\n  {command} evaluate {folder}\n"
-        f"  the same command with {longer} to go on training"
+        f"  the same command with {longer} to go on training (it says what becomes of the learning rate)"
     )
 
 

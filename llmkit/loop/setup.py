@@ -20,7 +20,7 @@ from llmkit.config.load import Loaded, check_start
 from llmkit.config.schema import Config, Data
 from llmkit.config.settings import Known
 from llmkit.config.shape import ModelShape
-from llmkit.config.show import show_derived, to_yaml
+from llmkit.config.show import show_derived
 from llmkit.data.building.opened import Found, find_elsewhere
 from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
@@ -33,6 +33,7 @@ from llmkit.engine.build import build_engine
 from llmkit.errors import UserError
 from llmkit.kernels.attention import choose_backend
 from llmkit.kernels.compiler import compiler_missing
+from llmkit.loop.begin import begin
 from llmkit.loop.control import Control
 from llmkit.loop.device import (
     choose_device,
@@ -51,9 +52,8 @@ from llmkit.loop.resume import (
 )
 from llmkit.loop.run import Run
 from llmkit.loop.run_tokenizer import tokenizer_of_run
-from llmkit.loop.samples import cut_back_samples
 from llmkit.monitor.console import Console, SilentConsole
-from llmkit.monitor.events import EventLog
+from llmkit.monitor.events import EventLog, failure_recorded
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_names import check_environment
@@ -118,9 +118,22 @@ def resolve_launch(loaded: Loaded, environment: Mapping[str, str], world_size: i
 def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) -> Run:
     """Builds all parts, resumes from the newest good checkpoint, and says what it chose.
 
-    What needs closing is given to `stack`. Raises UserError before anything in the folder changes if
-    the run in it is another one.
+    What needs closing is given to `stack`. Raises UserError if the run in the folder is another one; then,
+    and where a finished run has nothing to do, nothing in it changes but that the error is an event.
     """
+    metrics, events = _open_records(folder, start.mesh, stack)
+    with failure_recorded(events):
+        return _assemble(start, folder, metrics, events, console, stack)
+
+
+def _assemble(
+    start: Start,
+    folder: RunFolder,
+    metrics: MetricsFile,
+    events: EventLog,
+    console: Console,
+    stack: ExitStack,
+) -> Run:
     config, mesh = start.config, start.mesh
     checkpoint, was_done = shared_checkpoint(start.loaded, mesh, folder, start.options, console.note)
     basis = _lay_basis(start, folder, checkpoint, console.note)
@@ -134,17 +147,13 @@ def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) 
     stack.callback(engine.close)
     if checkpoint is not None:
         engine.write_pieces(checkpoint, checkpoint.state["updates"])
-    metrics, events = _records(folder, mesh)
-    stack.callback(metrics.close)
-    stack.callback(events.close)
     if changes:
         events.record("data_change", step=progress.step, differences=changes)
         console.note(f"going on with other data: {'; '.join(changes)}")
     with together(mesh):
-        metrics.cut_back(progress.step)
-        if mesh.rank == 0:
-            cut_back_samples(folder.path, progress.step)
-        _write_down(start, basis, engine, folder)
+        if mesh.rank == 0 and not (progress.finished() and was_done):
+            begin(start.loaded, progress, checkpoint, folder, metrics, events, console.note)
+            _write_down(start, basis, engine, folder)
     for line in _remarks(checkpoint, config, basis.precision, progress):
         console.note(line)
     console.max_steps = progress.max_steps
@@ -274,16 +283,18 @@ def _build(start: Start, basis: Basis, note: Callable[[str], None]) -> Engine:
     )  # fmt: skip
 
 
-def _records(folder: RunFolder, mesh: Mesh) -> tuple[MetricsFile, EventLog]:
-    """The run's record, which rank 0 keeps; that of the others goes nowhere."""
-    if mesh.rank > 0:
-        return MetricsFile(os.devnull), EventLog(os.devnull)
-    return MetricsFile(folder.path / "metrics.jsonl"), EventLog(folder.path / "events.jsonl")
+def _open_records(folder: RunFolder, mesh: Mesh, stack: ExitStack) -> tuple[MetricsFile, EventLog]:
+    """The run's record, which rank 0 keeps; that of the others goes nowhere. `stack` closes it."""
+    places = ["metrics.jsonl", "events.jsonl"]
+    metrics, events = (os.devnull if mesh.rank > 0 else folder.path / name for name in places)
+    records = MetricsFile(metrics), EventLog(events)
+    for record in records:
+        stack.callback(record.close)
+    return records
 
 
 def _write_down(start: Start, basis: Basis, engine: Engine, folder: RunFolder) -> None:
-    """What the run was started with, into its folder."""
-    folder.write_text("config.yaml", to_yaml(start.config))
+    """What the run is computed with, into its folder."""
     folder.write_json("manifest.json", _manifest(start, basis))
     if engine.deepspeed_config is None:
         folder.remove("deepspeed.json")  # of an earlier layout
@@ -303,15 +314,19 @@ def _remarks(
     """What a user should know before the first step."""
     if checkpoint is not None:
         yield f"resuming from {checkpoint.path} at step {progress.step}"
+        if checkpoint.config["train"]["max_steps"] is not None and config.train.max_steps is None:
+            yield f"train.max_steps is not set now: the run keeps the {progress.max_steps} steps that it had"
         if (before := checkpoint.state["precision"]) != precision:
             yield f"changed since the checkpoint: precision {before} -> {precision}"
     for index, stage in enumerate(config.data.curriculum):
         if progress.max_steps is not None and stage.step > progress.max_steps:
             yield f"data.curriculum.{index}.step {stage.step} comes after the end of the run"
-    if progress.max_steps is not None and config.schedule.warmup_steps >= progress.max_steps:
+    span = config.schedule.steps or progress.max_steps
+    if span is not None and config.schedule.warmup_steps >= span:
         yield (
-            f"schedule.warmup_steps {config.schedule.warmup_steps} is not less than the "
-            f"{progress.max_steps} steps of the run: the learning rate does not get past its warm-up"
+            f"schedule.warmup_steps {config.schedule.warmup_steps} is not less than the {span} steps of the "
+            f"{'schedule' if config.schedule.steps else 'run'}: "
+            "the learning rate does not get past its warm-up"
         )
 
 

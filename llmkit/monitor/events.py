@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmkit.errors import UserError
 from llmkit.monitor.jsonlines import JsonLines, Row
+
+MAX_REASON = 500
+"""Characters of an error's message that are recorded."""
 
 
 class EventLog:
@@ -37,3 +43,19 @@ class EventLog:
     def close(self) -> None:
         """Closes the file; a later `record` opens it again."""
         self._file.close()
+
+
+@contextmanager
+def failure_recorded(events: EventLog) -> Iterator[None]:
+    """For what comes before the first step: an error in here is recorded, and goes on.
+
+    A UserError is the event "refused", any other "fault"; `reason` says why.
+    """
+    try:
+        yield
+    except UserError as error:
+        events.record("refused", reason=str(error)[:MAX_REASON])
+        raise
+    except BaseException as error:
+        events.record("fault", reason=f"{type(error).__name__}: {error}"[:MAX_REASON])
+        raise

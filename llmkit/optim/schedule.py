@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 
-from llmkit.config.schema import Schedule
+from llmkit.config.schema import Config, Schedule
+
+UNKNOWN_END = 10**9
+"""Stands for the number of steps until a time budget has become one: no decay begins before that."""
+
+
+def learning_rate_at(step: int, max_steps: int | None, config: Config) -> float:
+    """Learning rate of the update that makes step `step`; max_steps: of the run, None if not known yet."""
+    return config.optimizer.learning_rate * share_at(step, max_steps or UNKNOWN_END, config.schedule)
 
 
 def share_at(step: int, max_steps: int, schedule: Schedule) -> float:

@@ -1,0 +1,67 @@
+"""What a start leaves in the run folder before its first step: its settings, an event, a clean record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llmkit.checkpoint.read import Checkpoint
+from llmkit.config.load import Loaded
+from llmkit.config.show import to_yaml
+from llmkit.loop.learning_rate import rate_change
+from llmkit.loop.progress import Progress
+from llmkit.loop.resume import changed_settings
+from llmkit.loop.samples import cut_back_samples
+from llmkit.monitor.events import EventLog
+from llmkit.monitor.jsonlines import Row
+from llmkit.monitor.metrics import MetricsFile
+from llmkit.run_folder import RunFolder
+
+
+def begin(
+    loaded: Loaded,
+    progress: Progress,
+    checkpoint: Checkpoint | None,
+    folder: RunFolder,
+    metrics: MetricsFile,
+    events: EventLog,
+    note: Callable[[str], None],
+) -> None:
+    """Makes the record of the run that of this start, on rank 0, and tells what is not as it was.
+
+    The rows after the checkpoint's step are dropped: these steps are done again. The settings are kept
+    beside those of earlier starts; the event "start" or "resume" names the file, and every change.
+    """
+    lost = lost_rows(metrics.rows(), events.rows(), checkpoint)
+    metrics.cut_back(progress.step)
+    cut_back_samples(folder.path, progress.step)
+    folder.write_text("config.yaml", to_yaml(loaded.config))
+    fields: dict[str, Any] = {"step": progress.step}
+    fields["config"] = folder.keep_config(to_yaml(loaded.config, loaded.origins))
+    if checkpoint is not None:
+        fields["changes"] = [change.to_json() for change in changed_settings(checkpoint, loaded).all]
+        if (change := rate_change(checkpoint, loaded.config, progress)) is not None:
+            fields["learning_rate"] = {"step": progress.step + 1, "old": change.old, "new": change.new}
+            note(change.message)
+    if lost is not None:
+        fields["lost_rows"] = {"after": lost[0], "up_to": lost[1]}
+        note(f"metrics.jsonl has lost its rows after step {lost[0]} up to step {lost[1]}")
+    folder.clear_done()
+    events.record("start" if checkpoint is None else "resume", **fields)
+
+
+def lost_rows(rows: list[Row], events: list[Row], checkpoint: Checkpoint | None) -> tuple[int, int] | None:
+    """The last step that has a row, and the last one up to the checkpoint's that should have; None if it has.
+
+    A row was due at every step that `monitor.log_every` of the checkpoint divides, since the start of which
+    the checkpoint is.
+    """
+    if checkpoint is None:
+        return None
+    begun = [row.get("step") for row in events if row.get("event") in ("start", "resume")]
+    since = max((step for step in begun if isinstance(step, int) and step < checkpoint.step), default=0)
+    every = checkpoint.config["monitor"]["log_every"]
+    due = max(checkpoint.step - checkpoint.step % every, 1)
+    steps = [row["step"] for row in rows if "loss" in row and isinstance(row.get("step"), int)]
+    last = max((step for step in steps if step <= checkpoint.step), default=0)
+    return (last, due) if since < due and last < due else None
