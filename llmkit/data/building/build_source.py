@@ -31,11 +31,6 @@ SMALL = 8 << 20
 """Bytes of a source up to which starting worker processes would cost more than it brings."""
 
 
-def encoder_key(spec: schema.Source, encoder: RecordEncoder) -> str:
-    """A hash of what decides the tokens of a source's records: only those of chats depend on the template."""
-    return encoder.key if spec.record == "chat" else encoder.tokenizer.hash
-
-
 class Builder:
     """Builds the sources of some settings. workers: processes at most; None = as many as there are cores."""
 
@@ -70,7 +65,7 @@ class Builder:
         everything: dict[str, JsonValue] = {
             "version": BUILD_VERSION,
             "source": source.described(),
-            "encoder": encoder_key(source.spec, self._encoder),
+            "encoder": self._encoder.key_of(source.spec.record),
             "heldout_every": self._config.heldout_every,
             **described,
         }

@@ -163,7 +163,7 @@ class LiveSource:
         )
         return [
             VERSION,
-            self.encoder.key if spec.record == "chat" else self.encoder.tokenizer.hash,
+            self.encoder.key_of(spec.record),
             record,
             self.reader.errors,
             self.heldout_every,

@@ -26,10 +26,15 @@ NO_FIELD = "without the field"
 NO_STRING = "no string"
 NO_MESSAGES = "no list of {role, content}"
 TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
+BAD_MASK = "chat with a mask that is not known"
+OTHERS_LEARNED = "chat with a message to learn that is not the assistant's"
 TOOL_CALLS = "chat with tool calls"
 NO_IDS = "no list of token ids"
 MENDED = "mended with U+FFFD"
 """Keys of the counters; all but the last are candidates left out."""
+
+MASKS = ("weight", "train", "training", "loss")
+"""Keys of a message that say whether it is learned: 0 or false = no, 1 or true = yes."""
 
 Policy = Literal["skip", "replace", "raise"]
 """What to do with a bad candidate (data.errors)."""
@@ -42,9 +47,13 @@ class Text(NamedTuple):
 
 
 class Chat(NamedTuple):
-    """A conversation: messages of {"role": ..., "content": ...}, all strings."""
+    """A conversation: messages of {"role": ..., "content": ...}, all strings.
+
+    context: numbers of the assistant's messages that are not learned.
+    """
 
     messages: tuple[dict[str, str], ...]
+    context: frozenset[int] = frozenset()
 
 
 class Pair(NamedTuple):
@@ -199,7 +208,9 @@ class Extractor:
         messages = tuple(self._message(message, f"{field}[{i}]") for i, message in enumerate(value))
         if not any(message["content"].strip() for message in messages):
             raise _UnusableError(EMPTY, "no message has any text")
-        return Chat(messages)
+        learned = [_is_learned(message, f"{field}[{i}]") for i, message in enumerate(value)]
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        return Chat(messages, frozenset(i for i in answers if not learned[i]))
 
     def _message(self, message: Any, what: str) -> dict[str, str]:
         if not isinstance(message, dict):
@@ -232,6 +243,24 @@ class _UnusableError(Exception):
 
     def __init__(self, reason: str, detail: str) -> None:
         self.left_out = LeftOut(reason, detail)
+
+
+def _is_learned(message: dict[str, Any], what: str) -> bool:
+    """Whether a message is learned, if it is the assistant's."""
+    given = {key: message[key] for key in MASKS if message.get(key) is not None}
+    for key, value in given.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            detail = f"{what}.{key} is {_shown(value)}: only 0 and 1, or false and true, are known"
+            raise _UnusableError(BAD_MASK, detail)
+    if message.get("train_detail"):
+        raise _UnusableError(BAD_MASK, f"{what}.train_detail masks parts of a message, which is not known")
+    values = {bool(value) for value in given.values()}
+    if len(values) > 1:
+        raise _UnusableError(BAD_MASK, f"{what} contradicts itself: {_shown(given)}")
+    if True in values and message["role"] != "assistant":
+        detail = f"{what} has {_shown(given)}, but only messages of the role assistant are learned"
+        raise _UnusableError(OTHERS_LEARNED, detail)
+    return False not in values
 
 
 def _shown(value: Any) -> str:

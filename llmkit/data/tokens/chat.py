@@ -26,6 +26,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llmkit.data.tokens.turns import RefusedError, find_turns
 from llmkit.errors import UserError
 
 CHATML = (
@@ -46,11 +47,9 @@ ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
 """Roles that every template may make control tokens of."""
 
 _HIDDEN, _BEGIN, _END, _NO_ROLE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+_ANSWER = "(the answer)"
+"""Stands for the assistant's words where what follows them is looked for."""
 _RESERVED = re.compile("[\ufdd0-\ufdef]")
-
-
-class RefusedError(Exception):
-    """A chat that the template does not take; the message says why."""
 
 
 class Rendered(NamedTuple):
@@ -109,10 +108,40 @@ class ChatTemplate:
         These are what `{% generation %}` blocks enclose, where the template has some; else what each message
         of the role "assistant" adds to the prompt that asks for it. Raises RefusedError.
         """
-        hidden = [{key: self._hide(value) for key, value in message.items()} for message in messages]
+        hidden = self._hidden_of(messages)
         output = self._output(hidden, generation_prompt=False)
         self._check_roles(messages, hidden, output)
-        return self._cleaned(output if self._marks_assistant else self._mark_turns(hidden, output))
+        return self._cleaned(_marked(output, self._turns(hidden, output)))
+
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
+        """The text that asks the assistant to go on after `messages`, with the places of what it said before.
+
+        Raises RefusedError.
+        """
+        hidden = self._hidden_of(messages)
+        output = self._output(hidden, generation_prompt=True)
+        before = self._output(hidden, generation_prompt=False)
+        self._check_roles(messages, hidden, before)
+        turns = self._turns(hidden, before)
+        if turns and not output.startswith(before[: turns[-1][1]]):
+            raise RefusedError("what it writes for the assistant's words changes with the prompt behind them")
+        return self._cleaned(_marked(output, turns))
+
+    def end_of_turn(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
+        """What follows the assistant's words when it answers these messages. Raises RefusedError."""
+        answer = {"role": "assistant", "content": _ANSWER}
+        output = self._output([*self._hidden_of(messages), answer], generation_prompt=False)
+        output = output.replace(_BEGIN, "").replace(_END, "")
+        return self._cleaned(output.rpartition(_ANSWER)[2] if _ANSWER in output else "")
+
+    def _turns(self, hidden: Sequence[dict[str, str]], output: str) -> list[tuple[int, int]]:
+        """The assistant's turns in the output, of a template that does not mark them itself."""
+        if self._marks_assistant:
+            return []
+        return find_turns(hidden, output, lambda part, asks: self._output(part, generation_prompt=asks))
+
+    def _hidden_of(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        return [{key: self._hide(value) for key, value in message.items()} for message in messages]
 
     def _hide(self, value: str) -> str:
         """A message's text with a mark in the place of each control token that it spells."""
@@ -164,25 +193,6 @@ class ChatTemplate:
             raise RefusedError(f"{type(error).__name__}: {error}") from error
         return "".join(blocks)
 
-    def _mark_turns(self, messages: Sequence[Mapping[str, str]], output: str) -> str:
-        """The output with marks around what each of the assistant's messages added to it."""
-        marked, done = [], 0
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            asked = self._output(messages[:number], generation_prompt=True)
-            last = number + 1 == len(messages)
-            answered = output if last else self._output(messages[: number + 1], generation_prompt=False)
-            if not (output.startswith(answered) and answered.startswith(asked)):
-                raise RefusedError(
-                    f"what it writes for message {number + 1} does not begin with its prompt for it, or "
-                    "changes with later messages, so that the assistant's words cannot be told apart; mark "
-                    "them in the template by {% generation %} and {% endgeneration %}"
-                )
-            marked += [output[done : len(asked)], _BEGIN, output[len(asked) : len(answered)], _END]
-            done = len(answered)
-        return "".join([*marked, output[done:]])
-
     def _cleaned(self, output: str) -> Rendered:
         """The output without marks, and what they stood for."""
         text: list[str] = []
@@ -204,6 +214,15 @@ class ChatTemplate:
         if _RESERVED.search(whole):
             raise RefusedError("it cuts a control token that a message spells, or writes a noncharacter")
         return Rendered(whole, controls, assistant)
+
+
+def _marked(output: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The output with marks around the assistant's turns."""
+    parts, done = [], 0
+    for start, end in spans:
+        parts += [output[done:start], _BEGIN, output[start:end], _END]
+        done = end
+    return "".join([*parts, output[done:]])
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -10,21 +10,31 @@ import numpy as np
 from xxhash import xxh64_hexdigest
 
 from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Record, Text
-from llmkit.data.tokens.chat import CHATML, ChatTemplate, RefusedError
+from llmkit.data.tokens.chat import CHATML, ChatTemplate, Rendered
+from llmkit.data.tokens.marked import Span
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.data.tokens.turns import RefusedError
 from llmkit.errors import UserError
 
 REFUSED = "refused by the chat template"
 NO_TARGETS = "without words to learn"
+NO_ASSISTANT = "without a message of the role assistant"
 """Reasons to leave a record out; counters of what was read use them as keys."""
+
+OTHER_NAMES = ("gpt", "model", "bot", "chatbot", "chatgpt", "bing", "bard", "ai")
+"""What some collections of chats call the assistant."""
+
+VERSION = 2
+"""Changes with anything that makes other ids, targets or sizes of records that are not plain text."""
 
 
 class Encoded(NamedTuple):
     """The ids of a record.
 
-    tokens: (count,) int32, without end-of-text. targets: (count,) bool, which of them the loss counts; None =
-    all. text_bytes: UTF-8 bytes of the text that is to be learned, by which bits per byte are counted.
-    end_is_target: whether the end-of-text that will follow is one.
+    tokens: (count,) int32, without end-of-text at both ends. targets: (count,) bool, which of them the loss
+    counts; None = all. text_bytes: UTF-8 bytes of the text that is to be learned, by which bits per byte are
+    counted: of chats those of the messages, without what the template writes around them; control tokens are
+    no text. end_is_target: whether the end-of-text that will follow is one.
     """
 
     tokens: np.ndarray
@@ -36,7 +46,8 @@ class Encoded(NamedTuple):
 class RecordEncoder:
     """Encodes records; cheap to send to another process.
 
-    Of ids that end in end-of-text one is taken away, as every record gets one where it is stored.
+    Where records are stored, an end-of-text stands before and after each: those that a record has itself at
+    both ends are taken away.
 
     chat_template: Jinja template of chats; default: the tokenizer's, else ChatML.
     """
@@ -48,10 +59,18 @@ class RecordEncoder:
     def __reduce__(self) -> tuple[Any, ...]:
         return RecordEncoder, (self.tokenizer, self.chat_template)
 
+    def key_of(self, record: str) -> str:
+        """Hash of what decides the ids and targets of records; record: their kind in a source's settings."""
+        if record == "text" and not self.tokenizer.control_tokens_in_text:
+            return self.tokenizer.hash
+        template = self.template_key if record == "chat" else ""
+        parts = [f"version {VERSION}", self.tokenizer.hash, template]
+        return xxh64_hexdigest("\0".join(parts).encode())
+
     @property
-    def key(self) -> str:
-        """Hash of what decides the ids and targets of records, chats among them."""
-        parts = [self.tokenizer.hash, self.chat_template, *map(str, sorted(self._variables.items()))]
+    def template_key(self) -> str:
+        """Hash of the chat template and of what it sees beside the messages."""
+        parts = [self.chat_template, *map(str, sorted(self._variables.items()))]
         return xxh64_hexdigest("\0".join(parts).encode())
 
     def encode(
@@ -71,20 +90,21 @@ class RecordEncoder:
         for number, record in enumerate(records):
             match record:
                 case Text(text):
-                    found.append(_whole(next(ids), _utf8_size(text)))
-                case Chat(messages):
-                    found.append(self._chat(messages))
+                    found.append(self._whole(next(ids), self.tokenizer.text_bytes(text)))
+                case Chat(messages, context):
+                    found.append(self._chat(messages, context))
                 case Pair(prompt, completion):
-                    text = prompt + completion
-                    found.append(self._spans(text, [(len(prompt), len(text))], []))
+                    text, size = prompt + completion, self.tokenizer.text_bytes(completion)
+                    spans = [(len(prompt), len(text))]
+                    found.append(self._partly(text, spans, spans, [], size))
                 case Ids(given):
                     tokens = self._checked(given, number, place)
-                    found.append(_whole(tokens, self.tokenizer.count_bytes(tokens)))
+                    found.append(self._whole(tokens, self.tokenizer.count_bytes(tokens)))
         return found
 
     @property
     def _variables(self) -> dict[str, str]:
-        return {**self.tokenizer.named_tokens, "eos_token": self.tokenizer.end_of_text}
+        return {"eos_token": self.tokenizer.end_of_text, **self.tokenizer.named_tokens}
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -92,21 +112,66 @@ class RecordEncoder:
         controls = () if self.tokenizer.control_tokens_in_text else self.tokenizer.control_tokens
         return ChatTemplate(self.chat_template, controls, self._variables)
 
-    def _chat(self, messages: Sequence[dict[str, str]]) -> Encoded | LeftOut:
+    def _chat(self, messages: Sequence[dict[str, str]], context: frozenset[int]) -> Encoded | LeftOut:
+        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
+            return _no_assistant(messages)
         try:
-            rendered = self._template.render(messages)
+            rendered = self._without_end(self._template.render(messages))
         except RefusedError as error:
             return LeftOut(REFUSED, f"the chat template refuses the chat: {error}")
-        return self._spans(rendered.text, rendered.assistant, rendered.controls)
+        text, controls, spans = rendered
+        learned = spans
+        if len(spans) == len(answers):
+            kept = [(span, number) for span, number in zip(spans, answers) if number not in context]
+            learned = [span for span, _ in kept]
+            size = sum(self.tokenizer.text_bytes(messages[number]["content"]) for _, number in kept)
+        elif context:
+            detail = f"it marks {len(spans)} parts of {len(answers)} messages of the assistant"
+            return LeftOut(REFUSED, f"the chat template hides which message is not to be learned: {detail}")
+        else:
+            size = sum(self.tokenizer.text_bytes(text[start:end]) for start, end in spans)
+            size -= sum(len(text[a:b].encode()) for a, b in controls if any(s <= a < e for s, e in spans))
+        return self._partly(text, spans, learned, controls, size)
 
-    def _spans(
-        self, text: str, spans: list[tuple[int, int]], controls: list[tuple[int, int]]
+    def _without_end(self, rendered: Rendered) -> Rendered:
+        """The chat without white space behind an end-of-text, which ends it where it is stored."""
+        text = rendered.text.rstrip()
+        meant = self.tokenizer.control_tokens_in_text or any(end == len(text) for _, end in rendered.controls)
+        if not (meant and text.endswith(self.tokenizer.end_of_text)):
+            return rendered
+        spans = [(start, min(end, len(text))) for start, end in rendered.assistant if start < len(text)]
+        return Rendered(text, rendered.controls, spans)
+
+    def _partly(
+        self, text: str, spans: list[Span], learned: list[Span], controls: list[Span], text_bytes: int
     ) -> Encoded | LeftOut:
-        tokens, targets = self.tokenizer.encode_spans(text, spans, controls)
+        """A text of which some spans are learned. spans: what a model says by itself, these among them."""
+        cuts = sorted({place for span in spans for place in span} - {0, len(text)})
+        parts = self.tokenizer.encode_parts(text, cuts, controls)
+        starts = {start for start, end in learned if start < end}
+        sizes = [part.size for part in parts]
+        targets = np.repeat([start in starts for start in (0, *cuts)], sizes)
         if not targets.any():
             return LeftOut(NO_TARGETS, "no token of the record is to be learned")
-        learned = sum(_utf8_size(text[start:end]) for start, end in spans)
-        return Encoded(tokens, targets, learned, bool(targets[-1]))
+        document = self._document(np.concatenate(parts), targets, text_bytes)
+        return document if document.tokens.size else LeftOut(EMPTY, "the text has no tokens")
+
+    def _whole(self, tokens: np.ndarray, text_bytes: int) -> Encoded | LeftOut:
+        document = self._document(tokens, None, text_bytes)
+        return document if document.tokens.size else LeftOut(EMPTY, "the text has no tokens")
+
+    def _document(self, tokens: np.ndarray, targets: np.ndarray | None, text_bytes: int) -> Encoded:
+        """Without end-of-text at both ends; the first one at the end may be a target."""
+        end_of_text, first, last = self.tokenizer.end_of_text_id, 0, tokens.size
+        while first < last and tokens[first] == end_of_text:
+            first += 1
+        while first < last and tokens[last - 1] == end_of_text:
+            last -= 1
+        if targets is None:
+            return Encoded(tokens[first:last], None, text_bytes)
+        end_is_target = bool(targets[min(last, targets.size - 1)])
+        return Encoded(tokens[first:last], targets[first:last], text_bytes, end_is_target)
 
     def _checked(self, given: np.ndarray, number: int, place: Callable[[int], str]) -> np.ndarray:
         wrong = given[(given < 0) | (given >= self.tokenizer.vocab_size)]
@@ -115,8 +180,14 @@ class RecordEncoder:
                 f"{place(number)}: holds the token id {wrong[0]}, but the ids of data.tokenizer go from 0 to "
                 f"{self.tokenizer.vocab_size - 1}; were the ids made with another tokenizer?"
             )
-        ended = given.size > 0 and given[-1] == self.tokenizer.end_of_text_id
-        return (given[:-1] if ended else given).astype(np.int32)
+        return given.astype(np.int32)
+
+
+def _no_assistant(messages: Sequence[dict[str, str]]) -> LeftOut:
+    roles = sorted({message["role"] for message in messages})
+    other = next((name for name in OTHER_NAMES if name in roles), None)
+    reason = NO_ASSISTANT if other is None else f"{NO_ASSISTANT} (rename the role {other} to it)"
+    return LeftOut(reason, f"no message has the role assistant, the roles are {', '.join(roles):.80}")
 
 
 def text_of(record: Record) -> str:
@@ -124,16 +195,8 @@ def text_of(record: Record) -> str:
     match record:
         case Text(text):
             return text
-        case Chat(messages):
+        case Chat(messages, _):
             return "\n".join(message["content"] for message in messages)
         case Pair(prompt, completion):
             return prompt + completion
     return ""
-
-
-def _whole(tokens: np.ndarray, text_bytes: int) -> Encoded | LeftOut:
-    return Encoded(tokens, None, text_bytes) if tokens.size else LeftOut(EMPTY, "the text has no tokens")
-
-
-def _utf8_size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())

@@ -1,4 +1,4 @@
-"""Encoding with known places: text with control tokens in it, and which ids stand for which characters."""
+"""Encoding of text with control tokens in it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ Span = tuple[int, int]
 
 _STAND_INS = range(0xFDD3, 0xFDF0)
 """Noncharacters of Unicode; a text that holds one is no text for a MarkedEncoder."""
-
-Placed = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Ids, int32, and the first character and the end of what each stands for, int64; (count,) each."""
 
 
 class MarkedEncoder:
@@ -56,62 +53,32 @@ class MarkedEncoder:
         )
         number: dict[str, int] = encoder.get_vocab(with_added_tokens=True)
         self._meant = {number[word]: number[token.content] for word, token in words.items()}
-        greedy = {number[word]: word for word, token in words.items() if token.lstrip or token.rstrip}
-        self._greedy = greedy_tokens(added) | greedy
 
-    def encode(self, text: str, controls: Sequence[Span]) -> Placed:
-        """Ids of a text without noncharacters, and their places.
+    def encode(self, text: str, controls: Sequence[Span]) -> np.ndarray:
+        """Ids of a text without noncharacters, (count,) int32.
 
         controls: where special tokens are meant, in order. Like the library's, a token of whole words only
         is text beside a letter.
         """
-        assert not any(chr(code) in text for code in _STAND_INS), "the text could spell marked tokens"
+        assert not has_noncharacters(text), "the text could spell marked tokens"
         parts, place = [], 0
         for start, end in controls:
             parts += [text[place:start], self._stand_in[text[start:end]], text[start + 1 : end]]
             place = end
-        ids, starts, ends = encode_placed(self._encoder, "".join([*parts, text[place:]]), self._greedy)
-        taken = set(starts[np.isin(ids, list(self._meant))].tolist())
-        if len(taken) < len(controls):
-            return self.encode(text, [span for span in controls if span[0] in taken])
-        return np.array([self._meant.get(one, one) for one in ids.tolist()], dtype=np.int32), starts, ends
+        encoded = self._encoder.encode("".join([*parts, text[place:]]), add_special_tokens=False)
+        taken = [places for one, places in zip(encoded.ids, encoded.offsets) if one in self._meant]
+        if len(taken) < len(controls):  # the places of those taken may have white space beside them
+            starts = iter(taken)
+            left: list[Span] = []
+            found = next(starts, None)
+            for control in controls:
+                if found is not None and found[0] <= control[0] < found[1]:
+                    left.append(control)
+                    found = next(starts, None)
+            return self.encode(text, left)
+        return np.array([self._meant.get(one, one) for one in encoded.ids], dtype=np.int32)
 
 
-def greedy_tokens(added: Mapping[int, AddedToken]) -> dict[int, str]:
-    """Id and text of the added tokens that take the white space beside them along."""
-    return {number: token.content for number, token in added.items() if token.lstrip or token.rstrip}
-
-
-def encode_placed(encoder: Encoder, text: str, greedy: Mapping[int, str]) -> Placed:
-    """Ids of a text by the library, and their places; those of `greedy` tokens are without white space."""
-    encoded = encoder.encode(text, add_special_tokens=False)
-    ids = np.array(encoded.ids, dtype=np.int32)
-    places = np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
-    for i in np.flatnonzero(np.isin(ids, list(greedy))).tolist():
-        content = greedy[encoded.ids[i]]
-        start = text.find(content, *encoded.offsets[i])
-        if start >= 0:  # a token may be found in another spelling, after a normalizer
-            places[i] = start, start + len(content)
-    return ids, places[:, 0], np.maximum(places[:, 1], places[:, 0] + 1)
-
-
-def byte_spans(text: str, spans: Sequence[Span]) -> list[Span]:
-    """Spans in characters as spans in the UTF-8 bytes of the text."""
-    if text.isascii():
-        return list(spans)
-    found, place, size = [], 0, 0
-    for start, end in spans:
-        first = size + len(text[place:start].encode())
-        place, size = end, first + len(text[start:end].encode())
-        found.append((first, size))
-    return found
-
-
-def covered(starts: np.ndarray, ends: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    """Which of the stretches [starts, ends), which are in order, overlap one of the spans; (count,) bool."""
-    found = np.zeros(len(starts), dtype=bool)
-    for start, end in spans:
-        if start < end:
-            first, last = np.searchsorted(ends, start, "right"), np.searchsorted(starts, end, "left")
-            found[first:last] = True
-    return found
+def has_noncharacters(text: str) -> bool:
+    """Whether a text holds characters that stand for marked tokens."""
+    return any(chr(code) in text for code in _STAND_INS)

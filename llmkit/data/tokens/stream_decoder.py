@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer as Encoder
 
@@ -11,12 +12,15 @@ class StreamDecoder:
     """Gives out a character once all its bytes are there.
 
     bytes_of_ids: bytes of each id of a byte-level vocabulary; None for others, which `encoder` decodes.
+    before: ids of the text that is continued: some vocabularies put a space only before what goes on.
     """
 
-    def __init__(self, encoder: Encoder, bytes_of_ids: dict[int, bytes] | None) -> None:
+    def __init__(
+        self, encoder: Encoder, bytes_of_ids: dict[int, bytes] | None, before: Sequence[int] = ()
+    ) -> None:
         self._encoder, self._bytes = encoder, bytes_of_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._given: list[int] = []  # the ids before the waiting ones: a piece's text may depend on them
+        self._given = list(before[-4:])  # the ids before the waiting ones: a piece's text may depend on them
         self._waiting: list[int] = []
 
     def push(self, token: int) -> str:

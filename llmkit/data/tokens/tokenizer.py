@@ -22,16 +22,10 @@ from llmkit.cores import available_cores
 from llmkit.data.tokens.byte_level import byte_lengths, bytes_of_ids
 from llmkit.data.tokens.fast import BytesEncoder, FastEncoder, NotFastError, build_fast_encoder, ids_are_bytes
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
-from llmkit.data.tokens.marked import (
-    MarkedEncoder,
-    Span,
-    byte_spans,
-    covered,
-    encode_placed,
-    greedy_tokens,
-)
+from llmkit.data.tokens.marked import Span
+from llmkit.data.tokens.parts import Part, PartEncoder, cut
 from llmkit.data.tokens.stream_decoder import StreamDecoder
-from llmkit.data.tokens.tokenizer_json import canonical, parse, plain, unknown_token
+from llmkit.data.tokens.tokenizer_json import canonical, continuing, parse, plain, unknown_token
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_whole
 
@@ -149,30 +143,27 @@ class Tokenizer:
         else:
             self._fast, self._slow_reason = fast, None
 
-    def encode_spans(
-        self, text: str, spans: Sequence[Span], controls: Sequence[Span] = ()
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of a text, (count,) int32, and which of them stand for some of the characters in `spans`.
+    def encode_parts(self, text: str, cuts: Sequence[int], controls: Sequence[Span] = ()) -> list[np.ndarray]:
+        """Ids of the parts of a text, (count,) int32 each: no token stands for characters of two parts.
 
-        controls: where the text's special tokens are meant; what others it spells is text. Spans are in order
-        and in characters; a special token is in one if its own characters are, whatever white space it takes
-        along. A text with controls must be free of the noncharacters U+FDD0 to U+FDEF, as chats are. Raises
-        UserError for text that has no UTF-8 form.
+        So the ids of what precedes a cut do not depend on what follows it, as when a model goes on from it.
+        The ids of what follows are those of text that goes on: no space is put before it.
+
+        cuts: characters at which a part begins, ascending; not 0. controls: where the text's special tokens
+        are meant; what others it spells is text. Controls are in order, and none lies on a cut. A text with
+        controls must be free of the noncharacters U+FDD0 to U+FDEF, as chats are. Raises UserError for text
+        that has no UTF-8 form.
         """
         self._count([text])
-        places_are_known = self._fast is not None and self._bytes is not None
-        quick = self._encode_pieces(text, controls) if places_are_known else None
+        parts = cut(text, cuts, controls)
+        quick = self._encode_parts_fast(text, parts) if self._fast is not None else None
         if quick is not None:
-            ends = np.cumsum(self._byte_lengths[quick])
-            return quick, covered(ends - self._byte_lengths[quick], ends, byte_spans(text, spans))
+            return quick
+        ends = {control[1]: control for control in controls}
         try:
-            if controls:
-                ids, starts, ends = self._marked.encode(text, controls)
-            else:
-                ids, starts, ends = encode_placed(self._encoder, text, self._greedy)
+            return [self._parts.encode(text, part, ends.get(part[0])) for part in parts]
         except (UnicodeEncodeError, TypeError) as error:
             raise _no_utf8() from error
-        return ids, covered(starts, ends, spans)
 
     @property
     def keeps_bytes(self) -> bool:
@@ -180,10 +171,16 @@ class Tokenizer:
         return self._bytes is not None and self._spec.get("normalizer") is None
 
     def count_bytes(self, ids: np.ndarray) -> int:
-        """UTF-8 bytes of the text that some ids stand for."""
+        """UTF-8 bytes of the text that some ids stand for; control tokens are none."""
+        ids = ids[~np.isin(ids, list(self.control_tokens.values()))]
         if self._bytes is not None:
             return int(self._byte_lengths[ids].sum())
         return len(self.decode(ids).encode())
+
+    def text_bytes(self, text: str) -> int:
+        """UTF-8 bytes of a text, without those of the control tokens that it spells where they are tokens."""
+        spelled = self._spelled_control.findall(text) if self.control_tokens_in_text else ()
+        return _utf8_size(text) - sum(map(_utf8_size, spelled))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of some ids; bytes that are no UTF-8, and ids that mean nothing, become U+FFFD."""
@@ -192,9 +189,9 @@ class Tokenizer:
             return b"".join(self._bytes.get(i, b"\xff") for i in known).decode("utf-8", errors="replace")
         return self._encoder.decode(known, skip_special_tokens=False)
 
-    def stream(self) -> StreamDecoder:
-        """A decoder to push ids into one by one."""
-        return StreamDecoder(self._encoder, self._bytes)
+    def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
+        """A decoder to push ids into one by one. before: those of the text that they continue."""
+        return StreamDecoder(self._encoder, self._bytes, before)
 
     def files(self) -> dict[str, bytes]:
         """Name and content of the files that hold this tokenizer; Hugging Face's transformers reads them."""
@@ -240,9 +237,10 @@ class Tokenizer:
             config["control_tokens_in_text"] = True
         return config
 
-    def _new_encoder(self) -> Encoder:
+    def _new_encoder(self, goes_on: bool = False) -> Encoder:
+        spec = continuing(self._spec) if goes_on else self._spec
         try:
-            encoder = Encoder.from_str(json.dumps(plain(self._spec, self.end_of_text)))
+            encoder = Encoder.from_str(json.dumps(plain(spec, self.end_of_text)))
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{self.origin}: is not a usable tokenizer.json ({error})") from error
         encoder.encode_special_tokens = not self.control_tokens_in_text
@@ -262,11 +260,15 @@ class Tokenizer:
                     "that is meant, set data.tokenizer.control_tokens_in_text to true"
                 )
 
+    @property
+    def _in_text(self) -> list[str]:
+        """What the library takes out of a text before its model sees it."""
+        return [t.content for t in self._added.values() if self.control_tokens_in_text or not t.special]
+
     @cached_property
     def _added_token(self) -> re.Pattern[str] | None:
-        """Finds what the library takes out of a text before its model sees it; None if there is nothing."""
-        tokens = [t.content for t in self._added.values() if self.control_tokens_in_text or not t.special]
-        return re.compile("|".join(map(re.escape, tokens))) if tokens else None
+        """Finds these tokens; None if there are none."""
+        return re.compile("|".join(map(re.escape, self._in_text))) if self._in_text else None
 
     def _holds_added_token(self, text: str) -> bool:
         return self._added_token is not None and self._added_token.search(text) is not None
@@ -281,12 +283,12 @@ class Tokenizer:
         return byte_lengths(self._bytes, self.vocab_size)
 
     @cached_property
-    def _greedy(self) -> dict[int, str]:
-        return greedy_tokens(self._added)
+    def _spelled_control(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True))))
 
     @cached_property
-    def _marked(self) -> MarkedEncoder:
-        return MarkedEncoder(self._new_encoder(), self._added)
+    def _parts(self) -> PartEncoder:
+        return PartEncoder(self._new_encoder, self._added, self._in_text)
 
     def _count(self, texts: Sequence[str]) -> None:
         """Set up the fast encoder once that much is encoded that it pays."""
@@ -321,21 +323,26 @@ class Tokenizer:
             raise _no_utf8() from error
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
-    def _encode_pieces(self, text: str, controls: Sequence[Span]) -> np.ndarray | None:
-        """Ids of a text with control tokens by the fast encoder; None where it cannot have it."""
+    def _encode_parts_fast(self, text: str, parts: Sequence[Part]) -> list[np.ndarray] | None:
+        """Ids of each part by the fast encoder; None where it cannot have them."""
+        has_controls = any(controls for _, _, controls in parts)
         added = self._added.values()
-        if controls and any(token.lstrip or token.rstrip or token.single_word for token in added):
+        if has_controls and any(token.lstrip or token.rstrip or token.single_word for token in added):
             return None
-        ids, place = [], 0
-        for start, end in [*controls, (len(text), len(text))]:
-            (quick,) = self._quick([text[place:start]])
-            if quick is None:
+        texts: list[str] = []  # those of a part stand before, between and after its control tokens
+        for start, end, controls in parts:
+            bounds = [start, *(place for control in controls for place in control), end]
+            texts += [text[a:b] for a, b in zip(bounds[::2], bounds[1::2])]
+        quick = iter(self._quick(texts))
+        found: list[np.ndarray] = []
+        for _, _, controls in parts:
+            ids = [next(quick)]
+            for start, end in controls:
+                ids += [np.array([self.control_tokens[text[start:end]]], dtype=np.int32), next(quick)]
+            if any(one is None for one in ids):
                 return None
-            ids.append(quick)
-            if start < end:
-                ids.append(np.array([self.control_tokens[text[start:end]]], dtype=np.int32))
-            place = end
-        return np.concatenate(ids)
+            found.append(np.concatenate(ids))  # type: ignore[arg-type]
+        return found
 
 
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -351,6 +358,10 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _rebuilt(content: str, config: dict[str, Any], origin: str) -> Tokenizer:
     return Tokenizer.from_config(content, config, origin)
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _no_utf8() -> UserError:

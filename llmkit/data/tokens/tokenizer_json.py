@@ -38,6 +38,28 @@ def plain(spec: dict[str, Any], end_of_text: str) -> dict[str, Any]:
     return spec | changes | {"model": model}
 
 
+def continuing(spec: dict[str, Any]) -> dict[str, Any]:
+    """The same tokenizer for text that goes on: without the space that some put before a text."""
+    changed = dict(spec)
+    for key, parts in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        step = spec.get(key)
+        if step and step.get("type") == "Sequence":
+            first, *rest = step[parts]  # later steps see words, not the text
+            kept = _without_space(first)
+            changed[key] = step | {parts: [*([kept] if kept else []), *rest]}
+        elif step:
+            changed[key] = _without_space(step)
+    return changed
+
+
+def _without_space(step: dict[str, Any]) -> dict[str, Any] | None:
+    """A step of a tokenizer.json without the space that it puts first; None if it does nothing else."""
+    if step.get("type") == "Prepend":
+        return None
+    changes = {"prepend_scheme": "never", "add_prefix_space": False}
+    return step | {key: value for key, value in changes.items() if key in step}
+
+
 def unknown_token(model: dict[str, Any]) -> str | None:
     """The token of a model for what it has no other token for."""
     if model.get("type") == "Unigram":

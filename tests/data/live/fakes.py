@@ -82,6 +82,9 @@ class FakeEncoder:
     def tokenizer(self) -> SimpleNamespace:
         return SimpleNamespace(end_of_text_id=END, hash=self.key)
 
+    def key_of(self, record: str) -> str:
+        return self.key
+
     def encode(
         self, records: Sequence[Record], threads: bool = False, place: Callable[[int], str] = str
     ) -> list[Encoded | LeftOut]:

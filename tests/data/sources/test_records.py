@@ -131,6 +131,41 @@ def test_what_is_no_chat_says_why(messages: Any, reason: str, detail: str) -> No
     assert detail in found[1]
 
 
+def masked(*values: Any, key: str = "weight") -> Any:
+    answer = {"role": "assistant", "content": "x"}
+    return {"messages": [answer | ({} if value == "-" else {key: value}) for value in values]}
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+def test_a_message_may_say_that_it_is_not_learned(key: str) -> None:
+    chat = from_json(masked(0, 1, False, True, 0.0, 1.0, None, "-", key=key), record="chat").record
+    assert isinstance(chat, Chat)
+    assert chat.context == {0, 2, 4}
+    asked = [{"role": "user", "content": "x", key: 0}, {"role": "assistant", "content": "x"}]
+    assert from_json({"messages": asked}, record="chat").record == Chat(
+        ({"role": "user", "content": "x"}, {"role": "assistant", "content": "x"})
+    )
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, "0", "false", [], {"a": 1}])
+def test_other_masks_leave_the_chat_out(value: Any) -> None:
+    reason, detail = left_out(masked(1, value), record="chat")
+    assert reason == "chat with a mask that is not known"
+    assert detail.startswith(f"messages[1].weight is {json.dumps(value)}: only 0 and 1")
+
+
+def test_masks_that_cannot_be_heeded_leave_the_chat_out() -> None:
+    answer = {"role": "assistant", "content": "x"}
+    for message, reason in (
+        (answer | {"weight": 1, "train": False}, "chat with a mask that is not known"),
+        (answer | {"train_detail": [{"begin_offset": 0, "end_offset": 0, "train": False}]},
+         "chat with a mask that is not known"),
+        ({"role": "user", "content": "x", "train": True},
+         "chat with a message to learn that is not the assistant's"),
+    ):  # fmt: skip
+        assert left_out({"messages": [message, answer]}, record="chat")[0] == reason
+
+
 def test_a_pair_is_a_prompt_and_its_completion() -> None:
     pair = {"q": "2+2?", "a": " 4"}
     fields = {"record": "prompt_completion", "prompt_field": "q", "completion_field": "a"}

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from llmkit.data.sources.records import Chat, LeftOut
-from llmkit.data.tokens.chat import CHATML, ChatTemplate, RefusedError
-from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, Encoded, RecordEncoder
+from llmkit.data.tokens.chat import CHATML, ChatTemplate
+from llmkit.data.tokens.encode import REFUSED, Encoded, RecordEncoder
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.data.tokens.turns import RefusedError
 from llmkit.errors import UserError
 from tests.data.tokens.tokenizers_for_tests import byte_level, sentencepiece, tokenizer, word_pieces
 
@@ -127,13 +128,39 @@ def their_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
 
 
+def without_end(encoder: RecordEncoder, ids: list[int]) -> list[int]:
+    """Ids without the end-of-text that some templates write behind the last turn."""
+    return ids[:-1] if ids[-1] == encoder.tokenizer.end_of_text_id else ids
+
+
 @BY_ENCODER
 @BY_TEMPLATE
 @BY_SPEED
 @pytest.mark.usefixtures("their_clock")
 def test_ids_are_those_of_transformers(kind: str, template: str, sped_up: bool) -> None:
-    expected = theirs(kind, template).apply_chat_template(list(MESSAGES), tokenize=True, return_dict=False)
-    assert encode(encoder(kind, template, sped_up), *MESSAGES).tokens.tolist() == expected
+    # White space at the beginning of an answer is a token of the answer; theirs may join it with others.
+    messages = [*MESSAGES[:-1], {"role": "assistant", "content": "the quick brown fox  "}]
+    one = encoder(kind, template, sped_up)
+    expected = theirs(kind, template).apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert encode(one, *messages).tokens.tolist() == without_end(one, expected)
+
+
+@BY_ENCODER
+@pytest.mark.parametrize("template", ["chatml", "llama2", "llama3", "gemma", "mistral"])
+@BY_SPEED
+@pytest.mark.usefixtures("their_clock")
+def test_the_ids_before_an_answer_are_those_that_ask_for_it(kind: str, template: str, sped_up: bool) -> None:
+    one = encoder(kind, template, sped_up)
+    asked = theirs(kind, template).apply_chat_template(
+        list(MESSAGES[:2]), tokenize=True, return_dict=False, add_generation_prompt=True
+    )
+    encoded = encode(one, *MESSAGES)
+    assert encoded.tokens[: len(asked)].tolist() == asked
+    assert encoded.targets is not None
+    assert encoded.targets.argmax() == len(asked)
+    for answer in ("  x", "\n\n", "<|im_end|>"):
+        other = encode(one, *MESSAGES[:2], {"role": "assistant", "content": f"{answer}y"})
+        assert other.tokens[: len(asked)].tolist() == asked
 
 
 @BY_ENCODER
@@ -154,10 +181,10 @@ def test_generation_blocks_give_the_mask_of_transformers(kind: str) -> None:
     ("template", "words"),
     [
         ("chatml", "A face, it's 1234.\n<|im_end|>\n|  the quick brown fox  <|im_end|>\n"),
-        ("llama2", " A face, it's 1234. </s>| the quick brown fox </s>"),
+        ("llama2", " A face, it's 1234. </s>| the quick brown fox "),
         ("llama3", "A face, it's 1234.<|eot_id|>|the quick brown fox<|eot_id|>"),
         ("gemma", "A face, it's 1234.<end_of_turn>\n|the quick brown fox<end_of_turn>\n"),
-        ("mistral", "A face, it's 1234.\n</s>|  the quick brown fox  </s>"),
+        ("mistral", "A face, it's 1234.\n</s>|  the quick brown fox  "),
         ("marked", "A face, it's 1234.\n<|im_end|>|  the quick brown fox  <|im_end|>"),
     ],
 )
@@ -169,7 +196,8 @@ def test_the_assistants_words_and_the_end_of_its_turn_are_learned(
     encoded = encode(one, *MESSAGES)
     assert learned(one, encoded) == words
     assert encoded.end_is_target == (template != "marked")
-    assert encoded.text_bytes == len(words.encode()) - len("|")
+    # Neither control tokens nor what a template writes or trims changes the size of the text.
+    assert encoded.text_bytes == sum(len(m["content"].encode()) for m in MESSAGES if m["role"] == "assistant")
 
 
 @BY_TEMPLATE
@@ -179,13 +207,13 @@ def test_both_encoders_learn_the_same(template: str) -> None:
     assert (one.targets == other.targets).all()  # type: ignore[union-attr]
 
 
-def test_a_token_that_is_partly_the_assistants_is_learned() -> None:
+def test_no_token_is_partly_the_assistants() -> None:
     made = RecordEncoder(
         tokenizer(ENCODERS["bytes"]), "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
     assert made.tokenizer.encode(" it").size == 1
     encoded = encode(made, {"role": "user", "content": "x i"}, {"role": "assistant", "content": "t 1"})
-    assert learned(made, encoded) == " it 1"
+    assert learned(made, encoded) == "t 1"
 
 
 @BY_ENCODER
@@ -272,8 +300,11 @@ def test_where_text_may_hold_control_tokens_messages_may_too() -> None:
     made.speed_up()
     messages = [{"role": "user", "content": "a</s>b"}, {"role": "assistant", "content": "c"}]
     expected = theirs("bytes", "chatml").apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert encode(RecordEncoder(made), *messages).tokens.tolist() == expected
+    encoded = encode(RecordEncoder(made), *messages)
+    assert encoded.tokens.tolist() == expected
     assert made.end_of_text_id in expected
+    [spelled] = RecordEncoder(made).encode([Chat((*messages[:1], {"role": "assistant", "content": "c</s>"}))])
+    assert (encoded.text_bytes, spelled.text_bytes) == (1, 1)  # type: ignore[union-attr]
 
 
 def test_without_tokens_of_its_own_chatml_is_text() -> None:
@@ -307,28 +338,6 @@ def test_what_a_template_refuses_or_must_not_do_leaves_the_chat_out(template: st
     found = left_out(template)
     assert found.reason == REFUSED
     assert detail in found.detail
-
-
-def test_a_template_that_changes_earlier_turns_cannot_be_masked() -> None:
-    forgetful = "{% for m in messages %}{{ m['content'] if loop.last else '...' }}{% endfor %}"
-    assert "cannot be told apart; mark them in the template by {% generation %}" in left_out(forgetful).detail
-
-
-def test_a_prompt_that_the_answer_does_not_follow_cannot_be_masked() -> None:
-    assert (
-        "does not begin with its prompt"
-        in left_out(CHATML.replace("assistant\n'", "assistant\nSure: '")).detail
-    )
-
-
-def test_a_chat_that_the_assistant_begins_is_learned_from_its_first_word() -> None:
-    one = encoder("bytes", "chatml")
-    encoded = encode(one, {"role": "assistant", "content": "Hello"})
-    assert learned(one, encoded) == "Hello<|im_end|>\n"
-
-
-def test_a_chat_without_the_assistant_is_left_out() -> None:
-    assert left_out(CHATML, MESSAGES[1]).reason == NO_TARGETS
 
 
 def test_noncharacters_are_refused() -> None:

@@ -1,0 +1,102 @@
+"""Where the assistant's turns are in a rendered chat, for templates that do not mark them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+Message = Mapping[str, str]
+Render = Callable[[Sequence[Message], bool], str]
+"""What a template writes for messages, with or without the prompt that asks the assistant to go on."""
+
+WINDOW = 16
+"""Turns that are found by rendering all that precedes them in their window, a prefix a turn. In a single
+window the time grows with the square of the number of turns, in windows of a fixed size in proportion."""
+
+
+class RefusedError(Exception):
+    """A chat that the template does not take; the message says why."""
+
+
+def find_turns(messages: Sequence[Message], output: str, render: Render) -> list[tuple[int, int]]:
+    """(start, end) in `output` of each message of the role "assistant", in order.
+
+    A turn is what the message adds to the prompt that asks for it. output: what the template writes for all
+    the messages. Raises RefusedError where a prompt is no beginning of the output, or the template refuses
+    a part of the chat.
+    """
+    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(turns) > WINDOW:
+        try:
+            return _by_windows(messages, turns, output, render)
+        except RefusedError:  # what the template writes for a turn depends on all that precedes it
+            pass
+    return _by_prefixes(messages, turns, output, render, whole=True)
+
+
+def _by_prefixes(
+    messages: Sequence[Message], turns: Sequence[int], output: str, render: Render, *, whole: bool
+) -> list[tuple[int, int]]:
+    """The turns at these numbers. whole: `output` has no prompt at its end."""
+    spans, done = [], 0
+    for number in turns:
+        ends = whole and number + 1 == len(messages)
+        answered = output if ends else render(messages[: number + 1], False)
+        start = _prompt_length(messages, number, answered, render)
+        if start < done or not output.startswith(answered):
+            raise _not_found(number)
+        done = len(answered)
+        spans.append((start, done))
+    return spans
+
+
+def _by_windows(
+    messages: Sequence[Message], turns: Sequence[int], output: str, render: Render
+) -> list[tuple[int, int]]:
+    """The same, from windows of turns that are rendered behind the messages before the first turn.
+
+    Each window's text begins where that of the one before ends, and all together are the output: so nothing
+    depends on what lies further back. Raises RefusedError where that is not so.
+    """
+    head = list(messages[: turns[0]])
+    spans: list[tuple[int, int]] = []
+    done = 0
+    for first in range(0, len(turns), WINDOW):
+        begin = turns[first]
+        last = first + WINDOW >= len(turns)
+        stop = len(messages) if last else turns[first + WINDOW]
+        part = [*head, *messages[begin:stop]]
+        text = render(part, not last)
+        numbers = [len(head) + number - begin for number in turns[first : first + WINDOW]]
+        found = _by_prefixes(part, numbers, text, render, whole=last)
+        known = found[0][0] if first else 0
+        if not output.startswith(text[known:], done):
+            raise _not_found(begin)
+        spans += [(done + start - known, done + end - known) for start, end in found]
+        done += len(text) - known
+    if done != len(output):
+        raise _not_found(turns[-1])
+    return spans
+
+
+def _prompt_length(messages: Sequence[Message], number: int, answered: str, render: Render) -> int:
+    """Characters of `answered`, which ends in message `number`, that come before the assistant's turn."""
+    if number > 0:
+        asked = render(messages[:number], True)
+        if answered.startswith(asked):
+            return len(asked)
+        raise _not_found(number)
+    # Many templates need a first message: how they ask is then seen behind this one.
+    asked = render(messages[:1], True)
+    alone = render(messages[:1], False)
+    prompt = asked[len(alone) :]
+    if not asked.startswith(alone) or prompt not in answered:
+        raise _not_found(number)
+    return answered.index(prompt) + len(prompt)
+
+
+def _not_found(number: int) -> RefusedError:
+    return RefusedError(
+        f"what it writes for message {number + 1} does not begin with its prompt for it, or changes with "
+        "later messages, so that the assistant's words cannot be told apart; mark them in the template by "
+        "{% generation %} and {% endgeneration %}"
+    )

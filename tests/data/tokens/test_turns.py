@@ -1,0 +1,105 @@
+"""Where the assistant's turns are found, and at which price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from llmkit.data.tokens.chat import CHATML, ChatTemplate
+from llmkit.data.tokens.turns import WINDOW, Message, RefusedError, find_turns
+
+# In the shape of those that many models came with: the first message decides what stands before it.
+FIRST = (
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}Default.{% endif %}"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TOOLS = (  # answers of tools are grouped: what is written for one depends on its neighbours
+    "{% for m in messages %}"
+    "{% if m['role'] == 'tool' %}"
+    "{% if loop.first or messages[loop.index0 - 1]['role'] != 'tool' %}<user>{% endif %}({{ m['content'] }})"
+    "{% if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}<end>{% endif %}"
+    "{% else %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+NUMBERED = CHATML.replace("message['content']", "message['content'] ~ loop.index")
+FORGETFUL = "{% for m in messages %}{{ m['content'] if loop.last else '...' }}{% endfor %}"
+
+
+def talk(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": f"{role[0]}{number}"} for number, role in enumerate(roles)]
+
+
+LONG = talk("system", "user", *["assistant", "tool", "tool", "assistant", "user"] * 40, "assistant", "user")
+TWICE = talk("user", *["assistant", "assistant", "user"] * 30)
+BEGUN = talk(*["assistant", "user"] * 30)
+
+
+def spoken(template: str, messages: list[dict[str, str]]) -> list[str]:
+    rendered = ChatTemplate(template).render(messages)
+    return [rendered.text[start:end] for start, end in rendered.assistant]
+
+
+@pytest.mark.parametrize("chat", [LONG, LONG[:-1], TWICE, BEGUN], ids=["long", "ends", "twice", "begun"])
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(CHATML, "<|im_end|>\n"), (FIRST, "<end>"), (TOOLS, "<end>"), (NUMBERED, "<|im_end|>\n")],
+    ids=["chatml", "first", "tools", "numbered"],
+)
+def test_each_turn_is_what_the_assistant_said_and_its_end(
+    template: str, end: str, chat: list[dict[str, str]]
+) -> None:
+    answers = [(number, m["content"]) for number, m in enumerate(chat) if m["role"] == "assistant"]
+    numbered = template == NUMBERED
+    expected = [f"{content}{number + 1 if numbered else ''}{end}" for number, content in answers]
+    assert len(expected) > WINDOW
+    assert spoken(template, chat) == expected
+
+
+@pytest.mark.parametrize("template", [CHATML, FIRST, TOOLS], ids=["chatml", "first", "tools"])
+def test_the_work_grows_with_the_number_of_turns_and_not_with_its_square(template: str) -> None:
+    made = ChatTemplate(template)
+    rendered = 0
+
+    def render(messages: Sequence[Message], asks: bool) -> str:
+        nonlocal rendered
+        rendered += len(messages)
+        return made._output(messages, generation_prompt=asks)
+
+    work = []
+    for chat in (LONG, [*LONG, *LONG[2:], *LONG[2:], *LONG[2:]]):
+        output, rendered = made.render(chat).text, 0
+        find_turns(chat, output, render)
+        work.append(rendered / len(chat))
+    assert work[1] < 1.2 * work[0]
+
+
+def test_a_chat_that_the_assistant_begins_is_learned_from_its_first_word() -> None:
+    for template, end in ((CHATML, "<|im_end|>\n"), (FIRST, "<end>"), (TOOLS, "<end>")):
+        assert spoken(template, talk("assistant")) == [f"a0{end}"]
+        assert spoken(template, talk("assistant", "user", "assistant")) == [f"a0{end}", f"a2{end}"]
+
+
+@pytest.mark.parametrize("chat", [talk("user", "assistant", "user"), LONG], ids=["short", "long"])
+def test_a_template_that_changes_earlier_turns_cannot_be_masked(chat: list[dict[str, str]]) -> None:
+    with pytest.raises(
+        RefusedError, match=r"cannot be told apart; mark them in the template by \{% generation"
+    ):
+        spoken(FORGETFUL, chat)
+
+
+@pytest.mark.parametrize("chat", [talk("user", "assistant", "user"), LONG, talk("assistant")])
+def test_a_prompt_that_the_answer_does_not_follow_cannot_be_masked(chat: list[dict[str, str]]) -> None:
+    with pytest.raises(RefusedError, match="does not begin with its prompt"):
+        spoken(CHATML.replace("assistant\n'", "assistant\nSure: '"), chat)
+
+
+def test_what_asks_for_an_answer_has_the_turns_before_it() -> None:
+    chat = ChatTemplate(CHATML, ["<|im_start|>", "<|im_end|>"])
+    asked = chat.prompt(talk("user", "assistant", "user"))
+    assert asked.text.endswith("<|im_start|>user\nu2<|im_end|>\n<|im_start|>assistant\n")
+    assert [asked.text[slice(*span)] for span in asked.assistant] == ["a1<|im_end|>\n"]
+    assert len(asked.controls) == 7
+    after = chat.end_of_turn(talk("user"))
+    assert (after.text, after.controls) == ("<|im_end|>\n", [(0, 10)])
