@@ -17,6 +17,7 @@ from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, evaluate_rows
+from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.reduce import GradientBuckets
 from llmkit.engine.slots import Slot, Source, fill, pieces_of
 from llmkit.model.gpt import GPT
@@ -103,12 +104,12 @@ class NativeEngine:
         """The L2 norm of the whole model's gradient: cut parameters summed over their ranks, others once."""
         pairs = zip(self.masters, self.cut, strict=True)
         gradients = [(master.grad, cut) for master, cut in pairs if master.grad is not None]
-        if self.mesh.tensor_size == 1:
-            return torch.nn.utils.get_total_norm([gradient for gradient, _ in gradients])
-        mine = torch.nn.utils.get_total_norm([gradient for gradient, cut in gradients if cut]).square()
-        dist.all_reduce(mine, group=self.mesh.tensor_group)
-        shared = torch.nn.utils.get_total_norm([gradient for gradient, cut in gradients if not cut]).square()
-        return (mine + shared).sqrt()
+        device = self.weights[0].device
+        total = sum_of_squares([gradient for gradient, cut in gradients if cut], device)
+        if self.mesh.tensor_size > 1:
+            dist.all_reduce(total, group=self.mesh.tensor_group)
+        total += sum_of_squares([gradient for gradient, cut in gradients if not cut], device)
+        return total.sqrt().float()
 
     @torch.no_grad()
     def _update(self, skipped: Tensor, learning_rate: float) -> None:

@@ -18,7 +18,7 @@ from llmkit.loop.device import choose_device
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.place import Place, read_place
 from llmkit.parallel.world import cut, world
-from llmkit.parity.cases import Case
+from llmkit.parity.cases import LARGE, Case
 from llmkit.parity.covering import covering
 from llmkit.parity.suite import HEADING, run_cases
 
@@ -35,7 +35,7 @@ def parity_command(everything: bool, environment: Mapping[str, str]) -> int:
     the cases that need them. One of several that a launcher has started takes part in the cases for as
     many; so a cluster is tried with its own network and devices.
     """
-    cases = covering(strength=3 if everything else 2)
+    cases = covering(strength=3 if everything else 2) + LARGE
     sizes = sorted({case.world_size for case in cases})
     place = read_place(environment)
     if place.world_size > 1:

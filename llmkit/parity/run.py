@@ -24,6 +24,8 @@ from llmkit.parity.subjects import LENGTH, MODELS, ROWS, RandomWeights, count_ta
 STEPS = 10
 GRADIENT_STEPS = (0, 4, 9)
 """Steps of which every parameter's gradient is compared."""
+LARGE, LARGE_STEPS = 10**6, 2
+"""A model with so many parameters takes few steps, and all of its gradients are compared."""
 LEARNING_RATE = 1e-3
 BETA1 = 0.9
 CONFIG = Config.model_validate(
@@ -111,10 +113,11 @@ def train(
     accumulation: int,
     masked: bool = False,
 ) -> Trajectory:
-    """`STEPS` steps. A clipped gradient is told from what it adds to the first moment."""
+    """`STEPS` or `LARGE_STEPS` steps. A clipped gradient is told from what it adds to the first moment."""
     found = Trajectory()
-    for step in range(STEPS):
-        before = gather_state(engine, mesh, ["exp_avg"]) if step in GRADIENT_STEPS else {}
+    large = shape.num_parameters >= LARGE
+    for step in range(LARGE_STEPS if large else STEPS):
+        before = gather_state(engine, mesh, ["exp_avg"]) if large or step in GRADIENT_STEPS else {}
         batch = global_batch(shape, step, masked)
         micro_batches = [
             each.to(device) for each in share(batch, mesh.data_rank, mesh.data_size, accumulation)

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from llmkit.parity.cases import FACTORS, all_cases
+from llmkit.parity.cases import FACTORS, LARGE, all_cases
 from llmkit.parity.covering import covering
 
 
@@ -39,7 +39,7 @@ def test_the_choice_is_small_and_always_the_same():
 
 
 def test_only_layouts_that_exist_are_cases():
-    for case in all_cases():
+    for case in [*all_cases(), *LARGE]:
         assert case.world_size <= 8
         assert case.data == 2 or case.stage == 0
         assert case.tensor > 1 or not case.sequence_parallel

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from llmkit.parity.cases import LARGE
 from llmkit.parity.covering import covering
 from tests.ranks import run_ranks
 
-CASES = covering()
+CASES = covering() + LARGE
 
 
 @cache

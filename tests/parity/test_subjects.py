@@ -35,12 +35,16 @@ def test_steps_differ_and_labels_are_tokens_of_the_vocabulary():
     assert int(targets.min()) >= 0 and int(targets.max()) < MODELS["gpt2"].vocab_size
 
 
+def test_the_large_model_has_a_matrix_of_more_than_10_million_elements():
+    assert max(tensor.numel() for tensor in RandomWeights(MODELS["large"]).tensors.values()) > 10**7
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_no_weight_starts_at_a_value_that_hides_its_use(model):
     source = RandomWeights(MODELS[model])
     for name, tensor in source.tensors.items():
         assert tensor.std() > 0.05, name
-    name = "blocks.1.mlp.down_proj.weight"
+    name = "blocks.0.mlp.down_proj.weight"
     box = ((3, 9), (10, 30))
     assert torch.equal(source.read(name, "master", box), source.tensors[name][3:9, 10:30])
     piece = source.read(name, "master", box, (15, 50))

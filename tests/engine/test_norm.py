@@ -1,0 +1,52 @@
+"""The norm of a gradient is exact however long it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.engine.norm import RUN, sum_of_squares
+from llmkit.optim.muon import orthogonalise
+
+CPU = torch.device("cpu")
+
+
+def exact(tensors: list[torch.Tensor]) -> float:
+    return sum(float(tensor.double().square().sum()) for tensor in tensors)
+
+
+def test_gpt2s_embedding_has_its_norm_to_seven_digits():
+    embedding = torch.randn(50_257, 768, generator=torch.Generator().manual_seed(0))
+    assert float(sum_of_squares([embedding], CPU)) == pytest.approx(exact([embedding]), rel=2e-7)
+    wrong = float(torch.linalg.vector_norm(embedding)) ** 2  # else this test would show nothing
+    assert wrong != pytest.approx(exact([embedding]), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.1, 1.1, 3e-4])
+def test_equal_elements_round_the_same_way_and_do_no_harm(value):
+    same = torch.full((1000, 1001), value)
+    assert float(sum_of_squares([same], CPU)) == pytest.approx(exact([same]), rel=5e-7)
+
+
+def test_all_tensors_count_whatever_their_size_and_layout():
+    generator = torch.Generator().manual_seed(1)
+    sizes = [(), (1,), (RUN - 1,), (RUN,), (RUN + 1,), (3, 5, RUN), (0,)]
+    tensors = [torch.randn(size, generator=generator) for size in sizes]
+    tensors.append(torch.randn(40, 30, generator=generator).T)
+    assert float(sum_of_squares(tensors, CPU)) == pytest.approx(exact(tensors), rel=1e-7)
+    assert float(sum_of_squares([], CPU)) == 0.0
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_one_element_that_is_not_finite_shows(poison):
+    tensors = [torch.ones(700), torch.ones(700)]
+    tensors[1][650] = poison
+    assert not torch.isfinite(sum_of_squares(tensors, CPU))
+
+
+def test_a_large_matrix_is_orthogonalised_as_a_scaled_one_of_its_own():
+    """The iteration starts from the matrix divided by its norm, so a wrong norm changes the result."""
+    matrix = torch.randn(1, 100, 60_000, generator=torch.Generator().manual_seed(2))
+    unit = matrix / matrix.double().norm().float()
+    found, wanted = orthogonalise(matrix), orthogonalise(unit)
+    assert float((found - wanted).double().norm() / wanted.double().norm()) < 1e-5
