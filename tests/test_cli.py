@@ -34,6 +34,15 @@ def test_help_imports_nothing_heavy(arguments):
     assert done.stdout.splitlines()[-1] == "HEAVY []", done.stdout + done.stderr
 
 
+def test_sampling_does_not_import_the_compiler():
+    code = (
+        "import sys, llmkit.generate, llmkit.inference\n"
+        "print([name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_command_that_does_not_exist_is_wrong_usage(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["dance"])

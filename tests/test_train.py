@@ -24,6 +24,7 @@ from llmkit.data.building.parts import held_out
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
 from llmkit.loop.batches import listen
+from llmkit.model.initial import InitialWeights
 from tests.monitor.wandb_log import history
 from tests.program import events, make_project, rows, timeless
 
@@ -168,6 +169,17 @@ def test_learned_positions_cannot_become_more(project, capsys):
     assert train(learned) == 0
     assert train(learned, "data.sequence_length=64", "train.max_steps=14", "--allow-data-change") == 2
     assert "holds another model: max_position_embeddings 32 -> 64" in capsys.readouterr().err
+
+
+def test_initial_weights_are_drawn_for_a_new_run_alone(project, monkeypatch):
+    drawn = []
+    read = InitialWeights.read
+    monkeypatch.setattr(InitialWeights, "read", lambda *args: drawn.append(1) or read(*args))
+    assert train("train.max_steps=3") == 0
+    assert drawn
+    drawn.clear()
+    assert train("train.max_steps=4") == 0
+    assert not drawn
 
 
 @pytest.mark.parametrize("where", ["run folder", "STOP_FILE"])

@@ -12,6 +12,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.engine.base import Engine
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
+from llmkit.engine.slots import Source
 from llmkit.errors import RunFault
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
@@ -32,10 +33,13 @@ def build_engine(
     backend: str,
     compiled: bool,
     note: Callable[[str], None] = print,
+    source: Source | None = None,
+    updates: int = 0,
 ) -> Engine:
-    """A model cut as `layout` says, in the engine of its ZeRO stage, ready for its first step.
+    """A model cut as `layout` says, in the engine of its ZeRO stage, ready for its next step.
 
-    backend: the attention form. note: is told where torch.compile fails. All ranks must call it together.
+    backend: the attention form. note: is told where torch.compile fails. source: weights and moments after
+    `updates` updates; default: the initial weights of `run.seed`. All ranks must call it together.
     """
     if compiled and layout.zero_stage == 3 and layout.recompute != "none":
         # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
@@ -72,7 +76,7 @@ def build_engine(
         with cut_at_birth(settings, mesh, precision) if layout.zero_stage == 3 else nullcontext():
             model = build_model()
         engine = ZeroEngine(model, config.optimizer, config=settings, mesh=mesh)
-    engine.write_pieces(InitialWeights(shape, config.run.seed), updates=0)
+    engine.write_pieces(InitialWeights(shape, config.run.seed) if source is None else source, updates)
     return engine
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo.utils
-import torch._inductor.config
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
+
+# What torch.compile is made of takes longer to import than torch itself: only what compiles imports it.
 
 
 def compiler_missing(device: torch.device) -> str | None:
@@ -28,7 +27,9 @@ def compiler_missing(device: torch.device) -> str | None:
             return "Triton needs a GPU of compute capability 7.0 or newer"
         names, language = ["gcc", "clang", "cc"], "C"
     else:
-        names, language = [name for name in torch._inductor.config.cpp.cxx if name], "C++"
+        from torch._inductor.config import cpp
+
+        names, language = [name for name in cpp.cxx if name], "C++"
     if not any(shutil.which(name) for name in names):
         return f"no {language} compiler is found (looked for {', '.join(names)})"
     header = Path(sysconfig.get_path("include")) / "Python.h"
@@ -43,6 +44,8 @@ def compile_module(
     A failure comes before anything of the module is computed, or after a whole part of it, which is then
     computed again. Where that part may have been a message to other ranks, `report` has to raise.
     """
+    from torch._dynamo.exc import TorchDynamoException
+
     compiled = torch.compile(module._call_impl, dynamic=False, backend=backend)
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -59,8 +62,10 @@ def compile_module(
 
 def graph_breaks() -> dict[str, int]:
     """Where torch.compile had to leave what it was compiling: first line of the reason -> how often."""
+    from torch._dynamo.utils import counters
+
     found: dict[str, int] = {}
-    for reason, count in torch._dynamo.utils.counters["graph_break"].items():
+    for reason, count in counters["graph_break"].items():
         line = str(reason).strip().partition("\n")[0]
         found[line] = found.get(line, 0) + count
     return found

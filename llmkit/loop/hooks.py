@@ -90,7 +90,7 @@ class Log:
         self._steps += 1
         timing: dict[str, Any] = {}
         first, self._first = self._first, False
-        if first and (breaks := graph_breaks()):
+        if first and run.engine.model.compiled and (breaks := graph_breaks()):
             most = max(breaks, key=lambda reason: breaks[reason])
             run.console.note(f"torch.compile could not take {sum(breaks.values())} places, such as: {most}")
         if first:

@@ -143,10 +143,8 @@ def _assemble(
     with together(mesh):
         loader, changes = _loader(start, basis, checkpoint, progress)
     stack.callback(loader.close)
-    engine = _build(start, basis, console.note)
+    engine = _build(start, basis, checkpoint, console.note)
     stack.callback(engine.close)
-    if checkpoint is not None:
-        engine.write_pieces(checkpoint, checkpoint.state["updates"])
     if changes:
         events.record("data_change", step=progress.step, differences=changes)
         console.note(f"going on with other data: {'; '.join(changes)}")
@@ -263,8 +261,10 @@ def _data_facts(data: Prepared) -> dict[str, str]:
     return facts
 
 
-def _build(start: Start, basis: Basis, note: Callable[[str], None]) -> Engine:
-    """The engine with its initial weights, compiled where that is possible."""
+def _build(
+    start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Callable[[str], None]
+) -> Engine:
+    """The engine with the checkpoint's weights or else its initial ones, compiled where that is possible."""
     config, device = start.config, basis.device
     with together(start.mesh):
         compiled = config.kernels.compile is not False
@@ -280,6 +280,7 @@ def _build(start: Start, basis: Basis, note: Callable[[str], None]) -> Engine:
         basis.shape, config, start.layout, start.mesh,
         device=device, precision=basis.precision, micro_batch_size=basis.micro_batch_size,
         accumulation_steps=basis.accumulation_steps, backend=backend, compiled=compiled, note=note,
+        source=checkpoint, updates=0 if checkpoint is None else checkpoint.state["updates"],
     )  # fmt: skip
 
 
