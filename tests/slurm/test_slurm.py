@@ -85,7 +85,7 @@ def test_a_port_that_is_taken_is_not_tried(cluster, folder):
     first = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0")
     assert first.wait() == "COMPLETED", first.log
     used = int(json.loads((folder / "start-0-rank-0.json").read_text())["MASTER_PORT"])
-    likely = [20000 + (used - 20000 + 31 + more) % 12768 for more in range(3)]  # the next job searches from here
+    likely = [20000 + (used - 20000 + 31 + more) % 12768 for more in range(3)]  # of the next job
     holder = cluster.start_on("n1", sys.executable, "-c", LISTEN, *map(str, likely[:2]))
     try:
         assert holder.stdout.readline() == "listening\n"

@@ -84,7 +84,8 @@ def test_a_damaged_tokenizer_is_refused(words: Words, tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["model"]["merges"].pop()
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"is not what was put there .tokenizer.json is damaged.; delete .*tokenizer-"):
+    said = r"is not what was put there .tokenizer.json is damaged.; delete .*tokenizer-"
+    with pytest.raises(UserError, match=said):
         make(config)
 
 
