@@ -13,8 +13,9 @@ from llmkit.errors import RunFault, UserError
 from llmkit.loop.batches import listen, next_batch
 from llmkit.loop.budget import Budget
 from llmkit.loop.control import Wishes
+from llmkit.loop.evaluate import Evaluate
 from llmkit.loop.finish import finish
-from llmkit.loop.hooks import ChooseSteps, Evaluate, Log, Save
+from llmkit.loop.hooks import ChooseSteps, Log, Save
 from llmkit.loop.resume import Options
 from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
@@ -103,13 +104,13 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
     """Steps until the end, or until somebody asks to stop; either way the last step is saved."""
     config, progress = run.config, run.progress
     choose = ChooseSteps(Budget.for_run(config, started, run.heldout) if progress.max_steps is None else None)
-    evaluate, save = Evaluate(log), Save(log)
-    hooks: list[Hook] = [choose, log, evaluate, save]
+    evaluate, save = Evaluate(log, stop), Save(log)
+    hooks: list[Hook] = [choose, log, save, evaluate]  # what takes long comes when all is saved
     batches = iter(run.loader)
     listen(run, stop)
+    evaluate.catch_up(run)
     while not progress.finished():
-        batch = next_batch(run, log, batches)
-        if batch is None:
+        if run.agreed.stop or (batch := next_batch(run, log, batches)) is None:
             return _stop(run, log, stop)
         micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
         learning_rate = learning_rate_at(progress.step + 1, progress.max_steps, config)
@@ -125,13 +126,10 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
         run.agreed = run.control.exchange(wishes, batch.hash)
         for hook in hooks:
             hook.after_step(run, result, learning_rate)
-        if run.agreed.stop and not progress.finished():
-            return _stop(run, log, stop)
     run.control.close()
     log.flush(run)
-    evaluate.evaluate(run)
     run.save()
-    return 0
+    return 0 if evaluate.evaluate(run) else _stop(run, log, stop)
 
 
 def _stop(run: Run, log: Log, stop: StopRequest) -> int:

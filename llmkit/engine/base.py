@@ -85,10 +85,12 @@ def evaluate_rows(model: GPT, forward: Callable[[Batch], LossSum], batches: Iter
     if shape.attention_dropout > 0.0 or shape.hidden_dropout > 0.0:
         model.eval()
     nats, targets = [], []
-    for batch in batches:
-        rows = forward(batch)
-        nats.append(rows.nats.detach())
-        targets.append(rows.targets)
-        del rows  # and with it what a backward pass would need, before the next batch is computed
-    model.train()
+    try:
+        for batch in batches:
+            rows = forward(batch)
+            nats.append(rows.nats.detach())
+            targets.append(rows.targets)
+            del rows  # and with it what a backward pass would need, before the next batch is computed
+    finally:  # whoever gives the batches may give up
+        model.train()
     return LossSum(torch.cat(nats), torch.cat(targets))

@@ -37,7 +37,7 @@ def next_batch(run: Run, log: Log, batches: Iterator[Step]) -> Step | None:
         except SourceDryError as error:
             why, told = DRY, str(error)
     if run.loader.may_lack_a_step:
-        why = run.control.largest(why)
+        (why,) = run.control.largest(why)
     if why and batch is not None:
         run.loader.put_back()
     if why == DRY:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +27,8 @@ class Wishes(NamedTuple):
 
 
 NOTHING = Wishes()
+POLL_SECONDS = 0.5
+"""About how often ranks ask each other in a long phase whether to give it up."""
 OUT_OF_TIME = 2**62
 """Instead of a number of steps: no time is left for any."""
 
@@ -61,13 +65,13 @@ class Control:
         self._sent = values, work
         return holds
 
-    def largest(self, value: int) -> int:
-        """The largest of what all ranks give; waits for them, and all must call it."""
+    def largest(self, *values: int) -> list[int]:
+        """The largest of what all ranks give, value by value; waits for them, and all must call it."""
         if self._mesh.world_size == 1:
-            return value
-        values = torch.tensor([value], dtype=torch.int64)
-        dist.all_reduce(values, dist.ReduceOp.MAX, group=self._mesh.control_group)
-        return int(values)
+            return list(values)
+        largest = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._mesh.control_group)
+        return largest.tolist()
 
     def _receive(self) -> Wishes:
         if self._sent is None:
@@ -85,3 +89,33 @@ class Control:
     def close(self) -> None:
         """Ends the last exchange; all ranks must have begun it."""
         self._receive()
+
+
+class Poll:
+    """Called between any two parts of a long phase, on all ranks, it lets them give it up at the same part.
+
+    The ranks meet about every POLL_SECONDS; how many parts lie between is said by the fastest of them.
+    wish: why this rank would give up; 0 = it would not.
+    """
+
+    def __init__(self, control: Control, wish: Callable[[], int]) -> None:
+        self._control, self._wish = control, wish
+        self._every = 1  # parts from one meeting to the next
+        self._parts = 0  # since the last one
+        self._since: float | None = None
+
+    def __call__(self) -> int:
+        """Why to give up here; 0 = go on."""
+        if self._since is None:  # before the first part
+            self._since = time.monotonic()
+            (why,) = self._control.largest(self._wish())
+            return why
+        self._parts += 1
+        if self._parts < self._every:
+            return 0
+        seconds = time.monotonic() - self._since
+        fitting = int(POLL_SECONDS * self._parts / max(seconds, 1e-9))
+        # Growing slowly: the first parts may be faster than those that follow.
+        why, self._every = self._control.largest(self._wish(), max(1, min(fitting, 2 * self._every)))
+        self._parts, self._since = 0, time.monotonic()
+        return why

@@ -1,4 +1,4 @@
-"""What happens after a step: choosing the number of steps, logging, evaluating, saving."""
+"""What happens after a step: choosing the number of steps, logging, saving."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmkit.loop.control import OUT_OF_TIME
 from llmkit.loop.run import Run
 from llmkit.loop.samples import TellLeftOut
 from llmkit.loop.scalars import Scalars
-from llmkit.monitor.flops import bits_per_byte, train_flops_per_token, utilization
+from llmkit.monitor.flops import train_flops_per_token, utilization
 from llmkit.monitor.hardware import device_peak, peak_memory_gib
 
 
@@ -96,7 +96,7 @@ class Log:
         if first:
             run.clock.read()
             self._steps = 0
-        if step == 1 or step % run.config.monitor.log_every == 0 or run.progress.finished():
+        if step == 1 or step % run.config.monitor.log_every == 0 or run.may_end_here:
             timing = self._timing(run)
         self._pending = step, run.progress.tokens, learning_rate, Scalars(result), timing
         run.console.progress(step)
@@ -154,38 +154,6 @@ class Log:
                 "(train.max_nonfinite_steps); these updates were skipped. The same command goes on from the "
                 f"newest checkpoint in {run.folder.checkpoints}. A lower "
                 "optimizer.learning_rate often helps; else look for the cause in the data"
-            )
-
-
-class Evaluate:
-    """Held-out loss every `evaluate.every_steps` and at the end."""
-
-    def __init__(self, log: Log) -> None:
-        self.log = log
-
-    def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
-        """See `Hook.after_step`."""
-        every = run.config.evaluate.every_steps
-        if run.progress.finished() or (every and run.progress.step % every == 0):
-            self.evaluate(run)
-
-    def evaluate(self, run: Run) -> None:
-        """Evaluates at this step; does nothing if that was done, or nothing is held out."""
-        if run.heldout is None or run.progress.evaluated_step == run.progress.step:
-            return
-        self.log.flush(run)
-        with run.clock.paused():
-            rows = run.engine.evaluate(batch.to(run.device) for batch in run.heldout)
-            total = float(run.mesh.sum_over_data(rows.nats.double().sum()))
-            nats = float(run.mesh.from_first(repr(total)))  # the very same: it may end the run
-        loss, bits = nats / run.heldout.targets, bits_per_byte(nats, run.heldout.text_bytes)
-        run.progress.record_evaluation(loss, run.config.evaluate.early_stopping)
-        run.metrics.append({"step": run.progress.step, "eval_loss": loss, "eval_bits_per_byte": bits})
-        run.console.evaluation(run.progress.step, loss, bits)
-        if run.progress.stopped_early:
-            run.events.record("early_stopping", step=run.progress.step, best=run.progress.best_eval_loss)
-            run.console.note(
-                f"stopping early: {run.progress.evaluations_without_gain} evaluations without a lower loss"
             )
 
 

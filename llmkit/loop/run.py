@@ -60,6 +60,19 @@ class Run:
         """Where the checkpoint of this moment lies, once it is saved."""
         return self.folder.checkpoints / folder_name(self.progress.step)
 
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether `evaluate.every_steps` asks for an evaluation at this step."""
+        every, step = self.config.evaluate.every_steps, self.progress.step
+        return self.heldout is not None and every > 0 and step > 0 and step % every == 0
+
+    @property
+    def may_end_here(self) -> bool:
+        """Whether this may be the last step: by the number of steps, or by what its evaluation will say."""
+        patience, without = self.config.evaluate.early_stopping, self.progress.evaluations_without_gain
+        last_chance = self.evaluation_due and patience is not None and without + 1 >= patience
+        return last_chance or self.progress.finished()
+
     def save(self) -> Path:
         """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
 

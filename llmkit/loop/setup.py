@@ -42,6 +42,7 @@ from llmkit.loop.device import (
     choose_workers,
     make_deterministic,
 )
+from llmkit.loop.evaluate import take_over_evaluation
 from llmkit.loop.progress import Progress
 from llmkit.loop.resume import (
     Options,
@@ -152,6 +153,8 @@ def _assemble(
         if mesh.rank == 0 and not (progress.finished() and was_done):
             begin(start.loaded, progress, checkpoint, folder, metrics, events, console.note)
             _write_down(start, basis, engine, folder)
+    if checkpoint is not None:
+        take_over_evaluation(progress, config, metrics, mesh)
     for line in _remarks(checkpoint, config, basis.precision, progress):
         console.note(line)
     console.max_steps = progress.max_steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkit.monitor.jsonlines import JsonLines
+from llmkit.monitor.jsonlines import JsonLines, Row
 
 
 class MetricsFile(JsonLines):
@@ -22,3 +22,8 @@ class MetricsFile(JsonLines):
         of the file starts. Raises OSError if the file cannot be replaced; it is then unchanged.
         """
         return self.keep(lambda row: isinstance(row.get("step"), int) and row["step"] <= step)
+
+    def evaluation_at(self, step: int) -> Row | None:
+        """The evaluation row of this step, or None."""
+        found = (row for row in reversed(self.rows()) if row.get("step") == step and "eval_loss" in row)
+        return next(found, None)

@@ -32,7 +32,7 @@ class Others:
             loader=self.loader,
             clock=SimpleNamespace(waiting=lambda: self.loader),  # closes it, too
             control=SimpleNamespace(
-                largest=lambda value: max(value, others), close=lambda: self.done.append("control")
+                largest=lambda value: [max(value, others)], close=lambda: self.done.append("control")
             ),
             mesh=SimpleNamespace(gather_texts=lambda text: [text, "source web has run dry"]),
             save=lambda: self.done.append(self.loader.state()) or "step-00000003",

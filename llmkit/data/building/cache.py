@@ -82,9 +82,7 @@ def opening_cache() -> Iterator[None]:
 
 def _no_cache(path: Path, what: str, error: OSError) -> UserError:
     ask = f"ask {owner_of(path)} for write access, or " if isinstance(error, PermissionError) else ""
-    return UserError(
-        f"data.cache_dir: {path} {what} ({error.strerror}); {ask}choose another data.cache_dir"
-    )
+    return UserError(f"data.cache_dir: {path} {what} ({error.strerror}); {ask}choose another data.cache_dir")
 
 
 def _clear(folder: Path) -> None:
