@@ -71,9 +71,18 @@ class RunFolder:
         folder = cls(path, lock, [path / STOP, *([stop_file] if stop_file else [])], saved_file)
         try:
             for part in (folder.checkpoints, folder.logs, folder.wandb):
+                if part.is_symlink() and not part.exists():
+                    target = os.readlink(part)
+                    raise UserError(
+                        f"{part} is a link to {target}, which is not there; is its disk mounted? If it is "
+                        "gone for good, choose another run.name"
+                    )
                 part.mkdir(exist_ok=True)
             for file in (*folder._stop_files, *([saved_file] if saved_file else [])):
                 file.unlink(missing_ok=True)
+        except UserError:
+            folder.close()
+            raise
         except OSError as error:
             folder.close()
             raise UserError(f"cannot set up the run folder: {error.filename}: {error.strerror}") from error
@@ -192,6 +201,10 @@ class FollowedFolder(RunFolder):
 
     def write_text(self, name: str, text: str) -> None:
         """Nothing: rank 0 does it."""
+
+    def keep_config(self, text: str) -> str:
+        """Nothing: rank 0 does it."""
+        return ""
 
     def remove(self, name: str) -> None:
         """Nothing: rank 0 does it."""

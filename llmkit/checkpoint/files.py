@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import operator
 import os
@@ -16,9 +17,15 @@ import xxhash
 from torch import Tensor
 
 from llmkit.checkpoint.format import BLOCK, DTYPES, Damaged, FileEntry
+from llmkit.errors import RunFault
+from llmkit.files import cannot_read
 from llmkit.parallel.spec import Shape
 
 MAX_HEADER = 10**8
+OPEN_FILES = 128
+"""Files of a checkpoint that are open at once: it may have more than a process may open (`ulimit -n`)."""
+_OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Why a good file cannot be opened now."""
 
 
 def write_file(path: Path, chunks: Iterable[memoryview]) -> FileEntry:
@@ -55,11 +62,15 @@ def _blocks(chunks: Iterable[memoryview]) -> Iterator[memoryview]:
 def open_file(path: Path) -> int:
     """A descriptor for reading a regular file, which must not be a symbolic link.
 
-    Raises Damaged if there is none.
+    Raises Damaged if there is none; UserError or RunFault where this process cannot open what may be good.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise cannot_read(path, error) from error
     except OSError as error:
+        if error.errno in _OF_THIS_PROCESS:
+            raise RunFault(f"{path}: it cannot be opened now ({error.strerror})") from error
         why = "it is a symbolic link" if path.is_symlink() else error.strerror
         raise Damaged(f"{path}: {why}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -68,27 +79,55 @@ def open_file(path: Path) -> int:
     return descriptor
 
 
+class OpenFiles:
+    """Files that are open for reading; of more than `limit` those that were used last stay open."""
+
+    def __init__(self, limit: int = OPEN_FILES) -> None:
+        self._limit = limit
+        self._descriptors: dict[Path, int] = {}
+        weakref.finalize(self, _close_all, self._descriptors)
+
+    def descriptor(self, path: Path, size: int) -> int:
+        """A descriptor of a file, good until the next call.
+
+        Raises as `open_file` does, and Damaged for a file of another size.
+        """
+        found = self._descriptors.pop(path, None)
+        if found is None:
+            if len(self._descriptors) >= self._limit:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            found = open_file(path)
+            there = os.fstat(found).st_size
+            if there != size:
+                os.close(found)
+                raise Damaged(f"{path}: it has {there} bytes instead of {size}")
+        self._descriptors[path] = found
+        return found
+
+
+def _close_all(descriptors: dict[Path, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+
 class BlockFile:
-    """A file of a checkpoint, kept open, of the size that the manifest says.
+    """A file of a checkpoint, of the size that the manifest says.
 
     Every method raises Damaged, naming the file, if it is not what was written.
     """
 
-    def __init__(self, path: Path, entry: FileEntry) -> None:
+    def __init__(self, path: Path, entry: FileEntry, opened: OpenFiles) -> None:
         self.path = path
         self.entry = entry
-        self._descriptor = open_file(path)
-        weakref.finalize(self, os.close, self._descriptor)
-        size = os.fstat(self._descriptor).st_size
-        if size != entry.size:
-            raise Damaged(f"{path}: it has {size} bytes instead of {entry.size}")
+        self._opened = opened
+        opened.descriptor(path, entry.size)
 
     def fill(self, index: int, buffer: memoryview) -> None:
         """Read a block into the start of the buffer and check it."""
-        offset = index * BLOCK
+        offset, descriptor = index * BLOCK, self._opened.descriptor(self.path, self.entry.size)
         rest = wanted = buffer[: self._length(index)]
         try:
-            while rest and (count := os.preadv(self._descriptor, [rest], offset + len(wanted) - len(rest))):
+            while rest and (count := os.preadv(descriptor, [rest], offset + len(wanted) - len(rest))):
                 rest = rest[count:]
         except OSError as error:
             raise Damaged(f"{self.path}: {error.strerror}, reading from byte {offset}") from error

@@ -17,6 +17,7 @@ import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from llmkit import __version__
 from llmkit.checkpoint.pieces import check_piece
 from llmkit.errors import RunFault
 from llmkit.parallel.spec import Shape
@@ -53,6 +54,10 @@ Kind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 class Damaged(RunFault):
     """A checkpoint, or a file of it, that is not what was written; the message names it and says why."""
+
+
+class OtherFormatError(ValueError):
+    """A manifest as it was written, in a format that this version does not read."""
 
 
 def folder_name(step: int) -> str:
@@ -134,17 +139,23 @@ class Manifest(_Entry):
 
     @staticmethod
     def decode(raw: bytes) -> Manifest:
-        """The manifest that `encode` wrote; ValueError (one line) for any other bytes."""
+        """The manifest that `encode` wrote; ValueError (one line) for any other bytes.
+
+        Raises OtherFormatError for a whole manifest of another version of the format.
+        """
         try:
             content = json.loads(raw)
             if not isinstance(content, dict):
                 raise ValueError("it is not a JSON object")
-            if content.get("version", 1) != 1:
-                raise ValueError(f"it has format version {content['version']!r}, this llmkit reads version 1")
             if canonical(content) != raw:
                 raise ValueError("it is not in the form it was written in")
             if content.pop("checksum", None) != xxhash.xxh64(canonical(content)).hexdigest():
                 raise ValueError("its checksum is wrong")
+            if content.get("version", 1) != 1:
+                raise OtherFormatError(
+                    f"llmkit {content.get('versions', {}).get('llmkit')} wrote it in format version "
+                    f"{content['version']!r}, this llmkit {__version__} reads version 1"
+                )
             return Manifest.model_validate_json(canonical(content))
         except ValidationError as error:
             first = error.errors()[0]

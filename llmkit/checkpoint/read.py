@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint.files import BlockFile, TensorPlace, decode_header, open_file
+from llmkit.checkpoint.files import BlockFile, OpenFiles, TensorPlace, decode_header, open_file
 from llmkit.checkpoint.pieces import Run, check_piece, intersect, runs, subtract
 from llmkit.errors import UserError
 from llmkit.files import cannot_read
@@ -76,10 +76,11 @@ def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
 def folders(root: Path) -> list[Path]:
     """The folders in `root` that should be checkpoints, good or not, the oldest step first.
 
-    One that is being replaced by another of the same step counts as long as that is not there.
+    Links to folders count, also to one that is not there. One that is being replaced by another of the same
+    step counts as long as that is not there.
     """
     try:
-        names = {path.name for path in root.iterdir() if path.is_dir() and not path.is_symlink()}
+        names = {path.name for path in root.iterdir() if path.is_dir() or path.is_symlink()}
     except FileNotFoundError:
         return []
     found = {name: name for name in names if fmt.FOLDER.fullmatch(name)}
@@ -97,7 +98,7 @@ def verify(folder: Path, share: int = 0, of: int = 1) -> list[str]:
     """
     try:
         return list(load(folder).problems(share, of))
-    except Damaged as error:
+    except (Damaged, UserError) as error:
         return [str(error)]
 
 
@@ -106,7 +107,7 @@ def describe(root: Path) -> Iterator[str]:
     for folder in folders(root):
         try:
             checkpoint = load(folder)
-        except Damaged as error:
+        except (Damaged, UserError) as error:
             yield f"{folder.name}  not usable: {error}"
             continue
         size = sum(entry.size for entry in checkpoint.manifest.files)
@@ -117,10 +118,12 @@ def describe(root: Path) -> Iterator[str]:
 def load(folder: Path) -> Checkpoint:
     """The checkpoint in exactly this folder. Checks the manifest and the sizes of all files.
 
-    What is in a file is checked when it is asked for.
+    What is in a file is checked when it is asked for. The folder may be a link, its files may not.
 
-    Raises Damaged.
+    Raises Damaged, and UserError for a checkpoint in the format of another version.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise Damaged(f"{folder}: it is a link to {os.readlink(folder)}, which is not there")
     manifest = _read_manifest(folder / fmt.MANIFEST)
     named = fmt.FOLDER.fullmatch(folder.name.removeprefix(fmt.REPLACED))
     if named and int(named[1]) != manifest.step:
@@ -135,6 +138,8 @@ def _read_manifest(path: Path) -> fmt.Manifest:
             if size > fmt.MAX_MANIFEST:
                 raise ValueError(f"it has {size} bytes, more than any manifest")
             return fmt.Manifest.decode(file.read())
+        except fmt.OtherFormatError as error:
+            raise UserError(f"{path}: {error}; use that version, or move the checkpoint away") from error
         except (OSError, ValueError) as error:
             raise Damaged(f"{path}: {error}") from error
 
@@ -142,13 +147,14 @@ def _read_manifest(path: Path) -> fmt.Manifest:
 class Checkpoint:
     """A checkpoint that is open for reading; made by `newest`, `open` or `load`.
 
-    It stays readable when its folder is deleted meanwhile.
+    It stays readable when its folder is deleted meanwhile, unless it has more than `files.OPEN_FILES` files.
     """
 
     def __init__(self, path: Path, manifest: fmt.Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._files = {entry.name: BlockFile(path / entry.name, entry) for entry in manifest.files}
+        opened = OpenFiles()
+        self._files = {entry.name: BlockFile(path / entry.name, entry, opened) for entry in manifest.files}
         self._blocks: dict[tuple[str, int], Tensor] = {}
         self._places: dict[str, dict[str, TensorPlace]] = {}
         self._pieces: dict[tuple[str, str], list[fmt.PieceEntry]] = {}

@@ -29,7 +29,7 @@ def rate_change(checkpoint: Checkpoint, config: Config, progress: Progress) -> R
     progress: of now, with the number of steps of now.
     """
     before = read_stored(checkpoint.config, checkpoint.origin, lambda line: None)
-    steps_before = Progress.from_json(checkpoint.state["progress"]).max_steps
+    steps_before = Progress.from_json(checkpoint.state["progress"], checkpoint.origin).max_steps
     step, end = progress.step + 1, max(progress.max_steps or 0, steps_before or 0, progress.step + 1)
     stride = max(1, (end - step) // COMPARED)
     pairs = [

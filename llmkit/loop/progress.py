@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from llmkit import __version__
+from llmkit.errors import UserError
 
 
 @dataclass
@@ -67,6 +70,15 @@ class Progress:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, state: dict[str, Any]) -> Progress:
-        """The progress that `to_json` wrote; an unknown field is a TypeError."""
+    def from_json(cls, state: dict[str, Any], origin: str = "a checkpoint") -> Progress:
+        """The progress that `to_json` wrote, maybe in an older version.
+
+        origin: names the checkpoint and its version. Raises UserError for a counter that is not known.
+        """
+        unknown = state.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise UserError(
+                f"{origin}: it counts {', '.join(sorted(unknown))}, which llmkit {__version__} does not "
+                "know; use the version that wrote it"
+            )
         return cls(**state)

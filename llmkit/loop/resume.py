@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llmkit.checkpoint.format import FOLDER, folder_name
 from llmkit.checkpoint.read import Checkpoint, folders, newest
 from llmkit.checkpoint.read import load as load_checkpoint
 from llmkit.config.derive import resolved_model
@@ -16,6 +18,7 @@ from llmkit.config.schema import Config, Model
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
+from llmkit.monitor.events import EventLog
 from llmkit.parallel.agreement import first_only, together
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
@@ -51,20 +54,32 @@ def find_checkpoint(
 
     Raises UserError where the folder holds another run, or one that would have to start over.
     """
-    checkpoint = newest(folder.checkpoints, note)
+    checkpoint, saved = newest(folder.checkpoints, note), _last_saved(folder)
     if checkpoint is not None:
         _check_same_run(checkpoint, loaded, options, folder, note)
+        gone = saved is not None and not os.path.lexists(folder.checkpoints / saved)
+        if gone and str(saved) > folder_name(checkpoint.step):
+            note(f"{saved} was saved, but is not in {folder.checkpoints} any more")
     elif damaged := folders(folder.checkpoints):
         raise UserError(
             f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
             "bring a good one back, or choose another run.name to start anew"
         )
-    elif folder.is_done:
+    elif folder.is_done or saved is not None:
+        link = f" (a link to {os.readlink(folder.checkpoints)})" if folder.checkpoints.is_symlink() else ""
         raise UserError(
-            f"{folder.path} is the record of a finished run whose checkpoints are gone; "
-            "choose another run.name to start anew, or move the folder away"
+            f"{folder.path} is the record of a run whose checkpoints are gone: "
+            f"{folder.checkpoints}{link} holds none{f', and {saved} was saved' if saved else ''}. Bring them "
+            "back (is their disk mounted?), or choose another run.name, or move the folder away to start anew"
         )
     return checkpoint
+
+
+def _last_saved(folder: RunFolder) -> str | None:
+    """The folder's name of the last checkpoint that events.jsonl tells of; None if it tells of none."""
+    rows = EventLog(folder.path / "events.jsonl").rows()
+    saved = [row.get("path") for row in rows if row.get("event") == "save"]
+    return saved[-1] if saved and FOLDER.fullmatch(str(saved[-1])) else None
 
 
 def changed_settings(checkpoint: Checkpoint, loaded: Loaded) -> Differences:
@@ -100,7 +115,7 @@ def check_same_model(checkpoint: Checkpoint, shape: ModelShape) -> None:
 
 def resumed_progress(checkpoint: Checkpoint, config: Config) -> Progress:
     """The counters of the checkpoint under today's settings: more steps let a finished run go on."""
-    progress = Progress.from_json(checkpoint.state["progress"])
+    progress = Progress.from_json(checkpoint.state["progress"], checkpoint.origin)
     if config.train.max_steps is not None:
         progress.max_steps = config.train.max_steps
     patience = config.evaluate.early_stopping

@@ -61,7 +61,7 @@ def test_folders_that_are_no_checkpoints_are_passed_by(tmp_path: Path, save_step
     for name in ("step-7", "step-000000070", "step-0000007x", ".tmp-step-00000007", arabic):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000008").write_text("a file")
-    (tmp_path / "step-00000009").symlink_to(tmp_path / "step-00000005")
+    (tmp_path / "step-00000009.bak").symlink_to(tmp_path / "step-00000005")
     assert newest(tmp_path) == (5, [])
 
 

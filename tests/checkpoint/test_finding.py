@@ -1,0 +1,126 @@
+"""Finding checkpoints that lie elsewhere, have many files, or cannot be read for reasons of no damage."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+
+from llmkit.checkpoint import read, writer
+from llmkit.checkpoint.format import canonical
+from llmkit.errors import RunFault, UserError
+
+
+def newest(root: Path) -> tuple[int | None, list[str]]:
+    """The step of the newest good checkpoint, and what was said on the way to it."""
+    said: list[str] = []
+    found = read.newest(root, said.append)
+    return (found.step if found else None), said
+
+
+def test_checkpoints_on_another_disk_are_found_through_their_links(tmp_path: Path, save_step: Any) -> None:
+    for step in (1, 2):
+        moved = tmp_path / f"disk{step}"
+        folder = save_step(step)
+        folder.rename(moved)
+        folder.symlink_to(moved)
+    assert newest(tmp_path) == (2, [])
+    save_step(3, keep_last=2)
+    assert [path.name for path in read.folders(tmp_path)] == ["step-00000002", "step-00000003"]
+    assert (tmp_path / "disk1" / "manifest.json").exists()  # only the link was pruned
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path, save_step: Any) -> None:
+    save_step(1)
+    (tmp_path / "step-00000002").symlink_to("/unmounted/step-00000002")
+    step, said = newest(tmp_path)
+    assert step == 1
+    assert "step-00000002: it is a link to /unmounted/step-00000002, which is not there" in said[0]
+
+
+def test_a_link_to_another_step_is_not_taken_for_that_step(tmp_path: Path, save_step: Any) -> None:
+    (tmp_path / "step-00000009").symlink_to(save_step(5))
+    step, said = newest(tmp_path)
+    assert step == 5
+    assert "it is of step 5" in said[0]
+
+
+def test_files_in_a_checkpoint_may_not_be_links(tmp_path: Path, save_step: Any) -> None:
+    folder = save_step(1)
+    (folder / "tokenizer.json").rename(tmp_path / "elsewhere.json")
+    (folder / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
+    step, said = newest(tmp_path)
+    assert step is None
+    assert "it is a symbolic link" in said[0]
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """A process that may open 200 files, as others may 1,024."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_more_files_than_a_process_may_open(
+    tmp_path: Path, save_step: Any, pieces: Any, few_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FILE_BYTES", 1)
+    many = {f"tensor{number}": torch.full((2,), float(number)) for number in range(100)}
+    for step in (1, 2):
+        folder = save_step(step, pieces=pieces(many), keep_last=1)
+    assert len(list(folder.iterdir())) > 300
+    assert newest(tmp_path) == (2, [])
+    checkpoint = read.load(folder)
+    for _ in range(2):
+        for name, tensor in many.items():
+            assert torch.equal(checkpoint.read(name, "exp_avg"), tensor + 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "says"),
+    [
+        (errno.EMFILE, RunFault, "cannot be opened now (Too many open files)"),
+        (errno.EACCES, UserError, "read access"),
+    ],
+)
+def test_what_cannot_be_opened_is_not_taken_for_damage(
+    tmp_path: Path, save_step: Any, monkeypatch: pytest.MonkeyPatch, number: int, kind: type, says: str
+) -> None:
+    """An older checkpoint must not be taken instead of a good one."""
+    save_step(1)
+    newer = str(save_step(2) / "pieces-00000-00000.safetensors")
+    open_ = os.open
+
+    def failing(path: Any, *arguments: Any, **settings: Any) -> int:
+        if str(path) == newer:
+            raise OSError(number, os.strerror(number), newer)
+        return open_(path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(kind) as refused:
+        newest(tmp_path)
+    assert says in str(refused.value)
+    assert not isinstance(refused.value, read.Damaged)
+
+
+def test_a_checkpoint_of_a_newer_format_is_not_passed_over(tmp_path: Path, save_step: Any) -> None:
+    save_step(1)
+    path = save_step(2) / "manifest.json"
+    content = json.loads(path.read_bytes())
+    del content["checksum"]
+    content |= {"version": 2, "versions": {"llmkit": "0.7.0"}, "what": "it has besides"}
+    path.write_bytes(canonical(content | {"checksum": xxhash.xxh64(canonical(content)).hexdigest()}))
+    with pytest.raises(UserError, match=r"llmkit 0\.7\.0 wrote it in format version 2, .* reads version 1"):
+        newest(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"it has besides", b"it had besides"))
+    assert newest(tmp_path)[0] == 1  # that one is damaged
