@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake the user can mend: the message names the place and the remedy.
@@ -15,6 +17,16 @@ class RunFault(Exception):
 
     The command line prints the message alone, without a traceback, and exits with code 1.
     """
+
+
+def raise_together(errors: Iterable[UserError | RunFault]) -> None:
+    """Raises one error that tells of all `errors`, each on a line; nothing, if there are none."""
+    found = list(errors)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        kind = UserError if any(isinstance(error, UserError) for error in found) else RunFault
+        raise kind(f"{len(found)} mistakes" + "".join(f"\n  {error}" for error in found))
 
 
 class AlreadyTold(Exception):

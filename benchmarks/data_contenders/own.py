@@ -14,6 +14,7 @@ import torch
 from benchmarks.data_contenders import Contender, Open, Pair
 from benchmarks.data_corpus import END_OF_TEXT, LENGTH, ROWS, read_facts, stream
 from llmkit.config import schema
+from llmkit.data.building.given import open_given
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Place, Prepared, open_prepared
 from llmkit.data.shards.writer import ShardWriter
@@ -54,7 +55,8 @@ def load_shards(masks: bool, corpus: Path, place: Path) -> Open:
     def batches() -> Iterator[Pair]:
         source = schema.Source(type="shards", path=str(place / "shards"))
         config = schema.Data(sources=[source], sequence_length=LENGTH, document_masks=masks)
-        yield from _batches(open_prepared(config, tokenizer, [Place("text", source)]), config)
+        opened = Place("text", source, given=open_given(source, "text", tokenizer))
+        yield from _batches(open_prepared(config, tokenizer, [opened]), config)
 
     return batches
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmkit.config import schema
 from llmkit.data.building.cache import opening_cache
+from llmkit.data.building.given import Given
 from llmkit.data.live.source import LiveSource
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.shards.reader import ShardReader
@@ -39,12 +39,14 @@ class SourceRecord(BaseModel):
 
 
 class Place(NamedTuple):
-    """Where a source is. folder: what was built of it, if anything. live: what tokenizes it."""
+    """Where a source is. folder: what was built of it, if anything. live: what tokenizes it. given: tokens
+    that somebody else made."""
 
     name: str
     spec: schema.Source
     folder: Path | None = None
     live: LiveSource | None = None
+    given: Given | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Pl
         left_out[place.name] = record.left_out if record else {}
         if record and record.heldout and place.folder:
             heldout.append(HeldOutSource(place.name, _open(place.folder, "heldout", tokenizer)))
-        elif spec.heldout_path is not None:
-            heldout.append(HeldOutSource(place.name, _given_shards(spec.heldout_path, place.name, tokenizer)))
+        elif place.given and place.given.heldout:
+            heldout.append(HeldOutSource(place.name, place.given.heldout))
     return Prepared(
         folders={place.name: place.folder for place in places if place.folder},
         tokenizer=tokenizer,
@@ -224,26 +226,17 @@ def _fingerprint(
 def _open_train(place: Place, tokenizer: Tokenizer) -> RowSource | LiveSource:
     if place.live is not None:
         return place.live
-    if place.folder is not None:
-        return _open(place.folder, "train", tokenizer)
-    path = place.spec.path if isinstance(place.spec.path, str) else (place.spec.path or [""])[0]
-    if place.spec.type == "megatron":
-        return MegatronReader(Path(os.path.expanduser(path)), tokenizer.vocab_size, tokenizer.end_of_text_id)
-    return _given_shards(path, place.name, tokenizer)
-
-
-def _given_shards(path: str, name: str, tokenizer: Tokenizer) -> ShardReader:
-    remedy = f"source {name} is read as it is: mend or replace that folder, or name its own tokenizer"
-    return _reader(Path(os.path.expanduser(path)), tokenizer, remedy)
+    if place.given is not None:
+        return place.given.rows
+    assert place.folder is not None, place.name
+    return _open(place.folder, "train", tokenizer)
 
 
 def _open(folder: Path, split: str, tokenizer: Tokenizer) -> ShardReader:
     with opening_cache():
-        return _reader(folder / split, tokenizer, _remedy(folder))
-
-
-def _reader(folder: Path, tokenizer: Tokenizer, remedy: str) -> ShardReader:
-    return ShardReader(folder, tokenizer.vocab_size, tokenizer.hash, remedy, tokenizer.end_of_text_id)
+        return ShardReader(
+            folder / split, tokenizer.vocab_size, tokenizer.hash, _remedy(folder), tokenizer.end_of_text_id
+        )
 
 
 def _remedy(folder: Path) -> str:

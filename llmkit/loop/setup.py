@@ -21,8 +21,9 @@ from llmkit.config.schema import Config, Data
 from llmkit.config.settings import Known
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived
-from llmkit.data.building.opened import Found, find_elsewhere
+from llmkit.data.building.opened import Found
 from llmkit.data.building.prepare import prepare
+from llmkit.data.building.probe import find_elsewhere
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
@@ -224,8 +225,8 @@ def _find_elsewhere(data: Data, mesh: Mesh) -> dict[str, Found]:
     """What rank 0 finds of sources that are not on local disks."""
     found = json.loads(first_only(mesh, lambda: json.dumps(find_elsewhere(data))))
     return {
-        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units])
-        for place, (files, units) in found.items()
+        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], mistake)
+        for place, (files, units, mistake) in found.items()
     }
 
 

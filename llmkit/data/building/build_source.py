@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -32,7 +32,11 @@ SMALL = 8 << 20
 
 
 class Builder:
-    """Builds the sources of some settings. workers: processes at most; None = as many as there are cores."""
+    """Builds the sources of some settings.
+
+    workers: processes at most; None = as many as there are cores. check: raises what is wrong with any of the
+    sources; called before one is built.
+    """
 
     def __init__(
         self,
@@ -41,9 +45,10 @@ class Builder:
         encoder: RecordEncoder,
         report: Report,
         workers: int | None,
+        check: Callable[[], None],
     ) -> None:
         self._config, self._tokenizer, self._encoder = config, tokenizer, encoder
-        self._report, self._workers = report, workers
+        self._report, self._workers, self._check = report, workers, check
 
     def build(self, source: OpenedSource) -> Path:
         """The folder of a source that is tokenized before training; what is not there is built.
@@ -76,6 +81,7 @@ class Builder:
         return {"row": config.sequence_length} if config.packing == "best_fit" else {}
 
     def _fill(self, source: OpenedSource, workplace: Path) -> None:
+        self._check()
         began = time.monotonic()
         part_bytes = part_bytes_of(source.files)
         reader = source.reader(part_bytes)

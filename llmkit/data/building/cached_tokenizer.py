@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -30,9 +30,12 @@ PLACES = 64
 """Evenly spread over a source, at whose beginnings text is taken."""
 
 
-def cached_tokenizer(config: schema.Data, sources: Sequence[OpenedSource], report: Report) -> Tokenizer:
+def cached_tokenizer(
+    config: schema.Data, sources: Sequence[OpenedSource], report: Report, check: Callable[[], None]
+) -> Tokenizer:
     """The tokenizer of the settings, from the cache or made and put there.
 
+    check: raises what is wrong with any of the sources; called before a tokenizer is made.
     Raises UserError for settings that contradict each other or a tokenizer that cannot be had.
     """
     spec = config.tokenizer
@@ -51,6 +54,7 @@ def cached_tokenizer(config: schema.Data, sources: Sequence[OpenedSource], repor
     folder = Path(config.cache_dir) / f"tokenizer-{content_key(described)}"
 
     def fill(workplace: Path) -> None:
+        check()
         tokenizer = make_tokenizer(spec, _texts(config, readable))
         if spec.type == "bpe":
             _report_size(tokenizer.vocab_size, spec.vocab_size or schema.BPE_VOCAB_SIZE, report)

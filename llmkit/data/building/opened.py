@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from pydantic import JsonValue
 from llmkit.config import schema
 from llmkit.config.check import source_name
 from llmkit.data.live.source import known_files, open_reader
-from llmkit.data.sources.listing import File, examine, is_elsewhere, list_files
+from llmkit.data.sources.listing import File, examine, list_files
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Policy
 from llmkit.data.sources.units import Unit, cut_into_units
@@ -85,46 +84,26 @@ def read_twice(sources: Sequence[OpenedSource]) -> list[str]:
 
 
 class Found(NamedTuple):
-    """What was asked for of a source elsewhere: its files and, of a live one, their units."""
+    """What was asked for of a source elsewhere: its files and, of a live one, their units. mistake: or why
+    there is none."""
 
     files: Sequence[File]
     units: Sequence[Unit]
+    mistake: str = ""
 
 
-def find_elsewhere(config: schema.Data) -> dict[str, Found]:
-    """The sources that are not on local disks, by the key of their settings.
+def open_source(config: schema.Data, number: int, found: Found | None = None) -> OpenedSource:
+    """A source of the settings; nothing is asked for where it is known what was `found`.
 
-    So one process can ask for all of them: stores would not like as many questions as there are processes.
+    Raises UserError where it has no files.
     """
-    found = {}
-    for number, spec in enumerate(config.sources):
-        place = f"data.sources.{number}"
-        if is_elsewhere(spec):
-            files = list_files(spec, place)
-            live = open_reader(spec, source_name(number, spec), place, config, files) if spec.live else None
-            found[place] = Found(files, [] if live is None else live.units)
-    return found
-
-
-def open_sources(config: schema.Data, known: Mapping[str, Found] | None = None) -> list[OpenedSource]:
-    """All sources, in the order of the settings; nothing is asked for of those in `known`.
-
-    Raises UserError where one has no files.
-    """
-    names = [source_name(number, spec) for number, spec in enumerate(config.sources)]
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UserError(f"data.sources: {count} sources are named {name!r}; give each its own name")
-    if not any(spec.weight for spec in config.sources) and not config.curriculum:
-        raise UserError("data.sources: all weights are 0, so there is no source to draw rows from")
-    opened = []
-    for number, (spec, name) in enumerate(zip(config.sources, names, strict=True)):
-        place = f"data.sources.{number}"
-        found = (known or {}).get(place)
-        files: Sequence[File] = []
-        if spec.type not in ("shards", "megatron"):
-            files = found.files if found else list_files(spec, place)
-        units = found.units if found else None
-        live = open_reader(spec, name, place, config, files, units) if spec.live else None
-        opened.append(OpenedSource(number, spec, name, config.errors, files, live))
-    return opened
+    spec, place = config.sources[number], f"data.sources.{number}"
+    name = source_name(number, spec)
+    if found and found.mistake:
+        raise UserError(found.mistake)
+    files: Sequence[File] = []
+    if spec.type not in ("shards", "megatron"):
+        files = found.files if found else list_files(spec, place)
+    units = found.units if found else None
+    live = open_reader(spec, name, place, config, files, units) if spec.live else None
+    return OpenedSource(number, spec, name, config.errors, files, live)

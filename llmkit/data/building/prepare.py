@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 from llmkit.config import schema
 from llmkit.data.building.build_source import Builder
 from llmkit.data.building.cache import Report
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
-from llmkit.data.building.opened import Found, OpenedSource, open_sources, read_twice
+from llmkit.data.building.given import Given, check_documents, open_given
+from llmkit.data.building.opened import Found, OpenedSource, read_twice
+from llmkit.data.building.probe import check_sources, open_sources
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, summary
+from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import UserError, raise_together
 
 
 def prepare(
@@ -38,15 +43,37 @@ def prepare(
     sources = open_sources(config, known)
     for warning in read_twice(sources) if config.heldout_every else ():
         report(warning)
-    tokenizer = tokenizer or cached_tokenizer(config, sources, report)
+    check = cache(lambda: check_sources(source for source in sources if source.place not in (known or {})))
+    if any(source.live for source in sources):  # others are looked at before any of them is built
+        check()
+    tokenizer = tokenizer or cached_tokenizer(config, sources, report, check)
     if any(spec.record == "chat" for spec in config.sources):  # whoever talks to the model needs it too
         tokenizer.chat_template = tokenizer.chat_template or CHATML
     encoder = RecordEncoder(tokenizer)
-    builder = Builder(config, tokenizer, encoder, report, workers)
-    places = [_place(source, config, encoder, builder, seed) for source in sources]
+    given = _open_given(config, sources, tokenizer, report)
+    builder = Builder(config, tokenizer, encoder, report, workers, check)
+    places = [_place(source, config, encoder, builder, seed, given) for source in sources]
     prepared = open_prepared(config, tokenizer, places)
     report(summary(prepared))
     return prepared
+
+
+def _open_given(
+    config: schema.Data, sources: Sequence[OpenedSource], tokenizer: Tokenizer, report: Report
+) -> dict[str, Given]:
+    """The sources that are read as they are, by name; raises UserError that tells of all their mistakes."""
+    found: dict[str, Given] = {}
+    errors = []
+    for source in sources:
+        if source.kind == "given":
+            try:
+                found[source.name] = given = open_given(source.spec, source.name, tokenizer)
+                if isinstance(given.rows, MegatronReader):
+                    check_documents(given.rows, source.name, config.cache_dir, report)
+            except UserError as error:
+                errors.append(error)
+    raise_together(errors)
+    return found
 
 
 def _place(
@@ -55,9 +82,10 @@ def _place(
     encoder: RecordEncoder,
     builder: Builder,
     seed: int,
+    given: Mapping[str, Given],
 ) -> Place:
-    if source.kind == "given":
-        return Place(source.name, source.spec)
+    if source.name in given:
+        return Place(source.name, source.spec, given=given[source.name])
     if source.live is None:
         return Place(source.name, source.spec, builder.build(source))
     live = LiveSource.of(source.live, config, encoder)

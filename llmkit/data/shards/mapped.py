@@ -53,6 +53,11 @@ class MappedFile:
         self._unchecked = np.ones(self.blocks, dtype=bool)
         self._left = self.blocks
 
+    @property
+    def time(self) -> int:
+        """When the file was last written to, in ns."""
+        return self._stamp.st_mtime_ns
+
     def look(self) -> bool:
         """Before each read: whether some blocks are unchecked, so that `check` must come first.
 

@@ -18,7 +18,8 @@ class MegatronReader:
     """Reads Megatron-LM's files as one stream, the tokens as they lie there, one file after the other.
 
     path: PREFIX of PREFIX.bin and PREFIX.idx, a folder with such files, or a glob pattern. vocab_size: ids
-    must be below it; a block of ids is checked when it is first read. end_of_text_id: ends every document.
+    must be below it; a block of ids is checked when it is first read. end_of_text_id: ends every document;
+    that of the last one is looked at here, the others by `check_documents`.
     Raises UserError for files that are missing, broken, in conflict with each other or made with another
     tokenizer, and while reading, for an id outside the vocabulary; RunFault for a file that is cut,
     written to, replaced or removed while it is being read.
@@ -46,10 +47,25 @@ class MegatronReader:
         self.tokens = self._stream.tokens
         self.documents = sum(index.documents for index in self._indices)
         self._starts = np.cumsum([0] + [index.tokens for index in self._indices]).tolist()
-        for number in range(len(files)):
-            self._check_ends(number, end_of_text_id)
         self._end_of_text = end_of_text_id
+        for number, (index, name) in enumerate(zip(self._indices, self._paths, strict=True)):
+            end = self._starts[number] + index.tokens
+            if (last := int(self.read(end - 1, end)[0])) != end_of_text_id:
+                what = f"its last document ends with token {last} and not with {self._wanted}"
+                raise UserError(f"{name}: {what}")
         self.digest = self._digest(dtype)
+
+    @property
+    def times(self) -> list[int]:
+        """When the files of ids were last written to, in ns."""
+        return self._stream.times
+
+    @property
+    def _wanted(self) -> str:
+        return (
+            f"{self._end_of_text}, the end-of-text of data.tokenizer: the file was made without --append-eod "
+            "or with another tokenizer; make it again, or name its tokenizer"
+        )
 
     def row_count(self, length: int) -> int:
         """How many whole rows of `length` inputs the stream has."""
@@ -85,22 +101,30 @@ class MegatronReader:
         return tokens[:-1] if tokens.size and tokens[-1] == self._end_of_text else tokens
 
     def verify(self) -> int:
-        """Check the ids of every block against the vocabulary; returns the number of blocks."""
+        """Check the ids of every block, and the end of every document; returns the number of blocks."""
+        self.check_documents()
         return self._stream.check_all()
 
-    def _check_ends(self, number: int, end_of_text_id: int) -> None:
-        """The first and the last document of a file, but empty ones, must end with end-of-text."""
-        index = self._indices[number]
-        ends = (index.document(document)[1] for document in range(index.documents))
-        first = next(end for end in ends if end > 0)
-        for name, place in (("first", first), ("last", index.tokens)):
-            end = self._starts[number] + place
-            last = int(self.read(end - 1, end)[0])
-            if last != end_of_text_id:
+    def check_documents(self) -> None:
+        """Raises UserError unless each document, but empty ones, ends with end-of-text, as rows show it.
+
+        Reads, in order, every block that holds the end of a document: all of most files.
+        """
+        for number, (index, name) in enumerate(zip(self._indices, self._paths, strict=True)):
+            unended, before, documents = 0, 0, 0
+            first = ""
+            for ends in index.document_ends():
+                filled = np.diff(ends, prepend=before) > 0
+                last = self._stream.take(self._starts[number] + ends[filled] - 1)
+                wrong = np.flatnonzero(last != self._end_of_text)
+                if wrong.size and not unended:
+                    document = documents + int(np.flatnonzero(filled)[wrong[0]]) + 1
+                    first = f"the first: document {document}, whose last token is {last[wrong[0]]}"
+                unended, before, documents = unended + wrong.size, int(ends[-1]), documents + ends.size
+            if unended:
                 raise UserError(
-                    f"{self._paths[number]}: its {name} document ends with token {last} and not with "
-                    f"{end_of_text_id}, the end-of-text of data.tokenizer: the file was made without "
-                    "--append-eod or with another tokenizer; make it again, or name its tokenizer"
+                    f"{name}: {unended:,} of its {documents:,} documents ({first}) do not end with "
+                    f"{self._wanted}"
                 )
 
     def _digest(self, dtype: np.dtype) -> str:

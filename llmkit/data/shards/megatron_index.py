@@ -26,6 +26,8 @@ HEADER = struct.Struct("<9sQBQQ")
 ID_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """Types of ids by their code; 6 and 7 are floating point."""
 NUMBERS_AT_ONCE = 1 << 20
+DOCUMENTS_AT_ONCE = 1 << 16
+"""Documents whose places are looked up together: each may have many sequences."""
 
 REMEDY = "make the files again with Megatron-LM's tools/preprocess_data.py"
 
@@ -72,6 +74,16 @@ class MegatronIndex(NamedTuple):
     tokens: int
     digest: str
 
+    def document_ends(self) -> Iterator[np.ndarray]:
+        """The token after the last one of each document, in order; (count,) int64 each."""
+        base = HEADER.size + 12 * self.sequences
+        for places in _parts(self.path, base + 8, self.documents, "<i8", DOCUMENTS_AT_ONCE):
+            first, last = int(places[0]), int(places[-1])
+            count = min(last + 1, self.sequences) - first
+            pointers = HEADER.size + 4 * self.sequences + 8 * first
+            begins = _numbers(self.path, pointers, count, "<i8") // self.dtype.itemsize
+            yield np.append(begins, self.tokens)[places - first]
+
     def document(self, number: int) -> tuple[int, int]:
         """First token of a document, and the one after its last."""
         base = HEADER.size + 12 * self.sequences
@@ -96,15 +108,27 @@ def _numbers(path: Path, offset: int, count: int, dtype: str) -> np.ndarray:
     return numbers
 
 
-def _parts(path: Path, offset: int, count: int, dtype: str) -> Iterator[np.ndarray]:
-    """The same, in parts of NUMBERS_AT_ONCE."""
+def _parts(
+    path: Path, offset: int, count: int, dtype: str, at_once: int = NUMBERS_AT_ONCE
+) -> Iterator[np.ndarray]:
+    """The same, in parts of `at_once`."""
     size = np.dtype(dtype).itemsize
-    for first in range(0, count, NUMBERS_AT_ONCE):
-        yield _numbers(path, offset + first * size, min(NUMBERS_AT_ONCE, count - first), dtype)
+    for first in range(0, count, at_once):
+        yield _numbers(path, offset + first * size, min(at_once, count - first), dtype)
 
 
-def read_index(path: Path) -> MegatronIndex:
-    """Read and check an index file, whole but in parts; raises UserError."""
+class Head(NamedTuple):
+    """The beginning of an index file. places: numbers that bound the documents. raw: its bytes."""
+
+    size: int
+    dtype: np.dtype
+    sequences: int
+    places: int
+    raw: bytes
+
+
+def read_head(path: Path) -> Head:
+    """Read and check the beginning of an index file, and its size; raises UserError."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -125,7 +149,12 @@ def read_index(path: Path) -> MegatronIndex:
             f"{path}: {size} bytes, its {sequences} sequences and {max(places - 1, 0)} documents take "
             f"{expected}; the file was cut, or it holds more than text; {REMEDY}"
         )
-    dtype = np.dtype(ID_TYPES[code])
+    return Head(size, np.dtype(ID_TYPES[code]), sequences, places, head)
+
+
+def read_index(path: Path) -> MegatronIndex:
+    """Read and check an index file, whole but in parts; raises UserError."""
+    size, dtype, sequences, places, head = read_head(path)
     tokens = _check_sequences(path, sequences, dtype.itemsize)
     _check_places(path, sequences, places)
     if tokens == 0:

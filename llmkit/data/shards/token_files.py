@@ -24,6 +24,7 @@ class TokenFiles:
         self._first: list[int] = self._starts.tolist()
         self._windows: dict[tuple[int, int], np.ndarray] = {}
         self.tokens = int(self._starts[-1])
+        self.times = [file.time for file in files]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start .. stop-1, across files; shape (stop - start,), the stored type."""
@@ -37,6 +38,17 @@ class TokenFiles:
                 start - first : end - first
             ]
             start, number = end, number + 1
+        return out
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Single tokens, (count,) of the stored type; `places`: (count,) in the stream."""
+        out = np.empty(places.size, dtype=self._dtype)
+        numbers = np.searchsorted(self._starts, places, side="right") - 1
+        first = places - self._starts[numbers]
+        for number in np.unique(numbers).tolist():
+            self._touch(number, first, first + 1, numbers)
+            here = numbers == number
+            out[here] = self._tokens[number][first[here]]
         return out
 
     def row_count(self, length: int) -> int:

@@ -166,7 +166,8 @@ class Extractor:
             raise _UnusableError(NO_OBJECT, f"the line holds {text.strip()[:40]!r:.40}, not a JSON object")
         for field in self._fields:
             if field not in record:
-                raise _UnusableError(NO_FIELD, f"the record has no field {field!r}")
+                only = f"; it has {', '.join(map(repr, record))}"[:100] if record else ""
+                raise _UnusableError(NO_FIELD, f"the record has no field {field!r}{only}")
         return [record[field] for field in self._fields]
 
     def _string(self, value: Any, what: str) -> str:

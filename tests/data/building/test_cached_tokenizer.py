@@ -10,7 +10,7 @@ import pytest
 from llmkit.config import schema
 from llmkit.data.building import cached_tokenizer as module
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
-from llmkit.data.building.opened import open_sources
+from llmkit.data.building.probe import open_sources
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
 
@@ -24,7 +24,7 @@ def settings(*paths: Path, live: bool = False, **changes: Any) -> schema.Data:
 
 
 def make(config: schema.Data, report: Callable[[str], None] = lambda line: None) -> Tokenizer:
-    return cached_tokenizer(config, open_sources(config), report)
+    return cached_tokenizer(config, open_sources(config), report, lambda: None)
 
 
 def read_texts(config: schema.Data, monkeypatch: pytest.MonkeyPatch) -> list[str]:

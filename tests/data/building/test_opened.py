@@ -10,7 +10,8 @@ import pytest
 
 from llmkit.config import schema
 from llmkit.data.building import opened
-from llmkit.data.building.opened import Found, find_elsewhere, open_sources
+from llmkit.data.building.opened import Found
+from llmkit.data.building.probe import find_elsewhere, open_sources
 from llmkit.data.live import source as live_source
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
@@ -38,13 +39,13 @@ def test_what_one_process_found_elsewhere_no_other_asks_for(
     config: schema.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = json.loads(json.dumps(find_elsewhere(config)))
-    assert [(place, len(files), len(units)) for place, (files, units) in told.items()] == [
+    assert [(place, len(files), len(units)) for place, (files, units, _) in told.items()] == [
         ("data.sources.0", 2, 2),
         ("data.sources.1", 1, 0),
     ]
     known = {
         place: Found([File(*file) for file in files], [Unit(*unit) for unit in units])
-        for place, (files, units) in told.items()
+        for place, (files, units, _) in told.items()
     }
     wanted = open_sources(config)
     asked = []

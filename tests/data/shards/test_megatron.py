@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmkit.data.shards import megatron_index
 from llmkit.data.shards.format import BLOCK_BYTES
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.errors import RunFault, UserError
@@ -91,10 +92,8 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
 
 
 def test_data_without_end_of_text_is_refused(tmp_path: Path) -> None:
-    wanted = r"toy.bin: its first document ends with token 6 and not with 0, .* without --append-eod or with"
+    wanted = r"toy.bin: its last document ends with token 8 and not with 0, .* without --append-eod or with"
     with pytest.raises(UserError, match=wanted):
-        MegatronReader(write_megatron(tmp_path / "toy", [[[5, 6]], [[8, END]]]), 100, END)
-    with pytest.raises(UserError, match=r"its last document ends with token 8"):
         MegatronReader(write_megatron(tmp_path / "toy", [[[5, END]], [[7, 8]]]), 100, END)
     write_megatron(tmp_path / "a", [[[1, END]]])
     write_megatron(tmp_path / "b", [[[2, END]], [[3]]])
@@ -153,8 +152,41 @@ def test_empty_documents_at_the_ends_of_a_file_are_passed_over(tmp_path: Path) -
     reader = MegatronReader(write_megatron(tmp_path / "toy", documents), 100, END)
     assert (reader.tokens, reader.documents) == (5, 5)
     assert [reader.document(number).tolist() for number in range(5)] == [[], [], [5, 6], [7], []]
-    with pytest.raises(UserError, match=r"its first document ends with token 6 and not with 0"):
-        MegatronReader(write_megatron(tmp_path / "toy", [[[]], [[5, 6]], [[7, END]]]), 100, END)
+    reader.check_documents()
+    reader = MegatronReader(write_megatron(tmp_path / "toy", [[[]], [[5, 6]], [[7, END]]]), 100, END)
+    with pytest.raises(UserError, match=r"1 of its 3 documents .*: document 2, whose last token is 6\)"):
+        reader.check_documents()
+
+
+@given(
+    documents=st.lists(
+        st.tuples(st.lists(st.lists(st.integers(1, 9), max_size=4), max_size=3), st.booleans()), max_size=12
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_every_document_without_an_end_is_found(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[tuple[list[list[int]], bool]]
+) -> None:
+    folder = tmp_path_factory.mktemp("megatron")
+    ended = [[*document, [END]] if has_end else document for document, has_end in documents] + [[[END]]]
+    reader = MegatronReader(write_megatron(folder / "toy", ended), 100, END)
+    wrong = [
+        number for number, (document, has_end) in enumerate(documents, 1) if not has_end and any(document)
+    ]
+    if not wrong:
+        return reader.check_documents()
+    wanted = rf"toy.bin: {len(wrong)} of its {len(ended)} documents .the first: document {wrong[0]}, "
+    for check in (reader.check_documents, reader.verify):
+        with pytest.raises(UserError, match=wanted):
+            check()
+
+
+def test_documents_are_looked_up_in_parts(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate(list(MegatronReader(prefix, 100, END)._indices[0].document_ends()))
+    assert whole.tolist() == [4, 6, 10]
+    monkeypatch.setattr(megatron_index, "DOCUMENTS_AT_ONCE", 2)
+    parts = list(MegatronReader(prefix, 100, END)._indices[0].document_ends())
+    assert [part.tolist() for part in parts] == [[4, 6], [10]]
 
 
 def test_files_of_several_types_are_not_read_as_one(tmp_path: Path) -> None:

@@ -173,7 +173,9 @@ def test_a_pair_is_a_prompt_and_its_completion() -> None:
     assert from_json(pair | {"q": ""}, **fields).record == Pair("", " 4")
     assert left_out(pair | {"a": " "}, **fields) == ("empty", "the completion is empty")
     assert left_out(pair | {"q": None}, **fields) == ("no string", "field 'q' is null, not a string")
-    assert left_out({"q": "x"}, **fields) == ("without the field", "the record has no field 'a'")
+    assert left_out({"q": "x"}, **fields) == (
+        "without the field", "the record has no field 'a'; it has 'q'"
+    )  # fmt: skip
 
 
 def test_ids_are_whole_numbers() -> None:

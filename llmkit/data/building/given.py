@@ -1,0 +1,85 @@
+"""Tokens that somebody else made, read as they are: token shards, and the files of Megatron-LM."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import JsonValue
+
+from llmkit.config import schema
+from llmkit.data.building.cache import Report, content_key, make_once
+from llmkit.data.shards.format import read_index
+from llmkit.data.shards.megatron import MegatronReader
+from llmkit.data.shards.megatron_index import find_prefixes, read_head, with_suffix
+from llmkit.data.shards.reader import ShardReader
+from llmkit.data.shards.rows import RowSource
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.files import sync_folder, write_sealed
+
+
+class Given(NamedTuple):
+    """What there is to read of such a source; heldout: None = nothing was named."""
+
+    rows: RowSource
+    heldout: ShardReader | None
+
+
+def look_at(spec: schema.Source, name: str) -> None:
+    """Raises UserError where there are no such tokens, whatever tokenizer made them; reads little."""
+    if spec.type == "megatron":
+        for prefix in find_prefixes(str(_path(spec))):
+            read_head(with_suffix(prefix, ".idx"))
+        return
+    read_index(_path(spec), _remedy(name))
+    if spec.heldout_path is not None:
+        read_index(_expanded(spec.heldout_path), _remedy(name))
+
+
+def open_given(spec: schema.Source, name: str, tokenizer: Tokenizer) -> Given:
+    """Opens the tokens; raises UserError where they are missing, damaged or made with another tokenizer."""
+    if spec.type == "megatron":
+        return Given(MegatronReader(_path(spec), tokenizer.vocab_size, tokenizer.end_of_text_id), None)
+    heldout = None if spec.heldout_path is None else _shards(_expanded(spec.heldout_path), name, tokenizer)
+    return Given(_shards(_path(spec), name, tokenizer), heldout)
+
+
+def check_documents(rows: MegatronReader, name: str, cache_dir: str, report: Report) -> None:
+    """Checks the end of every document, once for files as they are: the cache remembers it.
+
+    Raises UserError where a document would run into the next one.
+    """
+    described: dict[str, JsonValue] = {"version": 1, "files": rows.digest, "times": list(rows.times)}
+    folder = Path(cache_dir) / f"{name}-checked-{content_key(described)}"
+
+    def fill(workplace: Path) -> None:
+        began = time.monotonic()
+        rows.check_documents()
+        (workplace / "whole").mkdir()
+        write_sealed(workplace / "whole" / "checked.json", {"version": 1, "documents": rows.documents})
+        sync_folder(workplace / "whole")
+        seconds = time.monotonic() - began
+        report(f"data: {name}: each of {rows.documents:,} documents ends with end-of-text ({seconds:.1f} s)")
+
+    make_once(folder, fill, report)
+
+
+def _path(spec: schema.Source) -> Path:
+    path = spec.path if isinstance(spec.path, str) else (spec.path or [""])[0]
+    return _expanded(path)
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))
+
+
+def _shards(folder: Path, name: str, tokenizer: Tokenizer) -> ShardReader:
+    return ShardReader(
+        folder, tokenizer.vocab_size, tokenizer.hash, _remedy(name), tokenizer.end_of_text_id
+    )
+
+
+def _remedy(name: str) -> str:
+    return f"source {name} is read as it is: mend or replace that folder, or name its own tokenizer"

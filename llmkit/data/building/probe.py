@@ -1,0 +1,119 @@
+"""Opens all sources and looks at their first records, before the first of them costs anything.
+
+So that all that is wrong with any of them is said at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from llmkit.config import schema
+from llmkit.config.check import source_name
+from llmkit.data.building.given import look_at
+from llmkit.data.building.opened import Found, OpenedSource, open_source
+from llmkit.data.sources.listing import File, is_elsewhere
+from llmkit.data.sources.reader import SourceReader
+from llmkit.data.sources.records import EMPTY, LeftOut, left_out_summary
+from llmkit.data.sources.units import cut_into_units
+from llmkit.errors import RunFault, UserError, raise_together
+
+RECORDS = 1024
+"""Looked at of a source, at most, until one can be used."""
+FILES = 16
+"""Evenly spread over a source, whose beginnings are looked at."""
+WHOLE_FILE = 1 << 62
+"""Bytes of a unit: a file is read from its beginning."""
+
+
+def find_elsewhere(config: schema.Data) -> dict[str, Found]:
+    """The sources that are not on local disks, looked at, by the key of their settings.
+
+    So one process can ask for all of them: stores would not like as many questions as there are processes.
+    """
+    found = {}
+    for number, spec in enumerate(config.sources):
+        if is_elsewhere(spec):
+            try:
+                source = open_source(config, number)
+                _look_at_records(source)
+                units = source.live.units if source.live else []
+                found[source.place] = Found(source.files, units)
+            except UserError as error:
+                found[f"data.sources.{number}"] = Found([], [], str(error))
+    return found
+
+
+def open_sources(config: schema.Data, known: Mapping[str, Found] | None = None) -> list[OpenedSource]:
+    """All sources, in the order of the settings; nothing is asked for of those in `known`.
+
+    Raises UserError where some have no files; it then tells of the others, too, what is wrong with them.
+    """
+    names = [source_name(number, spec) for number, spec in enumerate(config.sources)]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"data.sources: {count} sources are named {name!r}; give each its own name")
+    if not any(spec.weight for spec in config.sources) and not config.curriculum:
+        raise UserError("data.sources: all weights are 0, so there is no source to draw rows from")
+    opened: list[OpenedSource | UserError] = []
+    for number in range(len(names)):
+        try:
+            opened.append(open_source(config, number, (known or {}).get(f"data.sources.{number}")))
+        except UserError as error:
+            opened.append(error)
+    sources = [source for source in opened if isinstance(source, OpenedSource)]
+    if len(sources) < len(opened):
+        looks = (one if isinstance(one, UserError) else look_at_source(one) for one in opened)
+        raise_together(look for look in looks if look)
+    return sources
+
+
+def check_sources(sources: Iterable[OpenedSource]) -> None:
+    """Raises UserError, or RunFault, that names each source of which nothing can be used."""
+    raise_together(look for source in sources if (look := look_at_source(source)))
+
+
+def look_at_source(source: OpenedSource) -> UserError | RunFault | None:
+    """Why a source cannot be used; None if a record of it can, or if more must be read to know."""
+    try:
+        if source.kind == "given":
+            look_at(source.spec, source.name)
+        else:
+            _look_at_records(source)
+    except (UserError, RunFault) as error:
+        return error
+    return None
+
+
+def _look_at_records(source: OpenedSource) -> None:
+    left_out: Counter[str] = Counter()
+    first = ""
+    files = _spread(source)
+    for file in files:
+        units = cut_into_units(source.spec, [file], WHOLE_FILE, source.place)
+        reader = SourceReader(source.spec, source.name, source.place, source.errors, [file], units)
+        for unit in range(len(units)):
+            for candidate in reader.read(unit):
+                if not isinstance(candidate.record, LeftOut):
+                    return
+                left_out[candidate.record.reason] += 1
+                if not first and candidate.record.reason != EMPTY:
+                    first = f"{reader.place(unit, candidate.number)}: {candidate.record.detail}"
+                if left_out.total() >= RECORDS:
+                    if not first:  # empty records are none to lose: there may be others behind them
+                        return
+                    raise UserError(
+                        f"source {source.name}: none of its first {RECORDS:,} records can be used "
+                        f"({left_out_summary(left_out)}; {first})"
+                    )
+    if len(files) == len(source.files):
+        what = left_out_summary(left_out) or "it has none"
+        raise UserError(
+            f"source {source.name}: there is no document to train on ({what}{'; ' if first else ''}{first})"
+        )
+
+
+def _spread(source: OpenedSource) -> Sequence[File]:
+    count = len(source.files)
+    chosen = min(FILES, count)
+    return [source.files[k * count // chosen] for k in range(chosen)]
