@@ -31,6 +31,35 @@ def test_every_model_is_tested():
     assert {path.stem for path in (CONFIGS / "models").iterdir()} == set(PARAMETERS)
 
 
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_model_says_all_that_makes_it(name):
+    """Else what another file says of the model would be mixed into it."""
+    config = load(
+        CONFIGS / "models" / f"{name}.yaml", ["data={sources: [{type: stdlib}]}", "train.max_steps=200"]
+    )
+    left_open = {path for path, origin in config.origins.items() if origin == "default" and "model." in path}
+    assert left_open == {"model.vocab_pad_multiple"}
+
+
+@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
+def test_a_model_after_another_file_is_the_published_one(tmp_path, name, parameters):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"extends: [{CONFIGS}/demo.yaml, {CONFIGS}/models/{name}.yaml]\n")
+    loaded = load(config)
+    assert resolved_model(loaded.config).num_parameters == parameters
+    assert loaded.remarks == ()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_model_before_a_file_that_changes_it_is_told(tmp_path, name):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"extends: [{CONFIGS}/models/{name}.yaml, {CONFIGS}/demo.yaml]\n")
+    remark = load(config).remarks[0]
+    assert f"{CONFIGS}/demo.yaml changes " in remark
+    assert f"model settings of {CONFIGS}/models/" in remark
+    assert f"-> 192 ({CONFIGS}/demo.yaml:8)" in remark
+
+
 @pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
 def test_models_have_the_published_number_of_parameters(tmp_path, name, parameters):
     config = tmp_path / "run.yaml"

@@ -17,6 +17,7 @@ import pyarrow
 import pytest
 
 from llmkit.cli import main
+from llmkit.config.load import load
 from tests.limits import HANG
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,10 @@ def test_every_command_runs_in_order(project, capsys):
         ran.add(command[0])
     assert ran == {"train", "generate", "evaluate", "config", "data", "doctor"}
     assert "bits per byte" in capsys.readouterr().out
+
+
+def test_the_example_takes_nothing_over_that_was_meant_for_another_run(project):
+    assert load("mine.yaml").remarks == ()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-from llmkit.config.keys import Key, all_keys, general, key_of, suggest
+from llmkit.config.keys import Key, all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, is_secret, printable
 from llmkit.config.tree import Node, Path, dotted, find, place_of
 from llmkit.config.yaml_reader import resolve
@@ -66,15 +66,9 @@ def _unknown(place: str, path: Path) -> Mistake:
         section = general(dotted(path[:-1]))
         names = [p.rpartition(".")[2] for p in all_keys() if p.rpartition(".")[0] == section]
         return Mistake(place, what, f"known here: {', '.join(names)}", (key,))
-    what += f"; did you mean {' or '.join(_like(key, r) for r in right)}?"
-    note = f"{_like(key, right[0])}: {all_keys()[right[0]].doc}" if len(right) == 1 else ""
+    what += f"; did you mean {' or '.join(numbered(r, key) for r in right)}?"
+    note = f"{numbered(right[0], key)}: {all_keys()[right[0]].doc}" if len(right) == 1 else ""
     return Mistake(place, what, note, (key,))
-
-
-def _like(written: str, right: str) -> str:
-    """A suggested key with the list places of the key that was written."""
-    places = [part for part in written.split(".") if part.isdecimal()]
-    return ".".join(places.pop(0) if part == "N" and places else part for part in right.split("."))
 
 
 def _hint(value: object, key: Key, place: str) -> str:

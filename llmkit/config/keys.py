@@ -152,6 +152,12 @@ def general(path: str) -> str:
     return re.sub(r"\.[0-9]+(?=\.|$)", ".N", path)
 
 
+def numbered(key: str, like: str) -> str:
+    """A key with N for each place in a list, with the places of a dotted key that is like it."""
+    places = [part for part in like.split(".") if part.isdecimal()]
+    return ".".join(places.pop(0) if part == "N" and places else part for part in key.split("."))
+
+
 def _walk(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> Iterator[Key]:
     """The keys of a section's JSON schema and of the sections below it."""
     required = schema.get("required", ())

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmkit.config.check import check
-from llmkit.config.mistakes import Mistake, display, error, printable
+from llmkit.config.layers import Layer, Layers, flat, mixed, tied
+from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, error, printable
 from llmkit.config.override import apply_override
+from llmkit.config.remarks import remarks
 from llmkit.config.schema import Config
-from llmkit.config.settings import Known
+from llmkit.config.settings import Known, Settings
 from llmkit.config.tree import Node, merge
 from llmkit.config.validate import origins, validate
 from llmkit.config.yaml_reader import read_file
@@ -31,11 +33,13 @@ class Loaded:
     origins: for each setting (dotted, list places numbered from 0) where its value came from:
         "default", "configs/demo.yaml:12" or "command line".
     path: the file that was named.
+    remarks: what is allowed, but hardly meant, a sentence each.
     """
 
     config: Config
     origins: dict[str, str]
     path: Path
+    remarks: tuple[str, ...] = ()
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -46,14 +50,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     files = _Files()
     shown = str(path)
     tree = files.read(Path(path), printable(shown, 1000), ())
+    files.layers.layers.append(Layer(COMMAND_LINE, {}))
     for override in overrides:
-        apply_override(tree, override, files.mistakes)
+        for key, node in apply_override(tree, override, files.mistakes).items():
+            files.layers.layers[-1].settings.update(flat(node, key))
     if tree is None:
         raise error(files.mistakes, shown)
     config, mistakes = validate(tree)
     if config is None or files.mistakes:
         raise error(files.mistakes + mistakes, shown)
-    return Loaded(config, origins(config, tree), Path(path))
+    found = origins(config, tree)
+    notes = dict.fromkeys([*mixed(files.layers), *tied(files.layers), *remarks(Settings(config, found))])
+    return Loaded(config, found, Path(path), tuple(notes))
 
 
 def check_start(loaded: Loaded, known: Known) -> None:
@@ -77,6 +85,7 @@ class _Files:
 
     def __init__(self) -> None:
         self.mistakes: list[Mistake] = []
+        self.layers = Layers()
         self._count = 0
 
     def read(self, path: Path, shown: str, above: tuple[Path, ...]) -> Node | None:
@@ -92,11 +101,15 @@ class _Files:
         extends = tree.value.pop("extends", None)
         chain = (*above, _real(path))
         merged: Node | None = None
-        readable = True
+        readable, files = True, list[range]()
         for name, place in self._names(extends):
+            first = len(self.layers.layers)
             base = self._extended(path, shown, name, place, chain)
             readable = readable and base is not None
             merged = base if merged is None or base is None else merge(merged, base)
+            files.append(range(first, len(self.layers.layers)))
+        self.layers.lists.append(files)
+        self.layers.layers.append(Layer(shown, dict(flat(tree))))
         if not readable:
             return None
         return tree if merged is None else merge(merged, tree)

@@ -24,7 +24,7 @@ _SECRET_KEY = re.compile(
 )
 _SECRET_VALUE = re.compile(r"[0-9a-f]{40}|(hf_|sk-|wandb_|ghp_|local-)[A-Za-z0-9_-]{12,}", re.IGNORECASE)
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://(?P<host>[^/?#]*)[^?#]*(?P<query>.*)", re.IGNORECASE)
+_URL = re.compile(r"(?<=[a-z0-9+.-])://(?P<host>[^/?#]*)[^?#]*(?P<query>.*)", re.IGNORECASE)
 _QUERY_SECRET = re.compile(
     r"(^|[?&;#])([^=&;#]*[_-])?(?P<name>signature|sig|token|secret|password|passwd|pwd|credentials?|auth|"
     r"authorization|(api|access|account|auth|private|secret)?[_-]?key|AWSAccessKeyId|GoogleAccessId)(=|$)",

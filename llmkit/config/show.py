@@ -33,9 +33,10 @@ def to_yaml(config: Config, origins: dict[str, str] | None = None) -> str:
 
 
 def show(loaded: Loaded, *, vocab_size: int | None = None) -> str:
-    """What `llmkit config` prints: each setting with its origin, then the derived values."""
+    """What `llmkit config` prints: each setting with its origin, the derived values, and remarks."""
     derived = derive(loaded.config, vocab_size=vocab_size)
-    return to_yaml(loaded.config, loaded.origins) + "\n" + show_derived(derived)
+    text = to_yaml(loaded.config, loaded.origins) + "\n" + show_derived(derived)
+    return text + "".join(f"# note: {remark}\n" for remark in loaded.remarks)
 
 
 def show_derived(derived: list[Derived]) -> str:

@@ -17,8 +17,9 @@ import torch
 from llmkit.checkpoint.read import Checkpoint, folders
 from llmkit.config.derive import accumulation_steps, derive, resolved_model
 from llmkit.config.load import Loaded, check_start
+from llmkit.config.remarks import length_remarks
 from llmkit.config.schema import Config, Data
-from llmkit.config.settings import Known
+from llmkit.config.settings import Known, Settings
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived
 from llmkit.data.building.opened import Found
@@ -137,6 +138,8 @@ def _assemble(
     stack: ExitStack,
 ) -> Run:
     config, mesh = start.config, start.mesh
+    for line in start.loaded.remarks:
+        console.note(f"note: {line}")
     checkpoint, was_done = shared_checkpoint(start.loaded, mesh, folder, start.options, console.note)
     basis = _lay_basis(start, folder, checkpoint, console.note)
     progress = Progress(max_steps=config.train.max_steps)
@@ -156,7 +159,7 @@ def _assemble(
             _write_down(start, basis, engine, folder)
     if checkpoint is not None:
         take_over_evaluation(progress, config, metrics, mesh)
-    for line in _remarks(checkpoint, config, basis.precision, progress):
+    for line in _remarks(checkpoint, start.loaded, basis.precision, progress):
         console.note(line)
     console.max_steps = progress.max_steps
     over = f" x {mesh.world_size} processes ({_layout_name(start.layout)})" if mesh.world_size > 1 else ""
@@ -314,25 +317,18 @@ def _heldout(basis: Basis, mesh: Mesh) -> HeldOut | None:
 
 
 def _remarks(
-    checkpoint: Checkpoint | None, config: Config, precision: str, progress: Progress
+    checkpoint: Checkpoint | None, loaded: Loaded, precision: str, progress: Progress
 ) -> Iterator[str]:
-    """What a user should know before the first step."""
+    """What a user should know before the first step, and the settings alone do not show."""
+    config = loaded.config
     if checkpoint is not None:
         yield f"resuming from {checkpoint.path} at step {progress.step}"
         if checkpoint.config["train"]["max_steps"] is not None and config.train.max_steps is None:
             yield f"train.max_steps is not set now: the run keeps the {progress.max_steps} steps that it had"
         if (before := checkpoint.state["precision"]) != precision:
             yield f"changed since the checkpoint: precision {before} -> {precision}"
-    for index, stage in enumerate(config.data.curriculum):
-        if progress.max_steps is not None and stage.step > progress.max_steps:
-            yield f"data.curriculum.{index}.step {stage.step} comes after the end of the run"
-    span = config.schedule.steps or progress.max_steps
-    if span is not None and config.schedule.warmup_steps >= span:
-        yield (
-            f"schedule.warmup_steps {config.schedule.warmup_steps} is not less than the {span} steps of the "
-            f"{'schedule' if config.schedule.steps else 'run'}: "
-            "the learning rate does not get past its warm-up"
-        )
+    if progress.max_steps != config.train.max_steps and progress.max_steps is not None:
+        yield from length_remarks(Settings(config, loaded.origins), progress.max_steps)
 
 
 def open_console(mesh: Mesh) -> Console:

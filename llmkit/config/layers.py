@@ -1,0 +1,178 @@
+"""What each file and the command line set: values that several of them mixed without a word are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llmkit.config.keys import all_keys, general, numbered
+from llmkit.config.mistakes import COMMAND_LINE, display
+from llmkit.config.tree import Node
+
+SHOWN = 8
+"""More settings than this are counted, not shown."""
+
+GROUPS = (("model",), ("optimizer", "schedule"), ("data.tokenizer",))
+"""Sections whose settings are chosen together."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.hidden_size": ("model.num_attention_heads", "model.head_dim", "model.intermediate_size"),
+    "optimizer.name": ("optimizer", "schedule"),
+    "schedule.name": ("schedule.final_share", "schedule.decay_share"),
+    "data.tokenizer.type": ("data.tokenizer",),
+    "data.tokenizer.path": ("data.tokenizer.end_of_text", "data.tokenizer.chat_template"),
+    "data.tokenizer.name": (
+        "data.tokenizer.revision", "data.tokenizer.end_of_text", "data.tokenizer.chat_template"
+    ),
+    "data.sources.N.type": (
+        "data.sources.N.path", "data.sources.N.record", "data.sources.N.text_field",
+        "data.sources.N.messages_field", "data.sources.N.prompt_field", "data.sources.N.completion_field",
+        "data.sources.N.ids_field", "data.sources.N.separator",
+    ),
+    "data.sources.N.dataset": (
+        "data.sources.N.subset", "data.sources.N.split", "data.sources.N.revision"
+    ),
+}  # fmt: skip
+"""A choice: the settings, or sections of them, that are given with it in mind."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one file, or the command line, sets.
+
+    settings: node of each setting by its dotted key; a list of sections under its own key, too.
+    """
+
+    name: str
+    settings: dict[str, Node]
+
+
+@dataclass
+class Layers:
+    """All that was set, in the order in which it was merged: a later layer wins.
+
+    lists: for each `extends:` that names several files, the layers of each of these files.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    lists: list[list[range]] = field(default_factory=list)
+
+    def find(self, path: str, among: range) -> tuple[int, Node] | None:
+        """The last of some layers that sets a path, with what it sets; None if none does."""
+        above = [path[:end] for end, letter in enumerate(path) if letter == "."]
+        for index in reversed(among):
+            settings = self.layers[index].settings
+            if path in settings:
+                return index, settings[path]
+            if any(key in settings and isinstance(settings[key].value, list) for key in above):
+                return None  # the list of an earlier layer was replaced as a whole
+        return None
+
+    @property
+    def all(self) -> range:
+        return range(len(self.layers))
+
+    def paths(self, among: range) -> dict[str, None]:
+        """Every setting that some layers set."""
+        return {path: None for index in among for path in self.layers[index].settings if _is_setting(path)}
+
+
+def flat(node: Node, prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """Every setting below a node by its dotted key; entries of a list of sections are numbered from 0."""
+    if isinstance(node.value, dict):
+        for name, below in node.value.items():
+            yield from flat(below, f"{prefix}.{name}" if prefix else name)
+        return
+    yield prefix, node
+    if isinstance(node.value, list):
+        for index, entry in enumerate(node.value):
+            if isinstance(entry.value, dict):
+                yield from flat(entry, f"{prefix}.{index}")
+
+
+def mixed(layers: Layers) -> Iterator[str]:
+    """Notes on files of one `extends:` list of which a later one changes part of a group, but not all."""
+    for files in layers.lists:
+        for later, over in enumerate(files):
+            for under in files[:later]:
+                for group in GROUPS:
+                    yield from _mixed(layers, under, over, group)
+
+
+def _mixed(layers: Layers, under: range, over: range, group: tuple[str, ...]) -> Iterator[str]:
+    names = [path for path in layers.paths(under) if path.startswith(tuple(f"{name}." for name in group))]
+    changed, kept = [], []
+    for path in names:
+        final, before = layers.find(path, layers.all), layers.find(path, under)
+        if final is None or before is None:
+            continue
+        if final[0] in over and display(final[1].plain()) != display(before[1].plain()):
+            old, new = (display(found[1].plain()) for found in (before, final))
+            changed.append(f"{path} {old} -> {new} ({_place(final[1])})")
+        elif final[0] in under:
+            kept.append(path)
+    if changed and kept:
+        first, last = layers.layers[under[-1]].name, layers.layers[over[-1]].name
+        count = f"{len(changed)} of the {len(changed) + len(kept)} {' and '.join(group)} settings"
+        yield (
+            f"{last} changes {count} of {first}, which comes before it in extends: {_listed(changed)}; "
+            "the last file of a list wins: put the right one last, or set these in the file that extends both"
+        )
+
+
+def tied(layers: Layers) -> Iterator[str]:
+    """Notes on settings that were given with another choice in mind than the one that holds in the end."""
+    meant: dict[tuple[str, str], list[str]] = {}
+    for path in layers.paths(layers.all):
+        found = layers.find(path, layers.all)
+        if found is None or _is_default(path, found[1]):
+            continue
+        for choice in _choices(path):
+            if other := _meant_for(layers, choice, found[0]):
+                what = f"{path} {display(found[1].plain())} ({_place(found[1])})"
+                meant.setdefault((choice, other), []).append(what)
+    for (choice, other), settings in meant.items():
+        final = layers.find(choice, layers.all)
+        assert final is not None
+        value, one = display(final[1].plain()), len(settings) == 1
+        yield (
+            f"{choice} is {value} ({_place(final[1])}), but {_listed(settings)} {'was' if one else 'were'} "
+            f"set for {other}; set {'it' if one else 'each'} for {value} too"
+        )
+
+
+def _choices(path: str) -> Iterator[str]:
+    """The choices that a setting is tied to, in the same entries of lists."""
+    name = general(path)
+    for choice, below in CHOICES.items():
+        if name != choice and f"{name}.".startswith(tuple(f"{each}." for each in below)):
+            yield numbered(choice, path)
+
+
+def _meant_for(layers: Layers, choice: str, index: int) -> str:
+    """What a choice was when a layer set what is tied to it; "" if it is the same in the end, or was open."""
+    final, then = layers.find(choice, layers.all), layers.find(choice, range(index + 1))
+    if final is None:
+        return ""
+    other = all_keys()[general(choice)].default if then is None else display(then[1].plain())
+    return "" if other in (display(final[1].plain()), "null", "required") else other
+
+
+def _is_setting(path: str) -> bool:
+    key = all_keys().get(general(path))
+    return key is not None and not key.is_section
+
+
+def _is_default(path: str, node: Node) -> bool:
+    return all_keys()[general(path)].default == display(node.plain())
+
+
+def _place(node: Node) -> str:
+    return COMMAND_LINE if node.place.startswith(COMMAND_LINE) else node.place
+
+
+def _listed(settings: list[str]) -> str:
+    more = len(settings) - SHOWN
+    if more > 0:
+        return ", ".join(settings[:SHOWN]) + f" and {more} more"
+    return " and ".join([", ".join(settings[:-1]), settings[-1]] if len(settings) > 1 else settings)

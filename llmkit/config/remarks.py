@@ -1,0 +1,67 @@
+"""What is allowed but hardly meant: settings that have no effect, steps that never come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from llmkit.config.keys import all_keys, general
+from llmkit.config.mistakes import display
+from llmkit.config.schema import Config
+from llmkit.config.settings import Settings
+
+
+def _all_live(config: Config) -> bool:
+    return all(source.live for source in config.data.sources)
+
+
+def _none_live(config: Config) -> bool:
+    return not any(source.live for source in config.data.sources)
+
+
+def _no_chats(config: Config) -> bool:
+    return not any(source.record == "chat" for source in config.data.sources)
+
+
+def _window_sees_all(config: Config) -> bool:
+    return (config.model.sliding_window or 0) >= config.data.sequence_length
+
+
+IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
+    "model.rope_theta": (lambda c: c.model.position_embedding != "rope", "model.position_embedding"),
+    "model.sliding_window": (_window_sees_all, "data.sequence_length"),
+    "data.tokenizer.chat_template": (_no_chats, "data.sources.0.record"),
+    "data.packing": (_all_live, "data.sources.0.live"),
+    "data.lanes": (_none_live, "data.sources.0.live"),
+    "data.shuffle_window": (_none_live, "data.sources.0.live"),
+    "data.workers": (_none_live, "data.sources.0.live"),
+    "optimizer.momentum": (lambda c: c.optimizer.name != "muon", "optimizer.name"),
+    "schedule.steps": (lambda c: c.schedule.name == "constant", "schedule.name"),
+    "schedule.final_share": (lambda c: c.schedule.name == "constant", "schedule.name"),
+    "schedule.decay_share": (lambda c: c.schedule.name != "wsd", "schedule.name"),
+}
+"""A setting: when it has no effect, and the setting that is the reason."""
+
+
+def remarks(s: Settings) -> Iterator[str]:
+    """Notes on settings that do nothing, or hardly what they were meant for."""
+    for path, (is_idle, reason) in IDLE.items():
+        given = s.origins.get(path, "default") != "default"
+        if given and display(s.value(path)) != all_keys()[general(path)].default and is_idle(s.config):
+            yield f"{s.describe(path)} has no effect: {s.describe(reason)}"
+    if s.config.train.max_steps is not None:
+        yield from length_remarks(s, s.config.train.max_steps)
+
+
+def length_remarks(s: Settings, max_steps: int) -> Iterator[str]:
+    """Notes on what does not fit into the steps of a run."""
+    for index, stage in enumerate(s.config.data.curriculum):
+        if stage.step > max_steps:
+            step = s.describe(f"data.curriculum.{index}.step")
+            yield f"{step} comes after the end of the run, which has {max_steps} steps"
+    span = s.config.schedule.steps or max_steps
+    if s.config.schedule.warmup_steps >= span:
+        whole = s.describe("schedule.steps") if s.config.schedule.steps else f"the {span} steps of the run"
+        yield (
+            f"{s.describe('schedule.warmup_steps')} is not less than {whole}: the learning rate does not get "
+            "past its warm-up"
+        )

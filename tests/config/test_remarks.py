@@ -1,0 +1,75 @@
+"""What is allowed, but has no effect or comes too late, is noted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from llmkit.config.load import load
+from llmkit.config.remarks import IDLE
+from llmkit.config.show import show
+
+Write = Callable[..., str]
+
+IDLE_CASES = {
+    "model.rope_theta": (["model.rope_theta=5e5", "model.position_embedding=learned"], "learned"),
+    "model.sliding_window": (["model.sliding_window=128"], "data.sequence_length 128 (c.yaml:18)"),
+    "data.tokenizer.chat_template": (["data.tokenizer.chat_template=x"], 'data.sources.0.record "text"'),
+    "data.packing": (
+        ["data.packing=best_fit", "data.sources=[{type: text, path: a, live: true}]"],
+        "data.sources.0.live true (command line)",
+    ),
+    "data.lanes": (["data.lanes=7"], "data.sources.0.live false"),
+    "data.shuffle_window": (["data.shuffle_window=7"], "data.sources.0.live false"),
+    "data.workers": (["data.workers=7"], "data.sources.0.live false"),
+    "optimizer.momentum": (["optimizer.momentum=0.5"], 'optimizer.name "adamw"'),
+    "schedule.steps": (["schedule.steps=90", "schedule.name=constant"], '"constant"'),
+    "schedule.final_share": (["schedule.final_share=0.5", "schedule.name=constant"], '"constant"'),
+    "schedule.decay_share": (["schedule.decay_share=0.5"], 'schedule.name "cosine" (c.yaml:27)'),
+}
+
+
+def test_every_setting_that_may_be_idle_has_a_case() -> None:
+    assert IDLE_CASES.keys() == IDLE.keys()
+
+
+@pytest.mark.parametrize("path", IDLE)
+def test_a_setting_without_effect_is_noted_with_the_reason(path: str, write: Write) -> None:
+    overrides, reason = IDLE_CASES[path]
+    (remark,) = [each for each in load(write(), overrides).remarks if "has no effect" in each]
+    assert remark.startswith(f"{path} ")
+    assert "(command line) has no effect: " in remark
+    assert reason in remark
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.sliding_window=127"],
+        ["optimizer.momentum=0.95"],
+        ["optimizer={name: muon, momentum: 0.5, betas: [0, 0], learning_rate: 1}", "schedule.warmup_steps=9"],
+        ["data.sources.1.live=true", "data.lanes=7", "data.packing=best_fit"],
+        ["data.workers=auto"],
+    ],
+)  # fmt: skip
+def test_a_setting_with_effect_or_at_its_default_is_not(overrides: list[str], write: Write) -> None:
+    assert load(write(), overrides).remarks == ()
+
+
+def test_what_comes_after_the_end_is_noted(write: Write) -> None:
+    stages = "data.curriculum=[{step: 9, weights: {stdlib-0: 2}}, {step: 99, weights: {stdlib-0: 1}}]"
+    loaded = load(write(), [stages, "train.max_steps=20"])
+    assert loaded.remarks == (
+        "data.curriculum.1.step 99 (command line) comes after the end of the run, which has 20 steps",
+        "schedule.warmup_steps 20 (c.yaml:28) is not less than the 20 steps of the run: the learning rate "
+        "does not get past its warm-up",
+    )
+    (remark,) = load(write(), ["schedule.steps=19"]).remarks
+    assert "warmup_steps 20 (c.yaml:28) is not less than schedule.steps 19 (command line)" in remark
+
+
+def test_the_view_ends_with_the_remarks(write: Write) -> None:
+    loaded = load(write(), ["optimizer.momentum=0.5"])
+    assert show(loaded).endswith(f"# note: {loaded.remarks[0]}\n")
+    assert load(write(show(loaded), "view.yaml")).config == loaded.config
