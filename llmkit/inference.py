@@ -98,6 +98,11 @@ def evaluate_command(path: Path, *, precision: str) -> int:
     precision = choose_precision(config.train.precision if precision == "auto" else precision, device)
     model = load_model(checkpoint, device, precision)
     heldout = HeldOut(data, choose_micro_batch(config, model.shape, precision, device))
+    if heldout.targets == 0:
+        raise UserError(
+            f"{checkpoint.path}: no held-out token is a target (data.heldout_every is "
+            f"{config.data.heldout_every}), so there is no loss"
+        )
     nats = 0.0
     with torch.inference_mode():
         for batch in heldout:

@@ -31,6 +31,12 @@ class StepResult(NamedTuple):
     skipped: Tensor
 
 
+def without_targets(device: torch.device) -> StepResult:
+    """Outcome of a step whose global batch has no target: nothing was computed, nothing has changed."""
+    zero = torch.zeros((), device=device)
+    return StepResult(zero.double(), 0, zero, zero)
+
+
 class Engine(Protocol):
     """Owns parameters, gradients and optimizer state. All ranks call its methods together.
 
@@ -44,6 +50,7 @@ class Engine(Protocol):
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """One update: the gradient is that of the summed loss divided by `targets`, the global count.
 
+        Without a target anywhere there is no gradient, and no update: weights, moments and their count stay.
         micro_batches: of this data-parallel rank; as many, and of the same shape, on every rank.
         """
         ...

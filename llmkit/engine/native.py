@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
-from llmkit.engine.base import StepResult, evaluate_rows
+from llmkit.engine.base import StepResult, evaluate_rows, without_targets
 from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.reduce import GradientBuckets
 from llmkit.engine.slots import Slot, Source, fill, pieces_of
@@ -63,17 +63,20 @@ class NativeEngine:
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""
+        device = self.weights[0].device
+        if targets == 0:
+            return without_targets(device)
         if self.buckets is None:
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
         else:
             self.buckets.zero()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         for index, batch in enumerate(micro_batches):
             if self.buckets is not None:
                 self.buckets.last_micro_batch = index == len(micro_batches) - 1
             nats = self.model(batch).nats.sum()
-            (nats / max(targets, 1)).backward()
+            (nats / targets).backward()
             self._accumulate()
             loss_sum += nats.detach()
         if self.buckets is not None:

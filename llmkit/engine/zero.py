@@ -23,7 +23,7 @@ from torch.distributed import ProcessGroup
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
-from llmkit.engine.base import StepResult, evaluate_rows
+from llmkit.engine.base import StepResult, evaluate_rows, without_targets
 from llmkit.engine.slots import Slot, Source, fill, pieces_of
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import build_adamw
@@ -148,8 +148,10 @@ class ZeroEngine:
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`."""
+        if targets == 0:
+            return without_targets(micro_batches[0].tokens.device)
         # DeepSpeed averages over the data-parallel ranks; it must not divide by the micro-batches too.
-        share = self.mesh.data_size / max(targets, 1)
+        share = self.mesh.data_size / targets
         loss_sum: Tensor | None = None
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)

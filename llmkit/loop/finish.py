@@ -34,11 +34,14 @@ def finish(run: Run) -> None:
     if run.folder.is_done:
         run.console.note(f"this run is finished since step {progress.step}: nothing is left to do")
     else:
-        run.events.record("done", step=progress.step, tokens=progress.tokens, skipped=progress.skipped)
+        counts = {"tokens": progress.tokens, "skipped": progress.skipped, "no_targets": progress.no_targets}
+        run.events.record("done", step=progress.step, **counts)
         run.folder.mark_done()
     facts = {"steps": f"{progress.step}, {progress.tokens / 1e6:.2f}M tokens"}
     if progress.skipped:
         facts["skipped"] = f"{progress.skipped} updates with a non-finite gradient"
+    if progress.no_targets:
+        facts["no targets"] = f"{progress.no_targets} steps whose batch had no target; they changed nothing"
     facts |= heldout_facts(run)
     if run.config.monitor.sample is not None:
         run.console.note("")

@@ -123,11 +123,13 @@ class Log:
             return
         (step, tokens, learning_rate, scalars, timing), self._pending = self._pending, None
         loss, norm, skipped = scalars.read()
-        run.progress.add_loss(loss, scalars.targets)
+        if loss is not None:
+            run.progress.add_loss(loss, scalars.targets)
         if timing:
             timing["loss_mean"] = run.progress.take_mean_loss()
             self._left_out.tell(run)
-        if timing or skipped:
+        no_targets = scalars.targets == 0
+        if timing or skipped or no_targets:
             row = {
                 "step": step,
                 "tokens": tokens,
@@ -136,6 +138,7 @@ class Log:
                 "learning_rate": learning_rate,
                 **timing,
                 **({"skipped": True} if skipped else {}),
+                **({"no_targets": True} if no_targets else {}),
             }
             run.metrics.append(row)
             run.console.row(row)
@@ -145,8 +148,10 @@ class Log:
                 )
             self._told = run.metrics.fault is not None
         progress = run.progress
+        progress.no_targets += no_targets
         progress.skipped += skipped
-        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
+        if not no_targets:  # it neither mends a run of skipped updates nor is one of them
+            progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
         limit = run.config.train.max_nonfinite_steps
         if progress.skipped_in_a_row >= limit:
             raise RunFault(

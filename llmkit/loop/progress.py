@@ -24,6 +24,8 @@ class Progress:
     """Updates left out because of a non-finite gradient."""
     skipped_in_a_row: int = 0
     """How many of them since the last good update."""
+    no_targets: int = 0
+    """Steps that changed nothing, as no token of their batch was a target."""
     evaluated_step: int | None = None
     """Step of the newest evaluation."""
     eval_loss: float | None = None

@@ -25,9 +25,14 @@ class Scalars:
             self._event.record()
         self._packed = packed
 
-    def read(self) -> tuple[float, float, bool]:
-        """(mean loss in nats per target, gradient norm, whether the update was skipped)."""
+    def read(self) -> tuple[float | None, float | None, bool]:
+        """(mean loss in nats per target, gradient norm, whether the update was skipped).
+
+        A step without a target has no loss and no gradient: None.
+        """
+        if self.targets == 0:
+            return None, None, False
         if self._event is not None:
             self._event.synchronize()
         loss_sum, norm, skipped = self._packed.tolist()
-        return loss_sum / max(self.targets, 1), norm, skipped > 0.0
+        return loss_sum / self.targets, norm, skipped > 0.0

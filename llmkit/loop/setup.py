@@ -174,7 +174,7 @@ def _assemble(
         precision=basis.precision,
         micro_batch_size=basis.micro_batch_size,
         data=basis.data,
-        heldout=_heldout(basis, mesh),
+        heldout=_heldout(basis, mesh, console.note),
         loader=loader,
         engine=engine,
         progress=progress,
@@ -310,10 +310,15 @@ def _write_down(start: Start, basis: Basis, engine: Engine, folder: RunFolder) -
         folder.write_json("deepspeed.json", engine.deepspeed_config)
 
 
-def _heldout(basis: Basis, mesh: Mesh) -> HeldOut | None:
+def _heldout(basis: Basis, mesh: Mesh, note: Callable[[str], None]) -> HeldOut | None:
+    """None where nothing is held out, or nothing of it is a target."""
     if not basis.data.heldout:
         return None
-    return HeldOut(basis.data, basis.micro_batch_size, mesh.data_rank, mesh.data_size)
+    heldout = HeldOut(basis.data, basis.micro_batch_size, mesh.data_rank, mesh.data_size)
+    if heldout.targets:
+        return heldout
+    note("no held-out token is a target, so nothing is evaluated; a lower data.heldout_every holds out more")
+    return None
 
 
 def _remarks(

@@ -99,7 +99,11 @@ class Console:
         fields = [self._step(step)]
         if "loss" in row:  # of one step it is that of a few rows, and noisy
             mean = row.get("loss_mean")
-            fields.append(f"loss {_number(row['loss'] if mean is None else mean, '.4f')}")
+            loss = row["loss"] if mean is None else mean
+            if loss is not None or not row.get("no_targets"):
+                fields.append(f"loss {_number(loss, '.4f')}")
+        if row.get("no_targets"):
+            fields.append("no targets")
         if row.get("skipped"):
             fields.append("update skipped")
         if row.get("tokens_per_second") is not None:

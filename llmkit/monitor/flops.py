@@ -45,8 +45,8 @@ def train_flops_per_token(shape: ModelShape, sequence_length: int, causal: bool 
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:
-    """Bits a UTF-8 byte of text costs, where all its tokens together cost `nats`."""
-    return nats / math.log(2.0) / text_bytes
+    """Bits a UTF-8 byte of text costs, where all its tokens together cost `nats`; NaN for no text."""
+    return nats / math.log(2.0) / text_bytes if text_bytes else math.nan
 
 
 def perplexity(loss: float) -> float:

@@ -11,7 +11,7 @@ class MetricsFile(JsonLines):
     Training rows: `step`, `tokens`, `loss` (of this step), `loss_mean` (a target, over the steps since the
     last row with it), `grad_norm`, `learning_rate`, `step_seconds`, `tokens_per_second`, `data_seconds`,
     `mfu` (these four null where a row holds but the first step of a process), `mfu_peak`,
-    `peak_memory_gib`, and `skipped` only where true. Evaluation rows: `step`, `eval_loss`,
+    `peak_memory_gib`, and `skipped` and `no_targets` only where true. Evaluation rows: `step`, `eval_loss`,
     `eval_bits_per_byte`. Non-finite values become null.
     """
 

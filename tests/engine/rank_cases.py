@@ -135,8 +135,8 @@ def compare(
     return found
 
 
-def refuse_nan(precision: str, stages: list[int], offload: str) -> dict:
-    """One rank's loss is not finite in one step; what that step did, and how training went on."""
+def void_steps(precision: str, stages: list[int], offload: str) -> dict:
+    """One step has no target; in the next, one rank's loss is not finite: what they did, and what followed."""
     mesh = make_mesh(1)
     found = {}
     for stage in stages:
@@ -150,13 +150,20 @@ def refuse_nan(precision: str, stages: list[int], offload: str) -> dict:
         engine.model.register_forward_hook(poison)
         train(engine, shape, mesh, 2, range(2))
         before = {(p.kind, p.name, p.range): p.data.clone() for p in engine.read_pieces()}
+        micro_batches = step_batches(shape, 2, mesh, 2)[0]
+        empty = [b._replace(labels=torch.full_like(b.labels, IGNORE)) for b in micro_batches]
+        engine.train_step(empty, 0, 1e-2)
+        untouched = all(p.data.equal(before[p.kind, p.name, p.range]) for p in engine.read_pieces())
         poisoned = True
         refused = train(engine, shape, mesh, 2, [2])[0]
         poisoned = False
         same = all(p.data.equal(before[p.kind, p.name, p.range]) for p in engine.read_pieces())
         after = train(engine, shape, mesh, 2, range(3, 6))
         skipped = refused[2] == 1.0 and not torch.isfinite(torch.tensor(refused[1]))
-        found[str(stage)] = {"skipped": skipped, "same": same, "rows": after, "updates": engine.updates}
+        found[str(stage)] = {
+            "untouched": untouched, "skipped": skipped, "same": same, "rows": after,
+            "updates": engine.updates,
+        }  # fmt: skip
         engine.close()
     return found
 
@@ -166,7 +173,7 @@ def replace_nats(loss: LossSum, factor: float) -> LossSum:
 
 
 def without_refused_step(precision: str) -> list:
-    """The rows of `refuse_nan` after its bad step, from one process that never saw that step."""
+    """The rows of `void_steps` after those, from one process that never saw them."""
     shape = replace(LLAMA_STYLE)
     config = Config.model_validate(CONFIG)
     engine = NativeEngine(GPT(shape), config.optimizer, precision=precision, gradient_clipping=0.5)

@@ -139,6 +139,24 @@ def test_a_non_finite_gradient_changes_nothing(precision, poison, optimizer):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_without_a_target_changes_nothing(precision, optimizer):
+    """Weight decay, moments and their count would otherwise go on."""
+    engine = make(LLAMA_STYLE, precision, optimizer=OPTIMIZER.model_copy(update={"name": optimizer}))
+    batch = batch_of(LLAMA_STYLE, 0)
+    engine.train_step([batch], targets(batch), 1e-2)
+    before = [piece.data.clone() for piece in engine.read_pieces()]
+    empty = batch._replace(labels=torch.full_like(batch.labels, IGNORE))
+    result = engine.train_step([empty, empty], 0, 1e-2)
+    assert (result.targets, result.loss_sum.item(), result.skipped.item()) == (0, 0.0, 0.0)
+    assert engine.updates == 1
+    for old, piece in zip(before, engine.read_pieces(), strict=True):
+        assert torch.equal(old, piece.data), piece.name
+    engine.train_step([batch], targets(batch), 1e-2)
+    assert engine.updates == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
 def test_an_engine_goes_on_bit_for_bit_from_its_pieces(tmp_path, shape, precision, optimizer):
     settings = OPTIMIZER.model_copy(update={"name": optimizer})

@@ -110,6 +110,14 @@ def test_a_skipped_update_and_a_loss_that_is_not_finite_are_named() -> None:
     assert stream.getvalue() == "step 3  loss not finite  update skipped\n"
 
 
+def test_a_step_without_targets_is_named_and_has_no_loss_unless_others_before_it_had() -> None:
+    stream = io.StringIO()
+    console = Console(None, stream)
+    console.row({"step": 3, "loss": None, "no_targets": True})
+    console.row({"step": 4, "loss": None, "loss_mean": 2.5, "no_targets": True})
+    assert stream.getvalue() == "step 3  no targets\nstep 4  loss 2.5000  no targets\n"
+
+
 def test_a_number_of_steps_that_becomes_known_later_is_shown_from_then_on() -> None:
     stream = io.StringIO()
     console = Console(None, stream)
