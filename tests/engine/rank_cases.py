@@ -136,7 +136,7 @@ def compare(
 
 
 def void_steps(precision: str, stages: list[int], offload: str) -> dict:
-    """One step has no target; in the next, one rank's loss is not finite: what they did, and what followed."""
+    """One step has no target, in the next one rank's loss is not finite: what they did, and what followed."""
     mesh = make_mesh(1)
     found = {}
     for stage in stages:
