@@ -108,7 +108,8 @@ class Tokenizer(Section):
     vocab_size: Annotated[int, Field(ge=257, le=2**24)] | None = None
     """Size to train a bpe tokenizer to, end-of-text included (only for bpe; default 4096)."""
     path: str | None = None
-    """The tokenizer.json (only for file)."""
+    """The tokenizer.json (only for file). The names of its tokens and its chat template are read from the
+    files beside it, as from the hub: tokenizer_config.json, special_tokens_map.json, chat_template.jinja."""
     name: str | None = None
     """The hub id, such as openai-community/gpt2 (only for hub)."""
     revision: str | None = None
@@ -118,7 +119,8 @@ class Tokenizer(Section):
     control_tokens_in_text: bool = False
     """Text that spells a special token, such as end-of-text, becomes that token; otherwise it stays text."""
     chat_template: str | None = None
-    """File with the Jinja template that makes text of chats; default: the hub tokenizer's, else ChatML."""
+    """File with the Jinja template that makes text of chats; default: that of the hub, or of the files beside
+    the tokenizer.json, else ChatML."""
 
 
 class Source(Section):

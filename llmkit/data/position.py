@@ -27,6 +27,8 @@ class SourcePrint(_Record):
     digest: str
     heldout: str | None
     """Digest of the held-out tokens, None if there are none."""
+    template: str | None = None
+    """Hash of the chat template of a source of chats; None for others, and in older checkpoints."""
 
 
 class Fingerprint(_Record):
@@ -120,13 +122,23 @@ def data_differences(position: Position, now: Fingerprint) -> list[str]:
         found.append(f"data.sources were {', '.join(names_then)}, are {', '.join(names_now)}")
         return found
     for old, new in zip(then.sources, now.sources, strict=True):
+        if old.template != new.template and old.template and new.template:  # the tokens differ by that
+            found.append(
+                f"source {old.name} has another chat template (data.tokenizer.chat_template, or the "
+                "tokenizer's own)"
+            )
+            continue
         if old.kind != new.kind:
             found.append(f"source {old.name} was read as {old.kind}, is as {new.kind}")
         elif old.tokens != new.tokens:
             found.append(f"source {old.name} had {old.tokens} training tokens, has {new.tokens}")
         elif old.digest != new.digest:
-            what = "has other files or is cut otherwise" if new.kind == "live" else "has other text"
-            found.append(f"source {old.name} {what}{'' if new.kind == 'live' else ' of the same length'}")
+            what = (
+                "has other files, or they are cut or tokenized otherwise"
+                if new.kind == "live"
+                else "has other text of the same length"
+            )
+            found.append(f"source {old.name} {what}")
         if old.heldout != new.heldout:
             found.append(f"source {old.name} has other held-out text")
     return found

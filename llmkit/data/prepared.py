@@ -16,6 +16,7 @@ from llmkit.data.live.source import LiveSource
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.shards.reader import ShardReader
 from llmkit.data.shards.rows import RowSource
+from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import read_sealed
@@ -146,7 +147,7 @@ def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Pl
         left_out=left_out,
         sequence_length=config.sequence_length,
         document_masks=config.document_masks,
-        fingerprint=_fingerprint(config, tokenizer, train, heldout),
+        fingerprint=_fingerprint(config, tokenizer, places, train, heldout),
     )
 
 
@@ -203,8 +204,14 @@ def _stored(prepared: Prepared) -> Iterator[tuple[str, str, RowSource]]:
 
 
 def _fingerprint(
-    config: schema.Data, tokenizer: Tokenizer, train: list[TrainSource], heldout: list[HeldOutSource]
+    config: schema.Data,
+    tokenizer: Tokenizer,
+    places: Sequence[Place],
+    train: list[TrainSource],
+    heldout: list[HeldOutSource],
 ) -> dict[str, Any]:
+    chats = {place.name for place in places if place.spec.record == "chat" and (place.folder or place.live)}
+    template = RecordEncoder(tokenizer).template_key if chats else None
     held = {source.name: source.reader.digest for source in heldout}
     return {
         "tokenizer": tokenizer.hash,
@@ -217,6 +224,7 @@ def _fingerprint(
                 "tokens": source.stored.tokens if source.stored else None,
                 "digest": source.rows.digest,
                 "heldout": held.get(source.name),
+                "template": template if source.name in chats else None,
             }
             for source in train
         ],

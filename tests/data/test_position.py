@@ -36,6 +36,18 @@ def differences(now: dict[str, Any]) -> list[str]:
     return data_differences(read_position(STATE), Fingerprint.model_validate(now))
 
 
+def test_another_chat_template_is_named_as_such() -> None:
+    """By it the tokens differ, held-out ones too: that goes without saying."""
+    old, new = copy.deepcopy(FINGERPRINT), copy.deepcopy(FINGERPRINT)
+    old["sources"][0] |= {"template": "one"}
+    new["sources"][0] |= {"template": "two", "tokens": 11, "digest": "z", "heldout": "g"}
+    position = read_position(STATE | {"fingerprint": old})
+    [difference] = data_differences(position, Fingerprint.model_validate(new))
+    assert difference.startswith("source a has another chat template (data.tokenizer.chat_template, or")
+    # A checkpoint of before did not note it.
+    assert differences(new)[0] == "source a had 10 training tokens, has 11"
+
+
 def test_the_same_data_goes_on() -> None:
     position = read_position(STATE)
     assert differences(copy.deepcopy(FINGERPRINT)) == []

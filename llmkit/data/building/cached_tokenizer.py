@@ -17,12 +17,12 @@ from llmkit.data.live.heldout import heldout_candidates, heldout_units
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import LeftOut, Record
 from llmkit.data.tokens.encode import text_of
-from llmkit.data.tokens.make_tokenizer import make_tokenizer
+from llmkit.data.tokens.make_tokenizer import files_beside, make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import read_sealed, sync_folder, write_sealed
 
-VERSION = 3
+VERSION = 4
 """Changes with anything that makes the same settings give another tokenizer."""
 TOKENIZER_TEXT = 1 << 28
 """Characters that a tokenizer is trained on, over all sources."""
@@ -80,13 +80,16 @@ def cached_tokenizer(
 def _described(spec: schema.Tokenizer) -> JsonValue:
     """The settings, with files by their content."""
     settings: dict[str, JsonValue] = spec.model_dump(mode="json")
-    for name in ("path", "chat_template"):
-        path = getattr(spec, name)
+    beside = files_beside(Path(spec.path)) if spec.type == "file" and spec.path else []
+    files = [("path", spec.path, "path"), ("chat_template", spec.chat_template, "chat_template")]
+    for setting, path, name in [*files, *(("path", str(path), path.name) for path in beside)]:
         if path is not None:
             try:
                 settings[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
             except OSError as error:
-                raise UserError(f"data.tokenizer.{name}: {path} cannot be read ({error.strerror})") from error
+                raise UserError(
+                    f"data.tokenizer.{setting}: {path} cannot be read ({error.strerror})"
+                ) from error
     return settings
 
 

@@ -47,9 +47,16 @@ def prepare(
     if any(source.live for source in sources):  # others are looked at before any of them is built
         check()
     tokenizer = tokenizer or cached_tokenizer(config, sources, report, check)
-    if any(spec.record == "chat" for spec in config.sources):  # whoever talks to the model needs it too
+    has_chats = any(spec.record == "chat" for spec in config.sources)
+    if has_chats:  # whoever talks to the model needs it too
         tokenizer.chat_template = tokenizer.chat_template or CHATML
     encoder = RecordEncoder(tokenizer)
+    if has_chats and config.document_masks and encoder.splits_chats:
+        report(
+            f"data: WARNING: the chat template writes end-of-text ({tokenizer.end_of_text}) between turns, "
+            "and with data.document_masks no turn sees those before it; name another token as "
+            "data.tokenizer.end_of_text, or set data.document_masks to false"
+        )
     given = _open_given(config, sources, tokenizer, report)
     builder = Builder(config, tokenizer, encoder, report, workers, check)
     places = [_place(source, config, encoder, builder, seed, given) for source in sources]

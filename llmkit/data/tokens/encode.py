@@ -70,7 +70,7 @@ class RecordEncoder:
     @property
     def template_key(self) -> str:
         """Hash of the chat template and of what it sees beside the messages."""
-        parts = [self.chat_template, *map(str, sorted(self._variables.items()))]
+        parts = [self.chat_template, *map(str, sorted(self.tokenizer.named_tokens.items()))]
         return xxh64_hexdigest("\0".join(parts).encode())
 
     def encode(
@@ -103,14 +103,17 @@ class RecordEncoder:
         return found
 
     @property
-    def _variables(self) -> dict[str, str]:
-        return {"eos_token": self.tokenizer.end_of_text, **self.tokenizer.named_tokens}
+    def splits_chats(self) -> bool:
+        """Whether the chat template writes end-of-text between turns, where it begins another document."""
+        roles = ("user", "assistant") * 2
+        [found] = self.encode([Chat(tuple({"role": role, "content": "text"} for role in roles))])
+        return isinstance(found, Encoded) and self.tokenizer.end_of_text_id in found.tokens
 
     @cached_property
     def _template(self) -> ChatTemplate:
         # Where text may spell control tokens, none has to be told apart.
         controls = () if self.tokenizer.control_tokens_in_text else self.tokenizer.control_tokens
-        return ChatTemplate(self.chat_template, controls, self._variables)
+        return ChatTemplate(self.chat_template, controls, self.tokenizer.named_tokens)
 
     def _chat(self, messages: Sequence[dict[str, str]], context: frozenset[int]) -> Encoded | LeftOut:
         answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ along, so that ":\\n        " can be one token. With 4096 tokens on Python's lib
 held-out bytes; 3.58 with the rules of cl100k_base, 3.55 with those of GPT-2.
 """
 
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+"""Files with settings beside a tokenizer.json."""
+
 
 def make_tokenizer(spec: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer of the settings; `texts` are read only where one is trained.
@@ -44,7 +47,7 @@ def make_tokenizer(spec: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
         spec.end_of_text,
         origin,
         control_tokens_in_text=spec.control_tokens_in_text,
-        chat_template=template or _template_of(config),
+        chat_template=template or config.get("chat_template"),
         named_tokens=named_tokens(config),
     )
 
@@ -59,7 +62,7 @@ def read_template(spec: schema.Tokenizer) -> str | None:
 
 
 def _content(spec: schema.Tokenizer, texts: Iterable[str]) -> tuple[str, dict[str, Any], str]:
-    """A tokenizer.json, what is known of its tokenizer_config.json, and where they come from."""
+    """A tokenizer.json, the settings in the files beside it, and where they come from."""
     if spec.type == "bpe":
         vocab_size = spec.vocab_size or schema.BPE_VOCAB_SIZE
         return _trained(texts, vocab_size, spec.end_of_text), {}, "the trained tokenizer"
@@ -68,8 +71,14 @@ def _content(spec: schema.Tokenizer, texts: Iterable[str]) -> tuple[str, dict[st
     if spec.type == "file":
         if spec.path is None:
             raise UserError("data.tokenizer.path: a tokenizer of type file needs a tokenizer.json")
-        return _read(spec.path, "data.tokenizer.path"), {}, spec.path
-    return _from_hub(spec)
+        path = Path(spec.path)
+        content = _read(path, "data.tokenizer.path")
+        return content, _settings(lambda name: _read_beside(path, name), "data.tokenizer.path"), spec.path
+    if spec.name is None:
+        raise UserError("data.tokenizer.name: a tokenizer of type hub needs a hub id")
+    fetched = _fetch(spec, "tokenizer.json")
+    assert fetched is not None
+    return fetched, _settings(lambda name: _fetch(spec, name), "data.tokenizer.name"), f"{spec.name} (hub)"
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Tokenizer:
@@ -123,22 +132,39 @@ def _read(path: str | Path, setting: str) -> str:
         raise UserError(f"{setting}: {path} cannot be read ({error})") from error
 
 
-def _from_hub(spec: schema.Tokenizer) -> tuple[str, dict[str, Any], str]:
-    """Only three files are fetched, none of them is run, and only tokenizer.json has to be there."""
-    if spec.name is None:
-        raise UserError("data.tokenizer.name: a tokenizer of type hub needs a hub id")
-    content = _fetch(spec, "tokenizer.json")
-    assert content is not None
-    try:
-        config: Any = json.loads(_fetch(spec, "tokenizer_config.json") or "{}")
-    except ValueError as error:
-        raise UserError(
-            f"data.tokenizer.name: tokenizer_config.json of {spec.name!r} is not valid JSON ({error}); "
-            "download the tokenizer.json and use type: file"
-        ) from error
-    config = config if isinstance(config, dict) else {}
-    template = _fetch(spec, "chat_template.jinja")
-    return content, config | ({} if template is None else {"chat_template": template}), f"{spec.name} (hub)"
+def files_beside(path: Path) -> list[Path]:
+    """The files with settings that lie beside a tokenizer.json."""
+    return [path.parent / name for name in BESIDE if (path.parent / name).is_file()]
+
+
+def _read_beside(path: Path, name: str) -> str | None:
+    beside = path.parent / name
+    return _read(beside, "data.tokenizer.path") if beside.is_file() else None
+
+
+def _settings(read: Callable[[str], str | None], setting: str) -> dict[str, Any]:
+    """What the files beside a tokenizer.json say of it, as transformers takes it; none of them is run.
+
+    read: the text of the file with this name, None if there is none.
+    """
+
+    def read_object(name: str) -> dict[str, Any]:
+        try:
+            found: Any = json.loads(read(name) or "{}")
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{setting}: {name} beside the tokenizer.json is not valid JSON ({error}); mend it, or use "
+                "a copy of the tokenizer.json alone (type file)"
+            ) from error
+        return found if isinstance(found, dict) else {}
+
+    config = read_object("tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # in older files the names of tokens are apart
+        config |= read_object("special_tokens_map.json")
+    template = read("chat_template.jinja") or _template_of(config)
+    if template is None:  # where a model with images or sound has it
+        template = _template_of(read_object("chat_template.json"))
+    return config | {"chat_template": template}
 
 
 def _fetch(spec: schema.Tokenizer, file: str) -> str | None:

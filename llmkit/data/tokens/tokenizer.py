@@ -35,8 +35,10 @@ that tokenizes its text would wait for its first batch."""
 SPEED_UP_SAMPLE = 1 << 18
 """Characters of the text at hand on which both encoders are compared."""
 
-NAMED_TOKENS = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Keys of a tokenizer_config.json that chat templates may use, beside eos_token."""
+NAMED_TOKENS = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+"""Keys of a tokenizer_config.json that chat templates may use."""
 
 
 class Tokenizer:
@@ -45,7 +47,7 @@ class Tokenizer:
     content: a tokenizer.json. end_of_text: the token between documents, which must be in the vocabulary.
     origin: where the content came from, for messages. control_tokens_in_text: text that spells a special
     token becomes that token. chat_template: Jinja template of chats. named_tokens: what templates call them,
-    such as bos_token, and their text.
+    such as bos_token, and their text; eos_token is end_of_text if they lack it, or the vocabulary does.
 
     vocab_size: largest id + 1; ids may have gaps. control_tokens: text and id of the special tokens. hash:
     xxh64 of what decides the ids of a text (the chat template does not).
@@ -63,7 +65,7 @@ class Tokenizer:
     ) -> None:
         self.end_of_text, self.origin = end_of_text, origin
         self.control_tokens_in_text = control_tokens_in_text
-        self.chat_template, self.named_tokens = chat_template, dict(named_tokens or {})
+        self.chat_template, named = chat_template, dict(named_tokens or {})
         self._spec = parse(content, origin)
         described = canonical(self._spec) + end_of_text + "\0control" * control_tokens_in_text
         self.hash = xxh64_hexdigest(described.encode())
@@ -78,6 +80,8 @@ class Tokenizer:
             )
         self.end_of_text_id = vocabulary[end_of_text]
         self.vocab_size = max(vocabulary.values()) + 1
+        eos = named.get("eos_token")
+        self.named_tokens = named | {"eos_token": eos if eos in vocabulary else end_of_text}
         self.control_tokens = {token.content: number for number, token in added.items() if token.special}
         self._added = added
         self._fast: FastEncoder | None = None
@@ -221,7 +225,7 @@ class Tokenizer:
         template = config.get("chat_template")
         return cls(
             content,
-            config["eos_token"],
+            config.get("end_of_text", config["eos_token"]),
             origin,
             control_tokens_in_text=config.get("control_tokens_in_text") is True,
             chat_template=template if isinstance(template, str) else None,
@@ -229,8 +233,9 @@ class Tokenizer:
         )
 
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_of_text}
-        config |= self.named_tokens
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.named_tokens}
+        if self.named_tokens["eos_token"] != self.end_of_text:
+            config["end_of_text"] = self.end_of_text
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         if self.control_tokens_in_text:

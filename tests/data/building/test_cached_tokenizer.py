@@ -11,6 +11,7 @@ from llmkit.config import schema
 from llmkit.data.building import cached_tokenizer as module
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
 from llmkit.data.building.probe import open_sources
+from llmkit.data.tokens.make_tokenizer import train_bpe
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
 
@@ -75,6 +76,15 @@ def test_it_is_trained_once(words: Words, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(module, "make_tokenizer", None)
     assert make(config, lines.append).hash == first.hash
     assert lines == ["data: trained a tokenizer of 300 tokens"]
+
+
+def test_files_beside_a_local_tokenizer_make_it_another(words: Words, tmp_path: Path) -> None:
+    train_bpe(["some words"], 300, "<end>").save(tmp_path / "local")
+    spec = schema.Tokenizer(type="file", path=str(tmp_path / "local" / "tokenizer.json"), end_of_text="<end>")
+    config = settings(words("one", 100), tokenizer=spec)
+    assert make(config).chat_template is None
+    (tmp_path / "local" / "chat_template.jinja").write_text("{{ messages }}")
+    assert make(config).chat_template == "{{ messages }}"
 
 
 def test_a_damaged_tokenizer_is_refused(words: Words, tmp_path: Path) -> None:

@@ -369,6 +369,9 @@ def test_a_loaded_tokenizer_keeps_its_template_and_names(tmp_path: Path) -> None
     one = encoder("bytes", "llama2").tokenizer
     one.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
-    assert (loaded.chat_template, loaded.named_tokens) == (LLAMA2, {"bos_token": "<s>"})
+    assert (loaded.chat_template, loaded.named_tokens) == (
+        LLAMA2,
+        {"bos_token": "<s>", "eos_token": "</s>"},
+    )
     tokens = encode(RecordEncoder(loaded), *MESSAGES).tokens.tolist()
     assert tokens == encode(encoder("bytes", "llama2"), *MESSAGES).tokens.tolist()

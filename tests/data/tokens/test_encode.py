@@ -219,6 +219,13 @@ def test_a_record_has_no_end_of_text_at_its_ends_as_one_stands_there_already() -
         assert (encoded.targets.tolist()[-2:], encoded.end_is_target) == ([True, True], True)
 
 
+def test_it_is_known_whether_a_template_ends_documents_between_turns() -> None:
+    assert RecordEncoder(SPED_UP, ENDING).splits_chats
+    assert not FAST.splits_chats
+    assert not RecordEncoder(SPED_UP, ENDING.replace("eos_token", "eos_token if loop.last")).splits_chats
+    assert not RecordEncoder(SPED_UP, "{{ raise_exception('never') }}").splits_chats
+
+
 def test_an_end_that_the_template_does_not_mark_is_not_learned() -> None:
     marked = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}</s>\n{% endfor %}"
     encoded = one(RecordEncoder(SPED_UP, marked), Chat(({"role": "assistant", "content": "a"},)))

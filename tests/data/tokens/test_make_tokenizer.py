@@ -13,6 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 
 from llmkit.config import schema
 from llmkit.data.tokens.make_tokenizer import make_tokenizer, train_bpe
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 
 END = "<|endoftext|>"
@@ -127,7 +128,7 @@ HUB = schema.Tokenizer(type="hub", name="someone/something", revision="v1")
 def test_a_hub_tokenizer_needs_no_more_than_its_tokenizer_file(hub: Path) -> None:
     tokenizer = make_tokenizer(HUB, never())
     assert tokenizer.hash == train_bpe(CODE, 280, END).hash
-    assert (tokenizer.chat_template, tokenizer.named_tokens) == (None, {})
+    assert (tokenizer.chat_template, tokenizer.named_tokens) == (None, {"eos_token": END})
     (hub / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"cannot get tokenizer.json of 'someone/something'"):
         make_tokenizer(HUB, never())
@@ -167,13 +168,59 @@ def test_a_given_template_comes_before_the_hubs(hub: Path) -> None:
 def test_the_names_of_tokens_come_from_the_hub(hub: Path) -> None:
     config = {"bos_token": "<s>", "pad_token": {"content": "<pad>"}, "eos_token": "</s>", "unk_token": None}
     (hub / "tokenizer_config.json").write_text(json.dumps(config))
-    assert make_tokenizer(HUB, never()).named_tokens == {"bos_token": "<s>", "pad_token": "<pad>"}
+    named = {"bos_token": "<s>", "pad_token": "<pad>"}
+    # Of the end only what the vocabulary has: it would be no token.
+    assert make_tokenizer(HUB, never()).named_tokens == named | {"eos_token": END}
+    (hub / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "a"}))
+    made = make_tokenizer(HUB, never())
+    assert (made.end_of_text, made.named_tokens) == (END, named | {"eos_token": "a"})
+    made.save(hub / "saved")
+    loaded = Tokenizer.load(hub / "saved")
+    assert (loaded.end_of_text, loaded.named_tokens) == (END, made.named_tokens)
 
 
 def test_a_broken_file_of_the_hub_is_named(hub: Path) -> None:
     (hub / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer_config.json of 'someone/something' is not valid JSON"):
-        make_tokenizer(HUB, never())
+    for spec, setting in ((HUB, "name"), (local(hub), "path")):
+        with pytest.raises(
+            UserError, match=rf"data.tokenizer.{setting}: tokenizer_config.json .*is not valid JSON"
+        ):
+            make_tokenizer(spec, never())
+
+
+def local(folder: Path) -> schema.Tokenizer:
+    return schema.Tokenizer(type="file", path=str(folder / "tokenizer.json"))
+
+
+BOS = {"bos_token": {"content": "<s>"}}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"tokenizer_config.json": {**BOS, "pad_token": "<pad>", "chat_template": "{{ bos_token }}a"}},
+        {"tokenizer_config.json": {"bos_token": "<x>"}, "special_tokens_map.json": BOS},
+        {"tokenizer_config.json": {"added_tokens_decoder": {}}, "special_tokens_map.json": BOS},
+        {"tokenizer_config.json": {"chat_template": "a"}, "chat_template.jinja": "b"},
+        {"tokenizer_config.json": {"chat_template": "a"}, "chat_template.json": {"chat_template": "b"}},
+        {"tokenizer_config.json": {}, "chat_template.json": {"chat_template": "b"}},
+        {"chat_template.jinja": "c"},
+    ],
+)
+def test_a_local_copy_of_a_hub_tokenizer_is_the_same_tokenizer(hub: Path, files: dict[str, Any]) -> None:
+    for name, content in files.items():
+        (hub / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    there, here = make_tokenizer(HUB, never()), make_tokenizer(local(hub), never())
+    assert (here.hash, here.named_tokens, here.chat_template) == (
+        there.hash,
+        there.named_tokens,
+        there.chat_template,
+    )
+    expected = {"{{ bos_token }}a", "a", "b", "c"} & {here.chat_template}
+    assert bool(expected) == any("template" in f"{name}{content}" for name, content in files.items())
+    if "<s>" in f"{files}" and "added_tokens_decoder" not in f"{files}":
+        assert here.named_tokens["bos_token"] == "<s>"
 
 
 def test_a_fault_of_the_network_is_not_taken_for_a_missing_file(

@@ -207,7 +207,7 @@ def test_saved_and_loaded_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -
 
 def test_what_it_does_with_control_tokens_is_saved_too(tmp_path: Path) -> None:
     content = BPE.files()["tokenizer.json"].decode()
-    named = {"bos_token": "a"}
+    named = {"bos_token": "a", "eos_token": END}
     asked = Tokenizer(content, END, control_tokens_in_text=True, chat_template="{{ x }}", named_tokens=named)
     asked.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
