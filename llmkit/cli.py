@@ -120,7 +120,7 @@ def _generate(options: argparse.Namespace, started: float) -> int:
 def _evaluate(options: argparse.Namespace, started: float) -> int:
     from llmkit.inference import evaluate_command
 
-    return evaluate_command(Path(options.run), precision=options.precision)
+    return evaluate_command(Path(options.run), precision=options.precision, other=options.data)
 
 
 def _doctor(options: argparse.Namespace, started: float) -> int:
@@ -194,6 +194,12 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="held-out loss, perplexity and bits per byte")
     _add_run(evaluate)
+    evaluate.add_argument(
+        "--data",
+        metavar="CONFIG_OR_PATH",
+        help="evaluate what this configuration holds out, or all of this text, jsonl, parquet or shards, "
+        "instead of what the run held out",
+    )
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
     doctor = commands.add_parser("doctor", help="what this machine has; --parity: do all layouts train alike")

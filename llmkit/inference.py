@@ -13,12 +13,10 @@ from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.shape import ModelShape
 from llmkit.config.stored import read_stored
-from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
-from llmkit.data.position import Fingerprint, read_position
-from llmkit.data.prepared import Prepared
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
+from llmkit.evaluation_data import heldout_of_run, other_data
 from llmkit.generate import Sampling, stream_text
 from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision
 from llmkit.model.gpt import GPT
@@ -83,17 +81,19 @@ def generate_command(
     return 0
 
 
-def evaluate_command(path: Path, *, precision: str) -> int:
-    """`llmkit evaluate`: held-out loss, perplexity and bits per byte of the newest checkpoint."""
+def evaluate_command(path: Path, *, precision: str, other: str | None = None) -> int:
+    """`llmkit evaluate`: held-out loss, perplexity and bits per byte of the newest checkpoint.
+
+    other: names other data than the run's held-out text (see `evaluation_data.other_data`).
+    """
     checkpoint = open_checkpoint(path)
     device = choose_device()
     config = read_stored(checkpoint.config, checkpoint.origin, _to_stderr)
-    data = prepare(config.data, _to_stderr, tokenizer=load_tokenizer(checkpoint))
-    _check_heldout(checkpoint, data)
-    if not data.heldout:
-        raise UserError(
-            f"{checkpoint.path}: nothing is held out (data.heldout_every is {config.data.heldout_every})"
-        )
+    tokenizer = load_tokenizer(checkpoint)
+    if other is None:
+        data = heldout_of_run(checkpoint, config, tokenizer, _to_stderr)
+    else:
+        data = other_data(other, config, tokenizer, _to_stderr)
     # As the run itself evaluates, unless asked otherwise: bf16 and fp32 differ in the fourth digit.
     precision = choose_precision(config.train.precision if precision == "auto" else precision, device)
     model = load_model(checkpoint, device, precision)
@@ -109,27 +109,12 @@ def evaluate_command(path: Path, *, precision: str) -> int:
             nats += float(model(batch.to(device)).nats.double().sum())
     loss = nats / heldout.targets
     print(f"checkpoint     {checkpoint.path}")
+    if other is not None:
+        print(f"data           {other}")
     print(f"held-out loss  {loss:.4f} nats a token, {heldout.targets:,} tokens")
     print(f"perplexity     {perplexity(loss):.3f}")
     print(f"bits per byte  {bits_per_byte(nats, heldout.text_bytes):.4f}")
     return 0
-
-
-def _check_heldout(checkpoint: Checkpoint, data: Prepared) -> None:
-    """Raises UserError where the held-out text is not that of the run; its training text is of no matter."""
-    then = read_position(checkpoint.state["data"]).fingerprint
-    now = Fingerprint.model_validate(data.fingerprint)
-    held = {source.name: source.heldout for source in then.sources}
-    changes = [
-        f"source {source.name} has other held-out text"
-        for source in now.sources
-        if held.get(source.name) != source.heldout
-    ]
-    if changes:
-        raise UserError(
-            f"{checkpoint.path}: this is not what the run held out: {'; '.join(changes)}; "
-            "put the files back that it was trained with"
-        )
 
 
 def _to_stderr(line: str) -> None:

@@ -83,7 +83,12 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     assert events(folder) == ["start", "save", "save", "save", "done"]
     assert [path.name[-2:] for path in sorted((folder / "checkpoints").iterdir())] == ["05", "10", "12"]
     assert all(not verify(path) for path in (folder / "checkpoints").iterdir())
-    assert load(folder / "config.yaml").config == load("tiny.yaml", ["evaluate.every_steps=6"]).config
+    wanted = load("tiny.yaml", ["evaluate.every_steps=6"]).config
+    assert load(folder / "configs" / "start-0001.yaml").config == wanted
+    kept = load(folder / "config.yaml").config  # the same from any working directory
+    assert (kept.model, kept.train) == (wanted.model, wanted.train)
+    assert kept.data.sources[0].path == str(project / "corpus")
+    assert kept.run.dir == str(project / "runs")
     assert json.loads((folder / "manifest.json").read_text())["precision"] == "fp32"
     assert (folder / "DONE").exists()
     assert "held-out loss" in (folder / "logs" / "rank-00000.log").read_text()

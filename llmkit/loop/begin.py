@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.load import Loaded
+from llmkit.config.schema import Config
 from llmkit.config.show import to_yaml
+from llmkit.data.located import located
 from llmkit.loop.learning_rate import rate_change
 from llmkit.loop.progress import Progress
 from llmkit.loop.resume import changed_settings
@@ -35,7 +39,7 @@ def begin(
     lost = lost_rows(metrics.rows(), events.rows(), checkpoint)
     metrics.cut_back(progress.step)
     cut_back_samples(folder.path, progress.step)
-    folder.write_text("config.yaml", to_yaml(loaded.config))
+    folder.write_text("config.yaml", to_yaml(_located(loaded.config)))
     fields: dict[str, Any] = {"step": progress.step}
     fields["config"] = folder.keep_config(to_yaml(loaded.config, loaded.origins))
     if checkpoint is not None:
@@ -48,6 +52,12 @@ def begin(
         note(f"metrics.jsonl has lost its rows after step {lost[0]} up to step {lost[1]}")
     folder.clear_done()
     events.record("start" if checkpoint is None else "resume", **fields)
+
+
+def _located(config: Config) -> Config:
+    """The settings with paths that do not depend on the working directory."""
+    run = config.run.model_copy(update={"dir": os.path.abspath(config.run.dir)})
+    return config.model_copy(update={"run": run, "data": located(config.data, Path.cwd())})
 
 
 def lost_rows(rows: list[Row], events: list[Row], checkpoint: Checkpoint | None) -> tuple[int, int] | None:

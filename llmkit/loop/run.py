@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +87,7 @@ class Run:
             "data": self.loader.state(self.mesh.gather_texts),
             "updates": self.engine.updates,
             "precision": self.precision,
+            "started_in": os.getcwd(),  # where relative paths of the settings start from
         }
         path = save(
             self.folder.checkpoints,

@@ -1,0 +1,128 @@
+"""The text that `llmkit evaluate` reads: what the run held out, or other text that the user names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from llmkit.checkpoint.read import Checkpoint
+from llmkit.config import schema
+from llmkit.config.load import load
+from llmkit.data.building.prepare import prepare
+from llmkit.data.located import located, missing_paths
+from llmkit.data.position import Fingerprint, read_position
+from llmkit.data.prepared import HeldOutSource, Prepared
+from llmkit.data.shards.reader import ShardReader
+from llmkit.data.sources.formats import suffixes_of
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import UserError
+
+_TYPES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
+"""Type of a source by the suffix of its files; others are text."""
+
+
+def heldout_of_run(
+    checkpoint: Checkpoint, config: schema.Config, tokenizer: Tokenizer, report: Callable[[str], None]
+) -> Prepared:
+    """The run's data, of which only what it held out must be what it was.
+
+    Relative paths are tried from where the run was started, and from where its folder lies now. Raises
+    UserError where the files are not there, or the held-out text is another one.
+    """
+    bases = [*_bases(checkpoint, config), Path.cwd()]
+    seen = [located(config.data, base) for base in bases]
+    found = next((data for data in seen if not missing_paths(data)), None)
+    if found is None:
+        raise UserError(
+            f"{checkpoint.path}: the data of the run are not there: {missing_paths(config.data)[0]} (looked "
+            f"from {', '.join(dict.fromkeys(map(str, bases)))}); run this where they are, or name other data "
+            "with --data"
+        )
+    data = prepare(found, report, tokenizer=tokenizer)
+    _check_heldout(checkpoint, data)
+    if not data.heldout:
+        raise UserError(
+            f"{checkpoint.path}: nothing is held out (data.heldout_every is {config.data.heldout_every}); "
+            "name other data with --data"
+        )
+    return data
+
+
+def other_data(
+    path: str, config: schema.Config, tokenizer: Tokenizer, report: Callable[[str], None]
+) -> Prepared:
+    """Other text for a model of a run, in rows as the run reads them.
+
+    path: a configuration (.yaml), whose held-out text is meant, or files of text, jsonl, parquet, arrow or
+    shards, of which all is meant; records have the fields that the run's source of that type has.
+    """
+    rows = {
+        "sequence_length": config.data.sequence_length,
+        "document_masks": config.data.document_masks,
+        "packing": "concatenate",
+        "curriculum": [],
+    }
+    if path.endswith((".yaml", ".yml")):
+        data = prepare(load(path).config.data.model_copy(update=rows), report, tokenizer=tokenizer)
+        if not data.heldout:
+            raise UserError(f"--data {path}: nothing is held out (data.heldout_every)")
+        return data
+    if not os.path.exists(os.path.expanduser(path)) and missing_paths(_only(config.data, path, "text")):
+        raise UserError(f"--data {path}: there is no such file or folder")
+    # Rows of two tokens: a text that does not fill a row of the run is evaluated, too.
+    everything = rows | {"heldout_every": 0, "sequence_length": 2}
+    one = _only(config.data, path, _type_of(path)).model_copy(update=everything)
+    data = prepare(one, report, tokenizer=tokenizer)
+    stored = [(source.name, source.stored) for source in data.train]
+    readers = tuple(HeldOutSource(name, rows) for name, rows in stored if isinstance(rows, ShardReader))
+    return replace(data, heldout=readers, sequence_length=config.data.sequence_length)
+
+
+def _bases(checkpoint: Checkpoint, config: schema.Config) -> list[Path]:
+    """The folder that the place of the run folder implies, and the one that the run was started in."""
+    found = []
+    below = Path(os.path.normpath(Path(config.run.dir) / config.run.name / "checkpoints"))
+    here = Path(os.path.abspath(checkpoint.path)).parent
+    if not below.is_absolute() and here.parts[-len(below.parts) :] == below.parts:
+        found.append(Path(*here.parts[: -len(below.parts)]))
+    if isinstance(started := checkpoint.state.get("started_in"), str) and os.path.isdir(started):
+        found.append(Path(started))
+    return found
+
+
+def _only(data: schema.Data, path: str, kind: str) -> schema.Data:
+    """The data of one path, read like the run's source of that type, if it has one."""
+    like = next((spec for spec in data.sources if spec.type == kind), None)
+    spec = like or schema.Source.model_validate({"type": kind, "path": path})
+    update = {"path": path, "name": "data", "weight": 1.0, "live": False, "heldout_path": None}
+    return data.model_copy(update={"sources": [spec.model_copy(update=update | {"max_epochs": None})]})
+
+
+def _type_of(path: str) -> str:
+    """The type of a source by its files; of a folder, by the first file in it."""
+    local = Path(os.path.expanduser(path))
+    if (local / "index.json").exists():
+        return "shards"
+    names = [path]
+    if local.is_dir():
+        names = [name for _, _, files in os.walk(local) for name in sorted(files) if name[0] != "."]
+    return _TYPES.get(suffixes_of(names[0])[0], "text") if names else "text"
+
+
+def _check_heldout(checkpoint: Checkpoint, data: Prepared) -> None:
+    """Raises UserError where the held-out text is not that of the run; its training text is of no matter."""
+    then = read_position(checkpoint.state["data"]).fingerprint
+    now = Fingerprint.model_validate(data.fingerprint)
+    held = {source.name: source.heldout for source in then.sources}
+    changes = [
+        f"source {source.name} has other held-out text"
+        for source in now.sources
+        if held.get(source.name) != source.heldout
+    ]
+    if changes:
+        raise UserError(
+            f"{checkpoint.path}: this is not what the run held out: {'; '.join(changes)}; "
+            "put the files back that it was trained with, or name other data with --data"
+        )
