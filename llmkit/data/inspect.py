@@ -90,7 +90,7 @@ def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> It
         files = source.rows.reader.files
         size = sum(file.size for file in files)
         yield (
-            f"  tokenized while training: {len(files):,} files of {size / 1e6:,.1f} MB, in "
+            f"  tokenized while training: {len(files):,} files, {size / 1e6:,.1f} MB as stored, in "
             f"{source.rows.lanes} lanes; documents and tokens are not counted"
         )
         return

@@ -143,7 +143,7 @@ def test_a_live_source_shows_the_first_rows_of_its_lanes(tmp_path: Path) -> None
     )
     prepared = prepare(data, lambda line: None)
     lines = lines_of(prepared, data, count=1, max_steps=10)
-    assert any("tokenized while training: 1 files of 0.0 MB, in 1 lanes" in line for line in lines)
+    assert any("tokenized while training: 1 files, 0.0 MB as stored, in 1 lanes" in line for line in lines)
     assert "  jsonl-0: rows are not counted, the run of 10 steps reads 320" in lines
     title = lines.index("\n=== jsonl-0: first row of lane 0 ===")
     assert "record" in lines[title + 1]

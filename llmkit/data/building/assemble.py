@@ -30,14 +30,15 @@ COMPRESS_LIMIT = 2 << 20
 class Written:
     """What was written of a source.
 
-    fitting: with best_fit, documents to train on that are no longer than a row. cut: how many of these a
-    row's end cuts all the same.
+    text_bytes: UTF-8 bytes of all the text, also of that which is not to be learned. fitting: with best_fit,
+    documents to train on that are no longer than a row. cut: how many of these a row's end cuts all the same.
     """
 
     candidates: int = 0
     documents: int = 0
     heldout_documents: int = 0
     tokens: int = 0
+    text_bytes: int = 0
     fitting: int = 0
     cut: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
@@ -97,6 +98,7 @@ def assemble(
         part = PartReader(path)
         written.left_out += part.left_out
         written.candidates += part.candidates
+        written.text_bytes += part.text_bytes
         written.slow_reason = part.slow_reason or written.slow_reason
         for block, held in part.blocks():
             for document in held.one_by_one():

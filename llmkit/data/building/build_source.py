@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
@@ -93,6 +94,7 @@ class Builder:
             reader, self._encoder, group_units(reader.units, part_bytes), self._config.heldout_every,
             stored_dtype(token_dtype(self._tokenizer.vocab_size)).str, parts, threads=workers == 0,
         )  # fmt: skip
+        was_begun = any(parts.iterdir())
         with contextlib.closing(self._paths(maker, workers, source.name)) as paths:
             written = assemble(
                 paths, workplace / "whole", source.name, self._tokenizer, self._config.packing,
@@ -106,7 +108,8 @@ class Builder:
         source.check_unchanged()
         self._finish(source, written, workplace / "whole")
         seconds = time.monotonic() - began
-        self._report(_told(source.name, written, size, seconds, min(workers, len(maker.parts))))
+        made = _Made(written, seconds, min(workers, len(maker.parts)), was_begun)
+        self._report(f"data: {source.name}: {made}")
 
     def _paths(self, maker: PartMaker, workers: int, name: str) -> Generator[Path]:
         """The part files of a source in order, each when it is made; those that are there are kept."""
@@ -168,13 +171,27 @@ class Builder:
         sync_folder(whole)
 
 
-def _told(name: str, written: Written, size: int, seconds: float, workers: int) -> str:
-    """What was built, as a line for the user; size: bytes of the source's units."""
-    speed = f"{size / 1e6 / max(seconds, 1e-3):.1f} MB/s"
-    by = f", {workers} processes" if workers else ""
-    slow = f"; without the fast tokenizer: {written.slow_reason}" if written.slow_reason else ""
-    cut = f"; rows cut {written.cut:,} of {written.fitting:,} documents that fit" if written.fitting else ""
-    return (
-        f"data: {name}: {written.documents + written.heldout_documents:,} documents, "
-        f"{written.tokens:,} tokens of {size / 1e6:.2f} MB in {seconds:.1f} s ({speed}{by}{slow}){cut}"
-    )
+class _Made(NamedTuple):
+    """How a source was built, for the user. was_begun: some of it by an earlier build."""
+
+    written: Written
+    seconds: float
+    workers: int
+    was_begun: bool
+
+    def __str__(self) -> str:
+        written = self.written
+        size = written.text_bytes / 1e6
+        how = [f"{self.workers} processes"] if self.workers else []
+        if not self.was_begun:
+            how.insert(0, f"{size / max(self.seconds, 1e-3):.1f} MB/s")
+        if written.slow_reason:
+            how.append(f"without the fast tokenizer: {written.slow_reason}")
+        cut = (
+            f"; rows cut {written.cut:,} of {written.fitting:,} documents that fit" if written.fitting else ""
+        )
+        return (
+            f"{written.documents + written.heldout_documents:,} documents, {written.tokens:,} tokens of "
+            f"{size:.2f} MB of text in {self.seconds:.1f} s"
+            f"{' (' * bool(how)}{', '.join(how)}{')' * bool(how)}{cut}"
+        )

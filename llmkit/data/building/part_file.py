@@ -102,6 +102,8 @@ class PartWriter:
         """What was left out of the part, by reason."""
         self.candidates = 0
         """Documents of the part, those that were left out too."""
+        self.text_bytes = 0
+        """UTF-8 bytes of its text, also of that which is not to be learned."""
         self.slow_reason: str | None = None
         """Why the fast tokenizer was not at work, if it was not."""
         self._blocks: list[dict[str, Any]] = []
@@ -115,7 +117,7 @@ class PartWriter:
 
     def __exit__(self, *error: Any) -> None:
         if error[0] is None:
-            names = ("left_out", "candidates", "slow_reason")
+            names = ("left_out", "candidates", "text_bytes", "slow_reason")
             facts = {name: getattr(self, name) for name in names}
             table = json.dumps({"blocks": self._blocks, **facts}).encode()
             self._file.write(table)
@@ -159,6 +161,7 @@ class PartReader:
         self._blocks: list[dict[str, Any]] = content["blocks"]
         self.left_out: Counter[str] = Counter(content["left_out"])
         self.candidates: int = content["candidates"]
+        self.text_bytes: int = content["text_bytes"]
         self.slow_reason: str | None = content["slow_reason"]
 
     def blocks(self) -> Iterator[tuple[Documents, Documents]]:

@@ -20,7 +20,7 @@ from llmkit.data.sources.reader import Candidate, SourceReader
 from llmkit.data.sources.records import EMPTY, MENDED, Ids, LeftOut, Record
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.encode import Encoded, RecordEncoder, text_of
-from llmkit.data.tokens.tokenizer import SPEED_UP_AFTER
+from llmkit.data.tokens.tokenizer import SPEED_UP_AFTER, utf8_size
 from llmkit.errors import UserError
 
 PART_BYTES = (1 << 20, 16 << 20)
@@ -103,7 +103,7 @@ class PartMaker:
 
     def path(self, part: int) -> Path:
         """Where a part lies once it is made."""
-        return self.folder / f"part-{part:06d}"
+        return self.folder / f"part-v2-{part:06d}"  # of an older llmkit none is taken
 
     def make(self, part: int) -> None:
         """Read, tokenize and write a part.
@@ -124,6 +124,7 @@ class PartMaker:
                             block.write(writer)
             block.take(group.encode())
             block.write(writer)
+            writer.text_bytes = group.text_bytes
             if group.text >= SPEED_UP_AFTER:  # before that nothing is known
                 writer.slow_reason = self.encoder.tokenizer.slow_reason
 
@@ -141,7 +142,10 @@ def training_records(
 
 @dataclass
 class Group:
-    """Candidates that are tokenized together. size: their characters. text: those of all before, too."""
+    """Candidates that are tokenized together. size: their characters. text: those of all before, too.
+
+    text_bytes: UTF-8 bytes of all the text so far, also of that which is not to be learned.
+    """
 
     reader: SourceReader
     encoder: RecordEncoder
@@ -149,6 +153,7 @@ class Group:
     threads: bool
     size: int = 0
     text: int = 0
+    text_bytes: int = 0
     _records: list[Record] = field(default_factory=list)
     _places: list[tuple[int, int, bool]] = field(default_factory=list)
 
@@ -171,6 +176,9 @@ class Group:
         for index, (document, (_, _, heldout)) in enumerate(zip(encoded, self._places, strict=True)):
             if not isinstance(document, LeftOut):
                 found.append((document, heldout))
+                record = self._records[index]
+                is_text = not isinstance(record, Ids)
+                self.text_bytes += utf8_size(text_of(record)) if is_text else document.text_bytes
             elif self.reader.errors == "raise" and document.reason != EMPTY:
                 raise UserError(
                     f"{self._place(index)}: {document.detail}; mend the record, or set data.errors to skip"

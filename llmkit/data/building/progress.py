@@ -1,4 +1,7 @@
-"""How far a build is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a build is: a bar on a terminal, a line now and then elsewhere.
+
+In shares of the source's files, which may be packed: how much text they hold is known at the end.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, initial=already, desc=f"data: {name}", unit="B", unit_scale=True, leave=False,
-                dynamic_ncols=True,
+                total=total, initial=already, desc=f"data: {name}", leave=False, dynamic_ncols=True,
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
             )  # fmt: skip
 
     def __enter__(self) -> Progress:
@@ -44,5 +47,4 @@ class Progress:
             self._bar.update(count)
         elif time.monotonic() - self._told >= SECONDS:
             self._told = time.monotonic()
-            share = f"{self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB"
-            self._report(f"data: {self._name}: {share} ({self._done / max(1, self._total):.0%})")
+            self._report(f"data: {self._name}: {self._done / max(1, self._total):.0%} is tokenized")

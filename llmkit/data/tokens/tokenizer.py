@@ -184,7 +184,7 @@ class Tokenizer:
     def text_bytes(self, text: str) -> int:
         """UTF-8 bytes of a text, without those of the control tokens that it spells where they are tokens."""
         spelled = self._spelled_control.findall(text) if self.control_tokens_in_text else ()
-        return _utf8_size(text) - sum(map(_utf8_size, spelled))
+        return utf8_size(text) - sum(map(utf8_size, spelled))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of some ids; bytes that are no UTF-8, and ids that mean nothing, become U+FFFD."""
@@ -365,7 +365,8 @@ def _rebuilt(content: str, config: dict[str, Any], origin: str) -> Tokenizer:
     return Tokenizer.from_config(content, config, origin)
 
 
-def _utf8_size(text: str) -> int:
+def utf8_size(text: str) -> int:
+    """Bytes of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
 
 

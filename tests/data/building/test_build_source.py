@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llmkit.config import schema
@@ -105,7 +107,7 @@ def test_a_killed_build_goes_on_with_the_parts_that_it_finished(
         process.stdout.read()  # until its workers are gone too
     (workplace,) = (tmp_path / "cache").glob(".building-jsonl-0-*")
     finished = {path.name for path in (workplace / "parts").glob("part-*")}
-    (workplace / "parts" / ".part-000001-77.part").write_text("half of a part")
+    (workplace / "parts" / ".part-v2-000001-77.part").write_text("half of a part")
     made: list[str] = []
     make = PartMaker.make
 
@@ -261,13 +263,13 @@ def test_long_builds_tell_how_far_they_are_and_how_fast_they_were(
     write_records(tmp_path, [{"text": "x" * 90}] * 100)
     lines: list[str] = []
     prepare(settings(tmp_path), lines.append)
-    told = [line for line in lines if line.startswith("data: jsonl-0: 0 of 0 MB (")]
+    told = [line for line in lines if line.endswith("% is tokenized")]
     assert len(told) > 3
-    assert told[-1].endswith("(100%)")
+    assert told[-1].endswith(": 100% is tokenized")
     assert any("data: jsonl-0: 100 documents, " in line and " MB/s" in line for line in lines)
 
 
-def test_what_is_told_of_chats_are_the_bytes_that_were_read(
+def test_what_is_told_of_chats_is_the_text_that_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = [{"role": "user", "content": "x" * 20_000}, {"role": "assistant", "content": "yes"}]
@@ -277,8 +279,25 @@ def test_what_is_told_of_chats_are_the_bytes_that_were_read(
     monkeypatch.setattr(build_source, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     lines: list[str] = []
     prepare(settings(tmp_path, sources=[source], heldout_every=0), lines.append)
-    assert any(line.endswith(" tokens of 1.00 MB in 2.0 s (0.5 MB/s)") for line in lines), lines
+    assert any(line.endswith(" tokens of 1.00 MB of text in 2.0 s (0.5 MB/s)") for line in lines), lines
     assert lines[-1].endswith(" training tokens of 0.00 MB to learn, 0.00 MB held out")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_what_is_told_is_text_and_not_how_it_was_packed(tmp_path: Path, suffix: str) -> None:
+    records = [{"text": "\u00e9" * 5_000, "noise": "x" * 9_000}] * 50
+    content = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path = tmp_path / f"r{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    else:
+        packed = {".gz": gzip.compress(content), ".zst": pa.compress(content, "zstd", asbytes=True)}
+        path.write_bytes(packed.get(path.suffix, content))
+    kind = "parquet" if suffix == ".parquet" else "jsonl"
+    source = schema.Source(type=kind, path=str(path), name="packed")
+    lines: list[str] = []
+    prepare(settings(tmp_path, sources=[source]), lines.append)
+    assert sum(" tokens of 0.50 MB of text in " in line for line in lines) == 1, lines
 
 
 def test_a_leftover_that_is_gone_before_it_is_deleted_is_no_error(
@@ -290,7 +309,7 @@ def test_a_leftover_that_is_gone_before_it_is_deleted_is_no_error(
     def with_one_that_goes(folder: Path) -> Iterator[Path]:
         yield from iterdir(folder)
         if folder.name == "parts":
-            yield folder / ".part-000000-77"
+            yield folder / ".part-v2-000000-77"
 
     monkeypatch.setattr(Path, "iterdir", with_one_that_goes)
     prepare(settings(tmp_path), silent)
