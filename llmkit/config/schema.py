@@ -210,7 +210,7 @@ class Data(Section):
     raise = stop. Counted in all cases."""
     cache_dir: str = "data-cache"
     """Where tokenizers and token shards are kept."""
-    lanes: Positive = 48
+    lanes: Annotated[int, Field(ge=1, le=65_536)] = 48
     """Parts of a live source that are read side by side. With a multiple of the data-parallel processes
     none of them tokenizes what another one does."""
     shuffle_window: Positive = 64

@@ -59,8 +59,8 @@ class RowsOfBlock:
 class _Plan:
     """What some steps of this rank are made of. positions, sources, epochs, rows: (steps, rows).
 
-    live: for each live source, its positions in these steps that take a row of a lane that this rank meets,
-    whichever rank they belong to, ascending.
+    live: for each live source, its positions in these steps that may take a row of a lane that this rank
+    meets, whichever rank they belong to, ascending, and the lane of each.
     """
 
     start: int
@@ -68,7 +68,7 @@ class _Plan:
     sources: np.ndarray
     epochs: np.ndarray
     rows: np.ndarray
-    live: dict[int, np.ndarray]
+    live: dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 class BlockMaker:
@@ -102,19 +102,15 @@ class BlockMaker:
         self._has_masks = any(source.rows.has_targets for source in prepared.train)
         live = [(place, each.rows) for place, each in enumerate(prepared.train)]
         self._tables = {place: rows.lane_table for place, rows in live if isinstance(rows, LiveSource)}
-        # Which slots of live sources' tables are of lanes that this rank meets.
-        self._is_met = {
-            place: np.isin(table, served_lanes(table, rank, world_size))
-            for place, table in self._tables.items()
-        }
+        self._served = {place: served_lanes(table, rank, world_size) for place, table in self._tables.items()}
         self._server = self._serve(config, cursors) if self._tables else None
         self.rows_made = 0
 
     def _serve(self, config: schema.Data, cursors: Sequence[Cursors | None]) -> LaneServer:
         served = {}
-        for place, table in self._tables.items():
+        for place, lanes in self._served.items():
             known = cursors[place] or {}
-            for lane in served_lanes(table, self._rank, self._world):
+            for lane in lanes:
                 served[place, lane] = known.get(str(lane))
         sources = {
             place: source.rows.numbered(self._order.numbers[place], self._order.seed)
@@ -161,11 +157,15 @@ class BlockMaker:
         epochs, rows = np.zeros_like(sources), np.zeros_like(sources)
         sources[real], epochs[real], rows[real] = self._order.at(positions[real])
         begin = int(starts[0])
-        live: dict[int, np.ndarray] = {}
+        live: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for place, table in self._tables.items():  # what other ranks take from a lane moves it, too
             met = np.arange(begin, int(starts[-1]) + self._batch_rows)
-            met = met[self._is_met[place][met % len(table)]]
-            live[place] = met[self._order.sources(met) == place]
+            rounds, columns = table.shape
+            is_met = np.asarray(np.isin(table, self._served[place]).any(axis=0))
+            met = met[is_met[met % columns]]
+            met = met[self._order.sources(met) == place]
+            turn = self._order.in_column(place, met) % rounds
+            live[place] = met, table[turn, met % columns]
         return _Plan(begin, positions, sources, epochs, rows, live)
 
     def _gather(self, plan: _Plan) -> RowsOfBlock:
@@ -242,7 +242,7 @@ class BlockMaker:
         self._reading = None
         slots = np.flatnonzero(plan.sources.ravel() == place)
         slot_of = dict(zip(plan.positions.ravel()[slots].tolist(), slots.tolist(), strict=True))
-        for demand in demands(plan.live[place], self._tables[place], self._rank, self._world):
+        for demand in demands(*plan.live[place], self._served[place], self._rank, self._world):
             last: dict[int, list[int]] = {}
             for g, wanted in zip(demand.positions.tolist(), demand.wanted.tolist(), strict=True):
                 (row,) = self._server.take(place, demand.lane, [wanted])
@@ -265,7 +265,10 @@ def _part_of(plan: _Plan, part: slice, starts: np.ndarray, batch_rows: int) -> _
     """Some of the steps of a plan."""
     begins = starts[part]
     low, high = int(begins[0]), int(begins[-1]) + batch_rows
-    live = {place: g[np.searchsorted(g, low) : np.searchsorted(g, high)] for place, g in plan.live.items()}
+    live = {}
+    for place, (g, lanes) in plan.live.items():
+        here = slice(*np.searchsorted(g, [low, high]))
+        live[place] = g[here], lanes[here]
     return _Plan(low, plan.positions[part], plan.sources[part], plan.epochs[part], plan.rows[part], live)
 
 

@@ -43,35 +43,53 @@ class Curriculum:
 
 @dataclass(frozen=True)
 class Supply:
-    """A source that may be read so often. rows: of one epoch."""
+    """A source with a limit. index: of the source. rows: that may be read of it, in so many epochs."""
 
     name: str
-    place: int
+    index: int
     rows: int
     max_epochs: int
 
 
-def check_supply(order: Order, supplies: Sequence[Supply], steps: range, position: int, rows: int) -> None:
-    """Raises UserError if a source runs dry in `steps`, the first of which begins at `position`.
+@dataclass(frozen=True)
+class Shortage:
+    """A source that has fewer rows than some steps need. last_step: the last one that it has rows for."""
 
-    rows: of a global batch. The message says until which step each source lasts.
-    """
+    supply: Supply
+    needed: int
+    last_step: int
+
+
+def shortages(
+    order: Order, supplies: Sequence[Supply], steps: range, position: int, batch_rows: int
+) -> list[Shortage]:
+    """The sources that run dry in `steps`, the first of which begins at `position`."""
     short = []
     for supply in supplies:
-        limit = supply.rows * supply.max_epochs
-        needed = int(order.consumed(position + len(steps) * rows)[supply.place])
-        if needed > limit:
-            lasts, too_many = 0, len(steps)  # the most steps that it has rows for lie between these
-            while too_many - lasts > 1:
-                middle = (lasts + too_many) // 2
-                if order.consumed(position + middle * rows)[supply.place] > limit:
-                    too_many = middle
-                else:
-                    lasts = middle
-            short.append(
-                f"data.sources.{supply.place}.max_epochs: until step {steps.stop - 1} the run needs "
-                f"{needed:,} rows of source {supply.name}, {supply.max_epochs} epochs have {limit:,}; it "
-                f"lasts until step {steps.start + lasts - 1}. Lower its weight, raise max_epochs or end there"
-            )
+        needed = int(order.consumed(position + len(steps) * batch_rows)[supply.index])
+        if needed <= supply.rows:
+            continue
+        lasts, too_many = 0, len(steps)  # the most steps that it has rows for lie between these
+        while too_many - lasts > 1:
+            middle = (lasts + too_many) // 2
+            if order.consumed(position + middle * batch_rows)[supply.index] > supply.rows:
+                too_many = middle
+            else:
+                lasts = middle
+        short.append(Shortage(supply, needed, steps.start + lasts - 1))
+    return short
+
+
+def check_supply(
+    order: Order, supplies: Sequence[Supply], steps: range, position: int, batch_rows: int
+) -> None:
+    """Raises UserError if a source runs dry in `steps`; the message says until which step each one lasts."""
+    short = [
+        f"data.sources.{each.supply.index}.max_epochs: until step {steps.stop - 1} the run needs "
+        f"{each.needed:,} rows of source {each.supply.name}, {each.supply.max_epochs} epochs have "
+        f"{each.supply.rows:,}; it lasts until step {each.last_step}. Lower its weight, raise max_epochs or "
+        "end there"
+        for each in shortages(order, supplies, steps, position, batch_rows)
+    ]
     if short:
         raise UserError("\n".join(short))

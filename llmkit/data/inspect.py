@@ -14,7 +14,8 @@ from llmkit.data.building.packing import are_cut
 from llmkit.data.curriculum import Curriculum
 from llmkit.data.live.lane import Lane
 from llmkit.data.live.source import LiveSource
-from llmkit.data.order import Order
+from llmkit.data.mixing import shares
+from llmkit.data.order import Order, rows_before
 from llmkit.data.prepared import Prepared, TrainSource
 from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -189,24 +190,26 @@ def mixture_lines(config: Config, prepared: Prepared) -> Iterator[str]:
     names = [source.name for source in prepared.train]
     curriculum = Curriculum.of(data, names)
     for step, weights in zip(curriculum.steps, curriculum.weights, strict=True):
-        total = sum(weights)
-        shares = (f"{name} {weight:g} ({weight / total:.1%})" for name, weight in zip(names, weights))
-        yield f"mixture from step {step}: " + ", ".join(shares)
+        parts = zip(names, weights, shares(weights), strict=True)
+        listed = ", ".join(f"{name} {weight:g} ({share:.1%})" for name, weight, share in parts)
+        yield f"mixture from step {step}: {listed}"
     length = data.sequence_length
-    rows = [source.stored.row_count(length) if source.stored else None for source in prepared.train]
-    if steps is None:
-        needed = None
-    else:
-        order = Order(config.run.seed, rows, curriculum.at(1))
+    sizes = [source.stored.period if source.stored else None for source in prepared.train]
+    needed = None
+    if steps is not None:
+        columns = prepared.fingerprint["lanes"] or 1
+        order = Order(config.run.seed, sizes, curriculum.at(1), length=length, columns=columns)
         curriculum.continue_order(order, 0, 0, batch)
         needed = order.consumed(steps * batch)
     for place, source in enumerate(prepared.train):
-        there = rows[place]
-        line = f"  {source.name}: " + ("rows are not counted" if there is None else f"{there:,} rows")
+        size = sizes[place]
+        line = f"  {source.name}: " + (
+            "rows are not counted" if size is None else f"{rows_before(1, size, length):,} rows"
+        )
         if needed is not None:
             line += f", the run of {steps:,} steps reads {needed[place]:,}"
-            if there is not None:
-                line += f" = {needed[place] / there:.2f} epochs"
+            if size is not None:
+                line += f" = {needed[place] * length / size:.2f} epochs"
         if source.max_epochs is not None:
             line += f", at most {source.max_epochs} epochs are allowed"
         yield line
@@ -224,8 +227,9 @@ def sample_rows(
         for number in range(min(count, source.rows.lanes)):
             yield f"first row of lane {number}", _first_row(source.rows, number)
         return
-    order = Order(config.run.seed, [source.rows.row_count(length)], [1.0], numbers=[place])
-    _, _, numbers = order.rows(0, min(count, source.rows.row_count(length)))
+    size = source.rows.period
+    order = Order(config.run.seed, [size], [1.0], numbers=[place], length=length)
+    _, _, numbers = order.rows(0, min(count, int(rows_before(1, size, length))))
     targets = source.rows.targets(numbers, length)
     for k, tokens in enumerate(source.rows.rows(numbers, length)):
         yield f"row {numbers[k]}", (tokens, None if targets is None else targets[k])

@@ -17,12 +17,12 @@ from xxhash import xxh64_intdigest
 
 from llmkit.batch import Rows
 from llmkit.config import schema
-from llmkit.data.blocks import BlockMaker, RowsOfBlock
-from llmkit.data.curriculum import Curriculum, Supply, check_supply
+from llmkit.data.blocks import BlockMaker, RowsOfBlock, round_up
+from llmkit.data.curriculum import Curriculum, Shortage, Supply, check_supply, shortages
 from llmkit.data.live.dealing import served_lanes
 from llmkit.data.live.demand import Cursors, merge_cursors
 from llmkit.data.live.source import LiveSource
-from llmkit.data.order import Order
+from llmkit.data.order import VERSION, Order, rows_before
 from llmkit.data.position import (
     Change,
     Fingerprint,
@@ -33,12 +33,15 @@ from llmkit.data.position import (
     mixture_difference,
     read_position,
     refusal,
+    upgraded,
 )
 from llmkit.data.prefetch import Prefetch
 from llmkit.data.prepared import Prepared
 from llmkit.errors import UserError
 
 BLOCKS_AHEAD = 2
+ENDLESS = 1 << 36
+"""Steps that no run has."""
 
 Gather = Callable[[str], list[str]]
 """What every rank gives, in the order of the ranks."""
@@ -112,6 +115,7 @@ class TrainLoader:
         count = len(prepared.train)
         self._begin(
             Position(
+                version=VERSION,
                 rows=0,
                 seed=seed,
                 carry=[0] * count,
@@ -126,19 +130,33 @@ class TrainLoader:
 
     def _begin(self, position: Position, steps_done: int) -> None:
         """Go on from `position`, which is one in the data of now."""
-        length = self._config.sequence_length
-        sizes = [
-            None if isinstance(source.rows, LiveSource) else source.rows.row_count(length)
-            for source in self._prepared.train
-        ]
-        (start, weights), *later = position.segments
-        self._order = Order(self._seed, sizes, weights, position.numbers, start, position.carry)
-        for start, weights in later:
-            self._order.reweight(start, weights)
+        sizes = [self._size(place, position.version) for place in range(len(self._names))]
+        self._order = self._order_of(position, sizes)
         self._curriculum.continue_order(self._order, position.rows, steps_done, self._batch_rows)
         self.position, self._steps_done, self._changes = position.rows, steps_done, position.changes
         self._next_number = position.next_number
         self._cursors = [None if each is None else dict(each) for each in position.cursors]
+
+    def _size(self, place: int, version: int) -> int | None:
+        """Tokens of an epoch of a source; None for a live one."""
+        rows, length = self._prepared.train[place].rows, self._config.sequence_length
+        if isinstance(rows, LiveSource):
+            return None
+        if version == 2:  # which left out what did not fill a row
+            return (rows.tokens - 1) // length * length
+        # Where documents were laid to fit into rows, the rows of all epochs have to be the same ones.
+        return rows.period if self._config.packing == "concatenate" else round_up(rows.period, length)
+
+    def _order_of(self, position: Position, sizes: Sequence[int | None]) -> Order:
+        (start, weights), *later = position.segments
+        order = Order(
+            self._seed, sizes, weights, position.numbers, start, position.carry,
+            length=position.fingerprint.sequence_length, columns=position.fingerprint.lanes or 1,
+            version=position.version,
+        )  # fmt: skip
+        for start, weights in later:
+            order.reweight(start, weights)
+        return order
 
     def __iter__(self) -> Iterator[Step]:
         return self
@@ -197,13 +215,23 @@ class TrainLoader:
 
         Of live sources nobody knows the size: those run dry in mid-run.
         """
-        supplies = [
-            Supply(source.name, place, source.rows.row_count(self._config.sequence_length), source.max_epochs)
-            for place, source in enumerate(self._prepared.train)
-            if source.max_epochs is not None and not isinstance(source.rows, LiveSource)
-        ]
         steps = range(self._steps_done + 1, max_steps + 1)
-        check_supply(self._order, supplies, steps, self.position, self._batch_rows)
+        check_supply(self._order, self._supplies(), steps, self.position, self._batch_rows)
+
+    def first_shortage(self) -> Shortage | None:
+        """The stored source with `max_epochs` that is the first to run dry; None if none ever does."""
+        steps = range(self._steps_done + 1, self._steps_done + ENDLESS)
+        short = shortages(self._order, self._supplies(), steps, self.position, self._batch_rows)
+        return min(short, key=lambda each: each.last_step, default=None)
+
+    def _supplies(self) -> list[Supply]:
+        length, supplies = self._config.sequence_length, []
+        for place, source in enumerate(self._prepared.train):
+            size = self._order.sizes[place]
+            if source.max_epochs is not None and size is not None:
+                rows = rows_before(source.max_epochs, size, length)
+                supplies.append(Supply(source.name, place, int(rows), source.max_epochs))
+        return supplies
 
     def state(self, gather: Gather = lambda text: [text]) -> dict[str, Any]:
         """Where the order stands, as JSON; equal on all ranks, which must all call it with live sources."""
@@ -211,6 +239,7 @@ class TrainLoader:
         if any(each is not None for each in cursors):
             cursors = merge_cursors(self._own_cursors(), self._names, gather)
         position = Position(
+            version=self._order.version,
             rows=self.position,
             seed=self._seed,
             start=self._order.start,
@@ -258,6 +287,7 @@ class TrainLoader:
         if position.seed != self._seed:
             raise UserError(refusal([f"run.seed was {position.seed}, is {self._seed}"]))
         now = Fingerprint.model_validate(self._prepared.fingerprint)
+        position = upgraded(position, now)
         differences = data_differences(position, now)
         weights = list(self._curriculum.at(steps_done + 1))
         other_data = bool(differences)
@@ -276,10 +306,7 @@ class TrainLoader:
 
     def _consumed(self, position: Position) -> list[int]:
         """Rows of each source of then that lie before `position`."""
-        (start, weights), *later = position.segments
-        order = Order(self._seed, [None] * len(weights), weights, position.numbers, start, position.carry)
-        for start, weights in later:
-            order.reweight(start, weights)
+        order = self._order_of(position, [None] * len(position.carry))
         return [int(count) for count in order.consumed(position.rows)]
 
     def close(self) -> None:

@@ -32,12 +32,22 @@ class SourcePrint(_Record):
 
 
 class Fingerprint(_Record):
-    """What the order of the rows depends on, beside the seed and the weights."""
+    """What the order of the rows depends on, beside the seed and the weights.
+
+    packing, lanes: of the settings; None in checkpoints of version 2, lanes also where no source is live.
+    """
 
     tokenizer: str
     sequence_length: int
     document_masks: bool
+    packing: Literal["concatenate", "best_fit"] | None = None
+    lanes: Count | None = None
     sources: list[SourcePrint]
+
+    @property
+    def has_live(self) -> bool:
+        """Whether a source is tokenized while training."""
+        return any(source.kind == "live" for source in self.sources)
 
 
 class Change(_Record):
@@ -55,9 +65,12 @@ class Position(_Record):
     `numbers` name the sources in the keys of the order; without a change of the data that is 0, zeros and
     0, 1, ... next_number: one that no source had. cursors: for a live source where each of its lanes stands,
     by number of the lane; None for other sources. A lane that is not there has not begun.
+
+    version: of the order. A run of version 2 goes on in its own order, unless that read live sources
+    unevenly.
     """
 
-    version: Literal[2] = 2
+    version: Literal[2, 3]
     rows: Count
     seed: int
     start: Count = 0
@@ -85,6 +98,19 @@ def read_position(state: dict[str, Any]) -> Position:
     sizes |= {len(position.carry), len(position.numbers), len(position.cursors)}
     if sizes != {len(position.fingerprint.sources)}:
         raise UserError("the checkpoint's data position is not usable: it has not one value a source")
+    return position
+
+
+def upgraded(position: Position, now: Fingerprint) -> Position:
+    """`position` in the order of today where that is the same one: that of a live source alone.
+
+    Other positions of version 2 go on in the order of that version, if no source of theirs is live.
+    """
+    then = position.fingerprint
+    alone = len(then.sources) == len(position.segments) == 1 and position.start == 0
+    if position.version == 2 and then.has_live and alone:
+        then = then.model_copy(update={"lanes": now.lanes})
+        return position.model_copy(update={"version": 3, "fingerprint": then})
     return position
 
 
@@ -117,6 +143,14 @@ def data_differences(position: Position, now: Fingerprint) -> list[str]:
         found.append(f"data.sequence_length was {then.sequence_length}, is {now.sequence_length}")
     if then.document_masks != now.document_masks:
         found.append(f"data.document_masks was {then.document_masks}, is {now.document_masks}")
+    if None not in (then.packing, now.packing) and then.packing != now.packing:
+        found.append(f"data.packing was {then.packing}, is {now.packing}")
+    if None not in (then.lanes, now.lanes) and then.lanes != now.lanes:
+        found.append(f"data.lanes was {then.lanes}, is {now.lanes}")
+    if position.version == 2 and then.has_live:
+        found.append(
+            "it was written by an earlier version of llmkit, which read live sources in a mixture unevenly"
+        )
     names_then, names_now = [s.name for s in then.sources], [s.name for s in now.sources]
     if names_then != names_now:
         found.append(f"data.sources were {', '.join(names_then)}, are {', '.join(names_now)}")
@@ -151,11 +185,15 @@ def carried_over(
 
     consumed: rows of each source of before that `position` has behind it. A source with the same text goes
     on where it stood, also under another name; another one begins, under a number that none had before.
-    weights: of now, which hold from there on.
+    So do stored tokens whose rows are cut or ordered otherwise from here on. weights: of now, which hold
+    from there on.
     """
     then = position.fingerprint
+    version: Literal[2, 3] = 2 if position.version == 2 and not now.has_live else 3
     same_rows = (then.tokenizer, then.sequence_length) == (now.tokenizer, now.sequence_length)
-    left = set(range(len(then.sources))) if same_rows else set()
+    same_order = version == position.version and (version == 2 or then.packing == now.packing)
+    goes_on = [same_rows and (same_order or source.kind == "live") for source in then.sources]
+    left = {place for place, source_goes_on in enumerate(goes_on) if source_goes_on}
     fresh = position.next_number
     carry, numbers, cursors = [], [], []
     for source in now.sources:
@@ -173,6 +211,7 @@ def carried_over(
             cursors.append({} if source.kind == "live" else None)
             fresh += 1
     return Position(
+        version=version,
         rows=position.rows,
         seed=position.seed,
         start=position.rows,

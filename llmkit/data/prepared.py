@@ -128,10 +128,12 @@ def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Pl
     for place in places:
         spec, record = place.spec, _read_record(place.folder) if place.folder else None
         source = TrainSource(place.name, spec.weight, spec.max_epochs, _open_train(place, tokenizer))
-        if source.stored and source.stored.row_count(config.sequence_length) == 0:
+        if source.stored and source.stored.tokens <= config.sequence_length:
+            length = config.sequence_length
             raise UserError(
-                f"source {place.name}: its {source.stored.tokens} training tokens do not fill one row of "
-                f"{config.sequence_length}; give it more text or lower data.sequence_length"
+                f"source {place.name}: it has {source.stored.tokens:,} training tokens, and a row of "
+                f"data.sequence_length {length:,} takes {length + 1:,}, one more to predict; give it more "
+                "text or lower data.sequence_length"
             )
         train.append(source)
         left_out[place.name] = record.left_out if record else {}
@@ -163,6 +165,23 @@ def summary(prepared: Prepared) -> str:
         parts.append(f"{', '.join(live)} tokenized while training (not counted)")
     parts.append(f"{prepared.heldout_bytes / 1e6:.2f} MB held out")
     return f"data: {', '.join(parts)}"
+
+
+def lane_lines(prepared: Prepared, ranks: int) -> Iterator[str]:
+    """How each live source is shared out to data-parallel processes, and what to do if it is wasteful."""
+    for source in prepared.train:
+        if not isinstance(source.rows, LiveSource):
+            continue
+        lanes, most = source.rows.lanes, source.rows.largest_share(ranks)
+        line = f"data: {source.name} is read in {lanes} lane{'s' * (lanes > 1)}"
+        if most > 1.5 / ranks:
+            line += (
+                f"; a process tokenizes up to {most:.0%} of it to use {1 / ranks:.1%}, as lanes are shared: "
+                f"make data.lanes (now {source.rows.columns}) a multiple of the {ranks} data-parallel "
+                "processes, and give the source at least as many files, or files that can be cut (plain "
+                "jsonl, parquet with row groups)"
+            )
+        yield line
 
 
 def verify(prepared: Prepared, report: Callable[[str], None]) -> None:
@@ -217,6 +236,8 @@ def _fingerprint(
         "tokenizer": tokenizer.hash,
         "sequence_length": config.sequence_length,
         "document_masks": config.document_masks,
+        "packing": config.packing,
+        "lanes": config.lanes if any(source.kind == "live" for source in train) else None,
         "sources": [
             {
                 "name": source.name,

@@ -22,11 +22,13 @@ from llmkit.monitor.hardware import device_peak, peak_memory_gib
 class ChooseSteps:
     """Turns a time budget into `max_steps`, once, and records it.
 
-    budget: None where the number of steps is known.
+    The run ends earlier where a source with `max_epochs` does not last so long. budget: None where the number
+    of steps is known.
     """
 
     def __init__(self, budget: Budget | None) -> None:
         self.budget = budget
+        self.is_open = budget is not None
         self.plan: Plan | None = None
         self.problem: UserError | None = None
 
@@ -46,20 +48,34 @@ class ChooseSteps:
 
     def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
         """See `Hook.after_step`. Raises UserError on all ranks where no time is left."""
-        chosen = run.agreed.max_steps
-        if chosen == 0:
+        if not self.is_open:
             return
-        if chosen == OUT_OF_TIME:
+        planned = run.agreed.max_steps
+        if planned == OUT_OF_TIME:
             raise self.problem or UserError("train.max_minutes is too short on this machine")
-        self.budget = None
-        # Many ranks learn of it a step later.
+        short = run.loader.first_shortage()
+        if planned == 0 and (short is None or run.progress.step < short.last_step):
+            return
+        self.budget, self.is_open = None, False
+        ends_by_supply = short is not None and (planned == 0 or short.last_step < planned)
+        chosen = short.last_step if short is not None and ends_by_supply else planned
+        # Many ranks learn of a plan a step later.
         run.progress.max_steps = run.console.max_steps = max(chosen, run.progress.step)
-        run.loader.check_supply(run.progress.max_steps)
-        if self.plan is not None and run.mesh.rank == 0:  # the others timed their own steps
-            run.events.record("max_steps", **self.plan._asdict())
+        if run.mesh.rank > 0:  # which timed its own steps
+            return
+        timed: dict[str, Any] = self.plan._asdict() if self.plan is not None and planned else {}
+        run.events.record("max_steps", **timed | {"max_steps": chosen})
+        minutes = f"{run.config.train.max_minutes:g} minutes"
+        if short is not None and ends_by_supply:
+            limit = f"data.sources.{short.supply.index}.max_epochs is {short.supply.max_epochs}"
             run.console.note(
-                f"max_steps = {chosen}: {run.config.train.max_minutes:g} minutes at "
-                f"{self.plan.step_seconds:.2f} s a step, {self.plan.reserved_seconds:.0f} s kept for the end"
+                f"max_steps = {chosen}: source {short.supply.name} lasts until then ({limit}); "
+                f"{minutes} would be {f'{planned} steps' if planned else 'more'}"
+            )
+        elif self.plan is not None:
+            run.console.note(
+                f"max_steps = {chosen}: {minutes} at {self.plan.step_seconds:.2f} s a step, "
+                f"{self.plan.reserved_seconds:.0f} s kept for the end"
             )
 
 

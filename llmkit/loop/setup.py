@@ -27,7 +27,7 @@ from llmkit.data.building.prepare import prepare
 from llmkit.data.building.probe import find_elsewhere
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import Prepared, lane_lines
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
 from llmkit.engine.base import Engine
@@ -160,6 +160,8 @@ def _assemble(
     if checkpoint is not None:
         take_over_evaluation(progress, config, metrics, mesh)
     for line in _remarks(checkpoint, start.loaded, basis.precision, progress):
+        console.note(line)
+    for line in lane_lines(basis.data, mesh.data_size):
         console.note(line)
     console.max_steps = progress.max_steps
     over = f" x {mesh.world_size} processes ({_layout_name(start.layout)})" if mesh.world_size > 1 else ""
@@ -346,9 +348,7 @@ def open_mirror(run: Run, loaded: Loaded, environment: Mapping[str, str]) -> Mir
     if run.mesh.rank > 0:
         return Mirror(run.folder.path, "")
     settings, public = run.config.monitor.wandb, run.config.model_dump(mode="json")
-    mirror = Mirror.start(
-        run.folder.path, settings, public, environment=environment, origins=loaded.origins
-    )
+    mirror = Mirror.start(run.folder.path, settings, public, environment=environment, origins=loaded.origins)
     if mirror.message:
         run.console.note(mirror.message)
     return mirror

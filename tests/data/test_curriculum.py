@@ -40,7 +40,7 @@ def test_stages_that_lie_ahead_get_their_positions_from_the_batch_size_of_now() 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_a_supply_that_is_too_short_is_told_with_the_last_step_that_it_feeds(limit: int) -> None:
     order = Order(3, [40, 1000], [1.0, 1.0])
-    supply = [Supply("a", 0, 40, limit)]
+    supply = [Supply("a", 0, 40 * limit, limit)]
     consumed = [int(order.consumed(10 * step)[0]) for step in range(60)]
     last = max(step for step in range(60) if consumed[step] <= 40 * limit)
     check_supply(order, supply, range(1, last + 1), 0, 10)

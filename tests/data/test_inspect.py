@@ -81,13 +81,15 @@ def test_the_mixture_tells_how_often_the_run_reads_each_source(prepared_bytes: B
     lines = lines_of(prepared, data.model_copy(update={"curriculum": [stage]}), max_steps=100)
     assert "mixture from step 1: text-0 3 (75.0%), text-1 1 (25.0%)" in lines
     assert "mixture from step 51: text-0 3 (100.0%), text-1 0 (0.0%)" in lines
-    rows = [source.stored.row_count(16) for source in prepared.train if source.stored]
+    rows = [-(-source.stored.period // 16) for source in prepared.train if source.stored]
     told = [next(line for line in lines if line.startswith(f"  text-{i}: {rows[i]:,} rows")) for i in (0, 1)]
     # 3,200 rows: half of them three to one, the rest all of the first source.
     read = [int(line.split("reads ")[1].split(" ")[0].replace(",", "")) for line in told]
     assert sum(read) == 3200
     assert abs(read[0] - 2800) < 40
-    assert f"= {read[0] / rows[0]:.2f} epochs" in told[0]
+    stored = prepared.train[0].stored
+    assert stored is not None
+    assert f"= {read[0] * 16 / stored.period:.2f} epochs" in told[0]
 
 
 def test_without_a_known_end_nothing_is_said_of_epochs(prepared_bytes: Build) -> None:

@@ -117,11 +117,11 @@ def in_order(parts: list[Step], first: int, batch_rows: int) -> list[Any]:
 def test_rows_are_those_of_the_order() -> None:
     prepared, config = two()
     readers = [source.rows for source in prepared.train]
-    order = Order(SEED, [reader.row_count(T) for reader in readers], [3.0, 1.0])
+    order = Order(SEED, [reader.period for reader in readers], [3.0, 1.0], length=T)
     source, _, row = order.rows(0, 40)
     rows = [row for step in take(TrainLoader(prepared, config, SEED, 8, 4), 5) for row in real_rows(step)]
     for (got_source, tokens, labels), i, k in zip(rows, source, row, strict=True):
-        text = readers[i].stream[k * T : (k + 1) * T + 1].tolist()
+        text = readers[i].rows(np.array([k]), T)[0].tolist()
         assert (got_source, tokens, labels) == (i, text[:-1], text[1:])
 
 
@@ -295,6 +295,7 @@ def test_ranks_with_fewer_rows_fill_up_with_rows_without_targets() -> None:
 
 def test_tokens_that_are_no_targets_are_ignored_and_each_rank_counts_its_own() -> None:
     prepared, config = toy({"a": ToyRows(500, masked=3), "b": ToyRows(500, 1000)})
+    ignored_at_all = False
     for step in take(TrainLoader(prepared, config, SEED, 8, 4, 0, 2), 3):
         assert step.targets is None
         labels = torch.cat([rows.to(CPU).labels for rows in step.micro_batches])
@@ -302,7 +303,9 @@ def test_tokens_that_are_no_targets_are_ignored_and_each_rank_counts_its_own() -
         following = tokens + 1  # the streams count
         ignored = (following % 3 == 0) & (torch.from_numpy(step.sources.ravel()) == 0)[:, None]
         assert torch.equal(labels, torch.where(ignored, IGNORE, following))
-        assert step.own_targets == int((labels != IGNORE).sum()) < labels.numel()
+        assert step.own_targets == int((labels != IGNORE).sum())
+        ignored_at_all = ignored_at_all or bool(ignored.any())
+    assert ignored_at_all
 
 
 @pytest.mark.parametrize("document_masks", [False, True])

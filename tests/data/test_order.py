@@ -5,14 +5,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.order import SLOTS, Order, key, permute, quotas
+from llmkit.data import mixing
+from llmkit.data.mixing import SLOTS, quotas
+from llmkit.data.order import Order
+from llmkit.data.shuffle import key, permute
 from llmkit.errors import UserError
 
 GOLDEN_PERMUTATION = [3555, 11789, 10822, 3579, 5706, 822]
-GOLDEN_ROWS = (
+GOLDEN_ROWS_2 = (
     [0, 2, 1, 0, 0, 1, 0, 0],
     [60, 1431, 749, 60, 60, 749, 60, 60],
     [89, 5, 35, 388, 872, 0, 303, 409],
+)
+
+GOLDEN_ROWS = (
+    [2, 1, 1, 0, 2, 0, 1, 0],
+    [1333, 744, 744, 59, 1333, 59, 744, 59],
+    [10002, 30016, 30005, 59231, 10004, 59429, 30019, 59540],
 )
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -60,8 +69,12 @@ def test_key_tells_the_order_of_its_words() -> None:
 def test_the_order_is_fixed_for_good() -> None:
     """Runs resumed with a later version read on in the same order: these numbers never change."""
     assert permute(np.arange(6), 11_992, key(5)).tolist() == GOLDEN_PERMUTATION
-    source, epoch, row = Order(11, [1000, 40, 7], [0.6, 0.3, 0.1]).rows(99_995, 8)
+    source, epoch, row = Order(11, [1000, 40, 7], [0.6, 0.3, 0.1], version=2).rows(99_995, 8)
+    assert (source.tolist(), epoch.tolist(), row.tolist()) == GOLDEN_ROWS_2
+    order = Order(11, [10_003, 403, 75], [0.6, 0.3, 0.1], length=10, columns=48)
+    source, epoch, row = order.rows(99_995, 8)
     assert (source.tolist(), epoch.tolist(), row.tolist()) == GOLDEN_ROWS
+    assert order.in_column(0, np.arange(99_995, 100_003)).tolist() == [1250] * 3 + [1251] + [1250] * 4
 
 
 @given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
@@ -72,8 +85,65 @@ def test_quotas_fill_the_block_and_are_within_a_slot_of_the_weights(weights: lis
 
 
 def test_a_weight_without_a_slot_is_named() -> None:
-    with pytest.raises(UserError, match=r"weight of data.sources.1, 1e-06, is less than 1/65536"):
+    told = r"weight of data.sources.1, 1e-06, is 1e-06 of all weights, and .* 1/65537"
+    with pytest.raises(UserError, match=told):
         quotas([1.0, 1e-6])
+
+
+@pytest.mark.parametrize("weights", [[1e308, 1e308], [5e-324, 5e-324], [2e-310, 2e-310]])
+def test_extreme_weights_are_shares_like_others(weights: list[float]) -> None:
+    assert quotas(weights).tolist() == quotas([1.0, 1.0]).tolist()
+
+
+@given(
+    size=st.integers(1, 400), length=st.integers(1, 30), start=st.integers(0, 2000), count=st.integers(1, 300)
+)
+def test_rows_of_all_epochs_are_the_endless_repetition_in_pieces(
+    size: int, length: int, start: int, count: int
+) -> None:
+    size = max(size, length)
+    _, epoch, row = Order(3, [size], [1.0], length=length).rows(0, start + count)
+    epochs = int(epoch[-1])
+    ends = [-(-e * size // length) for e in range(epochs + 2)]
+    for e in range(epochs):
+        assert sorted(row[ends[e] : ends[e + 1]]) == (
+            list(range(ends[e], ends[e + 1])) if size % length else list(range(size // length))
+        )
+    assert (epoch == np.searchsorted(ends, np.arange(start + count), side="right") - 1).all()
+
+
+def test_every_token_of_a_source_is_read_as_often_as_any_other() -> None:
+    """Three documents of 100 tokens and rows of 160: nothing but whole rows would never reach the third."""
+    _, _, row = Order(0, [303], [1.0], length=160).rows(0, 303)
+    tokens = (row[:, None] * 160 + np.arange(160)) % 303
+    assert np.bincount(tokens.ravel(), minlength=303).tolist() == [160] * 303
+
+
+@pytest.mark.parametrize("columns", [7, 48, 64, 96, 256, 1000])
+@pytest.mark.parametrize("share", [0.3, 0.1, 0.01, 0.001, 0.00005])
+def test_every_column_draws_a_source_as_often_as_every_other(columns: int, share: float) -> None:
+    order = Order(0, [None, None, None], [0.9 - share, 0.1, share], columns=columns)
+    positions = np.arange(5 * SLOTS)
+    drawn = positions[order.sources(positions) == 2]
+    for stop in (SLOTS // 2, SLOTS, 5 * SLOTS):
+        counts = np.bincount(drawn[drawn < stop] % columns, minlength=columns)
+        assert counts.max() - counts.min() <= 3
+    counts = order.in_column(2, drawn)
+    for column in range(0, columns, columns // 7):
+        own = counts[drawn % columns == column]
+        assert own.tolist() == list(range(own.size))
+
+
+def test_memory_and_start_do_not_grow_with_the_number_of_changes() -> None:
+    order = Order(0, [1000, 1000], [1.0, 1.0], columns=48)
+    mixing.slots_for.cache_clear()
+    for stage in range(1, 1000):
+        order.reweight(stage * 100, [1.0, 1.0 + stage])
+    assert mixing.slots_for.cache_info().currsize == 0, "built only where a position needs it"
+    order.rows(450, 300)
+    assert mixing.slots_for.cache_info().misses == 8
+    assert order.consumed(99_900).sum() == 99_900
+    assert mixing.slots_for.cache_info().currsize <= 4
 
 
 def test_each_finished_epoch_holds_each_row_once_across_changes_of_weights() -> None:

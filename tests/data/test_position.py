@@ -86,7 +86,7 @@ def test_all_differences_are_named() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 1}, "version: Input should be 2"),
+        ({"version": 1}, "version: Input should be 2 or 3"),
         ({"rows": -1}, "rows: Input should be greater than or equal to 0"),
         ({"segments": []}, "segments: List should have at least 1 item"),
         ({"segments": [[0, [1.0, -2.0]]]}, "segments.0.1.1: Input should be greater than or equal to 0"),

@@ -10,12 +10,14 @@ import pytest
 
 from llmkit.config import schema
 from llmkit.data.building.prepare import prepare
-from llmkit.data.prepared import Prepared, verify
+from llmkit.data.prepared import Prepared, lane_lines, verify
 from llmkit.data.shards.writer import ShardWriter
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
 from llmkit.files import write_sealed
+from tests.data.live.fakes import live
 from tests.data.shards.megatron_files import write_megatron
+from tests.data.toy import ToyRows, toy
 
 Build = Callable[..., tuple[Prepared, schema.Data]]
 END = "<|endoftext|>"
@@ -57,7 +59,7 @@ def test_sources_are_named_by_type_and_place(prepared_bytes: Build) -> None:
 def test_text_that_does_not_fill_a_row_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("abc")
     source = schema.Source(type="text", path=str(tmp_path / "short"))
-    with pytest.raises(UserError, match=r"source text-0: its 5 training tokens do not fill one row of 16"):
+    with pytest.raises(UserError, match=r"text-0: it has 5 training tokens, and a row .* takes 17"):
         prepare(settings(tmp_path, source), silent)
 
 
@@ -180,3 +182,12 @@ def test_the_loss_masks_of_chats_come_through(tmp_path: Path) -> None:
     learned = prepared.tokenizer.decode(tokens[targets & (tokens < 256)])
     assert "because it is so" in learned
     assert "why" not in learned
+
+
+def test_how_a_live_source_is_shared_out_is_told_with_the_remedy_where_that_is_wasteful() -> None:
+    data, _ = toy({"a": ToyRows(100), "web": live([["x"]] * 48, lane_limit=48)})
+    assert list(lane_lines(data, 8)) == ["data: web is read in 48 lanes"]
+    assert "up to 2% of it to use 1.0%" in next(lane_lines(data, 96))
+    (line,) = lane_lines(data, 7)
+    assert "48 lanes; a process tokenizes up to 100% of it to use 14.3%" in line
+    assert "make data.lanes (now 48) a multiple of the 7 data-parallel processes" in line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,11 +26,18 @@ class ToyRows:
         self.tokens = count
         self.digest = xxh64_hexdigest(self.stream.tobytes() + bytes([masked]))
 
+    @property
+    def period(self) -> int:
+        return self.tokens - 1
+
     def row_count(self, length: int) -> int:
-        return (self.tokens - 1) // length
+        """Rows of the first epoch."""
+        return -(-self.period // length)
 
     def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
-        rows = self.stream[index[:, None] * length + np.arange(length + 1)]
+        place = index[:, None] * length + np.arange(length + 1)
+        rows = self.stream[(place - 1) % self.period + 1]
+        rows[:, 0] = self.stream[place[:, 0] % self.period]
         if out is None:
             return rows
         out[:] = rows
@@ -45,6 +54,12 @@ def toy(
 ) -> tuple[Any, schema.Data]:
     """What a loader reads, of these sources, and settings to go with it."""
     weights = weights or {}
+    lanes = [rows.lane_limit for rows in sources.values() if isinstance(rows, LiveSource)]
+    columns = math.lcm(*lanes) if lanes else None
+    sources = {
+        name: dataclasses.replace(rows, columns=columns) if isinstance(rows, LiveSource) else rows
+        for name, rows in sources.items()
+    }
     max_epochs: dict[str, int] = changes.pop("max_epochs", {})
     specs = [
         schema.Source(
@@ -75,6 +90,8 @@ def toy(
             "tokenizer": "toy",
             "sequence_length": config.sequence_length,
             "document_masks": config.document_masks,
+            "packing": config.packing,
+            "lanes": columns,
             "sources": prints,
         },
     )

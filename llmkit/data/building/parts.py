@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from llmkit.data.building.part_file import PartWriter, join
-from llmkit.data.order import key, permute
+from llmkit.data.shuffle import key, permute
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import Candidate, SourceReader
 from llmkit.data.sources.records import EMPTY, MENDED, Ids, LeftOut, Record

@@ -1,7 +1,10 @@
-"""How a live source is shared out: units to lanes, and positions to lanes, as many as a lane has text.
+"""How a live source is shared out: its units to lanes, and the rows that it gives to these lanes.
 
-Every lane is read from its beginning again when it is at its end. If lanes with less text served as many
-rows as others, the model would see their text more often.
+Every lane is read from its beginning again when it is at its end. If lanes with less text gave as many rows
+as others, the model would see their text more often.
+
+The positions of the run's order lie in columns, as many as `data.lanes`: position g is in column g % columns.
+A column belongs to one lane, or passes from lane to lane with each row that it takes of the source.
 """
 
 from __future__ import annotations
@@ -12,23 +15,31 @@ from math import gcd
 
 import numpy as np
 
-SLOTS = 1024
-"""Slots, at least, of a table of unequal lanes."""
+SLOTS, LEAST_ROUNDS = 1024, 16
+"""Slots, and slots of each column, at least, of a table of unequal lanes."""
 LEAST_SLOTS = 8
-"""Of SLOTS, what a lane must have: with fewer, rounding would change its share by too much."""
+"""Of the slots, what a lane must have: with fewer, rounding would change its share by too much."""
 EVEN = 1.1
 """Lanes are taken for equal if the largest has no more than this times the text of the smallest."""
 
 
-def deal(sizes: Sequence[int], lanes: int) -> list[list[int]]:
+def rounds_of(columns: int) -> int:
+    """Slots of each column in a table of unequal lanes."""
+    return max(-(-SLOTS // columns), LEAST_ROUNDS)
+
+
+def deal(sizes: Sequence[int], most: int, columns: int) -> list[list[int]]:
     """Numbers of the units of each lane, ascending; largest first to the lane that has least so far.
 
-    sizes: of the units. lanes: at most; there are fewer where one of them would have next to nothing.
+    sizes: of the units. most: lanes, at most; where one of them would have next to nothing, the next smaller
+    divisor of `columns` is taken.
     """
     order = sorted(range(len(sizes)), key=lambda number: (-sizes[number], number))
-    for count in range(max(1, min(lanes, sum(size > 0 for size in sizes))), 1, -1):
+    most = max(1, min(most, sum(size > 0 for size in sizes)))
+    slots = rounds_of(columns) * columns
+    for count in (most, *(n for n in range(most - 1, 1, -1) if columns % n == 0)):
         dealt = _deal(sizes, order, count)
-        if min(loads_of(dealt, sizes)) * SLOTS >= LEAST_SLOTS * sum(sizes):
+        if min(loads_of(dealt, sizes)) * slots >= LEAST_SLOTS * sum(sizes):
             return dealt
     return [sorted(order)]
 
@@ -49,25 +60,25 @@ def loads_of(dealt: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[int]:
 
 
 def lane_table(loads: Sequence[int], columns: int) -> np.ndarray:
-    """The lane that serves position g is `table[g % len(table)]`; (slots,) int64.
+    """The lane of each row that a column takes: `table[k % rounds, column]` for its k-th one; int64.
 
-    loads: size of each lane. columns: slots, of unequal lanes, that follow each other before the next round.
-    Processes that divide them meet few lanes in common, so that few are tokenized twice.
+    loads: size of each lane. Shape (1, columns) where each column belongs to one lane. Processes whose number
+    divides the columns meet few lanes in common, so that few are tokenized twice.
     """
     lanes = np.arange(len(loads))
-    if max(loads) <= EVEN * min(loads):
-        return lanes
-    rounds = -(-SLOTS // columns)
+    if max(loads) <= EVEN * min(loads) and columns % len(loads) == 0:
+        return np.arange(columns)[None] % len(loads)
+    rounds = rounds_of(columns)
     # All slots in a line, a stretch for each lane; a column is a stretch of that line, too.
     ends = np.round(np.cumsum(loads) / sum(loads) * rounds * columns).astype(np.int64)
     line = np.repeat(lanes, np.diff(ends, prepend=0))
-    table = np.empty(rounds * columns, dtype=np.int64)
+    table = np.empty((rounds, columns), dtype=np.int64)
     # Columns of one process lie side by side on it, for 2, 4, 8 and 16 processes.
     side_by_side = sorted(
         range(columns), key=lambda column: (column % 2, column % 4, column % 8, column % 16)
     )
     for place, column in enumerate(side_by_side):
-        table[column::columns] = _spread(line[place * rounds : (place + 1) * rounds])
+        table[:, column] = _spread(line[place * rounds : (place + 1) * rounds])
     return table
 
 
@@ -79,5 +90,12 @@ def _spread(lanes: np.ndarray) -> np.ndarray:
 
 def served_lanes(table: np.ndarray, rank: int, ranks: int) -> list[int]:
     """The lanes that hold positions of a rank, ascending."""
-    common = gcd(len(table), ranks)
-    return np.unique(table[rank % common :: common]).tolist()
+    common = gcd(table.shape[1], ranks)
+    return np.unique(table[:, rank % common :: common]).tolist()
+
+
+def largest_share(table: np.ndarray, loads: Sequence[int], ranks: int) -> float:
+    """Share of the source that the busiest rank tokenizes."""
+    common = gcd(table.shape[1], ranks)
+    served = (served_lanes(table, rank, ranks) for rank in range(common))
+    return max(sum(loads[lane] for lane in lanes) for lanes in served) / max(sum(loads), 1)

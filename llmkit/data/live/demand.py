@@ -1,9 +1,9 @@
 """Which rank needs what of the lanes of a live source.
 
-Position g takes the next row of the lane table[g % slots], and belongs to the rank g % ranks. So a rank meets
-only lanes in slots that equal it modulo the greatest common divisor of both numbers: of equal lanes, as many
-as a multiple of the ranks, each is met by one rank alone. Otherwise several ranks tokenize the same lane, and
-each keeps its own rows: more work for the CPU, never another result.
+Position g is in column g % columns and belongs to the rank g % ranks, so a rank meets only the lanes of
+columns that equal it modulo the greatest common divisor of both numbers: where the columns are a multiple of
+the ranks and each belongs to one lane, each lane is met by one rank alone. Otherwise several ranks tokenize
+the same lane, and each keeps its own rows: more work for the CPU, never another result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import JsonValue
 
-from llmkit.data.live.dealing import served_lanes
 from llmkit.errors import DisagreementError
 
 Cursors = dict[str, JsonValue]
@@ -34,15 +33,16 @@ class Demand:
     wanted: np.ndarray
 
 
-def demands(positions: np.ndarray, table: np.ndarray, rank: int, ranks: int) -> list[Demand]:
-    """The rows to take so that `positions` of a source, ascending, are served; only lanes of this rank.
+def demands(
+    positions: np.ndarray, lanes: np.ndarray, served: Sequence[int], rank: int, ranks: int
+) -> list[Demand]:
+    """The rows to take so that `positions` of a source, ascending, get theirs; only of the lanes `served`.
 
-    table: as of `lane_table`.
+    lanes: (count,) that each of the positions takes a row of.
     """
-    lane = table[positions % len(table)]
     found = []
-    for number in np.intersect1d(lane, served_lanes(table, rank, ranks)).tolist():
-        here = positions[lane == number]
+    for number in np.intersect1d(lanes, served).tolist():
+        here = positions[lanes == number]
         found.append(Demand(number, here, here % ranks == rank))
     return found
 

@@ -17,9 +17,9 @@ from pydantic import JsonValue
 from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
-from llmkit.data.live.dealing import deal, lane_table, loads_of
+from llmkit.data.live.dealing import deal, lane_table, largest_share, loads_of
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
-from llmkit.data.order import Word, key
+from llmkit.data.shuffle import Word, key
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import SourceReader
@@ -60,13 +60,14 @@ class LiveSource:
     reader: of the files. encoder: records to tokens. sequence_length: inputs a row. lane_limit: lanes, at
     most. window: candidates that are shuffled among each other. heldout_every: of the settings. cache_dir:
     where tokens are kept for the next epoch; None = nowhere. number: stands for the source in keys. seed:
-    of the run.
+    of the run. columns: of the run's order (`llmkit.data.mixing`).
     """
 
     reader: SourceReader
     encoder: RecordEncoder
     sequence_length: int
     lane_limit: int
+    columns: int
     window: int
     heldout_every: int
     cache_dir: str | None = None
@@ -81,6 +82,7 @@ class LiveSource:
             encoder=encoder,
             sequence_length=config.sequence_length,
             lane_limit=config.lanes,
+            columns=config.lanes,
             window=config.shuffle_window,
             heldout_every=config.heldout_every,
             cache_dir=config.cache_dir if reader.spec.write_through else None,
@@ -88,6 +90,8 @@ class LiveSource:
 
     def numbered(self, number: int, seed: int | None = None) -> LiveSource:
         """The same source under another number, and seed, in its keys."""
+        if number == self.number and seed in (None, self.seed):
+            return self  # with all that was found of it
         return dataclasses.replace(self, number=number, seed=self.seed if seed is None else seed)
 
     @property
@@ -111,12 +115,21 @@ class LiveSource:
     @cached_property
     def lane_units(self) -> list[list[int]]:
         """Numbers of the units of each lane, ascending."""
-        return deal(self._sizes, min(self.lane_limit, self._most_lanes))
+        return deal(self._sizes, min(self.lane_limit, self._most_lanes), self.columns)
+
+    @cached_property
+    def lane_loads(self) -> list[int]:
+        """Size of each lane, in the bytes of its files."""
+        return loads_of(self.lane_units, self._sizes)
 
     @cached_property
     def lane_table(self) -> np.ndarray:
-        """The lane that serves position g is `lane_table[g % slots]`; (slots,) int64."""
-        return lane_table(loads_of(self.lane_units, self._sizes), self.lane_limit)
+        """Which lane gives each row: see `llmkit.data.live.dealing.lane_table`."""
+        return lane_table(self.lane_loads, self.columns)
+
+    def largest_share(self, ranks: int) -> float:
+        """Share of the source's text that the busiest of so many data-parallel processes tokenizes."""
+        return largest_share(self.lane_table, self.lane_loads, ranks)
 
     @property
     def _sizes(self) -> list[int]:
@@ -140,7 +153,8 @@ class LiveSource:
     @cached_property
     def digest(self) -> str:
         """What decides the rows, beside the sequence length, the number and the seed."""
-        return _hash([self._content, self.lanes, self.window, self.lane_table.tolist()])
+        table = self.lane_table if len(self.lane_table) > 1 else self.lane_table[:, : self.lanes]
+        return _hash([self._content, self.lanes, self.window, table.ravel().tolist()])
 
     @property
     def cache_folder(self) -> Path | None:

@@ -21,6 +21,7 @@ class TargetBits:
         self._files = files
         self._starts = np.cumsum([0, *tokens])
         self._first: list[int] = self._starts.tolist()
+        self._period = self._first[-1] - 1  # of labels: the first token is none
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Bits start .. stop-1 of the stream, across shards; (stop - start,) bool."""
@@ -35,7 +36,18 @@ class TargetBits:
 
     def rows(self, index: np.ndarray, length: int) -> np.ndarray:
         """The bits of each row's labels; `index`: (count,), result (count, length) bool."""
-        starts = index.astype(np.int64) * length + 1  # the first label of a row is its second token
+        starts = index.astype(np.int64) * length % self._period + 1  # a row's first label is its second token
+        over = np.flatnonzero(starts + length > self._period + 1)
+        ends = starts[over]
+        starts[over] = 1  # read for nothing: these are few
+        out = self._rows_inside(starts, length)
+        for place, start in zip(over.tolist(), ends.tolist(), strict=True):
+            end = self.read(start, self._period + 1)
+            out[place] = np.concatenate([end, self.read(1, 1 + length - end.size)])
+        return out
+
+    def _rows_inside(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The `length` bits from each place on; none of them reaches over the end of the stream."""
         if len(self._files) == 1 and starts.size:
             self._touch(0, starts, starts + length)
             only = self._files[0]

@@ -43,7 +43,7 @@ class MegatronReader:
         for name, index in zip(self._paths, self._indices, strict=True):
             check, size = _below(name, dtype, vocab_size), index.tokens * dtype.itemsize
             files.append(MappedFile(name, size, index.path.name, REMEDY, check, has_checksums=False))
-        self._stream = TokenFiles(files, dtype)
+        self._stream = TokenFiles(files, dtype, first_is_last=False)
         self.tokens = self._stream.tokens
         self.documents = sum(index.documents for index in self._indices)
         self._starts = np.cumsum([0] + [index.tokens for index in self._indices]).tolist()
@@ -67,9 +67,10 @@ class MegatronReader:
             "or with another tokenizer; make it again, or name its tokenizer"
         )
 
-    def row_count(self, length: int) -> int:
-        """How many whole rows of `length` inputs the stream has."""
-        return self._stream.row_count(length)
+    @property
+    def period(self) -> int:
+        """Tokens after which the stream begins again."""
+        return self._stream.period
 
     def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
         """Rows of `length` inputs and the last one's label; `index`: (count,), result (count, length + 1).

@@ -1,7 +1,7 @@
 """Reads token shards; the format is described in `llmkit.data.shards.format`.
 
 Row k of a stream, for rows of T tokens, is tokens kT .. kT+T: T inputs and the label of the last one, so
-that neighbours share a token and no label is lost.
+that neighbours share a token and no label is lost. The stream is repeated without end: see `RowSource`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ShardReader:
         self._dtype = stored_dtype(self.index.dtype)
         self._check_index(vocab_size, tokenizer, end_of_text_id)
         numbers = range(len(self.index.shards))
-        self._stream = TokenFiles([self._open(number) for number in numbers], self._dtype)
+        self._stream = TokenFiles([self._open(number) for number in numbers], self._dtype, first_is_last=True)
         self._masks: TargetBits | None = None
         if any(shard.mask for shard in self.index.shards):
             masks = [self._open_mask(number) for number in numbers]
@@ -77,9 +77,10 @@ class ShardReader:
         ]
         return xxh64_hexdigest(" ".join(blocks + masks).encode())
 
-    def row_count(self, length: int) -> int:
-        """How many whole rows of `length` inputs the stream has."""
-        return self._stream.row_count(length)
+    @property
+    def period(self) -> int:
+        """Tokens after which the stream begins again; its first and last token are the same end-of-text."""
+        return self._stream.period
 
     def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
         """Rows of `length` inputs and the last one's label; `index`: (count,), result (count, length + 1).
@@ -91,7 +92,6 @@ class ShardReader:
 
     def targets(self, index: np.ndarray, length: int) -> np.ndarray | None:
         """Which labels of the rows are targets: (count, length) bool, place t for token t+1; None = all."""
-        assert index.size == 0 or 0 <= index.min() <= index.max() < self.row_count(length), index
         return None if self._masks is None else self._masks.rows(index, length)
 
     def read(self, start: int, stop: int) -> np.ndarray:

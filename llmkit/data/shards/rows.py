@@ -10,7 +10,8 @@ import numpy as np
 class RowSource(Protocol):
     """A stream of tokens, read by row.
 
-    Row k of length T is tokens kT .. kT+T: T inputs and the last one's label.
+    The stream is repeated without end, and row k of length T is tokens kT .. kT+T of that: T inputs and the
+    last one's label. So the last row of an epoch goes on at the beginning.
     """
 
     @property
@@ -33,11 +34,13 @@ class RowSource(Protocol):
     def digest(self) -> str:
         """Fingerprint of the content, found without reading all of it."""
 
-    def row_count(self, length: int) -> int:
-        """How many whole rows of `length` inputs the stream has."""
+    @property
+    def period(self) -> int:
+        """Tokens after which the stream begins again: one less than it has, where its first and last token
+        are the same end-of-text. No row may be longer."""
 
     def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows by number; `index`: (count,) int64, result (count, length + 1).
+        """Rows by number, which may be of any epoch; `index`: (count,) int64, result (count, length + 1).
 
         The result is `out` where that is given, whatever integer type it has, else a new array of the
         stored type.

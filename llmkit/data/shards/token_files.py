@@ -14,9 +14,13 @@ MANY_ROWS = 4
 
 
 class TokenFiles:
-    """The tokens of mapped files; dtype: type of the tokens in all of them."""
+    """The tokens of mapped files; dtype: type of the tokens in all of them.
 
-    def __init__(self, files: list[MappedFile], dtype: np.dtype) -> None:
+    first_is_last: whether the first token stands for the last one of the stream, as both are end-of-text:
+    then it is left out where the stream is repeated. Row k of length T is tokens kT .. kT+T of that.
+    """
+
+    def __init__(self, files: list[MappedFile], dtype: np.dtype, first_is_last: bool) -> None:
         self._files, self._dtype = files, dtype
         self._tokens = [file.bytes.view(dtype) for file in files]
         self._sizes = np.array([tokens.size for tokens in self._tokens], dtype=np.int64)
@@ -25,6 +29,8 @@ class TokenFiles:
         self._windows: dict[tuple[int, int], np.ndarray] = {}
         self.tokens = int(self._starts[-1])
         self.times = [file.time for file in files]
+        self._skip = int(first_is_last)
+        self.period = self.tokens - self._skip
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start .. stop-1, across files; shape (stop - start,), the stored type."""
@@ -51,27 +57,33 @@ class TokenFiles:
             out[here] = self._tokens[number][first[here]]
         return out
 
-    def row_count(self, length: int) -> int:
-        """How many whole rows of `length` inputs the stream has."""
-        return (self.tokens - 1) // length
-
     def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
         """Rows of `length` inputs and the last one's label; `index`: (count,), result (count, length + 1).
 
-        The result is `out`, of any integer type, or a new array of the stored type.
+        length: less than `tokens`. The result is `out`, of any integer type, or a new array of the stored
+        type.
         """
-        assert index.size == 0 or 0 <= index.min() <= index.max() < self.row_count(length), index
+        width = length + 1
         if out is None:
-            out = np.empty((index.size, length + 1), dtype=self._dtype)
-        assert out.shape == (index.size, length + 1), (out.shape, index.size, length)
-        starts = index.astype(np.int64) * length
+            out = np.empty((index.size, width), dtype=self._dtype)
+        assert out.shape == (index.size, width), (out.shape, index.size, length)
         if index.size == 0:
             return out
+        assert index.min() >= 0, index
+        assert width <= self.tokens, (length, self.tokens)
+        starts = index.astype(np.int64) * length % self.period
+        over = np.flatnonzero(starts + width > self.tokens)
+        ends = starts[over]
+        starts[over] = 0  # read for nothing: these are few
         if len(self._files) == 1:  # then no row needs a look of its own
-            self._touch(0, starts, starts + length + 1)
+            self._touch(0, starts, starts + width)
             self._gather(0, starts, out, None)
         else:
             self._gather_over_files(starts, out)
+        for place, start in zip(over.tolist(), ends.tolist(), strict=True):
+            end = self.read(start, self.tokens)
+            out[place, : end.size] = end
+            out[place, end.size :] = self.read(self._skip, self._skip + width - end.size)
         return out
 
     def check_all(self) -> int:

@@ -124,7 +124,8 @@ def live(documents: list[list[Any]], **changes: Any) -> LiveSource:
         "number": 3,
         "seed": 7,
     }
-    return LiveSource(reader, FakeEncoder(), **(settings | changes))  # type: ignore[arg-type]
+    settings |= {"columns": changes.get("lane_limit", 2)} | changes
+    return LiveSource(reader, FakeEncoder(), **settings)  # type: ignore[arg-type]
 
 
 def plain(row: Row) -> list[Any]:

@@ -27,7 +27,7 @@ def test_each_unit_belongs_to_one_lane_and_lanes_serve_by_their_text(sizes: list
     source = with_sizes(sizes, lane_limit=limit)
     assert sorted(unit for lane in source.lane_units for unit in lane) == list(range(len(sizes)))
     assert 1 <= source.lanes <= max(1, min(limit, sum(size > 0 for size in sizes)))
-    assert set(source.lane_table.tolist()) == set(range(source.lanes))
+    assert set(source.lane_table.ravel().tolist()) == set(range(source.lanes))
 
 
 @given(st.integers(0, 300), st.integers(0, 2**64))

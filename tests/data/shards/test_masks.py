@@ -48,7 +48,7 @@ def test_each_label_of_each_row_is_a_target_or_not_as_its_token_is(
 ) -> None:
     reader, stream = write(tmp_path_factory.mktemp("shards"), documents, shard_bytes)
     assert reader.has_targets == (not all(stream))
-    count = reader.row_count(length)
+    count = reader.period // length
     targets = reader.targets(np.arange(count)[::-1], length)
     read = reader.read_targets(1, len(stream))
     if targets is None or read is None:
@@ -57,6 +57,11 @@ def test_each_label_of_each_row_is_a_target_or_not_as_its_token_is(
         assert targets.dtype == bool
         assert targets[::-1].tolist() == [stream[k * length + 1 :][:length] for k in range(count)]
         assert read.tolist() == stream[1:]
+        if count:
+            around = np.arange(count, 3 * count + 3)
+            places = around[:, None] * length + np.arange(length)
+            wanted = np.array(stream)[places % reader.period + 1]
+            assert (reader.targets(around, length) == wanted).all()
 
 
 def test_documents_that_are_targets_as_a_whole_leave_no_file_behind(tmp_path: Path) -> None:
