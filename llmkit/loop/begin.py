@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from llmkit import __version__
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
@@ -14,7 +17,7 @@ from llmkit.config.show import to_yaml
 from llmkit.data.located import located
 from llmkit.loop.learning_rate import rate_change
 from llmkit.loop.progress import Progress
-from llmkit.loop.resume import changed_settings
+from llmkit.loop.resume import Standing, changed_settings, settings_of
 from llmkit.loop.samples import cut_back_samples
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import Row
@@ -25,7 +28,8 @@ from llmkit.run_folder import RunFolder
 def begin(
     loaded: Loaded,
     progress: Progress,
-    checkpoint: Checkpoint | None,
+    standing: Standing,
+    precision: str,
     folder: RunFolder,
     metrics: MetricsFile,
     events: EventLog,
@@ -36,6 +40,7 @@ def begin(
     The rows after the checkpoint's step are dropped: these steps are done again. The settings are kept
     beside those of earlier starts; the event "start" or "resume" names the file, and every change.
     """
+    checkpoint = standing.checkpoint
     lost = lost_rows(metrics.rows(), events.rows(), checkpoint)
     metrics.cut_back(progress.step)
     cut_back_samples(folder.path, progress.step)
@@ -44,14 +49,32 @@ def begin(
     fields["config"] = folder.keep_config(to_yaml(loaded.config, loaded.origins))
     if checkpoint is not None:
         fields["changes"] = [change.to_json() for change in changed_settings(checkpoint, loaded).all]
+        for name, old, new in _changed_surroundings(checkpoint, precision):
+            fields["changes"].append({"setting": name, "old": old, "new": new, "origin": ""})
+            note(f"changed since the checkpoint: {name} {old} -> {new}")
         if (change := rate_change(checkpoint, loaded.config, progress)) is not None:
             fields["learning_rate"] = {"step": progress.step + 1, "old": change.old, "new": change.new}
             note(change.message)
     if lost is not None:
         fields["lost_rows"] = {"after": lost[0], "up_to": lost[1]}
         note(f"metrics.jsonl has lost its rows after step {lost[0]} up to step {lost[1]}")
+    if standing.passed_over:
+        fields["passed_over"] = standing.passed_over
     folder.clear_done()
     events.record("start" if checkpoint is None else "resume", **fields)
+
+
+def _changed_surroundings(checkpoint: Checkpoint, precision: str) -> Iterator[tuple[str, str, str]]:
+    """What is no setting: its name, what it was and what it is.
+
+    precision: of now, as the device decided where the settings leave it open.
+    """
+    if (before := checkpoint.state["precision"]) != precision:
+        yield "precision in use", before, precision
+    now = {"llmkit": __version__, "torch": str(torch.__version__)}
+    for name, old in checkpoint.manifest.versions.items():
+        if name in now and now[name] != old:
+            yield f"version of {name}", old, now[name]
 
 
 def _located(config: Config) -> Config:
@@ -70,7 +93,7 @@ def lost_rows(rows: list[Row], events: list[Row], checkpoint: Checkpoint | None)
         return None
     begun = [row.get("step") for row in events if row.get("event") in ("start", "resume")]
     since = max((step for step in begun if isinstance(step, int) and step < checkpoint.step), default=0)
-    every = checkpoint.config["monitor"]["log_every"]
+    every = settings_of(checkpoint).monitor.log_every
     due = max(checkpoint.step - checkpoint.step % every, 1)
     steps = [row["step"] for row in rows if "loss" in row and isinstance(row.get("step"), int)]
     last = max((step for step in steps if step <= checkpoint.step), default=0)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.schema import Config
-from llmkit.config.stored import read_stored
 from llmkit.loop.progress import Progress
+from llmkit.loop.resume import settings_of
 from llmkit.optim.schedule import learning_rate_at
 
 COMPARED = 1000
@@ -28,7 +28,7 @@ def rate_change(checkpoint: Checkpoint, config: Config, progress: Progress) -> R
 
     progress: of now, with the number of steps of now.
     """
-    before = read_stored(checkpoint.config, checkpoint.origin, lambda line: None)
+    before = settings_of(checkpoint)
     steps_before = Progress.from_json(checkpoint.state["progress"], checkpoint.origin).max_steps
     step, end = progress.step + 1, max(progress.max_steps or 0, steps_before or 0, progress.step + 1)
     stride = max(1, (end - step) // COMPARED)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from llmkit.checkpoint.format import FOLDER, folder_name
 from llmkit.checkpoint.read import Checkpoint, folders, newest
@@ -16,6 +17,7 @@ from llmkit.config.resume import Differences, compare
 from llmkit.config.resume_rules import RULES
 from llmkit.config.schema import Config, Model
 from llmkit.config.shape import ModelShape
+from llmkit.config.stored import read_stored
 from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
 from llmkit.monitor.events import EventLog
@@ -33,33 +35,51 @@ class Options:
     allow_data_change: bool = False
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands. was_done: it was finished. passed_over: lines on newer checkpoints not taken."""
+
+    checkpoint: Checkpoint | None
+    was_done: bool
+    passed_over: list[str]
+
+
 def shared_checkpoint(
     loaded: Loaded, mesh: Mesh, folder: RunFolder, options: Options, note: Callable[[str], None]
-) -> tuple[Checkpoint | None, bool]:
-    """The checkpoint that rank 0 has chosen, opened by this rank; whether the run was finished."""
+) -> Standing:
+    """Where the run stands, with the checkpoint that rank 0 has chosen, opened by this rank."""
 
     def choose() -> str:
-        found = find_checkpoint(loaded, folder, options, note)
-        return json.dumps([found.path.name if found else "", folder.is_done])
+        passed_over: list[str] = []
+        found = find_checkpoint(loaded, folder, options, note, passed_over)
+        return json.dumps([found.path.name if found else "", folder.is_done, passed_over])
 
-    name, was_done = json.loads(first_only(mesh, choose))
+    name, was_done, passed_over = json.loads(first_only(mesh, choose))
     with together(mesh):
-        return load_checkpoint(folder.checkpoints / name) if name else None, was_done
+        checkpoint = load_checkpoint(folder.checkpoints / name) if name else None
+    return Standing(checkpoint, was_done, passed_over)
 
 
 def find_checkpoint(
-    loaded: Loaded, folder: RunFolder, options: Options, note: Callable[[str], None]
+    loaded: Loaded,
+    folder: RunFolder,
+    options: Options,
+    note: Callable[[str], None],
+    passed_over: list[str],
 ) -> Checkpoint | None:
-    """The checkpoint to go on from, or None for a new run.
+    """The checkpoint to go on from, or None for a new run; a line in `passed_over` for each newer one.
 
     Raises UserError where the folder holds another run, or one that would have to start over.
     """
-    checkpoint, saved = newest(folder.checkpoints, note), _last_saved(folder)
+    checkpoint, saved = newest(folder.checkpoints, passed_over.append), _last_saved(folder)
+    for line in passed_over:
+        note(line)
     if checkpoint is not None:
         _check_same_run(checkpoint, loaded, options, folder, note)
         gone = saved is not None and not os.path.lexists(folder.checkpoints / saved)
         if gone and str(saved) > folder_name(checkpoint.step):
-            note(f"{saved} was saved, but is not in {folder.checkpoints} any more")
+            passed_over.append(f"{saved} was saved, but is not in {folder.checkpoints} any more")
+            note(passed_over[-1])
     elif damaged := folders(folder.checkpoints):
         raise UserError(
             f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
@@ -113,14 +133,36 @@ def check_same_model(checkpoint: Checkpoint, shape: ModelShape) -> None:
         )
 
 
-def resumed_progress(checkpoint: Checkpoint, config: Config) -> Progress:
-    """The counters of the checkpoint under today's settings: more steps let a finished run go on."""
+def settings_of(checkpoint: Checkpoint) -> Config:
+    """The settings of a checkpoint, as this version understands them; see `read_stored`."""
+    return read_stored(checkpoint.config, checkpoint.origin, lambda line: None)
+
+
+def resumed_progress(
+    checkpoint: Checkpoint, config: Config, fingerprint: dict[str, Any], note: Callable[[str], None]
+) -> Progress:
+    """The counters of the checkpoint under today's settings: more steps let a finished run go on.
+
+    fingerprint: of the data of now. Where other text is held out, or in other rows, the losses from before
+    are not compared with those to come.
+    """
     progress = Progress.from_json(checkpoint.state["progress"], checkpoint.origin)
     if config.train.max_steps is not None:
         progress.max_steps = config.train.max_steps
+    before = checkpoint.state["data"]["fingerprint"]
+    if progress.best_eval_loss is not None and _held_out(before) != _held_out(fingerprint):
+        note("other text is held out than before: early stopping begins to compare anew")
+        progress.best_eval_loss, progress.evaluations_without_gain = None, 0
+        progress.evaluated_step = progress.eval_loss = None
     patience = config.evaluate.early_stopping
     progress.stopped_early = patience is not None and progress.evaluations_without_gain >= patience
     return progress
+
+
+def _held_out(fingerprint: dict[str, Any]) -> list[Any]:
+    """What decides a held-out loss, beside the model."""
+    sources = {source["name"]: source["heldout"] for source in fingerprint["sources"] if source["heldout"]}
+    return [sources, fingerprint["sequence_length"], fingerprint["document_masks"]]
 
 
 def _check_same_run(

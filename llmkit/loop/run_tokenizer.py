@@ -10,7 +10,7 @@ from llmkit.data.tokens.make_tokenizer import make_tokenizer, read_template
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.inference import load_tokenizer
-from llmkit.loop.resume import changed_settings
+from llmkit.loop.resume import changed_settings, settings_of
 
 SECTION = "data.tokenizer"
 
@@ -31,9 +31,9 @@ def tokenizer_of_run(checkpoint: Checkpoint, loaded: Loaded) -> Tokenizer:
     asked: Tokenizer | None = None
     if spec.type == "bpe":
         size = spec.vocab_size or BPE_VOCAB_SIZE
-        before = checkpoint.config["data"]["tokenizer"]
+        before = settings_of(checkpoint).data.tokenizer
         unlike = [difference for difference in changed if difference.path != f"{SECTION}.chat_template"]
-        if before["type"] == "bpe" and (before["vocab_size"] or BPE_VOCAB_SIZE) == size:
+        if before.type == "bpe" and (before.vocab_size or BPE_VOCAB_SIZE) == size:
             unlike = [difference for difference in unlike if difference.path != f"{SECTION}.vocab_size"]
         if unlike:
             raise _refused(checkpoint, unlike, "")

@@ -51,6 +51,7 @@ from llmkit.loop.resume import (
     changed_settings,
     check_same_model,
     resumed_progress,
+    settings_of,
     shared_checkpoint,
 )
 from llmkit.loop.run import Run
@@ -140,11 +141,12 @@ def _assemble(
     config, mesh = start.config, start.mesh
     for line in start.loaded.remarks:
         console.note(f"note: {line}")
-    checkpoint, was_done = shared_checkpoint(start.loaded, mesh, folder, start.options, console.note)
+    standing = shared_checkpoint(start.loaded, mesh, folder, start.options, console.note)
+    checkpoint = standing.checkpoint
     basis = _lay_basis(start, folder, checkpoint, console.note)
     progress = Progress(max_steps=config.train.max_steps)
     if checkpoint is not None:
-        progress = resumed_progress(checkpoint, config)
+        progress = resumed_progress(checkpoint, config, basis.data.fingerprint, console.note)
     with together(mesh):
         loader, changes = _loader(start, basis, checkpoint, progress)
     stack.callback(loader.close)
@@ -154,12 +156,12 @@ def _assemble(
         events.record("data_change", step=progress.step, differences=changes)
         console.note(f"going on with other data: {'; '.join(changes)}")
     with together(mesh):
-        if mesh.rank == 0 and not (progress.finished() and was_done):
-            begin(start.loaded, progress, checkpoint, folder, metrics, events, console.note)
+        if mesh.rank == 0 and not (progress.finished() and standing.was_done):
+            begin(start.loaded, progress, standing, basis.precision, folder, metrics, events, console.note)
             _write_down(start, basis, engine, folder)
     if checkpoint is not None:
         take_over_evaluation(progress, config, metrics, mesh)
-    for line in _remarks(checkpoint, start.loaded, basis.precision, progress):
+    for line in _remarks(checkpoint, start.loaded, progress):
         console.note(line)
     for line in lane_lines(basis.data, mesh.data_size):
         console.note(line)
@@ -186,7 +188,7 @@ def _assemble(
         mesh=mesh,
         layout=start.layout,
         control=Control(mesh),
-        was_done=was_done,
+        was_done=standing.was_done,
         saved_step=None if checkpoint is None else progress.step,
     )
 
@@ -270,9 +272,7 @@ def _data_facts(data: Prepared) -> dict[str, str]:
     return facts
 
 
-def _build(
-    start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Callable[[str], None]
-) -> Engine:
+def _build(start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Callable[[str], None]) -> Engine:
     """The engine with the checkpoint's weights or else its initial ones, compiled where that is possible."""
     config, device = start.config, basis.device
     with together(start.mesh):
@@ -323,17 +323,13 @@ def _heldout(basis: Basis, mesh: Mesh, note: Callable[[str], None]) -> HeldOut |
     return None
 
 
-def _remarks(
-    checkpoint: Checkpoint | None, loaded: Loaded, precision: str, progress: Progress
-) -> Iterator[str]:
+def _remarks(checkpoint: Checkpoint | None, loaded: Loaded, progress: Progress) -> Iterator[str]:
     """What a user should know before the first step, and the settings alone do not show."""
     config = loaded.config
     if checkpoint is not None:
         yield f"resuming from {checkpoint.path} at step {progress.step}"
-        if checkpoint.config["train"]["max_steps"] is not None and config.train.max_steps is None:
+        if settings_of(checkpoint).train.max_steps is not None and config.train.max_steps is None:
             yield f"train.max_steps is not set now: the run keeps the {progress.max_steps} steps that it had"
-        if (before := checkpoint.state["precision"]) != precision:
-            yield f"changed since the checkpoint: precision {before} -> {precision}"
     if progress.max_steps != config.train.max_steps and progress.max_steps is not None:
         yield from length_remarks(Settings(config, loaded.origins), progress.max_steps)
 

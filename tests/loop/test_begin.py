@@ -99,6 +99,16 @@ def test_the_settings_of_each_start_are_kept_and_a_start_with_nothing_to_do_chan
     assert "0.001" in second.read_text() and "# command line" in second.read_text()
 
 
+def test_other_versions_and_another_precision_are_told(project, monkeypatch, capsys):
+    monkeypatch.setattr("llmkit.loop.begin.__version__", "9.9")
+    assert train("train.max_steps=13", "train.precision=bf16") == 0
+    printed = capsys.readouterr().out
+    assert "changed since the checkpoint: version of llmkit " in printed and " -> 9.9" in printed
+    assert "changed since the checkpoint: precision in use fp32 -> bf16" in printed
+    changed = [change["setting"] for change in recorded("resume")[0]["changes"]]
+    assert changed == ["train.max_steps", "train.precision", "precision in use", "version of llmkit"]
+
+
 def test_a_model_that_is_written_otherwise_but_is_the_same_goes_on(project):
     assert train("train.max_steps=13", "model.head_dim=8", "model.vocab_size=257") == 0
 

@@ -110,6 +110,8 @@ def test_a_saved_step_that_is_gone_is_named(project, capsys):
     assert train() == 0
     assert "step-00000007 was saved, but is not in runs/tiny/checkpoints any more" in capsys.readouterr().out
     assert open_checkpoint(FOLDER).step == 12
+    (event,) = [row for row in map(json.loads, (FOLDER / "events.jsonl").open()) if row["event"] == "resume"]
+    assert event["passed_over"] == ["step-00000007 was saved, but is not in runs/tiny/checkpoints any more"]
 
 
 def test_a_start_that_never_saved_may_be_started_over(project):
