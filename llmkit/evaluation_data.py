@@ -44,8 +44,8 @@ def heldout_of_run(
     _check_heldout(checkpoint, data)
     if not data.heldout:
         raise UserError(
-            f"{checkpoint.path}: nothing is held out (data.heldout_every is {config.data.heldout_every}); "
-            "name other data with --data"
+            f"{checkpoint.path}: nothing is held out, as the sources have no document for "
+            f"data.heldout_every {config.data.heldout_every}; name other data with --data"
         )
     return data
 

@@ -14,7 +14,9 @@ from llmkit.config.check_layout import (
     check_world,
     check_zero,
 )
-from llmkit.config.mistakes import Mistake, access_in_url, display
+from llmkit.config.heldout import may_hold_out, nothing_held_out
+from llmkit.config.mistakes import Mistake, display
+from llmkit.config.paths import check_paths
 from llmkit.config.schema import Config, Source, Tokenizer, default_source_name
 from llmkit.config.settings import Known, Settings
 
@@ -28,7 +30,7 @@ def check(config: Config, origins: Mapping[str, str], known: Known | None = None
     known: what is known beside the settings; a check that needs more waits.
     """
     settings = Settings(config, origins, known or Known())
-    data = (_tokenizer, _sources, _curriculum, _paths)
+    data = (_tokenizer, _sources, _curriculum, check_paths)
     layout = (check_world, check_tensor_parallel, check_zero)
     checks = (check_model, check_vocabulary, *data, check_batch, _evaluate, check_optimizer, *layout)
     return [mistake for one in checks for mistake in one(settings)]
@@ -146,36 +148,17 @@ def _curriculum(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} leave no source to draw from", f"{at}.weights")
 
 
-def _paths(s: Settings) -> Iterator[Mistake]:
-    paths = ["run.dir", "data.cache_dir", "data.tokenizer.path", "data.tokenizer.chat_template"]
-    for index in range(len(s.config.data.sources)):
-        paths += [f"data.sources.{index}.{name}" for name in ("path", "dataset", "heldout_path")]
-    for path in paths:
-        value = s.value(path)
-        texts = value if isinstance(value, list) else [value]
-        if any(text is not None and "\0" in text for text in texts):
-            yield s.mistake("{0} has a NUL character in it, which no path can have", path)
-        elif access := next(filter(None, map(access_in_url, filter(None, texts))), ""):
-            note = (
-                "the configuration is copied into the run's folder and checkpoints: name the file without it "
-                "(keys of s3://, gs:// and hf:// come from the environment), or download it"
-            )
-            yield s.mistake(f"{path} has a URL in it with {access}", path, note=note)
-        elif isinstance(value, list) and "" in value:
-            yield s.mistake("{0} has an empty path in it", path)
-        elif value == "" and path in ("run.dir", "data.cache_dir"):
-            yield s.mistake("{0} is empty", path, note='the current folder is "."')
-
-
 def _evaluate(s: Settings) -> Iterator[Mistake]:
     config, heldout, every = s.config, "data.heldout_every", "evaluate.every_steps"
     if config.data.heldout_every == 1:
         yield s.mistake("{0} holds out every document: nothing is left to train on", heldout)
-    if config.evaluate.every_steps > 0 and config.data.heldout_every == 0:
-        yield s.mistake("{0} has nothing to evaluate on: {1} holds nothing out", every, heldout)
+    never = not may_hold_out(config.data)
+    why = nothing_held_out(s).replace("{", "{{").replace("}", "}}")
+    if config.evaluate.every_steps > 0 and never:
+        yield s.mistake(f"{{0}} has nothing to evaluate on: {why}", every)
     if config.evaluate.early_stopping is not None:
         stopping = "evaluate.early_stopping"
         if config.evaluate.every_steps == 0:
             yield s.mistake("{0} needs evaluations during training: {1} is off", stopping, every)
-        elif config.data.heldout_every == 0:
-            yield s.mistake("{0} needs held-out documents: {1} holds nothing out", stopping, heldout)
+        elif never or s.known.holds_out is False:
+            yield s.mistake(f"{{0}} needs held-out documents: {why}", stopping)

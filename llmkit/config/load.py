@@ -11,6 +11,7 @@ from llmkit.config.check import check
 from llmkit.config.layers import Layer, Layers, flat, mixed, tied
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, error, printable
 from llmkit.config.override import apply_override
+from llmkit.config.paths import with_home
 from llmkit.config.remarks import remarks
 from llmkit.config.schema import Config
 from llmkit.config.settings import Known, Settings
@@ -59,7 +60,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     config, mistakes = validate(tree)
     if config is None or files.mistakes:
         raise error(files.mistakes + mistakes, shown)
-    found = origins(config, tree)
+    config, found = with_home(config), origins(config, tree)
     notes = dict.fromkeys([*mixed(files.layers), *tied(files.layers), *remarks(Settings(config, found))])
     return Loaded(config, found, Path(path), tuple(notes))
 

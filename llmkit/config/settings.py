@@ -15,13 +15,14 @@ class Known:
     """What is known beside the settings; None = not yet.
 
     world_size: processes of the run. zero_stage, offload: with what accelerate's configuration says.
-    tokenizer_size: tokens of the tokenizer.
+    tokenizer_size: tokens of the tokenizer. holds_out: whether the data have held-out documents.
     """
 
     world_size: int | None = None
     zero_stage: int | None = None
     offload: str | None = None
     tokenizer_size: int | None = None
+    holds_out: bool | None = None
 
 
 @dataclass(frozen=True)

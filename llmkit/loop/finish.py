@@ -54,7 +54,8 @@ def finish(run: Run) -> None:
         "evaluate.early_stopping=null" if progress.stopped_early else f"train.max_steps={2 * progress.step}"
     )
     run.console.note(
-        f"\nTry next:\n  {command} generate {folder} --prompt 'import '\n  {command} evaluate {folder}\n"
+        f"\nTry next:\n  {command} generate {folder} --prompt 'import '\n"
+        f"{f'  {command} evaluate {folder}{chr(10)}' if run.heldout else ''}"
         f"  the same command with {longer} to go on training (it says what becomes of the learning rate)"
     )
 

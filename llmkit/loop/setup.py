@@ -16,6 +16,7 @@ import torch
 
 from llmkit.checkpoint.read import Checkpoint, folders
 from llmkit.config.derive import accumulation_steps, derive, resolved_model
+from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded, check_start
 from llmkit.config.remarks import length_remarks
 from llmkit.config.schema import Config, Data
@@ -88,10 +89,10 @@ class Start:
     def config(self) -> Config:
         return self.loaded.config
 
-    def known(self, tokenizer_size: int | None = None) -> Known:
-        """What the launch, and later the tokenizer, add to the settings."""
+    def known(self, tokenizer_size: int | None = None, holds_out: bool | None = None) -> Known:
+        """What the launch, and later the data, add to the settings."""
         layout = self.layout
-        return Known(layout.world_size, layout.zero_stage, layout.offload, tokenizer_size)
+        return Known(layout.world_size, layout.zero_stage, layout.offload, tokenizer_size, holds_out)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _assemble(
         precision=basis.precision,
         micro_batch_size=basis.micro_batch_size,
         data=basis.data,
-        heldout=_heldout(basis, mesh, console.note),
+        heldout=_heldout(start, basis, console.note),
         loader=loader,
         engine=engine,
         progress=progress,
@@ -206,7 +207,7 @@ def _lay_basis(
         precision = choose_precision(start.precision, device)
         tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, start.loaded)
         data = prepare(config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer)
-        check_start(start.loaded, start.known(data.tokenizer.vocab_size))
+        check_start(start.loaded, start.known(data.tokenizer.vocab_size, bool(data.heldout)))
         shape = resolved_model(config, data.tokenizer.vocab_size)
         if checkpoint is not None:
             check_same_model(checkpoint, shape)
@@ -312,9 +313,12 @@ def _write_down(start: Start, basis: Basis, engine: Engine, folder: RunFolder) -
         folder.write_json("deepspeed.json", engine.deepspeed_config)
 
 
-def _heldout(basis: Basis, mesh: Mesh, note: Callable[[str], None]) -> HeldOut | None:
-    """None where nothing is held out, or nothing of it is a target."""
+def _heldout(start: Start, basis: Basis, note: Callable[[str], None]) -> HeldOut | None:
+    """None where nothing is held out, or nothing of it is a target; where that was not asked for, told."""
+    config, mesh = start.config, start.mesh
     if not basis.data.heldout:
+        if config.evaluate.every_steps or config.data.heldout_every:
+            note(f"nothing will be evaluated: {nothing_held_out(Settings(config, start.loaded.origins))}")
         return None
     heldout = HeldOut(basis.data, basis.micro_batch_size, mesh.data_rank, mesh.data_size)
     if heldout.targets:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from llmkit.config.load import load
+from llmkit.config.load import check_start, load
+from llmkit.config.settings import Known
+from llmkit.errors import UserError
 
 Write = Callable[..., str]
 Refused = Callable[..., str]
@@ -183,6 +185,25 @@ def test_a_source_may_wait_for_its_stage(base: str, write: Write) -> None:
 def test_early_stopping_needs_held_out_documents_too(base: str, refused: Refused) -> None:
     message = refused(base, "evaluate.early_stopping=3", "data.heldout_every=0")
     assert "evaluate.early_stopping 3 (command line) needs held-out documents" in message
+
+
+GIVEN = "data.sources=[{type: shards, path: a}, {type: megatron, path: b}]"
+
+
+def test_what_holds_nothing_out_is_known_from_the_settings(base: str, refused: Refused, write: Write) -> None:
+    message = refused(base, GIVEN)
+    assert "evaluate.every_steps 50 (c.yaml:30) has nothing to evaluate on: sources of type shards" in message
+    load(write(base), [GIVEN, "evaluate.every_steps=0"])
+    held = "data.sources=[{type: shards, path: a, heldout_path: c}]"
+    load(write(base), [held, "data.heldout_every=0", "evaluate.early_stopping=3"])
+
+
+def test_early_stopping_needs_what_the_data_turn_out_to_hold_out(base: str, write: Write) -> None:
+    loaded = load(write(base), ["evaluate.early_stopping=3"])
+    check_start(loaded, Known(holds_out=True))
+    with pytest.raises(UserError, match=r"early_stopping 3 .*: the sources have so few documents that"):
+        check_start(loaded, Known(holds_out=False))
+    check_start(load(write(base)), Known(holds_out=False))
 
 
 def test_contradictions_are_reported_together_and_with_other_mistakes(base: str, refused: Refused) -> None:

@@ -1,0 +1,76 @@
+"""Settings that are paths: what they may be, and what ~ in them stands for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from llmkit.config.mistakes import Mistake, access_in_url
+from llmkit.config.schema import Config, Section
+from llmkit.config.settings import Settings
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+_ON_A_DISK = "folders are written and locked here: name one on a disk (or mount the store), and copy it later"
+_NO_FILES = "download the file, or name a tokenizer of the hub (type: hub)"
+_MAPPED = (
+    "these files are mapped into memory: download them, or read text from there (type jsonl, parquet ...)"
+)
+
+
+def check_paths(s: Settings) -> Iterator[Mistake]:
+    """What no path can be, URLs that give access, and URLs where only a path will do."""
+    for path, only_local in _path_settings(s.config):
+        value = s.value(path)
+        texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
+        scheme = next(filter(None, map(_SCHEME.match, texts)), None)
+        if any("\0" in text for text in texts):
+            yield s.mistake("{0} has a NUL character in it, which no path can have", path)
+        elif access := next(filter(None, map(access_in_url, filter(None, texts))), ""):
+            note = (
+                "the configuration is copied into the run's folder and checkpoints: name the file without it "
+                "(keys of s3://, gs:// and hf:// come from the environment), or download it"
+            )
+            yield s.mistake(f"{path} has a URL in it with {access}", path, note=note)
+        elif scheme and only_local:
+            note = "leave out file://" if scheme[1].lower() == "file" else only_local
+            yield s.mistake("{0} is a URL, and only a path will do", path, note=note)
+        elif scheme and not scheme.string.startswith(f"{scheme[0]}/"):
+            yield s.mistake(f"{{0}} looks like a URL with one / missing: {scheme[1]}://", path)
+        elif isinstance(value, list) and "" in value:
+            yield s.mistake("{0} has an empty path in it", path)
+        elif value == "" and path in ("run.dir", "data.cache_dir"):
+            yield s.mistake("{0} is empty", path, note='the current folder is "."')
+
+
+def with_home(config: Config) -> Config:
+    """The settings with the home folder for ~ at the beginning of a path, as a shell would have it."""
+    for path, _ in _path_settings(config):
+        config = _expanded(config, path.split("."))
+    return config
+
+
+def _path_settings(config: Config) -> Iterator[tuple[str, str]]:
+    """The settings that are paths; for those that cannot be URLs, what to do instead."""
+    yield "run.dir", _ON_A_DISK
+    yield "data.cache_dir", _ON_A_DISK
+    yield "data.tokenizer.path", _NO_FILES
+    yield "data.tokenizer.chat_template", "download the file"
+    for index, source in enumerate(config.data.sources):
+        yield f"data.sources.{index}.path", _MAPPED if source.type in ("shards", "megatron") else ""
+        yield f"data.sources.{index}.heldout_path", _MAPPED
+        yield f"data.sources.{index}.dataset", ""
+
+
+def _expanded(value: Any, keys: list[str]) -> Any:
+    if not keys:
+        if isinstance(value, list):
+            return [os.path.expanduser(text) for text in value]
+        return value if value is None else os.path.expanduser(value)
+    if isinstance(value, list):
+        number = int(keys[0])
+        return [_expanded(one, keys[1:]) if place == number else one for place, one in enumerate(value)]
+    assert isinstance(value, Section)
+    changed = _expanded(getattr(value, keys[0]), keys[1:])
+    return value.model_copy(update={keys[0]: changed})
