@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+Result = TypeVar("Result")
 
 SIGNALS = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
 """What batch systems, launchers and terminals send to every process of a job that is to end."""
 LAUNCHER_GONE = "its launcher has ended"
+WATCH_SECONDS = 1.0
+"""How often a reason to stop is looked for that no signal tells."""
 
 
 class Stopped(BaseException):
@@ -24,19 +30,20 @@ class Stopped(BaseException):
 
 
 class Listener:
-    """From `listen` until its end, a signal sets a flag, and interrupts nothing but what may be interrupted.
+    """From `listen` until its end, a signal sets a flag, and interrupts nothing but what may be given up.
 
-    That is the work inside `interruptible()` while `giving_up()` holds, as in the set-up of a run: there
-    the first signal raises Stopped. A second Ctrl-C gives SIGINT its usual meaning back, so that a third
-    one ends the process at once; other repeated signals change nothing. SIGHUP stays ignored where it is
-    (nohup).
+    From `give_up` until `hold`, as in the set-up of a run, the first request to stop raises Stopped in
+    `interruptible` work. A second Ctrl-C gives SIGINT its usual meaning back, so that a third one ends the
+    process at once; other repeated signals change nothing. SIGHUP stays ignored where it is (nohup).
     environment: tells whether a launcher started this process, whose end is a request to stop, too.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in environment else None
         self._signal: signal.Signals | None = None
+        self._other = ""
         self._giving_up = self._raises = False
+        self._held = threading.Event()
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
@@ -54,18 +61,29 @@ class Listener:
             return self._signal.name
         return LAUNCHER_GONE if self._launcher not in (None, os.getppid()) else ""
 
-    @contextmanager
-    def giving_up(self, everywhere: bool) -> Iterator[None]:
-        """In here, work that is `interruptible` is given up when a stop is asked for.
+    def give_up(self, everywhere: bool, other: Callable[[], str] = lambda: "") -> None:
+        """From now on `interruptible` work is given up when a stop is asked for.
 
-        everywhere: all of it is, which only a process that no other waits for may say.
+        everywhere: all work is, which only a process that no other waits for may say. other: a reason
+        that no signal tells, or nothing; a thread asks for it every WATCH_SECONDS.
         """
-        self._giving_up = True
-        try:
-            with interruptible() if everywhere else _nothing():
-                yield
-        finally:
-            self._giving_up = False
+        self._giving_up, self._raises = True, everywhere
+        self._held.clear()
+        threading.Thread(target=self._watch, args=(other,), name="watch", daemon=True).start()
+        if everywhere:
+            self._check()
+
+    def hold(self) -> None:
+        """From now on nothing is given up: whoever does the work asks for `reason`."""
+        self._giving_up = self._raises = False
+        self._held.set()
+
+    def _watch(self, other: Callable[[], str]) -> None:
+        while not self._held.wait(WATCH_SECONDS):
+            if reason := other() or self.reason:
+                self._other = reason
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                return
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first = self._signal is None
@@ -74,7 +92,11 @@ class Listener:
         elif number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if first and self._raises:
-            raise Stopped(self.reason)
+            self._check()
+
+    def _check(self) -> None:
+        if reason := self._other or self.reason:
+            raise Stopped(reason)
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +105,7 @@ class Listener:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         global _listener
+        self.hold()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         _listener = None
@@ -101,11 +124,28 @@ def interruptible() -> Iterator[None]:
         return
     before, listener._raises = listener._raises, True
     try:
-        _check(listener)
+        listener._check()
         yield
-        _check(listener)  # also what no signal tells, and one that came where nothing could be raised
+        listener._check()  # what no signal tells, and what came where nothing could be raised
     finally:
-        listener._raises = before
+        listener._raises = before and listener._giving_up
+
+
+def in_thread(work: Callable[[], Result]) -> Result:
+    """What `work` returns or raises; for calls into libraries that no signal can interrupt.
+
+    Where this thread is interrupted, that of the work is left alone, and ends with the process.
+    """
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="work", daemon=True).start()
+    return outcome.result()
 
 
 @contextmanager
@@ -118,15 +158,5 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _check(listener: Listener) -> None:
-    if reason := listener.reason:
-        raise Stopped(reason)
-
-
 def _ignored_on_purpose(number: signal.Signals) -> bool:
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from typing import NoReturn
 
@@ -13,6 +13,8 @@ from llmkit.errors import RunFault, UserError
 from llmkit.loop.batches import listen, next_batch
 from llmkit.loop.budget import Budget
 from llmkit.loop.control import Wishes
+from llmkit.loop.ends import stop as stop_run
+from llmkit.loop.ends import stop_at_start
 from llmkit.loop.evaluate import Evaluate
 from llmkit.loop.finish import finish
 from llmkit.loop.hooks import ChooseSteps, Log, Save
@@ -27,10 +29,7 @@ from llmkit.parallel.place import read_place
 from llmkit.parallel.randomness import seed_step
 from llmkit.parallel.resolve import needs_deepspeed
 from llmkit.parallel.world import cut, world
-from llmkit.stopping import Listener
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""
+from llmkit.stopping import Listener, Stopped
 
 
 def train(loaded: Loaded, options: Options, *, started: float, environment: Mapping[str, str]) -> int:
@@ -75,28 +74,39 @@ def _train(start: Start, listener: Listener, started: float, environment: Mappin
         stack.callback(console.close)
         folder = stack.enter_context(open_folder(config, mesh, environment))
         console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")
-        run = set_up(start, folder, console, stack)
-        if run.progress.finished() and run.was_done:
-            finish(run)
-            return 0
-        log = Log(run)  # measures a CPU's matrix rate: before the mirror's process takes a share of it
-        samples = SampleLog(run)
-        stack.callback(samples.close)
+        stop = StopRequest(listener, folder, console.note)
+        try:
+            stop.give_up(everywhere=mesh.world_size == 1)
+            run = set_up(start, folder, console, stack)
+            if run.progress.finished() and run.was_done:
+                finish(run, stop)
+                return 0
+            code = _run(run, start, stop, started, environment)
+        except Stopped as stopped:
+            return stop_at_start(mesh, folder, console, stop, stopped)
+        if code == 0:
+            finish(run, stop)
+        return code
+
+
+def _run(run: Run, start: Start, stop: StopRequest, started: float, environment: Mapping[str, str]) -> int:
+    """The loop, with its logs and mirror, and with a fault on record."""
+    log = Log(run)  # measures a CPU's matrix rate: before the mirror's process takes a share of it
+    with closing(SampleLog(run)) as samples:
         mirror = open_mirror(run, start.loaded, environment)
         code = 1
         try:
-            stop = StopRequest(listener, folder, console.note)
             code = _loop(run, log, samples, stop, started)
+        except Stopped:
+            raise
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             run.events.record("fault", step=run.progress.step, reason=reason[:500])
-            console.log(reason)
+            run.console.log(reason)
             raise
         finally:
             if problem := mirror.finish(code):
-                console.note(problem)
-        if code == 0:
-            finish(run)
+                run.console.note(problem)
         return code
 
 
@@ -111,7 +121,7 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
     evaluate.catch_up(run)
     while not progress.finished():
         if run.agreed.stop or (batch := next_batch(run, log, batches)) is None:
-            return _stop(run, log, stop)
+            return stop_run(run, log, stop)
         micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
         learning_rate = learning_rate_at(progress.step + 1, progress.max_steps, config)
         seed_step(config.run.seed, progress.step, run.mesh.data_rank)
@@ -119,6 +129,7 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
         if targets is None:  # where not every token is a target, each rank knows only its own
             targets = run.mesh.count_over_data(batch.own_targets)
         result = run.engine.train_step(micro_batches, targets, learning_rate)
+        stop.hold()
         progress.step += 1
         progress.tokens += targets
         samples.record(progress.step, batch)
@@ -129,16 +140,4 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
     run.control.close()
     log.flush(run)
     run.save()
-    return 0 if evaluate.evaluate(run) else _stop(run, log, stop)
-
-
-def _stop(run: Run, log: Log, stop: StopRequest) -> int:
-    """Saves, and says why this is not the end."""
-    run.control.close()
-    log.flush(run)
-    checkpoint, reason = run.save(), stop.describe(run.agreed.stop)
-    run.events.record("stop", step=run.progress.step, reason=reason)
-    with together(run.mesh):
-        run.folder.mark_saved()
-    run.console.note(f"stopped by {reason}, saved {checkpoint}; the same command goes on from here")
-    return STOPPED
+    return 0 if evaluate.evaluate(run) else stop_run(run, log, stop)

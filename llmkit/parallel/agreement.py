@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import Store
 import llmkit
 from llmkit.errors import AlreadyTold, RunFault, UserError
 from llmkit.parallel.mesh import Mesh
+from llmkit.stopping import Stopped, interruptible
 
 PATIENCE = timedelta(seconds=25)
 """How long a rank with an error waits for the first one to tell it."""
@@ -73,12 +74,14 @@ def together(mesh: Mesh) -> Iterator[None]:
     """What is done in here succeeds on all ranks, or ends in an error on all of them.
 
     All ranks must come here, and inside none may wait for another. A UserError or RunFault of one rank is
-    raised on all; another exception goes on where it is, and is a RunFault elsewhere.
+    raised on all; another exception goes on where it is, and is a RunFault elsewhere. Where a rank has
+    given up its work (Stopped), all do.
     """
-    error: Exception | None = None
+    error: Exception | Stopped | None = None
     try:
-        yield
-    except Exception as caught:
+        with interruptible():
+            yield
+    except (Exception, Stopped) as caught:
         if mesh.world_size == 1:
             raise
         error = caught
@@ -88,11 +91,14 @@ def together(mesh: Mesh) -> Iterator[None]:
     if error is not None:
         report |= {"kind": _kind(error), "message": str(error)}
     replies = [json.loads(reply) for reply in _gather(mesh, json.dumps(report))]
-    if error is not None and not isinstance(error, UserError | RunFault):
+    if error is not None and not isinstance(error, UserError | RunFault | Stopped):
         raise error
-    failed = [rank for rank, reply in enumerate(replies) if "kind" in reply]
+    stopped = [reply["message"] for reply in replies if reply.get("kind") == Stopped.__name__]
+    failed = [rank for rank, reply in enumerate(replies) if reply.get("kind") not in (None, Stopped.__name__)]
     if failed:
         raise _joint_error(replies, failed) from error
+    if stopped:
+        raise Stopped(stopped[0])
 
 
 def first_only(mesh: Mesh, work: Callable[[], str]) -> str:
@@ -129,7 +135,7 @@ def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn
     raise AlreadyTold(2 if isinstance(error, UserError) else 1) from error
 
 
-def _kind(error: Exception) -> str:
+def _kind(error: Exception | Stopped) -> str:
     """Its name; of errors that the user should read, that of their base."""
     base = next((base for base in (UserError, RunFault) if isinstance(error, base)), type(error))
     return base.__name__

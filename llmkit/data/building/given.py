@@ -76,9 +76,7 @@ def _expanded(path: str) -> Path:
 
 
 def _shards(folder: Path, name: str, tokenizer: Tokenizer) -> ShardReader:
-    return ShardReader(
-        folder, tokenizer.vocab_size, tokenizer.hash, _remedy(name), tokenizer.end_of_text_id
-    )
+    return ShardReader(folder, tokenizer.vocab_size, tokenizer.hash, _remedy(name), tokenizer.end_of_text_id)
 
 
 def _remedy(name: str) -> str:

@@ -15,6 +15,7 @@ from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.chat import ChatTemplate
 from llmkit.data.tokens.tokenizer import Tokenizer, named_tokens
 from llmkit.errors import UserError
+from llmkit.stopping import in_thread
 
 PIECES = (
     r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -103,7 +104,7 @@ def _trained(texts: Iterable[str], vocab_size: int, end_of_text: str) -> str:
         initial_alphabet=byte_symbols(),
         show_progress=False,
     )
-    encoder.train_from_iterator(texts, trainer)
+    in_thread(lambda: encoder.train_from_iterator(texts, trainer))  # it may take minutes
     return encoder.to_str()
 
 
