@@ -40,7 +40,7 @@ def tokenizer_of_run(checkpoint: Checkpoint, loaded: Loaded) -> Tokenizer:
     elif changed or spec.type == "file":
         asked = make_tokenizer(spec, ())
         if asked.hash != stored.hash:
-            raise _refused(checkpoint, changed, f" of hash {asked.hash} (it has {stored.hash})")
+            raise _refused(checkpoint, changed, f" (hash {stored.hash}, now {asked.hash})")
     if (template := read_template(spec)) is not None:
         stored.chat_template = template
     elif any(difference.path == f"{SECTION}.chat_template" for difference in changed):
