@@ -3,8 +3,46 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory, swap included, that this process may use; None where the system does not say.
+
+    A container or a job is held to the limit of its control group.
+    """
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        sizes = {
+            name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
+        }
+        limits = [limit for file in _limits(proc, groups) if (limit := _number(file)) is not None]
+        return min([sizes["MemTotal"], *limits]) + sizes.get("SwapTotal", 0)
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _limits(proc: Path, groups: Path) -> Iterator[Path]:
+    """The files with the limits of the control groups, of version 1 or 2, that this process is in."""
+    for line in (proc / "self" / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        own = root / path.lstrip("/")
+        yield from (folder / name for folder in (own, *own.parents) if folder.is_relative_to(root))
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None if there is none, as where "max" stands for no limit."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from llmkit import __version__
-from llmkit.cores import available_cores
+from llmkit.config.memory import show_bytes
+from llmkit.cores import available_cores, host_memory
 from llmkit.errors import UserError
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.loop.device import choose_device
@@ -58,10 +57,8 @@ def _version(package: str) -> str:
 
 
 def _cpu() -> str:
-    memory = ""
-    if sys.platform == "linux":
-        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-        memory = f", {pages * size / 2**30:.1f} GiB of memory"
+    there = host_memory()
+    memory = "" if there is None else f", {show_bytes(there)} of memory and swap"
     return f"{available_cores()} cores{memory}, torch uses {torch.get_num_threads()} threads"
 
 

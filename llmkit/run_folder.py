@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
 from llmkit.files import write_whole
 
@@ -173,7 +174,10 @@ class RunFolder:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             where = self.path.absolute()
-            raise RunFault(f"the disk of {where} is too full: {needed} bytes needed, {free} free")
+            raise RunFault(
+                f"the disk of {where} is too full: checkpoints need {show_bytes(needed)}, free are "
+                f"{show_bytes(free)}; make room, lower checkpoint.keep_last, or set run.dir to another disk"
+            )
 
 
 class FollowedFolder(RunFolder):

@@ -25,11 +25,11 @@ def project(tmp_path, monkeypatch):
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder` that a run could harm; the lock and logs of attempts aside."""
+    """Every file under `folder` that a run could harm; the lock, logs and events of attempts aside."""
     kept = {
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("run.lock", "rank-00000.log")
+        if path.is_file() and path.name not in ("run.lock", "rank-00000.log", "events.jsonl")
     }
     return {str(path): path.read_bytes() for path in kept}
 
@@ -182,8 +182,19 @@ def test_a_disk_without_room_is_refused_before_training(project, capsys, monkeyp
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert main(["train", "tiny.yaml", "run.deterministic=false"]) == 1
-    assert "1000 free" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert re.search(r"is too full: checkpoints need [0-9.]+ MiB, free are 1,000 bytes; make room", message)
     assert not list(Path("runs/tiny/checkpoints").iterdir())
+    assert not Path("data-cache").exists()
+
+
+def test_a_model_without_room_in_memory_is_refused_before_data_are_read(project, capsys):
+    sizes = ["model.hidden_size=16384", "model.num_attention_heads=128", "model.num_hidden_layers=126"]
+    message = refused(capsys, *sizes, "run.name=large")
+    assert "parameters does not fit into memory" in message
+    assert "(16 bytes a parameter in fp32" in message
+    assert "model.hidden_size 16384 (command line)" in message
+    assert not Path("data-cache").exists()
 
 
 def test_a_wrong_wandb_mode_is_refused_before_anything_else(project, capsys, monkeypatch):

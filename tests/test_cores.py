@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from llmkit.cores import available_cores
+from llmkit.cores import available_cores, host_memory
 
 
 def test_where_no_cores_are_assigned_all_of_the_machine_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,3 +15,39 @@ def test_where_no_cores_are_assigned_all_of_the_machine_count(monkeypatch: pytes
     assert available_cores() == 7
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert available_cores() == 1
+
+
+GIB = 2**30
+
+
+def machine(folder: Path, groups: str) -> int | None:
+    """The memory of a machine with 8 GiB and 1 GiB of swap, as its files tell."""
+    (folder / "self").mkdir(parents=True)
+    (folder / "meminfo").write_text(f"MemTotal: {8 * 2**20} kB\nMemFree: 5 kB\nSwapTotal: {2**20} kB\n")
+    (folder / "self" / "cgroup").write_text(groups)
+    return host_memory(folder, folder / "groups")
+
+
+def test_memory_is_that_of_the_machine_with_its_swap(tmp_path):
+    assert machine(tmp_path, "0::/\n") == 9 * GIB
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "text", "expected"),
+    [
+        ("0::/job/step\n", "job/step/memory.max", f"{2 * GIB}\n", 3 * GIB),
+        ("0::/job/step\n", "job/memory.max", f"{2 * GIB}\n", 3 * GIB),
+        ("0::/job/step\n", "job/memory.max", "max\n", 9 * GIB),
+        ("3:cpu:/\n4:cpu,memory:/job\n0::/\n", "memory/job/memory.limit_in_bytes", f"{2 * GIB}\n", 3 * GIB),
+        ("4:memory:/job\n", "memory/job/memory.limit_in_bytes", "9223372036854771712\n", 9 * GIB),
+        ("0::/../..\n", "memory.max", "max\n", 9 * GIB),
+    ],
+)  # fmt: skip
+def test_a_control_group_holds_a_job_to_less(tmp_path, groups, file, text, expected):
+    (tmp_path / "groups" / file).parent.mkdir(parents=True)
+    (tmp_path / "groups" / file).write_text(text)
+    assert machine(tmp_path, groups) == expected
+
+
+def test_a_system_that_does_not_tell_has_no_known_memory(tmp_path):
+    assert host_memory(tmp_path) is None

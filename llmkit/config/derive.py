@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmkit.config.memory import GRADIENT, parameter_bytes, show_bytes, state_bytes
 from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config
 from llmkit.config.shape import ModelShape
 
@@ -69,7 +70,12 @@ def derive(
     """
     if data_parallel_size is None and config.parallel.world_size is not None:
         data_parallel_size = config.parallel.world_size // config.parallel.tensor_parallel_size
-    return _model(config, vocab_size) + _batch(config, data_parallel_size, micro_batch_size)
+    ranks = data_parallel_size or fitting_ranks(config) or 1
+    return [
+        *_model(config, vocab_size),
+        *_memory(config, vocab_size, ranks),
+        *_batch(config, ranks, micro_batch_size, ranks == data_parallel_size),
+    ]
 
 
 def rows_per_rank(config: Config, data_parallel_size: int) -> int:
@@ -123,15 +129,32 @@ def _model(config: Config, vocab_size: int | None) -> list[Derived]:
     ]
 
 
-def _batch(config: Config, data_parallel_size: int | None, micro_batch_size: int | None) -> list[Derived]:
+def _memory(config: Config, vocab_size: int | None, ranks: int) -> list[Derived]:
+    parallel, optimizer = config.parallel, config.optimizer.name
+    if known_vocab_size(config, vocab_size) is None:
+        return []
+    precision = "fp32" if config.train.precision == "auto" else config.train.precision  # it takes less
+    stage = 0 if parallel.zero_stage == "auto" else parallel.zero_stage
+    state = state_bytes(
+        resolved_model(config, vocab_size), precision, optimizer,
+        data_parallel_size=ranks, tensor_parallel_size=parallel.tensor_parallel_size,
+        zero_stage=stage, offload=parallel.offload,
+    )  # fmt: skip
+    each = GRADIENT + sum(parameter_bytes(precision, optimizer))
+    how = f"at least, a process: weights, gradients, optimizer state; {each} bytes a parameter in {precision}"
+    if parallel.offload == "cpu":
+        how += f", of which {show_bytes(state.gradients + state.host)} on the host"
+    return [Derived("training_state", show_bytes(state.device + state.gradients + state.host), how)]
+
+
+def _batch(config: Config, ranks: int, micro_batch_size: int | None, ranks_known: bool) -> list[Derived]:
     train = config.train
-    ranks = data_parallel_size or fitting_ranks(config) or 1
     total, rows = train.global_batch_size, rows_per_rank(config, ranks)
     chosen = train.micro_batch_size if train.micro_batch_size != "auto" else micro_batch_size
     given = train.micro_batch_size != "auto"
     later = "chosen at start"
     over = f" / {ranks} data-parallel ranks" if ranks > 1 else ""
-    if ranks > 1 and data_parallel_size is None:
+    if ranks > 1 and not ranks_known:
         over += ", the fewest whose part micro_batch_size divides,"
     derived = [
         Derived("micro_batch_size", later if chosen is None else chosen, "as given" if given else "auto"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmkit.config.derive import rows_per_rank
+from llmkit.config.memory import state_bytes
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.cores import available_cores
@@ -74,17 +75,11 @@ def choose_micro_batch(
             whole = shape.num_hidden_layers - shape.num_hidden_layers // layout.recompute_every + 1
         each = whole * layer + shape.num_hidden_layers * size * shape.hidden_size
         each += 10 * shape.padded_vocab_size // layout.tensor_parallel_size
-        free = torch.cuda.mem_get_info(device)[0] - state_bytes(shape, layout)
+        state = state_bytes(
+            shape, precision, config.optimizer.name,
+            data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
+            zero_stage=layout.zero_stage, offload=layout.offload,
+        )  # fmt: skip
+        free = torch.cuda.mem_get_info(device)[0] - state.device - state.gradients
         tokens = int(MEMORY_SHARE * free / each)
     return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= tokens))
-
-
-def state_bytes(shape: ModelShape, layout: Layout) -> int:
-    """Bytes of a GPU that weights (2 a parameter), gradients (4), masters and moments (12) take."""
-    mine, ranks = shape.num_parameters / layout.tensor_parallel_size, layout.data_parallel_size
-    each = (
-        2 / (ranks if layout.zero_stage >= 3 else 1)
-        + 4 / (ranks if layout.zero_stage >= 2 else 1)
-        + 12 / (ranks if layout.zero_stage >= 1 else 1) * (layout.offload == "none")
-    )
-    return int(mine * each)

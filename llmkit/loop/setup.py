@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llmkit.checkpoint.read import Checkpoint, folders
+from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.derive import accumulation_steps, derive, resolved_model
 from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded, check_start
@@ -55,6 +55,7 @@ from llmkit.loop.resume import (
     settings_of,
     shared_checkpoint,
 )
+from llmkit.loop.room import require_disk, require_memory
 from llmkit.loop.run import Run
 from llmkit.loop.run_tokenizer import tokenizer_of_run
 from llmkit.monitor.console import Console, SilentConsole
@@ -67,9 +68,6 @@ from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.resolve import resolve_layout, resolve_precision
 from llmkit.run_folder import FollowedFolder, RunFolder
-
-BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: fp32 master and two moments."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +202,15 @@ def _lay_basis(
             make_deterministic()
         device = choose_device()
         precision = choose_precision(start.precision, device)
+        least = resolved_model(config, 1)  # a vocabulary that is not known yet adds to it
+        _require_room(start, folder, least, device, precision)
         tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, start.loaded)
         data = prepare(config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer)
         check_start(start.loaded, start.known(data.tokenizer.vocab_size, bool(data.heldout)))
         shape = resolved_model(config, data.tokenizer.vocab_size)
         if checkpoint is not None:
             check_same_model(checkpoint, shape)
+        _require_room(start, folder, shape, device, precision)
         fitting = choose_micro_batch(config, shape, precision, device, layout)
     agree(mesh, {"precision": precision, **_data_facts(data)})
     micro_batch_size = min(int(text) for text in mesh.gather_texts(str(fitting)))
@@ -221,11 +222,15 @@ def _lay_basis(
             micro_batch_size=micro_batch_size,
         )
         note(show_derived(derived).rstrip())
-        # While a save is under way there is one more than is kept; those that are there have their place.
-        copies = max(1, config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
-        folder.require_space(BYTES_PER_PARAMETER * shape.num_parameters * copies)
     accumulation = accumulation_steps(config, mesh.data_size, micro_batch_size)
     return Basis(device, precision, data, shape, micro_batch_size, accumulation)
+
+
+def _require_room(
+    start: Start, folder: RunFolder, shape: ModelShape, device: torch.device, precision: str
+) -> None:
+    require_memory(start.loaded, shape, start.layout, device, precision, start.local_size)
+    require_disk(start.loaded, shape, folder)
 
 
 def _find_elsewhere(data: Data, mesh: Mesh) -> dict[str, Found]:

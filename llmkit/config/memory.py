@@ -1,0 +1,63 @@
+"""Memory that a run needs whatever its batch: weights, gradients, optimizer state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkit.config.shape import ModelShape
+
+GRADIENT = 4
+"""Bytes of a gradient: it is summed in fp32 in every precision."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Bytes of one process.
+
+    device: of weights, masters and moments where it computes; gradients: of gradients, which offloading
+    takes to the host as they come; host: of what offloading keeps there.
+    """
+
+    device: int
+    gradients: int
+    host: int = 0
+
+
+def state_bytes(
+    shape: ModelShape,
+    precision: str,
+    optimizer: str,
+    *,
+    data_parallel_size: int = 1,
+    tensor_parallel_size: int = 1,
+    zero_stage: int = 0,
+    offload: str = "none",
+) -> State:
+    """The least that weights, gradients, masters and moments take; activations and buffers come on top."""
+    weight, kept = parameter_bytes(precision, optimizer)
+    shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
+    mine = shape.num_parameters / tensor_parallel_size
+    optimizer_state, gradients, weights = (
+        int(mine * size / ranks) for size, ranks in zip((kept, GRADIENT, weight), shared, strict=True)
+    )
+    if offload == "none":
+        return State(weights + optimizer_state, gradients)
+    if zero_stage < 3:
+        return State(weights, gradients, optimizer_state)
+    return State(0, gradients, weights + optimizer_state)
+
+
+def parameter_bytes(precision: str, optimizer: str) -> tuple[int, int]:
+    """Bytes of a parameter's weight, and of its master and moments.
+
+    In fp32 the weight is its own master. Muon keeps one moment, at least for the matrices of the blocks.
+    """
+    moments = 4 if optimizer == "muon" else 8
+    return (4, moments) if precision == "fp32" else (2, 4 + moments)
+
+
+def show_bytes(size: float) -> str:
+    """A number of bytes for people, as in "1,024 bytes", "12.5 MiB", "19,488.9 GiB"."""
+    if size < 2**16:
+        return f"{int(size):,} bytes"
+    return f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
