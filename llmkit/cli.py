@@ -179,14 +179,14 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="continue a text with a trained model")
     _add_run(generate)
     generate.add_argument("--prompt", action="append", required=True, help="may be given several times")
-    generate.add_argument("--max-new-tokens", type=int, default=200)
+    generate.add_argument("--max-new-tokens", type=_positive, default=200)
     generate.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest token")
-    generate.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0 = all")
+    generate.add_argument("--top-k", type=_count, default=0, help="only the k likeliest tokens; 0 = all")
     generate.add_argument(
         "--top-p", type=float, default=1.0, help="only the likeliest tokens of this total probability"
     )
     generate.add_argument("--repetition-penalty", type=float, default=1.0)
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--seed", type=_count, default=0)
     generate.add_argument(
         "--no-cache", action="store_true", help="compute every position anew for each token"
     )
@@ -209,18 +209,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is less than 0")
-    return value
+def _count(text: str, least: int = 0) -> int:
+    if len(text) > 40 or not text.strip().lstrip("+-").isdecimal() or not least <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to 2^63 - 1")
+    return int(text)
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
+    return _count(text, least=1)
 
 
 def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,13 +32,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         rules = [
-            (self.temperature >= 0.0, f"temperature is {self.temperature}, it must be at least 0"),
+            (
+                0.0 <= self.temperature < math.inf,
+                f"temperature is {self.temperature}, it must be a number of at least 0",
+            ),
             (self.top_k >= 0, f"top-k is {self.top_k}, it must be at least 0 (0 = all tokens)"),
             (0.0 < self.top_p <= 1.0, f"top-p is {self.top_p}, it must lie above 0 and be at most 1"),
             (
-                self.repetition_penalty > 0.0,
-                f"repetition-penalty is {self.repetition_penalty}, it must be above 0",
+                1e-3 <= self.repetition_penalty <= 1e3,  # beyond that, logits are too large for fp32
+                f"repetition-penalty is {self.repetition_penalty}, it must lie between 0.001 and 1000",
             ),
+            (0 <= self.seed < 2**63, f"seed is {self.seed}, it must lie between 0 and 2^63 - 1"),
         ]
         wrong = [text for good, text in rules if not good]
         if wrong:
@@ -73,9 +78,11 @@ def generate(
     *,
     stop: int,
     use_cache: bool = True,
+    never: Tensor | None = None,
 ) -> Iterator[int]:
     """Ids that continue `prompt`, one by one, up to `stop` (not given out) or `max_new_tokens`.
 
+    never: (vocab,) bool, ids that are not chosen.
     When the model's context is full, its newer half is kept and read again. With and without the
     cache the same tokens come out in fp32.
     """
@@ -86,6 +93,8 @@ def generate(
     seen = list(prompt)
     for _ in range(max_new_tokens):
         logits = model.logits(torch.tensor([unread], device=device), cache)[0]
+        if never is not None:
+            logits = logits.masked_fill(never, float("-inf"))
         token = sampling.choose(logits, torch.tensor(seen, device=device).unique(), generator)
         if token == stop:
             return
@@ -107,6 +116,13 @@ def _new_cache(model: GPT) -> KeyValueCache:
     return KeyValueCache(model.shape, 1, model.shape.max_position_embeddings, model.embedding.weight)
 
 
+def _without_text(model: GPT, tokenizer: Tokenizer) -> Tensor | None:
+    """(vocab,) bool: the ids that the tokenizer lacks, of a model with a larger vocabulary; None = none."""
+    never = torch.ones(model.shape.vocab_size, dtype=torch.bool)
+    never[torch.from_numpy(tokenizer.known_ids)] = False
+    return never.to(model.embedding.weight.device) if never.any() else None
+
+
 def stream_text(
     model: GPT,
     tokenizer: Tokenizer,
@@ -122,7 +138,10 @@ def stream_text(
     ids = [tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()]
     decoder = tokenizer.stream()
     stop = tokenizer.end_of_text_id
-    for token in generate(model, ids, max_new_tokens, sampling, stop=stop, use_cache=use_cache):
+    never = _without_text(model, tokenizer)
+    for token in generate(
+        model, ids, max_new_tokens, sampling, stop=stop, use_cache=use_cache, never=never
+    ):
         if text := decoder.push(token):
             yield text
     if rest := decoder.finish():

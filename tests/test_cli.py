@@ -117,6 +117,33 @@ def test_an_argument_that_a_command_does_not_use_is_refused(arguments, capsys):
     assert f"llmkit {arguments[0]}" in capsys.readouterr().err
 
 
+NUMBERS = {
+    "--workers": ["data", "build", "tiny.yaml"],
+    "--count": ["data", "inspect", "tiny.yaml"],
+    "--max-new-tokens": ["generate", "run", "--prompt", "a"],
+    "--top-k": ["generate", "run", "--prompt", "a"],
+    "--seed": ["generate", "run", "--prompt", "a"],
+}
+
+
+@pytest.mark.parametrize("value", ["-1", "9" * 20, "9" * 5000, "x", "1.5", "1_0", ""])
+@pytest.mark.parametrize("option", NUMBERS)
+def test_whole_numbers_out_of_range_are_one_message(option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*NUMBERS[option], f"{option}={value}"])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and len(message) < 2000
+    assert f"error: argument {option}: " in message and "is no whole number from " in message
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-p", "--repetition-penalty"])
+def test_numbers_out_of_range_are_one_message(option, capsys):
+    for value in ("nan", "inf", "-inf", "1e999", "-1"):
+        assert main(["generate", "run", "--prompt", "a", f"{option}={value}"]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"llmkit: {option[2:]} is ") and message.count("\n") == 1
+
+
 def test_options_that_exclude_each_other_are_refused(capsys):
     assert main(["train", "tiny.yaml", "--fresh", "--allow-data-change"]) == 2
     assert "leave one out" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.errors import UserError
 from llmkit.generate import Sampling, generate, stream_text
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
@@ -59,6 +60,19 @@ def test_the_seed_decides():
     assert tokens(model, [1], 30, seed=5, temperature=2.0) != tokens(model, [1], 30, seed=6, temperature=2.0)
 
 
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 5.0, "repetition_penalty": 1.1, "top_k": 4000}, {"temperature": 0.0}]
+)
+def test_ids_that_the_tokenizer_lacks_are_never_sampled(monkeypatch, sampling):
+    model = random_model(replace(LLAMA_STYLE, vocab_size=4096, padded_vocab_size=4096)).eval()
+    tokenizer, pushed = bytes_tokenizer("<|end|>"), []
+    monkeypatch.setattr(StreamDecoder, "push", lambda self, token: pushed.append(token) or "")
+    list(stream_text(model, tokenizer, "a", 100, Sampling(**sampling)))
+    assert pushed and max(pushed) < 256
+    if sampling["temperature"]:
+        assert sum(token > 256 for token in tokens(model, [1], 100, **sampling)) > 50
+
+
 def test_temperature_zero_takes_the_likeliest():
     for temperature in (0.0, 1e-42, 1e-6):
         assert choices(Sampling(temperature=temperature), torch.tensor([0.0, 2.0, 1.9])) == {1: 2000}
@@ -93,6 +107,13 @@ def test_repetition_penalty_lowers_seen_tokens_whatever_their_sign():
         ({"top_p": 0.0}, "top-p"),
         ({"top_p": 1.5}, "top-p"),
         ({"repetition_penalty": 0.0}, "repetition-penalty"),
+        ({"repetition_penalty": 1e-40}, "repetition-penalty"),
+        ({"repetition_penalty": float("inf")}, "repetition-penalty"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": float("nan")}, "top-p"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
     ],
 )
 def test_settings_out_of_range(wrong, says):

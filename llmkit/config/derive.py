@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.config.memory import GRADIENT, parameter_bytes, show_bytes, state_bytes
-from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config
+from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config, Tokenizer
 from llmkit.config.shape import ModelShape
 
 
@@ -177,11 +177,14 @@ def _batch(config: Config, ranks: int, micro_batch_size: int | None, ranks_known
 
 def known_vocab_size(config: Config, tokenizer_size: int | None = None) -> int | None:
     """Tokens the model knows; None where only a tokenizer that is not loaded yet can tell."""
-    asked, tokenizer = config.model.vocab_size, config.data.tokenizer
+    asked = config.model.vocab_size
     if asked != "auto":
         return asked
-    if tokenizer_size is not None:
-        return tokenizer_size
+    return size_of(config.data.tokenizer) if tokenizer_size is None else tokenizer_size
+
+
+def size_of(tokenizer: Tokenizer) -> int | None:
+    """Tokens of a tokenizer by its settings; None where they do not tell. A trained one may get fewer."""
     if tokenizer.type == "bpe":
         return tokenizer.vocab_size or BPE_VOCAB_SIZE
     return BYTES_VOCABULARY if tokenizer.type == "bytes" else None

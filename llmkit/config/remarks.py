@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from llmkit.config.derive import size_of
 from llmkit.config.keys import all_keys, general
 from llmkit.config.mistakes import display
 from llmkit.config.schema import Config
@@ -48,8 +49,21 @@ def remarks(s: Settings) -> Iterator[str]:
         given = s.origins.get(path, "default") != "default"
         if given and display(s.value(path)) != all_keys()[general(path)].default and is_idle(s.config):
             yield f"{s.describe(path)} has no effect: {s.describe(reason)}"
+    yield from vocabulary_remarks(s)
     if s.config.train.max_steps is not None:
         yield from length_remarks(s, s.config.train.max_steps)
+
+
+def vocabulary_remarks(s: Settings) -> Iterator[str]:
+    """Notes on a vocabulary of which text can use a part only."""
+    asked = s.config.model.vocab_size
+    size = s.known.tokenizer_size or size_of(s.config.data.tokenizer)
+    if asked != "auto" and size is not None and asked > size:
+        yield (
+            f"{s.describe('model.vocab_size')} is larger than the tokenizer's {size}: {asked - size} ids "
+            "stand for no text, cost memory and time, and are never sampled; to pad the vocabulary for "
+            f"speed, leave it auto: {s.describe('model.vocab_pad_multiple')} does that"
+        )
 
 
 def length_remarks(s: Settings, max_steps: int) -> Iterator[str]:

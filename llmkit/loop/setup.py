@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from llmkit.checkpoint.read import Checkpoint
-from llmkit.config.derive import accumulation_steps, derive, resolved_model
+from llmkit.config.derive import accumulation_steps, derive, resolved_model, size_of
 from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded, check_start
-from llmkit.config.remarks import length_remarks
+from llmkit.config.remarks import length_remarks, vocabulary_remarks
 from llmkit.config.schema import Config, Data
 from llmkit.config.settings import Known, Settings
 from llmkit.config.shape import ModelShape
@@ -159,7 +159,7 @@ def _assemble(
             _write_down(start, basis, engine, folder)
     if checkpoint is not None:
         take_over_evaluation(progress, config, metrics, mesh)
-    for line in _remarks(checkpoint, start.loaded, progress):
+    for line in _remarks(checkpoint, start.loaded, progress, basis.data.tokenizer.vocab_size):
         console.note(line)
     for line in lane_lines(basis.data, mesh.data_size):
         console.note(line)
@@ -332,9 +332,13 @@ def _heldout(start: Start, basis: Basis, note: Callable[[str], None]) -> HeldOut
     return None
 
 
-def _remarks(checkpoint: Checkpoint | None, loaded: Loaded, progress: Progress) -> Iterator[str]:
+def _remarks(
+    checkpoint: Checkpoint | None, loaded: Loaded, progress: Progress, tokenizer_size: int
+) -> Iterator[str]:
     """What a user should know before the first step, and the settings alone do not show."""
     config = loaded.config
+    if size_of(config.data.tokenizer) is None:  # else it is among the remarks of the configuration
+        yield from vocabulary_remarks(Settings(config, loaded.origins, Known(tokenizer_size=tokenizer_size)))
     if checkpoint is not None:
         yield f"resuming from {checkpoint.path} at step {progress.step}"
         if settings_of(checkpoint).train.max_steps is not None and config.train.max_steps is None:

@@ -170,6 +170,11 @@ class Tokenizer:
             raise _no_utf8() from error
 
     @property
+    def known_ids(self) -> np.ndarray:
+        """The ids of the vocabulary, ascending, (count,) int64: there may be gaps between them."""
+        return np.array(sorted(self._encoder.get_vocab(with_added_tokens=True).values()), dtype=np.int64)
+
+    @property
     def keeps_bytes(self) -> bool:
         """Whether the ids of any text stand for its very bytes."""
         return self._bytes is not None and self._spec.get("normalizer") is None

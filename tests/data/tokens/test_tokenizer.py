@@ -182,6 +182,8 @@ def test_the_vocabulary_reaches_to_the_largest_id_also_over_gaps() -> None:
     tokenizer = changed(BPE, added_tokens=added, model=model | {"vocab": model["vocab"] | {last: 999}})
     assert tokenizer.vocab_size == 1000
     assert tokenizer.decode([998]) == "\ufffd"
+    assert 998 not in tokenizer.known_ids and 999 in tokenizer.known_ids
+    assert len(tokenizer.known_ids) == BPE.vocab_size
 
 
 def test_ids_are_arrays_of_int32() -> None:
