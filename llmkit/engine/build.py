@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 
 import torch
 
@@ -64,7 +64,8 @@ def build_engine(
     else:
         from llmkit.engine.zero import ZeroEngine, cut_at_birth
 
-        settings = deepspeed_config(
+        configure = partial(
+            deepspeed_config,
             layout,
             precision=precision,
             gradient_clipping=clipping,
@@ -73,8 +74,13 @@ def build_engine(
             num_parameters=shape.num_parameters // layout.tensor_parallel_size,
             on_gpu=device.type == "cuda",
         )
-        with cut_at_birth(settings, mesh, precision) if layout.zero_stage == 3 else nullcontext():
+        if layout.zero_stage == 3:
+            settings = configure(largest_parameter=0)
+            with cut_at_birth(settings, mesh, precision):
+                model = build_model()
+        else:
             model = build_model()
+            settings = configure(largest_parameter=max(p.numel() for p in model.parameters()))
         engine = ZeroEngine(model, config.optimizer, config=settings, mesh=mesh)
     engine.write_pieces(InitialWeights(shape, config.run.seed) if source is None else source, updates)
     return engine

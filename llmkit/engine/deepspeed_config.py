@@ -7,7 +7,7 @@ from typing import Any
 from llmkit.parallel.layout import Layout
 
 BUCKET = 2**25
-"""Elements, at most, of a communication bucket: messages are then long enough to be sent at full speed."""
+"""Elements of a communication bucket that suffice: messages are then long enough to be sent at full speed."""
 PERSISTENT = 10_000
 """ZeRO-3 keeps parameters up to this many elements whole: gathering a norm costs more than holding it."""
 
@@ -20,23 +20,27 @@ def deepspeed_config(
     micro_batch_size: int,
     accumulation_steps: int,
     num_parameters: int,
+    largest_parameter: int,
     on_gpu: bool,
 ) -> dict[str, Any]:
-    """The dict for `deepspeed.initialize`.
+    """The dict for `deepspeed.initialize`, which at stage 3 is needed before there is a model.
 
     No train_batch_size: `zero.Init` would multiply it out over the tensor-parallel ranks too, and refuse.
-    We count targets ourselves. num_parameters: of this tensor-parallel rank.
+    We count targets ourselves. num_parameters, largest_parameter: elements on this tensor-parallel rank, the
+    second of stages 1 and 2 only.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": gradient_clipping,
-        "zero_optimization": _zero(layout, num_parameters, on_gpu),
+        "zero_optimization": _zero(layout, num_parameters, largest_parameter, on_gpu),
         # PyTorch's fused AdamW, on a CPU too: DeepSpeed's own optimizers are compiled at the first start.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        # It would wait for the device in each forward pass and each step.
+        "timers": {"throughput": {"enabled": False}},
     }
     if precision == "bf16":
         config |= {
@@ -48,16 +52,21 @@ def deepspeed_config(
     return config
 
 
-def _zero(layout: Layout, num_parameters: int, on_gpu: bool) -> dict[str, Any]:
+def _zero(layout: Layout, num_parameters: int, largest_parameter: int, on_gpu: bool) -> dict[str, Any]:
     """What is cut, where it is kept, how much is sent at once."""
     # The buffers of a small model stay small beside it; DeepSpeed wants an even number.
     bucket = min(BUCKET, 1024 + num_parameters // 8 // 1024 * 1024)
+    reduced = bucket
+    if layout.zero_stage == 2:
+        # A gradient larger than the bucket is not copied into it but reduced where it is, by another stream;
+        # DeepSpeed frees it while that stream may still read it (`overlap_comm`).
+        reduced = max(bucket, largest_parameter + largest_parameter % 2)
     zero: dict[str, Any] = {
         "stage": layout.zero_stage,
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": bucket,
+        "reduce_bucket_size": reduced,
         "allgather_bucket_size": bucket,
         "round_robin_gradients": False,
     }

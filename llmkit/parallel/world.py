@@ -56,6 +56,7 @@ def cut(mesh: Mesh, tensor_size: int) -> Mesh:
 def _join(place: Place, timeout: timedelta, needs_group: bool) -> tuple[Mesh, Store]:
     """The joined world, and the store in which its processes have found each other."""
     device = _choose_device(place)
+    _share_cores(place)
     if place.world_size == 1 and not needs_group:
         return Mesh(timeout=timeout), HashStore()
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -118,7 +119,7 @@ def check_own_gpu(place: Place, store: Store, uuid: str, timeout: timedelta) -> 
 
 
 def _choose_device(place: Place) -> torch.device:
-    """The GPU of this process's own, made the current one, or the CPU with this process's share of cores."""
+    """The GPU of this process's own, made the current one, or the CPU."""
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         if count == 1 and place.local_size > 1:
@@ -132,12 +133,19 @@ def _choose_device(place: Place) -> torch.device:
             )
         torch.cuda.set_device(place.local_rank)
         return torch.device("cuda", place.local_rank)
+    return torch.device("cpu")
+
+
+def _share_cores(place: Place) -> None:
+    """Gives this process its share of the host's cores.
+
+    Beside a GPU too: with offload the CPU updates the weights, and it draws the initial ones.
+    """
     # Launchers say 1 where the user says nothing.
     if place.world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         threads = max(1, available_cores() // place.local_size)
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-    return torch.device("cpu")
 
 
 def _tell_accelerate(device: torch.device) -> None:

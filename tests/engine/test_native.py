@@ -224,18 +224,3 @@ def test_evaluation_does_not_change_the_next_step():
     for engine in (one, two):
         engine.train_step([batch], targets(batch), 1e-2)
     assert all(torch.equal(a, b) for a, b in zip(one.weights, two.weights, strict=True))
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_gpu_equals_cpu(precision):
-    cpu = make(LLAMA_STYLE)
-    model = random_model(LLAMA_STYLE).cuda()
-    gpu = NativeEngine(model, OPTIMIZER, precision=precision, gradient_clipping=CLIPPING)
-    for step in range(5):
-        batch = batch_of(LLAMA_STYLE, step)
-        a = cpu.train_step([batch], targets(batch), 1e-2)
-        b = gpu.train_step([batch.to(torch.device("cuda"))], targets(batch), 1e-2)
-        assert b.loss_sum.item() == pytest.approx(
-            a.loss_sum.item(), rel=1e-5 if precision == "fp32" else 2e-2
-        )

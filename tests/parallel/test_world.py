@@ -93,6 +93,29 @@ def test_small_messages_wait_longer_than_the_start():
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("gpus", [0, 4])
+def test_each_process_of_a_host_gets_its_share_of_the_cores_beside_a_gpu_too(monkeypatch, gpus):
+    class Reached(Exception):
+        pass
+
+    def rendezvous(*arguments, **settings):
+        raise Reached
+
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr("llmkit.parallel.world.available_cores", lambda: 64)
+    monkeypatch.setattr("llmkit.parallel.world.rendezvous", rendezvous)
+    for threads, left in (("1", "16"), ("6", "6")):  # what a user has set stays
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        with pytest.raises(Reached), world(Place(3, 8, 3, 4), LIMIT):
+            pass
+        assert os.environ["OMP_NUM_THREADS"] == left
+    assert given == [16]
+
+
 def test_deepspeed_has_the_switch_of_its_cpu_extension():
     """A private name: without it every start on a CPU would compile for half a minute."""
     import deepspeed.ops

@@ -1,0 +1,135 @@
+"""The native engine on a GPU: nothing waits for it. Without one: on tensors that have no values to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+
+from llmkit.batch import Batch
+from llmkit.config.schema import Optimizer
+from llmkit.config.shape import ModelShape
+from llmkit.engine.native import NativeEngine
+from llmkit.loop.scalars import Scalars
+from llmkit.model.gpt import GPT
+from llmkit.optim.build import moments
+from tests.engine.test_native import batch_of, targets
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
+
+OPTIMIZER = Optimizer(learning_rate=1e-2, eps=1e-5, weight_decay=0.1)
+PRECISIONS = ["fp32", "bf16"]
+OPTIMIZERS = ["adamw", "muon"]
+CASES = {
+    "plain": (LLAMA_STYLE, "none", False),
+    "documents": (LLAMA_STYLE, "none", True),
+    "window": (replace(LLAMA_STYLE, sliding_window=5), "none", False),
+    "full": (LLAMA_STYLE, "full", False),
+    "selective": (LLAMA_STYLE, "selective", False),
+    "gpt2, documents": (GPT2_STYLE, "none", True),
+    "gpt2, dropout": (replace(GPT2_STYLE, attention_dropout=0.1, hidden_dropout=0.1), "none", False),
+}
+
+
+def make(shape: ModelShape, device: str, precision: str, optimizer: str, recompute: str) -> NativeEngine:
+    """An engine as `build_engine` makes one: the model is born on its device."""
+    with torch.device(device):
+        model = GPT(shape, recompute=recompute)
+    if device != "meta":
+        model.load_state_dict(random_model(shape).state_dict())
+    settings = OPTIMIZER.model_copy(update={"name": optimizer})
+    return NativeEngine(model, settings, precision=precision, gradient_clipping=0.5)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_no_tensor_is_left_on_the_cpu_and_no_value_is_read(monkeypatch, case, precision, optimizer):
+    """On the meta device either raises an error."""
+    optim = import_module("torch.optim.optimizer")  # no attribute of torch.optim
+    monkeypatch.setattr(optim, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    shape, recompute, documents = CASES[case]
+    engine = make(shape, "meta", precision, optimizer, recompute)
+    for each in engine.optimizers:  # as a checkpoint brings it; made in the first step it would be the CPU's
+        for master in (p for group in each.param_groups for p in group["params"]):
+            zeros = {kind: torch.zeros_like(master) for kind in moments(each)}
+            each.state[master] = {"step": torch.zeros((), device="meta"), **zeros}
+    tokens = torch.zeros(2, 16, dtype=torch.int64, device="meta")
+    batch = Batch(tokens, tokens.clone(), (tokens == 3).cumsum(1, dtype=torch.int32) if documents else None)
+    result = engine.train_step([batch, batch], 64, 1e-3)
+    for scalar in (result.loss_sum, result.grad_norm, result.skipped):
+        assert (scalar.device.type, scalar.shape) == ("meta", ())
+    assert (result.loss_sum.dtype, result.grad_norm.dtype) == (torch.float64, torch.float32)
+    empty = engine.train_step([batch, batch], 0, 1e-3)
+    assert [scalar.dtype for scalar in (empty.loss_sum, empty.grad_norm)] == [torch.float64, torch.float32]
+    assert engine.evaluate([batch]).nats.device.type == "meta"
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def on_gpu(shape: ModelShape, step: int) -> tuple[Batch, int]:
+    batch = batch_of(shape, step)
+    return batch.to(torch.device("cuda")), targets(batch)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_gpu_trains_as_a_cpu_does(precision, shape):
+    cpu, gpu = (make(shape, device, precision, "adamw", "none") for device in ("cpu", "cuda"))
+    loss, norm = (1e-5, 1e-4) if precision == "fp32" else (2e-2, 1e-1)
+    for step in range(5):
+        batch, count = on_gpu(shape, step)
+        a = cpu.train_step([batch_of(shape, step)], count, 1e-2)
+        b = gpu.train_step([batch], count, 1e-2)
+        assert b.loss_sum.item() == pytest.approx(a.loss_sum.item(), rel=loss)
+        assert b.grad_norm.item() == pytest.approx(a.grad_norm.item(), rel=norm)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_step_and_its_scalars_wait_for_nothing(request, precision, optimizer):
+    engine = make(LLAMA_STYLE, "cuda", precision, optimizer, "none")
+    batch, count = on_gpu(LLAMA_STYLE, 0)
+    engine.train_step([batch], count, 1e-2)  # makes the optimizer's state
+    request.getfixturevalue("waiting_is_an_error")
+    scalars = [Scalars(engine.train_step([batch, batch], 2 * count, 1e-2)) for _ in range(3)]
+    torch.cuda.set_sync_debug_mode("default")
+    losses = [each.read()[0] for each in scalars]
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_infinite_gradient_or_no_target_leaves_a_gpus_state_alone(precision, optimizer):
+    engine = make(LLAMA_STYLE, "cuda", precision, optimizer, "none")
+    batch, count = on_gpu(LLAMA_STYLE, 0)
+    engine.train_step([batch], count, 1e-2)
+    before = [piece.data.clone() for piece in engine.read_pieces()]
+    handle = engine.weights[3].register_hook(lambda gradient: gradient.fill_(float("inf")))
+    assert engine.train_step([batch], count, 1e-2).skipped.item() == 1.0
+    handle.remove()
+    assert engine.train_step([batch], 0, 1e-2).skipped.item() == 0.0
+    assert engine.updates == 1
+    for old, piece in zip(before, engine.read_pieces(), strict=True):
+        assert torch.equal(old, piece.data), piece.name
+    assert engine.train_step([batch], count, 1e-2).skipped.item() == 0.0
+    assert engine.updates == 2
+
+
+@pytest.mark.cuda
+def test_the_norm_of_a_large_gradient_is_exact_on_a_gpu():
+    from llmkit.engine.norm import sum_of_squares
+
+    large = torch.randn(50_257, 768, device="cuda")
+    exact = large.double().square().sum().item()
+    assert sum_of_squares([large], large.device).item() == pytest.approx(exact, rel=1e-6)
