@@ -84,8 +84,13 @@ def _data(options: argparse.Namespace, started: float) -> int:
     from llmkit.config.load import load
     from llmkit.data.building.prepare import prepare
 
-    config = load(options.config, options.overrides).config
-    prepared = prepare(config.data, seed=config.run.seed, workers=options.workers)
+    loaded = load(options.config, options.overrides)
+    config, tokenizer = loaded.config, None
+    if os.path.isdir(os.path.join(config.run.dir, config.run.name, "checkpoints")):
+        from llmkit.loop.run_tokenizer import tokenizer_of_folder
+
+        tokenizer = tokenizer_of_folder(loaded, print)
+    prepared = prepare(config.data, seed=config.run.seed, workers=options.workers, tokenizer=tokenizer)
     if options.action == "verify":
         from llmkit.data.prepared import verify
 

@@ -41,7 +41,9 @@ def begin(
     beside those of earlier starts; the event "start" or "resume" names the file, and every change.
     """
     checkpoint = standing.checkpoint
-    lost = lost_rows(metrics.rows(), events.rows(), checkpoint)
+    rows = metrics.rows()
+    lost = lost_rows(rows, events.rows(), checkpoint)
+    last = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
     metrics.cut_back(progress.step)
     cut_back_samples(folder.path, progress.step)
     folder.write_text("config.yaml", to_yaml(_located(loaded.config)))
@@ -58,6 +60,9 @@ def begin(
     if lost is not None:
         fields["lost_rows"] = {"after": lost[0], "up_to": lost[1]}
         note(f"metrics.jsonl has lost its rows after step {lost[0]} up to step {lost[1]}")
+    if last > progress.step:
+        fields["again_up_to"] = last
+        note(f"steps {progress.step + 1} to {last} are in no checkpoint that is used: they are done again")
     if standing.passed_over:
         fields["passed_over"] = standing.passed_over
     folder.clear_done()

@@ -21,6 +21,7 @@ from llmkit.config.stored import read_stored
 from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
 from llmkit.monitor.events import EventLog
+from llmkit.monitor.jsonlines import JsonLines, Row
 from llmkit.parallel.agreement import first_only, together
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
@@ -71,7 +72,9 @@ def find_checkpoint(
 
     Raises UserError where the folder holds another run, or one that would have to start over.
     """
-    checkpoint, saved = newest(folder.checkpoints, passed_over.append), _last_saved(folder)
+    checkpoint = newest(folder.checkpoints, passed_over.append)
+    events = EventLog(folder.path / "events.jsonl").rows()
+    saved = _last_saved(events)
     for line in passed_over:
         note(line)
     if checkpoint is not None:
@@ -85,7 +88,7 @@ def find_checkpoint(
             f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
             "bring a good one back, or choose another run.name to start anew"
         )
-    elif folder.is_done or saved is not None:
+    elif folder.is_done or saved is not None or (not events and _has_rows(folder)):
         link = f" (a link to {os.readlink(folder.checkpoints)})" if folder.checkpoints.is_symlink() else ""
         raise UserError(
             f"{folder.path} is the record of a run whose checkpoints are gone: "
@@ -95,10 +98,14 @@ def find_checkpoint(
     return checkpoint
 
 
-def _last_saved(folder: RunFolder) -> str | None:
-    """The folder's name of the last checkpoint that events.jsonl tells of; None if it tells of none."""
-    rows = EventLog(folder.path / "events.jsonl").rows()
-    saved = [row.get("path") for row in rows if row.get("event") == "save"]
+def _has_rows(folder: RunFolder) -> bool:
+    """Whether there is a record of training, of which it may not be known whether it was saved."""
+    return bool(JsonLines(folder.path / "metrics.jsonl").rows())
+
+
+def _last_saved(events: list[Row]) -> str | None:
+    """The folder's name of the last checkpoint that the events tell of; None if they tell of none."""
+    saved = [row.get("path") for row in events if row.get("event") == "save"]
     return saved[-1] if saved and FOLDER.fullmatch(str(saved[-1])) else None
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from llmkit.checkpoint.read import Checkpoint
+from collections.abc import Callable
+from pathlib import Path
+
+from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.config.load import Loaded
 from llmkit.config.resume import Difference
 from llmkit.config.schema import BPE_VOCAB_SIZE
 from llmkit.data.tokens.make_tokenizer import make_tokenizer, read_template
 from llmkit.data.tokens.tokenizer import Tokenizer
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
 from llmkit.inference import load_tokenizer
 from llmkit.loop.resume import changed_settings, settings_of
 
@@ -46,6 +49,24 @@ def tokenizer_of_run(checkpoint: Checkpoint, loaded: Loaded) -> Tokenizer:
     elif any(difference.path == f"{SECTION}.chat_template" for difference in changed):
         stored.chat_template = None if asked is None else asked.chat_template
     return stored
+
+
+def tokenizer_of_folder(loaded: Loaded, report: Callable[[str], None]) -> Tokenizer | None:
+    """The tokenizer with which the run that the settings name would go on; None for a new run.
+
+    So `llmkit data` makes and shows what that run reads. Where the run would be refused, `report` gets why.
+    """
+    root = Path(loaded.config.run.dir) / loaded.config.run.name / "checkpoints"
+    found = folders(root)
+    if not found:
+        return None
+    try:
+        tokenizer = tokenizer_of_run(load(found[-1]), loaded)
+    except (UserError, RunFault) as error:
+        report(f"data: this is not for the run in {root.parent}: {error}")
+        return None
+    report(f"data: with the tokenizer of {found[-1]}, which the run of this name keeps")
+    return tokenizer
 
 
 def _refused(checkpoint: Checkpoint, changed: list[Difference], other: str) -> UserError:

@@ -114,11 +114,21 @@ def test_a_saved_step_that_is_gone_is_named(project, capsys):
     assert event["passed_over"] == ["step-00000007 was saved, but is not in runs/tiny/checkpoints any more"]
 
 
-def test_a_start_that_never_saved_may_be_started_over(project):
+def test_a_start_that_never_saved_may_be_started_over(project, capsys):
     shutil.rmtree(CHECKPOINTS)
     events = [json.loads(line) for line in (FOLDER / "events.jsonl").read_text().splitlines()]
     (FOLDER / "events.jsonl").write_text(json.dumps(events[0]) + "\n")
     assert train("--fresh") == 0
+    assert "steps 1 to 7 are in no checkpoint that is used: they are done again" in capsys.readouterr().out
+
+
+def test_rows_without_any_event_are_not_overwritten(project, capsys):
+    shutil.rmtree(CHECKPOINTS)
+    (FOLDER / "events.jsonl").unlink()
+    before = (FOLDER / "metrics.jsonl").read_bytes()
+    assert train() == 2
+    assert "is the record of a run whose checkpoints are gone" in capsys.readouterr().err
+    assert (FOLDER / "metrics.jsonl").read_bytes() == before
 
 
 def test_counters_of_another_version_are_refused_by_name():

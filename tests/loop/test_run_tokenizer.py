@@ -102,6 +102,18 @@ def test_a_hub_tokenizer_is_not_asked_for_again(project, monkeypatch):
     assert not fetched
 
 
+def test_data_are_built_for_the_run_of_that_name(project, capsys):
+    assert main(["data", "build", "tiny.yaml", BPE, TWO]) == 0
+    printed = capsys.readouterr().out
+    assert "with the tokenizer of runs/tiny/checkpoints/step-00000002" in printed
+    assert "trained a tokenizer" not in printed
+    built = set(Path("data-cache").iterdir())
+    assert train("train.max_steps=3", BPE, TWO, "--allow-data-change") == 0
+    assert set(Path("data-cache").iterdir()) == built
+    assert main(["data", "build", "tiny.yaml", "data.tokenizer.type=bytes", ONE]) == 0
+    assert "data: this is not for the run in runs/tiny: " in capsys.readouterr().out
+
+
 def test_evaluation_trains_no_tokenizer_either(project, capsys):
     for path in sorted(Path("corpus").iterdir())[1:]:
         path.write_text(path.read_text() * 2)
