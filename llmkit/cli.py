@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -16,6 +17,8 @@ from llmkit.errors import AlreadyTold, RunFault, UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 fault, 2 wrong usage, 75 stopped on request."""
     started = time.monotonic()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as YAML reads it, too
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse does not see overrides behind an option as such.

@@ -18,6 +18,9 @@ COMMAND_LINE = "command line"
 NOT_SHOWN = "... (not shown)"
 """Stands for the rest of an override that may hold a secret."""
 
+UTF8_LOCALE = "set LC_ALL=C.UTF-8 (or PYTHONUTF8=1) in the environment"
+"""What helps where a process takes file names and arguments to be of another encoding."""
+
 _SECRET_KEY = re.compile(
     r"(^|[_-])(api|access|auth|private|secret|wandb|hf|hub|huggingface|github)[_-]?(key|token)$"
     r"|^(key|token)$|(^|[_-])(secret|password|passwd|credentials?)$|apikey"

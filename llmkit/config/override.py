@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from llmkit.config.mistakes import (
@@ -31,6 +32,7 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
     `data.sources.1.weight`, `data.sources[1].weight`, `data.sources.web.weight`.
     Returns the setting by its dotted key; empty where it could not be used.
     """
+    override = _as_utf8(override)
     key, equals, text = override.partition("=")
     place = f"{COMMAND_LINE}: {without_secrets(override)}"
     if not equals:
@@ -51,6 +53,14 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
             hidden = place.endswith(NOT_SHOWN)
             mistakes.append(Mistake(place, "the value cannot be read") if hidden else stop.mistake)
     return {}
+
+
+def _as_utf8(argument: str) -> str:
+    """An argument of the command line as UTF-8, whatever the locale took it for."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
 
 
 def key_parts(key: str) -> list[str] | None:

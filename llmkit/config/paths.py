@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from llmkit.config.mistakes import Mistake, access_in_url
+from llmkit.config.mistakes import UTF8_LOCALE, Mistake, access_in_url
 from llmkit.config.schema import Config, Section
 from llmkit.config.settings import Settings
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 _ON_A_DISK = "folders are written and locked here: name one on a disk (or mount the store), and copy it later"
 _NO_FILES = "download the file, or name a tokenizer of the hub (type: hub)"
+_LETTERS = "letters that no file name can have in this process, whose locale is {}"
 _MAPPED = (
     "these files are mapped into memory: download them, or read text from there (type jsonl, parquet ...)"
 )
@@ -21,12 +24,18 @@ _MAPPED = (
 
 def check_paths(s: Settings) -> Iterator[Mistake]:
     """What no path can be, URLs that give access, and URLs where only a path will do."""
+    if encoding := _beyond_locale(_here()):
+        what = f"the name of the current folder has {_LETTERS.format(encoding)}"
+        yield s.mistake(what, "run.dir", note=UTF8_LOCALE)
+        return
     for path, only_local in _path_settings(s.config):
         value = s.value(path)
         texts = [text for text in (value if isinstance(value, list) else [value]) if text is not None]
         scheme = next(filter(None, map(_SCHEME.match, texts)), None)
         if any("\0" in text for text in texts):
             yield s.mistake("{0} has a NUL character in it, which no path can have", path)
+        elif encoding := next(filter(None, map(_beyond_locale, texts)), ""):
+            yield s.mistake(f"{{0}} has {_LETTERS.format(encoding)}", path, note=UTF8_LOCALE)
         elif access := next(filter(None, map(access_in_url, filter(None, texts))), ""):
             note = (
                 "the configuration is copied into the run's folder and checkpoints: name the file without it "
@@ -42,6 +51,21 @@ def check_paths(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} has an empty path in it", path)
         elif value == "" and path in ("run.dir", "data.cache_dir"):
             yield s.mistake("{0} is empty", path, note='the current folder is "."')
+
+
+def _beyond_locale(path: str) -> str:
+    """The encoding of file names in this process where a path cannot be trusted to it; "" where it can.
+
+    Names on a disk are bytes, of UTF-8 as in this configuration.
+    """
+    encoding = sys.getfilesystemencoding()
+    return "" if encoding == "utf-8" or path.isascii() else encoding
+
+
+def _here() -> str:
+    with contextlib.suppress(OSError):  # the folder is gone
+        return os.getcwd()
+    return ""
 
 
 def with_home(config: Config) -> Config:

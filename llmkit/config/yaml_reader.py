@@ -69,7 +69,10 @@ def read_value(text: str, place: str) -> Node:
             Mistake(place, 'the value has a line break; write it as "\\n" within double quotes')
         )
     if bad := _UNPRINTABLE.search(text):
-        raise UnreadableError(Mistake(place, f"the value holds the control character {bad[0]!a}"))
+        what = f"the control character {bad[0]!a}"
+        if "\udc80" <= bad[0] <= "\udcff":  # what the interpreter makes of a byte that it cannot decode
+            what = f"the byte 0x{ord(bad[0]) - 0xDC00:02x}, which is no UTF-8"
+        raise UnreadableError(Mistake(place, f"the value holds {what}"))
     mistakes: list[Mistake] = []
     try:
         node = _read(text, lambda line: place, mistakes, value_only=True)

@@ -99,7 +99,8 @@ def test_an_override_of_one_list_entry_shows_in_the_origin(write: Write) -> None
         ("run.name=7", """put quotes around it: '"7"'"""),
         ("run.name=a: b", """put quotes around it: '"a: b"'"""),
         ("run.name=[a", "not valid YAML"),
-        ("run.name=\udcff", "control character"),
+        ("run.name=\udcff", "the value holds the byte 0xff, which is no UTF-8"),
+        ("run.name=\ud800", "control character"),
         ("run.name=a\x00b", "control character"),
     ],
 )

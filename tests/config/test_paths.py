@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from llmkit.config.load import load
+from llmkit.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 Write = Callable[..., str]
 Refused = Callable[..., str]
@@ -58,3 +64,41 @@ def test_the_home_folder_is_meant_in_every_path(
     tokenizer = config.data.tokenizer
     assert (tokenizer.path, tokenizer.chat_template) == ("/home/me/t.json", "/home/me/c.jinja")
     assert config.data.sources[1].path == ["/home/me/a", "b~"]
+
+
+@pytest.mark.parametrize("key", ["run.dir", "data.cache_dir", "data.sources.1.path"])
+def test_letters_that_the_locale_lacks_are_named_with_the_remedy(
+    key: str, base: str, write: Write, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(write(), [f"{key}=caf\u00e9"])
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "iso8859-1")
+    message = refused(base, f"{key}=caf\u00e9")
+    assert f'{key} "caf\u00e9" (command line) has letters that no file name can have' in message
+    assert "whose locale is iso8859-1\n      set LC_ALL=C.UTF-8" in message
+    assert load(write(), [f"{key}=cafe"])
+
+
+def test_so_are_those_of_the_current_folder_once(
+    base: str, write: Write, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write()
+    folder = tmp_path / "caf\u00e9"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(
+        UserError, match=r"1 mistake\n.*: the name of the current folder has"
+    ):
+        load("../c.yaml")
+
+
+def test_arguments_are_utf_8_in_every_locale(write: Write) -> None:
+    """Bytes that the interpreter cannot decode come as lone surrogates."""
+    plain = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "llmkit", "config", write(), "monitor.sample=caf\u00e9 \u2192"]
+    done = subprocess.run(command, env=plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load(write(done.stdout, "printed.yaml")).config.monitor.sample == "caf\u00e9 \u2192"
+    done = subprocess.run([*command, "run.dir=caf\u00e9"], env=plain, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "whose locale is ascii" in done.stderr
