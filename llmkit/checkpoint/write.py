@@ -243,11 +243,11 @@ def _remove(path: Path) -> None:
 def _explain(error: OSError, final: Path, pieces: Iterable[Piece], written: int) -> str:
     """Why a save failed, with the bytes it needs and the bytes that are free."""
     if isinstance(pieces, Sequence):
-        needed = f"needs {sum(piece.data.nbytes for piece in pieces)} bytes"
+        needed = f"it needs {sum(piece.data.nbytes for piece in pieces)} bytes, "
     else:
-        needed = f"needs more than {written} bytes"
+        needed = f"it needs more than the {written} bytes that could be written, " if written else ""
     try:
         free = f"{shutil.disk_usage(final.parent).free} are free"
     except OSError:
         free = "the folder cannot be reached"
-    return f"cannot save checkpoint {final}: {error.strerror or error} (it {needed}, {free})"
+    return f"cannot save checkpoint {final}: {error.strerror or error} ({needed}{free})"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -145,22 +147,26 @@ def _chunks(file: RandomFile, start: int, end: int) -> Iterator[bytes]:
 
 
 def _unpacked(file: RandomFile, start: int, end: int, compression: str, edge: _Edge) -> Iterator[bytes]:
-    import pyarrow as pa  # slow to import, and not needed for other files
-
     size = 0
     for low, high in ((start, end), (end, file.file.size)):
         if low == high:
             continue
         raw = RawReader(file, [(low, high)])
-        with (
-            raw.faults(),
-            pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression) as stream,
-        ):
+        with raw.faults(), _open_packed(raw, compression) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 size += len(chunk)
                 yield chunk
         if edge.place is None:
             edge.place = size
+
+
+def _open_packed(raw: RawReader, compression: str) -> Any:
+    """A stream to read what is packed in a file; of gzip several members and zero bytes behind the last."""
+    if compression == "gzip":
+        return gzip.GzipFile(fileobj=raw)
+    import pyarrow as pa  # slow to import, and not needed for other files
+
+    return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)
 
 
 def _dropped(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 
 from llmkit.data.sources.attempts import told
@@ -64,14 +65,14 @@ class RawReader(io.RawIOBase):
 
     @contextlib.contextmanager
     def faults(self) -> Iterator[None]:
-        """What goes wrong in Arrow's reading of this becomes a RunFault that names the file."""
+        """What goes wrong in reading or unpacking this becomes a RunFault that names the file."""
         import pyarrow as pa  # slow to import, and loaded by whoever reads through this
 
         try:
             yield
         except (RunFault, UserError):
             raise
-        except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
+        except (pa.ArrowException, zlib.error, OSError, EOFError, UnicodeError) as error:
             if self.fault is not None:
                 raise self.fault from None
             raise RunFault(f"{self._source.name}: is damaged or cut short ({told(error)})") from error

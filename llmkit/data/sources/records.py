@@ -18,6 +18,10 @@ from llmkit.config import schema
 MAX_RECORD_BYTES = 256 << 20
 """What a line, or a document of text, may have unpacked: it is in memory as a whole, and more than once."""
 
+MOST_DIGITS = 4000
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_UTF16 = "it is UTF-16, as its mark or its zero bytes show: convert the file (iconv -f UTF-16 -t UTF-8)"
+
 EMPTY = "empty"
 NOT_UTF8 = "not UTF-8"
 BROKEN_JSON = "broken JSON"
@@ -146,6 +150,9 @@ class Extractor:
 
     def _decode(self, content: bytes) -> str:
         content = content.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs begin UTF-8 with
+        head = content[:64]
+        if content.startswith(_UTF16_MARKS) or 3 * head.count(0) > len(head):
+            raise _UnusableError(NOT_UTF8, _UTF16)
         try:
             return content.decode()
         except UnicodeDecodeError as error:
@@ -161,6 +168,8 @@ class Extractor:
         except (ValueError, RecursionError) as error:
             if not text.strip():
                 raise _UnusableError(EMPTY, "the line is empty") from None
+            if "\0" in text:  # which JSON cannot hold; a line of UTF-16 may begin in the middle of a letter
+                raise _UnusableError(NOT_UTF8, _UTF16) from None
             raise _UnusableError(BROKEN_JSON, f"broken JSON ({error})") from None
         if not isinstance(record, dict):
             raise _UnusableError(NO_OBJECT, f"the line holds {text.strip()[:40]!r:.40}, not a JSON object")
@@ -277,4 +286,9 @@ def _parsed(text: str) -> Any:
     try:
         return from_json(text)
     except ValueError:
-        return json.loads(text)
+        return json.loads(text, parse_int=_number)
+
+
+def _number(digits: str) -> int | float:
+    """A whole number; Python makes none of more than 4,300 digits, which are infinite for our purposes."""
+    return int(digits) if len(digits) <= MOST_DIGITS else float(digits)

@@ -41,7 +41,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         r"source bad: there is no document to train on",
     ),
     "damaged": ({"type": "jsonl", "path": "bad.jsonl.gz"}, r"bad.jsonl.gz: is damaged or cut short"),
-    "UTF-16": ({"type": "jsonl", "path": "utf16.jsonl"}, r"source bad: .*utf16.jsonl:1: "),
+    "UTF-16": (
+        {"type": "jsonl", "path": "utf16.jsonl"},
+        r"source bad: .* not UTF-8; .*utf16.jsonl:1: it is UTF-16, .* convert the file",
+    ),
 }
 
 

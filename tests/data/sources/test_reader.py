@@ -101,6 +101,16 @@ def test_a_file_is_a_document_packed_or_not(write: Write, tmp_path: Path) -> Non
     assert [c.number for c in reader.read(0, 2)] == [2, 3]
 
 
+def test_gzip_may_have_several_members_and_zero_bytes_at_its_end(write: Write) -> None:
+    """As tapes and some object stores leave it, and as gzip itself accepts it."""
+    whole = gzip.compress(b'{"text": "one"}\n') + gzip.compress(b'{"text": "two"}\n')
+    for padding in (b"", bytes(1), bytes(70_000)):
+        assert texts(make_reader(as_source(write("a.jsonl.gz", whole + padding)))) == ["one", "two"]
+    for damaged in (whole + b"junk", whole[:-3], whole[:-12] + b"junk" + whole[-8:], bytes(100)):
+        with pytest.raises(RunFault, match=r"a.jsonl.gz: is damaged or cut short"):
+            texts(make_reader(as_source(write("a.jsonl.gz", damaged))))
+
+
 def test_a_separator_cuts_files_into_documents(write: Write, tmp_path: Path) -> None:
     write("d/a.txt", b"one\n--\ntwo\n--\n")
     write("d/b.txt", b"three")

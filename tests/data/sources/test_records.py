@@ -83,6 +83,31 @@ def test_a_document_is_text(content: bytes, found: tuple[Any, bool]) -> None:
     assert Extractor(Source(type="text", path="x"), mend=False).from_text(content) == found
 
 
+@pytest.mark.parametrize("mend", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_called_so_and_not_mended(encoding: str, mend: bool) -> None:
+    """Whether in a text or in the lines of a file that newlines, as bytes, cut."""
+    extractor = Extractor(Source(type="jsonl", path="x"), mend)
+    packed = "".join(f'{{"text": "the letter \u00e9 {i}"}}\n' for i in range(3)).encode(encoding)
+    for part in packed.split(b"\n")[:3]:
+        record = extractor.from_json(part).record
+        assert isinstance(record, LeftOut) and record.reason == "not UTF-8"
+        assert record.detail.startswith("it is UTF-16, ") and "iconv" in record.detail
+    assert extractor.from_text(packed).record == record
+    assert from_json({"text": "a \0 that is meant"}, mend=mend).record == Text("a \0 that is meant")
+
+
+@pytest.mark.parametrize("digits", [5000, 20000])
+def test_a_number_that_python_cannot_hold_breaks_no_record(digits: int) -> None:
+    number = "-" + "9" * digits
+    assert from_json(f'{{"text": "x", "n": {number}}}'.encode()).record == Text("x")
+    assert left_out(f'{{"text": {number}}}'.encode()) == (
+        "no string", "field 'text' is -Infinity, not a string"
+    )  # fmt: skip
+    ids = f'{{"input_ids": [1, {number}]}}'.encode()
+    assert left_out(ids, record="ids")[0] == "no list of token ids"
+
+
 def test_a_document_can_be_mended() -> None:
     extractor = Extractor(Source(type="text", path="x"), mend=True)
     assert extractor.from_text(b"caf\xe9!") == (Text("caf\ufffd!"), True)
