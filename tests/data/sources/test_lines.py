@@ -217,7 +217,7 @@ def test_a_truncated_file_is_told(tmp_path: Path, compression: str, lost: int) -
     with (
         opened(tmp_path / "file", packed[:-lost]) as file,
         pytest.raises(
-            RunFault, match=r"file: is damaged or cut short \((OSError: Trunc|EOFError: Compressed file ended)"
+            RunFault, match=r"file: is damaged or cut short \((OSError: Trunc|EOFError: Compressed file)"
         ),
     ):
         list(parts_of(file, Format("lines", b"\n", compression=compression), 0, len(packed) - lost))
