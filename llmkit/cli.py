@@ -116,11 +116,18 @@ def _generate(options: argparse.Namespace, started: float) -> int:
     from llmkit.generate import Sampling
     from llmkit.inference import generate_command
 
+    if options.system is not None and not options.chat:
+        raise UserError("generate: --system goes with --chat")
+    if options.control_tokens and options.chat:
+        raise UserError(
+            "generate: with --chat the chat template writes the control tokens; leave out one of both"
+        )
     sampling = Sampling(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )
     return generate_command(
         Path(options.run), options.prompt, options.max_new_tokens, sampling,
+        chat=options.chat, system=options.system, control_tokens=options.control_tokens,
         precision=options.precision, use_cache=not options.no_cache,
     )  # fmt: skip
 
@@ -187,6 +194,13 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="continue a text with a trained model")
     _add_run(generate)
     generate.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    generate.add_argument(
+        "--chat", action="store_true", help="ask the assistant, by the chat template that was trained"
+    )
+    generate.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
+    generate.add_argument(
+        "--control-tokens", action="store_true", help="control tokens that the prompt spells are meant"
+    )
     generate.add_argument("--max-new-tokens", type=_positive, default=200)
     generate.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest token")
     generate.add_argument("--top-k", type=_count, default=0, help="only the k likeliest tokens; 0 = all")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.model.attention import KeyValueCache
 from llmkit.model.gpt import GPT
+from llmkit.prompts import Prompt, until
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling,
     *,
-    stop: int,
+    stops: Collection[int],
     use_cache: bool = True,
     never: Tensor | None = None,
 ) -> Iterator[int]:
-    """Ids that continue `prompt`, one by one, up to `stop` (not given out) or `max_new_tokens`.
+    """Ids that continue `prompt`, one by one, up to one of `stops` (not given out) or `max_new_tokens`.
 
     never: (vocab,) bool, ids that are not chosen.
     When the model's context is full, its newer half is kept and read again. With and without the
@@ -96,7 +97,7 @@ def generate(
         if never is not None:
             logits = logits.masked_fill(never, float("-inf"))
         token = sampling.choose(logits, torch.tensor(seen, device=device).unique(), generator)
-        if token == stop:
+        if token in stops:
             return
         yield token
         seen.append(token)
@@ -126,22 +127,24 @@ def _without_text(model: GPT, tokenizer: Tokenizer) -> Tensor | None:
 def stream_text(
     model: GPT,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: Prompt,
     max_new_tokens: int,
     sampling: Sampling,
     use_cache: bool = True,
 ) -> Iterator[str]:
-    """Text that continues `prompt`, as it comes; whole characters only.
+    """Text that continues `prompt`, as it comes, up to what ends it; whole characters only."""
+    return until(_texts(model, tokenizer, prompt, max_new_tokens, sampling, use_cache), prompt.stop_text)
 
-    The prompt opens a document, as in training. Raises UserError for a prompt that is no UTF-8.
-    """
-    ids = [tokenizer.end_of_text_id, *tokenizer.encode(prompt).tolist()]
-    decoder = tokenizer.stream()
-    stop = tokenizer.end_of_text_id
+
+def _texts(
+    model: GPT, tokenizer: Tokenizer, prompt: Prompt, max_new_tokens: int, sampling: Sampling, use_cache: bool
+) -> Iterator[str]:
+    decoder = tokenizer.stream(prompt.ids)
     never = _without_text(model, tokenizer)
-    for token in generate(
-        model, ids, max_new_tokens, sampling, stop=stop, use_cache=use_cache, never=never
-    ):
+    tokens = generate(
+        model, prompt.ids, max_new_tokens, sampling, stops=prompt.stops, use_cache=use_cache, never=never
+    )
+    for token in tokens:
         if text := decoder.push(token):
             yield text
     if rest := decoder.finish():

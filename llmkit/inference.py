@@ -21,6 +21,7 @@ from llmkit.generate import Sampling, stream_text
 from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision
 from llmkit.model.gpt import GPT
 from llmkit.monitor.flops import bits_per_byte, perplexity
+from llmkit.prompts import chat_prompt, text_prompt
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> GPT:
@@ -61,10 +62,17 @@ def generate_command(
     max_new_tokens: int,
     sampling: Sampling,
     *,
+    chat: bool,
+    system: str | None,
+    control_tokens: bool,
     precision: str,
     use_cache: bool,
 ) -> int:
-    """`llmkit generate`: prints each prompt and what follows it, as it comes."""
+    """`llmkit generate`: prints each prompt and what follows it, as it comes.
+
+    chat: prompts are questions to the assistant. system: message before each of them. control_tokens: those
+    that a prompt spells are meant.
+    """
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens is {max_new_tokens}, it must be at least 1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
@@ -72,13 +80,33 @@ def generate_command(
     checkpoint = open_checkpoint(path)
     device = choose_device()
     tokenizer = load_tokenizer(checkpoint)
+    asked = [
+        chat_prompt(tokenizer, prompt, system) if chat else text_prompt(tokenizer, prompt, control_tokens)
+        for prompt in prompts
+    ]
+    if not chat and not control_tokens:
+        _note_chats(checkpoint, tokenizer, prompts)
     model = load_model(checkpoint, device, choose_precision(precision, device))
-    for number, prompt in enumerate(prompts):
-        print("\n" * (number > 0) + prompt, end="", flush=True)
+    for number, prompt in enumerate(asked):
+        print("\n" * (number > 0) + prompt.shown, end="", flush=True)
         for text in stream_text(model, tokenizer, prompt, max_new_tokens, sampling, use_cache):
             print(text, end="", flush=True)
         print()
     return 0
+
+
+def _note_chats(checkpoint: Checkpoint, tokenizer: Tokenizer, prompts: list[str]) -> None:
+    """Says that prompts are taken as text where something else may be meant."""
+    if any(source["record"] == "chat" for source in checkpoint.config["data"]["sources"]):
+        _to_stderr(
+            "note: this model was trained on chats, and the prompt is plain text to it; ask with --chat"
+        )
+    found = {text[start:end] for text in prompts for start, end in tokenizer.spelled_controls(text)}
+    if found and not tokenizer.control_tokens_in_text:
+        _to_stderr(
+            f"note: {', '.join(sorted(found))} in the prompt is text as any other; with --control-tokens it "
+            "is a control token"
+        )
 
 
 def evaluate_command(path: Path, *, precision: str, other: str | None = None) -> int:

@@ -12,13 +12,12 @@ from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.errors import UserError
 from llmkit.generate import Sampling, generate, stream_text
+from llmkit.prompts import text_prompt
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
-NO_STOP = -1
 
-
-def tokens(model, prompt, count, use_cache=True, stop=NO_STOP, **sampling) -> list[int]:
-    return list(generate(model, prompt, count, Sampling(**sampling), stop=stop, use_cache=use_cache))
+def tokens(model, prompt, count, use_cache=True, stops=(), **sampling) -> list[int]:
+    return list(generate(model, prompt, count, Sampling(**sampling), stops=stops, use_cache=use_cache))
 
 
 def choices(sampling: Sampling, logits: torch.Tensor, seen=()) -> Counter[int]:
@@ -51,7 +50,7 @@ def test_a_prompt_longer_than_the_context_is_continued_from_its_end():
 def test_generation_ends_at_the_stop_token():
     model = random_model(LLAMA_STYLE).eval()
     whole = tokens(model, [1, 2, 3], 20, temperature=0.0)
-    assert tokens(model, [1, 2, 3], 20, temperature=0.0, stop=whole[6]) == whole[: whole.index(whole[6])]
+    assert tokens(model, [1, 2, 3], 20, temperature=0.0, stops={whole[6]}) == whole[: whole.index(whole[6])]
 
 
 def test_the_seed_decides():
@@ -67,7 +66,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_sampled(monkeypatch, sampling):
     model = random_model(replace(LLAMA_STYLE, vocab_size=4096, padded_vocab_size=4096)).eval()
     tokenizer, pushed = bytes_tokenizer("<|end|>"), []
     monkeypatch.setattr(StreamDecoder, "push", lambda self, token: pushed.append(token) or "")
-    list(stream_text(model, tokenizer, "a", 100, Sampling(**sampling)))
+    list(stream_text(model, tokenizer, text_prompt(tokenizer, "a"), 100, Sampling(**sampling)))
     assert pushed and max(pushed) < 256
     if sampling["temperature"]:
         assert sum(token > 256 for token in tokens(model, [1], 100, **sampling)) > 50
@@ -126,8 +125,8 @@ def test_streamed_text_is_the_decoded_tokens():
     shape = replace(LLAMA_STYLE, vocab_size=257, padded_vocab_size=264)
     model = random_model(shape).eval()
     sampling = Sampling(temperature=1.5, seed=2)
-    parts = list(stream_text(model, tokenizer, "ab\u00e9", 60, sampling))
+    parts = list(stream_text(model, tokenizer, text_prompt(tokenizer, "ab\u00e9"), 60, sampling))
     ids = [tokenizer.end_of_text_id, *"ab\u00e9".encode()]
-    expected = list(generate(model, ids, 60, sampling, stop=tokenizer.end_of_text_id))
+    expected = list(generate(model, ids, 60, sampling, stops={tokenizer.end_of_text_id}))
     assert "".join(parts) == tokenizer.decode(expected)
     assert len(parts) > 1

@@ -17,8 +17,10 @@ from llmkit.generate import Sampling, stream_text
 from llmkit.inference import load_model
 from llmkit.loop.run import Run
 from llmkit.loop.stop import StopRequest
+from llmkit.loop.suggestions import generate_options
 from llmkit.model.gpt import GPT
 from llmkit.monitor.flops import bits_per_byte, perplexity
+from llmkit.prompts import chat_prompt, text_prompt
 from llmkit.stopping import Stopped
 
 SAMPLED_PARAMETERS = 10**9
@@ -61,9 +63,11 @@ def finish(run: Run, stop: StopRequest) -> None:
     longer = (
         "evaluate.early_stopping=null" if progress.stopped_early else f"train.max_steps={2 * progress.step}"
     )
+    asks = "".join(
+        f"  {command} generate {folder} {options}\n" for options in generate_options(run.config, run.data)
+    )
     run.console.note(
-        f"\nTry next:\n  {command} generate {folder} --prompt 'import '\n"
-        f"{f'  {command} evaluate {folder}{chr(10)}' if run.heldout else ''}"
+        f"\nTry next:\n{asks}{f'  {command} evaluate {folder}{chr(10)}' if run.heldout else ''}"
         f"  the same command with {longer} to go on training (it says what becomes of the learning rate)"
     )
 
@@ -100,17 +104,22 @@ def compressors_bits_per_byte(data: Prepared) -> dict[str, float]:
     return found
 
 
-def sample(run: Run, prompt: str) -> str:
-    """The prompt and what the model makes of it; or why there is no sample, which is no fault of the run."""
+def sample(run: Run, text: str) -> str:
+    """The prompt and what the model makes of it; or why there is no sample, which is no fault of the run.
+
+    Where all that the model saw are chats, the prompt is a question to the assistant.
+    """
     if _is_cut(run) and run.shape.num_parameters > SAMPLED_PARAMETERS:
         return f"no sample of a model of this size: {command_name()} generate {run.folder.path}"
     try:
+        only_chats = all(spec.record == "chat" for spec in run.config.data.sources)
+        prompt = (chat_prompt if only_chats else text_prompt)(run.data.tokenizer, text)
         # Every length would be compiled anew.
         with torch.compiler.set_stance("force_eager"), _whole_model(run) as model:
-            text = "".join(stream_text(model, run.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
+            answer = "".join(stream_text(model, run.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
     except (RuntimeError, MemoryError, UserError) as error:
         return f"no sample: {str(error).partition(chr(10))[0]}"
-    return prompt + text
+    return prompt.shown + answer
 
 
 def _is_cut(run: Run) -> bool:

@@ -15,6 +15,7 @@ one of ROLES or the template itself names it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,8 +48,8 @@ ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
 """Roles that every template may make control tokens of."""
 
 _HIDDEN, _BEGIN, _END, _NO_ROLE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
-_ANSWER = "(the answer)"
-"""Stands for the assistant's words where what follows them is looked for."""
+_ANSWER, _QUESTION = "(the answer)", "(the next question)"
+"""Stand for what is said where that which follows the assistant's words is looked for."""
 _RESERVED = re.compile("[\ufdd0-\ufdef]")
 
 
@@ -128,11 +129,23 @@ class ChatTemplate:
         return self._cleaned(_marked(output, turns))
 
     def end_of_turn(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
-        """What follows the assistant's words when it answers these messages. Raises RefusedError."""
+        """What follows the assistant's words when it answers these messages. Raises RefusedError.
+
+        Where that is nothing but white space, it is what stands before the next words of the user.
+        """
         answer = {"role": "assistant", "content": _ANSWER}
-        output = self._output([*self._hidden_of(messages), answer], generation_prompt=False)
-        output = output.replace(_BEGIN, "").replace(_END, "")
-        return self._cleaned(output.rpartition(_ANSWER)[2] if _ANSWER in output else "")
+        rendered = self._following([*self._hidden_of(messages), answer])
+        if not rendered.text.strip():
+            with contextlib.suppress(RefusedError):
+                rendered = self._following(
+                    [*self._hidden_of(messages), answer, {"role": "user", "content": _QUESTION}]
+                )
+        return rendered
+
+    def _following(self, hidden: Sequence[Mapping[str, str]]) -> Rendered:
+        output = self._output(hidden, generation_prompt=False).replace(_BEGIN, "").replace(_END, "")
+        following = output.rpartition(_ANSWER)[2] if _ANSWER in output else ""
+        return self._cleaned(following.partition(_QUESTION)[0])
 
     def _turns(self, hidden: Sequence[dict[str, str]], output: str) -> list[tuple[int, int]]:
         """The assistant's turns in the output, of a template that does not mark them itself."""

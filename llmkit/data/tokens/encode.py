@@ -102,6 +102,28 @@ class RecordEncoder:
                     found.append(self._whole(tokens, self.tokenizer.count_bytes(tokens)))
         return found
 
+    def prompt(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
+        """Ids of what asks the assistant to answer `messages`, (count,) int32, as they are in training.
+
+        Raises RefusedError where the chat template does not take the chat.
+        """
+        rendered = self._template.prompt(messages)
+        cuts = _cuts(rendered.assistant, rendered.text)
+        return np.concatenate(self.tokenizer.encode_parts(rendered.text, cuts, rendered.controls))
+
+    def end_of_turn(self, messages: Sequence[dict[str, str]]) -> tuple[int | None, str]:
+        """What ends the assistant's answer to `messages`: a control token, or else a text, which may be "".
+
+        Raises RefusedError where the chat template does not take the chat.
+        """
+        text, controls, _ = self._template.end_of_turn(messages)
+        controls = controls or (
+            self.tokenizer.spelled_controls(text) if self.tokenizer.control_tokens_in_text else []
+        )
+        if controls:
+            return self.tokenizer.control_tokens[text[slice(*controls[0])]], ""
+        return None, text.strip()
+
     @property
     def splits_chats(self) -> bool:
         """Whether the chat template writes end-of-text between turns, where it begins another document."""
@@ -150,7 +172,7 @@ class RecordEncoder:
         self, text: str, spans: list[Span], learned: list[Span], controls: list[Span], text_bytes: int
     ) -> Encoded | LeftOut:
         """A text of which some spans are learned. spans: what a model says by itself, these among them."""
-        cuts = sorted({place for span in spans for place in span} - {0, len(text)})
+        cuts = _cuts(spans, text)
         parts = self.tokenizer.encode_parts(text, cuts, controls)
         starts = {start for start, end in learned if start < end}
         sizes = [part.size for part in parts]
@@ -184,6 +206,11 @@ class RecordEncoder:
                 f"{self.tokenizer.vocab_size - 1}; were the ids made with another tokenizer?"
             )
         return given.astype(np.int32)
+
+
+def _cuts(spans: Sequence[Span], text: str) -> list[int]:
+    """The characters at which the spans, which are in order, begin and end."""
+    return sorted({place for span in spans for place in span} - {0, len(text)})
 
 
 def _no_assistant(messages: Sequence[dict[str, str]]) -> LeftOut:

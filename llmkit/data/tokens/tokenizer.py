@@ -22,7 +22,7 @@ from llmkit.cores import available_cores
 from llmkit.data.tokens.byte_level import byte_lengths, bytes_of_ids
 from llmkit.data.tokens.fast import BytesEncoder, FastEncoder, NotFastError, build_fast_encoder, ids_are_bytes
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
-from llmkit.data.tokens.marked import Span
+from llmkit.data.tokens.marked import Span, has_noncharacters
 from llmkit.data.tokens.parts import Part, PartEncoder, cut
 from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.data.tokens.tokenizer_json import canonical, continuing, parse, plain, unknown_token
@@ -109,6 +109,20 @@ class Tokenizer:
         """Ids of a text, (count,) int32; raises UserError for text that has no UTF-8 form."""
         return self.encode_batch([text], threads=False)[0]
 
+    def encode_with_controls(self, text: str) -> np.ndarray:
+        """Ids of a text, (count,) int32, in which every special token that it spells is meant.
+
+        Raises UserError for text that has no UTF-8 form, or noncharacters beside control tokens.
+        """
+        controls = self.spelled_controls(text)
+        if controls and has_noncharacters(text):
+            raise UserError("the text holds noncharacters of Unicode (U+FDD0 to U+FDEF): take them out")
+        return self.encode_parts(text, (), controls)[0]
+
+    def spelled_controls(self, text: str) -> list[Span]:
+        """Where a text spells special tokens."""
+        return [match.span() for match in self._spelled_control.finditer(text)]
+
     def encode_batch(self, texts: Sequence[str], threads: bool = True) -> list[np.ndarray]:
         """Ids of several texts, (count,) int32 each; `threads` spreads them over the process's cores.
 
@@ -188,8 +202,8 @@ class Tokenizer:
 
     def text_bytes(self, text: str) -> int:
         """UTF-8 bytes of a text, without those of the control tokens that it spells where they are tokens."""
-        spelled = self._spelled_control.findall(text) if self.control_tokens_in_text else ()
-        return utf8_size(text) - sum(map(utf8_size, spelled))
+        spelled = self.spelled_controls(text) if self.control_tokens_in_text else ()
+        return utf8_size(text) - sum(utf8_size(text[start:end]) for start, end in spelled)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of some ids; bytes that are no UTF-8, and ids that mean nothing, become U+FFFD."""
