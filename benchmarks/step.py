@@ -47,19 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "command": f"`{command_line(names, options, precision)}`",
     }
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    peaks, results, text = [device_peak(device, dtype)], [], ""
+    peak, results, text = device_peak(device, dtype), [], ""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as caches:
         counts = (options.warmup, options.steps, options.rounds)
         plan = Plan(options.peers, *counts, precision, device, Path(caches))
         for work in chosen:
             results.append(compare(work, plan, progress))
-            # A busy moment makes a measured peak too low, never too high.
-            peaks.append(device_peak(device, dtype))
             text = page(
                 results,
                 title=f"Training step, {today}, {device_name}, {precision}",
                 facts=facts,
-                peak=max(peaks, key=lambda pair: pair[0] or 0.0),
+                peak=peak,
                 precision=precision,
                 device=device,
             )

@@ -91,7 +91,7 @@ def _train(start: Start, listener: Listener, started: float, environment: Mappin
 
 def _run(run: Run, start: Start, stop: StopRequest, started: float, environment: Mapping[str, str]) -> int:
     """The loop, with its logs and mirror, and with a fault on record."""
-    log = Log(run)  # measures a CPU's matrix rate: before the mirror's process takes a share of it
+    log = Log(run)
     with closing(SampleLog(run)) as samples:
         mirror = open_mirror(run, start.loaded, environment)
         code = 1

@@ -89,7 +89,8 @@ class Log:
 
     def __init__(self, run: Run) -> None:
         dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        self.peak, self.peak_label = device_peak(run.device, dtype)
+        # The first rank alone writes rows; the others need not measure their CPU.
+        self.peak, self.peak_label = device_peak(run.device, dtype) if run.mesh.rank == 0 else (None, "")
         self.flops_per_token = train_flops_per_token(run.shape, run.config.data.sequence_length)
         self._steps = 0
         self._tokens_per_step = run.config.train.global_batch_size * run.config.data.sequence_length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,13 +78,41 @@ def test_an_unknown_gpu_has_no_peak_and_is_named(monkeypatch: pytest.MonkeyPatch
 def test_a_cpu_is_measured_in_the_dtype_of_the_training() -> None:
     peak, label = device_peak(CPU, torch.float32)
     assert peak is not None and 1e8 < peak < 1e15
-    assert label.startswith("measured fp32 matrix rate of this CPU")
+    cpu = f"this CPU, {torch.get_num_threads()} threads?"
+    assert re.fullmatch(rf"measured fp32 matrix rate of {cpu}: [1-9]\d* GFLOP/s", label)
 
 
-def test_the_measured_rate_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def measured_anew() -> Iterator[None]:
+    measured_matrix_rate.cache_clear()
+    yield
+    measured_matrix_rate.cache_clear()
+
+
+def test_the_measured_rate_is_that_of_the_fastest_product_by_the_threads_own_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     times = iter([0.0, 0.0, 0.5, 0.5, 0.7, 0.7, 1.1])  # products of 0.5, 0.2 and 0.4 s
-    monkeypatch.setattr("llmkit.monitor.hardware.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("llmkit.monitor.hardware.time.thread_time", lambda: next(times))
     assert measured_matrix_rate(torch.float32, seconds=1.0, sizes=(8,)) == pytest.approx(2 * 8**3 / 0.2)
+
+
+def test_a_cpu_is_measured_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = measured_matrix_rate(torch.float32, seconds=0.0, sizes=(16,))
+    monkeypatch.setattr("llmkit.monitor.hardware._matrix_rate", lambda *_: pytest.fail("measured again"))
+    assert measured_matrix_rate(torch.float32, seconds=0.0, sizes=(16,)) == first
+
+
+def test_products_that_would_take_too_long_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def slow(dtype: torch.dtype, seconds: float, size: int) -> float:
+        tried.append(size)
+        return 1e9
+
+    monkeypatch.setattr("llmkit.monitor.hardware._matrix_rate", slow)
+    assert measured_matrix_rate(torch.float32, seconds=0.3, sizes=(256, 512, 1024)) == 1e9
+    assert tried == [256, 512]  # 1024 would take 2.1 s
 
 
 def test_measuring_leaves_the_random_numbers_of_a_run_alone() -> None:
