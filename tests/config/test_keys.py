@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,38 @@ def test_keys_in_lists_are_found() -> None:
     assert (found.path, found.allowed) == ("data.sources.N.path", "text, a list of texts, or null")
     assert key_of("data.sources.12") is not None
     assert key_of("data.nothing") is None
+
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = "|".join(path for path in all_keys() if "." not in path)
+NAME = re.compile(rf"(?<![\w./{{-])(?:{SECTIONS})(?:\.[A-Za-z_0-9]+|\[[^\]]+\])+")
+NO_SETTINGS = {"run.lock", "data.md", "train.sbatch", "data.sources.web.weight", "data.sources[1].weight"}
+"""Files, and other ways to name an entry of a list."""
+
+
+def texts(module: Path) -> Iterator[str]:
+    """The texts in a module, but for docstrings."""
+    tree = ast.parse(module.read_text())
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.value
+
+
+def test_every_setting_that_a_message_names_can_be_typed() -> None:
+    named = {
+        name
+        for path in (ROOT / "llmkit").rglob("*.py")
+        for text in texts(path)
+        for name in NAME.findall(text)
+    }
+    assert len(named) > 50
+    assert {name for name in named - NO_SETTINGS if key_of(name) is None} == set()
+
+
+def test_every_setting_that_the_docs_name_exists() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    pages += [ROOT / "slurm" / "train.sbatch", *(ROOT / "launch").iterdir()]
+    named = {name for page in pages for name in NAME.findall(page.read_text())}
+    assert len(named) > 50
+    assert {name for name in named - NO_SETTINGS if key_of(name) is None} == set()
