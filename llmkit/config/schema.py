@@ -206,8 +206,8 @@ class Data(Section):
     """Positions attend only within their own document."""
     errors: Literal["skip", "replace", "raise"] = "skip"
     """What to do with a record that cannot be used (broken JSON, no such field, not UTF-8, a chat that the
-    template refuses): skip = leave it out; replace = the same, but put U+FFFD for bytes that are not UTF-8;
-    raise = stop. Counted in all cases."""
+    template refuses, token ids outside the vocabulary): skip = leave it out; replace = the same, but put
+    U+FFFD for bytes that are not UTF-8; raise = stop. Counted in all cases."""
     cache_dir: str = "data-cache"
     """Where tokenizers and token shards are kept."""
     lanes: Annotated[int, Field(ge=1, le=65_536)] = 48

@@ -172,7 +172,7 @@ class Group:
     def encode(self) -> list[tuple[Encoded, bool]]:
         """The documents, and whether each is held out; the group is empty afterwards."""
         found = []
-        encoded = self.encoder.encode(self._records, self.threads, self._place) if self._records else []
+        encoded = self.encoder.encode(self._records, self.threads) if self._records else []
         for index, (document, (_, _, heldout)) in enumerate(zip(encoded, self._places, strict=True)):
             if not isinstance(document, LeftOut):
                 found.append((document, heldout))

@@ -152,6 +152,14 @@ def _damaged(path: Path) -> DamagedError:
     return DamagedError(f"{path} is damaged and was removed")
 
 
+def _remove_stale(folder: Path, pattern: str) -> None:
+    """Removes files that were left behind; nothing depends on it."""
+    for leftover in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process may remove it, or have finished it, at any time
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
+
+
 class UnitKeeper:
     """Writes the tokens of a unit while its candidates are used, in windows, each in any order."""
 
@@ -164,9 +172,7 @@ class UnitKeeper:
         self._reasons: dict[str, int] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(f".{self._path.stem}-*"):
-                if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                    leftover.unlink()
+            _remove_stale(folder, f".{self._path.stem}-*")
             self._file = self._partial.open("wb", buffering=1 << 17)
         except OSError as error:
             self._error = error

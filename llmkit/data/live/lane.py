@@ -169,13 +169,11 @@ class Lane:
         """What the encoder makes of candidates: (number, record)."""
         reader = self._source.reader
 
-        def place(index: int) -> str:
-            return f"source {reader.name}: {reader.place(unit, records[index][0])}"
-
-        found = self._source.encoder.encode([record for _, record in records], place=place)
-        for index, content in enumerate(found):
+        found = self._source.encoder.encode([record for _, record in records])
+        for (number, _), content in zip(records, found, strict=True):
             if isinstance(content, LeftOut) and content.reason != EMPTY and reader.errors == "raise":
                 raise UserError(
-                    f"{place(index)}: {content.detail}; mend the record, or set data.errors to skip"
+                    f"source {reader.name}: {reader.place(unit, number)}: {content.detail}; mend the record, "
+                    "or set data.errors to skip"
                 )
         return found

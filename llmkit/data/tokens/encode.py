@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from llmkit.data.tokens.chat import CHATML, ChatTemplate, Rendered
 from llmkit.data.tokens.marked import Span
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.data.tokens.turns import RefusedError
-from llmkit.errors import UserError
 
 REFUSED = "refused by the chat template"
 NO_TARGETS = "without words to learn"
+UNKNOWN_IDS = "with token ids outside the vocabulary"
 NO_ASSISTANT = "without a message of the role assistant"
 """Reasons to leave a record out; counters of what was read use them as keys."""
 
@@ -73,21 +73,15 @@ class RecordEncoder:
         parts = [self.chat_template, *map(str, sorted(self.tokenizer.named_tokens.items()))]
         return xxh64_hexdigest("\0".join(parts).encode())
 
-    def encode(
-        self,
-        records: Sequence[Record],
-        threads: bool = False,
-        place: Callable[[int], str] = "record {}".format,
-    ) -> list[Encoded | LeftOut]:
-        """Ids and targets of each record, in order; LeftOut for one that has nothing to learn.
+    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | LeftOut]:
+        """Ids and targets of each record, in order; LeftOut for one that cannot be used.
 
-        threads: spread the texts over the process's cores. place: where the record with this index comes
-        from, for messages. Raises UserError for ids beyond the vocabulary and a template that is no Jinja.
+        threads: spread the texts over the process's cores. Raises UserError for a template that is no Jinja.
         """
         texts = [record.text for record in records if isinstance(record, Text)]
         ids = iter(self.tokenizer.encode_batch(texts, threads) if texts else ())
         found: list[Encoded | LeftOut] = []
-        for number, record in enumerate(records):
+        for record in records:
             match record:
                 case Text(text):
                     found.append(self._whole(next(ids), self.tokenizer.text_bytes(text)))
@@ -98,8 +92,7 @@ class RecordEncoder:
                     spans = [(len(prompt), len(text))]
                     found.append(self._partly(text, spans, spans, [], size))
                 case Ids(given):
-                    tokens = self._checked(given, number, place)
-                    found.append(self._whole(tokens, self.tokenizer.count_bytes(tokens)))
+                    found.append(self._ids(given))
         return found
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
@@ -198,14 +191,16 @@ class RecordEncoder:
         end_is_target = bool(targets[min(last, targets.size - 1)])
         return Encoded(tokens[first:last], targets[first:last], text_bytes, end_is_target)
 
-    def _checked(self, given: np.ndarray, number: int, place: Callable[[int], str]) -> np.ndarray:
+    def _ids(self, given: np.ndarray) -> Encoded | LeftOut:
         wrong = given[(given < 0) | (given >= self.tokenizer.vocab_size)]
         if wrong.size:
-            raise UserError(
-                f"{place(number)}: holds the token id {wrong[0]}, but the ids of data.tokenizer go from 0 to "
-                f"{self.tokenizer.vocab_size - 1}; were the ids made with another tokenizer?"
+            return LeftOut(
+                UNKNOWN_IDS,
+                f"holds the token id {wrong[0]}, but the ids of data.tokenizer go from 0 to "
+                f"{self.tokenizer.vocab_size - 1}: were the ids made with another tokenizer?",
             )
-        return given.astype(np.int32)
+        tokens = given.astype(np.int32)
+        return self._whole(tokens, self.tokenizer.count_bytes(tokens))
 
 
 def _cuts(spans: Sequence[Span], text: str) -> list[int]:

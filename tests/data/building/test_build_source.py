@@ -214,11 +214,13 @@ def test_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     assert sorted(documents) == [[1, 2, number] for number in range(30)]
 
 
-def test_ids_of_another_vocabulary_are_refused_with_their_place(tmp_path: Path) -> None:
-    write_records(tmp_path, [{"input_ids": [1, 2, 3]}, {"input_ids": [1, 257]}])
+def test_ids_of_another_vocabulary_are_left_out_or_refused_with_their_place(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"input_ids": [1] * 20}, {"input_ids": [1, 257]}, {"input_ids": [-100]}])
     source = schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"), record="ids")
-    with pytest.raises(UserError, match=r"r.jsonl:2: holds the token id 257, .* go from 0 to 256"):
-        prepare(settings(tmp_path, sources=[source]), silent)
+    prepared = prepare(settings(tmp_path, sources=[source], heldout_every=0), silent)
+    assert prepared.left_out["jsonl-0"] == {"with token ids outside the vocabulary": 2}
+    with pytest.raises(UserError, match=r"r.jsonl:2: holds the token id 257, .* go from 0 to 256.*; mend"):
+        prepare(settings(tmp_path, sources=[source], errors="raise"), silent)
 
 
 def test_where_nothing_is_held_out_that_is_told(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,9 +29,7 @@ class Letters:
     learned = 1
     tokenizer = SimpleNamespace(slow_reason="it is slow")
 
-    def encode(
-        self, records: Sequence[Record], threads: bool, place: Callable[[int], str]
-    ) -> list[Encoded | LeftOut]:
+    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | LeftOut]:
         return [self._encode(record.text) for record in records if isinstance(record, Text)]
 
     def _encode(self, text: str) -> Encoded | LeftOut:

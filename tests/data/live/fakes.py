@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ from llmkit.data.sources.reader import Candidate
 from llmkit.data.sources.records import EMPTY, LeftOut, Pair, Record, Text
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.encode import Encoded
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import RunFault
 
 END = 0
 REFUSED = "refused by the chat template"
@@ -85,13 +85,11 @@ class FakeEncoder:
     def key_of(self, record: str) -> str:
         return self.key
 
-    def encode(
-        self, records: Sequence[Record], threads: bool = False, place: Callable[[int], str] = str
-    ) -> list[Encoded | LeftOut]:
+    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | LeftOut]:
         assert not threads
-        return [self._encode(record, place(number)) for number, record in enumerate(records)]
+        return [self._encode(record) for record in records]
 
-    def _encode(self, record: Record, place: str) -> Encoded | LeftOut:
+    def _encode(self, record: Record) -> Encoded | LeftOut:
         prompt = record.prompt if isinstance(record, Pair) else ""
         text = prompt + record.completion if isinstance(record, Pair) else record.text  # type: ignore[union-attr]
         self.encoded.append(text)
@@ -100,7 +98,7 @@ class FakeEncoder:
         if text == REFUSE:
             return LeftOut(REFUSED, "it ends too soon")
         if "\x00" in text:
-            raise UserError(f"{place}: token id 0")
+            return LeftOut("ids outside the vocabulary", "token id 0")
         if not text:
             return LeftOut(EMPTY, "the text has no tokens")
         tokens = np.array([ord(character) for character in text], dtype=np.int32)

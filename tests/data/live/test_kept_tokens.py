@@ -164,3 +164,15 @@ def test_what_a_dead_process_left_is_removed_after_days(tmp_path: Path) -> None:
         lane.next_row()
     lane.close()
     assert [path.name for path in files_of(source)] == [new.name, "unit-000000.tokens"]
+
+
+def test_a_file_that_another_process_finishes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = live([["abcdefg"] * 9], lane_limit=1, cache_dir=str(tmp_path))
+    gone, glob = ".unit-000000-renamed", Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / gone, *glob(self, pattern)])
+    lane = Lane(source, 0)
+    notes = [note for _ in range(12) for note in lane.next_row().notes]
+    lane.close()
+    assert (notes, [path.name for path in files_of(source)]) == ([], ["unit-000000.tokens"])

@@ -254,12 +254,6 @@ def test_with_errors_raise_a_refused_record_ends_the_run_with_its_place() -> Non
         Lane(source, 0).next_row()
 
 
-def test_what_a_record_does_wrong_is_told_with_its_place() -> None:
-    source = live([["abc", "a\x00"]])
-    with pytest.raises(UserError, match=r"source toy: /files/0\.jsonl:2: token id 0"):
-        Lane(source, 0).next_row()
-
-
 def test_a_fault_of_reading_names_the_source() -> None:
     with pytest.raises(RunFault, match=r"source toy: /files/0\.jsonl:2: cannot be read"):
         Lane(live([["abc", BROKEN]]), 0).next_row()

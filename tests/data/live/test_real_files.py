@@ -17,7 +17,7 @@ from llmkit.data.live.source import LiveSource, open_reader
 from llmkit.data.sources.listing import list_files
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.make_tokenizer import make_tokenizer
-from llmkit.errors import RunFault
+from llmkit.errors import RunFault, UserError
 from tests.data.live.fakes import plain
 
 TOKENIZER = make_tokenizer(schema.Tokenizer(type="bytes"), [])
@@ -96,3 +96,28 @@ def test_processes_make_the_same_rows_of_real_sources(tmp_path: Path) -> None:
             taken = server.take(place, lane, [True] * 30)
             assert [plain(row) for row in taken] == [plain(expected.next_row()) for _ in range(30)]
             assert any(row.left_out for row in taken)
+
+
+@pytest.mark.parametrize("wrong", [-100, 257, 1 << 40])
+def test_ids_outside_the_vocabulary_are_left_out_and_the_others_read(tmp_path: Path, wrong: int) -> None:
+    records = [{"input_ids": [65 + i % 26] * 9} for i in range(60)]
+    records[22]["input_ids"][4] = wrong
+    source = open_live(write(tmp_path / "ids.jsonl", records), 0, record="ids", max_epochs=1)
+    rows = []
+    with pytest.raises(RunFault, match="run dry"):
+        lane = Lane(source, 0)
+        while True:
+            rows.append(lane.next_row())
+    assert sum(row.left_out.get("with token ids outside the vocabulary", 0) for row in rows) == 1
+    assert len(rows) > 12
+    assert max(row.tokens.max() for row in rows) == TOKENIZER.end_of_text_id
+
+
+def test_ids_outside_the_vocabulary_are_told_with_their_line_where_errors_are_to_end_the_run(
+    tmp_path: Path,
+) -> None:
+    records = [{"input_ids": [65]}, {"input_ids": [-1]}]
+    source = open_live(write(tmp_path / "ids.jsonl", records), 0, record="ids")
+    source.reader.errors = "raise"
+    with pytest.raises(UserError, match=r"ids.jsonl:2: holds the token id -1, .*; mend the record, or set"):
+        Lane(source, 0).next_row()

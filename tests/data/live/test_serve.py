@@ -63,7 +63,7 @@ def test_errors_come_in_the_place_of_the_row_and_stay(workers: int) -> None:
     sources = {
         0: live([["a" * 8], [BROKEN]], lane_limit=2),
         1: live([["abc", LeftOut("x", "y")]], max_epochs=1),
-        2: live([["abc\x00"]]),
+        2: live([["abc\x00"]], errors="raise"),
     }
     with serving(sources, workers) as server:
         assert sum(row.tokens.size for row in server.take(0, 0, [True] * 5)) == 45

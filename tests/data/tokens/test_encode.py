@@ -15,7 +15,6 @@ from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, Encoded, RecordEncoder, text_of
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
-from llmkit.errors import UserError
 from tests.data.tokens.tokenizers_for_tests import END, byte_level, sentencepiece, tokenizer, word_pieces
 
 BYTES = RecordEncoder(bytes_tokenizer("<end>"))
@@ -280,12 +279,15 @@ def test_a_chat_without_the_assistant_says_which_roles_it_has(roles: tuple[str, 
 
 
 @pytest.mark.parametrize("number", [257, -1, 1 << 40])
-def test_ids_beyond_the_vocabulary_are_refused_with_their_place(number: int) -> None:
-    message = f"file.jsonl:3: holds the token id {number}, but the ids of data.tokenizer go from 0 to 256"
-    with pytest.raises(UserError, match=message):
-        BYTES.encode([Text("a"), ids(0, number)], place=lambda i: f"file.jsonl:{i + 2}")
-    with pytest.raises(UserError, match="record 0: "):
-        BYTES.encode([ids(number)])
+def test_ids_outside_the_vocabulary_cannot_be_used(number: int) -> None:
+    text, wrong, right = BYTES.encode([Text("a"), ids(0, number), ids(0, 256, 1)])
+    assert isinstance(wrong, LeftOut)
+    assert wrong.reason == "with token ids outside the vocabulary"
+    assert wrong.detail.startswith(
+        f"holds the token id {number}, but the ids of data.tokenizer go from 0 to 256"
+    )
+    assert isinstance(text, Encoded)
+    assert isinstance(right, Encoded)
 
 
 @EACH
