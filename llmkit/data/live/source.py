@@ -105,7 +105,7 @@ class LiveSource:
     @property
     def has_targets(self) -> bool:
         """Whether rows may have labels that are no targets."""
-        return self.reader.spec.record in ("chat", "prompt_completion")
+        return self.reader.spec.record != "text"
 
     @property
     def lanes(self) -> int:

@@ -33,9 +33,13 @@ TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
 BAD_MASK = "chat with a mask that is not known"
 OTHERS_LEARNED = "chat with a message to learn that is not the assistant's"
 TOOL_CALLS = "chat with tool calls"
+BAD_LABELS = "ids with labels that are others"
 NO_IDS = "no list of token ids"
 MENDED = "mended with U+FFFD"
 """Keys of the counters; all but the last are candidates left out."""
+
+LABELS, IGNORED = "labels", -100
+"""Field beside token ids, as transformers has it: the ids that are learned, and what stands for others."""
 
 MASKS = ("weight", "train", "training", "loss")
 """Keys of a message that say whether it is learned: 0 or false = no, 1 or true = yes."""
@@ -68,9 +72,13 @@ class Pair(NamedTuple):
 
 
 class Ids(NamedTuple):
-    """Token ids. ids: (count,) int64, not yet compared with a vocabulary."""
+    """Token ids.
+
+    ids: (count,) int64, not yet compared with a vocabulary. learned: (count,) bool; None = all.
+    """
 
     ids: np.ndarray
+    learned: np.ndarray | None = None
 
 
 Record = Text | Chat | Pair | Ids
@@ -114,12 +122,17 @@ def fields_of(spec: schema.Source) -> dict[str, str]:
     return {setting: getattr(spec, setting) for setting in settings}
 
 
+def extras_of(spec: schema.Source) -> tuple[str, ...]:
+    """Fields that are read, too, where a record has them."""
+    return (LABELS,) if spec.record == "ids" else ()
+
+
 class Extractor:
     """Takes records out of candidates. mend: put U+FFFD for what is no UTF-8 instead of leaving it out."""
 
     def __init__(self, spec: schema.Source, mend: bool) -> None:
         self._mend = mend
-        self._fields = tuple(fields_of(spec).values())
+        self._fields, self._extras = tuple(fields_of(spec).values()), extras_of(spec)
         makers: dict[str, Callable[..., Record]] = {
             "text": self._text,
             "chat": self._chat,
@@ -138,7 +151,7 @@ class Extractor:
         return self._extract(lambda: self._make(*self._json_values(line)))
 
     def from_values(self, values: tuple[Any, ...]) -> Extracted:
-        """The record of a table's row. values: those of `fields_of`, text as str or as bytes."""
+        """The record of a table's row. values: of `fields_of` and `extras_of`, text as str or as bytes."""
         return self._extract(lambda: self._make(*values))
 
     def _extract(self, make: Callable[[], Record]) -> Extracted:
@@ -177,7 +190,7 @@ class Extractor:
             if field not in record:
                 only = f"; it has {', '.join(map(repr, record))}"[:100] if record else ""
                 raise _UnusableError(NO_FIELD, f"the record has no field {field!r}{only}")
-        return [record[field] for field in self._fields]
+        return [*(record[field] for field in self._fields), *map(record.get, self._extras)]
 
     def _string(self, value: Any, what: str) -> str:
         if isinstance(value, bytes):
@@ -234,8 +247,22 @@ class Extractor:
             raise _UnusableError(NO_MESSAGES, detail)
         return {key: self._string(message[key], f"{what}.{key}") for key in ("role", "content")}
 
-    def _ids(self, value: Any) -> Ids:
-        what = f"field {self._fields[0]!r}"
+    def _ids(self, value: Any, labels: Any = None) -> Ids:
+        ids = self._numbers(value, f"field {self._fields[0]!r}")
+        if not len(ids):
+            raise _UnusableError(EMPTY, "there are no ids")
+        if not isinstance(labels, list | np.ndarray):
+            return Ids(ids)
+        known = self._numbers(labels, f"field {LABELS!r}")
+        learned = known != IGNORED
+        if known.shape != ids.shape or (known[learned] != ids[learned]).any():
+            detail = (
+                f"field {LABELS!r} does not hold the very ids, or {IGNORED} where one is not to be learned"
+            )
+            raise _UnusableError(BAD_LABELS, detail)
+        return Ids(ids, None if learned.all() else learned)
+
+    def _numbers(self, value: Any, what: str) -> np.ndarray:
         if isinstance(value, list) and all(type(one) is int for one in value):
             try:
                 value = np.array(value, dtype=np.int64)
@@ -243,9 +270,7 @@ class Extractor:
                 raise _UnusableError(NO_IDS, f"{what} holds a number beyond 64 bits") from None
         if not isinstance(value, np.ndarray):
             raise _UnusableError(NO_IDS, f"{what} is {_shown(value)}, not a list of whole numbers")
-        if not len(value):
-            raise _UnusableError(EMPTY, "there are no ids")
-        return Ids(value)
+        return value
 
 
 class _UnusableError(Exception):

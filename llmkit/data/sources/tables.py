@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from llmkit.config import schema
 from llmkit.data.sources.raw_reader import RawReader
-from llmkit.data.sources.records import fields_of
+from llmkit.data.sources.records import extras_of, fields_of
 from llmkit.data.sources.remote import RandomFile
 from llmkit.data.sources.urls import is_url
 from llmkit.errors import UserError
@@ -199,7 +199,8 @@ def _check_columns(names: pa.Schema, spec: schema.Source, place: str, file: str)
             fits, what = _is_text(kind) or pa.types.is_null(kind), "text"
         if not fits:
             raise UserError(f"{place}.{setting}: column {column!r} of {file} is {kind!s:.200}, not {what}")
-    return list(wanted.values())
+    extras = [name for name in extras_of(spec) if names.names.count(name) == 1]
+    return [*wanted.values(), *(name for name in extras if _is_list(_plain(names.field(name).type)))]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

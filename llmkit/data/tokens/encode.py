@@ -24,7 +24,7 @@ NO_ASSISTANT = "without a message of the role assistant"
 OTHER_NAMES = ("gpt", "model", "bot", "chatbot", "chatgpt", "bing", "bard", "ai")
 """What some collections of chats call the assistant."""
 
-VERSION = 2
+VERSION = 3
 """Changes with anything that makes other ids, targets or sizes of records that are not plain text."""
 
 
@@ -91,8 +91,8 @@ class RecordEncoder:
                     text, size = prompt + completion, self.tokenizer.text_bytes(completion)
                     spans = [(len(prompt), len(text))]
                     found.append(self._partly(text, spans, spans, [], size))
-                case Ids(given):
-                    found.append(self._ids(given))
+                case Ids(given, learned):
+                    found.append(self._ids(given, learned))
         return found
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
@@ -170,13 +170,14 @@ class RecordEncoder:
         starts = {start for start, end in learned if start < end}
         sizes = [part.size for part in parts]
         targets = np.repeat([start in starts for start in (0, *cuts)], sizes)
-        if not targets.any():
-            return LeftOut(NO_TARGETS, "no token of the record is to be learned")
-        document = self._document(np.concatenate(parts), targets, text_bytes)
-        return document if document.tokens.size else LeftOut(EMPTY, "the text has no tokens")
+        return self._whole(np.concatenate(parts), text_bytes, targets)
 
-    def _whole(self, tokens: np.ndarray, text_bytes: int) -> Encoded | LeftOut:
-        document = self._document(tokens, None, text_bytes)
+    def _whole(
+        self, tokens: np.ndarray, text_bytes: int, targets: np.ndarray | None = None
+    ) -> Encoded | LeftOut:
+        if targets is not None and not targets.any():
+            return LeftOut(NO_TARGETS, "no token of the record is to be learned")
+        document = self._document(tokens, targets, text_bytes)
         return document if document.tokens.size else LeftOut(EMPTY, "the text has no tokens")
 
     def _document(self, tokens: np.ndarray, targets: np.ndarray | None, text_bytes: int) -> Encoded:
@@ -191,7 +192,7 @@ class RecordEncoder:
         end_is_target = bool(targets[min(last, targets.size - 1)])
         return Encoded(tokens[first:last], targets[first:last], text_bytes, end_is_target)
 
-    def _ids(self, given: np.ndarray) -> Encoded | LeftOut:
+    def _ids(self, given: np.ndarray, learned: np.ndarray | None) -> Encoded | LeftOut:
         wrong = given[(given < 0) | (given >= self.tokenizer.vocab_size)]
         if wrong.size:
             return LeftOut(
@@ -200,7 +201,8 @@ class RecordEncoder:
                 f"{self.tokenizer.vocab_size - 1}: were the ids made with another tokenizer?",
             )
         tokens = given.astype(np.int32)
-        return self._whole(tokens, self.tokenizer.count_bytes(tokens))
+        size = self.tokenizer.count_bytes(tokens if learned is None else tokens[learned])
+        return self._whole(tokens, size, learned)
 
 
 def _cuts(spans: Sequence[Span], text: str) -> list[int]:

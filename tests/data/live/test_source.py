@@ -121,10 +121,10 @@ def test_a_source_goes_to_other_processes_and_gives_the_same_rows_there() -> Non
     assert again.digest == source.digest
 
 
-def test_only_chats_and_pairs_have_targets() -> None:
+def test_every_token_of_plain_text_is_a_target() -> None:
     kinds = ("text", "ids", "chat", "prompt_completion")
     have = [live([[Pair("a", "b")]], record=kind).has_targets for kind in kinds]
-    assert have == [False, False, True, True]
+    assert have == [False, True, True, True]
 
 
 def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> None:

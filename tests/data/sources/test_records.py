@@ -210,6 +210,24 @@ def test_ids_are_whole_numbers() -> None:
     assert found.ids.tolist() == [5, 0, 2**40]
 
 
+@pytest.mark.parametrize("labels", [[5, 0, 7], None, 3, "5"])
+def test_labels_that_repeat_the_ids_or_are_no_list_mask_nothing(labels: Any) -> None:
+    found = from_json({"input_ids": [5, 0, 7], "labels": labels}, record="ids").record
+    assert isinstance(found, Ids) and found.learned is None
+
+
+def test_labels_say_which_ids_are_learned() -> None:
+    found = from_json({"input_ids": [5, 0, 7], "labels": [-100, 0, -100]}, record="ids").record
+    assert isinstance(found, Ids) and found.learned is not None
+    assert found.learned.tolist() == [False, True, False]
+    for labels, reason in (
+        ([0, 7, -100], "ids with labels that are others"),
+        ([-100, 0], "ids with labels that are others"),
+        ([5, 0, "7"], "no list of token ids"),
+    ):
+        assert left_out({"input_ids": [5, 0, 7], "labels": labels}, record="ids")[0] == reason
+
+
 @pytest.mark.parametrize("ids", [None, 5, "5", [1.0], [True], [[1]], [None], [2**63]])
 def test_what_are_no_ids_is_left_out(ids: Any) -> None:
     assert left_out({"input_ids": ids}, record="ids")[0] == "no list of token ids"

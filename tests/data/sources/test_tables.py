@@ -74,3 +74,13 @@ def test_dictionaries_of_whole_lists_are_read(tmp_path: Path) -> None:
     for field, expected in {"input_ids": [[3], [1, 2], [3]], "few": [[7], [8], [8, 7]]}.items():
         found = texts(make_reader(as_source(path, record="ids", ids_field=field)))
         assert [one.ids.tolist() for one in found if isinstance(one, Ids)] == expected
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_labels_beside_ids_are_read_where_they_are_a_list(tmp_path: Path, suffix: str) -> None:
+    ids = pa.array([[1, 2], [3]])
+    for labels, learned in ((pa.array([[-100, 2], None]), [False, True]), (pa.array([1, 2]), None)):
+        path = write_table(tmp_path / f"a.{suffix}", pa.table({"labels": labels, "input_ids": ids}), 3)
+        first, second = texts(make_reader(as_source(path, record="ids")))
+        assert isinstance(first, Ids) and isinstance(second, Ids) and second.learned is None
+        assert (None if first.learned is None else first.learned.tolist()) == learned

@@ -197,6 +197,21 @@ def test_ids_are_taken_as_they_are_but_for_end_of_text_at_both_ends() -> None:
     assert one(PIECES, Ids(PIECES.tokenizer.encode("the fox").astype(np.int64))).text_bytes == 7
 
 
+def test_ids_that_are_not_learned_are_context() -> None:
+    given = np.array([104, 105, 256, 106, 256], dtype=np.int64)
+    for learned, end in (
+        ([False, True, False, True, True], True),
+        ([True, False, False, False, False], False),
+    ):
+        encoded = one(BYTES, Ids(given, np.array(learned)))
+        assert encoded.tokens.tolist() == given[:-1].tolist()
+        assert encoded.targets is not None
+        assert (encoded.targets.tolist(), encoded.end_is_target) == (learned[:-1], end)
+        assert encoded.text_bytes == sum(learned[k] for k in (0, 1, 3))
+    [nothing] = BYTES.encode([Ids(given, np.zeros(5, dtype=bool))])
+    assert isinstance(nothing, LeftOut) and nothing.reason == NO_TARGETS
+
+
 ENDING = "{% for m in messages %}{{ bos_token }}{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
 
 
