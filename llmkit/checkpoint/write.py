@@ -77,7 +77,7 @@ def save(
         first_only(mesh, explained(lambda: _prepare(root, writer.folder, contents, keep_last)))
         with together(mesh):
             mine = explained(_write_own)(writer, pieces)
-        notes = mesh.gather_texts(mine)
+        notes = mesh.gather_texts_to_first(mine)
         first_only(mesh, explained(lambda: _finish(writer, notes[1:], contents, final)))
     except BaseException:
         if mesh.rank == 0:

@@ -100,20 +100,38 @@ class Mesh:
         """What each rank gives, in the order of the ranks; for small messages. All ranks must call it."""
         if self.world_size == 1:
             return [text]
-        mine = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self.control_group)
-        longest = max(int(size) for size in sizes)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(mine)] = mine
-        texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.world_size)]
+        sizes, padded = self._padded(text)
+        texts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(texts, padded, group=self.control_group)
-        pairs = zip(texts, sizes, strict=True)
-        return [each[: int(size) - 1].numpy().tobytes().decode() for each, size in pairs]
+        return [_text(each, size) for each, size in zip(texts, sizes, strict=True)]
+
+    def gather_texts_to_first(self, text: str) -> list[str]:
+        """On rank 0 what each rank gives, on the others nothing; for messages of any size."""
+        if self.world_size == 1:
+            return [text]
+        sizes, padded = self._padded(text)
+        texts = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
+        dist.gather(padded, texts, dst=0, group=self.control_group)
+        return [_text(each, size) for each, size in zip(texts or [], sizes, strict=False)]
 
     def from_first(self, text: str) -> str:
         """What rank 0 gives."""
-        return self.gather_texts(text if self.rank == 0 else "")[0]
+        if self.world_size == 1:
+            return text
+        mine = _bytes(text)
+        size = torch.tensor([len(mine)])
+        dist.broadcast(size, 0, group=self.control_group)
+        values = mine if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(values, 0, group=self.control_group)
+        return _text(values, int(size))
+
+    def _padded(self, text: str) -> tuple[list[int], Tensor]:
+        """The bytes that each rank gives, and this rank's, padded to the most."""
+        mine = _bytes(text)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self.control_group)
+        counts = [int(size) for size in sizes]
+        return counts, torch.nn.functional.pad(mine, (0, max(counts) - len(mine)))
 
 
 def make_mesh(
@@ -138,3 +156,13 @@ def make_mesh(
                 mine[name] = group
     control = control or dist.new_group(backend="gloo", timeout=timeout)
     return Mesh(rank, world, tensor_size, mine["data"], mine["tensor"], control, timeout)
+
+
+def _bytes(text: str) -> Tensor:
+    """Its UTF-8 with a zero at the end: no tensor is empty."""
+    return torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
+
+
+def _text(values: Tensor, size: int) -> str:
+    """The text of which `_bytes` made the first `size` values."""
+    return values[: size - 1].numpy().tobytes().decode()

@@ -142,6 +142,9 @@ def test_ranks_agree_or_all_learn_what_differs():
             assert found["a bug"] == "KeyError: 'oops'"
         else:
             assert found["a bug"].startswith(f"RunFault: rank 1 ({host}): KeyError: 'oops'")
+        assert found["texts"] == ["", "é", "éé"]
+        assert found["texts to first"] == (["ééé", "éé", "é"] if rank == 0 else [])
+        assert found["from first"] == "ééé"
         assert found["first only"] == "of rank 0"
         assert found["cut"] == [1, rank, 3]
         assert found["left"]

@@ -49,6 +49,9 @@ def agreements() -> dict[str, Any]:
         found["a fault"] = outcome(part, {2: RunFault("disk full")})
         found["a mistake beside a fault"] = outcome(part, {0: RunFault("full"), 2: UserError("wrong")})
         found["a bug"] = outcome(part, {1: KeyError("oops")})
+        found["texts"] = mesh.gather_texts("é" * mesh.rank)
+        found["texts to first"] = mesh.gather_texts_to_first("é" * (3 - mesh.rank))
+        found["from first"] = mesh.from_first("é" * (3 - mesh.rank))
         found["first only"] = outcome(first_only, mesh, lambda: f"of rank {mesh.rank}")
         mesh = cut(mesh, 3)
         found["cut"] = [mesh.data_size, mesh.tensor_rank, dist.get_world_size(mesh.tensor_group)]
