@@ -23,6 +23,7 @@ from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
 from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
+from llmkit.monitor.events import failure_recorded
 from llmkit.optim.schedule import learning_rate_at
 from llmkit.parallel.agreement import agree, software, together
 from llmkit.parallel.place import read_place
@@ -91,9 +92,10 @@ def _train(start: Start, listener: Listener, started: float, environment: Mappin
 
 def _run(run: Run, start: Start, stop: StopRequest, started: float, environment: Mapping[str, str]) -> int:
     """The loop, with its logs and mirror, and with a fault on record."""
-    log = Log(run)
-    with closing(SampleLog(run)) as samples:
-        mirror = open_mirror(run, start.loaded, environment)
+    with ExitStack() as stack:
+        with failure_recorded(run.events):
+            log, samples = Log(run), stack.enter_context(closing(SampleLog(run)))
+            mirror = open_mirror(run, start.loaded, environment)
         code = 1
         try:
             code = _loop(run, log, samples, stop, started)

@@ -61,6 +61,9 @@ def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name a run folder, its checkpoints folder or a checkpoint")
     root = path / "checkpoints"
+    link = f" (a link to {os.readlink(root)})" if root.is_symlink() else ""
+    if link and not root.exists():
+        raise UserError(f"{root}{link} is not there; is its disk mounted?")
     if not root.is_dir():
         if os.path.lexists(path / fmt.MANIFEST):
             return load(path)
@@ -69,7 +72,7 @@ def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
     if found is None:
         count = len(folders(root))
         why = f"none of the {count} checkpoints in it is good" if count else "there is no checkpoint in it"
-        raise UserError(f"{root}: {why}")
+        raise UserError(f"{root}{link}: {why}")
     return found
 
 

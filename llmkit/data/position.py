@@ -90,7 +90,10 @@ def read_position(state: dict[str, Any]) -> Position:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"the checkpoint's data position is not usable: {where}: {first['msg']}") from error
+        raise UserError(
+            f"the checkpoint's data position is not usable: {where}: {first['msg']}; use the version of "
+            "llmkit that wrote it"
+        ) from error
     starts = [start for start, _ in position.segments]
     if starts != sorted(starts) or starts[0] != position.start or starts[-1] > position.rows:
         raise UserError(f"the checkpoint's data position is not usable: segments start at {starts}")

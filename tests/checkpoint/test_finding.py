@@ -46,6 +46,17 @@ def test_a_link_to_nothing_is_named(tmp_path: Path, save_step: Any) -> None:
     assert "step-00000002: it is a link to /unmounted/step-00000002, which is not there" in said[0]
 
 
+def test_a_checkpoints_folder_that_is_a_link_is_named_where_it_is_of_no_use(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError, match=r"checkpoints \(a link to .*disk\) is not there; is its disk"):
+        read.open(run)
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(UserError, match=r"checkpoints \(a link to .*disk\): there is no checkpoint in it"):
+        read.open(run)
+
+
 def test_a_link_to_another_step_is_not_taken_for_that_step(tmp_path: Path, save_step: Any) -> None:
     (tmp_path / "step-00000009").symlink_to(save_step(5))
     step, said = newest(tmp_path)

@@ -134,6 +134,16 @@ def test_a_start_that_fails_says_so_in_the_record(project, monkeypatch):
     assert recorded("fault")[0]["reason"] == "MemoryError: no room for the engine"
 
 
+def test_a_mirror_that_cannot_start_is_on_record_too(project, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no room for a process")
+
+    monkeypatch.setattr("llmkit.train.open_mirror", fail)
+    with pytest.raises(OSError, match="no room"):
+        train("train.max_steps=13")
+    assert recorded("fault")[0]["reason"] == "OSError: no room for a process"
+
+
 @pytest.mark.parametrize(("kept", "lost"), [(12, None), (10, [10, 12]), (0, [0, 12])])
 def test_lost_rows_are_told(project, kept, lost, capsys):
     text = (FOLDER / "metrics.jsonl").read_text().splitlines(keepends=True)
