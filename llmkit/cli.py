@@ -122,6 +122,10 @@ def _generate(options: argparse.Namespace, started: float) -> int:
         raise UserError(
             "generate: with --chat the chat template writes the control tokens; leave out one of both"
         )
+    if options.temperature == 0 and (options.top_k or options.top_p != 1.0):
+        raise UserError(
+            "generate: --temperature 0 always takes the likeliest token; leave out --top-k and --top-p"
+        )
     sampling = Sampling(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )

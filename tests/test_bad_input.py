@@ -70,6 +70,12 @@ def test_settings(project, capsys, override, says):
     assert all(part in message for part in says), message
 
 
+def test_a_setting_without_effect_is_noted_at_the_start(project, capsys):
+    trained("schedule.decay_share=0.5")
+    printed = capsys.readouterr().out
+    assert "note: schedule.decay_share 0.5 (command line) has no effect: schedule.name" in printed
+
+
 def test_all_mistakes_are_told_at_once(project, capsys):
     message = refused(
         capsys, "train.max_step=3", "optimizer.lr=1", "model.hidden_size=-1", "monitor.log_every=x"

@@ -144,9 +144,17 @@ def test_numbers_out_of_range_are_one_message(option, capsys):
         assert message.startswith(f"llmkit: {option[2:]} is ") and message.count("\n") == 1
 
 
-def test_options_that_exclude_each_other_are_refused(capsys):
-    assert main(["train", "tiny.yaml", "--fresh", "--allow-data-change"]) == 2
-    assert "leave one out" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "tiny.yaml", "--fresh", "--allow-data-change"],
+        ["generate", "run", "--prompt", "x", "--temperature", "0", "--top-k", "3"],
+        ["generate", "run", "--prompt", "x", "--temperature", "0", "--top-p", "0.9"],
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(arguments, capsys):
+    assert main(arguments) == 2
+    assert "leave o" in capsys.readouterr().err
 
 
 def test_usage_asks_only_for_what_is_required(capsys):
