@@ -92,7 +92,7 @@ class Log:
         # The first rank alone writes rows; the others need not measure their CPU.
         self.peak, self.peak_label = device_peak(run.device, dtype) if run.mesh.rank == 0 else (None, "")
         self.flops_per_token = train_flops_per_token(run.shape, run.config.data.sequence_length)
-        self._steps = 0
+        self._steps = self._computed = 0  # since the last row; without a target nothing is computed
         self._tokens_per_step = run.config.train.global_batch_size * run.config.data.sequence_length
         self._first, self._told = True, False
         self._left_out = TellLeftOut()
@@ -105,6 +105,7 @@ class Log:
         self.flush(run)
         step = run.progress.step
         self._steps += 1
+        self._computed += result.targets > 0
         timing: dict[str, Any] = {}
         first, self._first = self._first, False
         if first and run.engine.model.compiled and (breaks := graph_breaks()):
@@ -112,7 +113,7 @@ class Log:
             run.console.note(f"torch.compile could not take {sum(breaks.values())} places, such as: {most}")
         if first:
             run.clock.read()
-            self._steps = 0
+            self._steps = self._computed = 0
         if step == 1 or step % run.config.monitor.log_every == 0 or run.may_end_here:
             timing = self._timing(run)
         self._pending = step, run.progress.tokens, learning_rate, Scalars(result), timing
@@ -122,7 +123,7 @@ class Log:
         """The columns that are means since the last row; null where no step is to be counted."""
         seconds, waited = run.clock.read()
         steps = self._steps
-        rate = steps * self._tokens_per_step / seconds if steps else None
+        rate = self._computed * self._tokens_per_step / seconds if steps else None
         row = {
             "step_seconds": seconds / steps if steps else None,
             "tokens_per_second": rate,
@@ -131,7 +132,7 @@ class Log:
             "mfu_peak": self.peak_label,
             "peak_memory_gib": peak_memory_gib(run.device),
         }
-        self._steps = 0
+        self._steps = self._computed = 0
         return row
 
     def flush(self, run: Run) -> None:
