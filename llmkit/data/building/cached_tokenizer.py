@@ -22,7 +22,7 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import read_sealed, sync_folder, write_sealed
 
-VERSION = 4
+VERSION = 5
 """Changes with anything that makes the same settings give another tokenizer."""
 TOKENIZER_TEXT = 1 << 28
 """Characters that a tokenizer is trained on, over all sources."""

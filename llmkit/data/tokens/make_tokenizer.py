@@ -14,6 +14,7 @@ from llmkit.config import schema
 from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.chat import ChatTemplate
 from llmkit.data.tokens.tokenizer import Tokenizer, named_tokens
+from llmkit.data.tokens.tokenizer_json import with_special
 from llmkit.errors import UserError
 from llmkit.stopping import in_thread
 
@@ -74,12 +75,14 @@ def _content(spec: schema.Tokenizer, texts: Iterable[str]) -> tuple[str, dict[st
             raise UserError("data.tokenizer.path: a tokenizer of type file needs a tokenizer.json")
         path = Path(spec.path)
         content = _read(path, "data.tokenizer.path")
-        return content, _settings(lambda name: _read_beside(path, name), "data.tokenizer.path"), spec.path
+        config = _settings(lambda name: _read_beside(path, name), "data.tokenizer.path")
+        return with_special(content, _special_names(config), spec.path), config, spec.path
     if spec.name is None:
         raise UserError("data.tokenizer.name: a tokenizer of type hub needs a hub id")
     fetched = _fetch(spec, "tokenizer.json")
     assert fetched is not None
-    return fetched, _settings(lambda name: _fetch(spec, name), "data.tokenizer.name"), f"{spec.name} (hub)"
+    config, origin = _settings(lambda name: _fetch(spec, name), "data.tokenizer.name"), f"{spec.name} (hub)"
+    return with_special(fetched, _special_names(config), origin), config, origin
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Tokenizer:
@@ -191,6 +194,16 @@ def _fetch(spec: schema.Tokenizer, file: str) -> str | None:
             f"data.tokenizer.name: cannot get {file} of {spec.name!r} from the hub ({reason}); check "
             "the name and the network, or download the file and use type: file"
         ) from error
+
+
+def _special_names(config: dict[str, Any]) -> set[str]:
+    """The text of the tokens that a tokenizer_config.json calls special."""
+    found = set(named_tokens(config).values())
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(key)
+        tokens = more.values() if isinstance(more, dict) else more if isinstance(more, list) else ()
+        found |= {str(token.get("content") if isinstance(token, dict) else token) for token in tokens}
+    return found
 
 
 def _template_of(config: dict[str, Any]) -> str | None:

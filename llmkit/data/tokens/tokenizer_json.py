@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from tokenizers import Tokenizer as Encoder
@@ -36,6 +37,19 @@ def plain(spec: dict[str, Any], end_of_text: str) -> dict[str, Any]:
     changes = {"truncation": None, "padding": None, "post_processor": None, "added_tokens": added}
     model = spec["model"] | ({"dropout": None} if spec["model"].get("dropout") else {})
     return spec | changes | {"model": model}
+
+
+def with_special(content: str, names: Collection[str], origin: str) -> str:
+    """The same tokenizer.json with these of its added tokens as special ones, as transformers takes them.
+
+    Raises UserError, naming `origin`, for what is no tokenizer.json.
+    """
+    spec = parse(content, origin)
+    added = [
+        token | {"special": True} if token.get("content") in names else token
+        for token in spec.get("added_tokens") or []
+    ]
+    return json.dumps(spec | {"added_tokens": added})
 
 
 def continuing(spec: dict[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,30 @@ def local(folder: Path) -> schema.Tokenizer:
     return schema.Tokenizer(type="file", path=str(folder / "tokenizer.json"))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"additional_special_tokens": ["<|im_end|>"]},
+        {"extra_special_tokens": {"end_of_turn": {"content": "<|im_end|>"}}},
+        {"pad_token": "<|im_end|>"},
+    ],
+)
+def test_tokens_that_the_settings_call_special_cannot_be_spelled_by_text(
+    hub: Path, config: dict[str, Any]
+) -> None:
+    content = json.loads((hub / "tokenizer.json").read_text())
+    token = content["added_tokens"][0] | {"id": 280, "content": "<|im_end|>", "special": False}
+    content["added_tokens"].append(token)
+    (hub / "tokenizer.json").write_text(json.dumps(content))
+    for spec in (HUB, local(hub)):
+        (hub / "tokenizer_config.json").write_text("{}")
+        assert 280 in make_tokenizer(spec, never()).encode("a<|im_end|>")
+        (hub / "tokenizer_config.json").write_text(json.dumps(config))
+        made = make_tokenizer(spec, never())
+        assert 280 not in made.encode("a<|im_end|>")
+        assert made.control_tokens["<|im_end|>"] == 280
+
+
 BOS = {"bos_token": {"content": "<s>"}}
 
 
