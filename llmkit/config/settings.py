@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,10 @@ class Settings:
 
     def mistake(self, what: str, *paths: str, note: str = "") -> Mistake:
         """A mistake about `paths`; in `what`, {0}, {1} stand for the paths with value and origin."""
-        return Mistake("", what.format(*(self.describe(path) for path in paths)), note, paths)
+        shown = {f"{{{index}}}": self.describe(path) for index, path in enumerate(paths)}
+        # Not str.format: names that users chose may hold braces.
+        what = re.sub(r"\{[0-9]\}", lambda found: shown.get(found[0], found[0]), what)
+        return Mistake("", what, note, paths)
 
     @property
     def data_parallel_size(self) -> int | None:

@@ -75,6 +75,10 @@ CONTRADICTIONS = [
         ["data.curriculum=[{step: 9, weights: {text-1: 1}}, {step: 9, weights: {text-1: 3}}]"],
         "are the same step",
     ),
+    (
+        ["data.curriculum=[{step: 9, weights: {'{x}{7}': 1, text-1: 1}}]"],
+        'data.curriculum.0.weights a mapping (command line) names "{x}{7}", which is no source',
+    ),
     (["data.sources.0.name=a", "data.sources.1.name=a"], 'two sources are called "a"'),
     (["data.sources.0.name=text-1"], 'two sources are called "text-1"'),
     (['run.dir="a\\0b"'], "run.dir"),
