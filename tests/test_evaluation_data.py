@@ -137,7 +137,7 @@ def test_what_another_version_did_not_know_or_knew_besides_is_no_obstacle(
 @pytest.mark.parametrize(
     ("section", "name", "value", "says"),
     [
-        ("config", "train", {"precision": "fp4"}, 'train.precision is "fp4"'),
+        ("config", "run", {"seed": "lucky"}, 'run.seed = "lucky" is none that llmkit'),
         ("model", "experts", 8, "its model has settings that llmkit"),
     ],
 )

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from llmkit import __version__
 from llmkit.config.mistakes import display
+from llmkit.config.resume import rule_of
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
 
@@ -18,25 +19,43 @@ def read_stored(content: Mapping[str, Any], origin: str, note: Callable[[str], N
     """The settings that `Config.model_dump(mode="json")` gave to a checkpoint.
 
     A setting that did not exist then has its default, which is what held before it existed. One that this
-    version does not know is left out and told to `note`. origin: names the checkpoint and its version.
-    Raises UserError for a value that this version cannot use.
+    version does not know, or of which it does not know the value, is left out and told to `note`. origin:
+    names the checkpoint and its version. Raises UserError where such a value decides what the model is or
+    reads.
     """
     known = copy.deepcopy(dict(content))
     try:
         return Config.model_validate(known)
     except ValidationError as fault:
         errors = fault.errors(include_url=False)
-    for error in errors:
-        path = ".".join(str(part) for part in error["loc"])
-        if error["type"] != "extra_forbidden":
+    wrong = {_there(known, error["loc"]): error for error in errors}
+    for path, error in wrong.items():
+        name = ".".join(map(str, path))
+        what = f"{name} = {display(error['input'])}"
+        rule = rule_of(name)
+        if error["type"] != "extra_forbidden" and (rule is None or rule.kind in ("fixed", "data")):
             raise UserError(
-                f"{origin}: its setting {path} is {display(error['input'])}, which llmkit {__version__} "
-                f"cannot use ({error['msg']}); use the version that wrote it"
+                f"{origin}: its setting {what} is none that llmkit {__version__} knows ({error['msg']}); "
+                "use the version that wrote it"
             )
-        _remove(known, error["loc"])
-        value = display(error["input"])
-        note(f"{origin}: left out {path} = {value}, which llmkit {__version__} does not know")
+        _remove(known, path)
+        note(f"{origin}: left out {what}, which llmkit {__version__} does not know")
     return Config.model_validate(known)
+
+
+def _there(content: Any, place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The part of an error's place that is a setting; below it pydantic names the types that it has tried."""
+    path: tuple[int | str, ...] = ()
+    for part in place:
+        sections = isinstance(content, list) and all(isinstance(item, dict) for item in content)
+        if not sections and not isinstance(content, dict):
+            break
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            break
+        path = (*path, part)
+    return path or place
 
 
 def _remove(content: Any, path: tuple[int | str, ...]) -> None:

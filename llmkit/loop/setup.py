@@ -150,11 +150,11 @@ def _assemble(
         loader, changes = _loader(start, basis, checkpoint, progress, stack)
     engine = _build(start, basis, checkpoint, console.note)
     stack.callback(engine.close)
-    if changes:
-        events.record("data_change", step=progress.step, differences=changes)
-        console.note(f"going on with other data: {'; '.join(changes)}")
     with together(mesh):
         if mesh.rank == 0 and not (progress.finished() and standing.was_done):
+            if changes:
+                events.record("data_change", step=progress.step, differences=changes)
+                console.note(f"going on with other data: {'; '.join(changes)}")
             begin(start.loaded, progress, standing, basis.precision, folder, metrics, events, console.note)
             _write_down(start, basis, engine, folder)
     if checkpoint is not None:
