@@ -1,4 +1,7 @@
-"""DeepSpeed's settings, all of them ours: nothing is left for it or its launcher to choose."""
+"""DeepSpeed's settings: nothing is left for it or its launcher to choose.
+
+All are ours, but for what a user's DeepSpeed file says of speed and memory (see `Layout.deepspeed`).
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,12 @@ def deepspeed_config(
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
         }
+    for key, value in layout.deepspeed.items():
+        *sections, name = key.split(".")
+        within = config
+        for section in sections:
+            within = within[section]
+        within[name] = value
     return config
 
 

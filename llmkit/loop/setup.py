@@ -82,6 +82,8 @@ class Start:
     options: Options
     local_size: int
     """Processes of this run on this host."""
+    notes: tuple[str, ...] = ()
+    """What of the launcher's configuration has no effect."""
 
     @property
     def config(self) -> Config:
@@ -159,9 +161,8 @@ def _assemble(
             _write_down(start, basis, engine, folder)
     if checkpoint is not None:
         take_over_evaluation(progress, config, metrics, mesh)
-    for line in _remarks(checkpoint, start.loaded, progress, basis.data.tokenizer.vocab_size):
-        console.note(line)
-    for line in lane_lines(basis.data, mesh.data_size):
+    remarks = _remarks(checkpoint, start.loaded, progress, basis.data.tokenizer.vocab_size)
+    for line in (*start.notes, *remarks, *lane_lines(basis.data, mesh.data_size)):
         console.note(line)
     console.max_steps = progress.max_steps
     over = f" x {mesh.world_size} processes ({_layout_name(start.layout)})" if mesh.world_size > 1 else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from llmkit.errors import UserError
+from llmkit.parallel.deepspeed_file import DeepSpeedFile, read_deepspeed_file
+from llmkit.parallel.deepspeed_keys import NVME
+from llmkit.parallel.said import Said, number
 
 OTHER_LAYOUTS = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -16,19 +17,42 @@ OTHER_LAYOUTS = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
 """Set to "true" where accelerate's configuration asks for what llmkit does in another way."""
-DEFAULT_STAGE = "2"
-"""Of accelerate, for a DeepSpeed configuration that names none."""
-
-
-class Said(NamedTuple):
-    """A value of accelerate's configuration: its name there, and where it stands."""
-
-    name: str
-    value: Any
-    place: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.value} ({self.place})"
+VARIABLES = {
+    "zero_stage": ("zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE"),
+    "offload_optimizer": ("offload_optimizer_device", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
+    "offload_param": ("offload_param_device", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
+    "accumulation": ("gradient_accumulation_steps", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
+    "clipping": ("gradient_clipping", "ACCELERATE_GRADIENT_CLIPPING"),
+}
+"""Field of Accelerate: its name in accelerate's YAML, and the variable that carries it."""
+REFUSED = {
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", "kernels.compile decides"),
+    "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": (
+        "deepspeed_moe_layer_cls_names",
+        "llmkit's models have no mixture of experts",
+    ),
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_NVME_PATH": ("offload_optimizer_nvme_path", NVME),
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_NVME_PATH": ("offload_param_nvme_path", NVME),
+    "ACCELERATE_TORCH_DEVICE": ("a device", "CUDA_VISIBLE_DEVICES says which GPUs there are, or none"),
+}
+"""Variable: the setting that it carries, and what to do instead."""
+IDLE = {
+    "ACCELERATE_DEBUG_MODE": ("debug", "llmkit itself compares what its processes are given"),
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": (
+        "zero3_save_16bit_model",
+        "llmkit saves its own checkpoints",
+    ),
+}
+"""Variable: the setting that it carries, and why it says nothing about training. (zero3_init_flag is none of
+them: it is about models of transformers, and under ZeRO-3 llmkit's are always made in parts.)"""
+UNSAID = "by default"
+DEFAULTS = {
+    "zero_stage": Said("zero_stage", "2", UNSAID),
+    "offload_optimizer": Said("offload_optimizer_device", "none", UNSAID),
+    "offload_param": Said("offload_param_device", "none", UNSAID),
+}
+"""Of accelerate, for a DeepSpeed configuration that does not say."""
+DEFAULTS_OF_FILES = DEFAULTS | {"zero_stage": Said("zero_optimization.stage", 0, UNSAID)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,7 @@ class Accelerate:
     """What accelerate's configuration says; None where it says nothing.
 
     A value is nothing, too, where accelerate writes it unasked: mixed_precision "no", one accumulation
-    step, "auto".
+    step, "auto". passed: what goes to DeepSpeed as it is, by its dotted key. notes: what has no effect.
     """
 
     zero_stage: Said | None = None
@@ -46,6 +70,9 @@ class Accelerate:
     accumulation: Said | None = None
     clipping: Said | None = None
     micro_batch: Said | None = None
+    global_batch: Said | None = None
+    passed: Mapping[str, Said] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def uses_deepspeed(environment: Mapping[str, str]) -> bool:
@@ -58,6 +85,40 @@ def read_accelerate(environment: Mapping[str, str]) -> Accelerate:
 
     Raises UserError for what llmkit does not do: FSDP, fp16, a DeepSpeed file with an optimizer, ...
     """
+    _refuse(environment)
+    found: dict[str, Said] = {}
+    passed: dict[str, Said] = {}
+    notes = [
+        f"{name} ({variable}) has no effect: {reason}"
+        for variable, (name, reason) in IDLE.items()
+        if environment.get(variable, "").lower() in ("true", "1")
+    ]
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no":
+        found["mixed_precision"] = Said("mixed_precision", precision, "ACCELERATE_MIXED_PRECISION")
+    if uses_deepspeed(environment):
+        path = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+        file = DeepSpeedFile() if path == "none" else read_deepspeed_file(Path(path))
+        passed, notes = file.passed, notes + file.idle
+        defaults = DEFAULTS if path == "none" else DEFAULTS_OF_FILES
+        for name, said in (*_of_environment(environment), *_of_file(file), *defaults.items()):
+            if name not in found:
+                found[name] = said
+            elif said.place != UNSAID and not _agree(said, found[name]):
+                raise UserError(
+                    f"accelerate's configuration says both {found[name]} and {said}; take one of them out"
+                )
+    if (accumulation := found.get("accumulation")) and number(accumulation) == 1:
+        del found["accumulation"]
+    if "mixed_precision" in found and found["mixed_precision"].value not in ("bf16", "fp32"):
+        raise UserError(
+            f"accelerate's configuration says {found['mixed_precision']}; llmkit trains in bf16 or fp32"
+        )
+    return Accelerate(**found, passed=passed, notes=tuple(notes))
+
+
+def _refuse(environment: Mapping[str, str]) -> None:
+    """Raises UserError for what llmkit does in another way, or not at all."""
     for variable, layout in OTHER_LAYOUTS.items():
         if environment.get(variable, "").lower() == "true":
             raise UserError(
@@ -65,76 +126,31 @@ def read_accelerate(environment: Mapping[str, str]) -> Accelerate:
                 "ZeRO shares out the state, parallel.tensor_parallel_size cuts the layers; "
                 "launch with one of the files in launch/"
             )
-    if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        raise UserError(
-            f"accelerate's configuration says dynamo_backend {environment['ACCELERATE_DYNAMO_BACKEND']}; "
-            "take it out: kernels.compile decides"
-        )
-    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
-    found: dict[str, Said] = {}
-    if precision != "no":
-        found["mixed_precision"] = Said("mixed_precision", precision, "ACCELERATE_MIXED_PRECISION")
-    if uses_deepspeed(environment):
-        file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
-        entries = _of_file(Path(file)) if file else _of_environment(environment)
-        found |= {field: said for field, said in entries if said.value not in (None, "auto")}
-    if (accumulation := found.get("accumulation")) and number(accumulation) == 1:
-        del found["accumulation"]
-    if (said := found.get("mixed_precision")) and said.value != "bf16":
-        raise UserError(f"accelerate's configuration says {said}; llmkit trains in bf16 or fp32")
-    return Accelerate(**found)
+    for variable, (name, instead) in REFUSED.items():
+        if (value := environment.get(variable, "no")).lower() not in ("no", "none", ""):
+            raise UserError(
+                f"accelerate's configuration says {name} {value} ({variable}); take it out: {instead}"
+            )
+
+
+def _agree(one: Said, other: Said) -> bool:
+    try:
+        return float(one.value) == float(other.value)
+    except (TypeError, ValueError):
+        return one.value == other.value
 
 
 def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Said]]:
     """(field of Accelerate, what is said) of a DeepSpeed configuration in accelerate's own YAML."""
-    variables = {
-        "zero_stage": ("zero_stage", "DEEPSPEED_ZERO_STAGE", DEFAULT_STAGE),
-        "offload_optimizer": ("offload_optimizer_device", "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"),
-        "offload_param": ("offload_param_device", "DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none"),
-        "accumulation": ("gradient_accumulation_steps", "GRADIENT_ACCUMULATION_STEPS", None),
-        "clipping": ("gradient_clipping", "GRADIENT_CLIPPING", None),
-    }
-    for field, (name, variable, default) in variables.items():
-        place = f"ACCELERATE_{variable}"
-        yield field, Said(name, environment.get(place, default), place)
+    for field_name, (name, variable) in VARIABLES.items():
+        value = environment.get(variable, "auto")
+        if value != "auto" and (value != "none" or field_name.startswith("offload")):
+            yield field_name, Said(name, value, variable)
 
 
-def _of_file(path: Path) -> Iterator[tuple[str, Said]]:
+def _of_file(file: DeepSpeedFile) -> Iterator[tuple[str, Said]]:
     """The same of a DeepSpeed JSON file."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}, the deepspeed_config_file of accelerate's configuration, cannot be read: {error}"
-        ) from error
-    for key in ("optimizer", "scheduler"):
-        if key in content:
-            raise UserError(
-                f'{path}: take "{key}" out: llmkit writes DeepSpeed\'s settings from the sections '
-                "optimizer and schedule of its own configuration"
-            )
-    keys = {
-        "zero_stage": ("zero_optimization", "stage"),
-        "offload_optimizer": ("zero_optimization", "offload_optimizer", "device"),
-        "offload_param": ("zero_optimization", "offload_param", "device"),
-        "accumulation": ("gradient_accumulation_steps",),
-        "clipping": ("gradient_clipping",),
-        "micro_batch": ("train_micro_batch_size_per_gpu",),
-    }
-    defaults = {"zero_stage": 0, "offload_optimizer": "none", "offload_param": "none"}
-    for field, parts in keys.items():
-        value = content
-        for part in parts:
-            value = value.get(part) if isinstance(value, dict) else None
-        yield field, Said(".".join(parts), defaults.get(field) if value is None else value, str(path))
-    for name in ("bf16", "fp16"):
-        if isinstance(content.get(name), dict) and content[name].get("enabled") is True:
-            yield "mixed_precision", Said("mixed_precision", name, f"{name}.enabled in {path}")
-
-
-def number(said: Said) -> float:
-    """The number that is said. Raises UserError if it is none."""
-    try:
-        return float(said.value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"accelerate's configuration says {said}, which is no number") from error
+    for field_name, said in file.compared.items():
+        if field_name == "mixed_precision":  # which is bf16.enabled there
+            said = said._replace(name="mixed_precision", value="bf16" if said.value is True else "fp32")
+        yield field_name, said

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
@@ -13,6 +14,7 @@ class Layout:
     zero_stage: 0 = every data-parallel rank holds all; 1 cuts moments and masters, 2 gradients too, 3
     weights too. recompute, recompute_every: which activations are computed again in the backward pass,
     and in which of the blocks (1 = in all, 2 = in every second, ...).
+    deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key.
     """
 
     world_size: int = 1
@@ -22,6 +24,7 @@ class Layout:
     offload: Literal["none", "cpu"] = "none"
     recompute: Literal["none", "selective", "full"] = "none"
     recompute_every: int = 1
+    deepspeed: Mapping[str, int | bool] = field(default_factory=dict)
 
     @property
     def data_parallel_size(self) -> int:

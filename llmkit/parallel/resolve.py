@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from llmkit.config.derive import rows_per_rank
 from llmkit.config.mistakes import display
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
-from llmkit.parallel.accelerate import Accelerate, Said, number, read_accelerate, uses_deepspeed
+from llmkit.parallel.accelerate import UNSAID, Accelerate, read_accelerate, uses_deepspeed
+from llmkit.parallel.deepspeed_keys import RULES, Passed
 from llmkit.parallel.layout import Layout
+from llmkit.parallel.said import Said, number
 
 
 def needs_deepspeed(config: Config, environment: Mapping[str, str]) -> bool:
@@ -36,22 +39,28 @@ def resolve_layout(
         offload=settled.offload(),
         recompute=parallel.activation_checkpointing,
         recompute_every=parallel.checkpoint_every,
+        deepspeed=settled.passed(),
     )
-    settled.check_training()
+    settled.check_training(max(1, layout.data_parallel_size))
     return layout
 
 
+def launch_notes(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What accelerate's configuration says without any effect here, a line each."""
+    return tuple(f"accelerate's configuration: {note}" for note in read_accelerate(environment).notes)
+
+
 def resolve_precision(config: Config, origins: Mapping[str, str], environment: Mapping[str, str]) -> str:
-    """train.precision; where that is auto, bf16 if accelerate's mixed_precision is.
+    """train.precision; where that is auto, what accelerate's configuration says.
 
     Raises UserError for a contradiction.
     """
     said = read_accelerate(environment).mixed_precision
     if said is None:
         return config.train.precision
-    if config.train.precision == "fp32":
+    if config.train.precision not in ("auto", said.value):
         raise _Settled(config, origins, Accelerate()).contradiction("train.precision", said)
-    return "bf16"
+    return str(said.value)
 
 
 class _Settled:
@@ -63,7 +72,7 @@ class _Settled:
     def zero_stage(self) -> int:
         """The stage of the settings, else accelerate's, else 0."""
         stage, said = self.config.parallel.zero_stage, self.accelerate.zero_stage
-        if said is None:
+        if said is None or (said.place == UNSAID and stage != "auto"):
             return 0 if stage == "auto" else stage
         if (named := number(said)) not in (0, 1, 2, 3):
             raise UserError(f"accelerate's configuration says {said}; the stages are 0, 1, 2 and 3")
@@ -74,7 +83,8 @@ class _Settled:
     def offload(self) -> Literal["none", "cpu"]:
         """What the settings say; where they leave it to the default, what accelerate says."""
         optimizer, weights = self.accelerate.offload_optimizer, self.accelerate.offload_param
-        if optimizer is None or weights is None:
+        given = self.origins.get("parallel.offload", "default") != "default"
+        if optimizer is None or weights is None or (given and optimizer.place == weights.place == UNSAID):
             return self.config.parallel.offload
         for said in (optimizer, weights):
             if said.value not in ("none", "cpu"):
@@ -90,25 +100,54 @@ class _Settled:
             )
         said_offload: Literal["none", "cpu"] = "cpu" if optimizer.value == "cpu" else "none"
         ours = self.config.parallel.offload
-        if self.origins.get("parallel.offload", "default") == "default":
+        if not given:
             return said_offload
         if ours != said_offload:
             raise self.contradiction("parallel.offload", optimizer)
         return ours
 
-    def check_training(self) -> None:
-        """Raises UserError where accelerate's configuration sets what the section train decides."""
+    def passed(self) -> dict[str, int | bool]:
+        """What goes to DeepSpeed as it is. Raises UserError for what the stage does not use."""
+        accelerate, stage, found = self.accelerate, self.zero_stage(), {}
+        devices = {
+            "zero_optimization.offload_optimizer.pin_memory": accelerate.offload_optimizer,
+            "zero_optimization.offload_param.pin_memory": accelerate.offload_param,
+        }
+        for key, said in accelerate.passed.items():
+            rule, device = RULES[key], devices.get(key)
+            assert isinstance(rule, Passed)
+            if device is not None and device.value == "none":
+                continue  # a section that DeepSpeed itself does not read
+            if stage not in rule.stages:
+                stages = " and ".join(map(str, rule.stages))
+                raise UserError(
+                    f"accelerate's configuration says {said}, which is for ZeRO stage {stages}, but the "
+                    f"stage is {stage}; take it out"
+                )
+            found[key] = said.value
+        return found
+
+    def check_training(self, data_parallel_size: int) -> None:
+        """Raises UserError where accelerate's configuration contradicts the section train."""
         train, accelerate = self.config.train, self.accelerate
-        if accelerate.accumulation is not None:
-            raise UserError(
-                f"accelerate's configuration says {accelerate.accumulation}; take it out: the steps follow "
-                "from train.global_batch_size and train.micro_batch_size"
-            )
-        clipping = accelerate.clipping
-        if clipping is not None and number(clipping) != train.gradient_clipping:
-            raise self.contradiction("train.gradient_clipping", clipping)
-        if accelerate.micro_batch is not None and accelerate.micro_batch.value != train.micro_batch_size:
-            raise self.contradiction("train.micro_batch_size", accelerate.micro_batch)
+        if (said := accelerate.accumulation) is not None:
+            rows, micro = rows_per_rank(self.config, data_parallel_size), train.micro_batch_size
+            steps = "auto" if micro == "auto" else rows / micro
+            if number(said) != steps:
+                what = f"which make {steps:g}" if isinstance(steps, float) else "as they fit into memory"
+                raise UserError(
+                    f"accelerate's configuration says {said}; take it out: the steps follow from "
+                    f"{self.told('train.global_batch_size')} and {self.told('train.micro_batch_size')}, "
+                    f"{what}"
+                )
+        compared = (
+            ("train.gradient_clipping", accelerate.clipping, train.gradient_clipping),
+            ("train.global_batch_size", accelerate.global_batch, train.global_batch_size),
+            ("train.micro_batch_size", accelerate.micro_batch, train.micro_batch_size),
+        )
+        for path, told, ours in compared:
+            if told is not None and number(told) != ours:
+                raise self.contradiction(path, told)
 
     def told(self, path: str) -> str:
         """A setting with its value and where that is from."""

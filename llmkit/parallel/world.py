@@ -120,6 +120,8 @@ def check_own_gpu(place: Place, store: Store, uuid: str, timeout: timedelta) -> 
 
 def _choose_device(place: Place) -> torch.device:
     """The GPU of this process's own, made the current one, or the CPU."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":  # use_cpu in accelerate's configuration
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch first looks for GPUs
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         if count == 1 and place.local_size > 1:

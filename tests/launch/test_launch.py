@@ -31,7 +31,23 @@ LAUNCHES = [
     ("ddp", {"zero_stage": 2}, ["parallel.zero_stage=2"]),
     ("zero3-offload", {"zero_stage": 3, "offload": "cpu"}, []),
     ("multinode", {"zero_stage": 0}, ["parallel.world_size=2"]),
+    ("own-file", {"zero_stage": 3}, []),
 ]
+OWN_FILES = {
+    # One of accelerate's, and one of DeepSpeed's with sizes that cut even this model into many parts.
+    "own-file.yaml": (
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\n"
+        "deepspeed_config: {deepspeed_config_file: own-file.json}\n"
+        "num_processes: auto\nmain_process_port: 0\n"
+    ),
+    "own-file.json": json.dumps(
+        {"train_batch_size": "auto", "zero_optimization": {
+            "stage": 3, "overlap_comm": True, "sub_group_size": 1000, "reduce_bucket_size": 500,
+            "stage3_prefetch_bucket_size": 300, "stage3_param_persistence_threshold": 10,
+            "stage3_max_live_parameters": 1e4, "stage3_max_reuse_distance": 1e4,
+        }}
+    ),
+}  # fmt: skip
 COMMON = [
     "model.hidden_dropout=0.0", "optimizer.eps=1e-5", "schedule.name=constant", "schedule.warmup_steps=0",
     f"evaluate.every_steps={STEPS}", "checkpoint.every_steps=0", "checkpoint.keep_last=1",
@@ -43,6 +59,8 @@ def project(tmp_path_factory) -> Path:
     """A project in which one process has done all the steps: `runs/straight`."""
     folder = tmp_path_factory.mktemp("launch")
     make_project(folder)
+    for name, text in OWN_FILES.items():
+        (folder / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         steps = f"train.max_steps={STEPS * len(LAUNCHES)}"
@@ -55,7 +73,8 @@ def commands(name: str, train: list[str]) -> list[list[str]]:
     train = ["-m", "llmkit", "train", *train]
     if name == "torchrun":
         return [[*TORCHRUN, "--standalone", *train]]
-    launch = [*ACCELERATE, str(ROOT / "launch" / f"{name}.yaml"), "--num_processes", "2"]
+    file = f"{name}.yaml" if f"{name}.yaml" in OWN_FILES else str(ROOT / "launch" / f"{name}.yaml")
+    launch = [*ACCELERATE, file, "--num_processes", "2"]
     if name != "multinode":
         return [[*launch, *train]]
     with socket.socket() as probe:
@@ -81,9 +100,8 @@ def launch(folder: Path, name: str, overrides: list[str]) -> str:
 
 
 def test_every_launch_file_is_launched():
-    assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == {n for n, *_ in LAUNCHES} - {
-        "torchrun"
-    }
+    launched = {name for name, *_ in LAUNCHES} - {"torchrun", "own-file"}
+    assert {path.stem for path in (ROOT / "launch").glob("*.yaml")} == launched
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(name for name, *_ in LAUNCHES)))
@@ -107,6 +125,9 @@ def test_a_launch_goes_on_as_one_process_would(project, number, name):
     assert (folder / "deepspeed.json").exists() == (layout["zero_stage"] > 0)
     assert events(folder)[-2:] == ["save", "done"]
     assert (folder / "DONE").exists()
+    if name == "own-file":
+        zero = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]
+        assert zero == zero | json.loads(OWN_FILES["own-file.json"])["zero_optimization"]
     if name == "zero3":
         stage = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]["stage"]
         assert stage == 3

@@ -1,0 +1,141 @@
+"""A user's DeepSpeed JSON file: every key of it takes effect, or is refused with what to do instead."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmkit.config.mistakes import display, printable
+from llmkit.errors import UserError
+from llmkit.parallel.deepspeed_keys import RULES, SAME_SECTION, Compared, Fixed, Idle, Off, Passed, Refused
+from llmkit.parallel.said import Said
+
+OF_ACCELERATE = {
+    "zero_stage": "zero_optimization.stage",
+    "offload_optimizer_device": "zero_optimization.offload_optimizer.device",
+    "offload_param_device": "zero_optimization.offload_param.device",
+}
+"""Names that accelerate's own YAML has for keys of DeepSpeed's."""
+
+
+@dataclass
+class DeepSpeedFile:
+    """What the file says.
+
+    compared: by the field of Accelerate. passed: by the dotted key. idle: lines on what has no effect.
+    """
+
+    compared: dict[str, Said] = field(default_factory=dict)
+    passed: dict[str, Said] = field(default_factory=dict)
+    idle: list[str] = field(default_factory=list)
+
+
+def read_deepspeed_file(path: Path) -> DeepSpeedFile:
+    """What the file says; "auto" says nothing. Raises UserError that names every key llmkit cannot follow."""
+    try:
+        text = path.read_text()
+        content = json.loads(text, object_pairs_hook=_distinct)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}, the deepspeed_config_file of accelerate's configuration, cannot be read: {error}"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}, the deepspeed_config_file of accelerate's configuration, holds no {{...}}")
+    found, mistakes = DeepSpeedFile(), []
+    for key, value in _leaves(content):
+        said = Said(key, value, f"{path}:{_line(text, key)}")
+        key = ".".join([SAME_SECTION.get(part, part) for part in key.split(".")])
+        if mistake := _sort(key, said, found):
+            mistakes.append(f"{said.place}: {mistake}")
+    if mistakes:
+        raise UserError("\n  ".join(["DeepSpeed's settings that llmkit cannot follow:", *mistakes]))
+    return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
+    return content
+
+
+def _leaves(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that has a rule of its own, and of all that has none."""
+    for name, value in content.items():
+        key = f"{section}{name}"
+        within = SAME_SECTION.get(key, key) + "."
+        if not any(rule.startswith(within) for rule in RULES):
+            yield key, value
+        elif isinstance(value, dict):
+            yield from _leaves(value, f"{key}.")
+        elif value is not None:
+            yield key, value  # which should be a section
+
+
+def _sort(key: str, said: Said, found: DeepSpeedFile) -> str:
+    """Puts down what is said; returns what is wrong with it, or nothing."""
+    rule, value = RULES.get(key), said.value
+    if rule is None:
+        return _unknown(key, value)
+    if value == "auto":
+        return ""
+    match rule:
+        case Compared(name):
+            found.compared[name] = said
+        case Passed(_, kind, multiple):
+            if kind is bool and not isinstance(value, bool):
+                return f"{said.name} is {display(value)}; it must be true or false"
+            if kind is int and not _is_whole(value, multiple):
+                of = f"multiple of {multiple}" if multiple > 1 else "whole number from 1"
+                return f"{said.name} is {display(value)}; it must be a {of}"
+            found.passed[key] = said._replace(value=kind(value))
+        case Idle(reason):
+            found.idle.append(f"{said} has no effect: {reason}")
+        case Fixed(values, instead):
+            same = any(each == value and isinstance(each, bool) == isinstance(value, bool) for each in values)
+            return "" if same else f"{said.name} {display(value)} is not what llmkit does: {instead}"
+        case Off(instead):
+            return "" if _is_off(value) else f"llmkit does not use {said.name}: {instead}"
+        case Refused(instead):
+            return f"llmkit does not use {said.name}: {instead}"
+    return ""
+
+
+def _is_whole(value: Any, multiple: int) -> bool:
+    """Files write large numbers as 5e8, too."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 1 <= value < float("inf") and value % multiple == 0
+
+
+def _is_off(value: Any) -> bool:
+    if isinstance(value, dict) and "enabled" in value:
+        return value["enabled"] in (False, "auto")
+    return not any(value.values()) if isinstance(value, dict) else not value
+
+
+def _unknown(key: str, value: Any) -> str:
+    if any(rule.startswith(f"{key}.") for rule in RULES):
+        return f"{key} is {display(value)}; it must be a section, {{...}}"
+    section, dot, name = key.rpartition(".")
+    within = f"{section}{dot}"
+    beside = {rule.removeprefix(within).split(".")[0] for rule in RULES if rule.startswith(within)}
+    elsewhere = {rule.rpartition(".")[2]: rule for rule in RULES} | OF_ACCELERATE
+    meant = "; take it out"
+    for names in ({each: f"{within}{each}" for each in beside}, elsewhere):
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
+            meant = f"; did you mean {names[close[0]]}?"
+            break
+    return f"{printable(key, 100)} is no key of DeepSpeed's that llmkit knows{meant}"
+
+
+def _line(text: str, key: str) -> int:
+    """The line on which a dotted key stands: each part behind the one before."""
+    position = 0
+    for part in key.split("."):
+        position = max(position, text.find(json.dumps(part), position))
+    return text.count("\n", 0, position) + 1
