@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmkit.errors import UserError
 from llmkit.parallel.layout import Layout
 
 BUCKET = 2**25
@@ -58,7 +59,19 @@ def deepspeed_config(
         for section in sections:
             within = within[section]
         within[name] = value
+    _check_bucket(config["zero_optimization"], largest_parameter)
     return config
+
+
+def _check_bucket(zero: dict[str, Any], largest_parameter: int) -> None:
+    """Raises UserError for a bucket of the user's with which gradients would be lost, see `_zero`."""
+    size = zero["reduce_bucket_size"]
+    if zero["stage"] == 2 and zero["overlap_comm"] and size < largest_parameter:
+        raise UserError(
+            f"accelerate's configuration says zero_optimization.reduce_bucket_size {size}, but at ZeRO stage "
+            f"2 with overlap_comm a bucket must hold the largest parameter, of {largest_parameter} elements: "
+            "DeepSpeed frees larger gradients while they are still being reduced; raise it, or take it out"
+        )
 
 
 def _zero(layout: Layout, num_parameters: int, largest_parameter: int, on_gpu: bool) -> dict[str, Any]:

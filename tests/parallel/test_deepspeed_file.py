@@ -93,7 +93,7 @@ def test_the_templates_of_the_handbooks_are_followed(tmp_path):
 
 def test_what_is_passed_on_reaches_deepspeed(tmp_path):
     sizes = {"precision": "fp32", "gradient_clipping": 1.0, "micro_batch_size": 1, "accumulation_steps": 1,
-             "num_parameters": 10**6, "on_gpu": False}  # fmt: skip
+             "num_parameters": 10**6, "largest_parameter": 1000, "on_gpu": False}  # fmt: skip
     ours = deepspeed_config(Layout(2, zero_stage=3, offload="cpu"), **sizes)
     theirs = deepspeed_config(layout(tmp_path, TEMPLATE_3), **sizes)
     passed = {
@@ -102,6 +102,17 @@ def test_what_is_passed_on_reaches_deepspeed(tmp_path):
         "offload_param": {"device": "cpu", "pin_memory": True},
     }  # fmt: skip
     assert theirs == ours | {"zero_optimization": ours["zero_optimization"] | passed}
+
+
+def test_a_bucket_that_would_lose_gradients_is_refused():
+    sizes = {"precision": "fp32", "gradient_clipping": 1.0, "micro_batch_size": 1, "accumulation_steps": 1,
+             "num_parameters": 10**6, "largest_parameter": 2000, "on_gpu": True}  # fmt: skip
+    small = {"zero_optimization.reduce_bucket_size": 1000}
+    with pytest.raises(UserError, match=r"reduce_bucket_size 1000, .* of 2000 elements"):
+        deepspeed_config(Layout(2, zero_stage=2, deepspeed=small), **sizes)
+    serial = small | {"zero_optimization.overlap_comm": False}
+    for layout in (Layout(2, zero_stage=3, deepspeed=small), Layout(2, zero_stage=2, deepspeed=serial)):
+        assert deepspeed_config(layout, **sizes)["zero_optimization"]["reduce_bucket_size"] == 1000
 
 
 @pytest.mark.parametrize(
