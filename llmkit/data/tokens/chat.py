@@ -16,17 +16,13 @@ one of ROLES or the template itself names it.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError, nodes
 
+from llmkit.data.tokens.template_environment import BEGIN, END, TemplateEnvironment
 from llmkit.data.tokens.turns import RefusedError, find_turns
 from llmkit.errors import UserError
 
@@ -47,7 +43,7 @@ OUTPUT_ROOM = 1 << 20
 ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
 """Roles that every template may make control tokens of."""
 
-_HIDDEN, _BEGIN, _END, _NO_ROLE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+_HIDDEN, _NO_ROLE = "\ufdd0", "\ufdd3"
 _ANSWER, _QUESTION = "(the answer)", "(the next question)"
 """Stand for what is said where that which follows the assistant's words is looked for."""
 _RESERVED = re.compile("[\ufdd0-\ufdef]")
@@ -81,9 +77,7 @@ class ChatTemplate:
         variables: Mapping[str, str] | None = None,
         origin: str = "the chat template",
     ) -> None:
-        environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
+        environment = TemplateEnvironment()
         try:
             parsed = environment.parse(source)
             named = {node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)}
@@ -99,7 +93,7 @@ class ChatTemplate:
         self._controls = sorted(set(control_tokens), key=lambda token: (-len(token), token))
         spelled = [re.escape(token) for token in self._controls]  # the longest is tried first
         self._spelled = re.compile("|".join(spelled)) if spelled else None
-        self._pieces = re.compile("(" + "|".join([*spelled, f"{_HIDDEN}[0-9]+{_HIDDEN}", _BEGIN, _END]) + ")")
+        self._pieces = re.compile("(" + "|".join([*spelled, f"{_HIDDEN}[0-9]+{_HIDDEN}", BEGIN, END]) + ")")
         self._marks = {token: f"{_HIDDEN}{number}{_HIDDEN}" for number, token in enumerate(self._controls)}
         self._hidden = {mark: token for token, mark in self._marks.items()}
 
@@ -143,7 +137,7 @@ class ChatTemplate:
         return rendered
 
     def _following(self, hidden: Sequence[Mapping[str, str]]) -> Rendered:
-        output = self._output(hidden, generation_prompt=False).replace(_BEGIN, "").replace(_END, "")
+        output = self._output(hidden, generation_prompt=False).replace(BEGIN, "").replace(END, "")
         following = output.rpartition(_ANSWER)[2] if _ANSWER in output else ""
         return self._cleaned(following.partition(_QUESTION)[0])
 
@@ -212,9 +206,9 @@ class ChatTemplate:
         controls, assistant = [], []
         place = begin = 0
         for number, piece in enumerate(self._pieces.split(output)):
-            if piece == _BEGIN:
+            if piece == BEGIN:
                 begin = place
-            elif piece == _END:
+            elif piece == END:
                 assistant.append((begin, place))
             else:
                 if piece in self._hidden:
@@ -233,49 +227,6 @@ def _marked(output: str, spans: Sequence[tuple[int, int]]) -> str:
     """The output with marks around the assistant's turns."""
     parts, done = [], 0
     for start, end in spans:
-        parts += [output[done:start], _BEGIN, output[start:end], _END]
+        parts += [output[done:start], BEGIN, output[start:end], END]
         done = end
     return "".join([*parts, output[done:]])
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with what Hugging Face's templates expect, and without chance."""
-
-    def __init__(self, **options: Any) -> None:
-        self.generation_tags = 0
-        super().__init__(**options)
-        del self.globals["lipsum"], self.filters["random"]
-        self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _raise_exception
-
-
-class _Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}`: the assistant's part of the text, put between marks."""
-
-    tags = {"generation"}  # noqa: RUF012  # as the base class has it
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        self.environment.generation_tags += 1  # type: ignore[attr-defined]
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
-
-    def _marked(self, caller: Macro) -> str:
-        return f"{_BEGIN}{caller()}{_END}"
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without the HTML escapes of Jinja's own filter."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
