@@ -128,13 +128,8 @@ def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Pl
     for place in places:
         spec, record = place.spec, _read_record(place.folder) if place.folder else None
         source = TrainSource(place.name, spec.weight, spec.max_epochs, _open_train(place, tokenizer))
-        if source.stored and source.stored.tokens <= config.sequence_length:
-            length = config.sequence_length
-            raise UserError(
-                f"source {place.name}: it has {source.stored.tokens:,} training tokens, and a row of "
-                f"data.sequence_length {length:,} takes {length + 1:,}, one more to predict; give it more "
-                "text or lower data.sequence_length"
-            )
+        if source.stored:
+            require_row(place.name, source.stored.tokens, config.sequence_length)
         train.append(source)
         left_out[place.name] = record.left_out if record else {}
         if record and record.heldout and place.folder:
@@ -151,6 +146,15 @@ def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Pl
         document_masks=config.document_masks,
         fingerprint=_fingerprint(config, tokenizer, places, train, heldout),
     )
+
+
+def require_row(name: str, tokens: int, length: int) -> None:
+    """Raises UserError unless so many training tokens of a source fill a row of `length`."""
+    if tokens <= length:
+        raise UserError(
+            f"source {name}: it has {tokens:,} training tokens, and a row of data.sequence_length {length:,} "
+            f"takes {length + 1:,}, one more to predict; give it more text or lower data.sequence_length"
+        )
 
 
 def summary(prepared: Prepared) -> str:

@@ -13,7 +13,7 @@ from llmkit.data.building.given import Given, check_documents, open_given
 from llmkit.data.building.opened import Found, OpenedSource, read_twice
 from llmkit.data.building.probe import check_sources, open_sources
 from llmkit.data.live.source import LiveSource
-from llmkit.data.prepared import Place, Prepared, open_prepared, summary
+from llmkit.data.prepared import Place, Prepared, open_prepared, require_row, summary
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import RecordEncoder
@@ -43,10 +43,8 @@ def prepare(
     sources = open_sources(config, known)
     for warning in read_twice(sources) if config.heldout_every else ():
         report(warning)
-    check = cache(lambda: check_sources(source for source in sources if source.place not in (known or {})))
-    if any(source.live for source in sources):  # others are looked at before any of them is built
-        check()
-    tokenizer = tokenizer or cached_tokenizer(config, sources, report, check)
+    here = [source for source in sources if source.place not in (known or {})]
+    tokenizer = tokenizer or cached_tokenizer(config, sources, report, lambda: check_sources(here))
     has_chats = any(spec.record == "chat" for spec in config.sources)
     if has_chats:  # whoever talks to the model needs it too
         tokenizer.chat_template = tokenizer.chat_template or CHATML
@@ -58,6 +56,9 @@ def prepare(
             "data.tokenizer.end_of_text, or set data.document_masks to false"
         )
     given = _open_given(config, sources, tokenizer, report)
+    check = cache(lambda: check_sources(here, encoder))
+    if any(source.live for source in sources):  # others are looked at before any of them is built
+        check()
     builder = Builder(config, tokenizer, encoder, report, workers, check)
     places = [_place(source, config, encoder, builder, seed, given) for source in sources]
     prepared = open_prepared(config, tokenizer, places)
@@ -75,6 +76,7 @@ def _open_given(
         if source.kind == "given":
             try:
                 found[source.name] = given = open_given(source.spec, source.name, tokenizer)
+                require_row(source.name, given.rows.tokens, config.sequence_length)
                 if isinstance(given.rows, MegatronReader):
                     check_documents(given.rows, source.name, config.cache_dir, report)
             except UserError as error:

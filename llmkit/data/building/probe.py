@@ -16,6 +16,7 @@ from llmkit.data.sources.listing import File, is_elsewhere
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import EMPTY, LeftOut, left_out_summary
 from llmkit.data.sources.units import cut_into_units
+from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.errors import RunFault, UserError, raise_together
 
 RECORDS = 1024
@@ -68,24 +69,29 @@ def open_sources(config: schema.Data, known: Mapping[str, Found] | None = None) 
     return sources
 
 
-def check_sources(sources: Iterable[OpenedSource]) -> None:
-    """Raises UserError, or RunFault, that names each source of which nothing can be used."""
-    raise_together(look for source in sources if (look := look_at_source(source)))
+def check_sources(sources: Iterable[OpenedSource], encoder: RecordEncoder | None = None) -> None:
+    """Raises UserError, or RunFault, that names each source of which nothing can be used.
+
+    encoder: where there is one, a record must also have tokens to learn.
+    """
+    raise_together(look for source in sources if (look := look_at_source(source, encoder)))
 
 
-def look_at_source(source: OpenedSource) -> UserError | RunFault | None:
+def look_at_source(
+    source: OpenedSource, encoder: RecordEncoder | None = None
+) -> UserError | RunFault | None:
     """Why a source cannot be used; None if a record of it can, or if more must be read to know."""
     try:
         if source.kind == "given":
             look_at(source.spec, source.name)
         else:
-            _look_at_records(source)
+            _look_at_records(source, encoder)
     except (UserError, RunFault) as error:
         return error
     return None
 
 
-def _look_at_records(source: OpenedSource) -> None:
+def _look_at_records(source: OpenedSource, encoder: RecordEncoder | None = None) -> None:
     left_out: Counter[str] = Counter()
     first = ""
     files = _spread(source)
@@ -94,11 +100,14 @@ def _look_at_records(source: OpenedSource) -> None:
         reader = SourceReader(source.spec, source.name, source.place, source.errors, [file], units)
         for unit in range(len(units)):
             for candidate in reader.read(unit):
-                if not isinstance(candidate.record, LeftOut):
+                found: object = candidate.record
+                if encoder is not None and not isinstance(candidate.record, LeftOut):
+                    found = encoder.encode([candidate.record])[0]
+                if not isinstance(found, LeftOut):
                     return
-                left_out[candidate.record.reason] += 1
-                if not first and candidate.record.reason != EMPTY:
-                    first = f"{reader.place(unit, candidate.number)}: {candidate.record.detail}"
+                left_out[found.reason] += 1
+                if not first and found.reason != EMPTY:
+                    first = f"{reader.place(unit, candidate.number)}: {found.detail}"
                 if left_out.total() >= RECORDS:
                     if not first:  # empty records are none to lose: there may be others behind them
                         return

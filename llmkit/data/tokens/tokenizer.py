@@ -191,7 +191,8 @@ class Tokenizer:
     @property
     def keeps_bytes(self) -> bool:
         """Whether the ids of any text stand for its very bytes."""
-        return self._bytes is not None and self._spec.get("normalizer") is None
+        is_plain = self._spec.get("normalizer") is None and not self.control_tokens_in_text
+        return is_plain and self._bytes is not None
 
     def count_bytes(self, ids: np.ndarray) -> int:
         """UTF-8 bytes of the text that some ids stand for; control tokens are none."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,31 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 
+WITH_A_TOKENIZER: dict[str, tuple[dict[str, Any], str]] = {
+    "no words to learn": (
+        {"type": "jsonl", "path": "chats.jsonl", "record": "chat"},
+        r"source bad: there is no document .*50 documents left out: 50 without a message of the role",
+    ),
+    "ids of another tokenizer": (
+        {"type": "jsonl", "path": "ids.jsonl", "record": "ids"},
+        r"source bad: .*50 documents left out: .*ids.jsonl:1: .*50000",
+    ),
+    "too little for a row": (
+        {"type": "shards", "path": "small/train"},
+        r"source bad: it has 4 training tokens, and a row of data.sequence_length 8 takes 9",
+    ),
+}
+"""What is seen only where the tokenizer is there."""
+
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     records = [json.dumps({"text": str(i), "id": i}) + "\n" for i in range(401)]
     Path("a.jsonl").write_text("".join(records))
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    Path("chats.jsonl").write_text(f"{json.dumps(chat)}\n" * 50)
+    Path("ids.jsonl").write_text('{"input_ids": [1, 50000]}\n' * 50)
     Path("utf16.jsonl").write_text("".join(records[:9]), encoding="utf-16")
     Path("bad.jsonl.gz").write_bytes(b"\x1f\x8bno gzip at all")
     Path("toy.idx").write_bytes(b"no index")
@@ -60,6 +80,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = Source(type="jsonl", name="good", path="a.jsonl")
     built = prepare(settings(good), lambda line: None).folders["good"]
     Path("shards").symlink_to(built)
+    Path("small.jsonl").write_text('{"text": "ab"}\n')
+    small = Source(type="jsonl", name="small", path="small.jsonl")
+    Path("small").symlink_to(
+        prepare(settings(small, heldout_every=0, sequence_length=2), print).folders["small"]
+    )
 
 
 def settings(*sources: Source, **fields: Any) -> Data:
@@ -67,13 +92,19 @@ def settings(*sources: Source, **fields: Any) -> Data:
     return Data(sources=list(sources), **common | fields)
 
 
-@pytest.mark.parametrize("tokenizer", [Tokenizer(type="bytes"), Tokenizer(vocab_size=260)])
-@pytest.mark.parametrize("mistake", MISTAKES)
+BYTES, TRAINED = Tokenizer(type="bytes"), Tokenizer(vocab_size=260)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "mistake"),
+    [*product([BYTES, TRAINED], MISTAKES), *product([BYTES], WITH_A_TOKENIZER)],
+    ids=lambda value: value if isinstance(value, str) else value.type,
+)
 def test_a_later_source_is_looked_at_before_an_earlier_one_is_built(
     tokenizer: Tokenizer, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_source, "assemble", lambda *_, **__: pytest.fail("built"))
-    fields, message = MISTAKES[mistake]
+    fields, message = (MISTAKES | WITH_A_TOKENIZER)[mistake]
     good = Source(type="parquet", name="good", path="a.parquet")
     config = settings(good, Source(name="bad", **fields), tokenizer=tokenizer, heldout_every=0)
     with pytest.raises(Exception, match=message) as failure:
