@@ -74,9 +74,11 @@ class Tokenizer:
         added = self._encoder.get_added_tokens_decoder()
         if end_of_text not in vocabulary:
             contents = [token.content for token in added.values()]
+            eos = named.get("eos_token")
             raise UserError(
                 f"data.tokenizer.end_of_text: {origin} has no token {end_of_text!r}; "
-                f"its added tokens are {', '.join(contents[:20]) or 'none'}"
+                + (f"its own end is {eos!r}, and " if eos in vocabulary else "")
+                + f"its added tokens are {', '.join(contents[:20]) or 'none'}"
             )
         self.end_of_text_id = vocabulary[end_of_text]
         self.vocab_size = max(vocabulary.values()) + 1

@@ -179,6 +179,14 @@ def test_the_names_of_tokens_come_from_the_hub(hub: Path) -> None:
     assert (loaded.end_of_text, loaded.named_tokens) == (END, made.named_tokens)
 
 
+def test_where_the_end_of_text_is_missing_the_tokenizers_own_is_named(hub: Path) -> None:
+    (hub / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
+    with pytest.raises(
+        UserError, match=r"has no token '<eos>'; its own end is '<\|endoftext\|>', and its added"
+    ):
+        make_tokenizer(local(hub).model_copy(update={"end_of_text": "<eos>"}), never())
+
+
 def test_a_broken_file_of_the_hub_is_named(hub: Path) -> None:
     (hub / "tokenizer_config.json").write_text("{")
     for spec, setting in ((HUB, "name"), (local(hub), "path")):
