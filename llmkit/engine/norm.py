@@ -22,10 +22,11 @@ def sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     if device.type == "cpu":
         for tensor in tensors:
             flat = tensor.reshape(-1)
-            rest = flat.numel() % RUN
-            whole = flat.numel() - rest
-            norms.append(torch.linalg.vector_norm(flat[:whole].view(-1, RUN), dim=1))
-            norms.append(torch.linalg.vector_norm(flat[whole:]).view(1))
+            whole = flat.numel() - flat.numel() % RUN
+            if whole:
+                norms.append(torch.linalg.vector_norm(flat[:whole].view(-1, RUN), dim=1))
+            if whole < flat.numel():
+                norms.append(torch.linalg.vector_norm(flat[whole:], dim=0, keepdim=True))
     elif tensors:
         norms.append(torch.stack(torch._foreach_norm(list(tensors))))
     return torch.cat(norms).double().square().sum()
