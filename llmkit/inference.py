@@ -73,8 +73,6 @@ def generate_command(
     chat: prompts are questions to the assistant. system: message before each of them. control_tokens: those
     that a prompt spells are meant.
     """
-    if max_new_tokens < 1:
-        raise UserError(f"max-new-tokens is {max_new_tokens}, it must be at least 1")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
         sys.stdout.reconfigure(errors="replace")
     checkpoint = open_checkpoint(path)

@@ -136,6 +136,13 @@ def test_whole_numbers_out_of_range_are_one_message(option, value, capsys):
     assert f"error: argument {option}: " in message and "is no whole number from " in message
 
 
+@pytest.mark.parametrize("option", ["--max-new-tokens", "--workers"])
+def test_none_is_too_few(option, capsys):
+    with pytest.raises(SystemExit):
+        main([*NUMBERS[option], option, "0"])
+    assert f"argument {option}: '0' is no whole number from 1 to " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--temperature", "--top-p", "--repetition-penalty"])
 def test_numbers_out_of_range_are_one_message(option, capsys):
     for value in ("nan", "inf", "-inf", "1e999", "-1"):

@@ -113,7 +113,6 @@ def test_a_checkpoint_folder_can_be_named_alone(run, capsys):
         (["generate", "nowhere", "--prompt", "x"], "nowhere"),
         (["evaluate", "corpus"], "no checkpoint"),
         (["generate", "runs/tiny", "--prompt", "x", "--top-p", "2"], "top-p"),
-        (["generate", "runs/tiny", "--prompt", "x", "--max-new-tokens", "0"], "max-new-tokens"),
     ],
 )
 def test_bad_input(command, says, capsys):
