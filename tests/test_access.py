@@ -11,7 +11,8 @@ import pytest
 
 import llmkit.config.show
 import llmkit.data.inspect
-import llmkit.inference  # noqa: F401  what this user may import, another may not
+import llmkit.inference
+import llmkit.train  # noqa: F401  what this user may import, another may not
 from llmkit.cli import main
 from tests.access import closed_to_this_user
 from tests.program import make_project
@@ -84,6 +85,18 @@ def test_a_run_folder_of_another_user_is_a_matter_for_its_owner(
     for closed in ("runs/tiny/checkpoints", "runs/tiny", "runs"):
         for command in ("evaluate runs/tiny", "generate runs/tiny --prompt a"):
             assert "Permission denied); ask" in refused(capsys, closed, command)
+
+
+@pytest.mark.parametrize("closed", ["runs", "runs/tiny", "runs/tiny/checkpoints", "runs/tiny/run.lock"])
+def test_a_run_folder_of_another_user_cannot_be_trained_in(
+    project: Path, capsys: pytest.CaptureFixture[str], closed: str
+) -> None:
+    for folder in ("checkpoints", "logs", "wandb"):
+        Path("runs/tiny", folder).mkdir(parents=True, mode=0o777)
+    Path("runs/tiny").chmod(0o777)
+    Path("runs/tiny/run.lock").touch()
+    Path("runs/tiny/run.lock").chmod(0o666)
+    assert "Permission denied" in refused(capsys, closed, "train tiny.yaml run.deterministic=false")
 
 
 def test_a_configuration_of_another_user_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,12 +80,14 @@ def folders(root: Path) -> list[Path]:
     """The folders in `root` that should be checkpoints, good or not, the oldest step first.
 
     Links to folders count, also to one that is not there. One that is being replaced by another of the same
-    step counts as long as that is not there.
+    step counts as long as that is not there. Raises UserError where this user may not look.
     """
     try:
         names = {path.name for path in root.iterdir() if path.is_dir() or path.is_symlink()}
     except FileNotFoundError:
         return []
+    except PermissionError as error:
+        raise cannot_read(root, error) from error
     found = {name: name for name in names if fmt.FOLDER.fullmatch(name)}
     for name in names:
         final = name.removeprefix(fmt.REPLACED)

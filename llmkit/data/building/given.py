@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,13 +54,12 @@ def check_documents(rows: MegatronReader, name: str, cache_dir: str, report: Rep
     folder = Path(cache_dir) / f"{name}-checked-{content_key(described)}"
 
     def fill(workplace: Path) -> None:
-        began = time.monotonic()
+        many = f"{rows.documents:,} documents"
+        report(f"data: {name}: looking whether each of {many} ends with end-of-text, once for these files")
         rows.check_documents()
         (workplace / "whole").mkdir()
         write_sealed(workplace / "whole" / "checked.json", {"version": 1, "documents": rows.documents})
         sync_folder(workplace / "whole")
-        seconds = time.monotonic() - began
-        report(f"data: {name}: each of {rows.documents:,} documents ends with end-of-text ({seconds:.1f} s)")
 
     make_once(folder, fill, report)
 
