@@ -14,6 +14,14 @@ import numpy as np
 from pydantic_core import from_json
 
 from llmkit.config import schema
+from llmkit.data.sources.record_masks import (
+    BESIDE_IDS,
+    UnusableError,
+    learned_ids,
+    message_is_learned,
+    numbers,
+    shown,
+)
 
 MAX_RECORD_BYTES = 256 << 20
 """What a line, or a document of text, may have unpacked: it is in memory as a whole, and more than once."""
@@ -30,19 +38,9 @@ NO_FIELD = "without the field"
 NO_STRING = "no string"
 NO_MESSAGES = "no list of {role, content}"
 TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
-BAD_MASK = "chat with a mask that is not known"
-OTHERS_LEARNED = "chat with a message to learn that is not the assistant's"
 TOOL_CALLS = "chat with tool calls"
-BAD_LABELS = "ids with labels that are others"
-NO_IDS = "no list of token ids"
 MENDED = "mended with U+FFFD"
 """Keys of the counters; all but the last are candidates left out."""
-
-LABELS, IGNORED = "labels", -100
-"""Field beside token ids, as transformers has it: the ids that are learned, and what stands for others."""
-
-MASKS = ("weight", "train", "training", "loss")
-"""Keys of a message that say whether it is learned: 0 or false = no, 1 or true = yes."""
 
 Policy = Literal["skip", "replace", "raise"]
 """What to do with a bad candidate (data.errors)."""
@@ -124,7 +122,7 @@ def fields_of(spec: schema.Source) -> dict[str, str]:
 
 def extras_of(spec: schema.Source) -> tuple[str, ...]:
     """Fields that are read, too, where a record has them."""
-    return (LABELS,) if spec.record == "ids" else ()
+    return BESIDE_IDS if spec.record == "ids" else ()
 
 
 class Extractor:
@@ -158,19 +156,19 @@ class Extractor:
         self._mended = False
         try:
             return Extracted(make(), self._mended)
-        except _UnusableError as error:
-            return Extracted(error.left_out)
+        except UnusableError as error:
+            return Extracted(LeftOut(error.reason, error.detail))
 
     def _decode(self, content: bytes) -> str:
         content = content.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs begin UTF-8 with
         head = content[:64]
         if content.startswith(_UTF16_MARKS) or 3 * head.count(0) > len(head):
-            raise _UnusableError(NOT_UTF8, _UTF16)
+            raise UnusableError(NOT_UTF8, _UTF16)
         try:
             return content.decode()
         except UnicodeDecodeError as error:
             if not self._mend:
-                raise _UnusableError(NOT_UTF8, f"byte {error.start} is no UTF-8") from None
+                raise UnusableError(NOT_UTF8, f"byte {error.start} is no UTF-8") from None
         self._mended = True
         return content.decode(errors="replace")
 
@@ -180,23 +178,23 @@ class Extractor:
             record = _parsed(text)
         except (ValueError, RecursionError) as error:
             if not text.strip():
-                raise _UnusableError(EMPTY, "the line is empty") from None
+                raise UnusableError(EMPTY, "the line is empty") from None
             if "\0" in text:  # which JSON cannot hold; a line of UTF-16 may begin in the middle of a letter
-                raise _UnusableError(NOT_UTF8, _UTF16) from None
-            raise _UnusableError(BROKEN_JSON, f"broken JSON ({error})") from None
+                raise UnusableError(NOT_UTF8, _UTF16) from None
+            raise UnusableError(BROKEN_JSON, f"broken JSON ({error})") from None
         if not isinstance(record, dict):
-            raise _UnusableError(NO_OBJECT, f"the line holds {text.strip()[:40]!r:.40}, not a JSON object")
+            raise UnusableError(NO_OBJECT, f"the line holds {text.strip()[:40]!r:.40}, not a JSON object")
         for field in self._fields:
             if field not in record:
                 only = f"; it has {', '.join(map(repr, record))}"[:100] if record else ""
-                raise _UnusableError(NO_FIELD, f"the record has no field {field!r}{only}")
+                raise UnusableError(NO_FIELD, f"the record has no field {field!r}{only}")
         return [*(record[field] for field in self._fields), *map(record.get, self._extras)]
 
     def _string(self, value: Any, what: str) -> str:
         if isinstance(value, bytes):
             value = self._decode(value)
         if not isinstance(value, str):
-            raise _UnusableError(NO_STRING, f"{what} is {_shown(value)}, not a string")
+            raise UnusableError(NO_STRING, f"{what} is {shown(value)}, not a string")
         if value.isascii():
             return value
         try:
@@ -204,7 +202,7 @@ class Extractor:
         except UnicodeEncodeError:
             if not self._mend:
                 detail = f"{what} holds a lone surrogate, which no UTF-8 can hold"
-                raise _UnusableError(NOT_UTF8, detail) from None
+                raise UnusableError(NOT_UTF8, detail) from None
             self._mended = True
             value = "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in value)
         return value
@@ -212,7 +210,7 @@ class Extractor:
     def _text(self, value: Any) -> Text:
         text = self._string(value, f"field {self._fields[0]!r}")
         if not text or text.isspace():
-            raise _UnusableError(EMPTY, "there is no text")
+            raise UnusableError(EMPTY, "there is no text")
         return Text(text)
 
     def _pair(self, prompt: Any, completion: Any) -> Pair:
@@ -221,89 +219,38 @@ class Extractor:
             for field, value in zip(self._fields, (prompt, completion), strict=True)
         )
         if not second.strip():
-            raise _UnusableError(EMPTY, "the completion is empty")
+            raise UnusableError(EMPTY, "the completion is empty")
         return Pair(first, second)
 
     def _chat(self, value: Any) -> Chat:
         field = self._fields[0]
         if not isinstance(value, list):
-            raise _UnusableError(NO_MESSAGES, f"field {field!r} is {_shown(value)}, not a list of messages")
+            raise UnusableError(NO_MESSAGES, f"field {field!r} is {shown(value)}, not a list of messages")
         messages = tuple(self._message(message, f"{field}[{i}]") for i, message in enumerate(value))
         if not any(message["content"].strip() for message in messages):
-            raise _UnusableError(EMPTY, "no message has any text")
-        learned = [_is_learned(message, f"{field}[{i}]") for i, message in enumerate(value)]
+            raise UnusableError(EMPTY, "no message has any text")
+        learned = [message_is_learned(message, f"{field}[{i}]") for i, message in enumerate(value)]
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         return Chat(messages, frozenset(i for i in answers if not learned[i]))
 
     def _message(self, message: Any, what: str) -> dict[str, str]:
         if not isinstance(message, dict):
-            raise _UnusableError(NO_MESSAGES, f"{what} is {_shown(message)}, not {{role, content}}")
+            raise UnusableError(NO_MESSAGES, f"{what} is {shown(message)}, not {{role, content}}")
         for name in ("tool_calls", "function_call"):
             if message.get(name):  # without them, the model would learn a turn that was never so
-                raise _UnusableError(TOOL_CALLS, f"{what} has {name}, of which no tokens are made")
+                raise UnusableError(TOOL_CALLS, f"{what} has {name}, of which no tokens are made")
         if not {"role", "content"} <= message.keys():
             hint = "; rename from to role and value to content" if {"from", "value"} <= message.keys() else ""
             detail = f"{what} has the fields {', '.join(message)}, not role and content{hint}"
-            raise _UnusableError(NO_MESSAGES, detail)
+            raise UnusableError(NO_MESSAGES, detail)
         return {key: self._string(message[key], f"{what}.{key}") for key in ("role", "content")}
 
-    def _ids(self, value: Any, labels: Any = None) -> Ids:
-        ids = self._numbers(value, f"field {self._fields[0]!r}")
+    def _ids(self, value: Any, *beside: Any) -> Ids:
+        ids = numbers(value, f"field {self._fields[0]!r}")
+        ids, learned = learned_ids(ids, dict(zip(self._extras, beside, strict=True)))
         if not len(ids):
-            raise _UnusableError(EMPTY, "there are no ids")
-        if not isinstance(labels, list | np.ndarray):
-            return Ids(ids)
-        known = self._numbers(labels, f"field {LABELS!r}")
-        learned = known != IGNORED
-        if known.shape != ids.shape or (known[learned] != ids[learned]).any():
-            detail = (
-                f"field {LABELS!r} does not hold the very ids, or {IGNORED} where one is not to be learned"
-            )
-            raise _UnusableError(BAD_LABELS, detail)
-        return Ids(ids, None if learned.all() else learned)
-
-    def _numbers(self, value: Any, what: str) -> np.ndarray:
-        if isinstance(value, list) and all(type(one) is int for one in value):
-            try:
-                value = np.array(value, dtype=np.int64)
-            except OverflowError:
-                raise _UnusableError(NO_IDS, f"{what} holds a number beyond 64 bits") from None
-        if not isinstance(value, np.ndarray):
-            raise _UnusableError(NO_IDS, f"{what} is {_shown(value)}, not a list of whole numbers")
-        return value
-
-
-class _UnusableError(Exception):
-    """A candidate that holds nothing usable."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.left_out = LeftOut(reason, detail)
-
-
-def _is_learned(message: dict[str, Any], what: str) -> bool:
-    """Whether a message is learned, if it is the assistant's."""
-    given = {key: message[key] for key in MASKS if message.get(key) is not None}
-    for key, value in given.items():
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
-            detail = f"{what}.{key} is {_shown(value)}: only 0 and 1, or false and true, are known"
-            raise _UnusableError(BAD_MASK, detail)
-    if message.get("train_detail"):
-        raise _UnusableError(BAD_MASK, f"{what}.train_detail masks parts of a message, which is not known")
-    values = {bool(value) for value in given.values()}
-    if len(values) > 1:
-        raise _UnusableError(BAD_MASK, f"{what} contradicts itself: {_shown(given)}")
-    if True in values and message["role"] != "assistant":
-        detail = f"{what} has {_shown(given)}, but only messages of the role assistant are learned"
-        raise _UnusableError(OTHERS_LEARNED, detail)
-    return False not in values
-
-
-def _shown(value: Any) -> str:
-    """The beginning of a value, as JSON."""
-    try:
-        return f"{json.dumps(value, default=repr):.40}"
-    except RecursionError:
-        return f"a deeply nested {type(value).__name__}"
+            raise UnusableError(EMPTY, "there are no ids")
+        return Ids(ids, learned)
 
 
 def _parsed(text: str) -> Any:

@@ -58,7 +58,7 @@ def parquet_rows(
         if start < end:
             groups = list(range(start, end))
             batches = parquet.iter_batches(BATCH_ROWS, groups, columns, use_threads=False)
-            yield from _rows(batches, columns, first)
+            yield from _rows(batches, spec, columns, first)
 
 
 def arrow_pieces(file: RandomFile, spec: schema.Source, place: str) -> list[Piece]:
@@ -89,7 +89,7 @@ def arrow_rows(
     raw = RawReader(file, parts)
     with raw.faults(), _open_arrow(raw, is_stream, fields) as reader:
         batches = reader if is_stream else map(reader.get_batch, range(start, end))
-        yield from _rows(batches, columns, first)
+        yield from _rows(batches, spec, columns, first)
 
 
 def _open_parquet(raw: RawReader) -> pq.ParquetFile:
@@ -133,10 +133,15 @@ def _stream_pieces(file: RandomFile) -> list[Piece]:
     return [Piece(0, file.file.size, file.file.size)] if has_dictionary else pieces
 
 
-def _rows(batches: Iterable[pa.RecordBatch], columns: list[str], first: int) -> Iterator[tuple[Any, ...]]:
+def _rows(
+    batches: Iterable[pa.RecordBatch], spec: schema.Source, columns: list[str], first: int
+) -> Iterator[tuple[Any, ...]]:
+    wanted = [*fields_of(spec).values(), *extras_of(spec)]
     for batch in batches:
         if first < batch.num_rows:
-            yield from zip(*(_values(batch.column(name).slice(first)) for name in columns), strict=True)
+            absent = [None] * (batch.num_rows - first)
+            given = (_values(batch.column(n).slice(first)) if n in columns else absent for n in wanted)
+            yield from zip(*given, strict=True)
         first = max(0, first - batch.num_rows)
 
 

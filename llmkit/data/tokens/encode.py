@@ -24,7 +24,7 @@ NO_ASSISTANT = "without a message of the role assistant"
 OTHER_NAMES = ("gpt", "model", "bot", "chatbot", "chatgpt", "bing", "bard", "ai")
 """What some collections of chats call the assistant."""
 
-VERSION = 3
+VERSION = 4
 """Changes with anything that makes other ids, targets or sizes of records that are not plain text."""
 
 

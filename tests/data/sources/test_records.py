@@ -221,11 +221,36 @@ def test_labels_say_which_ids_are_learned() -> None:
     assert isinstance(found, Ids) and found.learned is not None
     assert found.learned.tolist() == [False, True, False]
     for labels, reason in (
-        ([0, 7, -100], "ids with labels that are others"),
-        ([-100, 0], "ids with labels that are others"),
+        ([0, 7, -100], "ids with labels or masks that do not fit"),
+        ([-100, 0], "ids with labels or masks that do not fit"),
         ([5, 0, "7"], "no list of token ids"),
     ):
         assert left_out({"input_ids": [5, 0, 7], "labels": labels}, record="ids")[0] == reason
+
+
+def test_masks_beside_ids_are_heeded_together_and_padding_is_taken_away() -> None:
+    record = {
+        "input_ids": [5, 6, 7, 8, 0, 0],
+        "labels": [-100, 6, 7, 8, -100, -100],
+        "assistant_masks": [True, True, True, False, True, True],
+        "completion_mask": [1, 1, 0, 1, 0, 0],
+        "attention_mask": [1, 1, 1, 1, 0, 0],
+    }
+    found = from_json(record, record="ids").record
+    assert isinstance(found, Ids) and found.learned is not None
+    assert (found.ids.tolist(), found.learned.tolist()) == ([5, 6, 7, 8], [False, True, False, False])
+    padded = from_json({key: record[key] for key in ("input_ids", "attention_mask")}, record="ids").record
+    assert isinstance(padded, Ids)
+    assert (padded.ids.tolist(), padded.learned) == ([5, 6, 7, 8], None)
+    assert left_out({"input_ids": [1], "attention_mask": [0]}, record="ids")[0] == "empty"
+
+
+@pytest.mark.parametrize("mask", [[1], [1, 2], [1, None], [1, "1"], [1, [1]], [1, 2**70], [0.5, 1]])
+@pytest.mark.parametrize("name", ["attention_mask", "completion_mask", "assistant_masks", "loss_mask"])
+def test_masks_that_do_not_fit_leave_the_ids_out(name: str, mask: Any) -> None:
+    reason, detail = left_out({"input_ids": [5, 6], name: mask}, record="ids")
+    assert reason == "ids with labels or masks that do not fit"
+    assert detail == f"field {name!r} is not a list of as many 0 and 1 as there are ids"
 
 
 @pytest.mark.parametrize("ids", [None, 5, "5", [1.0], [True], [[1]], [None], [2**63]])

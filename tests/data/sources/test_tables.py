@@ -77,10 +77,17 @@ def test_dictionaries_of_whole_lists_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-def test_labels_beside_ids_are_read_where_they_are_a_list(tmp_path: Path, suffix: str) -> None:
-    ids = pa.array([[1, 2], [3]])
-    for labels, learned in ((pa.array([[-100, 2], None]), [False, True]), (pa.array([1, 2]), None)):
-        path = write_table(tmp_path / f"a.{suffix}", pa.table({"labels": labels, "input_ids": ids}), 3)
+def test_masks_beside_ids_are_read_where_they_are_lists(tmp_path: Path, suffix: str) -> None:
+    ids = pa.array([[1, 2, 0], [3]])
+    padding = pa.array([[1, 1, 0], [1]], pa.list_(pa.int8()))
+    spoken = pa.array([[True, False, True], [True]])
+    for labels, learned in (
+        (pa.array([[-100, 2, 0], None]), [False, False]),
+        (pa.array([1, 2]), [True, False]),
+    ):
+        columns = {"labels": labels, "assistant_masks": spoken, "input_ids": ids, "attention_mask": padding}
+        path = write_table(tmp_path / f"a.{suffix}", pa.table(columns), 3)
         first, second = texts(make_reader(as_source(path, record="ids")))
         assert isinstance(first, Ids) and isinstance(second, Ids) and second.learned is None
-        assert (None if first.learned is None else first.learned.tolist()) == learned
+        assert first.learned is not None
+        assert (first.ids.tolist(), first.learned.tolist()) == ([1, 2], learned)
