@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 import weakref
@@ -27,6 +28,8 @@ from llmkit.files import write_whole
 LOCK = "run.lock"
 STOP = "STOP"
 DONE = "DONE"
+MEETING = ".start-"
+"""Begins the name of a folder in which all ranks of a start show that they have the same run folder."""
 CONFIGS = "configs"
 """Holds the settings of every start."""
 
@@ -88,6 +91,41 @@ class RunFolder:
             folder.close()
             raise UserError(f"cannot set up the run folder: {error.filename}: {error.strerror}") from error
         return folder
+
+    def open_meeting(self) -> str:
+        """Makes a folder with a name of its own beside the checkpoints, and returns the name.
+
+        Raises UserError if that cannot be.
+        """
+        for left in self.checkpoints.glob(f"{MEETING}*"):  # of a start that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        name = f"{MEETING}{secrets.token_hex(8)}"
+        try:
+            (self.checkpoints / name).mkdir()
+        except OSError as error:
+            raise UserError(_cannot_save(self.checkpoints, error)) from error
+        return name
+
+    def attend(self, meeting: str, rank: int) -> None:
+        """Writes a file into the folder that rank 0 has made by `open_meeting`.
+
+        Raises UserError if it is not there, so that this is not rank 0's run folder, or cannot be written in.
+        """
+        try:
+            with open(self.checkpoints / meeting / str(rank), "xb") as file:
+                file.write(b"here")
+                os.fsync(file.fileno())
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.path.absolute()} is another folder here than on rank 0: set run.dir to a folder on a "
+                "disk that all nodes share, by its absolute path, or start all processes in the same folder"
+            ) from error
+        except OSError as error:
+            raise UserError(_cannot_save(self.checkpoints, error)) from error
+
+    def close_meeting(self, meeting: str) -> None:
+        """Removes what was made by `open_meeting`; what cannot be removed stays until the next start."""
+        shutil.rmtree(self.checkpoints / meeting, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of the lock; the folder may be opened again."""
@@ -227,6 +265,13 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _cannot_save(folder: Path, error: OSError) -> str:
+    return (
+        f"nothing can be written in {folder.absolute()}, where checkpoints go: {error.strerror or error}; "
+        "mend that, or set run.dir to another folder"
+    )
 
 
 def _lock(path: Path, command: str) -> int:

@@ -17,11 +17,12 @@ from llmkit.loop.ends import stop as stop_run
 from llmkit.loop.ends import stop_at_start
 from llmkit.loop.evaluate import Evaluate
 from llmkit.loop.finish import finish
+from llmkit.loop.folder import open_folder
 from llmkit.loop.hooks import ChooseSteps, Log, Save
 from llmkit.loop.resume import Options
 from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
-from llmkit.loop.setup import Start, open_console, open_folder, open_mirror, resolve_launch, set_up
+from llmkit.loop.setup import Start, open_console, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
 from llmkit.monitor.events import failure_recorded
 from llmkit.optim.schedule import learning_rate_at

@@ -114,7 +114,7 @@ def _prepare(root: Path, temporary: Path, contents: _Contents, keep_last: int) -
 def _write_own(writer: Writer, pieces: Iterable[Piece]) -> str:
     """Writes the pieces of this process; returns what the manifest must list."""
     if not writer.folder.is_dir():
-        raise RunFault(f"{writer.folder} is not there: the run folder must be on a disk that all nodes share")
+        raise RunFault(f"{writer.folder} is not there, though rank 0 has made it: is its disk still mounted?")
     writer.write_pieces(pieces)
     if writer.rank == 0:  # which syncs the folder when all is in it
         return ""

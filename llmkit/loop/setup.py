@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,7 +66,7 @@ from llmkit.parallel.agreement import agree, first_only, software, together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.resolve import resolve_layout, resolve_precision
-from llmkit.run_folder import FollowedFolder, RunFolder
+from llmkit.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -362,23 +361,6 @@ def open_mirror(run: Run, loaded: Loaded, environment: Mapping[str, str]) -> Mir
     if mirror.message:
         run.console.note(mirror.message)
     return mirror
-
-
-def open_folder(config: Config, mesh: Mesh, environment: Mapping[str, str]) -> RunFolder:
-    """The run folder, which rank 0 holds and the others follow.
-
-    $STOP_FILE names a second file that asks for a stop, $SAVED_FILE one that says that it was heard.
-    """
-    path = Path(config.run.dir) / config.run.name
-    stop, saved = (
-        Path(environment[name]) if environment.get(name) else None for name in ("STOP_FILE", "SAVED_FILE")
-    )
-    folder: RunFolder | None = None
-    with together(mesh):
-        if mesh.rank == 0:
-            folder = RunFolder.open(path, " ".join(sys.argv), stop, saved)
-    with together(mesh):
-        return folder or FollowedFolder.follow(path)
 
 
 def _manifest(start: Start, basis: Basis) -> dict[str, Any]:

@@ -62,6 +62,10 @@ CASES = {
         ["not the same", "data source text-0: 11727 tokens", "on rank 1 ("],
     ),
     "no-shared-disk": ({"folders": {"1": "FOLDER/other"}}, ["rank 1 (", "rank 0 has made, is not there"]),
+    "left-over": (  # a folder of that name, of an earlier run on that machine alone
+        {"folders": {"1": "FOLDER/other"}},
+        ["rank 1 (", "/other/runs/left-over is another folder here than on rank 0"],
+    ),
 }  # fmt: skip
 
 
@@ -81,6 +85,7 @@ def outcomes(tmp_path_factory) -> dict[str, list[dict]]:
     make_project(folder)
     make_project(folder / "other")
     (folder / "other" / "corpus" / "000.txt").write_text("another text")
+    (folder / "other" / "runs" / "left-over" / "checkpoints").mkdir(parents=True)
     cases = [{"name": name, **case, "overrides": [PLAIN, *case.get("overrides", [])]}
              for name, (case, _) in CASES.items()]  # fmt: skip
     cases = json.loads(json.dumps(cases).replace("FOLDER", str(folder)))
