@@ -194,7 +194,10 @@ def verify(prepared: Prepared, report: Callable[[str], None]) -> None:
         known = "as they were written" if isinstance(rows, ShardReader) else "ids of the vocabulary"
         if isinstance(rows, ShardReader) and rows.index.version == 1:
             known += _text_without_checksum(rows, prepared.tokenizer)
-        report(f"{name}/{place}: {rows.tokens:,} tokens in {rows.verify()} blocks are {known}")
+        blocks = rows.verify()
+        if isinstance(rows, MegatronReader) and (inside := rows.ends_inside()):
+            known += f"; {inside:,} end-of-text lie inside documents of the .idx, which end there for a row"
+        report(f"{name}/{place}: {rows.tokens:,} tokens in {blocks} blocks are {known}")
     for source in prepared.train:
         if source.stored is None:
             report(f"{source.name}: is tokenized while training, so there is nothing to verify")

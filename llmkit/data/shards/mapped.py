@@ -18,7 +18,7 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.data.shards.format import BLOCK_BYTES
 from llmkit.errors import RunFault, UserError
-from llmkit.files import cannot_read
+from llmkit.files import cannot_read, owner_of
 
 Check = Callable[[int, memoryview], None]
 """Gets a block's number and content, and raises UserError if they are not what they should be."""
@@ -67,8 +67,10 @@ class MappedFile:
         try:
             now = os.stat(self.path)
         except OSError as error:
+            is_denied = isinstance(error, PermissionError)
+            remedy = f"ask {owner_of(self.path)} for read access to it" if is_denied else self._remedy
             raise RunFault(
-                f"{self.path}: went away while it is being read ({error.strerror}); {self._remedy}"
+                f"{self.path}: went away while it is being read ({error.strerror}); {remedy}"
             ) from error
         was = self._stamp
         if now.st_mtime_ns == was.st_mtime_ns and now.st_size == was.st_size:

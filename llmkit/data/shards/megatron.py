@@ -14,6 +14,10 @@ from llmkit.data.shards.token_files import TokenFiles
 from llmkit.errors import UserError
 
 
+COUNTED = 1 << 22
+"""Tokens that are looked through at a time."""
+
+
 class MegatronReader:
     """Reads Megatron-LM's files as one stream, the tokens as they lie there, one file after the other.
 
@@ -105,6 +109,20 @@ class MegatronReader:
         """Check the ids of every block, and the end of every document; returns the number of blocks."""
         self.check_documents()
         return self._stream.check_all()
+
+    def ends_inside(self) -> int:
+        """How many end-of-text tokens lie inside documents, which end there for a row. Reads everything."""
+        filled = 0
+        for index in self._indices:
+            before = 0
+            for ends in index.document_ends():
+                filled += int(np.count_nonzero(np.diff(ends, prepend=before)))
+                before = int(ends[-1])
+        found = 0
+        for start in range(0, self.tokens, COUNTED):
+            part = self.read(start, min(start + COUNTED, self.tokens))
+            found += int(np.count_nonzero(part == self._end_of_text))
+        return found - filled
 
     def check_documents(self) -> None:
         """Raises UserError unless each document, but empty ones, ends with end-of-text, as rows show it.

@@ -57,6 +57,24 @@ def test_a_file_that_is_cut_between_two_reads_is_named(
         read(reader)
 
 
+def test_a_file_that_may_not_be_seen_any_more_is_a_matter_for_its_owner(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ShardReader(shards, remedy="delete it")
+    stat = os.stat
+
+    def denied(path: object, **options: object) -> os.stat_result:
+        if str(path).endswith(".bin"):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", denied)
+    with pytest.raises(
+        RunFault, match=r"toy-00000.bin: went away .*Permission denied.; ask .* for read access"
+    ):
+        reader.read(0, 1)
+
+
 def test_target_bits_that_are_cut_are_named(shards: Path) -> None:
     reader = ShardReader(shards)
     reader.targets(np.array([0]), 1000)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.shards import megatron_index
+from llmkit.data.shards import megatron, megatron_index
 from llmkit.data.shards.format import BLOCK_BYTES
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.errors import RunFault, UserError
@@ -185,6 +185,14 @@ def test_every_document_without_an_end_is_found(
             check()
 
 
+def test_ends_inside_of_documents_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(megatron, "COUNTED", 3)
+    write_megatron(tmp_path / "a", [[[5, END, 6, END]], [[]], [[END, END]]])
+    write_megatron(tmp_path / "b", [[[7, END], [END]]])
+    assert MegatronReader(tmp_path, 100, END).ends_inside() == 3
+    assert MegatronReader(write_megatron(tmp_path / "toy", DOCUMENTS), 100, END).ends_inside() == 0
+
+
 def test_documents_are_looked_up_in_parts(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(MegatronReader(prefix, 100, END)._indices[0].document_ends()))
     assert whole.tolist() == [4, 6, 10]
@@ -231,6 +239,25 @@ def test_a_wrong_index_is_refused(prefix: Path, place: int, content: bytes, mess
     patch(Path(f"{prefix}.idx"), place, content)
     with pytest.raises(UserError, match=message):
         MegatronReader(prefix, 100, END)
+
+
+def test_no_bit_of_an_index_flips_unseen(prefix: Path) -> None:
+    """A document's bounds may be moved to where another sequence ends, which is no fault of the format."""
+    path = Path(f"{prefix}.idx")
+    whole, digest = path.read_bytes(), MegatronReader(prefix, 100, END).digest
+    moved = 0
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            reader = MegatronReader(prefix, 100, END)
+            reader.check_documents()
+            assert reader.digest != digest and reader.ends_inside() > 0
+            moved += 1
+        except UserError as error:
+            assert path.stem in str(error)
+    assert moved == 3
 
 
 def test_cut_missing_and_empty_files_are_refused(prefix: Path, tmp_path: Path) -> None:
