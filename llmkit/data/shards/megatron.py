@@ -13,7 +13,6 @@ from llmkit.data.shards.megatron_index import REMEDY, find_prefixes, read_index,
 from llmkit.data.shards.token_files import TokenFiles
 from llmkit.errors import UserError
 
-
 COUNTED = 1 << 22
 """Tokens that are looked through at a time."""
 
