@@ -129,11 +129,23 @@ def _generate(options: argparse.Namespace, started: float) -> int:
     sampling = Sampling(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )
+    prompts = [_text("--prompt", prompt) for prompt in options.prompt]
+    system = None if options.system is None else _text("--system", options.system)
     return generate_command(
-        Path(options.run), options.prompt, options.max_new_tokens, sampling,
-        chat=options.chat, system=options.system, control_tokens=options.control_tokens,
+        Path(options.run), prompts, options.max_new_tokens, sampling,
+        chat=options.chat, system=system, control_tokens=options.control_tokens,
         precision=options.precision, use_cache=not options.no_cache,
     )  # fmt: skip
+
+
+def _text(option: str, argument: str) -> str:
+    """A text of the command line, which is UTF-8 in every locale. Raises UserError if it is not."""
+    from llmkit.config.override import as_utf8
+
+    text = as_utf8(argument)
+    if any("\udc80" <= letter <= "\udcff" for letter in text):  # what stands for bytes that are none
+        raise UserError(f"generate: {option} holds bytes that are no UTF-8")
+    return text
 
 
 def _evaluate(options: argparse.Namespace, started: float) -> int:

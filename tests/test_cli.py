@@ -194,3 +194,8 @@ def test_colours_are_for_terminals_unless_asked_for(monkeypatch, asked, terminal
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("NO_COLOR", no_color)
     assert _wants_color(asked) is wanted
+
+
+def test_a_prompt_that_is_no_text_is_refused(capsys):
+    assert main(["generate", "run", "--prompt", "caf\udce9"]) == 2
+    assert "--prompt holds bytes that are no UTF-8" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
     `data.sources.1.weight`, `data.sources[1].weight`, `data.sources.web.weight`.
     Returns the setting by its dotted key; empty where it could not be used.
     """
-    override = _as_utf8(override)
+    override = as_utf8(override)
     key, equals, text = override.partition("=")
     place = f"{COMMAND_LINE}: {without_secrets(override)}"
     if not equals:
@@ -55,7 +55,7 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
     return {}
 
 
-def _as_utf8(argument: str) -> str:
+def as_utf8(argument: str) -> str:
     """An argument of the command line as UTF-8, whatever the locale took it for."""
     try:
         return os.fsencode(argument).decode()
