@@ -17,7 +17,7 @@ from llmkit.data.building.part_file import PartWriter, join
 from llmkit.data.shuffle import key, permute
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import Candidate, SourceReader
-from llmkit.data.sources.records import EMPTY, MENDED, Ids, LeftOut, Record
+from llmkit.data.sources.records import EMPTY, MENDED, SPELLED_END, Ids, LeftOut, Record
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.encode import Encoded, RecordEncoder, text_of
 from llmkit.data.tokens.tokenizer import SPEED_UP_AFTER, utf8_size
@@ -177,6 +177,8 @@ class Group:
             if not isinstance(document, LeftOut):
                 found.append((document, heldout))
                 record = self._records[index]
+                if self.encoder.spells_end(record):
+                    self.left_out[SPELLED_END] += 1
                 is_text = not isinstance(record, Ids)
                 self.text_bytes += utf8_size(text_of(record)) if is_text else document.text_bytes
             elif self.reader.errors == "raise" and document.reason != EMPTY:

@@ -40,7 +40,8 @@ NO_MESSAGES = "no list of {role, content}"
 TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
 TOOL_CALLS = "chat with tool calls"
 MENDED = "mended with U+FFFD"
-"""Keys of the counters; all but the last are candidates left out."""
+SPELLED_END = "with the letters of end-of-text at the end, which stay text (take them away there)"
+"""Keys of the counters; all but the last two are candidates left out."""
 
 Policy = Literal["skip", "replace", "raise"]
 """What to do with a bad candidate (data.errors)."""
@@ -98,14 +99,14 @@ class Extracted(NamedTuple):
 
 def left_out_summary(left_out: Counter[str]) -> str:
     """Counters as one line: "5 documents left out: 3 empty, 2 not UTF-8"; empty if there are none."""
-    reasons = {reason: count for reason, count in left_out.most_common() if reason != MENDED}
+    used = (MENDED, SPELLED_END)
+    reasons = {reason: count for reason, count in left_out.most_common() if reason not in used}
     parts = []
     if reasons:
         total = sum(reasons.values())
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         parts.append(f"{total} document{'s' * (total > 1)} left out: {listed}")
-    if left_out[MENDED]:
-        parts.append(f"{left_out[MENDED]} {MENDED}")
+    parts += [f"{left_out[what]} {what}" for what in used if left_out[what]]
     return "; ".join(parts)
 
 

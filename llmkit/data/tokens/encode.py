@@ -24,6 +24,9 @@ NO_ASSISTANT = "without a message of the role assistant"
 OTHER_NAMES = ("gpt", "model", "bot", "chatbot", "chatgpt", "bing", "bard", "ai")
 """What some collections of chats call the assistant."""
 
+END_CHARACTERS = 200
+"""Of a text, in which a spelled end-of-text is looked for: white space may follow it."""
+
 VERSION = 4
 """Changes with anything that makes other ids, targets or sizes of records that are not plain text."""
 
@@ -94,6 +97,18 @@ class RecordEncoder:
                 case Ids(given, learned):
                     found.append(self._ids(given, learned))
         return found
+
+    def spells_end(self, record: Record) -> bool:
+        """Whether what is learned ends in text that only spells end-of-text, as its author marked ends."""
+        match record:
+            case Text(text) | Pair(_, text):
+                said = text
+            case Chat(messages, _):
+                said = messages[-1]["content"]
+            case _:
+                return False
+        in_text = self.tokenizer.control_tokens_in_text
+        return not in_text and said[-END_CHARACTERS:].rstrip().endswith(self.tokenizer.end_of_text)
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
         """Ids of what asks the assistant to answer `messages`, (count,) int32, as they are in training.

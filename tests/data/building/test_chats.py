@@ -13,6 +13,7 @@ from llmkit.config import schema
 from llmkit.data.building.prepare import prepare
 from llmkit.data.position import Fingerprint
 from llmkit.data.prepared import Prepared
+from llmkit.data.sources.records import SPELLED_END
 
 END = 256
 ENDING = (
@@ -56,6 +57,26 @@ def test_a_template_that_ends_the_answer_gives_one_end_of_text_a_chat(tmp_path: 
     )
     [warning] = [line for line in told if "WARNING" in line]
     assert "writes end-of-text (<|endoftext|>) between turns, and with data.document_masks" in warning
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("record", ["text", "prompt_completion", "chat"])
+def test_text_that_spells_end_of_text_at_its_end_is_told(tmp_path: Path, record: str, live: bool) -> None:
+    """It is no end of a document, and the model would learn to write it before each."""
+    for end, count in (("<|endoftext|>\n", 40), (".", 0)):
+        messages = [{"role": "user", "content": "why"}, {"role": "assistant", "content": f"so{end}"}]
+        line = json.dumps({"text": f"a{end}", "prompt": "a", "completion": f"b{end}", "messages": messages})
+        (tmp_path / "records.jsonl").write_text((line + "\n") * 40)
+        path = str(tmp_path / "records.jsonl")
+        source = schema.Source(type="jsonl", path=path, record=record, live=live)  # type: ignore[arg-type]
+        config = schema.Data(
+            tokenizer=schema.Tokenizer(type="bytes"), sources=[source], cache_dir=str(tmp_path / "cache"),
+            sequence_length=8,
+        )  # fmt: skip
+        told: list[str] = []
+        [counts] = prepare(config, told.append).left_out.values()
+        assert counts.get(SPELLED_END, 0) == (min(count, 2) if live else count)
+        assert any(SPELLED_END in line for line in told) == (count > 0)
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -32,6 +32,9 @@ class Letters:
     def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | LeftOut]:
         return [self._encode(record.text) for record in records if isinstance(record, Text)]
 
+    def spells_end(self, record: Record) -> bool:
+        return isinstance(record, Text) and record.text.endswith("</s>")
+
     def _encode(self, text: str) -> Encoded | LeftOut:
         if "#" in text:
             return LeftOut("refused", "it has a #")

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from llmkit.config.schema import Source
-from llmkit.data.sources.records import Chat, Extracted, Extractor, Ids, LeftOut, Pair, Text, left_out_summary
+from llmkit.data.sources.records import (
+    SPELLED_END,
+    Chat,
+    Extracted,
+    Extractor,
+    Ids,
+    LeftOut,
+    Pair,
+    Text,
+    left_out_summary,
+)
 
 
 def from_json(content: Any, /, mend: bool = False, **fields: Any) -> Extracted:
@@ -265,5 +275,7 @@ def test_no_ids_at_all_are_empty() -> None:
 def test_what_is_left_out_is_told_in_one_line() -> None:
     counts = Counter({"not UTF-8": 2, "empty": 3, "mended with U+FFFD": 4})
     assert left_out_summary(counts) == "5 documents left out: 3 empty, 2 not UTF-8; 4 mended with U+FFFD"
+    kept = Counter({SPELLED_END: 2, "mended with U+FFFD": 4})
+    assert left_out_summary(kept) == f"4 mended with U+FFFD; 2 {SPELLED_END}"
     assert left_out_summary(Counter({"empty": 1})) == "1 document left out: 1 empty"
     assert left_out_summary(Counter()) == ""
