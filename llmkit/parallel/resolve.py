@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from llmkit.config.derive import rows_per_rank
-from llmkit.config.mistakes import display
 from llmkit.config.schema import Config
+from llmkit.config.settings import Settings
 from llmkit.errors import UserError
 from llmkit.parallel.accelerate import UNSAID, Accelerate, read_accelerate, uses_deepspeed
 from llmkit.parallel.deepspeed_keys import RULES, Passed
@@ -68,6 +68,7 @@ class _Settled:
 
     def __init__(self, config: Config, origins: Mapping[str, str], accelerate: Accelerate) -> None:
         self.config, self.origins, self.accelerate = config, origins, accelerate
+        self.describe = Settings(config, origins).describe
 
     def zero_stage(self) -> int:
         """The stage of the settings, else accelerate's, else 0."""
@@ -137,8 +138,8 @@ class _Settled:
                 what = f"which make {steps:g}" if isinstance(steps, float) else "as they fit into memory"
                 raise UserError(
                     f"accelerate's configuration says {said}; take it out: the steps follow from "
-                    f"{self.told('train.global_batch_size')} and {self.told('train.micro_batch_size')}, "
-                    f"{what}"
+                    f"{self.describe('train.global_batch_size')} and "
+                    f"{self.describe('train.micro_batch_size')}, {what}"
                 )
         compared = (
             ("train.gradient_clipping", accelerate.clipping, train.gradient_clipping),
@@ -149,17 +150,10 @@ class _Settled:
             if told is not None and number(told) != ours:
                 raise self.contradiction(path, told)
 
-    def told(self, path: str) -> str:
-        """A setting with its value and where that is from."""
-        value: Any = self.config
-        for part in path.split("."):
-            value = getattr(value, part)
-        return f"{path} {display(value)} ({self.origins.get(path, 'default')})"
-
     def contradiction(self, path: str, said: Said, remedy: str = "") -> UserError:
         """The error that names both."""
         either = f", {remedy}" if remedy else ""
         return UserError(
-            f"{self.told(path)} contradicts accelerate's configuration, which says {said}; "
+            f"{self.describe(path)} contradicts accelerate's configuration, which says {said}; "
             f"make them agree{either}"
         )
