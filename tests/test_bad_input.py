@@ -140,6 +140,17 @@ def test_other_data_than_the_checkpoint(project, capsys):
     assert "tokens" in message
 
 
+def test_a_vocabulary_that_is_too_small_is_refused_before_the_sources_are_built(project, capsys):
+    trained("data.tokenizer={type: bpe, vocab_size: 280}")
+    (made,) = Path("data-cache").glob("tokenizer-*/tokenizer.json")
+    shutil.copy(made, "tokenizer.json")
+    shutil.rmtree("data-cache")
+    local = "data.tokenizer={type: file, path: tokenizer.json}"
+    message = refused(capsys, local, "model.vocab_size=279", "run.name=other")
+    assert "model.vocab_size 279 (command line) is smaller than the 280 tokens of the tokenizer" in message
+    assert not list(Path("data-cache").glob("text-0-*"))
+
+
 def test_a_run_folder_of_another_model(project, capsys):
     trained()
     message = refused(capsys, "model.num_hidden_layers=3", "model.mlp=gelu")

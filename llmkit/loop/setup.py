@@ -30,6 +30,7 @@ from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared, lane_lines
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.errors import UserError
@@ -205,12 +206,19 @@ def _lay_basis(
         least = resolved_model(config, 1)  # a vocabulary that is not known yet adds to it
         _require_room(start, folder, least, device, precision)
         tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, start.loaded)
-        data = prepare(config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer)
+
+        def accept(tokenizer: Tokenizer) -> None:  # before sources are built, which may take hours
+            check_start(start.loaded, start.known(tokenizer.vocab_size))
+            shape = resolved_model(config, tokenizer.vocab_size)
+            if checkpoint is not None:
+                check_same_model(checkpoint, shape)
+            _require_room(start, folder, shape, device, precision)
+
+        data = prepare(
+            config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer, accept=accept
+        )
         check_start(start.loaded, start.known(data.tokenizer.vocab_size, bool(data.heldout)))
         shape = resolved_model(config, data.tokenizer.vocab_size)
-        if checkpoint is not None:
-            check_same_model(checkpoint, shape)
-        _require_room(start, folder, shape, device, precision)
         fitting = choose_micro_batch(config, shape, precision, device, layout)
     agree(mesh, {"precision": precision, **_data_facts(data)})
     micro_batch_size = min(int(text) for text in mesh.gather_texts(str(fitting)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from llmkit.config import schema
@@ -29,6 +29,7 @@ def prepare(
     workers: int | None = None,
     known: Mapping[str, Found] | None = None,
     tokenizer: Tokenizer | None = None,
+    accept: Callable[[Tokenizer], None] = lambda tokenizer: None,
 ) -> Prepared:
     """The data of the settings; what is not in `cache_dir` is built.
 
@@ -37,6 +38,7 @@ def prepare(
     report: gets lines of progress. seed: of the run, for the order of live sources. workers: processes that
     tokenize, by default as many as there are cores; they do not change what is built. known: what
     was found of sources elsewhere. tokenizer: of a model that exists, instead of the one of the settings.
+    accept: is given the tokenizer before sources are built, and may raise.
     Raises UserError for mistakes in the settings or the text, RunFault if the cache cannot be written or a
     source cannot be read.
     """
@@ -45,6 +47,7 @@ def prepare(
         report(warning)
     here = [source for source in sources if source.place not in (known or {})]
     tokenizer = tokenizer or cached_tokenizer(config, sources, report, lambda: check_sources(here))
+    accept(tokenizer)
     has_chats = any(spec.record == "chat" for spec in config.sources)
     if has_chats:  # whoever talks to the model needs it too
         tokenizer.chat_template = tokenizer.chat_template or CHATML
