@@ -104,9 +104,9 @@ def markdown() -> str:
         "source's name: `data.sources.1.weight=2`, `data.sources[1].weight=2`, `data.sources.web.weight=2`.",
         "`llmkit config --keys NAME` prints this for one key or section.",
         "",
-        "What wins: the command line over the file, the file over those that it names after `extends:`, of these",
-        "a later one over an earlier one, and any of them over the defaults. Sections merge key by key; lists are",
-        "replaced as a whole. `llmkit config FILE` shows each value with where it is from.",
+        "What wins: the command line over the file, the file over those that it names after `extends:`,",
+        "of these a later one over an earlier one, and any of them over the defaults. Sections merge key by",
+        "key; lists are replaced as a whole. `llmkit config FILE` shows each value with where it is from.",
     ]
     entries = list(all_keys().values())
     for section in (key for key in entries if key.is_section):
