@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,15 +46,19 @@ def open_given(spec: schema.Source, name: str, tokenizer: Tokenizer) -> Given:
     return Given(_shards(_path(spec), name, tokenizer), heldout)
 
 
-def check_documents(rows: MegatronReader, name: str, cache_dir: str, report: Report) -> None:
+def check_documents(
+    rows: MegatronReader, name: str, cache_dir: str, report: Report, check: Callable[[], None]
+) -> None:
     """Checks the end of every document, once for files as they are: the cache remembers it.
 
+    check: raises what is wrong with any of the sources; called before, as this may take long.
     Raises UserError where a document would run into the next one.
     """
     described: dict[str, JsonValue] = {"version": 1, "files": rows.digest, "times": list(rows.times)}
     folder = Path(cache_dir) / f"{name}-checked-{content_key(described)}"
 
     def fill(workplace: Path) -> None:
+        check()
         many = f"{rows.documents:,} documents"
         report(f"data: {name}: looking whether each of {many} ends with end-of-text, once for these files")
         rows.check_documents()

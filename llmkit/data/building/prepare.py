@@ -11,7 +11,7 @@ from llmkit.data.building.cache import Report
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
 from llmkit.data.building.given import Given, check_documents, open_given
 from llmkit.data.building.opened import Found, OpenedSource, read_twice
-from llmkit.data.building.probe import check_sources, open_sources
+from llmkit.data.building.probe import check_sources, look_at_source, open_sources
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, require_row, summary
 from llmkit.data.shards.megatron import MegatronReader
@@ -58,10 +58,13 @@ def prepare(
             "and with data.document_masks no turn sees those before it; name another token as "
             "data.tokenizer.end_of_text, or set data.document_masks to false"
         )
-    given = _open_given(config, sources, tokenizer, report)
+    given = _open_given(config, here, encoder)
     check = cache(lambda: check_sources(here, encoder))
     if any(source.live for source in sources):  # others are looked at before any of them is built
         check()
+    for name, one in given.items():
+        if isinstance(one.rows, MegatronReader):
+            check_documents(one.rows, name, config.cache_dir, report, check)
     builder = Builder(config, tokenizer, encoder, report, workers, check)
     places = [_place(source, config, encoder, builder, seed, given) for source in sources]
     prepared = open_prepared(config, tokenizer, places)
@@ -70,21 +73,24 @@ def prepare(
 
 
 def _open_given(
-    config: schema.Data, sources: Sequence[OpenedSource], tokenizer: Tokenizer, report: Report
+    config: schema.Data, sources: Sequence[OpenedSource], encoder: RecordEncoder
 ) -> dict[str, Given]:
-    """The sources that are read as they are, by name; raises UserError that tells of all their mistakes."""
+    """The sources that are read as they are, by name.
+
+    Raises UserError where one cannot be read; it then tells of all `sources` what is wrong with them.
+    """
     found: dict[str, Given] = {}
-    errors = []
+    errors: dict[str, UserError] = {}
     for source in sources:
         if source.kind == "given":
             try:
-                found[source.name] = given = open_given(source.spec, source.name, tokenizer)
+                found[source.name] = given = open_given(source.spec, source.name, encoder.tokenizer)
                 require_row(source.name, given.rows.tokens, config.sequence_length)
-                if isinstance(given.rows, MegatronReader):
-                    check_documents(given.rows, source.name, config.cache_dir, report)
             except UserError as error:
-                errors.append(error)
-    raise_together(errors)
+                errors[source.name] = error
+    if errors:
+        looks = (errors.get(source.name) or look_at_source(source, encoder) for source in sources)
+        raise_together(look for look in looks if look)
     return found
 
 

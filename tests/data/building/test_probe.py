@@ -126,6 +126,21 @@ def test_the_mistakes_of_all_sources_are_told_together() -> None:
     assert first == "10 mistakes" and len(others) == 10
 
 
+def test_mistakes_in_given_tokens_are_told_with_those_of_other_sources() -> None:
+    write_megatron(Path("long"), [[[1, 2, 3]], [[*range(1, 30), 256]]])
+    config = settings(
+        Source(type="shards", name="small", path="small/train"),
+        Source(type="jsonl", name="ids", path="ids.jsonl", record="ids"),
+    )
+    with pytest.raises(UserError, match=r"2 mistakes\n  source small: it has .*\n  source ids: there is no"):
+        prepare(config, lambda line: pytest.fail(line))
+    later = Source(type="jsonl", name="ids", path="ids.jsonl", record="ids")
+    with pytest.raises(UserError, match=r"^source ids: there is no"):  # before all documents are looked at
+        prepare(
+            settings(Source(type="megatron", name="toy", path="long"), later), lambda line: pytest.fail(line)
+        )
+
+
 def test_what_is_in_the_cache_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     good = Source(type="jsonl", name="good", path="a.jsonl")
     monkeypatch.setattr(probe, "look_at_source", lambda source: pytest.fail("looked at"))
