@@ -13,8 +13,8 @@ from llmkit.errors import RunFault, UserError
 from llmkit.loop.batches import listen, next_batch
 from llmkit.loop.budget import Budget
 from llmkit.loop.control import Wishes
+from llmkit.loop.ends import record_fault, stop_at_start
 from llmkit.loop.ends import stop as stop_run
-from llmkit.loop.ends import stop_at_start
 from llmkit.loop.evaluate import Evaluate
 from llmkit.loop.finish import finish
 from llmkit.loop.folder import open_folder
@@ -103,10 +103,10 @@ def _run(run: Run, start: Start, stop: StopRequest, started: float, environment:
         except Stopped:
             raise
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
-            run.events.record("fault", step=run.progress.step, reason=reason[:500])
-            run.console.log(reason)
-            raise
+            cause = record_fault(run, error)
+            if cause is error:
+                raise
+            raise cause from error
         finally:
             if problem := mirror.finish(code):
                 run.console.note(problem)
@@ -136,7 +136,7 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
         progress.step += 1
         progress.tokens += targets
         samples.record(progress.step, batch)
-        wishes = Wishes(stop.wish(), save.wish(run), choose.wish(run))
+        wishes = Wishes(stop.wish(), save.wish(run), choose.wish(run), not run.loader.ready(2))
         run.agreed = run.control.exchange(wishes, batch.hash)
         for hook in hooks:
             hook.after_step(run, result, learning_rate)

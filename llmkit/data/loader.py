@@ -111,6 +111,7 @@ class TrainLoader:
         self._ahead: Prefetch[RowsOfBlock] | None = None
         self._maker: BlockMaker | None = None
         self._steps: Iterator[Step] = iter(())
+        self._left = 0  # of them
         self._moved: list[tuple[Cursors, str, JsonValue]] = []  # by the newest step, and from where
         count = len(prepared.train)
         self._begin(
@@ -168,7 +169,13 @@ class TrainLoader:
             step = next(self._steps)
         self.position += self._batch_rows
         self._steps_done += 1
+        self._left -= 1
         return step
+
+    def ready(self, steps: int) -> bool:
+        """Whether so many steps can be had without waiting, and surely."""
+        blocks = 0 if self._ahead is None else self._ahead.ready  # of one step or more
+        return self._left + blocks >= steps
 
     def put_back(self) -> None:
         """Undo the newest step, which was not trained on: `state` is as before it. No step may follow."""
@@ -198,17 +205,6 @@ class TrainLoader:
             give_up=lambda: self.give_up(),
         )
         return self._ahead
-
-    @property
-    def may_lack_a_step(self) -> bool:
-        """Whether a rank may have no step where others have theirs: then all ranks must learn of it.
-
-        A source has no row left, or live text is long in coming.
-        """
-        return any(
-            source.max_epochs is not None or isinstance(source.rows, LiveSource)
-            for source in self._prepared.train
-        )
 
     def check_supply(self, max_steps: int) -> None:
         """Raises UserError if a source with `max_epochs` runs dry before the step `max_steps`.
@@ -330,7 +326,7 @@ class TrainLoader:
         What can be done for all steps at once is: a step on the host must cost next to nothing.
         """
         steps, rows = block.sources.shape
-        count = rows // self._micro
+        self._left, count = steps, rows // self._micro
         texts = block.text.split(self._micro)
         masks = [None] * len(texts) if block.is_target is None else block.is_target.split(self._micro)
         micro_batches = [

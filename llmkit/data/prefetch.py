@@ -81,6 +81,12 @@ class Prefetch(Generic[Item]):
                     "(data.stall_seconds); is its storage or network up?"
                 )
 
+    @property
+    def ready(self) -> int:
+        """How many items can be had without waiting, and surely."""
+        with self._queue.mutex:
+            return sum(ended is None for _, ended in self._queue.queue)
+
     def close(self) -> None:
         """Stop the thread; iteration ends."""
         self._stop.set()

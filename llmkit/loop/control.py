@@ -18,15 +18,18 @@ class Wishes(NamedTuple):
     """What a rank wants to happen; 0 = nothing.
 
     stop: why to stop, a place in `llmkit.loop.stop.REASONS`. save: 1 = it is time for a checkpoint.
-    max_steps: the number of steps that a time budget has become, or OUT_OF_TIME.
+    max_steps: the number of steps that a time budget has become, or OUT_OF_TIME. unready: 1 = it is not
+    certain that this rank will have a batch for the next step but one.
     """
 
     stop: int = 0
     save: int = 0
     max_steps: int = 0
+    unready: int = 0
 
 
-NOTHING = Wishes()
+NOTHING = Wishes(unready=1)
+"""What is known before anything was exchanged."""
 POLL_SECONDS = 0.5
 """About how often ranks ask each other in a long phase whether to give it up."""
 OUT_OF_TIME = 2**62
@@ -55,7 +58,7 @@ class Control:
             return wishes
         holds = self._receive()
         if self._mesh.rank > 0:
-            wishes = Wishes(stop=wishes.stop)
+            wishes = wishes._replace(save=0, max_steps=0)
         hashes = torch.zeros((2, self._mesh.data_size), dtype=torch.int64)
         if self._mesh.tensor_size > 1:  # the largest is the smallest where all are the same
             hashes -= 2**62 * 2 - 1

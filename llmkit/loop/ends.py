@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+from llmkit.errors import RunFault, UserError
 from llmkit.loop.hooks import Log
 from llmkit.loop.run import Run
 from llmkit.loop.stop import StopRequest
 from llmkit.monitor.console import Console
-from llmkit.monitor.events import EventLog
+from llmkit.monitor.events import MAX_REASON, EventLog
 from llmkit.parallel.agreement import together
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
@@ -26,6 +29,53 @@ def stop(run: Run, log: Log, request: StopRequest) -> int:
         run.folder.mark_saved()
     run.console.note(f"stopped by {reason}, saved {checkpoint}; the same command goes on from here")
     return STOPPED
+
+
+def save_and_fail(run: Run, log: Log, error: Exception | None) -> NoReturn:
+    """Saves, on all ranks, and raises the error that one or several of them give.
+
+    Between two steps only, when all ranks are there.
+    """
+    run.control.close()
+    log.flush(run)
+    saved = ""
+    if run.unsaved_steps:
+        try:
+            saved = f"Saved {run.save()}"
+        except RunFault as fault:
+            saved = f"NOT SAVED: {fault}"
+        run.console.note(saved)
+    try:
+        with together(run.mesh):
+            if error is not None:
+                raise error
+    except (UserError, RunFault) as joint:
+        message = f"{str(joint).rstrip('.')}. {saved}" if saved else str(joint)
+        raise type(joint)(message) from joint
+    raise AssertionError("no rank has given an error")
+
+
+def record_fault(run: Run, error: BaseException) -> BaseException:
+    """Puts a fault on record, with what it costs; returns `error`, or what is behind it (see RollCall)."""
+    cause = run.mesh.cause_of(error)
+    reason = f"{type(cause).__name__}: {cause}"
+    lost = run.unsaved_steps
+    run.events.record(
+        "fault",
+        step=run.progress.step,
+        reason=reason[:MAX_REASON],
+        saved_step=run.saved_step,
+        lost_steps=lost,
+    )
+    run.console.log(reason)
+    if lost:
+        saved = run.saved_step
+        since = "the start of the run" if saved is None else f"the checkpoint of step {saved}"
+        run.console.note(
+            f"ended by a fault after step {run.progress.step}: {lost} steps are lost, all since {since}; "
+            "the same command does them again"
+        )
+    return cause
 
 
 def stop_at_start(

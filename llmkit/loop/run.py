@@ -74,6 +74,11 @@ class Run:
         last_chance = self.evaluation_due and patience is not None and without + 1 >= patience
         return last_chance or self.progress.finished()
 
+    @property
+    def unsaved_steps(self) -> int:
+        """Steps that no checkpoint holds."""
+        return self.progress.step - (self.saved_step or 0)
+
     def save(self) -> Path:
         """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
 

@@ -111,23 +111,25 @@ def first_only(mesh: Mesh, work: Callable[[], str]) -> str:
 
 
 def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn:
-    """Ends this rank after an error that all ranks should have: rank 0 prints it, the others only leave.
+    """Ends this rank after an error that all ranks should have: the first prints it, the others only leave.
 
-    Raises AlreadyTold; on a rank that rank 0 does not answer within PATIENCE, the error itself. The ranks
-    meet in the store, as an exchange that some of them never join could not be given up.
+    The first is rank 0, or the one after those that have failed or gone. Raises AlreadyTold; on a rank that
+    the first does not answer within PATIENCE, the error itself. The ranks meet in the store, as an
+    exchange that some of them never join could not be given up.
     """
-    heard = [f"heard/{rank}" for rank in range(1, mesh.world_size)]
-    if mesh.rank == 0:
+    absent = set() if mesh.roll_call is None else mesh.roll_call.absent
+    first, *others = (rank for rank in range(mesh.world_size) if rank not in absent)
+    if mesh.rank == first:
         print(f"llmkit: {error}", file=sys.stderr, flush=True)
     try:
-        if mesh.rank == 0:
+        if mesh.rank == first:
             store.set("told", "")
-            store.wait(heard, LINGER)
+            store.wait([f"heard/{rank}" for rank in others], LINGER)
         else:
             store.wait(["told"], PATIENCE)
-            store.set(heard[mesh.rank - 1], "")
+            store.set(f"heard/{mesh.rank}", "")
     except RuntimeError:
-        if mesh.rank > 0:
+        if mesh.rank != first:
             raise type(error)(f"rank {mesh.rank} ({socket.gethostname()}): {error}") from error
     else:
         if dist.is_initialized():
@@ -160,6 +162,8 @@ def _gather(mesh: Mesh, text: str) -> list[str]:
     try:
         return mesh.gather_texts(text)
     except RuntimeError as error:
+        if (cause := mesh.cause_of(error)) is not error:
+            raise cause from error
         raise RunFault(
             "a process of this run has ended, or cannot be reached; its own output tells why "
             f"({str(error).splitlines()[0]})"

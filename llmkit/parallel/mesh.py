@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from llmkit.parallel.roll_call import RollCall
+
 
 @dataclass(frozen=True)
 class TensorParallel:
@@ -49,7 +51,12 @@ class Mesh:
     tensor_group: ProcessGroup | None = None
     control_group: ProcessGroup | None = None
     timeout: timedelta = timedelta(minutes=10)
+    roll_call: RollCall | None = None
     _subgroups: dict[int, ProcessGroup] = field(default_factory=dict, repr=False)
+
+    def cause_of(self, error: BaseException) -> BaseException:
+        """`error` of this process, or what is behind it: see `RollCall.cause`."""
+        return error if self.roll_call is None else self.roll_call.cause(error)
 
     @property
     def data_size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -18,6 +19,7 @@ from llmkit.parallel.agreement import tell_once
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parallel.network import choose_gloo_interface
 from llmkit.parallel.place import Place
+from llmkit.parallel.roll_call import RollCall
 
 CONTROL_TIMEOUT = timedelta(hours=1)
 """At least this long ranks wait for each other in small messages: one may verify a large checkpoint."""
@@ -31,17 +33,24 @@ def world(place: Place, timeout: timedelta, *, needs_group: bool = False) -> Ite
     user should read, the first rank prints one; the other ranks end with the same code.
     """
     mesh, store = _join(place, timeout, needs_group)
+    if mesh.world_size > 1:
+        mesh = replace(mesh, roll_call=RollCall(store, mesh.rank, mesh.world_size))
     try:
         yield mesh
-    except (UserError, RunFault) as error:
-        if mesh.world_size > 1:
-            tell_once(mesh, store, error)
+    except Exception as error:
+        cause = mesh.cause_of(error)
+        if mesh.world_size > 1 and isinstance(cause, UserError | RunFault):
+            tell_once(mesh, store, cause)
+        if mesh.world_size > 1 and mesh.rank == 0:
+            store.set("told", "")  # by its traceback
         raise
     else:
         if mesh.world_size > 1:
             dist.barrier(group=mesh.control_group)  # a process that leaves early can end the others with -6
             dist.destroy_process_group()
     finally:
+        if mesh.roll_call is not None:
+            mesh.roll_call.close()
         if mesh.world_size == 1 and mesh.control_group is not None:
             dist.destroy_process_group()
 
@@ -50,7 +59,7 @@ def cut(mesh: Mesh, tensor_size: int) -> Mesh:
     """The joined world, cut into groups; all ranks must call it with the same size."""
     if mesh.control_group is None:
         return mesh
-    return make_mesh(tensor_size, mesh.timeout, mesh.control_group)
+    return replace(make_mesh(tensor_size, mesh.timeout, mesh.control_group), roll_call=mesh.roll_call)
 
 
 def _join(place: Place, timeout: timedelta, needs_group: bool) -> tuple[Mesh, Store]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prefetch import GaveUp
-from llmkit.errors import SourceDryError
-from llmkit.loop.batches import DRY, next_batch
-from llmkit.loop.control import NOTHING
+from llmkit.errors import RunFault, SourceDryError, UserError
+from llmkit.loop.batches import FAILED, next_batch
+from llmkit.loop.control import NOTHING, Wishes
+from llmkit.parallel.mesh import Mesh
 from tests.data.live.fakes import live
 from tests.data.toy import toy
 
@@ -19,9 +22,10 @@ STEPS, BATCH_ROWS = 3, 2
 
 
 class Others:
-    """A run of two ranks of which this is the first; `others` is why the other one has no batch."""
+    """A run of two ranks of which this is the first; `others` is why the other one has no batch, `told` the
+    error that it then gives."""
 
-    def __init__(self, others: int) -> None:
+    def __init__(self, others: int, told: Exception | None = None, save_fails: bool = False) -> None:
         data = toy({"web": live([["abcdefgh"] * 20] * 2)})
         self.loader = TrainLoader(*data, 5, BATCH_ROWS, 1, 0, 2)
         for _ in range(STEPS):
@@ -34,11 +38,32 @@ class Others:
             control=SimpleNamespace(
                 largest=lambda value: [max(value, others)], close=lambda: self.done.append("control")
             ),
-            mesh=SimpleNamespace(gather_texts=lambda text: [text, "source web has run dry"]),
-            save=lambda: self.done.append(self.loader.state()) or "step-00000003",
+            mesh=Mesh(),
+            console=SimpleNamespace(note=lambda text: self.done.append("told")),
+            save=self.save,
+            unsaved_steps=3,
             agreed=NOTHING,
         )
+        self.told, self.save_fails = told, save_fails
         self.log: Any = SimpleNamespace(flush=lambda run: self.done.append("log"))
+
+    def save(self) -> str:
+        if self.save_fails:
+            raise RunFault("the disk is full")
+        self.done.append(self.loader.state())
+        return "step-00000003"
+
+    def next(self) -> Any:
+        """The next batch, where errors of the other rank are this one's, as if gathered."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("llmkit.loop.ends.together", self.together)
+            return next_batch(self.run, self.log, self.loader)
+
+    @contextmanager
+    def together(self, mesh: Mesh) -> Iterator[None]:
+        yield
+        if self.told is not None:
+            raise self.told
 
 
 def test_a_batch_is_given_where_all_have_one() -> None:
@@ -48,11 +73,32 @@ def test_a_batch_is_given_where_all_have_one() -> None:
     assert (batch.first, case.loader.position, case.done) == (6, 8, [])
 
 
-def test_where_another_rank_has_run_dry_the_state_before_this_step_is_saved() -> None:
-    case = Others(DRY)
-    with pytest.raises(SourceDryError, match=r"source web has run dry\. Saved step-00000003"):
-        next_batch(case.run, case.log, case.loader)
-    assert case.done == ["control", "log", case.before]
+@pytest.mark.parametrize("error", [SourceDryError("web has run dry."), UserError("line 3 of web is broken")])
+def test_where_the_data_of_another_rank_fail_the_state_before_this_step_is_saved(error: Exception) -> None:
+    case = Others(FAILED, error)
+    with pytest.raises(type(error), match=str(error).rstrip(".") + r"\. Saved step-00000003"):
+        case.next()
+    assert case.done == ["control", "log", case.before, "told"]
+
+
+def test_a_save_that_fails_does_not_hide_why_the_run_ends() -> None:
+    case = Others(FAILED, UserError("line 3 of web is broken"), save_fails=True)
+    with pytest.raises(UserError, match=r"line 3 of web is broken\. NOT SAVED: the disk is full"):
+        case.next()
+
+
+def test_where_nothing_was_trained_nothing_is_saved() -> None:
+    case = Others(FAILED, UserError("line 3 of web is broken"))
+    case.run.unsaved_steps = 0
+    with pytest.raises(UserError, match=r"is broken$"):
+        case.next()
+    assert case.done == ["control", "log"]
+
+
+def test_ranks_that_said_that_they_have_a_batch_do_not_wait_for_each_other() -> None:
+    case = Others(2)
+    case.run.agreed = Wishes(unready=0)
+    assert next_batch(case.run, case.log, case.loader) is not None
 
 
 def test_where_another_rank_was_asked_to_stop_as_it_waited_nothing_was_taken() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -154,7 +155,9 @@ def test_ranks_agree_or_all_learn_what_differs():
         )
         assert found["count"] == 5  # of the one data-parallel rank
         # A step later, the same on all ranks; of what depends on time only rank 0's wishes count.
-        assert found["control"] == [[0, 0, 0], [0, 1, 0], [0, 0, 100], [2, 0, 0], [0, 0, 0]]
+        assert found["control"] == [
+            [0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 100, 0], [2, 0, 0, 1], [0, 0, 0, 0],
+        ]  # fmt: skip
 
 
 def test_an_error_of_all_ranks_is_printed_once():
@@ -173,7 +176,17 @@ def test_an_error_of_a_rank_that_the_first_one_does_not_hear_of_is_not_lost():
 def test_the_others_notice_at_once_that_a_rank_has_died():
     """Not after one of the limits of time, all of which are longer than the launch may take."""
     first, _ = run_ranks(2, "tests.parallel.world_cases:one_dies", joined=False, may_die=[1])
-    assert first.startswith("code 1: llmkit: a process of this run has ended")
+    assert re.match(r"code 1: llmkit: rank 1 \(.*, process \d+\) has gone without a word", first)
+
+
+def test_where_the_first_rank_fails_alone_the_next_one_tells():
+    case = "tests.parallel.world_cases:first_fails"
+    first, second, third = run_ranks(3, case, joined=False, may_die=[0, 1, 2])
+    assert first["end"] == "KeyError: 'oops'"
+    assert second["end"] == third["end"] == "told, code 1"
+    assert second["printed"].startswith("llmkit: rank 0 (")
+    assert second["printed"].endswith("KeyError: 'oops' (that rank's output has the traceback)\n")
+    assert first["printed"] == third["printed"] == ""
 
 
 def test_a_rank_that_finds_no_others_says_where_it_looked():

@@ -68,7 +68,7 @@ def exchanges(control: Control, rank: int) -> list[list[int]]:
     wishes = [
         Wishes(save=1 if rank == 0 else 0),
         Wishes(save=1 if rank == 1 else 0, max_steps=100 + rank),
-        Wishes(stop=rank),
+        Wishes(stop=rank, unready=int(rank == 1)),
         Wishes(),
         Wishes(stop=1),
     ]
@@ -97,6 +97,23 @@ def end_of_a_world(failing: list[int], patience: float = HANG) -> dict[str, Any]
         with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:
             if mesh.rank in failing:
                 raise RunFault("the disk is full")
+            mesh.gather_texts("waits for the others")
+    except AlreadyTold as told:
+        end = f"told, code {told.code}"
+    except Exception as error:
+        end = f"{type(error).__name__}: {error}"
+    return {"end": end, "printed": errors.getvalue()}
+
+
+def first_fails() -> dict[str, Any]:
+    """What comes out of a world whose first rank has a bug that the others do not have."""
+    agreement.PATIENCE = LONGER
+    errors = io.StringIO()
+    end = "none"
+    try:
+        with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:
+            if mesh.rank == 0:
+                raise KeyError("oops")
             mesh.gather_texts("waits for the others")
     except AlreadyTold as told:
         end = f"told, code {told.code}"

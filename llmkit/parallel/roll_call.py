@@ -1,0 +1,118 @@
+"""Which process of a run was the first to fail, or has gone without a word."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+
+from llmkit.errors import RunFault, UserError
+
+ANSWER_SECONDS = 5.0
+"""How long processes have to answer once one has failed; who has not answered by then is taken to be gone."""
+POLL_SECONDS = 0.5
+SHOWN = 8
+"""Ranks that a message names at most."""
+
+
+class RollCall:
+    """Kept by every process from the moment it joins its world until `close`.
+
+    A process that fails says so in the store, and leaves: that breaks the connections of the others, which
+    then read there what has happened. For a process that is blocked, a thread answers.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int) -> None:
+        self._store, self._rank, self._world = store, rank, world_size
+        self.absent: set[int] = set()
+        """Ranks that have failed or gone; known once `cause` has found it out."""
+        self._known: list[BaseException] = []
+        self._closed = threading.Event()
+        store.set(f"process/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
+        own: Store = store.clone()  # type: ignore[attr-defined]  # two threads cannot share one
+        threading.Thread(target=self._answer, args=(own,), name="roll call", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+
+    def cause(self, error: BaseException) -> BaseException:
+        """Why this process cannot go on, told to the others: `error`, or what is behind it.
+
+        Behind a connection that broke may be a process that has failed, or has gone: then a RunFault, or the
+        UserError of that process, which names it.
+        """
+        if not any(error is known for known in self._known):
+            self._known = [error, self._cause(error)]
+        return self._known[-1]
+
+    def _cause(self, error: BaseException) -> BaseException:
+        try:
+            self._store.set(f"end/{self._rank}", json.dumps(_described(error)))
+            self._store.set("ended", "")
+            return self._behind() or error if _is_broken(error) else error
+        except RuntimeError:  # the store is gone with the process that kept it
+            return error
+
+    def _behind(self) -> BaseException | None:
+        until = time.monotonic() + ANSWER_SECONDS
+        while True:
+            ends = {rank: end for rank in range(self._world) if (end := self._read(f"end/{rank}"))}
+            failed = [rank for rank, end in ends.items() if not json.loads(end)["broken"]]
+            if failed:
+                self.absent = set(failed)
+                return self._failure(failed, json.loads(ends[failed[0]]))
+            if len(ends) == self._world:
+                return None
+            if time.monotonic() > until:
+                break
+            self._closed.wait(0.1)
+        self.absent = {
+            rank for rank in range(self._world) if rank not in ends and not self._read(f"alive/{rank}")
+        }
+        if not self.absent:
+            return None
+        gone = self._named(sorted(self.absent))
+        return RunFault(
+            f"{gone} has gone without a word: killed, for want of memory perhaps, or its host is lost. "
+            "The same command goes on from the newest checkpoint"
+        )
+
+    def _failure(self, failed: list[int], end: dict[str, Any]) -> BaseException:
+        message = str(end["message"])
+        if end["kind"] not in (UserError.__name__, RunFault.__name__):
+            message = f"{end['kind']}: {message} (that rank's output has the traceback)"
+        kind = UserError if end["kind"] == UserError.__name__ else RunFault
+        return kind(f"{self._named(failed)}: {message}")
+
+    def _named(self, ranks: list[int]) -> str:
+        named = [f"rank {rank} ({self._read(f'process/{rank}')})" for rank in ranks[:SHOWN]]
+        return ", ".join(named) + (f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else "")
+
+    def _read(self, key: str) -> str:
+        return self._store.get(key).decode() if self._store.check([key]) else ""
+
+    def _answer(self, store: Store) -> None:
+        try:
+            while not self._closed.wait(POLL_SECONDS):
+                if store.check(["ended"]):
+                    store.set(f"alive/{self._rank}", "yes")
+                    return
+        except RuntimeError:
+            return  # the store is gone: so is the run
+
+
+def _is_broken(error: BaseException) -> bool:
+    """Whether an error may be no more than that another process has gone."""
+    return type(error) is RuntimeError or isinstance(error, dist.DistError)
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    base = next((base for base in (UserError, RunFault) if isinstance(error, base)), type(error))
+    return {"kind": base.__name__, "message": str(error)[:2000], "broken": _is_broken(error)}
