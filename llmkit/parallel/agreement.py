@@ -124,7 +124,8 @@ def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn
     try:
         if mesh.rank == first:
             store.set("told", "")
-            store.wait([f"heard/{rank}" for rank in others], LINGER)
+            if others:
+                store.wait([f"heard/{rank}" for rank in others], LINGER)
         else:
             store.wait(["told"], PATIENCE)
             store.set(f"heard/{mesh.rank}", "")

@@ -57,8 +57,14 @@ class RollCall:
             self._store.set(f"end/{self._rank}", json.dumps(_described(error)))
             self._store.set("ended", "")
             return self._behind() or error if _is_broken(error) else error
-        except RuntimeError:  # the store is gone with the process that kept it
-            return error
+        except RuntimeError:
+            if self._rank == 0 or not _is_broken(error):
+                return error
+            self.absent = {0}
+            return RunFault(
+                "rank 0, where the processes of this run meet, has failed or gone; its output may tell why. "
+                "The same command goes on from the newest checkpoint"
+            )
 
     def _behind(self) -> BaseException | None:
         until = time.monotonic() + ANSWER_SECONDS

@@ -86,9 +86,7 @@ def test_so_are_those_of_the_current_folder_once(
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
-    with pytest.raises(
-        UserError, match=r"1 mistake\n.*: the name of the current folder has"
-    ):
+    with pytest.raises(UserError, match=r"1 mistake\n.*: the name of the current folder has"):
         load("../c.yaml")
 
 

@@ -180,8 +180,11 @@ def test_the_others_notice_at_once_that_a_rank_has_died():
 
 
 def test_where_the_first_rank_fails_alone_the_next_one_tells():
+    """The ranks meet in their launcher, as under torchrun: it stays when the first one goes."""
     case = "tests.parallel.world_cases:first_fails"
-    first, second, third = run_ranks(3, case, joined=False, may_die=[0, 1, 2])
+    launcher = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(launcher.port)}
+    first, second, third = run_ranks(3, case, joined=False, may_die=[0, 1, 2], environment=meeting)
     assert first["end"] == "KeyError: 'oops'"
     assert second["end"] == third["end"] == "told, code 1"
     assert second["printed"].startswith("llmkit: rank 0 (")

@@ -77,9 +77,7 @@ def check_sources(sources: Iterable[OpenedSource], encoder: RecordEncoder | None
     raise_together(look for source in sources if (look := look_at_source(source, encoder)))
 
 
-def look_at_source(
-    source: OpenedSource, encoder: RecordEncoder | None = None
-) -> UserError | RunFault | None:
+def look_at_source(source: OpenedSource, encoder: RecordEncoder | None = None) -> UserError | RunFault | None:
     """Why a source cannot be used; None if a record of it can, or if more must be read to know."""
     try:
         if source.kind == "given":

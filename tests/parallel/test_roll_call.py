@@ -1,0 +1,110 @@
+"""Who was the first to fail, or has gone; with a store in memory. Real processes: test_world.py."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from llmkit.errors import RunFault, UserError
+from llmkit.parallel import roll_call
+from llmkit.parallel.roll_call import RollCall
+
+BROKEN = "Connection closed by peer"
+HERE = f"{socket.gethostname()}, process {os.getpid()}"
+
+
+class Memory(dict[str, bytes]):
+    """A store in this process."""
+
+    gone = False
+
+    def clone(self) -> Memory:
+        return self
+
+    def set(self, key: str, value: str) -> None:
+        self.check([])
+        self[key] = value.encode()
+
+    def check(self, keys: list[str]) -> bool:
+        if self.gone:
+            raise RuntimeError("Connection reset by peer")
+        return all(key in self for key in keys)
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """Makes the ranks of a world; their threads answer at once, and end."""
+    monkeypatch.setattr(roll_call, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(roll_call, "ANSWER_SECONDS", 0.2)
+    made: list[RollCall] = []
+
+    def make(count: int) -> tuple[Memory, list[RollCall]]:
+        store: Any = Memory()
+        made.extend(RollCall(store, rank, count) for rank in range(count))
+        return store, made
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_an_error_of_this_process_is_its_own(ranks):
+    _, (first, _) = ranks(2)
+    error = KeyError("oops")
+    assert first.cause(error) is error
+    assert first.absent == set()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (UserError("no such file"), UserError, "no such file"),
+        (RunFault("disk full"), RunFault, "disk full"),
+        (
+            MemoryError("of the GPU"),
+            RunFault,
+            "MemoryError: of the GPU (that rank's output has the traceback)",
+        ),
+    ],
+)
+def test_a_broken_connection_is_explained_by_the_rank_that_failed(ranks, error, kind, message):
+    _, (first, second, third) = ranks(3)
+    assert second.cause(error) is error
+    for other in (first, third):
+        broken = RuntimeError(BROKEN)
+        cause = other.cause(broken)
+        assert type(cause) is kind
+        assert str(cause) == f"rank 1 ({HERE}): {message}"
+        assert other.absent == {1}
+        assert other.cause(broken) is cause and other.cause(cause) is cause
+
+
+def test_who_does_not_answer_is_gone_and_who_is_blocked_is_not(ranks):
+    _, (first, second, third, _) = ranks(4)
+    third.close()
+    second.close()
+    time.sleep(0.05)  # their threads have ended; the fourth rank's goes on, in whatever its process is
+    cause = first.cause(RuntimeError(BROKEN))
+    assert str(cause).startswith(f"rank 1 ({HERE}), rank 2 ({HERE}) has gone without a word: killed")
+    assert first.absent == {1, 2}
+
+
+def test_where_all_are_there_a_broken_connection_is_the_error(ranks):
+    _, (first, second) = ranks(2)
+    errors = [RuntimeError(BROKEN), RuntimeError("Timed out")]
+    assert second.cause(errors[1]) is errors[1]
+    assert first.cause(errors[0]) is errors[0]
+
+
+def test_a_store_that_is_gone_is_rank_0_that_is_gone(ranks):
+    store, (first, second) = ranks(2)
+    store.gone = True
+    cause = second.cause(RuntimeError(BROKEN))
+    assert isinstance(cause, RunFault) and str(cause).startswith("rank 0, where the processes")
+    assert second.absent == {0}
+    error = KeyError("its own")
+    assert first.cause(error) is error
