@@ -77,6 +77,26 @@ def test_no_figure_of_an_index_can_change_unseen(chats: schema.Data) -> None:
     path.write_bytes(whole)
 
 
+def test_a_cache_of_before_checksums_is_read(chats: schema.Data, tmp_path: Path) -> None:
+    shutil.copytree(chats.cache_dir, tmp_path / "cache")
+    versions = {"index.json": 1, "source.json": 2, "hash.json": None}
+    found = [path for path in (tmp_path / "cache").rglob("*.json") if path.name in versions]
+    assert len(found) == 4
+    for path in found:
+        content = json.loads(path.read_text())
+        del content["checksum"], content["version"]
+        content.pop("files", None)
+        if versions[path.name]:
+            content["version"] = versions[path.name]
+        path.write_text(json.dumps(content))
+    lines: list[str] = []
+    now = prepare(chats.model_copy(update={"cache_dir": str(tmp_path / "cache")}), lines.append)
+    assert len(lines) == 1  # nothing is built again
+    assert now.fingerprint == prepare(chats, silent).fingerprint
+    verify(now, lines.append)
+    assert sum("index.json without a checksum (build them again for one)" in line for line in lines) == 2
+
+
 @pytest.mark.parametrize("change", [0, 1])
 def test_the_text_of_an_index_without_a_checksum_is_counted(tmp_path: Path, change: int) -> None:
     (tmp_path / "a.txt").write_text("".join(f"sentence number {i}\n" for i in range(50)))
