@@ -73,7 +73,7 @@ RULES: dict[str, Rule] = {
         "warned", "where the run ends, and its schedule unless that has steps of its own", "train",
         "max_steps",
     ),
-    **_rules("warned", "has no effect once it has become a number of steps", "train", "max_minutes"),
+    **_rules("warned", "changes no number of steps that it has become before", "train", "max_minutes"),
     **_rules(
         "warned", "changes what each step computes", "train",
         "global_batch_size gradient_clipping precision",
