@@ -98,7 +98,7 @@ def compressors_bits_per_byte(data: Prepared) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, key in (("xz -9e", "xz_bits_per_byte"), ("gzip -9", "gzip_bits_per_byte")):
         indices = [source.reader.index for source in data.heldout]
-        if all(key in index.extra for index in indices):
+        if data.heldout_bytes and all(key in index.extra for index in indices):
             bits = sum(float(str(index.extra[key])) * index.text_bytes for index in indices)
             found[name] = bits / data.heldout_bytes
     return found
