@@ -36,15 +36,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def import_deepspeed() -> Any:
     """DeepSpeed, set up to be quiet and to compile nothing. Before any process group exists.
 
-    Its shared-memory all-reduce for CPUs is a C++ extension, built at the first start (37 s measured).
+    Its shared-memory all-reduce for CPUs is a C++ extension, built at the first start (37 s measured). A GPU
+    does without it, and there the mere look at DeepSpeed's table of extensions would probe all of them.
     """
-    if not torch.cuda.is_available():
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
     import deepspeed
 
     deepspeed.utils.logging.logger.setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_cpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
