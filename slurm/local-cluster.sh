@@ -231,7 +231,7 @@ check_machine() {
   ((${#DIR} <= 70)) || cannot "the path of $DIR is too long: set SLURM_CLUSTER_DIR to a shorter one"
 }
 
-ready() { [ "$(in_node head timeout 5 sinfo -h -N -p main -t idle,alloc,mix -o %N 2>/dev/null | wc -l)" -ge "$NODES" ]; }
+ready() { [ "$(in_node head timeout 60 sinfo -h -N -p main -t idle,alloc,mix -o %N 2>/dev/null | wc -l)" -ge "$NODES" ]; }
 
 up() {
   local number tries
@@ -243,7 +243,7 @@ up() {
   chmod 600 "$DIR/munge.key"
   spawn head "$SCRIPT" head-services
   for ((number = 1; number <= NODES; number++)); do boot "n$number"; done
-  for ((tries = 0; tries < 150; tries++)); do
+  for ((tries = 0; tries < 1500; tries++)); do
     if ready; then
       say "up: $NODES nodes; try: $0 exec sinfo"
       return
@@ -253,7 +253,7 @@ up() {
   in_node head sinfo -N -o '%N %T %E' || true
   tail -n 5 "$DIR"/log/* >&2
   down
-  fail "not ready after 30 s"
+  fail "not ready after 5 minutes"
 }
 
 # What the login node runs. munged is told to accept a folder that others may write to: it is a throw-away key.
@@ -272,7 +272,7 @@ down() {
 # Removes all but the logs. The kernel may still be ending processes of killed nodes, hence the patience.
 clean() {
   local tries
-  for ((tries = 0; tries < 100; tries++)); do
+  for ((tries = 0; tries < 600; tries++)); do
     if { [ ! -d "$GROUP" ] || find "$GROUP" -depth -type d -exec rmdir {} +; } &&
       { [ ! -d "$DIR" ] || find "$DIR" -mindepth 1 -maxdepth 1 ! -name log -exec rm -rf {} +; }; then
       return

@@ -25,6 +25,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
 from llmkit.loop.batches import listen
 from llmkit.model.initial import InitialWeights
+from tests.limits import HANG
 from tests.monitor.wandb_log import history
 from tests.program import events, make_project, rows, timeless
 
@@ -226,7 +227,7 @@ def test_a_signal_while_a_batch_is_awaited_saves_what_was_trained(project, block
 
     def stalling(self, position):
         yield from itertools.islice(made(self, position), blocks)
-        assert released.wait(60)
+        assert released.wait(HANG)
 
     def signalled(run, stop):
         listen(run, stop)

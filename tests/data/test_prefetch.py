@@ -30,7 +30,7 @@ def test_the_thread_stays_within_its_depth() -> None:
             yield i
 
     ahead = Prefetch(items(), depth=2)
-    assert third.wait(10)  # two in the queue, the third at hand: the thread waits
+    assert third.wait(HANG)  # two in the queue, the third at hand: the thread waits
     assert made == [0, 1, 2]
     assert next(ahead) == 0
     ahead.close()

@@ -18,6 +18,7 @@ from llmkit.model.gpt import GPT
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parity.subjects import RandomWeights
+from tests.limits import HANG
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
 SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE}
@@ -192,7 +193,7 @@ def alone(precision: str) -> dict:
 
     import_deepspeed()
     found: dict[str, Any] = {}
-    with world(Place(), timedelta(minutes=1), needs_group=True) as joined:
+    with world(Place(), timedelta(seconds=HANG), needs_group=True) as joined:
         mesh, device = cut(joined, 1), choose_device()
         for stage in range(4):
             offload = "cpu" if stage == 2 else "none"

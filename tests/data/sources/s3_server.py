@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from tests.data.sources.servers import FLOOD_BYTES, LocalServer
+from tests.limits import HANG
 
 
 class S3Server(LocalServer):
@@ -76,7 +77,7 @@ class S3Server(LocalServer):
         if trouble == "flood":
             return self.flood(handler)
         if trouble == "stall":
-            self.outwaited = not self.released.wait(20)
+            self.outwaited = not self.released.wait(HANG)
         handler.close_connection = trouble is not None
         return None
 

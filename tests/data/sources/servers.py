@@ -7,6 +7,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.limits import HANG
+
 FLOOD_BYTES = 64 << 20
 
 
@@ -58,7 +60,7 @@ class LocalServer:
 
     def taken_of_flood(self) -> int:
         """Bytes of a flood that a client took, when it is over."""
-        assert self._flood_is_over.wait(20)
+        assert self._flood_is_over.wait(HANG)
         return self._flooded
 
     def close(self) -> None:
@@ -109,7 +111,7 @@ class WebServer(LocalServer):
         sent = content[start:end] if trouble is None else content[start : min(end, start + self.keep)]
         self._send(handler, 206, content[start:end], sent, f"bytes {start}-{end - 1}/{len(content)}")
         if trouble == "stall":
-            self.released.wait(20)
+            self.released.wait(HANG)
         if trouble:
             handler.close_connection = True
         return None

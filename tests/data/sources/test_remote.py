@@ -17,6 +17,7 @@ from llmkit.data.sources.raw_reader import RawReader
 from llmkit.data.sources.remote import Patience, RandomFile
 from llmkit.errors import RunFault, UserError
 from tests.data.sources.servers import FLOOD_BYTES
+from tests.limits import HANG
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 
@@ -210,7 +211,7 @@ class TestAnyOtherStore:
 
     def test_a_read_that_hangs_is_left_behind(self, monkeypatch: pytest.MonkeyPatch, web: Any) -> None:
         def hanging(path: str, *, start: int, end: int) -> bytes:
-            web.released.wait(20)
+            web.released.wait(HANG)
             return b""
 
         file = self.listed()
