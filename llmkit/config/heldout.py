@@ -24,4 +24,4 @@ def nothing_held_out(s: Settings) -> str:
     every = s.describe("data.heldout_every")
     if s.config.data.heldout_every == 0:
         return f"{every} holds nothing out"
-    return f"the sources have so few documents that {every} holds none of them out; lower it"
+    return f"of the few documents of the sources, {every} holds none out that has tokens to learn; lower it"

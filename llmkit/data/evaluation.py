@@ -11,10 +11,6 @@ import torch
 
 from llmkit.batch import Rows
 from llmkit.data.prepared import Prepared
-from llmkit.data.shards.reader import ShardReader
-
-COUNTED = 1 << 20
-"""Marks of targets that are counted at a time."""
 
 
 class HeldOut:
@@ -33,7 +29,7 @@ class HeldOut:
         self._prepared, self._batch_rows = prepared, batch_rows
         self._rank, self._world = rank, world_size
         self.text_bytes = prepared.heldout_bytes
-        self.targets = sum(_count_targets(source.reader) for source in prepared.heldout)
+        self.targets = prepared.heldout_targets
         length = prepared.sequence_length
         self._starts = [range(0, source.reader.tokens - 1, length) for source in prepared.heldout]
         self._ends = list(accumulate(map(len, self._starts)))  # rows of each source and those before it
@@ -61,13 +57,3 @@ class HeldOut:
                 is_target[place, : stop - start - 1] = True if known is None else known[1:]
             boundary = tokenizer.end_of_text_id if self._prepared.document_masks else None
             yield Rows(torch.from_numpy(text), torch.from_numpy(is_target), boundary)
-
-
-def _count_targets(reader: ShardReader) -> int:
-    """Targets of a stream: all its tokens but the first, or those that are marked."""
-    count = 0
-    for start in range(1, reader.tokens, COUNTED):
-        stop = min(start + COUNTED, reader.tokens)
-        is_target = reader.read_targets(start, stop)
-        count += stop - start if is_target is None else int(is_target.sum())
-    return count

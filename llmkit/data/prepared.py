@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -116,6 +117,11 @@ class Prepared:
     def heldout_bytes(self) -> int:
         """UTF-8 bytes of the held-out text that is to be learned."""
         return sum(source.reader.index.text_bytes for source in self.heldout)
+
+    @cached_property
+    def heldout_targets(self) -> int:
+        """Tokens of the held-out text that are targets of the loss."""
+        return sum(source.reader.count_targets() for source in self.heldout)
 
 
 def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Place]) -> Prepared:

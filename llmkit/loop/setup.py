@@ -217,7 +217,7 @@ def _lay_basis(
         data = prepare(
             config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer, accept=accept
         )
-        check_start(start.loaded, start.known(data.tokenizer.vocab_size, bool(data.heldout)))
+        check_start(start.loaded, start.known(data.tokenizer.vocab_size, data.heldout_targets > 0))
         shape = resolved_model(config, data.tokenizer.vocab_size)
         fitting = choose_micro_batch(config, shape, precision, device, layout)
     agree(mesh, {"precision": precision, **_data_facts(data)})
@@ -329,14 +329,10 @@ def _write_down(start: Start, basis: Basis, engine: Engine, folder: RunFolder) -
 def _heldout(start: Start, basis: Basis, note: Callable[[str], None]) -> HeldOut | None:
     """None where nothing is held out, or nothing of it is a target; where that was not asked for, told."""
     config, mesh = start.config, start.mesh
-    if not basis.data.heldout:
-        if config.evaluate.every_steps or config.data.heldout_every:
-            note(f"nothing will be evaluated: {nothing_held_out(Settings(config, start.loaded.origins))}")
-        return None
-    heldout = HeldOut(basis.data, basis.micro_batch_size, mesh.data_rank, mesh.data_size)
-    if heldout.targets:
-        return heldout
-    note("no held-out token is a target, so nothing is evaluated; a lower data.heldout_every holds out more")
+    if basis.data.heldout_targets:
+        return HeldOut(basis.data, basis.micro_batch_size, mesh.data_rank, mesh.data_size)
+    if config.evaluate.every_steps or config.data.heldout_every:
+        note(f"nothing will be evaluated: {nothing_held_out(Settings(config, start.loaded.origins))}")
     return None
 
 

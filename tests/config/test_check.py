@@ -205,7 +205,7 @@ def test_what_holds_nothing_out_is_known_from_the_settings(base: str, refused: R
 def test_early_stopping_needs_what_the_data_turn_out_to_hold_out(base: str, write: Write) -> None:
     loaded = load(write(base), ["evaluate.early_stopping=3"])
     check_start(loaded, Known(holds_out=True))
-    with pytest.raises(UserError, match=r"early_stopping 3 .*: the sources have so few documents that"):
+    with pytest.raises(UserError, match=r"early_stopping 3 .*: of the few documents of the sources, data"):
         check_start(loaded, Known(holds_out=False))
     check_start(load(write(base)), Known(holds_out=False))
 

@@ -117,6 +117,7 @@ def test_memory_does_not_grow_with_the_rows() -> None:
     prepared: Any = SimpleNamespace(
         heldout=[SimpleNamespace(reader=reader)] * 2,
         heldout_bytes=1,
+        heldout_targets=1,
         sequence_length=T,
         document_masks=False,
         tokenizer=SimpleNamespace(end_of_text_id=0),

@@ -18,6 +18,9 @@ from llmkit.data.shards.token_files import TokenFiles
 from llmkit.errors import UserError
 from llmkit.files import cannot_read
 
+COUNTED = 1 << 20
+"""Marks of targets that are counted at a time."""
+
 
 class ShardReader:
     """Reads a token stream by memory map; every block is checked against its checksum on first touch.
@@ -102,6 +105,17 @@ class ShardReader:
         """Which of tokens start .. stop-1 are targets, as labels; (stop - start,) bool, None = all."""
         assert 0 <= start <= stop <= self.tokens, (start, stop, self.tokens)
         return None if self._masks is None else self._masks.read(start, stop)
+
+    def count_targets(self) -> int:
+        """Targets of the stream: all its tokens but the first, or those that are marked, which are read."""
+        if not self.has_targets:
+            return self.tokens - 1
+        count = 0
+        for start in range(1, self.tokens, COUNTED):
+            is_target = self.read_targets(start, min(start + COUNTED, self.tokens))
+            assert is_target is not None
+            count += int(is_target.sum())
+        return count
 
     def document(self, number: int) -> np.ndarray:
         """Tokens of a document, without end-of-text; shape (tokens,)."""
