@@ -15,6 +15,7 @@ from llmkit.data.building.probe import find_elsewhere, open_sources
 from llmkit.data.live import source as live_source
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
+from llmkit.errors import UserError
 
 
 @pytest.fixture
@@ -60,3 +61,19 @@ def test_what_one_process_found_elsewhere_no_other_asks_for(
     assert got[0].live is not None and wanted[0].live is not None
     assert got[0].live.units == wanted[0].live.units
     assert list(got[0].live.read(1)) == list(wanted[0].live.read(1))
+
+
+def test_what_is_wrong_elsewhere_is_told_by_all_with_what_is_wrong_here(config: schema.Data) -> None:
+    sources = [source.model_copy(update={"text_field": "words"}) for source in config.sources[:2]]
+    sources[1] = sources[1].model_copy(update={"path": "memory://found/none*"})
+    sources.append(schema.Source(type="jsonl", name="here", path="gone.jsonl"))
+    changed = config.model_copy(update={"sources": sources})
+    told = json.loads(json.dumps(find_elsewhere(changed)))
+    known = {place: Found(files, units, mistake) for place, (files, units, mistake) in told.items()}
+    wanted = (
+        r"^3 mistakes\n  data.sources.0.text_field: .* has no column 'words'; its columns: text"
+        r"\n  data.sources.1.path: .*none.* holds no .*\n  data.sources.2.path: there is no gone"
+    )
+    for what in (known, None):
+        with pytest.raises(UserError, match=wanted):
+            open_sources(changed, what)
