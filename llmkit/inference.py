@@ -32,7 +32,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
     """
     shape = ModelShape.from_dict(checkpoint.model, checkpoint.origin)
     with torch.device(device):
-        model = GPT(shape).requires_grad_(False)
+        model = GPT(shape, seed=None).requires_grad_(False)
     parameters = dict(model.named_parameters())
     for name, parts in model.parts().items():
         weight = parameters[name].zero_()
@@ -40,6 +40,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
             weight[part.start : part.stop] = checkpoint.read(part.name, "master", part.box)
         if precision == "bf16":
             weight.data = weight.data.bfloat16()
+    model.has_weights = True
     return model.eval()
 
 

@@ -49,7 +49,7 @@ def build_engine(
     def build_model() -> GPT:
         with torch.device(device):
             tensor = mesh.tensor_parallel(shape.num_key_value_heads, layout.sequence_parallel)
-            model = GPT(shape, backend, tensor, layout.recompute, layout.recompute_every)
+            model = GPT(shape, backend, tensor, layout.recompute, layout.recompute_every, seed=None)
         model.check_marks()
         if compiled:
             model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else note)

@@ -154,6 +154,7 @@ class NativeEngine:
                 }
         with together(self.mesh):
             fill(self._slots(), self.parts, source)
+        self.model.has_weights = True
         if self.masters is not self.weights:
             with torch.no_grad():
                 torch._foreach_copy_(self.weights, self.masters)

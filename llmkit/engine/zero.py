@@ -200,6 +200,7 @@ class ZeroEngine:
             }
         with together(self.mesh):
             fill(self._slots(), self.parts, source)
+        self.model.has_weights = True
         self._round_weights()
 
     def _flat_masters(self) -> list[Tensor]:

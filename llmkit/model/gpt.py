@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmkit.batch import Batch, LossSum
+from llmkit.config.derive import resolved_model
+from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.compiler import compile_module
 from llmkit.model.attention import Attention, KeyValueCache
@@ -72,7 +75,11 @@ class GPT(nn.Module):
 
     backend: the attention form (llmkit.kernels.attention). tensor: the group of processes over which the
     model is cut. recompute: what every n-th block computes again in the backward pass, n being
-    `recompute_every` ("none", "selective" or "full", see llmkit.model.recompute).
+    `recompute_every` ("none", "selective" or "full", see llmkit.model.recompute). seed: of the initial
+    weights; None leaves them unset, for weights that come from elsewhere.
+
+    has_weights: whether the parameters have been set since their memory was taken; without that (seed None,
+    the meta device, `to_empty`) the model does not compute. Who sets them one by one sets this, too.
     """
 
     def __init__(
@@ -82,9 +89,10 @@ class GPT(nn.Module):
         tensor: TensorParallel = UNCUT,
         recompute: str = "none",
         recompute_every: int = 1,
+        seed: int | None = 0,
     ) -> None:
         super().__init__()
-        self.shape, self.tensor = shape, tensor
+        self.shape, self.tensor, self.has_weights = shape, tensor, False
         self.embedding = Embedding(shape, tensor)
         self.positions: Positions | None = None
         self.rope: tuple[Tensor, Tensor] | None = None
@@ -98,6 +106,51 @@ class GPT(nn.Module):
         self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
         self.head = Head(shape, tensor, self.embedding if shape.tie_word_embeddings else None)
         self.compiled = False
+        if seed is not None and self._has_memory():
+            from llmkit.model.initial import draw  # which makes a model to learn its parts
+
+            draw(self, seed)
+
+    @classmethod
+    def build(cls, config: Config, vocab_size: int | None = None) -> GPT:
+        """The model of a configuration, with the initial weights of `run.seed`, for a loop of one's own.
+
+        vocab_size: tokens of the tokenizer; needed unless model.vocab_size or the tokenizer's type says it.
+        Raises ValueError where the settings make no model.
+        """
+        return cls(resolved_model(config, vocab_size), seed=config.run.seed)
+
+    def _has_memory(self) -> bool:
+        """Whether all parameters are here: not on the meta device, nor cut by ZeRO-3 at their birth."""
+        return not any(each.is_meta or hasattr(each, "ds_id") for each in self.parameters())
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of every module; a whole one sets the weights."""
+        found = super().load_state_dict(state_dict, strict, assign)
+        self.has_weights = (self.has_weights or not found.missing_keys) and self._has_memory()
+        self._place_rope()  # assigned parameters may lie on another device
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPT:
+        """What every move to another device or type goes through."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._place_rope()
+        return self
+
+    def _place_rope(self) -> None:
+        """Makes the tables of the rotation where the parameters are."""
+        device = self.embedding.weight.device
+        if self.rope is not None and self.rope[0].device != device:
+            shape = self.shape
+            with torch.device(device):
+                self.rope = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
+
+    def to_empty(self, *, device: str | torch.device | int | None, recurse: bool = True) -> GPT:
+        """As of every module; what lies in the new memory is not set."""
+        self.has_weights = False
+        return super().to_empty(device=device, recurse=recurse)
 
     def compile_parts(self, report: Callable[[str], None], backend: str = "inductor") -> None:
         """Compiles a block, once for all of them, and the head with the loss.
@@ -122,6 +175,11 @@ class GPT(nn.Module):
         keys: Sequence[Key] | None = None,
     ) -> Tensor:
         """tokens: (batch, seq) -> the last norm's output (batch, seq or its piece, hidden)."""
+        if not self.has_weights:
+            raise RuntimeError(
+                "this GPT has no weights: its memory was taken and never set. GPT.build(config) draws "
+                "initial ones, load_state_dict brings others; who sets them in another way sets has_weights"
+            )
         start = 0 if cache is None else cache.length
         stop = start + tokens.shape[1]
         keys = keys or [None] * (2 * len(self.blocks) + 1)

@@ -29,7 +29,7 @@ class InitialWeights:
 
     def __init__(self, shape: ModelShape, seed: int) -> None:
         with torch.device("meta"):
-            parts = GPT(shape).parts().values()
+            parts = GPT(shape, seed=None).parts().values()
         self.shapes = {part.name: part.shape for each in parts for part in each}
         self.seed = seed
         self.std = shape.initializer_range
@@ -55,6 +55,17 @@ class InitialWeights:
             std = self.std * (self.deep if name.endswith(RESIDUAL_OUTPUTS) else 1.0)
             normal_(out, std, stream_key(self.seed, name), shape, box, lo)
         return out.view(sizes(box)) if range is None else out
+
+
+@torch.no_grad()
+def draw(model: GPT, seed: int) -> None:
+    """Sets the parameters of a model to its initial weights; of one that is cut, to its part of them."""
+    source, parts = InitialWeights(model.shape, seed), model.parts()
+    for name, parameter in model.named_parameters():
+        parameter.zero_()  # what only pads
+        for part in parts[name]:
+            parameter[part.start : part.stop] = source.read(part.name, "master", part.box)
+    model.has_weights = True
 
 
 def _signed(word: int) -> int:

@@ -1,0 +1,39 @@
+"""A training loop of one's own: llmkit's model, data and optimizer under Accelerate, with DeepSpeed's ZeRO.
+
+accelerate launch --config_file launch/zero2.yaml --num_processes 2 docs/examples/accelerate_loop.py CONFIG"""
+
+import os
+import sys
+from datetime import timedelta
+
+from accelerate import Accelerator
+
+from llmkit.config.load import load
+from llmkit.data.building.prepare import prepare
+from llmkit.data.loader import TrainLoader
+from llmkit.engine.zero import import_deepspeed
+from llmkit.model.gpt import GPT
+from llmkit.optim.build import build_adamw
+from llmkit.parallel.place import read_place
+from llmkit.parallel.world import world
+
+config = load(sys.argv[1], sys.argv[2:]).config
+import_deepspeed()  # on a CPU: without extensions that it would compile first
+with world(read_place(os.environ), timedelta(minutes=10)) as mesh:  # on a CPU: over gloo
+    accelerator, size = Accelerator(), mesh.world_size
+    rows = config.train.global_batch_size // size  # of each process, all in one micro-batch
+    deepspeed = accelerator.state.deepspeed_plugin.deepspeed_config
+    deepspeed |= {"train_micro_batch_size_per_gpu": rows, "gradient_clipping": config.train.gradient_clipping}
+    data = prepare(config.data, accelerator.print, seed=config.run.seed)
+    model = GPT.build(config, data.tokenizer.vocab_size).to(accelerator.device)
+    optimizer = build_adamw(dict(model.named_parameters()), model.parts(), config.optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    batches = TrainLoader(data, config.data, config.run.seed, rows * size, rows, mesh.rank, size)
+    for step, batch in zip(range(config.train.max_steps), batches):
+        targets = mesh.count_over_data(batch.own_targets)
+        nats = model(batch.micro_batches[0].to(accelerator.device)).nats.sum()
+        accelerator.backward(nats * size / targets)  # the mean over the targets of all processes
+        optimizer.step()
+        optimizer.zero_grad()
+        accelerator.print(f"step {step + 1} loss {float(accelerator.reduce(nats.detach())) / targets:.6f}")
+    batches.close()
