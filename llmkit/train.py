@@ -12,13 +12,14 @@ from llmkit.config.validate import leaves
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.batches import listen, next_batch
 from llmkit.loop.budget import Budget
+from llmkit.loop.choose_steps import ChooseSteps, time_over
 from llmkit.loop.control import Wishes
 from llmkit.loop.ends import record_fault, stop_at_start
 from llmkit.loop.ends import stop as stop_run
 from llmkit.loop.evaluate import Evaluate
 from llmkit.loop.finish import finish
 from llmkit.loop.folder import open_folder
-from llmkit.loop.hooks import ChooseSteps, Log, Save
+from llmkit.loop.hooks import Log, Save
 from llmkit.loop.resume import Options
 from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
@@ -116,7 +117,8 @@ def _run(run: Run, start: Start, stop: StopRequest, started: float, environment:
 def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: float) -> int:
     """Steps until the end, or until somebody asks to stop; either way the last step is saved."""
     config, progress = run.config, run.progress
-    choose = ChooseSteps(Budget.for_run(config, started, run.heldout) if progress.max_steps is None else None)
+    budget = Budget.for_run(config, started, run.heldout) if progress.max_steps is None else None
+    choose, stop.time_over = ChooseSteps(budget, log), time_over(run, started)
     evaluate, save = Evaluate(log, stop), Save(log)
     hooks: list[Hook] = [choose, log, save, evaluate]  # what takes long comes when all is saved
     batches = iter(run.loader)

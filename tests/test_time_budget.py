@@ -1,16 +1,32 @@
-"""A time budget in runs whose sources end."""
+"""A time budget in runs whose sources end, and in runs that are slower than planned."""
 
 from __future__ import annotations
 
+import json
 import re
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
+from llmkit.loop.choose_steps import time_over
+from llmkit.loop.progress import Progress
+from llmkit.parallel.mesh import Mesh
 from tests.program import events, make_project, rows
+from tests.test_train import at_step
 
 BUDGET = ["train.max_steps=null", "train.max_minutes=5", "evaluate.every_steps=0"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The folder of a small configuration, as working directory."""
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("batch", [4, 64])
@@ -29,3 +45,38 @@ def test_a_run_ends_with_the_supply_where_that_is_shorter_than_its_time(batch, t
     assert events(folder)[-1] == "done"
     assert events(folder).count("max_steps") == 1
     assert main(command) == 0, "it is finished"
+
+
+def test_a_run_whose_time_is_over_before_its_steps_are_stops_in_order(project, monkeypatch, capsys):
+    """The machine slowed down after the steps were chosen: as if more were to be kept for the end."""
+    at_step(monkeypatch, 14, lambda: monkeypatch.setattr("llmkit.loop.budget.END_SECONDS", 1e9))
+    assert main(["train", "tiny.yaml", *BUDGET]) == 75
+    folder = project / "runs" / "tiny"
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.step == 14
+    chosen = checkpoint.state["progress"]["max_steps"]
+    last = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["reason"]) == ("stop", "train.max_minutes")
+    assert f"stopped by train.max_minutes after step 14 of {chosen}; saved" in capsys.readouterr().out
+
+
+def test_time_that_is_over_before_the_steps_could_be_chosen_is_an_error_after_a_save(project, capsys):
+    assert main(["train", "tiny.yaml", *BUDGET, "train.max_minutes=1e-4"]) == 2
+    assert re.search(r"max_minutes is too short .* train\.max_steps\. Saved runs/", capsys.readouterr().err)
+    assert open_checkpoint(project / "runs" / "tiny").step == 1
+
+
+def test_only_rank_0_of_a_run_with_a_time_budget_looks_at_the_clock():
+    def over(rank: int = 0, max_steps: int | None = None, minutes: float | None = 1.0, chosen=50, saves=1.0):
+        run: Any = SimpleNamespace(
+            config=SimpleNamespace(train=SimpleNamespace(max_steps=max_steps, max_minutes=minutes)),
+            mesh=Mesh(rank=rank, world_size=2), progress=Progress(max_steps=chosen), save_seconds=saves,
+        )  # fmt: skip
+        return time_over(run, time.monotonic() - 30.0)()
+
+    assert not over()
+    assert over(saves=25.0)
+    assert not over(rank=1, saves=25.0)
+    assert not over(max_steps=50, saves=25.0)
+    assert not over(minutes=None, saves=25.0)
+    assert not over(chosen=None, saves=25.0)

@@ -308,8 +308,9 @@ def test_a_time_budget_becomes_steps_and_is_kept_on_resume(project, monkeypatch,
     assert train(*budget) == 75
     chosen = open_checkpoint(folder).state["progress"]["max_steps"]
     assert chosen > 14
-    assert train(*budget) == 0
-    assert open_checkpoint(folder).step == chosen
+    while (code := train(*budget)) == 75:  # on a machine that has slowed down meanwhile
+        pass
+    assert (code, open_checkpoint(folder).step) == (0, chosen)
     assert events(folder).count("max_steps") == 1
     assert f"max_steps = {chosen}" in capsys.readouterr().out
 

@@ -229,7 +229,9 @@ class Train(Section):
     """Optimizer steps; where absent, `max_minutes` decides."""
     max_minutes: Annotated[float, Field(gt=0.0)] | None = None
     """Time for the whole command: the first steps are timed, and max_steps is chosen and recorded so
-    that training, evaluation and the last checkpoint end in time. Not used if max_steps is set."""
+    that training, evaluation and the last checkpoint end in time. Where the machine slows down later, the
+    run is saved in time and ends with exit code 75; the same command does the rest. Not used if max_steps
+    is set."""
     global_batch_size: Positive = 32
     """Sequences a step, over all processes."""
     micro_batch_size: Positive | Literal["auto"] = "auto"

@@ -24,10 +24,17 @@ def stop(run: Run, log: Log, request: StopRequest) -> int:
     run.control.close()
     log.flush(run)
     checkpoint, reason = run.save(), request.describe(run.agreed.stop)
-    run.events.record("stop", step=run.progress.step, reason=reason)
+    progress = run.progress
+    run.events.record("stop", step=progress.step, reason=reason)
     with together(run.mesh):
         run.folder.mark_saved()
-    run.console.note(f"stopped by {reason}, saved {checkpoint}; the same command goes on from here")
+    of = "" if progress.max_steps is None else f" of {progress.max_steps}"
+    if progress.evaluated_step != progress.step and (run.evaluation_due or progress.finished()):
+        of += ", whose evaluation is still to be made"
+    run.console.note(
+        f"stopped by {reason} after step {progress.step}{of}; saved {checkpoint}; "
+        "the same command goes on from here"
+    )
     return STOPPED
 
 

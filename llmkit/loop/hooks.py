@@ -1,4 +1,4 @@
-"""What happens after a step: choosing the number of steps, logging, saving."""
+"""What happens after a step: logging, saving."""
 
 from __future__ import annotations
 
@@ -8,75 +8,13 @@ from typing import Any
 import torch
 
 from llmkit.engine.base import StepResult
-from llmkit.errors import DisagreementError, RunFault, UserError
+from llmkit.errors import DisagreementError, RunFault
 from llmkit.kernels.compiler import graph_breaks
-from llmkit.loop.budget import Budget, Plan
-from llmkit.loop.control import OUT_OF_TIME
 from llmkit.loop.run import Run
 from llmkit.loop.samples import TellLeftOut
 from llmkit.loop.scalars import Scalars
 from llmkit.monitor.flops import train_flops_per_token, utilization
 from llmkit.monitor.hardware import device_peak, peak_memory_gib
-
-
-class ChooseSteps:
-    """Turns a time budget into `max_steps`, once, and records it.
-
-    The run ends earlier where a source with `max_epochs` does not last so long. budget: None where the number
-    of steps is known.
-    """
-
-    def __init__(self, budget: Budget | None) -> None:
-        self.budget = budget
-        self.is_open = budget is not None
-        self.plan: Plan | None = None
-        self.problem: UserError | None = None
-
-    def wish(self, run: Run) -> int:
-        """The number of steps that should hold from now on; 0 = none is known, or it holds already."""
-        if self.budget is None:
-            return 0
-        tokens = run.config.train.global_batch_size * run.config.data.sequence_length
-        try:
-            self.plan = self.budget.after_step(run.progress.step, tokens)
-        except UserError as error:
-            self.problem = error
-        if self.plan is None and self.problem is None:
-            return 0
-        self.budget = None
-        return OUT_OF_TIME if self.plan is None else self.plan.max_steps
-
-    def after_step(self, run: Run, result: StepResult, learning_rate: float) -> None:
-        """See `Hook.after_step`. Raises UserError on all ranks where no time is left."""
-        if not self.is_open:
-            return
-        planned = run.agreed.max_steps
-        if planned == OUT_OF_TIME:
-            raise self.problem or UserError("train.max_minutes is too short on this machine")
-        short = run.loader.first_shortage()
-        if planned == 0 and (short is None or run.progress.step < short.last_step):
-            return
-        self.budget, self.is_open = None, False
-        ends_by_supply = short is not None and (planned == 0 or short.last_step < planned)
-        chosen = short.last_step if short is not None and ends_by_supply else planned
-        # Many ranks learn of a plan a step later.
-        run.progress.max_steps = run.console.max_steps = max(chosen, run.progress.step)
-        if run.mesh.rank > 0:  # which timed its own steps
-            return
-        timed: dict[str, Any] = self.plan._asdict() if self.plan is not None and planned else {}
-        run.events.record("max_steps", **timed | {"max_steps": chosen})
-        minutes = f"{run.config.train.max_minutes:g} minutes"
-        if short is not None and ends_by_supply:
-            limit = f"data.sources.{short.supply.index}.max_epochs is {short.supply.max_epochs}"
-            run.console.note(
-                f"max_steps = {chosen}: source {short.supply.name} lasts until then ({limit}); "
-                f"{minutes} would be {f'{planned} steps' if planned else 'more'}"
-            )
-        elif self.plan is not None:
-            run.console.note(
-                f"max_steps = {chosen}: {minutes} at {self.plan.step_seconds:.2f} s a step, "
-                f"{self.plan.reserved_seconds:.0f} s kept for the end"
-            )
 
 
 class Log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +56,8 @@ class Run:
     """What holds after the newest step."""
     clock: Clock = field(default_factory=Clock)
     saved_step: int | None = None
+    save_seconds: float = 0.0
+    """What the last save took."""
 
     @property
     def checkpoint(self) -> Path:
@@ -87,6 +90,7 @@ class Run:
         """
         if self.saved_step == self.progress.step:
             return self.checkpoint
+        began = time.monotonic()
         state: dict[str, Any] = {
             "progress": self.progress.to_json(),
             "data": self.loader.state(self.mesh.gather_texts),
@@ -105,7 +109,7 @@ class Run:
             keep_last=self.config.checkpoint.keep_last,
             mesh=self.mesh,
         )
-        self.saved_step = self.progress.step
+        self.saved_step, self.save_seconds = self.progress.step, time.monotonic() - began
         self.events.record("save", step=self.progress.step, path=path.name)
         return path
 

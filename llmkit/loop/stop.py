@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +18,13 @@ SHOWN = 200
 class StopRequest:
     """What this rank knows of requests to stop its run.
 
-    note: is told of the first one. deadline: time.monotonic() at which to stop; None = never.
+    note: is told of the first one. `time_over` may be set: whether the time of the run is over.
     """
 
     def __init__(self, listener: Listener, folder: RunFolder, note: Callable[[str], None]) -> None:
         self._listener, self._folder, self._note = listener, folder, note
         self._noted = False
-        self.deadline: float | None = None
+        self.time_over: Callable[[], bool] = lambda: False
 
     def wish(self) -> int:
         """Why to stop now, as a place in REASONS; 0 = no reason."""
@@ -33,7 +32,7 @@ class StopRequest:
             reason = self._kind_of(file)
         else:
             reason = self._listener.reason
-        if not reason and self.deadline is not None and time.monotonic() >= self.deadline:
+        if not reason and self.time_over():
             reason = TIME_OVER
         code = REASONS.index(reason)
         if code and not self._noted:
