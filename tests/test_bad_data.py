@@ -200,8 +200,9 @@ def dry(max_epochs: int, max_steps: int) -> list[str]:
 
 
 def goes_on_like_straight(capsys: pytest.CaptureFixture[str], run: Path, last: int) -> None:
-    """A run that saved the step `last` trains on the rows of one that was not disturbed."""
+    """A run that saved the step `last` trains on the rows of one that was not disturbed until it ran dry."""
     ended(capsys, 0, *dry(4, last + 3))
+    ended(capsys, 1, *dry(1, 500), "run.name=straight")
     ended(capsys, 0, *dry(4, last + 3), "run.name=straight")
     assert [event["step"] for event in recorded(run) if event["event"] == "resume"][-1] == last
     assert sample_hashes(run) == sample_hashes(run.parent / "straight")
@@ -255,6 +256,7 @@ def train_on_a_rank(folder: str, stalls: bool) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         if stalls and os.environ["RANK"] == "1":
+            patch.setattr("llmkit.data.blocks.LIVE_BLOCK_TOKENS", 1)  # a step a block
             patch.setattr(BlockMaker, "blocks", stalling)
             patch.setattr(llmkit.train, "listen", signalled)
         code = main(["train", "tiny.yaml", *COMMON, *dry(1, 500)])

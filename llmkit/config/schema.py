@@ -152,7 +152,8 @@ class Source(Section):
     """Share of the rows drawn from this source, relative to the other sources; data.curriculum may
     change it."""
     max_epochs: Positive | None = None
-    """How often the source may be read as a whole; a run that needs more is refused. Default: no limit."""
+    """How often the source may be read as a whole; a run that needs more is refused, or, with a live source,
+    ends when all of it was read so often. Default: no limit."""
     record: Literal["text", "chat", "prompt_completion", "ids"] = "text"
     """What a record holds: a text; a chat, of which the model learns the assistant's words; a prompt and
     its completion, of which it learns the completion; ids of tokens."""

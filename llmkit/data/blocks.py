@@ -17,7 +17,7 @@ from llmkit.data.live.demand import Cursors, demands
 from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.source import LiveSource
 from llmkit.data.order import Order
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import Prepared, TrainSource
 from llmkit.errors import SourceDryError
 
 ORDER_ROWS = 4096
@@ -31,6 +31,15 @@ LIVE_BLOCK_TOKENS = 1 << 16
 def round_up(count: int, multiple: int) -> int:
     """The next multiple that is not less than `count`."""
     return -(-count // multiple) * multiple
+
+
+def run_dry(source: TrainSource, index: int) -> SourceDryError:
+    """What to raise where a source was read as often as it may be; index: of the source in the settings."""
+    return SourceDryError(
+        f"source {source.name} has run dry: it was read {source.max_epochs} times "
+        f"(data.sources.{index}.max_epochs); the newest checkpoint goes on with a larger max_epochs "
+        "or other weights (--allow-data-change)"
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,10 @@ class BlockMaker:
         self._order, self._batch_rows, self._rank, self._world = order, batch_rows, rank, world_size
         self._rows = round_up(round_up(batch_rows, world_size) // world_size, micro_batch_size)
         self._hash_rows, self._workers, self._pin = hash_rows, workers, torch.cuda.is_available()
-        self._may_run_dry = any(source.max_epochs is not None for source in prepared.train)
+        self._may_run_dry = any(
+            source.max_epochs is not None and not isinstance(source.rows, LiveSource)
+            for source in prepared.train
+        )
         self._has_masks = any(source.rows.has_targets for source in prepared.train)
         live = [(place, each.rows) for place, each in enumerate(prepared.train)]
         self._tables = {place: rows.lane_table for place, rows in live if isinstance(rows, LiveSource)}
@@ -214,11 +226,7 @@ class BlockMaker:
         self._reading = f"source {source.name}"
         index = plan.rows.ravel()[here]
         if source.max_epochs is not None and plan.epochs.ravel()[here].max() >= source.max_epochs:
-            raise SourceDryError(
-                f"source {source.name} has run dry: it was read {source.max_epochs} times "
-                f"(data.sources.{place}.max_epochs); the newest checkpoint goes on with a larger max_epochs "
-                "or other weights (--allow-data-change)"
-            )
+            raise run_dry(source, place)
         if here.all():
             source.rows.rows(index, self._length, out=text)
         else:

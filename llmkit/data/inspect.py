@@ -19,7 +19,6 @@ from llmkit.data.order import Order, rows_before
 from llmkit.data.prepared import Prepared, TrainSource
 from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.tokenizer import Tokenizer
-from llmkit.errors import SourceDryError
 
 SAMPLE_TOKENS = 1 << 22
 """Tokens of a source that are counted; all of them where it has no more."""
@@ -239,10 +238,10 @@ def _first_row(source: LiveSource, number: int) -> tuple[np.ndarray, np.ndarray 
     lane = Lane(source, number)
     try:
         row = lane.next_row()
-    except SourceDryError as dry:
-        return f"no whole row: {dry}"
     finally:
         lane.close()
+    if row.targets is not None and not row.targets.any():
+        return "no row: it has no document that can be used"
     return row.tokens, row.targets
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from xxhash import xxh64_intdigest
 
 from llmkit.batch import Rows
 from llmkit.config import schema
-from llmkit.data.blocks import BlockMaker, RowsOfBlock, round_up
+from llmkit.data.blocks import BlockMaker, RowsOfBlock, round_up, run_dry
 from llmkit.data.curriculum import Curriculum, Shortage, Supply, check_supply, shortages
 from llmkit.data.live.dealing import served_lanes
 from llmkit.data.live.demand import Cursors, merge_cursors
+from llmkit.data.live.row import Cursor
 from llmkit.data.live.source import LiveSource
 from llmkit.data.order import VERSION, Order, rows_before
 from llmkit.data.position import (
@@ -37,7 +39,7 @@ from llmkit.data.position import (
 )
 from llmkit.data.prefetch import Prefetch
 from llmkit.data.prepared import Prepared
-from llmkit.errors import UserError
+from llmkit.errors import SourceDryError, UserError
 
 BLOCKS_AHEAD = 2
 ENDLESS = 1 << 36
@@ -106,6 +108,7 @@ class TrainLoader:
         self._batch_rows, self._micro = batch_rows, micro_batch_size
         self._rank, self._world, self._hash_rows, self._workers = rank, world_size, hash_rows, workers
         self._boundary = prepared.tokenizer.end_of_text_id if config.document_masks else None
+        self._end_told: set[int] = set()
         self._names = [source.name for source in prepared.train]
         self._curriculum = Curriculum.of(config, self._names)
         self._ahead: Prefetch[RowsOfBlock] | None = None
@@ -173,9 +176,12 @@ class TrainLoader:
         return step
 
     def ready(self, steps: int) -> bool:
-        """Whether so many steps can be had without waiting, and surely."""
+        """Whether so many steps can be had without waiting, and surely.
+
+        Never of live sources with `max_epochs`: it takes all ranks to know when they have run dry.
+        """
         blocks = 0 if self._ahead is None else self._ahead.ready  # of one step or more
-        return self._left + blocks >= steps
+        return not self.lanes_left and self._left + blocks >= steps
 
     def put_back(self) -> None:
         """Undo the newest step, which was not trained on: `state` is as before it. No step may follow."""
@@ -205,6 +211,32 @@ class TrainLoader:
             give_up=lambda: self.give_up(),
         )
         return self._ahead
+
+    @property
+    def lanes_left(self) -> dict[int, int]:
+        """Of each live source with `max_epochs`, by index: the lanes of this rank that are not at their end.
+
+        Where none is on any rank, the source has run dry: see `run_dry`.
+        """
+        left = {}
+        for index, (source, known) in enumerate(zip(self._prepared.train, self._cursors, strict=True)):
+            if source.max_epochs is not None and known is not None:
+                lanes = self._served[source.name]
+                left[index] = sum(not _is_at_end(known.get(str(lane)), source.max_epochs) for lane in lanes)
+        return left
+
+    def run_dry(self, index: int) -> SourceDryError:
+        """What to raise where a source has run dry."""
+        return run_dry(self._prepared.train[index], index)
+
+    @cached_property
+    def _served(self) -> dict[str, list[int]]:
+        """The lanes of each live source that this rank reads."""
+        return {
+            source.name: served_lanes(source.rows.lane_table, self._rank, self._world)
+            for source in self._prepared.train
+            if isinstance(source.rows, LiveSource)
+        }
 
     def check_supply(self, max_steps: int) -> None:
         """Raises UserError if a source with `max_epochs` runs dry before the step `max_steps`.
@@ -260,8 +292,8 @@ class TrainLoader:
             if known is None or not isinstance(source.rows, LiveSource):
                 own.append(None)
                 continue
-            served = served_lanes(source.rows.lane_table, self._rank, self._world)
-            own.append({str(lane): known[str(lane)] for lane in served if str(lane) in known})
+            served = map(str, self._served[source.name])
+            own.append({lane: known[lane] for lane in served if lane in known})
         return own
 
     def load_state(
@@ -320,6 +352,16 @@ class TrainLoader:
     ) -> None:
         self.close()
 
+    def _tell_end(self, index: int, lane: int, cursor: list[int]) -> None:
+        """Say once of a source that the first of its lanes is at its end."""
+        source = self._prepared.train[index]
+        if index not in self._end_told and _is_at_end(cursor, source.max_epochs):
+            self._end_told.add(index)
+            self.notes.append(
+                f"source {source.name}: lane {lane} is the first that was read {source.max_epochs} times "
+                "(max_epochs); its rows hold no targets until all lanes are at their end"
+            )
+
     def _cut(self, block: RowsOfBlock) -> Iterator[Step]:
         """The steps of a block; what the block knows of live sources is taken over step by step.
 
@@ -342,6 +384,7 @@ class TrainLoader:
                 assert cursors is not None, source
                 self._moved.append((cursors, str(lane), cursors.get(str(lane))))
                 cursors[str(lane)] = list(cursor)
+                self._tell_end(source, lane, cursor)
             for source, counts in block.left_out[step]:
                 self.left_out.setdefault(self._names[source], Counter()).update(counts)
             yield Step(
@@ -349,3 +392,8 @@ class TrainLoader:
                 self._batch_rows, self.position, sources[step],
                 None if block.hashes is None else block.hashes[step],
             )  # fmt: skip
+
+
+def _is_at_end(cursor: Any, max_epochs: int | None) -> bool:
+    """Whether a lane with this cursor, None before its first row, was read as often as it may be."""
+    return max_epochs is not None and cursor is not None and Cursor(*cursor).epoch >= max_epochs

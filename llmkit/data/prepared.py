@@ -185,12 +185,11 @@ def lane_lines(prepared: Prepared, ranks: int) -> Iterator[str]:
         lanes, most = source.rows.lanes, source.rows.largest_share(ranks)
         line = f"data: {source.name} is read in {lanes} lane{'s' * (lanes > 1)}"
         if most > 1.5 / ranks:
-            line += (
-                f"; a process tokenizes up to {most:.0%} of it to use {1 / ranks:.1%}, as lanes are shared: "
-                f"make data.lanes (now {source.rows.columns}) a multiple of the {ranks} data-parallel "
-                "processes, and give the source at least as many files, or files that can be cut (plain "
-                "jsonl, parquet with row groups)"
-            )
+            if source.rows.columns % ranks:
+                remedy = f"make data.lanes a multiple of the {ranks} data-parallel processes"
+            else:
+                remedy = "give it more files, or such as can be cut (plain jsonl, parquet with row groups)"
+            line += f"; a process tokenizes up to {most:.0%} of it to use {1 / ranks:.1%}: {remedy}"
         yield line
 
 

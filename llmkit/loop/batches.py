@@ -28,6 +28,7 @@ def next_batch(run: Run, log: Log, batches: Iterator[Step]) -> Step | None:
     trained on it. Ranks wait for each other only where one of them has not said before that it has a batch.
     """
     batch, why, error = None, 0, None
+    lanes_left = run.loader.lanes_left
     with run.clock.waiting():
         try:
             batch = next(batches)
@@ -36,7 +37,9 @@ def next_batch(run: Run, log: Log, batches: Iterator[Step]) -> Step | None:
         except Exception as caught:
             why, error = FAILED, caught
         if run.agreed.unready:
-            (why,) = run.control.largest(why)
+            why, *left = run.control.largest(why, *lanes_left.values())
+            if why == 0 and (dry := [index for index, most in zip(lanes_left, left) if most == 0]):
+                why, error = FAILED, run.loader.run_dry(dry[0])
         elif error is not None:
             raise error  # the others train on theirs: nothing can be agreed on
     if why and batch is not None:

@@ -91,13 +91,15 @@ class Job:
 def next_of_all(loaders: list[TrainLoader]) -> list[Step] | None:
     """The next step of each rank; None, and nothing taken, where one of them has run dry."""
     got: list[Step | None] = []
+    left = [loader.lanes_left for loader in loaders]
+    dry = [index for index in left[0] if not any(each[index] for each in left)]
     for loader in loaders:
         try:
             got.append(next(loader))
         except SourceDryError:
             got.append(None)
     parts = [step for step in got if step is not None]
-    if len(parts) == len(got):
+    if len(parts) == len(got) and not dry:
         return parts
     for loader, step in zip(loaders, got, strict=True):
         if step is not None:
@@ -198,21 +200,30 @@ def test_live_rows_do_not_depend_on_ranks_micro_batches_or_resumes_either(
     assert [batch for world, steps in starts for batch in job.run(world, steps)] == straight
 
 
-@pytest.mark.parametrize("lengths", [(20, 9), (9, 20)])
+@pytest.mark.parametrize("lengths", [(20, 9), (9, 20), (3, 40, 11)])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_a_run_goes_on_where_a_source_ran_dry_on_some_ranks(world: int, lengths: tuple[int, int]) -> None:
+def test_a_run_ends_when_a_source_was_read_to_its_last_token_and_goes_on_where_more_is_allowed(
+    world: int, lengths: tuple[int, ...]
+) -> None:
+    count = itertools.count(0x4E00)
+    units = [["".join(chr(next(count)) for _ in range(13)) for _ in range(n)] for n in lengths]
+
     def data(max_epochs: int) -> tuple[Any, schema.Data]:
-        characters = (chr(0x4E00 + i) for i in itertools.count())
-        units = [["".join(itertools.islice(characters, 8)) for _ in range(count)] for count in lengths]
         source = live(units, window=1, max_epochs=max_epochs)
         return toy({"a": ToyRows(300), "web": source}, {"web": 3.0}, max_epochs={"web": max_epochs})
 
-    straight = Job(data(4), 3, 1).run(1, 20)
+    def learned(batches: list[list[Any]]) -> Counter[int]:
+        rows = [labels for batch in batches for source, _, labels in batch if source == 1]
+        return Counter(label for labels in rows for label in labels if label not in (IGNORE, 0))
+
+    straight = Job(data(1), 3, 1).run(1, 1000)
     job = Job(data(1), 3, 1)
-    before = job.run(world, 1000)
-    assert 2 < len(before) == job.done < 20
-    job.data = data(4)
-    assert before + job.run(3 - world % 2, 20 - len(before)) == straight
+    before = job.run(world, 10) + job.run(3 - world % 2, 1000)
+    assert before == straight
+    assert learned(before) == dict.fromkeys(range(0x4E00, next(count)), 1), "every token once"
+    assert job.run(2, 5) == [], "it stays so"
+    job.data = data(3)
+    assert set(learned(before + job.run(world, 1000)).values()) == {3}
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3])

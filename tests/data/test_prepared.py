@@ -187,7 +187,8 @@ def test_the_loss_masks_of_chats_come_through(tmp_path: Path) -> None:
 def test_how_a_live_source_is_shared_out_is_told_with_the_remedy_where_that_is_wasteful() -> None:
     data, _ = toy({"a": ToyRows(100), "web": live([["x"]] * 48, lane_limit=48)})
     assert list(lane_lines(data, 8)) == ["data: web is read in 48 lanes"]
-    assert "up to 2% of it to use 1.0%" in next(lane_lines(data, 96))
-    (line,) = lane_lines(data, 7)
-    assert "48 lanes; a process tokenizes up to 100% of it to use 14.3%" in line
-    assert "make data.lanes (now 48) a multiple of the 7 data-parallel processes" in line
+    assert "up to 2% of it to use 1.0%: make data.lanes a multiple of the 96" in next(lane_lines(data, 96))
+    told = "48 lanes; a process tokenizes up to 100% of it to use 14.3%: make data.lanes a multiple of the 7 "
+    assert told in next(lane_lines(data, 7))
+    few, _ = toy({"web": live([["x"]] * 2, lane_limit=48)})
+    assert "up to 50% of it to use 12.5%: give it more files" in next(lane_lines(few, 8))

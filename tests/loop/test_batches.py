@@ -25,8 +25,16 @@ class Others:
     """A run of two ranks of which this is the first; `others` is why the other one has no batch, `told` the
     error that it then gives."""
 
-    def __init__(self, others: int, told: Exception | None = None, save_fails: bool = False) -> None:
+    def __init__(
+        self,
+        others: int,
+        told: Exception | None = None,
+        save_fails: bool = False,
+        lanes_left: int | None = None,
+    ) -> None:
         data = toy({"web": live([["abcdefgh"] * 20] * 2)})
+        if lanes_left is not None:  # of the other one, where those of this one are at their end
+            data = toy({"web": live([["abc"]] * 2, max_epochs=1)}, max_epochs={"web": 1})
         self.loader = TrainLoader(*data, 5, BATCH_ROWS, 1, 0, 2)
         for _ in range(STEPS):
             next(self.loader)
@@ -36,7 +44,8 @@ class Others:
             loader=self.loader,
             clock=SimpleNamespace(waiting=lambda: self.loader),  # closes it, too
             control=SimpleNamespace(
-                largest=lambda value: [max(value, others)], close=lambda: self.done.append("control")
+                largest=lambda value, *left: [max(value, others), *(max(n, lanes_left or 0) for n in left)],
+                close=lambda: self.done.append("control"),
             ),
             mesh=Mesh(),
             console=SimpleNamespace(note=lambda text: self.done.append("told")),
@@ -93,6 +102,18 @@ def test_where_nothing_was_trained_nothing_is_saved() -> None:
     with pytest.raises(UserError, match=r"is broken$"):
         case.next()
     assert case.done == ["control", "log"]
+
+
+@pytest.mark.parametrize("lanes_left", [0, 1])
+def test_a_live_source_has_run_dry_where_the_lanes_of_all_ranks_are_at_their_end(lanes_left: int) -> None:
+    case = Others(0, lanes_left=lanes_left)
+    assert not case.loader.ready(1), "the ranks have to agree"
+    if lanes_left:
+        assert next_batch(case.run, case.log, case.loader) is not None
+        return
+    with pytest.raises(SourceDryError, match=r"source web has run dry: .*\. Saved step-00000003"):
+        case.next()
+    assert case.done == ["control", "log", case.before, "told"]
 
 
 def test_ranks_that_said_that_they_have_a_batch_do_not_wait_for_each_other() -> None:

@@ -1,7 +1,9 @@
 """A lane: some units of a live source as an endless stream of tokens, cut into rows.
 
 The stream is end-of-text, then document after document, each followed by end-of-text. Row k is its tokens
-[kT, kT+T]: T inputs and, one further, their labels, so that neighbouring rows share a token.
+[kT, kT+T]: T inputs and, one further, their labels, so that neighbouring rows share a token. Of a source
+with `max_epochs` the stream has an end: the row that it lies in is filled up with end-of-text that is no
+target, and so are all rows that follow.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Lane:
         if self._start != Cursor() and self._start.place >= places:
             raise UserError(f"{self._where}: the checkpoint's cursor does not fit the files of the source")
         self._windows = Windows(source, lane, self._start)
-        self._window: Window | None = None
+        self._has_begun = False
+        self._window: Window | None = None  # also at the end
         self._encoded = 0  # items of the window that were tokenized
         self._begun = 0  # items of the window that were begun
         self._document = NOTHING  # without the end-of-text that follows it
@@ -52,10 +55,10 @@ class Lane:
     def next_row(self, wanted: bool = True) -> Row:
         """The next row; without its tokens if it is not wanted.
 
-        Raises UserError for the user's mistakes in the source, RunFault where it has run dry or cannot be
-        read; both name it. The lane cannot go on after that.
+        Raises UserError for the user's mistakes in the source, RunFault where it cannot be read; both name
+        it. The lane cannot go on after that.
         """
-        if self._window is None:
+        if not self._has_begun:
             self._go_to_start()
         length = self._source.sequence_length
         tokens = np.empty(length + 1, dtype=np.int32)
@@ -63,8 +66,8 @@ class Lane:
         tokens[0] = self._last
         filled = 1
         while filled <= length:
-            if self._at > self._document.size:
-                self._begin_document()
+            if self._at > self._document.size and not self._begin_document():
+                break
             begin, start = filled, self._at
             count = min(length + 1 - filled, self._document.size - start)
             tokens[begin : begin + count] = self._document[start : start + count]
@@ -80,6 +83,10 @@ class Lane:
                     targets[filled] = self._end_is_target
                 filled += 1
                 self._at += 1
+        if filled <= length:
+            tokens[filled:] = self._end_of_text
+            targets = np.ones(length + 1, dtype=bool) if targets is None else targets
+            targets[filled:] = False
         self._last = int(tokens[length])
         left_out, self._left_out = dict(self._left_out), Counter()
         notes, self._windows.notes = tuple(self._windows.notes), []
@@ -99,37 +106,41 @@ class Lane:
 
     def _cursor(self) -> Cursor:
         window = self._window
-        assert window is not None
+        if window is None:
+            assert self._source.max_epochs is not None
+            return Cursor(epoch=max(self._source.max_epochs, self._start.epoch))
         whole = self._at > self._document.size
         begun, token = (self._begun, 0) if whole else (self._begun - 1, self._at)
         return Cursor(window.epoch, window.place, window.first, window.hint, begun, token)
 
     def _go_to_start(self) -> None:
+        self._has_begun = True
         start, window = self._start, self._windows.next()
         self._begin_window(window)
-        if start.begun == start.token == 0:
+        if window is None or start.begun == start.token == 0:
             return
         fits = (window.epoch, window.place, window.first) == start[:3]
         fits = fits and start.begun + (start.token > 0) <= len(window.items)
         self._begun = self._encoded = start.begun
         if fits and start.token:
-            self._begin_document()
+            fits = self._begin_document() and self._window is window
             self._left_out.clear()  # the rows before have told
-            fits = self._window is window and self._begun == start.begun + 1
+            fits = fits and self._begun == start.begun + 1
             fits = fits and start.token <= self._document.size
         if not fits:
             raise UserError(f"{self._where}: the checkpoint's cursor does not fit the files of the source")
         if start.token:
             self._at, self._last = start.token, int(self._document[start.token - 1])
 
-    def _begin_window(self, window: Window) -> None:
+    def _begin_window(self, window: Window | None) -> None:
         self._window, self._encoded, self._begun = window, 0, 0
 
-    def _begin_document(self) -> None:
-        """Go to the next document that has tokens; count what is left out on the way."""
+    def _begin_document(self) -> bool:
+        """Go to the next document that has tokens; count what is left out on the way. False at the end."""
         while True:
             window = self._window
-            assert window is not None
+            if window is None:
+                return False
             if self._begun == len(window.items):
                 self._begin_window(self._windows.next())
                 continue
@@ -149,7 +160,7 @@ class Lane:
                 self._is_target = content.targets
                 if self._is_target is None and not content.end_is_target:
                     self._is_target = np.ones(content.tokens.size, dtype=bool)
-                return
+                return True
 
     def _encode(self, window: Window) -> None:
         """Make tokens of the next items of the window, of one at least."""

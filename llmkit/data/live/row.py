@@ -13,10 +13,11 @@ from llmkit.errors import UserError
 class Cursor(NamedTuple):
     """Where a lane stands between two rows; all that it needs to go on.
 
-    epoch: how often the lane was read to its end. place: of the unit at hand in the lane's order of this
-    epoch. first: number of the first candidate of the window at hand. hint: what the reader gave with it.
-    begun: documents of the window that are behind, in its shuffled order. token: tokens of the next one
-    that are behind, too; the last of them, or end-of-text where it is 0, begins the next row.
+    epoch: how often the lane was read to its end, for good where that is `max_epochs`. place: of the unit at
+    hand in the lane's order of this epoch. first: number of the first candidate of the window at hand. hint:
+    what the reader gave with it. begun: documents of the window that are behind, in its shuffled order.
+    token: tokens of the next one that are behind, too; the last of them, or end-of-text where it is 0, begins
+    the next row.
     """
 
     epoch: int = 0

@@ -104,8 +104,8 @@ class LiveSource:
 
     @property
     def has_targets(self) -> bool:
-        """Whether rows may have labels that are no targets."""
-        return self.reader.spec.record != "text"
+        """Whether rows may have labels that are no targets; those behind the end of a lane are none."""
+        return self.reader.spec.record != "text" or self.max_epochs is not None
 
     @property
     def lanes(self) -> int:

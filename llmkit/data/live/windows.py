@@ -9,7 +9,7 @@ from llmkit.data.live.kept_tokens import DamagedError, Item, KeptUnit, UnitKeepe
 from llmkit.data.live.row import Cursor
 from llmkit.data.live.source import LiveSource
 from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Record
-from llmkit.errors import RunFault, SourceDryError, UserError
+from llmkit.errors import RunFault, UserError
 
 WINDOW_CHARACTERS = 2 << 20
 """A window ends, however few candidates it has, with the one that reaches this size: it lies in memory."""
@@ -31,7 +31,7 @@ class Window:
 
 
 class Windows:
-    """The windows of a lane from `start` on; endless, unless the source has a limit of epochs.
+    """The windows of a lane from `start` on; endless, unless the source has a limit of epochs (`max_epochs`).
 
     usable: to be set by who finds a document in this epoch. notes: what the user should know, to be emptied
     by who tells.
@@ -51,18 +51,22 @@ class Windows:
         self._kept: KeptUnit | None = None
         self._keeper: UnitKeeper | None = None
 
-    def next(self) -> Window:
-        """The next window, never empty.
+    def next(self) -> Window | None:
+        """The next window, never empty; None, for good, where the lane was read as often as it may be.
 
-        Raises UserError where there is no document to train on, RunFault where the lane was read
-        `max_epochs` times; what reading raises names the source, too.
+        Raises UserError where there is no document to train on; what reading raises names the source, too.
         """
         try:
             if self._items is None:
-                self._check_epoch()
+                if not self._order:
+                    self._end_epoch()
+                if self._is_at_end:
+                    return None
                 self._open(self._start.first, self._start.hint, whole=self._start == Cursor())
             while not (items := self._take()):
                 self._end_unit()
+                if self._is_at_end:
+                    return None
                 self._open()
         except (UserError, RunFault) as error:
             text, name = str(error), f"source {self._source.name}"
@@ -135,35 +139,34 @@ class Windows:
         # A lane without documents of its own begins behind its own units each time.
         self._place = 0 if len(self._order) == self._own else self._own
         self._epoch, self.usable = self._epoch + 1, False
-        self._check_epoch()
         self._order = source.unit_order(self._lane, self._epoch, self._place)
 
     def _borrow(self) -> None:
         """There is no document in this lane: from here on it reads the whole source, in an order of its own.
 
-        So its rows are of all documents alike. Raises UserError where they are its own, or may be read once.
+        So its rows are of all documents alike. Where each document may be read so often only, the lane is at
+        its end instead. Raises UserError where the whole source has none.
         """
         source = self._source
         files = sorted({source.file_of(unit) for unit in self._order})
         listed = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
         nothing = f"{self._where} has no document to train on ({listed or 'empty files'})"
-        if len(self._order) > self._own or source.lanes == 1 or source.max_epochs is not None:
+        if len(self._order) > self._own or source.lanes == 1:
             raise UserError(f"{nothing}; give the source other files")
+        if source.max_epochs is not None:
+            self._note(nothing)
+            self._epoch = source.max_epochs
+            return
         self._note(f"{nothing}: it reads the whole source instead")
         self._order = source.unit_order(self._lane, self._epoch, self._own)
 
-    def _check_epoch(self) -> None:
+    @property
+    def _is_at_end(self) -> bool:
         most = self._source.max_epochs
-        if most is not None and self._epoch >= most:
-            raise SourceDryError(
-                f"{self._where} has run dry: it was read {self._epoch} times, and max_epochs of the source "
-                f"is {most}; raise it, lower the source's weight, or train for fewer steps"
-            )
+        return most is not None and self._epoch >= most
 
     def _open(self, first: int = 0, hint: int = 0, whole: bool = True) -> None:
         """Begin the unit at hand, at a candidate; `whole`: every candidate of it will be passed on."""
-        if not self._order:
-            self._end_epoch()
         unit = self._order[self._place]
         self._next = first
         if self._folder is not None:

@@ -8,11 +8,11 @@ import struct
 import numpy as np
 
 from llmkit.data.live.row import Row
-from llmkit.errors import RunFault, SourceDryError, UserError
+from llmkit.errors import RunFault, UserError
 
 _HEADER = struct.Struct("<BIII")  # kind; tokens; bytes of packed targets; bytes of JSON
 _ROW, _FAILURE = 1, 2
-_ERRORS: dict[str, type[Exception]] = {each.__name__: each for each in (UserError, RunFault, SourceDryError)}
+_ERRORS: dict[str, type[Exception]] = {each.__name__: each for each in (UserError, RunFault)}
 
 Answer = Row | Exception
 

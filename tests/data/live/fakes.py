@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmkit.config import schema
+from llmkit.data.live.lane import Lane
 from llmkit.data.live.row import Row
 from llmkit.data.live.source import LiveSource
 from llmkit.data.sources.listing import File
@@ -20,7 +21,7 @@ from llmkit.data.sources.reader import Candidate
 from llmkit.data.sources.records import EMPTY, LeftOut, Pair, Record, Text
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.encode import Encoded
-from llmkit.errors import RunFault
+from llmkit.errors import RunFault, UserError
 
 END = 0
 REFUSED = "refused by the chat template"
@@ -124,6 +125,20 @@ def live(documents: list[list[Any]], **changes: Any) -> LiveSource:
     }
     settings |= {"columns": changes.get("lane_limit", 2)} | changes
     return LiveSource(reader, FakeEncoder(), **settings)  # type: ignore[arg-type]
+
+
+def rows_to_end(lane: Lane) -> list[Row]:
+    """Rows of a lane with `max_epochs` up to the one that its last token is in; none without a document."""
+    most, rows = lane._source.max_epochs, []
+    assert most is not None
+    try:
+        while not rows or rows[-1].cursor[0] < most:
+            rows.append(lane.next_row())
+    except UserError as error:
+        assert "no document to train on" in str(error)
+    if rows and (rows[-1].tokens == END).all():
+        rows.pop()
+    return rows
 
 
 def plain(row: Row) -> list[Any]:

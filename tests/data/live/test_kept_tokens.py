@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from llmkit.data.live.lane import Lane
 from llmkit.data.live.row import Row
 from llmkit.data.live.source import LiveSource
 from llmkit.data.sources.records import LeftOut, Pair
-from llmkit.errors import RunFault, UserError
-from tests.data.live.fakes import REFUSE, live, plain
+from tests.data.live.fakes import REFUSE, live, plain, rows_to_end
 
 candidates = st.one_of(
     st.text("abcdefgh~\U0001f600", min_size=1, max_size=20),
@@ -45,13 +44,8 @@ def fresh(source: LiveSource) -> LiveSource:
 
 
 def rows_of(source: LiveSource, cursor: Any = None) -> list[Row]:
-    rows = []
-    with pytest.raises((RunFault, UserError), match=r"run dry|no document"):
-        lane = Lane(source, 0, cursor)
-        while True:
-            rows.append(lane.next_row())
-    lane.close()
-    return rows
+    with closing(Lane(source, 0, cursor)) as lane:
+        return rows_to_end(lane)
 
 
 def without_notes(rows: list[Row]) -> list[Any]:

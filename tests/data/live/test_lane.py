@@ -18,7 +18,7 @@ from llmkit.data.live.row import Row
 from llmkit.data.live.source import LiveSource
 from llmkit.data.sources.records import EMPTY, MENDED, LeftOut, Pair, Text
 from llmkit.errors import RunFault, UserError
-from tests.data.live.fakes import BROKEN, END, REFUSE, REFUSED, live, plain
+from tests.data.live.fakes import BROKEN, END, REFUSE, REFUSED, live, plain, rows_to_end
 
 LEFT_OUT = LeftOut("broken JSON", "it ends too soon")
 
@@ -62,15 +62,6 @@ def stream(source: LiveSource, lane: int) -> tuple[list[int], list[bool], Counte
     return tokens, targets, +left_out
 
 
-def all_rows(lane: Lane) -> list[Row]:
-    """Rows until the lane has run dry, or none if there is no document."""
-    rows = []
-    with pytest.raises((RunFault, UserError), match=r"run dry|no document to train on"):
-        while True:
-            rows.append(lane.next_row())
-    return rows
-
-
 def as_json(rows: list[Row]) -> list[Any]:
     return json.loads(json.dumps([plain(row) for row in rows]))
 
@@ -82,9 +73,11 @@ def test_the_rows_of_a_lane_are_the_stream_of_its_documents_cut(
 ) -> None:
     number = data.draw(st.integers(0, source.lanes - 1))
     tokens, targets, left_out = stream(source, number)
-    rows = all_rows(Lane(source, number))
+    rows = rows_to_end(Lane(source, number))
     length = source.sequence_length
-    assert len(rows) == (len(tokens) - 1) // length
+    assert len(rows) == -(-(len(tokens) - 1) // length)
+    padding = len(rows) * length + 1 - len(tokens)
+    tokens, targets = tokens + [END] * padding, targets + [False] * padding
     told = Counter[str]()
     for k, row in enumerate(rows):
         assert row.tokens.dtype == np.int32
@@ -98,11 +91,11 @@ def test_the_rows_of_a_lane_are_the_stream_of_its_documents_cut(
 @settings(deadline=None, max_examples=60)
 @given(source=sources, data=st.data())
 def test_a_lane_goes_on_after_any_row_from_its_cursor(source: LiveSource, data: st.DataObject) -> None:
-    rows = all_rows(Lane(source, 0))
+    rows = rows_to_end(Lane(source, 0))
     done = data.draw(st.integers(0, len(rows)))
     if done:
         cursor = json.loads(json.dumps(rows[done - 1].cursor))
-        assert as_json(all_rows(Lane(source, 0, cursor))) == as_json(rows[done:])
+        assert as_json(rows_to_end(Lane(source, 0, cursor))) == as_json(rows[done:])
 
 
 @settings(deadline=None, max_examples=30)
@@ -110,7 +103,7 @@ def test_a_lane_goes_on_after_any_row_from_its_cursor(source: LiveSource, data: 
 def test_rows_that_are_not_wanted_change_nothing_for_the_others(
     source: LiveSource, data: st.DataObject
 ) -> None:
-    rows, lane = all_rows(Lane(source, 0)), Lane(source, 0)
+    rows, lane = rows_to_end(Lane(source, 0)), Lane(source, 0)
     for row in rows:
         wanted = data.draw(st.booleans())
         again = lane.next_row(wanted)
@@ -176,24 +169,32 @@ def test_a_window_ends_early_where_documents_are_large(monkeypatch: pytest.Monke
 
 def test_held_out_documents_are_never_in_a_row() -> None:
     source = live([[chr(100 + number) for number in range(40)]], lane_limit=1, heldout_every=10, max_epochs=1)
-    tokens = {int(token) for row in all_rows(Lane(source, 0)) for token in row.tokens}
+    tokens = {int(token) for row in rows_to_end(Lane(source, 0)) for token in row.tokens}
     assert not tokens & {100 + number for number in (9, 19, 29, 39)}
     assert len(tokens) > 30
 
 
-def test_a_lane_that_was_read_max_epochs_times_has_run_dry() -> None:
-    source = live([["abcdefg"] * 5, ["abc"]], max_epochs=2)
+def test_behind_its_end_a_lane_gives_rows_without_targets() -> None:
+    source = live([["abcdef"] * 3, ["abc"]], max_epochs=2)
     lane = Lane(source, 0)
-    assert [lane.next_row().tokens.size for _ in range(10)] == [9] * 10
-    with pytest.raises(RunFault, match=r"source toy: lane 0 of 2 has run dry: .* read 2 times.*max_epochs"):
-        lane.next_row()
+    rows = [lane.next_row() for _ in range(8)]  # 2 epochs of 3 documents of 7 tokens: 5 rows and 2 tokens
+    assert [row.targets is None for row in rows] == [True] * 5 + [False] * 3
+    assert rows[5].tokens.tolist() == [ord("e"), ord("f"), *[END] * 7]
+    targets = [row.targets.tolist() for row in rows[5:] if row.targets is not None]
+    assert targets == [[True, True, *[False] * 6], [False] * 8, [False] * 8]
+    assert {tuple(row.tokens.tolist()) for row in rows[6:]} == {(END,) * 9}
+    assert [row.cursor[0] for row in rows] == [0, 0, 1, 1, 1, 2, 2, 2]
+    again = Lane(source, 0, rows[6].cursor)
+    assert as_json([again.next_row()]) == as_json(rows[7:])
 
 
-def test_a_lane_is_dry_from_a_cursor_behind_max_epochs() -> None:
-    with pytest.raises(
-        RunFault, match=r"has run dry: it was read 4 times, and max_epochs of the source is 2"
-    ):
-        Lane(live([["abc", "def"]], max_epochs=2), 0, [4, 0, 0, 0, 1, 0]).next_row()
+def test_a_lane_at_its_end_goes_on_with_the_next_epoch_where_that_is_allowed() -> None:
+    ended = rows_to_end(Lane(live([["abcdef", "ghi"], ["x"]], max_epochs=1), 0))[-1]
+    assert ended.cursor == [1, 0, 0, 0, 0, 0]
+    more = live([["abcdef", "ghi"], ["x"]], max_epochs=2)
+    got = {int(token) for row in rows_to_end(Lane(more, 0, ended.cursor)) for token in row.tokens}
+    assert got == {END, *map(ord, "abcdefghi")}
+    assert rows_to_end(Lane(more, 0, [4, 0, 0, 0, 1, 0])) == []
 
 
 def test_a_lane_without_a_document_reads_those_of_the_others_and_goes_on_from_there() -> None:
@@ -211,11 +212,12 @@ def test_a_lane_without_a_document_reads_those_of_the_others_and_goes_on_from_th
         assert as_json([again.next_row() for _ in range(10)]) == as_json(rows[done : done + 10])
 
 
-def test_where_nothing_may_be_read_again_a_lane_without_a_document_ends_the_run() -> None:
+def test_where_nothing_may_be_read_again_a_lane_without_a_document_is_at_its_end() -> None:
     source = live([["abcdef"] * 5, [LEFT_OUT] * 4], max_epochs=1)
-    lane = Lane(source, next(n for n in range(2) if source.lane_units[n] == [1]))
-    with pytest.raises(UserError, match=r"has no document to train on .*/1\.jsonl"):
-        lane.next_row()
+    row = Lane(source, next(n for n in range(2) if source.lane_units[n] == [1])).next_row()
+    assert row.targets is not None
+    assert (row.targets.any(), row.cursor, row.left_out) == (False, [1, 0, 0, 0, 0, 0], {"broken JSON": 4})
+    assert re.search(r"has no document to train on .*/1\.jsonl", row.notes[0])
 
 
 def test_a_source_without_any_document_is_the_users_mistake_on_all_lanes() -> None:
@@ -245,7 +247,7 @@ def test_what_is_left_out_is_told_with_the_row_that_follows() -> None:
 
 def test_an_empty_document_is_counted() -> None:
     source = live([["", "abcdefg"]], max_epochs=1)
-    assert [row.left_out for row in all_rows(Lane(source, 0))] in ([{EMPTY: 1}], [{}])
+    assert [row.left_out for row in rows_to_end(Lane(source, 0))] in ([{EMPTY: 1}], [{}])
 
 
 def test_with_errors_raise_a_refused_record_ends_the_run_with_its_place() -> None:

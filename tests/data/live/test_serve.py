@@ -70,8 +70,6 @@ def test_errors_come_in_the_place_of_the_row_and_stay(workers: int) -> None:
         for _ in range(2):
             with pytest.raises(RunFault, match=r"^source toy: /files/1\.jsonl:1: cannot be read$"):
                 server.take(0, 1, [True])
-            with pytest.raises(RunFault, match=r"^source toy: lane 0 of 1 has run dry"):
-                server.take(1, 0, [False])
             with pytest.raises(UserError, match=r"^source toy: /files/0\.jsonl:1: token id 0"):
                 server.take(2, 0, [True])
         assert server.take(0, 0, [True])[0].tokens.size == 9
