@@ -10,6 +10,7 @@ from typing import NoReturn
 from llmkit.config.load import Loaded
 from llmkit.config.validate import leaves
 from llmkit.errors import RunFault, UserError
+from llmkit.loop.basis import Start
 from llmkit.loop.batches import listen, next_batch
 from llmkit.loop.budget import Budget
 from llmkit.loop.choose_steps import ChooseSteps, time_over
@@ -23,7 +24,7 @@ from llmkit.loop.hooks import Log, Save
 from llmkit.loop.resume import Options
 from llmkit.loop.run import Hook, Run
 from llmkit.loop.samples import SampleLog
-from llmkit.loop.setup import Start, open_console, open_mirror, resolve_launch, set_up
+from llmkit.loop.setup import open_console, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
 from llmkit.monitor.events import failure_recorded
 from llmkit.optim.schedule import learning_rate_at

@@ -2,109 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from llmkit.checkpoint.read import Checkpoint
-from llmkit.config.derive import accumulation_steps, derive, resolved_model, size_of
 from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded, check_start
-from llmkit.config.remarks import length_remarks, vocabulary_remarks
-from llmkit.config.schema import Config, Data
 from llmkit.config.settings import Known, Settings
-from llmkit.config.shape import ModelShape
-from llmkit.config.show import show_derived
-from llmkit.data.building.opened import Found
-from llmkit.data.building.prepare import prepare
-from llmkit.data.building.probe import find_elsewhere
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
-from llmkit.data.prepared import Prepared, lane_lines
-from llmkit.data.sources.listing import File
-from llmkit.data.sources.units import Unit
-from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.errors import UserError
 from llmkit.kernels.attention import choose_backend
 from llmkit.kernels.compiler import compiler_missing
+from llmkit.loop.basis import Basis, Start, lay_basis
 from llmkit.loop.begin import begin
 from llmkit.loop.control import Control
-from llmkit.loop.device import (
-    choose_device,
-    choose_micro_batch,
-    choose_precision,
-    choose_workers,
-    make_deterministic,
-)
+from llmkit.loop.describe import manifest, opening_lines
+from llmkit.loop.device import choose_workers
 from llmkit.loop.evaluate import take_over_evaluation
 from llmkit.loop.progress import Progress
-from llmkit.loop.resume import (
-    Options,
-    changed_settings,
-    check_same_model,
-    resumed_progress,
-    settings_of,
-    shared_checkpoint,
-)
-from llmkit.loop.room import require_disk, require_memory
+from llmkit.loop.resume import changed_settings, resumed_progress, shared_checkpoint
 from llmkit.loop.run import Run
-from llmkit.loop.run_tokenizer import tokenizer_of_run
 from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog, failure_recorded
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_names import check_environment
-from llmkit.parallel.agreement import agree, first_only, software, together
+from llmkit.parallel.agreement import agree, together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.resolve import resolve_layout, resolve_precision
 from llmkit.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Start:
-    """What is settled before the run folder is touched."""
-
-    loaded: Loaded
-    layout: Layout
-    precision: str
-    """As asked for; "auto" where the device decides."""
-    mesh: Mesh
-    options: Options
-    local_size: int
-    """Processes of this run on this host."""
-    notes: tuple[str, ...] = ()
-    """What of the launcher's configuration has no effect."""
-
-    @property
-    def config(self) -> Config:
-        return self.loaded.config
-
-    def known(self, tokenizer_size: int | None = None, holds_out: bool | None = None) -> Known:
-        """What the launch, and later the data, add to the settings."""
-        layout = self.layout
-        return Known(layout.world_size, layout.zero_stage, layout.offload, tokenizer_size, holds_out)
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What an engine is built on."""
-
-    device: torch.device
-    precision: str
-    data: Prepared
-    shape: ModelShape
-    micro_batch_size: int
-    accumulation_steps: int
 
 
 def resolve_launch(loaded: Loaded, environment: Mapping[str, str], world_size: int) -> tuple[Layout, str]:
@@ -144,7 +75,7 @@ def _assemble(
         console.note(f"note: {line}")
     standing = shared_checkpoint(start.loaded, mesh, folder, start.options, console.note)
     checkpoint = standing.checkpoint
-    basis = _lay_basis(start, folder, checkpoint, console.note)
+    basis = lay_basis(start, folder, checkpoint, console.note)
     progress = Progress(max_steps=config.train.max_steps)
     if checkpoint is not None:
         progress = resumed_progress(checkpoint, config, basis.data.fingerprint, console.note)
@@ -161,14 +92,9 @@ def _assemble(
             _write_down(start, basis, engine, folder)
     if checkpoint is not None:
         take_over_evaluation(progress, config, metrics, mesh)
-    remarks = _remarks(checkpoint, start.loaded, progress, basis.data.tokenizer.vocab_size)
-    for line in (*start.notes, *remarks, *lane_lines(basis.data, mesh.data_size)):
-        console.note(line)
     console.max_steps = progress.max_steps
-    over = f" x {mesh.world_size} processes ({_layout_name(start.layout)})" if mesh.world_size > 1 else ""
-    console.note(
-        f"training on {_device_name(basis.device)}{over} in {basis.precision}; run folder {folder.path}"
-    )
+    for line in opening_lines(start, basis, checkpoint, progress, folder):
+        console.note(line)
     return Run(
         config=config,
         folder=folder,
@@ -190,64 +116,6 @@ def _assemble(
         was_done=standing.was_done,
         saved_step=None if checkpoint is None else progress.step,
     )
-
-
-def _lay_basis(
-    start: Start, folder: RunFolder, checkpoint: Checkpoint | None, note: Callable[[str], None]
-) -> Basis:
-    """Prepares the data and settles sizes; everything that can be wrong is found here."""
-    config, layout, mesh = start.config, start.layout, start.mesh
-    elsewhere = _find_elsewhere(config.data, mesh)
-    with together(mesh):
-        if config.run.deterministic:
-            make_deterministic()
-        device = choose_device()
-        precision = choose_precision(start.precision, device)
-        least = resolved_model(config, 1)  # a vocabulary that is not known yet adds to it
-        _require_room(start, folder, least, device, precision)
-        tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, start.loaded)
-
-        def accept(tokenizer: Tokenizer) -> None:  # before sources are built, which may take hours
-            check_start(start.loaded, start.known(tokenizer.vocab_size))
-            shape = resolved_model(config, tokenizer.vocab_size)
-            if checkpoint is not None:
-                check_same_model(checkpoint, shape)
-            _require_room(start, folder, shape, device, precision)
-
-        data = prepare(
-            config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer, accept=accept
-        )
-        check_start(start.loaded, start.known(data.tokenizer.vocab_size, data.heldout_targets > 0))
-        shape = resolved_model(config, data.tokenizer.vocab_size)
-        fitting = choose_micro_batch(config, shape, precision, device, layout)
-    agree(mesh, {"precision": precision, **_data_facts(data)})
-    micro_batch_size = min(int(text) for text in mesh.gather_texts(str(fitting)))
-    with together(mesh):
-        derived = derive(
-            config,
-            vocab_size=data.tokenizer.vocab_size,
-            data_parallel_size=mesh.data_size,
-            micro_batch_size=micro_batch_size,
-        )
-        note(show_derived(derived).rstrip())
-    accumulation = accumulation_steps(config, mesh.data_size, micro_batch_size)
-    return Basis(device, precision, data, shape, micro_batch_size, accumulation)
-
-
-def _require_room(
-    start: Start, folder: RunFolder, shape: ModelShape, device: torch.device, precision: str
-) -> None:
-    require_memory(start.loaded, shape, start.layout, device, precision, start.local_size)
-    require_disk(start.loaded, shape, folder)
-
-
-def _find_elsewhere(data: Data, mesh: Mesh) -> dict[str, Found]:
-    """What rank 0 finds of sources that are not on local disks."""
-    found = json.loads(first_only(mesh, lambda: json.dumps(find_elsewhere(data))))
-    return {
-        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], mistake)
-        for place, (files, units, mistake) in found.items()
-    }
 
 
 def _loader(
@@ -274,16 +142,6 @@ def _loader(
     if not progress.finished():
         loader.start()
     return loader, changes
-
-
-def _data_facts(data: Prepared) -> dict[str, str]:
-    """What the data are known by, in words."""
-    facts = {"tokenizer": data.tokenizer.hash}
-    for source in data.fingerprint["sources"]:
-        size = source["kind"] if source["tokens"] is None else f"{source['tokens']} tokens"
-        what = f"{size}, digest {source['digest']}, held out {source['heldout']}"
-        facts[f"data source {source['name']}"] = what
-    return facts
 
 
 def _build(start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Callable[[str], None]) -> Engine:
@@ -319,7 +177,7 @@ def _open_records(folder: RunFolder, mesh: Mesh, stack: ExitStack) -> tuple[Metr
 
 def _write_down(start: Start, basis: Basis, engine: Engine, folder: RunFolder) -> None:
     """What the run is computed with, into its folder."""
-    folder.write_json("manifest.json", _manifest(start, basis))
+    folder.write_json("manifest.json", manifest(start, basis))
     if engine.deepspeed_config is None:
         folder.remove("deepspeed.json")  # of an earlier layout
     else:
@@ -336,21 +194,6 @@ def _heldout(start: Start, basis: Basis, note: Callable[[str], None]) -> HeldOut
     return None
 
 
-def _remarks(
-    checkpoint: Checkpoint | None, loaded: Loaded, progress: Progress, tokenizer_size: int
-) -> Iterator[str]:
-    """What a user should know before the first step, and the settings alone do not show."""
-    config = loaded.config
-    if size_of(config.data.tokenizer) is None:  # else it is among the remarks of the configuration
-        yield from vocabulary_remarks(Settings(config, loaded.origins, Known(tokenizer_size=tokenizer_size)))
-    if checkpoint is not None:
-        yield f"resuming from {checkpoint.path} at step {progress.step}"
-        if settings_of(checkpoint).train.max_steps is not None and config.train.max_steps is None:
-            yield f"train.max_steps is not set now: the run keeps the {progress.max_steps} steps that it had"
-    if progress.max_steps != config.train.max_steps and progress.max_steps is not None:
-        yield from length_remarks(Settings(config, loaded.origins), progress.max_steps)
-
-
 def open_console(mesh: Mesh) -> Console:
     """What shows the run: on rank 0. What the others have to say is in their logs alone."""
     return Console() if mesh.rank == 0 else SilentConsole()
@@ -365,32 +208,3 @@ def open_mirror(run: Run, loaded: Loaded, environment: Mapping[str, str]) -> Mir
     if mirror.message:
         run.console.note(mirror.message)
     return mirror
-
-
-def _manifest(start: Start, basis: Basis) -> dict[str, Any]:
-    return {
-        **software(),
-        "host": platform.node(),
-        "device": _device_name(basis.device),
-        "command": sys.argv,
-        "config": str(start.loaded.path),
-        "precision": basis.precision,
-        "micro_batch_size": basis.micro_batch_size,
-        "accumulation_steps": basis.accumulation_steps,
-        "layout": start.layout.to_dict(),
-    }
-
-
-def _layout_name(layout: Layout) -> str:
-    """As in "ZeRO-2 x 4, tensor parallel x 2"."""
-    how = f"ZeRO-{layout.zero_stage}" if layout.zero_stage else "data parallel"
-    name = f"{how} x {layout.data_parallel_size}"
-    if layout.tensor_parallel_size > 1:
-        name += f", tensor parallel x {layout.tensor_parallel_size}"
-    return name
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"the CPU ({torch.get_num_threads()} threads)"

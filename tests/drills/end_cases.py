@@ -86,7 +86,7 @@ def stall_and_stop(patch: Patch) -> None:
 
 
 def build_and_stop(patch: Patch) -> None:
-    patch.setattr("llmkit.loop.setup.prepare", lambda *arguments, **named: end_self())
+    patch.setattr("llmkit.loop.basis.prepare", lambda *arguments, **named: end_self())
 
 
 def fail(error: BaseException) -> Callable[[], None]:

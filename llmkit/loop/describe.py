@@ -1,0 +1,80 @@
+"""A run in words, as its start says and records it: device, layout, software, and what is worth knowing."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from llmkit.checkpoint.read import Checkpoint
+from llmkit.config.derive import size_of
+from llmkit.config.load import Loaded
+from llmkit.config.remarks import length_remarks, vocabulary_remarks
+from llmkit.config.settings import Known, Settings
+from llmkit.data.prepared import lane_lines
+from llmkit.loop.basis import Basis, Start
+from llmkit.loop.progress import Progress
+from llmkit.loop.resume import settings_of
+from llmkit.parallel.agreement import software
+from llmkit.parallel.layout import Layout
+from llmkit.run_folder import RunFolder
+
+
+def opening_lines(
+    start: Start, basis: Basis, checkpoint: Checkpoint | None, progress: Progress, folder: RunFolder
+) -> Iterator[str]:
+    """What a user should know before the first step."""
+    yield from start.notes
+    yield from _remarks(checkpoint, start.loaded, progress, basis.data.tokenizer.vocab_size)
+    yield from lane_lines(basis.data, start.mesh.data_size)
+    processes = start.mesh.world_size
+    over = f" x {processes} processes ({_layout_name(start.layout)})" if processes > 1 else ""
+    yield f"training on {_device_name(basis.device)}{over} in {basis.precision}; run folder {folder.path}"
+
+
+def manifest(start: Start, basis: Basis) -> dict[str, Any]:
+    """Content of manifest.json: what the newest start ran with."""
+    return {
+        **software(),
+        "host": platform.node(),
+        "device": _device_name(basis.device),
+        "command": sys.argv,
+        "config": str(start.loaded.path),
+        "precision": basis.precision,
+        "micro_batch_size": basis.micro_batch_size,
+        "accumulation_steps": basis.accumulation_steps,
+        "layout": start.layout.to_dict(),
+    }
+
+
+def _remarks(
+    checkpoint: Checkpoint | None, loaded: Loaded, progress: Progress, tokenizer_size: int
+) -> Iterator[str]:
+    """What the settings alone do not show."""
+    config = loaded.config
+    if size_of(config.data.tokenizer) is None:  # else it is among the remarks of the configuration
+        yield from vocabulary_remarks(Settings(config, loaded.origins, Known(tokenizer_size=tokenizer_size)))
+    if checkpoint is not None:
+        yield f"resuming from {checkpoint.path} at step {progress.step}"
+        if settings_of(checkpoint).train.max_steps is not None and config.train.max_steps is None:
+            yield f"train.max_steps is not set now: the run keeps the {progress.max_steps} steps that it had"
+    if progress.max_steps != config.train.max_steps and progress.max_steps is not None:
+        yield from length_remarks(Settings(config, loaded.origins), progress.max_steps)
+
+
+def _layout_name(layout: Layout) -> str:
+    """As in "ZeRO-2 x 4, tensor parallel x 2"."""
+    how = f"ZeRO-{layout.zero_stage}" if layout.zero_stage else "data parallel"
+    name = f"{how} x {layout.data_parallel_size}"
+    if layout.tensor_parallel_size > 1:
+        name += f", tensor parallel x {layout.tensor_parallel_size}"
+    return name
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"the CPU ({torch.get_num_threads()} threads)"
