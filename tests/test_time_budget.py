@@ -80,3 +80,18 @@ def test_only_rank_0_of_a_run_with_a_time_budget_looks_at_the_clock():
     assert not over(max_steps=50, saves=25.0)
     assert not over(minutes=None, saves=25.0)
     assert not over(chosen=None, saves=25.0)
+
+
+def test_a_plan_that_a_resumed_run_has_no_rows_for_is_cut_and_does_not_end_it(tmp_path, monkeypatch):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "tiny.yaml", "data.sources.0.max_epochs=1"]
+    assert main([*command, "train.max_steps=5"]) == 0
+    (path,) = (tmp_path / "runs" / "tiny" / "checkpoints").glob("step-*5")
+    larger = ["train.max_steps=null", "train.max_minutes=5", "train.global_batch_size=64"]
+    state = open_checkpoint(path).state
+    state["progress"]["max_steps"] = 1000  # as a time budget chose it, for smaller batches
+    monkeypatch.setattr("llmkit.checkpoint.read.Checkpoint.state", property(lambda self: state))
+    assert main([*command, *larger]) == 0
+    steps = [row["step"] for row in rows(tmp_path / "runs" / "tiny")]
+    assert 5 < steps[-1] < 30

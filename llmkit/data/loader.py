@@ -246,6 +246,7 @@ class TrainLoader:
         steps = range(self._steps_done + 1, max_steps + 1)
         check_supply(self._order, self._supplies(), steps, self.position, self._batch_rows)
 
+    @cached_property
     def first_shortage(self) -> Shortage | None:
         """The stored source with `max_epochs` that is the first to run dry; None if none ever does."""
         steps = range(self._steps_done + 1, self._steps_done + ENDLESS)

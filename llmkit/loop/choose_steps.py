@@ -51,7 +51,7 @@ class ChooseSteps:
         if planned == OUT_OF_TIME:
             too_short = UserError("train.max_minutes is too short on this machine")
             save_and_fail(run, self.log, self.problem or too_short)
-        short = run.loader.first_shortage()
+        short = run.loader.first_shortage
         if planned == 0 and (short is None or run.progress.step < short.last_step):
             return
         self.budget, self.is_open = None, False

@@ -137,8 +137,10 @@ def _loader(
         changes = loader.load_state(
             checkpoint.state["data"], progress.step, allowed, [str(d) for d in settings]
         )
-    if progress.max_steps is not None:
-        loader.check_supply(progress.max_steps)
+    if config.train.max_steps is not None:
+        loader.check_supply(config.train.max_steps)
+    elif progress.max_steps is not None and (short := loader.first_shortage) is not None:
+        progress.max_steps = max(progress.step, min(progress.max_steps, short.last_step))
     if not progress.finished():
         loader.start()
     return loader, changes

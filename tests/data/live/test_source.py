@@ -158,3 +158,17 @@ def test_a_record_longer_than_a_unit_leaves_no_lane_without_one(tmp_path: Path) 
     assert source.lanes == -(-len(reader.units) // 4)
     for lane in range(source.lanes):
         assert Lane(source, lane).next_row().tokens.size == 65
+
+
+def test_units_are_dealt_once_and_not_again_in_the_processes_that_tokenize(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dealt = []
+    real = source_module.deal
+    monkeypatch.setattr(source_module, "deal", lambda *a: dealt.append(a) or real(*a))
+    source = with_sizes([3, 4, 5])
+    assert source.lane_table.size
+    same = pickle.loads(pickle.dumps(source.numbered(source.number, source.seed)))
+    assert same.digest == source.digest
+    assert same.unit_order(0, 0) == source.unit_order(0, 0)
+    assert len(dealt) == 1
