@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from llmkit import __version__
 from llmkit.errors import AlreadyTold, RunFault, UserError
@@ -166,13 +167,23 @@ def _doctor(options: argparse.Namespace, started: float) -> int:
     return doctor_command(os.environ)
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llmkit", description="Pretrains GPT-style models from one YAML file."
     )
     parser.add_argument("--version", action="version", version=f"llmkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (
+        _train_parser, _config_parser, _data_parser, _generate_parser, _evaluate_parser, _doctor_parser,
+    ):  # fmt: skip
+        add(commands)
+    return parser
 
+
+def _train_parser(commands: Commands) -> None:
     train = commands.add_parser("train", help="train; goes on from the newest good checkpoint by itself")
     _add_config(train)
     train.add_argument("--fresh", action="store_true", help="refuse a run folder that has checkpoints")
@@ -183,6 +194,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(command=_train, parser=train)
 
+
+def _config_parser(commands: Commands) -> None:
     config = commands.add_parser("config", help="print the resolved settings and where each came from")
     _add_config(config, nargs="?")
     config.add_argument(
@@ -192,6 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     config.set_defaults(command=_config, parser=config)
 
+
+def _data_parser(commands: Commands) -> None:
     data = commands.add_parser("data", help="build, verify or look at the token shards of a configuration")
     actions = data.add_subparsers(metavar="ACTION", dest="action", required=True)
     for name, what in (
@@ -207,6 +222,8 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("--count", type=_count, default=1, help="rows shown per source")
             action.add_argument("--color", choices=["auto", "always", "never"], default="auto")
 
+
+def _generate_parser(commands: Commands) -> None:
     generate = commands.add_parser("generate", help="continue a text with a trained model")
     _add_run(generate)
     generate.add_argument("--prompt", action="append", required=True, help="may be given several times")
@@ -230,6 +247,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.set_defaults(command=_generate, parser=generate)
 
+
+def _evaluate_parser(commands: Commands) -> None:
     evaluate = commands.add_parser("evaluate", help="held-out loss, perplexity and bits per byte")
     _add_run(evaluate)
     evaluate.add_argument(
@@ -240,11 +259,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
+
+def _doctor_parser(commands: Commands) -> None:
     doctor = commands.add_parser("doctor", help="what this machine has; --parity: do all layouts train alike")
     doctor.add_argument("--parity", action="store_true", help="compare layouts with one process, in a table")
     doctor.add_argument("--all", action="store_true", help="with --parity: many more of them")
     doctor.set_defaults(command=_doctor, parser=doctor)
-    return parser
 
 
 def _count(text: str, least: int = 0) -> int:
