@@ -31,7 +31,7 @@ from llmkit.optim.schedule import learning_rate_at
 from llmkit.parallel.agreement import agree, software, together
 from llmkit.parallel.place import read_place
 from llmkit.parallel.randomness import seed_step
-from llmkit.parallel.resolve import launch_notes, needs_deepspeed
+from llmkit.parallel.resolve import needs_deepspeed
 from llmkit.parallel.world import cut, world
 from llmkit.stopping import Listener, Stopped
 
@@ -53,12 +53,12 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
     with Listener(environment) as listener, world(place, timeout, needs_group=sharded) as mesh:
         listener.listen()
         with together(mesh):
-            layout, precision = resolve_launch(loaded, environment, place.world_size)
+            layout, precision, notes = resolve_launch(loaded, environment, place.world_size)
         # The layout too: part of it may come from a launcher's file, which each node reads for itself.
         spread = {f"layout.{name}": str(value) for name, value in layout.to_dict().items()}
         agree(mesh, software() | {path: str(value) for path, value in leaves(config)} | spread)
         mesh = cut(mesh, layout.tensor_parallel_size)
-        start = Start(loaded, layout, precision, mesh, options, place.local_size, launch_notes(environment))
+        start = Start(loaded, layout, precision, mesh, options, place.local_size, notes)
         return _train(start, listener, started, environment)
 
 

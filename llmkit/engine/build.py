@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -62,28 +63,35 @@ def build_engine(
             build_model(), config.optimizer, precision=precision, gradient_clipping=clipping, mesh=mesh
         )
     else:
-        from llmkit.engine.zero import ZeroEngine, cut_at_birth
-
         configure = partial(
-            deepspeed_config,
-            layout,
-            precision=precision,
-            gradient_clipping=clipping,
-            micro_batch_size=micro_batch_size,
-            accumulation_steps=accumulation_steps,
-            num_parameters=shape.num_parameters // layout.tensor_parallel_size,
-            on_gpu=device.type == "cuda",
-        )
-        if layout.zero_stage == 3:
-            settings = configure(largest_parameter=0)
-            with cut_at_birth(settings, mesh, precision):
-                model = build_model()
-        else:
-            model = build_model()
-            settings = configure(largest_parameter=max(p.numel() for p in model.parameters()))
-        engine = ZeroEngine(model, config.optimizer, config=settings, mesh=mesh)
+            deepspeed_config, layout, precision=precision, gradient_clipping=clipping,
+            micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps,
+            num_parameters=shape.num_parameters // layout.tensor_parallel_size, on_gpu=device.type == "cuda",
+        )  # fmt: skip
+        engine = _zero_engine(build_model, configure, config, layout, mesh, precision)
     engine.write_pieces(InitialWeights(shape, config.run.seed) if source is None else source, updates)
     return engine
+
+
+def _zero_engine(
+    build_model: Callable[[], GPT],
+    configure: Callable[..., dict[str, Any]],
+    config: Config,
+    layout: Layout,
+    mesh: Mesh,
+    precision: str,
+) -> Engine:
+    """DeepSpeed's engine. configure: its settings; at stage 3 they are needed before there is a model."""
+    from llmkit.engine.zero import ZeroEngine, cut_at_birth
+
+    if layout.zero_stage == 3:
+        settings = configure(largest_parameter=0)
+        with cut_at_birth(settings, mesh, precision):
+            model = build_model()
+    else:
+        model = build_model()
+        settings = configure(largest_parameter=max(p.numel() for p in model.parameters()))
+    return ZeroEngine(model, config.optimizer, config=settings, mesh=mesh)
 
 
 def _refuse(reason: str) -> None:

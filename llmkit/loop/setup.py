@@ -31,6 +31,7 @@ from llmkit.monitor.events import EventLog, failure_recorded
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_names import check_environment
+from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.agreement import agree, together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
@@ -38,17 +39,19 @@ from llmkit.parallel.resolve import resolve_layout, resolve_precision
 from llmkit.run_folder import RunFolder
 
 
-def resolve_launch(loaded: Loaded, environment: Mapping[str, str], world_size: int) -> tuple[Layout, str]:
-    """The layout of `world_size` processes, and the precision that is asked for.
+def resolve_launch(
+    loaded: Loaded, environment: Mapping[str, str], world_size: int
+) -> tuple[Layout, str, tuple[str, ...]]:
+    """The layout of `world_size` processes, the precision that is asked for, and what has no effect.
 
     Raises UserError where the settings do not go together, with each other or with the launch.
     """
-    config, origins = loaded.config, loaded.origins
-    layout = resolve_layout(config, origins, environment, world_size)
+    config, origins, accelerate = loaded.config, loaded.origins, read_accelerate(environment)
+    layout = resolve_layout(config, origins, accelerate, world_size)
     check_start(loaded, Known(world_size, layout.zero_stage, layout.offload))
-    precision = resolve_precision(config, origins, environment)
+    precision = resolve_precision(config, origins, accelerate)
     check_environment(config.monitor.wandb, origins, environment)
-    return layout, precision
+    return layout, precision, tuple(f"accelerate's configuration: {note}" for note in accelerate.notes)
 
 
 def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) -> Run:

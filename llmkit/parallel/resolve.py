@@ -9,7 +9,7 @@ from llmkit.config.derive import rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.settings import Settings
 from llmkit.errors import UserError
-from llmkit.parallel.accelerate import UNSAID, Accelerate, read_accelerate, uses_deepspeed
+from llmkit.parallel.accelerate import UNSAID, Accelerate, uses_deepspeed
 from llmkit.parallel.deepspeed_keys import RULES, Passed
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.said import Said, number
@@ -22,15 +22,15 @@ def needs_deepspeed(config: Config, environment: Mapping[str, str]) -> bool:
 
 
 def resolve_layout(
-    config: Config, origins: Mapping[str, str], environment: Mapping[str, str], world_size: int
+    config: Config, origins: Mapping[str, str], accelerate: Accelerate, world_size: int
 ) -> Layout:
     """The layout of `world_size` processes.
 
-    origins: of each setting, as in Loaded. Raises UserError where accelerate's configuration contradicts
-    the settings, naming both values with their places.
+    origins: of each setting, as in Loaded. accelerate: what its configuration says. Raises UserError where
+    that contradicts the settings, naming both values with their places.
     """
     parallel = config.parallel
-    settled = _Settled(config, origins, read_accelerate(environment))
+    settled = _Settled(config, origins, accelerate)
     layout = Layout(
         world_size=world_size,
         tensor_parallel_size=parallel.tensor_parallel_size,
@@ -45,21 +45,16 @@ def resolve_layout(
     return layout
 
 
-def launch_notes(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """What accelerate's configuration says without any effect here, a line each."""
-    return tuple(f"accelerate's configuration: {note}" for note in read_accelerate(environment).notes)
-
-
-def resolve_precision(config: Config, origins: Mapping[str, str], environment: Mapping[str, str]) -> str:
+def resolve_precision(config: Config, origins: Mapping[str, str], accelerate: Accelerate) -> str:
     """train.precision; where that is auto, what accelerate's configuration says.
 
     Raises UserError for a contradiction.
     """
-    said = read_accelerate(environment).mixed_precision
+    said = accelerate.mixed_precision
     if said is None:
         return config.train.precision
     if config.train.precision not in ("auto", said.value):
-        raise _Settled(config, origins, Accelerate()).contradiction("train.precision", said)
+        raise _Settled(config, origins, accelerate).contradiction("train.precision", said)
     return str(said.value)
 
 

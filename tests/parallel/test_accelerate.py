@@ -50,9 +50,9 @@ def loaded(tmp_path):
 def test_a_file_as_accelerate_writes_it_is_followed(loaded, tmp_path, monkeypatch, name):
     answers, stage, offload, precision = CASES[name]
     told = told_by_accelerate(questioned(tmp_path, answers, monkeypatch))
-    layout = resolve_layout(loaded.config, loaded.origins, told, 4)
+    layout = resolve_layout(loaded.config, loaded.origins, read_accelerate(told), 4)
     assert (layout.zero_stage, layout.offload, dict(layout.deepspeed)) == (stage, offload, {})
-    assert resolve_precision(loaded.config, loaded.origins, told) == precision
+    assert resolve_precision(loaded.config, loaded.origins, read_accelerate(told)) == precision
     notes = read_accelerate(told).notes
     assert [note.split()[0] for note in notes] == ["zero3_save_16bit_model"] * ("save 16-bit" in answers)
 
@@ -80,8 +80,8 @@ def test_one_process_on_the_cpu_stays_one(tmp_path, monkeypatch):
 def test_what_llmkit_does_otherwise_is_refused_by_name(loaded, tmp_path, monkeypatch, answers, what):
     told = told_by_accelerate(questioned(tmp_path, answers, monkeypatch))
     with pytest.raises(UserError) as refusal:
-        resolve_layout(loaded.config, loaded.origins, told, 4)
-        resolve_precision(loaded.config, loaded.origins, told)
+        resolve_layout(loaded.config, loaded.origins, read_accelerate(told), 4)
+        resolve_precision(loaded.config, loaded.origins, read_accelerate(told))
     assert what in str(refusal.value)
 
 
@@ -89,19 +89,19 @@ def test_accumulation_that_is_what_the_settings_make_agrees(tmp_path):
     path = make_project(tmp_path)
     told = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}
     same = load(path, ["train.micro_batch_size=1"])  # of 4 rows on 2 ranks
-    assert resolve_layout(same.config, same.origins, told, 2).zero_stage == 2
+    assert resolve_layout(same.config, same.origins, read_accelerate(told), 2).zero_stage == 2
     with pytest.raises(UserError, match=r"gradient_accumulation_steps 2 .*which make 1"):
-        resolve_layout(same.config, same.origins, told, 4)
+        resolve_layout(same.config, same.origins, read_accelerate(told), 4)
 
 
 def test_what_the_launchers_file_leaves_open_contradicts_nothing(tmp_path):
     """Accelerate's own defaults are no wish of the user's."""
     told = told_by_accelerate(written(tmp_path, "distributed_type: DEEPSPEED\ndeepspeed_config: {}\n"))
     ours = load(make_project(tmp_path), ["parallel.zero_stage=3", "parallel.offload=cpu"])
-    layout = resolve_layout(ours.config, ours.origins, told, 4)
+    layout = resolve_layout(ours.config, ours.origins, read_accelerate(told), 4)
     assert (layout.zero_stage, layout.offload) == (3, "cpu")
     auto = load(make_project(tmp_path))
-    assert resolve_layout(auto.config, auto.origins, told, 4).zero_stage == 2
+    assert resolve_layout(auto.config, auto.origins, read_accelerate(told), 4).zero_stage == 2
 
 
 def test_two_files_of_accelerate_that_contradict_each_other(tmp_path):

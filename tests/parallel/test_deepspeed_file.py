@@ -11,6 +11,7 @@ import pytest
 from llmkit.config.load import load
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.errors import UserError
+from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.deepspeed_file import read_deepspeed_file
 from llmkit.parallel.deepspeed_keys import RULES, SAME_SECTION, Passed
 from llmkit.parallel.layout import Layout
@@ -71,7 +72,7 @@ def launched(folder: Path, content: Any) -> dict[str, str]:
 
 def layout(folder: Path, content: Any, *overrides: str) -> Layout:
     loaded = load(make_project(folder), overrides)
-    return resolve_layout(loaded.config, loaded.origins, launched(folder, content), 2)
+    return resolve_layout(loaded.config, loaded.origins, read_accelerate(launched(folder, content)), 2)
 
 
 def refused(folder: Path, content: Any, *overrides: str) -> str:
@@ -189,10 +190,12 @@ def test_the_precision_of_the_file(tmp_path, section):
                 with pytest.raises(
                     UserError, match=rf"train\.precision .*mixed_precision {asked} \(.*ds.json:3\)"
                 ):
-                    resolve_precision(loaded.config, loaded.origins, environment)
+                    resolve_precision(loaded.config, loaded.origins, read_accelerate(environment))
             else:
                 expected = asked if ours == "auto" else ours
-                assert resolve_precision(loaded.config, loaded.origins, environment) == expected
+                assert (
+                    resolve_precision(loaded.config, loaded.origins, read_accelerate(environment)) == expected
+                )
 
 
 def test_what_has_no_effect_is_told(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from llmkit.config.load import load
 from llmkit.errors import UserError
+from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.resolve import needs_deepspeed, resolve_layout, resolve_precision
 from tests.parallel.accelerate_files import told_by_accelerate, written
@@ -26,7 +27,7 @@ def config(tmp_path):
 
 
 def layout(loaded, environment: dict[str, str], world_size: int = 4) -> Layout:
-    return resolve_layout(loaded.config, loaded.origins, environment, world_size)
+    return resolve_layout(loaded.config, loaded.origins, read_accelerate(environment), world_size)
 
 
 def refused(loaded, environment: dict[str, str], world_size: int = 4) -> str:
@@ -89,7 +90,9 @@ def test_the_stage_may_stand_in_a_deepspeed_file(config, tmp_path):
     assert layout(config(), told_by_accelerate(launch)).zero_stage == 0
     contradiction = config("train.precision=fp32")
     with pytest.raises(UserError, match=r"train\.precision"):
-        resolve_precision(contradiction.config, contradiction.origins, told_by_accelerate(launch))
+        resolve_precision(
+            contradiction.config, contradiction.origins, read_accelerate(told_by_accelerate(launch))
+        )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def test_precision(config, tmp_path):
         ("bf16", environment, "bf16"),
     ):
         loaded = config(f"train.precision={ours}")
-        assert resolve_precision(loaded.config, loaded.origins, told) == expected
+        assert resolve_precision(loaded.config, loaded.origins, read_accelerate(told)) == expected
     loaded = config("train.precision=fp32")
     with pytest.raises(UserError, match=r"train.precision .*mixed_precision bf16"):
-        resolve_precision(loaded.config, loaded.origins, environment)
+        resolve_precision(loaded.config, loaded.origins, read_accelerate(environment))
