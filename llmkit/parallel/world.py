@@ -71,6 +71,8 @@ def _join(place: Place, timeout: timedelta, needs_group: bool) -> tuple[Mesh, St
     backend = "nccl" if device.type == "cuda" else "gloo"
     address = os.environ.get("MASTER_ADDR", "")
     where = f"{address}:{os.environ.get('MASTER_PORT')}"
+    # Where mpirun started the launcher: DeepSpeed would insist that it equals LOCAL_RANK.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     try:
         if place.world_size == 1:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks the environment for its device

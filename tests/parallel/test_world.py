@@ -32,12 +32,14 @@ def test_a_process_alone_joins_nothing():
 def test_a_process_alone_can_be_a_world(monkeypatch):
     """DeepSpeed needs one. It is gone afterwards, whether it ended well or not."""
     monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")  # of the launcher; DeepSpeed would complain
     for error in (None, UserError("wrong"), KeyError("bug")):
         try:
             with world(Place(), LIMIT, needs_group=True) as mesh:
                 mesh = cut(mesh, 1)
                 assert dist.get_world_size(mesh.data_group) == 1
                 assert mesh.gather_texts("me") == ["me"]
+                assert "OMPI_COMM_WORLD_LOCAL_RANK" not in os.environ
                 if error:
                     raise error
         except (UserError, KeyError) as caught:
