@@ -34,6 +34,6 @@ def test_an_evaluation_that_cannot_be_and_ids_without_text_are_told_at_each_star
     assert "nothing is held out, as the sources have no document for" in capsys.readouterr().err
     assert main(["train", "tiny.yaml", *COMMON, *few, "evaluate.early_stopping=1", "train.max_steps=6"]) == 2
     message = capsys.readouterr().err
-    assert "evaluate.early_stopping 1 (command line) needs held-out documents: of the few" in message
+    assert "evaluate.early_stopping 1 (command line) needs held-out documents\n      of the few" in message
     printed = said(capsys, "run.name=other", "data.heldout_every=2", "train.max_steps=1")
     assert "nothing will be evaluated" not in printed and "evaluate runs/other" in printed

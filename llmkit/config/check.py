@@ -15,9 +15,9 @@ from llmkit.config.check_layout import (
     check_zero,
 )
 from llmkit.config.heldout import may_hold_out, nothing_held_out
-from llmkit.config.mistakes import Mistake, display
+from llmkit.config.mistakes import Mistake, display, listed
 from llmkit.config.paths import check_paths
-from llmkit.config.schema import Config, Source, Tokenizer, default_source_name
+from llmkit.config.schema import PRETOKENIZED, Config, Source, Tokenizer, default_source_name
 from llmkit.config.settings import Known, Settings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -63,7 +63,7 @@ def _tokenizer(s: Settings) -> Iterator[Mistake]:
 _FILES = ("text", "jsonl", "parquet", "arrow")
 _RECORDS = ("jsonl", "parquet", "arrow", "hub")
 _SOURCE_FIELDS = {
-    "path": (*_FILES, "shards", "megatron"),
+    "path": (*_FILES, *PRETOKENIZED),
     "dataset": ("hub",),
     "subset": ("hub",),
     "split": ("hub",),
@@ -95,7 +95,7 @@ def _sources(s: Settings) -> Iterator[Mistake]:
         given = {key for key in _SOURCE_FIELDS if getattr(source, key) != Source.model_fields[key].default}
         for name, types in _SOURCE_FIELDS.items():
             if name in given and source.type not in types:
-                note = f"{name} is only for sources of type {_listed(types)}; leave it out"
+                note = f"{name} is only for sources of type {listed(types)}; leave it out"
                 yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.type", note=note)
             elif name in given and source.record != _RECORD_FIELDS.get(name, source.record):
                 note = f"{name} is only for records of kind {_RECORD_FIELDS[name]}; leave it out"
@@ -103,7 +103,7 @@ def _sources(s: Settings) -> Iterator[Mistake]:
         if source.type in _SOURCE_FIELDS["path"] and not source.path:
             note = "a file, a folder or a glob pattern, or a list of them"
             yield s.mistake("{0} needs {1} to be given", f"{at}.type", f"{at}.path", note=note)
-        if source.type in ("shards", "megatron") and isinstance(source.path, list) and len(source.path) > 1:
+        if source.type in PRETOKENIZED and isinstance(source.path, list) and len(source.path) > 1:
             note = "one path; give each its own source"
             yield s.mistake("{0} does not go with {1}", f"{at}.path", f"{at}.type", note=note)
         if source.type == "hub" and not source.dataset:
@@ -118,10 +118,6 @@ def _sources(s: Settings) -> Iterator[Mistake]:
             paths = (f"{at}.name", f"data.sources.{names[name]}.name")
             yield s.mistake(f'two sources are called "{name}": {{0}} and {{1}}', *paths)
         names.setdefault(name, index)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _curriculum(s: Settings) -> Iterator[Mistake]:
@@ -153,12 +149,12 @@ def _evaluate(s: Settings) -> Iterator[Mistake]:
     if config.data.heldout_every == 1:
         yield s.mistake("{0} holds out every document: nothing is left to train on", heldout)
     never = not may_hold_out(config.data)
-    why = nothing_held_out(s).replace("{", "{{").replace("}", "}}")
+    why = nothing_held_out(s)
     if config.evaluate.every_steps > 0 and never:
-        yield s.mistake(f"{{0}} has nothing to evaluate on: {why}", every)
+        yield s.mistake("{0} has nothing to evaluate on", every, note=why)
     if config.evaluate.early_stopping is not None:
         stopping = "evaluate.early_stopping"
         if config.evaluate.every_steps == 0:
             yield s.mistake("{0} needs evaluations during training: {1} is off", stopping, every)
         elif never or s.known.holds_out is False:
-            yield s.mistake(f"{{0}} needs held-out documents: {why}", stopping)
+            yield s.mistake("{0} needs held-out documents", stopping, note=why)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from llmkit.config.schema import Data
+from llmkit.config.schema import PRETOKENIZED, Data
 from llmkit.config.settings import Settings
-
-AS_THEY_ARE = ("shards", "megatron")
-"""Types of sources that hold nothing out themselves."""
 
 
 def may_hold_out(data: Data) -> bool:
     """Whether some source can have held-out documents; which has is known when the data are built."""
     return any(
-        source.heldout_path is not None or (data.heldout_every > 0 and source.type not in AS_THEY_ARE)
+        source.heldout_path is not None or (data.heldout_every > 0 and source.type not in PRETOKENIZED)
         for source in data.sources
     )
 
 
 def nothing_held_out(s: Settings) -> str:
     """Why nothing is held out, and what would change that."""
-    if all(source.type in AS_THEY_ARE for source in s.config.data.sources):
+    if all(source.type in PRETOKENIZED for source in s.config.data.sources):
         return "sources of type shards and megatron hold nothing out; name held-out shards in heldout_path"
     every = s.describe("data.heldout_every")
     if s.config.data.heldout_every == 0:

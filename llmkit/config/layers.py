@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from llmkit.config.keys import all_keys, general, numbered
-from llmkit.config.mistakes import COMMAND_LINE, display
+from llmkit.config.mistakes import COMMAND_LINE, display, listed
 from llmkit.config.tree import Node
 
 SHOWN = 8
@@ -115,7 +115,7 @@ def _mixed(layers: Layers, under: range, over: range, group: tuple[str, ...]) ->
         first, last = layers.layers[under[-1]].name, layers.layers[over[-1]].name
         count = f"{len(changed)} of the {len(changed) + len(kept)} {' and '.join(group)} settings"
         yield (
-            f"{last} changes {count} of {first}, which comes before it in extends: {_listed(changed)}; "
+            f"{last} changes {count} of {first}, which comes before it in extends: {listed(changed, SHOWN)}; "
             "the last file of a list wins: put the right one last, or set these in the file that extends both"
         )
 
@@ -136,8 +136,8 @@ def tied(layers: Layers) -> Iterator[str]:
         assert final is not None
         value, one = display(final[1].plain()), len(settings) == 1
         yield (
-            f"{choice} is {value} ({_place(final[1])}), but {_listed(settings)} {'was' if one else 'were'} "
-            f"set for {other}; set {'it' if one else 'each'} for {value} too"
+            f"{choice} is {value} ({_place(final[1])}), but {listed(settings, SHOWN)} "
+            f"{'was' if one else 'were'} set for {other}; set {'it' if one else 'each'} for {value} too"
         )
 
 
@@ -169,10 +169,3 @@ def _is_default(path: str, node: Node) -> bool:
 
 def _place(node: Node) -> str:
     return COMMAND_LINE if node.place.startswith(COMMAND_LINE) else node.place
-
-
-def _listed(settings: list[str]) -> str:
-    more = len(settings) - SHOWN
-    if more > 0:
-        return ", ".join(settings[:SHOWN]) + f" and {more} more"
-    return " and ".join([", ".join(settings[:-1]), settings[-1]] if len(settings) > 1 else settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -71,6 +71,12 @@ def _position(mistake: Mistake) -> tuple[bool, str, int]:
     if mistake.place.startswith(COMMAND_LINE) or not line.isdecimal():
         return mistake.place.startswith(COMMAND_LINE), mistake.place, 0
     return False, file, int(line)
+
+
+def listed(names: Sequence[str], most: int = 100) -> str:
+    """As in "a, b and c"; of more than `most` names as in "a, b and 7 more"."""
+    *first, last = names if len(names) <= most else (*names[:most], f"{len(names) - most} more")
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def printable(text: str, limit: int = 200) -> str:

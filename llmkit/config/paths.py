@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmkit.config.mistakes import UTF8_LOCALE, Mistake, access_in_url
-from llmkit.config.schema import Config, Section
+from llmkit.config.schema import PRETOKENIZED, Config, Section
 from llmkit.config.settings import Settings
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
@@ -82,7 +82,7 @@ def _path_settings(config: Config) -> Iterator[tuple[str, str]]:
     yield "data.tokenizer.path", _NO_FILES
     yield "data.tokenizer.chat_template", "download the file"
     for index, source in enumerate(config.data.sources):
-        yield f"data.sources.{index}.path", _MAPPED if source.type in ("shards", "megatron") else ""
+        yield f"data.sources.{index}.path", _MAPPED if source.type in PRETOKENIZED else ""
         yield f"data.sources.{index}.heldout_path", _MAPPED
         yield f"data.sources.{index}.dataset", ""
 

@@ -123,6 +123,10 @@ class Tokenizer(Section):
     the tokenizer.json, else ChatML."""
 
 
+PRETOKENIZED = ("shards", "megatron")
+"""Types of sources that hold tokens, which are read as they are."""
+
+
 class Source(Section):
     """A collection of documents."""
 

@@ -24,8 +24,6 @@ from llmkit.files import read_sealed
 
 BUILD_VERSION = 3
 """Changes with anything that makes the same sources give other folders."""
-
-
 VERIFIED = 1 << 20
 """Tokens whose text is counted at a time."""
 

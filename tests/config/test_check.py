@@ -87,7 +87,7 @@ CONTRADICTIONS = [
     (["data.heldout_every=1"], "holds out every document"),
     (
         ["data.heldout_every=0"],
-        "evaluate.every_steps 50 (c.yaml:30) has nothing to evaluate on: data.heldout_every 0",
+        "evaluate.every_steps 50 (c.yaml:30) has nothing to evaluate on\n      data.heldout_every 0",
     ),
     (
         ["evaluate.early_stopping=3", "evaluate.every_steps=0"],
@@ -191,12 +191,21 @@ def test_early_stopping_needs_held_out_documents_too(base: str, refused: Refused
     assert "evaluate.early_stopping 3 (command line) needs held-out documents" in message
 
 
+def test_braces_in_the_name_of_a_file_are_shown_as_they_are(base: str, write: Write) -> None:
+    path = write(base.replace("sequence_length: 128", "sequence_length: 128\n  heldout_every: 0"), "{0}.yaml")
+    with pytest.raises(UserError, match=r" data\.heldout_every 0 \({0}\.yaml:19\) holds nothing out"):
+        load(path)
+
+
 GIVEN = "data.sources=[{type: shards, path: a}, {type: megatron, path: b}]"
 
 
 def test_what_holds_nothing_out_is_known_from_the_settings(base: str, refused: Refused, write: Write) -> None:
     message = refused(base, GIVEN)
-    assert "evaluate.every_steps 50 (c.yaml:30) has nothing to evaluate on: sources of type shards" in message
+    assert (
+        "evaluate.every_steps 50 (c.yaml:30) has nothing to evaluate on\n      sources of type shards"
+        in message
+    )
     load(write(base), [GIVEN, "evaluate.every_steps=0"])
     held = "data.sources=[{type: shards, path: a, heldout_path: c}]"
     load(write(base), [held, "data.heldout_every=0", "evaluate.early_stopping=3"])
@@ -205,7 +214,7 @@ def test_what_holds_nothing_out_is_known_from_the_settings(base: str, refused: R
 def test_early_stopping_needs_what_the_data_turn_out_to_hold_out(base: str, write: Write) -> None:
     loaded = load(write(base), ["evaluate.early_stopping=3"])
     check_start(loaded, Known(holds_out=True))
-    with pytest.raises(UserError, match=r"early_stopping 3 .*: of the few documents of the sources, data"):
+    with pytest.raises(UserError, match=r"early_stopping 3 .*\n +of the few documents of the sources, data"):
         check_start(loaded, Known(holds_out=False))
     check_start(load(write(base)), Known(holds_out=False))
 

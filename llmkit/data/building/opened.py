@@ -42,7 +42,7 @@ class OpenedSource:
     @property
     def kind(self) -> Literal["built", "live", "given"]:
         """Tokenized before training, while training, or by somebody else."""
-        if self.spec.type in ("shards", "megatron"):
+        if self.spec.type in schema.PRETOKENIZED:
             return "given"
         return "built" if self.live is None else "live"
 
@@ -102,7 +102,7 @@ def open_source(config: schema.Data, number: int, found: Found | None = None) ->
     if found and found.mistake:
         raise UserError(found.mistake)
     files: Sequence[File] = []
-    if spec.type not in ("shards", "megatron"):
+    if spec.type not in schema.PRETOKENIZED:
         files = found.files if found else list_files(spec, place)
     units = found.units if found else None
     live = open_reader(spec, name, place, config, files, units) if spec.live else None

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from llmkit.config import schema
-from llmkit.config.check import source_name
 from llmkit.data.building.given import look_at
 from llmkit.data.building.opened import Found, OpenedSource, open_source
 from llmkit.data.sources.listing import File, is_elsewhere
@@ -50,14 +49,8 @@ def open_sources(config: schema.Data, known: Mapping[str, Found] | None = None) 
 
     Raises UserError where some have no files; it then tells of the others, too, what is wrong with them.
     """
-    names = [source_name(number, spec) for number, spec in enumerate(config.sources)]
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UserError(f"data.sources: {count} sources are named {name!r}; give each its own name")
-    if not any(spec.weight for spec in config.sources) and not config.curriculum:
-        raise UserError("data.sources: all weights are 0, so there is no source to draw rows from")
     opened: list[OpenedSource | UserError] = []
-    for number in range(len(names)):
+    for number in range(len(config.sources)):
         try:
             opened.append(open_source(config, number, (known or {}).get(f"data.sources.{number}")))
         except UserError as error:

@@ -55,8 +55,8 @@ def is_elsewhere(spec: schema.Source) -> bool:
     if spec.type == "hub":
         return not os.path.isdir(os.path.expanduser(spec.dataset or ""))
     patterns = [spec.path] if isinstance(spec.path, str) else spec.path or []
-    given = spec.type in ("shards", "megatron")
-    return not given and any(is_url(pattern.removeprefix("file://")) for pattern in patterns)
+    is_text = spec.type not in schema.PRETOKENIZED
+    return is_text and any(is_url(pattern.removeprefix("file://")) for pattern in patterns)
 
 
 def list_files(spec: schema.Source, place: str) -> list[File]:

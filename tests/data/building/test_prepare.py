@@ -218,19 +218,6 @@ def test_sources_that_read_the_same_file_are_warned_about(words: Words) -> None:
     assert not any("WARNING" in line for line in lines)
 
 
-def test_two_sources_of_one_name_are_refused(words: Words) -> None:
-    text = words("w", 50)
-    config = settings(text, sources=[source(text, name="x"), source(text, name="x")])
-    with pytest.raises(UserError, match=r"data.sources: 2 sources are named 'x'"):
-        prepare(config, silent)
-
-
-def test_weights_that_are_all_0_are_refused(words: Words) -> None:
-    text = words("w", 50)
-    with pytest.raises(UserError, match=r"data.sources: all weights are 0"):
-        prepare(settings(text, sources=[source(text, weight=0.0)]), silent)
-
-
 def test_of_a_live_source_only_a_few_held_out_documents_are_built(words: Words) -> None:
     text = words("w", 300)
     lines: list[str] = []
