@@ -17,6 +17,8 @@ SIGNALS = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
 """What batch systems, launchers and terminals send to every process of a job that is to end."""
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
+"""Variables by which torchrun and accelerate are known, which stay as long as their processes run."""
 LAUNCHER_GONE = "its launcher has ended"
 WATCH_SECONDS = 1.0
 """How often a reason to stop is looked for that no signal tells."""
@@ -39,7 +41,8 @@ class Listener:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in environment else None
+        launched = any(name in environment for name in LAUNCHERS)
+        self._launcher = os.getppid() if launched else None
         self._signal: signal.Signals | None = None
         self._other = ""
         self._giving_up = self._raises = False

@@ -15,8 +15,7 @@ from llmkit.loop.batches import listen, next_batch
 from llmkit.loop.budget import Budget
 from llmkit.loop.choose_steps import ChooseSteps, time_over
 from llmkit.loop.control import Wishes
-from llmkit.loop.ends import record_fault, stop_at_start
-from llmkit.loop.ends import stop as stop_run
+from llmkit.loop.ends import record_fault, stop_at_start, stop_run
 from llmkit.loop.evaluate import Evaluate
 from llmkit.loop.finish import finish
 from llmkit.loop.folder import open_folder
@@ -105,7 +104,7 @@ def _run(run: Run, start: Start, stop: StopRequest, started: float, environment:
         except Stopped:
             raise
         except BaseException as error:
-            cause = record_fault(run, error)
+            cause = record_fault(run, log, error)
             if cause is error:
                 raise
             raise cause from error
@@ -126,6 +125,7 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
     listen(run, stop)
     evaluate.catch_up(run)
     while not progress.finished():
+        run.in_step = True
         if run.agreed.stop or (batch := next_batch(run, log, batches)) is None:
             return stop_run(run, log, stop)
         micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
@@ -138,6 +138,7 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
         stop.hold()
         progress.step += 1
         progress.tokens += targets
+        run.in_step = False
         samples.record(progress.step, batch)
         wishes = Wishes(stop.wish(), save.wish(run), choose.wish(run), not run.loader.ready(2))
         run.agreed = run.control.exchange(wishes, batch.hash)

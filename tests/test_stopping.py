@@ -10,7 +10,7 @@ import time
 import pytest
 
 from llmkit import stopping
-from llmkit.stopping import LAUNCHER_GONE, SIGNALS, Listener, Stopped, in_thread, interruptible
+from llmkit.stopping import LAUNCHER_GONE, LAUNCHERS, SIGNALS, Listener, Stopped, in_thread, interruptible
 from tests.limits import HANG
 
 
@@ -96,7 +96,7 @@ def test_nohup_keeps_its_meaning():
 
 
 def test_the_end_of_the_launcher_is_a_request(monkeypatch):
-    with Listener({"TORCHELASTIC_RUN_ID": "none"}) as launched, Listener({}) as alone:
+    with Listener({LAUNCHERS[0]: "none"}) as launched, Listener({}) as alone:
         assert launched.reason == ""
         monkeypatch.setattr(os, "getppid", lambda: 1)
         assert launched.reason == LAUNCHER_GONE

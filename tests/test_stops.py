@@ -134,6 +134,32 @@ def test_what_is_due_at_a_step_is_saved_before_the_evaluation_of_that_step(proje
     assert train(*STRAIGHT) == 0
 
 
+def test_an_error_between_two_steps_loses_nothing(project, monkeypatch, capsys):
+    def fall() -> None:
+        raise MemoryError("the evaluation does not fit")
+
+    folder = project / "runs" / "tiny"
+    during_evaluation(monkeypatch, 1, fall)
+    with pytest.raises(MemoryError):
+        train(*STRAIGHT, "checkpoint.every_steps=0")
+    assert open_checkpoint(folder).step == 4
+    fault = last_event(folder)
+    assert (fault["event"], fault["saved_step"], fault["lost_steps"]) == ("fault", 4, 0)
+    assert "are lost" not in capsys.readouterr().out
+
+
+def test_an_error_in_a_step_says_what_is_lost(project, monkeypatch, capsys):
+    def fall() -> None:
+        raise MemoryError("the step does not fit")
+
+    at_step(monkeypatch, 9, fall)
+    with pytest.raises(MemoryError):
+        train()
+    fault = last_event(project / "runs" / "tiny")
+    assert (fault["event"], fault["step"], fault["saved_step"], fault["lost_steps"]) == ("fault", 8, 5, 3)
+    assert "3 steps are lost, all since the checkpoint of step 5" in capsys.readouterr().out
+
+
 def test_an_evaluation_after_the_save_of_its_step_counts_when_the_run_goes_on(project, monkeypatch):
     """Stopped at the very step, after its evaluation: the next start takes it from the record."""
     straight, folder = project / "runs" / "straight", project / "runs" / "tiny"

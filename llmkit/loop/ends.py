@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NoReturn
 
 from llmkit.errors import RunFault, UserError
@@ -19,7 +20,7 @@ STOPPED = 75
 """Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""
 
 
-def stop(run: Run, log: Log, request: StopRequest) -> int:
+def stop_run(run: Run, log: Log, request: StopRequest) -> int:
     """Saves, on all ranks, and says why this is not the end; returns the exit code."""
     run.control.close()
     log.flush(run)
@@ -62,9 +63,18 @@ def save_and_fail(run: Run, log: Log, error: Exception | None) -> NoReturn:
     raise AssertionError("no rank has given an error")
 
 
-def record_fault(run: Run, error: BaseException) -> BaseException:
-    """Puts a fault on record, with what it costs; returns `error`, or what is behind it (see RollCall)."""
+def record_fault(run: Run, log: Log, error: BaseException) -> BaseException:
+    """Puts a fault on record, with what it costs; returns `error`, or what is behind it (see RollCall).
+
+    Between two steps a process alone saves first, unless it ends on purpose; of several, the others may be
+    anywhere.
+    """
     cause = run.mesh.cause_of(error)
+    unexpected = isinstance(error, Exception) and not isinstance(error, UserError | RunFault)
+    if unexpected and run.unsaved_steps and not run.in_step and run.mesh.world_size == 1:
+        with suppress(Exception):  # the error itself is what is told
+            log.flush(run)
+            run.console.note(f"saved {run.save()}")
     reason = f"{type(cause).__name__}: {cause}"
     lost = run.unsaved_steps
     run.events.record(

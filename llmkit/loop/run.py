@@ -55,6 +55,8 @@ class Run:
     agreed: Wishes = NOTHING
     """What holds after the newest step."""
     clock: Clock = field(default_factory=Clock)
+    in_step: bool = False
+    """Whether a step has begun, by taking its batch, and is not over: then nothing can be saved."""
     saved_step: int | None = None
     save_seconds: float = 0.0
     """What the last save took."""
