@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmkit.config import schema
+from llmkit.data.mixing import quotas
 from llmkit.data.order import Order
 from llmkit.errors import UserError
 
@@ -27,6 +28,16 @@ class Curriculum:
             weights = weights | stage.weights
             stages[stage.step] = weights
         return cls(tuple(stages), tuple(tuple(each[name] for name in names) for each in stages.values()))
+
+    def check_weights(self) -> None:
+        """Raises UserError where a weight is so small that no row would be drawn with it."""
+        for step, weights in zip(self.steps, self.weights, strict=True):
+            try:
+                quotas(weights)
+            except UserError as error:
+                raise UserError(
+                    f"data.curriculum, from step {step}: {error}" if step > 1 else str(error)
+                ) from error
 
     def at(self, step: int) -> tuple[float, ...]:
         """The weights that hold for a step, counted from 1."""

@@ -49,3 +49,13 @@ def test_a_supply_that_is_too_short_is_told_with_the_last_step_that_it_feeds(lim
         check_supply(order, supply, range(1, 60), 0, 10)
     with pytest.raises(UserError, match=f"lasts until step {last}"):  # asked in mid-run
         check_supply(order, supply, range(4, 60), 30, 10)
+
+
+def test_a_weight_that_is_too_small_is_named_with_its_stage() -> None:
+    curriculum = Curriculum.of(settings({"a": 1.0, "b": 1.0}, (30, {"b": 1e-9})), ["a", "b"])
+    with pytest.raises(
+        UserError, match=r"^data.curriculum, from step 30: the weight of data.sources.1, 1e-09"
+    ):
+        curriculum.check_weights()
+    with pytest.raises(UserError, match=r"^the weight of data.sources.0, 1e-300, is 0 of all weights"):
+        Curriculum.of(settings({"a": 1e-300, "b": 1e308}), ["a", "b"]).check_weights()

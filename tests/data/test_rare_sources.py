@@ -46,7 +46,7 @@ def times_read(data: tuple[Any, schema.Data], epochs: int, batch_rows: int) -> l
 
 @pytest.mark.parametrize(
     ("lanes", "units", "weight", "sizes"),
-    [(64, 64, 0.01, 1), (48, 96, 0.001, 1), (48, 20, 0.01, 1), (16, 60, 0.01, 5)],
+    [(64, 64, 0.01, 1), (48, 96, 0.003, 1), (48, 20, 0.01, 1), (16, 60, 0.01, 5)],
 )
 def test_no_document_is_left_unread_or_read_far_more_often(
     lanes: int, units: int, weight: float, sizes: int

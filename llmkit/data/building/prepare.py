@@ -12,6 +12,7 @@ from llmkit.data.building.cached_tokenizer import cached_tokenizer
 from llmkit.data.building.given import Given, check_documents, open_given
 from llmkit.data.building.opened import Found, OpenedSource, read_twice
 from llmkit.data.building.probe import check_sources, look_at_source, open_sources
+from llmkit.data.curriculum import Curriculum
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, require_row, summary
 from llmkit.data.shards.megatron import MegatronReader
@@ -43,6 +44,7 @@ def prepare(
     source cannot be read.
     """
     sources = open_sources(config, known)
+    Curriculum.of(config, [source.name for source in sources]).check_weights()
     for warning in read_twice(sources) if config.heldout_every else ():
         report(warning)
     here = [source for source in sources if source.place not in (known or {})]

@@ -257,3 +257,12 @@ def test_a_live_source_may_hold_nothing_out(words: Words) -> None:
     text = words("w", 30)
     prepared = prepare(settings(text, sources=[source(text, live=True)], heldout_every=0), silent)
     assert (prepared.heldout, prepared.folders) == ((), {})
+
+
+def test_a_weight_that_is_too_small_is_named_before_any_work(words: Words, tmp_path: Path) -> None:
+    path = words("a", 50)
+    sources = [source(path, name="a"), source(path, name="b", weight=1e-9)]
+    config = settings(path, sources=sources, cache_dir=str(tmp_path / "not-made"))
+    with pytest.raises(UserError, match=r"the weight of data.sources.1, 1e-09, is 1e-09 of all weights"):
+        prepare(config, lambda line: None)
+    assert not (tmp_path / "not-made").exists()
