@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(Exception):
@@ -27,6 +27,20 @@ def raise_together(errors: Iterable[UserError | RunFault]) -> None:
     if found:
         kind = UserError if any(isinstance(error, UserError) for error in found) else RunFault
         raise kind(f"{len(found)} mistakes" + "".join(f"\n  {error}" for error in found))
+
+
+def to_report(error: BaseException) -> dict[str, str]:
+    """An error as other processes get it: `kind`, its type or UserError or RunFault above that; `message`."""
+    base = next((base for base in (UserError, RunFault) if isinstance(error, base)), type(error))
+    return {"kind": base.__name__, "message": str(error)}
+
+
+def from_report(report: Mapping[str, str], where: str = "") -> UserError | RunFault:
+    """The error that stands here for that of other processes, which `where` names; "" = of all."""
+    message, kind = report["message"], UserError if report["kind"] == UserError.__name__ else RunFault
+    if report["kind"] not in (UserError.__name__, RunFault.__name__):
+        message = f"{report['kind']}: {message} (that rank's output has the traceback)"
+    return kind(f"{where}: {message}" if where else message)
 
 
 class AlreadyTold(Exception):

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 import llmkit
-from llmkit.errors import AlreadyTold, RunFault, UserError
+from llmkit.errors import AlreadyTold, RunFault, UserError, from_report, to_report
 from llmkit.parallel.mesh import Mesh
 from llmkit.stopping import Stopped, interruptible
 
@@ -89,7 +89,7 @@ def together(mesh: Mesh) -> Iterator[None]:
         return
     report = {"host": socket.gethostname()}
     if error is not None:
-        report |= {"kind": _kind(error), "message": str(error)}
+        report |= to_report(error)
     replies = [json.loads(reply) for reply in _gather(mesh, json.dumps(report))]
     if error is not None and not isinstance(error, UserError | RunFault | Stopped):
         raise error
@@ -138,24 +138,11 @@ def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn
     raise AlreadyTold(2 if isinstance(error, UserError) else 1) from error
 
 
-def _kind(error: Exception | Stopped) -> str:
-    """Its name; of errors that the user should read, that of their base."""
-    base = next((base for base in (UserError, RunFault) if isinstance(error, base)), type(error))
-    return base.__name__
-
-
 def _joint_error(replies: list[dict[str, str]], failed: list[int]) -> UserError | RunFault:
     """The one error for what went wrong on some ranks."""
     mistaken = [rank for rank in failed if replies[rank]["kind"] == UserError.__name__]
-    kind = UserError if mistaken else RunFault
-    first = replies[(mistaken or failed)[0]]
-    message = first["message"]
-    if first["kind"] not in (UserError.__name__, RunFault.__name__):
-        message = f"{first['kind']}: {message} (that rank's output has the traceback)"
-    if len(failed) < len(replies):
-        where = [f"rank {rank} ({replies[rank]['host']})" for rank in failed]
-        message = f"{_listed(where)}: {message}"
-    return kind(message)
+    where = [f"rank {rank} ({replies[rank]['host']})" for rank in failed]
+    return from_report(replies[(mistaken or failed)[0]], _listed(where) if len(failed) < len(replies) else "")
 
 
 def _gather(mesh: Mesh, text: str) -> list[str]:

@@ -7,16 +7,17 @@ import os
 import socket
 import threading
 import time
-from typing import Any
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import RunFault, from_report, to_report
 
 ANSWER_SECONDS = 5.0
 """How long processes have to answer once one has failed; who has not answered by then is taken to be gone."""
 POLL_SECONDS = 0.5
+MAX_MESSAGE = 2000
+"""Characters of an error that other processes get."""
 SHOWN = 8
 """Ranks that a message names at most."""
 
@@ -54,7 +55,9 @@ class RollCall:
 
     def _cause(self, error: BaseException) -> BaseException:
         try:
-            self._store.set(f"end/{self._rank}", json.dumps(_described(error)))
+            report = to_report(error)
+            cut = {"message": report["message"][:MAX_MESSAGE], "broken": _is_broken(error)}
+            self._store.set(f"end/{self._rank}", json.dumps(report | cut))
             self._store.set("ended", "")
             return self._behind() or error if _is_broken(error) else error
         except RuntimeError:
@@ -73,7 +76,7 @@ class RollCall:
             failed = [rank for rank, end in ends.items() if not json.loads(end)["broken"]]
             if failed:
                 self.absent = set(failed)
-                return self._failure(failed, json.loads(ends[failed[0]]))
+                return from_report(json.loads(ends[failed[0]]), self._named(failed))
             if len(ends) == self._world:
                 return None
             if time.monotonic() > until:
@@ -89,13 +92,6 @@ class RollCall:
             f"{gone} has gone without a word: killed, for want of memory perhaps, or its host is lost. "
             "The same command goes on from the newest checkpoint"
         )
-
-    def _failure(self, failed: list[int], end: dict[str, Any]) -> BaseException:
-        message = str(end["message"])
-        if end["kind"] not in (UserError.__name__, RunFault.__name__):
-            message = f"{end['kind']}: {message} (that rank's output has the traceback)"
-        kind = UserError if end["kind"] == UserError.__name__ else RunFault
-        return kind(f"{self._named(failed)}: {message}")
 
     def _named(self, ranks: list[int]) -> str:
         named = [f"rank {rank} ({self._read(f'process/{rank}')})" for rank in ranks[:SHOWN]]
@@ -117,8 +113,3 @@ class RollCall:
 def _is_broken(error: BaseException) -> bool:
     """Whether an error may be no more than that another process has gone."""
     return type(error) is RuntimeError or isinstance(error, dist.DistError)
-
-
-def _described(error: BaseException) -> dict[str, Any]:
-    base = next((base for base in (UserError, RunFault) if isinstance(error, base)), type(error))
-    return {"kind": base.__name__, "message": str(error)[:2000], "broken": _is_broken(error)}
