@@ -28,7 +28,7 @@ from llmkit.files import write_whole
 LOCK = "run.lock"
 STOP = "STOP"
 DONE = "DONE"
-MEETING = ".start-"
+HANDSHAKE = ".start-"
 """Begins the name of a folder in which all ranks of a start show that they have the same run folder."""
 CONFIGS = "configs"
 """Holds the settings of every start."""
@@ -92,27 +92,27 @@ class RunFolder:
             raise UserError(f"cannot set up the run folder: {error.filename}: {error.strerror}") from error
         return folder
 
-    def open_meeting(self) -> str:
-        """Makes a folder with a name of its own beside the checkpoints, and returns the name.
+    def begin_handshake(self) -> str:
+        """Makes a folder with a random name beside the checkpoints, and returns the name.
 
         Raises UserError if that cannot be.
         """
-        for left in self.checkpoints.glob(f"{MEETING}*"):  # of a start that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        name = f"{MEETING}{secrets.token_hex(8)}"
+        name = f"{HANDSHAKE}{secrets.token_hex(8)}"
         try:
+            for left in self.checkpoints.glob(f"{HANDSHAKE}*"):  # of a start that was killed
+                shutil.rmtree(left, ignore_errors=True)
             (self.checkpoints / name).mkdir()
         except OSError as error:
             raise UserError(_cannot_save(self.checkpoints, error)) from error
         return name
 
-    def attend(self, meeting: str, rank: int) -> None:
-        """Writes a file into the folder that rank 0 has made by `open_meeting`.
+    def answer_handshake(self, handshake: str, rank: int) -> None:
+        """Writes a file into the folder that rank 0 has made by `begin_handshake`.
 
         Raises UserError if it is not there, so that this is not rank 0's run folder, or cannot be written in.
         """
         try:
-            with open(self.checkpoints / meeting / str(rank), "xb") as file:
+            with open(self.checkpoints / handshake / str(rank), "xb") as file:
                 file.write(b"here")
                 os.fsync(file.fileno())
         except FileNotFoundError as error:
@@ -123,9 +123,9 @@ class RunFolder:
         except OSError as error:
             raise UserError(_cannot_save(self.checkpoints, error)) from error
 
-    def close_meeting(self, meeting: str) -> None:
-        """Removes what was made by `open_meeting`; what cannot be removed stays until the next start."""
-        shutil.rmtree(self.checkpoints / meeting, ignore_errors=True)
+    def end_handshake(self, handshake: str) -> None:
+        """Removes what was made by `begin_handshake`; what cannot be removed stays until the next start."""
+        shutil.rmtree(self.checkpoints / handshake, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of the lock; the folder may be opened again."""

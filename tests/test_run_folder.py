@@ -248,23 +248,23 @@ def test_those_who_follow_use_the_paths_and_change_nothing(tmp_path: Path, path:
 
 def test_a_folder_of_the_same_name_elsewhere_is_found_out(tmp_path: Path, path: Path) -> None:
     with RunFolder.open(path, "train") as folder:
-        meeting = folder.open_meeting()
-        folder.attend(meeting, 0)
-        FollowedFolder.follow(path).attend(meeting, 1)
-        assert sorted(file.name for file in (folder.checkpoints / meeting).iterdir()) == ["0", "1"]
+        handshake = folder.begin_handshake()
+        folder.answer_handshake(handshake, 0)
+        FollowedFolder.follow(path).answer_handshake(handshake, 1)
+        assert sorted(file.name for file in (folder.checkpoints / handshake).iterdir()) == ["0", "1"]
         (tmp_path / "elsewhere" / "checkpoints").mkdir(parents=True)
         other = FollowedFolder.follow(tmp_path / "elsewhere")
         with pytest.raises(UserError, match=r"elsewhere is another folder here than on rank 0: set run\.dir"):
-            other.attend(meeting, 1)
-        folder.close_meeting(meeting)
+            other.answer_handshake(handshake, 1)
+        folder.end_handshake(handshake)
         assert list(folder.checkpoints.iterdir()) == []
 
 
 def test_what_a_killed_start_left_is_removed(path: Path) -> None:
     with RunFolder.open(path, "train") as folder:
-        left = folder.open_meeting()
-        folder.attend(left, 0)
-        assert folder.open_meeting() != left
+        left = folder.begin_handshake()
+        folder.answer_handshake(left, 0)
+        assert folder.begin_handshake() != left
         assert not (folder.checkpoints / left).exists()
 
 
@@ -273,14 +273,14 @@ def test_a_folder_in_which_no_checkpoint_can_be_written_is_refused_at_the_start(
 ) -> None:
     """As on a node that has the disk mounted read-only, or as another user."""
     with RunFolder.open(path, "train") as folder:
-        meeting = folder.open_meeting()
+        handshake = folder.begin_handshake()
 
         def refuse(*_: object, **__: object) -> None:
             raise OSError(errno.EROFS, "Read-only file system")
 
         monkeypatch.setattr("os.fsync", refuse)
         with pytest.raises(UserError, match=r"nothing can be written in .*/checkpoints, .*: Read-only file"):
-            folder.attend(meeting, 0)
+            folder.answer_handshake(handshake, 0)
         monkeypatch.setattr("pathlib.Path.mkdir", refuse)
         with pytest.raises(UserError, match=r"nothing can be written in .*: Read-only file system; mend"):
-            folder.open_meeting()
+            folder.begin_handshake()

@@ -29,14 +29,14 @@ def open_folder(config: Config, mesh: Mesh, environment: Mapping[str, str]) -> R
             folder = RunFolder.open(path, " ".join(sys.argv), stop, saved)
     try:
         # A folder of the same name may be there without being shared: only rank 0's has this one in it.
-        meeting = first_only(mesh, lambda: folder.open_meeting() if folder else "")
+        handshake = first_only(mesh, lambda: folder.begin_handshake() if folder else "")
         try:
             with together(mesh):
                 folder = folder or FollowedFolder.follow(path)
-                folder.attend(meeting, mesh.rank)
+                folder.answer_handshake(handshake, mesh.rank)
         finally:
             if mesh.rank == 0 and folder is not None:
-                folder.close_meeting(meeting)
+                folder.end_handshake(handshake)
     except BaseException:
         if folder is not None:
             folder.close()

@@ -36,7 +36,7 @@ REFUSED = {
     "ACCELERATE_TORCH_DEVICE": ("a device", "CUDA_VISIBLE_DEVICES says which GPUs there are, or none"),
 }
 """Variable: the setting that it carries, and what to do instead."""
-IDLE = {
+NO_EFFECT = {
     "ACCELERATE_DEBUG_MODE": ("debug", "llmkit itself compares what its processes are given"),
     "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": (
         "zero3_save_16bit_model",
@@ -45,14 +45,14 @@ IDLE = {
 }
 """Variable: the setting that it carries, and why it says nothing about training. (zero3_init_flag is none of
 them: it is about models of transformers, and under ZeRO-3 llmkit's are always made in parts.)"""
-UNSAID = "by default"
+BY_DEFAULT = "by default"
 DEFAULTS = {
-    "zero_stage": Said("zero_stage", "2", UNSAID),
-    "offload_optimizer": Said("offload_optimizer_device", "none", UNSAID),
-    "offload_param": Said("offload_param_device", "none", UNSAID),
+    "zero_stage": Said("zero_stage", "2", BY_DEFAULT),
+    "offload_optimizer": Said("offload_optimizer_device", "none", BY_DEFAULT),
+    "offload_param": Said("offload_param_device", "none", BY_DEFAULT),
 }
 """Of accelerate, for a DeepSpeed configuration that does not say."""
-DEFAULTS_OF_FILES = DEFAULTS | {"zero_stage": Said("zero_optimization.stage", 0, UNSAID)}
+DEFAULTS_OF_FILES = DEFAULTS | {"zero_stage": Said("zero_optimization.stage", 0, BY_DEFAULT)}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def read_accelerate(environment: Mapping[str, str]) -> Accelerate:
     passed: dict[str, Said] = {}
     notes = [
         f"{name} ({variable}) has no effect: {reason}"
-        for variable, (name, reason) in IDLE.items()
+        for variable, (name, reason) in NO_EFFECT.items()
         if environment.get(variable, "").lower() in ("true", "1")
     ]
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -99,12 +99,12 @@ def read_accelerate(environment: Mapping[str, str]) -> Accelerate:
     if uses_deepspeed(environment):
         path = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         file = DeepSpeedFile() if path == "none" else read_deepspeed_file(Path(path))
-        passed, notes = file.passed, notes + file.idle
+        passed, notes = file.passed, notes + file.no_effect
         defaults = DEFAULTS if path == "none" else DEFAULTS_OF_FILES
         for name, said in (*_of_environment(environment), *_of_file(file), *defaults.items()):
             if name not in found:
                 found[name] = said
-            elif said.place != UNSAID and not _agree(said, found[name]):
+            elif said.place != BY_DEFAULT and not _agree(said, found[name]):
                 raise UserError(
                     f"accelerate's configuration says both {found[name]} and {said}; take one of them out"
                 )

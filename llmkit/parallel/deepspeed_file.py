@@ -11,7 +11,16 @@ from typing import Any
 
 from llmkit.config.mistakes import display, printable
 from llmkit.errors import UserError
-from llmkit.parallel.deepspeed_keys import RULES, SAME_SECTION, Compared, Fixed, Idle, Off, Passed, Refused
+from llmkit.parallel.deepspeed_keys import (
+    RULES,
+    SAME_SECTION,
+    Compared,
+    Fixed,
+    NoEffect,
+    Off,
+    Passed,
+    Refused,
+)
 from llmkit.parallel.said import Said
 
 OF_ACCELERATE = {
@@ -26,12 +35,12 @@ OF_ACCELERATE = {
 class DeepSpeedFile:
     """What the file says.
 
-    compared: by the field of Accelerate. passed: by the dotted key. idle: lines on what has no effect.
+    compared: by the field of Accelerate. passed: by the dotted key. no_effect: a line for each such key.
     """
 
     compared: dict[str, Said] = field(default_factory=dict)
     passed: dict[str, Said] = field(default_factory=dict)
-    idle: list[str] = field(default_factory=list)
+    no_effect: list[str] = field(default_factory=list)
 
 
 def read_deepspeed_file(path: Path) -> DeepSpeedFile:
@@ -94,8 +103,8 @@ def _sort(key: str, said: Said, found: DeepSpeedFile) -> str:
                 of = f"multiple of {multiple}" if multiple > 1 else "whole number from 1"
                 return f"{said.name} is {display(value)}; it must be a {of}"
             found.passed[key] = said._replace(value=kind(value))
-        case Idle(reason):
-            found.idle.append(f"{said} has no effect: {reason}")
+        case NoEffect(reason):
+            found.no_effect.append(f"{said} has no effect: {reason}")
         case Fixed(values, instead):
             same = any(each == value and isinstance(each, bool) == isinstance(value, bool) for each in values)
             return "" if same else f"{said.name} {display(value)} is not what llmkit does: {instead}"

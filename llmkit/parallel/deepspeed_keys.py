@@ -41,7 +41,7 @@ class Off(NamedTuple):
     instead: str
 
 
-class Idle(NamedTuple):
+class NoEffect(NamedTuple):
     """Accepted and told: it says nothing about training, and llmkit does that itself or not at all."""
 
     reason: str
@@ -53,12 +53,12 @@ class Refused(NamedTuple):
     instead: str
 
 
-Rule = Compared | Passed | Fixed | Off | Idle | Refused
-NONE = "llmkit has no such feature; take it out"
-PROVEN = "llmkit trains without it, since no parity case covers it; take it out"
+Rule = Compared | Passed | Fixed | Off | NoEffect | Refused
+UNSUPPORTED = "llmkit has no such feature; take it out"
+UNPROVEN = "llmkit trains without it, since no parity case covers it; take it out"
 OURS = "llmkit decides this itself, since the numbers or its checkpoints depend on it; take it out"
 SAVES = "the section checkpoint says what is saved, and llmkit saves it itself; take it out"
-CURVES = "monitor.* says what is recorded; take it out"
+RECORDS = "monitor.* says what is recorded; take it out"
 NVME = "state is kept on the GPU or in the host's memory (parallel.offload), never on NVMe; take it out"
 ALL = (1, 2, 3)
 
@@ -102,7 +102,7 @@ RULES: dict[str, Rule] = {
     "zero_optimization.offload_optimizer.pipeline_write": Fixed((False,), NVME),
     "zero_optimization.offload_optimizer.fast_init": Fixed((False,), NVME),
     "zero_optimization.offload_optimizer.ratio": Fixed((1.0,), "parallel.offload keeps all or nothing there"),
-    "zero_optimization.offload_optimizer.super_offload": Fixed((False,), PROVEN),
+    "zero_optimization.offload_optimizer.super_offload": Fixed((False,), UNPROVEN),
     "zero_optimization.offload_optimizer.cpuadam_cores_perc": Fixed((0.8,), "OMP_NUM_THREADS says how many"),
     "zero_optimization.cpu_offload": Fixed((False, None), "parallel.offload"),
     "zero_optimization.cpu_offload_param": Fixed((False, None), "parallel.offload"),
@@ -116,79 +116,83 @@ RULES: dict[str, Rule] = {
     "zero_optimization.stage3_model_persistence_threshold": Passed((3,)),
     "zero_optimization.stage3_max_live_parameters": Passed((3,)),
     "zero_optimization.stage3_max_reuse_distance": Passed((3,)),
-    "zero_optimization.stage3_gather_16bit_weights_on_model_save": Idle("llmkit saves its own checkpoints"),
-    "zero_optimization.stage3_gather_fp16_weights_on_model_save": Idle("llmkit saves its own checkpoints"),
-    "zero_optimization.stage3_module_granularity_threshold": Fixed((0,), PROVEN),
-    "zero_optimization.stage3_use_all_reduce_for_fetch_params": Fixed((False,), PROVEN),
-    "zero_optimization.stage3_allgather_sequential": Fixed((False,), PROVEN),
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save": NoEffect(
+        "llmkit saves its own checkpoints"
+    ),
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": NoEffect(
+        "llmkit saves its own checkpoints"
+    ),
+    "zero_optimization.stage3_module_granularity_threshold": Fixed((0,), UNPROVEN),
+    "zero_optimization.stage3_use_all_reduce_for_fetch_params": Fixed((False,), UNPROVEN),
+    "zero_optimization.stage3_allgather_sequential": Fixed((False,), UNPROVEN),
     "zero_optimization.contiguous_gradients": Fixed((True,), OURS),
     "zero_optimization.reduce_scatter": Fixed((True,), OURS),
     "zero_optimization.allgather_partitions": Fixed((True,), OURS),
-    "zero_optimization.use_multi_rank_bucket_allreduce": Fixed((True,), PROVEN),
+    "zero_optimization.use_multi_rank_bucket_allreduce": Fixed((True,), UNPROVEN),
     "zero_optimization.compute_grad_norm": Fixed((True,), OURS),
     "zero_optimization.load_from_fp32_weights": Fixed((True,), SAVES),
     "zero_optimization.elastic_checkpoint": Fixed((False,), SAVES),
     "zero_optimization.pipeline_loading_checkpoint": Fixed((False,), SAVES),
-    "zero_optimization.ignore_unused_parameters": Fixed((True,), PROVEN),
-    "zero_optimization.legacy_stage1": Fixed((False,), PROVEN),
-    "zero_optimization.round_robin_gradients": Fixed((False,), PROVEN),
-    "zero_optimization.parameter_alignment": Fixed((False,), PROVEN),
-    "zero_optimization.zero_hpz_partition_size": Fixed((1,), PROVEN),
-    "zero_optimization.zero_quantized_weights": Fixed((False,), PROVEN),
-    "zero_optimization.zero_quantized_nontrainable_weights": Fixed((False,), PROVEN),
-    "zero_optimization.zero_quantized_gradients": Fixed((False,), PROVEN),
+    "zero_optimization.ignore_unused_parameters": Fixed((True,), UNPROVEN),
+    "zero_optimization.legacy_stage1": Fixed((False,), UNPROVEN),
+    "zero_optimization.round_robin_gradients": Fixed((False,), UNPROVEN),
+    "zero_optimization.parameter_alignment": Fixed((False,), UNPROVEN),
+    "zero_optimization.zero_hpz_partition_size": Fixed((1,), UNPROVEN),
+    "zero_optimization.zero_quantized_weights": Fixed((False,), UNPROVEN),
+    "zero_optimization.zero_quantized_nontrainable_weights": Fixed((False,), UNPROVEN),
+    "zero_optimization.zero_quantized_gradients": Fixed((False,), UNPROVEN),
     "zero_optimization.memory_efficient_linear": Fixed((False,), OURS),
     "zero_optimization.override_module_apply": Fixed((True,), OURS),
-    "zero_optimization.log_trace_cache_warnings": Fixed((False,), NONE),
-    "zero_optimization.enable_sanity_checks": Fixed((False,), NONE),
+    "zero_optimization.log_trace_cache_warnings": Fixed((False,), UNSUPPORTED),
+    "zero_optimization.enable_sanity_checks": Fixed((False,), UNSUPPORTED),
     "zero_optimization.save_muon_momentum_buffer_in_memory": Fixed((False,), "the section optimizer says it"),
-    "zero_optimization.leaf_module": Off(NONE),
-    "zero_optimization.zenflow": Off(PROVEN),
-    "zero_optimization.mics_shard_size": Fixed((-1,), PROVEN),
-    "zero_optimization.mics_hierarchical_params_gather": Fixed((False,), PROVEN),
-    "zero_optimization.zeropp_loco_param": Off(PROVEN),
+    "zero_optimization.leaf_module": Off(UNSUPPORTED),
+    "zero_optimization.zenflow": Off(UNPROVEN),
+    "zero_optimization.mics_shard_size": Fixed((-1,), UNPROVEN),
+    "zero_optimization.mics_hierarchical_params_gather": Fixed((False,), UNPROVEN),
+    "zero_optimization.zeropp_loco_param": Off(UNPROVEN),
     "tensor_parallel": Off("parallel.tensor_parallel_size"),
     "sequence_parallel_size": Fixed((1,), "llmkit cuts the sequence by parallel.sequence_parallel only"),
-    "expert_parallel": Off(NONE),
-    "use_data_before_expert_parallelism": Fixed((False,), NONE),
-    "pipeline": Off(NONE),
+    "expert_parallel": Off(UNSUPPORTED),
+    "use_data_before_expert_parallelism": Fixed((False,), UNSUPPORTED),
+    "pipeline": Off(UNSUPPORTED),
     "activation_checkpointing": Off("parallel.activation_checkpointing"),
     "compile": Off("kernels.compile"),
     "disable_allgather": Fixed((False,), OURS),
     "prescale_gradients": Fixed((False,), OURS),
     "gradient_predivide_factor": Fixed((1.0,), OURS),
     "gradient_allreduce_op": Fixed(("mean",), OURS),
-    "sparse_gradients": Fixed((False,), NONE),
+    "sparse_gradients": Fixed((False,), UNSUPPORTED),
     "dataloader_drop_last": Fixed((False,), "the section data says what is read; take it out"),
     "data_efficiency": Off("data.curriculum"),
     "curriculum_learning": Off("data.curriculum"),
-    "progressive_layer_drop": Off(NONE),
+    "progressive_layer_drop": Off(UNSUPPORTED),
     "checkpoint": Refused(SAVES),
     "datastates_ckpt": Refused(SAVES),
     "nebula": Off(SAVES),
     "aio": Refused(NVME),
-    "steps_per_print": Idle("monitor.log_every says how often the console has a line"),
-    "log_level": Idle("llmkit keeps DeepSpeed quiet"),
-    "wall_clock_breakdown": Fixed((False,), CURVES),
-    "memory_breakdown": Fixed((False,), CURVES),
-    "dump_state": Fixed((False,), CURVES),
+    "steps_per_print": NoEffect("monitor.log_every says how often the console has a line"),
+    "log_level": NoEffect("llmkit keeps DeepSpeed quiet"),
+    "wall_clock_breakdown": Fixed((False,), RECORDS),
+    "memory_breakdown": Fixed((False,), RECORDS),
+    "dump_state": Fixed((False,), RECORDS),
     "flops_profiler": Off("metrics.jsonl has mfu in every row; take it out"),
-    "comms_logger": Off(CURVES),
-    "tensorboard": Off(CURVES),
+    "comms_logger": Off(RECORDS),
+    "tensorboard": Off(RECORDS),
     "wandb": Off("monitor.wandb"),
-    "comet": Off(CURVES),
-    "csv_monitor": Off(CURVES),
+    "comet": Off(RECORDS),
+    "csv_monitor": Off(RECORDS),
     "timers": Off("metrics.jsonl has the times of a step; take it out"),
-    "disable_python_gc": Fixed((False,), NONE),
+    "disable_python_gc": Fixed((False,), UNSUPPORTED),
     "autotuning": Off("train.micro_batch_size=auto"),
-    "hybrid_engine": Off(NONE),
-    "weight_quantization": Off(NONE),
-    "quantize_training": Off(NONE),
-    "compression_training": Off(NONE),
+    "hybrid_engine": Off(UNSUPPORTED),
+    "weight_quantization": Off(UNSUPPORTED),
+    "quantize_training": Off(UNSUPPORTED),
+    "compression_training": Off(UNSUPPORTED),
     "sparse_attention": Off("model.sliding_window"),
-    "eigenvalue": Off(NONE),
+    "eigenvalue": Off(UNSUPPORTED),
     "elasticity": Off("a run goes on with any number of processes by itself; take it out"),
-    "graph_harvesting": Fixed((False,), NONE),
+    "graph_harvesting": Fixed((False,), UNSUPPORTED),
     "vocabulary_size": Refused("model.vocab_size"),
 }
 SAME_SECTION = {"bfloat16": "bf16"}

@@ -9,7 +9,7 @@ from llmkit.config.derive import rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.settings import Settings
 from llmkit.errors import UserError
-from llmkit.parallel.accelerate import UNSAID, Accelerate, uses_deepspeed
+from llmkit.parallel.accelerate import BY_DEFAULT, Accelerate, uses_deepspeed
 from llmkit.parallel.deepspeed_keys import RULES, Passed
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.said import Said, number
@@ -68,7 +68,7 @@ class _Settled:
     def zero_stage(self) -> int:
         """The stage of the settings, else accelerate's, else 0."""
         stage, said = self.config.parallel.zero_stage, self.accelerate.zero_stage
-        if said is None or (said.place == UNSAID and stage != "auto"):
+        if said is None or (said.place == BY_DEFAULT and stage != "auto"):
             return 0 if stage == "auto" else stage
         if (named := number(said)) not in (0, 1, 2, 3):
             raise UserError(f"accelerate's configuration says {said}; the stages are 0, 1, 2 and 3")
@@ -80,7 +80,7 @@ class _Settled:
         """What the settings say; where they leave it to the default, what accelerate says."""
         optimizer, weights = self.accelerate.offload_optimizer, self.accelerate.offload_param
         given = self.origins.get("parallel.offload", "default") != "default"
-        if optimizer is None or weights is None or (given and optimizer.place == weights.place == UNSAID):
+        if optimizer is None or weights is None or (given and optimizer.place == weights.place == BY_DEFAULT):
             return self.config.parallel.offload
         for said in (optimizer, weights):
             if said.value not in ("none", "cpu"):

@@ -142,5 +142,5 @@ def test_every_variable_of_accelerates_launchers_is_decided():
         "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION",
     }  # fmt: skip
     compared = {variable for _, variable in accelerate.VARIABLES.values()}
-    decided = {*accelerate.OTHER_LAYOUTS, *accelerate.REFUSED, *accelerate.IDLE, *compared, *elsewhere}
+    decided = {*accelerate.OTHER_LAYOUTS, *accelerate.REFUSED, *accelerate.NO_EFFECT, *compared, *elsewhere}
     assert set_there <= decided, set_there - decided

@@ -200,7 +200,7 @@ def test_the_precision_of_the_file(tmp_path, section):
 
 def test_what_has_no_effect_is_told(tmp_path):
     launched(tmp_path, TEMPLATE_2)
-    (note,) = read_deepspeed_file(tmp_path / "ds.json").idle
+    (note,) = read_deepspeed_file(tmp_path / "ds.json").no_effect
     assert note == (
         f"steps_per_print 2000 ({tmp_path / 'ds.json'}:16) has no effect: "
         "monitor.log_every says how often the console has a line"
