@@ -7,8 +7,11 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.limits import HANG
 
@@ -88,6 +91,29 @@ def run(folder: Path, *arguments: str, code: int = 0) -> str:
     output, _ = process.communicate(timeout=HANG)
     assert process.returncode == code, output
     return output
+
+
+def train(*overrides: str) -> int:
+    """Exit code of `llmkit train`, called in this process in the folder of a project."""
+    from llmkit.cli import main
+
+    return main(["train", "tiny.yaml", *overrides])
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Calls `act` as step `number` of this test begins, counted over all its runs."""
+    from llmkit.engine.native import NativeEngine
+
+    train_step = NativeEngine.train_step
+    begun = [0]
+
+    def counted(*arguments: Any) -> Any:
+        begun[0] += 1
+        if begun[0] == number:
+            act()
+        return train_step(*arguments)
+
+    monkeypatch.setattr(NativeEngine, "train_step", counted)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

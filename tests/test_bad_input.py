@@ -15,14 +15,7 @@ from llmkit.cli import main
 from llmkit.files import write_sealed
 from llmkit.run_folder import RunFolder
 from tests.limits import HANG
-from tests.program import environment, make_project
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.program import environment
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -10,25 +10,11 @@ import sys
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
-from llmkit.cli import main
 from llmkit.data.evaluation import HeldOut
 from llmkit.monitor import background
 from llmkit.stopping import SIGNALS
 from tests.monitor.test_background import fill
-from tests.program import events, make_project, rows, timeless
-from tests.test_train import at_step
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The folder of a small configuration, as working directory."""
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def train(*overrides: str) -> int:
-    return main(["train", "tiny.yaml", *overrides])
+from tests.program import at_step, events, rows, timeless, train
 
 
 def last_event(folder):

@@ -9,27 +9,13 @@ import time
 
 import pytest
 
-from llmkit.cli import main
 from llmkit.data.building import build_source, cached_tokenizer, parts
 from llmkit.loop import finish
 from llmkit.model.initial import InitialWeights
 from tests.limits import HANG
-from tests.program import events, make_project, timeless
-from tests.test_train import at_step
+from tests.program import at_step, events, timeless, train
 
 BPE = "data.tokenizer={type: bpe, vocab_size: 300}"
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The folder of a small configuration, as working directory."""
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def train(*overrides: str) -> int:
-    return main(["train", "tiny.yaml", *overrides])
 
 
 def end(number: int = signal.SIGTERM) -> None:

@@ -15,18 +15,9 @@ from llmkit.cli import main
 from llmkit.loop.choose_steps import time_over
 from llmkit.loop.progress import Progress
 from llmkit.parallel.mesh import Mesh
-from tests.program import events, make_project, rows
-from tests.test_train import at_step
+from tests.program import at_step, events, make_project, rows
 
 BUDGET = ["train.max_steps=null", "train.max_minutes=5", "evaluate.every_steps=0"]
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The folder of a small configuration, as working directory."""
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.parametrize("batch", [4, 64])

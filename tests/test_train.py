@@ -16,7 +16,6 @@ import pytest
 import llmkit.train
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.checkpoint.read import verify
-from llmkit.cli import main
 from llmkit.config.load import load
 from llmkit.data import prefetch
 from llmkit.data.blocks import BlockMaker
@@ -27,38 +26,12 @@ from llmkit.loop.batches import listen
 from llmkit.model.initial import InitialWeights
 from tests.limits import HANG
 from tests.monitor.wandb_log import history
-from tests.program import events, make_project, rows, timeless
+from tests.program import at_step, events, rows, timeless, train
 
 COLUMNS = {
     "step", "tokens", "loss", "loss_mean", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second",
     "data_seconds", "mfu", "mfu_peak", "peak_memory_gib",
 }  # fmt: skip
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The folder of a small configuration, as working directory."""
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def train(*overrides: str) -> int:
-    return main(["train", "tiny.yaml", *overrides])
-
-
-def at_step(monkeypatch, number: int, act) -> None:
-    """Calls `act` as step `number` of this test begins, counted over all its runs."""
-    train_step = NativeEngine.train_step
-    begun = [0]
-
-    def counted(self, *arguments):
-        begun[0] += 1
-        if begun[0] == number:
-            act()
-        return train_step(self, *arguments)
-
-    monkeypatch.setattr(NativeEngine, "train_step", counted)
 
 
 def test_a_run_leaves_a_whole_record(project, capsys):

@@ -10,15 +10,10 @@ from typing import Any
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
-from llmkit.cli import main
 from llmkit.config.load import load
-from tests.program import make_project, rows
+from tests.program import make_project, rows, train
 
 FOLDER = Path("runs/tiny")
-
-
-def train(*overrides: str) -> int:
-    return main(["train", "tiny.yaml", *overrides])
 
 
 def recorded(event: str) -> list[dict[str, Any]]:

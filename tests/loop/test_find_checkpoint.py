@@ -9,17 +9,12 @@ from pathlib import Path
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
-from llmkit.cli import main
 from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
-from tests.program import make_project
+from tests.program import make_project, train
 
 FOLDER = Path("runs/tiny")
 CHECKPOINTS = FOLDER / "checkpoints"
-
-
-def train(*overrides: str) -> int:
-    return main(["train", "tiny.yaml", *overrides])
 
 
 @pytest.fixture(scope="module")

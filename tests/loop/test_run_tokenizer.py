@@ -11,17 +11,13 @@ import pytest
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from llmkit.data.tokens import make_tokenizer
-from tests.program import make_project
+from tests.program import make_project, train
 
 BPE = "data.tokenizer={type: bpe, vocab_size: 270}"
 ONE, TWO = (
     f"data.sources=[{', '.join(f'{{type: text, name: {name}, path: {name}}}' for name in names)}]"
     for names in (["corpus"], ["corpus", "more"])
 )
-
-
-def train(*overrides: str) -> int:
-    return main(["train", "tiny.yaml", *overrides])
 
 
 @pytest.fixture(scope="module")
