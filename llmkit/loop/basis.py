@@ -17,7 +17,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.config.show import show_derived
 from llmkit.data.building.opened import Found
 from llmkit.data.building.prepare import prepare
-from llmkit.data.building.probe import find_elsewhere
+from llmkit.data.building.probe import find_remote
 from llmkit.data.prepared import Prepared
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
@@ -74,7 +74,7 @@ def lay_basis(
 ) -> Basis:
     """Prepares the data and settles sizes; everything that can be wrong is found here."""
     config, layout, mesh = start.config, start.layout, start.mesh
-    elsewhere = _find_elsewhere(config.data, mesh)
+    remote = _find_remote(config.data, mesh)
     with together(mesh):
         if config.run.deterministic:
             make_deterministic()
@@ -92,7 +92,7 @@ def lay_basis(
             _require_room(start, folder, shape, device, precision)
 
         data = prepare(
-            config.data, note, seed=config.run.seed, known=elsewhere, tokenizer=tokenizer, accept=accept
+            config.data, note, seed=config.run.seed, known=remote, tokenizer=tokenizer, accept=accept
         )
         check_start(start.loaded, start.known(data.tokenizer.vocab_size, data.heldout_targets > 0))
         shape = resolved_model(config, data.tokenizer.vocab_size)
@@ -118,9 +118,9 @@ def _require_room(
     require_disk(start.loaded, shape, folder)
 
 
-def _find_elsewhere(data: Data, mesh: Mesh) -> dict[str, Found]:
+def _find_remote(data: Data, mesh: Mesh) -> dict[str, Found]:
     """What rank 0 finds of sources that are not on local disks."""
-    found = json.loads(first_only(mesh, lambda: json.dumps(find_elsewhere(data))))
+    found = json.loads(first_only(mesh, lambda: json.dumps(find_remote(data))))
     return {
         place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], mistake)
         for place, (files, units, mistake) in found.items()

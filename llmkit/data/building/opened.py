@@ -84,7 +84,7 @@ def read_twice(sources: Sequence[OpenedSource]) -> list[str]:
 
 
 class Found(NamedTuple):
-    """What was asked for of a source elsewhere: its files and, of a live one, their units. mistake: or why
+    """What was asked for of a remote source: its files and, of a live one, their units. mistake: or why
     there is none."""
 
     files: Sequence[File]

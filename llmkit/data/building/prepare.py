@@ -38,7 +38,7 @@ def prepare(
     dies leaves nothing that is taken for data, and the next one goes on with the parts that it finished.
     report: gets lines of progress. seed: of the run, for the order of live sources. workers: processes that
     tokenize, by default as many as there are cores; they do not change what is built. known: what
-    was found of sources elsewhere. tokenizer: of a model that exists, instead of the one of the settings.
+    was found of remote sources. tokenizer: of a model that exists, instead of the one of the settings.
     accept: is given the tokenizer before sources are built, and may raise.
     Raises UserError for mistakes in the settings or the text, RunFault if the cache cannot be written or a
     source cannot be read.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from llmkit.config import schema
 from llmkit.data.building.given import look_at
 from llmkit.data.building.opened import Found, OpenedSource, open_source
-from llmkit.data.sources.listing import File, is_elsewhere
+from llmkit.data.sources.listing import File, is_remote
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import EMPTY, LeftOut, left_out_summary
 from llmkit.data.sources.units import cut_into_units
@@ -26,14 +26,14 @@ WHOLE_FILE = 1 << 62
 """Bytes of a unit: a file is read from its beginning."""
 
 
-def find_elsewhere(config: schema.Data) -> dict[str, Found]:
+def find_remote(config: schema.Data) -> dict[str, Found]:
     """The sources that are not on local disks, looked at, by the key of their settings.
 
     So one process can ask for all of them: stores would not like as many questions as there are processes.
     """
     found = {}
     for number, spec in enumerate(config.sources):
-        if is_elsewhere(spec):
+        if is_remote(spec):
             try:
                 source = open_source(config, number)
                 _look_at_records(source)

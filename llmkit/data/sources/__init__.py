@@ -1,1 +1,1 @@
-"""Files here and elsewhere, and the documents in them."""
+"""Local and remote files, and the documents in them."""

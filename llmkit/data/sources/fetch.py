@@ -1,4 +1,4 @@
-"""Reads bytes of a file elsewhere, an attempt at a time.
+"""Reads bytes of a remote file, an attempt at a time.
 
 Web servers are asked through fsspec's own aiohttp session, and S3 through the client of s3fs (s3.py): only
 the answer itself tells whether it is still the same file and what of it came before the connection broke.

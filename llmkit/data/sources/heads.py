@@ -1,4 +1,4 @@
-"""What is known of a file elsewhere: by it a file that changed is told."""
+"""What is known of a remote file: by it a file that changed is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files a source reads, here and elsewhere."""
+"""Which local and remote files a source reads."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class File(NamedTuple):
     stamp: int = 0
 
 
-def is_elsewhere(spec: schema.Source) -> bool:
+def is_remote(spec: schema.Source) -> bool:
     """Whether the files of a source are not on local disks."""
     if spec.type == "hub":
         return not os.path.isdir(os.path.expanduser(spec.dataset or ""))
@@ -96,7 +96,7 @@ def examine(paths: Sequence[str]) -> list[File]:
     """Files as they are now, by their paths; raises UserError for one that cannot be read."""
     # The first answer alone: a store may then know the others, too.
     each = [partial(_examine, path, _fetcher(path)) for path in paths]
-    with ThreadPoolExecutor(16) as pool:  # elsewhere, each asks a server
+    with ThreadPoolExecutor(16) as pool:  # of remote files each asks a server
         return [each[0](), *pool.map(lambda one: one(), each[1:])]
 
 

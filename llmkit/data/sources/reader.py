@@ -102,7 +102,7 @@ class SourceReader:
     def place(self, unit: int, number: int) -> str:
         """Where a candidate is, for messages: "file.jsonl:17", "file.parquet, row 17".
 
-        Reads the file up to the unit where it is here; of a file elsewhere it tells the place in the unit.
+        Reads the file up to the unit where it is local; of a remote file it tells the place in the unit.
         """
         part = self.units[unit]
         file = self.files[part.file]

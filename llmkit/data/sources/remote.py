@@ -1,4 +1,4 @@
-"""Reading bytes of a file at any place: of a local one, or of one elsewhere that fails now and then."""
+"""Reading bytes of a file at any place: of a local one, or of a remote one that fails now and then."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import RunFault
 
 BLOCK_BYTES = 2 << 20
-"""Read at a time, and ahead, where a file elsewhere is read from one place on."""
+"""Read at a time, and ahead, where a remote file is read from one place on."""
 FIRST_BYTES = 256 << 10
-"""Read at the least from a file elsewhere at a new place."""
+"""Read at the least from a remote file at a new place."""
 SMALLEST_BYTES = 64 << 10
 """Asked for at the least after failures: a connection that breaks early still gets on."""
 
@@ -123,7 +123,7 @@ class RandomFile:
 
 
 class _Remote:
-    """A file elsewhere, read with patience. closed: set when nobody waits for it any more."""
+    """A remote file, read with patience. closed: set when nobody waits for it any more."""
 
     def __init__(self, file: File, patience: Patience) -> None:
         self._expected, self._patience = Head(file.size, file.tag), patience

@@ -62,7 +62,7 @@ def parquet_rows(
 
 
 def arrow_pieces(file: RandomFile, spec: schema.Source, place: str) -> list[Piece]:
-    """The record batches of a file; a stream elsewhere is one piece, since it has no list of them."""
+    """The record batches of a file; a remote stream is one piece, since it has no list of them."""
     raw, size = RawReader(file), file.file.size
     with raw.faults():
         is_stream = _is_arrow_stream(file)

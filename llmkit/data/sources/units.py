@@ -57,7 +57,7 @@ def cut_into_units(
         except RunFault as fault:
             raise UserError(str(fault)) from fault
 
-    with ThreadPoolExecutor(16) as pool:  # elsewhere, each asks a server
+    with ThreadPoolExecutor(16) as pool:  # of remote files each asks a server
         return list(chain.from_iterable(pool.map(cut, range(len(files)))))
 
 

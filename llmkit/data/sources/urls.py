@@ -1,4 +1,4 @@
-"""Paths that name files elsewhere, and how messages may show them."""
+"""Paths that name remote files, and how messages may show them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _URL_IN_TEXT = re.compile(_URL.pattern + r"\S+")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names a file elsewhere."""
+    """Whether a path names a remote file."""
     return _URL.match(path) is not None
 
 
 def shown(path: str) -> str:
     """A path as messages may have it: of a URL without user, password and query, which may be secrets."""
-    if "::" in path:  # fsspec's way to write a file in an archive elsewhere
+    if "::" in path:  # fsspec's way to write a file in a remote archive
         return "::".join(map(shown, path.split("::")))
     if not is_url(path):
         return path

@@ -11,7 +11,7 @@ import pytest
 from llmkit.config import schema
 from llmkit.data.building import opened
 from llmkit.data.building.opened import Found
-from llmkit.data.building.probe import find_elsewhere, open_sources
+from llmkit.data.building.probe import find_remote, open_sources
 from llmkit.data.live import source as live_source
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
@@ -39,7 +39,7 @@ def config(tmp_path) -> Iterator[schema.Data]:
 def test_what_one_process_found_elsewhere_no_other_asks_for(
     config: schema.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = json.loads(json.dumps(find_elsewhere(config)))
+    told = json.loads(json.dumps(find_remote(config)))
     assert [(place, len(files), len(units)) for place, (files, units, _) in told.items()] == [
         ("data.sources.0", 2, 2),
         ("data.sources.1", 1, 0),
@@ -68,7 +68,7 @@ def test_what_is_wrong_elsewhere_is_told_by_all_with_what_is_wrong_here(config: 
     sources[1] = sources[1].model_copy(update={"path": "memory://found/none*"})
     sources.append(schema.Source(type="jsonl", name="here", path="gone.jsonl"))
     changed = config.model_copy(update={"sources": sources})
-    told = json.loads(json.dumps(find_elsewhere(changed)))
+    told = json.loads(json.dumps(find_remote(changed)))
     known = {place: Found(files, units, mistake) for place, (files, units, mistake) in told.items()}
     wanted = (
         r"^3 mistakes\n  data.sources.0.text_field: .* has no column 'words'; its columns: text"
