@@ -76,6 +76,7 @@ class Order:
         assert len(self.sizes) == len(weights) == len(self.numbers) == len(self.carry), (sizes, weights)
         assert all(size is None or size >= length for size in sizes), (sizes, length)
         self._known = {start: np.asarray(self.carry, dtype=np.int64)}  # consumed before starts of segments
+        self._drawn: dict[int, tuple[int, np.ndarray]] = {}  # as `_drawn_before` found it last
         self.segments = [self._segment(start, weights)]
 
     def reweight(self, position: int, weights: Sequence[float]) -> None:
@@ -96,18 +97,22 @@ class Order:
 
     def sources(self, positions: np.ndarray) -> np.ndarray:
         """Source of each of the global positions, which ascend; int32, (count,). Far cheaper than `at`."""
-        parts = [
-            slots.source[distance % slots.source.size] for slots, distance in self._by_segment(positions)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+        parts = [np.empty(0, dtype=np.int32)]
+        for number, distance in self._by_segment(positions):
+            slots = self._slots(number)
+            parts.append(slots.source[distance % slots.source.size])
+        return np.concatenate(parts)
 
     def in_column(self, source: int, positions: np.ndarray) -> np.ndarray:
         """How often the column of each of these positions, which ascend, drew `source` before; (count,).
 
-        Counted from where the weights last changed.
+        Counted from `start` on, over all changes of weights.
         """
-        parts = [slots.in_column(source, distance) for slots, distance in self._by_segment(positions)]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        parts = [np.empty(0, dtype=np.int64)]
+        for number, distance in self._by_segment(positions):
+            before = self._drawn_before(source, number)[distance % self.columns]
+            parts.append(before + self._slots(number).in_column(source, distance))
+        return np.concatenate(parts)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, epoch and row of global positions; all int64 of the shape of `positions`, (count,).
@@ -151,6 +156,20 @@ class Order:
             self._known[end] = self._known[self.segments[n].start] + self._inside(n, end)
         return self._known[self.segments[number].start]
 
+    def _drawn_before(self, source: int, number: int) -> np.ndarray:
+        """Rows of a source that were drawn before a segment by each column, the segment's first position
+        being in the first; (columns,)."""
+        nothing = 0, np.zeros(self.columns, dtype=np.int64)
+        known, drawn = self._drawn.get(source, nothing)
+        if known > number:
+            known, drawn = nothing
+        for n in range(known, number):
+            length = self.segments[n + 1].start - self.segments[n].start
+            distance = length + np.arange(self.columns)
+            drawn = drawn[distance % self.columns] + self._slots(n).in_column(source, distance)
+        self._drawn[source] = number, drawn
+        return drawn
+
     def _inside(self, number: int, position: int) -> np.ndarray:
         """Rows of each source that lie in a segment before `position`."""
         segment, slots = self.segments[number], self._slots(number)
@@ -158,11 +177,11 @@ class Order:
         rest = np.bincount(slots.source[:slot], minlength=len(self.sizes))
         return block * np.asarray(segment.quota) + rest
 
-    def _by_segment(self, positions: np.ndarray) -> list[tuple[Slots, np.ndarray]]:
-        """Ascending positions as distances from the starts of their segments."""
+    def _by_segment(self, positions: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Ascending positions by the number of their segment, as distances from its start."""
         cuts = np.searchsorted(positions, [segment.start for segment in self.segments[1:]])
         parts = enumerate(np.split(positions, cuts))
-        return [(self._slots(n), part - self.segments[n].start) for n, part in parts if part.size]
+        return [(number, part - self.segments[number].start) for number, part in parts if part.size]
 
     def _locate(self, number: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Source, and number of that source's rows that lie before, of positions of a segment."""

@@ -134,6 +134,22 @@ def test_every_column_draws_a_source_as_often_as_every_other(columns: int, share
         assert own.tolist() == list(range(own.size))
 
 
+@pytest.mark.parametrize("columns", [1, 7, 48, 64])
+def test_rows_of_a_column_are_counted_over_all_changes_of_weights(columns: int) -> None:
+    order = Order(3, [None, None], [0.8, 0.2], start=5, columns=columns)
+    for number, position in enumerate([9, 100, 101, 350, 1000, 1041]):
+        order.reweight(position, [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]][number % 3])
+    positions = np.arange(5, 2000)
+    source = order.sources(positions)
+    drawn = [0] * columns
+    expected = []
+    for position in positions[source == 1].tolist():
+        expected.append(drawn[position % columns])
+        drawn[position % columns] += 1
+    assert order.in_column(1, positions[source == 1]).tolist() == expected
+    assert order.in_column(1, positions[source == 1][:9]).tolist() == expected[:9], "and backwards"
+
+
 def test_memory_and_start_do_not_grow_with_the_number_of_changes() -> None:
     order = Order(0, [1000, 1000], [1.0, 1.0], columns=48)
     mixing.slots_for.cache_clear()

@@ -58,6 +58,13 @@ def test_no_document_is_left_unread_or_read_far_more_often(
     assert np.std(times) < 0.25 * epochs
 
 
+def test_lanes_of_several_sizes_are_read_evenly_however_often_the_weights_change() -> None:
+    stages = [{"step": 2 + number, "weights": {"rare": 0.3 + 0.1 * (number % 2)}} for number in range(150)]
+    times = times_read(rare(16, 16, 0.3, 8, curriculum=stages), 2, 32)
+    assert min(times) >= 1
+    assert max(times) <= 3
+
+
 def test_every_source_of_numbered_rows_reads_every_token_equally_often() -> None:
     """Tokens that do not fill a last row are read in the next epoch's first one, and so on."""
     data = toy({"a": ToyRows(20 * T + 6), "b": ToyRows(3 * T, 1000)})
