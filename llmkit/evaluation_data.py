@@ -64,12 +64,13 @@ def other_data(
         "packing": "concatenate",
         "curriculum": [],
     }
+    path = os.path.expanduser(path)
     if path.endswith((".yaml", ".yml")):
         data = prepare(load(path).config.data.model_copy(update=rows), report, tokenizer=tokenizer)
         if not data.heldout:
             raise UserError(f"--data {path}: nothing is held out (data.heldout_every)")
         return data
-    if not os.path.exists(os.path.expanduser(path)) and missing_paths(_only(config.data, path, "text")):
+    if not os.path.exists(path) and missing_paths(_only(config.data, path, "text")):
         raise UserError(f"--data {path}: there is no such file or folder")
     # Rows of two tokens: a text that does not fill a row of the run is evaluated, too.
     everything = rows | {"heldout_every": 0, "sequence_length": 2}
@@ -102,7 +103,7 @@ def _only(data: schema.Data, path: str, kind: str) -> schema.Data:
 
 def _type_of(path: str) -> str:
     """The type of a source by its files; of a folder, by the first file in it."""
-    local = Path(os.path.expanduser(path))
+    local = Path(path)
     if (local / "index.json").exists():
         return "shards"
     names = [path]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from llmkit import __version__
 from llmkit.config.mistakes import display
+from llmkit.config.paths import with_home
 from llmkit.config.resume import rule_of
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
@@ -25,7 +26,7 @@ def read_stored(content: Mapping[str, Any], origin: str, note: Callable[[str], N
     """
     known = copy.deepcopy(dict(content))
     try:
-        return Config.model_validate(known)
+        return with_home(Config.model_validate(known))
     except ValidationError as fault:
         errors = fault.errors(include_url=False)
     wrong = {_there(known, error["loc"]): error for error in errors}
@@ -40,7 +41,7 @@ def read_stored(content: Mapping[str, Any], origin: str, note: Callable[[str], N
             )
         _remove(known, path)
         note(f"{origin}: left out {what}, which llmkit {__version__} does not know")
-    return Config.model_validate(known)
+    return with_home(Config.model_validate(known))
 
 
 def _there(content: Any, place: tuple[int | str, ...]) -> tuple[int | str, ...]:

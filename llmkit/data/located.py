@@ -13,7 +13,7 @@ from llmkit.data.sources.urls import is_url
 def located(config: schema.Data, base: Path) -> schema.Data:
     """The same data with local paths that do not depend on the working directory.
 
-    base: the folder that relative paths start from. URLs, absolute paths and such that begin with ~ stay.
+    base: the folder that relative paths start from. URLs and absolute paths stay.
     """
     tokenizer = config.tokenizer.model_copy(
         update={name: _at(base, getattr(config.tokenizer, name)) for name in ("path", "chat_template")}
@@ -33,7 +33,7 @@ def missing_paths(config: schema.Data) -> list[str]:
     for spec in config.sources:
         paths += [spec.path] if isinstance(spec.path, str) else spec.path or []
         paths += [spec.heldout_path] if spec.heldout_path else []
-    return [path for path in paths if not is_url(path) and not _is_there(os.path.expanduser(path))]
+    return [path for path in paths if not is_url(path) and not _is_there(path)]
 
 
 def _source(spec: schema.Source, base: Path) -> schema.Source:
@@ -45,7 +45,7 @@ def _source(spec: schema.Source, base: Path) -> schema.Source:
 
 
 def _at(base: Path, path: str | None) -> str | None:
-    if path is None or is_url(path) or path.startswith("~"):
+    if path is None or is_url(path):
         return path
     return os.path.join(base, path)
 

@@ -31,6 +31,12 @@ def test_what_was_stored_comes_back() -> None:
     assert notes == []
 
 
+def test_the_home_folder_stands_for_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    read = read_stored(stored("data.sources.1.path", ["~/a", "b"]), "step-2", print)
+    assert read.data.sources[1].path == ["/home/x/a", "b"]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "shown"),
     [

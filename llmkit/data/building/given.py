@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -35,14 +34,14 @@ def look_at(spec: schema.Source, name: str) -> None:
         return
     read_index(_path(spec), _remedy(name))
     if spec.heldout_path is not None:
-        read_index(_expanded(spec.heldout_path), _remedy(name))
+        read_index(Path(spec.heldout_path), _remedy(name))
 
 
 def open_given(spec: schema.Source, name: str, tokenizer: Tokenizer) -> Given:
     """Opens the tokens; raises UserError where they are missing, damaged or made with another tokenizer."""
     if spec.type == "megatron":
         return Given(MegatronReader(_path(spec), tokenizer.vocab_size, tokenizer.end_of_text_id), None)
-    heldout = None if spec.heldout_path is None else _shards(_expanded(spec.heldout_path), name, tokenizer)
+    heldout = None if spec.heldout_path is None else _shards(Path(spec.heldout_path), name, tokenizer)
     return Given(_shards(_path(spec), name, tokenizer), heldout)
 
 
@@ -71,11 +70,7 @@ def check_documents(
 
 def _path(spec: schema.Source) -> Path:
     path = spec.path if isinstance(spec.path, str) else (spec.path or [""])[0]
-    return _expanded(path)
-
-
-def _expanded(path: str) -> Path:
-    return Path(os.path.expanduser(path))
+    return Path(path)
 
 
 def _shards(folder: Path, name: str, tokenizer: Tokenizer) -> ShardReader:

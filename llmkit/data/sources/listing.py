@@ -53,7 +53,7 @@ class File(NamedTuple):
 def is_remote(spec: schema.Source) -> bool:
     """Whether the files of a source are not on local disks."""
     if spec.type == "hub":
-        return not os.path.isdir(os.path.expanduser(spec.dataset or ""))
+        return not os.path.isdir(spec.dataset or "")
     patterns = [spec.path] if isinstance(spec.path, str) else spec.path or []
     is_text = spec.type not in schema.PRETOKENIZED
     return is_text and any(is_url(pattern.removeprefix("file://")) for pattern in patterns)
@@ -121,7 +121,6 @@ def _paths(spec: schema.Source, place: str) -> Iterator[str]:
 
 def _match(pattern: str, suffixes: tuple[str, ...], place: str) -> list[str]:
     # A name that exists is taken as it is, even where it has the signs of a pattern: data[1].txt.
-    pattern = os.path.expanduser(pattern)
     names = [pattern] if may_exist(pattern) else sorted(glob.glob(pattern, recursive=True))
     found: list[str] = []
     for name in names:
@@ -209,9 +208,8 @@ def _hub_files(spec: schema.Source, place: str) -> list[str]:
     import datasets
 
     what = f"{spec.dataset}{f' ({spec.subset})' if spec.subset else ''}"
-    dataset = os.path.expanduser(spec.dataset)
     try:
-        builder = datasets.load_dataset_builder(dataset, spec.subset, revision=spec.revision)
+        builder = datasets.load_dataset_builder(spec.dataset, spec.subset, revision=spec.revision)
         files = dict(builder.config.data_files or {})
     except Exception as error:  # of many kinds: no such dataset, no network, no permission, a broken card
         raise UserError(f"{place}.dataset: {what} cannot be opened ({told(error)})") from error
@@ -220,7 +218,7 @@ def _hub_files(spec: schema.Source, place: str) -> list[str]:
         raise UserError(f"{place}.split: {what} has no split {spec.split!r}; {known}")
     paths = [str(path) for path in files[spec.split]]
     for path in paths:
-        if not _is_of_dataset(path, dataset):
+        if not _is_of_dataset(path, spec.dataset):
             raise UserError(f"{place}.dataset: {what} names {shown(path)}, which is no file of the dataset")
     return paths
 
