@@ -37,7 +37,8 @@ CONFIGS = "configs"
 class RunFolder:
     """A run's folder, held by this process until `close`. Usable in a `with` statement.
 
-    path: the folder; checkpoints, logs, wandb: folders in it, which exist.
+    path: the folder; checkpoints, logs, wandb: folders in it, which exist. outdated: files that asked for a
+    stop before it was opened, and were removed.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class RunFolder:
         self.logs = path / "logs"
         self.wandb = path / "wandb"
         self._lock = lock
+        self.outdated: list[Path] = []
         self._stop_files, self._saved_file = stop_files, saved_file
         _held.add(self)
 
@@ -82,6 +84,7 @@ class RunFolder:
                         "gone for good, choose another run.name"
                     )
                 part.mkdir(exist_ok=True)
+            folder.outdated = [file for file in folder._stop_files if file.exists()]
             for file in (*folder._stop_files, *([saved_file] if saved_file else [])):
                 file.unlink(missing_ok=True)
         except UserError:
@@ -253,6 +256,12 @@ class FollowedFolder(RunFolder):
 
     def require_space(self, needed: int) -> None:
         """Nothing: rank 0 does it."""
+
+
+def run_folder_of(file: Path) -> Path | None:
+    """The run folder that keeps this file of settings, of the newest start or of any; None if none does."""
+    folder = file.parent.parent if file.parent.name == CONFIGS else file.parent
+    return folder if file.name and os.path.lexists(folder / LOCK) else None
 
 
 _held: weakref.WeakSet[RunFolder] = weakref.WeakSet()

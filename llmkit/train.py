@@ -71,11 +71,11 @@ def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
 
 
 def _train(start: Start, listener: Listener, started: float, environment: Mapping[str, str]) -> int:
-    config, mesh = start.config, start.mesh
+    mesh = start.mesh
     with ExitStack() as stack:
         console = open_console(mesh)
         stack.callback(console.close)
-        folder = stack.enter_context(open_folder(config, mesh, environment))
+        folder = stack.enter_context(open_folder(start.loaded, mesh, environment))
         console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")
         stop = StopRequest(listener, folder, console.note)
         try:

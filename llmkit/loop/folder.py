@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmkit.config.schema import Config
+from llmkit.config.load import Loaded
+from llmkit.config.mistakes import COMMAND_LINE
+from llmkit.errors import UserError
 from llmkit.parallel.agreement import first_only, together
 from llmkit.parallel.mesh import Mesh
-from llmkit.run_folder import FollowedFolder, RunFolder
+from llmkit.run_folder import FollowedFolder, RunFolder, run_folder_of
 
 
-def open_folder(config: Config, mesh: Mesh, environment: Mapping[str, str]) -> RunFolder:
+def open_folder(loaded: Loaded, mesh: Mesh, environment: Mapping[str, str]) -> RunFolder:
     """The run folder, which rank 0 holds and the others follow.
 
     $STOP_FILE names a second file that asks for a stop, $SAVED_FILE one that says that it was heard.
     Raises UserError where a rank has another folder under the same path, or cannot write where checkpoints
-    go: no save could ever work.
+    go: no save could ever work; and where the settings are those of a run folder that lies elsewhere now.
     """
-    path = Path(config.run.dir) / config.run.name
+    path = Path(loaded.config.run.dir) / loaded.config.run.name
     stop, saved = (
         Path(environment[name]) if environment.get(name) else None for name in ("STOP_FILE", "SAVED_FILE")
     )
     folder: RunFolder | None = None
     with together(mesh):
         if mesh.rank == 0:
+            _check_not_moved(loaded, path)
             folder = RunFolder.open(path, " ".join(sys.argv), stop, saved)
     try:
         # A folder of the same name may be there without being shared: only rank 0's has this one in it.
@@ -42,3 +46,21 @@ def open_folder(config: Config, mesh: Mesh, environment: Mapping[str, str]) -> R
             folder.close()
         raise
     return folder
+
+
+def _check_not_moved(loaded: Loaded, path: Path) -> None:
+    """Raises UserError where the settings were read from a run folder that is not the one they name.
+
+    A run folder holds its own settings. Where it was moved or copied, they name the folder from before: the
+    run would begin anew there, or the wrong one would go on.
+    """
+    origins = loaded.origins
+    file = Path(origins["run.name"].rpartition(":")[0])  # of "FILE:LINE"
+    own = run_folder_of(file)
+    if own is None or origins["run.dir"] == COMMAND_LINE or (path.exists() and path.samefile(own)):
+        return
+    raise UserError(
+        f"{file} is from the run folder {own}, but names {path} as its run folder: it was moved or copied. "
+        f"To go on with the run in {own}, add run.dir={shlex.quote(str(own.absolute().parent))} "
+        f"run.name={own.absolute().name}; for a new run with its settings, add run.name=ANOTHER"
+    )

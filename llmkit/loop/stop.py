@@ -18,13 +18,16 @@ SHOWN = 200
 class StopRequest:
     """What this rank knows of requests to stop its run.
 
-    note: is told of the first one. `time_over` may be set: whether the time of the run is over.
+    note: is told of the first one, and of stop files that were there before this start. `time_over` may be
+    set: whether the time of the run is over.
     """
 
     def __init__(self, listener: Listener, folder: RunFolder, note: Callable[[str], None]) -> None:
         self._listener, self._folder, self._note = listener, folder, note
         self._noted = False
         self.time_over: Callable[[], bool] = lambda: False
+        for file in folder.outdated:
+            note(f"note: {file} asked for a stop before this start; it is removed")
 
     def wish(self) -> int:
         """Why to stop now, as a place in REASONS; 0 = no reason."""
