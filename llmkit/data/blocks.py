@@ -35,8 +35,9 @@ def round_up(count: int, multiple: int) -> int:
 
 def run_dry(source: TrainSource, index: int) -> SourceDryError:
     """What to raise where a source was read as often as it may be; index: of the source in the settings."""
+    often = "once" if source.max_epochs == 1 else f"{source.max_epochs} times"
     return SourceDryError(
-        f"source {source.name} has run dry: it was read {source.max_epochs} times "
+        f"source {source.name} has run dry: it was read {often} "
         f"(data.sources.{index}.max_epochs); the newest checkpoint goes on with a larger max_epochs "
         "or other weights (--allow-data-change)"
     )

@@ -359,8 +359,8 @@ class TrainLoader:
         if index not in self._end_told and _is_at_end(cursor, source.max_epochs):
             self._end_told.add(index)
             self.notes.append(
-                f"source {source.name}: lane {lane} is the first that was read {source.max_epochs} times "
-                "(max_epochs); its rows hold no targets until all lanes are at their end"
+                f"source {source.name}: lane {lane} is the first at its end (max_epochs "
+                f"{source.max_epochs}); its rows hold no targets until all lanes are"
             )
 
     def _cut(self, block: RowsOfBlock) -> Iterator[Step]:

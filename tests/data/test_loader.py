@@ -588,3 +588,14 @@ def test_batches_lie_in_pinned_memory_where_there_is_a_gpu() -> None:
     prepared, config = two(document_masks=True)
     steps = take(TrainLoader(prepared, config, SEED, 6, 2), 3)
     assert all(rows.text.is_pinned() for rows in steps[-1].micro_batches)
+
+
+def test_the_first_lane_at_its_end_is_told() -> None:
+    data = toy({"web": live([["abcdefgh"] * 9, ["ij"]], max_epochs=1)}, max_epochs={"web": 1})
+    with TrainLoader(*data, SEED, 2, 1) as loader:
+        for _ in range(4):
+            next(loader)
+        (note,) = loader.notes
+        assert note.startswith("source web: lane ")
+        assert note.endswith("(max_epochs 1); its rows hold no targets until all lanes are")
+        assert loader.lanes_left == {0: 1}
