@@ -135,5 +135,6 @@ def test_other_reasons_are_looked_for_as_long_as_work_may_be_given_up(listener, 
     listener.hold()
     listener.give_up(everywhere=False, other=lambda: asked.append(1) or "")
     listener.hold()
+    before = len(asked)
     time.sleep(0.1)
-    assert len(asked) <= 1
+    assert len(asked) - before <= 1, "but for one that was under way"

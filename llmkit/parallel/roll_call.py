@@ -37,7 +37,8 @@ class RollCall:
         self._closed = threading.Event()
         store.set(f"process/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
         own: Store = store.clone()  # type: ignore[attr-defined]  # two threads cannot share one
-        threading.Thread(target=self._answer, args=(own,), name="roll call", daemon=True).start()
+        self._thread = threading.Thread(target=self._answer, args=(own,), name="roll call", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Ends the thread."""

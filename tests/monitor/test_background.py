@@ -9,10 +9,12 @@ import pytest
 
 from llmkit.monitor import background
 from llmkit.monitor.background import BackgroundWriter
+from tests.limits import HANG
 
 
 @pytest.fixture
-def pipe():
+def pipe(monkeypatch):
+    monkeypatch.setattr(background, "DRAIN_SECONDS", HANG)
     reader, writer = os.pipe()
     yield reader, writer
     for end in (reader, writer):
@@ -43,7 +45,6 @@ def test_texts_arrive_in_order(pipe):
 
 def test_a_full_pipe_is_not_waited_for_and_what_was_left_out_is_told(pipe, monkeypatch):
     monkeypatch.setattr(background, "WAITING", 3)
-    monkeypatch.setattr(background, "DRAIN_SECONDS", 0.2)
     there = fill(pipe[1])
     writer = BackgroundWriter(pipe[1])
     writer.write(b"first\n")
@@ -51,7 +52,9 @@ def test_a_full_pipe_is_not_waited_for_and_what_was_left_out_is_told(pipe, monke
         pass
     for number in range(7):
         writer.write(b"%d\n" % number)
-    assert not writer.drain()
+    with monkeypatch.context() as patch:
+        patch.setattr(background, "DRAIN_SECONDS", 0.2)
+        assert not writer.drain()
     while there:
         there -= len(os.read(pipe[0], there))
     assert writer.drain()

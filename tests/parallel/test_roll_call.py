@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel import roll_call
 from llmkit.parallel.roll_call import RollCall
+from tests.limits import HANG
 
 BROKEN = "Connection closed by peer"
 HERE = f"{socket.gethostname()}, process {os.getpid()}"
@@ -83,11 +83,12 @@ def test_a_broken_connection_is_explained_by_the_rank_that_failed(ranks, error, 
         assert other.cause(broken) is cause and other.cause(cause) is cause
 
 
-def test_who_does_not_answer_is_gone_and_who_is_blocked_is_not(ranks):
+def test_who_does_not_answer_is_gone_and_who_is_blocked_is_not(ranks, monkeypatch):
+    monkeypatch.setattr(roll_call, "ANSWER_SECONDS", 3.0)
     _, (first, second, third, _) = ranks(4)
-    third.close()
-    second.close()
-    time.sleep(0.05)  # their threads have ended; the fourth rank's goes on, in whatever its process is
+    for gone in (second, third):  # the fourth rank's thread goes on, in whatever its process is
+        gone.close()
+        gone._thread.join(HANG)
     cause = first.cause(RuntimeError(BROKEN))
     assert str(cause).startswith(f"rank 1 ({HERE}), rank 2 ({HERE}) has gone without a word: killed")
     assert first.absent == {1, 2}
