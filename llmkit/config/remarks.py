@@ -35,6 +35,7 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.lanes": (_none_live, "data.sources.0.live"),
     "data.shuffle_window": (_none_live, "data.sources.0.live"),
     "data.workers": (_none_live, "data.sources.0.live"),
+    "train.max_minutes": (lambda c: c.train.max_steps is not None, "train.max_steps"),
     "optimizer.momentum": (lambda c: c.optimizer.name != "muon", "optimizer.name"),
     "schedule.steps": (lambda c: c.schedule.name == "constant", "schedule.name"),
     "schedule.final_share": (lambda c: c.schedule.name == "constant", "schedule.name"),
@@ -72,6 +73,11 @@ def length_remarks(s: Settings, max_steps: int) -> Iterator[str]:
         if stage.step > max_steps:
             step = s.describe(f"data.curriculum.{index}.step")
             yield f"{step} comes after the end of the run, which has {max_steps} steps"
+    if s.config.evaluate.every_steps > max_steps:
+        yield (
+            f"{s.describe('evaluate.every_steps')} is more than the {max_steps} steps of the run: it is "
+            "evaluated at its end only"
+        )
     span = s.config.schedule.steps or max_steps
     if s.config.schedule.warmup_steps >= span:
         whole = s.describe("schedule.steps") if s.config.schedule.steps else f"the {span} steps of the run"

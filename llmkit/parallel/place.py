@@ -15,6 +15,13 @@ TASKS = {
 }
 """Variable: who sets it to the number of tasks that it started. Within a batch script, and in the shell of
 salloc, SLURM_STEP_NUM_TASKS is absent or 1, whatever SLURM_NTASKS says."""
+NUMBERS = {
+    "SLURM_PROCID": "a SLURM job",
+    "PMIX_RANK": "an MPI job",
+    "PALS_RANKID": "a PALS job",
+    "FLUX_TASK_RANK": "a Flux job",
+}
+"""Variable: who sets it to the number of a task, from 0. Only a number above 0 says that there are others."""
 LAUNCHERS = "torchrun, accelerate launch or sbatch slurm/train.sbatch"
 
 
@@ -82,12 +89,13 @@ def _check_alone(environment: Mapping[str, str]) -> None:
                 f"{starter} started {tasks} tasks ({name}), but WORLD_SIZE is not set, so each of them would "
                 f"train alone: {remedy}"
             )
-    task = environment.get("SLURM_PROCID", "")
-    if task.isdecimal() and int(task) > 0:
-        raise UserError(
-            f"this is task {task} of a SLURM job (SLURM_PROCID), but WORLD_SIZE is not set, so each task "
-            f"would train alone: {remedy}"
-        )
+    for name, job in NUMBERS.items():
+        task = environment.get(name, "")
+        if task.isdecimal() and int(task) > 0:
+            raise UserError(
+                f"this is task {task} of {job} ({name}), but WORLD_SIZE is not set, so each task would train "
+                f"alone: {remedy}"
+            )
     # LOCAL_RANK 0 alone is nobody's place among others: DeepSpeed needs it of a single process, too.
     given = [name for name in ("RANK", "LOCAL_RANK") if environment.get(name)]
     if environment.get("RANK") or any(environment[name] != "0" for name in given):

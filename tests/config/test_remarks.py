@@ -23,6 +23,7 @@ IDLE_CASES = {
     "data.lanes": (["data.lanes=7"], "data.sources.0.live false"),
     "data.shuffle_window": (["data.shuffle_window=7"], "data.sources.0.live false"),
     "data.workers": (["data.workers=7"], "data.sources.0.live false"),
+    "train.max_minutes": (["train.max_minutes=5"], "train.max_steps 200 (c.yaml:"),
     "optimizer.momentum": (["optimizer.momentum=0.5"], 'optimizer.name "adamw"'),
     "schedule.steps": (["schedule.steps=90", "schedule.name=constant"], '"constant"'),
     "schedule.final_share": (["schedule.final_share=0.5", "schedule.name=constant"], '"constant"'),
@@ -59,7 +60,7 @@ def test_a_setting_with_effect_or_at_its_default_is_not(overrides: list[str], wr
 
 def test_what_comes_after_the_end_is_noted(write: Write) -> None:
     stages = "data.curriculum=[{step: 9, weights: {stdlib-0: 2}}, {step: 99, weights: {stdlib-0: 1}}]"
-    loaded = load(write(), [stages, "train.max_steps=20"])
+    loaded = load(write(), [stages, "train.max_steps=20", "evaluate.every_steps=20"])
     assert loaded.remarks == (
         "data.curriculum.1.step 99 (command line) comes after the end of the run, which has 20 steps",
         "schedule.warmup_steps 20 (c.yaml:28) is not less than the 20 steps of the run: the learning rate "
@@ -67,6 +68,15 @@ def test_what_comes_after_the_end_is_noted(write: Write) -> None:
     )
     (remark,) = load(write(), ["schedule.steps=19"]).remarks
     assert "warmup_steps 20 (c.yaml:28) is not less than schedule.steps 19 (command line)" in remark
+
+
+def test_evaluations_that_never_come_are_noted(write: Write) -> None:
+    every = ["train.max_steps=40", "evaluate.every_steps=41"]
+    assert load(write(), every).remarks == (
+        "evaluate.every_steps 41 (command line) is more than the 40 steps of the run: it is evaluated at its "
+        "end only",
+    )
+    assert load(write(), ["train.max_steps=40", "evaluate.every_steps=40"]).remarks == ()
 
 
 def test_the_view_ends_with_the_remarks(write: Write) -> None:

@@ -53,6 +53,8 @@ def test_a_place_must_be_whole(missing):
     [
         (STEP_OF_FOUR, "srun started 4 tasks (SLURM_STEP_NUM_TASKS)"),
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, "task 1 of a SLURM job (SLURM_PROCID)"),
+        ({"PMIX_RANK": "2"}, "task 2 of an MPI job (PMIX_RANK)"),
+        ({"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "4"}, "task 1 of a Flux job (FLUX_TASK_RANK)"),
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}, "mpirun started 4 tasks"),
         ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "mpiexec started 2 tasks"),
         ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE"),
