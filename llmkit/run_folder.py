@@ -160,8 +160,11 @@ class RunFolder:
         self.write_text(DONE, f"{_now()}\n")
 
     def clear_done(self) -> None:
-        """Say that the run goes on after all."""
-        (self.path / DONE).unlink(missing_ok=True)
+        """Say that the run goes on after all. Raises RunFault."""
+        try:
+            (self.path / DONE).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunFault(f"cannot remove {self.path / DONE}: {error.strerror}") from error
 
     def mark_saved(self) -> None:
         """Say, where somebody asked for it, that the run has stopped with all of its state saved."""

@@ -60,7 +60,7 @@ def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) 
     What needs closing is given to `stack`. Raises UserError if the run in the folder is another one; then,
     and where a finished run has nothing to do, nothing in it changes but that the error is an event.
     """
-    metrics, events = _open_records(folder, start.mesh, stack)
+    metrics, events = _open_records(folder, start.mesh, console.note, stack)
     with failure_recorded(events):
         return _assemble(start, folder, metrics, events, console, stack)
 
@@ -170,14 +170,29 @@ def _build(start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Call
     )  # fmt: skip
 
 
-def _open_records(folder: RunFolder, mesh: Mesh, stack: ExitStack) -> tuple[MetricsFile, EventLog]:
-    """The run's record, which rank 0 keeps; that of the others goes nowhere. `stack` closes it."""
+def _open_records(
+    folder: RunFolder, mesh: Mesh, note: Callable[[str], None], stack: ExitStack
+) -> tuple[MetricsFile, EventLog]:
+    """The run's record, which rank 0 keeps; that of the others goes nowhere. `stack` closes it.
+
+    Raises UserError, on all ranks, where it could never be written. note: is told what was not written.
+    """
     places = ["metrics.jsonl", "events.jsonl"]
     metrics, events = (os.devnull if mesh.rank > 0 else folder.path / name for name in places)
-    records = MetricsFile(metrics), EventLog(events)
-    for record in records:
-        stack.callback(record.close)
-    return records
+    record = MetricsFile(metrics), EventLog(events)
+    for file in record:
+        stack.callback(_close_record, file, note)
+    with together(mesh):
+        record[1].open()
+        with failure_recorded(record[1]):
+            record[0].open()
+    return record
+
+
+def _close_record(file: MetricsFile | EventLog, note: Callable[[str], None]) -> None:
+    file.close()
+    if file.fault is not None:
+        note(f"the last rows could not be written and are lost: {file.fault}")
 
 
 def _write_down(start: Start, basis: Basis, engine: Engine, folder: RunFolder) -> None:

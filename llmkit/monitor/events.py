@@ -27,6 +27,10 @@ class EventLog:
         """Why the last event is not in the file yet, or None."""
         return self._file.fault
 
+    def open(self) -> None:
+        """Opens the file now: raises UserError where this user could never write an event."""
+        self._file.open()
+
     def record(self, event: str, **fields: Any) -> None:
         """Appends `{"time": now in UTC, "event": event, ...fields}`; a full disk does not raise."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmkit.files import sync_folder, write_whole
+from llmkit.errors import RunFault, UserError
+from llmkit.files import cannot_read, sync_folder, write_whole
 
 Row = dict[str, Any]
 
@@ -48,9 +49,22 @@ class JsonLines:
         self._file: int | None = None
         self._waiting: list[bytes] = []
 
+    def open(self) -> None:
+        """Opens the file now: raises UserError where this user could never write a row."""
+        try:
+            self._opened()
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}), and it is part of the run's record; "
+                "mend that, or choose another run.name"
+            ) from error
+
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes `row` as one line. Raises TypeError for values that JSON does not have."""
         self._waiting.append(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
         try:
             file = self._opened()
             while self._waiting:
@@ -61,13 +75,14 @@ class JsonLines:
             self.fault = f"{self.path}: {error.strerror}"
 
     def rows(self) -> list[Row]:
-        """Every whole row of the file, oldest first; none if there is no file yet."""
+        """Every whole row of the file, oldest first; none if there is no file yet. Raises UserError."""
         return [row for line in self._lines() if (row := parse(line)) is not None]
 
     def keep(self, wanted: Callable[[Row], bool]) -> int:
         """Drops the rows that are not wanted, and every damaged line; returns how many lines went.
 
-        The new file replaces the old one in one step, so that a crash leaves the one or the other.
+        The new file replaces the old one in one step, so that a crash leaves the one or the other. Raises
+        UserError where the old one cannot be read, RunFault where the new one cannot be written.
         """
         self.close()
         kept, dropped = [], 0
@@ -78,13 +93,18 @@ class JsonLines:
             else:
                 dropped += 1
         if dropped:
-            with write_whole(self.path) as file:
-                file.write(b"".join(kept))
-            sync_folder(self.path.parent)
+            try:
+                with write_whole(self.path) as file:
+                    file.write(b"".join(kept))
+                sync_folder(self.path.parent)
+            except OSError as error:
+                raise RunFault(f"cannot write {self.path}: {error.strerror}") from error
         return dropped
 
     def close(self) -> None:
-        """Closes the file; a later `append` opens it again."""
+        """Writes what waits, if that is possible now, and closes the file; `append` opens it again."""
+        if self._waiting:
+            self._write_waiting()
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -94,6 +114,8 @@ class JsonLines:
             lines = self.path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise cannot_read(self.path, error) from error
         yield from (line for line in lines if torn or line.endswith(b"\n"))
 
     def _opened(self) -> int:

@@ -19,7 +19,7 @@ class MetricsFile(JsonLines):
         """Drops the rows after `step` and any damaged line, so that no step appears twice on resume.
 
         Returns how many lines were dropped. Call it before the first `append`, and before a mirror
-        of the file starts. Raises OSError if the file cannot be replaced; it is then unchanged.
+        of the file starts. Raises RunFault if the file cannot be replaced; it is then unchanged.
         """
         return self.keep(lambda row: isinstance(row.get("step"), int) and row["step"] <= step)
 

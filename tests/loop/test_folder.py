@@ -1,4 +1,4 @@
-"""Which run folder a start takes, and what it finds there."""
+"""Which run folder a start takes, and a record in it that can be kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from tests.program import make_project
 
+RECORDS = ["events.jsonl", "metrics.jsonl"]
 OLD, NEW = Path("runs/tiny"), Path("kept/moved")
 
 
@@ -76,3 +77,23 @@ def test_a_request_to_stop_from_before_the_start_is_removed_and_named(project, c
     assert main(["train", "tiny.yaml", "train.max_steps=2"]) == 0
     assert f"{OLD / 'STOP'} asked for a stop before this start; it is removed" in capsys.readouterr().out
     assert not (OLD / "STOP").exists()
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_that_cannot_be_written_is_refused_before_training(project, name, capsys):
+    (OLD / name).unlink()
+    (OLD / name).mkdir()
+    assert main(["train", "tiny.yaml", "train.max_steps=3"]) == 2
+    assert f"{OLD / name}: cannot be written (Is a directory)" in capsys.readouterr().err
+    assert open_checkpoint(OLD).step == 2
+
+
+def test_rows_that_were_never_written_are_told_at_the_end(project, monkeypatch, capsys):
+    def full(file: int, line: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llmkit.monitor.jsonlines._write_whole", full)
+    assert main(["train", "tiny.yaml", "train.max_steps=3"]) == 0
+    told = [f"the last rows could not be written and are lost: {OLD / name}: " for name in RECORDS]
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert sorted(last) == [f"{line}No space left on device" for line in told]

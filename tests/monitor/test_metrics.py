@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.errors import RunFault, UserError
 from llmkit.monitor import jsonlines
 from llmkit.monitor.metrics import MetricsFile
 
@@ -96,9 +97,19 @@ def test_a_cut_that_fails_leaves_the_file_as_it_was(
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "replace", refuse)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(RunFault, match=r"cannot write .*metrics.jsonl: No space"):
             metrics.cut_back(3)
     assert steps(metrics) == [1, 2, 3, 4, 5]
+
+
+def test_what_can_never_be_read_or_written_is_an_error_that_names_it(metrics: MetricsFile) -> None:
+    metrics.path.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read .Is a directory"):
+        metrics.rows()
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read .Is a directory"):
+        metrics.cut_back(3)
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written .Is a directory"):
+        metrics.open()
 
 
 def test_a_full_disk_ends_no_run_and_loses_no_row(
