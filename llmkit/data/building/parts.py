@@ -20,7 +20,8 @@ from llmkit.data.sources.reader import Candidate, SourceReader
 from llmkit.data.sources.records import EMPTY, MENDED, SPELLED_END, Ids, LeftOut, Record
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.encode import Encoded, RecordEncoder, text_of
-from llmkit.data.tokens.tokenizer import SPEED_UP_AFTER, utf8_size
+from llmkit.data.tokens.text_encoder import SPEED_UP_AFTER
+from llmkit.data.tokens.tokenizer import utf8_size
 from llmkit.errors import UserError
 
 PART_BYTES = (1 << 20, 16 << 20)

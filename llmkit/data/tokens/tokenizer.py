@@ -9,31 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer as Encoder
 from xxhash import xxh64_hexdigest
 
-from llmkit.cores import available_cores
 from llmkit.data.tokens.byte_level import byte_lengths, bytes_of_ids
-from llmkit.data.tokens.fast import BytesEncoder, FastEncoder, NotFastError, build_fast_encoder, ids_are_bytes
-from llmkit.data.tokens.hard_texts import HARD_TEXTS
 from llmkit.data.tokens.marked import Span, has_noncharacters
-from llmkit.data.tokens.parts import Part, PartEncoder, cut
 from llmkit.data.tokens.stream_decoder import StreamDecoder
-from llmkit.data.tokens.tokenizer_json import canonical, continuing, parse, plain, unknown_token
+from llmkit.data.tokens.text_encoder import TextEncoder
+from llmkit.data.tokens.tokenizer_json import canonical, parse, unknown_token
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_whole
-
-SPEED_UP_AFTER = 1 << 20
-"""Characters that are encoded before the fast encoder is set up: that takes about a second, in which a run
-that tokenizes its text would wait for its first batch."""
-SPEED_UP_SAMPLE = 1 << 18
-"""Characters of the text at hand on which both encoders are compared."""
 
 NAMED_TOKENS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
@@ -69,9 +58,10 @@ class Tokenizer:
         self._spec = parse(content, origin)
         described = canonical(self._spec) + end_of_text + "\0control" * control_tokens_in_text
         self.hash = xxh64_hexdigest(described.encode())
-        self._encoder = self._new_encoder()
+        self._texts = TextEncoder(self._spec, end_of_text, origin, control_tokens_in_text)
+        self._encoder = self._texts.library
         vocabulary: dict[str, int] = self._encoder.get_vocab(with_added_tokens=True)
-        added = self._encoder.get_added_tokens_decoder()
+        added = self._texts.added
         if end_of_text not in vocabulary:
             contents = [token.content for token in added.values()]
             eos = named.get("eos_token")
@@ -84,13 +74,7 @@ class Tokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         eos = named.get("eos_token")
         self.named_tokens = named | {"eos_token": eos if eos in vocabulary else end_of_text}
-        self.control_tokens = {token.content: number for number, token in added.items() if token.special}
-        self._added = added
-        self._fast: FastEncoder | None = None
-        self._slow_reason: str | None = "not tried yet"
-        self._encoded = 0  # characters, until the fast encoder is set up
-        if ids_are_bytes(self._spec, vocabulary, end_of_text):
-            self._fast, self._slow_reason = BytesEncoder(), None
+        self.control_tokens = self._texts.control_tokens
         if not control_tokens_in_text:
             self._refuse_spelled_control_tokens(vocabulary)
 
@@ -100,12 +84,12 @@ class Tokenizer:
     @property
     def fast(self) -> bool:
         """Whether the fast encoder is at work."""
-        return self._fast is not None
+        return self._texts.fast is not None
 
     @property
     def slow_reason(self) -> str | None:
         """Why the fast encoder is not at work; None where it is."""
-        return self._slow_reason
+        return self._texts.slow_reason
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, (count,) int32; raises UserError for text that has no UTF-8 form."""
@@ -130,38 +114,11 @@ class Tokenizer:
 
         The ids depend on neither threads nor on which encoder is at work.
         """
-        self._count(texts)
-        workers = min(len(texts), available_cores()) if threads else 1
-        if self._fast is None or workers <= 1:
-            return self._encode_share(texts, threads)
-        found: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * len(texts)
-        with ThreadPoolExecutor(workers) as pool:
-            shares = [texts[i::workers] for i in range(workers)]
-            for i, ids in enumerate(pool.map(lambda share: self._encode_share(share, False), shares)):
-                found[i::workers] = ids
-        return found
+        return self._texts.encode_batch(texts, threads)
 
     def speed_up(self, texts: Sequence[str] = ()) -> None:
-        """Set up the fast encoder, if it gives the same ids for hard strings and for `texts`.
-
-        Happens by itself after some text; `slow_reason` tells the outcome.
-        """
-        self._encoded = SPEED_UP_AFTER
-        if self._fast is not None:
-            return
-        sample, size = [], 0
-        for text in texts:
-            if size < SPEED_UP_SAMPLE:
-                sample.append(text)
-                size += len(text)
-        try:
-            fast = build_fast_encoder(self._spec)
-            comparable = [text for text in (*HARD_TEXTS, *sample) if not self._holds_added_token(text)]
-            fast.check(comparable, self._encode_slowly)
-        except NotFastError as error:
-            self._slow_reason = str(error)
-        else:
-            self._fast, self._slow_reason = fast, None
+        """Set up the fast encoder now: see `TextEncoder.speed_up`."""
+        self._texts.speed_up(texts)
 
     def encode_parts(self, text: str, cuts: Sequence[int], controls: Sequence[Span] = ()) -> list[np.ndarray]:
         """Ids of the parts of a text, (count,) int32 each: no token stands for characters of two parts.
@@ -174,16 +131,7 @@ class Tokenizer:
         controls must be free of the noncharacters U+FDD0 to U+FDEF, as chats are. Raises UserError for text
         that has no UTF-8 form.
         """
-        self._count([text])
-        parts = cut(text, cuts, controls)
-        quick = self._encode_parts_fast(text, parts) if self._fast is not None else None
-        if quick is not None:
-            return quick
-        ends = {control[1]: control for control in controls}
-        try:
-            return [self._parts.encode(text, part, ends.get(part[0])) for part in parts]
-        except (UnicodeEncodeError, TypeError) as error:
-            raise _no_utf8() from error
+        return self._texts.encode_parts(text, cuts, controls)
 
     @property
     def known_ids(self) -> np.ndarray:
@@ -264,20 +212,11 @@ class Tokenizer:
             config["control_tokens_in_text"] = True
         return config
 
-    def _new_encoder(self, goes_on: bool = False) -> Encoder:
-        spec = continuing(self._spec) if goes_on else self._spec
-        try:
-            encoder = Encoder.from_str(json.dumps(plain(spec, self.end_of_text)))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{self.origin}: is not a usable tokenizer.json ({error})") from error
-        encoder.encode_special_tokens = not self.control_tokens_in_text
-        return encoder
-
     def _refuse_spelled_control_tokens(self, vocabulary: dict[str, int]) -> None:
         """Raises UserError for a control token that the model itself makes of text."""
         unknown = unknown_token(self._spec["model"])
         contents = [token for token in {**self.control_tokens, self.end_of_text: 0} if token != unknown]
-        for token, ids in zip(contents, self._encode_slowly(contents), strict=True):
+        for token, ids in zip(contents, self._texts.encode_slowly(contents), strict=True):
             if vocabulary[token] in ids:
                 raise UserError(
                     f"data.tokenizer.end_of_text: {self.origin} reads the text {token!r} as a control token, "
@@ -286,19 +225,6 @@ class Tokenizer:
                     else f"data.tokenizer: {self.origin} reads the text {token!r} as a control token; where "
                     "that is meant, set data.tokenizer.control_tokens_in_text to true"
                 )
-
-    @property
-    def _in_text(self) -> list[str]:
-        """What the library takes out of a text before its model sees it."""
-        return [t.content for t in self._added.values() if self.control_tokens_in_text or not t.special]
-
-    @cached_property
-    def _added_token(self) -> re.Pattern[str] | None:
-        """Finds these tokens; None if there are none."""
-        return re.compile("|".join(map(re.escape, self._in_text))) if self._in_text else None
-
-    def _holds_added_token(self, text: str) -> bool:
-        return self._added_token is not None and self._added_token.search(text) is not None
 
     @cached_property
     def _bytes(self) -> dict[int, bytes] | None:
@@ -312,64 +238,6 @@ class Tokenizer:
     @cached_property
     def _spelled_control(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True))))
-
-    @cached_property
-    def _parts(self) -> PartEncoder:
-        return PartEncoder(self._new_encoder, self._added, self._in_text)
-
-    def _count(self, texts: Sequence[str]) -> None:
-        """Set up the fast encoder once that much is encoded that it pays."""
-        if self._fast is None and self._encoded < SPEED_UP_AFTER:
-            self._encoded += sum(map(len, texts))
-            if self._encoded >= SPEED_UP_AFTER:
-                self.speed_up(texts)
-
-    def _encode_share(self, texts: Sequence[str], threads: bool) -> list[np.ndarray]:
-        if self._fast is None:
-            return self._encode_slowly(texts) if threads else [self._encode_slowly([t])[0] for t in texts]
-        found = zip(texts, self._quick(texts), strict=True)
-        return [self._encode_slowly([text])[0] if ids is None else ids for text, ids in found]
-
-    def _quick(self, texts: Sequence[str]) -> list[np.ndarray | None]:
-        """Ids of each text by the fast encoder; None where it cannot have it."""
-        assert self._fast is not None
-        plain = [text for text in texts if not self._holds_added_token(text)]
-        try:
-            ids = self._fast.encode(plain)
-        except UnicodeEncodeError as error:
-            raise _no_utf8() from error
-        if len(plain) == len(texts):
-            return ids
-        rest = iter(ids)
-        return [None if self._holds_added_token(text) else next(rest) for text in texts]
-
-    def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
-        try:
-            encoded = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (UnicodeEncodeError, TypeError) as error:
-            raise _no_utf8() from error
-        return [np.array(one.ids, dtype=np.int32) for one in encoded]
-
-    def _encode_parts_fast(self, text: str, parts: Sequence[Part]) -> list[np.ndarray] | None:
-        """Ids of each part by the fast encoder; None where it cannot have them."""
-        has_controls = any(controls for _, _, controls in parts)
-        added = self._added.values()
-        if has_controls and any(token.lstrip or token.rstrip or token.single_word for token in added):
-            return None
-        texts: list[str] = []  # those of a part stand before, between and after its control tokens
-        for start, end, controls in parts:
-            bounds = [start, *(place for control in controls for place in control), end]
-            texts += [text[a:b] for a, b in zip(bounds[::2], bounds[1::2])]
-        quick = iter(self._quick(texts))
-        found: list[np.ndarray] = []
-        for _, _, controls in parts:
-            ids = [next(quick)]
-            for start, end in controls:
-                ids += [np.array([self.control_tokens[text[start:end]]], dtype=np.int32), next(quick)]
-            if any(one is None for one in ids):
-                return None
-            found.append(np.concatenate(ids))  # type: ignore[arg-type]
-        return found
 
 
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -390,7 +258,3 @@ def _rebuilt(content: str, config: dict[str, Any], origin: str) -> Tokenizer:
 def utf8_size(text: str) -> int:
     """Bytes of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
-
-
-def _no_utf8() -> UserError:
-    return UserError("the text holds a lone surrogate, which no UTF-8 can hold")

@@ -22,7 +22,7 @@ SPED_UP = tokenizer(byte_level())
 SPED_UP.speed_up()
 FAST = RecordEncoder(SPED_UP)
 SLOW = RecordEncoder(tokenizer(byte_level()))
-SLOW.tokenizer._encoded = 1 << 60
+SLOW.tokenizer._texts.encoded = 1 << 60
 PIECES = RecordEncoder(tokenizer(sentencepiece()))
 WORDS = RecordEncoder(tokenizer(word_pieces()))
 EACH = pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_white_space_is_learned_too_where_the_file_would_leave_it_out_of_the_pla
     trimming = byte_level()
     trimming.post_processor = processors.ByteLevel(trim_offsets=True)
     made = tokenizer(trimming)
-    made._encoded = 1 << 60
+    made._texts.encoded = 1 << 60
     for encoder in (RecordEncoder(made), FAST):
         encoded = one(encoder, Pair("the", " \n "))
         assert encoder.tokenizer.decode(encoded.tokens[encoded.targets]) == " \n "

@@ -21,7 +21,8 @@ from llmkit.data.tokens import fast
 from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
 from llmkit.data.tokens.make_tokenizer import PIECES, bytes_tokenizer
-from llmkit.data.tokens.tokenizer import SPEED_UP_AFTER, Tokenizer
+from llmkit.data.tokens.text_encoder import SPEED_UP_AFTER
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from tests.data.tokens.tokenizers_for_tests import (
     CORPUS,
@@ -84,8 +85,8 @@ def test_a_text_without_a_break_has_the_same_ids(run: str) -> None:
 
 
 def test_what_the_fast_encoder_gives_up_on_is_left_to_the_other() -> None:
-    assert KINDS[0]._fast is not None
-    assert KINDS[0]._fast.encode(["a", " " * 1_000_000, "b c"])[1] is None
+    assert KINDS[0]._texts.fast is not None
+    assert KINDS[0]._texts.fast.encode(["a", " " * 1_000_000, "b c"])[1] is None
 
 
 def test_characters_that_the_pattern_does_not_match_are_not_lost() -> None:
@@ -127,7 +128,7 @@ def test_it_sets_itself_up_after_some_text_and_changes_no_id() -> None:
     before = made.encode(text).tolist()
     assert not made.fast
     assert made.slow_reason == "not tried yet"
-    while made._encoded < SPEED_UP_AFTER:
+    while made._texts.encoded < SPEED_UP_AFTER:
         assert not made.fast
         made.encode_batch([text] * 20)
     assert made.fast
@@ -220,7 +221,7 @@ def test_a_text_with_other_ids_is_found_out() -> None:
 def test_a_wrong_id_keeps_the_fast_encoder_off(monkeypatch: pytest.MonkeyPatch) -> None:
     right = fast.build_fast_encoder(json.loads(OWN.to_str()))
     monkeypatch.setattr(right, "_ids", np.roll(right._ids, 1))
-    monkeypatch.setattr("llmkit.data.tokens.tokenizer.build_fast_encoder", lambda spec: right)
+    monkeypatch.setattr("llmkit.data.tokens.text_encoder.build_fast_encoder", lambda spec: right)
     made = tokenizer(OWN)
     made.speed_up()
     assert not made.fast

@@ -93,5 +93,5 @@ def changed(encoder: Encoder, **changes: Any) -> Tokenizer:
 def slow(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer, kept from its fast encoder."""
     other = Tokenizer(tokenizer.files()["tokenizer.json"].decode(), tokenizer.end_of_text)
-    other._encoded = 1 << 60
+    other._texts.encoded = 1 << 60
     return other
