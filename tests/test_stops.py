@@ -12,7 +12,6 @@ import pytest
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.data.evaluation import HeldOut
 from llmkit.monitor import background
-from llmkit.stopping import SIGNALS
 from tests.monitor.test_background import fill
 from tests.program import at_step, events, rows, timeless, train
 
@@ -21,7 +20,7 @@ def last_event(folder):
     return json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
 def test_a_signal_saves_and_the_same_command_goes_on(project, number, monkeypatch, capsys):
     folder = project / "runs" / "tiny"
     at_step(monkeypatch, 7, lambda: os.kill(os.getpid(), number))

@@ -77,7 +77,10 @@ def record_fault(run: Run, log: Log, error: BaseException) -> BaseException:
             run.console.note(f"saved {run.save()}")
     reason = f"{type(cause).__name__}: {cause}"
     lost = run.unsaved_steps
-    run.events.record(
+    events, roll_call = run.events, run.mesh.roll_call
+    if roll_call is not None and 0 in roll_call.gone and run.mesh.rank == roll_call.first:
+        events = EventLog(run.folder.path / "events.jsonl")  # rank 0, whose task it was, has gone
+    events.record(
         "fault",
         step=run.progress.step,
         reason=reason[:MAX_REASON],

@@ -117,7 +117,7 @@ def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn
     the first does not answer within PATIENCE, the error itself. The ranks meet in the store, as an
     exchange that some of them never join could not be given up.
     """
-    absent = set() if mesh.roll_call is None else mesh.roll_call.absent
+    absent: set[int] = set() if mesh.roll_call is None else mesh.roll_call.absent
     first, *others = (rank for rank in range(mesh.world_size) if rank not in absent)
     if mesh.rank == first:
         print(f"llmkit: {error}", file=sys.stderr, flush=True)

@@ -33,6 +33,8 @@ class RollCall:
         self._store, self._rank, self._world = store, rank, world_size
         self.absent: set[int] = set()
         """Ranks that have failed or gone; known once `cause` has found it out."""
+        self.gone: set[int] = set()
+        """Those of them that have not said anything."""
         self._known: list[BaseException] = []
         self._closed = threading.Event()
         store.set(f"process/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
@@ -43,6 +45,11 @@ class RollCall:
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
+
+    @property
+    def first(self) -> int:
+        """The first rank that is left: it speaks for all."""
+        return min(rank for rank in range(self._world) if rank not in self.absent)
 
     def cause(self, error: BaseException) -> BaseException:
         """Why this process cannot go on, told to the others: `error`, or what is behind it.
@@ -64,7 +71,7 @@ class RollCall:
         except RuntimeError:
             if self._rank == 0 or not _is_broken(error):
                 return error
-            self.absent = {0}
+            self.absent = self.gone = {0}
             return RunFault(
                 "rank 0, where the processes of this run meet, has failed or gone; its output may tell why. "
                 "The same command goes on from the newest checkpoint"
@@ -83,7 +90,7 @@ class RollCall:
             if time.monotonic() > until:
                 break
             self._closed.wait(0.1)
-        self.absent = {
+        self.absent = self.gone = {
             rank for rank in range(self._world) if rank not in ends and not self._read(f"alive/{rank}")
         }
         if not self.absent:

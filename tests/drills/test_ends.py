@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from tests.drills.test_world import free_ports
@@ -97,20 +98,24 @@ def test_data_that_fail_on_one_rank_end_both_with_one_message_and_everything_sav
 
 
 @pytest.mark.parametrize(
-    ("act", "reason"),
+    ("act", "failing", "reason"),
     [
-        ("killed", "has gone without a word"),
-        ("bug", "ZeroDivisionError: of this rank alone (that rank's output has the traceback)"),
+        ("killed", 0, "has gone without a word"),
+        ("bug", 1, "ZeroDivisionError: of this rank alone (that rank's output has the traceback)"),
     ],
 )
-def test_the_others_name_a_rank_that_fails_or_dies_and_say_what_is_lost(project, act, reason):
-    case = {"name": act, "acts": ["nothing", act], "overrides": [*COMMON, "train.max_steps=40"]}
-    (found,), second = run_ranks(
-        2, "tests.drills.end_cases:ends", joined=False, may_die=[1],
-        folder=str(project), ports=free_ports(1), cases=[case],
+def test_the_other_names_a_rank_that_fails_or_dies_and_says_what_is_lost(project, act, failing, reason):
+    """The ranks meet in their launcher, as under torchrun: it stays when one of them goes."""
+    acts = [act if rank == failing else "nothing" for rank in range(2)]
+    case = {"name": act, "acts": acts, "overrides": [*COMMON, "train.max_steps=40"]}
+    launcher = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = run_ranks(
+        2, "tests.drills.end_cases:ends", joined=False, may_die=[0, 1], folder=str(project),
+        environment={"TORCHELASTIC_USE_AGENT_STORE": "True"}, ports=[launcher.port], cases=[case],
     )  # fmt: skip
+    (found,) = ranks[1 - failing]
     assert found["code"] == 1
-    assert found["errors"].startswith("llmkit: rank 1 (")
+    assert found["errors"].startswith(f"llmkit: rank {failing} (")
     assert reason in found["errors"]
     assert "Traceback" not in found["errors"]
     assert "2 steps are lost, all since the checkpoint of step 5" in found["log"]
@@ -118,4 +123,4 @@ def test_the_others_name_a_rank_that_fails_or_dies_and_say_what_is_lost(project,
     assert (last["event"], last["step"], last["saved_step"], last["lost_steps"]) == ("fault", 7, 5, 2)
     assert reason in last["reason"]
     if act == "bug":
-        assert second[0]["code"] == "ZeroDivisionError: of this rank alone"
+        assert ranks[failing][0]["code"] == "ZeroDivisionError: of this rank alone"
