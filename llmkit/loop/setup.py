@@ -177,16 +177,16 @@ def _open_records(
 
     Raises UserError, on all ranks, where it could never be written. note: is told what was not written.
     """
-    places = ["metrics.jsonl", "events.jsonl"]
-    metrics, events = (os.devnull if mesh.rank > 0 else folder.path / name for name in places)
-    record = MetricsFile(metrics), EventLog(events)
-    for file in record:
+    names = ("metrics.jsonl", "events.jsonl")
+    places = [os.devnull if mesh.rank > 0 else folder.path / name for name in names]
+    metrics, events = MetricsFile(places[0]), EventLog(places[1])
+    for file in (metrics, events):
         stack.callback(_close_record, file, note)
     with together(mesh):
-        record[1].open()
-        with failure_recorded(record[1]):
-            record[0].open()
-    return record
+        events.open()
+        with failure_recorded(events):
+            metrics.open()
+    return metrics, events
 
 
 def _close_record(file: MetricsFile | EventLog, note: Callable[[str], None]) -> None:
