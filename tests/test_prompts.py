@@ -37,7 +37,7 @@ def asked(question: str, answer: str, system: str | None = None) -> Chat:
 @pytest.mark.parametrize("system", [None, "Be brief."])
 def test_a_question_has_the_ids_that_stood_before_the_answer_in_training(kind, template, system):
     made = tokenizer(kind(), chat_template=template)
-    for answer in ("x", "  x", "\n", "<|im_end|>"):
+    for answer in ("x", "  x", "\n x", "<|im_end|>"):
         [encoded] = RecordEncoder(made).encode([asked("hello", answer, system)])
         prompt = chat_prompt(made, "hello", system)
         assert prompt.ids == [made.end_of_text_id, *encoded.tokens[: encoded.targets.argmax()].tolist()]
@@ -81,6 +81,7 @@ def test_control_tokens_of_a_prompt_are_meant_where_asked():
         (CHATML, "<|im_end|>", ""),
         ("{% for m in messages %}{{ m['content'] }} {{ eos_token }}\n{% endfor %}", "</s>", ""),
         (CHATML.replace("<|im_", "<|at_"), None, "<|at_end|>"),
+        (PLAIN.replace("'\n'", "' <|at_end|>\n'") + "{{ eos_token }}", "</s>", "<|at_end|>"),
         (PLAIN, None, "user:"),  # what ends a turn is white space: the next one begins so
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", None, ""),
         ("{% for m in messages %}{% generation %}{{ m['content'] }}[/INST]{% endgeneration %}{% endfor %}",

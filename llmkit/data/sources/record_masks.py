@@ -23,7 +23,7 @@ ID_MASKS = ("completion_mask", "assistant_masks", "loss_mask")
 PADDING = "attention_mask"
 """Field beside token ids that is 0 where an id only fills up the list, as tokenizers have it."""
 BESIDE_IDS = (LABELS, PADDING, *ID_MASKS)
-"""Fields that are read beside token ids where they are lists."""
+"""Fields that are read beside token ids. Labels that are no list name a class, not tokens to learn."""
 
 
 class UnusableError(Exception):
@@ -54,14 +54,16 @@ def message_is_learned(message: Mapping[str, Any], what: str) -> bool:
 def learned_ids(ids: np.ndarray, beside: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
     """The ids that do not only fill up the list, and which of them are learned; None = all.
 
-    ids: (count,) int64. beside: values of `BESIDE_IDS`; what is no list is no mask. Raises UnusableError.
+    ids: (count,) int64. beside: values of `BESIDE_IDS`, None where there is none. Raises UnusableError.
     """
-    lists = {name: value for name, value in beside.items() if isinstance(value, list | np.ndarray)}
-    if not lists:
+    given = {name: value for name, value in beside.items() if value is not None}
+    if not isinstance(given.get(LABELS), list | np.ndarray):
+        given.pop(LABELS, None)
+    if not given:
         return ids, None
     learned = np.ones(ids.shape, dtype=bool)
-    if LABELS in lists:
-        labels = numbers(lists[LABELS], f"field {LABELS!r}")
+    if LABELS in given:
+        labels = numbers(given[LABELS], f"field {LABELS!r}")
         learned &= labels != IGNORED if labels.shape == ids.shape else False
         if labels.shape != ids.shape or (labels[learned] != ids[learned]).any():
             raise UnusableError(
@@ -69,10 +71,10 @@ def learned_ids(ids: np.ndarray, beside: Mapping[str, Any]) -> tuple[np.ndarray,
                 f"field {LABELS!r} does not hold the very ids, or {IGNORED} where one is not to be learned",
             )
     for name in ID_MASKS:
-        if name in lists:
-            learned &= _mask(lists[name], name, ids)
-    if PADDING in lists:
-        kept = _mask(lists[PADDING], PADDING, ids)
+        if name in given:
+            learned &= _mask(given[name], name, ids)
+    if PADDING in given:
+        kept = _mask(given[PADDING], PADDING, ids)
         ids, learned = ids[kept], learned[kept]
     return ids, None if learned.all() else learned
 
@@ -89,9 +91,10 @@ def numbers(value: Any, what: str) -> np.ndarray:
     return value
 
 
-def _mask(value: list[Any] | np.ndarray, name: str, ids: np.ndarray) -> np.ndarray:
-    plain = isinstance(value, np.ndarray) or all(type(one) in (int, bool) for one in value)
-    mask = np.asarray(value if plain else ())
+def _mask(value: Any, name: str, ids: np.ndarray) -> np.ndarray:
+    is_array = isinstance(value, np.ndarray)
+    plain = isinstance(value, list) and all(type(one) in (int, bool) for one in value)
+    mask = np.asarray(value if is_array or plain else ())
     if mask.shape != ids.shape or mask.dtype.kind not in "bui" or (mask.astype(bool) != mask).any():
         raise UnusableError(BAD_LABELS, f"field {name!r} is not a list of as many 0 and 1 as there are ids")
     return mask.astype(bool)

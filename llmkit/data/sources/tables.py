@@ -204,8 +204,11 @@ def _check_columns(names: pa.Schema, spec: schema.Source, place: str, file: str)
             fits, what = _is_text(kind) or pa.types.is_null(kind), "text"
         if not fits:
             raise UserError(f"{place}.{setting}: column {column!r} of {file} is {kind!s:.200}, not {what}")
-    extras = [name for name in extras_of(spec) if names.names.count(name) == 1]
-    return [*wanted.values(), *(name for name in extras if _is_list(_plain(names.field(name).type)))]
+    extras = [name for name in extras_of(spec) if name in names.names]
+    for name in extras:
+        if (count := names.names.count(name)) > 1:
+            raise UserError(f"{place}: {file} has {count} columns {name!r}; rename all but one")
+    return [*wanted.values(), *extras]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

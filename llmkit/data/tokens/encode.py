@@ -27,7 +27,7 @@ OTHER_NAMES = ("gpt", "model", "bot", "chatbot", "chatgpt", "bing", "bard", "ai"
 END_CHARACTERS = 200
 """Of a text, in which a spelled end-of-text is looked for: white space may follow it."""
 
-VERSION = 4
+VERSION = 5
 """Changes with anything that makes other ids, targets or sizes of records that are not plain text."""
 
 
@@ -120,8 +120,9 @@ class RecordEncoder:
         return np.concatenate(self.tokenizer.encode_parts(rendered.text, cuts, rendered.controls))
 
     def end_of_turn(self, messages: Sequence[dict[str, str]]) -> tuple[int | None, str]:
-        """What ends the assistant's answer to `messages`: a control token, or else a text, which may be "".
+        """What ends the assistant's answer to `messages`: a control token, and a text that comes before it.
 
+        None and "" where there is none.
         Raises RefusedError where the chat template does not take the chat.
         """
         text, controls, _ = self._template.end_of_turn(messages)
@@ -129,7 +130,8 @@ class RecordEncoder:
             self.tokenizer.spelled_controls(text) if self.tokenizer.control_tokens_in_text else []
         )
         if controls:
-            return self.tokenizer.control_tokens[text[slice(*controls[0])]], ""
+            start, end = controls[0]
+            return self.tokenizer.control_tokens[text[start:end]], text[:start].strip()
         return None, text.strip()
 
     @property
@@ -149,6 +151,8 @@ class RecordEncoder:
         answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             return _no_assistant(messages)
+        if not any(messages[number]["content"].strip() for number in answers if number not in context):
+            return LeftOut(NO_TARGETS, "no message of the assistant that is to be learned has any text")
         try:
             rendered = self._without_end(self._template.render(messages))
         except RefusedError as error:
@@ -190,10 +194,12 @@ class RecordEncoder:
     def _whole(
         self, tokens: np.ndarray, text_bytes: int, targets: np.ndarray | None = None
     ) -> Encoded | LeftOut:
-        if targets is not None and not targets.any():
-            return LeftOut(NO_TARGETS, "no token of the record is to be learned")
         document = self._document(tokens, targets, text_bytes)
-        return document if document.tokens.size else LeftOut(EMPTY, "the text has no tokens")
+        if not document.tokens.size:
+            return LeftOut(EMPTY, "the text has no tokens")
+        if document.targets is not None and not (document.targets.any() or document.end_is_target):
+            return LeftOut(NO_TARGETS, "no token of the record is to be learned")
+        return document
 
     def _document(self, tokens: np.ndarray, targets: np.ndarray | None, text_bytes: int) -> Encoded:
         """Without end-of-text at both ends; the first one at the end may be a target."""

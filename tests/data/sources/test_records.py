@@ -255,7 +255,9 @@ def test_masks_beside_ids_are_heeded_together_and_padding_is_taken_away() -> Non
     assert left_out({"input_ids": [1], "attention_mask": [0]}, record="ids")[0] == "empty"
 
 
-@pytest.mark.parametrize("mask", [[1], [1, 2], [1, None], [1, "1"], [1, [1]], [1, 2**70], [0.5, 1]])
+@pytest.mark.parametrize(
+    "mask", [[1], [1, 2], [1, None], [1, "1"], [1, [1]], [1, 2**70], [0.5, 1], "01", 1, 0.0, False, {}]
+)
 @pytest.mark.parametrize("name", ["attention_mask", "completion_mask", "assistant_masks", "loss_mask"])
 def test_masks_that_do_not_fit_leave_the_ids_out(name: str, mask: Any) -> None:
     reason, detail = left_out({"input_ids": [5, 6], name: mask}, record="ids")

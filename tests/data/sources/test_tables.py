@@ -91,3 +91,17 @@ def test_masks_beside_ids_are_read_where_they_are_lists(tmp_path: Path, suffix: 
         assert isinstance(first, Ids) and isinstance(second, Ids) and second.learned is None
         assert first.learned is not None
         assert (first.ids.tolist(), first.learned.tolist()) == ([1, 2], learned)
+
+
+def test_a_column_of_masks_that_are_no_lists_or_that_is_there_twice_is_not_passed_over(
+    tmp_path: Path,
+) -> None:
+    ids = pa.array([[1, 2], [3, 4]])
+    words = write_table(tmp_path / "a.parquet", pa.table({"input_ids": ids, "loss_mask": ["01", None]}), 3)
+    first, second = texts(make_reader(as_source(words, record="ids")))
+    assert isinstance(first, LeftOut) and first.reason == "ids with labels or masks that do not fit"
+    assert isinstance(second, Ids) and second.learned is None
+    twice = pa.Table.from_arrays([ids, pa.array([[0, 1]] * 2), ids], ["input_ids", "loss_mask", "loss_mask"])
+    path = write_table(tmp_path / "b.arrow", twice, 3)
+    with pytest.raises(UserError, match="has 2 columns 'loss_mask'; rename all but one"):
+        make_reader(as_source(path, record="ids"))

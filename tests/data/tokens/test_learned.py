@@ -22,8 +22,10 @@ def test_ids_that_are_not_learned_are_context() -> None:
         assert encoded.targets is not None
         assert (encoded.targets.tolist(), encoded.end_is_target) == (learned[:-1], end)
         assert encoded.text_bytes == sum(learned[k] for k in (0, 1, 3))
-    [nothing] = BYTES.encode([Ids(given, np.zeros(5, dtype=bool))])
-    assert isinstance(nothing, LeftOut) and nothing.reason == NO_TARGETS
+    doubled = np.append(given, 256)
+    for ids, learned in ((given, [False] * 5), (doubled, [False] * 5 + [True])):  # one end is enough
+        [nothing] = BYTES.encode([Ids(ids, np.array(learned))])
+        assert isinstance(nothing, LeftOut) and nothing.reason == NO_TARGETS
 
 
 ENDING = "{% for m in messages %}{{ bos_token }}{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
@@ -76,6 +78,15 @@ def test_a_message_that_is_not_to_be_learned_stays_as_context(encoder: RecordEnc
     assert (whole.text_bytes, part.text_bytes) == (10, 5)
     [nothing] = encoder.encode([Chat(TALK, frozenset({1, 3}))])
     assert isinstance(nothing, LeftOut) and nothing.reason == NO_TARGETS
+
+
+def test_a_chat_in_which_the_assistant_says_nothing_is_left_out() -> None:
+    silent = tuple(
+        message | {"content": " "} if message["role"] == "assistant" else message for message in TALK
+    )
+    half = (*TALK[:3], silent[3])
+    found = FAST.encode([Chat(silent), Chat(half), Chat(half, frozenset({1}))])
+    assert [isinstance(one, LeftOut) and one.reason == NO_TARGETS for one in found] == [True, False, True]
 
 
 def test_masks_need_a_template_that_marks_each_message() -> None:
