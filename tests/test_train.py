@@ -267,7 +267,8 @@ def test_early_stopping_ends_the_run_and_lifting_it_goes_on(project, capsys):
     assert open_checkpoint(folder).step == 6  # best at 2, no gain at 4 and 6
     assert events(folder)[-2:] == ["save", "done"]
     assert "stopping early" in capsys.readouterr().out
-    assert train(*still, "evaluate.early_stopping=2") == 0
+    assert train(*still, "evaluate.early_stopping=2", "train.max_steps=20") == 0
+    assert "finished since step 6, where early stopping ended it" in capsys.readouterr().out
     assert open_checkpoint(folder).step == 6
     assert train(*still) == 0
     assert open_checkpoint(folder).step == 12

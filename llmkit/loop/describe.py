@@ -61,8 +61,11 @@ def _remarks(
         yield f"resuming from {checkpoint.path} at step {progress.step}"
         if settings_of(checkpoint).train.max_steps is not None and config.train.max_steps is None:
             yield f"train.max_steps is not set now: the run keeps the {progress.max_steps} steps that it had"
-    if progress.max_steps != config.train.max_steps and progress.max_steps is not None:
-        yield from length_remarks(Settings(config, loaded.origins), progress.max_steps)
+    settings, asked, made = Settings(config, loaded.origins), config.train.max_steps, progress.step
+    if asked is not None and asked < made:
+        yield f"{settings.describe('train.max_steps')}: {made} steps are made already, so no more are"
+    elif asked is None and progress.max_steps is not None:
+        yield from length_remarks(settings, progress.max_steps)
 
 
 def _layout_name(layout: Layout) -> str:

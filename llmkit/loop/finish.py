@@ -36,7 +36,8 @@ def finish(run: Run, stop: StopRequest) -> None:
     progress = run.progress
     run.console.close()
     if run.folder.is_done:
-        run.console.note(f"this run is finished since step {progress.step}: nothing is left to do")
+        early = ", where early stopping ended it" if progress.stopped_early else ""
+        run.console.note(f"this run is finished since step {progress.step}{early}: nothing is left to do")
     else:
         counts = {"tokens": progress.tokens, "skipped": progress.skipped, "no_targets": progress.no_targets}
         run.events.record("done", step=progress.step, **counts)

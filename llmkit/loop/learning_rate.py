@@ -28,6 +28,8 @@ def rate_change(checkpoint: Checkpoint, config: Config, progress: Progress) -> R
 
     progress: of now, with the number of steps of now.
     """
+    if progress.finished():
+        return None
     before = settings_of(checkpoint)
     steps_before = Progress.from_json(checkpoint.state["progress"], checkpoint.origin).max_steps
     step, end = progress.step + 1, max(progress.max_steps or 0, steps_before or 0, progress.step + 1)

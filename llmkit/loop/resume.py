@@ -148,14 +148,15 @@ def settings_of(checkpoint: Checkpoint) -> Config:
 def resumed_progress(
     checkpoint: Checkpoint, config: Config, fingerprint: dict[str, Any], note: Callable[[str], None]
 ) -> Progress:
-    """The counters of the checkpoint under today's settings: more steps let a finished run go on.
+    """The counters of the checkpoint under today's settings: more steps let a finished run go on, fewer than
+    it has made end it where it stands.
 
     fingerprint: of the data of now. Where other text is held out, or in other rows, the losses from before
     are not compared with those to come.
     """
     progress = Progress.from_json(checkpoint.state["progress"], checkpoint.origin)
     if config.train.max_steps is not None:
-        progress.max_steps = config.train.max_steps
+        progress.max_steps = max(config.train.max_steps, progress.step)
     before = checkpoint.state["data"]["fingerprint"]
     if progress.best_eval_loss is not None and _held_out(before) != _held_out(fingerprint):
         note("other text is held out than before: early stopping begins to compare anew")

@@ -65,6 +65,17 @@ def test_a_schedule_with_steps_of_its_own_is_kept(project, capsys):
     assert "learning_rate" not in recorded("resume")[0]
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_fewer_steps_than_are_made_end_the_run_where_it_stands(project, done, capsys):
+    if not done:
+        (FOLDER / "DONE").unlink()
+    assert train("train.max_steps=5") == 0
+    printed = capsys.readouterr().out
+    assert "train.max_steps 5 (command line): 12 steps are made already, so no more are" in printed
+    assert "the learning rate of step" not in printed and "/5" not in printed
+    assert open_checkpoint(FOLDER).step == 12 and (FOLDER / "DONE").exists()
+
+
 def test_dropout_and_padding_may_change_and_every_change_is_recorded(project, capsys):
     changes = ["model.hidden_dropout=0.0", "model.vocab_pad_multiple=64", "model.num_key_value_heads=2"]
     assert train(*changes, "train.max_steps=13", "schedule.steps=12", "monitor.log_every=2") == 0
