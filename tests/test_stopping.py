@@ -98,7 +98,7 @@ def test_nohup_keeps_its_meaning():
 def test_the_end_of_the_launcher_is_a_request(monkeypatch):
     with Listener({LAUNCHERS[0]: "none"}) as launched, Listener({}) as alone:
         assert launched.reason == ""
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: -1)
         assert launched.reason == LAUNCHER_GONE
         assert alone.reason == ""  # a shell that has ended says nothing
 
