@@ -188,14 +188,18 @@ def carried_over(
 
     consumed: rows of each source of before that `position` has behind it. A source with the same text goes
     on where it stood, also under another name; another one begins, under a number that none had before.
-    So do stored tokens whose rows are cut or ordered otherwise from here on. weights: of now, which hold
-    from there on.
+    So do stored tokens whose rows are cut or ordered otherwise from here on; the lanes of a live source go on
+    with rows of any length. weights: of now, which hold from there on.
     """
     then = position.fingerprint
     version: Literal[2, 3] = 2 if position.version == 2 and not now.has_live else 3
-    same_rows = (then.tokenizer, then.sequence_length) == (now.tokenizer, now.sequence_length)
-    same_order = version == position.version and (version == 2 or then.packing == now.packing)
-    goes_on = [same_rows and (same_order or source.kind == "live") for source in then.sources]
+    same_rows = (
+        version == position.version
+        and then.sequence_length == now.sequence_length
+        and (version == 2 or then.packing == now.packing)
+    )
+    same_ids = then.tokenizer == now.tokenizer
+    goes_on = [same_ids and (same_rows or source.kind == "live") for source in then.sources]
     left = {place for place, source_goes_on in enumerate(goes_on) if source_goes_on}
     fresh = position.next_number
     carry, numbers, cursors = [], [], []
@@ -230,10 +234,17 @@ def carried_over(
 
 def begun_anew(then: Position, now: Position) -> list[str]:
     """Of `now`, which `carried_over` made of `then`: the sources that begin there, in words."""
-    before = {source.name for source in then.fingerprint.sources}
+    before = {source.name: source for source in then.fingerprint.sources}
+
+    def why(source: SourcePrint) -> str:
+        if source.name not in before:
+            return ""
+        same = _same_text(before[source.name], source)
+        cut = ": its text is the same, but its rows are cut or ordered otherwise from here on"
+        return ", whatever was read of it before" + cut * same
+
     return [
-        f"source {source.name} begins anew"
-        + (", whatever was read of it before" if source.name in before else "")
+        f"source {source.name} begins anew{why(source)}"
         for source, number in zip(now.fingerprint.sources, now.numbers, strict=True)
         if number >= then.next_number
     ]

@@ -484,6 +484,24 @@ def test_a_source_that_was_gone_and_comes_back_is_read_in_another_order() -> Non
     assert [row[1] for row in again[:4]] != [row[1] for row in first[:4]]
 
 
+def test_a_live_source_goes_on_with_rows_of_another_length() -> None:
+    letters = [chr(0x4E00 + i) for i in range(600)]
+    texts = [
+        ["".join(letters[k : k + 15]) for k in range(first, first + 150, 15)] for first in (0, 150, 300, 450)
+    ]
+
+    def job_of(length: int) -> tuple[Any, schema.Data]:
+        source = live(texts, sequence_length=length, max_epochs=1)
+        return toy({"a": ToyRows(300), "web": source}, sequence_length=length, max_epochs={"web": 1})
+
+    job = Job(job_of(8), 6, 2)
+    rows = job.run(2, 6)
+    job.data = job_of(20)
+    rows += job.run(3, 50, allow_change=True)
+    labels = [label for batch in rows for source, _, labels in batch if source == 1 for label in labels]
+    assert sorted(label for label in labels if label > 0) == sorted(map(ord, letters))
+
+
 def test_a_source_under_another_name_goes_on() -> None:
     rows = ToyRows(400)
     job = Job(toy({"gone": ToyRows(300, 1000), "a": rows}), 8, 4)
