@@ -98,6 +98,7 @@ class Mirror:
             "config": plain(config),
         }
         try:
+            original = _leave_original(run_dir)
             _write_session(run_dir, session, names.run_id)
             process = _start_process(run_dir, environment)
         except OSError as error:
@@ -109,6 +110,8 @@ class Mirror:
             folders = f"{shlex.quote(str(run_dir / 'wandb'))}/offline-run-*"
             message = f"W&B: offline{because}; upload later with: wandb sync {folders}"
         notes = list(names.notes)
+        if original is not None:
+            notes.append(f"this folder is a copy of {original}: it is a run of its own, {session['run_id']}")
         if names.run_id not in (None, session["run_id"]):
             notes.append(
                 f"WANDB_RUN_ID={names.run_id} is passed over: the run has the id {session['run_id']}"
@@ -165,6 +168,25 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def _leave_original(run_dir: Path) -> Path | None:
+    """Where this folder is a copy of a run folder that is still there, forgets that one's W&B run.
+
+    Returns the original; None where there is none. Both would else write into the same charts. A folder that
+    was moved keeps its W&B run.
+    """
+    folder = run_dir / "wandb"
+    try:
+        original = Path(json.loads((folder / "session.json").read_text())["folder"])
+        run_ids = [(place / "run_id").read_text() for place in (folder, original / "wandb")]
+        if run_dir.samefile(original) or run_ids[0] != run_ids[1]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    for name in ("run_id", "session.json", "mirror.json"):  # the new run gets all rows
+        (folder / name).unlink(missing_ok=True)
+    return original
+
+
 def _write_session(run_dir: Path, session: dict[str, Any], run_id: str | None) -> None:
     """Puts down all that the mirror process needs to know; no secret is among it.
 
@@ -178,6 +200,7 @@ def _write_session(run_dir: Path, session: dict[str, Any], run_id: str | None) -
     except (OSError, ValueError, KeyError, TypeError):
         starts = 0
     session["run_id"] = _run_id(folder / "run_id", run_id)
+    session["folder"] = str(run_dir.resolve())
     session["restarts"] = starts
     session["trainer"] = os.getpid()
     # Rows past this place are new, whatever was mirrored before the file was cut back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,3 +116,33 @@ def test_the_id_of_the_environment_is_that_of_a_new_run_alone(
     later = Mirror.start(tmp_path, Wandb(), {}, environment={**environment, "WANDB_RUN_ID": "other"})
     assert later.message.endswith("\nW&B: WANDB_RUN_ID=other is passed over: the run has the id mine")
     assert (tmp_path / "wandb" / "run_id").read_text() == "mine\n"
+
+
+def test_a_copied_run_folder_is_a_wandb_run_of_its_own_and_a_moved_one_is_not(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_id(folder: Path) -> str:
+        return (folder / "wandb" / "run_id").read_text()
+
+    def start(folder: Path) -> str:
+        message = Mirror.start(folder, Wandb(), {}, environment=environment).message
+        (folder / "wandb" / "mirror.json").write_text("how far it came")
+        return message
+
+    monkeypatch.setattr("llmkit.monitor.wandb_mirror._start_process", lambda *_: None)
+    first, moved, copy = (tmp_path / name for name in ("first", "moved", "copy"))
+    first.mkdir()
+    start(first)
+    known = run_id(first)
+    first.rename(moved)
+    assert "copy" not in start(moved)
+    assert run_id(moved) == known
+
+    shutil.copytree(moved, copy)
+    started = Mirror.start(copy, Wandb(), {}, environment=environment)
+    assert not (copy / "wandb" / "mirror.json").exists()
+    assert run_id(copy) != known == run_id(moved)
+    told = f"W&B: this folder is a copy of {moved}: it is a run of its own, {run_id(copy).strip()}"
+    assert started.message.endswith(told)
+    assert "copy of" not in start(copy)
+    assert "copy of" not in start(moved)
