@@ -125,15 +125,12 @@ class Prepared:
 def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Place]) -> Prepared:
     """Open the sources of the settings at their places, in the settings' order.
 
-    Raises UserError if something is damaged or of another tokenizer, or if a source's tokens do not fill
-    one row.
+    Raises UserError if something is damaged or of another tokenizer.
     """
     train, heldout, left_out = [], [], {}
     for place in places:
         spec, record = place.spec, _read_record(place.folder) if place.folder else None
         source = TrainSource(place.name, spec.weight, spec.max_epochs, _open_train(place, tokenizer))
-        if source.stored:
-            require_row(place.name, source.stored.tokens, config.sequence_length)
         train.append(source)
         left_out[place.name] = record.left_out if record else {}
         if record and record.heldout and place.folder:
@@ -274,11 +271,16 @@ def _open_train(place: Place, tokenizer: Tokenizer) -> RowSource | LiveSource:
 def _open(folder: Path, split: str, tokenizer: Tokenizer) -> ShardReader:
     with opening_cache():
         return ShardReader(
-            folder / split, tokenizer.vocab_size, tokenizer.hash, _remedy(folder), tokenizer.end_of_text_id
+            folder / split,
+            tokenizer.vocab_size,
+            tokenizer.hash,
+            rebuild_remedy(folder),
+            tokenizer.end_of_text_id,
         )
 
 
-def _remedy(folder: Path) -> str:
+def rebuild_remedy(folder: Path) -> str:
+    """What to do where a folder of the cache is damaged, for messages."""
     return f"delete {folder} and build the data again"
 
 
@@ -286,6 +288,6 @@ def _read_record(folder: Path) -> SourceRecord:
     path = folder / "source.json"
     try:
         with opening_cache():
-            return SourceRecord.model_validate(read_sealed(path, _remedy(folder), first=3))
+            return SourceRecord.model_validate(read_sealed(path, rebuild_remedy(folder), first=3))
     except ValidationError as error:
-        raise UserError(f"{path}: of another version or damaged; {_remedy(folder)}") from error
+        raise UserError(f"{path}: of another version or damaged; {rebuild_remedy(folder)}") from error

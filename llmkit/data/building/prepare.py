@@ -7,14 +7,15 @@ from functools import cache
 
 from llmkit.config import schema
 from llmkit.data.building.build_source import Builder
-from llmkit.data.building.cache import Report
+from llmkit.data.building.cache import Report, opening_cache
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
 from llmkit.data.building.given import Given, check_documents, open_given
 from llmkit.data.building.opened import Found, OpenedSource, read_twice
 from llmkit.data.building.probe import check_sources, look_at_source, open_sources
 from llmkit.data.curriculum import Curriculum
 from llmkit.data.live.source import LiveSource
-from llmkit.data.prepared import Place, Prepared, open_prepared, require_row, summary
+from llmkit.data.prepared import Place, Prepared, open_prepared, rebuild_remedy, require_row, summary
+from llmkit.data.shards.format import read_index
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import RecordEncoder
@@ -68,8 +69,10 @@ def prepare(
         if isinstance(one.rows, MegatronReader):
             check_documents(one.rows, name, config.cache_dir, report, check)
     builder = Builder(config, tokenizer, encoder, report, workers, check)
-    places = [_place(source, config, encoder, builder, seed, given) for source in sources]
-    prepared = open_prepared(config, tokenizer, places)
+    # Small ones first: that one of them does not fill a row is told before a large one is tokenized.
+    by_size = sorted(sources, key=lambda source: sum(file.size for file in source.files))
+    places = {one.name: _place(one, config, encoder, builder, seed, given) for one in by_size}
+    prepared = open_prepared(config, tokenizer, [places[source.name] for source in sources])
     report(summary(prepared))
     return prepared
 
@@ -107,7 +110,11 @@ def _place(
     if source.name in given:
         return Place(source.name, source.spec, given=given[source.name])
     if source.live is None:
-        return Place(source.name, source.spec, builder.build(source))
+        built = builder.build(source)
+        with opening_cache():
+            tokens = read_index(built / "train", rebuild_remedy(built)).tokens
+        require_row(source.name, tokens, config.sequence_length)
+        return Place(source.name, source.spec, built)
     live = LiveSource.of(source.live, config, encoder)
     folder = builder.build_heldout(source, source.live) if config.heldout_every else None
     return Place(source.name, source.spec, folder, live.numbered(source.number, seed))

@@ -259,6 +259,17 @@ def test_a_live_source_may_hold_nothing_out(words: Words) -> None:
     assert (prepared.heldout, prepared.folders) == ((), {})
 
 
+def test_a_source_that_does_not_fill_a_row_is_named_before_larger_ones_are_built(words: Words) -> None:
+    large, tiny = words("large.txt", 90), words("tiny.txt", 1)
+    tiny.write_text("a word\n")
+    both = settings(large, sources=[source(large, name="large"), source(tiny, name="tiny")])
+    with pytest.raises(UserError, match="source tiny: it has 8 training tokens"):
+        prepare(both, silent)
+    made = {path.name.partition("-")[0] for path in Path(both.cache_dir).iterdir()}
+    assert "tiny" in made
+    assert "large" not in made
+
+
 def test_a_weight_that_is_too_small_is_named_before_any_work(words: Words, tmp_path: Path) -> None:
     path = words("a", 50)
     sources = [source(path, name="a"), source(path, name="b", weight=1e-9)]
