@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from llmkit.config import schema
 from llmkit.data.mixing import quotas
-from llmkit.data.order import Order
+from llmkit.data.order import Order, rows_before
+from llmkit.data.prepared import TrainSource
 from llmkit.errors import UserError
 
 
@@ -69,6 +70,16 @@ class Shortage:
     supply: Supply
     needed: int
     last_step: int
+
+
+def supplies(train: Sequence[TrainSource], order: Order) -> list[Supply]:
+    """What stored sources with `max_epochs` have."""
+    found = []
+    for index, (source, size) in enumerate(zip(train, order.sizes, strict=True)):
+        if source.max_epochs is not None and size is not None:
+            rows = rows_before(source.max_epochs, size, order.length)
+            found.append(Supply(source.name, index, int(rows), source.max_epochs))
+    return found
 
 
 def shortages(

@@ -19,12 +19,10 @@ from xxhash import xxh64_intdigest
 from llmkit.batch import Rows
 from llmkit.config import schema
 from llmkit.data.blocks import BlockMaker, RowsOfBlock, round_up, run_dry
-from llmkit.data.curriculum import Curriculum, Shortage, Supply, check_supply, shortages
-from llmkit.data.live.dealing import served_lanes
+from llmkit.data.curriculum import Curriculum, Shortage, check_supply, shortages, supplies
 from llmkit.data.live.demand import Cursors, merge_cursors
-from llmkit.data.live.row import Cursor
 from llmkit.data.live.source import LiveSource
-from llmkit.data.order import VERSION, Order, rows_before
+from llmkit.data.order import VERSION, Order
 from llmkit.data.position import (
     Change,
     Fingerprint,
@@ -39,6 +37,7 @@ from llmkit.data.position import (
 )
 from llmkit.data.prefetch import Prefetch
 from llmkit.data.prepared import Prepared
+from llmkit.data.rank_lanes import RankLanes
 from llmkit.errors import SourceDryError, UserError
 
 BLOCKS_AHEAD = 2
@@ -108,7 +107,7 @@ class TrainLoader:
         self._batch_rows, self._micro = batch_rows, micro_batch_size
         self._rank, self._world, self._hash_rows, self._workers = rank, world_size, hash_rows, workers
         self._boundary = prepared.tokenizer.end_of_text_id if config.document_masks else None
-        self._end_told: set[int] = set()
+        self._lanes = RankLanes(prepared.train, rank, world_size)
         self._names = [source.name for source in prepared.train]
         self._curriculum = Curriculum.of(config, self._names)
         self._ahead: Prefetch[RowsOfBlock] | None = None
@@ -218,25 +217,11 @@ class TrainLoader:
 
         Where none is on any rank, the source has run dry: see `run_dry`.
         """
-        left = {}
-        for index, (source, known) in enumerate(zip(self._prepared.train, self._cursors, strict=True)):
-            if source.max_epochs is not None and known is not None:
-                lanes = self._served[source.name]
-                left[index] = sum(not _is_at_end(known.get(str(lane)), source.max_epochs) for lane in lanes)
-        return left
+        return self._lanes.left(self._cursors)
 
     def run_dry(self, index: int) -> SourceDryError:
         """What to raise where a source has run dry."""
         return run_dry(self._prepared.train[index], index)
-
-    @cached_property
-    def _served(self) -> dict[str, list[int]]:
-        """The lanes of each live source that this rank reads."""
-        return {
-            source.name: served_lanes(source.rows.lane_table, self._rank, self._world)
-            for source in self._prepared.train
-            if isinstance(source.rows, LiveSource)
-        }
 
     def check_supply(self, max_steps: int) -> None:
         """Raises UserError if a source with `max_epochs` runs dry before the step `max_steps`.
@@ -244,29 +229,24 @@ class TrainLoader:
         Of live sources nobody knows the size: those run dry in mid-run.
         """
         steps = range(self._steps_done + 1, max_steps + 1)
-        check_supply(self._order, self._supplies(), steps, self.position, self._batch_rows)
+        check_supply(
+            self._order, supplies(self._prepared.train, self._order), steps, self.position, self._batch_rows
+        )
 
     @cached_property
     def first_shortage(self) -> Shortage | None:
         """The stored source with `max_epochs` that is the first to run dry; None if none ever does."""
         steps = range(self._steps_done + 1, self._steps_done + ENDLESS)
-        short = shortages(self._order, self._supplies(), steps, self.position, self._batch_rows)
+        short = shortages(
+            self._order, supplies(self._prepared.train, self._order), steps, self.position, self._batch_rows
+        )
         return min(short, key=lambda each: each.last_step, default=None)
-
-    def _supplies(self) -> list[Supply]:
-        length, supplies = self._config.sequence_length, []
-        for place, source in enumerate(self._prepared.train):
-            size = self._order.sizes[place]
-            if source.max_epochs is not None and size is not None:
-                rows = rows_before(source.max_epochs, size, length)
-                supplies.append(Supply(source.name, place, int(rows), source.max_epochs))
-        return supplies
 
     def state(self, gather: Gather = lambda text: [text]) -> dict[str, Any]:
         """Where the order stands, as JSON; equal on all ranks, which must all call it with live sources."""
         cursors = self._cursors
         if any(each is not None for each in cursors):
-            cursors = merge_cursors(self._own_cursors(), self._names, gather)
+            cursors = merge_cursors(self._lanes.own(self._cursors), self._names, gather)
         position = Position(
             version=self._order.version,
             rows=self.position,
@@ -285,17 +265,6 @@ class TrainLoader:
             changes=self._changes,
         )
         return position.model_dump(mode="json")
-
-    def _own_cursors(self) -> list[Cursors | None]:
-        """Where the lanes stand that this rank moves; of the others it knows only where they once stood."""
-        own: list[Cursors | None] = []
-        for source, known in zip(self._prepared.train, self._cursors, strict=True):
-            if known is None or not isinstance(source.rows, LiveSource):
-                own.append(None)
-                continue
-            served = map(str, self._served[source.name])
-            own.append({lane: known[lane] for lane in served if lane in known})
-        return own
 
     def load_state(
         self,
@@ -353,16 +322,6 @@ class TrainLoader:
     ) -> None:
         self.close()
 
-    def _tell_end(self, index: int, lane: int, cursor: list[int]) -> None:
-        """Say once of a source that the first of its lanes is at its end."""
-        source = self._prepared.train[index]
-        if index not in self._end_told and _is_at_end(cursor, source.max_epochs):
-            self._end_told.add(index)
-            self.notes.append(
-                f"source {source.name}: lane {lane} is the first at its end (max_epochs "
-                f"{source.max_epochs}); its rows hold no targets until all lanes are"
-            )
-
     def _cut(self, block: RowsOfBlock) -> Iterator[Step]:
         """The steps of a block; what the block knows of live sources is taken over step by step.
 
@@ -385,7 +344,7 @@ class TrainLoader:
                 assert cursors is not None, source
                 self._moved.append((cursors, str(lane), cursors.get(str(lane))))
                 cursors[str(lane)] = list(cursor)
-                self._tell_end(source, lane, cursor)
+                self.notes += self._lanes.end_of(source, lane, cursor)
             for source, counts in block.left_out[step]:
                 self.left_out.setdefault(self._names[source], Counter()).update(counts)
             yield Step(
@@ -393,8 +352,3 @@ class TrainLoader:
                 self._batch_rows, self.position, sources[step],
                 None if block.hashes is None else block.hashes[step],
             )  # fmt: skip
-
-
-def _is_at_end(cursor: Any, max_epochs: int | None) -> bool:
-    """Whether a lane with this cursor, None before its first row, was read as often as it may be."""
-    return max_epochs is not None and cursor is not None and Cursor(*cursor).epoch >= max_epochs
