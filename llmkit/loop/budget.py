@@ -69,7 +69,10 @@ class Budget:
         enough = step >= self.warmup_steps or sum(self._times) > TIMED_SHARE * (self.deadline - now)
         if now < self.deadline and (len(self._times) < TIMED_STEPS or not enough):
             return None
-        times = sorted(self._times) or [1.0]
+        left = f"after {self._seen} steps no time is left; raise it, or set train.max_steps"
+        if not self._times:
+            raise UserError(f"train.max_minutes is too short on this machine: {left}")
+        times = sorted(self._times)
         seconds = times[len(times) // 2]
         evaluation = self.heldout_tokens / tokens_per_step * seconds / 3.0
         reserve = END_SECONDS + evaluation
@@ -77,7 +80,6 @@ class Budget:
         more = int((self.deadline - reserve - now) * MARGIN / each)
         if more <= 0:
             raise UserError(
-                f"train.max_minutes is too short on this machine: a step takes {seconds:.2f} s, and after "
-                f"{self._seen} steps no time is left; raise it, or set train.max_steps"
+                f"train.max_minutes is too short on this machine: a step takes {seconds:.2f} s, and {left}"
             )
         return Plan(step + more, seconds, reserve)
