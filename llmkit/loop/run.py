@@ -38,7 +38,6 @@ class Run:
     shape: ModelShape
     device: torch.device
     precision: str
-    micro_batch_size: int
     data: Prepared
     heldout: HeldOut | None
     loader: TrainLoader

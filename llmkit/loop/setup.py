@@ -104,7 +104,6 @@ def _assemble(
         shape=basis.shape,
         device=basis.device,
         precision=basis.precision,
-        micro_batch_size=basis.micro_batch_size,
         data=basis.data,
         heldout=_heldout(start, basis, console.note),
         loader=loader,
