@@ -164,7 +164,7 @@ END
   chmod 755 "$DIR/epilog"
 }
 
-# The number after that of the last job in the logs: a job's own log would else be appended to that of an earlier one.
+# The number after that of the last job in the logs: otherwise a job's log would be appended to that of an earlier one.
 next_job() {
   local last
   last=$(grep -o 'JobId=[0-9]*' "$DIR/log/slurmctld.log" 2>/dev/null | cut -d= -f2 | sort -n | tail -n 1) || true

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -56,6 +57,7 @@ def agree(mesh: Mesh, facts: Mapping[str, str]) -> None:
     raise UserError("\n".join(["the processes of this run are not the same:", *lines[:SHOWN], *hidden]))
 
 
+@cache
 def software() -> dict[str, str]:
     """Versions of all that decides what is computed; llmkit's also by its very source."""
     source = hashlib.sha256()
