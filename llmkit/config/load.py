@@ -61,7 +61,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     if config is None or files.mistakes:
         raise error(files.mistakes + mistakes, shown)
     config, found = with_home(config), origins(config, tree)
-    notes = dict.fromkeys([*mixed(files.layers), *tied(files.layers), *remarks(Settings(config, found))])
+    notes = dict.fromkeys(
+        [*mixed(files.layers), *tied(files.layers), *remarks(Settings(config, found), files.layers)]
+    )
     return Loaded(config, found, Path(path), tuple(notes))
 
 

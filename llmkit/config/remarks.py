@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from llmkit.config.derive import size_of
 from llmkit.config.keys import all_keys, general
+from llmkit.config.layers import Layers
 from llmkit.config.mistakes import display
 from llmkit.config.schema import Config
 from llmkit.config.settings import Settings
@@ -44,11 +45,17 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
 """A setting: when it has no effect, and the setting that is the reason."""
 
 
-def remarks(s: Settings) -> Iterator[str]:
-    """Notes on settings that do nothing, or hardly what they were meant for."""
+def remarks(s: Settings, layers: Layers) -> Iterator[str]:
+    """Notes on settings that do nothing, or hardly what they were meant for.
+
+    Not on one of which a later layer has given the reason: it was overruled, as by `train.max_steps` for a
+    file with `train.max_minutes`.
+    """
     for path, (is_idle, reason) in IDLE.items():
-        given = s.origins.get(path, "default") != "default"
-        if given and display(s.value(path)) != all_keys()[general(path)].default and is_idle(s.config):
+        given, cause = layers.find(path, layers.all), layers.find(reason, layers.all)
+        if given is None or (cause is not None and cause[0] > given[0]):
+            continue
+        if display(s.value(path)) != all_keys()[general(path)].default and is_idle(s.config):
             yield f"{s.describe(path)} has no effect: {s.describe(reason)}"
     yield from vocabulary_remarks(s)
     if s.config.train.max_steps is not None:

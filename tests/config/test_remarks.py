@@ -58,6 +58,11 @@ def test_a_setting_with_effect_or_at_its_default_is_not(overrides: list[str], wr
     assert load(write(), overrides).remarks == ()
 
 
+def test_a_setting_that_a_later_one_overrules_is_not(base: str, write: Write) -> None:
+    write("train: {max_minutes: 5}\n", "timed.yaml")
+    assert load(write("extends: timed.yaml\n" + base)).remarks == ()
+
+
 def test_what_comes_after_the_end_is_noted(write: Write) -> None:
     stages = "data.curriculum=[{step: 9, weights: {stdlib-0: 2}}, {step: 99, weights: {stdlib-0: 1}}]"
     loaded = load(write(), [stages, "train.max_steps=20", "evaluate.every_steps=20"])
