@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -18,6 +19,7 @@ from llmkit.errors import AlreadyTold, RunFault, UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 fault, 2 wrong usage, 75 stopped on request."""
     started = time.monotonic()
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="backslashreplace")  # as YAML reads it, too
     parser = _parser()
@@ -40,11 +42,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmkit: {fault}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as in `llmkit config ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f" {error.filename}" if error.filename else ""
+        print(
+            f"llmkit: no room to write{what}: {error.strerror}; make room on that disk, or send the output "
+            "to another one",
+            file=sys.stderr,
+        )
+        _drop_output()
         return 1
     except KeyboardInterrupt:
         print("llmkit: interrupted", file=sys.stderr)
         return 130
+
+
+def _open_closed_streams() -> None:
+    """Connects standard streams that are closed, as by `>&-`, to nothing.
+
+    Files that are opened later would else get their descriptors, and what libraries print would land in them.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """What standard output still holds goes nowhere, so that it cannot fail again when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _train(options: argparse.Namespace, started: float) -> int:

@@ -69,6 +69,8 @@ class RunFolder:
 
         Raises UserError if another process has the folder, or nothing can be written in it.
         """
+        _require_target(path.parent)
+        _require_target(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path / LOCK, command)
@@ -77,12 +79,7 @@ class RunFolder:
         folder = cls(path, lock, [path / STOP, *([stop_file] if stop_file else [])], saved_file)
         try:
             for part in (folder.checkpoints, folder.logs, folder.wandb):
-                if part.is_symlink() and not part.exists():
-                    target = os.readlink(part)
-                    raise UserError(
-                        f"{part} is a link to {target}, which is not there; is its disk mounted? If it is "
-                        "gone for good, choose another run.name"
-                    )
+                _require_target(part)
                 part.mkdir(exist_ok=True)
             folder.outdated = [file for file in folder._stop_files if file.exists()]
             for file in (*folder._stop_files, *([saved_file] if saved_file else [])):
@@ -277,6 +274,15 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _require_target(path: Path) -> None:
+    """Raises UserError for a link to what is not there."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(
+            f"{path} is a link to {os.readlink(path)}, which is not there; is its disk mounted? If it is "
+            "gone for good, choose another run.name or run.dir"
+        )
 
 
 def _cannot_save(folder: Path, error: OSError) -> str:

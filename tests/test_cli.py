@@ -199,3 +199,26 @@ def test_colours_are_for_terminals_unless_asked_for(monkeypatch, asked, terminal
 def test_a_prompt_that_is_no_text_is_refused(capsys):
     assert main(["generate", "run", "--prompt", "caf\udce9"]) == 2
     assert "--prompt holds bytes that are no UTF-8" in capsys.readouterr().err
+
+
+def test_output_for_which_there_is_no_room_is_a_message():
+    command = f"{sys.executable} -m llmkit config --keys > /dev/full"
+    done = subprocess.run(command, shell=True, env=environment(), text=True, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "llmkit: no room to write: No space left on device; make room on that disk, or send the output to "
+        "another one\n"
+    )
+
+
+def test_closed_standard_streams_are_not_given_to_other_files(tmp_path):
+    script = (
+        "import os, sys\nfrom llmkit.cli import main\nassert sys.stdout is None\n"
+        "main(['config', '--keys', 'run.name'])\nprint('x', flush=True)\n"
+        "assert {os.readlink(f'/proc/self/fd/{n}') for n in range(3)} == {'/dev/null'}\n"
+        "assert os.open('/dev/zero', os.O_RDONLY) > 2\n"
+        "open('passed', 'w').close()\n"
+    )
+    command = [*("sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-'), sys.executable, "-c", script]
+    assert subprocess.run(command, env=environment(), cwd=tmp_path).returncode == 0
+    assert (tmp_path / "passed").exists()

@@ -97,3 +97,11 @@ def test_rows_that_were_never_written_are_told_at_the_end(project, monkeypatch, 
     told = [f"the last rows could not be written and are lost: {OLD / name}: " for name in RECORDS]
     last = capsys.readouterr().out.splitlines()[-2:]
     assert sorted(last) == [f"{line}No space left on device" for line in told]
+
+
+@pytest.mark.parametrize("link", ["runs", "runs/tiny"])
+def test_a_link_to_what_is_not_there_is_named(project, link, capsys):
+    shutil.move(link, "kept")
+    Path(link).symlink_to("/unmounted/disk")
+    assert main(["train", "tiny.yaml"]) == 2
+    assert f"{link} is a link to /unmounted/disk, which is not there; is its disk" in capsys.readouterr().err
