@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
 from llmkit.config import schema
@@ -73,8 +73,22 @@ def prepare(
     by_size = sorted(sources, key=lambda source: sum(file.size for file in source.files))
     places = {one.name: _place(one, config, encoder, builder, seed, given) for one in by_size}
     prepared = open_prepared(config, tokenizer, [places[source.name] for source in sources])
+    for warning in _held_out_and_trained_on(prepared):
+        report(warning)
     report(summary(prepared))
     return prepared
+
+
+def _held_out_and_trained_on(prepared: Prepared) -> Iterator[str]:
+    """A warning for each source whose held-out tokens are the very ones that a source trains on."""
+    trained = {source.stored.digest: source.name for source in prepared.train if source.stored}
+    for held in prepared.heldout:
+        if held.reader.digest in trained:
+            yield (
+                f"data: WARNING: what source {held.name} holds out is what source "
+                f"{trained[held.reader.digest]} trains on, so that the held-out loss tells nothing; "
+                "name other shards as its heldout_path"
+            )
 
 
 def _open_given(

@@ -218,6 +218,18 @@ def test_sources_that_read_the_same_file_are_warned_about(words: Words) -> None:
     assert not any("WARNING" in line for line in lines)
 
 
+def test_held_out_shards_that_are_trained_on_are_warned_about(words: Words) -> None:
+    built = prepare(settings(words("text", 60)), silent).folders["text-0"]
+    for heldout, warned in (("train", True), ("heldout", False)):
+        given = schema.Source(
+            type="shards", path=str(built / "train"), heldout_path=str(built / heldout), name="web"
+        )
+        lines: list[str] = []
+        prepare(settings(built, sources=[given]), lines.append)
+        what = "what source web holds out is what source web trains on"
+        assert any(what in line for line in lines) == warned
+
+
 def test_of_a_live_source_only_a_few_held_out_documents_are_built(words: Words) -> None:
     text = words("w", 300)
     lines: list[str] = []
