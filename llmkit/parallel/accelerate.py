@@ -108,6 +108,8 @@ def read_accelerate(environment: Mapping[str, str]) -> Accelerate:
                 raise UserError(
                     f"accelerate's configuration says both {found[name]} and {said}; take one of them out"
                 )
+    else:  # accelerate's own Accelerator reads this one under every launcher
+        found |= {name: said for name, said in _of_environment(environment) if name == "accumulation"}
     if (accumulation := found.get("accumulation")) and number(accumulation) == 1:
         del found["accumulation"]
     if "mixed_precision" in found and found["mixed_precision"].value not in ("bf16", "fp32"):
@@ -141,7 +143,7 @@ def _agree(one: Said, other: Said) -> bool:
 
 
 def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Said]]:
-    """(field of Accelerate, what is said) of a DeepSpeed configuration in accelerate's own YAML."""
+    """(field of Accelerate, what is said) of the variables for a DeepSpeed configuration in its own YAML."""
     for field_name, (name, variable) in VARIABLES.items():
         value = environment.get(variable, "auto")
         if value != "auto" and (value != "none" or field_name.startswith("offload")):

@@ -85,11 +85,14 @@ def test_what_llmkit_does_otherwise_is_refused_by_name(loaded, tmp_path, monkeyp
     assert what in str(refusal.value)
 
 
-def test_accumulation_that_is_what_the_settings_make_agrees(tmp_path):
+@pytest.mark.parametrize("stage", [0, 2])
+def test_accumulation_that_is_what_the_settings_make_agrees(tmp_path, stage):
     path = make_project(tmp_path)
-    told = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}
+    told = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}
+    if stage:
+        told["ACCELERATE_USE_DEEPSPEED"] = "true"
     same = load(path, ["train.micro_batch_size=1"])  # of 4 rows on 2 ranks
-    assert resolve_layout(same.config, same.origins, read_accelerate(told), 2).zero_stage == 2
+    assert resolve_layout(same.config, same.origins, read_accelerate(told), 2).zero_stage == stage
     with pytest.raises(UserError, match=r"gradient_accumulation_steps 2 .*which make 1"):
         resolve_layout(same.config, same.origins, read_accelerate(told), 4)
 
