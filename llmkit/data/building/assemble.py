@@ -111,7 +111,7 @@ def assemble(
     train.finish()
     heldout.finish()
     written.documents, written.heldout_documents = train.documents, heldout.documents
-    written.tokens = train.tokens + heldout.tokens
+    written.tokens = sum(split.tokens for split in (train, heldout) if split.documents)
     return written
 
 

@@ -238,6 +238,9 @@ def test_nothing_is_held_out_where_none_is_asked_for(tmp_path: Path) -> None:
     assert prepared.heldout == ()
     assert len(texts(prepared)[0]) == 30
     assert not any("nothing is held out" in line for line in lines)
+    tokens = 1 + 30 * len("record ")  # end-of-text first, and after each record
+    assert any(f" 30 documents, {tokens} tokens of " in line for line in lines)
+    assert prepared.train_tokens == tokens
 
 
 def test_the_held_out_index_tells_what_compressors_make_of_the_text(tmp_path: Path) -> None:
