@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -58,17 +59,17 @@ def finish(run: Run, stop: StopRequest) -> None:
         finally:
             stop.hold()
         run.console.note("")
-    folder, command = run.folder.path, command_name()
-    facts["run folder"] = f"{folder}: checkpoints/, metrics.jsonl, config.yaml, logs/"
+    facts["run folder"] = f"{run.folder.path}: checkpoints/, metrics.jsonl, config.yaml, logs/"
     run.console.summary(facts)
     longer = (
         "evaluate.early_stopping=null" if progress.stopped_early else f"train.max_steps={2 * progress.step}"
     )
-    asks = "".join(
-        f"  {command} generate {folder} {options}\n" for options in generate_options(run.config, run.data)
-    )
+    asks = generate_options(run.config, run.data)
+    commands = [f"{_command('generate', run)} {options}" for options in asks]
+    if run.heldout:
+        commands.append(_command("evaluate", run))
     run.console.note(
-        f"\nTry next:\n{asks}{f'  {command} evaluate {folder}{chr(10)}' if run.heldout else ''}"
+        f"\nTry next:\n{''.join(f'  {command}{chr(10)}' for command in commands)}"
         f"  the same command with {longer} to go on training (it says what becomes of the learning rate)"
     )
 
@@ -77,7 +78,12 @@ def command_name() -> str:
     """How the user can call this program again: its name where the shell finds it, else its path."""
     if shutil.which("llmkit"):
         return "llmkit"
-    return sys.argv[0] if Path(sys.argv[0]).name == "llmkit" else "python -m llmkit"
+    return shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "llmkit" else "python -m llmkit"
+
+
+def _command(name: str, run: Run) -> str:
+    """A command about the run, as it is typed into a shell."""
+    return f"{command_name()} {name} {shlex.quote(str(run.folder.path))}"
 
 
 def heldout_facts(run: Run) -> dict[str, str]:
@@ -111,7 +117,7 @@ def sample(run: Run, text: str) -> str:
     Where all that the model saw are chats, the prompt is a question to the assistant.
     """
     if _is_cut(run) and run.shape.num_parameters > SAMPLED_PARAMETERS:
-        return f"no sample of a model of this size: {command_name()} generate {run.folder.path}"
+        return f"no sample of a model of this size: {_command('generate', run)}"
     try:
         only_chats = all(spec.record == "chat" for spec in run.config.data.sources)
         prompt = (chat_prompt if only_chats else text_prompt)(run.data.tokenizer, text)

@@ -105,3 +105,10 @@ def test_a_link_to_what_is_not_there_is_named(project, link, capsys):
     Path(link).symlink_to("/unmounted/disk")
     assert main(["train", "tiny.yaml"]) == 2
     assert f"{link} is a link to /unmounted/disk, which is not there; is its disk" in capsys.readouterr().err
+
+
+def test_the_commands_to_try_next_are_as_a_shell_takes_them(project, capsys):
+    assert main(["train", "tiny.yaml", "run.dir=my runs", "train.max_steps=1", "monitor.sample=null"]) == 0
+    tried = capsys.readouterr().out.rpartition("Try next:\n")[2].splitlines()
+    assert " generate 'my runs/tiny' --prompt " in tried[0]
+    assert tried[-2].endswith(" evaluate 'my runs/tiny'")
