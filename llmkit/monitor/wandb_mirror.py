@@ -107,7 +107,7 @@ class Mirror:
             message = f"W&B: online, project {names.project} on {session['server']}"
         else:
             because = f" ({reason})" if reason else ""
-            folders = f"{shlex.quote(str(run_dir / 'wandb'))}/offline-run-*"
+            folders = f"{shlex.quote(str(run_dir / 'wandb'))}/offline-run-*-{session['run_id']}"
             message = f"W&B: offline{because}; upload later with: wandb sync {folders}"
         notes = list(names.notes)
         if original is not None:

@@ -144,5 +144,6 @@ def test_a_copied_run_folder_is_a_wandb_run_of_its_own_and_a_moved_one_is_not(
     assert run_id(copy) != known == run_id(moved)
     told = f"W&B: this folder is a copy of {moved}: it is a run of its own, {run_id(copy).strip()}"
     assert started.message.endswith(told)
+    assert f"wandb sync {copy}/wandb/offline-run-*-{run_id(copy).strip()}\n" in started.message
     assert "copy of" not in start(copy)
     assert "copy of" not in start(moved)
