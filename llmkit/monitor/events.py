@@ -28,7 +28,7 @@ class EventLog:
         return self._file.fault
 
     def open(self) -> None:
-        """Opens the file now: raises UserError where this user could never write an event."""
+        """Opens the file now, if there is one: raises UserError where no event could ever be written."""
         self._file.open()
 
     def record(self, event: str, **fields: Any) -> None:

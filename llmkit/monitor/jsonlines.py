@@ -50,9 +50,10 @@ class JsonLines:
         self._waiting: list[bytes] = []
 
     def open(self) -> None:
-        """Opens the file now: raises UserError where this user could never write a row."""
+        """Opens the file now, if there is one: raises UserError where this user could never write a row."""
         try:
-            self._opened()
+            if os.path.lexists(self.path):
+                self._opened()
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}), and it is part of the run's record; "
