@@ -94,8 +94,20 @@ class ChatTemplate:
         spelled = [re.escape(token) for token in self._controls]  # the longest is tried first
         self._spelled = re.compile("|".join(spelled)) if spelled else None
         self._pieces = re.compile("(" + "|".join([*spelled, f"{_HIDDEN}[0-9]+{_HIDDEN}", BEGIN, END]) + ")")
+        closers = sorted({*self._controls, *self._variables.values()} - {""}, key=len, reverse=True)
+        self._closers = re.compile("|".join(map(re.escape, closers)) or "(?!)")
         self._marks = {token: f"{_HIDDEN}{number}{_HIDDEN}" for number, token in enumerate(self._controls)}
         self._hidden = {mark: token for token, mark in self._marks.items()}
+
+    @property
+    def closes(self) -> bool:
+        """Whether it ends a chat by a token that no prompt follows, judged by an example."""
+        chat = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            ends, asks = (self._output(chat, generation_prompt=prompt) for prompt in (False, True))
+        except RefusedError:
+            return False
+        return self._closing(ends, asks) != ""
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
         """The text of a chat, with the places of control tokens and of the assistant's words.
@@ -118,6 +130,9 @@ class ChatTemplate:
         before = self._output(hidden, generation_prompt=False)
         self._check_roles(messages, hidden, before)
         turns = self._turns(hidden, before)
+        if turns and not output.startswith(before[: turns[-1][1]]):  # the last may have the end of the chat
+            start, end = turns[-1]
+            turns[-1] = (start, min(end, len(before) - len(self._closing(before, output))))
         if turns and not output.startswith(before[: turns[-1][1]]):
             raise RefusedError("what it writes for the assistant's words changes with the prompt behind them")
         return self._cleaned(_marked(output, turns))
@@ -145,7 +160,24 @@ class ChatTemplate:
         """The assistant's turns in the output, of a template that does not mark them itself."""
         if self._marks_assistant:
             return []
-        return find_turns(hidden, output, lambda part, asks: self._output(part, generation_prompt=asks))
+        return find_turns(
+            hidden,
+            output,
+            lambda part, asks: self._output(part, generation_prompt=asks),
+            lambda asked: self._closing(output, asked),
+        )
+
+    def _closing(self, output: str, asked: str) -> str:
+        """The end of a chat's output that a prompt takes the place of; asked: the output with the prompt.
+
+        Empty where that does not begin with a control token: where else it begins cannot be told, for it and
+        the prompt may begin with the same text.
+        """
+        pairs = enumerate(zip(output, asked))
+        shared = next((place for place, (one, other) in pairs if one != other), min(len(output), len(asked)))
+        starts = (token.start() for token in self._closers.finditer(output) if token.end() > shared)
+        shared = min(shared, next(starts, shared))
+        return output[shared:] if self._closers.match(output, shared) else ""
 
     def _hidden_of(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         return [{key: self._hide(value) for key, value in message.items()} for message in messages]

@@ -67,6 +67,8 @@ class RecordEncoder:
         if record == "text" and not self.tokenizer.control_tokens_in_text:
             return self.tokenizer.hash
         template = self.template_key if record == "chat" else ""
+        if record == "chat" and self._template.closes:  # before, their chats of several turns were left out
+            template += "\0closed"
         parts = [f"version {VERSION}", self.tokenizer.hash, template]
         return xxh64_hexdigest("\0".join(parts).encode())
 

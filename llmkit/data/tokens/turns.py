@@ -17,13 +17,36 @@ class RefusedError(Exception):
     """A chat that the template does not take; the message says why."""
 
 
-def find_turns(messages: Sequence[Message], output: str, render: Render) -> list[tuple[int, int]]:
+def find_turns(
+    messages: Sequence[Message], output: str, render: Render, closing: Callable[[str], str]
+) -> list[tuple[int, int]]:
     """(start, end) in `output` of each message of the role "assistant", in order.
 
     A turn is what the message adds to the prompt that asks for it. output: what the template writes for all
-    the messages. Raises RefusedError where a prompt is no beginning of the output, or the template refuses
-    a part of the chat.
+    the messages. closing: what it writes only at the end of a chat that no prompt follows, as the end of
+    `output`, given what it writes with a prompt; asked for only where the turns are not found without it.
+    Raises RefusedError where a prompt is no beginning of the output, or the template refuses a part of the
+    chat.
     """
+    try:
+        return _find(messages, output, render)
+    except RefusedError:
+        ending = closing(render(messages, True))
+        if not ending:
+            raise
+
+    def unclosed(part: Sequence[Message], asks: bool) -> str:
+        text = render(part, asks)
+        return text if asks else text.removesuffix(ending)
+
+    spans = _find(messages, output.removesuffix(ending), unclosed)
+    if messages[-1]["role"] == "assistant":
+        spans[-1] = (spans[-1][0], len(output))
+    return spans
+
+
+def _find(messages: Sequence[Message], output: str, render: Render) -> list[tuple[int, int]]:
+    """The same, for a template that writes nothing only because the chat ends."""
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if len(turns) > WINDOW:
         try:

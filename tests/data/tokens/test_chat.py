@@ -52,6 +52,10 @@ MISTRAL = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% else %}{{ raise_exception('no such role: ' + message['role'] | tojson) }}{% endif %}{% endfor %}"
 )
+PHI = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
 MARKED = """\
 {% for message in messages %}
 {{ '<|im_start|>' + message['role'] + '\n' }}
@@ -66,7 +70,7 @@ MARKED = """\
 {% endfor %}
 """
 TEMPLATES = {"chatml": CHATML, "llama2": LLAMA2, "llama3": LLAMA3, "gemma": GEMMA, "mistral": MISTRAL,
-             "marked": MARKED}  # fmt: skip
+             "phi": PHI, "marked": MARKED}  # fmt: skip
 ENCODERS = {
     "bytes": byte_level(),
     "first": sentencepiece("first"),
@@ -146,7 +150,7 @@ def test_ids_are_those_of_transformers(kind: str, template: str, sped_up: bool) 
 
 
 @BY_ENCODER
-@pytest.mark.parametrize("template", ["chatml", "llama2", "llama3", "gemma", "mistral"])
+@pytest.mark.parametrize("template", ["chatml", "llama2", "llama3", "gemma", "mistral", "phi"])
 @BY_SPEED
 @pytest.mark.usefixtures("their_clock")
 def test_the_ids_before_an_answer_are_those_that_ask_for_it(kind: str, template: str, sped_up: bool) -> None:
@@ -185,6 +189,7 @@ def test_generation_blocks_give_the_mask_of_transformers(kind: str) -> None:
         ("llama3", "A face, it's 1234.<|eot_id|>|the quick brown fox<|eot_id|>"),
         ("gemma", "A face, it's 1234.<end_of_turn>\n|the quick brown fox<end_of_turn>\n"),
         ("mistral", "A face, it's 1234.\n</s>|  the quick brown fox  "),
+        ("phi", "A face, it's 1234.\n<|im_end|>\n|  the quick brown fox  <|im_end|>\n"),
         ("marked", "A face, it's 1234.\n<|im_end|>|  the quick brown fox  <|im_end|>"),
     ],
 )
@@ -305,6 +310,13 @@ def test_where_text_may_hold_control_tokens_messages_may_too() -> None:
     assert made.end_of_text_id in expected
     [spelled] = RecordEncoder(made).encode([Chat((*messages[:1], {"role": "assistant", "content": "c</s>"}))])
     assert (encoded.text_bytes, spelled.text_bytes) == (1, 1)  # type: ignore[union-attr]
+
+
+def test_there_a_template_that_closes_the_chat_is_understood_as_well() -> None:
+    one = RecordEncoder(tokenizer(ENCODERS["bytes"], chat_template=PHI, control_tokens_in_text=True))
+    assert learned(one, encode(one, *MESSAGES)) == (
+        "A face, it's 1234.\n<|im_end|>\n|  the quick brown fox  <|im_end|>\n"
+    )
 
 
 def test_without_tokens_of_its_own_chatml_is_text() -> None:

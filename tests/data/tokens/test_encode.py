@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, processors
+from xxhash import xxh64_hexdigest
 
 from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Record, Text
 from llmkit.data.tokens.chat import CHATML
-from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, Encoded, RecordEncoder, text_of
+from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, VERSION, Encoded, RecordEncoder, text_of
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from tests.data.tokens.tokenizers_for_tests import END, byte_level, sentencepiece, tokenizer, word_pieces
@@ -247,6 +248,17 @@ def test_the_key_tells_encoders_apart() -> None:
     for kind in ("text", "ids", "prompt_completion"):  # these have no template
         assert len({encoder.key_of(kind) for encoder in [*encoders, BYTES]}) == 3
     assert FAST.key_of("text") == SPED_UP.hash
+
+
+def test_the_key_of_a_template_that_closes_the_chat_is_not_that_of_when_its_chats_were_left_out() -> None:
+    def old_key(one: RecordEncoder) -> str:
+        parts = [f"version {VERSION}", one.tokenizer.hash, one.template_key]
+        return xxh64_hexdigest("\0".join(parts).encode())
+
+    closed = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+    one = RecordEncoder(tokenizer(byte_level(), named_tokens={"eos_token": "</s>"}), closed)
+    assert one.key_of("chat") != old_key(one)
+    assert FAST.key_of("chat") == old_key(FAST)
 
 
 def test_the_template_given_comes_before_the_tokenizers_and_that_before_chatml() -> None:

@@ -23,6 +23,21 @@ TOOLS = (  # answers of tools are grouped: what is written for one depends on it
     "{% else %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+CLOSED = (  # in the shape of Phi-3's: what ends the text is written only where no prompt does
+    "{% for m in messages %}{{ '<|' ~ m['role'] ~ '|>\n' ~ m['content'] ~ '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+CLOSED_CONTROLS = ["<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>", "<|endoftext|>"]
+LAST_HAS_SYSTEM = (  # in the shape of Mistral's: the system's words stand in the last message of the user
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] ~ ' ' %}"
+    "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{% if m['role'] == 'user' %}{{ '[INST] ' ~ (system if loop.last) ~ m['content'] "
+    "~ '[/INST]' }}{% else %}{{ m['content'] ~ eos_token }}{% endif %}{% endfor %}"
+)
+THINKING = (  # in the shape of Qwen3's: only the last answer keeps the thoughts
+    "{% for m in messages %}{{ '<|' ~ m['role'] ~ '|>' ~ ('<think></think>' if loop.last) ~ m['content'] ~ "
+    "'<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 NUMBERED = CHATML.replace("message['content']", "message['content'] ~ loop.index")
 FORGETFUL = "{% for m in messages %}{{ m['content'] if loop.last else '...' }}{% endfor %}"
 
@@ -36,8 +51,12 @@ TWICE = talk("user", *["assistant", "assistant", "user"] * 30)
 BEGUN = talk(*["assistant", "user"] * 30)
 
 
+def made_of(template: str) -> ChatTemplate:
+    return ChatTemplate(template, [*CLOSED_CONTROLS, "<think>"], {"eos_token": "<|endoftext|>"})
+
+
 def spoken(template: str, messages: list[dict[str, str]]) -> list[str]:
-    rendered = ChatTemplate(template).render(messages)
+    rendered = made_of(template).render(messages)
     return [rendered.text[start:end] for start, end in rendered.assistant]
 
 
@@ -57,9 +76,47 @@ def test_each_turn_is_what_the_assistant_said_and_its_end(
     assert spoken(template, chat) == expected
 
 
-@pytest.mark.parametrize("template", [CHATML, FIRST, TOOLS], ids=["chatml", "first", "tools"])
+@pytest.mark.parametrize("chat", [LONG, LONG[:-1], TWICE, BEGUN, LONG[1:3] * 2])
+def test_an_end_that_only_a_whole_chat_has_is_learned_once_with_the_last_answer(
+    chat: list[dict[str, str]],
+) -> None:
+    expected = [f"{m['content']}<|end|>\n" for m in chat if m["role"] == "assistant"]
+    if chat[-1]["role"] == "assistant":
+        expected[-1] += "<|endoftext|>"
+    assert spoken(CLOSED, chat) == expected
+    whole = "".join(f"<|{m['role']}|>\n{m['content']}<|end|>\n" for m in chat) + "<|endoftext|>"
+    assert made_of(CLOSED).render(chat).text == whole
+
+
+def test_a_prompt_behind_an_answer_takes_the_place_of_the_end_of_the_chat() -> None:
+    for chat in (talk("user", "assistant", "user"), talk("user", "assistant", "user", "assistant")):
+        asked = made_of(CLOSED).prompt(chat)
+        assert asked.text.endswith("<|end|>\n<|assistant|>\n")
+        answers = [asked.text[slice(*span)] for span in asked.assistant]
+        assert answers == [f"{m['content']}<|end|>\n" for m in chat if m["role"] == "assistant"]
+    after = made_of(CLOSED).end_of_turn(talk("user"))
+    assert (after.text, after.controls[0]) == ("<|end|>\n<|endoftext|>", (0, 7))
+
+
+def test_an_end_of_the_chat_that_is_no_control_token_cannot_be_told_from_the_prompt() -> None:
+    with pytest.raises(RefusedError, match="cannot be told apart"):
+        spoken(CLOSED.replace("eos_token", "'<|closed|>'"), talk("user", "assistant", "user"))
+
+
+@pytest.mark.parametrize("template", [LAST_HAS_SYSTEM, THINKING], ids=["system", "thinking"])
+def test_words_that_only_the_last_message_has_are_no_end_of_the_chat(template: str) -> None:
+    with pytest.raises(RefusedError, match="cannot be told apart; mark them in the template"):
+        spoken(template, talk("system", "user", "assistant", "user", "assistant"))
+    if template == LAST_HAS_SYSTEM:  # without those words it is as any other
+        answers = ["a1<|endoftext|>", "a3<|endoftext|>"]
+        assert spoken(template, talk("user", "assistant", "user", "assistant")) == answers
+
+
+@pytest.mark.parametrize(
+    "template", [CHATML, FIRST, TOOLS, CLOSED], ids=["chatml", "first", "tools", "closed"]
+)
 def test_the_work_grows_with_the_number_of_turns_and_not_with_its_square(template: str) -> None:
-    made = ChatTemplate(template)
+    made = made_of(template)
     rendered = 0
 
     def render(messages: Sequence[Message], asks: bool) -> str:
@@ -70,7 +127,7 @@ def test_the_work_grows_with_the_number_of_turns_and_not_with_its_square(templat
     work = []
     for chat in (LONG, [*LONG, *LONG[2:], *LONG[2:], *LONG[2:]]):
         output, rendered = made.render(chat).text, 0
-        find_turns(chat, output, render)
+        find_turns(chat, output, render, lambda asked, output=output: made._closing(output, asked))
         work.append(rendered / len(chat))
     assert work[1] < 1.2 * work[0]
 
