@@ -151,7 +151,8 @@ def _evaluate(s: Settings) -> Iterator[Mistake]:
     never = not may_hold_out(config.data)
     why = nothing_held_out(s)
     if config.evaluate.every_steps > 0 and never:
-        yield s.mistake("{0} has nothing to evaluate on", every, note=why)
+        note = f"{why}; {every}=0 trains without evaluations"
+        yield s.mistake("{0} has nothing to evaluate on", every, note=note)
     if config.evaluate.early_stopping is not None:
         stopping = "evaluate.early_stopping"
         if config.evaluate.every_steps == 0:

@@ -17,7 +17,7 @@ from llmkit.config.schema import Config
 from llmkit.config.settings import Known, Settings
 from llmkit.config.tree import Node, merge
 from llmkit.config.validate import origins, validate
-from llmkit.config.yaml_reader import read_file
+from llmkit.config.yaml_reader import read_file, similar
 from llmkit.files import may_exist
 
 MAX_EXTENDS = 8
@@ -133,11 +133,15 @@ class _Files:
         self, path: Path, shown: str, name: str, place: str, chain: tuple[Path, ...]
     ) -> Node | None:
         """A file that another one extends; None, with the mistake noted, if it cannot be used."""
+        name = os.path.expanduser(name)
         target = path.parent / name
         shown_target = printable(os.path.normpath(os.path.join(os.path.dirname(shown), name)), 1000)
         what = ""
         if "\0" in name or not may_exist(target):
             what = f"extends: there is no file {shown_target} (names are relative to this file)"
+            what += "" if "\0" in name else similar(target)
+        elif target.is_dir():
+            what = f"extends: {shown_target} is no file but a folder; name a file in it"
         elif _real(target) in chain:
             circle = [*chain[chain.index(_real(target)) :], _real(target)]
             what = f"extends: the files extend each other in a circle: {' -> '.join(p.name for p in circle)}"

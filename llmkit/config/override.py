@@ -23,6 +23,7 @@ MAX_KEY_PARTS = 16
 _PART = r"[^.\[\]]+"
 _KEY = re.compile(rf"{_PART}(\.{_PART}|\[[^\[\]]+\])*")
 _EXAMPLE = "overrides are written section.key=value, such as train.max_steps=100"
+_CONFIGURATIONS = (".yaml", ".yml", ".json")
 
 
 def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) -> dict[str, Node]:
@@ -36,13 +37,14 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
     key, equals, text = override.partition("=")
     place = f"{COMMAND_LINE}: {without_secrets(override)}"
     if not equals:
-        mistakes.append(Mistake(place, "there is no `=` in it", _EXAMPLE))
+        mistakes.append(Mistake(place, "there is no `=` in it", _no_override(override)))
         return {}
     parts = key_parts(key)
     if key.startswith("-"):
         mistakes.append(Mistake(place, "overrides have no dashes before them", "write section.key=value"))
     elif parts is None:
-        mistakes.append(Mistake(place, "the part before `=` is no dotted key, such as train.max_steps"))
+        note = "leave out the spaces around the key" if key != key.strip() else ""
+        mistakes.append(Mistake(place, "the part before `=` is no dotted key, such as train.max_steps", note))
     elif parts[0] == "extends":
         mistakes.append(Mistake(place, "`extends` stands in files only"))
     else:
@@ -53,6 +55,15 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
             hidden = place.endswith(NOT_SHOWN)
             mistakes.append(Mistake(place, "the value cannot be read") if hidden else stop.mistake)
     return {}
+
+
+def _no_override(text: str) -> str:
+    """What to do about an argument that is no override."""
+    if text.endswith(_CONFIGURATIONS):
+        return "one configuration comes first; more of them are named after `extends:` in it"
+    if text.endswith(("]", "}", ",")):
+        return "the shell cuts an override at its spaces: put it whole into single quotes"
+    return _EXAMPLE
 
 
 def as_utf8(argument: str) -> str:

@@ -6,7 +6,11 @@ before it can grow. Scalars follow the YAML 1.2 core schema: `1e-4` is a number,
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +24,8 @@ from llmkit.config.tree import Node, Scalar
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
+MAX_QUOTED = 60
+"""Longest value of an override that a message shows with the quotes that it needs."""
 
 _CONSTANTS: dict[str, bool | float | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -62,8 +68,6 @@ def read_file(path: Path, shown: str, mistakes: list[Mistake]) -> Node | None:
 
 def read_value(text: str, place: str) -> Node:
     """The tree of an override's value: one scalar or flow value. Raises UnreadableError."""
-    simple = not set(text) & set("'\"\\")
-    remedy = f"put quotes around it: '{display(text)}'" if simple else "put quotes around it"
     if "\n" in text or "\r" in text:
         raise UnreadableError(
             Mistake(place, 'the value has a line break; write it as "\\n" within double quotes')
@@ -77,10 +81,22 @@ def read_value(text: str, place: str) -> Node:
     try:
         node = _read(text, lambda line: place, mistakes, value_only=True)
     except UnreadableError as stop:
-        raise UnreadableError(Mistake(place, stop.mistake.what, remedy)) from None
+        raise UnreadableError(Mistake(place, stop.mistake.what, _quoting(text))) from None
     if mistakes:
         raise UnreadableError(mistakes[0])
     return node
+
+
+def _quoting(text: str) -> str:
+    """How an override's value that is no YAML is mended, as it is typed into a shell."""
+    if text[:1] in ("[", "{"):
+        return (
+            "close what is opened, and put the whole override into single quotes: the shell cuts it at spaces"
+        )
+    if text.startswith('"') or len(text) > MAX_QUOTED:
+        return "put quotes around it"
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f"put quotes around it: {shlex.quote(display(escaped, 2 * MAX_QUOTED))}"
 
 
 def resolve(text: str) -> Scalar:
@@ -104,9 +120,10 @@ def _text(path: Path, shown: str) -> str:
 
     try:
         if not path.exists():
-            refuse("there is no such file")
+            order = "; the configuration comes before the overrides" if "=" in shown else similar(path)
+            refuse(f"there is no such file{order}")
         if not path.is_file():
-            refuse("this is no file" + (" but a folder" if path.is_dir() else ""))
+            refuse("this is no file" + (f" but a folder{_within(path, shown)}" if path.is_dir() else ""))
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as fault:
@@ -120,6 +137,20 @@ def _text(path: Path, shown: str) -> str:
     if bad := _UNPRINTABLE.search(text):
         refuse(f"the control character {bad[0]!a} is not allowed", text.count("\n", 0, bad.start()) + 1)
     return text
+
+
+def similar(path: Path) -> str:
+    """The name beside a file that is not there which may be meant; "" where there is none."""
+    with contextlib.suppress(OSError):
+        if close := difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.75):
+            return f"; did you mean {printable(close[0])}?"
+    return ""
+
+
+def _within(folder: Path, shown: str) -> str:
+    """The configuration in a folder that was named in its place, as one of a run is."""
+    inside = os.path.join(shown, "config.yaml")
+    return f"; name a configuration in it: {inside}" if (folder / "config.yaml").is_file() else ""
 
 
 def _read(

@@ -77,6 +77,9 @@ def test_an_override_of_one_list_entry_shows_in_the_origin(write: Write) -> None
         ("=3", "is no dotted key"),
         ("train..max_steps=3", "is no dotted key"),
         (" train.max_steps=3", "is no dotted key"),
+        ("train.max_steps = 3", "leave out the spaces around the key"),
+        ("stdlib}]", "put it whole into single quotes"),
+        ("models/gpt2.yaml", "more of them are named after `extends:`"),
         ("a" + ".a" * 50_000 + "=1", "is no dotted key"),
         ("--train.max_steps=3", "no dashes"),
         ("extends=other.yaml", "`extends` stands in files only"),
@@ -98,7 +101,10 @@ def test_an_override_of_one_list_entry_shows_in_the_origin(write: Write) -> None
         ("data.sources.0=3", "data.sources.0 must be a section"),
         ("run.name=7", """put quotes around it: '"7"'"""),
         ("run.name=a: b", """put quotes around it: '"a: b"'"""),
+        ("run.name=It's: b", """put quotes around it: '"It'"'"'s: b"'"""),
+        ('run.name=a "b": c', r"""put quotes around it: '"a \"b\": c"'"""),
         ("run.name=[a", "not valid YAML"),
+        ("data.sources=[{type:", "close what is opened, and put the whole override into single quotes"),
         ("run.name=\udcff", "the value holds the byte 0xff, which is no UTF-8"),
         ("run.name=\ud800", "control character"),
         ("run.name=a\x00b", "control character"),
@@ -196,6 +202,39 @@ def test_a_missing_file_is_one_readable_line() -> None:
     with pytest.raises(UserError) as refusal:
         load("configs/nothing.yaml")
     assert str(refusal.value).splitlines()[1] == "  configs/nothing.yaml: there is no such file"
+
+
+def test_a_file_with_a_similar_name_is_named(write: Write, base: str, refused: Refused) -> None:
+    write(base, "base.yaml")
+    with pytest.raises(UserError, match=r"bsae\.yaml: there is no such file; did you mean base\.yaml\?"):
+        load("bsae.yaml")
+    message = refused("extends: base.yml\n")
+    assert "c.yaml:1: extends: there is no file base.yml (names are relative to this file)" in message
+    assert "did you mean base.yaml?" in message
+
+
+def test_an_override_in_the_place_of_the_configuration_is_named(write: Write) -> None:
+    with pytest.raises(UserError, match="the configuration comes before the overrides"):
+        load("train.max_steps=3", [write()])
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_where_it_stands(
+    write: Write, base: str, refused: Refused
+) -> None:
+    write(base, "runs/one/config.yaml")
+    with pytest.raises(
+        UserError, match=r"no file but a folder; name a configuration in it: runs/one/config\.yaml"
+    ):
+        load("runs/one")
+    assert "c.yaml:1: extends: runs/one is no file but a folder" in refused("extends: runs/one\n")
+
+
+def test_home_is_expanded_in_extends(
+    write: Write, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write(base, str(tmp_path / "home/base.yaml"))
+    assert load(write("extends: ~/base.yaml\n")).config.train.global_batch_size > 0
 
 
 def test_loading_needs_no_heavy_import(write: Write) -> None:
