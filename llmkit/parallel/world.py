@@ -37,6 +37,8 @@ def world(place: Place, timeout: timedelta, *, needs_group: bool = False) -> Ite
         mesh = replace(mesh, roll_call=RollCall(store, mesh.rank, mesh.world_size))
     try:
         yield mesh
+        if mesh.world_size > 1:
+            dist.barrier(group=mesh.control_group)  # a process that leaves early can end the others with -6
     except Exception as error:
         cause = mesh.cause_of(error)
         if mesh.world_size > 1 and isinstance(cause, UserError | RunFault):
@@ -46,7 +48,6 @@ def world(place: Place, timeout: timedelta, *, needs_group: bool = False) -> Ite
         raise
     else:
         if mesh.world_size > 1:
-            dist.barrier(group=mesh.control_group)  # a process that leaves early can end the others with -6
             dist.destroy_process_group()
     finally:
         if mesh.roll_call is not None:

@@ -168,11 +168,18 @@ def test_an_error_of_all_ranks_is_printed_once():
     assert [found["printed"] for found in ranks] == ["llmkit: the disk is full\n", "", ""]
 
 
-def test_an_error_of_a_rank_that_the_first_one_does_not_hear_of_is_not_lost():
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_error_of_a_rank_that_the_first_one_does_not_hear_of_is_not_lost(finished):
+    """The first one, which waits for it in its work or at its end, learns of it as it leaves."""
     case = "tests.parallel.world_cases:end_of_a_world"
-    _, second = run_ranks(2, case, joined=False, may_die=[0, 1], failing=[1], patience=1.0)
+    first, second = run_ranks(
+        2, case, joined=False, may_die=[0, 1], failing=[1], patience=1.0, finished=finished
+    )
     assert second["end"].startswith("RunFault: rank 1 (")
     assert second["end"].endswith("): the disk is full")
+    assert first["end"] == "told, code 1"
+    assert first["printed"].startswith("llmkit: rank 1 (")
+    assert first["printed"].endswith("): the disk is full\n")
 
 
 def test_the_others_notice_at_once_that_a_rank_has_died():

@@ -85,9 +85,10 @@ def batches(control: Control, hashes: list[int]) -> str:
     return "the same"
 
 
-def end_of_a_world(failing: list[int], patience: float = HANG) -> dict[str, Any]:
+def end_of_a_world(failing: list[int], patience: float = HANG, finished: bool = False) -> dict[str, Any]:
     """What comes out of a world in which some ranks raise an error and the others wait for them.
 
+    finished: the others have nothing left to do.
     patience: seconds that a rank with an error waits for the first one to print it, and that one for it.
     """
     agreement.PATIENCE = agreement.LINGER = timedelta(seconds=patience)
@@ -97,7 +98,8 @@ def end_of_a_world(failing: list[int], patience: float = HANG) -> dict[str, Any]
         with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:
             if mesh.rank in failing:
                 raise RunFault("the disk is full")
-            mesh.gather_texts("waits for the others")
+            if not finished:
+                mesh.gather_texts("waits for the others")
     except AlreadyTold as told:
         end = f"told, code {told.code}"
     except Exception as error:
