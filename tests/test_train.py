@@ -253,11 +253,19 @@ def test_too_many_non_finite_gradients_end_the_run(project, monkeypatch, capsys)
     poison(monkeypatch, set(range(7, 100)))
     assert train("train.max_nonfinite_steps=3") == 1
     folder = project / "runs" / "tiny"
-    assert "not finite 3 times in a row" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "not finite 3 times in a row" in message and "goes on from step 5." in message
     assert events(folder)[-1] == "fault"
     assert not (folder / "DONE").exists()
     assert open_checkpoint(folder).step == 5
-    assert not (folder / "DONE").exists()
+
+
+def test_too_many_non_finite_gradients_before_the_first_checkpoint_do_not_promise_one(
+    project, monkeypatch, capsys
+):
+    poison(monkeypatch, set(range(1, 100)))
+    assert train("train.max_nonfinite_steps=2") == 1
+    assert "The same command starts anew, as nothing was saved." in capsys.readouterr().err
 
 
 def test_early_stopping_ends_the_run_and_lifting_it_goes_on(project, capsys):

@@ -110,10 +110,11 @@ class Log:
             progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if skipped else 0
         limit = run.config.train.max_nonfinite_steps
         if progress.skipped_in_a_row >= limit:
+            saved = run.saved_step
+            start = "starts anew, as nothing was saved" if saved is None else f"goes on from step {saved}"
             raise RunFault(
                 f"step {step}: the gradient was not finite {limit} times in a row "
-                "(train.max_nonfinite_steps); these updates were skipped. The same command goes on from the "
-                f"newest checkpoint in {run.folder.checkpoints}. A lower "
+                f"(train.max_nonfinite_steps); these updates were skipped. The same command {start}. A lower "
                 "optimizer.learning_rate often helps; else look for the cause in the data"
             )
 

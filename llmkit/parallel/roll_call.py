@@ -74,7 +74,7 @@ class RollCall:
             self.absent = self.gone = {0}
             return RunFault(
                 "rank 0, where the processes of this run meet, has failed or gone; its output may tell why. "
-                "The same command goes on from the newest checkpoint"
+                "The same command goes on from the newest checkpoint, if there is one"
             )
 
     def _behind(self) -> BaseException | None:
@@ -98,7 +98,7 @@ class RollCall:
         gone = self._named(sorted(self.absent))
         return RunFault(
             f"{gone} has gone without a word: killed, for want of memory perhaps, or its host is lost. "
-            "The same command goes on from the newest checkpoint"
+            "The same command goes on from the newest checkpoint, if there is one"
         )
 
     def _named(self, ranks: list[int]) -> str:
