@@ -15,8 +15,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ def save(
     extra_files: dict[str, bytes],
     keep_last: int,
     mesh: Mesh = ALONE,
+    note: Callable[[str], None] = print,
 ) -> Path:
     """Write the checkpoint of a step into the folder `root`, then delete all but the newest.
 
@@ -62,6 +63,7 @@ def save(
     extra_files: name -> content, such as tokenizer.json.
     keep_last: how many checkpoints to keep, this one included. Those of later steps (left by a run that
         went back) do not count and are not deleted.
+    note: is told of older ones that cannot be deleted; this one is saved all the same.
 
     Returns the folder. A whole checkpoint of the same step is replaced only by a whole one.
 
@@ -83,7 +85,8 @@ def save(
         if mesh.rank == 0:
             shutil.rmtree(writer.folder, ignore_errors=True)
         raise
-    _prune(root, final, keep_last, mesh)
+    if problem := _prune(root, final, keep_last, mesh):
+        note(f"{final} is saved, but older checkpoints cannot be deleted: {problem}")
     return final
 
 
@@ -167,7 +170,7 @@ def _explained(final: Path, pieces: Iterable[Piece], writer: Writer) -> Iterator
 def tidy(root: Path) -> None:
     """Clear away what an interrupted save left in `root`. Only for the one process that saves there.
 
-    Raises OSError.
+    What cannot be deleted stays, as where a reader has a file open on NFS. Raises OSError.
     """
     for path in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:  # .tmp-old- before .replaced-
         if replaced := _REPLACED.fullmatch(path.name):
@@ -176,7 +179,8 @@ def tidy(root: Path) -> None:
             else:
                 path.rename(root / replaced[1])
         elif _LEFTOVER.fullmatch(path.name):
-            _remove(path)
+            with suppress(OSError):
+                _remove(path)
 
 
 def _commit(temporary: Path, final: Path) -> None:
@@ -194,10 +198,11 @@ def _commit(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> None:
+def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
     """Delete all but `keep_last` of the checkpoints up to `newest`, once that one is known to be good.
 
-    Every process checks its share of it: to read back all would keep one of them busy for long.
+    Every process checks its share of it: to read back all would keep one of them busy for long. Returns why
+    some of them cannot be deleted; "" = they are. Raises RunFault if the new one is bad, or cannot be found.
     """
 
     def doomed() -> list[Path]:
@@ -205,25 +210,28 @@ def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> None:
         replaced = newest.with_name(fmt.REPLACED + newest.name)
         return older[: max(0, len(older) - (keep_last - 1))] + [replaced] * os.path.lexists(replaced)
 
+    def count() -> str:
+        try:
+            return str(len(doomed()) or "")
+        except OSError as error:
+            raise RunFault(
+                f"{root}, where {newest.name} was saved, cannot be read any more: {error}"
+            ) from error
+
     def delete() -> str:
-        for path in doomed():
-            _delete(path)
+        try:
+            for path in doomed():
+                _delete(path)
+        except OSError as error:
+            return str(error)
         return ""
 
-    explained = _cannot_delete(newest)
-    if first_only(mesh, explained(lambda: str(len(doomed()) or ""))):
-        with together(mesh):
-            if problems := read.verify(newest, mesh.rank, mesh.world_size):
-                raise RunFault(f"the checkpoint just written is bad, older ones are kept: {problems[0]}")
-        first_only(mesh, explained(delete))
-
-
-@contextmanager
-def _cannot_delete(newest: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFault(f"{newest} is saved, but older ones cannot be deleted: {error}") from error
+    if not first_only(mesh, count):
+        return ""
+    with together(mesh):
+        if problems := read.verify(newest, mesh.rank, mesh.world_size):
+            raise RunFault(f"the checkpoint just written is bad, older ones are kept: {problems[0]}")
+    return first_only(mesh, delete)
 
 
 def _delete(path: Path) -> None:

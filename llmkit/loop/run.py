@@ -109,6 +109,7 @@ class Run:
             extra_files=self.data.tokenizer.files(),
             keep_last=self.config.checkpoint.keep_last,
             mesh=self.mesh,
+            note=self.console.note,
         )
         self.saved_step, self.save_seconds = self.progress.step, time.monotonic() - began
         self.events.record("save", step=self.progress.step, path=path.name)
