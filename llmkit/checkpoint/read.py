@@ -59,7 +59,8 @@ def open(path: Path, report: Callable[[str], None] | None = None) -> Checkpoint:
 
 def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; name a run folder, its checkpoints folder or a checkpoint")
+        what = "is no folder" if os.path.lexists(path) else "no such folder"
+        raise UserError(f"{path}: {what}; name a run folder, its checkpoints folder or a checkpoint")
     root = path / "checkpoints"
     link = f" (a link to {os.readlink(root)})" if root.is_symlink() else ""
     if link and not root.exists():
@@ -71,9 +72,20 @@ def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
     found = newest(root, report)
     if found is None:
         count = len(folders(root))
-        why = f"none of the {count} checkpoints in it is good" if count else "there is no checkpoint in it"
+        why = (
+            f"none of the {count} checkpoints in it is good"
+            if count
+            else f"there is no checkpoint in it{_runs(path)}"
+        )
         raise UserError(f"{root}{link}: {why}")
     return found
+
+
+def _runs(path: Path) -> str:
+    """The run folders in a folder that was named in the place of one, as `runs` in that of `runs/demo`."""
+    runs = sorted(folder.parent for folder in path.glob("*/checkpoints") if folders(folder))
+    more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+    return f"; name one of its run folders: {', '.join(map(str, runs[:3]))}{more}" if runs else ""
 
 
 def folders(root: Path) -> list[Path]:

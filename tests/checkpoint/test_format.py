@@ -205,7 +205,7 @@ def test_a_pickle_given_as_a_checkpoint_is_refused_and_not_run(tmp_path: Path, h
         path.write_bytes(pickle.dumps(Bomb(canary)))
     else:
         torch.save({"model": Bomb(canary)}, path)
-    with pytest.raises(UserError, match=r"model\.pt: no such folder"):
+    with pytest.raises(UserError, match=r"model\.pt: is no folder"):
         read.open(path)
     assert not canary.exists()
 

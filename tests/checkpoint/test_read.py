@@ -80,13 +80,28 @@ def test_a_path_may_be_a_run_folder_its_checkpoints_or_one_checkpoint(tmp_path: 
 def test_a_path_without_a_checkpoint_is_a_mistake_that_is_named(tmp_path: Path, save_step: Any) -> None:
     with pytest.raises(UserError, match="nothing: no such folder"):
         read.open(tmp_path / "nothing")
-    with pytest.raises(UserError, match="there is no checkpoint in it"):
+    with pytest.raises(UserError, match="there is no checkpoint in it$"):
         read.open(tmp_path)
+    (tmp_path / "run.yaml").touch()
+    with pytest.raises(UserError, match=r"run\.yaml: is no folder; name a run folder"):
+        read.open(tmp_path / "run.yaml")
     (save_step(1) / "manifest.json").unlink()
     said: list[str] = []
     with pytest.raises(UserError, match="none of the 1 checkpoints in it is good"):
         read.open(tmp_path, said.append)
     assert len(said) == 1 and "manifest.json: No such file" in said[0]
+
+
+def test_a_folder_of_runs_names_them(tmp_path: Path, save_step: Any) -> None:
+    step = save_step(1)
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/empty/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/one/checkpoints").mkdir()
+    step.rename(tmp_path / "runs/one/checkpoints" / step.name)
+    with pytest.raises(
+        UserError, match="there is no checkpoint in it; name one of its run folders: .*runs/one$"
+    ):
+        read.open(tmp_path / "runs")
 
 
 def test_a_bad_checkpoint_that_was_asked_for_by_name_is_not_replaced_by_another(save_step: Any) -> None:
