@@ -20,6 +20,7 @@ from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parallel.network import choose_gloo_interface
 from llmkit.parallel.place import Place
 from llmkit.parallel.roll_call import RollCall
+from llmkit.stopping import LAUNCHERS
 
 CONTROL_TIMEOUT = timedelta(hours=1)
 """At least this long ranks wait for each other in small messages: one may verify a large checkpoint."""
@@ -155,8 +156,10 @@ def _share_cores(place: Place) -> None:
 
     Beside a GPU too: with offload the CPU updates the weights, and it draws the initial ones.
     """
-    # Launchers say 1 where the user says nothing.
-    if place.world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+    # Launchers say 1 where the user says nothing, accelerate's and slurm/train.sbatch of one process, too.
+    said = os.environ.get("OMP_NUM_THREADS", "1" if place.world_size > 1 else "")
+    launched = place.world_size > 1 or any(name in os.environ for name in LAUNCHERS)
+    if launched and said == "1":
         threads = max(1, available_cores() // place.local_size)
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)

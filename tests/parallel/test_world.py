@@ -16,6 +16,7 @@ from llmkit.errors import AlreadyTold, UserError
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.place import Place
 from llmkit.parallel.world import _choose_device, check_own_gpu, control_group, cut, world
+from llmkit.stopping import LAUNCHERS
 from tests.limits import HANG
 from tests.ranks import run_ranks
 
@@ -117,6 +118,24 @@ def test_each_process_of_a_host_gets_its_share_of_the_cores_beside_a_gpu_too(mon
             pass
         assert os.environ["OMP_NUM_THREADS"] == left
     assert given == [16]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "before", "after"),
+    [("ACCELERATE_DYNAMO_BACKEND", "1", "64"), ("TORCHELASTIC_RUN_ID", "6", "6"), (None, "1", "1")],
+)
+def test_a_process_that_a_launcher_started_alone_gets_all_cores(monkeypatch, launcher, before, after):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    if launcher:
+        monkeypatch.setenv(launcher, "no")
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr("llmkit.parallel.world.available_cores", lambda: 64)
+    monkeypatch.setenv("OMP_NUM_THREADS", before)
+    with world(Place(), LIMIT):
+        assert os.environ["OMP_NUM_THREADS"] == after
+    assert given == ([64] if after == "64" else [])
 
 
 def test_deepspeed_has_the_switch_of_its_cpu_extension():
