@@ -24,6 +24,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
 from llmkit.loop.batches import listen
 from llmkit.model.initial import InitialWeights
+from llmkit.run_folder import RunFolder
 from tests.limits import HANG
 from tests.monitor.wandb_log import history
 from tests.program import at_step, events, rows, timeless, train
@@ -323,6 +324,19 @@ def test_a_save_that_fails_does_not_stop_training(project, monkeypatch, capsys):
     folder = project / "runs" / "tiny"
     assert events(folder) == ["start", "save_failed", "save", "save", "done"]
     assert "NOT SAVED, training goes on: the disk is full" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_marked_as_done_is_not_done(project, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            RunFolder, "mark_done", lambda folder: folder.write_text("logs", "no file can be there")
+        )
+        assert train() == 1
+    folder = project / "runs" / "tiny"
+    assert "cannot write runs/tiny/logs: Is a directory" in capsys.readouterr().err
+    assert events(folder)[-2:] == ["save", "fault"]
+    assert train() == 0
+    assert events(folder)[-1] == "done" and (folder / "DONE").exists()
 
 
 def test_a_damaged_checkpoint_is_passed_over(project, capsys):

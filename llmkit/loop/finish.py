@@ -20,6 +20,7 @@ from llmkit.loop.run import Run
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.suggestions import generate_options
 from llmkit.model.gpt import GPT
+from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.prompts import chat_prompt, text_prompt
 from llmkit.stopping import Stopped
@@ -41,8 +42,9 @@ def finish(run: Run, stop: StopRequest) -> None:
         run.console.note(f"this run is finished since step {progress.step}{early}: nothing is left to do")
     else:
         counts = {"tokens": progress.tokens, "skipped": progress.skipped, "no_targets": progress.no_targets}
+        with failure_recorded(run.events):
+            run.folder.mark_done()
         run.events.record("done", step=progress.step, **counts)
-        run.folder.mark_done()
     facts = {"steps": f"{progress.step}, {progress.tokens / 1e6:.2f}M tokens"}
     if progress.skipped:
         facts["skipped"] = f"{progress.skipped} updates with a non-finite gradient"

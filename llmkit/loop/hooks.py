@@ -20,9 +20,9 @@ from llmkit.monitor.hardware import device_peak, peak_memory_gib
 class Log:
     """Writes rows to metrics.jsonl and the console; scalars are read a step late.
 
-    The first step of a process compiles and warms caches: it counts in no mean of times, and the times of
-    a row that holds nothing else are null. Also counts skipped updates, and ends the run after too many in a
-    row.
+    The first step of a process that computes something compiles and warms caches: it counts in no mean of
+    times, and the times of a row that holds nothing else are null. Also counts skipped updates, and ends the
+    run after too many in a row.
     """
 
     def __init__(self, run: Run) -> None:
@@ -45,7 +45,8 @@ class Log:
         self._steps += 1
         self._computed += result.targets > 0
         timing: dict[str, Any] = {}
-        first, self._first = self._first, False
+        first = self._first
+        self._first = first and result.targets == 0  # which computes nothing, and so compiles nothing
         if first and run.engine.model.compiled and (breaks := graph_breaks()):
             most = max(breaks, key=lambda reason: breaks[reason])
             run.console.note(f"torch.compile could not take {sum(breaks.values())} places, such as: {most}")
