@@ -301,7 +301,7 @@ def test_other_data_on_resume_is_refused_and_goes_on_where_it_is_allowed(
     (change,) = (event for event in recorded(run) if event["event"] == "data_change")
     assert change["step"] == 4
     assert change["differences"][:2] == [
-        "source jsonl-1 has other files, or they are cut or tokenized otherwise",
+        "source jsonl-1 has other files, or they are cut, read (data.errors) or tokenized otherwise",
         "source jsonl-1 has other held-out text",
     ]
     assert [row["step"] for row in rows(run) if "loss" in row] == list(range(1, 9))

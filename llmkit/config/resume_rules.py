@@ -66,8 +66,9 @@ RULES: dict[str, Rule] = {
     **_rules("data", "decides what is read, and in which order", "data.curriculum.N", "step weights"),
     **_rules(
         "data", "decides what is read, and in which order", "data",
-        "sequence_length packing heldout_every document_masks errors lanes shuffle_window",
+        "sequence_length packing heldout_every document_masks lanes shuffle_window",
     ),
+    **_rules("content", "the documents that it leaves are compared", "data", "errors"),
     **_rules("free", "where, and by how many, tokens are made", "data", "cache_dir workers stall_seconds"),
     **_rules(
         "warned", "where the run ends, and its schedule unless that has steps of its own", "train",

@@ -251,6 +251,7 @@ def _fingerprint(
                 "kind": source.kind,
                 "tokens": source.stored.tokens if source.stored else None,
                 "digest": source.rows.digest,
+                "strict_digest": source.rows.strict_digest if isinstance(source.rows, LiveSource) else None,
                 "heldout": held.get(source.name),
                 "template": template if source.name in chats else None,
             }

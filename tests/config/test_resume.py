@@ -39,6 +39,7 @@ KINDS = {
     "model.vocab_pad_multiple": "free",
     "run.seed": "fixed",
     "run.name": "free",
+    "data.errors": "content",
     "data.sequence_length": "data",
     "data.sources.N.path": "content",
     "data.sources.N.weight": "data",

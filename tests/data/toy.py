@@ -74,6 +74,7 @@ def toy(
             "kind": "live" if isinstance(rows, LiveSource) else "shards",
             "tokens": None if isinstance(rows, LiveSource) else rows.tokens,
             "digest": rows.digest,
+            "strict_digest": rows.strict_digest if isinstance(rows, LiveSource) else None,
             "heldout": None,
         }
         for name, rows in sources.items()

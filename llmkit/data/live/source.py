@@ -153,8 +153,16 @@ class LiveSource:
     @cached_property
     def digest(self) -> str:
         """What decides the rows, beside the sequence length, the number and the seed."""
+        return self._digest_of(self._content(self.reader.errors))
+
+    @cached_property
+    def strict_digest(self) -> str:
+        """The digest under data.errors: raise, whose rows are the same for as long as there are any."""
+        return self._digest_of(self._content("raise"))
+
+    def _digest_of(self, content: JsonValue) -> str:
         table = self.lane_table if len(self.lane_table) > 1 else self.lane_table[:, : self.lanes]
-        return _hash([self._content, self.lanes, self.window, table.ravel().tolist()])
+        return _hash([content, self.lanes, self.window, table.ravel().tolist()])
 
     @property
     def cache_folder(self) -> Path | None:
@@ -163,10 +171,10 @@ class LiveSource:
             return None
         # Where text in the middle of a file changed, size and tag may be the same: its date is not.
         dates: list[JsonValue] = [file.stamp for file in self.reader.files]
-        return Path(self.cache_dir) / f"{self.name}-live-{_hash([self._content, dates])}"
+        return Path(self.cache_dir) / f"{self.name}-live-{_hash([self._content(self.reader.errors), dates])}"
 
-    @cached_property
-    def _content(self) -> JsonValue:
+    def _content(self, errors: str) -> JsonValue:
+        """What decides the documents, with this setting of data.errors."""
         spec = self.reader.spec
         record = spec.model_dump(
             mode="json",
@@ -179,7 +187,7 @@ class LiveSource:
             VERSION,
             self.encoder.key_of(spec.record),
             record,
-            self.reader.errors,
+            errors,
             self.heldout_every,
             [list(file) for file in known_files(self.reader.files)],
             [list(unit) for unit in self.reader.units],

@@ -69,6 +69,13 @@ def test_the_digest_tells_whatever_changes_the_rows() -> None:
     assert base.digest == with_sizes([3, 4], seed=1, cache_dir="elsewhere", max_epochs=2).digest
 
 
+def test_the_strict_digest_is_the_one_under_errors_raise() -> None:
+    strict = with_sizes([3, 4], errors="raise").digest
+    for errors in ("skip", "replace", "raise"):
+        assert with_sizes([3, 4], errors=errors).strict_digest == strict
+    assert with_sizes([3, 5], errors="skip").strict_digest != strict
+
+
 def test_tokens_are_kept_by_content_and_tokenizer(tmp_path: Path) -> None:
     base = with_sizes([3, 4], cache_dir=str(tmp_path))
     folders = [
