@@ -125,9 +125,9 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
     listen(run, stop)
     evaluate.catch_up(run)
     while not progress.finished():
-        run.in_step = True
         if run.agreed.stop or (batch := next_batch(run, log, batches)) is None:
             return stop_run(run, log, stop)
+        run.in_step = True
         micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
         learning_rate = learning_rate_at(progress.step + 1, progress.max_steps, config)
         seed_step(config.run.seed, progress.step, run.mesh.data_rank)

@@ -11,6 +11,7 @@ import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.data.evaluation import HeldOut
+from llmkit.loop.control import Control
 from llmkit.monitor import background
 from tests.monitor.test_background import fill
 from tests.program import at_step, events, rows, timeless, train
@@ -131,6 +132,20 @@ def test_an_error_between_two_steps_loses_nothing(project, monkeypatch, capsys):
     fault = last_event(folder)
     assert (fault["event"], fault["saved_step"], fault["lost_steps"]) == ("fault", 4, 0)
     assert "are lost" not in capsys.readouterr().out
+
+
+def test_an_error_at_the_stop_itself_loses_nothing(project, monkeypatch):
+    def fall(control: Control) -> None:
+        raise MemoryError("no room to say goodbye")
+
+    folder = project / "runs" / "tiny"
+    at_step(monkeypatch, 8, (folder / "STOP").touch)
+    monkeypatch.setattr(Control, "close", fall)
+    with pytest.raises(MemoryError):
+        train()
+    fault = last_event(folder)
+    assert (fault["event"], fault["saved_step"], fault["lost_steps"]) == ("fault", 8, 0)
+    assert open_checkpoint(folder).step == 8
 
 
 def test_an_error_in_a_step_says_what_is_lost(project, monkeypatch, capsys):
