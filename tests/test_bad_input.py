@@ -56,6 +56,7 @@ def trained(*overrides: str) -> None:
         ("data.sources.0.path=nowhere", ["data.sources.0.path: ", "nowhere"]),
         ("model.vocab_size=100", ["vocab_size 100", "257"]),
         ("data.tokenizer={type: file, path: none.json}", ["none.json", "cannot be read"]),
+        ("data.tokenizer={type: file, path: .}", ["Is a directory", "name the file in it"]),
     ],
 )
 def test_settings(project, capsys, override, says):

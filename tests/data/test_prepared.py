@@ -153,7 +153,13 @@ def test_shards_with_another_end_of_text_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     source = schema.Source(type="shards", path=str(tmp_path / "nothing"), name="mine")
-    with pytest.raises(UserError, match=r"nothing.index.json: cannot be read .*source mine is read as it is"):
+    with pytest.raises(
+        UserError, match=r"source mine: .*nothing is no folder of token shards: .* index.json in it$"
+    ):
+        prepare(settings(tmp_path, source), silent)
+    write_shards(tmp_path / "above" / "train", ["some text that is given"] * 9)
+    source = schema.Source(type="shards", path=str(tmp_path / "above"), name="mine")
+    with pytest.raises(UserError, match=r"folders of token shards in it: \S*above/train$"):
         prepare(settings(tmp_path, source), silent)
 
 

@@ -87,8 +87,9 @@ def _described(spec: schema.Tokenizer) -> JsonValue:
             try:
                 settings[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
             except OSError as error:
+                meant = "; name the file in it" if isinstance(error, IsADirectoryError) else ""
                 raise UserError(
-                    f"data.tokenizer.{setting}: {path} cannot be read ({error.strerror})"
+                    f"data.tokenizer.{setting}: {path} cannot be read ({error.strerror}){meant}"
                 ) from error
     return settings
 

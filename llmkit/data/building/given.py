@@ -16,7 +16,8 @@ from llmkit.data.shards.megatron_index import find_prefixes, read_head, with_suf
 from llmkit.data.shards.reader import ShardReader
 from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.tokenizer import Tokenizer
-from llmkit.files import sync_folder, write_sealed
+from llmkit.errors import UserError
+from llmkit.files import may_exist, sync_folder, write_sealed
 
 
 class Given(NamedTuple):
@@ -32,9 +33,10 @@ def look_at(spec: schema.Source, name: str) -> None:
         for prefix in find_prefixes(str(_path(spec))):
             read_head(with_suffix(prefix, ".idx"))
         return
-    read_index(_path(spec), _remedy(name))
-    if spec.heldout_path is not None:
-        read_index(Path(spec.heldout_path), _remedy(name))
+    heldout = [] if spec.heldout_path is None else [Path(spec.heldout_path)]
+    for folder in (_path(spec), *heldout):
+        _look_for_index(folder, name)
+        read_index(folder, _remedy(name))
 
 
 def open_given(spec: schema.Source, name: str, tokenizer: Tokenizer) -> Given:
@@ -71,6 +73,17 @@ def check_documents(
 def _path(spec: schema.Source) -> Path:
     path = spec.path if isinstance(spec.path, str) else (spec.path or [""])[0]
     return Path(path)
+
+
+def _look_for_index(folder: Path, name: str) -> None:
+    """Raises UserError where this is no folder of shards, as one that holds such folders."""
+    if may_exist(folder / "index.json"):
+        return
+    inside = sorted(str(index.parent) for index in folder.glob("*/index.json"))
+    meant = f"; folders of token shards in it: {', '.join(inside[:3])}" if inside else ""
+    raise UserError(
+        f"source {name}: {folder} is no folder of token shards: there is no index.json in it{meant}"
+    )
 
 
 def _shards(folder: Path, name: str, tokenizer: Tokenizer) -> ShardReader:

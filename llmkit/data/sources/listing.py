@@ -212,7 +212,8 @@ def _hub_files(spec: schema.Source, place: str) -> list[str]:
         builder = datasets.load_dataset_builder(spec.dataset, spec.subset, revision=spec.revision)
         files = dict(builder.config.data_files or {})
     except Exception as error:  # of many kinds: no such dataset, no network, no permission, a broken card
-        raise UserError(f"{place}.dataset: {what} cannot be opened ({told(error)})") from error
+        remedy = "check the id, the subset and the network"
+        raise UserError(f"{place}.dataset: {what} cannot be opened ({told(error)}); {remedy}") from error
     if spec.split not in files:
         known = f"it has {', '.join(map(str, files))}" if files else "it has no data files"
         raise UserError(f"{place}.split: {what} has no split {spec.split!r}; {known}")

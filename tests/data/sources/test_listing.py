@@ -362,7 +362,7 @@ def test_a_dataset_of_another_kind_is_refused(tmp_path: Path, dataset: Path) -> 
 
 
 def test_a_dataset_that_is_not_there_is_told(tmp_path: Path, dataset: Path) -> None:
-    with pytest.raises(UserError, match=r"p.dataset: .*gone cannot be opened"):
+    with pytest.raises(UserError, match=r"p.dataset: .*gone cannot be opened .*; check the id"):
         list_files(Source(type="hub", dataset=str(tmp_path / "gone")), "p")
     with pytest.raises(UserError, match=r"p.dataset: a hub source needs a dataset's id"):
         list_files(Source(type="hub"), "p")
