@@ -98,7 +98,8 @@ def _cut(
     if form.is_json and suffixes_of(file.path)[0] == ".json":
         with RandomFile(file) as opened:
             if is_json_array(opened):
-                raise UserError(f"{opened.name}: holds one JSON array; only a record a line is read")
+                what = "holds one JSON array; only a record a line is read, as `jq -c '.[]'` writes it"
+                raise UserError(f"{opened.name}: {what}")
     count = -(-size // max(1, unit_bytes))
     edges = [size * i // count for i in range(count + 1)]
     return [Unit(number, start, end, end - start) for start, end in pairwise(edges)]

@@ -191,5 +191,5 @@ def test_a_json_array_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "train.json").write_text('\n [{"text": "x"}]')
     source = Source(type="hub", dataset=str(tmp_path / "d"))
-    with pytest.raises(UserError, match=r"train.json: holds one JSON array; only a record a line is read"):
+    with pytest.raises(UserError, match=r"train.json: holds one JSON array; .* a line is read, as .jq -c"):
         cut_into_units(source, list_files(source, "p"), 1, "p")
