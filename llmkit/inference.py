@@ -20,6 +20,7 @@ from llmkit.evaluation_data import heldout_of_run, other_data
 from llmkit.generate import Sampling, stream_text
 from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision
 from llmkit.model.gpt import GPT
+from llmkit.monitor.console import shown_bits
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.prompts import chat_prompt, text_prompt
 
@@ -140,7 +141,7 @@ def evaluate_command(path: Path, *, precision: str, other: str | None = None) ->
         print(f"data           {other}")
     print(f"held-out loss  {loss:.4f} nats a token, {heldout.targets:,} tokens")
     print(f"perplexity     {perplexity(loss):.3f}")
-    print(f"bits per byte  {bits_per_byte(nats, heldout.text_bytes):.4f}")
+    print(f"bits per byte  {shown_bits(bits_per_byte(nats, heldout.text_bytes))}")
     return 0
 
 

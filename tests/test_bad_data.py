@@ -130,7 +130,7 @@ def test_a_source_without_documents(project: Path, capsys: pytest.CaptureFixture
     Path("none.jsonl").write_text(lines({"text": ""}, {"text": None}, {"other": "x"}))
     for source in (live("none.jsonl"), live("none.jsonl").replace(', "live": true', "")):
         message = ended(capsys, 2, source, "data.heldout_every=0")
-        assert "no document to train on" in message, message
+        assert "no usable document" in message, message
 
 
 @pytest.mark.parametrize("how", ["live", "built"])

@@ -87,7 +87,7 @@ def test_an_empty_corpus(project, capsys, documents):
     Path("corpus").mkdir()
     for number, text in enumerate(documents):
         Path(f"corpus/{number}.txt").write_text(text)
-    assert "corpus" in refused(capsys) or "no document to train on" in refused(capsys)
+    assert "corpus" in refused(capsys) or "no usable document" in refused(capsys)
 
 
 def test_documents_that_are_no_text_are_counted(project, capsys):

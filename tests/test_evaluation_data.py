@@ -161,3 +161,11 @@ def test_paths_that_do_not_depend_on_the_working_directory_stay():
     assert text.path == ["/base/a/*.txt", "/b", "s3://bucket/d"]
     assert hub.dataset == "someone/something"
     assert (shards.path, shards.heldout_path) == ("/base/e", "/base/f")
+
+
+def test_data_without_text_are_refused_as_such(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    Path("nothing.txt").write_text("")
+    (message,) = printed(capsys, Path("runs/tiny"), "--data", "nothing.txt", code=2)
+    assert "it has no usable document" in message
+    assert "train" not in message

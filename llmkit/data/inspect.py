@@ -16,7 +16,7 @@ from llmkit.data.live.lane import Lane
 from llmkit.data.live.source import LiveSource
 from llmkit.data.mixing import shares
 from llmkit.data.order import Order, rows_before
-from llmkit.data.prepared import Prepared, TrainSource
+from llmkit.data.prepared import Prepared, TrainSource, shown_size
 from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.tokenizer import Tokenizer
 
@@ -90,13 +90,13 @@ def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> It
         files = source.rows.reader.files
         size = sum(file.size for file in files)
         yield (
-            f"  tokenized while training: {len(files):,} files, {size / 1e6:,.1f} MB as stored, in "
+            f"  tokenized while training: {len(files):,} files, {shown_size(size)} as stored, in "
             f"{source.rows.lanes} lanes; documents and tokens are not counted"
         )
         return
     stored = source.rows
     text = stored.text_bytes
-    size_told = f", {text / 1e6:,.2f} MB" if text else ""
+    size_told = f", {shown_size(text)}" if text else ""
     if text:  # that of a chat is only what is to be learned
         size_told += " to learn" if stored.has_targets else f" ({text / stored.tokens:.2f} bytes a token)"
     yield f"  {stored.documents:,} documents, {stored.tokens:,} tokens{size_told}"

@@ -158,17 +158,24 @@ def require_row(name: str, tokens: int, length: int) -> None:
         )
 
 
+def shown_size(count: float) -> str:
+    """A number of bytes for the user, in the unit that shows it."""
+    if count >= 1e5:
+        return f"{count / 1e6:,.2f} MB"
+    return f"{count / 1e3:.1f} kB" if count >= 1000 else f"{count:.0f} bytes"
+
+
 def summary(prepared: Prepared) -> str:
     """What there is to train on, as a line for the user."""
     live = [source.name for source in prepared.train if source.stored is None]
     parts = []
     if len(live) < len(prepared.train):
         some_context = any(source.stored.has_targets for source in prepared.train if source.stored)
-        size = f"{prepared.train_bytes / 1e6:.2f} MB" + " to learn" * some_context
+        size = shown_size(prepared.train_bytes) + " to learn" * some_context
         parts.append(f"{prepared.train_tokens:,} training tokens of {size}")
     if live:
         parts.append(f"{', '.join(live)} tokenized while training (not counted)")
-    parts.append(f"{prepared.heldout_bytes / 1e6:.2f} MB held out")
+    parts.append(f"{shown_size(prepared.heldout_bytes)} held out")
     return f"data: {', '.join(parts)}"
 
 

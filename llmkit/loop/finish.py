@@ -20,6 +20,7 @@ from llmkit.loop.run import Run
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.suggestions import generate_options
 from llmkit.model.gpt import GPT
+from llmkit.monitor.console import shown_bits
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.prompts import chat_prompt, text_prompt
@@ -98,7 +99,7 @@ def heldout_facts(run: Run) -> dict[str, str]:
     bits = bits_per_byte(loss * run.heldout.targets, run.heldout.text_bytes)
     others = compressors_bits_per_byte(run.data)
     beside = "".join(f", {name} {value:.2f}" for name, value in others.items())
-    facts["bits per byte"] = f"this model {bits:.4f}{beside}"
+    facts["bits per byte"] = f"this model {shown_bits(bits)}{beside}"
     return facts
 
 

@@ -67,10 +67,9 @@ class Console:
         self._print(line)
 
     def evaluation(self, step: int, loss: float | None, bits_per_byte: float | None) -> None:
-        """Prints the result of an evaluation; None where a value is not finite or not known."""
+        """Prints the result of an evaluation; no bits per byte where no text is held out."""
         parts = [self._step(step), f"held-out loss {_number(loss, '.4f')}"]
-        if bits_per_byte is not None:
-            parts.append(f"bits per byte {_number(bits_per_byte, '.4f')}")
+        parts.append(f"bits per byte {shown_bits(bits_per_byte)}")
         self._print("  ".join(parts))
 
     def note(self, text: str) -> None:
@@ -170,6 +169,11 @@ class SilentConsole(Console):
 
     def evaluation(self, step: int, loss: float | None, bits_per_byte: float | None) -> None:
         """Nothing."""
+
+
+def shown_bits(bits_per_byte: float | None) -> str:
+    """Bits per byte, or why there are none."""
+    return "none (the held-out tokens stand for no text)" if bits_per_byte is None else f"{bits_per_byte:.4f}"
 
 
 def duration(seconds: float) -> str:

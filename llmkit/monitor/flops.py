@@ -44,9 +44,9 @@ def train_flops_per_token(shape: ModelShape, sequence_length: int, causal: bool 
     return 6 * parameters + shape.num_hidden_layers * per_layer
 
 
-def bits_per_byte(nats: float, text_bytes: int) -> float:
-    """Bits a UTF-8 byte of text costs, where all its tokens together cost `nats`; NaN for no text."""
-    return nats / math.log(2.0) / text_bytes if text_bytes else math.nan
+def bits_per_byte(nats: float, text_bytes: int) -> float | None:
+    """Bits a UTF-8 byte of text costs, where all its tokens together cost `nats`; None for no text."""
+    return nats / math.log(2.0) / text_bytes if text_bytes else None
 
 
 def perplexity(loss: float) -> float:

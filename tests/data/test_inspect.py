@@ -145,7 +145,7 @@ def test_a_live_source_shows_the_first_rows_of_its_lanes(tmp_path: Path) -> None
     )
     prepared = prepare(data, lambda line: None)
     lines = lines_of(prepared, data, count=1, max_steps=10)
-    assert any("tokenized while training: 1 files, 0.0 MB as stored, in 1 lanes" in line for line in lines)
+    assert any("tokenized while training: 1 files, 4.5 kB as stored, in 1 lanes" in line for line in lines)
     assert "  jsonl-0: rows are not counted, the run of 10 steps reads 320" in lines
     title = lines.index("\n=== jsonl-0: first row of lane 0 ===")
     assert "record" in lines[title + 1]
@@ -189,5 +189,5 @@ def test_bytes_a_token_are_told_only_where_all_tokens_are_learned(tmp_path: Path
         cache_dir=str(tmp_path / "cache"),
     )
     lines = [line for line in lines_of(prepare(data, lambda line: None), data) if " documents, " in line]
-    assert re.search(r" tokens, 0\.\d\d MB to learn$", lines[0])
-    assert lines[1].endswith(" tokens, 0.01 MB (0.90 bytes a token)")
+    assert re.search(r" tokens, 14\.4 kB to learn$", lines[0])
+    assert lines[1].endswith(" tokens, 8.1 kB (0.90 bytes a token)")

@@ -118,7 +118,7 @@ def test_shards_of_others_are_read_in_place(tmp_path: Path) -> None:
     assert prepared.tokenizer.decode(one.stored.document(0)) == "some text that is given"
     assert prepared.heldout_bytes == len("and some more")
     assert prepared.folders == {}
-    assert lines == ["data: 217 training tokens of 0.00 MB, 0.00 MB held out"]
+    assert lines == ["data: 217 training tokens of 207 bytes, 13 bytes held out"]
     assert prepared.fingerprint["sources"][0]["kind"] == "shards"
 
 

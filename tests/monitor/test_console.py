@@ -10,6 +10,7 @@ import pytest
 
 from llmkit.monitor import console as module
 from llmkit.monitor.console import Console, SilentConsole, duration
+from llmkit.monitor.flops import bits_per_byte
 
 ROW = {
     "step": 20,
@@ -37,10 +38,12 @@ def test_a_log_has_plain_whole_lines() -> None:
     console.progress(19)
     console.row(ROW)
     console.evaluation(20, 4.25, 1.5)
+    console.evaluation(20, 4.25, bits_per_byte(85.0, text_bytes=0))
     console.note("checkpoint saved")
     assert stream.getvalue() == (
         "step  20/200  loss 4.5679  12.3k tokens/s  1 min 30 s left  MFU 41.2 %\n"
         "step  20/200  held-out loss 4.2500  bits per byte 1.5000\n"
+        "step  20/200  held-out loss 4.2500  bits per byte none (the held-out tokens stand for no text)\n"
         "checkpoint saved\n"
     )
 

@@ -19,7 +19,7 @@ from llmkit.data.building.parts import Group, PartMaker, group_units, part_bytes
 from llmkit.data.building.pool import make_parts
 from llmkit.data.building.progress import Progress
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
-from llmkit.data.prepared import BUILD_VERSION, SourceRecord
+from llmkit.data.prepared import BUILD_VERSION, SourceRecord, shown_size
 from llmkit.data.shards.format import stored_dtype, token_dtype
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import left_out_summary
@@ -54,7 +54,7 @@ class Builder:
     def build(self, source: OpenedSource) -> Path:
         """The folder of a source that is tokenized before training; what is not there is built.
 
-        Raises UserError if it has no document to train on.
+        Raises UserError if it has no document, or holds out all of them.
         """
         folder = self._folder(source, {"part_bytes": part_bytes_of(source.files), **self._packing()})
         make_once(folder, lambda workplace: self._fill(source, workplace), self._report)
@@ -101,10 +101,10 @@ class Builder:
                 self._config.sequence_length, compare=source.spec.record == "text",
             )  # fmt: skip
         if written.documents == 0:
-            what = left_out_summary(written.left_out) or "it has none"
+            nothing, what = "it has no usable document", left_out_summary(written.left_out)
             if written.heldout_documents:
-                what += f"; all {written.heldout_documents} usable ones are held out"
-            raise UserError(f"source {source.name}: there is no document to train on ({what})")
+                nothing = f"all {written.heldout_documents} usable documents are held out, none is trained on"
+            raise UserError(f"source {source.name}: {nothing} ({what or 'its files hold no record'})")
         source.check_unchanged()
         self._finish(source, written, workplace / "whole")
         seconds = time.monotonic() - began
@@ -181,10 +181,10 @@ class _Made(NamedTuple):
 
     def __str__(self) -> str:
         written = self.written
-        size = written.text_bytes / 1e6
+        size = written.text_bytes
         how = [f"{self.workers} processes"] if self.workers else []
         if not self.was_begun:
-            how.insert(0, f"{size / max(self.seconds, 1e-3):.1f} MB/s")
+            how.insert(0, f"{shown_size(size / max(self.seconds, 1e-3))}/s")
         if written.slow_reason:
             how.append(f"without the fast tokenizer: {written.slow_reason}")
         cut = (
@@ -192,6 +192,6 @@ class _Made(NamedTuple):
         )
         return (
             f"{written.documents + written.heldout_documents:,} documents, {written.tokens:,} tokens of "
-            f"{size:.2f} MB of text in {self.seconds:.1f} s"
+            f"{shown_size(size)} of text in {self.seconds:.1f} s"
             f"{' (' * bool(how)}{', '.join(how)}{')' * bool(how)}{cut}"
         )

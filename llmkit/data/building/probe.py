@@ -107,9 +107,9 @@ def _look_at_records(source: OpenedSource, encoder: RecordEncoder | None = None)
                         f"({left_out_summary(left_out)}; {first})"
                     )
     if len(files) == len(source.files):
-        what = left_out_summary(left_out) or "it has none"
+        what = left_out_summary(left_out) or "its files hold no record"
         raise UserError(
-            f"source {source.name}: there is no document to train on ({what}{'; ' if first else ''}{first})"
+            f"source {source.name}: it has no usable document ({what}{'; ' if first else ''}{first})"
         )
 
 

@@ -186,9 +186,9 @@ def test_what_is_left_out_is_counted_once_and_told(tmp_path: Path) -> None:
     [
         (
             [{"text": ""}] * 3,
-            r"source jsonl-0: there is no document to train on \(3 documents left out: 3 empty\)",
+            r"source jsonl-0: it has no usable document \(3 documents left out: 3 empty\)",
         ),
-        ([], r"source jsonl-0: there is no document to train on \(it has none\)"),
+        ([], r"source jsonl-0: it has no usable document \(its files hold no record"),
     ],
 )
 def test_an_empty_source_is_refused(tmp_path: Path, records: list[Any], message: str) -> None:
@@ -271,7 +271,7 @@ def test_long_builds_tell_how_far_they_are_and_how_fast_they_were(
     told = [line for line in lines if line.endswith("% is tokenized")]
     assert len(told) > 3
     assert told[-1].endswith(": 100% is tokenized")
-    assert any("data: jsonl-0: 100 documents, " in line and " MB/s" in line for line in lines)
+    assert any("data: jsonl-0: 100 documents, " in line and "/s)" in line for line in lines)
 
 
 def test_what_is_told_of_chats_is_the_text_that_was_read(
@@ -284,8 +284,8 @@ def test_what_is_told_of_chats_is_the_text_that_was_read(
     monkeypatch.setattr(build_source, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     lines: list[str] = []
     prepare(settings(tmp_path, sources=[source], heldout_every=0), lines.append)
-    assert any(line.endswith(" tokens of 1.00 MB of text in 2.0 s (0.5 MB/s)") for line in lines), lines
-    assert lines[-1].endswith(" training tokens of 0.00 MB to learn, 0.00 MB held out")
+    assert any(line.endswith(" tokens of 1.00 MB of text in 2.0 s (0.50 MB/s)") for line in lines), lines
+    assert lines[-1].endswith(" training tokens of 150 bytes to learn, 0 bytes held out")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
@@ -324,7 +324,9 @@ def test_a_source_of_skippable_frames_only_is_refused_as_an_empty_one(tmp_path: 
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes((0x184D2A50).to_bytes(4, "little") + bytes(4))
     source = schema.Source(type="jsonl", path=str(path))
-    with pytest.raises(UserError, match=r"source jsonl-0: there is no document to train on \(it has none\)"):
+    with pytest.raises(
+        UserError, match=r"source jsonl-0: it has no usable document \(its files hold no record"
+    ):
         prepare(settings(tmp_path, sources=[source]), silent)
 
 

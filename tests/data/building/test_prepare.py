@@ -239,7 +239,7 @@ def test_of_a_live_source_only_a_few_held_out_documents_are_built(words: Words) 
     everything = text.read_text().splitlines()
     held = [everything[number] for number in heldout_candidates(20) if number < 300]
     assert document_texts(prepared) == held
-    assert lines[-1] == "data: text-0 tokenized while training (not counted), 0.00 MB held out"
+    assert lines[-1] == "data: text-0 tokenized while training (not counted), 320 bytes held out"
     assert prepared.fingerprint["sources"][0]["tokens"] is None
 
 

@@ -23,7 +23,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such field": (
         {"type": "jsonl", "path": "a.jsonl", "text_field": "words"},
-        r"source bad: there is no document to train on \(401 documents left out: 401 without the field; "
+        r"source bad: it has no usable document \(401 documents left out: 401 without the field; "
         r".*a.jsonl:1: the record has no field 'words'; it has 'text', 'id'\)",
     ),
     "no such record": (
@@ -39,7 +39,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no index of Megatron": ({"type": "megatron", "path": "toy"}, r"toy.idx: is no index of Megatron-LM"),
     "live": (
         {"type": "jsonl", "path": "a.jsonl", "text_field": "words", "live": True},
-        r"source bad: there is no document to train on",
+        r"source bad: it has no usable document",
     ),
     "damaged": ({"type": "jsonl", "path": "bad.jsonl.gz"}, r"bad.jsonl.gz: is damaged or cut short"),
     "UTF-16": (
@@ -51,7 +51,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 WITH_A_TOKENIZER: dict[str, tuple[dict[str, Any], str]] = {
     "no words to learn": (
         {"type": "jsonl", "path": "chats.jsonl", "record": "chat"},
-        r"source bad: there is no document .*50 documents left out: 50 without a message of the role",
+        r"source bad: it has no usable document .*50 documents left out: 50 without a message of the role",
     ),
     "ids of another tokenizer": (
         {"type": "jsonl", "path": "ids.jsonl", "record": "ids"},
@@ -132,10 +132,10 @@ def test_mistakes_in_given_tokens_are_told_with_those_of_other_sources() -> None
         Source(type="shards", name="small", path="small/train"),
         Source(type="jsonl", name="ids", path="ids.jsonl", record="ids"),
     )
-    with pytest.raises(UserError, match=r"2 mistakes\n  source small: it has .*\n  source ids: there is no"):
+    with pytest.raises(UserError, match=r"2 mistakes\n  source small: it has .*\n  source ids: it has no"):
         prepare(config, lambda line: pytest.fail(line))
     later = Source(type="jsonl", name="ids", path="ids.jsonl", record="ids")
-    with pytest.raises(UserError, match=r"^source ids: there is no"):  # before all documents are looked at
+    with pytest.raises(UserError, match=r"^source ids: it has no"):  # before all documents are looked at
         prepare(
             settings(Source(type="megatron", name="toy", path="long"), later), lambda line: pytest.fail(line)
         )
