@@ -87,6 +87,7 @@ def _look_for_index(folder: Path, name: str) -> None:
 
 
 def _shards(folder: Path, name: str, tokenizer: Tokenizer) -> ShardReader:
+    _look_for_index(folder, name)
     return ShardReader(folder, tokenizer.vocab_size, tokenizer.hash, _remedy(name), tokenizer.end_of_text_id)
 
 

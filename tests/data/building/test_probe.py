@@ -30,10 +30,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "jsonl", "path": "a.jsonl", "record": "ids", "ids_field": "text"},
         r"source bad: .*401 no list of token ids; .*a.jsonl:1: field 'text' is \"0\", not a list of whole",
     ),
-    "no shards": ({"type": "shards", "path": "none"}, r"none/index.json: cannot be read .*source bad is"),
+    "no shards": ({"type": "shards", "path": "none"}, r"source bad: \S*none is no folder of token shards"),
     "no held-out shards": (
         {"type": "shards", "path": "shards/train", "heldout_path": "none"},
-        r"none/index.json: cannot be read",
+        r"source bad: \S*none is no folder of token shards",
     ),
     "no index": ({"type": "megatron", "path": "none"}, r"none: there is no none.idx"),
     "no index of Megatron": ({"type": "megatron", "path": "toy"}, r"toy.idx: is no index of Megatron-LM"),
