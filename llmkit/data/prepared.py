@@ -158,10 +158,10 @@ def require_row(name: str, tokens: int, length: int) -> None:
         )
 
 
-def shown_size(count: float) -> str:
-    """A number of bytes for the user, in the unit that shows it."""
+def shown_size(count: float, decimals: int = 2) -> str:
+    """A number of bytes for the user, in the unit that shows it. decimals: of megabytes."""
     if count >= 1e5:
-        return f"{count / 1e6:,.2f} MB"
+        return f"{count / 1e6:,.{decimals}f} MB"
     return f"{count / 1e3:.1f} kB" if count >= 1000 else f"{count:.0f} bytes"
 
 

@@ -184,7 +184,7 @@ class _Made(NamedTuple):
         size = written.text_bytes
         how = [f"{self.workers} processes"] if self.workers else []
         if not self.was_begun:
-            how.insert(0, f"{shown_size(size / max(self.seconds, 1e-3))}/s")
+            how.insert(0, f"{shown_size(size / max(self.seconds, 1e-3), decimals=1)}/s")
         if written.slow_reason:
             how.append(f"without the fast tokenizer: {written.slow_reason}")
         cut = (

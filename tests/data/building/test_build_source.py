@@ -284,7 +284,7 @@ def test_what_is_told_of_chats_is_the_text_that_was_read(
     monkeypatch.setattr(build_source, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     lines: list[str] = []
     prepare(settings(tmp_path, sources=[source], heldout_every=0), lines.append)
-    assert any(line.endswith(" tokens of 1.00 MB of text in 2.0 s (0.50 MB/s)") for line in lines), lines
+    assert any(line.endswith(" tokens of 1.00 MB of text in 2.0 s (0.5 MB/s)") for line in lines), lines
     assert lines[-1].endswith(" training tokens of 150 bytes to learn, 0 bytes held out")
 
 
