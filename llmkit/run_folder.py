@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
-from llmkit.files import write_whole
+from llmkit.files import may_exist, write_whole
 
 LOCK = "run.lock"
 STOP = "STOP"
@@ -278,7 +278,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 def _require_target(path: Path) -> None:
     """Raises UserError for a link to what is not there."""
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not may_exist(path):
         raise UserError(
             f"{path} is a link to {os.readlink(path)}, which is not there; is its disk mounted? If it is "
             "gone for good, choose another run.name or run.dir"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.utf_8_sig  # noqa: F401  what this user may import, another may not
 import os
 import shlex
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import llmkit.config.show
 import llmkit.data.inspect
 import llmkit.inference
-import llmkit.train  # noqa: F401  what this user may import, another may not
+import llmkit.train  # noqa: F401
 from llmkit.cli import main
 from tests.access import closed_to_this_user
 from tests.program import make_project

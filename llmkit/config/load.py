@@ -140,7 +140,7 @@ class _Files:
         if "\0" in name or not may_exist(target):
             what = f"extends: there is no file {shown_target} (names are relative to this file)"
             what += "" if "\0" in name else similar(target)
-        elif target.is_dir():
+        elif os.path.isdir(target):
             what = f"extends: {shown_target} is no file but a folder; name a file in it"
         elif _real(target) in chain:
             circle = [*chain[chain.index(_real(target)) :], _real(target)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping
@@ -57,8 +58,11 @@ def _check_not_moved(loaded: Loaded, path: Path) -> None:
     origins = loaded.origins
     file = Path(origins["run.name"].rpartition(":")[0])  # of "FILE:LINE"
     own = run_folder_of(file)
-    if own is None or origins["run.dir"] == COMMAND_LINE or (path.exists() and path.samefile(own)):
+    if own is None or origins["run.dir"] == COMMAND_LINE:
         return
+    with contextlib.suppress(OSError):
+        if path.samefile(own):
+            return
     raise UserError(
         f"{file} is from the run folder {own}, but names {path} as its run folder: it was moved or copied. "
         f"To go on with the run in {own}, add run.dir={shlex.quote(str(own.absolute().parent))} "
