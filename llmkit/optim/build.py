@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from llmkit.config.schema import Optimizer
+from llmkit.optim.exchange import MatrixExchange, Shard, shards_of
 from llmkit.optim.muon import Muon
-from llmkit.parallel.spec import Part
+from llmkit.parallel.spec import Part, Shape
 
 
 def build_adamw(
@@ -32,6 +33,11 @@ def build_adamw(
     )
 
 
+def is_hidden_matrix(name: str, parts: Mapping[str, Sequence[Part]]) -> bool:
+    """Whether Muon updates this parameter. Read from its parts: under ZeRO-3 it has no shape of its own."""
+    return name.startswith("blocks.") and all(len(part.shape) == 2 for part in parts[name])
+
+
 def build_optimizers(
     masters: Mapping[str, Tensor], parts: Mapping[str, Sequence[Part]], config: Optimizer, bf16: bool
 ) -> list[torch.optim.Optimizer]:
@@ -39,23 +45,39 @@ def build_optimizers(
 
     bf16: whether the device has units for it.
     """
-    hidden = {
-        n: p for n, p in masters.items() if config.name == "muon" and n.startswith("blocks.") and p.dim() == 2
-    }
+    muon = config.name == "muon"
+    hidden = {n: p for n, p in masters.items() if muon and is_hidden_matrix(n, parts)}
     rest = {name: p for name, p in masters.items() if name not in hidden}
     optimizers: list[torch.optim.Optimizer] = [build_adamw(rest, parts, config)]
     if hidden:
-        matrices = [(p, [(part.start, part.stop) for part in parts[name]]) for name, p in hidden.items()]
-        optimizers.append(
-            Muon(
-                matrices,
-                lr=config.learning_rate,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                dtype=torch.bfloat16 if bf16 else torch.float32,
-            )
-        )
+        tensors = [(p, list(shards_of(parts[name], 0, p.numel()))) for name, p in hidden.items()]
+        device, dtype = tensors[0][0].device, torch.bfloat16 if bf16 else torch.float32
+        exchange = MatrixExchange(all_shards(tensors), matrices(hidden, parts), device=device, dtype=dtype)
+        optimizers.append(build_muon(tensors, exchange, config))
     return optimizers
+
+
+def all_shards(tensors: Sequence[tuple[Tensor, Sequence[Shard]]]) -> list[Shard]:
+    """The shards of all tensors, in their order."""
+    return [shard for _, shards in tensors for shard in shards]
+
+
+def matrices(names: Iterable[str], parts: Mapping[str, Sequence[Part]]) -> dict[str, Shape]:
+    """Name -> shape of the full matrices in these parameters; the same on all ranks."""
+    return {part.name: part.shape for name in names for part in parts[name]}
+
+
+def build_muon(
+    tensors: Sequence[tuple[Tensor, Sequence[Shard]]], exchange: MatrixExchange, config: Optimizer
+) -> Muon:
+    """Muon over fp32 tensors and their shards, all of which the exchange knows."""
+    return Muon(
+        tensors,
+        exchange,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
 
 
 def moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

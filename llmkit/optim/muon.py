@@ -6,11 +6,13 @@ from all of them at once. For hidden matrices only: embeddings, norms and biases
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+
+from llmkit.optim.exchange import MatrixExchange, Shard
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration; chosen by Jordan for the steepest slope at 0, so that five rounds do."""
@@ -38,32 +40,47 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+def orthogonalise_all(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonalise` of matrices of any shapes; those of one shape go through the iteration together."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        by_shape.setdefault(matrix.shape, []).append(index)
+    results = list(matrices)
+    for indices in by_shape.values():
+        stacked = orthogonalise(torch.stack([matrices[index] for index in indices]))
+        for index, result in zip(indices, stacked.unbind(), strict=True):
+            results[index] = result
+    return results
+
+
 class Muon(torch.optim.Optimizer):
-    """Muon over stored matrices, each of which may hold several of the model's.
+    """Muon over tensors that hold matrices, or any elements of them.
 
-    matrices: (parameter, rows of each matrix in it). A stacked q/k/v projection counts as three.
-    dtype: in which the iteration runs; bf16 is exact enough where there are units for it.
+    tensors: (fp32 tensor of any shape, its shards); elements in no shard are padding. A stacked q/k/v
+    projection holds three matrices. exchange: made of all shards in this order; it assembles full matrices.
 
-    Like PyTorch's fused optimizers it takes a device scalar `found_inf`: where that is 1.0 the step
-    changes nothing, and nobody has to wait for its value.
+    PyTorch's own (torch.optim.Muon) takes one full matrix a parameter: no stacks, no shards. And like
+    PyTorch's fused optimizers, this one takes a device scalar `found_inf`: where that is 1.0 the step changes
+    nothing, and nobody has to wait for its value.
     """
 
     found_inf: Tensor | None = None
 
     def __init__(
         self,
-        matrices: Sequence[tuple[Tensor, Sequence[tuple[int, int]]]],
+        tensors: Sequence[tuple[Tensor, Sequence[Shard]]],
+        exchange: MatrixExchange,
         *,
         lr: float,
         momentum: float,
         weight_decay: float,
-        dtype: torch.dtype,
     ) -> None:
         super().__init__(
-            [p for p, _ in matrices], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+            [tensor for tensor, _ in tensors], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         )
-        self.rows = {parameter: list(rows) for parameter, rows in matrices}
-        self.dtype = dtype
+        self.tensors = [tensor for tensor, _ in tensors]
+        self.shards = [list(shards) for _, shards in tensors]
+        self.exchange = exchange
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -73,20 +90,36 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update from the gradients; parameters without one are left alone."""
         assert closure is None
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            skipped = self.found_inf
-            if skipped is None:
-                skipped = torch.zeros((), device=parameters[0].device)
-            updates = [self._momentum(p, group["momentum"], skipped) for p in parameters]
-            rate = group["lr"] * (1.0 - skipped)
-            torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
-            for views, orthogonal in self._orthogonal(parameters, updates):
-                scale = rate * RMS * max(orthogonal.shape[-2:]) ** 0.5
-                torch._foreach_sub_(views, list((orthogonal.float() * scale).unbind()))
+        (group,) = self.param_groups
+        skipped = self.found_inf
+        if skipped is None:
+            skipped = torch.zeros((), device=self.tensors[0].device)
+        used = [tensor for tensor in self.tensors if tensor.grad is not None]
+        updates = [
+            torch.zeros_like(t) if t.grad is None else self._momentum(t, group["momentum"], skipped)
+            for t in self.tensors
+        ]
+        rate = group["lr"] * (1.0 - skipped)
+        if used:
+            torch._foreach_mul_(used, 1.0 - rate * group["weight_decay"])
+        results = self.exchange.apply(self._views(updates), orthogonalise_all)
+        by_size: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        shards = [shard for held in self.shards for shard in held]
+        for shard, view, result in zip(shards, self._views(self.tensors), results, strict=True):
+            views, orthogonal = by_size.setdefault(max(shard.shape), ([], []))
+            views.append(view)
+            orthogonal.append(result.to(view.device, torch.float32))
+        for size, (views, orthogonal) in by_size.items():
+            torch._foreach_sub_(views, torch._foreach_mul(orthogonal, rate * RMS * size**0.5))
         return None
+
+    def _views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Each shard's elements, flat, of tensors that lie as the optimizer's own do."""
+        return [
+            tensor.view(-1)[shard.offset : shard.offset + shard.numel]
+            for tensor, held in zip(tensors, self.shards, strict=True)
+            for shard in held
+        ]
 
     def _momentum(self, parameter: Tensor, beta: float, skipped: Tensor) -> Tensor:
         """Advances the momentum; returns Nesterov's look-ahead. A skipped gradient changes nothing."""
@@ -100,19 +133,6 @@ class Muon(torch.optim.Optimizer):
         buffer.lerp_(gradient, 1.0 - beta)
         state["step"] += 1.0 - skipped
         return torch.lerp(gradient, buffer, beta)
-
-    def _orthogonal(
-        self, parameters: list[Tensor], updates: list[Tensor]
-    ) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """(views of weights, their orthogonalised updates (count, rows, columns)), one pair a size."""
-        sizes: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
-        for parameter, update in zip(parameters, updates, strict=True):
-            for start, stop in self.rows[parameter]:
-                views, matrices = sizes.setdefault((stop - start, parameter.shape[1]), ([], []))
-                views.append(parameter[start:stop])
-                matrices.append(update[start:stop].to(self.dtype))
-        for views, matrices in sizes.values():
-            yield views, orthogonalise(torch.stack(matrices))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Not used: checkpoints hold pieces, which the engine writes into the state."""

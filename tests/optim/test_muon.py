@@ -5,13 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmkit.optim.exchange import MatrixExchange, shards_of
 from llmkit.optim.muon import Muon, orthogonalise
+from llmkit.parallel.spec import Part, whole
 
 SHAPES = [(24, 24), (40, 16), (16, 40), (1, 8)]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def muon(matrices, *, dtype=torch.float32, **settings) -> Muon:
+    """Muon on one rank over (parameter, rows of each matrix in it)."""
+    tensors, shapes = [], {}
+    for i, (parameter, rows) in enumerate(matrices):
+        parts = []
+        for start, stop in rows:
+            shape = (stop - start, parameter.shape[1])
+            parts.append(Part(f"{i}.{start}", shape, whole(shape), start, stop))
+        shapes |= {part.name: part.shape for part in parts}
+        tensors.append((parameter, list(shards_of(parts, 0, parameter.numel()))))
+    shards = [shard for _, held in tensors for shard in held]
+    exchange = MatrixExchange(shards, shapes, device=torch.device("cpu"), dtype=dtype)
+    return Muon(tensors, exchange, **settings)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -34,7 +51,7 @@ def test_ten_steps_equal_pytorchs_muon():
     split = [p.detach()[a:b].clone() for p, cuts in zip(ours, rows, strict=True) for a, b in cuts]
     theirs = [torch.nn.Parameter(matrix.clone()) for matrix in split]
     settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
-    mine = Muon(list(zip(ours, rows, strict=True)), dtype=torch.bfloat16, **settings)
+    mine = muon(list(zip(ours, rows, strict=True)), dtype=torch.bfloat16, **settings)
     reference = torch.optim.Muon(theirs, nesterov=True, adjust_lr_fn="match_rms_adamw", **settings)
     for step in range(10):
         gradients = [random(*p.shape, seed=10 * step + i) for i, p in enumerate(ours)]
@@ -54,7 +71,7 @@ def test_ten_steps_equal_pytorchs_muon():
 
 def test_a_skipped_step_changes_nothing():
     parameter = torch.nn.Parameter(random(8, 8))
-    optimizer = Muon([(parameter, [(0, 8)])], lr=0.1, momentum=0.9, weight_decay=0.1, dtype=torch.float32)
+    optimizer = muon([(parameter, [(0, 8)])], lr=0.1, momentum=0.9, weight_decay=0.1)
     parameter.grad = random(8, 8, seed=1)
     optimizer.step()
     state = optimizer.state[parameter]
@@ -68,7 +85,7 @@ def test_a_skipped_step_changes_nothing():
 
 def test_an_update_is_as_large_as_one_of_adamw():
     parameter = torch.nn.Parameter(torch.zeros(64, 128))
-    optimizer = Muon([(parameter, [(0, 64)])], lr=1.0, momentum=0.9, weight_decay=0.0, dtype=torch.float32)
+    optimizer = muon([(parameter, [(0, 64)])], lr=1.0, momentum=0.9, weight_decay=0.0)
     parameter.grad = random(64, 128)
     optimizer.step()
     assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)

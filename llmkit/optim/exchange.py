@@ -1,0 +1,235 @@
+"""Computes on full matrices whose elements are spread over the ranks of a group.
+
+Tensor parallelism and ZeRO leave each rank with some elements of a matrix, which is all that an
+elementwise optimizer needs. What needs full matrices, such as Muon's iteration, is dealt out: each matrix
+is assembled on one rank, its owner, computed there, and every rank gets back the elements that it holds.
+Per step each element is sent twice, in the type of the computation, however many ranks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from llmkit.parallel.spec import Box, Part, Range, Shape, sizes, volume, whole
+
+
+class Shard(NamedTuple):
+    """Elements of one full matrix that a rank holds.
+
+    name, shape: of the full matrix. box: rows and columns that the layout gave to this rank. range:
+    elements of the box, counted row by row. offset: where in the flat storage of its tensor they begin.
+    """
+
+    name: str
+    shape: Shape
+    box: Box
+    range: Range
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        return self.range[1] - self.range[0]
+
+
+def shards_of(parts: Sequence[Part], start: int, stop: int, offset: int = 0) -> Iterator[Shard]:
+    """The elements [start, stop) of a parameter's flat storage, kept from `offset` on, as shards."""
+    for part in parts:
+        if shared := part.overlap(start, stop):
+            yield Shard(part.name, part.shape, part.box, shared, offset + part.offset + shared[0] - start)
+
+
+def deal(shapes: Sequence[Shape], ranks: int) -> list[int]:
+    """The owner of each matrix, so that Newton-Schulz iterations take all ranks about equally long.
+
+    Greedy: the most expensive matrix goes next, to the rank with least to do.
+    """
+    loads = [0] * ranks
+    owners = [0] * len(shapes)
+    cost = [2 * min(shape) ** 2 * (max(shape) + min(shape)) for shape in shapes]
+    for index in sorted(range(len(shapes)), key=lambda i: (-cost[i], i)):
+        owners[index] = min(range(ranks), key=loads.__getitem__)
+        loads[owners[index]] += cost[index]
+    return owners
+
+
+class _Request(NamedTuple):
+    """A shard as its owner knows it. source: the rank that holds it; sent: whether its values are sent."""
+
+    source: int
+    matrix: int
+    box: Box
+    range: Range
+    sent: bool
+
+    @property
+    def numel(self) -> int:
+        return self.range[1] - self.range[0]
+
+
+class MatrixExchange:
+    """Applies functions of full matrices to `shards`, this rank's elements of `matrices`.
+
+    matrices: name -> shape of every matrix that any rank holds elements of, in the same order on all ranks.
+    rank, size, group: the ranks that together hold all elements of each; no group for a rank alone.
+    Where several ranks hold the same elements, one of them sends them, the owner itself if it can.
+    device, dtype: of the computation, and of what is sent.
+
+    All ranks of the group must make it together, and call `apply` together.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        matrices: Mapping[str, Shape],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        rank: int = 0,
+        size: int = 1,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.rank, self.size, self.group = rank, size, group
+        self.device, self.dtype = device, dtype
+        self.shapes = list(matrices.values())
+        index = {name: number for number, name in enumerate(matrices)}
+        owners = deal(self.shapes, size)
+        owner_of = [owners[index[shard.name]] for shard in shards]
+        self.order = sorted(range(len(shards)), key=owner_of.__getitem__)
+        """Of the shards: by owner, those of one owner as they came."""
+        self.numels = [shards[i].numel for i in self.order]
+        requests = self._describe([(index[shards[i].name], shards[i]) for i in self.order], owner_of)
+        self.owned = [number for number, owner in enumerate(owners) if owner == rank]
+        self._check_complete(requests, list(matrices))
+        self.requests = requests
+        self.returned_sizes = self._sums((r.source, r.numel) for r in requests)
+        self.arriving_sizes = self._sums((r.source, r.numel) for r in requests if r.sent)
+        owners_in_order = [owner_of[i] for i in self.order]
+        self.result_sizes = self._sums(zip(owners_in_order, self.numels, strict=True))
+        self.sent_sizes = self._sums(
+            (owner, numel)
+            for owner, numel, sent in zip(owners_in_order, self.numels, self.sent, strict=True)
+            if sent
+        )
+
+    def _describe(self, shards: Sequence[tuple[int, Shard]], owner_of: Sequence[int]) -> list[_Request]:
+        """Tells each owner what this rank holds; what the owned matrices are assembled from.
+
+        Sets `sent`: of the shards in order, whether this rank sends their values.
+        """
+        rows = [[matrix, *shard.box[0], *shard.box[1], *shard.range] for matrix, shard in shards]
+        counts = [0] * self.size
+        for owner in owner_of:
+            counts[owner] += 1
+        if self.size == 1:
+            arrived, incoming = rows, counts
+        else:
+            told = torch.tensor(counts, device=self.device)
+            heard = torch.empty_like(told)
+            dist.all_to_all_single(heard, told, group=self.group)
+            incoming = heard.tolist()
+            table = torch.tensor(rows, dtype=torch.int64, device=self.device).view(-1, 7)
+            arrived = self._swap(table, counts, incoming).tolist()
+        sources = [source for source, count in enumerate(incoming) for _ in range(count)]
+        # Of those that hold the same elements the owner itself comes first.
+        best: dict[tuple[int, ...], int] = {}
+        for number in sorted(range(len(arrived)), key=lambda n: (sources[n] != self.rank, n)):
+            best.setdefault(tuple(arrived[number]), number)
+        chosen = set(best.values())
+        flags = torch.tensor([number in chosen for number in range(len(arrived))], dtype=torch.int64)
+        self.sent = [bool(flag) for flag in self._swap(flags.to(self.device), incoming, counts).tolist()]
+        return [
+            _Request(source, row[0], ((row[1], row[2]), (row[3], row[4])), (row[5], row[6]), number in chosen)
+            for number, (source, row) in enumerate(zip(sources, arrived, strict=True))
+        ]
+
+    def _check_complete(self, requests: Sequence[_Request], names: Sequence[str]) -> None:
+        held = dict.fromkeys(self.owned, 0)
+        for request in requests:
+            if request.sent:
+                held[request.matrix] += request.numel
+        for matrix, count in held.items():
+            wanted = volume(whole(self.shapes[matrix]))
+            if count != wanted:
+                raise ValueError(f"{names[matrix]}: the ranks hold {count} elements of {wanted}")
+
+    def _sums(self, pairs: Iterator[tuple[int, int]] | zip[tuple[int, int]]) -> list[int]:
+        """Elements a rank."""
+        sums = [0] * self.size
+        for rank, count in pairs:
+            sums[rank] += count
+        return sums
+
+    def _swap(self, values: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Rows that the ranks have sent to this one, by rank. sent, received: how many, for each rank."""
+        if self.size == 1:
+            return values
+        result = values.new_empty([sum(received), *values.shape[1:]])
+        dist.all_to_all_single(result, values, list(received), list(sent), group=self.group)
+        return result
+
+    def _swap_lists(
+        self, tensors: Sequence[Tensor], sent: Sequence[int], received: Sequence[int], numels: Sequence[int]
+    ) -> Sequence[Tensor]:
+        """The same for flat tensors; those that arrive have `numels` elements."""
+        tensors = [tensor.to(self.device, self.dtype) for tensor in tensors]
+        if self.size == 1:
+            return tensors
+        values = torch.cat(tensors) if tensors else torch.empty(0, dtype=self.dtype, device=self.device)
+        return self._swap(values, sent, received).split(list(numels))
+
+    @torch.no_grad()
+    def apply(
+        self, values: Sequence[Tensor], function: Callable[[list[Tensor]], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """This rank's elements of the function's results, in the order of the shards.
+
+        values: the elements of each shard, flat. function: takes the matrices that this rank owns, in the
+        type of the computation, and returns one of the same shape for each.
+        """
+        sent = [values[i] for i, flag in zip(self.order, self.sent, strict=True) if flag]
+        numels = [request.numel for request in self.requests if request.sent]
+        arrived = self._swap_lists(sent, self.sent_sizes, self.arriving_sizes, numels)
+        computed = function(self._assemble(arrived))
+        results = dict(zip(self.owned, computed, strict=True))
+        back = [self._cut(results[request.matrix], request) for request in self.requests]
+        mine = self._swap_lists(back, self.returned_sizes, self.result_sizes, self.numels)
+        ordered = sorted(zip(self.order, mine, strict=True), key=lambda pair: pair[0])
+        return [tensor for _, tensor in ordered]
+
+    def _assemble(self, arrived: Sequence[Tensor]) -> list[Tensor]:
+        """The owned matrices, of the values that have arrived."""
+        boxes: dict[int, dict[Box, Tensor]] = {matrix: {} for matrix in self.owned}
+        into, values = [], []
+        for request, value in zip((r for r in self.requests if r.sent), arrived, strict=True):
+            box = boxes[request.matrix]
+            if request.numel == volume(request.box):
+                box[request.box] = value
+                continue
+            if request.box not in box:
+                box[request.box] = value.new_empty(volume(request.box))
+            into.append(box[request.box][slice(*request.range)])
+            values.append(value)
+        if into:
+            torch._foreach_copy_(into, values)
+        return [self._join(self.shapes[matrix], boxes[matrix]) for matrix in self.owned]
+
+    @staticmethod
+    def _join(shape: Shape, boxes: Mapping[Box, Tensor]) -> Tensor:
+        if whole(shape) in boxes:
+            return boxes[whole(shape)].view(shape)
+        matrix = next(iter(boxes.values())).new_empty(shape)
+        for box, values in boxes.items():
+            matrix[tuple(slice(*each) for each in box)] = values.view(sizes(box))
+        return matrix
+
+    @staticmethod
+    def _cut(matrix: Tensor, request: _Request) -> Tensor:
+        """The elements that a rank holds of a matrix."""
+        box = matrix[tuple(slice(*each) for each in request.box)]
+        return box.reshape(-1)[slice(*request.range)]

@@ -1,0 +1,76 @@
+"""What the ranks of the exchange's tests run."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from llmkit.optim.exchange import MatrixExchange, Shard, shards_of
+from llmkit.optim.muon import orthogonalise_all
+from llmkit.parallel.spec import Part, whole
+
+SHAPES = {"a": (7, 5), "b": (12, 6), "c": (12, 6), "d": (3, 11), "e": (12, 6)}
+
+
+def full(name: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(ord(name))
+    return torch.randn(SHAPES[name], generator=generator)
+
+
+def layout(form: str, rank: int, size: int) -> list[Shard]:
+    """This rank's shards of all matrices."""
+    shards: list[Shard] = []
+    for name, shape in SHAPES.items():
+        rows, columns = shape
+        box = whole(shape)
+        if form == "tensor":  # by columns, unevenly
+            first, last = columns * rank // size, columns * (rank + 1) // size
+            box = ((0, rows), (first, last))
+        part = Part(name, shape, box, 0, rows)
+        count = rows * (box[1][1] - box[1][0])
+        start, stop = 0, count
+        if form == "flat":
+            start, stop = count * rank // size, count * (rank + 1) // size
+        if form == "few" and name in "abc":  # the first rank holds some alone
+            start, stop = (0, count) if rank == 0 else (0, 0)
+        shards += shards_of([part], start, stop)
+    return shards
+
+
+def exchanged(forms: list[str]) -> dict[str, list]:
+    """Form -> [largest difference, elements sent by this rank in the exchange of values]."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    found = {}
+    for form in forms:
+        shards = layout(form, rank, size)
+        exchange = MatrixExchange(
+            shards, SHAPES, device=torch.device("cpu"), dtype=torch.float32, rank=rank, size=size,
+            group=dist.group.WORLD,
+        )  # fmt: skip
+        worst = 0.0
+        for _ in range(2):  # it keeps nothing from one step to the next
+            results = exchange.apply([values(shard, full(shard.name)) for shard in shards], orthogonalise_all)
+            for shard, result in zip(shards, results, strict=True):
+                (wanted,) = orthogonalise_all([full(shard.name)])
+                worst = max(worst, float((result - values(shard, wanted)).abs().max()))
+        found[form] = [worst, sum(exchange.sent_sizes), len(exchange.owned)]
+    return found
+
+
+def values(shard: Shard, matrix: torch.Tensor) -> torch.Tensor:
+    box = matrix[tuple(slice(*each) for each in shard.box)]
+    return box.reshape(-1)[slice(*shard.range)]
+
+
+def incomplete() -> str:
+    """The error for a matrix of which nobody holds the last row."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    shards = [shard for shard in layout("flat", rank, size) if rank < size - 1 or shard.name != "b"]
+    try:
+        MatrixExchange(
+            shards, SHAPES, device=torch.device("cpu"), dtype=torch.float32, rank=rank, size=size,
+            group=dist.group.WORLD,
+        )  # fmt: skip
+    except ValueError as error:
+        return str(error)
+    return ""
