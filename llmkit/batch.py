@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -64,10 +66,19 @@ class LossSum(NamedTuple):
 
     nats: (batch,) fp32, negative log-likelihood summed over the row's targets.
     targets: (batch,) int64, how many targets the row has.
+    extras: further sums over the batch by name, scalars on the device, such as a balance loss or a count.
+        One that requires a gradient is added to what is minimised. The names must be the same on all ranks
+        and in all batches of a run; each is recorded as a mean over targets, as the loss is.
     """
 
     nats: Tensor
     targets: Tensor
+    extras: Mapping[str, Tensor] = MappingProxyType({})
+
+    @property
+    def objective(self) -> Tensor:
+        """What is minimised, a scalar: all nats, and those extras that require a gradient."""
+        return sum((extra for extra in self.extras.values() if extra.requires_grad), self.nats.sum())
 
 
 def cu_seqlens(documents: Tensor) -> tuple[Tensor, int]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.model.attention import KeyValueCache
-from llmkit.model.gpt import GPT
+from llmkit.model.base import Model
 from llmkit.prompts import Prompt, until
 
 
@@ -72,7 +71,7 @@ class Sampling:
 
 @torch.inference_mode()
 def generate(
-    model: GPT,
+    model: Model,
     prompt: list[int],
     max_new_tokens: int,
     sampling: Sampling,
@@ -87,10 +86,10 @@ def generate(
     When the model's context is full, its newer half is kept and read again. With and without the
     cache the same tokens come out in fp32.
     """
-    device, limit = model.embedding.weight.device, model.shape.max_position_embeddings
+    device, limit = next(model.parameters()).device, model.context_length
     generator = torch.Generator().manual_seed(sampling.seed)
     context = unread = _fit(prompt, limit)
-    cache = _new_cache(model) if use_cache else None
+    cache = model.new_cache() if use_cache else None
     seen = list(prompt)
     for _ in range(max_new_tokens):
         logits = model.logits(torch.tensor([unread], device=device), cache)[0]
@@ -113,19 +112,15 @@ def _fit(context: list[int], limit: int) -> list[int]:
     return context if len(context) <= limit else context[-(limit // 2) :]
 
 
-def _new_cache(model: GPT) -> KeyValueCache:
-    return KeyValueCache(model.shape, 1, model.shape.max_position_embeddings, model.embedding.weight)
-
-
-def _without_text(model: GPT, tokenizer: Tokenizer) -> Tensor | None:
+def _without_text(model: Model, tokenizer: Tokenizer) -> Tensor | None:
     """(vocab,) bool: the ids that the tokenizer lacks, of a model with a larger vocabulary; None = none."""
-    never = torch.ones(model.shape.vocab_size, dtype=torch.bool)
+    never = torch.ones(model.vocab_size, dtype=torch.bool)
     never[torch.from_numpy(tokenizer.known_ids)] = False
-    return never.to(model.embedding.weight.device) if never.any() else None
+    return never.to(next(model.parameters()).device) if never.any() else None
 
 
 def stream_text(
-    model: GPT,
+    model: Model,
     tokenizer: Tokenizer,
     prompt: Prompt,
     max_new_tokens: int,
@@ -137,7 +132,12 @@ def stream_text(
 
 
 def _texts(
-    model: GPT, tokenizer: Tokenizer, prompt: Prompt, max_new_tokens: int, sampling: Sampling, use_cache: bool
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    max_new_tokens: int,
+    sampling: Sampling,
+    use_cache: bool,
 ) -> Iterator[str]:
     decoder = tokenizer.stream(prompt.ids)
     never = _without_text(model, tokenizer)

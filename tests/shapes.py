@@ -43,7 +43,8 @@ def randomise(model: M, seed: int = 0) -> M:
 @torch.no_grad()
 def initial_model(shape: ModelShape, seed: int) -> GPT:
     """Our model with the weights that it would start with."""
-    model, weights = GPT(shape), InitialWeights(shape, seed)
+    model = GPT(shape)
+    weights = InitialWeights(model, seed)
     stored = dict(model.named_parameters())
     for name, parts in model.parts().items():
         stored[name].zero_()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.engine.slots import Source
-from llmkit.model.gpt import GPT
+from llmkit.model.base import Model
+from llmkit.parallel.mesh import Mesh
 
 
 class StepResult(NamedTuple):
@@ -23,18 +25,43 @@ class StepResult(NamedTuple):
     targets: how many targets there were (known on the host).
     grad_norm: global L2 norm before clipping, fp32.
     skipped: 1.0 where a non-finite gradient made the update void, else 0.0; fp32.
+    extras: the model's further sums (`LossSum.extras`) over the global batch, fp64.
     """
 
     loss_sum: Tensor
     targets: int
     grad_norm: Tensor
     skipped: Tensor
+    extras: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def without_targets(device: torch.device) -> StepResult:
     """Outcome of a step whose global batch has no target: nothing was computed, nothing has changed."""
     zero = torch.zeros((), device=device)
     return StepResult(zero.double(), 0, zero, zero)
+
+
+class StepSums:
+    """The sums of a step over its micro-batches: of the loss and of the model's extras, fp64."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.extras: dict[str, Tensor] = {}
+
+    def add(self, loss: LossSum) -> None:
+        """Adds a micro-batch."""
+        self.loss += loss.nats.detach().sum()
+        for name, extra in loss.extras.items():
+            value = extra.detach().double()
+            self.extras[name] = self.extras[name] + value if name in self.extras else value
+
+    def over_data(self, mesh: Mesh) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sums over the data-parallel ranks, in one exchange; nothing waits for the device."""
+        if not self.extras:
+            return mesh.sum_over_data(self.loss), {}
+        names = sorted(self.extras)  # the order in which ranks have met them may differ
+        total = mesh.sum_over_data(torch.stack([self.loss, *(self.extras[name] for name in names)]))
+        return total[0], dict(zip(names, total[1:].unbind(), strict=True))
 
 
 class Engine(Protocol):
@@ -44,7 +71,7 @@ class Engine(Protocol):
         cuts it. deepspeed_config: what DeepSpeed was set up with, None if it is not at work.
     """
 
-    model: GPT
+    model: Model
     deepspeed_config: dict[str, Any] | None
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
@@ -86,10 +113,9 @@ class Engine(Protocol):
         ...
 
 
-def evaluate_rows(model: GPT, forward: Callable[[Batch], LossSum], batches: Iterable[Batch]) -> LossSum:
+def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: Iterable[Batch]) -> LossSum:
     """Loss of each row of the batches, dropout off; `forward` is how the engine calls `model`."""
-    shape = model.shape
-    if shape.attention_dropout > 0.0 or shape.hidden_dropout > 0.0:
+    if model.has_dropout:
         model.eval()
     nats, targets = [], []
     try:

@@ -69,7 +69,7 @@ def build_engine(
             num_parameters=shape.num_parameters // layout.tensor_parallel_size, on_gpu=device.type == "cuda",
         )  # fmt: skip
         engine = _zero_engine(build_model, configure, config, layout, mesh, precision)
-    engine.write_pieces(InitialWeights(shape, config.run.seed) if source is None else source, updates)
+    engine.write_pieces(source or InitialWeights(engine.model, config.run.seed), updates)
     return engine
 
 

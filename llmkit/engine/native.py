@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
-from llmkit.engine.base import StepResult, evaluate_rows, without_targets
+from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.reduce import GradientBuckets
 from llmkit.engine.slots import Slot, Source, fill, pieces_of
-from llmkit.model.gpt import GPT
+from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, moments
 from llmkit.parallel.agreement import together
 from llmkit.parallel.mesh import Mesh
@@ -37,7 +37,7 @@ class NativeEngine:
 
     def __init__(
         self,
-        model: GPT,
+        model: Model,
         optimizer: Optimizer,
         *,
         precision: str,
@@ -72,14 +72,14 @@ class NativeEngine:
                 optimizer.zero_grad()
         else:
             self.buckets.zero()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        sums = StepSums(device)
         for index, batch in enumerate(micro_batches):
             if self.buckets is not None:
                 self.buckets.last_micro_batch = index == len(micro_batches) - 1
-            nats = self.model(batch).nats.sum()
-            (nats / targets).backward()
+            loss = self.model(batch)
+            (loss.objective / targets).backward()
             self._accumulate()
-            loss_sum += nats.detach()
+            sums.add(loss)
         if self.buckets is not None:
             self.buckets.finish()
         norm = self._gradient_norm()
@@ -89,7 +89,8 @@ class NativeEngine:
             torch._foreach_mul_(gradients, scale)
         skipped = (~torch.isfinite(norm)).float()
         self._update(skipped, learning_rate)
-        return StepResult(self.mesh.sum_over_data(loss_sum), targets, norm, skipped)
+        loss_sum, extras = sums.over_data(self.mesh)
+        return StepResult(loss_sum, targets, norm, skipped, extras)
 
     def _accumulate(self) -> None:
         """Adds the weights' bf16 gradients to the masters' fp32 ones (fp32 weights are their own masters)."""

@@ -23,9 +23,9 @@ from torch.distributed import ProcessGroup
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
-from llmkit.engine.base import StepResult, evaluate_rows, without_targets
+from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.slots import Slot, Source, fill, pieces_of
-from llmkit.model.gpt import GPT
+from llmkit.model.base import Model
 from llmkit.optim.build import build_adamw
 from llmkit.parallel.agreement import together
 from llmkit.parallel.mesh import Mesh
@@ -126,7 +126,7 @@ class ZeroEngine:
     comes by `write_pieces`.
     """
 
-    def __init__(self, model: GPT, optimizer: Optimizer, *, config: dict[str, Any], mesh: Mesh) -> None:
+    def __init__(self, model: Model, optimizer: Optimizer, *, config: dict[str, Any], mesh: Mesh) -> None:
         deepspeed = import_deepspeed()
         self.model, self.mesh = model, mesh
         self.deepspeed_config: dict[str, Any] | None = config
@@ -156,13 +156,12 @@ class ZeroEngine:
             return without_targets(micro_batches[0].tokens.device)
         # DeepSpeed averages over the data-parallel ranks; it must not divide by the micro-batches too.
         share = self.mesh.data_size / targets
-        loss_sum: Tensor | None = None
+        sums = StepSums(micro_batches[0].tokens.device)
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            nats = self.engine(batch).nats.sum()
-            self.engine.backward(nats * share, scale_wrt_gas=False)
-            loss_sum = nats.detach().double() if loss_sum is None else loss_sum + nats.detach()
-        assert loss_sum is not None
+            loss = self.engine(batch)
+            self.engine.backward(loss.objective * share, scale_wrt_gas=False)
+            sums.add(loss)
         for group in self.zero.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
@@ -170,10 +169,11 @@ class ZeroEngine:
             # With offload, DeepSpeed would add the next step's gradients to those that it just refused.
             self.zero.averaged_gradients.update(dict.fromkeys(self.zero.averaged_gradients))
         norm = torch.as_tensor(
-            self.engine.get_global_grad_norm(), dtype=torch.float32, device=loss_sum.device
+            self.engine.get_global_grad_norm(), dtype=torch.float32, device=sums.loss.device
         )
         skipped = torch.full_like(norm, float(self.zero.overflow))
-        return StepResult(self.mesh.sum_over_data(loss_sum), targets, norm, skipped)
+        loss_sum, extras = sums.over_data(self.mesh)
+        return StepResult(loss_sum, targets, norm, skipped, extras)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
         """See `Engine.evaluate`."""

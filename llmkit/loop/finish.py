@@ -19,7 +19,7 @@ from llmkit.inference import load_model
 from llmkit.loop.run import Run
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.suggestions import generate_options
-from llmkit.model.gpt import GPT
+from llmkit.model.base import Model
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
@@ -137,7 +137,7 @@ def _is_cut(run: Run) -> bool:
 
 
 @contextmanager
-def _whole_model(run: Run) -> Iterator[GPT]:
+def _whole_model(run: Run) -> Iterator[Model]:
     """The model as it is in the engine; where the layout cuts it, as it was saved, on the host."""
     if _is_cut(run):
         yield load_model(load_checkpoint(run.checkpoint), torch.device("cpu"), run.precision)

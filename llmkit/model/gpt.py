@@ -13,18 +13,22 @@ from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.compiler import compile_module
-from llmkit.model.attention import Attention, KeyValueCache
+from llmkit.model.attention import Attention
+from llmkit.model.base import Initial, Model
+from llmkit.model.cache import KeyValueCache
 from llmkit.model.dropout import Key, dropout, group_dropout
-from llmkit.model.layers import Layer
+from llmkit.model.initial import draw
 from llmkit.model.mlp import make_mlp
 from llmkit.model.norm import make_norm
 from llmkit.model.recompute import recomputed
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.spec import Part, whole
+from llmkit.parallel.spec import Shape, whole
 
 UNCUT = TensorParallel()
+RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+"""Matrices that write into the residual stream: GPT-2 starts them smaller."""
 
 
 class Block(nn.Module):
@@ -70,7 +74,7 @@ class Block(nn.Module):
         return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training, keys[1])
 
 
-class GPT(nn.Module):
+class GPT(Model):
     """Decoder-only transformer.
 
     backend: the attention form (llmkit.kernels.attention). tensor: the group of processes over which the
@@ -93,6 +97,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self.tensor, self.has_weights = shape, tensor, False
+        self.vocab_size, self.context_length = shape.vocab_size, shape.max_position_embeddings
         self.embedding = Embedding(shape, tensor)
         self.positions: Positions | None = None
         self.rope: tuple[Tensor, Tensor] | None = None
@@ -107,8 +112,6 @@ class GPT(nn.Module):
         self.head = Head(shape, tensor, self.embedding if shape.tie_word_embeddings else None)
         self.compiled = False
         if seed is not None and self._has_memory():
-            from llmkit.model.initial import draw  # which makes a model to learn its parts
-
             draw(self, seed)
 
     @classmethod
@@ -193,26 +196,30 @@ class GPT(nn.Module):
             x = block(x, rope, documents, cache, keys[2 * number + 1 : 2 * number + 3])
         return self.norm(x)
 
-    def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Logits of what follows the last token: (batch, seq) -> (batch, vocab), fp32.
+    def new_cache(self) -> KeyValueCache:
+        """See `Model.new_cache`."""
+        return KeyValueCache(self.shape, 1, self.context_length, self.embedding.weight)
 
-        With a cache, `tokens` are only those that it does not hold yet. For a model that is not cut.
-        """
+    def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """See `Model.logits`. For a model that is not cut."""
         assert self.tensor.size == 1
         last = self.hidden(tokens, cache=cache)[:, -1]
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.head.logits(last)
 
-    def parts(self) -> dict[str, list[Part]]:
-        """For each parameter, the named tensors of which parts lie in it (see llmkit.parallel.spec)."""
-        found = {
-            f"{path}.{kind}": parts
-            for path, module in self.named_modules()
-            if isinstance(module, Layer)
-            for kind, parts in module.parts(path).items()
-        }
-        return {name: found[name] for name, _ in self.named_parameters()}
+    @property
+    def has_dropout(self) -> bool:
+        """Whether any dropout is at work in training."""
+        return self.shape.attention_dropout > 0.0 or self.shape.hidden_dropout > 0.0
+
+    def initial(self, name: str, shape: Shape) -> Initial:
+        """See `Model.initial`; matrices that write to the residual stream may start smaller, as in GPT-2."""
+        if name.endswith(("norm.weight", ".bias")):
+            return Initial(float(name.endswith(".weight")), 0.0)
+        scaled = self.shape.scaled_residual_init and name.endswith(RESIDUAL_OUTPUTS)
+        depth = (2 * self.shape.num_hidden_layers) ** -0.5 if scaled else 1.0
+        return Initial(0.0, self.shape.initializer_range * depth)
 
     def check_marks(self) -> None:
         """Asserts that those parameters are marked as cut of which this rank holds a part only."""

@@ -13,12 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from llmkit.config.shape import ModelShape
-from llmkit.model.gpt import GPT
+from llmkit.model.base import Model
 from llmkit.parallel.spec import Box, Range, Shape, check_box, sizes, volume, whole
-
-RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
-"""Matrices that write into the residual stream: GPT-2 starts them smaller."""
 
 _CHUNK = 1 << 20  # elements drawn at a time: bounds the temporaries to a few tens of MiB
 _MASK64 = (1 << 64) - 1
@@ -27,13 +23,9 @@ _MASK64 = (1 << 64) - 1
 class InitialWeights:
     """The weights with which a model starts, readable like a checkpoint: any part, nothing held."""
 
-    def __init__(self, shape: ModelShape, seed: int) -> None:
-        with torch.device("meta"):
-            parts = GPT(shape, seed=None).parts().values()
-        self.shapes = {part.name: part.shape for each in parts for part in each}
-        self.seed = seed
-        self.std = shape.initializer_range
-        self.deep = (2 * shape.num_hidden_layers) ** -0.5 if shape.scaled_residual_init else 1.0
+    def __init__(self, model: Model, seed: int) -> None:
+        self.shapes = {part.name: part.shape for each in model.parts().values() for part in each}
+        self.model, self.seed = model, seed
 
     def kinds(self) -> list[str]:
         """What there is: no moments."""
@@ -47,20 +39,20 @@ class InitialWeights:
         check_box(shape, box)
         lo, hi = (0, volume(box)) if range is None else range
         out = torch.empty(hi - lo, dtype=torch.float32, device="cpu")
-        if name.endswith("norm.weight"):
-            out.fill_(1.0)
-        elif name.endswith(".bias"):
-            out.zero_()
-        else:
-            std = self.std * (self.deep if name.endswith(RESIDUAL_OUTPUTS) else 1.0)
+        mean, std = self.model.initial(name, shape)
+        if std:
             normal_(out, std, stream_key(self.seed, name), shape, box, lo)
+            if mean:
+                out += mean
+        else:
+            out.fill_(mean)
         return out.view(sizes(box)) if range is None else out
 
 
 @torch.no_grad()
-def draw(model: GPT, seed: int) -> None:
+def draw(model: Model, seed: int) -> None:
     """Sets the parameters of a model to its initial weights; of one that is cut, to its part of them."""
-    source, parts = InitialWeights(model.shape, seed), model.parts()
+    source, parts = InitialWeights(model, seed), model.parts()
     for name, parameter in model.named_parameters():
         parameter.zero_()  # what only pads
         for part in parts[name]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmkit.batch import IGNORE, Batch
 from llmkit.config.shape import ModelShape
+from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.parallel.spec import Box, Range, sizes, whole
 
@@ -54,7 +55,9 @@ class RandomWeights:
 
     def __init__(self, shape: ModelShape) -> None:
         self.tensors: dict[str, Tensor] = {}
-        for name, size in InitialWeights(shape, 0).shapes.items():
+        with torch.device("meta"):
+            model = GPT(shape, seed=None)
+        for name, size in InitialWeights(model, 0).shapes.items():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             self.tensors[name] = torch.randn(size, generator=generator) * 0.1 + name.endswith("norm.weight")
 

@@ -177,7 +177,7 @@ def test_sliding_window_hides_what_lies_further_back():
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("shape", [GPT2_STYLE, replace(LLAMA_STYLE, qk_norm=True)], ids=["gpt2", "modern"])
 def test_cached_logits_equal_uncached_ones(shape, window, backend):
-    from llmkit.model.attention import KeyValueCache
+    from llmkit.model.cache import KeyValueCache
 
     shape = replace(shape, sliding_window=window)
     model = random_model(shape, backend).eval()

@@ -52,7 +52,7 @@ def test_an_engine_without_weights_does_not_train():
     engine = NativeEngine(GPT(LLAMA_STYLE, seed=None), Optimizer(), precision="fp32", gradient_clipping=1.0)
     with pytest.raises(RuntimeError, match="this GPT has no weights"):
         engine.train_step([ROWS], 8, 1e-3)
-    engine.write_pieces(InitialWeights(LLAMA_STYLE, 0), 0)
+    engine.write_pieces(InitialWeights(engine.model, 0), 0)
     assert torch.isfinite(engine.train_step([ROWS], 8, 1e-3).loss_sum)
 
 
@@ -93,7 +93,8 @@ def test_weights_loaded_into_the_meta_device_are_none():
 @pytest.mark.parametrize("rank", [None, 1])
 def test_a_model_starts_with_the_weights_of_its_seed(shape, rank):
     tensor = TensorParallel() if rank is None else TensorParallel(rank=rank, size=2)
-    model, source = GPT(shape, tensor=tensor, seed=7), InitialWeights(shape, 7)
+    model = GPT(shape, tensor=tensor, seed=7)
+    source = InitialWeights(GPT(shape, seed=None), 7)
     weights = dict(model.named_parameters())
     for name, parts in model.parts().items():
         for part in parts:
