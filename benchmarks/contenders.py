@@ -82,7 +82,7 @@ def _build_llmkit(
 ) -> Step:
     """The model and engine as `llmkit train` builds them."""
     from llmkit.engine.build import build_engine
-    from llmkit.kernels.attention import choose_backend
+    from llmkit.kernels.attention import choose_attention
     from llmkit.parallel.layout import Layout
     from llmkit.parallel.mesh import Mesh
 
@@ -95,7 +95,7 @@ def _build_llmkit(
     engine = build_engine(
         workload.shape, config, Layout(), Mesh(), device=device, precision=precision,
         micro_batch_size=workload.rows, accumulation_steps=1, compiled=compiled, note=note,
-        backend=choose_backend(config.kernels.attention, device, compiled, workload.length),
+        attention_impl=choose_attention(config.kernels.attention, device, compiled, workload.length),
     )  # fmt: skip
     targets = workload.rows * (workload.length - 1)
 

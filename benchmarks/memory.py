@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     reset_peak()
     engine = build_engine(
         shape, config, layout, mesh, device=torch.device("cpu"), precision=options.precision,
-        micro_batch_size=ROWS, accumulation_steps=2, backend="sdpa", compiled=False,
+        micro_batch_size=ROWS, accumulation_steps=2, attention_impl="sdpa", compiled=False,
     )  # fmt: skip
     peak_at_birth = peak() - base
     before_update: list[int] = []

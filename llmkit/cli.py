@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from llmkit import __version__
-from llmkit.errors import AlreadyTold, RunFault, UserError
+from llmkit.errors import AlreadyReported, RunFault, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides = [*options.overrides, *rest]
     try:
         return int(options.command(options, started))
-    except AlreadyTold as end:
+    except AlreadyReported as end:
         return end.code
     except UserError as error:
         print(f"llmkit: {error}", file=sys.stderr)

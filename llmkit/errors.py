@@ -43,7 +43,7 @@ def from_report(report: Mapping[str, str], where: str = "") -> UserError | RunFa
     return kind(f"{where}: {message}" if where else message)
 
 
-class AlreadyTold(Exception):
+class AlreadyReported(Exception):
     """The end of one of many processes after an error that rank 0 has printed for all.
 
     The command line prints nothing and exits with `code`.

@@ -35,7 +35,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
     with torch.device(device):
         model = GPT(shape, seed=None).requires_grad_(False)
     parameters = dict(model.named_parameters())
-    for name, parts in model.parts().items():
+    for name, parts in model.parameter_slices().items():
         weight = parameters[name].zero_()
         for part in parts:
             weight[part.start : part.stop] = checkpoint.read(part.name, "master", part.box)

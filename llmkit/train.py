@@ -27,11 +27,11 @@ from llmkit.loop.setup import open_console, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
 from llmkit.monitor.events import failure_recorded
 from llmkit.optim.schedule import learning_rate_at
-from llmkit.parallel.agreement import agree, software, together
-from llmkit.parallel.place import read_place
+from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, software_versions
 from llmkit.parallel.randomness import seed_step
+from llmkit.parallel.rank_info import rank_info_from_env
 from llmkit.parallel.resolve import needs_deepspeed
-from llmkit.parallel.world import cut, world
+from llmkit.parallel.world import process_group, split_mesh
 from llmkit.stopping import Listener, Stopped
 
 
@@ -39,24 +39,26 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
     """Trains the run that the configuration describes, from where it stands; returns the exit code.
 
     started: time.monotonic() at the start of the command, from which `train.max_minutes` counts.
-    Raises UserError, RunFault, and AlreadyTold where another process of the run has printed the error.
+    Raises UserError, RunFault, and AlreadyReported where another process of the run has printed the error.
     """
     config = loaded.config
-    place = read_place(environment)
+    place = rank_info_from_env(environment)
     sharded = needs_deepspeed(config, environment)
     if sharded:
         from llmkit.engine.zero import import_deepspeed
 
         import_deepspeed()  # sets it up, which must come before any process group
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
-    with Listener(environment) as listener, world(place, timeout, needs_group=sharded) as mesh:
+    with Listener(environment) as listener, process_group(place, timeout, needs_group=sharded) as mesh:
         listener.listen()
-        with together(mesh):
+        with fail_together(mesh):
             layout, precision, notes = resolve_launch(loaded, environment, place.world_size)
         # The layout too: part of it may come from a launcher's file, which each node reads for itself.
         spread = {f"layout.{name}": str(value) for name, value in layout.to_dict().items()}
-        agree(mesh, software() | {path: str(value) for path, value in leaves(config)} | spread)
-        mesh = cut(mesh, layout.tensor_parallel_size)
+        check_same_on_all_ranks(
+            mesh, software_versions() | {path: str(value) for path, value in leaves(config)} | spread
+        )
+        mesh = split_mesh(mesh, layout.tensor_parallel_size)
         start = Start(loaded, layout, precision, mesh, options, place.local_size, notes)
         return _train(start, listener, started, environment)
 
@@ -64,7 +66,10 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
 def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
     """Ends all processes of a run whose configuration this one cannot use."""
     try:
-        with world(read_place(environment), timedelta(minutes=1)) as mesh, together(mesh):
+        with (
+            process_group(rank_info_from_env(environment), timedelta(minutes=1)) as mesh,
+            fail_together(mesh),
+        ):
             raise error
     except RunFault:  # the others have not come
         raise error from None

@@ -46,20 +46,20 @@ def initial_model(shape: ModelShape, seed: int) -> GPT:
     model = GPT(shape)
     weights = InitialWeights(model, seed)
     stored = dict(model.named_parameters())
-    for name, parts in model.parts().items():
+    for name, parts in model.parameter_slices().items():
         stored[name].zero_()
         for part in parts:
             stored[name][part.start : part.stop] = weights.read(part.name, "master", part.box)
     return model
 
 
-def random_model(shape: ModelShape, backend: str = "sdpa", seed: int = 0) -> GPT:
+def random_model(shape: ModelShape, attention_impl: str = "sdpa", seed: int = 0) -> GPT:
     """Our model with random values in every part, and zeros in the vocabulary's padding."""
-    model = GPT(shape, backend)
+    model = GPT(shape, attention_impl)
     weights = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parts in model.parts().items():
+        for name, parts in model.parameter_slices().items():
             weights[name].zero_()
             for part in parts:
                 rows = weights[name][part.start : part.stop]

@@ -65,9 +65,9 @@ def test_settings(project, capsys, override, says):
 
 
 def test_a_setting_without_effect_is_noted_at_the_start(project, capsys):
-    trained("schedule.decay_share=0.5")
+    trained("schedule.decay_fraction=0.5")
     printed = capsys.readouterr().out
-    assert "note: schedule.decay_share 0.5 (command line) has no effect: schedule.name" in printed
+    assert "note: schedule.decay_fraction 0.5 (command line) has no effect: schedule.name" in printed
 
 
 def test_all_mistakes_are_told_at_once(project, capsys):

@@ -14,19 +14,19 @@ from llmkit.data.loader import TrainLoader
 from llmkit.engine.zero import import_deepspeed
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import build_adamw
-from llmkit.parallel.place import read_place
-from llmkit.parallel.world import world
+from llmkit.parallel.rank_info import rank_info_from_env
+from llmkit.parallel.world import process_group
 
 config = load(sys.argv[1], sys.argv[2:]).config
 import_deepspeed()  # on a CPU: without extensions that it would compile first
-with world(read_place(os.environ), timedelta(minutes=10)) as mesh:  # on a CPU: over gloo
+with process_group(rank_info_from_env(os.environ), timedelta(minutes=10)) as mesh:  # on a CPU: over gloo
     accelerator, size = Accelerator(), mesh.world_size
     rows = config.train.global_batch_size // size  # of each process, all in one micro-batch
     deepspeed = accelerator.state.deepspeed_plugin.deepspeed_config
     deepspeed |= {"train_micro_batch_size_per_gpu": rows, "gradient_clipping": config.train.gradient_clipping}
     data = prepare(config.data, accelerator.print, seed=config.run.seed)
     model = GPT.build(config, data.tokenizer.vocab_size).to(accelerator.device)
-    optimizer = build_adamw(dict(model.named_parameters()), model.parts(), config.optimizer)
+    optimizer = build_adamw(dict(model.named_parameters()), model.parameter_slices(), config.optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = TrainLoader(data, config.data, config.run.seed, rows * size, rows, mesh.rank, size)
     for step, batch in zip(range(config.train.max_steps), batches):

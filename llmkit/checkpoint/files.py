@@ -19,7 +19,7 @@ from torch import Tensor
 from llmkit.checkpoint.format import BLOCK, DTYPES, Damaged, FileEntry
 from llmkit.errors import RunFault
 from llmkit.files import cannot_read
-from llmkit.parallel.spec import Shape
+from llmkit.parallel.slices import Shape
 
 MAX_HEADER = 10**8
 OPEN_FILES = 128

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from llmkit import __version__
 from llmkit.checkpoint.pieces import check_piece
 from llmkit.errors import RunFault
-from llmkit.parallel.spec import Shape
+from llmkit.parallel.slices import Shape
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

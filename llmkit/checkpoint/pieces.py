@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor
 
-from llmkit.parallel.spec import Box, Range, Shape, check_box, sizes, volume
+from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, check_box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +39,12 @@ class Piece:
 def check_piece(shape: Shape, box: Box, within: Range) -> None:
     """Raise ValueError unless `within` is a non-empty range of a box that lies inside the shape."""
     check_box(shape, box)
-    if not 0 <= within[0] < within[1] <= volume(box):
+    if not 0 <= within[0] < within[1] <= box_size(box):
         raise ValueError(f"range {within} does not lie inside box {box}")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ContiguousBox:
     """A box whose elements follow each other in the flat order of a larger box, from `start` on."""
 
     start: int
@@ -55,12 +55,12 @@ class Run:
 
         flat: (n,) elements of the larger box, of which `flat[0]` is number `first`.
         """
-        mine = flat[self.start - first : self.start - first + volume(self.box)].view(sizes(self.box))
+        mine = flat[self.start - first : self.start - first + box_size(self.box)].view(box_shape(self.box))
         bases = (lo for lo, _ in self.box)
         return mine[tuple(slice(lo - base, hi - base) for (lo, hi), base in zip(part, bases, strict=True))]
 
 
-def runs(box: Box, within: Range) -> Iterator[Run]:
+def runs(box: Box, within: Range) -> Iterator[ContiguousBox]:
     """Cut a flat range of a box into runs, in order: at most 2 * dimensions - 1 of them.
 
     A range that starts or ends inside a row is a partial row, some whole rows, and a partial row; a
@@ -70,26 +70,26 @@ def runs(box: Box, within: Range) -> Iterator[Run]:
     if lo >= hi:
         return
     if not box:
-        yield Run(0, ())
+        yield ContiguousBox(0, ())
         return
     base = box[0][0]
-    row = prod(sizes(box[1:]))
+    row = prod(box_shape(box[1:]))
     first, last = -(-lo // row), hi // row
     if first > last:  # within one row, touching neither end
         yield from _in_row(box, last, lo, hi)
         return
     yield from _in_row(box, first - 1, lo, first * row)
     if first < last:
-        yield Run(first * row, ((base + first, base + last), *box[1:]))
+        yield ContiguousBox(first * row, ((base + first, base + last), *box[1:]))
     yield from _in_row(box, last, last * row, hi)
 
 
-def _in_row(box: Box, index: int, lo: int, hi: int) -> Iterator[Run]:
+def _in_row(box: Box, index: int, lo: int, hi: int) -> Iterator[ContiguousBox]:
     """Runs of the flat range [lo, hi) of the box, which lies in row `index`."""
-    row = prod(sizes(box[1:]))
+    row = prod(box_shape(box[1:]))
     head = (box[0][0] + index, box[0][0] + index + 1)
     for run in runs(box[1:], (lo - index * row, hi - index * row)):
-        yield Run(index * row + run.start, (head, *run.box))
+        yield ContiguousBox(index * row + run.start, (head, *run.box))
 
 
 def intersect(a: Box, b: Box) -> Box | None:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.files import BlockFile, OpenFiles, TensorPlace, decode_header, open_file
-from llmkit.checkpoint.pieces import Run, check_piece, intersect, runs, subtract
+from llmkit.checkpoint.pieces import ContiguousBox, check_piece, intersect, runs, subtract
 from llmkit.errors import UserError
 from llmkit.files import cannot_read
-from llmkit.parallel.spec import Box, Range, Shape, sizes, volume, whole
+from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, full_box
 
 _CACHED_BLOCKS = 8
 """Small tensors share blocks, and the kinds of one tensor are asked for in turn."""
@@ -227,8 +227,8 @@ class Checkpoint:
         """
         stored = self._stored(name, kind)
         shape, dtype = stored[0].shape, fmt.DTYPES[stored[0].dtype]
-        box = whole(shape) if box is None else box
-        lo, hi = (0, volume(box)) if range is None else range
+        box = full_box(shape) if box is None else box
+        lo, hi = (0, box_size(box)) if range is None else range
         check_piece(shape, box, (lo, hi))
         targets = list(runs(box, (lo, hi)))
         self._require(name, kind, stored, targets)
@@ -236,7 +236,7 @@ class Checkpoint:
         for piece in stored:
             if any(intersect(piece.box, target.box) for target in targets):
                 self._copy(piece, targets, out, lo)
-        return out.view(sizes(box)) if range is None else out
+        return out.view(box_shape(box)) if range is None else out
 
     def extra_file(self, name: str) -> bytes:
         """The content of a file given to `save` beside the pieces. Raises KeyError, Damaged."""
@@ -268,7 +268,9 @@ class Checkpoint:
         except KeyError:
             raise Damaged(f"{self.path}: there is no {kind} of {name} in this checkpoint") from None
 
-    def _require(self, name: str, kind: str, stored: list[fmt.PieceEntry], targets: list[Run]) -> None:
+    def _require(
+        self, name: str, kind: str, stored: list[fmt.PieceEntry], targets: list[ContiguousBox]
+    ) -> None:
         """Raise Damaged unless the pieces hold all of the targets."""
         missing = [target.box for target in targets]
         for piece in stored:
@@ -279,7 +281,7 @@ class Checkpoint:
             place = ", ".join(f"{lo}:{hi}" for lo, hi in missing[0])
             raise Damaged(f"{self.path}: no piece holds [{place}] of {kind} {name}")
 
-    def _copy(self, piece: fmt.PieceEntry, targets: list[Run], out: Tensor, first: int) -> None:
+    def _copy(self, piece: fmt.PieceEntry, targets: list[ContiguousBox], out: Tensor, first: int) -> None:
         """Copy what a piece holds of the targets to its place in `out`, block by block.
 
         out: (n,) elements of the box asked for, of which `out[0]` is number `first`.

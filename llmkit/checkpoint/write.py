@@ -25,12 +25,12 @@ import torch
 from llmkit import __version__
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint import read
-from llmkit.checkpoint.cover import check_cover
+from llmkit.checkpoint.completeness import check_complete
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
 from llmkit.files import sync_folder
-from llmkit.parallel.agreement import first_only, together
+from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 
 ALONE = Mesh()
@@ -76,11 +76,11 @@ def save(
     contents = _Contents(step, state, model, config, extra_files)
     explained = _explained(final, pieces, writer)
     try:
-        first_only(mesh, explained(lambda: _prepare(root, writer.folder, contents, keep_last)))
-        with together(mesh):
+        on_rank_zero(mesh, explained(lambda: _prepare(root, writer.folder, contents, keep_last)))
+        with fail_together(mesh):
             mine = explained(_write_own)(writer, pieces)
-        notes = mesh.gather_texts_to_first(mine)
-        first_only(mesh, explained(lambda: _finish(writer, notes[1:], contents, final)))
+        notes = mesh.gather_text(mine)
+        on_rank_zero(mesh, explained(lambda: _finish(writer, notes[1:], contents, final)))
     except BaseException:
         if mesh.rank == 0:
             shutil.rmtree(writer.folder, ignore_errors=True)
@@ -129,7 +129,7 @@ def _finish(writer: Writer, notes: Sequence[str], contents: _Contents, final: Pa
     """Writes what rank 0 alone writes, the manifest last, and gives the folder its name."""
     for text in notes:
         writer.add(text)
-    check_cover(writer.pieces)
+    check_complete(writer.pieces)
     for name, content in contents.extra_files.items():
         writer.write_bytes(name, content)
     writer.write_bytes(fmt.MANIFEST, _manifest(writer, contents).encode())
@@ -226,12 +226,12 @@ def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
             return str(error)
         return ""
 
-    if not first_only(mesh, count):
+    if not on_rank_zero(mesh, count):
         return ""
-    with together(mesh):
+    with fail_together(mesh):
         if problems := read.verify(newest, mesh.rank, mesh.world_size):
             raise RunFault(f"the checkpoint just written is bad, older ones are kept: {problems[0]}")
-    return first_only(mesh, delete)
+    return on_rank_zero(mesh, delete)
 
 
 def _delete(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.files import TensorPlace, encode_header, tensor_bytes, write_file
 from llmkit.checkpoint.pieces import Piece
-from llmkit.parallel.spec import sizes, volume
+from llmkit.parallel.slices import box_shape, box_size
 
 FILE_BYTES = 2**30
 """Pieces go into a next file when a file has this many bytes. Bounds how many pieces that are made one
@@ -78,7 +78,9 @@ class Writer:
             entry = _entry(piece, name)
             if entry.key in places:
                 raise ValueError(f"{entry.key} is given twice")
-            shape = sizes(piece.box) if piece.data.numel() == volume(piece.box) else (piece.data.numel(),)
+            shape = (
+                box_shape(piece.box) if piece.data.numel() == box_size(piece.box) else (piece.data.numel(),)
+            )
             places[entry.key] = TensorPlace(entry.dtype, shape, offset, offset := offset + piece.data.nbytes)
             self.pieces.append(entry)
         self._write(name, _safetensors(encode_header(places), pieces))

@@ -100,9 +100,9 @@ def check_world(s: Settings) -> Iterator[Mistake]:
         yield s.mistake("{0} is not a multiple of {1}", "parallel.world_size", _TENSOR_SIZE)
     if parallel.sequence_parallel and parallel.tensor_parallel_size == 1:
         yield s.mistake("{0} needs {1} to be at least 2", "parallel.sequence_parallel", _TENSOR_SIZE)
-    if parallel.checkpoint_every > 1 and parallel.activation_checkpointing == "none":
+    if parallel.activation_checkpointing_every > 1 and parallel.activation_checkpointing == "none":
         what = "{0} does nothing with {1}"
-        yield s.mistake(what, "parallel.checkpoint_every", "parallel.activation_checkpointing")
+        yield s.mistake(what, "parallel.activation_checkpointing_every", "parallel.activation_checkpointing")
 
 
 def check_tensor_parallel(s: Settings) -> Iterator[Mistake]:

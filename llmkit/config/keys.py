@@ -36,7 +36,7 @@ OTHER_NAMES: dict[str, str] = {
     "max_iters": "train.max_steps",
     "max_seq_len": "data.sequence_length",
     "max_seq_length": "data.sequence_length",
-    "min_lr": "schedule.final_share",
+    "min_lr": "schedule.min_lr_ratio",
     "n_embd": "model.hidden_size",
     "n_head": "model.num_attention_heads",
     "n_layer": "model.num_hidden_layers",

@@ -39,8 +39,8 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "train.max_minutes": (lambda c: c.train.max_steps is not None, "train.max_steps"),
     "optimizer.momentum": (lambda c: c.optimizer.name != "muon", "optimizer.name"),
     "schedule.steps": (lambda c: c.schedule.name == "constant", "schedule.name"),
-    "schedule.final_share": (lambda c: c.schedule.name == "constant", "schedule.name"),
-    "schedule.decay_share": (lambda c: c.schedule.name != "wsd", "schedule.name"),
+    "schedule.min_lr_ratio": (lambda c: c.schedule.name == "constant", "schedule.name"),
+    "schedule.decay_fraction": (lambda c: c.schedule.name != "wsd", "schedule.name"),
 }
 """A setting: when it has no effect, and the setting that is the reason."""
 

@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 from llmkit.config.keys import all_keys, general, keys
 from llmkit.config.mistakes import display, printable
-from llmkit.config.resume_rules import RULES, Kind, Rule
+from llmkit.config.resume_rules import RESUME_POLICIES, Kind, ResumePolicy
 from llmkit.errors import UserError
 
 ABSENT = "absent"
 """Shown for the value of a setting that one side does not have."""
-UNKNOWN = Rule("warned", "a setting that this version does not know")
+UNKNOWN = ResumePolicy("warned", "a setting that this version does not know")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Difference:
     path: str
     old: str
     new: str
-    rule: Rule
+    rule: ResumePolicy
     origin: str = ""
 
     def __str__(self) -> str:
@@ -71,14 +71,14 @@ class Differences:
         raise UserError("\n".join(lines))
 
 
-def rule_of(path: str) -> Rule | None:
+def rule_of(path: str) -> ResumePolicy | None:
     """The rule of a dotted setting, or of what it is part of; None if none speaks of it.
 
     Places in a list are numbers or, as in the reference of all settings, N.
     """
     path = general(path)
-    found = [name for name in RULES if f"{path}.".startswith(f"{name}.")]
-    return RULES[max(found, key=len)] if found else None
+    found = [name for name in RESUME_POLICIES if f"{path}.".startswith(f"{name}.")]
+    return RESUME_POLICIES[max(found, key=len)] if found else None
 
 
 def compare(
@@ -118,7 +118,7 @@ def _has_item(flat: Mapping[str, Any], item: str) -> bool:
     return any(path.startswith(f"{item}.") for path in flat)
 
 
-def _strictest(item: str, flat: Mapping[str, Any]) -> Rule:
+def _strictest(item: str, flat: Mapping[str, Any]) -> ResumePolicy:
     """The strictest rule of the settings of an entry of a list."""
     rules = [rule_of(path) or UNKNOWN for path in flat if path.startswith(f"{item}.")]
     return min(rules, key=lambda rule: get_args(Kind).index(rule.kind))

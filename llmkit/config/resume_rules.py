@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 Kind = Literal["fixed", "data", "warned", "content", "free"]
 
 
-class Rule(NamedTuple):
+class ResumePolicy(NamedTuple):
     """What happens where a setting has another value than in the checkpoint.
 
     kind: "fixed" = refused, it would be another run; "data" = refused unless a change of the data is
@@ -20,12 +20,12 @@ class Rule(NamedTuple):
     reason: str
 
 
-def _rules(kind: Kind, reason: str, section: str, names: str) -> dict[str, Rule]:
+def _rules(kind: Kind, reason: str, section: str, names: str) -> dict[str, ResumePolicy]:
     """The same rule for several settings of a section; names: separated by spaces."""
-    return {f"{section}.{name}": Rule(kind, reason) for name in names.split()}
+    return {f"{section}.{name}": ResumePolicy(kind, reason) for name in names.split()}
 
 
-RULES: dict[str, Rule] = {
+RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "names the run folder, not what is in it", "run", "name dir"),
     **_rules("fixed", "decides the order of the data", "run", "seed"),
     **_rules("free", "changes rounding only", "run", "deterministic"),
@@ -61,7 +61,7 @@ RULES: dict[str, Rule] = {
         "type name subset split revision live weight record text_field messages_field prompt_field "
         "completion_field ids_field separator",
     ),
-    **_rules("free", "where tokens are kept", "data.sources.N", "write_through"),
+    **_rules("free", "where tokens are kept", "data.sources.N", "cache_live_tokens"),
     **_rules("free", "a limit, which is checked at the start", "data.sources.N", "max_epochs"),
     **_rules("data", "decides what is read, and in which order", "data.curriculum.N", "step weights"),
     **_rules(
@@ -88,12 +88,12 @@ RULES: dict[str, Rule] = {
     ),
     **_rules(
         "warned", "changes the learning rate", "schedule",
-        "name steps warmup_steps final_share decay_share",
+        "name steps warmup_steps min_lr_ratio decay_fraction",
     ),
     **_rules(
         "free", "how the run is spread over its processes, not what it computes", "parallel",
         "world_size zero_stage tensor_parallel_size sequence_parallel offload activation_checkpointing "
-        "checkpoint_every timeout_minutes",
+        "activation_checkpointing_every timeout_minutes",
     ),
     **_rules("free", "how operators are computed, not what", "kernels", "compile attention"),
     **_rules("free", "when to save, what to keep", "checkpoint", "every_steps every_minutes keep_last"),

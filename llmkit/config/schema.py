@@ -150,7 +150,7 @@ class Source(Section):
     """Commit or tag of the dataset (only for hub)."""
     live: bool = False
     """Tokenize while training instead of before: starts at once, needs no disk."""
-    write_through: bool = False
+    cache_live_tokens: bool = False
     """Keep the tokens of a live source in cache_dir, so that its next epoch reads them there."""
     weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Share of the rows drawn from this source, relative to the other sources; data.curriculum may
@@ -272,15 +272,15 @@ class Schedule(Section):
     """The learning rate over the steps."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Shape after the warm-up; wsd = constant, then a linear decay over the last `decay_share`."""
+    """Shape after the warm-up; wsd = constant, then a linear decay over the last `decay_fraction`."""
     steps: Positive | None = None
     """Steps that it spans, warm-up included; then the learning rate stays at its end. Default: all steps of
     the run, so that another train.max_steps changes it (not for constant)."""
     warmup_steps: NonNegative = 100
     """Steps of linear warm-up from 0."""
-    final_share: Share = 0.1
+    min_lr_ratio: Share = 0.1
     """Learning rate at the end, as a share of the peak (not for constant)."""
-    decay_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """Share of the steps that decay (only for wsd)."""
 
 
@@ -302,7 +302,7 @@ class Parallel(Section):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What a block computes again in the backward pass instead of keeping it: selective = all but the
     results of matmuls and attention, full = everything."""
-    checkpoint_every: Positive = 1
+    activation_checkpointing_every: Positive = 1
     """With activation checkpointing: in every block, every second one, ..."""
     timeout_minutes: Annotated[float, Field(gt=0.0)] = 10.0
     """After this long in one exchange of training a process gives up on the others; small messages, such as

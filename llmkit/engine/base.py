@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
-from llmkit.engine.slots import Source
+from llmkit.engine.state_shards import Source
 from llmkit.model.base import Model
 from llmkit.parallel.mesh import Mesh
 
@@ -96,7 +96,7 @@ class Engine(Protocol):
         """
         ...
 
-    def write_pieces(self, source: Source, updates: int) -> None:
+    def write_pieces(self, source: Source, optimizer_steps: int) -> None:
         """Takes masters and moments from a checkpoint of any layout; each rank reads what it needs.
 
         Where the source has no moments they start at zero. Before the first step only.
@@ -104,7 +104,7 @@ class Engine(Protocol):
         ...
 
     @property
-    def updates(self) -> int:
+    def optimizer_steps(self) -> int:
         """Updates applied so far (steps less skipped ones): AdamW's bias correction counts these."""
         ...
 

@@ -13,7 +13,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.engine.base import Engine
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
-from llmkit.engine.slots import Source
+from llmkit.engine.state_shards import Source
 from llmkit.errors import RunFault
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
@@ -31,18 +31,18 @@ def build_engine(
     precision: str,
     micro_batch_size: int,
     accumulation_steps: int,
-    backend: str,
+    attention_impl: str,
     compiled: bool,
     note: Callable[[str], None] = print,
     source: Source | None = None,
-    updates: int = 0,
+    optimizer_steps: int = 0,
 ) -> Engine:
     """A model cut as `layout` says, in the engine of its ZeRO stage, ready for its next step.
 
-    backend: the attention form. note: is told where torch.compile fails. source: weights and moments after
+    attention_impl: the attention form. note: is told where torch.compile fails. source: weights and moments after
     `updates` updates; default: the initial weights of `run.seed`. All ranks must call it together.
     """
-    if compiled and layout.zero_stage == 3 and layout.recompute != "none":
+    if compiled and layout.zero_stage == 3 and layout.activation_checkpointing != "none":
         # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
         note("training without torch.compile: it cannot take recomputed blocks under ZeRO-3")
         compiled = False
@@ -50,7 +50,14 @@ def build_engine(
     def build_model() -> GPT:
         with torch.device(device):
             tensor = mesh.tensor_parallel(shape.num_key_value_heads, layout.sequence_parallel)
-            model = GPT(shape, backend, tensor, layout.recompute, layout.recompute_every, seed=None)
+            model = GPT(
+                shape,
+                attention_impl,
+                tensor,
+                layout.activation_checkpointing,
+                layout.activation_checkpointing_every,
+                seed=None,
+            )
         model.check_marks()
         if compiled:
             model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else note)
@@ -69,7 +76,7 @@ def build_engine(
             num_parameters=shape.num_parameters // layout.tensor_parallel_size, on_gpu=device.type == "cuda",
         )  # fmt: skip
         engine = _zero_engine(build_model, configure, config, layout, mesh, precision)
-    engine.write_pieces(source or InitialWeights(engine.model, config.run.seed), updates)
+    engine.write_pieces(source or InitialWeights(engine.model, config.run.seed), optimizer_steps)
     return engine
 
 
@@ -82,11 +89,11 @@ def _zero_engine(
     precision: str,
 ) -> Engine:
     """DeepSpeed's engine. configure: its settings; at stage 3 they are needed before there is a model."""
-    from llmkit.engine.zero import ZeroEngine, cut_at_birth
+    from llmkit.engine.zero import ZeroEngine, zero3_init
 
     if layout.zero_stage == 3:
         settings = configure(largest_parameter=0)
-        with cut_at_birth(settings, mesh, precision):
+        with zero3_init(settings, mesh, precision):
             model = build_model()
     else:
         model = build_model()

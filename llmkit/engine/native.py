@@ -19,10 +19,10 @@ from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.reduce import GradientBuckets
-from llmkit.engine.slots import Slot, Source, fill, pieces_of
+from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, moments
-from llmkit.parallel.agreement import together
+from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 
 
@@ -54,7 +54,7 @@ class NativeEngine:
                 weight.data = weight.data.bfloat16()
         names = [name for name, _ in model.named_parameters()]
         self.named_masters = dict(zip(names, self.masters, strict=True))
-        self.parts = model.parts()
+        self.parts = model.parameter_slices()
         self.cut = [hasattr(weight, "tensor_model_parallel") for weight in self.weights]
         self.optimizers = build_optimizers(self.named_masters, self.parts, optimizer, precision == "bf16")
         self.buckets: GradientBuckets | None = None
@@ -143,36 +143,36 @@ class NativeEngine:
             holders = self.mesh.data_size if cut else self.mesh.world_size
             if index % holders == here:
                 mine.add(name)
-        return pieces_of((slot for slot in self._slots() if slot.parameter in mine), self.parts)
+        return to_pieces((slot for slot in self._slots() if slot.parameter in mine), self.parts)
 
-    def write_pieces(self, source: Source, updates: int) -> None:
+    def write_pieces(self, source: Source, optimizer_steps: int) -> None:
         """See `Engine.write_pieces`."""
         for optimizer in self.optimizers:
             for master in (p for group in optimizer.param_groups for p in group["params"]):
                 optimizer.state[master] = {
-                    "step": torch.tensor(float(updates), device=master.device),
+                    "step": torch.tensor(float(optimizer_steps), device=master.device),
                     **{kind: torch.zeros_like(master) for kind in moments(optimizer)},
                 }
-        with together(self.mesh):
-            fill(self._slots(), self.parts, source)
+        with fail_together(self.mesh):
+            load_shards(self._slots(), self.parts, source)
         self.model.has_weights = True
         if self.masters is not self.weights:
             with torch.no_grad():
                 torch._foreach_copy_(self.weights, self.masters)
 
-    def _slots(self) -> Iterator[Slot]:
+    def _slots(self) -> Iterator[StateShard]:
         """All that a checkpoint keeps."""
         for name, master in self.named_masters.items():
-            yield Slot(name, "master", master.detach().view(-1), 0)
+            yield StateShard(name, "master", master.detach().view(-1), 0)
             for optimizer in self.optimizers:
                 state = optimizer.state.get(master, {})
                 for kind in moments(optimizer):
                     if kind in state:
-                        yield Slot(name, kind, state[kind].view(-1), 0)
+                        yield StateShard(name, kind, state[kind].view(-1), 0)
 
     @property
-    def updates(self) -> int:
-        """See `Engine.updates`; waits for the device, so ask only when saving."""
+    def optimizer_steps(self) -> int:
+        """See `Engine.optimizer_steps`; waits for the device, so ask only when saving."""
         states = self.optimizers[0].state.values()
         return next((int(state["step"].item()) for state in states), 0)
 

@@ -24,10 +24,10 @@ from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
-from llmkit.engine.slots import Slot, Source, fill, pieces_of
+from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.model.base import Model
 from llmkit.optim.build import build_adamw
-from llmkit.parallel.agreement import together
+from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -97,7 +97,7 @@ class ModelParallelUnit:
 
 
 @contextmanager
-def cut_at_birth(config: dict[str, Any], mesh: Mesh, precision: str) -> Iterator[None]:
+def zero3_init(config: dict[str, Any], mesh: Mesh, precision: str) -> Iterator[None]:
     """In here, each module's parameters are cut over the data-parallel ranks as soon as it exists (ZeRO-3).
 
     No rank ever holds the whole model. DeepSpeed would also cast every new tensor to the weights' type,
@@ -122,7 +122,7 @@ def cut_at_birth(config: dict[str, Any], mesh: Mesh, precision: str) -> Iterator
 class ZeroEngine:
     """Trains `model` under DeepSpeed; fp32, or bf16 with fp32 masters, accumulation and moments.
 
-    model: of fp32 parameters; for stage 3 made inside `cut_at_birth`. Its values do not matter: state
+    model: of fp32 parameters; for stage 3 made inside `zero3_init`. Its values do not matter: state
     comes by `write_pieces`.
     """
 
@@ -131,7 +131,7 @@ class ZeroEngine:
         self.model, self.mesh = model, mesh
         self.deepspeed_config: dict[str, Any] | None = config
         self.stage: int = config["zero_optimization"]["stage"]
-        self.parts = model.parts()
+        self.parts = model.parameter_slices()
         self.parameters = dict(model.named_parameters())
         adamw = build_adamw(self.parameters, self.parts, optimizer)
         with redirect_stdout(io.StringIO()):  # it prints its memory use, asked or not
@@ -187,19 +187,19 @@ class ZeroEngine:
             for name, parameter in self.parameters.items()
             if self.mesh.tensor_rank == 0 or hasattr(parameter, "tensor_model_parallel")
         }
-        return pieces_of((slot for slot in self._slots() if slot.parameter in mine), self.parts)
+        return to_pieces((slot for slot in self._slots() if slot.parameter in mine), self.parts)
 
-    def write_pieces(self, source: Source, updates: int) -> None:
+    def write_pieces(self, source: Source, optimizer_steps: int) -> None:
         """See `Engine.write_pieces`."""
         state = self.zero.optimizer.state
         for flat in self._flat_masters():
             # The optimizer would make these in its first step.
             state[flat] = {
-                "step": torch.tensor(float(updates), device=flat.device),
+                "step": torch.tensor(float(optimizer_steps), device=flat.device),
                 **{kind: torch.zeros_like(flat) for kind in MOMENTS},
             }
-        with together(self.mesh):
-            fill(self._slots(), self.parts, source)
+        with fail_together(self.mesh):
+            load_shards(self._slots(), self.parts, source)
         self.model.has_weights = True
         self._round_weights()
 
@@ -214,7 +214,7 @@ class ZeroEngine:
                 return list(found)
         raise AssertionError(f"{type(self.zero).__name__} keeps its masters elsewhere")
 
-    def _slots(self) -> Iterator[Slot]:
+    def _slots(self) -> Iterator[StateShard]:
         """All that this rank keeps, as views of DeepSpeed's flat tensors."""
         flats, state = self._flat_masters(), self.zero.optimizer.state
         for name, parameter in self.parameters.items():
@@ -225,7 +225,7 @@ class ZeroEngine:
             flat = flats[group]
             tensors = {"master": flat.detach(), **{kind: state[flat][kind] for kind in MOMENTS}}
             for kind, tensor in tensors.items():
-                yield Slot(name, kind, tensor[offset : offset + size], start)
+                yield StateShard(name, kind, tensor[offset : offset + size], start)
 
     def _place(self, parameter: nn.Parameter) -> tuple[int, int, int, int] | None:
         """Where this rank keeps its slice of a parameter; None where it has none.
@@ -260,8 +260,8 @@ class ZeroEngine:
                 parameter.ds_tensor[:size].copy_(flats[group][offset : offset + size])  # type: ignore[attr-defined]
 
     @property
-    def updates(self) -> int:
-        """See `Engine.updates`."""
+    def optimizer_steps(self) -> int:
+        """See `Engine.optimizer_steps`."""
         return int(self.zero.optimizer.state[self._flat_masters()[0]]["step"].item())
 
     def close(self) -> None:

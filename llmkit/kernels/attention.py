@@ -19,7 +19,7 @@ MATMUL_LONGEST = 512
 """Longest row for which `auto` prefers matmuls on a CPU."""
 
 
-def choose_backend(requested: str, device: torch.device, compiled: bool, sequence_length: int) -> str:
+def choose_attention(requested: str, device: torch.device, compiled: bool, sequence_length: int) -> str:
     """`requested`, or for "auto" the form measured fastest on this kind of device."""
     if requested != "auto":
         return requested
@@ -54,7 +54,7 @@ def attention(
     window: int | None = None,
     documents: Tensor | None = None,
     dropout: float = 0.0,
-    backend: str = "sdpa",
+    attention_impl: str = "sdpa",
 ) -> Tensor:
     """Causal softmax(q k' / sqrt(head_dim)) v; each key and value head serves a group of query heads.
 
@@ -65,7 +65,7 @@ def attention(
     queries, keys = q.shape[2], k.shape[2]
     if window is not None and window >= keys:
         window = None
-    if backend == "matmul":
+    if attention_impl == "matmul":
         out = _matmul(q, k, v, attention_mask(queries, keys, window, documents, q.device), dropout)
     else:
         plain = window is None and documents is None

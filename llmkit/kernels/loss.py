@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.batch import IGNORE, LossSum
-from llmkit.parallel.collectives import Group, leave, maximum
+from llmkit.parallel.collectives import Group, all_reduce_max, reduce_from_group
 
 
 def output_logits(hidden: Tensor, weight: Tensor, vocab_size: int, first: int = 0) -> Tensor:
@@ -45,11 +45,11 @@ def _cut_cross_entropy(logits: Tensor, labels: Tensor, first: int, group: Group)
 
     Three numbers a position cross the group: the largest logit, the sum of exponentials, the target's.
     """
-    largest = maximum(logits.detach().amax(-1), group)
+    largest = all_reduce_max(logits.detach().amax(-1), group)
     column = labels - first
     elsewhere = (column < 0) | (column >= logits.shape[-1])
     shifted = logits - largest[..., None]
     target = shifted.gather(-1, column.masked_fill(elsewhere, 0)[..., None]).squeeze(-1)
     sums = torch.stack((shifted.exp().sum(-1), target.masked_fill(elsewhere, 0.0)))
-    total, target = leave(sums, group)
+    total, target = reduce_from_group(sums, group)
     return (total.log() - target).masked_fill(labels == IGNORE, 0.0)

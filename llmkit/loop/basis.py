@@ -26,7 +26,7 @@ from llmkit.loop.device import choose_device, choose_micro_batch, choose_precisi
 from llmkit.loop.resume import Options, check_same_model
 from llmkit.loop.room import require_disk, require_memory
 from llmkit.loop.run_tokenizer import tokenizer_of_run
-from llmkit.parallel.agreement import agree, first_only, together
+from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
@@ -75,7 +75,7 @@ def lay_basis(
     """Prepares the data and settles sizes; everything that can be wrong is found here."""
     config, layout, mesh = start.config, start.layout, start.mesh
     remote = _find_remote(config.data, mesh)
-    with together(mesh):
+    with fail_together(mesh):
         if config.run.deterministic:
             make_deterministic()
         device = choose_device()
@@ -97,9 +97,9 @@ def lay_basis(
         check_start(start.loaded, start.known(data.tokenizer.vocab_size, data.heldout_targets > 0))
         shape = resolved_model(config, data.tokenizer.vocab_size)
         fitting = choose_micro_batch(config, shape, precision, device, layout)
-    agree(mesh, {"precision": precision, **_data_facts(data)})
-    micro_batch_size = min(int(text) for text in mesh.gather_texts(str(fitting)))
-    with together(mesh):
+    check_same_on_all_ranks(mesh, {"precision": precision, **_data_facts(data)})
+    micro_batch_size = min(int(text) for text in mesh.all_gather_text(str(fitting)))
+    with fail_together(mesh):
         derived = derive(
             config,
             vocab_size=data.tokenizer.vocab_size,
@@ -120,7 +120,7 @@ def _require_room(
 
 def _find_remote(data: Data, mesh: Mesh) -> dict[str, Found]:
     """What rank 0 finds of sources that are not on local disks."""
-    found = json.loads(first_only(mesh, lambda: json.dumps(find_remote(data))))
+    found = json.loads(on_rank_zero(mesh, lambda: json.dumps(find_remote(data))))
     return {
         place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], mistake)
         for place, (files, units, mistake) in found.items()

@@ -18,7 +18,7 @@ from llmkit.data.prepared import lane_lines
 from llmkit.loop.basis import Basis, Start
 from llmkit.loop.progress import Progress
 from llmkit.loop.resume import settings_of
-from llmkit.parallel.agreement import software
+from llmkit.parallel.agreement import software_versions
 from llmkit.parallel.layout import Layout
 from llmkit.run_folder import RunFolder
 
@@ -38,7 +38,7 @@ def opening_lines(
 def manifest(start: Start, basis: Basis) -> dict[str, Any]:
     """Content of manifest.json: what the newest start ran with."""
     return {
-        **software(),
+        **software_versions(),
         "host": platform.node(),
         "device": _device_name(basis.device),
         "command": sys.argv,

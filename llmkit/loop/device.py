@@ -71,8 +71,10 @@ def choose_micro_batch(
         size = 2 if precision == "bf16" else 4
         layer = size * (34 * shape.hidden_size + 3 * shape.intermediate_size)
         whole = shape.num_hidden_layers
-        if layout.recompute == "full":
-            whole = shape.num_hidden_layers - shape.num_hidden_layers // layout.recompute_every + 1
+        if layout.activation_checkpointing == "full":
+            whole = (
+                shape.num_hidden_layers - shape.num_hidden_layers // layout.activation_checkpointing_every + 1
+            )
         each = whole * layer + shape.num_hidden_layers * size * shape.hidden_size
         each += 10 * shape.padded_vocab_size // layout.tensor_parallel_size
         state = state_bytes(

@@ -11,7 +11,7 @@ from llmkit.loop.run import Run
 from llmkit.loop.stop import StopRequest
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import MAX_REASON, EventLog
-from llmkit.parallel.agreement import together
+from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
 from llmkit.stopping import Stopped
@@ -27,7 +27,7 @@ def stop_run(run: Run, log: Log, request: StopRequest) -> int:
     checkpoint, reason = run.save(), request.describe(run.agreed.stop)
     progress = run.progress
     run.events.record("stop", step=progress.step, reason=reason)
-    with together(run.mesh):
+    with fail_together(run.mesh):
         run.folder.mark_saved()
     of = "" if progress.max_steps is None else f" of {progress.max_steps}"
     if progress.evaluated_step != progress.step and (run.evaluation_due or progress.finished()):
@@ -54,7 +54,7 @@ def save_and_fail(run: Run, log: Log, error: Exception | None) -> NoReturn:
             saved = f"NOT SAVED: {fault}"
         run.console.note(saved)
     try:
-        with together(run.mesh):
+        with fail_together(run.mesh):
             if error is not None:
                 raise error
     except (UserError, RunFault) as joint:
@@ -110,7 +110,7 @@ def stop_at_start(
         events = EventLog(folder.path / "events.jsonl")
         events.record("stop", reason=str(stopped), before="the first step of this start")
         events.close()
-    with together(mesh):
+    with fail_together(mesh):
         folder.mark_saved()
     console.note(
         f"stopped by {stopped} before the first step of this start: nothing is lost; the same command goes on"

@@ -17,7 +17,7 @@ from llmkit.loop.run import Run
 from llmkit.loop.stop import StopRequest
 from llmkit.monitor.flops import bits_per_byte
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.parallel.agreement import first_only
+from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
 
 
@@ -54,7 +54,7 @@ class Evaluate:
             with run.clock.paused():
                 rows = run.engine.evaluate(self._batches(run))
                 total = float(run.mesh.sum_over_data(rows.nats.double().sum()))
-                nats = float(run.mesh.from_first(repr(total)))  # the very same: it may end the run
+                nats = float(run.mesh.broadcast_text(repr(total)))  # the very same: it may end the run
         except GaveUp as end:
             run.agreed = run.agreed._replace(stop=end.why)
             return False
@@ -86,7 +86,7 @@ def take_over_evaluation(progress: Progress, config: Config, metrics: MetricsFil
     """
     if progress.evaluated_step == progress.step:
         return
-    text = first_only(mesh, lambda: json.dumps(metrics.evaluation_at(progress.step)))
+    text = on_rank_zero(mesh, lambda: json.dumps(metrics.evaluation_at(progress.step)))
     row = json.loads(text)
     if row is not None:
         loss = row["eval_loss"]

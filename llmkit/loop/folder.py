@@ -11,7 +11,7 @@ from pathlib import Path
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import COMMAND_LINE
 from llmkit.errors import UserError
-from llmkit.parallel.agreement import first_only, together
+from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import FollowedFolder, RunFolder, run_folder_of
 
@@ -28,15 +28,15 @@ def open_folder(loaded: Loaded, mesh: Mesh, environment: Mapping[str, str]) -> R
         Path(environment[name]) if environment.get(name) else None for name in ("STOP_FILE", "SAVED_FILE")
     )
     folder: RunFolder | None = None
-    with together(mesh):
+    with fail_together(mesh):
         if mesh.rank == 0:
             _check_not_moved(loaded, path)
             folder = RunFolder.open(path, " ".join(sys.argv), stop, saved)
     try:
         # A folder of the same name may be there without being shared: only rank 0's has this one in it.
-        handshake = first_only(mesh, lambda: folder.begin_handshake() if folder else "")
+        handshake = on_rank_zero(mesh, lambda: folder.begin_handshake() if folder else "")
         try:
-            with together(mesh):
+            with fail_together(mesh):
                 folder = folder or FollowedFolder.follow(path)
                 folder.answer_handshake(handshake, mesh.rank)
         finally:

@@ -14,7 +14,7 @@ from llmkit.checkpoint.read import load as load_checkpoint
 from llmkit.config.derive import resolved_model
 from llmkit.config.load import Loaded
 from llmkit.config.resume import Differences, compare
-from llmkit.config.resume_rules import RULES
+from llmkit.config.resume_rules import RESUME_POLICIES
 from llmkit.config.schema import Config, Model
 from llmkit.config.shape import ModelShape
 from llmkit.config.stored import read_stored
@@ -22,7 +22,7 @@ from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import JsonLines, Row
-from llmkit.parallel.agreement import first_only, together
+from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
 
@@ -55,8 +55,8 @@ def shared_checkpoint(
         found = find_checkpoint(loaded, folder, options, note, passed_over)
         return json.dumps([found.path.name if found else "", folder.is_done, passed_over])
 
-    name, was_done, passed_over = json.loads(first_only(mesh, choose))
-    with together(mesh):
+    name, was_done, passed_over = json.loads(on_rank_zero(mesh, choose))
+    with fail_together(mesh):
         checkpoint = load_checkpoint(folder.checkpoints / name) if name else None
     return Standing(checkpoint, was_done, passed_over)
 
@@ -125,7 +125,7 @@ def changed_settings(checkpoint: Checkpoint, loaded: Loaded) -> Differences:
 def check_same_model(checkpoint: Checkpoint, shape: ModelShape) -> None:
     """Raises UserError where the checkpoint holds the weights of another model."""
     old = ModelShape.from_dict(checkpoint.model, checkpoint.origin)
-    decisive = [name for name in Model.model_fields if RULES[f"model.{name}"].kind == "fixed"]
+    decisive = [name for name in Model.model_fields if RESUME_POLICIES[f"model.{name}"].kind == "fixed"]
     if old.position_embedding == "learned":
         decisive.append("max_position_embeddings")
     changed = [

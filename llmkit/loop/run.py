@@ -94,8 +94,8 @@ class Run:
         began = time.monotonic()
         state: dict[str, Any] = {
             "progress": self.progress.to_json(),
-            "data": self.loader.state(self.mesh.gather_texts),
-            "updates": self.engine.updates,
+            "data": self.loader.state(self.mesh.all_gather_text),
+            "updates": self.engine.optimizer_steps,
             "precision": self.precision,
             "started_in": os.getcwd(),  # where relative paths of the settings start from
         }

@@ -15,7 +15,7 @@ from llmkit.data.loader import TrainLoader
 from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.errors import UserError
-from llmkit.kernels.attention import choose_backend
+from llmkit.kernels.attention import choose_attention
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.loop.basis import Basis, Start, lay_basis
 from llmkit.loop.begin import begin
@@ -32,7 +32,7 @@ from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_names import check_environment
 from llmkit.parallel.accelerate import read_accelerate
-from llmkit.parallel.agreement import agree, together
+from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.resolve import resolve_layout, resolve_precision
@@ -82,11 +82,11 @@ def _assemble(
     progress = Progress(max_steps=config.train.max_steps)
     if checkpoint is not None:
         progress = resumed_progress(checkpoint, config, basis.data.fingerprint, console.note)
-    with together(mesh):
+    with fail_together(mesh):
         loader, changes = _loader(start, basis, checkpoint, progress, stack)
     engine = _build(start, basis, checkpoint, console.note)
     stack.callback(engine.close)
-    with together(mesh):
+    with fail_together(mesh):
         if mesh.rank == 0 and not (progress.finished() and standing.was_done):
             if changes:
                 events.record("data_change", step=progress.step, differences=changes)
@@ -151,7 +151,7 @@ def _loader(
 def _build(start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Callable[[str], None]) -> Engine:
     """The engine with the checkpoint's weights or else its initial ones, compiled where that is possible."""
     config, device = start.config, basis.device
-    with together(start.mesh):
+    with fail_together(start.mesh):
         compiled = config.kernels.compile is not False
         missing = compiler_missing(device) if compiled else None
         if missing is not None:
@@ -159,13 +159,15 @@ def _build(start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Call
                 raise UserError(f"kernels.compile: torch.compile cannot work here: {missing}")
             note(f"training without torch.compile: {missing}")
             compiled = False
-        backend = choose_backend(config.kernels.attention, device, compiled, config.data.sequence_length)
-    agree(start.mesh, {"torch.compile": missing or "can work", "attention": backend})
+        attention_impl = choose_attention(
+            config.kernels.attention, device, compiled, config.data.sequence_length
+        )
+    check_same_on_all_ranks(start.mesh, {"torch.compile": missing or "can work", "attention": attention_impl})
     return build_engine(
         basis.shape, config, start.layout, start.mesh,
         device=device, precision=basis.precision, micro_batch_size=basis.micro_batch_size,
-        accumulation_steps=basis.accumulation_steps, backend=backend, compiled=compiled, note=note,
-        source=checkpoint, updates=0 if checkpoint is None else checkpoint.state["updates"],
+        accumulation_steps=basis.accumulation_steps, attention_impl=attention_impl, compiled=compiled, note=note,
+        source=checkpoint, optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
     )  # fmt: skip
 
 
@@ -181,7 +183,7 @@ def _open_records(
     metrics, events = MetricsFile(places[0]), EventLog(places[1])
     for file in (metrics, events):
         stack.callback(_close_record, file, note)
-    with together(mesh):
+    with fail_together(mesh):
         events.open()
         with failure_recorded(events):
             metrics.open()

@@ -11,7 +11,7 @@ from llmkit.batch import Batch, LossSum
 from llmkit.errors import UserError
 from llmkit.model.cache import KeyValueCache
 from llmkit.model.layers import Layer
-from llmkit.parallel.spec import Part, Shape, full
+from llmkit.parallel.slices import ParameterSlice, Shape, full_slice
 
 
 class Initial(NamedTuple):
@@ -50,8 +50,8 @@ class Model(nn.Module):
         """Runs `forward`; raises UserError where its result is no LossSum of this batch."""
         return check_loss(super().__call__(batch), batch, type(self).__name__)
 
-    def parts(self) -> dict[str, list[Part]]:
-        """For each parameter, the named tensors of which parts lie in it (see llmkit.parallel.spec).
+    def parameter_slices(self) -> dict[str, list[ParameterSlice]]:
+        """For each parameter, the named tensors of which parts lie in it (see llmkit.parallel.slices).
 
         A `Layer` says it of its own parameters; any other parameter is one full tensor.
         """
@@ -59,10 +59,10 @@ class Model(nn.Module):
             f"{path}.{kind}": parts
             for path, module in self.named_modules()
             if isinstance(module, Layer)
-            for kind, parts in module.parts(path).items()
+            for kind, parts in module.parameter_slices(path).items()
         }
         return {
-            name: found.get(name) or [full(name, parameter_shape(parameter))]
+            name: found.get(name) or [full_slice(name, parameter_shape(parameter))]
             for name, parameter in self.named_parameters()
         }
 

@@ -13,6 +13,7 @@ from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.compiler import compile_module
+from llmkit.model.activation_checkpointing import recomputed
 from llmkit.model.attention import Attention
 from llmkit.model.base import Initial, Model
 from llmkit.model.cache import KeyValueCache
@@ -20,11 +21,10 @@ from llmkit.model.dropout import Key, dropout, group_dropout
 from llmkit.model.initial import draw
 from llmkit.model.mlp import make_mlp
 from llmkit.model.norm import make_norm
-from llmkit.model.recompute import recomputed
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.spec import Shape, whole
+from llmkit.parallel.slices import Shape, full_box
 
 UNCUT = TensorParallel()
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
@@ -34,19 +34,24 @@ RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). With sequence parallelism x is a piece of the sequence.
 
-    recompute: what is computed again in the backward pass, see llmkit.model.recompute.
+    activation_checkpointing: what is computed again in the backward pass, see llmkit.model.activation_checkpointing.
     """
 
     def __init__(
-        self, shape: ModelShape, layer: int, backend: str, tensor: TensorParallel, recompute: str
+        self,
+        shape: ModelShape,
+        layer: int,
+        attention_impl: str,
+        tensor: TensorParallel,
+        activation_checkpointing: str,
     ) -> None:
         super().__init__()
         group = tensor.group if tensor.sequence_parallel else None
         self.attention_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
-        self.attention = Attention(shape, layer, backend, tensor)
+        self.attention = Attention(shape, layer, attention_impl, tensor)
         self.mlp_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
         self.mlp = make_mlp(shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tensor)
-        self.dropout, self.recompute = shape.hidden_dropout, recompute
+        self.dropout, self.activation_checkpointing = shape.hidden_dropout, activation_checkpointing
         self.random = shape.hidden_dropout > 0.0 or shape.attention_dropout > 0.0
 
     def forward(
@@ -59,7 +64,9 @@ class Block(nn.Module):
     ) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden); keys: of its two dropouts."""
         random = self.random and self.training
-        return recomputed(self.recompute, self._forward, x, rope, documents, cache, keys, random=random)
+        return recomputed(
+            self.activation_checkpointing, self._forward, x, rope, documents, cache, keys, random=random
+        )
 
     def _forward(
         self,
@@ -77,9 +84,9 @@ class Block(nn.Module):
 class GPT(Model):
     """Decoder-only transformer.
 
-    backend: the attention form (llmkit.kernels.attention). tensor: the group of processes over which the
-    model is cut. recompute: what every n-th block computes again in the backward pass, n being
-    `recompute_every` ("none", "selective" or "full", see llmkit.model.recompute). seed: of the initial
+    attention_impl: the attention form (llmkit.kernels.attention). tensor: the group of processes over which the
+    model is cut. activation_checkpointing: what every n-th block computes again in the backward pass, n being
+    `activation_checkpointing_every` ("none", "selective" or "full", see llmkit.model.activation_checkpointing). seed: of the initial
     weights; None leaves them unset, for weights that come from elsewhere.
 
     has_weights: whether the parameters have been set since their memory was taken; without that (seed None,
@@ -89,10 +96,10 @@ class GPT(Model):
     def __init__(
         self,
         shape: ModelShape,
-        backend: str = "sdpa",
+        attention_impl: str = "sdpa",
         tensor: TensorParallel = UNCUT,
-        recompute: str = "none",
-        recompute_every: int = 1,
+        activation_checkpointing: str = "none",
+        activation_checkpointing_every: int = 1,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
@@ -105,8 +112,13 @@ class GPT(Model):
             self.positions = Positions(shape, tensor)
         else:  # no buffers: these stay in fp32 whatever becomes of the weights
             self.rope = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
-        again = ["none" if layer % recompute_every else recompute for layer in range(shape.num_hidden_layers)]
-        self.blocks = nn.ModuleList(Block(shape, i, backend, tensor, how) for i, how in enumerate(again))
+        again = [
+            "none" if layer % activation_checkpointing_every else activation_checkpointing
+            for layer in range(shape.num_hidden_layers)
+        ]
+        self.blocks = nn.ModuleList(
+            Block(shape, i, attention_impl, tensor, how) for i, how in enumerate(again)
+        )
         group = tensor.group if tensor.sequence_parallel else None
         self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
         self.head = Head(shape, tensor, self.embedding if shape.tie_word_embeddings else None)
@@ -223,9 +235,9 @@ class GPT(Model):
 
     def check_marks(self) -> None:
         """Asserts that those parameters are marked as cut of which this rank holds a part only."""
-        parts, vocabulary = self.parts(), ("embedding.weight", "head.weight")
+        parts, vocabulary = self.parameter_slices(), ("embedding.weight", "head.weight")
         for name, parameter in self.named_parameters():
-            cut = any(part.box != whole(part.shape) for part in parts[name])
+            cut = any(part.box != full_box(part.shape) for part in parts[name])
             if self.tensor.size > 1 and name in vocabulary:
                 cut = True  # a small vocabulary may lie on one rank
             assert getattr(parameter, "tensor_model_parallel", False) == cut, name

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmkit.model.base import Model
-from llmkit.parallel.spec import Box, Range, Shape, check_box, sizes, volume, whole
+from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, check_box, full_box
 
 _CHUNK = 1 << 20  # elements drawn at a time: bounds the temporaries to a few tens of MiB
 _MASK64 = (1 << 64) - 1
@@ -24,7 +24,7 @@ class InitialWeights:
     """The weights with which a model starts, readable like a checkpoint: any part, nothing held."""
 
     def __init__(self, model: Model, seed: int) -> None:
-        self.shapes = {part.name: part.shape for each in model.parts().values() for part in each}
+        self.shapes = {part.name: part.shape for each in model.parameter_slices().values() for part in each}
         self.model, self.seed = model, seed
 
     def kinds(self) -> list[str]:
@@ -35,9 +35,9 @@ class InitialWeights:
         """A region of a full tensor, fp32 on the CPU; see `Checkpoint.read`. The kind is "master"."""
         assert kind == "master", kind
         shape = self.shapes[name]
-        box = whole(shape) if box is None else box
+        box = full_box(shape) if box is None else box
         check_box(shape, box)
-        lo, hi = (0, volume(box)) if range is None else range
+        lo, hi = (0, box_size(box)) if range is None else range
         out = torch.empty(hi - lo, dtype=torch.float32, device="cpu")
         mean, std = self.model.initial(name, shape)
         if std:
@@ -46,13 +46,13 @@ class InitialWeights:
                 out += mean
         else:
             out.fill_(mean)
-        return out.view(sizes(box)) if range is None else out
+        return out.view(box_shape(box)) if range is None else out
 
 
 @torch.no_grad()
 def draw(model: Model, seed: int) -> None:
     """Sets the parameters of a model to its initial weights; of one that is cut, to its part of them."""
-    source, parts = InitialWeights(model, seed), model.parts()
+    source, parts = InitialWeights(model, seed), model.parameter_slices()
     for name, parameter in model.named_parameters():
         parameter.zero_()  # what only pads
         for part in parts[name]:
@@ -96,7 +96,7 @@ def normal_(out: Tensor, std: float, key: int, shape: Shape, box: Box, start: in
 
 def _index(low: int, high: int, shape: Shape, box: Box) -> Tensor:
     """Where in the full tensor, flat, the elements low .. high - 1 of a box lie."""
-    if box[1:] == whole(shape[1:]):
+    if box[1:] == full_box(shape[1:]):
         first = box[0][0] * math.prod(shape[1:])
         return torch.arange(first + low, first + high, dtype=torch.int64, device="cpu")
     position = torch.arange(low, high, dtype=torch.int64, device="cpu")

@@ -10,15 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmkit.parallel.collectives import enter, gather, leave, scatter_sum, shared
+from llmkit.parallel.collectives import (
+    all_gather,
+    copy_to_group,
+    reduce_from_group,
+    reduce_scatter,
+    replicated_weight,
+)
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.spec import Part, full
+from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
 class Layer(nn.Module):
     """A module that owns parameters, and knows of which full tensors they are parts."""
 
-    def parts(self, path: str) -> dict[str, list[Part]]:
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """The parts in each own parameter; `path` is the module's in the model.
 
         From sizes alone: under ZeRO-3 a parameter that is not in use is empty.
@@ -26,7 +32,7 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
-def empty_parameter(*size: int, cut: bool) -> nn.Parameter:
+def uninitialized_parameter(*size: int, cut: bool) -> nn.Parameter:
     """An unfilled parameter; `cut` marks it as one of which each rank of the group holds another part.
 
     DeepSpeed looks for this mark: without it the gradient norm, and with it clipping, is silently wrong.
@@ -37,17 +43,19 @@ def empty_parameter(*size: int, cut: bool) -> nn.Parameter:
     return parameter
 
 
-def enter_cut(x: Tensor, tensor: TensorParallel) -> Tensor:
+def column_input(x: Tensor, tensor: TensorParallel) -> Tensor:
     """The input of a layer that is cut: (batch, seq or its piece, width) -> (batch, seq, width)."""
-    return gather(x, 1, tensor.group) if tensor.sequence_parallel else enter(x, tensor.group)
+    return all_gather(x, 1, tensor.group) if tensor.sequence_parallel else copy_to_group(x, tensor.group)
 
 
-def leave_cut(x: Tensor, tensor: TensorParallel) -> Tensor:
+def row_output(x: Tensor, tensor: TensorParallel) -> Tensor:
     """The output of a layer that is cut: the ranks' sum (batch, seq, width), or its piece of the sequence."""
-    return scatter_sum(x, 1, tensor.group) if tensor.sequence_parallel else leave(x, tensor.group)
+    return (
+        reduce_scatter(x, 1, tensor.group) if tensor.sequence_parallel else reduce_from_group(x, tensor.group)
+    )
 
 
-class StackedLinear(Layer):
+class FusedColumnLinear(Layer):
     """Projections of one input side by side: one matrix product instead of several small ones.
 
     `projections` maps each projection's name to its full output width; in checkpoints they keep these
@@ -62,24 +70,26 @@ class StackedLinear(Layer):
         self.in_features, self.projections, self.tensor = in_features, projections, tensor
         self.widths = tuple(width // tensor.size for width in projections.values())
         cut, rows = tensor.size > 1, sum(self.widths)
-        self.weight = empty_parameter(rows, in_features, cut=cut)
-        self.bias = empty_parameter(rows, cut=cut) if bias else None
+        self.weight = uninitialized_parameter(rows, in_features, cut=cut)
+        self.bias = uninitialized_parameter(rows, cut=cut) if bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x: (..., in_features) -> one (..., local width) tensor for each projection."""
-        x = enter_cut(x, self.tensor)
+        x = column_input(x, self.tensor)
         return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
 
-    def parts(self, path: str) -> dict[str, list[Part]]:
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parts`."""
         prefix, start = path.rpartition(".")[0], 0
-        parts: dict[str, list[Part]] = {"weight": [], "bias": []}
+        parts: dict[str, list[ParameterSlice]] = {"weight": [], "bias": []}
         for (name, width), local in zip(self.projections.items(), self.widths, strict=True):
             rows, stop = (self.tensor.rank * local, (self.tensor.rank + 1) * local), start + local
             inputs = self.in_features
-            weight = Part(f"{prefix}.{name}.weight", (width, inputs), (rows, (0, inputs)), start, stop)
+            weight = ParameterSlice(
+                f"{prefix}.{name}.weight", (width, inputs), (rows, (0, inputs)), start, stop
+            )
             parts["weight"].append(weight)
-            parts["bias"].append(Part(f"{prefix}.{name}.bias", (width,), (rows,), start, stop))
+            parts["bias"].append(ParameterSlice(f"{prefix}.{name}.bias", (width,), (rows,), start, stop))
             start = stop
         return parts
 
@@ -90,22 +100,22 @@ class RowLinear(Layer):
     def __init__(self, in_features: int, out_features: int, bias: bool, tensor: TensorParallel) -> None:
         super().__init__()
         self.in_features, self.out_features, self.tensor = in_features, out_features, tensor
-        self.weight = empty_parameter(out_features, in_features // tensor.size, cut=tensor.size > 1)
-        self.bias = empty_parameter(out_features, cut=False) if bias else None
+        self.weight = uninitialized_parameter(out_features, in_features // tensor.size, cut=tensor.size > 1)
+        self.bias = uninitialized_parameter(out_features, cut=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, local in_features) -> (batch, seq or its piece, out_features)."""
         if self.tensor.size == 1:
             return F.linear(x, self.weight, self.bias)
-        x = leave_cut(F.linear(x, self.weight), self.tensor)
+        x = row_output(F.linear(x, self.weight), self.tensor)
         if self.bias is None:
             return x
-        return x + shared(self.bias, self.tensor.group if self.tensor.sequence_parallel else None)
+        return x + replicated_weight(self.bias, self.tensor.group if self.tensor.sequence_parallel else None)
 
-    def parts(self, path: str) -> dict[str, list[Part]]:
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parts`."""
         local = self.in_features // self.tensor.size
         columns = (self.tensor.rank * local, (self.tensor.rank + 1) * local)
         shape = (self.out_features, self.in_features)
-        weight = Part(f"{path}.weight", shape, ((0, shape[0]), columns), 0, shape[0])
-        return {"weight": [weight], "bias": [full(f"{path}.bias", shape[:1])]}
+        weight = ParameterSlice(f"{path}.weight", shape, ((0, shape[0]), columns), 0, shape[0])
+        return {"weight": [weight], "bias": [full_slice(f"{path}.bias", shape[:1])]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmkit.model.layers import RowLinear, StackedLinear
+from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.parallel.mesh import TensorParallel
 
 
@@ -15,7 +15,7 @@ class SwiGLU(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tensor: TensorParallel) -> None:
         super().__init__()
         widths = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up = StackedLinear(hidden_size, widths, bias, tensor)
+        self.gate_up = FusedColumnLinear(hidden_size, widths, bias, tensor)
         self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class GELU(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tensor: TensorParallel) -> None:
         super().__init__()
-        self.up_proj = StackedLinear(hidden_size, {"up_proj": intermediate_size}, bias, tensor)
+        self.up_proj = FusedColumnLinear(hidden_size, {"up_proj": intermediate_size}, bias, tensor)
         self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tensor)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.model.layers import Layer, empty_parameter
-from llmkit.parallel.collectives import Group, shared
-from llmkit.parallel.spec import Part, full
+from llmkit.model.layers import Layer, uninitialized_parameter
+from llmkit.parallel.collectives import Group, replicated_weight
+from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
 class RMSNorm(Layer):
@@ -19,18 +19,18 @@ class RMSNorm(Layer):
 
     def __init__(self, size: int, eps: float, group: Group = None) -> None:
         super().__init__()
-        self.weight = empty_parameter(size, cut=False)
+        self.weight = uninitialized_parameter(size, cut=False)
         self.size, self.eps, self.group = size, eps, group
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size) -> the same shape and dtype."""
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (x32 * shared(self.weight, self.group).float()).to(x.dtype)
+        return (x32 * replicated_weight(self.weight, self.group).float()).to(x.dtype)
 
-    def parts(self, path: str) -> dict[str, list[Part]]:
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parts`."""
-        return {"weight": [full(f"{path}.weight", (self.size,))]}
+        return {"weight": [full_slice(f"{path}.weight", (self.size,))]}
 
 
 class LayerNorm(Layer):
@@ -38,18 +38,18 @@ class LayerNorm(Layer):
 
     def __init__(self, size: int, eps: float, group: Group = None) -> None:
         super().__init__()
-        self.weight = empty_parameter(size, cut=False)
-        self.bias = empty_parameter(size, cut=False)
+        self.weight = uninitialized_parameter(size, cut=False)
+        self.bias = uninitialized_parameter(size, cut=False)
         self.size, self.eps, self.group = size, eps, group
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size) -> the same shape and dtype; PyTorch's kernel keeps its statistics in fp32."""
-        weight, bias = shared(self.weight, self.group), shared(self.bias, self.group)
+        weight, bias = replicated_weight(self.weight, self.group), replicated_weight(self.bias, self.group)
         return F.layer_norm(x, (self.size,), weight, bias, self.eps)
 
-    def parts(self, path: str) -> dict[str, list[Part]]:
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parts`."""
-        return {kind: [full(f"{path}.{kind}", (self.size,))] for kind in ("weight", "bias")}
+        return {kind: [full_slice(f"{path}.{kind}", (self.size,))] for kind in ("weight", "bias")}
 
 
 def make_norm(kind: str, size: int, eps: float, group: Group = None) -> Layer:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from llmkit.batch import LossSum
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.loss import head_loss, output_logits
-from llmkit.model.layers import Layer, empty_parameter, enter_cut, leave_cut
-from llmkit.parallel.collectives import shared
+from llmkit.model.layers import Layer, column_input, row_output, uninitialized_parameter
+from llmkit.parallel.collectives import replicated_weight
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.spec import Part, full
+from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
 class VocabularyLayer(Layer):
@@ -25,11 +25,11 @@ class VocabularyLayer(Layer):
         self.rows = -(-shape.padded_vocab_size // tensor.size)
         self.first = tensor.rank * self.rows
 
-    def parts(self, path: str) -> dict[str, list[Part]]:
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parts`; the box is empty on a rank that holds only padding."""
         low, high = (min(row, self.vocab_size) for row in (self.first, self.first + self.rows))
         shape, box = (self.vocab_size, self.hidden_size), ((low, high), (0, self.hidden_size))
-        return {"weight": [Part(f"{path}.weight", shape, box, 0, high - low)]}
+        return {"weight": [ParameterSlice(f"{path}.weight", shape, box, 0, high - low)]}
 
 
 class Embedding(VocabularyLayer):
@@ -37,7 +37,7 @@ class Embedding(VocabularyLayer):
 
     def __init__(self, shape: ModelShape, tensor: TensorParallel) -> None:
         super().__init__(shape, tensor)
-        self.weight = empty_parameter(self.rows, self.hidden_size, cut=tensor.size > 1)
+        self.weight = uninitialized_parameter(self.rows, self.hidden_size, cut=tensor.size > 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (batch, seq) -> (batch, seq or its piece, hidden)."""
@@ -46,7 +46,7 @@ class Embedding(VocabularyLayer):
         row = tokens - self.first
         elsewhere = (row < 0) | (row >= self.rows)
         found = F.embedding(row.masked_fill(elsewhere, 0), self.weight)
-        return leave_cut(found.masked_fill(elsewhere[..., None], 0.0), self.tensor)
+        return row_output(found.masked_fill(elsewhere[..., None], 0.0), self.tensor)
 
 
 class Head(VocabularyLayer):
@@ -55,11 +55,11 @@ class Head(VocabularyLayer):
     def __init__(self, shape: ModelShape, tensor: TensorParallel, tied: Embedding | None) -> None:
         super().__init__(shape, tensor)
         cut = tensor.size > 1
-        self.weight = tied.weight if tied else empty_parameter(self.rows, self.hidden_size, cut=cut)
+        self.weight = tied.weight if tied else uninitialized_parameter(self.rows, self.hidden_size, cut=cut)
 
     def forward(self, hidden: Tensor, labels: Tensor) -> LossSum:
         """hidden: (batch, seq or its piece, hidden), labels: (batch, seq) -> the loss of each row."""
-        hidden = enter_cut(hidden, self.tensor)
+        hidden = column_input(hidden, self.tensor)
         return head_loss(hidden, self.weight, labels, self.vocab_size, self.tensor.group, self.first)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -73,13 +73,13 @@ class Positions(Layer):
     def __init__(self, shape: ModelShape, tensor: TensorParallel) -> None:
         super().__init__()
         self.size = (shape.max_position_embeddings, shape.hidden_size)
-        self.weight = empty_parameter(*self.size, cut=False)
+        self.weight = uninitialized_parameter(*self.size, cut=False)
         self.group = tensor.group if tensor.sequence_parallel else None
 
     def forward(self, positions: Tensor) -> Tensor:
         """positions: (..., seq) -> (..., seq, hidden)."""
-        return F.embedding(positions, shared(self.weight, self.group))
+        return F.embedding(positions, replicated_weight(self.weight, self.group))
 
-    def parts(self, path: str) -> dict[str, list[Part]]:
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parts`."""
-        return {"weight": [full(f"{path}.weight", self.size)]}
+        return {"weight": [full_slice(f"{path}.weight", self.size)]}

@@ -10,11 +10,11 @@ from torch import Tensor
 from llmkit.config.schema import Optimizer
 from llmkit.optim.exchange import MatrixExchange, Shard, shards_of
 from llmkit.optim.muon import Muon
-from llmkit.parallel.spec import Part, Shape
+from llmkit.parallel.slices import ParameterSlice, Shape
 
 
 def build_adamw(
-    parameters: Mapping[str, Tensor], parts: Mapping[str, Sequence[Part]], config: Optimizer
+    parameters: Mapping[str, Tensor], parts: Mapping[str, Sequence[ParameterSlice]], config: Optimizer
 ) -> torch.optim.AdamW:
     """AdamW over the named parameters; weight decay on matrices, not on norms and biases.
 
@@ -33,13 +33,16 @@ def build_adamw(
     )
 
 
-def is_hidden_matrix(name: str, parts: Mapping[str, Sequence[Part]]) -> bool:
+def is_hidden_matrix(name: str, parts: Mapping[str, Sequence[ParameterSlice]]) -> bool:
     """Whether Muon updates this parameter. Read from its parts: under ZeRO-3 it has no shape of its own."""
     return name.startswith("blocks.") and all(len(part.shape) == 2 for part in parts[name])
 
 
 def build_optimizers(
-    masters: Mapping[str, Tensor], parts: Mapping[str, Sequence[Part]], config: Optimizer, bf16: bool
+    masters: Mapping[str, Tensor],
+    parts: Mapping[str, Sequence[ParameterSlice]],
+    config: Optimizer,
+    bf16: bool,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers that together own all of `masters`, the fp32 parameters by their names.
 
@@ -62,7 +65,7 @@ def all_shards(tensors: Sequence[tuple[Tensor, Sequence[Shard]]]) -> list[Shard]
     return [shard for _, shards in tensors for shard in shards]
 
 
-def matrices(names: Iterable[str], parts: Mapping[str, Sequence[Part]]) -> dict[str, Shape]:
+def matrices(names: Iterable[str], parts: Mapping[str, Sequence[ParameterSlice]]) -> dict[str, Shape]:
     """Name -> shape of the full matrices in these parameters; the same on all ranks."""
     return {part.name: part.shape for name in names for part in parts[name]}
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from llmkit.parallel.spec import Box, Part, Range, Shape, sizes, volume, whole
+from llmkit.parallel.slices import Box, ParameterSlice, Range, Shape, box_shape, box_size, full_box
 
 
 class Shard(NamedTuple):
@@ -37,7 +37,7 @@ class Shard(NamedTuple):
         return self.range[1] - self.range[0]
 
 
-def shards_of(parts: Sequence[Part], start: int, stop: int, offset: int = 0) -> Iterator[Shard]:
+def shards_of(parts: Sequence[ParameterSlice], start: int, stop: int, offset: int = 0) -> Iterator[Shard]:
     """The elements [start, stop) of a parameter's flat storage, kept from `offset` on, as shards."""
     for part in parts:
         if shared := part.overlap(start, stop):
@@ -154,7 +154,7 @@ class MatrixExchange:
             if request.sent:
                 held[request.matrix] += request.numel
         for matrix, count in held.items():
-            wanted = volume(whole(self.shapes[matrix]))
+            wanted = box_size(full_box(self.shapes[matrix]))
             if count != wanted:
                 raise ValueError(f"{names[matrix]}: the ranks hold {count} elements of {wanted}")
 
@@ -208,11 +208,11 @@ class MatrixExchange:
         into, values = [], []
         for request, value in zip((r for r in self.requests if r.sent), arrived, strict=True):
             box = boxes[request.matrix]
-            if request.numel == volume(request.box):
+            if request.numel == box_size(request.box):
                 box[request.box] = value
                 continue
             if request.box not in box:
-                box[request.box] = value.new_empty(volume(request.box))
+                box[request.box] = value.new_empty(box_size(request.box))
             into.append(box[request.box][slice(*request.range)])
             values.append(value)
         if into:
@@ -221,11 +221,11 @@ class MatrixExchange:
 
     @staticmethod
     def _join(shape: Shape, boxes: Mapping[Box, Tensor]) -> Tensor:
-        if whole(shape) in boxes:
-            return boxes[whole(shape)].view(shape)
+        if full_box(shape) in boxes:
+            return boxes[full_box(shape)].view(shape)
         matrix = next(iter(boxes.values())).new_empty(shape)
         for box, values in boxes.items():
-            matrix[tuple(slice(*each) for each in box)] = values.view(sizes(box))
+            matrix[tuple(slice(*each) for each in box)] = values.view(box_shape(box))
         return matrix
 
     @staticmethod

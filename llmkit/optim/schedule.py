@@ -12,14 +12,14 @@ UNKNOWN_END = 10**9
 
 def learning_rate_at(step: int, max_steps: int | None, config: Config) -> float:
     """Learning rate of the update that makes step `step`; max_steps: of the run, None if not known yet."""
-    return config.optimizer.learning_rate * share_at(step, max_steps or UNKNOWN_END, config.schedule)
+    return config.optimizer.learning_rate * lr_factor(step, max_steps or UNKNOWN_END, config.schedule)
 
 
-def share_at(step: int, max_steps: int, schedule: Schedule) -> float:
+def lr_factor(step: int, max_steps: int, schedule: Schedule) -> float:
     """Share of the peak learning rate for the update that makes step `step` (1 = the first).
 
     max_steps: of the run, which the schedule spans unless it has `steps` of its own. The warm-up rises
-    linearly and reaches the peak at its last step; the decay reaches `final_share` at the end of the span.
+    linearly and reaches the peak at its last step; the decay reaches `min_lr_ratio` at the end of the span.
     WSD: warm-up, stable, linear decay (Hu et al. 2024).
     """
     span = schedule.steps or max_steps
@@ -29,9 +29,9 @@ def share_at(step: int, max_steps: int, schedule: Schedule) -> float:
         return 1.0
     start = schedule.warmup_steps
     if schedule.name == "wsd":
-        start = max(start, span - round(schedule.decay_share * span))
+        start = max(start, span - round(schedule.decay_fraction * span))
     if step <= start:
         return 1.0
     done = min(1.0, (step - start) / (span - start)) if span > start else 1.0
     left = (1.0 + math.cos(math.pi * done)) / 2.0 if schedule.name == "cosine" else 1.0 - done
-    return schedule.final_share + (1.0 - schedule.final_share) * left
+    return schedule.min_lr_ratio + (1.0 - schedule.min_lr_ratio) * left

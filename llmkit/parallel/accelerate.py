@@ -9,7 +9,7 @@ from pathlib import Path
 from llmkit.errors import UserError
 from llmkit.parallel.deepspeed_file import DeepSpeedFile, read_deepspeed_file
 from llmkit.parallel.deepspeed_keys import NVME
-from llmkit.parallel.said import Said, number
+from llmkit.parallel.launch_setting import LaunchSetting, number
 
 OTHER_LAYOUTS = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -47,31 +47,31 @@ NO_EFFECT = {
 them: it is about models of transformers, and under ZeRO-3 llmkit's are always made in parts.)"""
 BY_DEFAULT = "by default"
 DEFAULTS = {
-    "zero_stage": Said("zero_stage", "2", BY_DEFAULT),
-    "offload_optimizer": Said("offload_optimizer_device", "none", BY_DEFAULT),
-    "offload_param": Said("offload_param_device", "none", BY_DEFAULT),
+    "zero_stage": LaunchSetting("zero_stage", "2", BY_DEFAULT),
+    "offload_optimizer": LaunchSetting("offload_optimizer_device", "none", BY_DEFAULT),
+    "offload_param": LaunchSetting("offload_param_device", "none", BY_DEFAULT),
 }
 """Of accelerate, for a DeepSpeed configuration that does not say."""
-DEFAULTS_OF_FILES = DEFAULTS | {"zero_stage": Said("zero_optimization.stage", 0, BY_DEFAULT)}
+DEFAULTS_OF_FILES = DEFAULTS | {"zero_stage": LaunchSetting("zero_optimization.stage", 0, BY_DEFAULT)}
 
 
 @dataclass(frozen=True)
-class Accelerate:
+class AccelerateConfig:
     """What accelerate's configuration says; None where it says nothing.
 
     A value is nothing, too, where accelerate writes it unasked: mixed_precision "no", one accumulation
     step, "auto". passed: what goes to DeepSpeed as it is, by its dotted key. notes: what has no effect.
     """
 
-    zero_stage: Said | None = None
-    offload_optimizer: Said | None = None
-    offload_param: Said | None = None
-    mixed_precision: Said | None = None
-    accumulation: Said | None = None
-    clipping: Said | None = None
-    micro_batch: Said | None = None
-    global_batch: Said | None = None
-    passed: Mapping[str, Said] = field(default_factory=dict)
+    zero_stage: LaunchSetting | None = None
+    offload_optimizer: LaunchSetting | None = None
+    offload_param: LaunchSetting | None = None
+    mixed_precision: LaunchSetting | None = None
+    accumulation: LaunchSetting | None = None
+    clipping: LaunchSetting | None = None
+    micro_batch: LaunchSetting | None = None
+    global_batch: LaunchSetting | None = None
+    passed: Mapping[str, LaunchSetting] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -80,14 +80,14 @@ def uses_deepspeed(environment: Mapping[str, str]) -> bool:
     return environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
-def read_accelerate(environment: Mapping[str, str]) -> Accelerate:
+def read_accelerate(environment: Mapping[str, str]) -> AccelerateConfig:
     """What the launcher said; nothing where this process was started in another way.
 
     Raises UserError for what llmkit does not do: FSDP, fp16, a DeepSpeed file with an optimizer, ...
     """
     _refuse(environment)
-    found: dict[str, Said] = {}
-    passed: dict[str, Said] = {}
+    found: dict[str, LaunchSetting] = {}
+    passed: dict[str, LaunchSetting] = {}
     notes = [
         f"{name} ({variable}) has no effect: {reason}"
         for variable, (name, reason) in NO_EFFECT.items()
@@ -95,7 +95,7 @@ def read_accelerate(environment: Mapping[str, str]) -> Accelerate:
     ]
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
-        found["mixed_precision"] = Said("mixed_precision", precision, "ACCELERATE_MIXED_PRECISION")
+        found["mixed_precision"] = LaunchSetting("mixed_precision", precision, "ACCELERATE_MIXED_PRECISION")
     if uses_deepspeed(environment):
         path = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         file = DeepSpeedFile() if path == "none" else read_deepspeed_file(Path(path))
@@ -116,7 +116,7 @@ def read_accelerate(environment: Mapping[str, str]) -> Accelerate:
         raise UserError(
             f"accelerate's configuration says {found['mixed_precision']}; llmkit trains in bf16 or fp32"
         )
-    return Accelerate(**found, passed=passed, notes=tuple(notes))
+    return AccelerateConfig(**found, passed=passed, notes=tuple(notes))
 
 
 def _refuse(environment: Mapping[str, str]) -> None:
@@ -135,22 +135,22 @@ def _refuse(environment: Mapping[str, str]) -> None:
             )
 
 
-def _agree(one: Said, other: Said) -> bool:
+def _agree(one: LaunchSetting, other: LaunchSetting) -> bool:
     try:
         return float(one.value) == float(other.value)
     except (TypeError, ValueError):
         return one.value == other.value
 
 
-def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Said]]:
+def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, LaunchSetting]]:
     """(field of Accelerate, what is said) of the variables for a DeepSpeed configuration in its own YAML."""
     for field_name, (name, variable) in VARIABLES.items():
         value = environment.get(variable, "auto")
         if value != "auto" and (value != "none" or field_name.startswith("offload")):
-            yield field_name, Said(name, value, variable)
+            yield field_name, LaunchSetting(name, value, variable)
 
 
-def _of_file(file: DeepSpeedFile) -> Iterator[tuple[str, Said]]:
+def _of_file(file: DeepSpeedFile) -> Iterator[tuple[str, LaunchSetting]]:
     """The same of a DeepSpeed JSON file."""
     for field_name, said in file.compared.items():
         if field_name == "mixed_precision":  # which is bf16.enabled there

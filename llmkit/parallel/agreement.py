@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 import llmkit
-from llmkit.errors import AlreadyTold, RunFault, UserError, from_report, to_report
+from llmkit.errors import AlreadyReported, RunFault, UserError, from_report, to_report
 from llmkit.parallel.mesh import Mesh
 from llmkit.stopping import Stopped, interruptible
 
@@ -31,7 +31,7 @@ SHOWN = 8
 """Differences, and ranks, that a message names at most."""
 
 
-def agree(mesh: Mesh, facts: Mapping[str, str]) -> None:
+def check_same_on_all_ranks(mesh: Mesh, facts: Mapping[str, str]) -> None:
     """Makes sure that the facts are the same on all ranks, which all must call it.
 
     Raises UserError on all of them, naming what differs, on which ranks and hosts.
@@ -58,7 +58,7 @@ def agree(mesh: Mesh, facts: Mapping[str, str]) -> None:
 
 
 @cache
-def software() -> dict[str, str]:
+def software_versions() -> dict[str, str]:
     """Versions of all that decides what is computed; llmkit's also by its very source."""
     source = hashlib.sha256()
     package = Path(llmkit.__file__).parent
@@ -72,7 +72,7 @@ def software() -> dict[str, str]:
 
 
 @contextmanager
-def together(mesh: Mesh) -> Iterator[None]:
+def fail_together(mesh: Mesh) -> Iterator[None]:
     """What is done in here succeeds on all ranks, or ends in an error on all of them.
 
     All ranks must come here, and inside none may wait for another. A UserError or RunFault of one rank is
@@ -103,19 +103,19 @@ def together(mesh: Mesh) -> Iterator[None]:
         raise Stopped(stopped[0])
 
 
-def first_only(mesh: Mesh, work: Callable[[], str]) -> str:
+def on_rank_zero(mesh: Mesh, work: Callable[[], str]) -> str:
     """What `work` returns on rank 0, on all ranks; the others only wait. Its errors are raised on all."""
     result = ""
-    with together(mesh):
+    with fail_together(mesh):
         if mesh.rank == 0:
             result = work()
-    return mesh.from_first(result)
+    return mesh.broadcast_text(result)
 
 
-def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn:
+def report_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn:
     """Ends this rank after an error that all ranks should have: the first prints it, the others only leave.
 
-    The first is rank 0, or the one after those that have failed or gone. Raises AlreadyTold; on a rank that
+    The first is rank 0, or the one after those that have failed or gone. Raises AlreadyReported; on a rank that
     the first does not answer within PATIENCE, the error itself. The ranks meet in the store, as an
     exchange that some of them never join could not be given up.
     """
@@ -137,7 +137,7 @@ def tell_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn
     else:
         if dist.is_initialized():
             dist.destroy_process_group()
-    raise AlreadyTold(2 if isinstance(error, UserError) else 1) from error
+    raise AlreadyReported(2 if isinstance(error, UserError) else 1) from error
 
 
 def _joint_error(replies: list[dict[str, str]], failed: list[int]) -> UserError | RunFault:
@@ -148,9 +148,9 @@ def _joint_error(replies: list[dict[str, str]], failed: list[int]) -> UserError 
 
 
 def _gather(mesh: Mesh, text: str) -> list[str]:
-    """`Mesh.gather_texts`. Raises RunFault where a process has gone."""
+    """`Mesh.all_gather_text`. Raises RunFault where a process has gone."""
     try:
-        return mesh.gather_texts(text)
+        return mesh.all_gather_text(text)
     except RuntimeError as error:
         if (cause := mesh.cause_of(error)) is not error:
             raise cause from error

@@ -5,7 +5,7 @@ Each does nothing where the group is None, so a model that is not cut pays nothi
     enter        identity                          sum
     leave        sum                               identity
     gather       all pieces behind each other      own piece of the sum
-    scatter_sum  own piece of the sum              all pieces behind each other
+    reduce_scatter  own piece of the sum              all pieces behind each other
 
 They are made of PyTorch's functional collectives, which torch.compile traces, and of which selective
 recomputation can keep the results.
@@ -49,7 +49,7 @@ def _reduce_scatter(x: Tensor, dim: int, size: int, group: str) -> Tensor:
     return _ops.wait_tensor(_ops.reduce_scatter_tensor(stacked, "sum", size, group))
 
 
-class _Enter(torch.autograd.Function):
+class _CopyToGroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
         ctx.group = group
@@ -60,7 +60,7 @@ class _Enter(torch.autograd.Function):
         return _all_reduce(gradients[0], "sum", ctx.group), None
 
 
-class _Leave(torch.autograd.Function):
+class _ReduceFromGroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
         return _all_reduce(x, "sum", group)
@@ -70,7 +70,7 @@ class _Leave(torch.autograd.Function):
         return gradients[0], None
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, size: int, group: str) -> Tensor:
         ctx.place = (dim, size, group)
@@ -81,7 +81,7 @@ class _Gather(torch.autograd.Function):
         return _reduce_scatter(gradients[0], *ctx.place), None, None, None
 
 
-class _ScatterSum(torch.autograd.Function):
+class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, size: int, group: str) -> Tensor:
         ctx.place = (dim, size, group)
@@ -92,34 +92,34 @@ class _ScatterSum(torch.autograd.Function):
         return _all_gather(gradients[0], *ctx.place), None, None, None
 
 
-def enter(x: Tensor, group: Group) -> Tensor:
+def copy_to_group(x: Tensor, group: Group) -> Tensor:
     """x as it is; its gradient is summed over the group.
 
     For what all ranks hold alike and each uses for its own part: the input of a layer that is cut.
     """
-    return x if group is None else _Enter.apply(x, group.group_name)  # type: ignore[no-untyped-call]
+    return x if group is None else _CopyToGroup.apply(x, group.group_name)  # type: ignore[no-untyped-call]
 
 
-def shared(weight: Tensor, group: Group) -> Tensor:
+def replicated_weight(weight: Tensor, group: Group) -> Tensor:
     """A weight that all ranks hold alike and each applies to other data: its gradient is summed, in fp32."""
-    return weight if group is None else enter(weight.float(), group).to(weight.dtype)
+    return weight if group is None else copy_to_group(weight.float(), group).to(weight.dtype)
 
 
-def leave(x: Tensor, group: Group) -> Tensor:
+def reduce_from_group(x: Tensor, group: Group) -> Tensor:
     """The sum of the ranks' x. What follows is the same on all ranks, so its gradient is taken as it is."""
-    return x if group is None else _Leave.apply(x, group.group_name)  # type: ignore[no-untyped-call]
+    return x if group is None else _ReduceFromGroup.apply(x, group.group_name)  # type: ignore[no-untyped-call]
 
 
-def gather(x: Tensor, dim: int, group: Group) -> Tensor:
+def all_gather(x: Tensor, dim: int, group: Group) -> Tensor:
     """The ranks' x behind each other along `dim` (not negative); each rank uses it for its own part."""
-    return x if group is None else _Gather.apply(x, dim, group.size(), group.group_name)  # type: ignore[no-untyped-call]
+    return x if group is None else _AllGather.apply(x, dim, group.size(), group.group_name)  # type: ignore[no-untyped-call]
 
 
-def scatter_sum(x: Tensor, dim: int, group: Group) -> Tensor:
+def reduce_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
     """This rank's piece along `dim` (not negative) of the sum of the ranks' x."""
-    return x if group is None else _ScatterSum.apply(x, dim, group.size(), group.group_name)  # type: ignore[no-untyped-call]
+    return x if group is None else _ReduceScatter.apply(x, dim, group.size(), group.group_name)  # type: ignore[no-untyped-call]
 
 
-def maximum(x: Tensor, group: Group) -> Tensor:
+def all_reduce_max(x: Tensor, group: Group) -> Tensor:
     """The largest of the ranks' x, element by element. Without a gradient."""
     return x if group is None else _all_reduce(x.detach(), "max", group.group_name)

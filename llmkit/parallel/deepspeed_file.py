@@ -21,7 +21,7 @@ from llmkit.parallel.deepspeed_keys import (
     Passed,
     Refused,
 )
-from llmkit.parallel.said import Said
+from llmkit.parallel.launch_setting import LaunchSetting
 
 OF_ACCELERATE = {
     "zero_stage": "zero_optimization.stage",
@@ -38,8 +38,8 @@ class DeepSpeedFile:
     compared: by the field of Accelerate. passed: by the dotted key. no_effect: a line for each such key.
     """
 
-    compared: dict[str, Said] = field(default_factory=dict)
-    passed: dict[str, Said] = field(default_factory=dict)
+    compared: dict[str, LaunchSetting] = field(default_factory=dict)
+    passed: dict[str, LaunchSetting] = field(default_factory=dict)
     no_effect: list[str] = field(default_factory=list)
 
 
@@ -56,7 +56,7 @@ def read_deepspeed_file(path: Path) -> DeepSpeedFile:
         raise UserError(f"{path}, the deepspeed_config_file of accelerate's configuration, holds no {{...}}")
     found, mistakes = DeepSpeedFile(), []
     for key, value in _leaves(content):
-        said = Said(key, value, f"{path}:{_line(text, key)}")
+        said = LaunchSetting(key, value, f"{path}:{_line(text, key)}")
         key = ".".join([SAME_SECTION.get(part, part) for part in key.split(".")])
         if mistake := _sort(key, said, found):
             mistakes.append(f"{said.place}: {mistake}")
@@ -86,7 +86,7 @@ def _leaves(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str
             yield key, value  # which should be a section
 
 
-def _sort(key: str, said: Said, found: DeepSpeedFile) -> str:
+def _sort(key: str, said: LaunchSetting, found: DeepSpeedFile) -> str:
     """Puts down what is said; returns what is wrong with it, or nothing."""
     rule, value = RULES.get(key), said.value
     if rule is None:

@@ -12,7 +12,7 @@ class Layout:
     """The settings of `parallel`, with nothing left open.
 
     zero_stage: 0 = every data-parallel rank holds all; 1 cuts moments and masters, 2 gradients too, 3
-    weights too. recompute, recompute_every: which activations are computed again in the backward pass,
+    weights too. activation_checkpointing, activation_checkpointing_every: which activations are computed again in the backward pass,
     and in which of the blocks (1 = in all, 2 = in every second, ...).
     deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key.
     """
@@ -22,8 +22,8 @@ class Layout:
     sequence_parallel: bool = False
     zero_stage: int = 0
     offload: Literal["none", "cpu"] = "none"
-    recompute: Literal["none", "selective", "full"] = "none"
-    recompute_every: int = 1
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing_every: int = 1
     deepspeed: Mapping[str, int | bool] = field(default_factory=dict)
 
     @property

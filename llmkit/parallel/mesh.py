@@ -103,7 +103,7 @@ class Mesh:
         dist.all_reduce(values, group=self.control_group)
         return int(values) // self.tensor_size
 
-    def gather_texts(self, text: str) -> list[str]:
+    def all_gather_text(self, text: str) -> list[str]:
         """What each rank gives, in the order of the ranks; for small messages. All ranks must call it."""
         if self.world_size == 1:
             return [text]
@@ -112,7 +112,7 @@ class Mesh:
         dist.all_gather(texts, padded, group=self.control_group)
         return [_text(each, size) for each, size in zip(texts, sizes, strict=True)]
 
-    def gather_texts_to_first(self, text: str) -> list[str]:
+    def gather_text(self, text: str) -> list[str]:
         """On rank 0 what each rank gives, on the others nothing; for messages of any size."""
         if self.world_size == 1:
             return [text]
@@ -121,7 +121,7 @@ class Mesh:
         dist.gather(padded, texts, dst=0, group=self.control_group)
         return [_text(each, size) for each, size in zip(texts or [], sizes, strict=False)]
 
-    def from_first(self, text: str) -> str:
+    def broadcast_text(self, text: str) -> str:
         """What rank 0 gives."""
         if self.world_size == 1:
             return text

@@ -9,10 +9,10 @@ from llmkit.config.derive import rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.settings import Settings
 from llmkit.errors import UserError
-from llmkit.parallel.accelerate import BY_DEFAULT, Accelerate, uses_deepspeed
+from llmkit.parallel.accelerate import BY_DEFAULT, AccelerateConfig, uses_deepspeed
 from llmkit.parallel.deepspeed_keys import RULES, Passed
+from llmkit.parallel.launch_setting import LaunchSetting, number
 from llmkit.parallel.layout import Layout
-from llmkit.parallel.said import Said, number
 
 
 def needs_deepspeed(config: Config, environment: Mapping[str, str]) -> bool:
@@ -22,7 +22,7 @@ def needs_deepspeed(config: Config, environment: Mapping[str, str]) -> bool:
 
 
 def resolve_layout(
-    config: Config, origins: Mapping[str, str], accelerate: Accelerate, world_size: int
+    config: Config, origins: Mapping[str, str], accelerate: AccelerateConfig, world_size: int
 ) -> Layout:
     """The layout of `world_size` processes.
 
@@ -30,22 +30,22 @@ def resolve_layout(
     that contradicts the settings, naming both values with their places.
     """
     parallel = config.parallel
-    settled = _Settled(config, origins, accelerate)
+    settled = _Resolver(config, origins, accelerate)
     layout = Layout(
         world_size=world_size,
         tensor_parallel_size=parallel.tensor_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         zero_stage=settled.zero_stage(),
         offload=settled.offload(),
-        recompute=parallel.activation_checkpointing,
-        recompute_every=parallel.checkpoint_every,
+        activation_checkpointing=parallel.activation_checkpointing,
+        activation_checkpointing_every=parallel.activation_checkpointing_every,
         deepspeed=settled.passed(),
     )
     settled.check_training(max(1, layout.data_parallel_size))
     return layout
 
 
-def resolve_precision(config: Config, origins: Mapping[str, str], accelerate: Accelerate) -> str:
+def resolve_precision(config: Config, origins: Mapping[str, str], accelerate: AccelerateConfig) -> str:
     """train.precision; where that is auto, what accelerate's configuration says.
 
     Raises UserError for a contradiction.
@@ -54,14 +54,14 @@ def resolve_precision(config: Config, origins: Mapping[str, str], accelerate: Ac
     if said is None:
         return config.train.precision
     if config.train.precision not in ("auto", said.value):
-        raise _Settled(config, origins, accelerate).contradiction("train.precision", said)
+        raise _Resolver(config, origins, accelerate).contradiction("train.precision", said)
     return str(said.value)
 
 
-class _Settled:
+class _Resolver:
     """The settings beside what accelerate says."""
 
-    def __init__(self, config: Config, origins: Mapping[str, str], accelerate: Accelerate) -> None:
+    def __init__(self, config: Config, origins: Mapping[str, str], accelerate: AccelerateConfig) -> None:
         self.config, self.origins, self.accelerate = config, origins, accelerate
         self.describe = Settings(config, origins).describe
 
@@ -145,7 +145,7 @@ class _Settled:
             if told is not None and number(told) != ours:
                 raise self.contradiction(path, told)
 
-    def contradiction(self, path: str, said: Said, remedy: str = "") -> UserError:
+    def contradiction(self, path: str, said: LaunchSetting, remedy: str = "") -> UserError:
         """The error that names both."""
         either = f", {remedy}" if remedy else ""
         return UserError(

@@ -15,10 +15,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from llmkit.cores import available_cores
 from llmkit.errors import RunFault, UserError
-from llmkit.parallel.agreement import tell_once
+from llmkit.parallel.agreement import report_once
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parallel.network import choose_gloo_interface
-from llmkit.parallel.place import Place
+from llmkit.parallel.rank_info import RankInfo
 from llmkit.parallel.roll_call import RollCall
 from llmkit.stopping import LAUNCHERS
 
@@ -27,7 +27,7 @@ CONTROL_TIMEOUT = timedelta(hours=1)
 
 
 @contextmanager
-def world(place: Place, timeout: timedelta, *, needs_group: bool = False) -> Iterator[Mesh]:
+def process_group(place: RankInfo, timeout: timedelta, *, needs_group: bool = False) -> Iterator[Mesh]:
     """The world that all processes have joined, not yet cut into groups; left in order at the end.
 
     needs_group: a process alone, too, becomes a world (of one), as DeepSpeed needs it. Of errors that the
@@ -43,7 +43,7 @@ def world(place: Place, timeout: timedelta, *, needs_group: bool = False) -> Ite
     except Exception as error:
         cause = mesh.cause_of(error)
         if mesh.world_size > 1 and isinstance(cause, UserError | RunFault):
-            tell_once(mesh, store, cause)
+            report_once(mesh, store, cause)
         if mesh.world_size > 1 and mesh.rank == 0:
             store.set("told", "")  # by its traceback
         raise
@@ -57,14 +57,14 @@ def world(place: Place, timeout: timedelta, *, needs_group: bool = False) -> Ite
             dist.destroy_process_group()
 
 
-def cut(mesh: Mesh, tensor_size: int) -> Mesh:
+def split_mesh(mesh: Mesh, tensor_size: int) -> Mesh:
     """The joined world, cut into groups; all ranks must call it with the same size."""
     if mesh.control_group is None:
         return mesh
     return replace(make_mesh(tensor_size, mesh.timeout, mesh.control_group), roll_call=mesh.roll_call)
 
 
-def _join(place: Place, timeout: timedelta, needs_group: bool) -> tuple[Mesh, Store]:
+def _join(place: RankInfo, timeout: timedelta, needs_group: bool) -> tuple[Mesh, Store]:
     """The joined world, and the store in which its processes have found each other."""
     device = _choose_device(place)
     _share_cores(place)
@@ -113,7 +113,7 @@ def control_group(timeout: timedelta) -> dist.ProcessGroup:
     return group
 
 
-def check_own_gpu(place: Place, store: Store, uuid: str, timeout: timedelta) -> None:
+def check_own_gpu(place: RankInfo, store: Store, uuid: str, timeout: timedelta) -> None:
     """Ends all processes with one UserError where two of them have the same GPU.
 
     uuid: of this process's. NCCL would end, or hang, with a message about its own inner parts.
@@ -128,10 +128,10 @@ def check_own_gpu(place: Place, store: Store, uuid: str, timeout: timedelta) -> 
             f"{shared} of {place.world_size} processes have a GPU that another one has too: start as many on "
             "a host as it has GPUs, and let each see all of them, or a single one of its own"
         )
-        tell_once(Mesh(place.rank, place.world_size), store, error)
+        report_once(Mesh(place.rank, place.world_size), store, error)
 
 
-def _choose_device(place: Place) -> torch.device:
+def _choose_device(place: RankInfo) -> torch.device:
     """The GPU of this process's own, made the current one, or the CPU."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":  # use_cpu in accelerate's configuration
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch first looks for GPUs
@@ -151,7 +151,7 @@ def _choose_device(place: Place) -> torch.device:
     return torch.device("cpu")
 
 
-def _share_cores(place: Place) -> None:
+def _share_cores(place: RankInfo) -> None:
     """Gives this process its share of the host's cores.
 
     Beside a GPU too: with offload the CPU updates the weights, and it draws the initial ones.

@@ -16,7 +16,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "data": (1, 2),
     "sequence_parallel": (False, True),
     "accumulation": (1, 3),
-    "recompute": ("none", "selective", "full", "full/2"),
+    "activation_checkpointing": ("none", "selective", "full", "full/2"),
     "masked": (False, True),
     "precision": ("fp32", "bf16"),
     "offload": ("none", "cpu"),
@@ -34,7 +34,7 @@ class Case:
     data: int
     sequence_parallel: bool
     accumulation: int
-    recompute: str
+    activation_checkpointing: str
     masked: bool
     precision: str
     offload: str
@@ -48,7 +48,9 @@ class Case:
             f"dp{self.data}",
         ]
         parts += ["sp"] * self.sequence_parallel + [f"acc{self.accumulation}"] * (self.accumulation > 1)
-        parts += [self.recompute] * (self.recompute != "none") + ["masked"] * self.masked
+        parts += [self.activation_checkpointing] * (self.activation_checkpointing != "none") + [
+            "masked"
+        ] * self.masked
         return " ".join([*parts, self.precision, *["offload"] * (self.offload != "none")])
 
     @property
@@ -58,15 +60,15 @@ class Case:
     @property
     def layout(self) -> Layout:
         """The case as the engines are told of it."""
-        recompute, _, every = self.recompute.partition("/")
+        activation_checkpointing, _, every = self.activation_checkpointing.partition("/")
         return Layout(
             world_size=self.world_size,
             tensor_parallel_size=self.tensor,
             sequence_parallel=self.sequence_parallel,
             zero_stage=self.stage,
             offload=cast(Literal["none", "cpu"], self.offload),
-            recompute=cast(Literal["none", "selective", "full"], recompute),
-            recompute_every=int(every or 1),
+            activation_checkpointing=cast(Literal["none", "selective", "full"], activation_checkpointing),
+            activation_checkpointing_every=int(every or 1),
         )
 
     @property

@@ -16,8 +16,8 @@ from llmkit.engine.zero import import_deepspeed
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.device import choose_device
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.place import Place, read_place
-from llmkit.parallel.world import cut, world
+from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
+from llmkit.parallel.world import process_group, split_mesh
 from llmkit.parity.cases import LARGE, Case
 from llmkit.parity.covering import covering
 from llmkit.parity.suite import HEADING, run_cases
@@ -37,7 +37,7 @@ def parity_command(everything: bool, environment: Mapping[str, str]) -> int:
     """
     cases = covering(strength=3 if everything else 2) + LARGE
     sizes = sorted({case.world_size for case in cases})
-    place = read_place(environment)
+    place = rank_info_from_env(environment)
     if place.world_size > 1:
         if place.world_size not in sizes:
             listed = ", ".join(map(str, sizes))
@@ -52,15 +52,15 @@ def parity_command(everything: bool, environment: Mapping[str, str]) -> int:
     return max(codes)
 
 
-def _run(cases: list[Case], place: Place) -> int:
+def _run(cases: list[Case], place: RankInfo) -> int:
     """The cases, on the world that this process belongs to; rank 0 prints."""
     import_deepspeed()
     failed = 0
-    with world(place, TIMEOUT) as joined:
+    with process_group(place, TIMEOUT) as joined:
 
         @cache
         def mesh(tensor_size: int) -> Mesh:
-            return cut(joined, tensor_size)
+            return split_mesh(joined, tensor_size)
 
         for verdict in run_cases(cases, mesh, choose_device()):
             print(verdict.row(), flush=True)

@@ -76,7 +76,7 @@ def compare(found: Trajectory, reference: Reference, case: Case) -> list[Differe
             general = sort.removeprefix("initial ")
             allowed = BF16_SHARE * max([*noise[sort].values(), *noise[general].values()])
         differences.append(Difference(sort, where, places[where], allowed))
-    missed = abs(found.updates - reference.same.updates)
+    missed = abs(found.optimizer_steps - reference.same.optimizer_steps)
     replicas = Difference("replicas", ", ".join(found.drifted[:3]), len(found.drifted), 0.0)
     return [*differences, replicas, Difference("updates", "the run", missed, 0.0)]
 

@@ -51,7 +51,7 @@ class Trajectory:
     gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     state: State = field(default_factory=dict)
     drifted: list[str] = field(default_factory=list)
-    updates: int = 0
+    optimizer_steps: int = 0
 
 
 def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
@@ -61,7 +61,7 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
     """
     engine = make_engine(MODELS[case.model], case.layout, mesh, device, case.precision, case.accumulation)
     try:
-        engine.write_pieces(RandomWeights(MODELS[case.model]), updates=0)
+        engine.write_pieces(RandomWeights(MODELS[case.model]), optimizer_steps=0)
         return train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
     finally:
         engine.close()
@@ -86,7 +86,7 @@ def make_engine(
             precision=precision,
             micro_batch_size=ROWS // mesh.data_size // accumulation,
             accumulation_steps=accumulation,
-            backend="sdpa",
+            attention_impl="sdpa",
             compiled=False,
         )
 
@@ -133,5 +133,5 @@ def train(
             }
     found.state = gather_state(engine, mesh, ["master", "exp_avg", "exp_avg_sq"])
     found.drifted = drifted(engine.model, mesh)
-    found.updates = engine.updates
+    found.optimizer_steps = engine.optimizer_steps
     return found

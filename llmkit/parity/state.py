@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmkit.checkpoint.cover import check_cover
+from llmkit.checkpoint.completeness import check_complete
 from llmkit.checkpoint.format import PieceEntry
 from llmkit.checkpoint.pieces import runs
 from llmkit.engine.base import Engine
@@ -32,7 +32,7 @@ def gather_state(engine: Engine, mesh: Mesh, kinds: Collection[str]) -> State:
     ]
     state: State = {}
     found: list[PieceEntry] = []
-    texts = mesh.gather_texts(json.dumps(entries))
+    texts = mesh.all_gather_text(json.dumps(entries))
     for text, data in zip(texts, _all_flat(flat, mesh), strict=True):
         for each in json.loads(text):
             fields = {**each, "dtype": "F32", "file": "memory", "key": ""}
@@ -42,7 +42,7 @@ def gather_state(engine: Engine, mesh: Mesh, kinds: Collection[str]) -> State:
             tensor = state.setdefault(entry.kind, {}).setdefault(entry.name, torch.empty(entry.shape))
             _place(tensor, entry, data[:size])
             data = data[size:]
-    check_cover(found)
+    check_complete(found)
     return state
 
 
@@ -57,7 +57,7 @@ def drifted(model: nn.Module, mesh: Mesh) -> list[str]:
         values = weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         mine[name] = part, hashlib.blake2b(values).hexdigest()
     held: dict[str, dict[int, set[str]]] = {name: {} for name in mine}
-    for text in mesh.gather_texts(json.dumps(mine)):
+    for text in mesh.all_gather_text(json.dumps(mine)):
         for name, (part, digest) in json.loads(text).items():
             held[name].setdefault(part, set()).add(digest)
     return [name for name, parts in held.items() if any(len(found) > 1 for found in parts.values())]
@@ -67,7 +67,7 @@ def _all_flat(mine: Tensor, mesh: Mesh) -> list[Tensor]:
     """Every rank's values, each of its own length at least."""
     if mesh.world_size == 1:
         return [mine]
-    longest = max(int(text) for text in mesh.gather_texts(str(len(mine))))
+    longest = max(int(text) for text in mesh.all_gather_text(str(len(mine))))
     padded = torch.zeros(longest)
     padded[: len(mine)] = mine
     everyone = [torch.empty(longest) for _ in range(mesh.world_size)]

@@ -12,7 +12,7 @@ from llmkit.batch import IGNORE, Batch
 from llmkit.config.shape import ModelShape
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
-from llmkit.parallel.spec import Box, Range, sizes, whole
+from llmkit.parallel.slices import Box, Range, box_shape, full_box
 
 ROWS = 6
 """Sequences of a global batch: 2 data-parallel ranks x 3 micro-batches."""
@@ -68,9 +68,9 @@ class RandomWeights:
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
         """See `Source.read`."""
         tensor = self.tensors[name]
-        box = whole(tuple(tensor.shape)) if box is None else box
+        box = full_box(tuple(tensor.shape)) if box is None else box
         flat = tensor[tuple(slice(lo, hi) for lo, hi in box)].reshape(-1)
-        return flat.view(sizes(box)) if range is None else flat[range[0] : range[1]]
+        return flat.view(box_shape(box)) if range is None else flat[range[0] : range[1]]
 
 
 def global_batch(shape: ModelShape, step: int, masked: bool) -> Batch:

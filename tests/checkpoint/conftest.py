@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.write import save
-from llmkit.parallel.spec import whole
+from llmkit.parallel.slices import full_box
 
 Tensors = dict[str, Tensor]
 Save = Callable[..., Path]
@@ -30,7 +30,7 @@ def _tensors(step: int) -> Tensors:
 
 def _pieces(tensors: Tensors) -> list[Piece]:
     return [
-        Piece(name, kind, tuple(t.shape), whole(tuple(t.shape)), (0, t.numel()), (t + offset).view(-1))
+        Piece(name, kind, tuple(t.shape), full_box(tuple(t.shape)), (0, t.numel()), (t + offset).view(-1))
         for name, t in tensors.items()
         for offset, kind in enumerate(("master", "exp_avg", "exp_avg_sq"))
     ]

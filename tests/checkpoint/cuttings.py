@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from llmkit.parallel.spec import Box, volume
+from llmkit.parallel.slices import Box, box_size
 
 
 @st.composite
@@ -18,6 +18,6 @@ def cuttings(draw: st.DrawFn, shape: tuple[int, ...]) -> list[tuple[Box, tuple[i
     found = []
     for side in pairwise(cuts):
         box = tuple(side if d == dimension else (0, n) for d, n in enumerate(shape))
-        flat = sorted({0, volume(box), *draw(st.lists(st.integers(0, volume(box)), max_size=4))})
+        flat = sorted({0, box_size(box), *draw(st.lists(st.integers(0, box_size(box)), max_size=4))})
         found += [(box, part) for part in pairwise(flat)]
     return draw(st.permutations(found))

@@ -17,7 +17,7 @@ from llmkit.checkpoint import read, write
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import RunFault
 from llmkit.parallel.mesh import Mesh, make_mesh
-from llmkit.parallel.spec import Box, Range, sizes, whole
+from llmkit.parallel.slices import Box, Range, box_shape, full_box
 
 SHAPES = {"embedding": (7, 6), "norm": (5,)}
 KINDS = ("master", "exp_avg")
@@ -39,7 +39,7 @@ def cut(rank: int) -> list[tuple[str, Box, Range]]:
     left, right = ((0, 7), (0, 2)), ((0, 7), (2, 6))
     return [
         [("embedding", left, (0, 14))],
-        [("embedding", right, (0, 9)), ("norm", whole((5,)), (0, 5))],
+        [("embedding", right, (0, 9)), ("norm", full_box((5,)), (0, 5))],
         [("embedding", right, (9, 28))],
     ][rank]
 
@@ -69,9 +69,9 @@ def outcome(root: Path, mesh: Mesh, work: Callable[[], object]) -> dict[str, Any
         seen = {"saved": str(work())}
     except (RunFault, ValueError) as error:
         seen = {"error": type(error).__name__, "message": str(error)}
-    mesh.gather_texts("all have ended")
+    mesh.all_gather_text("all have ended")
     seen["names"] = sorted(path.name for path in root.iterdir())
-    mesh.gather_texts("all have looked")
+    mesh.all_gather_text("all have looked")
     return seen
 
 
@@ -146,7 +146,7 @@ def _reads(checkpoint: read.Checkpoint, step: int) -> bool:
     """Whether all tensors, and a region across all ranks' pieces, are what was saved by all."""
     box = ((2, 6), (1, 5))
     region = full("embedding", "master", step)[2:6, 1:5]
-    assert checkpoint.state == {"step": step, "rank": 0} and sizes(box) == (4, 4)
+    assert checkpoint.state == {"step": step, "rank": 0} and box_shape(box) == (4, 4)
     wholes = [torch.equal(checkpoint.read(n, k), full(n, k, step)) for n in SHAPES for k in KINDS]
     return all(wholes) and torch.equal(checkpoint.read("embedding", "master", box), region)
 

@@ -157,7 +157,7 @@ def test_no_file_outside_the_folder_is_opened(tmp_path: Path, save_step: Any) ->
 def test_a_huge_tensor_of_which_little_is_stored_takes_no_memory(
     save_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "check_cover", lambda pieces: None)
+    monkeypatch.setattr(write, "check_complete", lambda pieces: None)
     shape = (2**45,)
     piece = Piece("w", "m", shape, ((0, 2**45),), (0, 3), torch.zeros(3))
     checkpoint = read.load(save_step(1, pieces=[piece]))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.checkpoint.pieces import Piece, intersect, runs, subtract
-from llmkit.parallel.spec import Box, volume
+from llmkit.parallel.slices import Box, box_size
 
 
 def indices(box: Box) -> set[tuple[int, ...]]:
@@ -27,14 +27,14 @@ def boxes(dimensions: int) -> st.SearchStrategy[Box]:
 @given(data=st.data())
 def test_runs_cover_a_flat_range_in_order_and_nothing_else(data: st.DataObject) -> None:
     box = data.draw(st.integers(0, 4).flatmap(boxes))
-    lo = data.draw(st.integers(0, volume(box)))
-    hi = data.draw(st.integers(lo, volume(box)))
+    lo = data.draw(st.integers(0, box_size(box)))
+    hi = data.draw(st.integers(lo, box_size(box)))
     tensor = torch.arange(8 ** len(box)).view((8,) * len(box))
     expected = tensor[tuple(slice(a, b) for a, b in box)].reshape(-1)[lo:hi]
     cut = list(runs(box, (lo, hi)))
     found = [tensor[tuple(slice(a, b) for a, b in run.box)].reshape(-1) for run in cut]
     assert torch.equal(torch.cat([*found, expected[:0]]), expected)
-    starts = [lo + sum(volume(run.box) for run in cut[:i]) for i in range(len(cut))]
+    starts = [lo + sum(box_size(run.box) for run in cut[:i]) for i in range(len(cut))]
     assert [run.start for run in cut] == starts
     assert len(cut) <= max(1, 2 * len(box) - 1)
 
@@ -46,7 +46,7 @@ def test_taking_away_leaves_the_rest_in_disjoint_boxes(data: st.DataObject) -> N
     rest = subtract(a, b)
     shared = intersect(a, b)
     assert set().union(*map(indices, rest)) == indices(a) - indices(b)
-    assert sum(map(volume, rest)) == len(indices(a) - indices(b))
+    assert sum(map(box_size, rest)) == len(indices(a) - indices(b))
     assert (indices(shared) if shared is not None else set()) == indices(a) & indices(b)
 
 

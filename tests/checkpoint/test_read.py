@@ -19,7 +19,7 @@ from torch import Tensor
 from llmkit.checkpoint import files, format, read, write, writer
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import RunFault, UserError
-from llmkit.parallel.spec import Box, volume, whole
+from llmkit.parallel.slices import Box, box_size, full_box
 from tests.checkpoint.cuttings import cuttings
 
 PIECES = "pieces-00000-00000.safetensors"
@@ -227,7 +227,7 @@ def test_only_the_blocks_of_the_region_are_read(save_step: Any, monkeypatch: pyt
                 "w",
                 "m",
                 tuple(tensor.shape),
-                whole(tuple(tensor.shape)),
+                full_box(tuple(tensor.shape)),
                 (0, tensor.numel()),
                 tensor.view(-1),
             )
@@ -254,7 +254,7 @@ def test_only_the_blocks_of_the_region_are_read(save_step: Any, monkeypatch: pyt
 
 
 def test_a_region_that_no_piece_holds_is_named(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "check_cover", lambda pieces: None)
+    monkeypatch.setattr(write, "check_complete", lambda pieces: None)
     pieces = [
         Piece("w", "m", (4, 6), ((0, 4), (0, 3)), (0, 12), torch.zeros(12)),
         Piece("w", "m", (4, 6), ((0, 4), (3, 6)), (0, 7), torch.zeros(7)),
@@ -285,7 +285,7 @@ def test_names_and_shapes(save_step: Any) -> None:
 
 
 def test_pieces_may_say_the_same_twice(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "check_cover", lambda pieces: None)
+    monkeypatch.setattr(write, "check_complete", lambda pieces: None)
     data = torch.arange(12.0)
     pieces = [
         Piece("w", "m", (12,), ((0, 8),), (0, 8), data[:8]),
@@ -305,7 +305,7 @@ def layouts(draw: st.DrawFn) -> tuple[tuple[int, ...], list[Any], list[Any]]:
 @given(layout=layouts(), block=st.sampled_from([64, 256, format.BLOCK]), kinds=st.permutations(["a", "b"]))
 def test_what_one_cutting_wrote_another_reads(layout: Any, block: int, kinds: list[str]) -> None:
     shape, written, wanted = layout
-    tensor = torch.arange(volume(whole(shape)), dtype=torch.float32).view(shape)
+    tensor = torch.arange(box_size(full_box(shape)), dtype=torch.float32).view(shape)
     tensors = {"a": tensor, "b": tensor.to(torch.float64) + 0.5}
     pieces = [
         Piece("w", kind, shape, box, part, region(tensors[kind], box).reshape(-1)[slice(*part)])

@@ -56,7 +56,7 @@ CONTRADICTIONS = [
         'data.sources.1.text_field "body" (command line) does not belong to data.sources.1.record "chat"',
     ),
     (["data.sources.0.live=true"], "live is only for sources of type text, jsonl, parquet, arrow and hub"),
-    (["data.sources.1.write_through=true"], "does not go with data.sources.1.live false (default)"),
+    (["data.sources.1.cache_live_tokens=true"], "does not go with data.sources.1.live false (default)"),
     (["data.sources.1={type: hub}"], 'data.sources.1.type "hub" (command line) needs data.sources.1.dataset'),
     (["data.sources.1={type: shards, path: [a, b]}"], "one path; give each its own source"),
     (["data.sources.1.heldout_path=x"], "heldout_path is only for sources of type shards; leave it out"),
@@ -247,7 +247,7 @@ def test_a_contradiction_of_defaults_is_placed_at_its_section(base: str, refused
         ["data.sources=[{type: stdlib, text_field: text}]"],
         ["parallel.world_size=8", "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
         ["parallel.offload=cpu", "parallel.zero_stage=auto"],
-        ["parallel.activation_checkpointing=full", "parallel.checkpoint_every=3"],
+        ["parallel.activation_checkpointing=full", "parallel.activation_checkpointing_every=3"],
         ["optimizer.name=muon", "parallel.zero_stage=0"],
     ],
 )

@@ -67,8 +67,8 @@ CONTRADICTIONS = [
         'parallel.offload "cpu" (command line) does not go with parallel.zero_stage 0 (command line)',
     ),
     (
-        ["parallel.checkpoint_every=2"],
-        "parallel.checkpoint_every 2 (command line) does nothing with parallel.activation_checkpointing",
+        ["parallel.activation_checkpointing_every=2"],
+        "parallel.activation_checkpointing_every 2 (command line) does nothing with parallel.activation_checkpointing",
     ),
     (
         ["optimizer.name=muon", "parallel.tensor_parallel_size=2"],

@@ -86,9 +86,9 @@ def test_a_choice_that_comes_back_is_no_other(write: Write) -> None:
             "model.num_attention_heads 4 (top.yaml:2) was set for 64; set it for 128 too",
         ),
         (
-            "data: {sources: [{type: stdlib}]}\nschedule: {name: wsd, decay_share: 0.3, warmup_steps: 5}",
+            "data: {sources: [{type: stdlib}]}\nschedule: {name: wsd, decay_fraction: 0.3, warmup_steps: 5}",
             ["schedule.name=cosine"],
-            'schedule.decay_share 0.3 (top.yaml:2) was set for "wsd"',
+            'schedule.decay_fraction 0.3 (top.yaml:2) was set for "wsd"',
         ),
     ],
 )  # fmt: skip

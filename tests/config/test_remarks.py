@@ -26,8 +26,8 @@ IDLE_CASES = {
     "train.max_minutes": (["train.max_minutes=5"], "train.max_steps 200 (c.yaml:"),
     "optimizer.momentum": (["optimizer.momentum=0.5"], 'optimizer.name "adamw"'),
     "schedule.steps": (["schedule.steps=90", "schedule.name=constant"], '"constant"'),
-    "schedule.final_share": (["schedule.final_share=0.5", "schedule.name=constant"], '"constant"'),
-    "schedule.decay_share": (["schedule.decay_share=0.5"], 'schedule.name "cosine" (c.yaml:27)'),
+    "schedule.min_lr_ratio": (["schedule.min_lr_ratio=0.5", "schedule.name=constant"], '"constant"'),
+    "schedule.decay_fraction": (["schedule.decay_fraction=0.5"], 'schedule.name "cosine" (c.yaml:27)'),
 }
 
 

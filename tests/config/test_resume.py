@@ -9,7 +9,7 @@ import pytest
 
 from llmkit.config.keys import keys
 from llmkit.config.resume import compare
-from llmkit.config.resume_rules import RULES
+from llmkit.config.resume_rules import RESUME_POLICIES
 from llmkit.config.schema import Config, Data, Source
 from llmkit.errors import UserError
 
@@ -55,13 +55,13 @@ KINDS = {
 
 
 def test_every_setting_has_a_rule_of_its_own_with_a_reason() -> None:
-    assert sorted(RULES) == sorted(key.path for key in keys())
-    assert [path for path, rule in RULES.items() if not rule.reason] == []
+    assert sorted(RESUME_POLICIES) == sorted(key.path for key in keys())
+    assert [path for path, rule in RESUME_POLICIES.items() if not rule.reason] == []
 
 
 @pytest.mark.parametrize("path", KINDS)
 def test_the_kind_of_some_settings(path: str) -> None:
-    assert RULES[path].kind == KINDS[path]
+    assert RESUME_POLICIES[path].kind == KINDS[path]
 
 
 def test_nothing_changed() -> None:

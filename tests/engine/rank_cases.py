@@ -38,7 +38,7 @@ class Weights(RandomWeights):
         stored = dict(model.named_parameters())
         self.tensors = {
             part.name: stored[name][part.start : part.stop].detach().clone()
-            for name, parts in model.parts().items()
+            for name, parts in model.parameter_slices().items()
             for part in parts
         }
 
@@ -93,7 +93,7 @@ def make(
     engine = build_engine(
         shape, Config.model_validate(CONFIG), layout, mesh, device=device, precision=precision,
         micro_batch_size=ROWS // mesh.data_size // accumulation, accumulation_steps=accumulation,
-        backend="sdpa", compiled=False,
+        attention_impl="sdpa", compiled=False,
     )  # fmt: skip
     engine.write_pieces(Weights(random_model(shape)), 0)
     return engine, shape
@@ -130,7 +130,7 @@ def compare(
             "worst": worst,
             "elements": elements,
             "evaluation": mesh.sum_over_data(nats).item(),
-            "updates": engine.updates,
+            "updates": engine.optimizer_steps,
         }
         engine.close()
     return found
@@ -163,7 +163,7 @@ def void_steps(precision: str, stages: list[int], offload: str) -> dict:
         skipped = refused[2] == 1.0 and not torch.isfinite(torch.tensor(refused[1]))
         found[str(stage)] = {
             "untouched": untouched, "skipped": skipped, "same": same, "rows": after,
-            "updates": engine.updates,
+            "updates": engine.optimizer_steps,
         }  # fmt: skip
         engine.close()
     return found
@@ -188,13 +188,13 @@ def alone(precision: str) -> dict:
 
     from llmkit.engine.zero import import_deepspeed
     from llmkit.loop.device import choose_device
-    from llmkit.parallel.place import Place
-    from llmkit.parallel.world import cut, world
+    from llmkit.parallel.rank_info import RankInfo
+    from llmkit.parallel.world import process_group, split_mesh
 
     import_deepspeed()
     found: dict[str, Any] = {}
-    with world(Place(), timedelta(seconds=HANG), needs_group=True) as joined:
-        mesh, device = cut(joined, 1), choose_device()
+    with process_group(RankInfo(), timedelta(seconds=HANG), needs_group=True) as joined:
+        mesh, device = split_mesh(joined, 1), choose_device()
         for stage in range(4):
             offload = "cpu" if stage == 2 else "none"
             engine, shape = make("llama", stage, mesh, precision, 2, device=device, offload=offload)

@@ -33,10 +33,12 @@ CASES = {
 }
 
 
-def make(shape: ModelShape, device: str, precision: str, optimizer: str, recompute: str) -> NativeEngine:
+def make(
+    shape: ModelShape, device: str, precision: str, optimizer: str, activation_checkpointing: str
+) -> NativeEngine:
     """An engine as `build_engine` makes one: the model is born on its device."""
     with torch.device(device):
-        model = GPT(shape, recompute=recompute)
+        model = GPT(shape, activation_checkpointing=activation_checkpointing)
     if device == "meta":
         model.has_weights = True  # none of their values is looked at
     else:
@@ -52,8 +54,8 @@ def test_no_tensor_is_left_on_the_cpu_and_no_value_is_read(monkeypatch, case, pr
     """On the meta device either raises an error."""
     optim = import_module("torch.optim.optimizer")  # no attribute of torch.optim
     monkeypatch.setattr(optim, "_get_fused_kernels_supported_devices", lambda: ["meta"])
-    shape, recompute, documents = CASES[case]
-    engine = make(shape, "meta", precision, optimizer, recompute)
+    shape, activation_checkpointing, documents = CASES[case]
+    engine = make(shape, "meta", precision, optimizer, activation_checkpointing)
     for each in engine.optimizers:  # as a checkpoint brings it; made in the first step it would be the CPU's
         for master in (p for group in each.param_groups for p in group["params"]):
             zeros = {kind: torch.zeros_like(master) for kind in moments(each)}
@@ -121,11 +123,11 @@ def test_an_infinite_gradient_or_no_target_leaves_a_gpus_state_alone(precision, 
     assert engine.train_step([batch], count, 1e-2).skipped.item() == 1.0
     handle.remove()
     assert engine.train_step([batch], 0, 1e-2).skipped.item() == 0.0
-    assert engine.updates == 1
+    assert engine.optimizer_steps == 1
     for old, piece in zip(before, engine.read_pieces(), strict=True):
         assert torch.equal(old, piece.data), piece.name
     assert engine.train_step([batch], count, 1e-2).skipped.item() == 0.0
-    assert engine.updates == 2
+    assert engine.optimizer_steps == 2
 
 
 @pytest.mark.cuda

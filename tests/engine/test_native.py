@@ -84,7 +84,7 @@ def test_ten_clipped_steps_equal_the_plain_loop(shape, parts):
     for name, weight in engine.model.named_parameters():
         if not name.endswith("qkv.bias"):  # the key bias has no true gradient: AdamW makes noise of it
             assert (weight - weights[name]).norm() <= 1e-5 * weights[name].norm(), name
-    assert engine.updates == 10
+    assert engine.optimizer_steps == 10
 
 
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
@@ -128,13 +128,13 @@ def test_a_non_finite_gradient_changes_nothing(precision, poison, optimizer):
     handle = engine.weights[3].register_hook(lambda gradient: gradient.fill_(poison))
     result = engine.train_step(split(batch, 2), targets(batch), 1e-2)
     handle.remove()
-    assert result.skipped.item() == 1.0 and engine.updates == 1
+    assert result.skipped.item() == 1.0 and engine.optimizer_steps == 1
     for old, piece in zip(before, engine.read_pieces(), strict=True):
         assert torch.equal(old, piece.data), piece.name
     assert all(torch.equal(a, b) for a, b in zip(weights, engine.weights, strict=True))
 
     assert engine.train_step([batch], targets(batch), 1e-2).skipped.item() == 0.0
-    assert engine.updates == 2
+    assert engine.optimizer_steps == 2
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -148,11 +148,11 @@ def test_a_step_without_a_target_changes_nothing(precision, optimizer):
     empty = batch._replace(labels=torch.full_like(batch.labels, IGNORE))
     result = engine.train_step([empty, empty], 0, 1e-2)
     assert (result.targets, result.loss_sum.item(), result.skipped.item()) == (0, 0.0, 0.0)
-    assert engine.updates == 1
+    assert engine.optimizer_steps == 1
     for old, piece in zip(before, engine.read_pieces(), strict=True):
         assert torch.equal(old, piece.data), piece.name
     engine.train_step([batch], targets(batch), 1e-2)
-    assert engine.updates == 2
+    assert engine.optimizer_steps == 2
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -174,20 +174,20 @@ def test_an_engine_goes_on_bit_for_bit_from_its_pieces(tmp_path, shape, precisio
         keep_last=1,
     )
     second = NativeEngine(GPT(shape), settings, precision=precision, gradient_clipping=CLIPPING)
-    second.write_pieces(load(folder), first.updates)
+    second.write_pieces(load(folder), first.optimizer_steps)
     for step in range(3, 6):
         a = first.train_step([batch_of(shape, step)], 50, 1e-2)
         b = second.train_step([batch_of(shape, step)], 50, 1e-2)
         assert a.loss_sum.item() == b.loss_sum.item() and a.grad_norm.item() == b.grad_norm.item()
     for a, b in zip(first.read_pieces(), second.read_pieces(), strict=True):
         assert (a.name, a.kind) == (b.name, b.kind) and torch.equal(a.data, b.data), a.name
-    assert first.updates == second.updates == 6
+    assert first.optimizer_steps == second.optimizer_steps == 6
 
 
 def test_pieces_before_the_first_step_are_the_initial_weights(tmp_path):
     engine = make(LLAMA_STYLE, "bf16")
     kinds = {piece.kind for piece in engine.read_pieces()}
-    assert kinds == {"master"} and engine.updates == 0
+    assert kinds == {"master"} and engine.optimizer_steps == 0
 
 
 def test_muon_moves_the_blocks_matrices_and_adamw_the_rest():

@@ -63,6 +63,6 @@ def test_what_is_shared_out_leaves_room_for_larger_micro_batches(tmp_path, monke
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * 2**30, 80 * 2**30))
     chosen = [
         choose_micro_batch(config, shape, "bf16", torch.device("cuda"), layout)
-        for layout in (Layout(), Layout(recompute="full"))
+        for layout in (Layout(), Layout(activation_checkpointing="full"))
     ]
     assert chosen[0] < chosen[1]

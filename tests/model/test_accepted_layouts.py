@@ -6,14 +6,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llmkit.checkpoint.cover import check_cover
+from llmkit.checkpoint.completeness import check_complete
 from llmkit.checkpoint.format import PieceEntry
 from llmkit.config.check import check
 from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.spec import sizes, volume, whole
+from llmkit.parallel.slices import box_shape, box_size, full_box
 
 sections = st.fixed_dictionaries(
     {
@@ -49,20 +49,22 @@ def test_accepted_sizes_are_shared_out_whole(model: dict[str, object], size: int
             cut = GPT(shape, tensor=TensorParallel(rank, size, head_size=sharing))
         cut.check_marks()
         shapes = {name: tuple(parameter.shape) for name, parameter in cut.named_parameters()}
-        for name, parts in cut.parts().items():
-            assert all(sizes(part.box)[1:] == shapes[name][1:] for part in parts)
+        for name, parts in cut.parameter_slices().items():
+            assert all(box_shape(part.box)[1:] == shapes[name][1:] for part in parts)
             # What is not cut is held by every rank, and saved by one.
             held = [
-                part for part in parts if volume(part.box) and (rank == 0 or part.box != whole(part.shape))
+                part
+                for part in parts
+                if box_size(part.box) and (rank == 0 or part.box != full_box(part.shape))
             ]
             pieces += [(part.name, part.shape, part.box) for part in held]
-    check_cover(
+    check_complete(
         PieceEntry(
             name=name,
             kind="master",
             shape=shape,
             box=box,
-            range=(0, volume(box)),
+            range=(0, box_size(box)),
             dtype="F32",
             file="pieces-00000-0.safetensors",
             key="0",

@@ -15,7 +15,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.errors import UserError
 from llmkit.model.base import Initial, Model
 from llmkit.model.initial import InitialWeights, normal_, stream_key
-from llmkit.parallel.spec import full, whole
+from llmkit.parallel.slices import full_box, full_slice
 
 VOCABULARY, WIDTH = 13, 6
 TOKENS = torch.randint(VOCABULARY, (3, 5), generator=torch.Generator().manual_seed(1))
@@ -52,7 +52,9 @@ def start(model: Model) -> NativeEngine:
 
 def test_every_parameter_of_a_foreign_model_is_a_full_tensor():
     model = Bigram()
-    assert model.parts() == {name: [full(name, tuple(p.shape))] for name, p in model.named_parameters()}
+    assert model.parameter_slices() == {
+        name: [full_slice(name, tuple(p.shape))] for name, p in model.named_parameters()
+    }
 
 
 def test_initial_values_depend_on_seed_name_and_shape_alone():
@@ -60,7 +62,7 @@ def test_initial_values_depend_on_seed_name_and_shape_alone():
     weights = dict(engine.model.named_parameters())
     drawn = torch.empty(VOCABULARY * WIDTH)
     shape = (VOCABULARY, WIDTH)
-    normal_(drawn, 0.02, stream_key(3, "head.weight"), shape, whole(shape))
+    normal_(drawn, 0.02, stream_key(3, "head.weight"), shape, full_box(shape))
     assert torch.equal(weights["head.weight"].detach(), drawn.view(shape))
     assert bool((weights["norm.weight"] == 1).all()) and not weights["norm.bias"].any()
 

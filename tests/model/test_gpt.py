@@ -87,15 +87,15 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
 @pytest.mark.parametrize(("shape", "make", "translate"), PAIRS)
-def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, backend):
+def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, attention_impl):
     theirs = make()
     state = theirs.state_dict()
-    ours = GPT(shape, backend)
+    ours = GPT(shape, attention_impl)
     weights = dict(ours.named_parameters())
     with torch.no_grad():
-        for name, parts in ours.parts().items():
+        for name, parts in ours.parameter_slices().items():
             weights[name].zero_()
             for part in parts:
                 weights[name][part.start : part.stop] = translate(state, part.name)
@@ -113,7 +113,7 @@ def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, back
     mean = loss.nats.sum().item() / loss.targets.sum().item()
     assert mean == pytest.approx(reference.item(), rel=1e-6)
     gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
-    for name, parts in ours.parts().items():
+    for name, parts in ours.parameter_slices().items():
         for part in parts:
             found, wanted = weights[name].grad[part.start : part.stop], translate(gradients, part.name)
             if part.name.endswith("k_proj.bias"):  # softmax ignores it: its true gradient is 0
@@ -122,10 +122,10 @@ def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, back
             assert relative(found, wanted) <= TOLERANCE, part.name
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
-def test_document_masks_equal_one_document_at_a_time(shape, backend):
-    model = random_model(shape, backend)
+def test_document_masks_equal_one_document_at_a_time(shape, attention_impl):
+    model = random_model(shape, attention_impl)
     tokens = torch.randint(shape.vocab_size, (1, 31), generator=torch.Generator().manual_seed(2))
     labels = torch.randint(shape.vocab_size, (1, 31), generator=torch.Generator().manual_seed(3))
     cuts = [0, 1, 12, 13, 31]
@@ -173,14 +173,14 @@ def test_sliding_window_hides_what_lies_further_back():
     assert difference[3:7].min() > 0
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("shape", [GPT2_STYLE, replace(LLAMA_STYLE, qk_norm=True)], ids=["gpt2", "modern"])
-def test_cached_logits_equal_uncached_ones(shape, window, backend):
+def test_cached_logits_equal_uncached_ones(shape, window, attention_impl):
     from llmkit.model.cache import KeyValueCache
 
     shape = replace(shape, sliding_window=window)
-    model = random_model(shape, backend).eval()
+    model = random_model(shape, attention_impl).eval()
     tokens = torch.randint(shape.vocab_size, (2, 20))
     cache = KeyValueCache(shape, 2, 20, model.embedding.weight)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_parts_name_every_element_once():
     for shape in (GPT2_STYLE, LLAMA_STYLE):
         model = GPT(shape)
         weights, seen = dict(model.named_parameters()), set()
-        for name, parts in model.parts().items():
+        for name, parts in model.parameter_slices().items():
             rows = [row for part in parts for row in range(part.start, part.stop)]
             padding = (
                 shape.padded_vocab_size - shape.vocab_size
@@ -211,11 +211,11 @@ def test_parts_name_every_element_once():
             )
             assert rows == list(range(weights[name].shape[0] - padding)), name
             seen |= {part.name for part in parts}
-        total = sum(part.stop - part.start for parts in model.parts().values() for part in parts)
-        assert len(seen) == sum(len(parts) for parts in model.parts().values()) and total > 0
+        total = sum(part.stop - part.start for parts in model.parameter_slices().values() for part in parts)
+        assert len(seen) == sum(len(parts) for parts in model.parameter_slices().values()) and total > 0
         stored = sum(
             (part.stop - part.start) * (weights[name].numel() // weights[name].shape[0])
-            for name, parts in model.parts().items()
+            for name, parts in model.parameter_slices().items()
             for part in parts
         )
         assert stored == shape.num_parameters

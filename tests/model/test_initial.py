@@ -68,7 +68,9 @@ def test_equals_the_same_computation_in_python_integers():
 @pytest.mark.parametrize("chunk", [1 << 20, 137])
 def test_any_region_of_a_tensor_can_be_read(monkeypatch, chunk):
     weights = InitialWeights(GPT(LLAMA_STYLE, seed=None), 5)
-    assert set(weights.shapes) == {part.name for each in GPT(LLAMA_STYLE).parts().values() for part in each}
+    assert set(weights.shapes) == {
+        part.name for each in GPT(LLAMA_STYLE).parameter_slices().values() for part in each
+    }
     monkeypatch.setattr(initial, "_CHUNK", chunk)
     name = "blocks.1.mlp.down_proj.weight"
     rows, columns = weights.shapes[name]
@@ -91,7 +93,7 @@ def test_any_region_of_a_tensor_can_be_read(monkeypatch, chunk):
 def test_cut_models_start_from_slices_of_the_same_weights():
     weights = InitialWeights(GPT(GPT2_STYLE, seed=None), 3)
     for rank in range(4):
-        for parts in GPT(GPT2_STYLE, tensor=TensorParallel(rank=rank, size=4)).parts().values():
+        for parts in GPT(GPT2_STYLE, tensor=TensorParallel(rank=rank, size=4)).parameter_slices().values():
             for part in parts:
                 whole = weights.read(part.name, "master")
                 region = whole[tuple(slice(low, high) for low, high in part.box)]
@@ -101,7 +103,7 @@ def test_cut_models_start_from_slices_of_the_same_weights():
 def test_stacked_projections_start_like_separate_ones():
     model = initial_model(GPT2_STYLE, 7)
     name = "blocks.1.attention.k_proj.weight"
-    part = next(p for p in model.parts()["blocks.1.attention.qkv.weight"] if p.name == name)
+    part = next(p for p in model.parameter_slices()["blocks.1.attention.qkv.weight"] if p.name == name)
     alone = draw(math.prod(part.shape), seed=7, name=name, std=GPT2_STYLE.initializer_range)
     assert torch.equal(model.blocks[1].attention.qkv.weight[part.start : part.stop], alone.view(part.shape))
 

@@ -18,7 +18,7 @@ from llmkit.kernels import attention as kernels
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh, TensorParallel, make_mesh
 from llmkit.parallel.randomness import seed_step
-from llmkit.parallel.spec import Part, sizes, volume
+from llmkit.parallel.slices import ParameterSlice, box_shape, box_size
 from tests.ranks import run_ranks
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
@@ -62,23 +62,23 @@ def tensors(model: GPT, gradients: bool) -> dict[str, Tensor]:
     weights = dict(model.named_parameters())
     return {
         part.name: (weights[name].grad if gradients else weights[name])[part.start : part.stop]
-        for name, parts in model.parts().items()
+        for name, parts in model.parameter_slices().items()
         for part in parts
     }
 
 
-def piece(full: Tensor, part: Part) -> Tensor:
+def piece(full: Tensor, part: ParameterSlice) -> Tensor:
     return full[tuple(slice(low, high) for low, high in part.box)]
 
 
 @torch.no_grad()
-def cut_model(full: GPT, tensor: TensorParallel, backend: str = "sdpa", **options: Any) -> GPT:
+def cut_model(full: GPT, tensor: TensorParallel, attention_impl: str = "sdpa", **options: Any) -> GPT:
     """The uncut model's weights in a cut one."""
-    model, weights = GPT(full.shape, backend, tensor, **options), tensors(full, gradients=False)
+    model, weights = GPT(full.shape, attention_impl, tensor, **options), tensors(full, gradients=False)
     model.check_marks()
     for name, parameter in model.named_parameters():
         parameter.zero_()
-        for part in model.parts()[name]:
+        for part in model.parameter_slices()[name]:
             parameter[part.start : part.stop] = piece(weights[part.name], part)
         parameter.data = parameter.to(next(full.parameters()).dtype)
     return model
@@ -89,13 +89,13 @@ def differences(found: GPT, wanted: GPT) -> dict[str, float]:
     full, errors = tensors(wanted, gradients=True), {}
     for name, parameter in found.named_parameters():
         rows = torch.zeros(parameter.shape[0], dtype=torch.bool)
-        for part in found.parts()[name]:
+        for part in found.parameter_slices()[name]:
             ours, theirs = (
                 parameter.grad[part.start : part.stop].float(),
                 piece(full[part.name], part).float(),
             )
             rows[part.start : part.stop] = True
-            if volume(part.box) == 0:
+            if box_size(part.box) == 0:
                 continue
             scale = full[part.name].norm() if part.name.endswith("k_proj.bias") else theirs.norm()
             if part.name.endswith("k_proj.bias") and found.shape.qk_norm is False:
@@ -121,11 +121,11 @@ def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     results, meshes = [], {size: make_mesh(size) for size in sorted({case["size"] for case in cases})}
     for case in cases:
         shape, mesh = SHAPES[case["shape"]], meshes[case["size"]]
-        reference = random_model(shape, case.get("backend", "sdpa"))
+        reference = random_model(shape, case.get("attention_impl", "sdpa"))
         if case.get("bf16"):
             reference.bfloat16()
         tensor = mesh.tensor_parallel(shape.num_key_value_heads, case["sequence"])
-        model = cut_model(reference, tensor, case.get("backend", "sdpa"), **case.get("options", {}))
+        model = cut_model(reference, tensor, case.get("attention_impl", "sdpa"), **case.get("options", {}))
         if case.get("compiled"):
             torch._dynamo.reset()
             model.compile_parts(print, COMPILER)
@@ -171,16 +171,28 @@ CASES = [
     for documents in (bool((number + size // 2 + sequence) % 2),)
 ]
 CASES += [
-    {"shape": "grouped", "size": 4, "sequence": True, "documents": True, "backend": "matmul"},
-    {"shape": "gpt2", "size": 4, "sequence": False, "documents": False, "backend": "matmul"},
+    {"shape": "grouped", "size": 4, "sequence": True, "documents": True, "attention_impl": "matmul"},
+    {"shape": "gpt2", "size": 4, "sequence": False, "documents": False, "attention_impl": "matmul"},
 ]
 RECOMPUTED = [
-    {"shape": shape, "size": 4, "sequence": sequence, "documents": False, "options": {"recompute": how}}
+    {
+        "shape": shape,
+        "size": 4,
+        "sequence": sequence,
+        "documents": False,
+        "options": {"activation_checkpointing": how},
+    }
     for shape, sequence in (("grouped", True), ("gpt2", False))
     for how in ("none", "selective", "full")
 ]
 COMPILED = [
-    {"shape": "shared", "size": 2, "sequence": True, "documents": False, "options": {"recompute": how}}
+    {
+        "shape": "shared",
+        "size": 2,
+        "sequence": True,
+        "documents": False,
+        "options": {"activation_checkpointing": how},
+    }
     for how in ("none", "selective", "full")
 ]
 COMPILED = [{**case, "compiled": True} for case in COMPILED]
@@ -253,10 +265,12 @@ def with_dropout(sequence: bool) -> dict[str, bool]:
     tensor = mesh.tensor_parallel(shape.num_key_value_heads, sequence)
     hidden: dict[str, Tensor] = {}
 
-    def step(recompute: str) -> dict[str, Tensor]:
+    def step(activation_checkpointing: str) -> dict[str, Tensor]:
         """Loss and gradients; also what leaves the last norm, the attention's weights and the generator."""
         dropped: list[Tensor] = []
-        model = cut_model(random_model(shape), tensor, "matmul", recompute=recompute)
+        model = cut_model(
+            random_model(shape), tensor, "matmul", activation_checkpointing=activation_checkpointing
+        )
         model.norm.register_forward_hook(lambda *call: hidden.update(out=call[-1].detach()))
         with pytest.MonkeyPatch.context() as patch:
             plain = kernels.F.dropout
@@ -315,9 +329,9 @@ def test_the_ranks_parts_are_each_tensor_once(shape, size):
     for rank in range(size):
         model = GPT(shape, tensor=TensorParallel(rank=rank, size=size))
         cut = [name for name, p in model.named_parameters() if hasattr(p, "tensor_model_parallel")]
-        for name, parts in model.parts().items():
+        for name, parts in model.parameter_slices().items():
             for part in parts:
-                assert part.stop - part.start == sizes(part.box)[0]
+                assert part.stop - part.start == box_shape(part.box)[0]
                 seen = counts.setdefault(part.name, torch.zeros(part.shape, dtype=torch.int64))
                 if name in cut or rank == 0:
                     piece(seen, part).add_(1)

@@ -96,7 +96,7 @@ def test_a_model_starts_with_the_weights_of_its_seed(shape, rank):
     model = GPT(shape, tensor=tensor, seed=7)
     source = InitialWeights(GPT(shape, seed=None), 7)
     weights = dict(model.named_parameters())
-    for name, parts in model.parts().items():
+    for name, parts in model.parameter_slices().items():
         for part in parts:
             drawn = source.read(part.name, "master", part.box)
             assert torch.equal(weights[name][part.start : part.stop], drawn), part.name

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from llmkit.optim.exchange import MatrixExchange, Shard, shards_of
 from llmkit.optim.muon import orthogonalise_all
-from llmkit.parallel.spec import Part, whole
+from llmkit.parallel.slices import ParameterSlice, full_box
 
 SHAPES = {"a": (7, 5), "b": (12, 6), "c": (12, 6), "d": (3, 11), "e": (12, 6)}
 
@@ -22,11 +22,11 @@ def layout(form: str, rank: int, size: int) -> list[Shard]:
     shards: list[Shard] = []
     for name, shape in SHAPES.items():
         rows, columns = shape
-        box = whole(shape)
+        box = full_box(shape)
         if form == "tensor":  # by columns, unevenly
             first, last = columns * rank // size, columns * (rank + 1) // size
             box = ((0, rows), (first, last))
-        part = Part(name, shape, box, 0, rows)
+        part = ParameterSlice(name, shape, box, 0, rows)
         count = rows * (box[1][1] - box[1][0])
         start, stop = 0, count
         if form == "flat":

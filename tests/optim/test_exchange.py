@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmkit.optim.exchange import MatrixExchange, Shard, deal, shards_of
-from llmkit.parallel.spec import Part
+from llmkit.parallel.slices import ParameterSlice
 from tests.optim.exchange_cases import SHAPES
 from tests.ranks import run_ranks
 
@@ -14,7 +14,10 @@ FORMS = ["flat", "tensor", "replicated", "few"]
 
 
 def test_shards_of_a_slice_of_stacked_parts():
-    parts = [Part("q", (4, 6), ((0, 2), (0, 6)), 0, 2), Part("k", (2, 6), ((1, 2), (0, 6)), 2, 3)]
+    parts = [
+        ParameterSlice("q", (4, 6), ((0, 2), (0, 6)), 0, 2),
+        ParameterSlice("k", (2, 6), ((1, 2), (0, 6)), 2, 3),
+    ]
     assert list(shards_of(parts, 5, 15, offset=100)) == [
         Shard("q", (4, 6), ((0, 2), (0, 6)), (5, 12), 100),
         Shard("k", (2, 6), ((1, 2), (0, 6)), (0, 3), 107),
@@ -29,7 +32,7 @@ def test_the_most_expensive_matrices_are_dealt_out_first():
 
 def test_one_rank_needs_no_group():
     shapes = {"a": (3, 2)}
-    part = Part("a", (3, 2), ((0, 3), (0, 2)), 0, 3)
+    part = ParameterSlice("a", (3, 2), ((0, 3), (0, 2)), 0, 3)
     exchange = MatrixExchange(
         list(shards_of([part], 0, 6)), shapes, device=torch.device("cpu"), dtype=torch.float32
     )

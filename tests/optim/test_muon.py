@@ -7,7 +7,7 @@ import torch
 
 from llmkit.optim.exchange import MatrixExchange, shards_of
 from llmkit.optim.muon import Muon, orthogonalise
-from llmkit.parallel.spec import Part, whole
+from llmkit.parallel.slices import ParameterSlice, full_box
 
 SHAPES = [(24, 24), (40, 16), (16, 40), (1, 8)]
 
@@ -23,7 +23,7 @@ def muon(matrices, *, dtype=torch.float32, **settings) -> Muon:
         parts = []
         for start, stop in rows:
             shape = (stop - start, parameter.shape[1])
-            parts.append(Part(f"{i}.{start}", shape, whole(shape), start, stop))
+            parts.append(ParameterSlice(f"{i}.{start}", shape, full_box(shape), start, stop))
         shapes |= {part.name: part.shape for part in parts}
         tensors.append((parameter, list(shards_of(parts, 0, parameter.numel()))))
     shards = [shard for _, held in tensors for shard in held]

@@ -13,7 +13,7 @@ from llmkit.config.load import load
 from llmkit.errors import UserError
 from llmkit.parallel import accelerate
 from llmkit.parallel.accelerate import read_accelerate
-from llmkit.parallel.place import Place, read_place
+from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
 from llmkit.parallel.resolve import resolve_layout, resolve_precision
 from tests.parallel.accelerate_files import questioned, told_by_accelerate, written
 from tests.program import make_project
@@ -58,7 +58,10 @@ def test_a_file_as_accelerate_writes_it_is_followed(loaded, tmp_path, monkeypatc
 
 
 def test_one_process_on_the_cpu_stays_one(tmp_path, monkeypatch):
-    assert read_place(told_by_accelerate(questioned(tmp_path, {"CPU only": "yes"}, monkeypatch))) == Place()
+    assert (
+        rank_info_from_env(told_by_accelerate(questioned(tmp_path, {"CPU only": "yes"}, monkeypatch)))
+        == RankInfo()
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmkit.parallel.collectives import enter, gather, leave, maximum, scatter_sum, shared
+from llmkit.parallel.collectives import (
+    all_gather,
+    all_reduce_max,
+    copy_to_group,
+    reduce_from_group,
+    reduce_scatter,
+    replicated_weight,
+)
 from tests.ranks import run_ranks
 
 SIZE = 3
@@ -52,26 +59,29 @@ def cases() -> dict[str, list[float]]:
         return list(torch.stack(tensors).sum(0).chunk(SIZE, dim))
 
     x = inputs((2, 6, 9), seed=1)
-    found["enter"] = check(lambda t: enter(t, group), x, same(x), total)
-    found["leave"] = check(lambda t: leave(t, group), x, total(x), same)
-    found["shared"] = check(lambda t: shared(t, group), x, same(x), total)
+    found["enter"] = check(lambda t: copy_to_group(t, group), x, same(x), total)
+    found["leave"] = check(lambda t: reduce_from_group(t, group), x, total(x), same)
+    found["shared"] = check(lambda t: replicated_weight(t, group), x, same(x), total)
     for dim in (0, 1, 2):
         y = inputs((3, 6, 9), seed=2)
         found[f"gather-{dim}"] = check(
-            lambda t, d=dim: gather(t, d, group), y, joined(y, dim), lambda g, d=dim: pieces(g, d)
+            lambda t, d=dim: all_gather(t, d, group), y, joined(y, dim), lambda g, d=dim: pieces(g, d)
         )
-        found[f"scatter_sum-{dim}"] = check(
-            lambda t, d=dim: scatter_sum(t, d, group), y, pieces(y, dim), lambda g, d=dim: joined(g, d)
+        found[f"reduce_scatter-{dim}"] = check(
+            lambda t, d=dim: reduce_scatter(t, d, group), y, pieces(y, dim), lambda g, d=dim: joined(g, d)
         )
     turned = [t.transpose(0, 2) for t in x]
     found["not contiguous"] = check(
-        lambda t: gather(t, 1, group), turned, joined(turned, 1), lambda g: pieces(g, 1)
+        lambda t: all_gather(t, 1, group), turned, joined(turned, 1), lambda g: pieces(g, 1)
     )
     half = [t.bfloat16() for t in x]
     found["bf16"] = check(
-        lambda t: gather(t, 1, group), half, joined(half, 1), lambda g: [p.bfloat16() for p in pieces(g, 1)]
+        lambda t: all_gather(t, 1, group),
+        half,
+        joined(half, 1),
+        lambda g: [p.bfloat16() for p in pieces(g, 1)],
     )
-    largest = maximum(x[dist.get_rank()].requires_grad_(), group)
+    largest = all_reduce_max(x[dist.get_rank()].requires_grad_(), group)
     assert not largest.requires_grad
     found["maximum"] = [float((largest - torch.stack(x).amax(0)).abs().max())]
     return found
@@ -92,11 +102,11 @@ def test_values_and_gradients(outcome, rank):
 def test_without_a_group_nothing_is_done():
     x = torch.randn(2, 3, requires_grad=True)
     for found in (
-        enter(x, None),
-        leave(x, None),
-        shared(x, None),
-        gather(x, 1, None),
-        scatter_sum(x, 1, None),
+        copy_to_group(x, None),
+        reduce_from_group(x, None),
+        replicated_weight(x, None),
+        all_gather(x, 1, None),
+        reduce_scatter(x, 1, None),
     ):
         assert found is x
-    assert maximum(x, None) is x
+    assert all_reduce_max(x, None) is x

@@ -61,7 +61,7 @@ def test_without_a_launcher_the_settings_alone_count(config):
     assert layout(config(), {}, 1) == Layout()
     parallel = {
         "world_size": 4, "tensor_parallel_size": 2, "sequence_parallel": "true", "zero_stage": 2,
-        "offload": "cpu", "activation_checkpointing": "full", "checkpoint_every": 2,
+        "offload": "cpu", "activation_checkpointing": "full", "activation_checkpointing_every": 2,
     }  # fmt: skip
     loaded = config(*(f"parallel.{name}={value}" for name, value in parallel.items()))
     assert layout(loaded, {}) == Layout(4, 2, True, 2, "cpu", "full", 2)

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from llmkit.errors import AlreadyTold, UserError
+from llmkit.errors import AlreadyReported, UserError
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.place import Place
-from llmkit.parallel.world import _choose_device, check_own_gpu, control_group, cut, world
+from llmkit.parallel.rank_info import RankInfo
+from llmkit.parallel.world import _choose_device, check_own_gpu, control_group, process_group, split_mesh
 from llmkit.stopping import LAUNCHERS
 from tests.limits import HANG
 from tests.ranks import run_ranks
@@ -24,9 +24,9 @@ LIMIT = timedelta(seconds=HANG)
 
 
 def test_a_process_alone_joins_nothing():
-    with world(Place(), LIMIT) as mesh:
+    with process_group(RankInfo(), LIMIT) as mesh:
         assert mesh == Mesh(timeout=LIMIT)
-        assert cut(mesh, 1) is mesh
+        assert split_mesh(mesh, 1) is mesh
         assert not dist.is_initialized()
 
 
@@ -36,10 +36,10 @@ def test_a_process_alone_can_be_a_world(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "1")  # of the launcher; DeepSpeed would complain
     for error in (None, UserError("wrong"), KeyError("bug")):
         try:
-            with world(Place(), LIMIT, needs_group=True) as mesh:
-                mesh = cut(mesh, 1)
+            with process_group(RankInfo(), LIMIT, needs_group=True) as mesh:
+                mesh = split_mesh(mesh, 1)
                 assert dist.get_world_size(mesh.data_group) == 1
-                assert mesh.gather_texts("me") == ["me"]
+                assert mesh.all_gather_text("me") == ["me"]
                 assert "OMPI_COMM_WORLD_LOCAL_RANK" not in os.environ
                 if error:
                     raise error
@@ -52,7 +52,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     refusal = pytest.raises(UserError, match="4 processes were started on a host that has 2 GPUs")
-    with refusal, world(Place(3, 4, 3, 4), LIMIT):
+    with refusal, process_group(RankInfo(3, 4, 3, 4), LIMIT):
         pass
 
 
@@ -61,7 +61,7 @@ def test_a_task_that_sees_one_gpu_takes_it(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert _choose_device(Place(3, 4, 3, 4)) == torch.device("cuda", 0)
+    assert _choose_device(RankInfo(3, 4, 3, 4)) == torch.device("cuda", 0)
     assert os.environ["LOCAL_RANK"] == "0"  # which DeepSpeed and accelerate take for the GPU's number
 
 
@@ -73,8 +73,8 @@ def test_processes_that_share_a_gpu_are_refused(capfd, shared):
     def compare(rank: int) -> str:
         uuid = "the same" if shared and rank != 1 else f"GPU-{rank}"
         try:
-            check_own_gpu(Place(rank, 3, rank, 3), store, uuid, LIMIT)
-        except AlreadyTold as end:
+            check_own_gpu(RankInfo(rank, 3, rank, 3), store, uuid, LIMIT)
+        except AlreadyReported as end:
             return f"code {end.code}"
         return "its own"
 
@@ -114,7 +114,7 @@ def test_each_process_of_a_host_gets_its_share_of_the_cores_beside_a_gpu_too(mon
     monkeypatch.setattr("llmkit.parallel.world.rendezvous", rendezvous)
     for threads, left in (("1", "16"), ("6", "6")):  # what a user has set stays
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        with pytest.raises(Reached), world(Place(3, 8, 3, 4), LIMIT):
+        with pytest.raises(Reached), process_group(RankInfo(3, 8, 3, 4), LIMIT):
             pass
         assert os.environ["OMP_NUM_THREADS"] == left
     assert given == [16]
@@ -133,7 +133,7 @@ def test_a_process_that_a_launcher_started_alone_gets_all_cores(monkeypatch, lau
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     monkeypatch.setattr("llmkit.parallel.world.available_cores", lambda: 64)
     monkeypatch.setenv("OMP_NUM_THREADS", before)
-    with world(Place(), LIMIT):
+    with process_group(RankInfo(), LIMIT):
         assert os.environ["OMP_NUM_THREADS"] == after
     assert given == ([64] if after == "64" else [])
 

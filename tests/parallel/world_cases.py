@@ -10,12 +10,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from llmkit.errors import AlreadyTold, RunFault, UserError
+from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.loop.control import Control, Wishes
 from llmkit.parallel import agreement
-from llmkit.parallel.agreement import agree, first_only, together
-from llmkit.parallel.place import read_place
-from llmkit.parallel.world import cut, world
+from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
+from llmkit.parallel.rank_info import rank_info_from_env
+from llmkit.parallel.world import process_group, split_mesh
 from tests.limits import HANG, LONGER
 
 LIMIT = timedelta(seconds=HANG)
@@ -32,13 +32,15 @@ def outcome(work: Any, *arguments: Any) -> str:
 def agreements() -> dict[str, Any]:
     """Every way to agree and to differ, of three ranks in one world."""
     found: dict[str, Any] = {}
-    with world(read_place(os.environ), LIMIT) as mesh:
+    with process_group(rank_info_from_env(os.environ), LIMIT) as mesh:
         found["before"] = [mesh.rank, mesh.world_size, dist.get_backend(), mesh.timeout.total_seconds()]
-        found["same"] = outcome(agree, mesh, {"a": "1", "b": "2"})
-        found["different"] = outcome(agree, mesh, {"a": "1", "b": "x" if mesh.rank == 1 else "y"})
+        found["same"] = outcome(check_same_on_all_ranks, mesh, {"a": "1", "b": "2"})
+        found["different"] = outcome(
+            check_same_on_all_ranks, mesh, {"a": "1", "b": "x" if mesh.rank == 1 else "y"}
+        )
 
         def part(failing: dict[int, Exception]) -> str:
-            with together(mesh):
+            with fail_together(mesh):
                 if mesh.rank in failing:
                     raise failing[mesh.rank]
             return "done"
@@ -49,11 +51,11 @@ def agreements() -> dict[str, Any]:
         found["a fault"] = outcome(part, {2: RunFault("disk full")})
         found["a mistake beside a fault"] = outcome(part, {0: RunFault("full"), 2: UserError("wrong")})
         found["a bug"] = outcome(part, {1: KeyError("oops")})
-        found["texts"] = mesh.gather_texts("é" * mesh.rank)
-        found["texts to first"] = mesh.gather_texts_to_first("é" * (3 - mesh.rank))
-        found["from first"] = mesh.from_first("é" * (3 - mesh.rank))
-        found["first only"] = outcome(first_only, mesh, lambda: f"of rank {mesh.rank}")
-        mesh = cut(mesh, 3)
+        found["texts"] = mesh.all_gather_text("é" * mesh.rank)
+        found["texts to first"] = mesh.gather_text("é" * (3 - mesh.rank))
+        found["from first"] = mesh.broadcast_text("é" * (3 - mesh.rank))
+        found["first only"] = outcome(on_rank_zero, mesh, lambda: f"of rank {mesh.rank}")
+        mesh = split_mesh(mesh, 3)
         found["cut"] = [mesh.data_size, mesh.tensor_rank, dist.get_world_size(mesh.tensor_group)]
         found["control"] = exchanges(Control(mesh), mesh.rank)
         found["same batches"] = outcome(batches, Control(mesh), [7, 2**63 - 1])
@@ -95,12 +97,12 @@ def end_of_a_world(failing: list[int], patience: float = HANG, finished: bool = 
     errors = io.StringIO()
     end = "none"
     try:
-        with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:
+        with contextlib.redirect_stderr(errors), process_group(rank_info_from_env(os.environ), LIMIT) as mesh:
             if mesh.rank in failing:
                 raise RunFault("the disk is full")
             if not finished:
-                mesh.gather_texts("waits for the others")
-    except AlreadyTold as told:
+                mesh.all_gather_text("waits for the others")
+    except AlreadyReported as told:
         end = f"told, code {told.code}"
     except Exception as error:
         end = f"{type(error).__name__}: {error}"
@@ -113,11 +115,11 @@ def first_fails() -> dict[str, Any]:
     errors = io.StringIO()
     end = "none"
     try:
-        with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:
+        with contextlib.redirect_stderr(errors), process_group(rank_info_from_env(os.environ), LIMIT) as mesh:
             if mesh.rank == 0:
                 raise KeyError("oops")
-            mesh.gather_texts("waits for the others")
-    except AlreadyTold as told:
+            mesh.all_gather_text("waits for the others")
+    except AlreadyReported as told:
         end = f"told, code {told.code}"
     except Exception as error:
         end = f"{type(error).__name__}: {error}"
@@ -129,12 +131,12 @@ def one_dies() -> str:
     agreement.PATIENCE = LONGER
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors), world(read_place(os.environ), LIMIT) as mesh:
+        with contextlib.redirect_stderr(errors), process_group(rank_info_from_env(os.environ), LIMIT) as mesh:
             if mesh.rank == 1:
                 os._exit(9)
-            with together(mesh):
+            with fail_together(mesh):
                 pass
-    except AlreadyTold as end:
+    except AlreadyReported as end:
         return f"code {end.code}: {errors.getvalue()}"
     return "nothing noticed"
 
@@ -143,7 +145,7 @@ def waits_alone() -> str:
     """One process where two should be."""
 
     def join() -> None:
-        with world(read_place(os.environ), timedelta(seconds=3)):
+        with process_group(rank_info_from_env(os.environ), timedelta(seconds=3)):
             pass
 
     return outcome(join)

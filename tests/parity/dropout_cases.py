@@ -13,9 +13,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+import llmkit.model.activation_checkpointing
 import llmkit.model.dropout
 import llmkit.model.gpt
-import llmkit.model.recompute
 from llmkit.batch import Batch
 from llmkit.engine.base import Engine
 from llmkit.model.gpt import GPT
@@ -65,7 +65,7 @@ def _at_stage(stage: int, mesh: Mesh) -> Findings:
     }
     for how in ("full", "selective"):
         for plain in (whole, pieces):
-            layout = replace(plain.layout, recompute=how)
+            layout = replace(plain.layout, activation_checkpointing=how)
             name = f"{how} recomputation replays{' pieces' * layout.sequence_parallel}"
             found[name] = _equal(_step(mesh, layout).gradients, plain.gradients)
     again = _step(mesh, whole.layout)
@@ -86,7 +86,7 @@ def _step(mesh: Mesh, layout: Layout) -> _Seen:
     """A step in which all data-parallel ranks get the same rows."""
     seen = _Seen(layout)
     engine: Engine = make_engine(SHAPE, layout, mesh, CPU, "fp32", 1)
-    engine.write_pieces(EqualHeads(), updates=0)
+    engine.write_pieces(EqualHeads(), optimizer_steps=0)
     handles = _watch(engine.model, seen)
     batch = global_batch(SHAPE, 0, masked=False)
     seed_step(0, 0, mesh.data_rank)
@@ -126,7 +126,7 @@ def _alike(tensor: Tensor, mesh: Mesh, of: str) -> bool:
     """Whether all ranks of each group of this kind have the same, bit for bit."""
     digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
     group = mesh.data_rank if of == "tensor" else mesh.tensor_rank
-    everyone = [tuple(json.loads(text)) for text in mesh.gather_texts(json.dumps([group, digest]))]
+    everyone = [tuple(json.loads(text)) for text in mesh.all_gather_text(json.dumps([group, digest]))]
     return len(set(everyone)) == len({group for group, _ in everyone})
 
 
@@ -162,12 +162,12 @@ def no_shared_keys() -> Iterator[None]:
 
 @contextmanager
 def nothing_replayed() -> Iterator[None]:
-    real = llmkit.model.recompute.checkpoint
+    real = llmkit.model.activation_checkpointing.checkpoint
 
     def forgetful(*arguments: Any, **options: Any) -> Any:
         return real(*arguments, **{**options, "preserve_rng_state": False})
 
-    with patch("llmkit.model.recompute.checkpoint", forgetful):
+    with patch("llmkit.model.activation_checkpointing.checkpoint", forgetful):
         yield
 
 

@@ -41,12 +41,12 @@ def start(root: str) -> None:
     for world in map(World, SOURCES):
         for name in world.names:
             engine, mesh = world.make(name)
-            engine.write_pieces(RandomWeights(SHAPE), updates=0)
+            engine.write_pieces(RandomWeights(SHAPE), optimizer_steps=0)
             for first, last in ((0, SAVED), (SAVED, END)):
                 train(engine, mesh, first, last)
                 save(
                     Path(root) / world.precision / name, last, engine.read_pieces(),
-                    state={"updates": engine.updates}, model=SHAPE.to_dict(), config={}, extra_files={},
+                    state={"updates": engine.optimizer_steps}, model=SHAPE.to_dict(), config={}, extra_files={},
                     keep_last=2, mesh=mesh,
                 )  # fmt: skip
             engine.close()
@@ -70,7 +70,7 @@ def go_on(root: str) -> dict[str, dict[str, Any]]:
                 found[f"{world.precision} {source} -> {name}"] = {
                     "restored": restored,
                     "end": errors(engine, mesh, end, keys),
-                    "updates": engine.updates,
+                    "updates": engine.optimizer_steps,
                 }
                 engine.close()
     return found

@@ -39,7 +39,7 @@ def test_gradients_are_those_of_the_loss(alone):
     from llmkit.parity.subjects import MODELS, RandomWeights, count_targets, global_batch
 
     source, model = RandomWeights(MODELS["gpt2"]), GPT(MODELS["gpt2"])
-    parts, batch = model.parts(), global_batch(MODELS["gpt2"], 0, masked=True)
+    parts, batch = model.parameter_slices(), global_batch(MODELS["gpt2"], 0, masked=True)
     for name, parameter in model.named_parameters():
         parameter.data.zero_()
         for part in parts[name]:

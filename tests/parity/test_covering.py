@@ -53,5 +53,5 @@ def test_a_case_tells_its_layout():
     layout = case.layout
     assert (layout.world_size, layout.data_parallel_size, layout.tensor_parallel_size) == (4, 2, 2)
     assert (layout.zero_stage, layout.offload, layout.sequence_parallel) == (3, "cpu", True)
-    assert (layout.recompute, layout.recompute_every) == ("full", 2)
+    assert (layout.activation_checkpointing, layout.activation_checkpointing_every) == ("full", 2)
     assert len({str(each) for each in all_cases()}) == len(list(all_cases()))

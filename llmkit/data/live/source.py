@@ -85,7 +85,7 @@ class LiveSource:
             columns=config.lanes,
             window=config.shuffle_window,
             heldout_every=config.heldout_every,
-            cache_dir=config.cache_dir if reader.spec.write_through else None,
+            cache_dir=config.cache_dir if reader.spec.cache_live_tokens else None,
         )
 
     def numbered(self, number: int, seed: int | None = None) -> LiveSource:

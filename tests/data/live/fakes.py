@@ -112,7 +112,9 @@ class FakeEncoder:
 def live(documents: list[list[Any]], **changes: Any) -> LiveSource:
     """A live source of documents, strings for short, with rows of 8 inputs in 2 lanes."""
     units = [[Text(one) if isinstance(one, str) else one for one in unit] for unit in documents]
-    spec = {name: changes.pop(name) for name in ("max_epochs", "record", "write_through") if name in changes}
+    spec = {
+        name: changes.pop(name) for name in ("max_epochs", "record", "cache_live_tokens") if name in changes
+    }
     errors = changes.pop("errors", "skip")
     reader = FakeReader(units, schema.Source(type="jsonl", path="/files", **spec), errors)
     settings = {

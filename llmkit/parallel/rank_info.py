@@ -26,7 +26,7 @@ LAUNCHERS = "torchrun, accelerate launch or sbatch slurm/train.sbatch"
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Which of how many processes this one is, in all and on its host."""
 
     rank: int = 0
@@ -35,7 +35,7 @@ class Place:
     local_size: int = 1
 
 
-def read_place(environment: Mapping[str, str]) -> Place:
+def rank_info_from_env(environment: Mapping[str, str]) -> RankInfo:
     """The place that torchrun, accelerate or a batch script gave this process; alone if none did.
 
     Raises UserError where the variables do not make up a place in a world.
@@ -59,7 +59,7 @@ def read_place(environment: Mapping[str, str]) -> Place:
                 raise UserError(
                     f"ranks count from 0, but {name} is {environment[name]} where WORLD_SIZE is {world_size}"
                 )
-        return Place()
+        return RankInfo()
     needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in environment]
     if missing:
@@ -76,7 +76,7 @@ def read_place(environment: Mapping[str, str]) -> Place:
             f"ranks count from 0, but RANK is {rank} of WORLD_SIZE {world_size}, and LOCAL_RANK {local_rank} "
             f"of LOCAL_WORLD_SIZE {local_size}"
         )
-    return Place(rank, world_size, local_rank, local_size)
+    return RankInfo(rank, world_size, local_rank, local_size)
 
 
 def _check_alone(environment: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmkit.errors import UserError
-from llmkit.parallel.place import Place, read_place
+from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
 
 WHOLE = {
     "WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
@@ -14,7 +14,7 @@ WHOLE = {
 
 
 def test_the_launcher_gives_a_place():
-    assert read_place(WHOLE) == Place(5, 8, 1, 4)
+    assert rank_info_from_env(WHOLE) == RankInfo(5, 8, 1, 4)
 
 
 BATCH_SCRIPT = {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
@@ -38,14 +38,14 @@ STEP_OF_FOUR = {**STEP_OF_ONE, "SLURM_STEP_NUM_TASKS": "4"}
     ],
 )
 def test_a_process_that_nobody_launched_is_alone(environment):
-    assert read_place(environment) == Place()
+    assert rank_info_from_env(environment) == RankInfo()
 
 
 @pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_a_place_must_be_whole(missing):
     rest = {name: value for name, value in WHOLE.items() if name != missing}
     with pytest.raises(UserError, match=f"WORLD_SIZE is 8, but not set: {missing}"):
-        read_place(rest)
+        rank_info_from_env(rest)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_place_must_be_whole(missing):
 )
 def test_one_task_of_several_does_not_train_alone(environment, what):
     with pytest.raises(UserError) as refusal:
-        read_place(environment)
+        rank_info_from_env(environment)
     assert what in str(refusal.value)
     assert "torchrun, accelerate launch or sbatch slurm/train.sbatch" in str(refusal.value)
 
@@ -74,7 +74,7 @@ def test_one_task_of_several_does_not_train_alone(environment, what):
 @pytest.mark.parametrize("wrong", [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"RANK": "x"}])
 def test_a_world_of_one_has_no_second_process(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        read_place({"WORLD_SIZE": "1", **wrong})
+        rank_info_from_env({"WORLD_SIZE": "1", **wrong})
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_a_world_of_one_has_no_second_process(wrong):
 )
 def test_a_place_must_exist(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        read_place(WHOLE | wrong)
+        rank_info_from_env(WHOLE | wrong)
 
 
 def test_a_launcher_that_made_one_process_of_several_is_found_out():
     """`accelerate launch` of the type MULTI_CPU: it sets these, and starts one process."""
     with pytest.raises(UserError, match=r"launch/cpu\.yaml"):
-        read_place({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
+        rank_info_from_env({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})

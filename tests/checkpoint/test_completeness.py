@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.checkpoint.cover import check_cover
+from llmkit.checkpoint.completeness import check_complete
 from llmkit.checkpoint.format import PieceEntry
-from llmkit.parallel.spec import Box, Range, Shape, whole
+from llmkit.parallel.slices import Box, Range, Shape, full_box
 from tests.checkpoint.cuttings import cuttings
 
 
@@ -30,16 +30,16 @@ def cut_tensors(draw: st.DrawFn) -> list[PieceEntry]:
 def test_every_cutting_is_whole_and_nothing_less_or_more_is(
     pieces: list[PieceEntry], data: st.DataObject
 ) -> None:
-    check_cover(pieces)
+    check_complete(pieces)
     chosen = data.draw(st.sampled_from(pieces))
     with pytest.raises(ValueError, match=r"master w: .* given twice"):
-        check_cover([*pieces, chosen])
+        check_complete([*pieces, chosen])
     if len(pieces) > 1:
         with pytest.raises(ValueError, match=r"master w: .* missing"):
-            check_cover([piece for piece in pieces if piece is not chosen])
+            check_complete([piece for piece in pieces if piece is not chosen])
 
 
-BOX = whole((4, 6))
+BOX = full_box((4, 6))
 WRONG: dict[str, tuple[list[tuple[Box, Range]], str]] = {
     "ranges that overlap": ([(BOX, (0, 13)), (BOX, (12, 24))], r"element 12 of \[0:4, 0:6\] is given twice"),
     "a range in another": ([(BOX, (0, 24)), (BOX, (3, 5))], r"element 3 of \[0:4, 0:6\] is given twice"),
@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[list[tuple[Box, Range]], str]] = {
 @pytest.mark.parametrize(("cuts", "message"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_is_named(cuts: list[tuple[Box, Range]], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^exp_avg w: {message}"):
-        check_cover([entry((4, 6), box, part, "exp_avg") for box, part in cuts])
+        check_complete([entry((4, 6), box, part, "exp_avg") for box, part in cuts])
 
 
 def test_kinds_are_tensors_of_their_own() -> None:
@@ -69,4 +69,4 @@ def test_kinds_are_tensors_of_their_own() -> None:
         entry((4, 6), BOX, (0, 24), "exp_avg"),
         entry((), (), (0, 1), "s"),
     ]
-    check_cover(pieces)
+    check_complete(pieces)

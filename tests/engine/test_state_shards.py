@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.engine.slots import Slot, fill, pieces_of
-from llmkit.parallel.spec import Part
+from llmkit.engine.state_shards import StateShard, load_shards, to_pieces
+from llmkit.parallel.slices import ParameterSlice
 
 # A stored matrix of 7 rows of 5: rows 0-2 are all of "a", rows 2-5 rows 4-7 of "b" (9 rows), 5-7 padding.
-A = Part("a", (2, 5), ((0, 2), (0, 5)), 0, 2)
-B = Part("b", (9, 5), ((4, 7), (0, 5)), 2, 5)
+A = ParameterSlice("a", (2, 5), ((0, 2), (0, 5)), 0, 2)
+B = ParameterSlice("b", (9, 5), ((4, 7), (0, 5)), 2, 5)
 PARTS = {"stack": [A, B]}
 
 
@@ -29,10 +29,12 @@ class Numbers:
         return full[tuple(slice(lo, hi) for lo, hi in box)].reshape(-1)[slice(*range)]
 
 
-def slots(cuts: list[int]) -> list[Slot]:
+def slots(cuts: list[int]) -> list[StateShard]:
     """The matrix's 35 elements, cut at these places."""
     edges = [0, *cuts, 35]
-    return [Slot("stack", "master", torch.full((hi - lo,), float("nan")), lo) for lo, hi in pairwise(edges)]
+    return [
+        StateShard("stack", "master", torch.full((hi - lo,), float("nan")), lo) for lo, hi in pairwise(edges)
+    ]
 
 
 CUTS = st.lists(st.integers(0, 35), max_size=5).map(sorted)
@@ -41,7 +43,7 @@ CUTS = st.lists(st.integers(0, 35), max_size=5).map(sorted)
 @given(CUTS)
 def test_filling_gives_each_element_its_value_and_padding_zero(cuts):
     filled = slots(cuts)
-    fill(filled, PARTS, Numbers())
+    load_shards(filled, PARTS, Numbers())
     flat = torch.cat([slot.data for slot in filled])
     assert flat[:10].tolist() == list(range(10))
     assert flat[10:25].tolist() == [1020.0 + i for i in range(15)]
@@ -51,9 +53,9 @@ def test_filling_gives_each_element_its_value_and_padding_zero(cuts):
 @given(CUTS)
 def test_pieces_hold_each_element_of_the_parts_once(cuts):
     filled = slots(cuts)
-    fill(filled, PARTS, Numbers())
+    load_shards(filled, PARTS, Numbers())
     found: dict[tuple[str, int], float] = {}
-    for piece in pieces_of(filled, PARTS):
+    for piece in to_pieces(filled, PARTS):
         for index, value in zip(range(*piece.range), piece.data.tolist(), strict=True):
             assert (piece.name, index) not in found
             found[piece.name, index] = value
@@ -61,6 +63,6 @@ def test_pieces_hold_each_element_of_the_parts_once(cuts):
 
 
 def test_what_the_source_does_not_have_starts_at_zero():
-    slot = Slot("stack", "exp_avg", torch.ones(35), 0)
-    fill([slot], PARTS, Numbers())
+    slot = StateShard("stack", "exp_avg", torch.ones(35), 0)
+    load_shards([slot], PARTS, Numbers())
     assert slot.data.eq(0.0).all()

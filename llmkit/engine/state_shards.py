@@ -1,7 +1,7 @@
 """Where an engine's state lies, and how it becomes checkpoint pieces and is filled from them.
 
 Every engine keeps fp32 masters and moments somewhere: in tensors of the parameter's shape, or in flat
-slices that ZeRO has cut anywhere. A `Slot` names such a place, and these functions do the rest.
+slices that ZeRO has cut anywhere. A `StateShard` names such a place, and these functions do the rest.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from llmkit.checkpoint.pieces import Piece
-from llmkit.parallel.spec import Box, Part, Range
+from llmkit.parallel.slices import Box, ParameterSlice, Range
 
 
-class Slot(NamedTuple):
+class StateShard(NamedTuple):
     """Elements start, start + 1, ... of one parameter's flat storage.
 
     kind: "master", "exp_avg", ... data: (n,) fp32, the memory that the engine works with.
@@ -40,7 +40,7 @@ class Source(Protocol):
         ...
 
 
-def pieces_of(slots: Iterable[Slot], parts: Mapping[str, Sequence[Part]]) -> Iterator[Piece]:
+def to_pieces(slots: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]]) -> Iterator[Piece]:
     """The pieces that the slots hold; what only pads a vocabulary is in none."""
     for slot in slots:
         for part in parts[slot.parameter]:
@@ -49,7 +49,9 @@ def pieces_of(slots: Iterable[Slot], parts: Mapping[str, Sequence[Part]]) -> Ite
 
 
 @torch.no_grad()
-def fill(slots: Iterable[Slot], parts: Mapping[str, Sequence[Part]], source: Source) -> None:
+def load_shards(
+    slots: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]], source: Source
+) -> None:
     """Sets the slots to what the source has of them, and to zero where it has nothing.
 
     A rank reads only its own elements.
@@ -63,7 +65,7 @@ def fill(slots: Iterable[Slot], parts: Mapping[str, Sequence[Part]], source: Sou
                 _view(slot, part, shared).copy_(source.read(part.name, slot.kind, part.box, shared))
 
 
-def _view(slot: Slot, part: Part, shared: Range) -> Tensor:
+def _view(slot: StateShard, part: ParameterSlice, shared: Range) -> Tensor:
     """The slot's memory of these elements of the part's box."""
     lo, hi = (part.offset + index - slot.start for index in shared)
     return slot.data[lo:hi]

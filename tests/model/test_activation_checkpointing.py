@@ -24,8 +24,13 @@ SHAPES = {
 }
 
 
-def make(name: str, recompute: str, backend: str = "sdpa", every: int = 1) -> GPT:
-    model = GPT(SHAPES[name], backend, recompute=recompute, recompute_every=every)
+def make(name: str, activation_checkpointing: str, attention_impl: str = "sdpa", every: int = 1) -> GPT:
+    model = GPT(
+        SHAPES[name],
+        attention_impl,
+        activation_checkpointing=activation_checkpointing,
+        activation_checkpointing_every=every,
+    )
     model.load_state_dict(random_model(SHAPES[name]).state_dict())
     return model
 
@@ -57,27 +62,27 @@ def matmuls(model: GPT) -> int:
     return sum(event.count for event in seen.key_averages() if event.key in MATMULS)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
-@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
+@pytest.mark.parametrize("activation_checkpointing", ["selective", "full"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_loss_and_gradients_are_bit_equal(name, recompute, backend):
-    loss, gradients = backward(make(name, "none", backend))
-    again, replayed = backward(make(name, recompute, backend))
+def test_loss_and_gradients_are_bit_equal(name, activation_checkpointing, attention_impl):
+    loss, gradients = backward(make(name, "none", attention_impl))
+    again, replayed = backward(make(name, activation_checkpointing, attention_impl))
     assert torch.equal(loss, again)
     assert all(torch.equal(a, b) for a, b in zip(gradients, replayed, strict=True))
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_selective_repeats_no_matrix_product_and_full_repeats_the_forward(name):
-    backend = "matmul"  # whose attention is counted
+    attention_impl = "matmul"  # whose attention is counted
     forward = FlopCounterMode(display=False)
     with forward, torch.no_grad():
-        make(name, "none", backend).hidden(batch().tokens)
-    none = flops(make(name, "none", backend))
-    assert flops(make(name, "selective", backend)) == none
-    extra = flops(make(name, "full", backend)) - none
+        make(name, "none", attention_impl).hidden(batch().tokens)
+    none = flops(make(name, "none", attention_impl))
+    assert flops(make(name, "selective", attention_impl)) == none
+    extra = flops(make(name, "full", attention_impl)) - none
     assert 0.6 * forward.get_total_flops() < extra <= forward.get_total_flops()
-    assert 2 * (flops(make(name, "full", backend, every=2)) - none) == extra  # one of two blocks
+    assert 2 * (flops(make(name, "full", attention_impl, every=2)) - none) == extra  # one of two blocks
 
 
 def test_full_keeps_a_blocks_input_only():
@@ -88,12 +93,12 @@ def test_full_keeps_a_blocks_input_only():
         return tensor
 
     sizes = {}
-    for recompute in ("none", "full"):
-        model = make("gpt2", recompute)
+    for activation_checkpointing in ("none", "full"):
+        model = make("gpt2", activation_checkpointing)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             hidden = model.hidden(batch().tokens)
-        sizes[recompute] = sum(kept) / hidden.numel()
+        sizes[activation_checkpointing] = sum(kept) / hidden.numel()
     assert sizes["full"] < 8 < 40 < sizes["none"]
 
 
@@ -102,27 +107,31 @@ def test_compiled_blocks_recompute_as_told_without_a_graph_break(name):
     torch._dynamo.reset()
     counters.clear()
     ran, results = {}, {}
-    for recompute in ("none", "selective", "full"):
-        model = make(name, recompute)
+    for activation_checkpointing in ("none", "selective", "full"):
+        model = make(name, activation_checkpointing)
         model.compile_parts(print, COMPILER)
-        results[recompute] = backward(model)
-        ran[recompute] = matmuls(model)
+        results[activation_checkpointing] = backward(model)
+        ran[activation_checkpointing] = matmuls(model)
     assert ran["selective"] == ran["none"] < ran["full"]
     assert not counters["graph_break"]
     plain = backward(make(name, "none"))
-    for recompute, (loss, gradients) in results.items():
+    for activation_checkpointing, (loss, gradients) in results.items():
         if name == "dropout":  # compiled code draws other numbers, but again the same ones
             plain = results["none"]
         torch.testing.assert_close(loss, plain[0], rtol=1e-5, atol=0)
         for found, wanted in zip(gradients, plain[1], strict=True):
-            assert float((found - wanted).norm() / (wanted.norm() + 1e-3)) < 1e-4, recompute
+            assert float((found - wanted).norm() / (wanted.norm() + 1e-3)) < 1e-4, activation_checkpointing
 
 
 def test_one_graph_serves_all_recomputed_blocks():
     """A number that differs from block to block, if compiled code looked at it, would compile each anew."""
     torch._dynamo.reset()
     counters.clear()
-    model = GPT(replace(SHAPES["gpt2"], num_hidden_layers=6), recompute="full", recompute_every=2)
+    model = GPT(
+        replace(SHAPES["gpt2"], num_hidden_layers=6),
+        activation_checkpointing="full",
+        activation_checkpointing_every=2,
+    )
     model.load_state_dict(random_model(model.shape).state_dict())
     model.compile_parts(print, COMPILER)
     backward(model)

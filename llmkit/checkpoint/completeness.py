@@ -7,12 +7,12 @@ from itertools import combinations
 
 from llmkit.checkpoint.format import PieceEntry
 from llmkit.checkpoint.pieces import intersect, subtract
-from llmkit.parallel.spec import Box, Range, volume, whole
+from llmkit.parallel.slices import Box, Range, box_size, full_box
 
 _Cuts = dict[Box, list[Range]]
 
 
-def check_cover(pieces: Iterable[PieceEntry]) -> None:
+def check_complete(pieces: Iterable[PieceEntry]) -> None:
     """Raise ValueError unless the pieces of each tensor hold all of it, and nothing of it twice.
 
     The pieces of one box must be the whole box, and the boxes the tensor. (Pieces that meet across two
@@ -20,7 +20,7 @@ def check_cover(pieces: Iterable[PieceEntry]) -> None:
     """
     tensors: dict[tuple[str, str], tuple[Box, _Cuts]] = {}
     for piece in pieces:
-        _, boxes = tensors.setdefault((piece.kind, piece.name), (whole(piece.shape), {}))
+        _, boxes = tensors.setdefault((piece.kind, piece.name), (full_box(piece.shape), {}))
         boxes.setdefault(piece.box, []).append(piece.range)
     for (kind, name), (everything, boxes) in tensors.items():
         try:
@@ -33,7 +33,7 @@ def check_cover(pieces: Iterable[PieceEntry]) -> None:
 
 def _check_ranges(box: Box, ranges: list[Range]) -> None:
     """The ranges, put in order, must follow each other from the first to the last element of the box."""
-    end = volume(box)
+    end = box_size(box)
     reached = 0
     for lo, hi in [*sorted(ranges), (end, end)]:
         if lo > reached:
@@ -48,7 +48,7 @@ def _check_boxes(everything: Box, boxes: list[Box]) -> None:
     for a, b in combinations(boxes, 2):
         if shared := intersect(a, b):
             raise ValueError(f"[{_text(shared)}] is given twice")
-    if sum(map(volume, boxes)) == volume(everything):
+    if sum(map(box_size, boxes)) == box_size(everything):
         return
     missing = [everything]
     for box in boxes:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from llmkit.errors import UserError
 
 
-class Said(NamedTuple):
+class LaunchSetting(NamedTuple):
     """A value of accelerate's configuration: its name there, and where it stands."""
 
     name: str
@@ -19,7 +19,7 @@ class Said(NamedTuple):
         return f"{self.name} {value} ({self.place})"
 
 
-def number(said: Said) -> float:
+def number(said: LaunchSetting) -> float:
     """The number that is said. Raises UserError if it is none."""
     try:
         return float(said.value)
