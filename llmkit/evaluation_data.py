@@ -45,7 +45,7 @@ def heldout_of_run(
     if not data.heldout:
         raise UserError(
             f"{checkpoint.path}: nothing is held out, as the sources have no document for "
-            f"data.heldout_every {config.data.heldout_every}; name other data with --data"
+            f"data.validation_fraction {config.data.validation_fraction:g}; name other data with --data"
         )
     return data
 
@@ -68,12 +68,12 @@ def other_data(
     if path.endswith((".yaml", ".yml")):
         data = prepare(load(path).config.data.model_copy(update=rows), report, tokenizer=tokenizer)
         if not data.heldout:
-            raise UserError(f"--data {path}: nothing is held out (data.heldout_every)")
+            raise UserError(f"--data {path}: nothing is held out (data.validation_fraction)")
         return data
     if not os.path.exists(path) and missing_paths(_only(config.data, path, "text")):
         raise UserError(f"--data {path}: there is no such file or folder")
     # Rows of two tokens: a text that does not fill a row of the run is evaluated, too.
-    everything = rows | {"heldout_every": 0, "sequence_length": 2}
+    everything = rows | {"validation_fraction": 0.0, "sequence_length": 2}
     one = _only(config.data, path, _type_of(path)).model_copy(update=everything)
     data = prepare(one, report, tokenizer=tokenizer)
     stored = [(source.name, source.stored) for source in data.train]

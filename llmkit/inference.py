@@ -128,8 +128,8 @@ def evaluate_command(path: Path, *, precision: str, other: str | None = None) ->
     heldout = HeldOut(data, choose_micro_batch(config, model.shape, precision, device))
     if heldout.targets == 0:
         raise UserError(
-            f"{checkpoint.path}: no held-out token is a target (data.heldout_every is "
-            f"{config.data.heldout_every}), so there is no loss"
+            f"{checkpoint.path}: no held-out token is a target (data.validation_fraction "
+            f"is {config.data.validation_fraction:g}), so there is no loss"
         )
     nats = 0.0
     with torch.inference_mode():

@@ -129,7 +129,7 @@ def test_shards_of_another_tokenizer(
 def test_a_source_without_documents(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("none.jsonl").write_text(lines({"text": ""}, {"text": None}, {"other": "x"}))
     for source in (live("none.jsonl"), live("none.jsonl").replace(', "live": true', "")):
-        message = ended(capsys, 2, source, "data.heldout_every=0")
+        message = ended(capsys, 2, source, "data.validation_fraction=0")
         assert "no usable document" in message, message
 
 
@@ -140,7 +140,7 @@ def test_lines_that_are_no_text_are_counted_or_stop_the_run(
     bad = [{"text": None}, {"text": ""}, {"text": 5}, {"other": "x"}, [1]]
     Path("r.jsonl").write_bytes((texts(40) + lines(*bad)).encode() + b'{"text": "\xff"}\n{broken\n')
     source = live("r.jsonl") if how == "live" else live("r.jsonl").replace(', "live": true', "")
-    settings = [source, "data.heldout_every=0", "train.max_steps=60"]
+    settings = [source, "data.validation_fraction=0", "train.max_steps=60"]
     assert main(["train", "tiny.yaml", *COMMON, *settings]) == 0
     printed = capsys.readouterr().out
     assert "left out" in printed
@@ -151,7 +151,7 @@ def test_lines_that_are_no_text_are_counted_or_stop_the_run(
         2,
         source,
         "data.errors=raise",
-        "data.heldout_every=0",
+        "data.validation_fraction=0",
         "run.name=strict",
         "train.max_steps=60",
     )
@@ -337,11 +337,11 @@ def test_a_remote_that_stays_broken_ends_the_run_with_address_and_byte(
     project: Path, capsys: pytest.CaptureFixture[str], server: WebServer
 ) -> None:
     source = live(f"{server.url}/a.jsonl?part=secret")
-    ended(capsys, 0, source, "train.max_steps=2", "data.lanes=1", "run.name=calm")
+    ended(capsys, 0, source, "train.max_steps=2", "data.stream_shards=1", "run.name=calm")
     calm = len(server.ranges)
     server.ranges.clear()
     server.trouble = lambda number, start, end: 503 if number >= calm - 1 else None
-    message = ended(capsys, 1, source, "train.max_steps=90", "data.lanes=1", "data.cache_dir=other")
+    message = ended(capsys, 1, source, "train.max_steps=90", "data.stream_shards=1", "data.cache_dir=other")
     assert f"{server.url}/a.jsonl" in message
     assert "byte" in message
     assert "503" in message

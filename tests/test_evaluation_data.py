@@ -100,7 +100,7 @@ def test_other_data_may_be_what_another_configuration_holds_out(project, wanted,
     monkeypatch.chdir(project)
     assert printed(capsys, Path("runs/tiny"), "--data", "tiny.yaml")[1:] == wanted
     text = Path("tiny.yaml").read_text()
-    Path("none.yaml").write_text(text.replace("sequence_length: 32", "heldout_every: 0"))
+    Path("none.yaml").write_text(text.replace("sequence_length: 32", "validation_fraction: 0"))
     (message,) = printed(capsys, Path("runs/tiny"), "--data", "none.yaml", code=2)
     assert "--data none.yaml: nothing is held out" in message
 

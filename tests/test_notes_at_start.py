@@ -27,7 +27,7 @@ def test_an_evaluation_that_cannot_be_and_ids_without_text_are_told_at_each_star
     few = ["evaluate.every_steps=2", "model.vocab_size=4096"]
     for steps in (2, 4):
         printed = said(capsys, *few, f"train.max_steps={steps}")
-        assert printed.count("nothing will be evaluated: of the few documents of the sources, data.held") == 1
+        assert printed.count("nothing will be evaluated: of the few documents of the sources, data.v") == 1
         assert printed.count("model.vocab_size 4096 (command line) is larger than the tokenizer's 257") == 1
         assert "generate runs/tiny" in printed and "evaluate runs/tiny" not in printed
     assert main(["evaluate", "runs/tiny"]) == 2
@@ -35,5 +35,5 @@ def test_an_evaluation_that_cannot_be_and_ids_without_text_are_told_at_each_star
     assert main(["train", "tiny.yaml", *COMMON, *few, "evaluate.early_stopping=1", "train.max_steps=6"]) == 2
     message = capsys.readouterr().err
     assert "evaluate.early_stopping 1 (command line) needs held-out documents\n      of the few" in message
-    printed = said(capsys, "run.name=other", "data.heldout_every=2", "train.max_steps=1")
+    printed = said(capsys, "run.name=other", "data.validation_fraction=0.5", "train.max_steps=1")
     assert "nothing will be evaluated" not in printed and "evaluate runs/other" in printed

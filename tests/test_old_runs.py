@@ -32,8 +32,10 @@ REFUSED = {"2026-11-28-live": "an earlier version of llmkit, which read live sou
 def old(request, tmp_path, monkeypatch):
     """The files of an old run; a copy of its run folder is in the working directory."""
     monkeypatch.chdir(tmp_path)
-    for name in ("run.yaml", "texts.jsonl"):
-        shutil.copy(request.param / name, name)
+    shutil.copy(request.param / "texts.jsonl", "texts.jsonl")
+    text = (request.param / "run.yaml").read_text()  # with the names of today, as its user is told to write
+    text = text.replace("heldout_every: 6", "validation_fraction: 0.1667").replace("lanes:", "stream_shards:")
+    Path("run.yaml").write_text(text)
     (step,) = request.param.glob("step-*")
     shutil.copytree(step, f"runs/small/checkpoints/{step.name}")
     return request.param
@@ -46,6 +48,12 @@ def expected(old: Path) -> dict[int, dict[str, float]]:
         row = json.loads(line)
         wanted.setdefault(row.pop("step"), {}).update(row)
     return wanted
+
+
+def test_old_names_of_settings_are_refused_with_the_new_ones(old, capsys):
+    shutil.copy(old / "run.yaml", "run.yaml")
+    assert main(["train", "run.yaml"]) == 2
+    assert "data.heldout_every is called data.validation_fraction now" in capsys.readouterr().err
 
 
 def test_it_goes_on_as_it_would_have_or_is_refused_by_name(old, capsys):

@@ -87,7 +87,7 @@ def load_live(workers: int, compressed: bool, corpus: Path, place: Path) -> Open
             ),
             sources=[schema.Source(type="jsonl", path=str(text), live=True)],
             sequence_length=LENGTH,
-            heldout_every=0,
+            validation_fraction=0.0,
             cache_dir=tempfile.mkdtemp(),
             workers=workers,
         )

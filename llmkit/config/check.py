@@ -145,9 +145,7 @@ def _curriculum(s: Settings) -> Iterator[Mistake]:
 
 
 def _evaluate(s: Settings) -> Iterator[Mistake]:
-    config, heldout, every = s.config, "data.heldout_every", "evaluate.every_steps"
-    if config.data.heldout_every == 1:
-        yield s.mistake("{0} holds out every document: nothing is left to train on", heldout)
+    config, every = s.config, "evaluate.every_steps"
     never = not may_hold_out(config.data)
     why = nothing_held_out(s)
     if config.evaluate.every_steps > 0 and never:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from llmkit.config.keys import Key, all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, is_secret, printable
+from llmkit.config.renamed import RENAMED
 from llmkit.config.tree import Node, Path, dotted, find, place_of
 from llmkit.config.yaml_reader import resolve
 
@@ -61,6 +62,11 @@ def _unknown(place: str, path: Path) -> Mistake:
         section, _, name = key.rpartition(".")
         what += f" in a file; write `{name}:` below `{section}:` (dotted keys are for the command line)"
         return Mistake(place, what, "", (key,))
+    if general(key) in RENAMED:
+        new, convert = RENAMED[general(key)]
+        value = "" if convert(20) == 20 else f"; what was 20 is {display(convert(20))}"
+        what = f"{key} is called {numbered(new, key)} now{value}"
+        return Mistake(place, what, all_keys()[new].doc, (key, numbered(new, key)))
     right = suggest(key)
     if not right:
         section = general(dotted(path[:-1]))

@@ -18,7 +18,9 @@ def nothing_held_out(s: Settings) -> str:
     """Why nothing is held out, and what would change that."""
     if all(source.type in PRETOKENIZED for source in s.config.data.sources):
         return "sources of type shards and megatron hold nothing out; name held-out shards in heldout_path"
-    every = s.describe("data.heldout_every")
+    fraction = s.describe("data.validation_fraction")
     if s.config.data.heldout_every == 0:
-        return f"{every} holds nothing out"
-    return f"of the few documents of the sources, {every} holds none out that has tokens to learn; lower it"
+        return f"{fraction} holds nothing out"
+    return (
+        f"of the few documents of the sources, {fraction} holds none out that has tokens to learn; raise it"
+    )

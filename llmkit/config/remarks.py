@@ -33,7 +33,7 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "model.sliding_window": (_window_sees_all, "data.sequence_length"),
     "data.tokenizer.chat_template": (_no_chats, "data.sources.0.record"),
     "data.packing": (_all_live, "data.sources.0.live"),
-    "data.lanes": (_none_live, "data.sources.0.live"),
+    "data.stream_shards": (_none_live, "data.sources.0.live"),
     "data.shuffle_window": (_none_live, "data.sources.0.live"),
     "data.workers": (_none_live, "data.sources.0.live"),
     "train.max_minutes": (lambda c: c.train.max_steps is not None, "train.max_steps"),

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from llmkit.config.keys import all_keys, general, keys
 from llmkit.config.mistakes import display, printable
+from llmkit.config.renamed import with_new_names
 from llmkit.config.resume_rules import RESUME_POLICIES, Kind, ResumePolicy
 from llmkit.errors import UserError
 
@@ -89,7 +90,7 @@ def compare(
     A setting that the old config does not know yet counts as having had its default; one that
     exists no longer is warned about. origins: where the new values are from, by dotted setting.
     """
-    before, after, origins = _flat(old), _flat(new), origins or {}
+    before, after, origins = _flat(with_new_names(old)), _flat(new), origins or {}
     found: dict[str, Difference] = {}
     for path in list(after) + [path for path in before if path not in after]:
         item = _item(path)
@@ -101,11 +102,18 @@ def compare(
             continue
         if path not in before and _defaults().get(general(path)) == display(after[path]):
             continue
-        if path in before and path in after and before[path] == after[path]:
+        if path in before and path in after and _same(path, before[path], after[path]):
             continue
         was, now = (display(side[path]) if path in side else ABSENT for side in (before, after))
         found[path] = Difference(path, was, now, rule_of(path) or UNKNOWN, origins.get(path, ""))
     return Differences(list(found.values()))
+
+
+def _same(path: str, old: Any, new: Any) -> bool:
+    """Whether two values of a setting mean the same: fractions of documents, where the same are held out."""
+    if path == "data.validation_fraction" and old and new:
+        return round(1.0 / old) == round(1.0 / new)
+    return old == new
 
 
 def _item(path: str) -> str | None:

@@ -66,7 +66,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("data", "decides what is read, and in which order", "data.curriculum.N", "step weights"),
     **_rules(
         "data", "decides what is read, and in which order", "data",
-        "sequence_length packing heldout_every document_masks lanes shuffle_window",
+        "sequence_length packing validation_fraction document_masks stream_shards shuffle_window",
     ),
     **_rules("content", "the documents that it leaves are compared", "data", "errors"),
     **_rules("free", "where, and by how many, tokens are made", "data", "cache_dir workers stall_seconds"),

@@ -205,8 +205,9 @@ class Data(Section):
     packing: Literal["concatenate", "best_fit"] = "concatenate"
     """concatenate = one document after the other; best_fit = in the order in which as few documents as
     possible are cut by a row's end (planned when shards are built; live sources are concatenated)."""
-    heldout_every: NonNegative = 20
-    """One document in this many is held out for evaluation; 0 = none. Of a live source at most 256."""
+    validation_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+    """Fraction of the documents that is held out for evaluation: every n-th one, n being 1 / fraction,
+    rounded; 0 = none. Of a live source at most 256 documents."""
     document_masks: bool = False
     """Positions attend only within their own document."""
     errors: Literal["skip", "replace", "raise"] = "skip"
@@ -215,7 +216,7 @@ class Data(Section):
     U+FFFD for bytes that are not UTF-8; raise = stop. Counted in all cases."""
     cache_dir: str = "data-cache"
     """Where tokenizers and token shards are kept."""
-    lanes: Annotated[int, Field(ge=1, le=65_536)] = 48
+    stream_shards: Annotated[int, Field(ge=1, le=65_536)] = 48
     """Parts of a live source that are read side by side. With a multiple of the data-parallel processes
     none of them tokenizes what another one does."""
     shuffle_window: Positive = 64
@@ -225,6 +226,11 @@ class Data(Section):
     the cores that the rank has, at most 4."""
     stall_seconds: Annotated[float, Field(gt=0.0)] = 300.0
     """Waiting this long for a source ends the run with a message that names it."""
+
+    @property
+    def heldout_every(self) -> int:
+        """One document in this many is held out; 0 = none."""
+        return round(1.0 / self.validation_fraction) if self.validation_fraction else 0
 
 
 class Train(Section):

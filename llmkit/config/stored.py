@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from llmkit import __version__
 from llmkit.config.mistakes import display
 from llmkit.config.paths import with_home
+from llmkit.config.renamed import with_new_names
 from llmkit.config.resume import rule_of
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
@@ -19,12 +19,13 @@ from llmkit.errors import UserError
 def read_stored(content: Mapping[str, Any], origin: str, note: Callable[[str], None]) -> Config:
     """The settings that `Config.model_dump(mode="json")` gave to a checkpoint.
 
-    A setting that did not exist then has its default, which is what held before it existed. One that this
+    A setting that did not exist then has its default, which is what held before it existed; one of another
+    name today is read under the new name. One that this
     version does not know, or of which it does not know the value, is left out and told to `note`. origin:
     names the checkpoint and its version. Raises UserError where such a value decides what the model is or
     reads.
     """
-    known = copy.deepcopy(dict(content))
+    known = with_new_names(content)
     try:
         return with_home(Config.model_validate(known))
     except ValidationError as fault:

@@ -11,8 +11,9 @@ from pydantic_core import ErrorDetails
 
 from llmkit.config.check import check
 from llmkit.config.explain import FaultKind, explain
-from llmkit.config.keys import all_keys, key_of, suggest
+from llmkit.config.keys import all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, SHOWN, Mistake
+from llmkit.config.renamed import RENAMED
 from llmkit.config.schema import Config, Section
 from llmkit.config.tree import Node, Path, dotted, find, merge, place_of, undotted
 
@@ -139,6 +140,8 @@ def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool) -> str:
     removed = parent.value.pop(str(path[-1]), None)
     if kind != "unknown" or removed is None or brief:
         return key
+    if general(key) in RENAMED:
+        return numbered(RENAMED[general(key)][0], key)
     right = suggest(key)
     if len(right) != 1:
         return key

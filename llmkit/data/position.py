@@ -152,7 +152,7 @@ def data_differences(position: Position, now: Fingerprint) -> list[str]:
     if None not in (then.packing, now.packing) and then.packing != now.packing:
         found.append(f"data.packing was {then.packing}, is {now.packing}")
     if None not in (then.lanes, now.lanes) and then.lanes != now.lanes:
-        found.append(f"data.lanes was {then.lanes}, is {now.lanes}")
+        found.append(f"data.stream_shards was {then.lanes}, is {now.lanes}")
     if position.version == 2 and then.has_live:
         found.append(
             "it was written by an earlier version of llmkit, which read live sources in a mixture unevenly"

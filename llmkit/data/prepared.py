@@ -188,7 +188,7 @@ def lane_lines(prepared: Prepared, ranks: int) -> Iterator[str]:
         line = f"data: {source.name} is read in {lanes} lane{'s' * (lanes > 1)}"
         if most > 1.5 / ranks:
             if source.rows.columns % ranks:
-                remedy = f"make data.lanes a multiple of the {ranks} data-parallel processes"
+                remedy = f"make data.stream_shards a multiple of the {ranks} data-parallel processes"
             else:
                 remedy = "give it more files, or such as can be cut (plain jsonl, parquet with row groups)"
             line += f"; a process tokenizes up to {most:.0%} of it to use {1 / ranks:.1%}: {remedy}"
@@ -251,7 +251,7 @@ def _fingerprint(
         "sequence_length": config.sequence_length,
         "document_masks": config.document_masks,
         "packing": config.packing,
-        "lanes": config.lanes if any(source.kind == "live" for source in train) else None,
+        "lanes": config.stream_shards if any(source.kind == "live" for source in train) else None,
         "sources": [
             {
                 "name": source.name,

@@ -39,8 +39,9 @@ def build_engine(
 ) -> Engine:
     """A model cut as `layout` says, in the engine of its ZeRO stage, ready for its next step.
 
-    attention_impl: the attention form. note: is told where torch.compile fails. source: weights and moments after
-    `updates` updates; default: the initial weights of `run.seed`. All ranks must call it together.
+    attention_impl: the attention form. note: is called with a message where torch.compile fails. source:
+    weights and moments after `optimizer_steps` updates; default: the initial weights of `run.seed`. All ranks
+    must call it together.
     """
     if compiled and layout.zero_stage == 3 and layout.activation_checkpointing != "none":
         # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.

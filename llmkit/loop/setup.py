@@ -166,7 +166,8 @@ def _build(start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Call
     return build_engine(
         basis.shape, config, start.layout, start.mesh,
         device=device, precision=basis.precision, micro_batch_size=basis.micro_batch_size,
-        accumulation_steps=basis.accumulation_steps, attention_impl=attention_impl, compiled=compiled, note=note,
+        accumulation_steps=basis.accumulation_steps, attention_impl=attention_impl, compiled=compiled,
+        note=note,
         source=checkpoint, optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
     )  # fmt: skip
 

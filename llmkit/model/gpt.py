@@ -34,7 +34,7 @@ RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). With sequence parallelism x is a piece of the sequence.
 
-    activation_checkpointing: what is computed again in the backward pass, see llmkit.model.activation_checkpointing.
+    activation_checkpointing: what is computed again in the backward pass ("none", "selective" or "full").
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Block(nn.Module):
 class GPT(Model):
     """Decoder-only transformer.
 
-    attention_impl: the attention form (llmkit.kernels.attention). tensor: the group of processes over which the
-    model is cut. activation_checkpointing: what every n-th block computes again in the backward pass, n being
-    `activation_checkpointing_every` ("none", "selective" or "full", see llmkit.model.activation_checkpointing). seed: of the initial
-    weights; None leaves them unset, for weights that come from elsewhere.
+    attention_impl: the attention form (llmkit.kernels.attention). tensor: the group of processes over which
+    the model is sharded. activation_checkpointing: what every n-th block computes again in the backward pass,
+    n being `activation_checkpointing_every` ("none", "selective" or "full"). seed: of the initial weights;
+    None leaves them unset, for weights that are read from a checkpoint.
 
     has_weights: whether the parameters have been set since their memory was taken; without that (seed None,
     the meta device, `to_empty`) the model does not compute. Who sets them one by one sets this, too.

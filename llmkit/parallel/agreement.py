@@ -115,8 +115,8 @@ def on_rank_zero(mesh: Mesh, work: Callable[[], str]) -> str:
 def report_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn:
     """Ends this rank after an error that all ranks should have: the first prints it, the others only leave.
 
-    The first is rank 0, or the one after those that have failed or gone. Raises AlreadyReported; on a rank that
-    the first does not answer within PATIENCE, the error itself. The ranks meet in the store, as an
+    The first is rank 0, or the one after those that have failed or gone. Raises AlreadyReported; on a rank
+    that the first does not answer within PATIENCE, the error itself. The ranks meet in the store, as an
     exchange that some of them never join could not be given up.
     """
     absent: set[int] = set() if mesh.roll_call is None else mesh.roll_call.absent

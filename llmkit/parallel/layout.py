@@ -12,8 +12,8 @@ class Layout:
     """The settings of `parallel`, with nothing left open.
 
     zero_stage: 0 = every data-parallel rank holds all; 1 cuts moments and masters, 2 gradients too, 3
-    weights too. activation_checkpointing, activation_checkpointing_every: which activations are computed again in the backward pass,
-    and in which of the blocks (1 = in all, 2 = in every second, ...).
+    weights too. activation_checkpointing, activation_checkpointing_every: which activations are computed
+    again in the backward pass, and in which of the blocks (1 = in all, 2 = in every second, ...).
     deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key.
     """
 

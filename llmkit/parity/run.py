@@ -43,7 +43,7 @@ class Trajectory:
 
     losses: mean nats a target; norms: before clipping; gradients: step -> name -> clipped gradient, whole;
     state: masters and moments at the end; drifted: weights that ranks should hold alike, but do not any more;
-    updates: how many steps were not skipped.
+    optimizer_steps: how many steps were not skipped.
     """
 
     losses: list[float] = field(default_factory=list)

@@ -85,10 +85,9 @@ CONTRADICTIONS = [
     (['run.dir="a\\0b"'], "run.dir"),
     (["run.dir=''"], 'run.dir "" (command line) is empty'),
     (["data.cache_dir=''"], "data.cache_dir"),
-    (["data.heldout_every=1"], "holds out every document"),
     (
-        ["data.heldout_every=0"],
-        "evaluate.every_steps 50 (c.yaml:30) has nothing to evaluate on\n      data.heldout_every 0",
+        ["data.validation_fraction=0"],
+        "evaluate.every_steps 50 (c.yaml:30) has nothing to evaluate on\n      data.validation_fraction 0",
     ),
     (
         ["evaluate.early_stopping=3", "evaluate.every_steps=0"],
@@ -188,13 +187,17 @@ def test_a_source_may_wait_for_its_stage(base: str, write: Write) -> None:
 
 
 def test_early_stopping_needs_held_out_documents_too(base: str, refused: Refused) -> None:
-    message = refused(base, "evaluate.early_stopping=3", "data.heldout_every=0")
+    message = refused(base, "evaluate.early_stopping=3", "data.validation_fraction=0")
     assert "evaluate.early_stopping 3 (command line) needs held-out documents" in message
 
 
 def test_braces_in_the_name_of_a_file_are_shown_as_they_are(base: str, write: Write) -> None:
-    path = write(base.replace("sequence_length: 128", "sequence_length: 128\n  heldout_every: 0"), "{0}.yaml")
-    with pytest.raises(UserError, match=re.escape("data.heldout_every 0 ({0}.yaml:19) holds nothing out")):
+    path = write(
+        base.replace("sequence_length: 128", "sequence_length: 128\n  validation_fraction: 0"), "{0}.yaml"
+    )
+    with pytest.raises(
+        UserError, match=re.escape("data.validation_fraction 0.0 ({0}.yaml:19) holds nothing out")
+    ):
         load(path)
 
 
@@ -209,7 +212,7 @@ def test_what_holds_nothing_out_is_known_from_the_settings(base: str, refused: R
     )
     load(write(base), [GIVEN, "evaluate.every_steps=0"])
     held = "data.sources=[{type: shards, path: a, heldout_path: c}]"
-    load(write(base), [held, "data.heldout_every=0", "evaluate.early_stopping=3"])
+    load(write(base), [held, "data.validation_fraction=0", "evaluate.early_stopping=3"])
 
 
 def test_early_stopping_needs_what_the_data_turn_out_to_hold_out(base: str, write: Write) -> None:
@@ -238,7 +241,7 @@ def test_a_contradiction_of_defaults_is_placed_at_its_section(base: str, refused
         ["model.hidden_size=60", "model.position_embedding=learned"],
         ["train.max_steps=null", "train.max_minutes=1.5"],
         ["train.max_steps=20"],
-        ["data.heldout_every=0", "evaluate.every_steps=0"],
+        ["data.validation_fraction=0", "evaluate.every_steps=0"],
         ["model.vocab_size=512"],
         ["data.tokenizer={type: hub, vocab_size: null, name: openai-community/gpt2, revision: main}"],
         ["data.tokenizer={type: file, vocab_size: null, path: t.json}"],

@@ -68,7 +68,8 @@ CONTRADICTIONS = [
     ),
     (
         ["parallel.activation_checkpointing_every=2"],
-        "parallel.activation_checkpointing_every 2 (command line) does nothing with parallel.activation_checkpointing",
+        "parallel.activation_checkpointing_every 2 (command line) does nothing with "
+        "parallel.activation_checkpointing",
     ),
     (
         ["optimizer.name=muon", "parallel.tensor_parallel_size=2"],

@@ -20,7 +20,7 @@ IDLE_CASES = {
         ["data.packing=best_fit", "data.sources=[{type: text, path: a, live: true}]"],
         "data.sources.0.live true (command line)",
     ),
-    "data.lanes": (["data.lanes=7"], "data.sources.0.live false"),
+    "data.stream_shards": (["data.stream_shards=7"], "data.sources.0.live false"),
     "data.shuffle_window": (["data.shuffle_window=7"], "data.sources.0.live false"),
     "data.workers": (["data.workers=7"], "data.sources.0.live false"),
     "train.max_minutes": (["train.max_minutes=5"], "train.max_steps 200 (c.yaml:"),
@@ -50,7 +50,7 @@ def test_a_setting_without_effect_is_noted_with_the_reason(path: str, write: Wri
         ["model.sliding_window=127"],
         ["optimizer.momentum=0.95"],
         ["optimizer={name: muon, momentum: 0.5, betas: [0, 0], learning_rate: 1}", "schedule.warmup_steps=9"],
-        ["data.sources.1.live=true", "data.lanes=7", "data.packing=best_fit"],
+        ["data.sources.1.live=true", "data.stream_shards=7", "data.packing=best_fit"],
         ["data.workers=auto"],
     ],
 )  # fmt: skip

@@ -105,7 +105,7 @@ def test_document_masks_number_the_documents_of_each_row(prepared_bytes: Build) 
 
 
 def test_nothing_held_out_gives_no_batches(prepared_bytes: Build) -> None:
-    prepared, _ = prepared_bytes(heldout_every=0)
+    prepared, _ = prepared_bytes(validation_fraction=0.0)
     assert (len(HeldOut(prepared, 4)), made(HeldOut(prepared, 4))) == (0, [])
 
 

@@ -184,7 +184,7 @@ def test_bytes_a_token_are_told_only_where_all_tokens_are_learned(tmp_path: Path
     data = schema.Data(
         tokenizer=schema.Tokenizer(type="bytes"),
         sources=sources,
-        heldout_every=0,
+        validation_fraction=0.0,
         sequence_length=64,
         cache_dir=str(tmp_path / "cache"),
     )

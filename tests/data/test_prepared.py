@@ -179,7 +179,7 @@ def test_the_loss_masks_of_chats_come_through(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     path.write_text((json.dumps({"messages": turns}) + "\n") * 9)
     source = schema.Source(type="jsonl", path=str(path), record="chat")
-    prepared = prepare(settings(tmp_path, source, heldout_every=0), silent)
+    prepared = prepare(settings(tmp_path, source, validation_fraction=0.0), silent)
     stored = prepared.train[0].stored
     assert stored is not None
     assert stored.has_targets
@@ -193,8 +193,9 @@ def test_the_loss_masks_of_chats_come_through(tmp_path: Path) -> None:
 def test_how_a_live_source_is_shared_out_is_told_with_the_remedy_where_that_is_wasteful() -> None:
     data, _ = toy({"a": ToyRows(100), "web": live([["x"]] * 48, lane_limit=48)})
     assert list(lane_lines(data, 8)) == ["data: web is read in 48 lanes"]
-    assert "up to 2% of it to use 1.0%: make data.lanes a multiple of the 96" in next(lane_lines(data, 96))
-    told = "48 lanes; a process tokenizes up to 100% of it to use 14.3%: make data.lanes a multiple of the 7 "
+    line = next(lane_lines(data, 96))
+    assert "up to 2% of it to use 1.0%: make data.stream_shards a multiple of the 96" in line
+    told = "48 lanes; a process tokenizes up to 100% of it to use 14.3%: make data.stream_shards a multiple"
     assert told in next(lane_lines(data, 7))
     few, _ = toy({"web": live([["x"]] * 2, lane_limit=48)})
     assert "up to 50% of it to use 12.5%: give it more files" in next(lane_lines(few, 8))

@@ -65,7 +65,7 @@ class Others:
     def next(self) -> Any:
         """The next batch, where errors of the other rank are this one's, as if gathered."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("llmkit.loop.ends.together", self.together)
+            patch.setattr("llmkit.loop.ends.fail_together", self.together)
             return next_batch(self.run, self.log, self.loader)
 
     @contextmanager

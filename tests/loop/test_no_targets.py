@@ -25,7 +25,7 @@ def project(tmp_path, monkeypatch):
 
 
 CHATS = [
-    "data.sources=[{type: jsonl, path: chats.jsonl, record: chat}]", "data.heldout_every=0",
+    "data.sources=[{type: jsonl, path: chats.jsonl, record: chat}]", "data.validation_fraction=0",
     "train.global_batch_size=1", "train.max_steps=20", "run.deterministic=false",
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from llmkit.optim.schedule import lr_factor
         ({"name": "cosine", "warmup_steps": 0, "min_lr_ratio": 0.0}, {25: 0.853553, 50: 0.5, 100: 0.0}),
         ({"name": "cosine", "warmup_steps": 20, "min_lr_ratio": 0.2}, {20: 1.0, 60: 0.6, 100: 0.2, 101: 0.2}),
         ({"name": "wsd", "warmup_steps": 10, "min_lr_ratio": 0.0}, {10: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
-        ({"name": "wsd", "warmup_steps": 95, "min_lr_ratio": 0.0, "decay_fraction": 0.2}, {95: 1.0, 100: 0.0}),
+        ({"name": "wsd", "warmup_steps": 95, "min_lr_ratio": 0.0}, {95: 1.0, 100: 0.0}),
         ({"name": "cosine", "warmup_steps": 200, "min_lr_ratio": 0.0}, {100: 0.5}),
     ],
 )  # fmt: skip

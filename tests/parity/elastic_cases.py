@@ -46,8 +46,8 @@ def start(root: str) -> None:
                 train(engine, mesh, first, last)
                 save(
                     Path(root) / world.precision / name, last, engine.read_pieces(),
-                    state={"updates": engine.optimizer_steps}, model=SHAPE.to_dict(), config={}, extra_files={},
-                    keep_last=2, mesh=mesh,
+                    state={"updates": engine.optimizer_steps}, model=SHAPE.to_dict(), config={},
+                    extra_files={}, keep_last=2, mesh=mesh,
                 )  # fmt: skip
             engine.close()
 

@@ -51,7 +51,7 @@ def marks_missing() -> Iterator[None]:
 
 def gradient_not_summed() -> Any:
     """Each rank's norms see a piece of the sequence only, and nothing adds up their gradients."""
-    return patch.object(norm, "shared", lambda weight, group: weight)
+    return patch.object(norm, "replicated_weight", lambda weight, group: weight)
 
 
 def bias_of_every_rank() -> Any:
@@ -77,7 +77,7 @@ def vocabulary_from_zero() -> Any:
 
 def heads_not_gathered() -> Any:
     """Where ranks share a key and value head, the gradient does not find its way back to the others."""
-    real = attention.gather
+    real = attention.all_gather
 
     def one_way(x: Tensor, dim: int, group: Any) -> Tensor:
         gathered, own = real(x.detach(), dim, group), x.shape[dim]
@@ -85,7 +85,7 @@ def heads_not_gathered() -> Any:
         before, _, after = gathered.split([first, own, gathered.shape[dim] - first - own], dim)
         return torch.cat([before, x, after], dim)
 
-    return patch.object(attention, "gather", one_way)
+    return patch.object(attention, "all_gather", one_way)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ CHANGES: dict[str, Callable[[Trajectory], object]] = {
     "first moment": lambda t: t.state["exp_avg"]["blocks.0.mlp.up_proj.bias"].add_(float("inf")),
     "second moment": lambda t: t.state["exp_avg_sq"].update(unknown=torch.zeros(1)),
     "replicas": lambda t: t.drifted.append("norm.weight"),
-    "updates": lambda t: setattr(t, "updates", 9),
+    "updates": lambda t: setattr(t, "optimizer_steps", 9),
 }
 
 

@@ -49,7 +49,7 @@ def cached_tokenizer(
     if spec.type == "bpe":
         described["heldout_every"] = config.heldout_every
         described["sources"] = [
-            {"live": source.spec.live and config.lanes, **source.described()} for source in readable
+            {"live": source.spec.live and config.stream_shards, **source.described()} for source in readable
         ]
     folder = Path(config.cache_dir) / f"tokenizer-{content_key(described)}"
 

@@ -3,7 +3,7 @@
 Every lane is read from its beginning again when it is at its end. If lanes with less text gave as many rows
 as others, the model would see their text more often.
 
-The positions of the run's order lie in columns, as many as `data.lanes`: position g is in column g % columns.
+The positions of the run's order lie in `data.stream_shards` columns: position g is in column g % columns.
 A column belongs to one lane, or passes from lane to lane with each row that it takes of the source.
 """
 

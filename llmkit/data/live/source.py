@@ -48,7 +48,7 @@ def open_reader(
     """Reads a live source, whose files are cut here if `units` are not known; place: key of its settings."""
     if units is None:
         low, high = UNIT_BYTES
-        wanted = -(-sum(file.size for file in files) // (UNITS_PER_LANE * config.lanes))
+        wanted = -(-sum(file.size for file in files) // (UNITS_PER_LANE * config.stream_shards))
         units = cut_into_units(spec, files, min(max(wanted, low), high), place)
     return SourceReader(spec, name, place, config.errors, files, units)
 
@@ -81,8 +81,8 @@ class LiveSource:
             reader=reader,
             encoder=encoder,
             sequence_length=config.sequence_length,
-            lane_limit=config.lanes,
-            columns=config.lanes,
+            lane_limit=config.stream_shards,
+            columns=config.stream_shards,
             window=config.shuffle_window,
             heldout_every=config.heldout_every,
             cache_dir=config.cache_dir if reader.spec.cache_live_tokens else None,

@@ -151,7 +151,7 @@ def test_documents_are_packed_some_at_a_time(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(build_source, "SMALL", 1 << 20)
     wanted = [f"record {number} {'x' * (number % 40)}" for number in range(300)]
     write_records(tmp_path, [{"text": text} for text in wanted])
-    config = settings(tmp_path, packing="best_fit", sequence_length=64, heldout_every=0)
+    config = settings(tmp_path, packing="best_fit", sequence_length=64, validation_fraction=0.0)
     at_once = texts(prepare(config, silent))[0]
     monkeypatch.setattr(assemble, "PLAN_TOKENS", 2000)
     here = str(tmp_path / "again")
@@ -207,7 +207,7 @@ def test_a_bad_document_stops_the_build_where_that_is_asked_for(tmp_path: Path) 
 def test_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     write_records(tmp_path, [{"input_ids": [1, 2, number]} for number in range(30)])
     source = schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"), record="ids")
-    prepared = prepare(settings(tmp_path, sources=[source], heldout_every=0), silent)
+    prepared = prepare(settings(tmp_path, sources=[source], validation_fraction=0.0), silent)
     stored = prepared.train[0].stored
     assert stored is not None
     documents = [stored.document(number).tolist() for number in range(stored.documents)]
@@ -217,7 +217,7 @@ def test_ids_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_ids_of_another_vocabulary_are_left_out_or_refused_with_their_place(tmp_path: Path) -> None:
     write_records(tmp_path, [{"input_ids": [1] * 20}, {"input_ids": [1, 257]}, {"input_ids": [-100]}])
     source = schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"), record="ids")
-    prepared = prepare(settings(tmp_path, sources=[source], heldout_every=0), silent)
+    prepared = prepare(settings(tmp_path, sources=[source], validation_fraction=0.0), silent)
     assert prepared.left_out["jsonl-0"] == {"with token ids outside the vocabulary": 2}
     with pytest.raises(UserError, match=r"r.jsonl:2: holds the token id 257, .* go from 0 to 256.*; mend"):
         prepare(settings(tmp_path, sources=[source], errors="raise"), silent)
@@ -234,7 +234,7 @@ def test_where_nothing_is_held_out_that_is_told(tmp_path: Path) -> None:
 def test_nothing_is_held_out_where_none_is_asked_for(tmp_path: Path) -> None:
     write_records(tmp_path, [{"text": "record"}] * 30)
     lines: list[str] = []
-    prepared = prepare(settings(tmp_path, heldout_every=0), lines.append)
+    prepared = prepare(settings(tmp_path, validation_fraction=0.0), lines.append)
     assert prepared.heldout == ()
     assert len(texts(prepared)[0]) == 30
     assert not any("nothing is held out" in line for line in lines)
@@ -283,7 +283,7 @@ def test_what_is_told_of_chats_is_the_text_that_was_read(
     clock = iter([10.0, 12.0])
     monkeypatch.setattr(build_source, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     lines: list[str] = []
-    prepare(settings(tmp_path, sources=[source], heldout_every=0), lines.append)
+    prepare(settings(tmp_path, sources=[source], validation_fraction=0.0), lines.append)
     assert any(line.endswith(" tokens of 1.00 MB of text in 2.0 s (0.5 MB/s)") for line in lines), lines
     assert lines[-1].endswith(" training tokens of 150 bytes to learn, 0 bytes held out")
 

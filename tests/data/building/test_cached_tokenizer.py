@@ -109,7 +109,7 @@ def test_another_text_gives_another_one(words: Words) -> None:
 def test_other_held_out_text_gives_another_one(words: Words, tmp_path: Path) -> None:
     path = words("one", 300)
     for every in (0, 20, 0):
-        make(settings(path, heldout_every=every))
+        make(settings(path, validation_fraction=1 / every if every else 0.0))
     assert len(list((tmp_path / "cache").glob("tokenizer-*"))) == 2
 
 

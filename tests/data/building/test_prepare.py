@@ -82,7 +82,7 @@ def test_settings_that_leave_the_tokens_alone_share_a_folder(words: Words) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        {"heldout_every": 5},
+        {"validation_fraction": 0.2},
         {"errors": "replace"},
         {"tokenizer": schema.Tokenizer(type="bytes", end_of_text="<end>")},
     ],
@@ -214,7 +214,7 @@ def test_sources_that_read_the_same_file_are_warned_about(words: Words) -> None:
     (warning,) = (line for line in lines if "WARNING" in line)
     assert f"one and two both read {path}: what is held out of the one is trained on in the other" in warning
     lines.clear()
-    prepare(settings(path, sources=both, heldout_every=0), lines.append)
+    prepare(settings(path, sources=both, validation_fraction=0.0), lines.append)
     assert not any("WARNING" in line for line in lines)
 
 
@@ -250,7 +250,7 @@ def test_a_live_source_that_is_cut_otherwise_has_other_held_out_documents(
     text = words("w", 300)
     found = []
     for lanes in (1, 8):
-        prepared = prepare(settings(text, sources=[source(text, live=True)], lanes=lanes), silent)
+        prepared = prepare(settings(text, sources=[source(text, live=True)], stream_shards=lanes), silent)
         (train,) = prepared.train
         assert isinstance(train.rows, LiveSource)
         reader, rows = train.rows.reader, train.rows
@@ -267,7 +267,7 @@ def test_a_live_source_that_is_cut_otherwise_has_other_held_out_documents(
 
 def test_a_live_source_may_hold_nothing_out(words: Words) -> None:
     text = words("w", 30)
-    prepared = prepare(settings(text, sources=[source(text, live=True)], heldout_every=0), silent)
+    prepared = prepare(settings(text, sources=[source(text, live=True)], validation_fraction=0.0), silent)
     assert (prepared.heldout, prepared.folders) == ((), {})
 
 

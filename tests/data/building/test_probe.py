@@ -83,7 +83,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("small.jsonl").write_text('{"text": "ab"}\n')
     small = Source(type="jsonl", name="small", path="small.jsonl")
     Path("small").symlink_to(
-        prepare(settings(small, heldout_every=0, sequence_length=2), print).folders["small"]
+        prepare(settings(small, validation_fraction=0.0, sequence_length=2), print).folders["small"]
     )
 
 
@@ -106,7 +106,7 @@ def test_a_later_source_is_looked_at_before_an_earlier_one_is_built(
     monkeypatch.setattr(build_source, "assemble", lambda *_, **__: pytest.fail("built"))
     fields, message = (MISTAKES | WITH_A_TOKENIZER)[mistake]
     good = Source(type="parquet", name="good", path="a.parquet")
-    config = settings(good, Source(name="bad", **fields), tokenizer=tokenizer, heldout_every=0)
+    config = settings(good, Source(name="bad", **fields), tokenizer=tokenizer, validation_fraction=0.0)
     with pytest.raises(Exception, match=message) as failure:
         prepare(config, lambda line: pytest.fail(line))
     assert "mistakes" not in str(failure.value)
@@ -151,12 +151,14 @@ def test_many_empty_records_do_not_condemn_a_source(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(probe, "RECORDS", 5)
     Path("a.jsonl").write_text('{"text": ""}\n' * 9 + '{"text": "word by word"}\n' * 9)
     source = Source(type="jsonl", name="good", path="a.jsonl")
-    assert prepare(settings(source, heldout_every=0), lambda line: None).train[0].stored.documents == 9
+    assert (
+        prepare(settings(source, validation_fraction=0.0), lambda line: None).train[0].stored.documents == 9
+    )
     Path("a.jsonl").write_text('{"text": 1}\n' * 9 + '{"text": "word by word"}\n' * 9)
     with pytest.raises(
         UserError, match=r"none of its first 5 records can be used .5 documents left out: 5 no"
     ):
-        prepare(settings(source, heldout_every=0), lambda line: None)
+        prepare(settings(source, validation_fraction=0.0), lambda line: None)
 
 
 def test_the_end_of_each_document_of_megatron_is_checked_once(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ EVERY = 7
 
 def open_live(path: Path, place: int, **changes: Any) -> LiveSource:
     spec = schema.Source(type="jsonl", path=str(path), live=True, **changes)
-    config = schema.Data(sources=[spec], sequence_length=32, lanes=3, shuffle_window=5, heldout_every=EVERY)
+    config = schema.Data(
+        sources=[spec], sequence_length=32, stream_shards=3, shuffle_window=5, validation_fraction=1 / EVERY
+    )
     key = f"data.sources.{place}"
     reader = open_reader(spec, path.stem, key, config, list_files(spec, key))
     return LiveSource.of(reader, config, RecordEncoder(TOKENIZER)).numbered(place, seed=5)

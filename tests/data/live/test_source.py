@@ -139,7 +139,9 @@ def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> Non
         for number in range(30_000):
             file.write(f'{{"text": "{number:>100}"}}\n')
     spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
-    config = schema.Data(sources=[spec], lanes=2, sequence_length=64, shuffle_window=3, cache_dir="cache")
+    config = schema.Data(
+        sources=[spec], stream_shards=2, sequence_length=64, shuffle_window=3, cache_dir="cache"
+    )
     reader = open_reader(spec, "toy", "data.sources.0", config, list_files(spec, "data.sources.0"))
     size = (tmp_path / "a.jsonl").stat().st_size
     assert len(reader.units) == pytest.approx(8, abs=1)
@@ -157,7 +159,7 @@ def test_a_record_longer_than_a_unit_leaves_no_lane_without_one(tmp_path: Path) 
         for number in range(20_000):
             file.write(f'{{"text": "{"x" * 900_000 if number == 10_000 else number:>100}"}}\n')
     spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
-    config = schema.Data(sources=[spec], lanes=48, sequence_length=64)
+    config = schema.Data(sources=[spec], stream_shards=48, sequence_length=64)
     reader = open_reader(spec, "toy", "data.sources.0", config, list_files(spec, "data.sources.0"))
     empty = [unit for unit in range(len(reader.units)) if not any(reader.read(unit))]
     assert len(empty) >= 2
