@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmkit.config.check import check
+from llmkit.config.file_text import similar
 from llmkit.config.layers import Layer, Layers, flat, mixed, tied
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, error, printable
 from llmkit.config.override import apply_override
@@ -17,7 +18,7 @@ from llmkit.config.schema import Config
 from llmkit.config.settings import Known, Settings
 from llmkit.config.tree import Node, merge
 from llmkit.config.validate import origins, validate
-from llmkit.config.yaml_reader import read_file, similar
+from llmkit.config.yaml_reader import read_file
 from llmkit.files import may_exist
 
 MAX_EXTENDS = 8

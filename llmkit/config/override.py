@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from llmkit.config.file_text import UnreadableError
 from llmkit.config.mistakes import (
     COMMAND_LINE,
     NOT_SHOWN,
@@ -15,7 +16,7 @@ from llmkit.config.mistakes import (
 )
 from llmkit.config.schema import default_source_name
 from llmkit.config.tree import Node, merge
-from llmkit.config.yaml_reader import UnreadableError, read_value
+from llmkit.config.yaml_reader import read_value
 
 MAX_KEY_PARTS = 16
 """Most parts of an override's dotted key."""

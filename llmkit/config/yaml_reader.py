@@ -1,27 +1,22 @@
 """Reads one YAML file into a tree that knows the line of every value.
 
-The parser's events are checked one by one while the tree is built, so a hostile file is refused
-before it can grow. Scalars follow the YAML 1.2 core schema: `1e-4` is a number, `off` is text.
+Scalars follow the YAML 1.2 core schema: `1e-4` is a number, `off` is text.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import yaml
 
+from llmkit.config.file_text import UnreadableError, read_text
 from llmkit.config.mistakes import Mistake, display, printable
 from llmkit.config.tree import Node, Scalar
 
-MAX_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
 MAX_QUOTED = 60
@@ -36,15 +31,6 @@ _CONSTANTS: dict[str, bool | float | None] = {
 }
 _INTEGER = re.compile(r"(?P<ten>[-+]?[0-9]+)|0o(?P<eight>[0-7]+)|0x(?P<sixteen>[0-9a-fA-F]+)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-class UnreadableError(Exception):
-    """The text cannot be read any further; carries the mistake that says why."""
-
-    def __init__(self, mistake: Mistake) -> None:
-        super().__init__(mistake.what)
-        self.mistake = mistake
 
 
 def read_file(path: Path, shown: str, mistakes: list[Mistake]) -> Node | None:
@@ -53,7 +39,7 @@ def read_file(path: Path, shown: str, mistakes: list[Mistake]) -> Node | None:
     shown: the file's name in messages.
     """
     try:
-        text = _text(path, shown)
+        text = read_text(path, shown)
         root = _read(text, lambda line: f"{shown}:{line}", mistakes)
         if not isinstance(root.value, dict):
             kind = "is empty" if root.value is None else "is no mapping"
@@ -72,11 +58,11 @@ def read_value(text: str, place: str) -> Node:
         raise UnreadableError(
             Mistake(place, 'the value has a line break; write it as "\\n" within double quotes')
         )
-    if bad := _UNPRINTABLE.search(text):
-        what = f"the control character {bad[0]!a}"
-        if "\udc80" <= bad[0] <= "\udcff":  # what the interpreter makes of a byte that it cannot decode
-            what = f"the byte 0x{ord(bad[0]) - 0xDC00:02x}, which is no UTF-8"
-        raise UnreadableError(Mistake(place, f"the value holds {what}"))
+    if bad := next((ord(c) for c in text if "\udc80" <= c <= "\udcff"), None):
+        # What the interpreter makes of a byte that it cannot decode.
+        raise UnreadableError(
+            Mistake(place, f"the value holds the byte 0x{bad - 0xDC00:02x}, which is no UTF-8")
+        )
     mistakes: list[Mistake] = []
     try:
         node = _read(text, lambda line: place, mistakes, value_only=True)
@@ -112,202 +98,132 @@ def resolve(text: str) -> Scalar:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def _text(path: Path, shown: str) -> str:
-    """The file's text. Raises UnreadableError."""
-
-    def refuse(what: str, line: int | None = None) -> NoReturn:
-        raise UnreadableError(Mistake(shown if line is None else f"{shown}:{line}", what))
-
-    try:
-        if not path.exists():
-            order = "; the configuration comes before the overrides" if "=" in shown else similar(path)
-            refuse(f"there is no such file{order}")
-        if not path.is_file():
-            refuse("this is no file" + (f" but a folder{_within(path, shown)}" if path.is_dir() else ""))
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as fault:
-        refuse(f"the file cannot be read: {getattr(fault, 'strerror', None) or fault}")
-    if len(raw) > MAX_BYTES:
-        refuse("the file is larger than 1 MiB; is this a configuration?")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        refuse(f"the byte 0x{raw[fault.start]:02x} is no UTF-8", raw.count(b"\n", 0, fault.start) + 1)
-    if bad := _UNPRINTABLE.search(text):
-        refuse(f"the control character {bad[0]!a} is not allowed", text.count("\n", 0, bad.start()) + 1)
-    return text
-
-
-def similar(path: Path) -> str:
-    """The name beside a file that is not there which may be meant; "" where there is none."""
-    with contextlib.suppress(OSError):
-        if close := difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.75):
-            return f"; did you mean {printable(close[0])}?"
-    return ""
-
-
-def _within(folder: Path, shown: str) -> str:
-    """The configuration in a folder that was named in its place, as one of a run is."""
-    inside = os.path.join(shown, "config.yaml")
-    return f"; name a configuration in it: {inside}" if (folder / "config.yaml").is_file() else ""
-
-
 def _read(
     text: str, place: Callable[[int], str], mistakes: list[Mistake], *, value_only: bool = False
 ) -> Node:
-    """The tree of a text. Raises UnreadableError where the rest of the text would make no sense."""
-    builder = _Builder(place, mistakes)
-    end = 0
+    """The tree of a text. Raises UnreadableError where the rest of the text would make no sense.
+
+    value_only: it must be one scalar or flow value, as that of an override.
+    """
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if value_only:
-                _check_value_only(event, place)
-            if isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
-                end = event.end_mark.index
-            builder.add(event)
+        loader = _Loader(text, place, mistakes)
+        root = loader.get_single_node()
+        if value_only:
+            _check_value_only(root, text, place)
+        return Node(None, place(1)) if root is None else loader.tree(root)
+    except yaml.reader.ReaderError as fault:
+        line = text.count("\n", 0, fault.position) + 1
+        what = f"the control character {chr(fault.character)!a} is not allowed"
+        raise UnreadableError(Mistake(place(line), what)) from None
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
-        line = 1 if mark is None else mark.line + 1
         problem = printable(str(fault.problem or fault.context or "cannot be parsed"))
-        raise UnreadableError(
-            Mistake(place(line), f"this is not valid YAML: {problem}{_hint(problem)}")
-        ) from None
-    except yaml.YAMLError as fault:
-        raise UnreadableError(Mistake(place(1), f"this is not valid YAML: {printable(str(fault))}")) from None
+        what = f"this is not valid YAML: {problem}{_hint(problem)}"
+        raise UnreadableError(Mistake(place(1 if mark is None else mark.line + 1), what)) from None
     except (ValueError, OverflowError):  # an escape such as "\UFFFFFFFF" names no character
-        raise UnreadableError(
-            Mistake(place(1), "this is not valid YAML: an escape names no character")
-        ) from None
-    if value_only and text[end:].strip():
-        raise UnreadableError(Mistake(place(1), "the value ends in a comment"))
-    return builder.root or Node(None, place(1))
+        what = "this is not valid YAML: an escape names no character"
+        raise UnreadableError(Mistake(place(1), what)) from None
 
 
 def _hint(problem: str) -> str:
-    if "'\\t'" in problem or "\\t" in problem:
+    if "\\t" in problem:
         return " (indent with spaces, not tabs)"
     if "mapping values are not allowed" in problem:
         return " (wrong indentation, or a text with a colon that needs quotes)"
-    return ""
+    return " (a file holds one)" if "another document" in problem else ""
 
 
-def _check_value_only(event: yaml.Event, place: Callable[[int], str]) -> None:
+def _check_value_only(root: yaml.Node | None, text: str, place: Callable[[int], str]) -> None:
     """Refuses what an override's value must not be: a block of YAML. Raises UnreadableError."""
-    if isinstance(event, yaml.CollectionStartEvent) and not event.flow_style:
+    what = ""
+    outside = text
+    if root is not None:
+        outside = text[: root.start_mark.index] + text[root.end_mark.index :]
+    if isinstance(root, yaml.CollectionNode) and not root.flow_style:
         what = "the value reads as a mapping or list in block form"
-    elif isinstance(event, yaml.ScalarEvent) and event.style in ("|", ">"):
+    elif isinstance(root, yaml.ScalarNode) and root.style in ("|", ">"):
         what = "the value reads as a block of text"
-    elif isinstance(event, yaml.DocumentStartEvent) and event.explicit:
-        what = "the value begins with `---` or `%`"
-    else:
-        return
-    raise UnreadableError(Mistake(place(1), what))
+    elif outside.strip():
+        what = f"YAML reads {display(outside.strip())} as no part of the value but as a comment or a mark"
+    if what:
+        raise UnreadableError(Mistake(place(1), what))
 
 
-@dataclass
-class _Frame:
-    """A mapping or list that is being built; `key` is the key whose value comes next."""
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """PyYAML's composer, which gives nodes with their lines; no value is constructed.
 
-    node: Node
-    key: str | None = None
-    skip: bool = False
-    lines: dict[str, str] = field(default_factory=dict)
+    Anchors, aliases and tags are refused, and a hostile file before it can grow.
+    """
 
+    def __init__(self, text: str, place: Callable[[int], str], mistakes: list[Mistake]) -> None:
+        super().__init__(text)
+        self._place, self._mistakes = place, mistakes
+        self._depth = self._values = 0
 
-class _Builder:
-    """Builds the tree from parser events on a stack of its own, never by recursion."""
-
-    def __init__(self, place: Callable[[int], str], mistakes: list[Mistake]) -> None:
-        self.root: Node | None = None
-        self._place = place
-        self._mistakes = mistakes
-        self._stack: list[_Frame] = []
-        self._values = 0
-        self._documents = 0
-
-    def add(self, event: yaml.Event) -> None:
-        """Takes the next event. Raises UnreadableError."""
-        place = self._place(event.start_mark.line + 1)
-        if isinstance(event, yaml.DocumentStartEvent):
-            self._documents += 1
-            if self._documents > 1:
-                raise UnreadableError(Mistake(place, "a second document begins here; a file holds one"))
-            if event.version or event.tags:
-                raise UnreadableError(Mistake(place, "directives (%YAML, %TAG) are not supported"))
-        elif isinstance(event, yaml.AliasEvent):
-            raise UnreadableError(Mistake(place, f"aliases (*{printable(event.anchor)}) are not supported"))
-        elif isinstance(event, yaml.NodeEvent):
-            self._node(event, place)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            self._stack.pop()
-
-    def _node(self, event: yaml.NodeEvent, place: str) -> None:
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        """The next node with all below it."""
+        event = self.peek_event()
         self._values += 1
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(event, f"aliases (*{printable(event.anchor)}) are not supported")
         if self._values > MAX_VALUES:
-            raise UnreadableError(Mistake(place, f"more than {MAX_VALUES} values; is this a configuration?"))
+            self._refuse(event, f"more than {MAX_VALUES} values; is this a configuration?")
+        if self._depth > MAX_DEPTH:
+            self._refuse(event, f"nested more than {MAX_DEPTH} levels deep")
         if event.anchor is not None:
-            self._mistake(place, f"anchors (&{printable(event.anchor)}) are not supported; repeat the value")
+            what = f"anchors (&{printable(event.anchor)}) are not supported; repeat the value"
+            self._mistake(event, what)
         if event.tag is not None:
-            self._mistake(place, f"tags ({printable(event.tag)}) are not supported; leave the tag out")
-        frame = self._stack[-1] if self._stack else None
-        if frame is not None and isinstance(frame.node.value, dict) and frame.key is None:
-            self._key(frame, event, place)
-            return
-        self._value(frame, event, place)
+            self._mistake(event, f"tags ({printable(event.tag)}) are not supported; leave the tag out")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
-    def _key(self, frame: _Frame, event: yaml.NodeEvent, place: str) -> None:
-        """The event is a mapping's key."""
-        if not isinstance(event, yaml.ScalarEvent):
-            raise UnreadableError(Mistake(place, "a key must be text, not a mapping or list"))
-        key, skip = event.value, True
-        if event.implicit[0] and key == "<<":
-            self._mistake(place, "merge keys (<<) are not supported; use `extends:` or repeat the values")
-        elif event.implicit[0] and not isinstance(self._scalar(event, place), str):
-            self._mistake(place, f"a key must be text, not {printable(key) or 'null'}")
-        elif key in frame.lines:
-            line = frame.lines[key].rpartition(":")[2]
+    def tree(self, node: yaml.Node, place: str | None = None) -> Node:
+        """The node as a tree of settings; place: of its key."""
+        here = place or self._place(node.start_mark.line + 1)
+        if isinstance(node, yaml.ScalarNode):
+            return Node(self._scalar(node), here)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([self.tree(item) for item in node.value], here)
+        section: dict[str, Node] = {}
+        for name, value in node.value:
+            below = self.tree(value, self._place(name.start_mark.line + 1))
+            if (key := self._key(name, section)) is not None:
+                section[key] = below
+        return Node(section, here)
+
+    def _key(self, node: yaml.Node, section: dict[str, Node]) -> str | None:
+        """A mapping's key; None where it cannot be used."""
+        if not isinstance(node, yaml.ScalarNode):
+            self._refuse(node, "a key must be text, not a mapping or list")
+        key = str(node.value)
+        if key == "<<" and not node.style:
+            self._mistake(node, "merge keys (<<) are not supported; use `extends:` or repeat the values")
+        elif not isinstance(self._scalar(node), str):
+            self._mistake(node, f"a key must be text, not {printable(key) or 'null'}")
+        elif key in section:
+            line = section[key].place.rpartition(":")[2]
             first = f", first in line {line}" if line.isdecimal() else ""
-            self._mistake(place, f'"{printable(key)}" is given twice{first}')
+            self._mistake(node, f'"{printable(key)}" is given twice{first}')
         else:
-            frame.lines[key], skip = place, False
-        frame.key, frame.skip = key, skip
+            return key
+        return None
 
-    def _value(self, frame: _Frame | None, event: yaml.NodeEvent, place: str) -> None:
-        """The event is a value: of the mapping's last key, of the list, or the whole document."""
-        node = Node(None, place)
-        if frame is None:
-            self.root = node
-        elif isinstance(frame.node.value, dict):
-            key = frame.key
-            assert key is not None
-            if not frame.skip:
-                node.place = frame.lines[key]
-                frame.node.value[key] = node
-            frame.key = None
-        else:
-            assert isinstance(frame.node.value, list)
-            frame.node.value.append(node)
-        if isinstance(event, yaml.ScalarEvent):
-            node.value = self._scalar(event, place)
-            return
-        if len(self._stack) >= MAX_DEPTH:
-            raise UnreadableError(Mistake(place, f"nested more than {MAX_DEPTH} levels deep"))
-        node.value = {} if isinstance(event, yaml.MappingStartEvent) else []
-        self._stack.append(_Frame(node))
-
-    def _scalar(self, event: yaml.ScalarEvent, place: str) -> Scalar:
-        text: str = event.value
+    def _scalar(self, node: yaml.ScalarNode) -> Scalar:
+        text = str(node.value)
         if any("\ud800" <= c <= "\udfff" for c in text):
-            self._mistake(place, "an escape in this text names half a character (a surrogate)")
+            self._mistake(node, "an escape in this text names half a character (a surrogate)")
             return ""
-        if event.style is not None and event.style != "":
-            return text
         try:
-            return resolve(text)
+            return text if node.style else resolve(text)
         except ValueError as fault:
-            self._mistake(place, str(fault))
+            self._mistake(node, str(fault))
             return 1
 
-    def _mistake(self, place: str, what: str) -> None:
-        self._mistakes.append(Mistake(place, what))
+    def _mistake(self, at: yaml.Node | yaml.Event, what: str) -> None:
+        self._mistakes.append(Mistake(self._place(at.start_mark.line + 1), what))
+
+    def _refuse(self, at: yaml.Node | yaml.Event, what: str) -> NoReturn:
+        raise UnreadableError(Mistake(self._place(at.start_mark.line + 1), what))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.config.mistakes import Mistake
+from llmkit.config.file_text import MAX_BYTES, UnreadableError
 from llmkit.config.tree import Node, find, place_of
-from llmkit.config.yaml_reader import MAX_BYTES, MAX_DEPTH, UnreadableError, read_file, read_value, resolve
+from llmkit.config.yaml_reader import MAX_DEPTH, read_file, read_value, resolve
 
 Refused = Callable[..., str]
 
@@ -112,8 +111,8 @@ HOSTILE: dict[str, tuple[str | bytes, str, str]] = {
     ),
     "string tag": ("run:\n  name: !!str 5\n", "c.yaml:2", "tags (tag:yaml.org,2002:str) are not supported"),
     "local tag": ("run: !x {}\n", "c.yaml:1", "tags (!x)"),
-    "tag directive": ("%TAG ! tag:x,2000:\n---\nrun: {}\n", "c.yaml:1", "directives (%YAML, %TAG)"),
-    "two documents": ("run: {}\n---\nrun: {}\n", "c.yaml:2", "a second document"),
+    "tag directive": ("%TAG ! tag:x,2000:\n---\nrun: !a {}\n", "c.yaml:3", "tags (tag:x,2000:a)"),
+    "two documents": ("run: {}\n---\nrun: {}\n", "c.yaml:2", "another document (a file holds one)"),
     "duplicate key": (
         "run:\n  seed: 1\n  name: a\n  seed: 2\n",
         "c.yaml:4",
@@ -172,20 +171,6 @@ def test_several_faults_of_form_are_reported_together(refused: Refused) -> None:
     message = refused("run: &a {seed: 1, seed: 2}\n1: 2\nmodel: !!map {}\n")
     for what in ("anchors (&a)", '"seed" is given twice', "a key must be text, not 1", "tags ("):
         assert what in message
-
-
-def test_what_is_no_file_is_refused(write: Callable[..., str], tmp_path: Path) -> None:
-    write()
-    os.mkfifo(tmp_path / "pipe")
-    for name, what in (
-        (".", "a folder"),
-        ("nothing.yaml", "no such file"),
-        ("pipe", "no file"),
-        ("a\0b", "no such file"),
-    ):
-        mistakes: list[Mistake] = []
-        assert read_file(Path(name), name, mistakes) is None
-        assert what in mistakes[0].what
 
 
 @given(st.text(max_size=60))
