@@ -94,7 +94,7 @@ def launch(options: argparse.Namespace, stage: int, tensor_size: int) -> dict[st
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In one rank: builds the engine, trains two steps, counts."""
     from llmkit.engine.build import build_engine
-    from llmkit.engine.zero import import_deepspeed
+    from llmkit.engine.deepspeed import import_deepspeed
 
     import_deepspeed()
     dist.init_process_group("gloo")

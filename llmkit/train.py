@@ -45,7 +45,7 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
     place = rank_info_from_env(environment)
     sharded = needs_deepspeed(config, environment)
     if sharded:
-        from llmkit.engine.zero import import_deepspeed
+        from llmkit.engine.deepspeed import import_deepspeed
 
         import_deepspeed()  # sets it up, which must come before any process group
     timeout = timedelta(minutes=config.parallel.timeout_minutes)

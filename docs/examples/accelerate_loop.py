@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from llmkit.config.load import load
 from llmkit.data.building.prepare import prepare
 from llmkit.data.loader import TrainLoader
-from llmkit.engine.zero import import_deepspeed
+from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import build_adamw
 from llmkit.parallel.rank_info import rank_info_from_env

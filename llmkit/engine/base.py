@@ -68,11 +68,10 @@ class Engine(Protocol):
     """Owns parameters, gradients and optimizer state. All ranks call its methods together.
 
     model: with the weights of now; whole, and so fit for sampling, unless ZeRO-3 or tensor parallelism
-        cuts it. deepspeed_config: what DeepSpeed was set up with, None if it is not at work.
+        cuts it.
     """
 
     model: Model
-    deepspeed_config: dict[str, Any] | None
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """One update: the gradient is that of the summed loss divided by `targets`, the global count.
@@ -106,6 +105,10 @@ class Engine(Protocol):
     @property
     def optimizer_steps(self) -> int:
         """Updates applied so far (steps less skipped ones): AdamW's bias correction counts these."""
+        ...
+
+    def files(self) -> Mapping[str, Any]:
+        """What the run folder keeps of how the engine was set up: name of a JSON file -> its content."""
         ...
 
     def close(self) -> None:

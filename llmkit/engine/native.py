@@ -33,8 +33,6 @@ class NativeEngine:
     copies, renewed after each update.
     """
 
-    deepspeed_config: dict[str, Any] | None = None
-
     def __init__(
         self,
         model: Model,
@@ -175,6 +173,10 @@ class NativeEngine:
         """See `Engine.optimizer_steps`; waits for the device, so ask only when saving."""
         states = self.optimizers[0].state.values()
         return next((int(state["step"].item()) for state in states), 0)
+
+    def files(self) -> dict[str, Any]:
+        """See `Engine.files`."""
+        return {}
 
     def close(self) -> None:
         """Nothing to give up: the groups belong to the mesh."""

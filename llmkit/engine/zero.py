@@ -1,99 +1,34 @@
-"""ZeRO stages 1 to 3 by DeepSpeed (Rajbhandari et al. 2020), under our own seam.
+"""ZeRO stages 1 to 3 by DeepSpeed (Rajbhandari et al. 2020), as one of our engines.
 
-DeepSpeed cuts moments and masters (stage 1), gradients (2) and weights (3) over the data-parallel ranks
-and updates them. What is left to us, because it decides whether the numbers are right: the model, the
-groups, the division of the loss, the learning rate, and the state in checkpoints.
+DeepSpeed partitions moments and masters (stage 1), gradients (2) and weights (3) over the data-parallel
+ranks. What is ours, because it decides whether the numbers are right: the model, the groups, the division of
+the loss, the learning rate, the optimizers' arithmetic, and the state in checkpoints.
 """
 
 from __future__ import annotations
 
 import io
-import logging
-import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
+from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed
+from llmkit.engine.flat import FlatOptimizer
+from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.model.base import Model
-from llmkit.optim.build import build_adamw
+from llmkit.optim.build import Group, build_adamw, build_muon, groups_of, matrix_shapes, moments
+from llmkit.optim.exchange import shards_of
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, set up to be quiet and to compile nothing. Before any process group exists.
-
-    Its shared-memory all-reduce for CPUs is a C++ extension, built at the first start (37 s measured). A GPU
-    does without it, and there the mere look at DeepSpeed's table of extensions would probe all of them.
-    """
-    on_cpu = not torch.cuda.is_available()
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
-    import deepspeed
-
-    deepspeed.utils.logging.logger.setLevel(logging.ERROR)
-    if on_cpu:
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-class ModelParallelUnit:
-    """The mesh in the words that DeepSpeed asks for (Megatron's `mpu`).
-
-    It must not have a method named initialize_sequence_parallel: DeepSpeed takes that for its own form.
-    """
-
-    def __init__(self, mesh: Mesh) -> None:
-        assert mesh.data_group is not None and mesh.tensor_group is not None
-        self.mesh = mesh
-        self.data_group: ProcessGroup = mesh.data_group
-        self.tensor_group: ProcessGroup = mesh.tensor_group
-
-    def get_data_parallel_group(self) -> ProcessGroup:
-        """The ranks over which state is cut."""
-        return self.data_group
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        """Their ranks in the world."""
-        return dist.get_process_group_ranks(self.data_group)
-
-    def get_data_parallel_rank(self) -> int:
-        """The place among them."""
-        return self.mesh.data_rank
-
-    def get_data_parallel_world_size(self) -> int:
-        """How many they are."""
-        return self.mesh.data_size
-
-    def get_model_parallel_group(self) -> ProcessGroup:
-        """The ranks over which the layers are cut."""
-        return self.tensor_group
-
-    def get_model_parallel_rank(self) -> int:
-        """The place among them."""
-        return self.mesh.tensor_rank
-
-    def get_model_parallel_world_size(self) -> int:
-        """How many they are."""
-        return self.mesh.tensor_size
-
-    get_tensor_model_parallel_group = get_model_parallel_group
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
 
 @contextmanager
@@ -119,29 +54,45 @@ def zero3_init(config: dict[str, Any], mesh: Mesh, precision: str) -> Iterator[N
         torch.set_default_dtype(before)
 
 
+class Fragment(NamedTuple):
+    """This rank's slice of a parameter.
+
+    flat: number of the flat tensor that holds it. offset: where in that it begins. start, numel: elements of
+    the parameter's own flat storage.
+    """
+
+    flat: int
+    offset: int
+    start: int
+    numel: int
+
+
 class ZeroEngine:
     """Trains `model` under DeepSpeed; fp32, or bf16 with fp32 masters, accumulation and moments.
 
-    model: of fp32 parameters; for stage 3 made inside `zero3_init`. Its values do not matter: state
-    comes by `write_pieces`.
+    model: of fp32 parameters; for stage 3 made inside `zero3_init`. Its values do not matter: state comes
+    by `write_pieces`. config: DeepSpeed's, see `deepspeed_config`.
     """
 
     def __init__(self, model: Model, optimizer: Optimizer, *, config: dict[str, Any], mesh: Mesh) -> None:
         deepspeed = import_deepspeed()
-        self.model, self.mesh = model, mesh
-        self.deepspeed_config: dict[str, Any] | None = config
+        self.model, self.mesh, self.config = model, mesh, config
         self.stage: int = config["zero_optimization"]["stage"]
         self.parts = model.parameter_slices()
         self.parameters = dict(model.named_parameters())
-        adamw = build_adamw(self.parameters, self.parts, optimizer)
+        groups = groups_of(self.parts, optimizer)
+        self.optimizer = FlatOptimizer([[self.parameters[name] for name in group.names] for group in groups])
         with redirect_stdout(io.StringIO()):  # it prints its memory use, asked or not
             self.engine, self.zero, _, _ = deepspeed.initialize(
                 model=model,
-                optimizer=adamw,
+                optimizer=self.optimizer,
                 config=config,
                 mpu=ModelParallelUnit(mesh),
                 dist_init_required=False,
             )
+        self._bind(groups, optimizer, bf16="bf16" in config)
+        if hasattr(self.zero, "get_grads_for_norm"):
+            _take_norm_precisely(self.zero, next(model.parameters()).device)
         if self.stage == 3:
             # Gathering and letting go of weights is nothing to compile: without this torch.compile tries, for
             # each module anew, until it reaches its limit.
@@ -149,6 +100,31 @@ class ZeroEngine:
                 for hooks in (module._forward_pre_hooks, module._forward_hooks):
                     for key, hook in list(hooks.items()):
                         hooks[key] = torch.compiler.disable(hook)
+
+    def _bind(self, groups: Sequence[Group], settings: Optimizer, bf16: bool) -> None:
+        """Gives each flat tensor its optimizer; on all ranks in the same order, as some need all ranks."""
+        device = next(self.model.parameters()).device
+        optimizers: dict[Tensor, torch.optim.Optimizer] = {}
+        for number, flat in enumerate(self.flats):
+            group, names = next(
+                (group, held)
+                for group in groups
+                if (held := [name for name in group.names if self.flat_of[name] == number])
+            )
+            shards = [
+                shard
+                for name in names
+                if (place := self.fragments.get(name))
+                for shard in shards_of(self.parts[name], place.start, place.start + place.numel, place.offset)
+            ]
+            if group.optimizer == "adamw":
+                optimizers[flat] = build_adamw([([flat], group.weight_decay)], settings)
+            else:
+                shapes = matrix_shapes(names, self.parts)
+                optimizers[flat] = build_muon(
+                    [(flat, shards)], shapes, settings, self.mesh, device=device, bf16=bf16
+                )
+        self.optimizer.bind(optimizers)
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`."""
@@ -162,8 +138,7 @@ class ZeroEngine:
             loss = self.engine(batch)
             self.engine.backward(loss.objective * share, scale_wrt_gas=False)
             sums.add(loss)
-        for group in self.zero.param_groups:
-            group["lr"] = learning_rate
+        self.optimizer.set_learning_rate(learning_rate)
         self.engine.step()
         if self.zero.overflow and hasattr(self.zero, "averaged_gradients"):
             # With offload, DeepSpeed would add the next step's gradients to those that it just refused.
@@ -191,20 +166,20 @@ class ZeroEngine:
 
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
         """See `Engine.write_pieces`."""
-        state = self.zero.optimizer.state
-        for flat in self._flat_masters():
+        for flat, optimizer in self.optimizer.optimizers.items():
             # The optimizer would make these in its first step.
-            state[flat] = {
+            optimizer.state[flat] = {
                 "step": torch.tensor(float(optimizer_steps), device=flat.device),
-                **{kind: torch.zeros_like(flat) for kind in MOMENTS},
+                **{kind: torch.zeros_like(flat) for kind in moments(optimizer)},
             }
         with fail_together(self.mesh):
             load_shards(self._slots(), self.parts, source)
         self.model.has_weights = True
         self._round_weights()
 
-    def _flat_masters(self) -> list[Tensor]:
-        """This rank's slices of all masters, one flat tensor for each group of parameters."""
+    @cached_property
+    def flats(self) -> list[Tensor]:
+        """This rank's slices of all masters, in a flat tensor for each group of parameters, or several."""
         for name in (
             "fp32_partitioned_groups_flat",  # stage 3
             "single_partition_of_fp32_groups",  # stages 1 and 2
@@ -214,34 +189,44 @@ class ZeroEngine:
                 return list(found)
         raise AssertionError(f"{type(self.zero).__name__} keeps its masters elsewhere")
 
-    def _slots(self) -> Iterator[StateShard]:
-        """All that this rank keeps, as views of DeepSpeed's flat tensors."""
-        flats, state = self._flat_masters(), self.zero.optimizer.state
-        for name, parameter in self.parameters.items():
-            place = self._place(parameter)
-            if place is None:
-                continue
-            group, offset, start, size = place
-            flat = flats[group]
-            tensors = {"master": flat.detach(), **{kind: state[flat][kind] for kind in MOMENTS}}
-            for kind, tensor in tensors.items():
-                yield StateShard(name, kind, tensor[offset : offset + size], start)
+    @cached_property
+    def flat_of(self) -> dict[str, int]:
+        """Parameter -> number of the flat tensor that its slices are in, on whichever ranks they are."""
+        if self.stage < 3:
+            groups = self.zero.bit16_groups if hasattr(self.zero, "bit16_groups") else self.zero.bf16_groups
+            held = {id(parameter): n for n, group in enumerate(groups) for parameter in group}
+            return {name: held[id(parameter)] for name, parameter in self.parameters.items()}
+        position = self.zero.grad_position
+        return {name: position[self.zero.get_param_id(p)][0] for name, p in self.parameters.items()}
 
-    def _place(self, parameter: nn.Parameter) -> tuple[int, int, int, int] | None:
-        """Where this rank keeps its slice of a parameter; None where it has none.
+    @cached_property
+    def fragments(self) -> dict[str, Fragment]:
+        """This rank's slices of the parameters; it may have none of one."""
+        found = ((name, self._fragment(parameter)) for name, parameter in self.parameters.items())
+        return {name: fragment for name, fragment in found if fragment is not None}
 
-        (flat tensor, offset in it, first element of the parameter's storage, elements)
-        """
+    def _fragment(self, parameter: nn.Parameter) -> Fragment | None:
         if self.stage == 3:
-            group, offset, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
-            start = self.mesh.data_rank * size
-            size = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
-            return (group, offset, start, size) if size > 0 else None
+            flat, offset, numel = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            start = self.mesh.data_rank * numel
+            numel = min(numel, parameter.ds_numel - start)  # type: ignore[attr-defined]
+            return Fragment(flat, offset, start, numel) if numel > 0 else None
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             return None
         held, cut = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return mapping.param_group_index, held.start, cut.start, held.numel
+        return Fragment(mapping.param_group_index, held.start, cut.start, held.numel)
+
+    def _slots(self) -> Iterator[StateShard]:
+        """All that this rank keeps, as views of DeepSpeed's flat tensors."""
+        for name, fragment in self.fragments.items():
+            flat = self.flats[fragment.flat]
+            kinds = moments(self.optimizer.optimizers[flat])
+            state = self.optimizer.state[flat]
+            tensors = {"master": flat.detach(), **{kind: state[kind] for kind in kinds}}
+            for kind, tensor in tensors.items():
+                mine = tensor[fragment.offset : fragment.offset + fragment.numel]
+                yield StateShard(name, kind, mine, fragment.start)
 
     @torch.no_grad()
     def _round_weights(self) -> None:
@@ -249,22 +234,41 @@ class ZeroEngine:
         if self.stage < 3:
             self.zero.update_lp_params()
             return
-        flats = self._flat_masters()
-        for parameter in self.parameters.values():
+        for name, parameter in self.parameters.items():
             if parameter.ds_persist:  # type: ignore[attr-defined]
-                # A whole copy may be there already; it is gathered anew at its next use.
+                # A full copy may be there already; it is gathered anew at its next use.
                 parameter.partition(has_been_updated=False)  # type: ignore[attr-defined]
-            place = self._place(parameter)
-            if place is not None:
-                group, offset, _, size = place
-                parameter.ds_tensor[:size].copy_(flats[group][offset : offset + size])  # type: ignore[attr-defined]
+            if fragment := self.fragments.get(name):
+                mine = self.flats[fragment.flat][fragment.offset : fragment.offset + fragment.numel]
+                parameter.ds_tensor[: fragment.numel].copy_(mine)  # type: ignore[attr-defined]
 
     @property
     def optimizer_steps(self) -> int:
         """See `Engine.optimizer_steps`."""
-        return int(self.zero.optimizer.state[self._flat_masters()[0]]["step"].item())
+        return int(self.optimizer.state[self.flats[0]]["step"].item())
+
+    def files(self) -> dict[str, Any]:
+        """See `Engine.files`."""
+        return {"deepspeed.json": self.config}
 
     def close(self) -> None:
         """Takes DeepSpeed's hooks off the model."""
         with redirect_stdout(io.StringIO()):
             self.engine.destroy()
+
+
+def _take_norm_precisely(zero: Any, device: torch.device) -> None:
+    """Gives DeepSpeed's stage 1 in bf16 the norm in place of the gradients of which it would take it in fp32.
+
+    It takes the norm of that one number then; see `sum_of_squares` for what is wrong with its own.
+    """
+    gradients_of = zero.get_grads_for_norm
+
+    def norms(for_clipping: bool = False) -> Any:
+        found = gradients_of(for_clipping)
+        if for_clipping:
+            return found
+        gradients, of_experts = found
+        return [sum_of_squares(gradients, device).sqrt().float()], of_experts
+
+    zero.get_grads_for_norm = norms

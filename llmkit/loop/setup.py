@@ -200,10 +200,9 @@ def _close_record(file: MetricsFile | EventLog, note: Callable[[str], None]) -> 
 def _write_down(start: Start, basis: Basis, engine: Engine, folder: RunFolder) -> None:
     """What the run is computed with, into its folder."""
     folder.write_json("manifest.json", manifest(start, basis))
-    if engine.deepspeed_config is None:
-        folder.remove("deepspeed.json")  # of an earlier layout
-    else:
-        folder.write_json("deepspeed.json", engine.deepspeed_config)
+    folder.remove("deepspeed.json")  # of an earlier layout
+    for name, content in engine.files().items():
+        folder.write_json(name, content)
 
 
 def _heldout(start: Start, basis: Basis, note: Callable[[str], None]) -> HeldOut | None:

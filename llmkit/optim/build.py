@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,22 +12,44 @@ from torch import Tensor
 from llmkit.config.schema import Optimizer
 from llmkit.optim.exchange import MatrixExchange, Shard, shards_of
 from llmkit.optim.muon import Muon
+from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import ParameterSlice, Shape
 
 
-def build_adamw(
-    parameters: Mapping[str, Tensor], parts: Mapping[str, Sequence[ParameterSlice]], config: Optimizer
-) -> torch.optim.AdamW:
-    """AdamW over the named parameters; weight decay on matrices, not on norms and biases.
+@dataclass(frozen=True)
+class Group:
+    """Parameters that one optimizer updates alike. names: in the model's order."""
 
-    Fused: one pass over memory, and an update can be skipped on the device. What is a matrix is told by
-    the parts: under ZeRO-3 a parameter that is not in use has no shape of its own.
+    optimizer: Literal["adamw", "muon"]
+    weight_decay: float
+    names: tuple[str, ...]
+
+
+def groups_of(parts: Mapping[str, Sequence[ParameterSlice]], config: Optimizer) -> list[Group]:
+    """Every parameter in its group; the same on all ranks.
+
+    Weight decay is for matrices, not for norms and biases; Muon, if asked for, for the blocks' matrices.
+    What is a matrix is read from the parts: under ZeRO-3 a parameter that is not in use has no shape.
     """
-    matrices = [p for name, p in parameters.items() if len(parts[name][0].shape) >= 2]
-    vectors = [p for name, p in parameters.items() if len(parts[name][0].shape) < 2]
-    groups = ((matrices, config.weight_decay), (vectors, 0.0))
+    dimensions = {name: len(parts[name][0].shape) for name in parts}
+    hidden = [n for n in parts if config.name == "muon" and n.startswith("blocks.") and dimensions[n] == 2]
+    matrices = [name for name in parts if dimensions[name] >= 2 and name not in hidden]
+    vectors = [name for name in parts if dimensions[name] < 2]
+    groups = [
+        Group("adamw", config.weight_decay, tuple(matrices)),
+        Group("adamw", 0.0, tuple(vectors)),
+        Group("muon", config.weight_decay, tuple(hidden)),
+    ]
+    return [group for group in groups if group.names]
+
+
+def build_adamw(groups: Iterable[tuple[Sequence[Tensor], float]], config: Optimizer) -> torch.optim.AdamW:
+    """AdamW over (fp32 tensors, weight decay) groups.
+
+    Fused: one pass over memory, and an update can be skipped on the device.
+    """
     return torch.optim.AdamW(
-        [{"params": members, "weight_decay": decay} for members, decay in groups if members],
+        [{"params": list(tensors), "weight_decay": decay} for tensors, decay in groups],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
@@ -33,9 +57,37 @@ def build_adamw(
     )
 
 
-def is_hidden_matrix(name: str, parts: Mapping[str, Sequence[ParameterSlice]]) -> bool:
-    """Whether Muon updates this parameter. Read from its parts: under ZeRO-3 it has no shape of its own."""
-    return name.startswith("blocks.") and all(len(part.shape) == 2 for part in parts[name])
+def build_muon(
+    tensors: Sequence[tuple[Tensor, Sequence[Shard]]],
+    matrices: Mapping[str, Shape],
+    config: Optimizer,
+    mesh: Mesh,
+    *,
+    device: torch.device,
+    bf16: bool,
+) -> Muon:
+    """Muon over fp32 tensors and their shards. All ranks of the mesh must call it together.
+
+    matrices: name -> shape of what the ranks together hold. device, bf16: of the iteration; bf16 where there
+    are units for it.
+    """
+    exchange = MatrixExchange(
+        [shard for _, shards in tensors for shard in shards],
+        matrices,
+        device=device,
+        dtype=torch.bfloat16 if bf16 else torch.float32,
+        rank=mesh.rank,
+        size=mesh.world_size,
+    )
+    return Muon(
+        tensors, exchange,
+        lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
+    )  # fmt: skip
+
+
+def matrix_shapes(names: Iterable[str], parts: Mapping[str, Sequence[ParameterSlice]]) -> dict[str, Shape]:
+    """Name -> shape of the full matrices in these parameters."""
+    return {part.name: part.shape for name in names for part in parts[name]}
 
 
 def build_optimizers(
@@ -48,39 +100,17 @@ def build_optimizers(
 
     bf16: whether the device has units for it.
     """
-    muon = config.name == "muon"
-    hidden = {n: p for n, p in masters.items() if muon and is_hidden_matrix(n, parts)}
-    rest = {name: p for name, p in masters.items() if name not in hidden}
-    optimizers: list[torch.optim.Optimizer] = [build_adamw(rest, parts, config)]
-    if hidden:
-        tensors = [(p, list(shards_of(parts[name], 0, p.numel()))) for name, p in hidden.items()]
-        device, dtype = tensors[0][0].device, torch.bfloat16 if bf16 else torch.float32
-        exchange = MatrixExchange(all_shards(tensors), matrices(hidden, parts), device=device, dtype=dtype)
-        optimizers.append(build_muon(tensors, exchange, config))
+    groups = groups_of(parts, config)
+    elementwise = [group for group in groups if group.optimizer == "adamw"]
+    pairs = [([masters[name] for name in group.names], group.weight_decay) for group in elementwise]
+    optimizers: list[torch.optim.Optimizer] = [build_adamw(pairs, config)]
+    for group in groups:
+        if group.optimizer == "muon":
+            named = [(name, masters[name]) for name in group.names]
+            held = [(master, list(shards_of(parts[name], 0, master.numel()))) for name, master in named]
+            shapes, device = matrix_shapes(group.names, parts), held[0][0].device
+            optimizers.append(build_muon(held, shapes, config, Mesh(), device=device, bf16=bf16))
     return optimizers
-
-
-def all_shards(tensors: Sequence[tuple[Tensor, Sequence[Shard]]]) -> list[Shard]:
-    """The shards of all tensors, in their order."""
-    return [shard for _, shards in tensors for shard in shards]
-
-
-def matrices(names: Iterable[str], parts: Mapping[str, Sequence[ParameterSlice]]) -> dict[str, Shape]:
-    """Name -> shape of the full matrices in these parameters; the same on all ranks."""
-    return {part.name: part.shape for name in names for part in parts[name]}
-
-
-def build_muon(
-    tensors: Sequence[tuple[Tensor, Sequence[Shard]]], exchange: MatrixExchange, config: Optimizer
-) -> Muon:
-    """Muon over fp32 tensors and their shards, all of which the exchange knows."""
-    return Muon(
-        tensors,
-        exchange,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
 
 
 def moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from llmkit.engine.zero import import_deepspeed
+from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.device import choose_device
 from llmkit.parallel.mesh import Mesh

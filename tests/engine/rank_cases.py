@@ -67,10 +67,17 @@ def train(engine: Engine, shape: ModelShape, mesh: Mesh, accumulation: int, step
     return rows
 
 
-def reference(style: str, precision: str, accumulation: int, steps: int) -> tuple[NativeEngine, list]:
+def configured(optimizer: str) -> Config:
+    """The configuration with this optimizer."""
+    return Config.model_validate({**CONFIG, "optimizer": {**CONFIG["optimizer"], "name": optimizer}})
+
+
+def reference(
+    style: str, precision: str, accumulation: int, steps: int, optimizer: str
+) -> tuple[NativeEngine, list]:
     """The same steps on one process."""
     shape = SHAPES[style]
-    config = Config.model_validate(CONFIG)
+    config = configured(optimizer)
     engine = NativeEngine(GPT(shape), config.optimizer, precision=precision, gradient_clipping=0.5)
     engine.write_pieces(Weights(random_model(shape)), 0)
     return engine, train(engine, shape, Mesh(), accumulation, range(steps))
@@ -83,6 +90,7 @@ def make(
     precision: str,
     accumulation: int,
     device: torch.device = CPU,
+    optimizer: str = "adamw",
     **options: Any,
 ) -> tuple[Engine, ModelShape]:
     """An engine on this mesh with the random weights of `tests.shapes`."""
@@ -91,7 +99,7 @@ def make(
         world_size=mesh.world_size, tensor_parallel_size=mesh.tensor_size, zero_stage=stage, **options
     )
     engine = build_engine(
-        shape, Config.model_validate(CONFIG), layout, mesh, device=device, precision=precision,
+        shape, configured(optimizer), layout, mesh, device=device, precision=precision,
         micro_batch_size=ROWS // mesh.data_size // accumulation, accumulation_steps=accumulation,
         attention_impl="sdpa", compiled=False,
     )  # fmt: skip
@@ -100,12 +108,18 @@ def make(
 
 
 def compare(
-    style: str, precision: str, stages: list[int], accumulation: int, tensor_size: int, **options: Any
+    style: str,
+    precision: str,
+    stages: list[int],
+    accumulation: int,
+    tensor_size: int,
+    optimizer: str = "adamw",
+    **options: Any,
 ) -> dict:
     """Each stage beside one process: rows, the worst tensor of the state, an evaluation, coverage."""
     steps = 5
     mesh = make_mesh(tensor_size)
-    whole_engine, rows = reference(style, precision, accumulation, steps)
+    whole_engine, rows = reference(style, precision, accumulation, steps, optimizer)
     expected = {(p.kind, p.name): p.data.view(p.shape) for p in whole_engine.read_pieces()}
     unseen = [step_batches(SHAPES[style], 99, Mesh(), 1)[0][0]]
     found: dict[str, Any] = {
@@ -114,9 +128,9 @@ def compare(
         "elements": sum(tensor.numel() for tensor in expected.values()),
     }
     for stage in stages:
-        engine, shape = make(style, stage, mesh, precision, accumulation, **options)
+        engine, shape = make(style, stage, mesh, precision, accumulation, optimizer=optimizer, **options)
         rows = train(engine, shape, mesh, accumulation, range(steps))
-        elements, worst = 0, {kind: [0.0, ""] for kind in ("master", "exp_avg", "exp_avg_sq")}
+        elements, worst = 0, {kind: [0.0, ""] for kind in sorted({kind for kind, _ in expected})}
         for piece in engine.read_pieces():
             wanted = expected[piece.kind, piece.name]
             mine = wanted[tuple(slice(lo, hi) for lo, hi in piece.box)].reshape(-1)[slice(*piece.range)]
@@ -186,7 +200,7 @@ def alone(precision: str) -> dict:
     """ZeRO in a world of one process, on the GPU where there is one; beside the native engine there."""
     from datetime import timedelta
 
-    from llmkit.engine.zero import import_deepspeed
+    from llmkit.engine.deepspeed import import_deepspeed
     from llmkit.loop.device import choose_device
     from llmkit.parallel.rank_info import RankInfo
     from llmkit.parallel.world import process_group, split_mesh

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmkit.engine import deepspeed_config
-from llmkit.engine.zero import import_deepspeed
+from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.parallel.mesh import make_mesh
 from tests.engine.rank_cases import make, train
 
@@ -99,7 +99,7 @@ def steps(stages: list[int]) -> dict[str, Any]:
         waits.clear()
         train(engine, shape, mesh, 2, range(4))
         found[str(stage)] = {
-            "overlap": engine.deepspeed_config["zero_optimization"]["overlap_comm"],
+            "overlap": engine.config["zero_optimization"]["overlap_comm"],
             "largest": max(parameter.numel() for parameter in engine.parameters.values()),
             "reduced": reduced, "unsafe": unsafe, "waits": list(waits),
         }  # fmt: skip

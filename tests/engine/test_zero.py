@@ -29,6 +29,40 @@ SETTINGS = {
         STAGES[1:],
         {"style": "llama", "precision": "fp32", "accumulation": 1, "tensor_size": 1, "offload": "cpu"},
     ),
+    "muon": Setting(
+        2,
+        STAGES[1:],
+        {
+            "style": "llama",
+            "precision": "fp32",
+            "accumulation": 2,
+            "tensor_size": 1,
+            "optimizer": "muon",
+        },
+    ),
+    "muon-bf16": Setting(
+        2,
+        STAGES[1:],
+        {
+            "style": "llama",
+            "precision": "bf16",
+            "accumulation": 1,
+            "tensor_size": 1,
+            "optimizer": "muon",
+            "offload": "cpu",
+        },
+    ),
+    "muon-tensor": Setting(
+        4,
+        STAGES[1:],
+        {
+            "style": "llama",
+            "precision": "fp32",
+            "accumulation": 1,
+            "tensor_size": 2,
+            "optimizer": "muon",
+        },
+    ),
     "tensor": Setting(
         4,
         STAGES,
