@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import select
 import threading
 import time
 from collections import deque
+from typing import TextIO
 
 WAITING = 1000
 """Texts that wait at most; of more, the newest are left out."""
@@ -86,3 +89,47 @@ class BackgroundWriter:
                 self._written += 1
             except BlockingIOError:  # a terminal may be set not to wait
                 select.select([], [self._descriptor], [])
+
+
+class UnblockedStream(io.TextIOBase):
+    """A stream that is written to in the background, and whose faults raise nothing.
+
+    terminal: what `isatty` says. A stream in memory is written to at once.
+    """
+
+    def __init__(self, stream: TextIO, terminal: bool) -> None:
+        self._stream, self._is_terminal = stream, terminal
+        self._encoding = stream.encoding or "utf-8"
+        try:
+            self._writer: BackgroundWriter | None = BackgroundWriter(stream.fileno())
+        except (OSError, ValueError, AttributeError):
+            self._writer = None
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream; characters that it does not have become question marks."""
+        return self._encoding
+
+    def isatty(self) -> bool:
+        """Whether this is a terminal."""
+        return self._is_terminal
+
+    def write(self, text: str) -> int:
+        """Returns at once, whatever becomes of the text."""
+        data = text.encode(self._encoding, "replace")
+        if self._writer is not None:
+            self._writer.write(data)
+        else:
+            with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
+                self._stream.write(data.decode(self._encoding))
+                self._stream.flush()
+        return len(text)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was written has gone to the stream."""
+        return self._writer is None or self._writer.idle
+
+    def drain(self) -> bool:
+        """Waits until it has; False where the reader takes nothing, see `BackgroundWriter.drain`."""
+        return self._writer is None or self._writer.drain()

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO, cast
 
-from llmkit.monitor.background import BackgroundWriter
+import rich.console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-CLEAR = "\r\x1b[K"
+from llmkit.monitor.background import UnblockedStream
+
 REFRESH_SECONDS = 0.1
+BAR_WIDTH = 20
 
 
 class Console:
-    """Shows a run: on a terminal a status line that refreshes itself under the lines that stay.
+    """Shows a run: on a terminal a progress line that refreshes itself under the lines that stay.
 
     stream: where to write; default: standard output. terminal: whether the stream is one; default:
-    asked of the stream and TERM. width: columns now; default: asked of the terminal. max_steps may be
-    set later, once it is known. A stream that breaks (a closed pipe) is given up silently, and one that
+    asked of the stream and TERM. width: columns; default: asked of the terminal. max_steps may be set
+    later, once it is known. A stream that breaks (a closed pipe) is given up silently, and one that
     takes nothing (a pager) is not waited for: the record of a run is in its folder.
     """
 
@@ -31,17 +36,24 @@ class Console:
         max_steps: int | None = None,
         stream: TextIO | None = None,
         terminal: bool | None = None,
-        width: Callable[[], int] = lambda: shutil.get_terminal_size().columns,
+        width: int | None = None,
     ) -> None:
+        stream = sys.stdout if stream is None else stream
         self.max_steps = max_steps
-        self._stream: TextIO | None = sys.stdout if stream is None else stream
-        self._terminal = _is_terminal(self._stream) if terminal is None else terminal
-        self._width = width
+        self._terminal = _is_terminal(stream) if terminal is None else terminal
+        self._stream = UnblockedStream(stream, self._terminal)
+        self._rich = _Terminal(
+            file=cast(IO[str], self._stream),
+            force_terminal=self._terminal,
+            width=width,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        self._live: Live | None = None
         self._row: Mapping[str, Any] = {}
-        self._status = ""
         self._refreshed = float("-inf")
         self._log: TextIO | None = None
-        self._writer = _background_writer(self._stream)
 
     def keep_log(self, path: Path) -> None:
         """From now on appends every line that stays to this file too; a full disk does not raise."""
@@ -49,22 +61,40 @@ class Console:
             self._log = path.open("a", encoding="utf-8", errors="replace")
 
     def progress(self, step: int) -> None:
-        """A step is done: refreshes the status line, at most ten times a second; else does nothing."""
+        """A step is done: refreshes the progress line, at most ten times a second; else does nothing."""
         now = time.monotonic()
-        if not self._terminal or (self._writer is not None and not self._writer.idle):
+        if not self._terminal or not self._stream.idle or now - self._refreshed < REFRESH_SECONDS:
             return
-        if now - self._refreshed >= REFRESH_SECONDS:
-            self._refreshed = now
-            self._status = self._fit(self._fields({**self._row, "step": step}))
-            self._write(CLEAR + self._status)
+        self._refreshed = now
+        self._show({**self._row, "step": step})
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Prints a row of metrics.jsonl as a line that stays."""
         self._row = row
-        line = self._fit(self._fields(row))
-        if self._status:  # which would go on showing the row before
-            self._status = line
-        self._print(line)
+        if self._live is not None:  # which would go on showing the row before
+            self._show(row)
+        self._print("  ".join(self._fields(row)))
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        """The row as the progress line, with a bar where the number of steps is known."""
+        line = Table.grid(padding=(0, 2))
+        text = Text("  ".join(self._fields(row)), no_wrap=True, overflow="ellipsis")
+        if self.max_steps:
+            line.add_row(
+                ProgressBar(
+                    self.max_steps, row["step"], width=BAR_WIDTH, complete_style="cyan", finished_style="cyan"
+                ),
+                text,
+            )
+        else:
+            line.add_row(text)
+        if self._live is None:
+            self._live = Live(
+                line, console=self._rich, auto_refresh=False, transient=True,
+                redirect_stdout=False, redirect_stderr=False,
+            )  # fmt: skip
+            self._live.start()
+        self._live.update(line, refresh=True)
 
     def evaluation(self, step: int, loss: float | None, bits_per_byte: float | None) -> None:
         """Prints the result of an evaluation; no bits per byte where no text is held out."""
@@ -73,27 +103,27 @@ class Console:
         self._print("  ".join(parts))
 
     def note(self, text: str) -> None:
-        """Prints `text` whole, over as many lines as it has, without garbling the status line."""
+        """Prints `text`, over as many lines as it has, above the progress line."""
         for line in text.splitlines() or [""]:
             self._print(line)
 
     def summary(self, facts: Mapping[str, str]) -> None:
-        """Prints the end of a run, a fact a line with the names in a column, and ends the status line."""
+        """Prints the end of a run, a fact a line with the names in a column, and ends the progress line."""
         self.close()
         indent = max((len(name) for name in facts), default=0)
         for name, text in facts.items():
             self._print(f"{name:<{indent}}  {text}")
 
     def close(self) -> None:
-        """Removes the status line, and waits until all is shown; lines printed later stay as they are."""
-        if self._status:
-            self._write(CLEAR)
-            self._status = ""
-        if self._writer is not None and not self._writer.drain():
+        """Removes the progress line, and waits until all is shown; lines printed later stay as they are."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if not self._stream.drain():
             self.log("standard output takes nothing: what this log holds was not all shown there")
 
     def _fields(self, row: Mapping[str, Any]) -> list[str]:
-        """Most important first: `_fit` drops from the end."""
+        """Most important first: a narrow terminal hides the end of the progress line."""
         step, seconds = row["step"], row.get("step_seconds")
         fields = [self._step(step)]
         if "loss" in row:  # of one step it is that of a few rows, and noisy
@@ -118,17 +148,6 @@ class Console:
             return f"step {step}"
         return f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
 
-    def _fit(self, fields: list[str]) -> str:
-        """The fields in one line; on a terminal as many as fit, since a wrapped line cannot be refreshed."""
-        line = "  ".join(fields)
-        if not self._terminal:
-            return line
-        room = max(1, self._width() - 1)
-        while len(line) > room and len(fields) > 1:
-            fields = fields[:-1]
-            line = "  ".join(fields)
-        return line[:room]
-
     def log(self, text: str) -> None:
         """Writes `text` to the log alone."""
         if self._log is not None:
@@ -138,23 +157,15 @@ class Console:
 
     def _print(self, line: str) -> None:
         self.log(line)
-        if self._status:
-            self._write(f"{CLEAR}{line}\n{self._status}")
-        else:
-            self._write(line + "\n")
+        self._rich.print(Text(line), soft_wrap=True)
 
-    def _write(self, text: str) -> None:
-        if self._stream is None:
-            return
-        encoding = self._stream.encoding or "utf-8"
-        if self._writer is not None:
-            self._writer.write(text.encode(encoding, "replace"))
-            return
-        try:
-            self._stream.write(text.encode(encoding, "replace").decode(encoding))
-            self._stream.flush()
-        except (OSError, ValueError):  # ValueError: the stream was closed
-            self._stream = None
+
+class _Terminal(rich.console.Console):
+    """rich's console, which leaves the cursor visible: a process that is killed could not show it again."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Does nothing."""
+        return False
 
 
 class SilentConsole(Console):
@@ -162,7 +173,9 @@ class SilentConsole(Console):
 
     def __init__(self) -> None:
         super().__init__(terminal=False)
-        self._stream = self._writer = None
+
+    def _print(self, line: str) -> None:
+        self.log(line)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Nothing."""
@@ -187,14 +200,6 @@ def duration(seconds: float) -> str:
     if minutes:
         return f"{minutes} min {whole % 60:02d} s"
     return f"{whole} s"
-
-
-def _background_writer(stream: TextIO | None) -> BackgroundWriter | None:
-    """For what may keep a writer waiting: a stream of the system, not one in memory."""
-    try:
-        return None if stream is None else BackgroundWriter(stream.fileno())
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _is_terminal(stream: TextIO) -> bool:

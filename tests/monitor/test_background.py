@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 
 import pytest
 
 from llmkit.monitor import background
-from llmkit.monitor.background import BackgroundWriter
+from llmkit.monitor.background import BackgroundWriter, UnblockedStream
 from tests.limits import HANG
 
 
@@ -81,3 +82,26 @@ def test_a_reader_that_has_gone_is_given_up(pipe):
     assert writer.drain()
     writer.write(b"more")
     assert writer.idle
+
+
+def test_a_stream_in_memory_is_written_to_at_once_and_its_faults_raise_nothing():
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    stream = io.StringIO()
+    unblocked = UnblockedStream(stream, terminal=True)
+    assert unblocked.write("a") == 1 and stream.getvalue() == "a"
+    assert unblocked.isatty() and unblocked.idle and unblocked.drain()
+    assert UnblockedStream(Broken(), terminal=False).write("text") == 4
+    stream.close()
+    assert unblocked.write("b") == 1
+
+
+def test_a_stream_of_the_system_is_written_to_in_the_background(pipe):
+    with open(pipe[1], "w", encoding="ascii", closefd=False) as stream:
+        unblocked = UnblockedStream(stream, terminal=False)
+        assert unblocked.encoding == "ascii" and not unblocked.isatty()
+        unblocked.write("caf\u00e9\n")
+        assert unblocked.drain()
+    assert os.read(pipe[0], 100) == b"caf?\n"

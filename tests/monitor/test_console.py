@@ -24,12 +24,26 @@ ROW = {
 
 def terminal(width: int = 100, max_steps: int | None = 200) -> tuple[Console, io.StringIO]:
     stream = io.StringIO()
-    return Console(max_steps, stream, terminal=True, width=lambda: width), stream
+    return Console(max_steps, stream, terminal=True, width=width), stream
 
 
 def shown(text: str) -> list[str]:
-    """What a terminal shows: each line after its last clearing."""
-    return [re.split(r"\r\x1b\[K", line)[-1] for line in text.split("\n")]
+    """The lines that a terminal shows after it was sent `text`, without their bars and colours."""
+    lines, row, column = [""], 0, 0
+    for code, character in re.findall(r"\x1b\[([0-9;?]*[A-Za-z])|(.|\n)", text):
+        if code in ("2K", "K"):
+            lines[row] = "" if code == "2K" else lines[row][:column]
+        elif code.endswith("A"):
+            row -= int(code[:-1])
+        elif character == "\r":
+            column = 0
+        elif character == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row == len(lines))
+        elif character:
+            lines[row] = lines[row][:column].ljust(column) + character + lines[row][column + 1 :]
+            column += 1
+    return [re.sub("^[━╸╺ ]+", "", line).rstrip() for line in lines]
 
 
 def test_a_log_has_plain_whole_lines() -> None:
@@ -89,15 +103,29 @@ def test_the_status_is_not_refreshed_more_often_than_eyes_can_follow(monkeypatch
 
 
 @pytest.mark.parametrize("width", [10, 20, 40, 60])
-def test_on_a_narrow_terminal_the_least_important_fields_go_and_no_line_wraps(width: int) -> None:
+def test_on_a_narrow_terminal_the_progress_line_does_not_wrap(width: int) -> None:
     console, stream = terminal(width)
     console.row(ROW)
     console.progress(21)
+    console.progress(22)
     lines = shown(stream.getvalue())
-    assert all(0 < len(line) < width for line in lines)
-    assert lines[0].startswith("step"[: width - 1])
-    if width >= 30:
-        assert lines[0].startswith("step  20/200  loss 4.5679")
+    assert len(lines[-1]) <= width and lines[0].startswith("step  20/200  loss 4.5679"[:width])
+
+
+def test_a_bar_shows_how_far_the_run_is() -> None:
+    console, stream = terminal(120)
+    console.progress(100)
+    assert len(re.findall("[━╸╺]", stream.getvalue())) == 20
+    unknown, stream = terminal(120, max_steps=None)
+    unknown.progress(100)
+    assert "━" not in stream.getvalue() and "step 100" in stream.getvalue()
+
+
+def test_the_cursor_of_the_terminal_is_left_alone() -> None:
+    console, stream = terminal()
+    console.progress(1)
+    console.close()
+    assert "\x1b[?25" not in stream.getvalue()
 
 
 def test_the_summary_ends_the_status_line() -> None:
