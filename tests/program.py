@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import fork_server
+from tests.fork_server import Process
 from tests.limits import HANG
 
 CONFIG = """\
@@ -77,20 +77,16 @@ def environment() -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str) -> Process:
     """The llmkit command, started in `folder`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "llmkit", *arguments],
-        cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    return fork_server.start("llmkit", arguments, cwd=folder, environment=environment())
 
 
 def run(folder: Path, *arguments: str, code: int = 0) -> str:
     """Output of a command that must end with `code`."""
     process = start(folder, *arguments)
-    output, _ = process.communicate(timeout=HANG)
-    assert process.returncode == code, output
-    return output
+    assert process.wait(HANG) == code, process.output()
+    return process.output()
 
 
 def train(*overrides: str) -> int:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import Process, start
 from tests.limits import HANG
 
 ROOT = Path(__file__).parents[1]
@@ -59,9 +58,8 @@ def run_ranks(
             late = _wait(processes, may_die, timeout)
         finally:
             for process in processes:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
-                process.wait()
+                process.kill()
+                process.wait(HANG)
         codes = {rank: process.returncode for rank, process in enumerate(processes)}
         failed = [rank for rank, code in codes.items() if code != 0 and rank not in may_die]
         if failed:
@@ -71,19 +69,13 @@ def run_ranks(
         return [json.loads(path.read_text()) if path.exists() else None for path in results]
 
 
-def _start(folder: Path, rank: int, common: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(folder: Path, rank: int, common: dict[str, str]) -> Process:
+    environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     with (folder / f"log-{rank}.txt").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.ranks", str(folder)],
-            cwd=ROOT,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )
+        return start("tests.ranks", [str(folder)], cwd=ROOT, environment=environment, log=log)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], may_die: Collection[int], timeout: float) -> bool:
+def _wait(processes: list[Process], may_die: Collection[int], timeout: float) -> bool:
     """Waits until all have ended, or until one has failed and the others had time to follow.
 
     Returns whether the time ran out.

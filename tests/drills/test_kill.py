@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -34,10 +33,9 @@ def kill_after(folder: Path, size: int, *arguments: str) -> bool:
     metrics = folder / "runs" / "killed" / "metrics.jsonl"
     while process.poll() is None:
         if metrics.exists() and metrics.stat().st_size > size:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
         time.sleep(0.001)
-    output, _ = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), output
+    assert process.returncode in (0, -signal.SIGKILL), process.output()
     return process.returncode != 0
 
 
