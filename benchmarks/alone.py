@@ -21,7 +21,7 @@ import torch
 from benchmarks.contenders import build
 from benchmarks.timing import Runner, first_step_seconds, reason
 from benchmarks.workloads import ROOT, make_batches, make_workload
-from llmkit.loop.device import choose_device
+from llmkit.device import choose_device
 from llmkit.monitor.hardware import peak_memory_gib
 
 LONGEST_SECONDS = 1800

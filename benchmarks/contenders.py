@@ -81,22 +81,21 @@ def _build_llmkit(
     workload: Workload, precision: str, device: torch.device, note: Callable[[str], None]
 ) -> Step:
     """The model and engine as `llmkit train` builds them."""
+    from llmkit.config.load import Loaded
+    from llmkit.device import device_facts
     from llmkit.engine.build import build_engine
-    from llmkit.kernels.attention import choose_attention
-    from llmkit.parallel.layout import Layout
     from llmkit.parallel.mesh import Mesh
+    from llmkit.plan import Known, resolve_plan
 
-    compiled = workload.config.kernels.compile is not False
-    if compiled and (missing := compiler_missing(device)):
-        note(f"training without torch.compile: {missing}")
-        compiled = False
-    train = workload.config.train.model_copy(update={"gradient_clipping": CLIPPING})
+    update = {"gradient_clipping": CLIPPING, "precision": precision, "micro_batch_size": workload.rows}
+    train = workload.config.train.model_copy(update=update)
     config = workload.config.model_copy(update={"optimizer": OPTIMIZER, "train": train})
-    engine = build_engine(
-        workload.shape, config, Layout(), Mesh(), device=device, precision=precision,
-        micro_batch_size=workload.rows, accumulation_steps=1, compiled=compiled, note=note,
-        attention_impl=choose_attention(config.kernels.attention, device, compiled, workload.length),
-    )  # fmt: skip
+    facts = device_facts(device, compiled=config.kernels.compile is not False)
+    known = Known(world_size=1, tokenizer_size=workload.shape.vocab_size, device=facts)
+    plan = resolve_plan(Loaded.of(config), known)
+    for line in plan.kernels.notes:
+        note(line)
+    engine = build_engine(plan, Mesh(), device=device, note=note)
     targets = workload.rows * (workload.length - 1)
 
     def step(batch: Batch) -> Tensor:

@@ -27,10 +27,9 @@ from torch import Tensor
 
 from benchmarks import machine
 from llmkit.batch import Batch
-from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
-from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import make_mesh
+from llmkit.plan import DeviceFacts, Plan, plan_for_shape
 
 MIB = 2**20
 ROWS, LENGTH = 1, 64
@@ -98,23 +97,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     import_deepspeed()
     dist.init_process_group("gloo")
-    layout = Layout(
-        world_size=dist.get_world_size(),
-        tensor_parallel_size=options.tensor_sizes[0],
-        zero_stage=options.stages[0],
-    )
-    mesh = make_mesh(layout.tensor_parallel_size)
     shape = model_shape(options)
-    config = Config.model_validate(
-        {"data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH}, "train": {"max_steps": 2}}
-    )
+    plan = make_plan(shape, options, dist.get_world_size())
+    layout = plan.layout
+    mesh = make_mesh(layout.tensor_parallel_size)
     warm_up_libraries(mesh.data_group)
     base = resident()
     reset_peak()
-    engine = build_engine(
-        shape, config, layout, mesh, device=torch.device("cpu"), precision=options.precision,
-        micro_batch_size=ROWS, accumulation_steps=2, attention_impl="sdpa", compiled=False,
-    )  # fmt: skip
+    engine = build_engine(plan, mesh, device=torch.device("cpu"))
     peak_at_birth = peak() - base
     before_update: list[int] = []
     torch.optim.AdamW.step = counted(torch.optim.AdamW.step, before_update)  # type: ignore[method-assign]
@@ -139,6 +129,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     dist.barrier()
     dist.destroy_process_group()
     return figures
+
+
+def make_plan(shape: ModelShape, options: argparse.Namespace, world_size: int) -> Plan:
+    """Two micro-batches a step under the layout of the command line."""
+    tensor_size = options.tensor_sizes[0]
+    return plan_for_shape(
+        shape,
+        {
+            "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
+            "train": {
+                "max_steps": 2, "precision": options.precision, "micro_batch_size": ROWS,
+                "global_batch_size": 2 * ROWS * world_size // tensor_size,
+            },
+            "parallel": {
+                "world_size": world_size, "tensor_parallel_size": tensor_size, "zero_stage": options.stages[0]
+            },
+            "kernels": {"compile": False, "attention": "sdpa"},
+        },
+        DeviceFacts(),
+    )  # fmt: skip
 
 
 def model_shape(options: argparse.Namespace) -> ModelShape:

@@ -20,16 +20,19 @@ import torch
 from benchmarks import contenders, machine, workloads
 from benchmarks.compare import Plan, compare
 from benchmarks.table import page
+from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
-from llmkit.loop.device import choose_device, choose_precision
 from llmkit.monitor.hardware import device_peak
+from llmkit.plan.resolve import choose_precision
+from llmkit.precision import torch_dtype
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = parse(arguments)
     device = choose_device()
-    precision = choose_precision(options.precision, device)
+    chosen_precision = choose_precision(options.precision, device_facts(device))
+    precision = chosen_precision.name
     names = options.shapes or list(workloads.ON_GPU if device.type == "cuda" else workloads.ON_CPU)
     try:
         chosen = [workloads.make_workload(name, device) for name in names]
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": machine.commit(),
         "command": f"`{command_line(names, options, precision)}`",
     }
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch_dtype(chosen_precision.compute)
     peak, results, text = device_peak(device, dtype), [], ""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as caches:
         counts = (options.warmup, options.steps, options.rounds)

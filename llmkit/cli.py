@@ -111,7 +111,11 @@ def _config(options: argparse.Namespace, started: float) -> int:
     elif options.config is None:
         raise UserError("config: name a configuration file, or ask for --keys")
     else:
-        print(show(load(options.config, options.overrides)), end="")
+        from llmkit.plan import resolve_plan
+        from llmkit.plan.text import show_plan
+
+        loaded = load(options.config, options.overrides)
+        print(show(loaded, show_plan(resolve_plan(loaded))), end="")
     return 0
 
 

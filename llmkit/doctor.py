@@ -14,9 +14,9 @@ import torch.distributed as dist
 from llmkit import __version__
 from llmkit.config.memory import show_bytes
 from llmkit.cores import available_cores, host_memory
+from llmkit.device import choose_device
 from llmkit.errors import UserError
 from llmkit.kernels.compiler import compiler_missing
-from llmkit.loop.device import choose_device
 from llmkit.monitor.hardware import device_peak, has_bf16_units
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
 

@@ -15,18 +15,21 @@ from llmkit.config.shape import ModelShape
 from llmkit.config.stored import read_stored
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
 from llmkit.evaluation_data import heldout_of_run, other_data
 from llmkit.generate import Sampling, stream_text
-from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision
 from llmkit.model.gpt import GPT
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.flops import bits_per_byte, perplexity
+from llmkit.plan.batch import choose_micro_batch
+from llmkit.plan.resolve import choose_precision
+from llmkit.precision import Precision, torch_dtype
 from llmkit.prompts import chat_prompt, text_prompt
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> GPT:
-    """The model of a checkpoint on `device`, in evaluation mode; precision: "fp32" or "bf16".
+def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> GPT:
+    """The model of a checkpoint on `device`, in evaluation mode.
 
     Weights are rounded from the fp32 masters, as in training. Raises UserError where the checkpoint
     does not hold what its model needs.
@@ -39,8 +42,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: str) -> 
         weight = parameters[name].zero_()
         for part in parts:
             weight[part.start : part.stop] = checkpoint.read(part.name, "master", part.box)
-        if precision == "bf16":
-            weight.data = weight.data.bfloat16()
+        weight.data = weight.data.to(torch_dtype(precision.weights))
     model.has_weights = True
     return model.eval()
 
@@ -86,7 +88,7 @@ def generate_command(
     ]
     if not chat and not control_tokens:
         _note_chats(checkpoint, tokenizer, prompts)
-    model = load_model(checkpoint, device, choose_precision(precision, device))
+    model = load_model(checkpoint, device, choose_precision(precision, device_facts(device)))
     for number, prompt in enumerate(asked):
         print("\n" * (number > 0) + prompt.shown, end="", flush=True)
         for text in stream_text(model, tokenizer, prompt, max_new_tokens, sampling, use_cache):
@@ -123,9 +125,10 @@ def evaluate_command(path: Path, *, precision: str, other: str | None = None) ->
     else:
         data = other_data(other, config, tokenizer, _to_stderr)
     # As the run itself evaluates, unless asked otherwise: bf16 and fp32 differ in the fourth digit.
-    precision = choose_precision(config.train.precision if precision == "auto" else precision, device)
-    model = load_model(checkpoint, device, precision)
-    heldout = HeldOut(data, choose_micro_batch(config, model.shape, precision, device))
+    asked = config.train.precision if precision == "auto" else precision
+    used = choose_precision(asked, device_facts(device))
+    model = load_model(checkpoint, device, used)
+    heldout = HeldOut(data, choose_micro_batch(config, model.shape, used, device_facts(device)))
     if heldout.targets == 0:
         raise UserError(
             f"{checkpoint.path}: no held-out token is a target (data.validation_fraction "

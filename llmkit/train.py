@@ -30,7 +30,6 @@ from llmkit.optim.schedule import learning_rate_at
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, software_versions
 from llmkit.parallel.randomness import seed_step
 from llmkit.parallel.rank_info import rank_info_from_env
-from llmkit.parallel.resolve import needs_deepspeed
 from llmkit.parallel.world import process_group, split_mesh
 from llmkit.stopping import Listener, Stopped
 
@@ -43,7 +42,11 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
     """
     config = loaded.config
     place = rank_info_from_env(environment)
-    sharded = needs_deepspeed(config, environment)
+    try:
+        known, plan = resolve_launch(loaded, environment, place.world_size)
+    except UserError as error:
+        refuse(error, environment)
+    sharded = plan.layout.engine == "deepspeed"
     if sharded:
         from llmkit.engine.deepspeed import import_deepspeed
 
@@ -51,15 +54,11 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
     with Listener(environment) as listener, process_group(place, timeout, needs_group=sharded) as mesh:
         listener.listen()
-        with fail_together(mesh):
-            layout, precision, notes = resolve_launch(loaded, environment, place.world_size)
-        # The layout too: part of it may come from a launcher's file, which each node reads for itself.
-        spread = {f"layout.{name}": str(value) for name, value in layout.to_dict().items()}
         check_same_on_all_ranks(
-            mesh, software_versions() | {path: str(value) for path, value in leaves(config)} | spread
+            mesh, software_versions() | {path: str(value) for path, value in leaves(config)} | plan.facts()
         )
-        mesh = split_mesh(mesh, layout.tensor_parallel_size)
-        start = Start(loaded, layout, precision, mesh, options, place.local_size, notes)
+        mesh = split_mesh(mesh, plan.layout.tensor_parallel_size)
+        start = Start(loaded, plan, known, mesh, options, place.local_size)
         return _train(start, listener, started, environment)
 
 

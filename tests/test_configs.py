@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmkit.config.derive import derive, resolved_model
+from llmkit.config.derive import resolved_model
 from llmkit.config.load import load
 from llmkit.model.gpt import GPT
+from llmkit.plan import resolve_plan
+from llmkit.plan.text import show_plan
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARAMETERS = {
@@ -23,8 +25,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_runs_load(path):
-    config = load(path).config
-    assert derive(config)
+    assert show_plan(resolve_plan(load(path)))
 
 
 def test_every_model_is_tested():

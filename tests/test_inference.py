@@ -14,6 +14,7 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from llmkit.data.building.parts import held_out
 from llmkit.inference import load_model, load_tokenizer
+from llmkit.precision import PRECISIONS
 from tests.program import make_project, rows
 
 
@@ -47,7 +48,7 @@ def test_evaluate_gives_the_held_out_loss_of_training(run, capsys):
 def test_held_out_loss_equals_one_document_at_a_time(run):
     """The definition itself: each held-out document behind an end-of-text, and the end after it."""
     checkpoint = open_checkpoint(run)
-    model = load_model(checkpoint, torch.device("cpu"), "fp32")
+    model = load_model(checkpoint, torch.device("cpu"), PRECISIONS["fp32"])
     tokenizer = load_tokenizer(checkpoint)
     from llmkit.config.load import load
     from llmkit.data.building.prepare import prepare

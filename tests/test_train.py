@@ -373,7 +373,7 @@ def test_weights_and_biases_gets_every_row(project, capsys):
 
 
 def test_without_a_compiler_training_goes_on_without_compiling(project, monkeypatch, capsys):
-    monkeypatch.setattr("llmkit.loop.setup.compiler_missing", lambda device: "no C++ compiler is found")
+    monkeypatch.setattr("llmkit.device.compiler_missing", lambda device: "no C++ compiler is found")
     assert train("kernels.compile=auto") == 0
     assert "training without torch.compile: no C++ compiler is found" in capsys.readouterr().out
     assert train("run.name=other", "kernels.compile=true") == 2

@@ -18,18 +18,18 @@ from llmkit.config.heldout import may_hold_out, nothing_held_out
 from llmkit.config.mistakes import Mistake, display, listed
 from llmkit.config.paths import check_paths
 from llmkit.config.schema import PRETOKENIZED, Config, Source, Tokenizer, default_source_name
-from llmkit.config.settings import Known, Settings
+from llmkit.config.settings import Facts, Settings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def check(config: Config, origins: Mapping[str, str], known: Known | None = None) -> list[Mistake]:
+def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None) -> list[Mistake]:
     """Every contradiction between settings; each names the values and where they came from, in its text.
 
     origins: dotted path -> where the value came from, as in Loaded.origins.
-    known: what is known beside the settings; a check that needs more waits.
+    facts: what is known beside the settings; a check that needs more is left out.
     """
-    settings = Settings(config, origins, known or Known())
+    settings = Settings(config, origins, facts or Facts())
     data = (_tokenizer, _sources, _curriculum, check_paths)
     layout = (check_world, check_tensor_parallel, check_zero)
     checks = (check_model, check_vocabulary, *data, check_batch, _evaluate, check_optimizer, *layout)
@@ -155,5 +155,5 @@ def _evaluate(s: Settings) -> Iterator[Mistake]:
         stopping = "evaluate.early_stopping"
         if config.evaluate.every_steps == 0:
             yield s.mistake("{0} needs evaluations during training: {1} is off", stopping, every)
-        elif never or s.known.holds_out is False:
+        elif never or s.facts.holds_out is False:
             yield s.mistake("{0} needs held-out documents", stopping, note=why)

@@ -15,9 +15,9 @@ from llmkit.config.override import apply_override
 from llmkit.config.paths import with_home
 from llmkit.config.remarks import remarks
 from llmkit.config.schema import Config
-from llmkit.config.settings import Known, Settings
+from llmkit.config.settings import Facts, Settings
 from llmkit.config.tree import Node, merge
-from llmkit.config.validate import origins, validate
+from llmkit.config.validate import leaves, origins, validate
 from llmkit.config.yaml_reader import read_file
 from llmkit.files import may_exist
 
@@ -42,6 +42,11 @@ class Loaded:
     origins: dict[str, str]
     path: Path
     remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Config, name: str = "settings") -> Loaded:
+        """A configuration that was made in Python; `name` stands for its file in messages."""
+        return cls(config, {path: name for path, _ in leaves(config)}, Path(name))
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -68,20 +73,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(config, found, Path(path), tuple(notes))
 
 
-def check_start(loaded: Loaded, known: Known) -> None:
-    """The checks of `load` again, now that more is known; raises one UserError with all that fail."""
-    mistakes = [
-        replace(mistake, place=_place(loaded, mistake))
-        for mistake in check(loaded.config, loaded.origins, known)
-    ]
-    if mistakes:
-        raise error(mistakes, str(loaded.path))
+def check_again(loaded: Loaded, facts: Facts) -> list[Mistake]:
+    """What the checks of `load` find now that more is known."""
+    return [placed(loaded, mistake) for mistake in check(loaded.config, loaded.origins, facts)]
 
 
-def _place(loaded: Loaded, mistake: Mistake) -> str:
-    """Where the first of the mistake's keys that is given stands, or else the file."""
+def placed(loaded: Loaded, mistake: Mistake) -> Mistake:
+    """The mistake with its place: where the first of its keys that is given stands, or else the file."""
     given = (loaded.origins[key] for key in mistake.keys if loaded.origins.get(key, "default") != "default")
-    return next(given, str(loaded.path))
+    return replace(mistake, place=mistake.place or next(given, str(loaded.path)))
 
 
 class _Files:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.config.shape import ModelShape
-
-GRADIENT = 4
-"""Bytes of a gradient: it is summed in fp32 in every precision."""
+from llmkit.precision import BYTES, Precision
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class State:
 
 def state_bytes(
     shape: ModelShape,
-    precision: str,
+    precision: Precision,
     optimizer: str,
     *,
     data_parallel_size: int = 1,
@@ -34,11 +32,11 @@ def state_bytes(
     offload: str = "none",
 ) -> State:
     """The least that weights, gradients, masters and moments take; activations and buffers come on top."""
-    weight, kept = parameter_bytes(precision, optimizer)
+    weight, gradient, kept = parameter_bytes(precision, optimizer)
     shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
     mine = shape.num_parameters / tensor_parallel_size
     optimizer_state, gradients, weights = (
-        int(mine * size / ranks) for size, ranks in zip((kept, GRADIENT, weight), shared, strict=True)
+        int(mine * size / ranks) for size, ranks in zip((kept, gradient, weight), shared, strict=True)
     )
     if offload == "none":
         return State(weights + optimizer_state, gradients)
@@ -47,13 +45,13 @@ def state_bytes(
     return State(0, gradients, weights + optimizer_state)
 
 
-def parameter_bytes(precision: str, optimizer: str) -> tuple[int, int]:
-    """Bytes of a parameter's weight, and of its master and moments.
+def parameter_bytes(precision: Precision, optimizer: str) -> tuple[int, int, int]:
+    """Bytes of a parameter's weight, of its gradient, and of its master and moments.
 
-    In fp32 the weight is its own master. Muon keeps one moment, at least for the matrices of the blocks.
+    Muon keeps one moment, at least for the matrices of the blocks; AdamW keeps two.
     """
-    moments = 4 if optimizer == "muon" else 8
-    return (4, moments) if precision == "fp32" else (2, 4 + moments)
+    kept = (1 if optimizer == "muon" else 2) + precision.keeps_masters
+    return BYTES[precision.weights], BYTES[precision.reduction], kept * BYTES[precision.masters]
 
 
 def show_bytes(size: float) -> str:

@@ -65,7 +65,7 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
 def vocabulary_remarks(s: Settings) -> Iterator[str]:
     """Notes on a vocabulary of which text can use a part only."""
     asked = s.config.model.vocab_size
-    size = s.known.tokenizer_size or size_of(s.config.data.tokenizer)
+    size = s.facts.tokenizer_size or size_of(s.config.data.tokenizer)
     if asked != "auto" and size is not None and asked > size:
         yield (
             f"{s.describe('model.vocab_size')} is larger than the tokenizer's {size}: {asked - size} ids "

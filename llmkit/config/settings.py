@@ -12,10 +12,10 @@ from llmkit.config.schema import Config
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known beside the settings; None = not yet.
+class Facts:
+    """What checks know beside the settings; None = not yet.
 
-    world_size: processes of the run. zero_stage, offload: with what accelerate's configuration says.
+    world_size: processes of the run. zero_stage, offload: as resolved with accelerate's configuration.
     tokenizer_size: tokens of the tokenizer. holds_out: whether the data have held-out documents.
     """
 
@@ -35,7 +35,7 @@ class Settings:
 
     config: Config
     origins: Mapping[str, str]
-    known: Known = Known()
+    facts: Facts = Facts()
 
     def value(self, path: str) -> Any:
         """The value of a dotted path."""
@@ -59,7 +59,7 @@ class Settings:
     def data_parallel_size(self) -> int | None:
         """Data-parallel ranks; None where the number of processes is not known, or cannot be shared out."""
         parallel = self.config.parallel
-        world = self.known.world_size or parallel.world_size
+        world = self.facts.world_size or parallel.world_size
         if world is None or world % parallel.tensor_parallel_size:
             return None
         return world // parallel.tensor_parallel_size

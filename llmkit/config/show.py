@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llmkit.config.derive import Derived, derive
 from llmkit.config.keys import Key, all_keys, general, keys, suggest
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import printable
@@ -32,19 +31,13 @@ def to_yaml(config: Config, origins: dict[str, str] | None = None) -> str:
     return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in told)
 
 
-def show(loaded: Loaded, *, vocab_size: int | None = None) -> str:
-    """What `llmkit config` prints: each setting with its origin, the derived values, and remarks."""
-    derived = derive(loaded.config, vocab_size=vocab_size)
-    text = to_yaml(loaded.config, loaded.origins) + "\n" + show_derived(derived)
+def show(loaded: Loaded, derived: str) -> str:
+    """What `llmkit config` prints: each setting with its origin, the derived values, and remarks.
+
+    derived: the values that follow from the settings, as YAML comments.
+    """
+    text = to_yaml(loaded.config, loaded.origins) + "\n" + derived
     return text + "".join(f"# note: {remark}\n" for remark in loaded.remarks)
-
-
-def show_derived(derived: list[Derived]) -> str:
-    """Derived values, a line each, as YAML comments."""
-    names = max((len(d.name) for d in derived), default=0)
-    values = max((len(_grouped(d.value)) for d in derived), default=0)
-    lines = [f"#   {d.name:<{names}}  {_grouped(d.value):<{values}}  {d.how}\n" for d in derived]
-    return "# derived:\n" + "".join(lines)
 
 
 def show_keys(names: Sequence[str] = ()) -> str:
@@ -69,10 +62,6 @@ def _keys_of(name: str) -> list[Key]:
     sections = ", ".join(key.path for key in all_keys().values() if "." not in key.path)
     remedy = f"did you mean {' or '.join(right)}?" if right else f"the sections are {sections}"
     raise UserError(f"config --keys: {printable(name, 100)} is no setting or section; {remedy}")
-
-
-def _grouped(value: int | str) -> str:
-    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _section(section: Section, path: str, depth: int) -> Iterator[tuple[str, str]]:

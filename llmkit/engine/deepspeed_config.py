@@ -9,6 +9,7 @@ from typing import Any
 
 from llmkit.errors import UserError
 from llmkit.parallel.layout import Layout
+from llmkit.plan import Plan
 
 BUCKET = 2**25
 """Elements of a communication bucket that suffice: messages are then long enough to be sent at full speed."""
@@ -17,26 +18,22 @@ PERSISTENT = 10_000
 
 
 def deepspeed_config(
-    layout: Layout,
+    plan: Plan,
     *,
-    precision: str,
-    gradient_clipping: float,
-    micro_batch_size: int,
-    accumulation_steps: int,
-    num_parameters: int,
     largest_parameter: int,
     on_gpu: bool,
 ) -> dict[str, Any]:
     """The dict for `deepspeed.initialize`, which at stage 3 is needed before there is a model.
 
     No train_batch_size: `zero.Init` would multiply it out over the tensor-parallel ranks too, and refuse.
-    We count targets ourselves. num_parameters, largest_parameter: elements on this tensor-parallel rank, the
-    second of stages 1 and 2 only.
+    We count targets ourselves. largest_parameter: its elements on this tensor-parallel rank (0 at stage 3).
     """
+    layout, precision = plan.layout, plan.precision
+    num_parameters = plan.model.num_parameters // layout.tensor_parallel_size
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": gradient_clipping,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        "gradient_clipping": plan.config.train.gradient_clipping,
         "zero_optimization": _zero(layout, num_parameters, largest_parameter, on_gpu),
         # PyTorch's fused AdamW, on a CPU too: DeepSpeed's own optimizers are compiled at the first start.
         "zero_allow_untested_optimizer": True,
@@ -46,12 +43,12 @@ def deepspeed_config(
         # It would wait for the device in each forward pass and each step.
         "timers": {"throughput": {"enabled": False}},
     }
-    if precision == "bf16":
+    if precision.keeps_masters:
         config |= {
             # At stage 1 gradients are added to the fp32 ones as they come, and let go of.
             "bf16": {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": True},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "communication_data_type": "fp32",
+            "data_types": {"grad_accum_dtype": precision.reduction},
+            "communication_data_type": precision.reduction,
         }
     for key, value in layout.deepspeed.items():
         *sections, name = key.split(".")

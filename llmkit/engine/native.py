@@ -24,6 +24,7 @@ from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, moments
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
+from llmkit.precision import Precision, torch_dtype
 
 
 class NativeEngine:
@@ -38,7 +39,7 @@ class NativeEngine:
         model: Model,
         optimizer: Optimizer,
         *,
-        precision: str,
+        precision: Precision,
         gradient_clipping: float,
         mesh: Mesh | None = None,
     ) -> None:
@@ -46,15 +47,17 @@ class NativeEngine:
         self.gradient_clipping = gradient_clipping
         self.weights: list[Tensor] = list(model.parameters())
         self.masters = self.weights
-        if precision == "bf16":
+        if precision.keeps_masters:
             self.masters = [nn.Parameter(weight.detach().clone()) for weight in self.weights]
             for weight in self.weights:
-                weight.data = weight.data.bfloat16()
+                weight.data = weight.data.to(torch_dtype(precision.weights))
         names = [name for name, _ in model.named_parameters()]
         self.named_masters = dict(zip(names, self.masters, strict=True))
         self.parts = model.parameter_slices()
         self.cut = [hasattr(weight, "tensor_model_parallel") for weight in self.weights]
-        self.optimizers = build_optimizers(self.named_masters, self.parts, optimizer, precision == "bf16")
+        self.optimizers = build_optimizers(
+            self.named_masters, self.parts, optimizer, precision.compute == "bf16"
+        )
         self.buckets: GradientBuckets | None = None
         if self.mesh.data_size > 1:
             assert self.mesh.data_group is not None

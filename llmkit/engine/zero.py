@@ -29,10 +29,11 @@ from llmkit.optim.build import Group, build_adamw, build_muon, groups_of, matrix
 from llmkit.optim.exchange import shards_of
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
+from llmkit.precision import Precision, torch_dtype
 
 
 @contextmanager
-def zero3_init(config: dict[str, Any], mesh: Mesh, precision: str) -> Iterator[None]:
+def zero3_init(config: dict[str, Any], mesh: Mesh, precision: Precision) -> Iterator[None]:
     """In here, each module's parameters are cut over the data-parallel ranks as soon as it exists (ZeRO-3).
 
     No rank ever holds the whole model. DeepSpeed would also cast every new tensor to the weights' type,
@@ -40,7 +41,7 @@ def zero3_init(config: dict[str, Any], mesh: Mesh, precision: str) -> Iterator[N
     """
     zero = import_deepspeed().zero
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
+    torch.set_default_dtype(torch_dtype(precision.weights))
     try:
         # Not by its `mpu` argument: that is ignored, and all ranks would share one cut.
         with zero.Init(

@@ -15,17 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MATMUL_LONGEST = 512
-"""Longest row for which `auto` prefers matmuls on a CPU."""
-
-
-def choose_attention(requested: str, device: torch.device, compiled: bool, sequence_length: int) -> str:
-    """`requested`, or for "auto" the form measured fastest on this kind of device."""
-    if requested != "auto":
-        return requested
-    short_on_cpu = device.type == "cpu" and compiled and sequence_length <= MATMUL_LONGEST
-    return "matmul" if short_on_cpu else "sdpa"
-
 
 def attention_mask(
     queries: int, keys: int, window: int | None, documents: Tensor | None, device: torch.device

@@ -1,20 +1,16 @@
-"""What an engine is built on: device, precision, data and sizes, found before anything is built."""
+"""The data and the complete plan of a run, found before anything is built."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from llmkit.checkpoint.read import Checkpoint
-from llmkit.config.derive import accumulation_steps, derive, resolved_model
-from llmkit.config.load import Loaded, check_start
+from llmkit.config.load import Loaded
 from llmkit.config.schema import Config, Data
-from llmkit.config.settings import Known
-from llmkit.config.shape import ModelShape
-from llmkit.config.show import show_derived
 from llmkit.data.building.opened import Found
 from llmkit.data.building.prepare import prepare
 from llmkit.data.building.probe import find_remote
@@ -22,13 +18,14 @@ from llmkit.data.prepared import Prepared
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.tokenizer import Tokenizer
-from llmkit.loop.device import choose_device, choose_micro_batch, choose_precision, make_deterministic
+from llmkit.device import choose_device, device_facts, make_deterministic
 from llmkit.loop.resume import Options, check_same_model
 from llmkit.loop.room import require_disk, require_memory
 from llmkit.loop.run_tokenizer import tokenizer_of_run
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
-from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
+from llmkit.plan import Known, Plan, resolve_plan
+from llmkit.plan.text import show_plan
 from llmkit.run_folder import RunFolder
 
 
@@ -37,24 +34,17 @@ class Start:
     """What is settled before the run folder is touched."""
 
     loaded: Loaded
-    layout: Layout
-    precision: str
-    """As asked for; "auto" where the device decides."""
+    plan: Plan
+    """As the settings and the launch make it; what the tokenizer and the device decide is pending."""
+    known: Known
     mesh: Mesh
     options: Options
     local_size: int
     """Processes of this run on this host."""
-    notes: tuple[str, ...] = ()
-    """What of the launcher's configuration has no effect."""
 
     @property
     def config(self) -> Config:
         return self.loaded.config
-
-    def known(self, tokenizer_size: int | None = None, holds_out: bool | None = None) -> Known:
-        """What the launch, and later the data, add to the settings."""
-        layout = self.layout
-        return Known(layout.world_size, layout.zero_stage, layout.offload, tokenizer_size, holds_out)
 
 
 @dataclass(frozen=True)
@@ -62,60 +52,49 @@ class Basis:
     """What an engine is built on."""
 
     device: torch.device
-    precision: str
     data: Prepared
-    shape: ModelShape
-    micro_batch_size: int
-    accumulation_steps: int
+    plan: Plan
 
 
 def lay_basis(
     start: Start, folder: RunFolder, checkpoint: Checkpoint | None, note: Callable[[str], None]
 ) -> Basis:
-    """Prepares the data and settles sizes; everything that can be wrong is found here."""
-    config, layout, mesh = start.config, start.layout, start.mesh
+    """Prepares the data and completes the plan; everything that can be wrong is found here."""
+    config, mesh = start.config, start.mesh
     remote = _find_remote(config.data, mesh)
     with fail_together(mesh):
         if config.run.deterministic:
             make_deterministic()
         device = choose_device()
-        precision = choose_precision(start.precision, device)
-        least = resolved_model(config, 1)  # a vocabulary that is not known yet adds to it
-        _require_room(start, folder, least, device, precision)
+        facts = device_facts(device, config.kernels.compile is not False)
+    free = min(int(text) for text in mesh.all_gather_text(str(facts.free_bytes)))
+    known = replace(start.known, device=replace(facts, free_bytes=free))
+    with fail_together(mesh):
+        # A vocabulary that is not known yet only adds to what this one needs.
+        _require_room(start, folder, resolve_plan(start.loaded, known), device)
         tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, start.loaded)
 
         def accept(tokenizer: Tokenizer) -> None:  # before sources are built, which may take hours
-            check_start(start.loaded, start.known(tokenizer.vocab_size))
-            shape = resolved_model(config, tokenizer.vocab_size)
+            plan = resolve_plan(start.loaded, replace(known, tokenizer_size=tokenizer.vocab_size))
             if checkpoint is not None:
-                check_same_model(checkpoint, shape)
-            _require_room(start, folder, shape, device, precision)
+                check_same_model(checkpoint, plan.model)
+            _require_room(start, folder, plan, device)
 
         data = prepare(
             config.data, note, seed=config.run.seed, known=remote, tokenizer=tokenizer, accept=accept
         )
-        check_start(start.loaded, start.known(data.tokenizer.vocab_size, data.heldout_targets > 0))
-        shape = resolved_model(config, data.tokenizer.vocab_size)
-        fitting = choose_micro_batch(config, shape, precision, device, layout)
-    check_same_on_all_ranks(mesh, {"precision": precision, **_data_facts(data)})
-    micro_batch_size = min(int(text) for text in mesh.all_gather_text(str(fitting)))
-    with fail_together(mesh):
-        derived = derive(
-            config,
-            vocab_size=data.tokenizer.vocab_size,
-            data_parallel_size=mesh.data_size,
-            micro_batch_size=micro_batch_size,
-        )
-        note(show_derived(derived).rstrip())
-    accumulation = accumulation_steps(config, mesh.data_size, micro_batch_size)
-    return Basis(device, precision, data, shape, micro_batch_size, accumulation)
+        known = replace(known, tokenizer_size=data.tokenizer.vocab_size, holds_out=data.heldout_targets > 0)
+        plan = resolve_plan(start.loaded, known)
+        note(show_plan(plan).rstrip())
+        for line in plan.kernels.notes:
+            note(line)
+    check_same_on_all_ranks(mesh, plan.facts() | _data_facts(data))
+    return Basis(device, data, plan)
 
 
-def _require_room(
-    start: Start, folder: RunFolder, shape: ModelShape, device: torch.device, precision: str
-) -> None:
-    require_memory(start.loaded, shape, start.layout, device, precision, start.local_size)
-    require_disk(start.loaded, shape, folder)
+def _require_room(start: Start, folder: RunFolder, plan: Plan, device: torch.device) -> None:
+    require_memory(start.loaded, plan, device, start.local_size)
+    require_disk(start.loaded, plan, folder)
 
 
 def _find_remote(data: Data, mesh: Mesh) -> dict[str, Found]:

@@ -13,7 +13,7 @@ from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.derive import size_of
 from llmkit.config.load import Loaded
 from llmkit.config.remarks import length_remarks, vocabulary_remarks
-from llmkit.config.settings import Known, Settings
+from llmkit.config.settings import Facts, Settings
 from llmkit.data.prepared import lane_lines
 from llmkit.loop.basis import Basis, Start
 from llmkit.loop.progress import Progress
@@ -27,12 +27,13 @@ def opening_lines(
     start: Start, basis: Basis, checkpoint: Checkpoint | None, progress: Progress, folder: RunFolder
 ) -> Iterator[str]:
     """What a user should know before the first step."""
-    yield from start.notes
+    yield from start.plan.notes
     yield from _remarks(checkpoint, start.loaded, progress, basis.data.tokenizer.vocab_size)
     yield from lane_lines(basis.data, start.mesh.data_size)
     processes = start.mesh.world_size
-    over = f" x {processes} processes ({_layout_name(start.layout)})" if processes > 1 else ""
-    yield f"training on {_device_name(basis.device)}{over} in {basis.precision}; run folder {folder.path}"
+    over = f" x {processes} processes ({_layout_name(start.plan.layout)})" if processes > 1 else ""
+    on = f"{_device_name(basis.device)}{over}"
+    yield f"training on {on} in {basis.plan.precision}; run folder {folder.path}"
 
 
 def manifest(start: Start, basis: Basis) -> dict[str, Any]:
@@ -43,10 +44,7 @@ def manifest(start: Start, basis: Basis) -> dict[str, Any]:
         "device": _device_name(basis.device),
         "command": sys.argv,
         "config": str(start.loaded.path),
-        "precision": basis.precision,
-        "micro_batch_size": basis.micro_batch_size,
-        "accumulation_steps": basis.accumulation_steps,
-        "layout": start.layout.to_dict(),
+        **basis.plan.to_json(),
     }
 
 
@@ -56,7 +54,7 @@ def _remarks(
     """What the settings alone do not show."""
     config = loaded.config
     if size_of(config.data.tokenizer) is None:  # else it is among the remarks of the configuration
-        yield from vocabulary_remarks(Settings(config, loaded.origins, Known(tokenizer_size=tokenizer_size)))
+        yield from vocabulary_remarks(Settings(config, loaded.origins, Facts(tokenizer_size=tokenizer_size)))
     if checkpoint is not None:
         yield f"resuming from {checkpoint.path} at step {progress.step}"
         if settings_of(checkpoint).train.max_steps is not None and config.train.max_steps is None:

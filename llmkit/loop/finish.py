@@ -23,6 +23,7 @@ from llmkit.model.base import Model
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
+from llmkit.precision import PRECISIONS
 from llmkit.prompts import chat_prompt, text_prompt
 from llmkit.stopping import Stopped
 
@@ -140,7 +141,7 @@ def _is_cut(run: Run) -> bool:
 def _whole_model(run: Run) -> Iterator[Model]:
     """The model as it is in the engine; where the layout cuts it, as it was saved, on the host."""
     if _is_cut(run):
-        yield load_model(load_checkpoint(run.checkpoint), torch.device("cpu"), run.precision)
+        yield load_model(load_checkpoint(run.checkpoint), torch.device("cpu"), PRECISIONS[run.precision])
     else:
         run.engine.model.eval()
         yield run.engine.model

@@ -6,12 +6,11 @@ import torch
 
 from llmkit.checkpoint.read import folders
 from llmkit.config.load import Loaded
-from llmkit.config.memory import GRADIENT, parameter_bytes, show_bytes, state_bytes
+from llmkit.config.memory import parameter_bytes, show_bytes
 from llmkit.config.settings import Settings
-from llmkit.config.shape import ModelShape
 from llmkit.cores import host_memory
 from llmkit.errors import UserError
-from llmkit.parallel.layout import Layout
+from llmkit.plan import Plan
 from llmkit.run_folder import RunFolder
 
 BYTES_PER_PARAMETER = 12
@@ -20,49 +19,41 @@ BYTES_PER_PARAMETER = 12
 _SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
 
 
-def require_memory(
-    loaded: Loaded, shape: ModelShape, layout: Layout, device: torch.device, precision: str, local_size: int
-) -> None:
+def require_memory(loaded: Loaded, plan: Plan, device: torch.device, local_size: int) -> None:
     """Raises UserError where the weights, gradients and optimizer state alone are more than there is.
 
     local_size: processes of this run on this host, which share its memory.
     """
-    optimizer = loaded.config.optimizer.name
-    need = state_bytes(
-        shape, precision, optimizer,
-        data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
-        zero_stage=layout.zero_stage, offload=layout.offload,
-    )  # fmt: skip
+    need = plan.state
     here = f"the {local_size} processes on this machine" if local_size > 1 else "this process"
-    gradients = need.gradients if layout.offload == "none" else 0
+    gradients = need.gradients if plan.layout.offload == "none" else 0
     if device.type == "cpu":
-        _require(loaded, shape, precision, (need.device + gradients) * local_size, host_memory(), here)
+        _require(loaded, plan, (need.device + gradients) * local_size, host_memory(), here)
         return
     on_gpu = torch.cuda.mem_get_info(device)[1]
-    _require(loaded, shape, precision, need.device + gradients, on_gpu, "a process, on a GPU")
-    _require(loaded, shape, precision, need.host * local_size, host_memory(), here)
+    _require(loaded, plan, need.device + gradients, on_gpu, "a process, on a GPU")
+    _require(loaded, plan, need.host * local_size, host_memory(), here)
 
 
-def _require(
-    loaded: Loaded, shape: ModelShape, precision: str, needed: int, there: int | None, who: str
-) -> None:
+def _require(loaded: Loaded, plan: Plan, needed: int, there: int | None, who: str) -> None:
     if there is None or needed <= there:
         return
     settings = Settings(loaded.config, loaded.origins)
     sizes = ", ".join(settings.describe(f"model.{name}") for name in _SIZES)
-    each = GRADIENT + sum(parameter_bytes(precision, loaded.config.optimizer.name))
+    each = sum(parameter_bytes(plan.precision, loaded.config.optimizer.name))
     raise UserError(
-        f"a model of {shape.num_parameters:,} parameters does not fit into memory: weights, gradients and "
-        f"optimizer state ({each} bytes a parameter in {precision}, shared out as the settings say) take at "
-        f"least {show_bytes(needed)} for {who}, and there is {show_bytes(there)}; make it smaller ({sizes}), "
-        "or share out more (parallel.zero_stage, parallel.tensor_parallel_size, parallel.offload, machines)"
+        f"a model of {plan.model.num_parameters:,} parameters does not fit into memory: weights, gradients "
+        f"and optimizer state ({each} bytes a parameter in {plan.precision}, shared out as the settings say) "
+        f"take at least {show_bytes(needed)} for {who}, and there is {show_bytes(there)}; make it smaller "
+        f"({sizes}), or share out more (parallel.zero_stage, parallel.tensor_parallel_size, "
+        "parallel.offload, machines)"
     )
 
 
-def require_disk(loaded: Loaded, shape: ModelShape, folder: RunFolder) -> None:
+def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
     """Raises RunFault unless the checkpoints fit onto the disk of the run folder.
 
     While a save is under way there is one more than is kept; those that are there have their place.
     """
     copies = max(1, loaded.config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
-    folder.require_space(BYTES_PER_PARAMETER * shape.num_parameters * copies)
+    folder.require_space(BYTES_PER_PARAMETER * plan.model.num_parameters * copies)

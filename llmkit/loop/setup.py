@@ -8,20 +8,17 @@ from contextlib import ExitStack
 
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.heldout import nothing_held_out
-from llmkit.config.load import Loaded, check_start
-from llmkit.config.settings import Known, Settings
+from llmkit.config.load import Loaded
+from llmkit.config.settings import Settings
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
+from llmkit.device import choose_workers
 from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
-from llmkit.errors import UserError
-from llmkit.kernels.attention import choose_attention
-from llmkit.kernels.compiler import compiler_missing
 from llmkit.loop.basis import Basis, Start, lay_basis
 from llmkit.loop.begin import begin
 from llmkit.loop.control import Control
 from llmkit.loop.describe import manifest, opening_lines
-from llmkit.loop.device import choose_workers
 from llmkit.loop.evaluate import take_over_evaluation
 from llmkit.loop.progress import Progress
 from llmkit.loop.resume import changed_settings, resumed_progress, shared_checkpoint
@@ -32,26 +29,21 @@ from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_names import check_environment
 from llmkit.parallel.accelerate import read_accelerate
-from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together
-from llmkit.parallel.layout import Layout
+from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.resolve import resolve_layout, resolve_precision
+from llmkit.plan import Known, Plan, resolve_plan
 from llmkit.run_folder import RunFolder
 
 
-def resolve_launch(
-    loaded: Loaded, environment: Mapping[str, str], world_size: int
-) -> tuple[Layout, str, tuple[str, ...]]:
-    """The layout of `world_size` processes, the precision that is asked for, and what has no effect.
+def resolve_launch(loaded: Loaded, environment: Mapping[str, str], world_size: int) -> tuple[Known, Plan]:
+    """What the launch of `world_size` processes makes known, and the plan as far as that goes.
 
     Raises UserError where the settings do not go together, with each other or with the launch.
     """
-    config, origins, accelerate = loaded.config, loaded.origins, read_accelerate(environment)
-    layout = resolve_layout(config, origins, accelerate, world_size)
-    check_start(loaded, Known(world_size, layout.zero_stage, layout.offload))
-    precision = resolve_precision(config, origins, accelerate)
-    check_environment(config.monitor.wandb, origins, environment)
-    return layout, precision, tuple(f"accelerate's configuration: {note}" for note in accelerate.notes)
+    known = Known(world_size, read_accelerate(environment))
+    plan = resolve_plan(loaded, known)
+    check_environment(loaded.config.monitor.wandb, loaded.origins, environment)
+    return known, plan
 
 
 def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) -> Run:
@@ -84,14 +76,26 @@ def _assemble(
         progress = resumed_progress(checkpoint, config, basis.data.fingerprint, console.note)
     with fail_together(mesh):
         loader, changes = _loader(start, basis, checkpoint, progress, stack)
-    engine = _build(start, basis, checkpoint, console.note)
+    engine = build_engine(
+        basis.plan, mesh, device=basis.device, note=console.note,
+        source=checkpoint, optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
+    )  # fmt: skip
     stack.callback(engine.close)
     with fail_together(mesh):
         if mesh.rank == 0 and not (progress.finished() and standing.was_done):
             if changes:
                 events.record("data_change", step=progress.step, differences=changes)
                 console.note(f"going on with other data: {'; '.join(changes)}")
-            begin(start.loaded, progress, standing, basis.precision, folder, metrics, events, console.note)
+            begin(
+                start.loaded,
+                progress,
+                standing,
+                basis.plan.precision.name,
+                folder,
+                metrics,
+                events,
+                console.note,
+            )
             _write_down(start, basis, engine, folder)
     if checkpoint is not None:
         take_over_evaluation(progress, config, metrics, mesh)
@@ -101,9 +105,9 @@ def _assemble(
     return Run(
         config=config,
         folder=folder,
-        shape=basis.shape,
+        shape=basis.plan.model,
         device=basis.device,
-        precision=basis.precision,
+        precision=basis.plan.precision.name,
         data=basis.data,
         heldout=_heldout(start, basis, console.note),
         loader=loader,
@@ -113,7 +117,7 @@ def _assemble(
         metrics=metrics,
         events=events,
         mesh=mesh,
-        layout=start.layout,
+        layout=start.plan.layout,
         control=Control(mesh),
         was_done=standing.was_done,
         saved_step=None if checkpoint is None else progress.step,
@@ -126,7 +130,7 @@ def _loader(
     """What gives the batches from here on, closed by `stack`; how its data differ from the checkpoint's."""
     config, mesh = start.config, start.mesh
     loader = TrainLoader(
-        basis.data, config.data, config.run.seed, config.train.global_batch_size, basis.micro_batch_size,
+        basis.data, config.data, config.run.seed, config.train.global_batch_size, basis.plan.micro_batch_size,
         rank=mesh.data_rank, world_size=mesh.data_size,
         hash_rows=mesh.tensor_size > 1 or config.monitor.log_samples,
         workers=choose_workers(config, start.local_size),
@@ -146,30 +150,6 @@ def _loader(
     if not progress.finished():
         loader.start()
     return loader, changes
-
-
-def _build(start: Start, basis: Basis, checkpoint: Checkpoint | None, note: Callable[[str], None]) -> Engine:
-    """The engine with the checkpoint's weights or else its initial ones, compiled where that is possible."""
-    config, device = start.config, basis.device
-    with fail_together(start.mesh):
-        compiled = config.kernels.compile is not False
-        missing = compiler_missing(device) if compiled else None
-        if missing is not None:
-            if config.kernels.compile is True:
-                raise UserError(f"kernels.compile: torch.compile cannot work here: {missing}")
-            note(f"training without torch.compile: {missing}")
-            compiled = False
-        attention_impl = choose_attention(
-            config.kernels.attention, device, compiled, config.data.sequence_length
-        )
-    check_same_on_all_ranks(start.mesh, {"torch.compile": missing or "can work", "attention": attention_impl})
-    return build_engine(
-        basis.shape, config, start.layout, start.mesh,
-        device=device, precision=basis.precision, micro_batch_size=basis.micro_batch_size,
-        accumulation_steps=basis.accumulation_steps, attention_impl=attention_impl, compiled=compiled,
-        note=note,
-        source=checkpoint, optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
-    )  # fmt: skip
 
 
 def _open_records(
@@ -209,7 +189,7 @@ def _heldout(start: Start, basis: Basis, note: Callable[[str], None]) -> HeldOut
     """None where nothing is held out, or nothing of it is a target; where that was not asked for, told."""
     config, mesh = start.config, start.mesh
     if basis.data.heldout_targets:
-        return HeldOut(basis.data, basis.micro_batch_size, mesh.data_rank, mesh.data_size)
+        return HeldOut(basis.data, basis.plan.micro_batch_size, mesh.data_rank, mesh.data_size)
     if config.evaluate.every_steps or config.data.heldout_every:
         note(f"nothing will be evaluated: {nothing_held_out(Settings(config, start.loaded.origins))}")
     return None

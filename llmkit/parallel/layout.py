@@ -28,7 +28,13 @@ class Layout:
 
     @property
     def data_parallel_size(self) -> int:
+        """Ranks that see different rows."""
         return self.world_size // self.tensor_parallel_size
+
+    @property
+    def engine(self) -> Literal["native", "deepspeed"]:
+        """What trains: DeepSpeed from ZeRO stage 1 on."""
+        return "native" if self.zero_stage == 0 else "deepspeed"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as JSON can hold them."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Literal, cast
-
-from llmkit.parallel.layout import Layout
+from typing import Any
 
 FACTORS: dict[str, tuple[Any, ...]] = {
     "model": ("gpt2", "modern", "odd", "qk-norm"),
@@ -58,18 +56,18 @@ class Case:
         return self.tensor * self.data
 
     @property
-    def layout(self) -> Layout:
-        """The case as the engines are told of it."""
+    def parallel(self) -> dict[str, Any]:
+        """The case as the section `parallel` of a configuration."""
         activation_checkpointing, _, every = self.activation_checkpointing.partition("/")
-        return Layout(
-            world_size=self.world_size,
-            tensor_parallel_size=self.tensor,
-            sequence_parallel=self.sequence_parallel,
-            zero_stage=self.stage,
-            offload=cast(Literal["none", "cpu"], self.offload),
-            activation_checkpointing=cast(Literal["none", "selective", "full"], activation_checkpointing),
-            activation_checkpointing_every=int(every or 1),
-        )
+        return {
+            "world_size": self.world_size,
+            "tensor_parallel_size": self.tensor,
+            "sequence_parallel": self.sequence_parallel,
+            "zero_stage": self.stage,
+            "offload": self.offload,
+            "activation_checkpointing": activation_checkpointing,
+            "activation_checkpointing_every": int(every or 1),
+        }
 
     @property
     def is_valid(self) -> bool:

@@ -12,9 +12,9 @@ from functools import cache
 
 import torch
 
+from llmkit.device import choose_device
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import RunFault, UserError
-from llmkit.loop.device import choose_device
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
 from llmkit.parallel.world import process_group, split_mesh

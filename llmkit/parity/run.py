@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
+from llmkit.device import device_facts
 from llmkit.engine import deepspeed_config, reduce
 from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
-from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
 from llmkit.parity.state import State, drifted, gather_state
 from llmkit.parity.subjects import LENGTH, MODELS, ROWS, RandomWeights, count_targets, global_batch, share
+from llmkit.plan import plan_for_shape
 
 STEPS = 10
 GRADIENT_STEPS = (0, 4, 9)
@@ -28,13 +29,12 @@ LARGE, LARGE_STEPS = 10**6, 2
 """A model with so many parameters takes few steps, and all of its gradients are compared."""
 LEARNING_RATE = 1e-3
 BETA1 = 0.9
-CONFIG = Config.model_validate(
-    {
-        "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
-        "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
-        "optimizer": {"betas": [BETA1, 0.95], "eps": 1e-5, "weight_decay": 0.1},
-    }
-)
+SETTINGS: dict[str, Any] = {
+    "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
+    "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
+    "optimizer": {"betas": [BETA1, 0.95], "eps": 1e-5, "weight_decay": 0.1},
+    "kernels": {"compile": False, "attention": "sdpa"},
+}
 
 
 @dataclass
@@ -59,7 +59,7 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
 
     Raises ValueError, on all of them, if their pieces of the state are not a whole.
     """
-    engine = make_engine(MODELS[case.model], case.layout, mesh, device, case.precision, case.accumulation)
+    engine = make_engine(MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation)
     try:
         engine.write_pieces(RandomWeights(MODELS[case.model]), optimizer_steps=0)
         return train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
@@ -73,22 +73,23 @@ def run_alone(model: str, masked: bool, precision: str, device: torch.device) ->
 
 
 def make_engine(
-    shape: ModelShape, layout: Layout, mesh: Mesh, device: torch.device, precision: str, accumulation: int
+    shape: ModelShape,
+    parallel: Mapping[str, Any],
+    mesh: Mesh,
+    device: torch.device,
+    precision: str,
+    accumulation: int,
 ) -> Engine:
-    """The engine of a layout for the rows of `global_batch`."""
+    """The engine for the rows of `global_batch`. parallel: settings of that section."""
+    train = {
+        **SETTINGS["train"], "precision": precision,
+        "micro_batch_size": ROWS // mesh.data_size // accumulation,
+    }  # fmt: skip
+    plan = plan_for_shape(
+        shape, {**SETTINGS, "train": train, "parallel": dict(parallel)}, device_facts(device)
+    )
     with as_if_large():
-        return build_engine(
-            shape,
-            CONFIG,
-            layout,
-            mesh,
-            device=device,
-            precision=precision,
-            micro_batch_size=ROWS // mesh.data_size // accumulation,
-            accumulation_steps=accumulation,
-            attention_impl="sdpa",
-            compiled=False,
-        )
+        return build_engine(plan, mesh, device=device)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from llmkit.config.load import check_start, load
-from llmkit.config.settings import Known
+from llmkit.config.load import check_again, load
+from llmkit.config.settings import Facts
 from llmkit.errors import UserError
 
 Write = Callable[..., str]
@@ -217,10 +217,11 @@ def test_what_holds_nothing_out_is_known_from_the_settings(base: str, refused: R
 
 def test_early_stopping_needs_what_the_data_turn_out_to_hold_out(base: str, write: Write) -> None:
     loaded = load(write(base), ["evaluate.early_stopping=3"])
-    check_start(loaded, Known(holds_out=True))
-    with pytest.raises(UserError, match=r"early_stopping 3 .*\n +of the few documents of the sources, data"):
-        check_start(loaded, Known(holds_out=False))
-    check_start(load(write(base)), Known(holds_out=False))
+    assert not check_again(loaded, Facts(holds_out=True))
+    (mistake,) = check_again(loaded, Facts(holds_out=False))
+    assert "evaluate.early_stopping 3 (command line)" in mistake.what
+    assert mistake.note.startswith("of the few documents of the sources, data")
+    assert not check_again(load(write(base)), Facts(holds_out=False))
 
 
 def test_contradictions_are_reported_together_and_with_other_mistakes(base: str, refused: Refused) -> None:

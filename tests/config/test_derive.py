@@ -1,4 +1,4 @@
-"""Values that follow from the settings."""
+"""Rules by which sizes of the model follow from the settings."""
 
 from __future__ import annotations
 
@@ -8,23 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.config.derive import default_intermediate_size, derive, resolved_model
-from llmkit.config.schema import Config, Data, Model, Parallel, Source, Tokenizer, Train
+from llmkit.config.derive import default_intermediate_size, resolved_model
+from llmkit.config.schema import Config, Data, Model, Source, Tokenizer
 
 
-def config(
-    model: Model | None = None, train: Train | None = None, parallel: Parallel | None = None, **tokenizer: Any
-) -> Config:
+def config(model: Model | None = None, **tokenizer: Any) -> Config:
     data = Data(
         sources=[Source(type="stdlib")],
         sequence_length=128,
         tokenizer=Tokenizer(**tokenizer),
     )
-    return Config(data=data, model=model or Model(), train=train or Train(), parallel=parallel or Parallel())
-
-
-def derived(*args: Config, **more: Any) -> dict[str, int | str]:
-    return {value.name: value.value for value in derive(*args, **more)}
+    return Config(data=data, model=model or Model())
 
 
 def test_defaults_are_filled_in() -> None:
@@ -62,8 +56,6 @@ def test_the_vocabulary_is_known_before_the_tokenizer_is_loaded(tokenizer: dict[
 def test_the_vocabulary_of_a_file_is_not_known_before() -> None:
     with pytest.raises(ValueError, match="known once it is loaded"):
         resolved_model(config(type="file", path="x"))
-    assert derived(config(type="file", path="x"))["parameters"] == "known once the tokenizer is loaded"
-    assert derived(config(type="file", path="x"), vocab_size=500)["vocab_size"] == 500
 
 
 def test_a_model_may_know_more_tokens_than_the_tokenizer() -> None:
@@ -73,44 +65,3 @@ def test_a_model_may_know_more_tokens_than_the_tokenizer() -> None:
 def test_a_width_that_the_heads_do_not_divide_makes_no_model() -> None:
     with pytest.raises(ValueError, match="cannot be shared out to 12 heads"):
         resolved_model(config(Model(hidden_size=100)), 10)
-
-
-def test_the_batch_is_shared_out() -> None:
-    train = Train(global_batch_size=32, micro_batch_size=4)
-    values = derived(config(train=train), data_parallel_size=2)
-    assert values["accumulation_steps"] == 4
-    assert values["tokens_per_step"] == 32 * 128
-
-
-def test_an_automatic_micro_batch_is_said_to_come_later() -> None:
-    assert derived(config())["micro_batch_size"] == "chosen at start"
-    assert derived(config(), micro_batch_size=8)["accumulation_steps"] == 4
-
-
-def test_the_settings_may_say_over_how_many_ranks() -> None:
-    four = config(parallel=Parallel(world_size=8, tensor_parallel_size=2))
-    assert derived(four, micro_batch_size=2)["accumulation_steps"] == 4
-    assert derived(four, micro_batch_size=2, data_parallel_size=16)["accumulation_steps"] == 1
-
-
-def test_rows_that_only_fill_are_told() -> None:
-    values = derived(config(), data_parallel_size=3, micro_batch_size=11)
-    assert (values["accumulation_steps"], values["wasted_rows"]) == (1, 1)
-    assert "wasted_rows" not in derived(config(), data_parallel_size=2)
-
-
-@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(1, 5), (4, 16)])
-def test_micro_batches_that_do_not_fit_have_no_number(ranks: int, micro_batch_size: int) -> None:
-    with pytest.raises(ValueError, match="do not divide"):
-        derive(config(), data_parallel_size=ranks, micro_batch_size=micro_batch_size)
-
-
-def test_without_a_number_of_processes_the_fewest_that_fit_are_taken() -> None:
-    ten = config(train=Train(global_batch_size=10, micro_batch_size=3))
-    (steps,) = [value for value in derive(ten) if value.name == "accumulation_steps"]
-    assert steps.value == 1
-    assert "4 data-parallel ranks, the fewest" in steps.how
-
-
-def test_every_value_says_how_it_came_about() -> None:
-    assert all(value.how for value in derive(config()))

@@ -240,8 +240,9 @@ def test_home_is_expanded_in_extends(
 def test_loading_needs_no_heavy_import(write: Write) -> None:
     write()
     code = (
-        "import sys; from llmkit.config import load, show, derive, resume;"
-        "loaded = load.load('c.yaml'); show.show(loaded);"
+        "import sys; from llmkit.config import load, show, resume;"
+        "from llmkit.plan import resolve_plan, text;"
+        "loaded = load.load('c.yaml'); show.show(loaded, text.show_plan(resolve_plan(loaded)));"
         "print([m for m in ('torch', 'numpy', 'tokenizers', 'wandb', 'transformers') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]

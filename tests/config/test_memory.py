@@ -7,39 +7,41 @@ from dataclasses import replace
 import pytest
 
 from llmkit.config.memory import State, parameter_bytes, show_bytes, state_bytes
+from llmkit.precision import PRECISIONS
 from tests.shapes import LLAMA_STYLE
 
 SHAPE = replace(LLAMA_STYLE, hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
 N = SHAPE.num_parameters
+BF16 = PRECISIONS["bf16"]
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "fp32", "bf16"), [("adamw", (4, 8), (2, 12)), ("muon", (4, 4), (2, 8))]
+    ("optimizer", "fp32", "bf16"), [("adamw", (4, 4, 8), (2, 4, 12)), ("muon", (4, 4, 4), (2, 4, 8))]
 )
-def test_bytes_of_a_parameter(optimizer: str, fp32: tuple[int, int], bf16: tuple[int, int]) -> None:
-    assert parameter_bytes("fp32", optimizer) == fp32
-    assert parameter_bytes("bf16", optimizer) == bf16
+def test_bytes_of_a_parameter(optimizer: str, fp32: tuple[int, ...], bf16: tuple[int, ...]) -> None:
+    assert parameter_bytes(PRECISIONS["fp32"], optimizer) == fp32
+    assert parameter_bytes(BF16, optimizer) == bf16
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), list(enumerate([18.0, 9.0, 6.0, 4.5])))
 def test_each_stage_shares_out_more(stage: int, bytes_each: float) -> None:
-    state = state_bytes(SHAPE, "bf16", "adamw", data_parallel_size=4, zero_stage=stage)
+    state = state_bytes(SHAPE, BF16, "adamw", data_parallel_size=4, zero_stage=stage)
     assert (state.device + state.gradients) / N == pytest.approx(bytes_each, abs=0.01)
     assert state.host == 0
 
 
 def test_tensor_parallelism_shares_out_everything() -> None:
     cut, zero3 = (
-        state_bytes(SHAPE, "bf16", "adamw", tensor_parallel_size=4),
-        state_bytes(SHAPE, "bf16", "adamw", data_parallel_size=4, zero_stage=3),
+        state_bytes(SHAPE, BF16, "adamw", tensor_parallel_size=4),
+        state_bytes(SHAPE, BF16, "adamw", data_parallel_size=4, zero_stage=3),
     )
     assert (cut.device, cut.gradients) == pytest.approx((zero3.device, zero3.gradients), rel=1e-6)
 
 
 def test_offloading_moves_the_optimizer_and_at_stage_3_the_weights() -> None:
     one = {"zero_stage": 1, "offload": "cpu"}
-    assert state_bytes(SHAPE, "bf16", "adamw", **one) == State(2 * N, 4 * N, 12 * N)  # type: ignore[arg-type]
-    assert state_bytes(SHAPE, "bf16", "adamw", zero_stage=3, offload="cpu") == State(0, 4 * N, 14 * N)
+    assert state_bytes(SHAPE, BF16, "adamw", **one) == State(2 * N, 4 * N, 12 * N)  # type: ignore[arg-type]
+    assert state_bytes(SHAPE, BF16, "adamw", zero_stage=3, offload="cpu") == State(0, 4 * N, 14 * N)
 
 
 @pytest.mark.parametrize(

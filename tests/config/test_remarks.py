@@ -9,6 +9,8 @@ import pytest
 from llmkit.config.load import load
 from llmkit.config.remarks import IDLE
 from llmkit.config.show import show
+from llmkit.plan import resolve_plan
+from llmkit.plan.text import show_plan
 
 Write = Callable[..., str]
 
@@ -86,5 +88,5 @@ def test_evaluations_that_never_come_are_noted(write: Write) -> None:
 
 def test_the_view_ends_with_the_remarks(write: Write) -> None:
     loaded = load(write(), ["optimizer.momentum=0.5"])
-    assert show(loaded).endswith(f"# note: {loaded.remarks[0]}\n")
-    assert load(write(show(loaded), "view.yaml")).config == loaded.config
+    assert show(loaded, show_plan(resolve_plan(loaded))).endswith(f"# note: {loaded.remarks[0]}\n")
+    assert load(write(show(loaded, show_plan(resolve_plan(loaded))), "view.yaml")).config == loaded.config

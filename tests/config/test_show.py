@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.config.load import load
+from llmkit.config.load import Loaded, load
 from llmkit.config.schema import Config, Data, Model, Monitor, Optimizer, Run, Source, Stage, Tokenizer, Train
 from llmkit.config.show import show, show_keys, to_yaml
+from llmkit.plan import resolve_plan
+from llmkit.plan.text import show_plan
 
 Write = Callable[..., str]
 
@@ -76,6 +78,10 @@ AWKWARD += [
     "😀\x01",
 ]
 texts = words | st.sampled_from(AWKWARD)
+
+
+def shown(loaded: Loaded) -> str:
+    return show(loaded, show_plan(resolve_plan(loaded)))
 
 
 @st.composite
@@ -146,7 +152,7 @@ def test_a_resolved_configuration_lies_under_overrides_like_any_other(write: Wri
 
 
 def test_each_line_shows_where_its_value_came_from(write: Write) -> None:
-    text = show(load(write(), ["train.max_steps=300"]))
+    text = shown(load(write(), ["train.max_steps=300"]))
     lines = {line.split("#")[0].strip(): line.partition("#")[2].strip() for line in text.splitlines()}
     assert lines["name: demo"] == "c.yaml:2"
     assert lines["max_steps: 300"] == "command line"
@@ -156,25 +162,25 @@ def test_each_line_shows_where_its_value_came_from(write: Write) -> None:
 
 
 def test_the_comments_are_aligned(write: Write) -> None:
-    lines = show(load(write())).split("\n\n")[0].splitlines()
+    lines = shown(load(write())).split("\n\n")[0].splitlines()
     assert (
         len({line.index("  # ") for line in lines if "  # " in line and len(line.split("  # ")[0]) < 60}) == 1
     )
 
 
 def test_derived_values_follow(write: Write) -> None:
-    text = show(load(write(), ["parallel.world_size=2"]))
+    text = shown(load(write(), ["parallel.world_size=2"]))
     assert "# derived:" in text
     assert "accumulation_steps" in text
-    shown = {line.split()[1]: line.split()[2] for line in text.split("# derived:\n")[1].splitlines()}
-    assert shown["head_dim"] == "16"
-    assert shown["accumulation_steps"] == "2"
-    assert shown["tokens_per_step"] == "2,048"
+    values = {line.split()[1]: line.split()[2] for line in text.split("# derived:\n")[1].splitlines()}
+    assert values["head_dim"] == "16"
+    assert values["accumulation_steps"] == "2"
+    assert values["tokens_per_step"] == "2,048"
 
 
 def test_the_whole_view_reads_back_too(write: Write) -> None:
     loaded = load(write())
-    assert load(write(show(loaded), "view.yaml")).config == loaded.config
+    assert load(write(shown(loaded), "view.yaml")).config == loaded.config
 
 
 def test_the_reference_names_type_default_and_meaning() -> None:

@@ -15,9 +15,10 @@ from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
-from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parity.subjects import RandomWeights
+from llmkit.plan import DeviceFacts, plan_for_shape
+from llmkit.precision import PRECISIONS
 from tests.limits import HANG
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
@@ -26,8 +27,9 @@ ROWS, LENGTH = 4, 24
 CPU = torch.device("cpu")
 CONFIG: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
-    "train": {"max_steps": 10, "gradient_clipping": 0.5},
+    "train": {"max_steps": 10, "gradient_clipping": 0.5, "global_batch_size": ROWS},
     "optimizer": {"eps": 1e-5, "learning_rate": 1e-2},
+    "kernels": {"compile": False, "attention": "sdpa"},
 }
 
 
@@ -78,7 +80,9 @@ def reference(
     """The same steps on one process."""
     shape = SHAPES[style]
     config = configured(optimizer)
-    engine = NativeEngine(GPT(shape), config.optimizer, precision=precision, gradient_clipping=0.5)
+    engine = NativeEngine(
+        GPT(shape), config.optimizer, precision=PRECISIONS[precision], gradient_clipping=0.5
+    )
     engine.write_pieces(Weights(random_model(shape)), 0)
     return engine, train(engine, shape, Mesh(), accumulation, range(steps))
 
@@ -95,14 +99,17 @@ def make(
 ) -> tuple[Engine, ModelShape]:
     """An engine on this mesh with the random weights of `tests.shapes`."""
     shape = SHAPES[style]
-    layout = Layout(
-        world_size=mesh.world_size, tensor_parallel_size=mesh.tensor_size, zero_stage=stage, **options
-    )
-    engine = build_engine(
-        shape, configured(optimizer), layout, mesh, device=device, precision=precision,
-        micro_batch_size=ROWS // mesh.data_size // accumulation, accumulation_steps=accumulation,
-        attention_impl="sdpa", compiled=False,
-    )  # fmt: skip
+    micro_batch = ROWS // mesh.data_size // accumulation
+    settings = {
+        **CONFIG,
+        "optimizer": {**CONFIG["optimizer"], "name": optimizer},
+        "train": {**CONFIG["train"], "precision": precision, "micro_batch_size": micro_batch},
+        "parallel": {
+            "world_size": mesh.world_size, "tensor_parallel_size": mesh.tensor_size, "zero_stage": stage,
+            **options,
+        },
+    }  # fmt: skip
+    engine = build_engine(plan_for_shape(shape, settings, DeviceFacts()), mesh, device=device)
     engine.write_pieces(Weights(random_model(shape)), 0)
     return engine, shape
 
@@ -191,7 +198,9 @@ def without_refused_step(precision: str) -> list:
     """The rows of `void_steps` after those, from one process that never saw them."""
     shape = replace(LLAMA_STYLE)
     config = Config.model_validate(CONFIG)
-    engine = NativeEngine(GPT(shape), config.optimizer, precision=precision, gradient_clipping=0.5)
+    engine = NativeEngine(
+        GPT(shape), config.optimizer, precision=PRECISIONS[precision], gradient_clipping=0.5
+    )
     engine.write_pieces(Weights(random_model(shape)), 0)
     return train(engine, shape, Mesh(), 2, [0, 1, 3, 4, 5])[2:]
 
@@ -200,8 +209,8 @@ def alone(precision: str) -> dict:
     """ZeRO in a world of one process, on the GPU where there is one; beside the native engine there."""
     from datetime import timedelta
 
+    from llmkit.device import choose_device
     from llmkit.engine.deepspeed import import_deepspeed
-    from llmkit.loop.device import choose_device
     from llmkit.parallel.rank_info import RankInfo
     from llmkit.parallel.world import process_group, split_mesh
 

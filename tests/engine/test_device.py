@@ -16,11 +16,11 @@ from llmkit.engine.native import NativeEngine
 from llmkit.loop.scalars import Scalars
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import moments
+from llmkit.precision import PRECISIONS
 from tests.engine.test_native import batch_of, targets
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
 OPTIMIZER = Optimizer(learning_rate=1e-2, eps=1e-5, weight_decay=0.1)
-PRECISIONS = ["fp32", "bf16"]
 OPTIMIZERS = ["adamw", "muon"]
 CASES = {
     "plain": (LLAMA_STYLE, "none", False),
@@ -44,11 +44,11 @@ def make(
     else:
         model.load_state_dict(random_model(shape).state_dict())
     settings = OPTIMIZER.model_copy(update={"name": optimizer})
-    return NativeEngine(model, settings, precision=precision, gradient_clipping=0.5)
+    return NativeEngine(model, settings, precision=PRECISIONS[precision], gradient_clipping=0.5)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", list(PRECISIONS))
 @pytest.mark.parametrize("case", CASES)
 def test_no_tensor_is_left_on_the_cpu_and_no_value_is_read(monkeypatch, case, precision, optimizer):
     """On the meta device either raises an error."""
@@ -85,7 +85,7 @@ def on_gpu(shape: ModelShape, step: int) -> tuple[Batch, int]:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_a_gpu_trains_as_a_cpu_does(precision, shape):
     cpu, gpu = (make(shape, device, precision, "adamw", "none") for device in ("cpu", "cuda"))
     loss, norm = (1e-5, 1e-4) if precision == "fp32" else (2e-2, 1e-1)
@@ -99,7 +99,7 @@ def test_a_gpu_trains_as_a_cpu_does(precision, shape):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_a_step_and_its_scalars_wait_for_nothing(request, precision, optimizer):
     engine = make(LLAMA_STYLE, "cuda", precision, optimizer, "none")
     batch, count = on_gpu(LLAMA_STYLE, 0)
@@ -113,7 +113,7 @@ def test_a_step_and_its_scalars_wait_for_nothing(request, precision, optimizer):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_an_infinite_gradient_or_no_target_leaves_a_gpus_state_alone(precision, optimizer):
     engine = make(LLAMA_STYLE, "cuda", precision, optimizer, "none")
     batch, count = on_gpu(LLAMA_STYLE, 0)

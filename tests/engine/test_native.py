@@ -14,6 +14,7 @@ from llmkit.checkpoint.write import save
 from llmkit.config.schema import Optimizer
 from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
+from llmkit.precision import PRECISIONS
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
 OPTIMIZER = Optimizer(learning_rate=1e-2, eps=1e-5, weight_decay=0.1)
@@ -39,7 +40,9 @@ def targets(batch: Batch) -> int:
 
 
 def make(shape, precision: str = "fp32", clipping: float = CLIPPING, optimizer=OPTIMIZER) -> NativeEngine:
-    return NativeEngine(random_model(shape), optimizer, precision=precision, gradient_clipping=clipping)
+    return NativeEngine(
+        random_model(shape), optimizer, precision=PRECISIONS[precision], gradient_clipping=clipping
+    )
 
 
 def reference_steps(shape, steps: int) -> tuple[list[float], list[float], dict[str, Tensor]]:
@@ -173,7 +176,7 @@ def test_an_engine_goes_on_bit_for_bit_from_its_pieces(tmp_path, shape, precisio
         extra_files={},
         keep_last=1,
     )
-    second = NativeEngine(GPT(shape), settings, precision=precision, gradient_clipping=CLIPPING)
+    second = NativeEngine(GPT(shape), settings, precision=PRECISIONS[precision], gradient_clipping=CLIPPING)
     second.write_pieces(load(folder), first.optimizer_steps)
     for step in range(3, 6):
         a = first.train_step([batch_of(shape, step)], 50, 1e-2)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from llmkit.kernels.attention import attention, attention_mask, choose_attention
+from llmkit.kernels.attention import attention, attention_mask
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -80,18 +80,3 @@ def test_softmax_is_in_fp32_under_bf16():
 def test_mask_shows_a_position_itself_and_what_is_before():
     assert attention_mask(3, 3, None, None, CPU).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert attention_mask(2, 3, 2, None, CPU).tolist() == [[1, 1, 0], [0, 1, 1]]
-
-
-@pytest.mark.parametrize(
-    ("requested", "device", "compiled", "length", "chosen"),
-    [
-        ("auto", CPU, True, 256, "matmul"),
-        ("auto", CPU, True, 1024, "sdpa"),
-        ("auto", CPU, False, 256, "sdpa"),
-        ("auto", GPU, True, 256, "sdpa"),
-        ("matmul", GPU, False, 4096, "matmul"),
-        ("sdpa", CPU, True, 16, "sdpa"),
-    ],
-)
-def test_choice(requested, device, compiled, length, chosen):
-    assert choose_attention(requested, device, compiled, length) == chosen

@@ -12,6 +12,7 @@ from llmkit.errors import UserError
 from llmkit.loop import room
 from llmkit.loop.room import require_memory
 from llmkit.parallel.layout import Layout
+from llmkit.plan import DeviceFacts, Plan, plan_for_shape
 from tests.program import make_project
 from tests.shapes import LLAMA_STYLE
 
@@ -20,16 +21,24 @@ SHAPE = replace(LLAMA_STYLE, hidden_size=768, intermediate_size=3072, num_hidden
 N = SHAPE.num_parameters
 
 
+def planned(precision: str) -> Plan:
+    settings = {
+        "data": {"sources": [{"type": "stdlib"}], "sequence_length": 32},
+        "train": {"max_steps": 1, "precision": precision},
+    }
+    return plan_for_shape(SHAPE, settings, DeviceFacts())
+
+
 @pytest.fixture
 def fits(tmp_path, monkeypatch):
     """Whether a layout fits into so many bytes a parameter of the machine, and of a GPU."""
-    loaded = load(make_project(tmp_path))
+    loaded, plan = load(make_project(tmp_path)), planned("bf16")
 
     def check(layout, device, host, gpu=0.0, local_size=1):
         monkeypatch.setattr(room, "host_memory", lambda: int(host * N) + 9)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, int(gpu * N) + 9))
         try:
-            require_memory(loaded, SHAPE, layout, device, "bf16", local_size)
+            require_memory(loaded, replace(plan, layout=layout), device, local_size)
         except UserError as error:
             return str(error)
         return ""
@@ -59,4 +68,4 @@ def test_what_is_offloaded_needs_the_machine_s_memory(fits):
 
 def test_where_memory_is_unknown_nothing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "host_memory", lambda: None)
-    require_memory(load(make_project(tmp_path)), SHAPE, Layout(), CPU, "fp32", 1)
+    require_memory(load(make_project(tmp_path)), planned("fp32"), CPU, 1)

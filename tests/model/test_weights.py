@@ -15,6 +15,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.parallel.mesh import TensorParallel
+from llmkit.precision import PRECISIONS
 from tests.program import make_project
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
@@ -49,7 +50,9 @@ def test_a_model_without_weights_does_not_compute(make):
 
 
 def test_an_engine_without_weights_does_not_train():
-    engine = NativeEngine(GPT(LLAMA_STYLE, seed=None), Optimizer(), precision="fp32", gradient_clipping=1.0)
+    engine = NativeEngine(
+        GPT(LLAMA_STYLE, seed=None), Optimizer(), precision=PRECISIONS["fp32"], gradient_clipping=1.0
+    )
     with pytest.raises(RuntimeError, match="this GPT has no weights"):
         engine.train_step([ROWS], 8, 1e-3)
     engine.write_pieces(InitialWeights(engine.model, 0), 0)

@@ -9,12 +9,12 @@ import re
 import pytest
 from accelerate.utils import launch as accelerate_launch
 
-from llmkit.config.load import load
+from llmkit.config.load import Loaded, load
 from llmkit.errors import UserError
 from llmkit.parallel import accelerate
 from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
-from llmkit.parallel.resolve import resolve_layout, resolve_precision
+from llmkit.plan import Known, Plan, resolve_plan
 from tests.parallel.accelerate_files import questioned, told_by_accelerate, written
 from tests.program import make_project
 
@@ -41,6 +41,10 @@ CASES = {
 }
 
 
+def planned(loaded: Loaded, told: dict[str, str], world_size: int = 4) -> Plan:
+    return resolve_plan(loaded, Known(world_size, read_accelerate(told)))
+
+
 @pytest.fixture
 def loaded(tmp_path):
     return load(make_project(tmp_path), ["train.precision=auto"])
@@ -50,9 +54,10 @@ def loaded(tmp_path):
 def test_a_file_as_accelerate_writes_it_is_followed(loaded, tmp_path, monkeypatch, name):
     answers, stage, offload, precision = CASES[name]
     told = told_by_accelerate(questioned(tmp_path, answers, monkeypatch))
-    layout = resolve_layout(loaded.config, loaded.origins, read_accelerate(told), 4)
+    plan = planned(loaded, told)
+    layout = plan.layout
     assert (layout.zero_stage, layout.offload, dict(layout.deepspeed)) == (stage, offload, {})
-    assert resolve_precision(loaded.config, loaded.origins, read_accelerate(told)) == precision
+    assert ("auto" if "precision" in plan.pending else plan.precision.name) == precision
     notes = read_accelerate(told).notes
     assert [note.split()[0] for note in notes] == ["zero3_save_16bit_model"] * ("save 16-bit" in answers)
 
@@ -83,8 +88,7 @@ def test_one_process_on_the_cpu_stays_one(tmp_path, monkeypatch):
 def test_what_llmkit_does_otherwise_is_refused_by_name(loaded, tmp_path, monkeypatch, answers, what):
     told = told_by_accelerate(questioned(tmp_path, answers, monkeypatch))
     with pytest.raises(UserError) as refusal:
-        resolve_layout(loaded.config, loaded.origins, read_accelerate(told), 4)
-        resolve_precision(loaded.config, loaded.origins, read_accelerate(told))
+        planned(loaded, told)
     assert what in str(refusal.value)
 
 
@@ -95,19 +99,19 @@ def test_accumulation_that_is_what_the_settings_make_agrees(tmp_path, stage):
     if stage:
         told["ACCELERATE_USE_DEEPSPEED"] = "true"
     same = load(path, ["train.micro_batch_size=1"])  # of 4 rows on 2 ranks
-    assert resolve_layout(same.config, same.origins, read_accelerate(told), 2).zero_stage == stage
+    assert planned(same, told, 2).layout.zero_stage == stage
     with pytest.raises(UserError, match=r"gradient_accumulation_steps 2 .*which make 1"):
-        resolve_layout(same.config, same.origins, read_accelerate(told), 4)
+        planned(same, told, 4)
 
 
 def test_what_the_launchers_file_leaves_open_contradicts_nothing(tmp_path):
     """Accelerate's own defaults are no wish of the user's."""
     told = told_by_accelerate(written(tmp_path, "distributed_type: DEEPSPEED\ndeepspeed_config: {}\n"))
     ours = load(make_project(tmp_path), ["parallel.zero_stage=3", "parallel.offload=cpu"])
-    layout = resolve_layout(ours.config, ours.origins, read_accelerate(told), 4)
+    layout = planned(ours, told, 4).layout
     assert (layout.zero_stage, layout.offload) == (3, "cpu")
     auto = load(make_project(tmp_path))
-    assert resolve_layout(auto.config, auto.origins, read_accelerate(told), 4).zero_stage == 2
+    assert planned(auto, told, 4).layout.zero_stage == 2
 
 
 def test_two_files_of_accelerate_that_contradict_each_other(tmp_path):

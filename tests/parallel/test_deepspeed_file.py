@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.deepspeed_file import read_deepspeed_file
 from llmkit.parallel.deepspeed_keys import RULES, SAME_SECTION, Passed
 from llmkit.parallel.layout import Layout
-from llmkit.parallel.resolve import resolve_layout, resolve_precision
+from llmkit.plan import DeviceFacts, Known, Plan, plan_for_shape, resolve_plan
 from tests.program import make_project
+from tests.shapes import LLAMA_STYLE
 
 AUTO = dict.fromkeys(
     (
@@ -72,7 +74,15 @@ def launched(folder: Path, content: Any) -> dict[str, str]:
 
 def layout(folder: Path, content: Any, *overrides: str) -> Layout:
     loaded = load(make_project(folder), overrides)
-    return resolve_layout(loaded.config, loaded.origins, read_accelerate(launched(folder, content)), 2)
+    return resolve_plan(loaded, Known(2, read_accelerate(launched(folder, content)))).layout
+
+
+def plan_of(layout: Layout) -> Plan:
+    """The plan of a model with a layout of its own."""
+    settings: dict[str, Any] = {
+        "data": {"sources": [{"type": "stdlib"}], "sequence_length": 24}, "train": {"max_steps": 1}
+    }  # fmt: skip
+    return replace(plan_for_shape(LLAMA_STYLE, settings, DeviceFacts()), layout=layout)
 
 
 def refused(folder: Path, content: Any, *overrides: str) -> str:
@@ -93,10 +103,10 @@ def test_the_templates_of_the_handbooks_are_followed(tmp_path):
 
 
 def test_what_is_passed_on_reaches_deepspeed(tmp_path):
-    sizes = {"precision": "fp32", "gradient_clipping": 1.0, "micro_batch_size": 1, "accumulation_steps": 1,
-             "num_parameters": 10**6, "largest_parameter": 1000, "on_gpu": False}  # fmt: skip
-    ours = deepspeed_config(Layout(2, zero_stage=3, offload="cpu"), **sizes)
-    theirs = deepspeed_config(layout(tmp_path, TEMPLATE_3), **sizes)
+    ours = deepspeed_config(
+        plan_of(Layout(2, zero_stage=3, offload="cpu")), largest_parameter=1000, on_gpu=False
+    )
+    theirs = deepspeed_config(plan_of(layout(tmp_path, TEMPLATE_3)), largest_parameter=1000, on_gpu=False)
     passed = {
         "overlap_comm": True, "stage3_param_persistence_threshold": 100_000,
         "offload_optimizer": {"device": "cpu", "pin_memory": True},
@@ -106,14 +116,13 @@ def test_what_is_passed_on_reaches_deepspeed(tmp_path):
 
 
 def test_a_bucket_that_would_lose_gradients_is_refused():
-    sizes = {"precision": "fp32", "gradient_clipping": 1.0, "micro_batch_size": 1, "accumulation_steps": 1,
-             "num_parameters": 10**6, "largest_parameter": 2000, "on_gpu": True}  # fmt: skip
+    sizes = {"largest_parameter": 2000, "on_gpu": True}
     small = {"zero_optimization.reduce_bucket_size": 1000}
     with pytest.raises(UserError, match=r"reduce_bucket_size 1000, .* of 2000 elements"):
-        deepspeed_config(Layout(2, zero_stage=2, deepspeed=small), **sizes)
+        deepspeed_config(plan_of(Layout(2, zero_stage=2, deepspeed=small)), **sizes)
     serial = small | {"zero_optimization.overlap_comm": False}
     for layout in (Layout(2, zero_stage=3, deepspeed=small), Layout(2, zero_stage=2, deepspeed=serial)):
-        assert deepspeed_config(layout, **sizes)["zero_optimization"]["reduce_bucket_size"] == 1000
+        assert deepspeed_config(plan_of(layout), **sizes)["zero_optimization"]["reduce_bucket_size"] == 1000
 
 
 @pytest.mark.parametrize(
@@ -190,12 +199,11 @@ def test_the_precision_of_the_file(tmp_path, section):
                 with pytest.raises(
                     UserError, match=rf"train\.precision .*mixed_precision {asked} \(.*ds.json:3\)"
                 ):
-                    resolve_precision(loaded.config, loaded.origins, read_accelerate(environment))
+                    resolve_plan(loaded, Known(2, read_accelerate(environment)))
             else:
                 expected = asked if ours == "auto" else ours
-                assert (
-                    resolve_precision(loaded.config, loaded.origins, read_accelerate(environment)) == expected
-                )
+                plan = resolve_plan(loaded, Known(2, read_accelerate(environment)))
+                assert ("auto" if "precision" in plan.pending else plan.precision.name) == expected
 
 
 def test_what_has_no_effect_is_told(tmp_path):

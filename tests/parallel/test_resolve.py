@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from llmkit.config.load import load
 from llmkit.errors import UserError
 from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.layout import Layout
-from llmkit.parallel.resolve import needs_deepspeed, resolve_layout, resolve_precision
+from llmkit.plan import Known, resolve_plan
 from tests.parallel.accelerate_files import told_by_accelerate, written
 from tests.program import make_project
 
@@ -27,7 +28,7 @@ def config(tmp_path):
 
 
 def layout(loaded, environment: dict[str, str], world_size: int = 4) -> Layout:
-    return resolve_layout(loaded.config, loaded.origins, read_accelerate(environment), world_size)
+    return resolve_plan(loaded, Known(world_size, read_accelerate(environment))).layout
 
 
 def refused(loaded, environment: dict[str, str], world_size: int = 4) -> str:
@@ -46,7 +47,7 @@ def test_auto_takes_the_stage_of_the_launch_file(config, name, stage):
     found = layout(config(), environment)
     assert found.zero_stage == stage
     assert found.offload == ("cpu" if name == "zero3-offload" else "none")
-    assert needs_deepspeed(config().config, environment) == (stage > 0)
+    assert found.engine == ("deepspeed" if stage else "native")
     same = [f"parallel.zero_stage={stage}", f"parallel.offload={found.offload}"]
     assert layout(config(*same), environment) == found
 
@@ -87,12 +88,8 @@ def test_the_stage_may_stand_in_a_deepspeed_file(config, tmp_path):
     assert f"zero_optimization.stage 3 ({file}:1)" in message
 
     file.write_text(json.dumps({"bf16": {"enabled": True}}))
-    assert layout(config(), told_by_accelerate(launch)).zero_stage == 0
-    contradiction = config("train.precision=fp32")
-    with pytest.raises(UserError, match=r"train\.precision"):
-        resolve_precision(
-            contradiction.config, contradiction.origins, read_accelerate(told_by_accelerate(launch))
-        )
+    assert layout(config("train.precision=auto"), told_by_accelerate(launch)).zero_stage == 0
+    assert "train.precision" in refused(config("train.precision=fp32"), told_by_accelerate(launch))
 
 
 @pytest.mark.parametrize(
@@ -157,8 +154,18 @@ def test_precision(config, tmp_path):
         ("auto", environment, "bf16"),
         ("bf16", environment, "bf16"),
     ):
-        loaded = config(f"train.precision={ours}")
-        assert resolve_precision(loaded.config, loaded.origins, read_accelerate(told)) == expected
-    loaded = config("train.precision=fp32")
-    with pytest.raises(UserError, match=r"train.precision .*mixed_precision bf16"):
-        resolve_precision(loaded.config, loaded.origins, read_accelerate(environment))
+        plan = resolve_plan(config(f"train.precision={ours}"), Known(4, read_accelerate(told)))
+        assert ("auto" if "precision" in plan.pending else plan.precision.name) == expected
+    message = refused(config("train.precision=fp32"), environment)
+    assert re.search(r"train.precision .*mixed_precision bf16", message)
+
+
+def test_all_contradictions_are_named_at_once_with_their_places(config, tmp_path):
+    text = f"{DEEPSPEED}zero_stage: 2, gradient_clipping: 0.5}}\nmixed_precision: bf16\n"
+    message = refused(
+        config("parallel.zero_stage=3", "train.precision=fp32", "train.micro_batch_size=2"),
+        told_by_accelerate(written(tmp_path, text)),
+    )
+    assert "tiny.yaml: 4 mistakes" in message
+    for what in ("parallel.zero_stage 3", "train.precision", "train.gradient_clipping", "micro_batch_size 2"):
+        assert what in message

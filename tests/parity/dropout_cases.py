@@ -19,7 +19,6 @@ import llmkit.model.gpt
 from llmkit.batch import Batch
 from llmkit.engine.base import Engine
 from llmkit.model.gpt import GPT
-from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parallel.randomness import seed_step
 from llmkit.parity.compare import relative_error
@@ -54,7 +53,16 @@ def all_findings() -> dict[str, Findings]:
 
 def _at_stage(stage: int, mesh: Mesh) -> Findings:
     whole, pieces = (
-        _step(mesh, Layout(4, 2, sequence_parallel, stage)) for sequence_parallel in (False, True)
+        _step(
+            mesh,
+            {
+                "world_size": 4,
+                "tensor_parallel_size": 2,
+                "sequence_parallel": sequence_parallel,
+                "zero_stage": stage,
+            },
+        )
+        for sequence_parallel in (False, True)
     )
     found = {
         "what a group holds alike is alike": _alike(whole.blocks, mesh, of="tensor"),
@@ -65,8 +73,8 @@ def _at_stage(stage: int, mesh: Mesh) -> Findings:
     }
     for how in ("full", "selective"):
         for plain in (whole, pieces):
-            layout = replace(plain.layout, activation_checkpointing=how)
-            name = f"{how} recomputation replays{' pieces' * layout.sequence_parallel}"
+            layout = {**plain.layout, "activation_checkpointing": how}
+            name = f"{how} recomputation replays{' pieces' * layout['sequence_parallel']}"
             found[name] = _equal(_step(mesh, layout).gradients, plain.gradients)
     again = _step(mesh, whole.layout)
     found["the same seed draws the same"] = _equal(again.gradients, whole.gradients)
@@ -76,13 +84,13 @@ def _at_stage(stage: int, mesh: Mesh) -> Findings:
 class _Seen:
     """One step: the output of the blocks, the input of the first output projection, zeros, gradients."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: dict[str, Any]) -> None:
         self.layout = layout
         self.blocks = self.heads = self.dropped = torch.empty(0)
         self.gradients: State = {}
 
 
-def _step(mesh: Mesh, layout: Layout) -> _Seen:
+def _step(mesh: Mesh, layout: dict[str, Any]) -> _Seen:
     """A step in which all data-parallel ranks get the same rows."""
     seen = _Seen(layout)
     engine: Engine = make_engine(SHAPE, layout, mesh, CPU, "fp32", 1)

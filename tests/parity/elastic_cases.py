@@ -11,7 +11,6 @@ import torch.distributed as dist
 from llmkit.checkpoint import read
 from llmkit.checkpoint.write import save
 from llmkit.engine.base import Engine
-from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.compare import relative_error
 from llmkit.parity.run import LEARNING_RATE, make_engine
@@ -19,16 +18,17 @@ from llmkit.parity.state import gather_state
 from llmkit.parity.subjects import MODELS, RandomWeights, count_targets, global_batch, share
 from tests.parity.launched import mesh_maker
 
-LAYOUTS = {
-    "native": Layout(),
-    "DDP2": Layout(world_size=2),
-    "Z1x2": Layout(world_size=2, zero_stage=1),
-    "Z2x2": Layout(world_size=2, zero_stage=2),
-    "Z3x2": Layout(world_size=2, zero_stage=3),
-    "Z1xTP2xDP2": Layout(world_size=4, zero_stage=1, tensor_parallel_size=2),
-    "Z3xTP2xDP2": Layout(world_size=4, zero_stage=3, tensor_parallel_size=2),
-    "TP4": Layout(world_size=4, tensor_parallel_size=4),
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "native": {"world_size": 1},
+    "DDP2": {"world_size": 2},
+    "Z1x2": {"world_size": 2, "zero_stage": 1},
+    "Z2x2": {"world_size": 2, "zero_stage": 2},
+    "Z3x2": {"world_size": 2, "zero_stage": 3},
+    "Z1xTP2xDP2": {"world_size": 4, "zero_stage": 1, "tensor_parallel_size": 2},
+    "Z3xTP2xDP2": {"world_size": 4, "zero_stage": 3, "tensor_parallel_size": 2},
+    "TP4": {"world_size": 4, "tensor_parallel_size": 4},
 }
+"""Settings of the section `parallel`."""
 SHAPE = MODELS["odd"]
 SOURCES = {"fp32": list(LAYOUTS), "bf16": ["native"]}
 """Precision -> from which layouts every layout goes on; from itself it does always."""
@@ -88,11 +88,11 @@ class World:
     def __init__(self, precision: str) -> None:
         size = dist.get_world_size() if dist.is_initialized() else 1
         self.precision, self.meshes = precision, mesh_maker()
-        self.names = [name for name, layout in LAYOUTS.items() if layout.world_size == size]
+        self.names = [name for name, layout in LAYOUTS.items() if layout["world_size"] == size]
 
     def make(self, name: str) -> tuple[Engine, Mesh]:
         layout = LAYOUTS[name]
-        mesh = self.meshes(layout.tensor_parallel_size)
+        mesh = self.meshes(layout.get("tensor_parallel_size", 1))
         return make_engine(SHAPE, layout, mesh, torch.device("cpu"), self.precision, 1), mesh
 
 

@@ -1,0 +1,48 @@
+"""The device that this process computes on, and what a plan must know of it."""
+
+from __future__ import annotations
+
+import torch
+
+from llmkit.config.schema import Config
+from llmkit.cores import available_cores
+from llmkit.kernels.compiler import compiler_missing
+from llmkit.monitor.hardware import has_bf16_units
+from llmkit.plan import DeviceFacts
+
+AUTO_WORKERS = 4
+"""Processes that tokenize, unless more are asked for: a few feed any number of GPUs of one process."""
+
+
+def choose_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def device_facts(device: torch.device, compiled: bool = False) -> DeviceFacts:
+    """What a plan must know of `device`. compiled: whether modules are to be compiled if that can work."""
+    on_gpu = device.type == "cuda"
+    return DeviceFacts(
+        kind="cuda" if on_gpu else "cpu",
+        has_bf16_units=has_bf16_units(device),
+        free_bytes=torch.cuda.mem_get_info(device)[0] if on_gpu else 0,
+        compiler_missing=compiler_missing(device) if compiled else None,
+    )
+
+
+def choose_workers(config: Config, local_size: int) -> int:
+    """`data.workers`, or for "auto" half of the cores that each of the host's processes has, at most 4."""
+    if config.data.workers != "auto":
+        return config.data.workers
+    return min(AUTO_WORKERS, available_cores() // local_size // 2)
+
+
+def make_deterministic() -> None:
+    """Bit-equal results on one machine. MKL and cuBLAS read theirs from the environment, set by the CLI."""
+    torch.use_deterministic_algorithms(True)
+    # Costs time, and nothing here reads memory that it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,0 +1,55 @@
+"""How many sequences a forward pass takes, where the settings leave that open."""
+
+from __future__ import annotations
+
+from llmkit.config.derive import rows_per_rank
+from llmkit.config.memory import state_bytes
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
+from llmkit.parallel.layout import Layout
+from llmkit.plan.plan import DeviceFacts
+from llmkit.precision import BYTES, Precision
+
+CPU_TOKENS = 16384
+"""Tokens of a micro-batch on a CPU: more brings no speed and costs memory."""
+MEMORY_SHARE = 0.8
+"""Share of a GPU's free memory that an automatic micro-batch may fill with activations."""
+ALONE = Layout()
+
+
+def choose_micro_batch(
+    config: Config, shape: ModelShape, precision: Precision, device: DeviceFacts, layout: Layout = ALONE
+) -> int:
+    """`train.micro_batch_size`, or for "auto" the largest divisor of a rank's sequences that should fit."""
+    requested = config.train.micro_batch_size
+    if requested != "auto":
+        return requested
+    rows, length = rows_per_rank(config, layout.data_parallel_size), config.data.sequence_length
+    tokens = CPU_TOKENS
+    if device.kind == "cuda":
+        state = state_bytes(
+            shape, precision, config.optimizer.name,
+            data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
+            zero_stage=layout.zero_stage, offload=layout.offload,
+        )  # fmt: skip
+        free = device.free_bytes - state.device - state.gradients
+        tokens = int(MEMORY_SHARE * free / activation_bytes(shape, precision, layout))
+    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= tokens))
+
+
+def activation_bytes(shape: ModelShape, precision: Precision, layout: Layout) -> int:
+    """Bytes that a token's activations take until the backward pass, estimated from above.
+
+    34 values of the hidden size and 3 of the MLP's a layer and token (with full recomputation one of the
+    hidden size in the layers that do it, and one layer whole), and 10 bytes a logit.
+    """
+    size = BYTES[precision.compute]
+    layer = size * (34 * shape.hidden_size + 3 * shape.intermediate_size)
+    kept = shape.num_hidden_layers
+    if layout.activation_checkpointing == "full":
+        kept = shape.num_hidden_layers - shape.num_hidden_layers // layout.activation_checkpointing_every + 1
+    return (
+        kept * layer
+        + shape.num_hidden_layers * size * shape.hidden_size
+        + 10 * shape.padded_vocab_size // layout.tensor_parallel_size
+    )

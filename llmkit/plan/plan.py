@@ -1,0 +1,129 @@
+"""What a plan holds, and what it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from llmkit.config.derive import rows_per_rank
+from llmkit.config.memory import State, state_bytes
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
+from llmkit.parallel.accelerate import AccelerateConfig
+from llmkit.parallel.layout import Layout
+from llmkit.precision import Precision
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a plan must know of the device that each process trains on.
+
+    has_bf16_units: whether it multiplies bf16 matrices in hardware. free_bytes: of a GPU's memory, the least
+    of all ranks; not used for a CPU. compiler_missing: why torch.compile cannot work here; None where it
+    can, or was not asked for.
+    """
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    has_bf16_units: bool = False
+    free_bytes: int = 0
+    compiler_missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the settings; None = not yet.
+
+    world_size: processes of the run. accelerate: the launcher's configuration. tokenizer_size: tokens of the
+    tokenizer. holds_out: whether the data have held-out documents.
+    """
+
+    world_size: int | None = None
+    accelerate: AccelerateConfig | None = None
+    tokenizer_size: int | None = None
+    holds_out: bool | None = None
+    device: DeviceFacts | None = None
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How the heavy operators are computed.
+
+    attention: a form of `llmkit.kernels.attention`. notes: why something that was left open is not used.
+    """
+
+    compiled: bool
+    attention: Literal["sdpa", "matmul"]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with every number resolved; made by `resolve_plan` alone.
+
+    pending: the values that are not final, as not everything was known (`Known`), and when they will be.
+    Until then each is the least that it can be (the vocabulary of a tokenizer still to be trained: the most).
+    """
+
+    config: Config
+    model: ModelShape
+    layout: Layout
+    precision: Precision
+    micro_batch_size: int
+    """Sequences of a forward pass of one data-parallel rank."""
+    accumulation_steps: int
+    """Micro-batches of a data-parallel rank and optimizer step."""
+    kernels: Kernels
+    notes: tuple[str, ...] = ()
+    """What of the launcher's configuration has no effect."""
+    pending: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows_per_rank(self) -> int:
+        """Sequences of a data-parallel rank and step, padding sequences included."""
+        return rows_per_rank(self.config, self.layout.data_parallel_size)
+
+    @property
+    def padding_rows(self) -> int:
+        """Sequences of a step that only fill: where the ranks do not divide the global batch."""
+        return self.rows_per_rank * self.layout.data_parallel_size - self.config.train.global_batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an optimizer step, over all ranks."""
+        return self.config.train.global_batch_size * self.config.data.sequence_length
+
+    @property
+    def state(self) -> State:
+        """The least bytes of one process for weights, gradients, masters and moments."""
+        return state_bytes(
+            self.model, self.precision, self.config.optimizer.name,
+            data_parallel_size=self.layout.data_parallel_size,
+            tensor_parallel_size=self.layout.tensor_parallel_size,
+            zero_stage=self.layout.zero_stage, offload=self.layout.offload,
+        )  # fmt: skip
+
+    def require_complete(self) -> None:
+        """Raises ValueError where something is still pending."""
+        if self.pending:
+            raise ValueError(f"the plan is not complete: {dict(self.pending)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """For manifest.json."""
+        return {
+            "precision": self.precision.name,
+            "number_types": {name: kind for name, kind in asdict(self.precision).items() if name != "name"},
+            "micro_batch_size": self.micro_batch_size,
+            "accumulation_steps": self.accumulation_steps,
+            "layout": self.layout.to_dict(),
+            "kernels": {"compiled": self.kernels.compiled, "attention": self.kernels.attention},
+            "model": self.model.to_dict(),
+            "max_steps": self.config.train.max_steps,
+        }
+
+    def facts(self) -> dict[str, str]:
+        """What all ranks must have alike, each value as text: parts come from files that each node reads."""
+        layout = {f"layout.{name}": str(value) for name, value in self.layout.to_dict().items()}
+        chosen = {name: str(value) for name, value in self.to_json().items() if not isinstance(value, dict)}
+        kernels = {f"kernels.{name}": str(value) for name, value in asdict(self.kernels).items()}
+        return layout | chosen | kernels

@@ -1,0 +1,122 @@
+"""Makes the plan of a run, or names everything that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from llmkit.config.derive import accumulation_steps, fitting_ranks, known_vocab_size, resolved_model
+from llmkit.config.load import Loaded, check_again, placed
+from llmkit.config.mistakes import Mistake, error
+from llmkit.config.schema import Config, Model
+from llmkit.config.settings import Facts, Settings
+from llmkit.config.shape import ModelShape
+from llmkit.parallel.accelerate import AccelerateConfig
+from llmkit.parallel.layout import Layout
+from llmkit.parallel.resolve import LaunchResolver
+from llmkit.plan.batch import choose_micro_batch
+from llmkit.plan.plan import DeviceFacts, Kernels, Known, Plan
+from llmkit.precision import PRECISIONS, Precision
+
+AT_START = "chosen at start"
+WITH_TOKENIZER = "known once the tokenizer is loaded"
+TRAINED = "at most; the tokenizer is trained at start"
+FEWEST = "as few processes as micro_batch_size fits"
+MATMUL_LONGEST = 512
+"""Longest row for which kernels.attention "auto" takes masked matmuls on a CPU."""
+
+
+def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
+    """The plan of a configuration, as far as what is known allows.
+
+    Raises one UserError that names every mistake, each with its file and line.
+    """
+    known, config, pending = known or Known(), loaded.config, dict[str, str]()
+    launch = LaunchResolver(config, loaded.origins, known.accelerate or AccelerateConfig())
+    layout = launch.layout(_world_size(config, known, pending))
+    facts = Facts(known.world_size, layout.zero_stage, layout.offload, known.tokenizer_size, known.holds_out)
+    kernels, wrong = _kernels(loaded, layout, known.device, pending)
+    asked = launch.precision()
+    if mistakes := [*check_again(loaded, facts), *(placed(loaded, each) for each in launch.mistakes + wrong)]:
+        raise error(mistakes, str(loaded.path))
+    precision = choose_precision(asked, known.device)
+    if asked == "auto" and known.device is None:
+        pending["precision"] = AT_START
+    size = known_vocab_size(config, known.tokenizer_size)
+    if known.tokenizer_size is None and config.model.vocab_size == "auto":
+        if size is None:
+            pending["vocab_size"] = WITH_TOKENIZER
+        elif config.data.tokenizer.type == "bpe":
+            pending["vocab_size"] = TRAINED
+    shape = resolved_model(config, 1 if size is None else size)
+    if known.device is not None:
+        micro_batch = choose_micro_batch(config, shape, precision, known.device, layout)
+    elif config.train.micro_batch_size == "auto":
+        pending["micro_batch_size"] = AT_START
+        micro_batch = 1
+    else:
+        micro_batch = config.train.micro_batch_size
+    return Plan(
+        config=config,
+        model=shape,
+        layout=layout,
+        precision=precision,
+        micro_batch_size=micro_batch,
+        accumulation_steps=accumulation_steps(config, layout.data_parallel_size, micro_batch),
+        kernels=kernels,
+        notes=tuple(f"accelerate's configuration: {note}" for note in launch.accelerate.notes),
+        pending=pending,
+    )
+
+
+def plan_for_shape(shape: ModelShape, settings: Mapping[str, Any], device: DeviceFacts) -> Plan:
+    """The complete plan for a model of this shape, without a file, data or a tokenizer.
+
+    settings: the sections of a configuration, but for `model`. Raises UserError as `resolve_plan` does.
+    """
+    model = {name: getattr(shape, name) for name in Model.model_fields}
+    config = Config.model_validate({**settings, "model": model})
+    world_size = config.parallel.world_size or 1
+    return resolve_plan(Loaded.of(config), Known(world_size, tokenizer_size=shape.vocab_size, device=device))
+
+
+def _world_size(config: Config, known: Known, pending: dict[str, str]) -> int:
+    """Processes of the run; where nothing tells how many, the fewest whose share of a step fits."""
+    if (world := known.world_size or config.parallel.world_size) is not None:
+        return world
+    pending["world_size"] = FEWEST
+    return (fitting_ranks(config) or 1) * config.parallel.tensor_parallel_size
+
+
+def choose_precision(asked: str, device: DeviceFacts | None) -> Precision:
+    """The precision of that name; for "auto" bf16 where the device has units for it, else fp32."""
+    if asked == "auto":
+        asked = "bf16" if device is not None and device.has_bf16_units else "fp32"
+    return PRECISIONS[asked]
+
+
+def _kernels(
+    loaded: Loaded, layout: Layout, device: DeviceFacts | None, pending: dict[str, str]
+) -> tuple[Kernels, list[Mistake]]:
+    """Whether modules are compiled, and the form of attention: the one measured fastest on such a device."""
+    config, asked = loaded.config, loaded.config.kernels
+    compiled, notes, mistakes = asked.compile is not False, list[str](), list[Mistake]()
+    if device is None:
+        pending["kernels"] = AT_START
+    elif compiled and device.compiler_missing is not None:
+        if asked.compile is True:
+            what = f"{{0}}: torch.compile cannot work here: {device.compiler_missing}"
+            mistakes.append(Settings(config, loaded.origins).mistake(what, "kernels.compile"))
+        notes.append(f"training without torch.compile: {device.compiler_missing}")
+        compiled = False
+    if compiled and layout.zero_stage == 3 and layout.activation_checkpointing != "none":
+        # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
+        notes.append("training without torch.compile: it cannot take recomputed blocks under ZeRO-3")
+        compiled = False
+    form: Literal["sdpa", "matmul"] = "sdpa"
+    on_cpu = device is not None and device.kind == "cpu"
+    if asked.attention != "auto":
+        form = asked.attention
+    elif on_cpu and compiled and config.data.sequence_length <= MATMUL_LONGEST:
+        form = "matmul"
+    return Kernels(compiled, form, tuple(notes)), mistakes

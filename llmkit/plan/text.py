@@ -1,0 +1,82 @@
+"""A plan as text for people: the values that follow from the settings, and how each came about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmkit.config.memory import parameter_bytes, show_bytes
+from llmkit.plan.plan import Plan
+from llmkit.plan.resolve import AT_START, TRAINED, WITH_TOKENIZER
+
+Row = tuple[str, int | str, str]
+"""Name, value (a text such as "chosen at start" if not known yet), how it came about."""
+
+
+def show_plan(plan: Plan) -> str:
+    """The derived values, a line each, as YAML comments."""
+    rows = list(derived_values(plan))
+    names = max(len(name) for name, _, _ in rows)
+    values = max(len(_grouped(value)) for _, value, _ in rows)
+    lines = [f"#   {name:<{names}}  {_grouped(value):<{values}}  {how}\n" for name, value, how in rows]
+    return "# derived:\n" + "".join(lines)
+
+
+def derived_values(plan: Plan) -> Iterator[Row]:
+    """All derived values, in the order in which they are worth reading."""
+    yield from _model(plan)
+    yield from _memory(plan)
+    yield from _batch(plan)
+
+
+def _model(plan: Plan) -> Iterator[Row]:
+    model, shape = plan.config.model, plan.model
+    known, given = plan.pending.get("vocab_size") != WITH_TOKENIZER, "as given"
+    vocab_how = "the tokenizer's size" if model.vocab_size == "auto" else given
+    if plan.pending.get("vocab_size") == TRAINED:
+        vocab_how = TRAINED
+    inner_how = "4 x hidden_size" if model.mlp == "gelu" else "8/3 x hidden_size, rounded up to 64"
+    heads_how = given if model.num_key_value_heads else "as many as query heads"
+    padding = f"vocab_size rounded up to {model.vocab_pad_multiple}"
+    yield "vocab_size", shape.vocab_size if known else WITH_TOKENIZER, vocab_how
+    yield "padded_vocab_size", shape.padded_vocab_size if known else WITH_TOKENIZER, padding
+    yield "num_key_value_heads", shape.num_key_value_heads, heads_how
+    head_how = given if model.head_dim else f"{model.hidden_size} / {model.num_attention_heads}"
+    yield "head_dim", shape.head_dim, head_how
+    yield "intermediate_size", shape.intermediate_size, given if model.intermediate_size else inner_how
+    length_how = given if model.max_position_embeddings else "data.sequence_length"
+    yield "max_position_embeddings", shape.max_position_embeddings, length_how
+    counted = "without padding, tied weights once"
+    yield "parameters", shape.num_parameters if known else WITH_TOKENIZER, counted
+
+
+def _memory(plan: Plan) -> Iterator[Row]:
+    if plan.pending.get("vocab_size") == WITH_TOKENIZER:
+        return
+    state, precision = plan.state, plan.precision
+    each = sum(parameter_bytes(precision, plan.config.optimizer.name))
+    how = f"at least, a process: weights, gradients, optimizer state; {each} bytes a parameter in {precision}"
+    if plan.layout.offload == "cpu":
+        how += f", of which {show_bytes(state.gradients + state.host)} on the host"
+    yield "training_state", show_bytes(state.device + state.gradients + state.host), how
+
+
+def _batch(plan: Plan) -> Iterator[Row]:
+    train, ranks = plan.config.train, plan.layout.data_parallel_size
+    total, length = train.global_batch_size, plan.config.data.sequence_length
+    later = plan.pending.get("micro_batch_size") == AT_START
+    over = f" / {ranks} data-parallel ranks" if ranks > 1 else ""
+    if ranks > 1 and "world_size" in plan.pending:
+        over += ", the fewest whose part micro_batch_size divides,"
+    micro_how = "auto" if train.micro_batch_size == "auto" else "as given"
+    yield "micro_batch_size", AT_START if later else plan.micro_batch_size, micro_how
+    steps = AT_START if later else plan.accumulation_steps
+    yield "accumulation_steps", steps, f"{total} sequences{over} / micro_batch_size"
+    yield "tokens_per_step", plan.tokens_per_step, f"{total} sequences x {length} tokens"
+    if plan.padding_rows:
+        rows = plan.rows_per_rank * ranks
+        how = f"of {rows} rows a step only fill: {ranks} ranks do not divide {total} sequences"
+        yield "wasted_rows", plan.padding_rows, how
+
+
+def _grouped(value: int | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else value

@@ -1,0 +1,51 @@
+"""The number types of a run: of weights, products, sums of gradients, and masters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+DataType = Literal["fp32", "bf16"]
+BYTES: dict[DataType, int] = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Which number type each part of the training state and of the arithmetic has.
+
+    name: the value of train.precision that stands for it. weights: of the parameters that the forward pass
+    reads. compute: of matrix products (statistics, softmax and loss are always fp32). reduction: in which
+    gradients are summed over micro-batches and ranks. masters: of the weights that the optimizer updates,
+    and of its moments.
+    """
+
+    name: str
+    weights: DataType
+    compute: DataType
+    reduction: DataType = "fp32"
+    masters: DataType = "fp32"
+
+    @property
+    def keeps_masters(self) -> bool:
+        """Whether masters are kept beside the weights; else the weights are their own masters."""
+        return self.weights != self.masters
+
+    def __str__(self) -> str:
+        return self.name
+
+
+PRECISIONS = {
+    "fp32": Precision("fp32", weights="fp32", compute="fp32"),
+    "bf16": Precision("bf16", weights="bf16", compute="bf16"),
+}
+"""By the values of train.precision."""
+
+
+def torch_dtype(kind: DataType) -> torch.dtype:
+    """The PyTorch type of that name."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]

@@ -1,0 +1,35 @@
+"""What a plan is told of the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit import device as device_module
+from llmkit.config.load import load
+from llmkit.device import choose_workers, device_facts
+from llmkit.plan import DeviceFacts
+from tests.program import make_project
+
+CPU = torch.device("cpu")
+
+
+def test_the_facts_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(device_module, "compiler_missing", lambda device: "no compiler")
+    for units in (False, True):
+        monkeypatch.setattr(device_module, "has_bf16_units", lambda device, units=units: units)
+        assert device_facts(CPU) == DeviceFacts("cpu", has_bf16_units=units)
+    assert device_facts(CPU, compiled=True).compiler_missing == "no compiler"
+
+
+def test_the_free_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9))
+    monkeypatch.setattr(device_module, "has_bf16_units", lambda device: True)
+    assert device_facts(torch.device("cuda", 0)) == DeviceFacts("cuda", has_bf16_units=True, free_bytes=5)
+
+
+@pytest.mark.parametrize(("asked", "processes", "chosen"), [("3", 9, 3), ("auto", 1, 4), ("auto", 4, 2)])
+def test_workers_share_the_cores_of_the_host(tmp_path, monkeypatch, asked, processes, chosen):
+    monkeypatch.setattr(device_module, "available_cores", lambda: 16)
+    config = load(make_project(tmp_path), [f"data.workers={asked}"]).config
+    assert choose_workers(config, processes) == chosen
