@@ -1,59 +1,68 @@
-"""Whether pieces that many processes wrote are together whole tensors, each element once."""
+"""Checks that the saved pieces cover every tensor exactly once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import combinations
+import numpy as np
 
-from llmkit.checkpoint.format import PieceEntry
+from llmkit.checkpoint.index import BOX, HI, LO, Array, Index
 from llmkit.checkpoint.pieces import intersect, subtract
-from llmkit.parallel.slices import Box, Range, box_size, full_box
-
-_Cuts = dict[Box, list[Range]]
+from llmkit.parallel.slices import Box, full_box
 
 
-def check_complete(pieces: Iterable[PieceEntry]) -> None:
+def check_complete(index: Index) -> None:
     """Raise ValueError unless the pieces of each tensor hold all of it, and nothing of it twice.
 
     The pieces of one box must be the whole box, and the boxes the tensor. (Pieces that meet across two
     boxes in another way could be whole, too, but no layout cuts tensors like that.)
     """
-    tensors: dict[tuple[str, str], tuple[Box, _Cuts]] = {}
-    for piece in pieces:
-        _, boxes = tensors.setdefault((piece.kind, piece.name), (full_box(piece.shape), {}))
-        boxes.setdefault(piece.box, []).append(piece.range)
-    for (kind, name), (everything, boxes) in tensors.items():
-        try:
-            for box, ranges in boxes.items():
-                _check_ranges(box, ranges)
-            _check_boxes(everything, list(boxes))
-        except ValueError as error:
-            raise ValueError(f"{kind} {name}: {error}") from None
+    _check_ranges(index)
+    boxes = index.boxes
+    lo, hi = boxes[:, 1::2], boxes[:, 2::2]
+    for number, (kind, name, shape, _) in enumerate(index.tensors):
+        rows = slice(*index.box_starts[number : number + 2])
+        found = [index.box(row) for row in range(rows.start, rows.stop)]
+        if found == [full_box(shape)]:
+            continue
+        if pair := _meeting(lo[rows, : len(shape)], hi[rows, : len(shape)]):
+            shared = intersect(found[pair[0]], found[pair[1]])
+            assert shared is not None
+            raise ValueError(f"{kind} {name}: [{_text(shared)}] is given twice")
+        missing = [full_box(shape)]
+        for box in found:
+            missing = [rest for part in missing for rest in subtract(part, box)]
+        if missing:
+            raise ValueError(f"{kind} {name}: [{_text(missing[0])}] is missing")
 
 
-def _check_ranges(box: Box, ranges: list[Range]) -> None:
-    """The ranges, put in order, must follow each other from the first to the last element of the box."""
-    end = box_size(box)
-    reached = 0
-    for lo, hi in [*sorted(ranges), (end, end)]:
-        if lo > reached:
-            raise ValueError(f"elements {reached} to {lo} of [{_text(box)}] are missing")
-        if lo < reached:
-            raise ValueError(f"element {lo} of [{_text(box)}] is given twice")
-        reached = hi
+def _check_ranges(index: Index) -> None:
+    """The ranges of a box must follow each other from its first to its last element."""
+    pieces = index.pieces
+    first = np.diff(pieces[:, BOX], prepend=-1) > 0
+    last = np.roll(first, -1)
+    reached = np.where(first, 0, np.roll(pieces[:, HI], 1))
+    for row in np.flatnonzero(pieces[:, LO] != reached)[:1]:
+        _raise(index, pieces[row, BOX], reached[row], pieces[row, LO])
+    for row in np.flatnonzero(last & (pieces[:, HI] != index.box_sizes[pieces[:, BOX]]))[:1]:
+        _raise(index, pieces[row, BOX], pieces[row, HI], index.box_sizes[pieces[row, BOX]])
+    for box in np.flatnonzero(np.diff(index.piece_starts) == 0)[:1]:
+        _raise(index, box, 0, index.box_sizes[box])
 
 
-def _check_boxes(everything: Box, boxes: list[Box]) -> None:
-    """The boxes must be all of the tensor, and no two may meet."""
-    for a, b in combinations(boxes, 2):
-        if shared := intersect(a, b):
-            raise ValueError(f"[{_text(shared)}] is given twice")
-    if sum(map(box_size, boxes)) == box_size(everything):
-        return
-    missing = [everything]
-    for box in boxes:
-        missing = [rest for part in missing for rest in subtract(part, box)]
-    raise ValueError(f"[{_text(missing[0])}] is missing")
+def _raise(index: Index, box: int, reached: int, found: int) -> None:
+    """Raise for a box whose elements are held up to `reached`, where the next piece starts at `found`."""
+    tensor = index.tensors[index.boxes[box, 0]]
+    place = f"[{_text(index.box(box))}]"
+    if found > reached:
+        raise ValueError(f"{tensor.kind} {tensor.name}: elements {reached} to {found} of {place} are missing")
+    raise ValueError(f"{tensor.kind} {tensor.name}: element {found} of {place} is given twice")
+
+
+def _meeting(lo: Array, hi: Array) -> tuple[int, int] | None:
+    """Two boxes that share elements; lo, hi: (boxes, dimensions)."""
+    first, end = np.maximum(lo[:, None], lo[None]), np.minimum(hi[:, None], hi[None])
+    for a, b in np.argwhere(np.triu((first < end).all(axis=2), k=1)):
+        return int(a), int(b)
+    return None
 
 
 def _text(box: Box) -> str:

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmkit.checkpoint.format import BLOCK, DTYPES, Damaged, FileEntry
@@ -28,20 +30,39 @@ _OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Why a good file cannot be opened now."""
 
 
-def write_file(path: Path, chunks: Iterable[memoryview]) -> FileEntry:
+class StoredFile(NamedTuple):
+    """A file of a checkpoint as it was written. checksums: (blocks,) uint64, xxh64 of each block."""
+
+    name: str
+    size: int
+    checksums: NDArray[np.uint64]
+
+    @staticmethod
+    def of(entry: FileEntry) -> StoredFile:
+        """From what a manifest says."""
+        return StoredFile(
+            entry.name, entry.size, np.array([int(text, 16) for text in entry.xxh64], np.uint64)
+        )
+
+    def entry(self) -> FileEntry:
+        """What a manifest says of it."""
+        return FileEntry(name=self.name, size=self.size, xxh64=[f"{value:016x}" for value in self.checksums])
+
+
+def write_file(path: Path, chunks: Iterable[memoryview]) -> StoredFile:
     """A new file of all chunks, synced to the disk; checksums are taken on the way. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         size, checksums = 0, []
         for block in _blocks(chunks):
-            checksums.append(xxhash.xxh64(block).hexdigest())
+            checksums.append(xxhash.xxh64(block).intdigest())
             size += len(block)
             while block:
                 block = block[os.write(descriptor, block) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return FileEntry(name=path.name, size=size, xxh64=checksums)
+    return StoredFile(path.name, size, np.array(checksums, np.uint64))
 
 
 def _blocks(chunks: Iterable[memoryview]) -> Iterator[memoryview]:
@@ -97,10 +118,11 @@ class OpenFiles:
             if len(self._descriptors) >= self._limit:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
             found = open_file(path)
-            there = os.fstat(found).st_size
-            if there != size:
+            try:
+                _check_size(path, os.fstat(found).st_size, size)
+            except Damaged:
                 os.close(found)
-                raise Damaged(f"{path}: it has {there} bytes instead of {size}")
+                raise
         self._descriptors[path] = found
         return found
 
@@ -111,45 +133,68 @@ def _close_all(descriptors: dict[Path, int]) -> None:
 
 
 class BlockFile:
-    """A file of a checkpoint, of the size that the manifest says.
+    """A file of a checkpoint, opened when something of it is read.
 
     Every method raises Damaged, naming the file, if it is not what was written.
     """
 
-    def __init__(self, path: Path, entry: FileEntry, opened: OpenFiles) -> None:
+    def __init__(self, path: Path, stored: StoredFile, opened: OpenFiles) -> None:
         self.path = path
-        self.entry = entry
+        self.size = stored.size
+        self.blocks = len(stored.checksums)
+        self._checksums = stored.checksums
         self._opened = opened
-        opened.descriptor(path, entry.size)
+
+    def open(self) -> None:
+        """Open it now, and so check its size; where few files are open it then stays readable."""
+        self._opened.descriptor(self.path, self.size)
+
+    def check_size(self) -> None:
+        """Check, without opening it, that it is a regular file of the right size."""
+        try:
+            found = os.lstat(self.path)
+        except PermissionError as error:
+            raise cannot_read(self.path, error) from error
+        except OSError as error:
+            raise Damaged(f"{self.path}: {error.strerror}") from error
+        if stat.S_ISLNK(found.st_mode):
+            raise Damaged(f"{self.path}: it is a symbolic link")
+        if not stat.S_ISREG(found.st_mode):
+            raise Damaged(f"{self.path}: it is not a regular file")
+        _check_size(self.path, found.st_size, self.size)
 
     def fill(self, index: int, buffer: memoryview) -> None:
         """Read a block into the start of the buffer and check it."""
-        offset, descriptor = index * BLOCK, self._opened.descriptor(self.path, self.entry.size)
-        rest = wanted = buffer[: self._length(index)]
+        offset, descriptor = index * BLOCK, self._opened.descriptor(self.path, self.size)
+        rest = wanted = buffer[: min(BLOCK, self.size - offset)]
         try:
             while rest and (count := os.preadv(descriptor, [rest], offset + len(wanted) - len(rest))):
                 rest = rest[count:]
         except OSError as error:
             raise Damaged(f"{self.path}: {error.strerror}, reading from byte {offset}") from error
         if rest:
-            raise Damaged(f"{self.path}: it has less than {self.entry.size} bytes")
-        if xxhash.xxh64(wanted).hexdigest() != self.entry.xxh64[index]:
+            raise Damaged(f"{self.path}: it has less than {self.size} bytes")
+        if xxhash.xxh64(wanted).intdigest() != self._checksums[index]:
             raise Damaged(f"{self.path}: bytes {offset} to {offset + len(wanted)} are not what was written")
 
     def block(self, index: int) -> Tensor:
         """(bytes,) uint8: a block."""
-        block = torch.empty(self._length(index), dtype=torch.uint8)
+        block = torch.empty(min(BLOCK, self.size - index * BLOCK), dtype=torch.uint8)
         self.fill(index, tensor_bytes(block))
         return block
 
-    def check(self) -> None:
-        """Read all of it."""
-        buffer = memoryview(bytearray(BLOCK))
-        for index in range(len(self.entry.xxh64)):
-            self.fill(index, buffer)
+    def content(self) -> bytes:
+        """All of it."""
+        whole = torch.empty(self.size, dtype=torch.uint8)
+        view = tensor_bytes(whole)
+        for index in range(self.blocks):
+            self.fill(index, view[index * BLOCK :])
+        return whole.numpy().tobytes()
 
-    def _length(self, index: int) -> int:
-        return min(BLOCK, self.entry.size - index * BLOCK)
+
+def _check_size(path: Path, found: int, expected: int) -> None:
+    if found != expected:
+        raise Damaged(f"{path}: it has {found} bytes instead of {expected}")
 
 
 def tensor_bytes(flat: Tensor) -> memoryview:
@@ -179,12 +224,11 @@ def encode_header(tensors: Mapping[str, TensorPlace]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def decode_header(file: BlockFile, read: Callable[[int, int], bytes]) -> dict[str, TensorPlace]:
+def decode_header(size: int, read: Callable[[int, int], bytes]) -> dict[str, TensorPlace]:
     """The tensors of a safetensors file; places count from the start of the file.
 
-    read(lo, hi): checked bytes of the file. Raises Damaged.
+    size: of the file in bytes. read(lo, hi): checked bytes of the file. Raises ValueError.
     """
-    size = file.entry.size
     try:
         length = int.from_bytes(read(0, min(8, size)), "little")
         data = 8 + length
@@ -201,4 +245,4 @@ def decode_header(file: BlockFile, read: Callable[[int, int], bytes]) -> dict[st
             places[key] = TensorPlace(entry["dtype"], tuple(entry["shape"]), start, stop)
         return places
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{file.path}: not a safetensors file as llmkit writes it: {error!r}") from error
+        raise ValueError(f"not a safetensors file as llmkit writes it: {error!r}") from error

@@ -1,10 +1,13 @@
 """How a checkpoint lies on disk.
 
-A checkpoint is a folder `step-00000100`. Its tensors are in safetensors files, its tokenizer and the
-like in files of their own, and `manifest.json`, written last, lists everything: each file with its size
-and a checksum for each block, each piece with its place in the full tensor, and the state of the run.
-The manifest is JSON in one fixed form with a checksum over itself, so that any changed bit is found.
-Nothing here is ever unpickled or executed.
+A checkpoint is a folder `step-00000100`. Its tensors are in safetensors files, its tokenizer and the like in
+files of their own. `index.safetensors` (see `index.py`) lists the files with tensors and where in the full
+tensors their pieces belong. `manifest.json`, written last, has the state of the run and lists all other
+files. Each file is listed with its size and a checksum for each block. The manifest is JSON in one fixed
+form with a checksum over itself, so that any changed bit is found. Nothing here is ever unpickled or
+executed.
+
+Version 1 had no index: its manifest listed every piece (see `format_v1.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +20,10 @@ import torch
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llmkit import __version__
-from llmkit.checkpoint.pieces import check_piece
 from llmkit.errors import RunFault
-from llmkit.parallel.slices import Shape
 
 MANIFEST = "manifest.json"
+INDEX = "index.safetensors"
 TOKENIZER = "tokenizer.json"
 BLOCK: Final = 4194304
 """Bytes under one checksum: what a reader has to read to trust any byte in it."""
@@ -49,6 +50,7 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 FileName = Annotated[str, Field(pattern=FILE_NAME.pattern)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,255}$")]
+DtypeName = Literal["F64", "F32", "BF16", "F16", "I64", "I32", "U8"]
 Kind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 
@@ -85,29 +87,10 @@ class FileEntry(_Entry):
         return self
 
 
-class PieceEntry(_Entry):
-    """A piece (see `pieces.Piece`), and the tensor `key` of the safetensors file that holds it."""
-
-    name: TensorName
-    kind: Kind
-    shape: tuple[Count, ...]
-    box: tuple[tuple[Count, Count], ...]
-    range: tuple[Count, Count]
-    dtype: Literal["F64", "F32", "BF16", "F16", "I64", "I32", "U8"]
-    file: FileName
-    key: str
-
-    @model_validator(mode="after")
-    def _inside(self) -> PieceEntry:
-        check_piece(self.shape, self.box, self.range)
-        return self
-
-
-class Manifest(_Entry):
-    """What `manifest.json` says, its own checksum aside."""
+class Contents(_Entry):
+    """What the manifest of every version says, its own checksum aside."""
 
     format: Literal["llmkit-checkpoint"]
-    version: Literal[1]
     step: Annotated[int, Field(ge=0, le=MAX_STEP)]
     versions: dict[str, str]
     tokenizer_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
@@ -116,53 +99,47 @@ class Manifest(_Entry):
     state: dict[str, Any]
     block: Literal[4194304]
     files: list[FileEntry]
-    pieces: list[PieceEntry]
 
     @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
+    def _each_file_once(self) -> Contents:
         names = {file.name for file in self.files}
         if len(names) != len(self.files) or MANIFEST in names:
             raise ValueError("a file is listed twice, or the manifest lists itself")
-        known: dict[tuple[str, str], tuple[Shape, str]] = {}
-        for piece in self.pieces:
-            if piece.file not in names:
-                raise ValueError(f"{piece.name} is in {piece.file}, which is not listed")
-            mine = (piece.shape, piece.dtype)
-            if known.setdefault((piece.kind, piece.name), mine) != mine:
-                raise ValueError(f"pieces of {piece.kind} {piece.name} differ in shape or dtype")
         return self
+
+
+class Manifest(Contents):
+    """What `manifest.json` says. `files` are those without pieces; `index` lists the others."""
+
+    version: Literal[2]
+    index: FileEntry
 
     def encode(self) -> bytes:
         """The bytes of `manifest.json`."""
         content = self.model_dump(mode="json")
         return canonical({**content, "checksum": xxhash.xxh64(canonical(content)).hexdigest()})
 
-    @staticmethod
-    def decode(raw: bytes) -> Manifest:
-        """The manifest that `encode` wrote; ValueError (one line) for any other bytes.
 
-        Raises OtherFormatError for a whole manifest of another version of the format.
-        """
-        try:
-            content = json.loads(raw)
-            if not isinstance(content, dict):
-                raise ValueError("it is not a JSON object")
-            if canonical(content) != raw:
-                raise ValueError("it is not in the form it was written in")
-            if content.pop("checksum", None) != xxhash.xxh64(canonical(content)).hexdigest():
-                raise ValueError("its checksum is wrong")
-            if content.get("version", 1) != 1:
-                raise OtherFormatError(
-                    f"llmkit {content.get('versions', {}).get('llmkit')} wrote it in format version "
-                    f"{content['version']!r}, this llmkit {__version__} reads version 1"
-                )
-            return Manifest.model_validate_json(canonical(content))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "manifest"
-            raise ValueError(f"{place}: {first['msg']}") from None
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
+def decode_content(raw: bytes) -> dict[str, Any]:
+    """What a manifest of any version says. Raises ValueError for bytes that no version has written."""
+    try:
+        content = json.loads(raw)
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        if canonical(content) != raw:
+            raise ValueError("it is not in the form it was written in")
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if content.pop("checksum", None) != xxhash.xxh64(canonical(content)).hexdigest():
+        raise ValueError("its checksum is wrong")
+    return content
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "manifest"
+    return f"{place}: {first['msg']}"
 
 
 def canonical(content: dict[str, Any]) -> bytes:

@@ -1,30 +1,26 @@
-"""Finding the newest good checkpoint, and reading any region of any tensor from it.
-
-Every byte is checked against its block's checksum before it is used, and only the blocks that hold
-something of what is asked for are read.
-"""
+"""Finding the newest good checkpoint, and reading from it."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from pydantic import ValidationError
 from torch import Tensor
 
+from llmkit import __version__
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint.files import BlockFile, OpenFiles, TensorPlace, decode_header, open_file
-from llmkit.checkpoint.pieces import ContiguousBox, check_piece, intersect, runs, subtract
+from llmkit.checkpoint import index
+from llmkit.checkpoint.files import OPEN_FILES, BlockFile, OpenFiles, StoredFile, open_file
+from llmkit.checkpoint.format_v1 import ManifestV1
+from llmkit.checkpoint.pieces import check_piece
+from llmkit.checkpoint.regions import RegionReader
 from llmkit.errors import UserError
 from llmkit.files import cannot_read
 from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, full_box
-
-_CACHED_BLOCKS = 8
-"""Small tensors share blocks, and the kinds of one tensor are asked for in turn."""
 
 Damaged = fmt.Damaged
 
@@ -111,7 +107,7 @@ def folders(root: Path) -> list[Path]:
 def verify(folder: Path, share: int = 0, of: int = 1) -> list[str]:
     """Read all of a checkpoint folder; one line for each thing that is wrong.
 
-    share, of: processes that check one checkpoint together read a share of the files each.
+    share, of: processes that check one checkpoint together read a share of its bytes each.
     """
     try:
         return list(load(folder).problems(share, of))
@@ -124,39 +120,61 @@ def describe(root: Path) -> Iterator[str]:
     for folder in folders(root):
         try:
             checkpoint = load(folder)
+            checkpoint.check_sizes()
         except (Damaged, UserError) as error:
             yield f"{folder.name}  not usable: {error}"
             continue
-        size = sum(entry.size for entry in checkpoint.manifest.files)
-        tensors = sum(len(checkpoint.names(kind)) for kind in checkpoint.kinds())
-        yield f"{folder.name}  {size / 2**20:.1f} MiB  {tensors} tensors: {', '.join(checkpoint.kinds())}"
+        kinds = checkpoint.kinds()
+        tensors = sum(len(checkpoint.names(kind)) for kind in kinds)
+        yield f"{folder.name}  {checkpoint.size / 2**20:.1f} MiB  {tensors} tensors: {', '.join(kinds)}"
 
 
 def load(folder: Path) -> Checkpoint:
-    """The checkpoint in exactly this folder. Checks the manifest and the sizes of all files.
+    """The checkpoint in exactly this folder. Checks the manifest and the index.
 
-    What is in a file is checked when it is asked for. The folder may be a link, its files may not.
+    What is in another file is checked when it is asked for. The folder may be a link, its files may not.
 
     Raises Damaged, and UserError for a checkpoint in the format of another version.
     """
     if folder.is_symlink() and not folder.exists():
         raise Damaged(f"{folder}: it is a link to {os.readlink(folder)}, which is not there")
-    manifest = _read_manifest(folder / fmt.MANIFEST)
+    path = folder / fmt.MANIFEST
+    manifest = _read_manifest(path)
     named = fmt.FOLDER.fullmatch(folder.name.removeprefix(fmt.REPLACED))
     if named and int(named[1]) != manifest.step:
-        raise Damaged(f"{folder / fmt.MANIFEST}: it is of step {manifest.step}")
-    return Checkpoint(folder, manifest)
+        raise Damaged(f"{path}: it is of step {manifest.step}")
+    opened = OpenFiles()
+    if isinstance(manifest, ManifestV1):
+        try:
+            return Checkpoint(folder, manifest, manifest.to_index(), opened)
+        except ValueError as error:
+            raise Damaged(f"{path}: {error}") from error
+    file = BlockFile(folder / fmt.INDEX, StoredFile.of(manifest.index), opened)
+    try:
+        return Checkpoint(folder, manifest, index.decode(file.content()), opened)
+    except ValueError as error:
+        raise Damaged(f"{file.path}: {error}") from error
 
 
-def _read_manifest(path: Path) -> fmt.Manifest:
+def _read_manifest(path: Path) -> fmt.Manifest | ManifestV1:
     with os.fdopen(open_file(path), "rb") as file:
         try:
             size = os.fstat(file.fileno()).st_size
             if size > fmt.MAX_MANIFEST:
                 raise ValueError(f"it has {size} bytes, more than any manifest")
-            return fmt.Manifest.decode(file.read())
-        except fmt.OtherFormatError as error:
-            raise UserError(f"{path}: {error}; use that version, or move the checkpoint away") from error
+            content = fmt.decode_content(file.read())
+            version = content.get("version", 1)
+            if version not in (1, 2):
+                versions = content.get("versions")
+                by = versions.get("llmkit") if isinstance(versions, dict) else "of another version"
+                raise UserError(
+                    f"{path}: llmkit {by} wrote it in format version {version!r}, this llmkit {__version__} "
+                    "reads versions 1 and 2; use that version, or move the checkpoint away"
+                )
+            kind = ManifestV1 if version == 1 else fmt.Manifest
+            return kind.model_validate_json(fmt.canonical(content))
+        except ValidationError as error:
+            raise Damaged(f"{path}: {fmt.first_error(error)}") from None
         except (OSError, ValueError) as error:
             raise Damaged(f"{path}: {error}") from error
 
@@ -164,24 +182,36 @@ def _read_manifest(path: Path) -> fmt.Manifest:
 class Checkpoint:
     """A checkpoint that is open for reading; made by `newest`, `open` or `load`.
 
-    It stays readable when its folder is deleted meanwhile, unless it has more than `files.OPEN_FILES` files.
+    It stays readable when its folder is deleted meanwhile, unless it has more than `files.OPEN_FILES` files:
+    so many are opened only when something of them is read, a few at a time.
     """
 
-    def __init__(self, path: Path, manifest: fmt.Manifest) -> None:
+    def __init__(
+        self, path: Path, manifest: fmt.Manifest | ManifestV1, contents: index.Index, opened: OpenFiles
+    ) -> None:
         self.path = path
         self.manifest = manifest
-        opened = OpenFiles()
-        self._files = {entry.name: BlockFile(path / entry.name, entry, opened) for entry in manifest.files}
-        self._blocks: dict[tuple[str, int], Tensor] = {}
-        self._places: dict[str, dict[str, TensorPlace]] = {}
-        self._pieces: dict[tuple[str, str], list[fmt.PieceEntry]] = {}
-        for entry in manifest.pieces:
-            self._pieces.setdefault((entry.kind, entry.name), []).append(entry)
+        self._index = contents
+        listed = [StoredFile.of(entry) for entry in manifest.files]
+        if isinstance(manifest, fmt.Manifest):
+            listed += [StoredFile.of(manifest.index), *contents.files]
+        self._files = {file.name: BlockFile(path / file.name, file, opened) for file in listed}
+        if len(self._files) < len(listed) or fmt.MANIFEST in self._files:
+            raise ValueError("it lists a file twice, or the manifest")
+        self._regions = RegionReader(path, contents, self._files)
+        if len(self._files) <= OPEN_FILES:
+            for file in self._files.values():
+                file.open()
 
     @property
     def step(self) -> int:
         """How many steps had been taken."""
         return self.manifest.step
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files, the manifest aside."""
+        return sum(file.size for file in self._files.values())
 
     @property
     def origin(self) -> str:
@@ -205,15 +235,15 @@ class Checkpoint:
 
     def kinds(self) -> list[str]:
         """What is stored of the tensors: "master", "exp_avg", ..."""
-        return list(dict.fromkeys(kind for kind, _ in self._pieces))
+        return list(dict.fromkeys(tensor.kind for tensor in self._index.tensors))
 
     def names(self, kind: str) -> list[str]:
         """The full tensors of which something of this kind is stored."""
-        return [name for stored, name in self._pieces if stored == kind]
+        return [tensor.name for tensor in self._index.tensors if tensor.kind == kind]
 
     def shape(self, name: str, kind: str) -> Shape:
         """The shape of a full tensor."""
-        return self._stored(name, kind)[0].shape
+        return self._index.tensors[self._number(name, kind)].shape
 
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
         """A region of a full tensor, put together from whatever pieces hold it.
@@ -225,23 +255,17 @@ class Checkpoint:
         Raises Damaged if bytes it needs are not what was written or nothing holds some of the region,
         ValueError if the region does not lie in the tensor.
         """
-        stored = self._stored(name, kind)
-        shape, dtype = stored[0].shape, fmt.DTYPES[stored[0].dtype]
+        number = self._number(name, kind)
+        shape = self._index.tensors[number].shape
         box = full_box(shape) if box is None else box
-        lo, hi = (0, box_size(box)) if range is None else range
-        check_piece(shape, box, (lo, hi))
-        targets = list(runs(box, (lo, hi)))
-        self._require(name, kind, stored, targets)
-        out = torch.empty(hi - lo, dtype=dtype)
-        for piece in stored:
-            if any(intersect(piece.box, target.box) for target in targets):
-                self._copy(piece, targets, out, lo)
+        within = (0, box_size(box)) if range is None else range
+        check_piece(shape, box, within)
+        out = self._regions.read(number, box, within)
         return out.view(box_shape(box)) if range is None else out
 
     def extra_file(self, name: str) -> bytes:
         """The content of a file given to `save` beside the pieces. Raises KeyError, Damaged."""
-        entry = self._files[name].entry
-        return self._bytes(name, 0, entry.size)
+        return self._files[name].content()
 
     def tokenizer_json(self) -> str:
         """The tokenizer the model was trained with. Raises UserError if none was stored, Damaged."""
@@ -249,86 +273,35 @@ class Checkpoint:
             raise UserError(f"{self.path}: there is no {fmt.TOKENIZER} in this checkpoint")
         return self.extra_file(fmt.TOKENIZER).decode()
 
+    def check_sizes(self) -> None:
+        """Raise Damaged unless all files are there and as long as they should be."""
+        for file in self._files.values():
+            file.check_size()
+
     def problems(self, share: int = 0, of: int = 1) -> Iterator[str]:
         """Read everything; a line for each file that is not what was written. See `verify`."""
-        inside: dict[str, list[fmt.PieceEntry]] = {}
-        for entry in self.manifest.pieces:
-            inside.setdefault(entry.file, []).append(entry)
-        for name, file in list(self._files.items())[share::of]:
+        blocks = sum(file.blocks for file in self._files.values())
+        first, end = blocks * share // of, blocks * (share + 1) // of
+        with_pieces = {stored.name: number for number, stored in enumerate(self._index.files)}
+        buffer = memoryview(bytearray(fmt.BLOCK))
+        before = 0
+        for number, (name, file) in enumerate(self._files.items()):
             try:
-                file.check()
-                for entry in inside.get(name, []):
-                    self._place(entry)
+                if number % of == share:
+                    file.check_size()
+                for index in range(max(first - before, 0), min(end - before, file.blocks)):
+                    file.fill(index, buffer)
+                if first <= before < end and name in with_pieces:
+                    self._regions.check_places(with_pieces[name])
             except Damaged as error:
                 yield str(error)
+            before += file.blocks
 
-    def _stored(self, name: str, kind: str) -> list[fmt.PieceEntry]:
+    def _number(self, name: str, kind: str) -> int:
         try:
-            return self._pieces[kind, name]
+            return self._index.numbers[kind, name]
         except KeyError:
             raise Damaged(f"{self.path}: there is no {kind} of {name} in this checkpoint") from None
-
-    def _require(
-        self, name: str, kind: str, stored: list[fmt.PieceEntry], targets: list[ContiguousBox]
-    ) -> None:
-        """Raise Damaged unless the pieces hold all of the targets."""
-        missing = [target.box for target in targets]
-        for piece in stored:
-            if any(intersect(piece.box, box) for box in missing):
-                for run in runs(piece.box, piece.range):
-                    missing = [rest for box in missing for rest in subtract(box, run.box)]
-        if missing:
-            place = ", ".join(f"{lo}:{hi}" for lo, hi in missing[0])
-            raise Damaged(f"{self.path}: no piece holds [{place}] of {kind} {name}")
-
-    def _copy(self, piece: fmt.PieceEntry, targets: list[ContiguousBox], out: Tensor, first: int) -> None:
-        """Copy what a piece holds of the targets to its place in `out`, block by block.
-
-        out: (n,) elements of the box asked for, of which `out[0]` is number `first`.
-        """
-        itemsize, lo = out.itemsize, piece.range[0]
-        place = self._place(piece)
-        for index in range(place.start // fmt.BLOCK, -(-place.stop // fmt.BLOCK)):
-            begin = max(place.start, index * fmt.BLOCK)
-            end = min(place.stop, (index + 1) * fmt.BLOCK)
-            start = lo + (begin - place.start) // itemsize
-            sources = list(runs(piece.box, (start, start + (end - begin) // itemsize)))
-            pairs = [(s, t, both) for s in sources for t in targets if (both := intersect(s.box, t.box))]
-            if pairs:
-                inside = slice(begin - index * fmt.BLOCK, end - index * fmt.BLOCK)
-                data = self._block(piece.file, index)[inside].view(out.dtype)
-                for source, target, both in pairs:
-                    target.view(out, first, both).copy_(source.view(data, start, both))
-
-    def _block(self, name: str, index: int) -> Tensor:
-        """A verified block of a file, as bytes."""
-        block = self._blocks.get((name, index))
-        if block is None:
-            block = self._files[name].block(index)
-            if len(self._blocks) >= _CACHED_BLOCKS:
-                del self._blocks[next(iter(self._blocks))]
-            self._blocks[name, index] = block
-        return block
-
-    def _bytes(self, name: str, lo: int, hi: int) -> bytes:
-        """Verified bytes [lo, hi) of a file."""
-        indices = range(lo // fmt.BLOCK, -(-hi // fmt.BLOCK))
-        start = lo - indices.start * fmt.BLOCK
-        found = b"".join(self._block(name, index).numpy().tobytes() for index in indices)
-        return found[start : start + hi - lo]
-
-    def _place(self, entry: fmt.PieceEntry) -> TensorPlace:
-        """Where in its file a piece's bytes are. Raises Damaged if it is not there."""
-        if entry.file not in self._places:
-            self._places[entry.file] = decode_header(
-                self._files[entry.file], partial(self._bytes, entry.file)
-            )
-        place = self._places[entry.file].get(entry.key)
-        size = (entry.range[1] - entry.range[0]) * fmt.DTYPES[entry.dtype].itemsize
-        if place is None or place.dtype != entry.dtype or place.stop - place.start != size:
-            path = self._files[entry.file].path
-            raise Damaged(f"{path}: {entry.key} is not the tensor that the manifest lists")
-        return place
 
 
 def _to_stderr(line: str) -> None:

@@ -3,51 +3,86 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from math import prod
 from pathlib import Path
 
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint.files import TensorPlace, encode_header, tensor_bytes, write_file
+from llmkit.checkpoint.files import StoredFile, TensorPlace, encode_header, tensor_bytes, write_file
+from llmkit.checkpoint.index import Index, PieceEntry, TensorEntry, build_index
 from llmkit.checkpoint.pieces import Piece
+from llmkit.errors import RunFault
 from llmkit.parallel.slices import box_shape, box_size
 
 FILE_BYTES = 2**30
 """Pieces go into a next file when a file has this many bytes. Bounds how many pieces that are made one
 after the other have to be in memory at once, since a safetensors file starts with their sizes."""
 
+ASIDE = ".tmp-"
+"""Before the name of a checkpoint that is being written."""
+
 
 class Writer:
-    """Writes files into a folder, each at once and for good, and notes what the manifest must list.
+    """Writes files of one process into a folder beside `final`, and notes what the index must list.
 
-    rank: of the process, part of the names of its files.
+    final: the folder of the checkpoint to be. folder: where its files are until then. rank: of the process,
+    part of the names of its files.
     """
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
-        self.folder = folder
+    def __init__(self, final: Path, rank: int = 0) -> None:
+        self.final = final
+        self.folder = final.with_name(f"{ASIDE}{final.name}")
         self.rank = rank
         self.written = 0
-        self.files: list[fmt.FileEntry] = []
-        self.pieces: list[fmt.PieceEntry] = []
+        self._files: list[StoredFile] = []
+        self._entries: list[PieceEntry] = []
 
     def write_pieces(self, pieces: Iterable[Piece]) -> None:
-        """All pieces, in files of `FILE_BYTES` and a little more, the last of what is left."""
+        """Writes the pieces into files of about `FILE_BYTES` each."""
         batch: list[Piece] = []
-        number, size = 0, 0
+        size = 0
         for piece in pieces:
             batch.append(piece)
             size += piece.data.nbytes
             if size >= FILE_BYTES:
-                self._write_batch(number, batch)
+                self._write_batch(batch)
                 batch.clear()
-                number, size = number + 1, 0
+                size = 0
         if batch:
-            self._write_batch(number, batch)
+            self._write_batch(batch)
 
-    def write_bytes(self, name: str, content: bytes) -> None:
+    def write_bytes(self, name: str, content: bytes) -> StoredFile:
         """A file as it is."""
-        self._write(name, [memoryview(content)])
+        return self._write(name, [memoryview(content)])
+
+    def index(self) -> Index:
+        """The index of the pieces written so far."""
+        return build_index(self._entries, self._files)
+
+    @contextlib.contextmanager
+    def explained(self, pieces: Iterable[Piece]) -> Iterator[None]:
+        """Turns an OSError into a RunFault that says what could not be saved and how much room it needs.
+
+        pieces: all of this rank. What it has written of them is deleted.
+        """
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            raise RunFault(self._explanation(error, pieces)) from error
+
+    def _explanation(self, error: OSError, pieces: Iterable[Piece]) -> str:
+        if isinstance(pieces, Sequence):
+            needed = f"it needs {sum(piece.data.nbytes for piece in pieces)} bytes, "
+        else:
+            needed = (
+                f"it needs more than the {self.written} bytes that could be written, " if self.written else ""
+            )
+        try:
+            free = f"{shutil.disk_usage(self.final.parent).free} are free"
+        except OSError:
+            free = "the folder cannot be reached"
+        return f"cannot save checkpoint {self.final}: {error.strerror or error} ({needed}{free})"
 
     def discard(self) -> None:
         """Deletes what it has written of the pieces, as far as that is possible."""
@@ -55,40 +90,30 @@ class Writer:
             for path in self.folder.glob(f"pieces-{self.rank:05d}-*"):
                 path.unlink()
 
-    def notes(self) -> str:
-        """What the manifest must list, as text for another process's `add`."""
-        files, pieces = (
-            [entry.model_dump(mode="json") for entry in each] for each in (self.files, self.pieces)
-        )
-        return json.dumps({"files": files, "pieces": pieces})
-
-    def add(self, notes: str) -> None:
-        """Counts in what another process has written."""
-        content = json.loads(notes)
-        self.files += [fmt.FileEntry.model_validate_json(json.dumps(entry)) for entry in content["files"]]
-        self.pieces += [fmt.PieceEntry.model_validate_json(json.dumps(entry)) for entry in content["pieces"]]
-
-    def _write_batch(self, number: int, pieces: Sequence[Piece]) -> None:
+    def _write_batch(self, pieces: Sequence[Piece]) -> None:
         """One safetensors file; its name tells the rank that wrote it and its number."""
-        name = f"pieces-{self.rank:05d}-{number:05d}.safetensors"
+        number = len(self._files)
         pieces = sorted(pieces, key=lambda piece: -piece.data.itemsize)  # keeps each aligned, without holes
         places: dict[str, TensorPlace] = {}
         offset = 0
         for piece in pieces:
-            entry = _entry(piece, name)
+            entry = _entry(piece, number)
             if entry.key in places:
                 raise ValueError(f"{entry.key} is given twice")
             shape = (
                 box_shape(piece.box) if piece.data.numel() == box_size(piece.box) else (piece.data.numel(),)
             )
-            places[entry.key] = TensorPlace(entry.dtype, shape, offset, offset := offset + piece.data.nbytes)
-            self.pieces.append(entry)
-        self._write(name, _safetensors(encode_header(places), pieces))
+            stop = offset + piece.data.nbytes
+            places[entry.key] = TensorPlace(entry.tensor.dtype, shape, offset, stop)
+            self._entries.append(entry)
+            offset = stop
+        name = f"pieces-{self.rank:05d}-{number:05d}.safetensors"
+        self._files.append(self._write(name, _safetensors(encode_header(places), pieces)))
 
-    def _write(self, name: str, chunks: Iterable[memoryview]) -> None:
-        entry = write_file(self.folder / name, chunks)
-        self.written += entry.size
-        self.files.append(entry)
+    def _write(self, name: str, chunks: Iterable[memoryview]) -> StoredFile:
+        stored = write_file(self.folder / name, chunks)
+        self.written += stored.size
+        return stored
 
 
 def _safetensors(header: bytes, pieces: Sequence[Piece]) -> Iterator[memoryview]:
@@ -98,21 +123,10 @@ def _safetensors(header: bytes, pieces: Sequence[Piece]) -> Iterator[memoryview]
         yield tensor_bytes(flat.as_strided(flat.shape, (1,)))  # one element may keep any stride
 
 
-def _entry(piece: Piece, file: str) -> fmt.PieceEntry:
-    """The manifest's line for a piece."""
+def _entry(piece: Piece, file: int) -> PieceEntry:
+    """What the index says of a piece."""
     if piece.data.dtype not in fmt.DTYPE_NAMES:
         raise ValueError(f"{piece.kind} {piece.name}: elements of type {piece.data.dtype} cannot be stored")
-    key = f"{piece.kind}/{piece.name}"
-    if piece.data.numel() != prod(piece.shape):
-        place = ",".join(f"{lo}:{hi}" for lo, hi in (*piece.box, piece.range))
-        key = f"{key}/{place}"
-    return fmt.PieceEntry(
-        name=piece.name,
-        kind=piece.kind,
-        shape=tuple(piece.shape),
-        box=piece.box,
-        range=piece.range,
-        dtype=fmt.DTYPE_NAMES[piece.data.dtype],  # type: ignore[arg-type]  # its values are the literals
-        file=file,
-        key=key,
-    )
+    dtype = fmt.DTYPE_NAMES[piece.data.dtype]
+    tensor = TensorEntry(piece.kind, piece.name, tuple(piece.shape), dtype)
+    return PieceEntry(tensor, piece.box, piece.range, file)

@@ -107,19 +107,20 @@ class Mesh:
         """What each rank gives, in the order of the ranks; for small messages. All ranks must call it."""
         if self.world_size == 1:
             return [text]
-        sizes, padded = self._padded(text)
+        sizes, padded = self._padded(_bytes(text))
         texts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(texts, padded, group=self.control_group)
         return [_text(each, size) for each, size in zip(texts, sizes, strict=True)]
 
-    def gather_text(self, text: str) -> list[str]:
+    def gather_bytes(self, content: bytes) -> list[bytes]:
         """On rank 0 what each rank gives, on the others nothing; for messages of any size."""
         if self.world_size == 1:
-            return [text]
-        sizes, padded = self._padded(text)
-        texts = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
-        dist.gather(padded, texts, dst=0, group=self.control_group)
-        return [_text(each, size) for each, size in zip(texts or [], sizes, strict=False)]
+            return [content]
+        sizes, padded = self._padded(torch.frombuffer(bytearray(content + b"\0"), dtype=torch.uint8))
+        found = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
+        dist.gather(padded, found, dst=0, group=self.control_group)
+        pairs = zip(found or [], sizes, strict=False)
+        return [values[: size - 1].numpy().tobytes() for values, size in pairs]
 
     def broadcast_text(self, text: str) -> str:
         """What rank 0 gives."""
@@ -132,9 +133,8 @@ class Mesh:
         dist.broadcast(values, 0, group=self.control_group)
         return _text(values, int(size))
 
-    def _padded(self, text: str) -> tuple[list[int], Tensor]:
-        """The bytes that each rank gives, and this rank's, padded to the most."""
-        mine = _bytes(text)
+    def _padded(self, mine: Tensor) -> tuple[list[int], Tensor]:
+        """How many bytes each rank gives, and this rank's, padded to the most."""
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         dist.all_gather(sizes, torch.tensor([len(mine)]), group=self.control_group)
         counts = [int(size) for size in sizes]

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmkit.checkpoint.completeness import check_complete
-from llmkit.checkpoint.format import PieceEntry
+from llmkit.checkpoint.index import PieceEntry, TensorEntry, build_index
 from llmkit.checkpoint.pieces import runs
 from llmkit.engine.base import Engine
 from llmkit.parallel.mesh import Mesh
@@ -27,22 +27,18 @@ def gather_state(engine: Engine, mesh: Mesh, kinds: Collection[str]) -> State:
     """
     mine = [piece for piece in engine.read_pieces() if piece.kind in kinds]
     flat = torch.cat([torch.empty(0), *(piece.data.detach().float().cpu() for piece in mine)])
-    entries = [
-        {"name": p.name, "kind": p.kind, "shape": p.shape, "box": p.box, "range": p.range} for p in mine
-    ]
+    entries = [(p.kind, p.name, p.shape, p.box, p.range) for p in mine]
     state: State = {}
     found: list[PieceEntry] = []
     texts = mesh.all_gather_text(json.dumps(entries))
     for text, data in zip(texts, _all_flat(flat, mesh), strict=True):
-        for each in json.loads(text):
-            fields = {**each, "dtype": "F32", "file": "memory", "key": ""}
-            entry = PieceEntry.model_validate_json(json.dumps(fields))
-            found.append(entry)
-            size = entry.range[1] - entry.range[0]
-            tensor = state.setdefault(entry.kind, {}).setdefault(entry.name, torch.empty(entry.shape))
-            _place(tensor, entry, data[:size])
-            data = data[size:]
-    check_complete(found)
+        for kind, name, shape, box, (lo, hi) in json.loads(text):
+            tensor = TensorEntry(kind, name, tuple(shape), "F32")
+            found.append(PieceEntry(tensor, tuple(map(tuple, box)), (lo, hi)))
+            whole = state.setdefault(kind, {}).setdefault(name, torch.empty(shape))
+            _place(whole, found[-1], data[: hi - lo])
+            data = data[hi - lo :]
+    check_complete(build_index(found))
     return state
 
 

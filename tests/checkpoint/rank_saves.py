@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmkit.checkpoint import read, write
+from llmkit.checkpoint import commit, read, write
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import RunFault
 from llmkit.parallel.mesh import Mesh, make_mesh
@@ -105,15 +105,15 @@ def cases(root: str) -> dict[str, dict[str, Any]]:
             raise ValueError("a bug")
 
     def turning_bad() -> Path:
-        commit = write._commit
+        rename = commit._rename
 
         def spoiled(temporary: Path, final: Path) -> None:
-            commit(temporary, final)
+            rename(temporary, final)
             path = final / "pieces-00002-00000.safetensors"
             path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(write, "_commit", spoiled)
+            patch.setattr(commit, "_rename", spoiled)
             return save(folder, 9, mesh)
 
     works: dict[str, Callable[[], object]] = {

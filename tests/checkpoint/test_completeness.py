@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.checkpoint.completeness import check_complete
-from llmkit.checkpoint.format import PieceEntry
+from llmkit.checkpoint.index import PieceEntry, TensorEntry, build_index
 from llmkit.parallel.slices import Box, Range, Shape, full_box
 from tests.checkpoint.cuttings import cuttings
 
 
 def entry(shape: Shape, box: Box, part: Range, kind: str = "master") -> PieceEntry:
-    return PieceEntry(
-        name="w", kind=kind, shape=shape, box=box, range=part, dtype="F32", file="pieces", key="w"
-    )
+    return PieceEntry(TensorEntry(kind, "w", shape, "F32"), box, part)
+
+
+def check(pieces: list[PieceEntry]) -> None:
+    check_complete(build_index(pieces))
 
 
 @st.composite
@@ -30,13 +30,13 @@ def cut_tensors(draw: st.DrawFn) -> list[PieceEntry]:
 def test_every_cutting_is_whole_and_nothing_less_or_more_is(
     pieces: list[PieceEntry], data: st.DataObject
 ) -> None:
-    check_complete(pieces)
+    check(pieces)
     chosen = data.draw(st.sampled_from(pieces))
     with pytest.raises(ValueError, match=r"master w: .* given twice"):
-        check_complete([*pieces, chosen])
+        check([*pieces, chosen])
     if len(pieces) > 1:
         with pytest.raises(ValueError, match=r"master w: .* missing"):
-            check_complete([piece for piece in pieces if piece is not chosen])
+            check([piece for piece in pieces if piece is not chosen])
 
 
 BOX = full_box((4, 6))
@@ -60,13 +60,13 @@ WRONG: dict[str, tuple[list[tuple[Box, Range]], str]] = {
 @pytest.mark.parametrize(("cuts", "message"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_is_named(cuts: list[tuple[Box, Range]], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^exp_avg w: {message}"):
-        check_complete([entry((4, 6), box, part, "exp_avg") for box, part in cuts])
+        check([entry((4, 6), box, part, "exp_avg") for box, part in cuts])
 
 
 def test_kinds_are_tensors_of_their_own() -> None:
-    pieces: list[Any] = [
+    pieces = [
         entry((4, 6), BOX, (0, 24)),
         entry((4, 6), BOX, (0, 24), "exp_avg"),
         entry((), (), (0, 1), "s"),
     ]
-    check_complete(pieces)
+    check(pieces)

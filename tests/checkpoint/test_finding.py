@@ -129,9 +129,11 @@ def test_a_checkpoint_of_a_newer_format_is_not_passed_over(tmp_path: Path, save_
     path = save_step(2) / "manifest.json"
     content = json.loads(path.read_bytes())
     del content["checksum"]
-    content |= {"version": 2, "versions": {"llmkit": "0.7.0"}, "what": "it has besides"}
+    content |= {"version": 3, "versions": {"llmkit": "0.7.0"}, "what": "it has besides"}
     path.write_bytes(canonical(content | {"checksum": xxhash.xxh64(canonical(content)).hexdigest()}))
-    with pytest.raises(UserError, match=r"llmkit 0\.7\.0 wrote it in format version 2, .* reads version 1"):
+    with pytest.raises(
+        UserError, match=r"llmkit 0\.7\.0 wrote it in format version 3, .* reads versions 1 and 2"
+    ):
         newest(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"it has besides", b"it had besides"))
     assert newest(tmp_path)[0] == 1  # that one is damaged

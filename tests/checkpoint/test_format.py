@@ -11,38 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-import xxhash
 
-from llmkit.checkpoint import read, write
-from llmkit.checkpoint.format import Damaged, Manifest, canonical, folder_name
+from llmkit.checkpoint import commit, read
+from llmkit.checkpoint.format import Damaged, Manifest, canonical, decode_content, folder_name
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import UserError
+from tests.checkpoint.forging import Content, forge, forge_file, seal, to_version_1, unseal
 
 PIECES = "pieces-00000-00000.safetensors"
-Content = dict[str, Any]
-
-
-def seal(content: Content) -> bytes:
-    """A manifest with the checksum right: an attacker can do that, too."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    sealed = {**content, "checksum": xxhash.xxh64(text).hexdigest()}
-    return json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()
-
-
-def forge(folder: Path, change: Callable[[Content], object]) -> None:
-    """Change what a manifest says and seal it again."""
-    content = json.loads((folder / "manifest.json").read_bytes())
-    del content["checksum"]
-    change(content)
-    (folder / "manifest.json").write_bytes(seal(content))
 
 
 def test_a_manifest_survives_encoding(save_step: Any) -> None:
     folder = save_step(100)
     raw = (folder / "manifest.json").read_bytes()
-    manifest = Manifest.decode(raw)
+    manifest = Manifest.model_validate(decode_content(raw))
     assert manifest.encode() == raw
-    assert seal({k: v for k, v in json.loads(raw).items() if k != "checksum"}) == raw
+    assert seal(unseal(folder)) == raw
     assert set(manifest.versions) == {"llmkit", "torch"}
 
 
@@ -56,12 +40,47 @@ HOSTILE: dict[str, Callable[[Content], object]] = {
     "empty file name": lambda m: m["files"][0].update(name=""),
     "the manifest itself": lambda m: m["files"][0].update(name="manifest.json"),
     "a file twice": lambda m: m["files"].append(m["files"][0]),
-    "a file too few": lambda m: m["files"].pop(0),
     "a negative size": lambda m: m["files"][0].update(size=-1),
     "a huge size": lambda m: m["files"][0].update(size=10**30),
     "a size without checksums": lambda m: m["files"][0].update(size=10**15),
     "too many checksums": lambda m: m["files"][0]["xxh64"].append("0" * 16),
     "a checksum that is none": lambda m: m["files"][0]["xxh64"].__setitem__(0, "z" * 16),
+    "a step as text": lambda m: m.update(step="100"),
+    "a step as a fraction": lambda m: m.update(step=100.0),
+    "a step that is a truth": lambda m: m.update(step=True),
+    "a huge step": lambda m: m.update(step=10**9),
+    "another step": lambda m: m.update(step=99),
+    "no step": lambda m: m.pop("step"),
+    "a field too many": lambda m: m.update(extra=1),
+    "state as a list": lambda m: m.update(state=[]),
+    "not a number": lambda m: m["state"].update(x=float("nan")),
+    "an endless number": lambda m: m["state"].update(x=float("inf")),
+    "a newer version": lambda m: m.update(version=3),
+    "versions as a list": lambda m: m.update(version=3, versions=[]),
+    "a version as text": lambda m: m.update(version="2"),
+    "no version": lambda m: m.pop("version"),
+    "another format": lambda m: m.update(format="x"),
+    "another block size": lambda m: m.update(block=1),
+    "pieces as text": lambda m: m.update(pieces="x"),
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_manifest_is_refused_in_one_line(
+    save_step: Any, change: Callable[[Content], object], version: int
+) -> None:
+    folder = save_step(100)
+    if version == 1:
+        to_version_1(folder)
+        assert read.verify(folder) == []
+    forge(folder, change)
+    (problem,) = read.verify(folder)
+    assert problem.startswith(str(folder)) and "\n" not in problem
+
+
+HOSTILE_PIECES: dict[str, Callable[[Content], object]] = {
+    "a file too few": lambda m: m["files"].pop(0),
     "a piece in another file": lambda m: m["pieces"][0].update(file="other.safetensors"),
     "a piece in the tokenizer": lambda m: m["pieces"][0].update(file="tokenizer.json"),
     "a key that is not there": lambda m: m["pieces"][0].update(key="x"),
@@ -77,29 +96,15 @@ HOSTILE: dict[str, Callable[[Content], object]] = {
     "a fractional shape": lambda m: m["pieces"][0].update(shape=[50.0, 16]),
     "pieces that differ in shape": lambda m: m["pieces"].append({**m["pieces"][0], "shape": [60, 16]}),
     "a name with a slash": lambda m: m["pieces"][0].update(name="../w"),
-    "a step as text": lambda m: m.update(step="100"),
-    "a step as a fraction": lambda m: m.update(step=100.0),
-    "a step that is a truth": lambda m: m.update(step=True),
-    "a huge step": lambda m: m.update(step=10**9),
-    "another step": lambda m: m.update(step=99),
-    "no step": lambda m: m.pop("step"),
-    "a field too many": lambda m: m.update(extra=1),
-    "state as a list": lambda m: m.update(state=[]),
-    "not a number": lambda m: m["state"].update(x=float("nan")),
-    "an endless number": lambda m: m["state"].update(x=float("inf")),
-    "a newer version": lambda m: m.update(version=2),
-    "no version": lambda m: m.pop("version"),
-    "another format": lambda m: m.update(format="x"),
-    "another block size": lambda m: m.update(block=1),
-    "pieces as text": lambda m: m.update(pieces="x"),
 }
 
 
-@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_manifest_is_refused_in_one_line(
+@pytest.mark.parametrize("change", HOSTILE_PIECES.values(), ids=HOSTILE_PIECES)
+def test_hostile_pieces_of_version_1_are_refused_in_one_line(
     save_step: Any, change: Callable[[Content], object]
 ) -> None:
     folder = save_step(100)
+    to_version_1(folder)
     forge(folder, change)
     (problem,) = read.verify(folder)
     assert problem.startswith(str(folder)) and "\n" not in problem
@@ -157,7 +162,7 @@ def test_no_file_outside_the_folder_is_opened(tmp_path: Path, save_step: Any) ->
 def test_a_huge_tensor_of_which_little_is_stored_takes_no_memory(
     save_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "check_complete", lambda pieces: None)
+    monkeypatch.setattr(commit, "check_complete", lambda index: None)
     shape = (2**45,)
     piece = Piece("w", "m", shape, ((0, 2**45),), (0, 3), torch.zeros(3))
     checkpoint = read.load(save_step(1, pieces=[piece]))
@@ -176,21 +181,17 @@ class Bomb:
         return os.mkdir, (str(self.canary),)
 
 
-@pytest.mark.parametrize("name", [PIECES, "manifest.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", [PIECES, "manifest.json", "index.safetensors", "tokenizer.json"])
 def test_a_pickle_named_as_a_file_of_a_checkpoint_is_not_run(
     tmp_path: Path, save_step: Any, name: str
 ) -> None:
     canary = tmp_path / "canary"
     folder = save_step(100)
     bomb = pickle.dumps(Bomb(canary))
-    (folder / name).write_bytes(bomb)
-    if name != "manifest.json":
-
-        def change(manifest: Content) -> None:
-            entry = next(file for file in manifest["files"] if file["name"] == name)
-            entry.update(size=len(bomb), xxh64=[xxhash.xxh64(bomb).hexdigest()])
-
-        forge(folder, change)
+    if name == "manifest.json":
+        (folder / name).write_bytes(bomb)
+    else:
+        forge_file(folder, name, bomb)
     if name == "tokenizer.json":
         assert read.load(folder).extra_file(name) == bomb  # bytes, and nothing more
     else:
@@ -246,13 +247,7 @@ ENTRIES = {
 def test_a_hostile_tensor_file_is_refused(save_step: Any, raw: bytes) -> None:
     piece = Piece("w", "m", (2,), ((0, 2),), (0, 2), torch.zeros(2))
     folder = save_step(1, pieces=[piece])
-    (folder / PIECES).write_bytes(raw)
-
-    def change(manifest: Content) -> None:
-        entry = next(file for file in manifest["files"] if file["name"] == PIECES)
-        entry.update(size=len(raw), xxh64=[xxhash.xxh64(raw).hexdigest()])
-
-    forge(folder, change)
+    forge_file(folder, PIECES, raw)
     (problem,) = read.verify(folder)
     assert PIECES in problem
     with pytest.raises(Damaged, match=PIECES):

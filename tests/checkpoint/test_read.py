@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmkit.checkpoint import files, format, read, write, writer
+from llmkit.checkpoint import commit, files, format, index, read, write, writer
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.slices import Box, box_size, full_box
@@ -171,7 +171,7 @@ def _flip(path: Path, position: int, bit: int) -> None:
         file.write(bytes([byte ^ 1 << bit]))
 
 
-@pytest.mark.parametrize("name", [PIECES, "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("name", [PIECES, "tokenizer.json", "index.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "shorter", "longer", "folder", "pipe", "link"])
 def test_a_file_that_is_not_as_written_is_named(
     tmp_path: Path, save_step: Any, name: str, damage: str
@@ -212,8 +212,13 @@ def test_an_unreadable_block_is_damage(save_step: Any, monkeypatch: pytest.Monke
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", failing)
-    assert read.verify(folder) == [
-        f"{folder / name}: Input/output error, reading from byte 0" for name in (PIECES, "tokenizer.json")
+    assert read.verify(folder) == [f"{folder / 'index.safetensors'}: Input/output error, reading from byte 0"]
+    monkeypatch.undo()
+    checkpoint = read.load(folder)
+    monkeypatch.setattr(os, "preadv", failing)
+    assert list(checkpoint.problems()) == [
+        f"{folder / name}: Input/output error, reading from byte 0"
+        for name in ("tokenizer.json", "index.safetensors", PIECES)
     ]
 
 
@@ -254,7 +259,7 @@ def test_only_the_blocks_of_the_region_are_read(save_step: Any, monkeypatch: pyt
 
 
 def test_a_region_that_no_piece_holds_is_named(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "check_complete", lambda pieces: None)
+    monkeypatch.setattr(commit, "check_complete", lambda index: None)
     pieces = [
         Piece("w", "m", (4, 6), ((0, 4), (0, 3)), (0, 12), torch.zeros(12)),
         Piece("w", "m", (4, 6), ((0, 4), (3, 6)), (0, 7), torch.zeros(7)),
@@ -285,7 +290,7 @@ def test_names_and_shapes(save_step: Any) -> None:
 
 
 def test_pieces_may_say_the_same_twice(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "check_complete", lambda pieces: None)
+    monkeypatch.setattr(commit, "check_complete", lambda index: None)
     data = torch.arange(12.0)
     pieces = [
         Piece("w", "m", (12,), ((0, 8),), (0, 8), data[:8]),
@@ -315,6 +320,7 @@ def test_what_one_cutting_wrote_another_reads(layout: Any, block: int, kinds: li
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as root:
         patch.setattr(format, "BLOCK", block)
         patch.setattr(files, "BLOCK", block)
+        patch.setattr(index, "BLOCK", block)
         patch.setattr(writer, "FILE_BYTES", 1000)
         folder = write.save(Path(root), 1, pieces, state={}, model={}, config={}, extra_files={}, keep_last=1)
         checkpoint = read.load(folder)

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from llmkit.checkpoint import read, write, writer
+from llmkit.checkpoint import commit, read, writer
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import RunFault
 
@@ -117,14 +117,14 @@ def test_older_ones_are_kept_if_the_new_one_turns_out_bad(
     tmp_path: Path, save_step: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_step(1)
-    commit = write._commit
+    rename = commit._rename
 
-    def commit_to_a_bad_disk(temporary: Path, final: Path) -> None:
-        commit(temporary, final)
+    def rename_on_a_bad_disk(temporary: Path, final: Path) -> None:
+        rename(temporary, final)
         path = final / "pieces-00000-00000.safetensors"
         path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
 
-    monkeypatch.setattr(write, "_commit", commit_to_a_bad_disk)
+    monkeypatch.setattr(commit, "_rename", rename_on_a_bad_disk)
     with pytest.raises(RunFault, match=r"older ones are kept: .*pieces-00000-00000"):
         save_step(2, keep_last=1)
     found = read.newest(tmp_path, lambda line: None)
@@ -237,6 +237,7 @@ def test_all_is_on_the_disk_before_it_gets_its_name(
     assert done == [
         "pieces-00000-00000.safetensors",
         "tokenizer.json",
+        "index.safetensors",
         "manifest.json",
         ".tmp-step-00000001",
         ".tmp-step-00000001 -> step-00000001",
@@ -256,7 +257,7 @@ def test_an_interrupted_replacement_is_put_back(tmp_path: Path, save_step: Any) 
     save_step(1).rename(tmp_path / ".replaced-step-00000001")
     found = read.newest(tmp_path, pytest.fail)
     assert found is not None and found.step == 1
-    write.tidy(tmp_path)
+    commit.tidy(tmp_path)
     assert names(tmp_path) == ["step-00000001"]
 
 
@@ -271,12 +272,12 @@ def test_a_replacement_that_was_finished_is_cleared(
         (tmp_path / ".tmp-old-step-00000001" / "rest").mkdir(parents=True)
     found = read.newest(tmp_path, pytest.fail)
     assert found is not None and found.state == {"try": 2}
-    write.tidy(tmp_path)
+    commit.tidy(tmp_path)
     assert names(tmp_path) == ["step-00000001"]
 
 
 def test_tidying_what_is_not_there_is_no_error(tmp_path: Path) -> None:
-    write.tidy(tmp_path / "nothing")
+    commit.tidy(tmp_path / "nothing")
 
 
 def test_a_leftover_that_is_a_link_is_removed_and_its_target_kept(tmp_path: Path, save_step: Any) -> None:
@@ -296,6 +297,7 @@ def test_a_leftover_that_is_a_link_is_removed_and_its_target_kept(tmp_path: Path
         {"keep_last": 0},
         {"extra_files": {"../tokenizer.json": b""}},
         {"extra_files": {"manifest.json": b""}},
+        {"extra_files": {"index.safetensors": b""}},
     ],
 )
 def test_what_cannot_be_saved_is_refused_and_leaves_nothing(

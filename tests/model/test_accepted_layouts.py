@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmkit.checkpoint.completeness import check_complete
-from llmkit.checkpoint.format import PieceEntry
+from llmkit.checkpoint.index import PieceEntry, TensorEntry, build_index
 from llmkit.config.check import check
 from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
@@ -59,15 +59,8 @@ def test_accepted_sizes_are_shared_out_whole(model: dict[str, object], size: int
             ]
             pieces += [(part.name, part.shape, part.box) for part in held]
     check_complete(
-        PieceEntry(
-            name=name,
-            kind="master",
-            shape=shape,
-            box=box,
-            range=(0, box_size(box)),
-            dtype="F32",
-            file="pieces-00000-0.safetensors",
-            key="0",
+        build_index(
+            PieceEntry(TensorEntry("master", name, shape, "F32"), box, (0, box_size(box)))
+            for name, shape, box in pieces
         )
-        for name, shape, box in pieces
     )

@@ -52,7 +52,7 @@ def agreements() -> dict[str, Any]:
         found["a mistake beside a fault"] = outcome(part, {0: RunFault("full"), 2: UserError("wrong")})
         found["a bug"] = outcome(part, {1: KeyError("oops")})
         found["texts"] = mesh.all_gather_text("é" * mesh.rank)
-        found["texts to first"] = mesh.gather_text("é" * (3 - mesh.rank))
+        found["bytes to first"] = [each.hex() for each in mesh.gather_bytes(b"\xff\0" * (3 - mesh.rank))]
         found["from first"] = mesh.broadcast_text("é" * (3 - mesh.rank))
         found["first only"] = outcome(on_rank_zero, mesh, lambda: f"of rank {mesh.rank}")
         mesh = split_mesh(mesh, 3)

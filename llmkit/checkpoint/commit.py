@@ -1,0 +1,170 @@
+"""Last step of a save: the folder aside becomes a checkpoint, and older ones are deleted.
+
+Names of folders that are not (or no longer) checkpoints:
+
+    .tmp-step-00000100       being written
+    .tmp-old-step-00000100   being deleted
+    .replaced-step-00000100  whole, and valid until `step-00000100` is there again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from llmkit import __version__
+from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint import index, read
+from llmkit.checkpoint.completeness import check_complete
+from llmkit.checkpoint.stage import Snapshot
+from llmkit.checkpoint.writer import Writer
+from llmkit.errors import RunFault
+from llmkit.files import sync_folder
+from llmkit.parallel.agreement import fail_together, on_rank_zero
+from llmkit.parallel.mesh import Mesh
+
+_LEFTOVER = re.compile(r"\.tmp-(old-)?" + fmt.FOLDER.pattern)
+_REPLACED = re.compile(re.escape(fmt.REPLACED) + f"({fmt.FOLDER.pattern})")
+
+
+def commit(
+    writer: Writer, snapshot: Snapshot, keep_last: int, mesh: Mesh, note: Callable[[str], None]
+) -> Path:
+    """Makes a checkpoint of what all ranks have written; all of them call it. Returns its folder.
+
+    See `write.save`, of which this is the last step.
+    """
+    root, final = writer.final.parent, writer.final
+
+    def publish() -> str:
+        if keep_last < 1:
+            raise ValueError(f"keep_last is {keep_last}, but at least one checkpoint must be kept")
+        with writer.explained(snapshot.pieces):
+            _finish(writer, parts, snapshot)
+            _rename(writer.folder, final)
+        return ""
+
+    try:
+        with fail_together(mesh):
+            mine = writer.index().encode()
+        parts = mesh.gather_bytes(mine)
+        on_rank_zero(mesh, publish)
+    except BaseException:
+        if mesh.rank == 0:
+            shutil.rmtree(writer.folder, ignore_errors=True)
+        raise
+    if problem := _prune(root, final, keep_last, mesh):
+        note(f"{final} is saved, but older checkpoints cannot be deleted: {problem}")
+    return final
+
+
+def _finish(writer: Writer, parts: list[bytes], snapshot: Snapshot) -> None:
+    """Writes what rank 0 alone writes, the manifest last. parts: each rank's index, encoded."""
+    merged = index.merge([index.decode(part) for part in parts])
+    check_complete(merged)
+    files = [writer.write_bytes(name, content).entry() for name, content in snapshot.extra_files.items()]
+    tokenizer = snapshot.extra_files.get(fmt.TOKENIZER)
+    manifest = fmt.Manifest(
+        format="llmkit-checkpoint",
+        version=2,
+        block=4194304,
+        step=snapshot.step,
+        versions={"llmkit": __version__, "torch": str(torch.__version__)},
+        tokenizer_sha256=None if tokenizer is None else hashlib.sha256(tokenizer).hexdigest(),
+        model=snapshot.model,
+        config=snapshot.config,
+        state=snapshot.state,
+        files=files,
+        index=writer.write_bytes(fmt.INDEX, merged.encode()).entry(),
+    )
+    writer.write_bytes(fmt.MANIFEST, manifest.encode())
+    sync_folder(writer.folder)
+    read.load(writer.folder).check_sizes()
+
+
+def tidy(root: Path) -> None:
+    """Clear away what an interrupted save left in `root`. Only for the one process that saves there.
+
+    What cannot be deleted stays, as where a reader has a file open on NFS. Raises OSError.
+    """
+    for path in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:  # .tmp-old- before .replaced-
+        if replaced := _REPLACED.fullmatch(path.name):
+            if os.path.lexists(root / replaced[1]):
+                _delete(path)
+            else:
+                path.rename(root / replaced[1])
+        elif _LEFTOVER.fullmatch(path.name):
+            with suppress(OSError):
+                _remove(path)
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    """Give a finished folder its name; at every moment the old or the new one can be found."""
+    if not os.path.lexists(final):
+        temporary.rename(final)
+    else:
+        replaced = final.with_name(fmt.REPLACED + final.name)
+        final.rename(replaced)
+        try:
+            temporary.rename(final)
+        except OSError:
+            replaced.rename(final)
+            raise
+    sync_folder(final.parent)
+
+
+def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
+    """Delete all but `keep_last` of the checkpoints up to `newest`, once that one is known to be good.
+
+    Every process checks its share of it: to read back all would keep one of them busy for long. Returns why
+    some of them cannot be deleted; "" = they are. Raises RunFault if the new one is bad, or cannot be found.
+    """
+
+    def doomed() -> list[Path]:
+        older = sorted(p for p in root.iterdir() if fmt.FOLDER.fullmatch(p.name) and p.name < newest.name)
+        replaced = newest.with_name(fmt.REPLACED + newest.name)
+        return older[: max(0, len(older) - (keep_last - 1))] + [replaced] * os.path.lexists(replaced)
+
+    def count() -> str:
+        try:
+            return str(len(doomed()) or "")
+        except OSError as error:
+            raise RunFault(
+                f"{root}, where {newest.name} was saved, cannot be read any more: {error}"
+            ) from error
+
+    def delete() -> str:
+        try:
+            for path in doomed():
+                _delete(path)
+        except OSError as error:
+            return str(error)
+        return ""
+
+    if not on_rank_zero(mesh, count):
+        return ""
+    with fail_together(mesh):
+        if problems := read.verify(newest, mesh.rank, mesh.world_size):
+            raise RunFault(f"the checkpoint just written is bad, older ones are kept: {problems[0]}")
+    return on_rank_zero(mesh, delete)
+
+
+def _delete(path: Path) -> None:
+    """Take a checkpoint out of sight at once, then delete it: half of one is never seen."""
+    aside = path.with_name(f".tmp-old-{path.name.removeprefix(fmt.REPLACED)}")
+    path.rename(aside)
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)

@@ -1,0 +1,119 @@
+"""Reads any region of any tensor of a checkpoint, put together from whatever pieces hold it.
+
+Every byte is checked against its block's checksum before it is used, and only the blocks that hold something
+of what is asked for are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint.files import BlockFile, TensorPlace, decode_header
+from llmkit.checkpoint.index import Index, PieceEntry
+from llmkit.checkpoint.pieces import ContiguousBox, intersect, runs, subtract
+from llmkit.parallel.slices import Box, Range
+
+_CACHED_BLOCKS = 8
+"""Small tensors share blocks, and the kinds of one tensor are asked for in turn."""
+
+
+class RegionReader:
+    """The tensors of the checkpoint in a folder. files: name -> file, those of the index among them."""
+
+    def __init__(self, folder: Path, index: Index, files: dict[str, BlockFile]) -> None:
+        self._folder = folder
+        self._index = index
+        self._files = [files[stored.name] for stored in index.files]
+        self._blocks: dict[tuple[int, int], Tensor] = {}
+        self._places: dict[int, dict[str, TensorPlace]] = {}
+
+    def read(self, tensor: int, box: Box, within: Range) -> Tensor:
+        """(elements,) on the CPU, of the type stored: elements `within` of a box of a tensor.
+
+        Raises Damaged if bytes it needs are not what was written or nothing holds some of the region.
+        """
+        lo, hi = within
+        targets = list(runs(box, within))
+        holding = self._index.holding(tensor, targets)
+        self._require(tensor, holding, targets)
+        out = torch.empty(hi - lo, dtype=fmt.DTYPES[self._index.tensors[tensor].dtype])
+        for piece in holding:
+            self._copy(piece, targets, out, lo)
+        return out
+
+    def check_places(self, file: int) -> None:
+        """Raise Damaged unless the file holds the pieces that the index says are in it."""
+        for piece in self._index.in_file(file):
+            self._place(piece)
+
+    def _require(self, tensor: int, holding: Sequence[PieceEntry], targets: Sequence[ContiguousBox]) -> None:
+        """Raise Damaged unless the pieces hold all of the targets."""
+        missing = [target.box for target in targets]
+        for piece in holding:
+            for run in runs(piece.box, piece.range):
+                missing = [rest for box in missing for rest in subtract(box, run.box)]
+        if missing:
+            place = ", ".join(f"{lo}:{hi}" for lo, hi in missing[0])
+            kind, name, *_ = self._index.tensors[tensor]
+            raise fmt.Damaged(f"{self._folder}: no piece holds [{place}] of {kind} {name}")
+
+    def _copy(self, piece: PieceEntry, targets: Sequence[ContiguousBox], out: Tensor, first: int) -> None:
+        """Copy what a piece holds of the targets to its place in `out`, block by block.
+
+        out: (n,) elements of the box asked for, of which `out[0]` is number `first`.
+        """
+        itemsize, lo = out.itemsize, piece.range[0]
+        place = self._place(piece)
+        for index in range(place.start // fmt.BLOCK, -(-place.stop // fmt.BLOCK)):
+            begin = max(place.start, index * fmt.BLOCK)
+            end = min(place.stop, (index + 1) * fmt.BLOCK)
+            start = lo + (begin - place.start) // itemsize
+            sources = list(runs(piece.box, (start, start + (end - begin) // itemsize)))
+            pairs = [
+                (source, target, both)
+                for source in sources
+                for target in targets
+                if (both := intersect(source.box, target.box)) is not None
+            ]
+            if pairs:
+                inside = slice(begin - index * fmt.BLOCK, end - index * fmt.BLOCK)
+                data = self._block(piece.file, index)[inside].view(out.dtype)
+                for source, target, both in pairs:
+                    target.view(out, first, both).copy_(source.view(data, start, both))
+
+    def _block(self, file: int, index: int) -> Tensor:
+        """A verified block of a file, as bytes."""
+        block = self._blocks.get((file, index))
+        if block is None:
+            block = self._files[file].block(index)
+            if len(self._blocks) >= _CACHED_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[file, index] = block
+        return block
+
+    def _bytes(self, file: int, lo: int, hi: int) -> bytes:
+        """Verified bytes [lo, hi) of a file."""
+        indices = range(lo // fmt.BLOCK, -(-hi // fmt.BLOCK))
+        start = lo - indices.start * fmt.BLOCK
+        found = b"".join(self._block(file, index).numpy().tobytes() for index in indices)
+        return found[start : start + hi - lo]
+
+    def _place(self, piece: PieceEntry) -> TensorPlace:
+        """Where in its file a piece's bytes are. Raises Damaged if it is not there."""
+        file = self._files[piece.file]
+        if piece.file not in self._places:
+            try:
+                header = decode_header(file.size, lambda lo, hi: self._bytes(piece.file, lo, hi))
+            except ValueError as error:
+                raise fmt.Damaged(f"{file.path}: {error}") from error
+            self._places[piece.file] = header
+        place = self._places[piece.file].get(piece.key)
+        size = (piece.range[1] - piece.range[0]) * fmt.DTYPES[piece.tensor.dtype].itemsize
+        if place is None or place.dtype != piece.tensor.dtype or place.stop - place.start != size:
+            raise fmt.Damaged(f"{file.path}: {piece.key} is not the tensor that the index lists")
+        return place
