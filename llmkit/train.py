@@ -26,6 +26,7 @@ from llmkit.loop.samples import SampleLog
 from llmkit.loop.setup import open_console, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
 from llmkit.monitor.events import failure_recorded
+from llmkit.monitor.wandb_names import check_environment
 from llmkit.optim.schedule import learning_rate_at
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, software_versions
 from llmkit.parallel.randomness import seed_step
@@ -54,6 +55,8 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
     with Listener(environment) as listener, process_group(place, timeout, needs_group=sharded) as mesh:
         listener.listen()
+        with fail_together(mesh):  # meets `refuse` of a rank that has other settings, or another launch
+            check_environment(config.monitor.wandb, loaded.origins, environment)
         check_same_on_all_ranks(
             mesh, software_versions() | {path: str(value) for path, value in leaves(config)} | plan.facts()
         )

@@ -27,7 +27,6 @@ from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import EventLog, failure_recorded
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
-from llmkit.monitor.wandb_names import check_environment
 from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
@@ -41,9 +40,7 @@ def resolve_launch(loaded: Loaded, environment: Mapping[str, str], world_size: i
     Raises UserError where the settings do not go together, with each other or with the launch.
     """
     known = Known(world_size, read_accelerate(environment))
-    plan = resolve_plan(loaded, known)
-    check_environment(loaded.config.monitor.wandb, loaded.origins, environment)
-    return known, plan
+    return known, resolve_plan(loaded, known)
 
 
 def set_up(start: Start, folder: RunFolder, console: Console, stack: ExitStack) -> Run:

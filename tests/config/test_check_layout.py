@@ -72,7 +72,7 @@ CONTRADICTIONS = [
         "parallel.activation_checkpointing",
     ),
     (
-        ["optimizer.name=muon", "parallel.tensor_parallel_size=2"],
+        ["optimizer.name=muon", "parallel.tensor_parallel_size=2", "parallel.zero_stage=0"],
         'optimizer.name "muon" (command line) does not go with parallel.tensor_parallel_size 2',
     ),
 ]
