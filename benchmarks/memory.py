@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     plan = make_plan(shape, options, dist.get_world_size())
     layout = plan.layout
     mesh = make_mesh(layout.tensor_parallel_size)
-    warm_up_libraries(mesh.data_group)
+    warm_up_libraries(mesh["data", "context"].group)
     base = resident()
     reset_peak()
     engine = build_engine(plan, mesh, device=torch.device("cpu"))

@@ -31,7 +31,7 @@ from llmkit.optim.schedule import learning_rate_at
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, software_versions
 from llmkit.parallel.randomness import seed_step
 from llmkit.parallel.rank_info import rank_info_from_env
-from llmkit.parallel.world import process_group, split_mesh
+from llmkit.parallel.world import process_group
 from llmkit.stopping import Listener, Stopped
 
 
@@ -60,7 +60,7 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
         check_same_on_all_ranks(
             mesh, software_versions() | {path: str(value) for path, value in leaves(config)} | plan.facts()
         )
-        mesh = split_mesh(mesh, plan.layout.tensor_parallel_size)
+        mesh = mesh.split(tensor=plan.layout.tensor_parallel_size)
         start = Start(loaded, plan, known, mesh, options, place.local_size)
         return _train(start, listener, started, environment)
 
@@ -137,7 +137,7 @@ def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: fl
         run.in_step = True
         micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
         learning_rate = learning_rate_at(progress.step + 1, progress.max_steps, config)
-        seed_step(config.run.seed, progress.step, run.mesh.data_rank)
+        seed_step(config.run.seed, progress.step, run.mesh["data", "context"].rank)
         targets = batch.targets
         if targets is None:  # where not every token is a target, each rank knows only its own
             targets = run.mesh.count_over_data(batch.own_targets)

@@ -55,12 +55,12 @@ class StepSums:
             value = extra.detach().double()
             self.extras[name] = self.extras[name] + value if name in self.extras else value
 
-    def over_data(self, mesh: Mesh) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sums over the data-parallel ranks, in one exchange; nothing waits for the device."""
+    def over_ranks(self, mesh: Mesh) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sums over all ranks that see other tokens, in one exchange; nothing waits for the device."""
         if not self.extras:
-            return mesh.sum_over_data(self.loss), {}
+            return mesh["data", "context"].sum(self.loss), {}
         names = sorted(self.extras)  # the order in which ranks have met them may differ
-        total = mesh.sum_over_data(torch.stack([self.loss, *(self.extras[name] for name in names)]))
+        total = mesh["data", "context"].sum(torch.stack([self.loss, *(self.extras[name] for name in names)]))
         return total[0], dict(zip(names, total[1:].unbind(), strict=True))
 
 

@@ -47,7 +47,7 @@ def build_engine(
                 layout.activation_checkpointing_every,
                 seed=None,
             )
-        model.check_marks()
+        model.check_placements()
         if kernels.compiled:
             model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else note)
         return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from types import CodeType, FunctionType
@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed import ProcessGroup
 
 from llmkit.errors import UserError
 from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.placement import placement
 
 SUPPORTED = ">=0.19.8,<0.20"
 """The versions in which what `PRIVATE` lists was found; as in pyproject.toml."""
@@ -121,39 +123,43 @@ class ModelParallelUnit:
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        assert mesh.data_group is not None and mesh.tensor_group is not None
-        self.mesh = mesh
-        self.data_group: ProcessGroup = mesh.data_group
-        self.tensor_group: ProcessGroup = mesh.tensor_group
+        self.mesh, self.shards = mesh, mesh["data", "context"]
 
     def get_data_parallel_group(self) -> ProcessGroup:
-        """The ranks over which state is partitioned."""
-        return self.data_group
+        """The ranks over which state is partitioned; never None, which DeepSpeed takes for all ranks."""
+        return self.mesh.group(("data", "context"))
 
     def get_data_parallel_group_ranks(self) -> list[int]:
         """Their ranks in the world."""
-        return dist.get_process_group_ranks(self.data_group)
+        return dist.get_process_group_ranks(self.get_data_parallel_group())
 
     def get_data_parallel_rank(self) -> int:
-        """This rank's number among them."""
-        return self.mesh.data_rank
+        """This rank's index among them."""
+        return self.shards.rank
 
     def get_data_parallel_world_size(self) -> int:
         """How many they are."""
-        return self.mesh.data_size
+        return self.shards.size
 
     def get_model_parallel_group(self) -> ProcessGroup:
-        """The ranks over which the layers are sharded."""
-        return self.tensor_group
+        """The ranks over which the layers are sharded; never None either."""
+        return self.mesh.group("tensor")
 
     def get_model_parallel_rank(self) -> int:
-        """This rank's number among them."""
-        return self.mesh.tensor_rank
+        """This rank's index among them."""
+        return self.mesh["tensor"].rank
 
     def get_model_parallel_world_size(self) -> int:
         """How many they are."""
-        return self.mesh.tensor_size
+        return self.mesh["tensor"].size
 
     get_tensor_model_parallel_group = get_model_parallel_group
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
+
+
+def mark_sharded(parameters: Iterable[nn.Parameter]) -> None:
+    """Marks parameters as DeepSpeed wants it: else those that are sharded count once in the gradient norm."""
+    for parameter in parameters:
+        if "tensor" in placement(parameter).sharded:
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]

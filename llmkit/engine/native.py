@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmkit.batch import Batch, LossSum
@@ -24,6 +23,7 @@ from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, moments
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.placement import placement
 from llmkit.precision import Precision, torch_dtype
 
 
@@ -54,14 +54,12 @@ class NativeEngine:
         names = [name for name, _ in model.named_parameters()]
         self.named_masters = dict(zip(names, self.masters, strict=True))
         self.parts = model.parameter_slices()
-        self.cut = [hasattr(weight, "tensor_model_parallel") for weight in self.weights]
         self.optimizers = build_optimizers(
             self.named_masters, self.parts, optimizer, precision.compute == "bf16"
         )
         self.buckets: GradientBuckets | None = None
-        if self.mesh.data_size > 1:
-            assert self.mesh.data_group is not None
-            self.buckets = GradientBuckets(self.weights, self.masters, self.mesh.data_group)
+        if (group := self.mesh["data", "context"].group) is not None:
+            self.buckets = GradientBuckets(self.weights, self.masters, group)
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""
@@ -90,7 +88,7 @@ class NativeEngine:
             torch._foreach_mul_(gradients, scale)
         skipped = (~torch.isfinite(norm)).float()
         self._update(skipped, learning_rate)
-        loss_sum, extras = sums.over_data(self.mesh)
+        loss_sum, extras = sums.over_ranks(self.mesh)
         return StepResult(loss_sum, targets, norm, skipped, extras)
 
     def _accumulate(self) -> None:
@@ -107,14 +105,15 @@ class NativeEngine:
             weight.grad = None
 
     def _gradient_norm(self) -> Tensor:
-        """The L2 norm of the whole model's gradient: cut parameters summed over their ranks, others once."""
-        pairs = zip(self.masters, self.cut, strict=True)
-        gradients = [(master.grad, cut) for master, cut in pairs if master.grad is not None]
-        device = self.weights[0].device
-        total = sum_of_squares([gradient for gradient, cut in gradients if cut], device)
-        if self.mesh.tensor_size > 1:
-            dist.all_reduce(total, group=self.mesh.tensor_group)
-        total += sum_of_squares([gradient for gradient, cut in gradients if not cut], device)
+        """The L2 norm of the full model's gradient, of which sharded parameters hold a part each: () fp32."""
+        gradients: dict[tuple[str, ...], list[Tensor]] = {}
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            found = gradients.setdefault(placement(weight).sharded, [])
+            if master.grad is not None:
+                found.append(master.grad)
+        total = torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
+        for dims, found in sorted(gradients.items()):
+            total += self.mesh[dims].sum(sum_of_squares(found, total.device))
         return total.sqrt().float()
 
     @torch.no_grad()
@@ -139,10 +138,9 @@ class NativeEngine:
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each."""
         mine = set()
-        for index, (name, cut) in enumerate(zip(self.named_masters, self.cut, strict=True)):
-            here = self.mesh.data_rank if cut else self.mesh.rank
-            holders = self.mesh.data_size if cut else self.mesh.world_size
-            if index % holders == here:
+        for index, (name, weight) in enumerate(zip(self.named_masters, self.weights, strict=True)):
+            copies = self.mesh[placement(weight).copies]
+            if index % copies.size == copies.rank:
                 mine.add(name)
         return to_pieces((slot for slot in self._slots() if slot.parameter in mine), self.parts)
 

@@ -20,7 +20,7 @@ from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
-from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed
+from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded
 from llmkit.engine.flat import FlatOptimizer
 from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
@@ -29,6 +29,7 @@ from llmkit.optim.build import Group, build_adamw, build_muon, groups_of, matrix
 from llmkit.optim.exchange import shards_of
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.placement import placement
 from llmkit.precision import Precision, torch_dtype
 
 
@@ -45,7 +46,7 @@ def zero3_init(config: dict[str, Any], mesh: Mesh, precision: Precision) -> Iter
     try:
         # Not by its `mpu` argument: that is ignored, and all ranks would share one cut.
         with zero.Init(
-            data_parallel_group=mesh.data_group,
+            data_parallel_group=mesh.group(("data", "context")),
             config_dict_or_path=config,
             mem_efficient_linear=False,
             tensor_overrides=None,
@@ -81,6 +82,8 @@ class ZeroEngine:
         self.stage: int = config["zero_optimization"]["stage"]
         self.parts = model.parameter_slices()
         self.parameters = dict(model.named_parameters())
+        if mesh["tensor"].size > 1:
+            mark_sharded(self.parameters.values())
         groups = groups_of(self.parts, optimizer)
         self.optimizer = FlatOptimizer([[self.parameters[name] for name in group.names] for group in groups])
         with redirect_stdout(io.StringIO()):  # it prints its memory use, asked or not
@@ -132,7 +135,7 @@ class ZeroEngine:
         if targets == 0:
             return without_targets(micro_batches[0].tokens.device)
         # DeepSpeed averages over the data-parallel ranks; it must not divide by the micro-batches too.
-        share = self.mesh.data_size / targets
+        share = self.mesh["data", "context"].size / targets
         sums = StepSums(micro_batches[0].tokens.device)
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
@@ -148,7 +151,7 @@ class ZeroEngine:
             self.engine.get_global_grad_norm(), dtype=torch.float32, device=sums.loss.device
         )
         skipped = torch.full_like(norm, float(self.zero.overflow))
-        loss_sum, extras = sums.over_data(self.mesh)
+        loss_sum, extras = sums.over_ranks(self.mesh)
         return StepResult(loss_sum, targets, norm, skipped, extras)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
@@ -157,11 +160,11 @@ class ZeroEngine:
             return evaluate_rows(self.model, self.engine, batches)
 
     def read_pieces(self) -> Iterator[Piece]:
-        """See `Engine.read_pieces`. What is not cut over a tensor-parallel group, its first rank gives."""
+        """See `Engine.read_pieces`. What the tensor-parallel ranks hold alike, their first one gives."""
         mine = {
             name
             for name, parameter in self.parameters.items()
-            if self.mesh.tensor_rank == 0 or hasattr(parameter, "tensor_model_parallel")
+            if self.mesh["tensor"].rank == 0 or "tensor" in placement(parameter).sharded
         }
         return to_pieces((slot for slot in self._slots() if slot.parameter in mine), self.parts)
 
@@ -209,7 +212,7 @@ class ZeroEngine:
     def _fragment(self, parameter: nn.Parameter) -> Fragment | None:
         if self.stage == 3:
             flat, offset, numel = self.zero.grad_position[self.zero.get_param_id(parameter)]
-            start = self.mesh.data_rank * numel
+            start = self.mesh["data", "context"].rank * numel
             numel = min(numel, parameter.ds_numel - start)  # type: ignore[attr-defined]
             return Fragment(flat, offset, start, numel) if numel > 0 else None
         mapping = parameter._hp_mapping  # type: ignore[attr-defined]

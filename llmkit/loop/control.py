@@ -59,12 +59,12 @@ class Control:
         holds = self._receive()
         if self._mesh.rank > 0:
             wishes = wishes._replace(save=0, max_steps=0)
-        hashes = torch.zeros((2, self._mesh.data_size), dtype=torch.int64)
-        if self._mesh.tensor_size > 1:  # the largest is the smallest where all are the same
+        hashes = torch.zeros((2, self._mesh["data"].size), dtype=torch.int64)
+        if self._mesh["context", "tensor"].size > 1:  # the largest is the smallest where all are the same
             hashes -= 2**62 * 2 - 1
-            hashes[:, self._mesh.data_rank] = torch.tensor([batch_hash, -batch_hash])
+            hashes[:, self._mesh["data"].rank] = torch.tensor([batch_hash, -batch_hash])
         values = torch.cat([torch.tensor(wishes, dtype=torch.int64), hashes.flatten()])
-        work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._mesh.control_group, async_op=True)
+        work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._mesh.control, async_op=True)
         self._sent = values, work
         return holds
 
@@ -73,7 +73,7 @@ class Control:
         if self._mesh.world_size == 1:
             return list(values)
         largest = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._mesh.control_group)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._mesh.control)
         return largest.tolist()
 
     def _receive(self) -> Wishes:
@@ -82,7 +82,8 @@ class Control:
         (values, work), self._sent = self._sent, None
         work.wait()
         wishes, hashes = values[: len(NOTHING)], values[len(NOTHING) :].view(2, -1)
-        if (differ := (hashes[0] != -hashes[1]).nonzero()).numel() and self._mesh.tensor_size > 1:
+        differ = (hashes[0] != -hashes[1]).nonzero()
+        if differ.numel() and self._mesh["context", "tensor"].size > 1:
             raise RunFault(
                 f"the tensor-parallel processes of data rank {int(differ[0])} were given different batches; "
                 "do all nodes see the same files and the same llmkit?"

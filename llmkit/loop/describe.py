@@ -29,7 +29,7 @@ def opening_lines(
     """What a user should know before the first step."""
     yield from start.plan.notes
     yield from _remarks(checkpoint, start.loaded, progress, basis.data.tokenizer.vocab_size)
-    yield from lane_lines(basis.data, start.mesh.data_size)
+    yield from lane_lines(basis.data, start.mesh["data"].size)
     processes = start.mesh.world_size
     over = f" x {processes} processes ({_layout_name(start.plan.layout)})" if processes > 1 else ""
     on = f"{_device_name(basis.device)}{over}"

@@ -53,7 +53,7 @@ class Evaluate:
         try:
             with run.clock.paused():
                 rows = run.engine.evaluate(self._batches(run))
-                total = float(run.mesh.sum_over_data(rows.nats.double().sum()))
+                total = float(run.mesh["data", "context"].sum(rows.nats.double().sum()))
                 nats = float(run.mesh.broadcast_text(repr(total)))  # the very same: it may end the run
         except GaveUp as end:
             run.agreed = run.agreed._replace(stop=end.why)

@@ -32,8 +32,8 @@ class SampleLog:
     """
 
     def __init__(self, run: Run) -> None:
-        wanted = run.config.monitor.log_samples and run.mesh.tensor_rank == 0
-        self._rank, self._world = run.mesh.data_rank, run.mesh.data_size
+        wanted = run.config.monitor.log_samples and run.mesh["context", "tensor"].rank == 0
+        self._rank, self._world = run.mesh["data"].rank, run.mesh["data"].size
         self._file = JsonLines(samples_file(run.folder.path, self._rank)) if wanted else None
 
     def record(self, step: int, batch: Step) -> None:

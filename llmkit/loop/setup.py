@@ -128,8 +128,8 @@ def _loader(
     config, mesh = start.config, start.mesh
     loader = TrainLoader(
         basis.data, config.data, config.run.seed, config.train.global_batch_size, basis.plan.micro_batch_size,
-        rank=mesh.data_rank, world_size=mesh.data_size,
-        hash_rows=mesh.tensor_size > 1 or config.monitor.log_samples,
+        rank=mesh["data"].rank, world_size=mesh["data"].size,
+        hash_rows=mesh["context", "tensor"].size > 1 or config.monitor.log_samples,
         workers=choose_workers(config, start.local_size),
     )  # fmt: skip
     stack.callback(loader.close)
@@ -186,7 +186,7 @@ def _heldout(start: Start, basis: Basis, note: Callable[[str], None]) -> HeldOut
     """None where nothing is held out, or nothing of it is a target; where that was not asked for, told."""
     config, mesh = start.config, start.mesh
     if basis.data.heldout_targets:
-        return HeldOut(basis.data, basis.plan.micro_batch_size, mesh.data_rank, mesh.data_size)
+        return HeldOut(basis.data, basis.plan.micro_batch_size, mesh["data"].rank, mesh["data"].size)
     if config.evaluate.every_steps or config.data.heldout_every:
         note(f"nothing will be evaluated: {nothing_held_out(Settings(config, start.loaded.origins))}")
     return None

@@ -24,6 +24,7 @@ from llmkit.model.norm import make_norm
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.placement import Shard, placement
 from llmkit.parallel.slices import Shape, full_box
 
 UNCUT = TensorParallel()
@@ -233,14 +234,22 @@ class GPT(Model):
         depth = (2 * self.shape.num_hidden_layers) ** -0.5 if scaled else 1.0
         return Initial(0.0, self.shape.initializer_range * depth)
 
-    def check_marks(self) -> None:
-        """Asserts that those parameters are marked as cut of which this rank holds a part only."""
+    def check_placements(self) -> None:
+        """Asserts that each parameter is placed along the tensor dimension as its parts say."""
+        if self.tensor.size == 1:
+            return
         parts, vocabulary = self.parameter_slices(), ("embedding.weight", "head.weight")
         for name, parameter in self.named_parameters():
-            cut = any(part.box != full_box(part.shape) for part in parts[name])
-            if self.tensor.size > 1 and name in vocabulary:
-                cut = True  # a small vocabulary may lie on one rank
-            assert getattr(parameter, "tensor_model_parallel", False) == cut, name
+            dims = {
+                dim
+                for part in parts[name]
+                for dim, (held, all_of_it) in enumerate(zip(part.box, full_box(part.shape), strict=True))
+                if held != all_of_it
+            }
+            if name in vocabulary:
+                dims = {0}  # a small vocabulary may lie on one rank
+            along = placement(parameter)["tensor"]
+            assert dims == ({along.dim} if isinstance(along, Shard) else set()), name
 
     def _own_piece(self, positions: Tensor) -> Tensor:
         """positions: (..., seq) -> those of this rank's piece of the sequence, if that is cut."""

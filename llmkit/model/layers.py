@@ -18,6 +18,7 @@ from llmkit.parallel.collectives import (
     replicated_weight,
 )
 from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.placement import REPLICATED, place, tensor_sharded
 from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
@@ -32,14 +33,13 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
-def uninitialized_parameter(*size: int, cut: bool) -> nn.Parameter:
-    """An unfilled parameter; `cut` marks it as one of which each rank of the group holds another part.
+def uninitialized_parameter(*size: int, sharded_dim: int | None = None) -> nn.Parameter:
+    """A parameter whose values are not set, placed on the mesh.
 
-    DeepSpeed looks for this mark: without it the gradient norm, and with it clipping, is silently wrong.
+    sharded_dim: its dimension along which tensor parallelism shards it; None: every rank holds all of it.
     """
     parameter = nn.Parameter(torch.empty(size))
-    if cut:
-        parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+    place(parameter, REPLICATED if sharded_dim is None else tensor_sharded(sharded_dim))
     return parameter
 
 
@@ -69,9 +69,9 @@ class FusedColumnLinear(Layer):
         super().__init__()
         self.in_features, self.projections, self.tensor = in_features, projections, tensor
         self.widths = tuple(width // tensor.size for width in projections.values())
-        cut, rows = tensor.size > 1, sum(self.widths)
-        self.weight = uninitialized_parameter(rows, in_features, cut=cut)
-        self.bias = uninitialized_parameter(rows, cut=cut) if bias else None
+        rows = sum(self.widths)
+        self.weight = uninitialized_parameter(rows, in_features, sharded_dim=0)
+        self.bias = uninitialized_parameter(rows, sharded_dim=0) if bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x: (..., in_features) -> one (..., local width) tensor for each projection."""
@@ -100,8 +100,8 @@ class RowLinear(Layer):
     def __init__(self, in_features: int, out_features: int, bias: bool, tensor: TensorParallel) -> None:
         super().__init__()
         self.in_features, self.out_features, self.tensor = in_features, out_features, tensor
-        self.weight = uninitialized_parameter(out_features, in_features // tensor.size, cut=tensor.size > 1)
-        self.bias = uninitialized_parameter(out_features, cut=False) if bias else None
+        self.weight = uninitialized_parameter(out_features, in_features // tensor.size, sharded_dim=1)
+        self.bias = uninitialized_parameter(out_features) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, local in_features) -> (batch, seq or its piece, out_features)."""

@@ -19,7 +19,7 @@ class RMSNorm(Layer):
 
     def __init__(self, size: int, eps: float, group: Group = None) -> None:
         super().__init__()
-        self.weight = uninitialized_parameter(size, cut=False)
+        self.weight = uninitialized_parameter(size)
         self.size, self.eps, self.group = size, eps, group
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class LayerNorm(Layer):
 
     def __init__(self, size: int, eps: float, group: Group = None) -> None:
         super().__init__()
-        self.weight = uninitialized_parameter(size, cut=False)
-        self.bias = uninitialized_parameter(size, cut=False)
+        self.weight = uninitialized_parameter(size)
+        self.bias = uninitialized_parameter(size)
         self.size, self.eps, self.group = size, eps, group
 
     def forward(self, x: Tensor) -> Tensor:

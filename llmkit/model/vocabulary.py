@@ -37,7 +37,7 @@ class Embedding(VocabularyLayer):
 
     def __init__(self, shape: ModelShape, tensor: TensorParallel) -> None:
         super().__init__(shape, tensor)
-        self.weight = uninitialized_parameter(self.rows, self.hidden_size, cut=tensor.size > 1)
+        self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (batch, seq) -> (batch, seq or its piece, hidden)."""
@@ -54,8 +54,9 @@ class Head(VocabularyLayer):
 
     def __init__(self, shape: ModelShape, tensor: TensorParallel, tied: Embedding | None) -> None:
         super().__init__(shape, tensor)
-        cut = tensor.size > 1
-        self.weight = tied.weight if tied else uninitialized_parameter(self.rows, self.hidden_size, cut=cut)
+        self.weight = (
+            tied.weight if tied else uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
+        )
 
     def forward(self, hidden: Tensor, labels: Tensor) -> LossSum:
         """hidden: (batch, seq or its piece, hidden), labels: (batch, seq) -> the loss of each row."""
@@ -73,7 +74,7 @@ class Positions(Layer):
     def __init__(self, shape: ModelShape, tensor: TensorParallel) -> None:
         super().__init__()
         self.size = (shape.max_position_embeddings, shape.hidden_size)
-        self.weight = uninitialized_parameter(*self.size, cut=False)
+        self.weight = uninitialized_parameter(*self.size)
         self.group = tensor.group if tensor.sequence_parallel else None
 
     def forward(self, positions: Tensor) -> Tensor:

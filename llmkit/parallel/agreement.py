@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
 
 import llmkit
 from llmkit.errors import AlreadyReported, RunFault, UserError, from_report, to_report
@@ -112,7 +111,7 @@ def on_rank_zero(mesh: Mesh, work: Callable[[], str]) -> str:
     return mesh.broadcast_text(result)
 
 
-def report_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoReturn:
+def report_once(mesh: Mesh, error: UserError | RunFault) -> NoReturn:
     """Ends this rank after an error that all ranks should have: the first prints it, the others only leave.
 
     The first is rank 0, or the one after those that have failed or gone. Raises AlreadyReported; on a rank
@@ -120,6 +119,8 @@ def report_once(mesh: Mesh, store: Store, error: UserError | RunFault) -> NoRetu
     exchange that some of them never join could not be given up.
     """
     absent: set[int] = set() if mesh.roll_call is None else mesh.roll_call.absent
+    store = mesh.store
+    assert store is not None
     first, *others = (rank for rank in range(mesh.world_size) if rank not in absent)
     if mesh.rank == first:
         print(f"llmkit: {error}", file=sys.stderr, flush=True)

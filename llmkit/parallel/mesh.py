@@ -1,30 +1,74 @@
-"""Which process is what: the world of processes, cut into data-parallel and tensor-parallel groups.
+"""The mesh: all ranks of a run, arranged along named dimensions.
 
-    rank = data_rank * tensor_size + tensor_rank
+    rank = (data index * context size + context index) * tensor size + tensor index
 
-so that tensor-parallel peers, who talk most, are neighbours on one node.
+Tensor-parallel peers, which communicate most, are neighbours on one node. `mesh["tensor"]` is one
+dimension as this rank sees it, `mesh["data", "context"]` several of them flattened into one. Rows of a
+batch are dealt over `data`; the loss, the gradients and ZeRO's shards run over `data` and `context`. A
+further dimension (pipeline, expert) is a further name in `DIMENSIONS`.
+
+Why this is not torch's DeviceMesh, though `Mesh.device_mesh` gives one where a library asks for it: in
+PyTorch 2.13 that makes a group for each dimension of size 1 too, lets groups wait for PyTorch's timeout
+instead of the run's own, calls `new_group` on every rank for every group of a partition, and flattens
+dimensions by a private method.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
+from llmkit.parallel import messages
 from llmkit.parallel.roll_call import RollCall
+
+DIMENSIONS = ("data", "context", "tensor")
+"""From the slowest to the fastest: neighbouring ranks differ in the last one."""
+PATIENCE = timedelta(hours=1)
+"""At least this long ranks wait for each other in small messages: one may verify a large checkpoint."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the mesh, or several flattened into one, as this rank sees it.
+
+    rank: this rank's index along it. size: the number of ranks along it, whose other indices are this rank's.
+    """
+
+    rank: int = 0
+    size: int = 1
+    _make_group: Callable[[], ProcessGroup] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks along this axis, in order; None where there is one only, which needs no communication.
+
+        Collective at the first use of a combination of dimensions that `Mesh.split` has not made.
+        """
+        return None if self.size == 1 or self._make_group is None else self._make_group()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums `values` over the ranks, in place, without waiting for the device. Collective."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
 
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """What layers know of the group over which they are cut.
+    """What layers know of the tensor dimension over which they are sharded.
 
-    head_group, head_size: the ranks among which one key and value head is shared, where there are fewer
-    such heads than ranks. sequence_parallel: between the cut layers, activations are cut along the
-    sequence instead of being held whole by every rank.
+    head_group, head_size: the ranks that share one key and value head, where there are fewer such heads
+    than ranks. sequence_parallel: between the sharded layers each rank holds its piece of the sequence
+    instead of all of it (Korthikanti et al. 2022).
     """
 
     rank: int = 0
@@ -34,142 +78,161 @@ class TensorParallel:
     head_size: int = 1
     sequence_parallel: bool = False
 
+    @property
+    def sequence_group(self) -> ProcessGroup | None:
+        """The ranks that hold different pieces of a sequence between the sharded layers; None: none do."""
+        return self.group if self.sequence_parallel else None
+
 
 @dataclass(frozen=True)
 class Mesh:
-    """The place of this process. Groups are None for a process alone, which joined no world.
+    """This rank's coordinates and process groups.
 
-    data_group: the ranks that hold the same part of the model and see different rows. tensor_group: the
-    ranks that share a model and see the same rows. control_group: all ranks, gloo, for small messages
-    beside training.
+    sizes: of the dimensions that are larger than 1, but for `data`, which takes the remaining ranks.
+    device: where this rank computes. timeout: of every group. store: where the ranks found each other.
+    control: all ranks over gloo, for small messages beside training; None for a process without a process
+    group. saving: another such group, for checkpoints, whose messages then need no order among the others.
     """
 
     rank: int = 0
     world_size: int = 1
-    tensor_size: int = 1
-    data_group: ProcessGroup | None = None
-    tensor_group: ProcessGroup | None = None
-    control_group: ProcessGroup | None = None
+    sizes: Mapping[str, int] = MappingProxyType({})
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     timeout: timedelta = timedelta(minutes=10)
-    roll_call: RollCall | None = None
-    _subgroups: dict[int, ProcessGroup] = field(default_factory=dict, repr=False)
+    store: Store | None = field(default=None, compare=False, repr=False)
+    control: ProcessGroup | None = field(default=None, compare=False, repr=False)
+    saving: ProcessGroup | None = field(default=None, compare=False, repr=False)
+    roll_call: RollCall | None = field(default=None, compare=False, repr=False)
+    _groups: dict[Hashable, ProcessGroup] = field(default_factory=dict, compare=False, repr=False)
+
+    def split(self, *, tensor: int = 1, context: int = 1) -> Mesh:
+        """The same ranks along dimensions of these sizes, `data` taking what remains. Collective.
+
+        Makes the groups of each dimension, and of those over which gradients are summed, in the same order on
+        all ranks. The product of the sizes must divide the number of ranks.
+        """
+        sizes = {name: size for name, size in (("context", context), ("tensor", tensor)) if size > 1}
+        assert self.world_size % (tensor * context) == 0, (self.world_size, sizes)
+        mesh = replace(self, sizes=sizes, _groups={})
+        for dims in (*DIMENSIONS, ("data", "context")):
+            _ = mesh[dims].group
+        return mesh
+
+    def __getitem__(self, dims: str | tuple[str, ...]) -> Axis:
+        """The axis of one dimension, or of several flattened, whatever order they are named in."""
+        names = {dims} if isinstance(dims, str) else set(dims)
+        rank, size, indices = 0, 1, self._coordinates(self.rank)
+        for name in DIMENSIONS:
+            if name in names:
+                names.remove(name)
+                rank, size = rank * self._size(name) + indices[name], size * self._size(name)
+        assert not names, f"the mesh has no dimension {names}"
+        return Axis(rank, size, lambda: self.group(dims))
+
+    def group(self, dims: str | tuple[str, ...]) -> ProcessGroup:
+        """The group of an axis even where it is of this rank alone, for a library that insists on one.
+
+        Collective where it is not there yet. The ranks of the whole mesh are the default group.
+        """
+        names = {dims} if isinstance(dims, str) else set(dims)
+        large = frozenset(name for name in names if self._size(name) > 1)
+        if large not in self._groups:
+            partition: dict[tuple[int, ...], list[int]] = {}
+            for rank in range(self.world_size):
+                indices = self._coordinates(rank)
+                others = tuple(indices[name] for name in DIMENSIONS if name not in large)
+                partition.setdefault(others, []).append(rank)
+            self._groups[large] = self._new_group(list(partition.values()))
+        return self._groups[large]
+
+    def _size(self, name: str) -> int:
+        if name != "data":
+            return self.sizes.get(name, 1)
+        size = self.world_size
+        for other in self.sizes.values():
+            size //= other
+        return size
+
+    def _coordinates(self, rank: int) -> dict[str, int]:
+        """The index of a rank along each dimension."""
+        indices = {}
+        for name in reversed(DIMENSIONS):
+            rank, indices[name] = divmod(rank, self._size(name))
+        return indices
+
+    def _new_group(self, partition: list[list[int]]) -> ProcessGroup:
+        """This rank's group of a partition of all ranks: one call each, however many groups it has."""
+        if len(partition) == 1:
+            group = dist.group.WORLD
+        elif dist.distributed_c10d._get_default_group().bound_device_id is not None:
+            group = dist.split_group(split_ranks=partition, timeout=self.timeout)
+        else:
+            mine = next(ranks for ranks in partition if self.rank in ranks)
+            group = dist.new_group(mine, timeout=self.timeout, use_local_synchronization=True)
+        assert group is not None
+        return group
+
+    def tensor_parallel(self, num_key_value_heads: int, sequence_parallel: bool) -> TensorParallel:
+        """What layers need. Collective: makes a group where key and value heads are shared between ranks."""
+        axis = self["tensor"]
+        if axis.size == 1:
+            return TensorParallel()
+        sharing, head_group = max(1, axis.size // num_key_value_heads), None
+        if sharing > 1:
+            if ("heads", sharing) not in self._groups:
+                starts = range(0, self.world_size, sharing)
+                partition = [list(range(start, start + sharing)) for start in starts]
+                self._groups["heads", sharing] = self._new_group(partition)
+            head_group = self._groups["heads", sharing]
+        return TensorParallel(axis.rank, axis.size, axis.group, head_group, sharing, sequence_parallel)
+
+    def device_mesh(self, *dims: str) -> DeviceMesh:
+        """torch's DeviceMesh of some dimensions around this rank, over the same groups. Collective."""
+        axes = {name: self.group(name) for name in DIMENSIONS if name in dims}
+        ranks = torch.tensor(dist.get_process_group_ranks(self.group(dims)), device="cpu")
+        shape = [self._size(name) for name in axes]
+        return DeviceMesh.from_group(
+            list(axes.values()), self.device.type, ranks.view(shape), mesh_dim_names=tuple(axes)
+        )
 
     def cause_of(self, error: BaseException) -> BaseException:
         """`error` of this process, or what is behind it: see `RollCall.cause`."""
         return error if self.roll_call is None else self.roll_call.cause(error)
 
-    @property
-    def data_size(self) -> int:
-        return self.world_size // self.tensor_size
-
-    @property
-    def data_rank(self) -> int:
-        return self.rank // self.tensor_size
-
-    @property
-    def tensor_rank(self) -> int:
-        return self.rank % self.tensor_size
-
-    def tensor_parallel(self, num_key_value_heads: int, sequence_parallel: bool) -> TensorParallel:
-        """The view of the layers. Makes groups where heads are shared: all ranks must call it alike."""
-        if self.tensor_size == 1:
-            return TensorParallel()
-        sharing = max(1, self.tensor_size // num_key_value_heads)
-        group = self._subgroup(sharing) if sharing > 1 else None
-        return TensorParallel(
-            self.tensor_rank, self.tensor_size, self.tensor_group, group, sharing, sequence_parallel
-        )
-
-    def _subgroup(self, size: int) -> ProcessGroup:
-        """`size` neighbouring ranks of the tensor-parallel group, this one among them."""
-        if size not in self._subgroups:
-            for first in range(0, self.world_size, size):
-                group = dist.new_group(range(first, first + size), timeout=self.timeout)
-                if first <= self.rank < first + size:
-                    self._subgroups[size] = group
-        return self._subgroups[size]
-
-    def sum_over_data(self, values: Tensor) -> Tensor:
-        """The sum of the data-parallel ranks' `values`, in place and without waiting for the device."""
-        if self.data_size > 1:
-            dist.all_reduce(values, group=self.data_group)
-        return values
-
     def count_over_data(self, count: int) -> int:
-        """The sum of the data-parallel ranks' counts; waits for all ranks, which must all call it."""
-        if self.data_size == 1:
+        """The sum of the data-parallel ranks' counts, on the host. Collective."""
+        data = self["data"].size
+        if data == 1:
             return count
         values = torch.tensor([count], dtype=torch.int64)
-        dist.all_reduce(values, group=self.control_group)
-        return int(values) // self.tensor_size
+        dist.all_reduce(values, group=self.control)
+        return int(values) // (self.world_size // data)
 
     def all_gather_text(self, text: str) -> list[str]:
-        """What each rank gives, in the order of the ranks; for small messages. All ranks must call it."""
-        if self.world_size == 1:
-            return [text]
-        sizes, padded = self._padded(_bytes(text))
-        texts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(texts, padded, group=self.control_group)
-        return [_text(each, size) for each, size in zip(texts, sizes, strict=True)]
+        """See `llmkit.parallel.messages.all_gather_text`; over all ranks."""
+        return messages.all_gather_text(text, self.control)
 
     def gather_bytes(self, content: bytes) -> list[bytes]:
-        """On rank 0 what each rank gives, on the others nothing; for messages of any size."""
-        if self.world_size == 1:
-            return [content]
-        sizes, padded = self._padded(torch.frombuffer(bytearray(content + b"\0"), dtype=torch.uint8))
-        found = [torch.empty_like(padded) for _ in sizes] if self.rank == 0 else None
-        dist.gather(padded, found, dst=0, group=self.control_group)
-        pairs = zip(found or [], sizes, strict=False)
-        return [values[: size - 1].numpy().tobytes() for values, size in pairs]
+        """See `llmkit.parallel.messages.gather_bytes`; over all ranks."""
+        return messages.gather_bytes(content, self.control)
 
     def broadcast_text(self, text: str) -> str:
-        """What rank 0 gives."""
-        if self.world_size == 1:
-            return text
-        mine = _bytes(text)
-        size = torch.tensor([len(mine)])
-        dist.broadcast(size, 0, group=self.control_group)
-        values = mine if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(values, 0, group=self.control_group)
-        return _text(values, int(size))
-
-    def _padded(self, mine: Tensor) -> tuple[list[int], Tensor]:
-        """How many bytes each rank gives, and this rank's, padded to the most."""
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self.control_group)
-        counts = [int(size) for size in sizes]
-        return counts, torch.nn.functional.pad(mine, (0, max(counts) - len(mine)))
+        """See `llmkit.parallel.messages.broadcast_text`; over all ranks."""
+        return messages.broadcast_text(text, self.control)
 
 
-def make_mesh(
-    tensor_size: int, timeout: timedelta = timedelta(minutes=10), control: ProcessGroup | None = None
-) -> Mesh:
-    """Cuts the world that this process has joined; the world's size must be a multiple of `tensor_size`.
-
-    control: the group of all ranks for small messages, if there is one already.
-    The groups are made here, with our timeout: those that a library makes itself wait for half an hour.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    assert world % tensor_size == 0, (world, tensor_size)
-    mine: dict[str, ProcessGroup] = {}
-    cuts = {
-        "tensor": [range(first, first + tensor_size) for first in range(0, world, tensor_size)],
-        "data": [range(first, world, tensor_size) for first in range(tensor_size)],
-    }
-    for name, parts in cuts.items():
-        for ranks in parts:
-            group = dist.new_group(ranks, timeout=timeout)
-            if rank in ranks:
-                mine[name] = group
-    control = control or dist.new_group(backend="gloo", timeout=timeout)
-    return Mesh(rank, world, tensor_size, mine["data"], mine["tensor"], control, timeout)
+def small_group(timeout: timedelta) -> ProcessGroup:
+    """A gloo group of all ranks for small messages: joined within `timeout`, then patient. Collective."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, ProcessGroup)
+    group._get_backend(torch.device("cpu"))._set_default_timeout(max(timeout, PATIENCE))
+    return group
 
 
-def _bytes(text: str) -> Tensor:
-    """Its UTF-8 with a zero at the end: no tensor is empty."""
-    return torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
-
-
-def _text(values: Tensor, size: int) -> str:
-    """The text of which `_bytes` made the first `size` values."""
-    return values[: size - 1].numpy().tobytes().decode()
+def make_mesh(tensor_size: int, timeout: timedelta = timedelta(minutes=10), *, context_size: int = 1) -> Mesh:
+    """The mesh of a default process group that the caller has made. Collective."""
+    mesh = Mesh(
+        dist.get_rank(), dist.get_world_size(), timeout=timeout,
+        control=small_group(timeout), saving=small_group(timeout),
+    )  # fmt: skip
+    return mesh.split(tensor=tensor_size, context=context_size)

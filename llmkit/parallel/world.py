@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -16,36 +15,31 @@ from torch.distributed.rendezvous import rendezvous
 from llmkit.cores import available_cores
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.agreement import report_once
-from llmkit.parallel.mesh import Mesh, make_mesh
+from llmkit.parallel.mesh import Mesh, small_group
 from llmkit.parallel.network import choose_gloo_interface
 from llmkit.parallel.rank_info import RankInfo
 from llmkit.parallel.roll_call import RollCall
 from llmkit.stopping import LAUNCHERS
 
-CONTROL_TIMEOUT = timedelta(hours=1)
-"""At least this long ranks wait for each other in small messages: one may verify a large checkpoint."""
-
 
 @contextmanager
 def process_group(place: RankInfo, timeout: timedelta, *, needs_group: bool = False) -> Iterator[Mesh]:
-    """The world that all processes have joined, not yet cut into groups; left in order at the end.
+    """The mesh of all processes once they have joined, not split yet; left in order at the end.
 
     needs_group: a process alone, too, becomes a world (of one), as DeepSpeed needs it. Of errors that the
     user should read, the first rank prints one; the other ranks end with the same code.
     """
-    mesh, store = _join(place, timeout, needs_group)
-    if mesh.world_size > 1:
-        mesh = replace(mesh, roll_call=RollCall(store, mesh.rank, mesh.world_size))
+    mesh = _join(place, timeout, needs_group)
     try:
         yield mesh
         if mesh.world_size > 1:
-            dist.barrier(group=mesh.control_group)  # a process that leaves early can end the others with -6
+            dist.barrier(group=mesh.control)  # a process that leaves early can end the others with -6
     except Exception as error:
         cause = mesh.cause_of(error)
         if mesh.world_size > 1 and isinstance(cause, UserError | RunFault):
-            report_once(mesh, store, cause)
-        if mesh.world_size > 1 and mesh.rank == 0:
-            store.set("told", "")  # by its traceback
+            report_once(mesh, cause)
+        if mesh.store is not None and mesh.world_size > 1 and mesh.rank == 0:
+            mesh.store.set("told", "")  # by its traceback
         raise
     else:
         if mesh.world_size > 1:
@@ -53,23 +47,16 @@ def process_group(place: RankInfo, timeout: timedelta, *, needs_group: bool = Fa
     finally:
         if mesh.roll_call is not None:
             mesh.roll_call.close()
-        if mesh.world_size == 1 and mesh.control_group is not None:
+        if mesh.world_size == 1 and mesh.control is not None:
             dist.destroy_process_group()
 
 
-def split_mesh(mesh: Mesh, tensor_size: int) -> Mesh:
-    """The joined world, cut into groups; all ranks must call it with the same size."""
-    if mesh.control_group is None:
-        return mesh
-    return replace(make_mesh(tensor_size, mesh.timeout, mesh.control_group), roll_call=mesh.roll_call)
-
-
-def _join(place: RankInfo, timeout: timedelta, needs_group: bool) -> tuple[Mesh, Store]:
-    """The joined world, and the store in which its processes have found each other."""
+def _join(place: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
+    """Makes the default process group and those for small messages."""
     device = _choose_device(place)
     _share_cores(place)
     if place.world_size == 1 and not needs_group:
-        return Mesh(timeout=timeout), HashStore()
+        return Mesh(device=device, timeout=timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
     address = os.environ.get("MASTER_ADDR", "")
     where = f"{address}:{os.environ.get('MASTER_PORT')}"
@@ -96,21 +83,17 @@ def _join(place: RankInfo, timeout: timedelta, needs_group: bool) -> tuple[Mesh,
         )
         if place.world_size > 1:
             _tell_accelerate(device)
-        control = control_group(timeout)
+        control, saving = small_group(timeout), small_group(timeout)
     except RuntimeError as error:  # what gloo raises is no DistError
         raise RunFault(
             f"rank {place.rank} of {place.world_size} could not join the others at {where} within "
             f"{timeout.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}"
         ) from error
-    return Mesh(place.rank, place.world_size, control_group=control, timeout=timeout), store
-
-
-def control_group(timeout: timedelta) -> dist.ProcessGroup:
-    """A gloo group of all ranks for small messages: joined within `timeout`, then patient."""
-    group = dist.new_group(backend="gloo", timeout=timeout)
-    assert isinstance(group, dist.ProcessGroup)
-    group._get_backend(torch.device("cpu"))._set_default_timeout(max(timeout, CONTROL_TIMEOUT))
-    return group
+    roll_call = RollCall(store, place.rank, place.world_size) if place.world_size > 1 else None
+    return Mesh(
+        place.rank, place.world_size, device=device, timeout=timeout, store=store,
+        control=control, saving=saving, roll_call=roll_call,
+    )  # fmt: skip
 
 
 def check_own_gpu(place: RankInfo, store: Store, uuid: str, timeout: timedelta) -> None:
@@ -128,7 +111,7 @@ def check_own_gpu(place: RankInfo, store: Store, uuid: str, timeout: timedelta) 
             f"{shared} of {place.world_size} processes have a GPU that another one has too: start as many on "
             "a host as it has GPUs, and let each see all of them, or a single one of its own"
         )
-        report_once(Mesh(place.rank, place.world_size), store, error)
+        report_once(Mesh(place.rank, place.world_size, store=store), error)
 
 
 def _choose_device(place: RankInfo) -> torch.device:

@@ -17,7 +17,7 @@ from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
-from llmkit.parallel.world import process_group, split_mesh
+from llmkit.parallel.world import process_group
 from llmkit.parity.cases import LARGE, Case
 from llmkit.parity.covering import covering
 from llmkit.parity.suite import HEADING, run_cases
@@ -60,7 +60,7 @@ def _run(cases: list[Case], place: RankInfo) -> int:
 
         @cache
         def mesh(tensor_size: int) -> Mesh:
-            return split_mesh(joined, tensor_size)
+            return joined.split(tensor=tensor_size)
 
         for verdict in run_cases(cases, mesh, choose_device()):
             print(verdict.row(), flush=True)

@@ -83,7 +83,7 @@ def make_engine(
     """The engine for the rows of `global_batch`. parallel: settings of that section."""
     train = {
         **SETTINGS["train"], "precision": precision,
-        "micro_batch_size": ROWS // mesh.data_size // accumulation,
+        "micro_batch_size": ROWS // mesh["data"].size // accumulation,
     }  # fmt: skip
     plan = plan_for_shape(
         shape, {**SETTINGS, "train": train, "parallel": dict(parallel)}, device_facts(device)
@@ -121,7 +121,7 @@ def train(
         before = gather_state(engine, mesh, ["exp_avg"]) if large or step in GRADIENT_STEPS else {}
         batch = global_batch(shape, step, masked)
         micro_batches = [
-            each.to(device) for each in share(batch, mesh.data_rank, mesh.data_size, accumulation)
+            each.to(device) for each in share(batch, mesh["data"].rank, mesh["data"].size, accumulation)
         ]
         result = engine.train_step(micro_batches, count_targets(batch), LEARNING_RATE)
         found.losses.append(float(result.loss_sum) / result.targets)

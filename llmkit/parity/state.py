@@ -15,6 +15,7 @@ from llmkit.checkpoint.index import PieceEntry, TensorEntry, build_index
 from llmkit.checkpoint.pieces import runs
 from llmkit.engine.base import Engine
 from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.placement import placement
 
 State = dict[str, dict[str, Tensor]]
 """kind -> name -> full tensor, fp32 on the CPU."""
@@ -49,7 +50,7 @@ def drifted(model: nn.Module, mesh: Mesh) -> list[str]:
     """
     mine: dict[str, tuple[int, str]] = {}
     for name, weight in model.named_parameters():
-        part = mesh.tensor_rank if hasattr(weight, "tensor_model_parallel") else 0
+        part = mesh[placement(weight).sharded].rank
         values = weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         mine[name] = part, hashlib.blake2b(values).hexdigest()
     held: dict[str, dict[int, set[str]]] = {name: {} for name in mine}
@@ -67,7 +68,7 @@ def _all_flat(mine: Tensor, mesh: Mesh) -> list[Tensor]:
     padded = torch.zeros(longest)
     padded[: len(mine)] = mine
     everyone = [torch.empty(longest) for _ in range(mesh.world_size)]
-    dist.all_gather(everyone, padded, group=mesh.control_group)
+    dist.all_gather(everyone, padded, group=mesh.control)
     return everyone
 
 

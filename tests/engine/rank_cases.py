@@ -53,7 +53,7 @@ def step_batches(shape: ModelShape, step: int, mesh: Mesh, accumulation: int) ->
     for row in range(ROWS):
         labels[row, : 4 * row] = IGNORE
     targets = int((labels != IGNORE).sum())
-    mine = slice(mesh.data_rank, None, mesh.data_size)
+    mine = slice(mesh["data"].rank, None, mesh["data"].size)
     pairs = zip(tokens[mine].chunk(accumulation), labels[mine].chunk(accumulation), strict=True)
     return [Batch(t, y) for t, y in pairs], targets
 
@@ -99,13 +99,13 @@ def make(
 ) -> tuple[Engine, ModelShape]:
     """An engine on this mesh with the random weights of `tests.shapes`."""
     shape = SHAPES[style]
-    micro_batch = ROWS // mesh.data_size // accumulation
+    micro_batch = ROWS // mesh["data"].size // accumulation
     settings = {
         **CONFIG,
         "optimizer": {**CONFIG["optimizer"], "name": optimizer},
         "train": {**CONFIG["train"], "precision": precision, "micro_batch_size": micro_batch},
         "parallel": {
-            "world_size": mesh.world_size, "tensor_parallel_size": mesh.tensor_size, "zero_stage": stage,
+            "world_size": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size, "zero_stage": stage,
             **options,
         },
     }  # fmt: skip
@@ -150,7 +150,7 @@ def compare(
             "rows": rows,
             "worst": worst,
             "elements": elements,
-            "evaluation": mesh.sum_over_data(nats).item(),
+            "evaluation": mesh["data", "context"].sum(nats).item(),
             "updates": engine.optimizer_steps,
         }
         engine.close()
@@ -212,12 +212,12 @@ def alone(precision: str) -> dict:
     from llmkit.device import choose_device
     from llmkit.engine.deepspeed import import_deepspeed
     from llmkit.parallel.rank_info import RankInfo
-    from llmkit.parallel.world import process_group, split_mesh
+    from llmkit.parallel.world import process_group
 
     import_deepspeed()
     found: dict[str, Any] = {}
     with process_group(RankInfo(), timedelta(seconds=HANG), needs_group=True) as joined:
-        mesh, device = split_mesh(joined, 1), choose_device()
+        mesh, device = joined.split(), choose_device()
         for stage in range(4):
             offload = "cpu" if stage == 2 else "none"
             engine, shape = make("llama", stage, mesh, precision, 2, device=device, offload=offload)

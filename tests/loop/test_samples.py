@@ -12,13 +12,14 @@ import numpy as np
 
 from llmkit.data.loader import Step
 from llmkit.loop.samples import SampleLog, TellLeftOut, cut_back_samples, samples_file
+from llmkit.parallel.mesh import Mesh
 
 
 def run(folder: Path, step: int = 0, tensor_rank: int = 0, log_samples: bool = True) -> Any:
     """As much of a run as this needs: data rank 1 of 3."""
     return SimpleNamespace(
         config=SimpleNamespace(monitor=SimpleNamespace(log_samples=log_samples)),
-        mesh=SimpleNamespace(tensor_rank=tensor_rank, data_rank=1, data_size=3),
+        mesh=Mesh(2 + tensor_rank, 6, {"tensor": 2}),
         folder=SimpleNamespace(path=folder),
         progress=SimpleNamespace(step=step),
     )

@@ -47,7 +47,7 @@ def test_accepted_sizes_are_shared_out_whole(model: dict[str, object], size: int
     for rank in range(size):
         with torch.device("meta"):
             cut = GPT(shape, tensor=TensorParallel(rank, size, head_size=sharing))
-        cut.check_marks()
+        cut.check_placements()
         shapes = {name: tuple(parameter.shape) for name, parameter in cut.named_parameters()}
         for name, parts in cut.parameter_slices().items():
             assert all(box_shape(part.box)[1:] == shapes[name][1:] for part in parts)

@@ -17,6 +17,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.kernels import attention as kernels
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh, TensorParallel, make_mesh
+from llmkit.parallel.placement import REPLICATED, place, placement, tensor_sharded
 from llmkit.parallel.randomness import seed_step
 from llmkit.parallel.slices import ParameterSlice, box_shape, box_size
 from tests.ranks import run_ranks
@@ -75,7 +76,7 @@ def piece(full: Tensor, part: ParameterSlice) -> Tensor:
 def cut_model(full: GPT, tensor: TensorParallel, attention_impl: str = "sdpa", **options: Any) -> GPT:
     """The uncut model's weights in a cut one."""
     model, weights = GPT(full.shape, attention_impl, tensor, **options), tensors(full, gradients=False)
-    model.check_marks()
+    model.check_placements()
     for name, parameter in model.named_parameters():
         parameter.zero_()
         for part in model.parameter_slices()[name]:
@@ -108,9 +109,9 @@ def differences(found: GPT, wanted: GPT) -> dict[str, float]:
 def same_on_all_ranks(model: GPT, mesh: Mesh) -> bool:
     """Whether the gradients of what is not cut are bit for bit the same on all ranks."""
     for _, parameter in model.named_parameters():
-        if not hasattr(parameter, "tensor_model_parallel"):
-            copies = [torch.empty_like(parameter.grad) for _ in range(mesh.tensor_size)]
-            dist.all_gather(copies, parameter.grad, group=mesh.tensor_group)
+        if "tensor" in placement(parameter).copies:
+            copies = [torch.empty_like(parameter.grad) for _ in range(mesh["tensor"].size)]
+            dist.all_gather(copies, parameter.grad, group=mesh["tensor"].group)
             if not all(torch.equal(copies[0], copy) for copy in copies):
                 return False
     return True
@@ -328,7 +329,7 @@ def test_the_ranks_parts_are_each_tensor_once(shape, size):
     counts: dict[str, Tensor] = {}
     for rank in range(size):
         model = GPT(shape, tensor=TensorParallel(rank=rank, size=size))
-        cut = [name for name, p in model.named_parameters() if hasattr(p, "tensor_model_parallel")]
+        cut = [name for name, p in model.named_parameters() if "tensor" in placement(p).sharded]
         for name, parts in model.parameter_slices().items():
             for part in parts:
                 assert part.stop - part.start == box_shape(part.box)[0]
@@ -339,13 +340,15 @@ def test_the_ranks_parts_are_each_tensor_once(shape, size):
     assert sum(seen.numel() for seen in counts.values()) == shape.num_parameters
 
 
-def test_a_wrong_mark_is_noticed():
-    for change in ("missing", "surplus"):
+def test_a_wrong_placement_is_noticed():
+    for change in ("missing", "surplus", "other dimension"):
         model = GPT(GPT2_STYLE, tensor=TensorParallel(rank=1, size=2))
-        model.check_marks()
+        model.check_placements()
         if change == "missing":
-            del model.blocks[1].mlp.down_proj.weight.tensor_model_parallel
+            place(model.blocks[1].mlp.down_proj.weight, REPLICATED)
+        elif change == "surplus":
+            place(model.blocks[1].mlp.down_proj.bias, tensor_sharded(0))
         else:
-            model.blocks[1].mlp.down_proj.bias.tensor_model_parallel = True
+            place(model.blocks[1].mlp.down_proj.weight, tensor_sharded(0))
         with pytest.raises(AssertionError, match=r"blocks\.1\.mlp\.down_proj"):
-            model.check_marks()
+            model.check_placements()

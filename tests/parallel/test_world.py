@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from llmkit.errors import AlreadyReported, UserError
-from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.mesh import Mesh, small_group
 from llmkit.parallel.rank_info import RankInfo
-from llmkit.parallel.world import _choose_device, check_own_gpu, control_group, process_group, split_mesh
+from llmkit.parallel.world import _choose_device, check_own_gpu, process_group
 from llmkit.stopping import LAUNCHERS
 from tests.limits import HANG
 from tests.ranks import run_ranks
@@ -26,7 +26,7 @@ LIMIT = timedelta(seconds=HANG)
 def test_a_process_alone_joins_nothing():
     with process_group(RankInfo(), LIMIT) as mesh:
         assert mesh == Mesh(timeout=LIMIT)
-        assert split_mesh(mesh, 1) is mesh
+        assert mesh.split() == mesh
         assert not dist.is_initialized()
 
 
@@ -37,8 +37,9 @@ def test_a_process_alone_can_be_a_world(monkeypatch):
     for error in (None, UserError("wrong"), KeyError("bug")):
         try:
             with process_group(RankInfo(), LIMIT, needs_group=True) as mesh:
-                mesh = split_mesh(mesh, 1)
-                assert dist.get_world_size(mesh.data_group) == 1
+                mesh = mesh.split()
+                assert mesh["data"].group is None
+                assert mesh.group("data") is dist.group.WORLD
                 assert mesh.all_gather_text("me") == ["me"]
                 assert "OMPI_COMM_WORLD_LOCAL_RANK" not in os.environ
                 if error:
@@ -89,9 +90,9 @@ def test_small_messages_wait_longer_than_the_start():
     """The group is joined within the setting; its messages may take an hour. By a private method."""
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        group = control_group(timedelta(minutes=2))
+        group = small_group(timedelta(minutes=2))
         assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=1)
-        group = control_group(timedelta(hours=2))
+        group = small_group(timedelta(hours=2))
         assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=2)
     finally:
         dist.destroy_process_group()

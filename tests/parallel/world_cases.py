@@ -15,7 +15,7 @@ from llmkit.loop.control import Control, Wishes
 from llmkit.parallel import agreement
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
 from llmkit.parallel.rank_info import rank_info_from_env
-from llmkit.parallel.world import process_group, split_mesh
+from llmkit.parallel.world import process_group
 from tests.limits import HANG, LONGER
 
 LIMIT = timedelta(seconds=HANG)
@@ -55,8 +55,8 @@ def agreements() -> dict[str, Any]:
         found["bytes to first"] = [each.hex() for each in mesh.gather_bytes(b"\xff\0" * (3 - mesh.rank))]
         found["from first"] = mesh.broadcast_text("é" * (3 - mesh.rank))
         found["first only"] = outcome(on_rank_zero, mesh, lambda: f"of rank {mesh.rank}")
-        mesh = split_mesh(mesh, 3)
-        found["cut"] = [mesh.data_size, mesh.tensor_rank, dist.get_world_size(mesh.tensor_group)]
+        mesh = mesh.split(tensor=3)
+        found["cut"] = [mesh["data"].size, mesh["tensor"].rank, dist.get_world_size(mesh["tensor"].group)]
         found["control"] = exchanges(Control(mesh), mesh.rank)
         found["same batches"] = outcome(batches, Control(mesh), [7, 2**63 - 1])
         found["other batches"] = outcome(batches, Control(mesh), [7, 8 if mesh.rank == 1 else 9])

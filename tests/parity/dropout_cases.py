@@ -97,7 +97,7 @@ def _step(mesh: Mesh, layout: dict[str, Any]) -> _Seen:
     engine.write_pieces(EqualHeads(), optimizer_steps=0)
     handles = _watch(engine.model, seen)
     batch = global_batch(SHAPE, 0, masked=False)
-    seed_step(0, 0, mesh.data_rank)
+    seed_step(0, 0, mesh["data"].rank)
     rows = slice(0, 3)
     engine.train_step([Batch(batch.tokens[rows], batch.labels[rows])], count_targets(batch), LEARNING_RATE)
     for handle in handles:
@@ -133,7 +133,7 @@ def _watch(model: GPT, seen: _Seen) -> list[Any]:
 def _alike(tensor: Tensor, mesh: Mesh, of: str) -> bool:
     """Whether all ranks of each group of this kind have the same, bit for bit."""
     digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-    group = mesh.data_rank if of == "tensor" else mesh.tensor_rank
+    group = mesh["data"].rank if of == "tensor" else mesh["tensor"].rank
     everyone = [tuple(json.loads(text)) for text in mesh.all_gather_text(json.dumps([group, digest]))]
     return len(set(everyone)) == len({group for group, _ in everyone})
 

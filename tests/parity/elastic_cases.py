@@ -99,7 +99,7 @@ class World:
 def train(engine: Engine, mesh: Mesh, first: int, last: int) -> None:
     for step in range(first, last):
         batch = global_batch(SHAPE, step, masked=True)
-        micro_batches = share(batch, mesh.data_rank, mesh.data_size, 1)
+        micro_batches = share(batch, mesh["data"].rank, mesh["data"].size, 1)
         engine.train_step(micro_batches, count_targets(batch), LEARNING_RATE)
 
 

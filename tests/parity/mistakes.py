@@ -12,10 +12,12 @@ from torch import Tensor
 
 import llmkit.parity.run
 from llmkit.batch import Batch
+from llmkit.engine.deepspeed import mark_sharded
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.zero import ZeroEngine
 from llmkit.model import attention, layers, norm
 from llmkit.model.vocabulary import Embedding
+from llmkit.parallel.placement import REPLICATED, place, placement
 from llmkit.parity.cases import Case
 from llmkit.parity.subjects import count_targets
 from llmkit.parity.suite import run_cases
@@ -25,20 +27,20 @@ Mistake = Callable[[], Any]
 
 
 @contextmanager
-def marks_missing() -> Iterator[None]:
-    """While a step is taken, no parameter is known to be cut: each rank counts the others' as its own."""
+def placements_missing() -> Iterator[None]:
+    """While a step is taken, no parameter is known to be sharded: each rank takes its part for all of it."""
 
     def unmarked(real: Callable[..., Any]) -> Callable[..., Any]:
         def train_step(self: Any, *arguments: Any) -> Any:
-            marked = [p for p in self.model.parameters() if hasattr(p, "tensor_model_parallel")]
-            cut = getattr(self, "cut", [])
-            for parameter in marked:
-                del parameter.tensor_model_parallel
-            self.cut = [False] * len(cut)
+            placements = {p: placement(p) for p in self.model.parameters()}
+            for parameter in placements:
+                place(parameter, REPLICATED)
+                vars(parameter).pop("tensor_model_parallel", None)  # DeepSpeed's mark
             result = real(self, *arguments)
-            for parameter in marked:
-                parameter.tensor_model_parallel = True
-            self.cut = cut
+            for parameter, before in placements.items():
+                place(parameter, before)
+            if isinstance(self, ZeroEngine):
+                mark_sharded(placements)
             return result
 
         return train_step
@@ -94,7 +96,7 @@ def mean_of_means() -> Iterator[None]:
 
     def own_mean(real: Callable[..., Any]) -> Callable[..., Any]:
         def train_step(self: Any, micro_batches: Sequence[Batch], targets: int, rate: float) -> Any:
-            own = sum(map(count_targets, micro_batches)) * self.mesh.data_size
+            own = sum(map(count_targets, micro_batches)) * self.mesh["data"].size
             return real(self, micro_batches, own, rate)._replace(targets=targets)
 
         return train_step
@@ -127,7 +129,7 @@ def rows_seen_twice() -> Any:
 MISTAKES: dict[str, Mistake] = {
     each.__name__: each
     for each in (
-        marks_missing, gradient_not_summed, bias_of_every_rank, vocabulary_from_zero, heads_not_gathered,
+        placements_missing, gradient_not_summed, bias_of_every_rank, vocabulary_from_zero, heads_not_gathered,
         mean_of_means, mask_dropped, rows_seen_twice,
     )
 }  # fmt: skip

@@ -8,7 +8,7 @@ from tests.parity.mistakes import CASES
 from tests.ranks import run_ranks
 
 CAUGHT_BY = {
-    "marks_missing": "initial norm",
+    "placements_missing": "initial norm",
     "gradient_not_summed": "initial gradient (blocks.",
     "bias_of_every_rank": "initial loss",
     "vocabulary_from_zero": "initial loss",
