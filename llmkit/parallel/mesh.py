@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -96,7 +95,7 @@ class Mesh:
 
     rank: int = 0
     world_size: int = 1
-    sizes: Mapping[str, int] = MappingProxyType({})
+    sizes: Mapping[str, int] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     timeout: timedelta = timedelta(minutes=10)
     store: Store | None = field(default=None, compare=False, repr=False)
