@@ -56,6 +56,7 @@ def save(
     snapshot = stage(
         step, pieces, state=state, model=model, config=config, extra_files=extra_files, copy=False
     )
+    mesh = mesh.for_saving()
     return commit(write(root, snapshot, mesh), snapshot, keep_last, mesh, note)
 
 

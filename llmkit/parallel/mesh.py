@@ -207,6 +207,10 @@ class Mesh:
         dist.all_reduce(values, group=self.control)
         return int(values) // (self.world_size // data)
 
+    def for_saving(self) -> Mesh:
+        """The same mesh with its small messages over `saving`."""
+        return replace(self, control=self.saving)
+
     def all_gather_text(self, text: str) -> list[str]:
         """See `llmkit.parallel.messages.all_gather_text`; over all ranks."""
         return messages.all_gather_text(text, self.control)
