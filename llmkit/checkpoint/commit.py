@@ -47,7 +47,7 @@ def commit(
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, but at least one checkpoint must be kept")
         with writer.explained(snapshot.pieces):
-            _finish(writer, parts, snapshot)
+            finish(writer, parts, snapshot)
             _rename(writer.folder, final)
         return ""
 
@@ -65,8 +65,11 @@ def commit(
     return final
 
 
-def _finish(writer: Writer, parts: list[bytes], snapshot: Snapshot) -> None:
-    """Writes what rank 0 alone writes, the manifest last. parts: each rank's index, encoded."""
+def finish(writer: Writer, parts: list[bytes], snapshot: Snapshot) -> None:
+    """Writes what rank 0 alone writes, the manifest last. parts: each rank's index, encoded.
+
+    Raises ValueError unless the ranks' pieces are each tensor, every element once.
+    """
     merged = index.merge([index.decode(part) for part in parts])
     check_complete(merged)
     files = [writer.write_bytes(name, content).entry() for name, content in snapshot.extra_files.items()]

@@ -86,15 +86,41 @@ def test_more_files_than_a_process_may_open(
     tmp_path: Path, save_step: Any, pieces: Any, few_files: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "FILE_BYTES", 1)
-    many = {f"tensor{number}": torch.full((2,), float(number)) for number in range(100)}
+    many = {f"tensor{number}": torch.full((2,), float(number)) for number in range(350)}
     for step in (1, 2):
         folder = save_step(step, pieces=pieces(many), keep_last=1)
-    assert len(list(folder.iterdir())) > 300
+    assert len(list(folder.iterdir())) > 1000
     assert newest(tmp_path) == (2, [])
     checkpoint = read.load(folder)
     for _ in range(2):
         for name, tensor in many.items():
             assert torch.equal(checkpoint.read(name, "exp_avg"), tensor + 1)
+
+
+def test_of_many_files_only_what_is_read_is_opened(
+    save_step: Any, pieces: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "FILE_BYTES", 1)
+    folder = save_step(1, pieces=pieces({f"tensor{number}": torch.ones(2) for number in range(50)}))
+    opened: list[str] = []
+    open_ = os.open
+
+    def recording(path: Any, *arguments: Any, **settings: Any) -> int:
+        opened.append(Path(path).name)
+        return open_(path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "open", recording)
+    checkpoint = read.load(folder)
+    assert opened == ["manifest.json", "index.safetensors"]
+    checkpoint.read("tensor3", "master")
+    assert opened[2:] == ["pieces-00000-00009.safetensors"]
+    checkpoint.check_sizes()
+    (folder / "pieces-00000-00149.safetensors").unlink()
+    with pytest.raises(read.Damaged, match=r"pieces-00000-00149\.safetensors: No such file"):
+        checkpoint.check_sizes()
+    assert [line.split(":")[0] for line in read.verify(folder)] == [
+        str(folder / "pieces-00000-00149.safetensors")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.checkpoint import index, read
+from llmkit.checkpoint.completeness import check_complete
 from llmkit.checkpoint.files import StoredFile, TensorPlace, encode_header
 from llmkit.checkpoint.format import Damaged
 from llmkit.checkpoint.index import BOX, FILE, HI, LO, Index, PieceEntry, TensorEntry, build_index, merge
@@ -81,6 +82,27 @@ def test_tensors_that_differ_between_ranks_are_refused() -> None:
     ]
     with pytest.raises(ValueError, match="pieces of m w differ in shape or dtype"):
         merge(parts)
+
+
+def test_hundreds_of_ranks_are_checked_as_a_whole() -> None:
+    ranks, size = 512, 10_000
+    cuts = [size * rank // ranks for rank in range(ranks + 1)]
+    tensors = [TensorEntry("master", f"w{number}", (size,), "F32") for number in range(90)]
+
+    def part(rank: int, *left_out: TensorEntry) -> bytes:
+        within = (cuts[rank], cuts[rank + 1])
+        given = [PieceEntry(tensor, ((0, size),), within) for tensor in tensors if tensor not in left_out]
+        file = StoredFile(f"pieces-{rank}", 5, np.zeros(1, np.uint64))
+        return build_index(given, [file]).encode()
+
+    parts = [index.decode(part(rank)) for rank in range(ranks)]
+    found = merge(parts)
+    check_complete(found)
+    assert len(found.pieces) == 90 * ranks and len(found.encode()) < 50 * len(found.pieces)
+    assert [piece.file for piece in found.in_file(300)] == [300] * 90
+    parts[300] = index.decode(part(300, tensors[70]))
+    with pytest.raises(ValueError, match=f"master w70: elements {cuts[300]} to {cuts[301]} of"):
+        check_complete(merge(parts))
 
 
 def set_column(rows: str, row: int, column: int, value: int) -> Callable[[Index], Index]:
