@@ -1,7 +1,7 @@
 """What a checkpoint of many ranks costs rank 0 as it is committed, and each rank as it is loaded.
 
-Every rank holds a slice of every tensor, as under ZeRO-3. The ranks' files are written sparse, without data: their
-size and their place in the folder are what counts here. Usage: checkpoint_scale.py [RANKS [TENSORS]]
+Every rank holds a slice of every tensor, as under ZeRO-3. The ranks' files are sparse, without data: only
+their names and sizes count here. Usage: checkpoint_scale.py [RANKS [TENSORS]]
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,24 +21,35 @@ from llmkit.checkpoint.pieces import check_piece
 from llmkit.checkpoint.regions import RegionReader
 from llmkit.errors import UserError
 from llmkit.files import cannot_read
+from llmkit.parallel.agreement import fail_together, on_rank_zero
+from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, full_box
 
+ALONE = Mesh()
 Damaged = fmt.Damaged
 
 
-def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
+def newest(root: Path, report: Callable[[str], None], mesh: Mesh = ALONE) -> Checkpoint | None:
     """The newest checkpoint in the folder `root` that is whole and good; None if there is none.
 
-    Reads all of it. Each newer one that is not good is told to `report` in one line.
+    Collective: the ranks read a share of its bytes each, and all return the same checkpoint, opened by each.
+    Each newer one that is not good is told to `report` in one line.
+
+    Raises UserError or RunFault on all ranks if one of them cannot read what may be good.
     """
-    for folder in reversed(folders(root)):
-        try:
-            checkpoint = load(folder)
-            for line in checkpoint.problems():
-                raise Damaged(line)
+    listing = on_rank_zero(mesh, lambda: json.dumps([folder.name for folder in folders(root)]))
+    for name in reversed(json.loads(listing)):
+        problem = ""
+        with fail_together(mesh):
+            try:
+                checkpoint = load(root / name)
+                problem = next(checkpoint.problems(mesh.rank, mesh.world_size), "")
+            except Damaged as error:
+                problem = str(error)
+        problems = [found for found in mesh.all_gather_text(problem) if found]
+        if not problems:
             return checkpoint
-        except Damaged as error:
-            report(f"checkpoint {folder.name} is not usable: {error}")
+        report(f"checkpoint {name} is not usable: {problems[0]}")
     return None
 
 

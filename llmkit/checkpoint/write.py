@@ -16,14 +16,13 @@ from typing import Any
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.commit import commit, tidy
 from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.read import ALONE
 from llmkit.checkpoint.stage import Snapshot, stage
 from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
 from llmkit.files import sync_folder
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
-
-ALONE = Mesh()
 
 
 def save(

@@ -10,7 +10,6 @@ from typing import Any
 
 from llmkit.checkpoint.format import FOLDER, folder_name
 from llmkit.checkpoint.read import Checkpoint, folders, newest
-from llmkit.checkpoint.read import load as load_checkpoint
 from llmkit.config.derive import resolved_model
 from llmkit.config.load import Loaded
 from llmkit.config.resume import Differences, compare
@@ -22,7 +21,7 @@ from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import JsonLines, Row
-from llmkit.parallel.agreement import fail_together, on_rank_zero
+from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
 
@@ -48,54 +47,53 @@ class Standing:
 def shared_checkpoint(
     loaded: Loaded, mesh: Mesh, folder: RunFolder, options: Options, note: Callable[[str], None]
 ) -> Standing:
-    """Where the run stands, with the checkpoint that rank 0 has chosen, opened by this rank."""
+    """Where the run stands, with the checkpoint to go on from; all ranks call it, and verify a share each.
 
-    def choose() -> str:
-        passed_over: list[str] = []
-        found = find_checkpoint(loaded, folder, options, note, passed_over)
-        return json.dumps([found.path.name if found else "", folder.is_done, passed_over])
+    Raises UserError on all of them where the folder holds another run, or one that would have to start over.
+    """
+    passed_over: list[str] = []
+    checkpoint = newest(folder.checkpoints, passed_over.append, mesh)
 
-    name, was_done, passed_over = json.loads(on_rank_zero(mesh, choose))
-    with fail_together(mesh):
-        checkpoint = load_checkpoint(folder.checkpoints / name) if name else None
+    def check() -> str:
+        for line in passed_over:
+            note(line)
+        if checkpoint is None:
+            _check_new_run(folder)
+        else:
+            _check_same_run(checkpoint, loaded, options, folder, note)
+            passed_over.extend(_vanished(checkpoint, folder, note))
+        return json.dumps([folder.is_done, passed_over])
+
+    was_done, passed_over = json.loads(on_rank_zero(mesh, check))
     return Standing(checkpoint, was_done, passed_over)
 
 
-def find_checkpoint(
-    loaded: Loaded,
-    folder: RunFolder,
-    options: Options,
-    note: Callable[[str], None],
-    passed_over: list[str],
-) -> Checkpoint | None:
-    """The checkpoint to go on from, or None for a new run; a line in `passed_over` for each newer one.
+def _vanished(checkpoint: Checkpoint, folder: RunFolder, note: Callable[[str], None]) -> list[str]:
+    """A line on a newer checkpoint that the events tell of and that is not there; it is noted, too."""
+    saved = _last_saved(EventLog(folder.path / "events.jsonl").rows())
+    if saved is None or saved <= folder_name(checkpoint.step) or os.path.lexists(folder.checkpoints / saved):
+        return []
+    line = f"{saved} was saved, but is not in {folder.checkpoints} any more"
+    note(line)
+    return [line]
 
-    Raises UserError where the folder holds another run, or one that would have to start over.
-    """
-    checkpoint = newest(folder.checkpoints, passed_over.append)
-    events = EventLog(folder.path / "events.jsonl").rows()
-    saved = _last_saved(events)
-    for line in passed_over:
-        note(line)
-    if checkpoint is not None:
-        _check_same_run(checkpoint, loaded, options, folder, note)
-        gone = saved is not None and not os.path.lexists(folder.checkpoints / saved)
-        if gone and str(saved) > folder_name(checkpoint.step):
-            passed_over.append(f"{saved} was saved, but is not in {folder.checkpoints} any more")
-            note(passed_over[-1])
-    elif damaged := folders(folder.checkpoints):
+
+def _check_new_run(folder: RunFolder) -> None:
+    """Raises UserError if the folder without a usable checkpoint is that of a run which has had one."""
+    if damaged := folders(folder.checkpoints):
         raise UserError(
             f"none of the {len(damaged)} checkpoints in {folder.checkpoints} is usable; "
             "bring a good one back, or choose another run.name to start anew"
         )
-    elif folder.is_done or saved is not None or (not events and _has_rows(folder)):
+    events = EventLog(folder.path / "events.jsonl").rows()
+    saved = _last_saved(events)
+    if folder.is_done or saved is not None or (not events and _has_rows(folder)):
         link = f" (a link to {os.readlink(folder.checkpoints)})" if folder.checkpoints.is_symlink() else ""
         raise UserError(
             f"{folder.path} is the record of a run whose checkpoints are gone: "
             f"{folder.checkpoints}{link} holds none{f', and {saved} was saved' if saved else ''}. Bring them "
             "back (is their disk mounted?), or choose another run.name, or move the folder away to start anew"
         )
-    return checkpoint
 
 
 def _has_rows(folder: RunFolder) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from llmkit.checkpoint import commit, read, write
 from llmkit.checkpoint.pieces import Piece
-from llmkit.errors import RunFault
+from llmkit.errors import RunFault, UserError
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parallel.slices import Box, Range, box_shape, full_box
 
@@ -67,7 +67,7 @@ def outcome(root: Path, mesh: Mesh, work: Callable[[], object]) -> dict[str, Any
     seen: dict[str, Any]
     try:
         seen = {"saved": str(work())}
-    except (RunFault, ValueError) as error:
+    except (RunFault, UserError, ValueError) as error:
         seen = {"error": type(error).__name__, "message": str(error)}
     mesh.all_gather_text("all have ended")
     seen["names"] = sorted(path.name for path in root.iterdir())
@@ -134,7 +134,38 @@ def cases(root: str) -> dict[str, dict[str, Any]]:
     }
     seen = {name: outcome(folder, mesh, work) for name, work in works.items()}
     seen["read"] = {"equal": _reads(read.load(folder / "step-00000010"), 10)}
+    save(folder, 11, mesh, keep_last=5)
+    seen["restart"] = outcome(folder, mesh, lambda: found_newest(folder, mesh))
+    if mesh.rank == 0:
+        path = folder / "step-00000011" / "pieces-00002-00000.safetensors"
+        path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    mesh.all_gather_text("it is damaged")
+    seen["restart from damage"] = outcome(folder, mesh, lambda: found_newest(folder, mesh))
+    with unreadable("step-00000011/pieces-00001" if mesh.rank == 1 else "no such file"):
+        seen["restart without access"] = outcome(folder, mesh, lambda: found_newest(folder, mesh))
     return seen
+
+
+def found_newest(root: Path, mesh: Mesh) -> str:
+    """The step that is taken, and what is said of others."""
+    said: list[str] = []
+    found = read.newest(root, said.append, mesh)
+    return f"{found.step if found else None} {said}"
+
+
+@contextmanager
+def unreadable(name: str) -> Iterator[None]:
+    """No file whose path contains this may be read."""
+    real = os.open
+
+    def opened(path: Any, *arguments: Any, **more: Any) -> int:
+        if name in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        yield
 
 
 def overlap(rank: int) -> list[Piece]:

@@ -85,6 +85,18 @@ def test_older_ones_are_kept_on_the_word_of_any_rank(seen: dict[str, Seen]) -> N
     assert seen["next"][0]["names"] == ["step-00000010"]
 
 
+def test_all_ranks_verify_and_take_the_same_checkpoint(seen: dict[str, Seen]) -> None:
+    assert [each["saved"] for each in seen["restart"]] == ["11 []"] * 3
+    (found,) = {each["saved"] for each in seen["restart from damage"]}
+    assert found.startswith("10 ['checkpoint step-00000011 is not usable: ") and "pieces-00002" in found
+
+
+def test_what_one_rank_may_not_read_ends_the_start_of_all(seen: dict[str, Seen]) -> None:
+    for each in seen["restart without access"]:
+        assert each["error"] == "UserError" and each["message"].startswith("rank 1 (")
+        assert "pieces-00001-00000.safetensors: cannot be read" in each["message"]
+
+
 def test_a_rank_that_is_killed_ends_the_save_and_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     said = run_ranks(3, "tests.checkpoint.rank_saves:killed", may_die=[1], root=str(tmp_path))
     assert said[1] is None

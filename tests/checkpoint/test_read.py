@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import commit, files, format, index, read, write, writer
 from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.regions import RegionReader
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.slices import Box, box_size, full_box
 from tests.checkpoint.cuttings import cuttings
@@ -253,6 +254,34 @@ def test_only_the_blocks_of_the_region_are_read(save_step: Any, monkeypatch: pyt
     assert read_blocks == [0, 1, 2]  # the first for the header
     with pytest.raises(RunFault, match=f"{PIECES}: bytes {3 * format.BLOCK} to {4 * format.BLOCK} are not"):
         checkpoint.read("w", "m", ((3 * rows, 3 * rows + 1), (0, 1024)))
+
+
+@pytest.mark.parametrize("of", [1, 3, 50])
+def test_processes_that_check_together_read_every_block_once(
+    save_step: Any, monkeypatch: pytest.MonkeyPatch, of: int
+) -> None:
+    for module in (format, files, index):
+        monkeypatch.setattr(module, "BLOCK", 4096)
+    folder = save_step(1)
+    checkpoint = read.load(folder)
+    read_blocks: list[tuple[str, int]] = []
+    fill = files.BlockFile.fill
+
+    def recording(file: files.BlockFile, number: int, buffer: memoryview) -> None:
+        read_blocks.append((file.path.name, number))
+        fill(file, number, buffer)
+
+    monkeypatch.setattr(files.BlockFile, "fill", recording)
+    monkeypatch.setattr(RegionReader, "check_places", lambda reader, file: None)
+    counts = []
+    for share in range(of):
+        before = len(read_blocks)
+        assert list(checkpoint.problems(share, of)) == []
+        counts.append(len(read_blocks) - before)
+    names = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
+    blocks = {(name, b) for name in names for b in range(-(-(folder / name).stat().st_size // 4096))}
+    assert len(read_blocks) == len(blocks) > 5 and set(read_blocks) == blocks
+    assert max(counts) - min(counts) <= 1
 
 
 # Regions
