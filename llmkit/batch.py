@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
@@ -74,6 +75,13 @@ class LossSum(NamedTuple):
     nats: Tensor
     targets: Tensor
     extras: Mapping[str, Tensor] = MappingProxyType({})
+
+    @classmethod
+    def of_logits(cls, logits: Tensor, labels: Tensor) -> LossSum:
+        """Cross-entropy in fp32. logits: (batch, seq, vocab); labels: (batch, seq), as in `Batch`."""
+        flat, wanted = logits.flatten(0, 1).float(), labels.flatten()
+        nats = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="none")
+        return cls(nats.view_as(labels).sum(-1), (labels != IGNORE).sum(-1))
 
     @property
     def objective(self) -> Tensor:

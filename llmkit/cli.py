@@ -107,7 +107,10 @@ def _config(options: argparse.Namespace, started: float) -> int:
 
     if options.keys:
         names = [] if options.config is None else [options.config, *options.overrides]
-        print(show_keys(names), end="")
+        if names and os.path.isfile(names[0]):  # whose plugins may have settings of their own
+            print(show_keys(names[1:], type(load(names[0]).config)), end="")
+        else:
+            print(show_keys(names), end="")
     elif options.config is None:
         raise UserError("config: name a configuration file, or ask for --keys")
     else:
@@ -236,7 +239,8 @@ def _config_parser(commands: Commands) -> None:
     config.add_argument(
         "--keys",
         action="store_true",
-        help="print every setting with its meaning instead, or only the settings and sections that are named",
+        help="print all settings with their meaning instead, or only the settings and sections named; "
+        "after a CONFIG, those of its plugins too",
     )
     config.set_defaults(command=_config, parser=config)
 

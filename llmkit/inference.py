@@ -11,15 +11,16 @@ import torch
 
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
-from llmkit.config.shape import ModelShape
-from llmkit.config.stored import read_stored
+from llmkit.config.custom_model import stored_model
+from llmkit.config.stored import read_stored, require_plugins
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
 from llmkit.evaluation_data import heldout_of_run, other_data
 from llmkit.generate import Sampling, stream_text
-from llmkit.model.gpt import GPT
+from llmkit.model.base import Model
+from llmkit.model.build import build_model
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.plan.batch import choose_micro_batch
@@ -28,15 +29,16 @@ from llmkit.precision import Precision, torch_dtype
 from llmkit.prompts import chat_prompt, text_prompt
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> GPT:
+def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Model:
     """The model of a checkpoint on `device`, in evaluation mode.
 
     Weights are rounded from the fp32 masters, as in training. Raises UserError where the checkpoint
     does not hold what its model needs.
     """
-    shape = ModelShape.from_dict(checkpoint.model, checkpoint.origin)
+    require_plugins(checkpoint.config, checkpoint.origin)
+    spec = stored_model(checkpoint.model, checkpoint.origin)
     with torch.device(device):
-        model = GPT(shape, seed=None).requires_grad_(False)
+        model = build_model(spec).requires_grad_(False)
     parameters = dict(model.named_parameters())
     for name, parts in model.parameter_slices().items():
         weight = parameters[name].zero_()
@@ -51,7 +53,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that the model of a checkpoint was trained with."""
     config = json.loads(checkpoint.extra_file("tokenizer_config.json"))
     tokenizer = Tokenizer.from_config(checkpoint.tokenizer_json(), config, str(checkpoint.path))
-    known = ModelShape.from_dict(checkpoint.model, checkpoint.origin).vocab_size
+    known = stored_model(checkpoint.model, checkpoint.origin).vocab_size
     if tokenizer.vocab_size > known:
         raise UserError(
             f"{checkpoint.path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
@@ -128,7 +130,8 @@ def evaluate_command(path: Path, *, precision: str, other: str | None = None) ->
     asked = config.train.precision if precision == "auto" else precision
     used = choose_precision(asked, device_facts(device))
     model = load_model(checkpoint, device, used)
-    heldout = HeldOut(data, choose_micro_batch(config, model.shape, used, device_facts(device)))
+    spec = stored_model(checkpoint.model, checkpoint.origin)
+    heldout = HeldOut(data, choose_micro_batch(config, spec, used, device_facts(device)))
     if heldout.targets == 0:
         raise UserError(
             f"{checkpoint.path}: no held-out token is a target (data.validation_fraction "

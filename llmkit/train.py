@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import NoReturn
 
 from llmkit.config.load import Loaded
+from llmkit.config.registered import components
 from llmkit.config.validate import leaves
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.basis import Start
@@ -32,6 +33,7 @@ from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, so
 from llmkit.parallel.randomness import seed_step
 from llmkit.parallel.rank_info import rank_info_from_env
 from llmkit.parallel.world import process_group
+from llmkit.registry import source_hashes
 from llmkit.stopping import Listener, Stopped
 
 
@@ -57,9 +59,9 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
         listener.listen()
         with fail_together(mesh):  # meets `refuse` of a rank that has other settings, or another launch
             check_environment(config.monitor.wandb, loaded.origins, environment)
-        check_same_on_all_ranks(
-            mesh, software_versions() | {path: str(value) for path, value in leaves(config)} | plan.facts()
-        )
+        settings = {path: str(value) for path, value in leaves(config)}
+        code = source_hashes(config.plugins, components(config))
+        check_same_on_all_ranks(mesh, software_versions() | settings | code | plan.facts())
         mesh = mesh.split(tensor=plan.layout.tensor_parallel_size)
         start = Start(loaded, plan, known, mesh, options, place.local_size)
         return _train(start, listener, started, environment)

@@ -91,7 +91,7 @@ def test_keys_shows_the_settings_and_sections_that_are_named(capsys):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("lr", "did you mean optimizer.learning_rate?"), ("configs/demo.yaml", "the sections are run, model,")],
+    [("lr", "did you mean optimizer.learning_rate?"), ("configs/no.yaml", "the sections are run, model,")],
 )
 def test_keys_of_what_is_no_setting_are_refused(name, says, capsys):
     assert main(["config", "--keys", name]) == 2

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmkit.config.derive import default_intermediate_size, fitting_ranks, rows_per_rank
+from llmkit.config.custom_model import describe
+from llmkit.config.derive import default_intermediate_size, fitting_ranks, known_vocab_size, rows_per_rank
 from llmkit.config.mistakes import Mistake
-from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY
+from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Model
 from llmkit.config.settings import Settings
+from llmkit.errors import UserError
 
 _TENSOR_SIZE = "parallel.tensor_parallel_size"
 _STAGE = "parallel.zero_stage"
@@ -16,6 +18,9 @@ _STAGE = "parallel.zero_stage"
 def check_model(s: Settings) -> Iterator[Mistake]:
     """Sizes that make no model."""
     model = s.config.model
+    if not isinstance(model, Model):
+        yield from _check_custom_model(s)
+        return
     heads, kv_heads, width = "model.num_attention_heads", "model.num_key_value_heads", "model.hidden_size"
     if model.head_dim is None and model.hidden_size % model.num_attention_heads:
         note = "choose a multiple, or give model.head_dim"
@@ -31,6 +36,25 @@ def check_model(s: Settings) -> Iterator[Mistake]:
         yield s.mistake("{0} is not divisible by {1}", heads, kv_heads)
     if model.max_position_embeddings and s.config.data.sequence_length > model.max_position_embeddings:
         yield s.mistake("{0} is longer than {1}", "data.sequence_length", "model.max_position_embeddings")
+
+
+def _check_custom_model(s: Settings) -> Iterator[Mistake]:
+    """A registered model that cannot be built as the settings ask."""
+    config, size = s.config, s.config.parallel.tensor_parallel_size
+    vocabulary = known_vocab_size(config, s.facts.tokenizer_size) or 1
+    try:
+        found = describe(config.model, vocabulary, config.data.sequence_length, size)
+    except UserError as error:
+        yield s.mistake(f"{{0}}: {error}", "model.type", _TENSOR_SIZE)
+        return
+    if size > 1 and not found.takes_tensor_parallel:
+        note = "only layers of llmkit.layers can be sharded; build the model of them, or set the size to 1"
+        yield s.mistake("{0} does not go with {1}", _TENSOR_SIZE, "model.type", note=note)
+    if config.parallel.activation_checkpointing != "none" and not found.recomputes:
+        note = "the model says `recomputes = True` where it heeds ModelContext.activation_checkpointing"
+        yield s.mistake(
+            "{0} has no effect on {1}", "parallel.activation_checkpointing", "model.type", note=note
+        )
 
 
 def check_vocabulary(s: Settings) -> Iterator[Mistake]:
@@ -111,6 +135,8 @@ def check_tensor_parallel(s: Settings) -> Iterator[Mistake]:
     The vocabulary needs no check: it is padded for the layout.
     """
     model, size = s.config.model, s.config.parallel.tensor_parallel_size
+    if not isinstance(model, Model):
+        return  # see check_model
     heads, inner = model.num_attention_heads, model.intermediate_size or default_intermediate_size(s.config)
     if heads % size:
         yield s.mistake("{0} is not divisible by {1}", "model.num_attention_heads", _TENSOR_SIZE)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config, Tokenizer
+from llmkit.config.custom_model import AnyModel, describe
+from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config, Model, Tokenizer
 from llmkit.config.shape import ModelShape
 
 
-def resolved_model(config: Config, vocab_size: int | None = None) -> ModelShape:
+def resolved_model(config: Config, vocab_size: int | None = None) -> AnyModel:
     """The model's shape with every default filled in.
 
     config: one that `check` finds nothing wrong with; else ValueError may be raised.
@@ -19,11 +20,13 @@ def resolved_model(config: Config, vocab_size: int | None = None) -> ModelShape:
         raise ValueError(
             f"the vocabulary of a {config.data.tokenizer.type} tokenizer is known once it is loaded"
         )
+    if not isinstance(model, Model):
+        return describe(model, size, config.data.sequence_length)
     if model.head_dim is None and model.hidden_size % model.num_attention_heads:
         raise ValueError(
             f"width {model.hidden_size} cannot be shared out to {model.num_attention_heads} heads"
         )
-    copied = model.model_dump()
+    copied = model.model_dump(exclude={"type"})
     return ModelShape(
         **copied
         | {

@@ -10,6 +10,7 @@ from typing import Literal
 from llmkit.config.keys import Key, all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, is_secret, printable
 from llmkit.config.renamed import RENAMED
+from llmkit.config.schema import Config
 from llmkit.config.tree import Node, Path, dotted, find, place_of
 from llmkit.config.yaml_reader import resolve
 
@@ -22,16 +23,19 @@ _TRUTH = {
 }
 
 
-def explain(tree: Node, path: Path, kind: FaultKind, brief: bool) -> list[Mistake]:
+def explain(
+    tree: Node, path: Path, kind: FaultKind, brief: bool, schema: type[Config] = Config
+) -> list[Mistake]:
     """What to say of one key; `brief` leaves out the search for a better key.
 
     There are several mistakes only where a missing section has several required keys.
     """
-    place, name, key = place_of(tree, path), dotted(path), key_of(dotted(path))
+    place, name, key = place_of(tree, path), dotted(path), key_of(dotted(path), schema)
     if kind == "unknown" or key is None:
-        return [Mistake(place, f"{printable(name)} is an unknown key") if brief else _unknown(place, path)]
+        unknown = Mistake(place, f"{printable(name)} is an unknown key")
+        return [unknown if brief else _unknown(place, path, schema)]
     if kind == "missing":
-        required = _required(key, name)
+        required = _required(key, name, schema)
         return [Mistake(place, f"{k.path} is required: {k.allowed}", k.doc, (k.path,)) for k in required]
     node = find(tree, path)
     value = None if node is None else node.plain()
@@ -41,15 +45,15 @@ def explain(tree: Node, path: Path, kind: FaultKind, brief: bool) -> list[Mistak
     return [Mistake(place, what, "" if key.is_section else key.doc, (name,))]
 
 
-def _required(key: Key, name: str) -> list[Key]:
+def _required(key: Key, name: str, schema: type[Config]) -> list[Key]:
     """The key itself, or the required keys of a section."""
     if not key.is_section or key.is_list:
         return [replace(key, path=name)]
-    below = [k for k in all_keys().values() if k.path.rpartition(".")[0] == key.path]
+    below = [k for k in all_keys(schema).values() if k.path.rpartition(".")[0] == key.path]
     return [k for k in below if k.default == "required"]
 
 
-def _unknown(place: str, path: Path) -> Mistake:
+def _unknown(place: str, path: Path, schema: type[Config]) -> Mistake:
     """An unknown key, with the key that it may have meant; never its value."""
     key = dotted(path)
     what = f"{printable(key, 100)} is an unknown key"
@@ -58,7 +62,7 @@ def _unknown(place: str, path: Path) -> Mistake:
         variable = "HF_TOKEN" if hub else "WANDB_API_KEY"
         advice = f"remove it, and set it in the environment instead (such as {variable}) or log in once"
         return Mistake(place, f"{what}, and secrets never belong in a configuration", advice, (key,))
-    if isinstance(path[-1], str) and "." in path[-1] and key_of(key) is not None:
+    if isinstance(path[-1], str) and "." in path[-1] and key_of(key, schema) is not None:
         section, _, name = key.rpartition(".")
         what += f" in a file; write `{name}:` below `{section}:` (dotted keys are for the command line)"
         return Mistake(place, what, "", (key,))
@@ -67,13 +71,13 @@ def _unknown(place: str, path: Path) -> Mistake:
         value = "" if convert(20) == 20 else f"; what was 20 is {display(convert(20))}"
         what = f"{key} is called {numbered(new, key)} now{value}"
         return Mistake(place, what, all_keys()[new].doc, (key, numbered(new, key)))
-    right = suggest(key)
+    right = suggest(key, schema)
     if not right:
         section = general(dotted(path[:-1]))
-        names = [p.rpartition(".")[2] for p in all_keys() if p.rpartition(".")[0] == section]
+        names = [p.rpartition(".")[2] for p in all_keys(schema) if p.rpartition(".")[0] == section]
         return Mistake(place, what, f"known here: {', '.join(names)}", (key,))
     what += f"; did you mean {' or '.join(numbered(r, key) for r in right)}?"
-    note = f"{numbered(right[0], key)}: {all_keys()[right[0]].doc}" if len(right) == 1 else ""
+    note = f"{numbered(right[0], key)}: {all_keys(schema)[right[0]].doc}" if len(right) == 1 else ""
     return Mistake(place, what, note, (key,))
 
 

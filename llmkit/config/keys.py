@@ -70,6 +70,7 @@ class Key:
     choices: the texts it takes, where these are few.
     default: as YAML would write it, or "required"; empty for other sections.
     is_list: whether it is a list of sections.
+    resume: the rule for a run that goes on, as a plugin's setting gives it; empty for others.
     """
 
     path: str
@@ -79,18 +80,19 @@ class Key:
     doc: str
     is_section: bool
     is_list: bool = False
+    resume: str = ""
 
 
 @functools.cache
-def all_keys() -> dict[str, Key]:
+def all_keys(schema: type[Config] = Config) -> dict[str, Key]:
     """Every section and setting by its path, in the order of the schema."""
-    schema = Config.model_json_schema()
-    return {key.path: key for key in _walk(schema, schema["$defs"], "")}
+    described = schema.model_json_schema()
+    return {key.path: key for key in _walk(described, described["$defs"], "")}
 
 
-def keys() -> list[Key]:
+def keys(schema: type[Config] = Config) -> list[Key]:
     """Every setting (no sections), in the order of the schema."""
-    return [key for key in all_keys().values() if not key.is_section]
+    return [key for key in all_keys(schema).values() if not key.is_section]
 
 
 def markdown() -> str:
@@ -109,29 +111,30 @@ def markdown() -> str:
         "key; lists are replaced as a whole. `llmkit config FILE` shows each value with where it is from.",
     ]
     entries = list(all_keys().values())
-    for section in (key for key in entries if key.is_section):
-        lines += ["", f"## {section.path}", "", section.doc, "", "| key | takes | default | meaning |"]
+    top = [("the top level", "", "Outside of all sections.")]
+    for title, section, doc in top + [(key.path, key.path, key.doc) for key in entries if key.is_section]:
+        lines += ["", f"## {title}", "", doc, "", "| key | takes | default | meaning |"]
         lines.append("|---|---|---|---|")
         for key in entries:
-            if not key.is_section and key.path.rpartition(".")[0] in (section.path, f"{section.path}.N"):
+            if not key.is_section and key.path.rpartition(".")[0] in (section, f"{section}.N"):
                 cells = (f"`{key.path}`", key.allowed, f"`{key.default}`", key.doc)
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def suggest(path: str) -> list[str]:
+def suggest(path: str, schema: type[Config] = Config) -> list[str]:
     """The right keys that an unknown dotted key may have meant, best first; often one or none.
 
     Names that other toolkits use come first; then the key's own section, the same name in other
     sections, a similar name in them.
     """
     section, _, name = general(path).rpartition(".")
-    known = all_keys()
+    known = all_keys(schema)
     siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == section}
     wanted = name.lower().replace("-", "_")
     if len(wanted) > MAX_NAME:
         return []
-    if wanted in OTHER_NAMES:
+    if OTHER_NAMES.get(wanted) in known:
         return [OTHER_NAMES[wanted]]
     if close := difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.75):
         return [siblings[close[0]]]
@@ -143,12 +146,12 @@ def suggest(path: str) -> list[str]:
     return [siblings[n] for n in difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.55)]
 
 
-def key_of(path: str) -> Key | None:
+def key_of(path: str, schema: type[Config] = Config) -> Key | None:
     """The key of a dotted path, in which list places are numbers; None if there is none such."""
-    wanted = general(path)
-    if wanted.endswith(".N") and (many := all_keys().get(wanted[:-2])) and many.is_list:
+    wanted, known = general(path), all_keys(schema)
+    if wanted.endswith(".N") and (many := known.get(wanted[:-2])) and many.is_list:
         return Key(path, "a section (a mapping of keys)", (), "required", many.doc, True)
-    return all_keys().get(wanted)
+    return known.get(wanted)
 
 
 def general(path: str) -> str:
@@ -172,7 +175,8 @@ def _walk(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> I
         default = "required" if name in required else ""
         if below is None:
             default = default or display(field.get("default"))
-            yield Key(path, _allowed(field), tuple(_choices(field)), default, doc, False)
+            resume = field.get("resume", "")
+            yield Key(path, _allowed(field), tuple(_choices(field)), default, doc, False, resume=resume)
             continue
         doc = doc or " ".join(below.get("description", "").split())
         many = field.get("type") == "array"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from llmkit.config.keys import all_keys, general, numbered
 from llmkit.config.mistakes import COMMAND_LINE, display, listed
+from llmkit.config.schema import Config
 from llmkit.config.tree import Node
 
 SHOWN = 8
@@ -52,10 +53,12 @@ class Layers:
     """All that was set, in the order in which it was merged: a later layer wins.
 
     lists: for each `extends:` that names several files, the layers of each of these files.
+    schema: of which the settings are.
     """
 
     layers: list[Layer] = field(default_factory=list)
     lists: list[list[range]] = field(default_factory=list)
+    schema: type[Config] = Config
 
     def find(self, path: str, among: range) -> tuple[int, Node] | None:
         """The last of some layers that sets a path, with what it sets; None if none does."""
@@ -74,7 +77,17 @@ class Layers:
 
     def paths(self, among: range) -> dict[str, None]:
         """Every setting that some layers set."""
-        return {path: None for index in among for path in self.layers[index].settings if _is_setting(path)}
+        return {
+            path: None for index in among for path in self.layers[index].settings if self._is_setting(path)
+        }
+
+    def _is_setting(self, path: str) -> bool:
+        key = all_keys(self.schema).get(general(path))
+        return key is not None and not key.is_section
+
+    def default(self, path: str) -> str:
+        """The default of a setting, as YAML would write it."""
+        return all_keys(self.schema)[general(path)].default
 
 
 def flat(node: Node, prefix: str = "") -> Iterator[tuple[str, Node]]:
@@ -125,7 +138,7 @@ def tied(layers: Layers) -> Iterator[str]:
     meant: dict[tuple[str, str], list[str]] = {}
     for path in layers.paths(layers.all):
         found = layers.find(path, layers.all)
-        if found is None or _is_default(path, found[1]):
+        if found is None or layers.default(path) == display(found[1].plain()):
             continue
         for choice in _choices(path):
             if other := _meant_for(layers, choice, found[0]):
@@ -154,17 +167,8 @@ def _meant_for(layers: Layers, choice: str, index: int) -> str:
     final, then = layers.find(choice, layers.all), layers.find(choice, range(index + 1))
     if final is None:
         return ""
-    other = all_keys()[general(choice)].default if then is None else display(then[1].plain())
+    other = layers.default(choice) if then is None else display(then[1].plain())
     return "" if other in (display(final[1].plain()), "null", "required") else other
-
-
-def _is_setting(path: str) -> bool:
-    key = all_keys().get(general(path))
-    return key is not None and not key.is_section
-
-
-def _is_default(path: str, node: Node) -> bool:
-    return all_keys()[general(path)].default == display(node.plain())
 
 
 def _place(node: Node) -> str:

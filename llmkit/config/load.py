@@ -14,12 +14,14 @@ from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, error, printa
 from llmkit.config.override import apply_override
 from llmkit.config.paths import with_home
 from llmkit.config.remarks import remarks
-from llmkit.config.schema import Config
+from llmkit.config.schema import PLUGIN, Config
 from llmkit.config.settings import Facts, Settings
-from llmkit.config.tree import Node, merge
+from llmkit.config.tree import Node, find, merge
 from llmkit.config.validate import leaves, origins, validate
 from llmkit.config.yaml_reader import read_file
+from llmkit.errors import UserError
 from llmkit.files import may_exist
+from llmkit.registry import import_plugin
 
 MAX_EXTENDS = 8
 """Longest chain of files that extend each other."""
@@ -63,14 +65,29 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
             files.layers.layers[-1].settings.update(flat(node, key))
     if tree is None:
         raise error(files.mistakes, shown)
+    _import_plugins(tree, files.mistakes)
     config, mistakes = validate(tree)
     if config is None or files.mistakes:
         raise error(files.mistakes + mistakes, shown)
+    files.layers.schema = type(config)
     config, found = with_home(config), origins(config, tree)
     notes = dict.fromkeys(
         [*mixed(files.layers), *tied(files.layers), *remarks(Settings(config, found), files.layers)]
     )
     return Loaded(config, found, Path(path), tuple(notes))
+
+
+def _import_plugins(tree: Node, mistakes: list[Mistake]) -> None:
+    """Imports what `plugins` names, before the settings are judged: it may register what they name."""
+    plugins = find(tree, ("plugins",))
+    if plugins is None or not isinstance(plugins.value, list):
+        return  # which `validate` refuses, if it is anything
+    for node in plugins.value:
+        if isinstance(node.value, str) and PLUGIN.fullmatch(node.value):
+            try:
+                import_plugin(node.value)
+            except UserError as fault:
+                mistakes.append(Mistake(node.place, str(fault), "", ("plugins",)))
 
 
 def check_again(loaded: Loaded, facts: Facts) -> list[Mistake]:

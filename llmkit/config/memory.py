@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkit.config.shape import ModelShape
+from llmkit.config.custom_model import AnyModel
 from llmkit.precision import BYTES, Precision
 
 
@@ -22,7 +22,7 @@ class State:
 
 
 def state_bytes(
-    shape: ModelShape,
+    shape: AnyModel,
     precision: Precision,
     optimizer: str,
     *,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llmkit.config.derive import size_of
-from llmkit.config.keys import all_keys, general
 from llmkit.config.layers import Layers
 from llmkit.config.mistakes import display
 from llmkit.config.schema import Config
@@ -55,7 +54,7 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
         given, cause = layers.find(path, layers.all), layers.find(reason, layers.all)
         if given is None or (cause is not None and cause[0] > given[0]):
             continue
-        if display(s.value(path)) != all_keys()[general(path)].default and is_idle(s.config):
+        if display(s.value(path)) != layers.default(path) and is_idle(s.config):
             yield f"{s.describe(path)} has no effect: {s.describe(reason)}"
     yield from vocabulary_remarks(s)
     if s.config.train.max_steps is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +12,7 @@ from llmkit.config.keys import all_keys, general, keys
 from llmkit.config.mistakes import display, printable
 from llmkit.config.renamed import with_new_names
 from llmkit.config.resume_rules import RESUME_POLICIES, Kind, ResumePolicy
+from llmkit.config.schema import Config
 from llmkit.errors import UserError
 
 ABSENT = "absent"
@@ -72,40 +72,48 @@ class Differences:
         raise UserError("\n".join(lines))
 
 
-def rule_of(path: str) -> ResumePolicy | None:
+def rule_of(path: str, schema: type[Config] = Config) -> ResumePolicy | None:
     """The rule of a dotted setting, or of what it is part of; None if none speaks of it.
 
     Places in a list are numbers or, as in the reference of all settings, N.
     """
     path = general(path)
+    key = all_keys(schema).get(path)
+    if key is not None and not key.is_section and path not in RESUME_POLICIES:
+        return ResumePolicy(key.resume or "warned", "a setting of a plugin")  # type: ignore[arg-type]
     found = [name for name in RESUME_POLICIES if f"{path}.".startswith(f"{name}.")]
     return RESUME_POLICIES[max(found, key=len)] if found else None
 
 
 def compare(
-    old: Mapping[str, Any], new: Mapping[str, Any], origins: Mapping[str, str] | None = None
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    origins: Mapping[str, str] | None = None,
+    schema: type[Config] = Config,
 ) -> Differences:
     """The differences between two resolved configs (`config.model_dump(mode="json")`).
 
     A setting that the old config does not know yet counts as having had its default; one that
-    exists no longer is warned about. origins: where the new values are from, by dotted setting.
+    exists no longer is warned about. origins: where the new values are from, by dotted setting. schema: of
+    the new config.
     """
-    before, after, origins = _flat(with_new_names(old)), _flat(new), origins or {}
+    before, after, origins = _flat(with_new_names(old), schema), _flat(new, schema), origins or {}
+    defaults = {key.path: key.default for key in keys(schema)}
     found: dict[str, Difference] = {}
     for path in list(after) + [path for path in before if path not in after]:
         item = _item(path)
         if item and (_has_item(before, item) != _has_item(after, item)):
             # An entry of a list that came or went, such as a source, is one difference.
-            was, now = _show_item(before, item), _show_item(after, item)
+            was, now = _show_item(before, item, defaults), _show_item(after, item, defaults)
             origin = next((o for p, o in origins.items() if p.startswith(f"{item}.") and o != "default"), "")
-            found[item] = Difference(item, was, now, _strictest(item, before | after), origin)
+            found[item] = Difference(item, was, now, _strictest(item, before | after, schema), origin)
             continue
-        if path not in before and _defaults().get(general(path)) == display(after[path]):
+        if path not in before and defaults.get(general(path)) == display(after[path]):
             continue
         if path in before and path in after and _same(path, before[path], after[path]):
             continue
         was, now = (display(side[path]) if path in side else ABSENT for side in (before, after))
-        found[path] = Difference(path, was, now, rule_of(path) or UNKNOWN, origins.get(path, ""))
+        found[path] = Difference(path, was, now, rule_of(path, schema) or UNKNOWN, origins.get(path, ""))
     return Differences(list(found.values()))
 
 
@@ -126,13 +134,13 @@ def _has_item(flat: Mapping[str, Any], item: str) -> bool:
     return any(path.startswith(f"{item}.") for path in flat)
 
 
-def _strictest(item: str, flat: Mapping[str, Any]) -> ResumePolicy:
+def _strictest(item: str, flat: Mapping[str, Any], schema: type[Config]) -> ResumePolicy:
     """The strictest rule of the settings of an entry of a list."""
-    rules = [rule_of(path) or UNKNOWN for path in flat if path.startswith(f"{item}.")]
+    rules = [rule_of(path, schema) or UNKNOWN for path in flat if path.startswith(f"{item}.")]
     return min(rules, key=lambda rule: get_args(Kind).index(rule.kind))
 
 
-def _show_item(flat: Mapping[str, Any], item: str) -> str:
+def _show_item(flat: Mapping[str, Any], item: str, defaults: Mapping[str, str]) -> str:
     """What is set in an entry of a list, but for defaults; "absent" for one that is not there."""
     if not _has_item(flat, item):
         return ABSENT
@@ -142,31 +150,30 @@ def _show_item(flat: Mapping[str, Any], item: str) -> str:
     return ", ".join(
         f"{path.removeprefix(f'{item}.')} {display(value)}"
         for path, value in set_here.items()
-        if _defaults().get(general(path)) != display(value)
+        if defaults.get(general(path)) != display(value)
     )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, Any], schema: type[Config], prefix: str = "") -> dict[str, Any]:
     """Every setting by its dotted path; sections in a list are numbered from 0."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         path = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{path}.")
-        elif isinstance(value, list) and _is_list(path) and all(isinstance(item, Mapping) for item in value):
+            flat |= _flat(value, schema, f"{path}.")
+        elif (
+            isinstance(value, list)
+            and _is_list(path, schema)
+            and all(isinstance(item, Mapping) for item in value)
+        ):
             for index, item in enumerate(value):
-                flat |= _flat(item, f"{path}.{index}.")
+                flat |= _flat(item, schema, f"{path}.{index}.")
         else:
             flat[path] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
-def _is_list(path: str) -> bool:
+def _is_list(path: str, schema: type[Config]) -> bool:
     """Whether a setting is a list of sections; so is one that this version does not know."""
-    key = all_keys().get(general(path))
+    key = all_keys(schema).get(general(path))
     return key is None or key.is_list
-
-
-@cache
-def _defaults() -> dict[str, str]:
-    return {key.path: key.default for key in keys()}

@@ -29,9 +29,10 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "names the run folder, not what is in it", "run", "name dir"),
     **_rules("fixed", "decides the order of the data", "run", "seed"),
     **_rules("free", "changes rounding only", "run", "deterministic"),
+    "plugins": ResumePolicy("warned", "other code takes part"),
     **_rules(
         "fixed", "decides which weights the model has", "model",
-        "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+        "type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
         "intermediate_size mlp norm position_embedding attention_bias mlp_bias qk_norm tie_word_embeddings",
     ),
     **_rules(

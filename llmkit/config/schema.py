@@ -6,6 +6,7 @@ quote it. Names are Hugging Face's where Hugging Face has one.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,10 @@ BPE_VOCAB_SIZE = 4096
 
 BYTES_VOCABULARY = 257
 """Tokens of the tokenizer of type bytes: the bytes, and end-of-text."""
+
+
+PLUGIN = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+"""Name of a module, as in my_package.models."""
 
 
 class Section(BaseModel):
@@ -48,11 +53,18 @@ class Run(Section):
     """Bit-equal results on the same machine (slower: about half the matrix rate in fp32 on a CPU)."""
 
 
-class Model(Section):
-    """Architecture of the GPT."""
+class ModelChoice(Section):
+    """What every type of model has among its settings."""
 
+    type: Literal["gpt"] = "gpt"
+    """Which model: gpt, with the settings below, or one that a plugin registers, with settings of its own."""
     vocab_size: Positive | Literal["auto"] = "auto"
     """Tokens the model knows; auto = as many as the tokenizer has."""
+
+
+class Model(ModelChoice):
+    """Architecture of the GPT."""
+
     hidden_size: Positive = 768
     """Width of the residual stream."""
     num_hidden_layers: Positive = 12
@@ -372,6 +384,8 @@ class Monitor(Section):
 class Config(Section):
     """A whole run."""
 
+    plugins: list[Annotated[str, Field(pattern=PLUGIN.pattern)]] = []
+    """Python modules that are imported first, because they register components that the settings name."""
     run: Run = Run()
     model: Model = Model()
     data: Data

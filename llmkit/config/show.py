@@ -40,12 +40,12 @@ def show(loaded: Loaded, derived: str) -> str:
     return text + "".join(f"# note: {remark}\n" for remark in loaded.remarks)
 
 
-def show_keys(names: Sequence[str] = ()) -> str:
+def show_keys(names: Sequence[str] = (), schema: type[Config] = Config) -> str:
     """The reference as plain text: what each setting takes, its default, its meaning.
 
     names: dotted settings or sections to show; all settings if empty. Raises UserError for others.
     """
-    shown = [key for name in names for key in _keys_of(name)] if names else keys()
+    shown = [key for name in names for key in _keys_of(name, schema)] if names else keys(schema)
     blocks = (
         f"{k.path}\n    {k.allowed}{f' (default: {k.default})' if k.default else ''}\n    {k.doc}\n"
         for k in shown
@@ -53,13 +53,15 @@ def show_keys(names: Sequence[str] = ()) -> str:
     return "\n".join(blocks)
 
 
-def _keys_of(name: str) -> list[Key]:
+def _keys_of(name: str, schema: type[Config]) -> list[Key]:
     """A setting, or a section with all that is in it."""
     path = general(".".join(key_parts(name) or [name])).removesuffix(".N")
-    if path in all_keys():
-        return [key for key in all_keys().values() if f"{key.path}.".startswith(f"{path}.")]
-    right = suggest(path)
-    sections = ", ".join(key.path for key in all_keys().values() if "." not in key.path)
+    if path in all_keys(schema):
+        return [key for key in all_keys(schema).values() if f"{key.path}.".startswith(f"{path}.")]
+    right = suggest(path, schema)
+    sections = ", ".join(
+        key.path for key in all_keys(schema).values() if key.is_section and "." not in key.path
+    )
     remedy = f"did you mean {' or '.join(right)}?" if right else f"the sections are {sections}"
     raise UserError(f"config --keys: {printable(name, 100)} is no setting or section; {remedy}")
 

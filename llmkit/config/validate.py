@@ -13,6 +13,7 @@ from llmkit.config.check import check
 from llmkit.config.explain import FaultKind, explain
 from llmkit.config.keys import all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, SHOWN, Mistake
+from llmkit.config.registered import config_class
 from llmkit.config.renamed import RENAMED
 from llmkit.config.schema import Config, Section
 from llmkit.config.tree import Node, Path, dotted, find, merge, place_of, undotted
@@ -31,13 +32,14 @@ def validate(tree: Node) -> tuple[Config | None, list[Mistake]]:
     wrong: set[str] = set()
     _drop_empty_sections(tree)
     for _ in range(ROUNDS):
+        schema = config_class(tree.plain())
         try:
-            config = Config.model_validate(tree.plain())
+            config = schema.model_validate(tree.plain())
         except ValidationError as fault:
-            for path, kind in _now(_by_key(fault.errors(include_url=False))):
+            for path, kind in _now(_by_key(fault.errors(include_url=False), schema)):
                 brief = len(mistakes) >= SHOWN
-                mistakes += explain(tree, path, kind, brief)
-                wrong.add(_mend(tree, path, kind, brief))
+                mistakes += explain(tree, path, kind, brief, schema)
+                wrong.add(_mend(tree, path, kind, brief, schema))
             continue
         for found in check(config, origins(config, tree)):
             if not any(_touches(key, bad) for key in found.keys for bad in wrong):
@@ -98,13 +100,13 @@ def _drop_empty_sections(tree: Node) -> None:
                 node.value = {}
 
 
-def _by_key(details: list[ErrorDetails]) -> dict[Path, FaultKind]:
+def _by_key(details: list[ErrorDetails], schema: type[Config]) -> dict[Path, FaultKind]:
     """Pydantic's errors by the key they are about: a union's or list's many errors become one."""
     found: dict[Path, FaultKind] = {}
     for detail in details:
         path: Path = ()
         for part in detail["loc"]:
-            key = key_of(dotted(path)) if path else None
+            key = key_of(dotted(path), schema) if path else None
             if key is not None and not (key.is_section and (isinstance(part, str) or key.is_list)):
                 break
             path = (*path, part)
@@ -121,7 +123,7 @@ def _now(faults: dict[Path, FaultKind]) -> list[tuple[Path, FaultKind]]:
     return [item for item in everything if item[1] != "missing"] or everything
 
 
-def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool) -> str:
+def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool, schema: type[Config]) -> str:
     """Takes a mistake out of the tree; returns the dotted key that must not be judged any more.
 
     A misnamed key's value goes to its right name where that is free, to be judged there.
@@ -142,7 +144,7 @@ def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool) -> str:
         return key
     if general(key) in RENAMED:
         return numbered(RENAMED[general(key)][0], key)
-    right = suggest(key)
+    right = suggest(key, schema)
     if len(right) != 1:
         return key
     section, _, name = right[0].rpartition(".")

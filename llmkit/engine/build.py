@@ -13,6 +13,8 @@ from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import Source
 from llmkit.errors import RunFault
+from llmkit.model.base import Model
+from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.parallel.mesh import Mesh
@@ -36,18 +38,13 @@ def build_engine(
     plan.require_complete()
     config, shape, layout, kernels = plan.config, plan.model, plan.layout, plan.kernels
 
-    def build_model() -> GPT:
+    def make_model() -> Model:
         with torch.device(device):
-            tensor = mesh.tensor_parallel(shape.num_key_value_heads, layout.sequence_parallel)
-            model = GPT(
-                shape,
-                kernels.attention,
-                tensor,
-                layout.activation_checkpointing,
-                layout.activation_checkpointing_every,
-                seed=None,
-            )
-        model.check_placements()
+            tensor = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
+            every = layout.activation_checkpointing_every
+            model = build_model(shape, tensor, kernels.attention, layout.activation_checkpointing, every)
+        if isinstance(model, GPT):
+            model.check_placements()
         if kernels.compiled:
             model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else note)
         return model
@@ -55,18 +52,18 @@ def build_engine(
     engine: Engine
     if layout.engine == "native":
         engine = NativeEngine(
-            build_model(), config.optimizer,
+            make_model(), config.optimizer,
             precision=plan.precision, gradient_clipping=config.train.gradient_clipping, mesh=mesh,
         )  # fmt: skip
     else:
         configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda")
-        engine = _zero_engine(build_model, configure, plan, mesh)
+        engine = _zero_engine(make_model, configure, plan, mesh)
     engine.write_pieces(source or InitialWeights(engine.model, config.run.seed), optimizer_steps)
     return engine
 
 
 def _zero_engine(
-    build_model: Callable[[], GPT],
+    make_model: Callable[[], Model],
     configure: Callable[..., dict[str, Any]],
     plan: Plan,
     mesh: Mesh,
@@ -77,9 +74,9 @@ def _zero_engine(
     if plan.layout.zero_stage == 3:
         settings = configure(largest_parameter=0)
         with zero3_init(settings, mesh, plan.precision):
-            model = build_model()
+            model = make_model()
     else:
-        model = build_model()
+        model = make_model()
         settings = configure(largest_parameter=max(p.numel() for p in model.parameters()))
     return ZeroEngine(model, plan.config.optimizer, config=settings, mesh=mesh)
 

@@ -12,6 +12,7 @@ import torch
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.derive import size_of
 from llmkit.config.load import Loaded
+from llmkit.config.registered import components
 from llmkit.config.remarks import length_remarks, vocabulary_remarks
 from llmkit.config.settings import Facts, Settings
 from llmkit.data.prepared import lane_lines
@@ -20,6 +21,7 @@ from llmkit.loop.progress import Progress
 from llmkit.loop.resume import settings_of
 from llmkit.parallel.agreement import software_versions
 from llmkit.parallel.layout import Layout
+from llmkit.registry import source_hashes
 from llmkit.run_folder import RunFolder
 
 
@@ -45,6 +47,7 @@ def manifest(start: Start, basis: Basis) -> dict[str, Any]:
         "command": sys.argv,
         "config": str(start.loaded.path),
         **basis.plan.to_json(),
+        "plugins": source_hashes(start.config.plugins, components(start.config)),
     }
 
 

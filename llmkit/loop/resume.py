@@ -8,17 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from llmkit.checkpoint.format import FOLDER, folder_name
 from llmkit.checkpoint.read import Checkpoint, folders, newest
+from llmkit.config.custom_model import AnyModel, CustomModel, stored_model
 from llmkit.config.derive import resolved_model
 from llmkit.config.load import Loaded
+from llmkit.config.mistakes import listed
 from llmkit.config.resume import Differences, compare
 from llmkit.config.resume_rules import RESUME_POLICIES
-from llmkit.config.schema import Config, Model
-from llmkit.config.shape import ModelShape
+from llmkit.config.schema import Config
 from llmkit.config.stored import read_stored
 from llmkit.errors import UserError
 from llmkit.loop.progress import Progress
+from llmkit.model.build import build_model
+from llmkit.model.initial import InitialWeights
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import JsonLines, Row
 from llmkit.parallel.agreement import on_rank_zero
@@ -113,17 +118,24 @@ def changed_settings(checkpoint: Checkpoint, loaded: Loaded) -> Differences:
     Where a setting of the model is written otherwise but comes to the same, such as the number of heads
     instead of "as many as query heads", nothing has changed.
     """
-    found = compare(checkpoint.config, loaded.config.model_dump(mode="json"), loaded.origins)
-    old = ModelShape.from_dict(checkpoint.model, checkpoint.origin)
-    new = resolved_model(loaded.config, old.vocab_size)
+    config = loaded.config
+    found = compare(checkpoint.config, config.model_dump(mode="json"), loaded.origins, type(config))
+    old = stored_model(checkpoint.model, checkpoint.origin)
+    new = resolved_model(config, old.vocab_size)
+    if type(old) is not type(new):
+        return found
     same = {f"model.{name}" for name, value in old.to_dict().items() if getattr(new, name) == value}
     return Differences([difference for difference in found.all if difference.path not in same])
 
 
-def check_same_model(checkpoint: Checkpoint, shape: ModelShape) -> None:
+def check_same_model(checkpoint: Checkpoint, shape: AnyModel) -> None:
     """Raises UserError where the checkpoint holds the weights of another model."""
-    old = ModelShape.from_dict(checkpoint.model, checkpoint.origin)
-    decisive = [name for name in Model.model_fields if RESUME_POLICIES[f"model.{name}"].kind == "fixed"]
+    old = stored_model(checkpoint.model, checkpoint.origin)
+    if isinstance(old, CustomModel) or isinstance(shape, CustomModel):
+        _check_same_tensors(checkpoint, shape)
+        return
+    rules = {name: RESUME_POLICIES.get(f"model.{name}") for name in old.to_dict()}
+    decisive = [name for name, rule in rules.items() if rule is not None and rule.kind == "fixed"]
     if old.position_embedding == "learned":
         decisive.append("max_position_embeddings")
     changed = [
@@ -135,6 +147,23 @@ def check_same_model(checkpoint: Checkpoint, shape: ModelShape) -> None:
         raise UserError(
             f"{checkpoint.path} holds another model: {', '.join(changed)}; put the settings back, or start a "
             "new run under another run.name"
+        )
+
+
+def _check_same_tensors(checkpoint: Checkpoint, shape: AnyModel) -> None:
+    """The same by the names and shapes of the tensors, which are all that is known of a registered model."""
+    with torch.device("meta"):
+        new = InitialWeights(build_model(shape), 0).shapes
+    old = {name: checkpoint.shape(name, "master") for name in checkpoint.names("master")}
+    changed = [
+        f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint.path} holds another model: {listed(changed, 5)}; put the settings (or the code) "
+            "back, or start a new run under another run.name"
         )
 
 

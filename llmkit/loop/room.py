@@ -8,6 +8,7 @@ from llmkit.checkpoint.read import folders
 from llmkit.config.load import Loaded
 from llmkit.config.memory import parameter_bytes, show_bytes
 from llmkit.config.settings import Settings
+from llmkit.config.shape import ModelShape
 from llmkit.cores import host_memory
 from llmkit.errors import UserError
 from llmkit.plan import Plan
@@ -39,7 +40,8 @@ def _require(loaded: Loaded, plan: Plan, needed: int, there: int | None, who: st
     if there is None or needed <= there:
         return
     settings = Settings(loaded.config, loaded.origins)
-    sizes = ", ".join(settings.describe(f"model.{name}") for name in _SIZES)
+    names = _SIZES if isinstance(plan.model, ModelShape) else ("type",)
+    sizes = ", ".join(settings.describe(f"model.{name}") for name in names)
     each = sum(parameter_bytes(plan.precision, loaded.config.optimizer.name))
     raise UserError(
         f"a model of {plan.model.num_parameters:,} parameters does not fit into memory: weights, gradients "

@@ -12,8 +12,8 @@ import torch
 
 from llmkit.checkpoint.format import folder_name
 from llmkit.checkpoint.write import save
+from llmkit.config.custom_model import AnyModel
 from llmkit.config.schema import Config
-from llmkit.config.shape import ModelShape
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
@@ -35,7 +35,7 @@ class Run:
 
     config: Config
     folder: RunFolder
-    shape: ModelShape
+    shape: AnyModel
     device: torch.device
     precision: str
     data: Prepared

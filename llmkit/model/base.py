@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from llmkit.batch import Batch, LossSum
+from llmkit.config.custom_model import CustomModel
 from llmkit.errors import UserError
 from llmkit.model.cache import KeyValueCache
 from llmkit.model.layers import Layer
+from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import ParameterSlice, Shape, full_slice
+
+ALONE = TensorParallel()
 
 
 class Initial(NamedTuple):
@@ -19,6 +26,23 @@ class Initial(NamedTuple):
 
     mean: float
     std: float
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What a registered model is built for, beside its settings.
+
+    vocab_size: tokens it must know. sequence_length: tokens of a sequence. attention_impl: what
+    `llmkit.layers.attention` takes as its implementation. tensor: the group of ranks that share each layer.
+    activation_checkpointing: "none", "selective" or "full", for every n-th block.
+    """
+
+    vocab_size: int
+    sequence_length: int
+    attention_impl: str = "sdpa"
+    tensor: TensorParallel = ALONE
+    activation_checkpointing: str = "none"
+    activation_checkpointing_every: int = 1
 
 
 class Model(nn.Module):
@@ -34,6 +58,10 @@ class Model(nn.Module):
     """Tokens the model knows; needed only to sample from it."""
     context_length: int
     """Most tokens that it can attend to; needed only to sample from it."""
+    recomputes: ClassVar[bool] = False
+    """Whether it heeds `ModelContext.activation_checkpointing`; others are refused where that is set."""
+    compiled: bool = False
+    """Whether `compile_parts` has compiled anything."""
     has_weights: bool = True
     """Whether the parameters have values; engines set it once they have written them."""
 
@@ -76,6 +104,39 @@ class Model(nn.Module):
         if len(shape) >= 2:
             return Initial(0.0, 0.02)
         return Initial(0.0 if name.endswith("bias") else 1.0, 0.0)
+
+    def flops_per_token(self, length: int) -> int:
+        """FLOPs of forward and backward for a token of a sequence of `length`; 6 x parameters by default."""
+        return 6 * self.num_parameters
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all full tensors."""
+        parts = [part for each in self.parameter_slices().values() for part in each]
+        return sum(math.prod(shape) for shape in {part.name: part.shape for part in parts}.values())
+
+    def compile_parts(self, report: Callable[[str], None]) -> None:
+        """Compiles what is worth it, by `llmkit.kernels.compiler.compile_module`; nothing by default."""
+
+    @classmethod
+    def describe(
+        cls, settings: Any, vocab_size: int, length: int, tensor_parallel_size: int = 1
+    ) -> CustomModel:
+        """What is known of the model of these settings before it is built: it is built without memory."""
+        with torch.device("meta"):
+            tensor = TensorParallel(size=tensor_parallel_size)
+            model: Model = cls(settings, ModelContext(vocab_size, length, tensor=tensor))
+        owned = {p for module in model.modules() if isinstance(module, Layer) for p in module.parameters()}
+        return CustomModel(
+            type=settings.type,
+            vocab_size=vocab_size,
+            max_position_embeddings=length,
+            num_parameters=model.num_parameters,
+            flops_per_token=model.flops_per_token(length),
+            takes_tensor_parallel=owned.issuperset(model.parameters()),
+            recomputes=cls.recomputes,
+            settings=settings.model_dump(mode="json"),
+        )
 
     def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits of what follows the last token: (batch, seq) -> (batch, vocab), fp32. Needed only to sample.

@@ -134,7 +134,10 @@ class GPT(Model):
         vocab_size: tokens of the tokenizer; needed unless model.vocab_size or the tokenizer's type says it.
         Raises ValueError where the settings make no model.
         """
-        return cls(resolved_model(config, vocab_size), seed=config.run.seed)
+        shape = resolved_model(config, vocab_size)
+        if not isinstance(shape, ModelShape):
+            raise ValueError(f"the configuration chooses the model type {shape.type}")
+        return cls(shape, seed=config.run.seed)
 
     def _has_memory(self) -> bool:
         """Whether all parameters are here: not on the meta device, nor cut by ZeRO-3 at their birth."""

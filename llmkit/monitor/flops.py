@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from llmkit.config.custom_model import CustomModel
+
 
 class ModelShape(Protocol):
     """What the FLOP count needs to know of a model."""
@@ -28,14 +30,17 @@ class ModelShape(Protocol):
         """All parameters: vocabulary unpadded, tied embeddings once, learned positions included."""
 
 
-def train_flops_per_token(shape: ModelShape, sequence_length: int, causal: bool = False) -> int:
+def train_flops_per_token(shape: ModelShape | CustomModel, sequence_length: int, causal: bool = False) -> int:
     """FLOPs of forward and backward for one token, without recomputation.
 
     6 N + 12 L d s: N parameters (embeddings included, tied ones once, learned positions left out,
     as they are only added), L layers, d = heads x head_dim, s = sequence length (Chowdhery et al.
     2022, PaLM, appendix B). This convention counts attention as if every position saw the whole
     row; most published figures use it. `causal` counts only what a causal mask leaves: 6 L d s.
+    A registered model counts its own.
     """
+    if isinstance(shape, CustomModel):
+        return shape.flops_per_token
     parameters = shape.num_parameters
     if shape.position_embedding == "learned":
         parameters -= shape.max_position_embeddings * shape.hidden_size

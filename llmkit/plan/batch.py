@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.memory import state_bytes
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
+from llmkit.errors import UserError
 from llmkit.parallel.layout import Layout
 from llmkit.plan.plan import DeviceFacts
 from llmkit.precision import BYTES, Precision
@@ -18,7 +20,7 @@ ALONE = Layout()
 
 
 def choose_micro_batch(
-    config: Config, shape: ModelShape, precision: Precision, device: DeviceFacts, layout: Layout = ALONE
+    config: Config, shape: AnyModel, precision: Precision, device: DeviceFacts, layout: Layout = ALONE
 ) -> int:
     """`train.micro_batch_size`, or for "auto" the largest divisor of a rank's sequences that should fit."""
     requested = config.train.micro_batch_size
@@ -27,6 +29,11 @@ def choose_micro_batch(
     rows, length = rows_per_rank(config, layout.data_parallel_size), config.data.sequence_length
     tokens = CPU_TOKENS
     if device.kind == "cuda":
+        if not isinstance(shape, ModelShape):
+            raise UserError(
+                "train.micro_batch_size is auto, which needs an estimate of the memory of activations, and "
+                f"there is none for the model type {shape.type}: give a number"
+            )
         state = state_bytes(
             shape, precision, config.optimizer.name,
             data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,

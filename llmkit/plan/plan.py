@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.memory import State, state_bytes
 from llmkit.config.schema import Config
-from llmkit.config.shape import ModelShape
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
 from llmkit.precision import Precision
@@ -66,7 +66,7 @@ class Plan:
     """
 
     config: Config
-    model: ModelShape
+    model: AnyModel
     layout: Layout
     precision: Precision
     micro_batch_size: int

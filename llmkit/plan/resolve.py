@@ -74,7 +74,7 @@ def plan_for_shape(shape: ModelShape, settings: Mapping[str, Any], device: Devic
 
     settings: the sections of a configuration, but for `model`. Raises UserError as `resolve_plan` does.
     """
-    model = {name: getattr(shape, name) for name in Model.model_fields}
+    model = {name: getattr(shape, name) for name in Model.model_fields if name != "type"}
     config = Config.model_validate({**settings, "model": model})
     world_size = config.parallel.world_size or 1
     return resolve_plan(Loaded.of(config), Known(world_size, tokenizer_size=shape.vocab_size, device=device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmkit.config.memory import parameter_bytes, show_bytes
+from llmkit.config.shape import ModelShape
 from llmkit.plan.plan import Plan
 from llmkit.plan.resolve import AT_START, TRAINED, WITH_TOKENIZER
 
@@ -34,10 +35,18 @@ def _model(plan: Plan) -> Iterator[Row]:
     vocab_how = "the tokenizer's size" if model.vocab_size == "auto" else given
     if plan.pending.get("vocab_size") == TRAINED:
         vocab_how = TRAINED
+    yield "vocab_size", shape.vocab_size if known else WITH_TOKENIZER, vocab_how
+    if isinstance(shape, ModelShape):
+        yield from _gpt(plan, shape, known)
+    counted = "without padding, tied weights once"
+    yield "parameters", shape.num_parameters if known else WITH_TOKENIZER, counted
+
+
+def _gpt(plan: Plan, shape: ModelShape, known: bool) -> Iterator[Row]:
+    model, given = plan.config.model, "as given"
     inner_how = "4 x hidden_size" if model.mlp == "gelu" else "8/3 x hidden_size, rounded up to 64"
     heads_how = given if model.num_key_value_heads else "as many as query heads"
     padding = f"vocab_size rounded up to {model.vocab_pad_multiple}"
-    yield "vocab_size", shape.vocab_size if known else WITH_TOKENIZER, vocab_how
     yield "padded_vocab_size", shape.padded_vocab_size if known else WITH_TOKENIZER, padding
     yield "num_key_value_heads", shape.num_key_value_heads, heads_how
     head_how = given if model.head_dim else f"{model.hidden_size} / {model.num_attention_heads}"
@@ -45,8 +54,6 @@ def _model(plan: Plan) -> Iterator[Row]:
     yield "intermediate_size", shape.intermediate_size, given if model.intermediate_size else inner_how
     length_how = given if model.max_position_embeddings else "data.sequence_length"
     yield "max_position_embeddings", shape.max_position_embeddings, length_how
-    counted = "without padding, tied weights once"
-    yield "parameters", shape.num_parameters if known else WITH_TOKENIZER, counted
 
 
 def _memory(plan: Plan) -> Iterator[Row]:

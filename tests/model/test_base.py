@@ -16,6 +16,7 @@ from llmkit.errors import UserError
 from llmkit.model.base import Initial, Model
 from llmkit.model.initial import InitialWeights, normal_, stream_key
 from llmkit.parallel.slices import full_box, full_slice
+from llmkit.precision import PRECISIONS
 
 VOCABULARY, WIDTH = 13, 6
 TOKENS = torch.randint(VOCABULARY, (3, 5), generator=torch.Generator().manual_seed(1))
@@ -45,7 +46,7 @@ class Bigram(Model):
 
 
 def start(model: Model) -> NativeEngine:
-    engine = NativeEngine(model, Optimizer(eps=1e-5), precision="fp32", gradient_clipping=0.0)
+    engine = NativeEngine(model, Optimizer(eps=1e-5), precision=PRECISIONS["fp32"], gradient_clipping=0.0)
     engine.write_pieces(InitialWeights(model, 3), 0)
     return engine
 
@@ -109,7 +110,7 @@ def test_an_extra_with_a_gradient_is_minimised_and_all_extras_are_summed():
     loss = model(BATCH)
     (loss.objective / TARGETS).backward()
     wanted = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
-    expected = {name: float(value) for name, value in loss.extras.items()}
+    expected = {name: value.item() for name, value in loss.extras.items()}
     result, without = balanced.train_step(halves, TARGETS, 0.01), plain.train_step(halves, TARGETS, 0.01)
     assert float(result.grad_norm) == pytest.approx(wanted, rel=1e-5) != float(without.grad_norm)
     assert float(result.loss_sum) == pytest.approx(float(without.loss_sum), rel=1e-6)  # extras are no loss

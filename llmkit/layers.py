@@ -1,0 +1,27 @@
+"""Layers that tensor parallelism can share out, for models of one's own.
+
+Each takes `tensor`, the group of ranks that share it (`ModelContext.tensor`), and works on one rank alike. A
+model all of whose parameters lie in them trains under any `parallel.tensor_parallel_size` that divides its
+sizes. Between a column layer, whose outputs are sharded, and the row layer that follows it, work on each
+output alone: activations, gates, heads.
+"""
+
+from llmkit.kernels.attention import attention as attention
+from llmkit.model.layers import FusedColumnLinear as FusedColumnLinear
+from llmkit.model.layers import Layer as Layer
+from llmkit.model.layers import RowLinear as RowLinear
+from llmkit.model.norm import LayerNorm as LayerNorm
+from llmkit.model.norm import RMSNorm as RMSNorm
+from llmkit.model.vocabulary import Embedding as Embedding
+from llmkit.model.vocabulary import Head as Head
+
+__all__ = [
+    "Embedding",
+    "FusedColumnLinear",
+    "Head",
+    "Layer",
+    "LayerNorm",
+    "RMSNorm",
+    "RowLinear",
+    "attention",
+]

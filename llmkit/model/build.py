@@ -1,0 +1,51 @@
+"""The model of a description: ours, or a registered one."""
+
+from __future__ import annotations
+
+from llmkit.config.custom_model import AnyModel
+from llmkit.config.shape import ModelShape
+from llmkit.errors import UserError
+from llmkit.model.base import Model, ModelContext
+from llmkit.model.gpt import GPT
+from llmkit.parallel.mesh import Mesh, TensorParallel
+
+
+def build_model(
+    spec: AnyModel,
+    tensor: TensorParallel | None = None,
+    attention_impl: str = "sdpa",
+    activation_checkpointing: str = "none",
+    activation_checkpointing_every: int = 1,
+) -> Model:
+    """The model on the current device, with unset weights; the arguments are those of `ModelContext`.
+
+    Raises UserError where a registered class makes something that is no model, or has persistent buffers.
+    """
+    tensor = tensor or TensorParallel()
+    how = (attention_impl, tensor, activation_checkpointing, activation_checkpointing_every)
+    if isinstance(spec, ModelShape):
+        return GPT(spec, *how, seed=None)
+    context = ModelContext(spec.vocab_size, spec.max_position_embeddings, *how)
+    return checked_model(spec.component.make(spec.section(), context), context)
+
+
+def checked_model(model: object, context: ModelContext) -> Model:
+    """A registered model as llmkit can use it. Raises UserError, which names the class, for any other."""
+    name = type(model).__name__
+    if not isinstance(model, Model):
+        raise UserError(f"{name} is no llmkit.Model; make it a subclass")
+    persistent = set(dict(model.named_buffers())) & set(model.state_dict())
+    if persistent:
+        raise UserError(
+            f"{name} has persistent buffers, which no checkpoint keeps ({', '.join(sorted(persistent))}): "
+            "make them parameters, or register what the constructor makes again with persistent=False"
+        )
+    model.__dict__.setdefault("vocab_size", context.vocab_size)
+    model.__dict__.setdefault("context_length", context.sequence_length)
+    return model
+
+
+def tensor_parallel_of(spec: AnyModel, mesh: Mesh, sequence_parallel: bool) -> TensorParallel:
+    """The tensor-parallel group as a model sees it; only ours shares key and value heads between ranks."""
+    heads = spec.num_key_value_heads if isinstance(spec, ModelShape) else mesh["tensor"].size
+    return mesh.tensor_parallel(heads, sequence_parallel)
