@@ -18,7 +18,7 @@ from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.reduce import GradientBuckets
-from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
+from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
 from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, moments
 from llmkit.parallel.agreement import fail_together
@@ -152,8 +152,11 @@ class NativeEngine:
                     "step": torch.tensor(float(optimizer_steps), device=master.device),
                     **{kind: torch.zeros_like(master) for kind in moments(optimizer)},
                 }
+        copies = self.mesh["data", "context"]
         with fail_together(self.mesh):
-            load_shards(self._slots(), self.parts, source)
+            if copies.rank == 0:
+                load_shards(self._slots(), self.parts, source)
+        broadcast_shards(self._slots(), copies)
         self.model.has_weights = True
         if self.masters is not self.weights:
             with torch.no_grad():

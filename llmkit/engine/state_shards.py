@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from llmkit.checkpoint.pieces import Piece
+from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import Box, ParameterSlice, Range
 
 
@@ -63,6 +65,16 @@ def load_shards(
             shared = part.overlap(slot.start, slot.start + slot.data.numel())
             if shared and slot.kind in kinds:
                 _view(slot, part, shared).copy_(source.read(part.name, slot.kind, part.box, shared))
+
+
+def broadcast_shards(slots: Iterable[StateShard], axis: Axis) -> None:
+    """Gives all ranks along the axis the slots of its first rank, where they hold the same. Collective.
+
+    After that rank alone has loaded them: otherwise every rank would read the same files.
+    """
+    if axis.size > 1:
+        for slot in slots:
+            dist.broadcast(slot.data, group=axis.group, group_src=0)
 
 
 def _view(slot: StateShard, part: ParameterSlice, shared: Range) -> Tensor:

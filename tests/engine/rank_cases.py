@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmkit.batch import IGNORE, Batch, LossSum
 from llmkit.config.schema import Config
@@ -43,6 +44,11 @@ class Weights(RandomWeights):
             for name, parts in model.parameter_slices().items()
             for part in parts
         }
+        self.reads = 0
+
+    def read(self, *arguments: Any, **options: Any) -> Tensor:
+        self.reads += 1
+        return super().read(*arguments, **options)
 
 
 def step_batches(shape: ModelShape, step: int, mesh: Mesh, accumulation: int) -> tuple[list[Batch], int]:
@@ -110,7 +116,10 @@ def make(
         },
     }  # fmt: skip
     engine = build_engine(plan_for_shape(shape, settings, DeviceFacts()), mesh, device=device)
-    engine.write_pieces(Weights(random_model(shape)), 0)
+    source = Weights(random_model(shape))
+    engine.write_pieces(source, 0)
+    if isinstance(engine, NativeEngine) and stage == 0:
+        assert (source.reads > 0) == (mesh["data"].rank == 0), "one rank reads what all of them hold"
     return engine, shape
 
 
