@@ -1,0 +1,61 @@
+"""The rooms of the package, from the ground up: a room imports only what stands below it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "llmkit"
+LAYERS = (
+    {"errors", "precision", "cores"},
+    {"files", "registry", "stopping", "batch"},
+    {"config"},
+    {"parallel", "data", "run_folder"},
+    {"kernels", "checkpoint", "optim", "monitor", "plan", "prompts"},
+    {"model", "device"},
+    {"engine", "layers", "generate", "evaluation_data", "doctor"},
+    {"inference", "parity"},
+    {"loop"},
+    {"train"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+"""A module or folder of llmkit each; those of one layer do not know each other."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of llmkit that a module imports when it runs, in functions too."""
+    tree = ast.parse(path.read_text())
+    only_types = {
+        id(below)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for below in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in only_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("llmkit."):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("llmkit."))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {room_of(path) for path in PACKAGE.rglob("*.py")} == set().union(*LAYERS)
+
+
+def test_rooms_import_only_what_stands_below_them() -> None:
+    height = {room: number for number, layer in enumerate(LAYERS) for room in layer}
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {module}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for module in imports(path)
+        if (room := module.split(".")[1]) != room_of(path) and height[room] >= height[room_of(path)]
+    ]
+    assert wrong == []
