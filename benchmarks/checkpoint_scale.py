@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from llmkit.checkpoint import commit, index, read
+from llmkit.checkpoint import commit, index, index_file, read
 from llmkit.checkpoint.files import StoredFile
 from llmkit.checkpoint.format import BLOCK, INDEX
 from llmkit.checkpoint.pieces import ContiguousBox
@@ -66,8 +66,10 @@ def main(ranks: int = 512, tensors: int = 300) -> None:
     with tempfile.TemporaryDirectory() as root:
         writer = Writer(Path(root) / "step-00000001")
         writer.folder.mkdir()
-        parts = [part(rank, ranks, tensors, writer.folder).encode() for rank in range(1, ranks)]
-        first = timed("each rank: its index", lambda: part(0, ranks, tensors, writer.folder).encode())
+        parts = [index_file.encode(part(rank, ranks, tensors, writer.folder)) for rank in range(1, ranks)]
+        first = timed(
+            "each rank: its index", lambda: index_file.encode(part(0, ranks, tensors, writer.folder))
+        )
         print(f"gathered on rank 0: {sum(map(len, parts)) / 1e6:.1f} MB")
         snapshot = stage(1, [], state={}, model={}, config={}, extra_files={}, copy=False)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -78,7 +80,7 @@ def main(ranks: int = 512, tensors: int = 300) -> None:
         print(f"rank 0: memory above what was there before    {(after - before) / 1024:7.1f} MB")
         writer.folder.rename(writer.final)
         checkpoint = timed("each rank: load", lambda: read.load(writer.final))
-        found = index.decode((checkpoint.path / INDEX).read_bytes())
+        found = index_file.decode((checkpoint.path / INDEX).read_bytes())
         elements = SHAPE[0] * SHAPE[1]
         box = ((0, SHAPE[0]), (0, SHAPE[1]))
 

@@ -21,8 +21,9 @@ import torch
 
 from llmkit import __version__
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint import index, read
+from llmkit.checkpoint import index_file, read
 from llmkit.checkpoint.completeness import check_complete
+from llmkit.checkpoint.index import merge
 from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
@@ -53,7 +54,7 @@ def commit(
 
     try:
         with fail_together(mesh):
-            mine = writer.index().encode()
+            mine = index_file.encode(writer.index())
         parts = mesh.gather_bytes(mine)
         on_rank_zero(mesh, publish)
     except BaseException:
@@ -70,7 +71,7 @@ def finish(writer: Writer, parts: list[bytes], snapshot: Snapshot) -> None:
 
     Raises ValueError unless the ranks' pieces are each tensor, every element once.
     """
-    merged = index.merge([index.decode(part) for part in parts])
+    merged = merge([index_file.decode(part) for part in parts])
     check_complete(merged)
     files = [writer.write_bytes(name, content).entry() for name, content in snapshot.extra_files.items()]
     tokenizer = snapshot.extra_files.get(fmt.TOKENIZER)
@@ -85,7 +86,7 @@ def finish(writer: Writer, parts: list[bytes], snapshot: Snapshot) -> None:
         config=snapshot.config,
         state=snapshot.state,
         files=files,
-        index=writer.write_bytes(fmt.INDEX, merged.encode()).entry(),
+        index=writer.write_bytes(fmt.INDEX, index_file.encode(merged)).entry(),
     )
     writer.write_bytes(fmt.MANIFEST, manifest.encode())
     sync_folder(writer.folder)

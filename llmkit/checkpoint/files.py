@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
-import operator
 import os
 import stat
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +16,10 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmkit.checkpoint.format import BLOCK, DTYPES, Damaged, FileEntry
+from llmkit.checkpoint.format import BLOCK, Damaged, FileEntry
 from llmkit.errors import RunFault
 from llmkit.files import cannot_read
-from llmkit.parallel.slices import Shape
 
-MAX_HEADER = 10**8
 OPEN_FILES = 128
 """Files of a checkpoint that are open at once: it may have more than a process may open (`ulimit -n`)."""
 _OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -200,49 +196,3 @@ def _check_size(path: Path, found: int, expected: int) -> None:
 def tensor_bytes(flat: Tensor) -> memoryview:
     """The memory of a tensor (n,) on the CPU, which is its safetensors form on little-endian machines."""
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer
-
-
-class TensorPlace(NamedTuple):
-    """A tensor in a safetensors file: bytes [start, stop) of its data, or of the file once read."""
-
-    dtype: str
-    shape: Shape
-    start: int
-    stop: int
-
-
-def encode_header(tensors: Mapping[str, TensorPlace]) -> bytes:
-    """What comes before the data of a safetensors file; places count from the start of the data.
-
-    Format: https://huggingface.co/docs/safetensors#format
-    """
-    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
-    for key, (dtype, shape, start, stop) in tensors.items():
-        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def decode_header(size: int, read: Callable[[int, int], bytes]) -> dict[str, TensorPlace]:
-    """The tensors of a safetensors file; places count from the start of the file.
-
-    size: of the file in bytes. read(lo, hi): checked bytes of the file. Raises ValueError.
-    """
-    try:
-        length = int.from_bytes(read(0, min(8, size)), "little")
-        data = 8 + length
-        if data > size or length > MAX_HEADER:
-            raise ValueError(f"a header of {length} bytes in a file of {size}")
-        places = {}
-        for key, entry in json.loads(read(8, data)).items():
-            if key == "__metadata__":
-                continue
-            start, stop = (data + operator.index(offset) for offset in entry["data_offsets"])
-            itemsize = DTYPES[entry["dtype"]].itemsize
-            if not data <= start <= stop <= size or start % itemsize or (stop - start) % itemsize:
-                raise ValueError(f"{key} does not lie inside the file")
-            places[key] = TensorPlace(entry["dtype"], tuple(entry["shape"]), start, stop)
-        return places
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"not a safetensors file as llmkit writes it: {error!r}") from error

@@ -1,38 +1,32 @@
 """The index of a checkpoint: which piece of which tensor lies in which file.
 
 Hundreds of ranks give hundreds of pieces each, so the index is a few integer arrays, which are merged,
-checked and searched as a whole. It is stored as a safetensors file (`format.INDEX`):
+checked and searched as a whole:
 
-    tensors    (bytes,) JSON: kind, name, shape and dtype of each tensor
-    files      (bytes,) JSON: name and size of each file with pieces
-    checksums  (blocks,) xxh64 of every block of these files, one file after the other
-    boxes      (boxes, 1 + 2 * dimensions): tensor; first and end index in each dimension, 0 beyond its own
-    pieces     (pieces, 4): box, file, first and end element of the box; ordered by box and first element
+    boxes   (boxes, 1 + 2 * dimensions): tensor; first and end index in each dimension, 0 beyond its own
+    pieces  (pieces, 4): box, file, first and end element of the box; ordered by box and first element
 
-Tensors, files and boxes are referred to by their number.
+Tensors, files and boxes are referred to by their number. `index_file.py` stores it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from math import prod
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
 
-from llmkit.checkpoint.files import StoredFile, TensorPlace, decode_header, encode_header
-from llmkit.checkpoint.format import BLOCK, Count, DtypeName, FileName, Kind, TensorName, first_error
+from llmkit.checkpoint.files import StoredFile
 from llmkit.checkpoint.pieces import ContiguousBox, intersect
 from llmkit.parallel.slices import Box, Range, Shape, box_shape
 
 Array = NDArray[np.int64]
 BOX, FILE, LO, HI = range(4)
 """Columns of `Index.pieces`."""
-MAX_ELEMENTS = 2**53
 
 
 class TensorEntry(NamedTuple):
@@ -64,7 +58,7 @@ class PieceEntry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """See the top of this file. Made by `build_index`, `merge` or `decode`."""
+    """See the top of this file. Made by `build_index`, `merge` or `index_file.decode`."""
 
     tensors: tuple[TensorEntry, ...]
     files: tuple[StoredFile, ...]
@@ -125,23 +119,6 @@ class Index:
             found += [self.entry(rows.start + int(row)) for row in np.flatnonzero(near)]
         return found
 
-    def encode(self) -> bytes:
-        """The content of the file."""
-        checksums = np.concatenate([np.zeros(0, np.uint64), *(file.checksums for file in self.files)])
-        arrays: dict[str, NDArray[Any]] = {
-            "boxes": self.boxes,
-            "pieces": self.pieces,
-            "checksums": checksums.view(np.int64),
-            "files": _text(_FILES.dump_json([(file.name, file.size) for file in self.files])),
-            "tensors": _text(_TENSORS.dump_json(list(self.tensors))),
-        }
-        places: dict[str, TensorPlace] = {}
-        offset = 0
-        for key, array in arrays.items():
-            dtype = "I64" if array.dtype == np.int64 else "U8"
-            places[key] = TensorPlace(dtype, array.shape, offset, offset := offset + array.nbytes)
-        return b"".join([encode_header(places), *(array.tobytes() for array in arrays.values())])
-
     @cached_property
     def _by_file(self) -> tuple[Array, Array]:
         """The pieces ordered by file; the first of each file in this order."""
@@ -196,22 +173,6 @@ def merge(parts: Sequence[Index]) -> Index:
     )
 
 
-def decode(raw: bytes) -> Index:
-    """The index that `encode` wrote; ValueError (one line) for any other bytes."""
-    places = decode_header(len(raw), lambda lo, hi: raw[lo:hi])
-    if sorted(places) != ["boxes", "checksums", "files", "pieces", "tensors"]:
-        raise ValueError(f"it holds {', '.join(sorted(places)) or 'nothing'}")
-    text = {key: raw[places[key].start : places[key].stop] for key in ("files", "tensors")}
-    tensors = _tensors(text["tensors"])
-    columns = {"boxes": 1 + 2 * max((len(tensor.shape) for tensor in tensors), default=0), "pieces": 4}
-    boxes, pieces = (_integers(raw, places[key]).reshape(-1, width) for key, width in columns.items())
-    checksums = _integers(raw, places["checksums"]).view(np.uint64)
-    index = Index(tensors, _files(text["files"], checksums), boxes, pieces)
-    _check_boxes(index)
-    _check_pieces(index)
-    return index
-
-
 def _ordered(
     tensors: tuple[TensorEntry, ...], files: tuple[StoredFile, ...], boxes: Array, pieces: Array
 ) -> Index:
@@ -222,7 +183,7 @@ def _ordered(
             if (kind, name) in seen:
                 raise ValueError(f"pieces of {kind} {name} differ in shape or dtype")
             seen.add((kind, name))
-    order = np.lexsort(boxes.T[::-1])
+    order = np.lexsort(boxes.T[::-1])  # by the first column first
     ordered = boxes[order]
     new = np.ones(len(boxes), bool)
     new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -234,81 +195,9 @@ def _ordered(
     return Index(tensors, files, ordered[new], pieces)
 
 
-def _check_boxes(index: Index) -> None:
-    """Raise ValueError unless every box is a part of its tensor, and they are in order."""
-    boxes = index.boxes
-    number = boxes[:, 0]
-    if len(boxes) and (number.min() < 0 or number.max() >= len(index.tensors) or (np.diff(number) < 0).any()):
-        raise ValueError("boxes: of no tensor, or not in the order of the tensors")
-    width = (boxes.shape[1] - 1) // 2
-    shapes = np.array([(*t.shape, *[0] * (width - len(t.shape))) for t in index.tensors], np.int64)
-    limits = shapes.reshape(len(index.tensors), width)[number]
-    lo, hi = boxes[:, 1::2], boxes[:, 2::2]
-    if not ((lo >= 0) & (lo <= hi) & (hi <= limits)).all():
-        raise ValueError("boxes: one does not lie inside its tensor")
-
-
-def _check_pieces(index: Index) -> None:
-    """Raise ValueError unless every piece is some elements of a box, in a file, and they are in order."""
-    box, file, lo, hi = index.pieces.T
-    for what, values, count in (("box", box, len(index.boxes)), ("file", file, len(index.files))):
-        if len(values) and (values.min() < 0 or values.max() >= count):
-            raise ValueError(f"pieces: one is of a {what} that is not there")
-    if not ((lo >= 0) & (lo < hi) & (hi <= index.box_sizes[box])).all():
-        raise ValueError("pieces: one does not lie inside its box")
-    if (np.diff(box) < 0).any():
-        raise ValueError("pieces: not in the order of the boxes")
-
-
 def _flat_index(box: Box, place: Sequence[int]) -> int:
     """The number of an element of the box, counted row by row, by its indices in the tensor."""
     flat = 0
     for (lo, _), size, index in zip(box, box_shape(box), place, strict=True):
         flat = flat * size + index - lo
     return flat
-
-
-def _integers(raw: bytes, place: TensorPlace) -> Array:
-    if place.dtype != "I64":
-        raise ValueError(f"integers of type {place.dtype}")
-    return np.frombuffer(raw, "<i8", (place.stop - place.start) // 8, place.start)
-
-
-def _text(raw: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(raw, np.uint8)
-
-
-@lru_cache(maxsize=4)
-def _tensors(raw: bytes) -> tuple[TensorEntry, ...]:
-    """The tensors of an index; many ranks give the same text."""
-    tensors = tuple(TensorEntry(*entry) for entry in _parsed(_TENSORS, raw))
-    if len({(tensor.kind, tensor.name) for tensor in tensors}) < len(tensors):
-        raise ValueError("tensors: one is listed twice")
-    if any(prod(tensor.shape) > MAX_ELEMENTS for tensor in tensors):
-        raise ValueError(f"tensors: one has more than {MAX_ELEMENTS} elements")
-    return tensors
-
-
-def _files(raw: bytes, checksums: NDArray[np.uint64]) -> tuple[StoredFile, ...]:
-    """The files of an index, each with its checksums."""
-    files: list[StoredFile] = []
-    first = 0
-    for name, size in _parsed(_FILES, raw):
-        files.append(StoredFile(name, size, checksums[first : (first := first - (-size // BLOCK))]))
-    if first != len(checksums):
-        raise ValueError(f"files: {first} blocks, but {len(checksums)} checksums")
-    return tuple(files)
-
-
-_Parsed = TypeVar("_Parsed")
-
-
-def _parsed(adapter: TypeAdapter[_Parsed], raw: bytes) -> _Parsed:
-    try:
-        return adapter.validate_json(raw, strict=True)
-    except ValidationError as error:
-        raise ValueError(first_error(error)) from None
-
-
-_TENSORS: TypeAdapter[list[Any]] = TypeAdapter(list[tuple[Kind, TensorName, tuple[Count, ...], DtypeName]])
-_FILES: TypeAdapter[list[Any]] = TypeAdapter(list[tuple[FileName, Annotated[int, Field(ge=0, le=2**53)]]])

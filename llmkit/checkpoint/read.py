@@ -14,9 +14,10 @@ from torch import Tensor
 
 from llmkit import __version__
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint import index
+from llmkit.checkpoint import index_file
 from llmkit.checkpoint.files import OPEN_FILES, BlockFile, OpenFiles, StoredFile, open_file
 from llmkit.checkpoint.format_v1 import ManifestV1
+from llmkit.checkpoint.index import Index
 from llmkit.checkpoint.pieces import check_piece
 from llmkit.checkpoint.regions import RegionReader
 from llmkit.errors import UserError
@@ -163,7 +164,7 @@ def load(folder: Path) -> Checkpoint:
             raise Damaged(f"{path}: {error}") from error
     file = BlockFile(folder / fmt.INDEX, StoredFile.of(manifest.index), opened)
     try:
-        return Checkpoint(folder, manifest, index.decode(file.content()), opened)
+        return Checkpoint(folder, manifest, index_file.decode(file.content()), opened)
     except ValueError as error:
         raise Damaged(f"{file.path}: {error}") from error
 
@@ -199,18 +200,18 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, manifest: fmt.Manifest | ManifestV1, contents: index.Index, opened: OpenFiles
+        self, path: Path, manifest: fmt.Manifest | ManifestV1, index: Index, opened: OpenFiles
     ) -> None:
         self.path = path
         self.manifest = manifest
-        self._index = contents
+        self._index = index
         listed = [StoredFile.of(entry) for entry in manifest.files]
         if isinstance(manifest, fmt.Manifest):
-            listed += [StoredFile.of(manifest.index), *contents.files]
+            listed += [StoredFile.of(manifest.index), *index.files]
         self._files = {file.name: BlockFile(path / file.name, file, opened) for file in listed}
         if len(self._files) < len(listed) or fmt.MANIFEST in self._files:
             raise ValueError("it lists a file twice, or the manifest")
-        self._regions = RegionReader(path, contents, self._files)
+        self._regions = RegionReader(path, index, self._files)
         if len(self._files) <= OPEN_FILES:
             for file in self._files.values():
                 file.open()
@@ -301,10 +302,10 @@ class Checkpoint:
             try:
                 if number % of == share:
                     file.check_size()
-                for index in range(max(first - before, 0), min(end - before, file.blocks)):
-                    file.fill(index, buffer)
+                for block in range(max(first - before, 0), min(end - before, file.blocks)):
+                    file.fill(block, buffer)
                 if first <= before < end and name in with_pieces:
-                    self._regions.check_places(with_pieces[name])
+                    self._regions.check_spans(with_pieces[name])
             except Damaged as error:
                 yield str(error)
             before += file.blocks

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint.files import BlockFile, TensorPlace, decode_header
+from llmkit.checkpoint.files import BlockFile
 from llmkit.checkpoint.index import Index, PieceEntry
 from llmkit.checkpoint.pieces import ContiguousBox, intersect, runs, subtract
+from llmkit.checkpoint.safetensors_header import TensorSpan, decode_header
 from llmkit.parallel.slices import Box, Range
 
 _CACHED_BLOCKS = 8
@@ -30,7 +31,7 @@ class RegionReader:
         self._index = index
         self._files = [files[stored.name] for stored in index.files]
         self._blocks: dict[tuple[int, int], Tensor] = {}
-        self._places: dict[int, dict[str, TensorPlace]] = {}
+        self._headers: dict[int, dict[str, TensorSpan]] = {}
 
     def read(self, tensor: int, box: Box, within: Range) -> Tensor:
         """(elements,) on the CPU, of the type stored: elements `within` of a box of a tensor.
@@ -46,10 +47,10 @@ class RegionReader:
             self._copy(piece, targets, out, lo)
         return out
 
-    def check_places(self, file: int) -> None:
+    def check_spans(self, file: int) -> None:
         """Raise Damaged unless the file holds the pieces that the index says are in it."""
         for piece in self._index.in_file(file):
-            self._place(piece)
+            self._span(piece)
 
     def _require(self, tensor: int, holding: Sequence[PieceEntry], targets: Sequence[ContiguousBox]) -> None:
         """Raise Damaged unless the pieces hold all of the targets."""
@@ -63,16 +64,16 @@ class RegionReader:
             raise fmt.Damaged(f"{self._folder}: no piece holds [{place}] of {kind} {name}")
 
     def _copy(self, piece: PieceEntry, targets: Sequence[ContiguousBox], out: Tensor, first: int) -> None:
-        """Copy what a piece holds of the targets to its place in `out`, block by block.
+        """Copy what a piece holds of the targets to where it belongs in `out`, block by block.
 
         out: (n,) elements of the box asked for, of which `out[0]` is number `first`.
         """
         itemsize, lo = out.itemsize, piece.range[0]
-        place = self._place(piece)
-        for index in range(place.start // fmt.BLOCK, -(-place.stop // fmt.BLOCK)):
-            begin = max(place.start, index * fmt.BLOCK)
-            end = min(place.stop, (index + 1) * fmt.BLOCK)
-            start = lo + (begin - place.start) // itemsize
+        span = self._span(piece)
+        for index in range(span.start // fmt.BLOCK, -(-span.stop // fmt.BLOCK)):
+            begin = max(span.start, index * fmt.BLOCK)
+            end = min(span.stop, (index + 1) * fmt.BLOCK)
+            start = lo + (begin - span.start) // itemsize
             sources = list(runs(piece.box, (start, start + (end - begin) // itemsize)))
             pairs = [
                 (source, target, both)
@@ -103,17 +104,17 @@ class RegionReader:
         found = b"".join(self._block(file, index).numpy().tobytes() for index in indices)
         return found[start : start + hi - lo]
 
-    def _place(self, piece: PieceEntry) -> TensorPlace:
-        """Where in its file a piece's bytes are. Raises Damaged if it is not there."""
+    def _span(self, piece: PieceEntry) -> TensorSpan:
+        """Where in its file a piece lies. Raises Damaged if it is not there."""
         file = self._files[piece.file]
-        if piece.file not in self._places:
+        if piece.file not in self._headers:
             try:
                 header = decode_header(file.size, lambda lo, hi: self._bytes(piece.file, lo, hi))
             except ValueError as error:
                 raise fmt.Damaged(f"{file.path}: {error}") from error
-            self._places[piece.file] = header
-        place = self._places[piece.file].get(piece.key)
+            self._headers[piece.file] = header
+        span = self._headers[piece.file].get(piece.key)
         size = (piece.range[1] - piece.range[0]) * fmt.DTYPES[piece.tensor.dtype].itemsize
-        if place is None or place.dtype != piece.tensor.dtype or place.stop - place.start != size:
+        if span is None or span.dtype != piece.tensor.dtype or span.stop - span.start != size:
             raise fmt.Damaged(f"{file.path}: {piece.key} is not the tensor that the index lists")
-        return place
+        return span

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint.files import StoredFile, TensorPlace, encode_header, tensor_bytes, write_file
+from llmkit.checkpoint.files import StoredFile, tensor_bytes, write_file
 from llmkit.checkpoint.index import Index, PieceEntry, TensorEntry, build_index
 from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.safetensors_header import TensorSpan, encode_header
 from llmkit.errors import RunFault
 from llmkit.parallel.slices import box_shape, box_size
 
@@ -94,21 +95,21 @@ class Writer:
         """One safetensors file; its name tells the rank that wrote it and its number."""
         number = len(self._files)
         pieces = sorted(pieces, key=lambda piece: -piece.data.itemsize)  # keeps each aligned, without holes
-        places: dict[str, TensorPlace] = {}
+        spans: dict[str, TensorSpan] = {}
         offset = 0
         for piece in pieces:
             entry = _entry(piece, number)
-            if entry.key in places:
+            if entry.key in spans:
                 raise ValueError(f"{entry.key} is given twice")
             shape = (
                 box_shape(piece.box) if piece.data.numel() == box_size(piece.box) else (piece.data.numel(),)
             )
             stop = offset + piece.data.nbytes
-            places[entry.key] = TensorPlace(entry.tensor.dtype, shape, offset, stop)
+            spans[entry.key] = TensorSpan(entry.tensor.dtype, shape, offset, stop)
             self._entries.append(entry)
             offset = stop
         name = f"pieces-{self.rank:05d}-{number:05d}.safetensors"
-        self._files.append(self._write(name, _safetensors(encode_header(places), pieces)))
+        self._files.append(self._write(name, _safetensors(encode_header(spans), pieces)))
 
     def _write(self, name: str, chunks: Iterable[memoryview]) -> StoredFile:
         stored = write_file(self.folder / name, chunks)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from llmkit.checkpoint import index
+from llmkit.checkpoint import index_file
 from llmkit.checkpoint.files import StoredFile
 
 Content = dict[str, Any]
@@ -45,9 +45,9 @@ def forge_file(folder: Path, name: str, raw: bytes) -> None:
     stored = StoredFile(name, len(raw), np.array(checksums, np.uint64))
     content = unseal(folder)
     if name.startswith("pieces-"):
-        listed = index.decode((folder / "index.safetensors").read_bytes())
+        listed = index_file.decode((folder / "index.safetensors").read_bytes())
         files = tuple(stored if file.name == name else file for file in listed.files)
-        forge_file(folder, "index.safetensors", replace(listed, files=files).encode())
+        forge_file(folder, "index.safetensors", index_file.encode(replace(listed, files=files)))
         return
     entry = stored.entry().model_dump()
     if name == "index.safetensors":
@@ -60,7 +60,7 @@ def to_version_1(folder: Path) -> None:
     """Replaces the index by entries of the manifest."""
     content = unseal(folder)
     path = folder / content.pop("index")["name"]
-    listed = index.decode(path.read_bytes())
+    listed = index_file.decode(path.read_bytes())
     path.unlink()
     content["version"] = 1
     content["files"] = [file.entry().model_dump() for file in listed.files] + content["files"]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import xxhash
 
-from llmkit.checkpoint import read, writer
+from llmkit.checkpoint import read
 from llmkit.checkpoint.format import canonical
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import UserError
 
 
 def newest(root: Path) -> tuple[int | None, list[str]]:
@@ -71,83 +66,6 @@ def test_files_in_a_checkpoint_may_not_be_links(tmp_path: Path, save_step: Any) 
     step, said = newest(tmp_path)
     assert step is None
     assert "it is a symbolic link" in said[0]
-
-
-@pytest.fixture
-def few_files() -> Iterator[None]:
-    """A process that may open 200 files, as others may 1,024."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_more_files_than_a_process_may_open(
-    tmp_path: Path, save_step: Any, pieces: Any, few_files: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "FILE_BYTES", 1)
-    many = {f"tensor{number}": torch.full((2,), float(number)) for number in range(350)}
-    for step in (1, 2):
-        folder = save_step(step, pieces=pieces(many), keep_last=1)
-    assert len(list(folder.iterdir())) > 1000
-    assert newest(tmp_path) == (2, [])
-    checkpoint = read.load(folder)
-    for _ in range(2):
-        for name, tensor in many.items():
-            assert torch.equal(checkpoint.read(name, "exp_avg"), tensor + 1)
-
-
-def test_of_many_files_only_what_is_read_is_opened(
-    save_step: Any, pieces: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "FILE_BYTES", 1)
-    folder = save_step(1, pieces=pieces({f"tensor{number}": torch.ones(2) for number in range(50)}))
-    opened: list[str] = []
-    open_ = os.open
-
-    def recording(path: Any, *arguments: Any, **settings: Any) -> int:
-        opened.append(Path(path).name)
-        return open_(path, *arguments, **settings)
-
-    monkeypatch.setattr(os, "open", recording)
-    checkpoint = read.load(folder)
-    assert opened == ["manifest.json", "index.safetensors"]
-    checkpoint.read("tensor3", "master")
-    assert opened[2:] == ["pieces-00000-00009.safetensors"]
-    checkpoint.check_sizes()
-    (folder / "pieces-00000-00149.safetensors").unlink()
-    with pytest.raises(read.Damaged, match=r"pieces-00000-00149\.safetensors: No such file"):
-        checkpoint.check_sizes()
-    assert [line.split(":")[0] for line in read.verify(folder)] == [
-        str(folder / "pieces-00000-00149.safetensors")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("number", "kind", "says"),
-    [
-        (errno.EMFILE, RunFault, "cannot be opened now (Too many open files)"),
-        (errno.EACCES, UserError, "read access"),
-    ],
-)
-def test_what_cannot_be_opened_is_not_taken_for_damage(
-    tmp_path: Path, save_step: Any, monkeypatch: pytest.MonkeyPatch, number: int, kind: type, says: str
-) -> None:
-    """An older checkpoint must not be taken instead of a good one."""
-    save_step(1)
-    newer = str(save_step(2) / "pieces-00000-00000.safetensors")
-    open_ = os.open
-
-    def failing(path: Any, *arguments: Any, **settings: Any) -> int:
-        if str(path) == newer:
-            raise OSError(number, os.strerror(number), newer)
-        return open_(path, *arguments, **settings)
-
-    monkeypatch.setattr(os, "open", failing)
-    with pytest.raises(kind) as refused:
-        newest(tmp_path)
-    assert says in str(refused.value)
-    assert not isinstance(refused.value, read.Damaged)
 
 
 def test_a_checkpoint_of_a_newer_format_is_not_passed_over(tmp_path: Path, save_step: Any) -> None:

@@ -79,37 +79,6 @@ def test_a_hostile_manifest_is_refused_in_one_line(
     assert problem.startswith(str(folder)) and "\n" not in problem
 
 
-HOSTILE_PIECES: dict[str, Callable[[Content], object]] = {
-    "a file too few": lambda m: m["files"].pop(0),
-    "a piece in another file": lambda m: m["pieces"][0].update(file="other.safetensors"),
-    "a piece in the tokenizer": lambda m: m["pieces"][0].update(file="tokenizer.json"),
-    "a key that is not there": lambda m: m["pieces"][0].update(key="x"),
-    "a key of another length": lambda m: m["pieces"][0].update(key=m["pieces"][3]["key"]),
-    "another type": lambda m: m["pieces"][0].update(dtype="I32"),
-    "an unknown type": lambda m: m["pieces"][0].update(dtype="object"),
-    "a box outside the shape": lambda m: m["pieces"][0].update(box=[[0, 51], [0, 16]]),
-    "a negative box": lambda m: m["pieces"][0].update(box=[[-1, 49], [0, 16]]),
-    "a box turned around": lambda m: m["pieces"][0].update(box=[[50, 0], [0, 16]]),
-    "a range outside the box": lambda m: m["pieces"][0].update(range=[0, 801]),
-    "an empty range": lambda m: m["pieces"][0].update(range=[5, 5]),
-    "a huge shape": lambda m: m["pieces"][0].update(shape=[10**40, 16]),
-    "a fractional shape": lambda m: m["pieces"][0].update(shape=[50.0, 16]),
-    "pieces that differ in shape": lambda m: m["pieces"].append({**m["pieces"][0], "shape": [60, 16]}),
-    "a name with a slash": lambda m: m["pieces"][0].update(name="../w"),
-}
-
-
-@pytest.mark.parametrize("change", HOSTILE_PIECES.values(), ids=HOSTILE_PIECES)
-def test_hostile_pieces_of_version_1_are_refused_in_one_line(
-    save_step: Any, change: Callable[[Content], object]
-) -> None:
-    folder = save_step(100)
-    to_version_1(folder)
-    forge(folder, change)
-    (problem,) = read.verify(folder)
-    assert problem.startswith(str(folder)) and "\n" not in problem
-
-
 @pytest.mark.parametrize(
     "raw",
     [
@@ -209,49 +178,6 @@ def test_a_pickle_given_as_a_checkpoint_is_refused_and_not_run(tmp_path: Path, h
     with pytest.raises(UserError, match=r"model\.pt: is no folder"):
         read.open(path)
     assert not canary.exists()
-
-
-HEADERS = {
-    "longer than the file": (10**6).to_bytes(8, "little") + b"{}",
-    "longer than any": b"\xff" * 16,
-    "cut": b"abc",
-    "a list": (8).to_bytes(8, "little") + b"[]      ",
-    "no text": (8).to_bytes(8, "little") + b"\xff" * 8,
-    "empty": (2).to_bytes(8, "little") + b"{}",
-}
-
-
-def header(**tensor: Any) -> bytes:
-    """A safetensors file with 16 bytes of data and this entry for the tensor of the test."""
-    text = json.dumps({"m/w": tensor}).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + bytes(16)
-
-
-ENTRIES = {
-    "behind the end": header(dtype="F32", shape=[2], data_offsets=[12, 20]),
-    "in the header": header(dtype="F32", shape=[2], data_offsets=[-8, 0]),
-    "backwards": header(dtype="F32", shape=[2], data_offsets=[8, 0]),
-    "not aligned": header(dtype="F32", shape=[2], data_offsets=[3, 11]),
-    "of another length": header(dtype="F32", shape=[1], data_offsets=[0, 4]),
-    "of an unknown type": header(dtype="Q4", shape=[2], data_offsets=[0, 8]),
-    "of another type": header(dtype="I32", shape=[2], data_offsets=[0, 8]),
-    "without a place": header(dtype="F32", shape=[2]),
-    "with text for a place": header(dtype="F32", shape=[2], data_offsets=["0", "8"]),
-    "with fractions for a place": header(dtype="F32", shape=[2], data_offsets=[0.0, 1e300]),
-    "with half a place": header(dtype="F32", shape=[2], data_offsets=[0]),
-}
-
-
-@pytest.mark.parametrize("raw", [*HEADERS.values(), *ENTRIES.values()], ids=[*HEADERS, *ENTRIES])
-def test_a_hostile_tensor_file_is_refused(save_step: Any, raw: bytes) -> None:
-    piece = Piece("w", "m", (2,), ((0, 2),), (0, 2), torch.zeros(2))
-    folder = save_step(1, pieces=[piece])
-    forge_file(folder, PIECES, raw)
-    (problem,) = read.verify(folder)
-    assert PIECES in problem
-    with pytest.raises(Damaged, match=PIECES):
-        read.load(folder).read("w", "m")
 
 
 def test_folder_names_are_fixed() -> None:

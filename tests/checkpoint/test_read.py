@@ -6,22 +6,17 @@ import errno
 import os
 import random
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from llmkit.checkpoint import commit, files, format, index, read, write, writer
-from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint import files, format, index_file, read, write
 from llmkit.checkpoint.regions import RegionReader
 from llmkit.errors import RunFault, UserError
-from llmkit.parallel.slices import Box, box_size, full_box
-from tests.checkpoint.cuttings import cuttings
+from llmkit.parallel.slices import Box
 
 PIECES = "pieces-00000-00000.safetensors"
 
@@ -223,44 +218,11 @@ def test_an_unreadable_block_is_damage(save_step: Any, monkeypatch: pytest.Monke
     ]
 
 
-def test_only_the_blocks_of_the_region_are_read(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = format.BLOCK // 4096  # of 1024 fp32 values, in a block
-    tensor = torch.randn(4 * rows, 1024)
-    folder = save_step(
-        1,
-        pieces=[
-            Piece(
-                "w",
-                "m",
-                tuple(tensor.shape),
-                full_box(tuple(tensor.shape)),
-                (0, tensor.numel()),
-                tensor.view(-1),
-            )
-        ],
-    )
-    _flip(folder / PIECES, 3 * format.BLOCK, 0)
-    checkpoint = read.load(folder)
-    read_blocks: list[int] = []
-    block = files.BlockFile.block
-
-    def recording(file: files.BlockFile, index: int) -> Tensor:
-        read_blocks.append(index)
-        return block(file, index)
-
-    monkeypatch.setattr(files.BlockFile, "block", recording)
-    box = ((rows + 5, 2 * rows + 7), (100, 900))
-    assert torch.equal(checkpoint.read("w", "m", box), region(tensor, box))
-    assert read_blocks == [0, 1, 2]  # the first for the header
-    with pytest.raises(RunFault, match=f"{PIECES}: bytes {3 * format.BLOCK} to {4 * format.BLOCK} are not"):
-        checkpoint.read("w", "m", ((3 * rows, 3 * rows + 1), (0, 1024)))
-
-
 @pytest.mark.parametrize("of", [1, 3, 50])
 def test_processes_that_check_together_read_every_block_once(
     save_step: Any, monkeypatch: pytest.MonkeyPatch, of: int
 ) -> None:
-    for module in (format, files, index):
+    for module in (format, files, index_file):
         monkeypatch.setattr(module, "BLOCK", 4096)
     folder = save_step(1)
     checkpoint = read.load(folder)
@@ -272,7 +234,7 @@ def test_processes_that_check_together_read_every_block_once(
         fill(file, number, buffer)
 
     monkeypatch.setattr(files.BlockFile, "fill", recording)
-    monkeypatch.setattr(RegionReader, "check_places", lambda reader, file: None)
+    monkeypatch.setattr(RegionReader, "check_spans", lambda reader, file: None)
     counts = []
     for share in range(of):
         before = len(read_blocks)
@@ -284,78 +246,8 @@ def test_processes_that_check_together_read_every_block_once(
     assert max(counts) - min(counts) <= 1
 
 
-# Regions
-
-
-def test_a_region_that_no_piece_holds_is_named(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "check_complete", lambda index: None)
-    pieces = [
-        Piece("w", "m", (4, 6), ((0, 4), (0, 3)), (0, 12), torch.zeros(12)),
-        Piece("w", "m", (4, 6), ((0, 4), (3, 6)), (0, 7), torch.zeros(7)),
-    ]
-    checkpoint = read.load(save_step(1, pieces=pieces))
-    assert checkpoint.read("w", "m", ((0, 2), (0, 6))).shape == (2, 6)
-    with pytest.raises(RunFault, match=r"no piece holds \[2:3, 4:6\] of m w"):
-        checkpoint.read("w", "m", ((0, 3), (0, 6)))
-    with pytest.raises(RunFault, match="there is no m of x"):
-        checkpoint.read("x", "m")
-    with pytest.raises(RunFault, match="there is no exp_avg of w"):
-        checkpoint.read("w", "exp_avg")
-
-
-def test_a_region_outside_the_tensor_is_a_mistake(save_step: Any) -> None:
-    checkpoint = read.load(save_step(1))
-    with pytest.raises(ValueError, match="box"):
-        checkpoint.read("embedding", "master", ((0, 51), (0, 16)))
-    with pytest.raises(ValueError, match="range"):
-        checkpoint.read("embedding", "master", ((0, 50), (0, 16)), (0, 801))
-
-
 def test_names_and_shapes(save_step: Any) -> None:
     checkpoint = read.load(save_step(1))
     assert checkpoint.names("exp_avg") == ["embedding", "blocks.0.norm", "blocks.0.q"]
     assert checkpoint.names("nothing") == []
     assert checkpoint.shape("blocks.0.q", "master") == (4, 4, 16)
-
-
-def test_pieces_may_say_the_same_twice(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "check_complete", lambda index: None)
-    data = torch.arange(12.0)
-    pieces = [
-        Piece("w", "m", (12,), ((0, 8),), (0, 8), data[:8]),
-        Piece("w", "m", (12,), ((4, 12),), (0, 8), data[4:]),
-    ]
-    assert torch.equal(read.load(save_step(1, pieces=pieces)).read("w", "m"), data)
-
-
-@st.composite
-def layouts(draw: st.DrawFn) -> tuple[tuple[int, ...], list[Any], list[Any]]:
-    """A shape and two cuttings of it."""
-    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
-    return shape, draw(cuttings(shape)), draw(cuttings(shape))
-
-
-@settings(deadline=None, max_examples=60)
-@given(layout=layouts(), block=st.sampled_from([64, 256, format.BLOCK]), kinds=st.permutations(["a", "b"]))
-def test_what_one_cutting_wrote_another_reads(layout: Any, block: int, kinds: list[str]) -> None:
-    shape, written, wanted = layout
-    tensor = torch.arange(box_size(full_box(shape)), dtype=torch.float32).view(shape)
-    tensors = {"a": tensor, "b": tensor.to(torch.float64) + 0.5}
-    pieces = [
-        Piece("w", kind, shape, box, part, region(tensors[kind], box).reshape(-1)[slice(*part)])
-        for box, part in written
-        for kind in kinds
-    ]
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as root:
-        patch.setattr(format, "BLOCK", block)
-        patch.setattr(files, "BLOCK", block)
-        patch.setattr(index, "BLOCK", block)
-        patch.setattr(writer, "FILE_BYTES", 1000)
-        folder = write.save(Path(root), 1, pieces, state={}, model={}, config={}, extra_files={}, keep_last=1)
-        checkpoint = read.load(folder)
-        for kind in kinds:
-            assert torch.equal(checkpoint.read("w", kind), tensors[kind])
-            for box, part in wanted:
-                expected = region(tensors[kind], box)
-                assert torch.equal(checkpoint.read("w", kind, box), expected)
-                assert torch.equal(checkpoint.read("w", kind, box, part), expected.reshape(-1)[slice(*part)])

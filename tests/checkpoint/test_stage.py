@@ -1,0 +1,47 @@
+"""A snapshot refers to the engine's memory, or has its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmkit.checkpoint import read
+from llmkit.checkpoint.commit import commit
+from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.read import ALONE
+from llmkit.checkpoint.stage import Snapshot, stage
+from llmkit.checkpoint.write import write
+
+
+def staged(weights: torch.Tensor, copy: bool) -> Snapshot:
+    """The snapshot of one tensor and its column, a strided view."""
+    pieces = (
+        Piece(name, "master", (len(data),), ((0, len(data)),), (0, len(data)), data)
+        for name, data in (("w", weights.view(-1)), ("column", weights[:, 1]))
+    )
+    return stage(7, pieces, state={"step": 7}, model={}, config={}, extra_files={}, copy=copy)
+
+
+def test_a_copied_snapshot_is_written_as_it_was_staged_though_training_goes_on(tmp_path: Path) -> None:
+    weights = torch.arange(6.0).view(3, 2).requires_grad_()
+    snapshot = staged(weights, copy=True)
+    with torch.no_grad():
+        weights.add_(100.0)
+    writer = write(tmp_path, snapshot, ALONE)
+    assert list(tmp_path.iterdir()) == [writer.folder] and read.newest(tmp_path, pytest.fail) is None
+    path = commit(writer, snapshot, 1, ALONE, pytest.fail)
+    assert path == tmp_path / "step-00000007"
+    checkpoint = read.load(path)
+    assert checkpoint.read("w", "master").tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert checkpoint.read("column", "master").tolist() == [1.0, 3.0, 5.0]
+
+
+def test_a_snapshot_that_is_not_copied_takes_no_memory(tmp_path: Path) -> None:
+    weights = torch.arange(6.0).view(3, 2)
+    pieces: list[Any] = list(staged(weights, copy=False).pieces)
+    assert pieces[0].data.data_ptr() == weights.data_ptr()
+    copied: list[Any] = list(staged(weights, copy=True).pieces)
+    assert copied[0].data.data_ptr() != weights.data_ptr() and not copied[0].data.is_pinned()
