@@ -74,7 +74,7 @@ def make_workload(name: str, device: torch.device) -> Workload:
     settings = {
         "model": model | further,
         "data": {"sources": [{"type": "stdlib"}], "sequence_length": length},  # the source is never read
-        "train": {"global_batch_size": gpu_rows if device.type == "cuda" else cpu_rows},
+        "train": {"max_steps": 1, "global_batch_size": gpu_rows if device.type == "cuda" else cpu_rows},
     }
     return Workload(name, Config.model_validate(settings))
 

@@ -8,6 +8,8 @@ import pytest
 
 from llmkit.parity.cases import FACTORS, LARGE, all_cases
 from llmkit.parity.covering import covering
+from llmkit.parity.subjects import LENGTH, MODELS
+from llmkit.plan import DeviceFacts, plan_for_shape
 
 
 @pytest.mark.parametrize("strength", [2, 3])
@@ -50,7 +52,12 @@ def test_a_case_tells_its_layout():
     case = next(
         case for case in all_cases() if str(case) == "odd Z3 tp2 dp2 sp acc3 full/2 masked fp32 offload"
     )
-    layout = case.layout
+    settings = {
+        "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
+        "train": {"max_steps": 1},
+    }
+    plan = plan_for_shape(MODELS[case.model], {**settings, "parallel": case.parallel}, DeviceFacts())
+    layout = plan.layout
     assert (layout.world_size, layout.data_parallel_size, layout.tensor_parallel_size) == (4, 2, 2)
     assert (layout.zero_stage, layout.offload, layout.sequence_parallel) == (3, "cpu", True)
     assert (layout.activation_checkpointing, layout.activation_checkpointing_every) == ("full", 2)
