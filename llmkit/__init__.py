@@ -18,31 +18,34 @@ if TYPE_CHECKING:
     from llmkit.errors import UserError as UserError
     from llmkit.model.base import Model as Model
     from llmkit.model.base import ModelContext as ModelContext
+    from llmkit.optim.base import Optimizer as Optimizer
     from llmkit.registry import register as register
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Batch": "llmkit.batch",
-    "LossSum": "llmkit.batch",
-    "Model": "llmkit.model.base",
-    "ModelContext": "llmkit.model.base",
-    "Section": "llmkit.config.schema",
-    "UserError": "llmkit.errors",
-    "load": "llmkit.config.load",
-    "register": "llmkit.registry",
+    "Batch": "llmkit.batch:Batch",
+    "LossSum": "llmkit.batch:LossSum",
+    "Model": "llmkit.model.base:Model",
+    "ModelContext": "llmkit.model.base:ModelContext",
+    "Optimizer": "llmkit.optim.base:Optimizer",
+    "Section": "llmkit.config.schema:Section",
+    "UserError": "llmkit.errors:UserError",
+    "layers": "llmkit.layers:",
+    "load": "llmkit.config.load:load",
+    "register": "llmkit.registry:register",
 }
-"""The module of each public name."""
+"""Where each public name is defined: module:name."""
 
-__all__ = [*_HOMES, "layers"]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name == "layers":
-        return importlib.import_module("llmkit.layers")
-    raise AttributeError(f"module 'llmkit' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmkit' has no attribute {name!r}")
+    module, _, defined = _HOMES[name].partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, defined) if defined else found
 
 
 def __dir__() -> list[str]:

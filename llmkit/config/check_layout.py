@@ -10,6 +10,7 @@ from llmkit.config.mistakes import Mistake
 from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Model
 from llmkit.config.settings import Settings
 from llmkit.errors import UserError
+from llmkit.registry import find
 
 _TENSOR_SIZE = "parallel.tensor_parallel_size"
 _STAGE = "parallel.zero_stage"
@@ -106,7 +107,17 @@ def check_batch(s: Settings) -> Iterator[Mistake]:
 
 
 def check_optimizer(s: Settings) -> Iterator[Mistake]:
-    """Values that never move a weight."""
+    """Values that never move a weight, and an optimizer that would get slices of what it needs in full."""
+    registered, parallel = find("optimizer", s.config.optimizer.name), s.config.parallel
+    if registered is not None and not getattr(registered.make, "elementwise", False):
+        stage = parallel.zero_stage if s.facts.zero_stage is None else s.facts.zero_stage
+        note = "it needs full tensors, as it is not marked `elementwise = True`"
+        if stage not in ("auto", 0):
+            yield s.mistake(
+                f"{{0}} does not go with {{1}} (stage {stage})", "optimizer.name", _STAGE, note=note
+            )
+        if parallel.tensor_parallel_size > 1:
+            yield s.mistake("{0} does not go with {1}", "optimizer.name", _TENSOR_SIZE, note=note)
     if max(s.config.optimizer.betas) >= 1.0:
         yield s.mistake("{0} must both be below 1", "optimizer.betas", note="with 1 a moment never moves")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llmkit.config.custom_model import AnyModel
 from llmkit.precision import BYTES, Precision
+from llmkit.registry import find
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ def parameter_bytes(precision: Precision, optimizer: str) -> tuple[int, int, int
 
     Muon keeps one moment, at least for the matrices of the blocks; AdamW keeps two.
     """
-    kept = (1 if optimizer == "muon" else 2) + precision.keeps_masters
+    registered = find("optimizer", optimizer)
+    moments = 2 if optimizer != "muon" else 1
+    if registered is not None:
+        moments = len(getattr(registered.make, "states", ()))
+    kept = moments + precision.keeps_masters
     return BYTES[precision.weights], BYTES[precision.reduction], kept * BYTES[precision.masters]
 
 

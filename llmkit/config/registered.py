@@ -66,7 +66,7 @@ def _section(choice: Choice, component: Component | None, known: tuple[str, ...]
     default = ours.model_fields[choice.key].default
     if component is not None:
         default = component.name
-        settings = component.settings or Section
+        settings = component.settings or choice.common
         if not (isinstance(settings, type) and issubclass(settings, Section)):
             raise UserError(f"{component.origin}: its Config must be a subclass of llmkit.Section")
         bases = (settings,) if issubclass(settings, choice.common) else (settings, choice.common)

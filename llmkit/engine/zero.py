@@ -25,7 +25,7 @@ from llmkit.engine.flat import FlatOptimizer
 from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.model.base import Model
-from llmkit.optim.build import Group, build_adamw, build_muon, groups_of, matrix_shapes, moments
+from llmkit.optim.build import Group, build_muon, build_simple, groups_of, matrix_shapes, moments
 from llmkit.optim.exchange import shards_of
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
@@ -84,7 +84,7 @@ class ZeroEngine:
         self.parameters = dict(model.named_parameters())
         if mesh["tensor"].size > 1:
             mark_sharded(self.parameters.values())
-        groups = groups_of(self.parts, optimizer)
+        groups = groups_of(self.parts, optimizer, model.hidden_matrices())
         self.optimizer = FlatOptimizer([[self.parameters[name] for name in group.names] for group in groups])
         with redirect_stdout(io.StringIO()):  # it prints its memory use, asked or not
             self.engine, self.zero, _, _ = deepspeed.initialize(
@@ -121,8 +121,8 @@ class ZeroEngine:
                 if (place := self.fragments.get(name))
                 for shard in shards_of(self.parts[name], place.start, place.start + place.numel, place.offset)
             ]
-            if group.optimizer == "adamw":
-                optimizers[flat] = build_adamw([([flat], group.weight_decay)], settings)
+            if group.optimizer != "muon":
+                optimizers[flat] = build_simple(group.optimizer, [([flat], group.weight_decay)], settings)
             else:
                 shapes = matrix_shapes(names, self.parts)
                 optimizers[flat] = build_muon(

@@ -105,6 +105,17 @@ class Model(nn.Module):
             return Initial(0.0, 0.02)
         return Initial(0.0 if name.endswith("bias") else 1.0, 0.0)
 
+    def hidden_matrices(self) -> frozenset[str]:
+        """Names of the parameters that Muon updates: by default all with two dimensions in the entries of
+        an `nn.ModuleList` (the repeated blocks), but for embeddings."""
+        lists = tuple(
+            f"{path}." for path, module in self.named_modules() if isinstance(module, nn.ModuleList)
+        )
+        embeddings = {f"{path}.weight" for path, m in self.named_modules() if isinstance(m, nn.Embedding)}
+        slices = self.parameter_slices()
+        hidden = (name for name in slices if name.startswith(lists) and len(slices[name][0].shape) == 2)
+        return frozenset(hidden) - embeddings
+
     def flops_per_token(self, length: int) -> int:
         """FLOPs of forward and backward for a token of a sequence of `length`; 6 x parameters by default."""
         return 6 * self.num_parameters

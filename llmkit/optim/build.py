@@ -2,54 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from llmkit.config.schema import Optimizer
+from llmkit.optim.base import Optimizer as Registered
 from llmkit.optim.exchange import MatrixExchange, Shard, shards_of
 from llmkit.optim.muon import Muon
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import ParameterSlice, Shape
+from llmkit.registry import find
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that one optimizer updates alike. names: in the model's order."""
+    """Parameters that one optimizer updates alike. names: in the model's order.
 
-    optimizer: Literal["adamw", "muon"]
+    optimizer: "adamw", "muon" or the name of a registered one.
+    """
+
+    optimizer: str
     weight_decay: float
     names: tuple[str, ...]
 
 
-def groups_of(parts: Mapping[str, Sequence[ParameterSlice]], config: Optimizer) -> list[Group]:
+def groups_of(
+    parts: Mapping[str, Sequence[ParameterSlice]], config: Optimizer, hidden_matrices: Collection[str]
+) -> list[Group]:
     """Every parameter in its group; the same on all ranks.
 
-    Weight decay is for matrices, not for norms and biases; Muon, if asked for, for the blocks' matrices.
-    What is a matrix is read from the parts: under ZeRO-3 a parameter that is not in use has no shape.
+    Weight decay is for matrices, not for norms and biases; Muon, if asked for, for the hidden matrices
+    (`Model.hidden_matrices`). What is a matrix is read from the parts: under ZeRO-3 a parameter that is not
+    in use has no shape.
     """
+    name = config.name if config.name not in ("adamw", "muon") else "adamw"
     dimensions = {name: len(parts[name][0].shape) for name in parts}
-    hidden = [n for n in parts if config.name == "muon" and n.startswith("blocks.") and dimensions[n] == 2]
+    hidden = [n for n in parts if config.name == "muon" and n in hidden_matrices]
     matrices = [name for name in parts if dimensions[name] >= 2 and name not in hidden]
     vectors = [name for name in parts if dimensions[name] < 2]
     groups = [
-        Group("adamw", config.weight_decay, tuple(matrices)),
-        Group("adamw", 0.0, tuple(vectors)),
+        Group(name, config.weight_decay, tuple(matrices)),
+        Group(name, 0.0, tuple(vectors)),
         Group("muon", config.weight_decay, tuple(hidden)),
     ]
     return [group for group in groups if group.names]
 
 
-def build_adamw(groups: Iterable[tuple[Sequence[Tensor], float]], config: Optimizer) -> torch.optim.AdamW:
-    """AdamW over (fp32 tensors, weight decay) groups.
-
-    Fused: one pass over memory, and an update can be skipped on the device.
-    """
-    return torch.optim.AdamW(
-        [{"params": list(tensors), "weight_decay": decay} for tensors, decay in groups],
+def build_simple(
+    name: str, groups: Iterable[tuple[Sequence[Tensor], float]], config: Optimizer
+) -> torch.optim.Optimizer:
+    """AdamW, or the registered optimizer `name`, over (fp32 tensors, weight decay) groups."""
+    described = [{"params": list(tensors), "weight_decay": decay} for tensors, decay in groups]
+    if (registered := find("optimizer", name)) is not None:
+        made: torch.optim.Optimizer = registered.make(described, config)
+        return made
+    return torch.optim.AdamW(  # fused: one pass over memory, and an update can be skipped on the device
+        described,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
@@ -95,15 +106,16 @@ def build_optimizers(
     parts: Mapping[str, Sequence[ParameterSlice]],
     config: Optimizer,
     bf16: bool,
+    hidden_matrices: Collection[str] = (),
 ) -> list[torch.optim.Optimizer]:
     """The optimizers that together own all of `masters`, the fp32 parameters by their names.
 
-    bf16: whether the device has units for it.
+    bf16: whether the device has units for it. hidden_matrices: those that Muon takes.
     """
-    groups = groups_of(parts, config)
-    elementwise = [group for group in groups if group.optimizer == "adamw"]
-    pairs = [([masters[name] for name in group.names], group.weight_decay) for group in elementwise]
-    optimizers: list[torch.optim.Optimizer] = [build_adamw(pairs, config)]
+    groups = groups_of(parts, config, hidden_matrices)
+    simple = [group for group in groups if group.optimizer != "muon"]
+    pairs = [([masters[name] for name in group.names], group.weight_decay) for group in simple]
+    optimizers = [build_simple(simple[0].optimizer, pairs, config)] if simple else []
     for group in groups:
         if group.optimizer == "muon":
             named = [(name, masters[name]) for name in group.names]
@@ -115,4 +127,6 @@ def build_optimizers(
 
 def moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """Names of the tensors that an optimizer keeps for each parameter, beside the count of updates."""
+    if isinstance(optimizer, Registered):
+        return optimizer.states
     return ("momentum_buffer",) if isinstance(optimizer, Muon) else ("exp_avg", "exp_avg_sq")

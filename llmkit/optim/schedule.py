@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 from llmkit.config.schema import Config, Schedule
+from llmkit.errors import UserError
+from llmkit.registry import Component, find
 
 UNKNOWN_END = 10**9
 """Stands for the number of steps until a time budget has become one: no decay begins before that."""
@@ -20,11 +22,13 @@ def lr_factor(step: int, max_steps: int, schedule: Schedule) -> float:
 
     max_steps: of the run, which the schedule spans unless it has `steps` of its own. The warm-up rises
     linearly and reaches the peak at its last step; the decay reaches `min_lr_ratio` at the end of the span.
-    WSD: warm-up, stable, linear decay (Hu et al. 2024).
+    WSD: warm-up, stable, linear decay (Hu et al. 2024). A registered schedule is asked after the warm-up.
     """
     span = schedule.steps or max_steps
     if step <= schedule.warmup_steps:
         return step / schedule.warmup_steps
+    if (registered := find("schedule", schedule.name)) is not None:
+        return _registered_factor(registered, step, span, schedule)
     if schedule.name == "constant":
         return 1.0
     start = schedule.warmup_steps
@@ -35,3 +39,13 @@ def lr_factor(step: int, max_steps: int, schedule: Schedule) -> float:
     done = min(1.0, (step - start) / (span - start)) if span > start else 1.0
     left = (1.0 + math.cos(math.pi * done)) / 2.0 if schedule.name == "cosine" else 1.0 - done
     return schedule.min_lr_ratio + (1.0 - schedule.min_lr_ratio) * left
+
+
+def _registered_factor(component: Component, step: int, span: int, schedule: Schedule) -> float:
+    factor = component.make(step, span, schedule)
+    if not isinstance(factor, int | float) or not 0.0 <= factor < math.inf:
+        raise UserError(
+            f"the schedule {component.name!r} ({component.origin}) gave {factor!r} for step {step}; it must "
+            "return a finite number of at least 0, the share of optimizer.learning_rate"
+        )
+    return float(factor)

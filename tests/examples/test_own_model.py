@@ -30,7 +30,6 @@ def test_it_trains_resumes_as_if_it_had_not_stopped_and_is_used(folder, capsys):
     assert train("run.name=straight", "schedule.steps=12") == 0
     losses = rows(folder, run="straight")
     assert rows(folder, run="twice") == losses and losses[-1] < losses[0] - 0.3
-    assert all(value > 0 for value in rows(folder, "tokens_per_second"))
     capsys.readouterr()
     assert main(["evaluate", "runs/tiny"]) == 0
     shown = capsys.readouterr().out
