@@ -40,9 +40,9 @@ def build_engine(
 
     def make_model() -> Model:
         with torch.device(device):
-            tensor = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
+            tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
             every = layout.activation_checkpointing_every
-            model = build_model(shape, tensor, kernels.attention, layout.activation_checkpointing, every)
+            model = build_model(shape, tp, kernels.attention, layout.activation_checkpointing, every)
         if isinstance(model, GPT):
             model.check_placements()
         if kernels.compiled:

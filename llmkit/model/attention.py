@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.attention import attention
-from llmkit.model.cache import KeyValueCache
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.model.norm import RMSNorm
+from llmkit.model.positions import AttentionInputs
 from llmkit.model.rope import rotate
 from llmkit.parallel.collectives import all_gather
 from llmkit.parallel.mesh import TensorParallel
@@ -18,48 +18,41 @@ from llmkit.parallel.mesh import TensorParallel
 class Attention(nn.Module):
     """Multi-head attention with biases, grouped heads, QK-norm and rotary positions as configured.
 
-    Cut by heads. Where there are fewer key and value heads than ranks, each rank computes a piece of one
-    and gathers the rest of it from its neighbours.
+    Tensor parallelism shards it by heads. Where there are fewer key and value heads than ranks, each rank
+    computes a piece of one and gathers the rest of it from its neighbours.
     """
 
-    def __init__(self, shape: ModelShape, layer: int, attention_impl: str, tensor: TensorParallel) -> None:
+    def __init__(self, shape: ModelShape, layer: int, attention_impl: str, tp: TensorParallel) -> None:
         super().__init__()
-        self.layer, self.attention_impl, self.tensor = layer, attention_impl, tensor
+        self.layer, self.attention_impl, self.tp = layer, attention_impl, tp
         self.head_dim, self.window = shape.head_dim, shape.sliding_window
         self.dropout = shape.attention_dropout
         query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
         widths = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
-        self.qkv = FusedColumnLinear(shape.hidden_size, widths, shape.attention_bias, tensor)
-        self.o_proj = RowLinear(query, shape.hidden_size, shape.attention_bias, tensor)
-        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps, tensor.group) if shape.qk_norm else None
-        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps, tensor.group) if shape.qk_norm else None
+        self.qkv = FusedColumnLinear(shape.hidden_size, widths, shape.attention_bias, tp)
+        self.o_proj = RowLinear(query, shape.hidden_size, shape.attention_bias, tp)
+        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps, tp.group) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps, tp.group) if shape.qk_norm else None
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        documents: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """x: (batch, seq, hidden) -> (batch, seq, hidden); rope: the tables of these positions."""
-        q, k, v = self.qkv(x)
-        if self.tensor.head_group is not None:
-            k, v = all_gather(torch.stack((k, v)), 3, self.tensor.head_group).unbind()
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
+    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
+        """x: (batch, seq, hidden), or its piece of the sequence -> the same shape."""
+        q, k, v = self.qkv(x)  # (batch, seq, heads / tp * head_dim)
+        if self.tp.head_group is not None:
+            k, v = all_gather(torch.stack((k, v)), 3, self.tp.head_group).unbind()
+        q, k, v = (
+            each.unflatten(-1, (-1, self.head_dim)) for each in (q, k, v)
+        )  # (batch, seq, heads, head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        dropout = self.dropout if self.training else 0.0
+        if inputs.rope is not None:
+            q, k = rotate(q, *inputs.rope), rotate(k, *inputs.rope)
+        if inputs.cache is not None:
+            k, v = inputs.cache.extend(self.layer, k, v)  # (batch, cached + seq, kv_heads, head_dim)
         mixed = attention(
-            q,
-            k,
-            v,
+            q, k, v,
             window=self.window,
-            documents=documents,
-            dropout=dropout,
+            documents=inputs.documents,
+            dropout=self.dropout if self.training else 0.0,
             attention_impl=self.attention_impl,
-        )
+        )  # fmt: skip
         return self.o_proj(mixed.flatten(-2))

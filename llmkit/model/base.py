@@ -33,14 +33,14 @@ class ModelContext:
     """What a registered model is built for, beside its settings.
 
     vocab_size: tokens it must know. sequence_length: tokens of a sequence. attention_impl: what
-    `llmkit.layers.attention` takes as its implementation. tensor: the group of ranks that share each layer.
+    `llmkit.layers.attention` takes as its implementation. tp: the ranks that share each layer.
     activation_checkpointing: "none", "selective" or "full", for every n-th block.
     """
 
     vocab_size: int
     sequence_length: int
     attention_impl: str = "sdpa"
-    tensor: TensorParallel = ALONE
+    tp: TensorParallel = ALONE
     activation_checkpointing: str = "none"
     activation_checkpointing_every: int = 1
 
@@ -135,8 +135,8 @@ class Model(nn.Module):
     ) -> CustomModel:
         """What is known of the model of these settings before it is built: it is built without memory."""
         with torch.device("meta"):
-            tensor = TensorParallel(size=tensor_parallel_size)
-            model: Model = cls(settings, ModelContext(vocab_size, length, tensor=tensor))
+            tp = TensorParallel(size=tensor_parallel_size)
+            model: Model = cls(settings, ModelContext(vocab_size, length, tp=tp))
         owned = {p for module in model.modules() if isinstance(module, Layer) for p in module.parameters()}
         return CustomModel(
             type=settings.type,

@@ -12,7 +12,7 @@ from llmkit.parallel.mesh import Mesh, TensorParallel
 
 def build_model(
     spec: AnyModel,
-    tensor: TensorParallel | None = None,
+    tp: TensorParallel | None = None,
     attention_impl: str = "sdpa",
     activation_checkpointing: str = "none",
     activation_checkpointing_every: int = 1,
@@ -21,8 +21,8 @@ def build_model(
 
     Raises UserError where a registered class makes something that is no model, or has persistent buffers.
     """
-    tensor = tensor or TensorParallel()
-    how = (attention_impl, tensor, activation_checkpointing, activation_checkpointing_every)
+    tp = tp or TensorParallel()
+    how = (attention_impl, tp, activation_checkpointing, activation_checkpointing_every)
     if isinstance(spec, ModelShape):
         return GPT(spec, *how, seed=None)
     context = ModelContext(spec.vocab_size, spec.max_position_embeddings, *how)
@@ -46,6 +46,6 @@ def checked_model(model: object, context: ModelContext) -> Model:
 
 
 def tensor_parallel_of(spec: AnyModel, mesh: Mesh, sequence_parallel: bool) -> TensorParallel:
-    """The tensor-parallel group as a model sees it; only ours shares key and value heads between ranks."""
+    """The tensor-parallel ranks as a model sees them; only ours shares key and value heads between ranks."""
     heads = spec.num_key_value_heads if isinstance(spec, ModelShape) else mesh["tensor"].size
     return mesh.tensor_parallel(heads, sequence_parallel)

@@ -1,10 +1,10 @@
-"""Dropout, alike on ranks that hold the same activations and different where they are cut."""
+"""Dropout: the same on ranks that hold the same activations, different where activations are sharded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.randomness import keyed_bits, own_stream
 
 Key: TypeAlias = Tensor | None
-"""One int64 that a tensor-parallel group agrees on, or None where PyTorch's generators will do."""
+"""One int64, the same on all tensor-parallel ranks; None where PyTorch's generators serve."""
 
 
 def dropout(x: Tensor, probability: float, training: bool, key: Key = None) -> Tensor:
-    """PyTorch's dropout; with a key, one whose choice depends on the key alone."""
+    """PyTorch's dropout; with a key, what is dropped depends on the key alone."""
     if key is None:
         return F.dropout(x, probability, training)
     index = torch.arange(x.numel(), device=x.device).view_as(x)
@@ -27,22 +27,33 @@ def dropout(x: Tensor, probability: float, training: bool, key: Key = None) -> T
     return (x / (1.0 - probability)).masked_fill(dropped, 0.0)
 
 
+class DropoutKeys(NamedTuple):
+    """A key for each dropout whose activations all tensor-parallel ranks hold: attention[i] is of block i."""
+
+    embedding: Key
+    attention: Sequence[Key]
+    mlp: Sequence[Key]
+
+
 @contextmanager
 def group_dropout(
-    shape: ModelShape, tensor: TensorParallel, training: bool, device: torch.device
-) -> Iterator[Sequence[Key]]:
-    """Inside, the ranks of a tensor-parallel group draw different numbers, if the model needs that.
+    shape: ModelShape, tp: TensorParallel, training: bool, device: torch.device
+) -> Iterator[DropoutKeys]:
+    """Inside, tensor-parallel ranks draw different numbers from PyTorch's generators, if the model needs it.
 
-    Yields the key of each dropout between cut layers: after the embedding, and two in each block.
+    Yields the keys by which they nevertheless drop the same of the activations that all of them hold.
     """
-    size = 2 * shape.num_hidden_layers + 1
-    cut_hidden = tensor.sequence_parallel and shape.hidden_dropout > 0.0
-    if tensor.size == 1 or not training or not (shape.attention_dropout > 0.0 or cut_hidden):
-        yield [None] * size
+    layers = shape.num_hidden_layers
+    no_keys = DropoutKeys(None, [None] * layers, [None] * layers)
+    sharded_hidden = tp.sequence_parallel and shape.hidden_dropout > 0.0
+    if tp.size == 1 or not training or not (shape.attention_dropout > 0.0 or sharded_hidden):
+        yield no_keys
         return
-    with own_stream(tensor.rank, device) as agreed:
-        if tensor.sequence_parallel or shape.hidden_dropout == 0.0:
-            yield [None] * size
+    with own_stream(tp.rank, device) as agreed:
+        if tp.sequence_parallel or shape.hidden_dropout == 0.0:
+            yield no_keys
         else:
-            keys = torch.randint(1 << 62, (size,), generator=torch.Generator().manual_seed(agreed))
-            yield keys.to(device, non_blocking=True).unbind()
+            generator = torch.Generator().manual_seed(agreed)
+            drawn = torch.randint(1 << 62, (2 * layers + 1,), generator=generator)
+            keys = drawn.to(device, non_blocking=True).unbind()
+            yield DropoutKeys(keys[0], keys[1::2], keys[2::2])

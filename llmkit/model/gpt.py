@@ -1,8 +1,8 @@
-"""The whole model: GPT-2 and Llama are two settings of it."""
+"""The decoder-only transformer; GPT-2 and Llama are two settings of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,23 +17,24 @@ from llmkit.model.activation_checkpointing import recomputed
 from llmkit.model.attention import Attention
 from llmkit.model.base import Initial, Model
 from llmkit.model.cache import KeyValueCache
-from llmkit.model.dropout import Key, dropout, group_dropout
+from llmkit.model.dropout import DropoutKeys, Key, dropout, group_dropout
 from llmkit.model.initial import draw
 from llmkit.model.mlp import make_mlp
 from llmkit.model.norm import make_norm
+from llmkit.model.positions import AttentionInputs, RopeTables, Span
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.placement import Shard, placement
 from llmkit.parallel.slices import Shape, full_box
 
-UNCUT = TensorParallel()
+NO_TENSOR_PARALLELISM = TensorParallel()
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 """Matrices that write into the residual stream: GPT-2 starts them smaller."""
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). With sequence parallelism x is a piece of the sequence.
+    """x + attention(norm(x)), then x + mlp(norm(x)).
 
     activation_checkpointing: what is computed again in the backward pass ("none", "selective" or "full").
     """
@@ -43,52 +44,42 @@ class Block(nn.Module):
         shape: ModelShape,
         layer: int,
         attention_impl: str,
-        tensor: TensorParallel,
+        tp: TensorParallel,
         activation_checkpointing: str,
     ) -> None:
         super().__init__()
-        group = tensor.group if tensor.sequence_parallel else None
-        self.attention_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
-        self.attention = Attention(shape, layer, attention_impl, tensor)
-        self.mlp_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
-        self.mlp = make_mlp(shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tensor)
+        self.attention_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group)
+        self.attention = Attention(shape, layer, attention_impl, tp)
+        self.mlp_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group)
+        self.mlp = make_mlp(shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tp)
         self.dropout, self.activation_checkpointing = shape.hidden_dropout, activation_checkpointing
         self.random = shape.hidden_dropout > 0.0 or shape.attention_dropout > 0.0
 
     def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        documents: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        keys: Sequence[Key] = (None, None),
+        self, x: Tensor, inputs: AttentionInputs, attention_key: Key = None, mlp_key: Key = None
     ) -> Tensor:
-        """x: (batch, seq, hidden) -> (batch, seq, hidden); keys: of its two dropouts."""
+        """x: (batch, seq, hidden), or its piece (batch, seq / tp, hidden) -> the same shape.
+
+        attention_key, mlp_key: of the dropouts behind the two halves, see `llmkit.model.dropout`.
+        """
         random = self.random and self.training
         return recomputed(
-            self.activation_checkpointing, self._forward, x, rope, documents, cache, keys, random=random
+            self.activation_checkpointing, self._forward, x, inputs, attention_key, mlp_key, random=random
         )
 
-    def _forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        documents: Tensor | None,
-        cache: KeyValueCache | None,
-        keys: Sequence[Key],
-    ) -> Tensor:
-        mixed = self.attention(self.attention_norm(x), rope, documents, cache)
-        x = x + dropout(mixed, self.dropout, self.training, keys[0])
-        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training, keys[1])
+    def _forward(self, x: Tensor, inputs: AttentionInputs, attention_key: Key, mlp_key: Key) -> Tensor:
+        mixed = self.attention(self.attention_norm(x), inputs)
+        x = x + dropout(mixed, self.dropout, self.training, attention_key)
+        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training, mlp_key)
 
 
 class GPT(Model):
     """Decoder-only transformer.
 
-    attention_impl: the attention form (llmkit.kernels.attention). tensor: the group of processes over which
-    the model is sharded. activation_checkpointing: what every n-th block computes again in the backward pass,
-    n being `activation_checkpointing_every` ("none", "selective" or "full"). seed: of the initial weights;
-    None leaves them unset, for weights that are read from a checkpoint.
+    attention_impl: see `llmkit.kernels.attention`. tp: the ranks over which the model is sharded.
+    activation_checkpointing: what every n-th block computes again in the backward pass ("none", "selective"
+    or "full"), n being `activation_checkpointing_every`. seed: of the initial weights; None leaves them
+    unset, for weights that are read from a checkpoint.
 
     has_weights: whether the parameters have been set since their memory was taken; without that (seed None,
     the meta device, `to_empty`) the model does not compute. Who sets them one by one sets this, too.
@@ -98,19 +89,19 @@ class GPT(Model):
         self,
         shape: ModelShape,
         attention_impl: str = "sdpa",
-        tensor: TensorParallel = UNCUT,
+        tp: TensorParallel = NO_TENSOR_PARALLELISM,
         activation_checkpointing: str = "none",
         activation_checkpointing_every: int = 1,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
-        self.shape, self.tensor, self.has_weights = shape, tensor, False
+        self.shape, self.tp, self.has_weights = shape, tp, False
         self.vocab_size, self.context_length = shape.vocab_size, shape.max_position_embeddings
-        self.embedding = Embedding(shape, tensor)
+        self.embedding = Embedding(shape, tp)
         self.positions: Positions | None = None
-        self.rope: tuple[Tensor, Tensor] | None = None
+        self.rope: RopeTables | None = None
         if shape.position_embedding == "learned":
-            self.positions = Positions(shape, tensor)
+            self.positions = Positions(shape, tp)
         else:  # no buffers: these stay in fp32 whatever becomes of the weights
             self.rope = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
         again = [
@@ -118,11 +109,10 @@ class GPT(Model):
             for layer in range(shape.num_hidden_layers)
         ]
         self.blocks = nn.ModuleList(
-            Block(shape, i, attention_impl, tensor, how) for i, how in enumerate(again)
+            Block(shape, layer, attention_impl, tp, how) for layer, how in enumerate(again)
         )
-        group = tensor.group if tensor.sequence_parallel else None
-        self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, group)
-        self.head = Head(shape, tensor, self.embedding if shape.tie_word_embeddings else None)
+        self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group)
+        self.head = Head(shape, tp, self.embedding if shape.tie_word_embeddings else None)
         self.compiled = False
         if seed is not None and self._has_memory():
             draw(self, seed)
@@ -140,7 +130,7 @@ class GPT(Model):
         return cls(shape, seed=config.run.seed)
 
     def _has_memory(self) -> bool:
-        """Whether all parameters are here: not on the meta device, nor cut by ZeRO-3 at their birth."""
+        """Whether all parameters are here: not on the meta device, nor partitioned by ZeRO-3."""
         return not any(each.is_meta or hasattr(each, "ds_id") for each in self.parameters())
 
     def load_state_dict(
@@ -182,8 +172,8 @@ class GPT(Model):
         self.compiled = True
 
     def forward(self, batch: Batch) -> LossSum:
-        """The loss of each row, summed over its targets; the same on all ranks of a tensor-parallel group."""
-        with group_dropout(self.shape, self.tensor, self.training, batch.tokens.device) as keys:
+        """The loss of each sequence, summed over its targets; the same on all tensor-parallel ranks."""
+        with group_dropout(self.shape, self.tp, self.training, batch.tokens.device) as keys:
             return self.head(self.hidden(batch.tokens, batch.documents, keys=keys), batch.labels)
 
     def hidden(
@@ -191,25 +181,26 @@ class GPT(Model):
         tokens: Tensor,
         documents: Tensor | None = None,
         cache: KeyValueCache | None = None,
-        keys: Sequence[Key] | None = None,
+        keys: DropoutKeys | None = None,
     ) -> Tensor:
-        """tokens: (batch, seq) -> the last norm's output (batch, seq or its piece, hidden)."""
+        """tokens: (batch, seq) -> output of the last norm (batch, seq, hidden), or its piece of the sequence.
+
+        keys: of the dropouts; None: PyTorch's generators serve.
+        """
         if not self.has_weights:
             raise RuntimeError(
                 "this GPT has no weights: its memory was taken and never set. GPT.build(config) draws "
                 "initial ones, load_state_dict brings others; who sets them in another way sets has_weights"
             )
-        start = 0 if cache is None else cache.length
-        stop = start + tokens.shape[1]
-        keys = keys or [None] * (2 * len(self.blocks) + 1)
-        x, rope = self.embedding(tokens), None
+        keys = keys or DropoutKeys(None, [None] * len(self.blocks), [None] * len(self.blocks))
+        span = Span.of(tokens, cache)
+        inputs = AttentionInputs(self.rope and span.rope(self.rope), documents, cache)
+        x = self.embedding(tokens)
         if self.positions is not None:
-            x = x + self.positions(self._own_piece(position_ids(start, stop, documents, tokens.device)))
-        elif self.rope is not None:
-            rope = (self.rope[0][start:stop], self.rope[1][start:stop])
-        x = dropout(x, self.shape.hidden_dropout, self.training, keys[0])
-        for number, block in enumerate(self.blocks):
-            x = block(x, rope, documents, cache, keys[2 * number + 1 : 2 * number + 3])
+            x = x + self.positions(span.ids(documents, tokens.device))
+        x = dropout(x, self.shape.hidden_dropout, self.training, keys.embedding)
+        for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
+            x = block(x, inputs, attention_key, mlp_key)
         return self.norm(x)
 
     def new_cache(self) -> KeyValueCache:
@@ -217,8 +208,8 @@ class GPT(Model):
         return KeyValueCache(self.shape, 1, self.context_length, self.embedding.weight)
 
     def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """See `Model.logits`. For a model that is not cut."""
-        assert self.tensor.size == 1
+        """See `Model.logits`. For a model that is not sharded."""
+        assert self.tp.size == 1
         last = self.hidden(tokens, cache=cache)[:, -1]
         if cache is not None:
             cache.length += tokens.shape[1]
@@ -238,34 +229,18 @@ class GPT(Model):
         return Initial(0.0, self.shape.initializer_range * depth)
 
     def check_placements(self) -> None:
-        """Asserts that each parameter is placed along the tensor dimension as its parts say."""
-        if self.tensor.size == 1:
+        """Asserts that each parameter is sharded along the dimension that its slices are."""
+        if self.tp.size == 1:
             return
-        parts, vocabulary = self.parameter_slices(), ("embedding.weight", "head.weight")
+        slices, vocabulary = self.parameter_slices(), ("embedding.weight", "head.weight")
         for name, parameter in self.named_parameters():
             dims = {
                 dim
-                for part in parts[name]
-                for dim, (held, all_of_it) in enumerate(zip(part.box, full_box(part.shape), strict=True))
-                if held != all_of_it
+                for each in slices[name]
+                for dim, (held, full) in enumerate(zip(each.box, full_box(each.shape), strict=True))
+                if held != full
             }
             if name in vocabulary:
                 dims = {0}  # a small vocabulary may lie on one rank
             along = placement(parameter)["tensor"]
             assert dims == ({along.dim} if isinstance(along, Shard) else set()), name
-
-    def _own_piece(self, positions: Tensor) -> Tensor:
-        """positions: (..., seq) -> those of this rank's piece of the sequence, if that is cut."""
-        if not self.tensor.sequence_parallel:
-            return positions
-        return positions.unflatten(-1, (self.tensor.size, -1))[..., self.tensor.rank, :]
-
-
-def position_ids(start: int, stop: int, documents: Tensor | None, device: torch.device) -> Tensor:
-    """Positions start..stop-1, or (batch, seq) counted from each document's first position."""
-    positions = torch.arange(start, stop, device=device)
-    if documents is None:
-        return positions
-    first = torch.ones_like(documents, dtype=torch.bool)
-    first[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return positions - torch.where(first, positions, 0).cummax(-1).values

@@ -1,7 +1,7 @@
-"""Linear layers whose matrix may be cut over a tensor-parallel group (Shoeybi et al. 2019, Megatron-LM).
+"""Layers whose parameters may be sharded over tensor-parallel ranks (Shoeybi et al. 2019, Megatron-LM).
 
-A pair of them, cut by outputs and then by inputs, needs one sum over the group in each direction.
-Nothing is drawn at construction: weights come from `llmkit.model.initial` or from a checkpoint.
+A column-parallel linear layer followed by a row-parallel one needs one all-reduce forward and one backward.
+Parameters are made without values: those come from `llmkit.model.initial` or from a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
 class Layer(nn.Module):
-    """A module that owns parameters, and knows of which full tensors they are parts."""
+    """A module with parameters of its own that hold slices of named full tensors."""
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """The parts in each own parameter; `path` is the module's in the model.
+        """Name of each own parameter -> the slices in it; `path` is the module's name in the model.
 
-        From sizes alone: under ZeRO-3 a parameter that is not in use is empty.
+        Computed from sizes alone: under ZeRO-3 a parameter that is not in use is empty.
         """
         raise NotImplementedError
 
@@ -43,79 +43,72 @@ def uninitialized_parameter(*size: int, sharded_dim: int | None = None) -> nn.Pa
     return parameter
 
 
-def column_input(x: Tensor, tensor: TensorParallel) -> Tensor:
-    """The input of a layer that is cut: (batch, seq or its piece, width) -> (batch, seq, width)."""
-    return all_gather(x, 1, tensor.group) if tensor.sequence_parallel else copy_to_group(x, tensor.group)
+def column_input(x: Tensor, tp: TensorParallel) -> Tensor:
+    """Input of a column-parallel layer: (batch, seq, width) or its piece -> (batch, seq, width)."""
+    return all_gather(x, 1, tp.group) if tp.sequence_parallel else copy_to_group(x, tp.group)
 
 
-def row_output(x: Tensor, tensor: TensorParallel) -> Tensor:
-    """The output of a layer that is cut: the ranks' sum (batch, seq, width), or its piece of the sequence."""
-    return (
-        reduce_scatter(x, 1, tensor.group) if tensor.sequence_parallel else reduce_from_group(x, tensor.group)
-    )
+def row_output(x: Tensor, tp: TensorParallel) -> Tensor:
+    """Sum over the ranks of what a row-parallel layer computes: (batch, seq, width), or its piece of that."""
+    return reduce_scatter(x, 1, tp.group) if tp.sequence_parallel else reduce_from_group(x, tp.group)
 
 
 class FusedColumnLinear(Layer):
-    """Projections of one input side by side: one matrix product instead of several small ones.
+    """Projections of one input in one matrix product, each sharded evenly by its outputs.
 
-    `projections` maps each projection's name to its full output width; in checkpoints they keep these
-    names (`q_proj.weight`, ...), so that a layout that cuts them differently can read them. Each is cut
-    evenly by outputs.
+    projections: name -> full output width. Checkpoints hold each under its own name (`q_proj.weight`, ...),
+    so that it can be read under another sharding.
     """
 
-    def __init__(
-        self, in_features: int, projections: dict[str, int], bias: bool, tensor: TensorParallel
-    ) -> None:
+    def __init__(self, in_features: int, projections: dict[str, int], bias: bool, tp: TensorParallel) -> None:
         super().__init__()
-        self.in_features, self.projections, self.tensor = in_features, projections, tensor
-        self.widths = tuple(width // tensor.size for width in projections.values())
-        rows = sum(self.widths)
-        self.weight = uninitialized_parameter(rows, in_features, sharded_dim=0)
-        self.bias = uninitialized_parameter(rows, sharded_dim=0) if bias else None
+        self.in_features, self.projections, self.tp = in_features, projections, tp
+        self.widths = tuple(width // tp.size for width in projections.values())
+        self.weight = uninitialized_parameter(sum(self.widths), in_features, sharded_dim=0)
+        self.bias = uninitialized_parameter(sum(self.widths), sharded_dim=0) if bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x: (..., in_features) -> one (..., local width) tensor for each projection."""
-        x = column_input(x, self.tensor)
+        """x: (batch, seq, in_features) -> for each projection (batch, seq, width / tp)."""
+        x = column_input(x, self.tp)
         return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """See `Layer.parts`."""
-        prefix, start = path.rpartition(".")[0], 0
-        parts: dict[str, list[ParameterSlice]] = {"weight": [], "bias": []}
+        """See `Layer.parameter_slices`."""
+        parent, inputs, start = path.rpartition(".")[0], self.in_features, 0
+        slices: dict[str, list[ParameterSlice]] = {"weight": [], "bias": []}
         for (name, width), local in zip(self.projections.items(), self.widths, strict=True):
-            rows, stop = (self.tensor.rank * local, (self.tensor.rank + 1) * local), start + local
-            inputs = self.in_features
-            weight = ParameterSlice(
-                f"{prefix}.{name}.weight", (width, inputs), (rows, (0, inputs)), start, stop
-            )
-            parts["weight"].append(weight)
-            parts["bias"].append(ParameterSlice(f"{prefix}.{name}.bias", (width,), (rows,), start, stop))
+            outputs, stop = (self.tp.rank * local, (self.tp.rank + 1) * local), start + local
+            weight, bias = f"{parent}.{name}.weight", f"{parent}.{name}.bias"
+            box = (outputs, (0, inputs))
+            slices["weight"].append(ParameterSlice(weight, (width, inputs), box, start, stop))
+            slices["bias"].append(ParameterSlice(bias, (width,), (outputs,), start, stop))
             start = stop
-        return parts
+        return slices
 
 
 class RowLinear(Layer):
-    """A linear layer cut by inputs; its bias is held by all ranks, and added once."""
+    """A linear layer sharded by its inputs. Every rank holds its bias, which is added once, after the sum."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, tensor: TensorParallel) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.tensor = in_features, out_features, tensor
-        self.weight = uninitialized_parameter(out_features, in_features // tensor.size, sharded_dim=1)
+        self.in_features, self.out_features, self.tp = in_features, out_features, tp
+        self.weight = uninitialized_parameter(out_features, in_features // tp.size, sharded_dim=1)
         self.bias = uninitialized_parameter(out_features) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, seq, local in_features) -> (batch, seq or its piece, out_features)."""
-        if self.tensor.size == 1:
+        """x: (batch, seq, in_features / tp) -> (batch, seq, out_features), or its piece of the sequence."""
+        if self.tp.size == 1:
             return F.linear(x, self.weight, self.bias)
-        x = row_output(F.linear(x, self.weight), self.tensor)
+        x = row_output(F.linear(x, self.weight), self.tp)
         if self.bias is None:
             return x
-        return x + replicated_weight(self.bias, self.tensor.group if self.tensor.sequence_parallel else None)
+        return x + replicated_weight(self.bias, self.tp.sequence_group)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """See `Layer.parts`."""
-        local = self.in_features // self.tensor.size
-        columns = (self.tensor.rank * local, (self.tensor.rank + 1) * local)
-        shape = (self.out_features, self.in_features)
-        weight = ParameterSlice(f"{path}.weight", shape, ((0, shape[0]), columns), 0, shape[0])
-        return {"weight": [weight], "bias": [full_slice(f"{path}.bias", shape[:1])]}
+        """See `Layer.parameter_slices`."""
+        local = self.in_features // self.tp.size
+        inputs = (self.tp.rank * local, (self.tp.rank + 1) * local)
+        outputs = self.out_features
+        box = ((0, outputs), inputs)
+        weight = ParameterSlice(f"{path}.weight", (outputs, self.in_features), box, 0, outputs)
+        return {"weight": [weight], "bias": [full_slice(f"{path}.bias", (outputs,))]}

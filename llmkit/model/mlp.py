@@ -12,34 +12,34 @@ from llmkit.parallel.mesh import TensorParallel
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tensor: TensorParallel) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tp: TensorParallel) -> None:
         super().__init__()
         widths = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up = FusedColumnLinear(hidden_size, widths, bias, tensor)
-        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tensor)
+        self.gate_up = FusedColumnLinear(hidden_size, widths, bias, tp)
+        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
-        gate, up = self.gate_up(x)
+        gate, up = self.gate_up(x)  # (batch, seq, intermediate / tp) each
         return self.down_proj(F.silu(gate) * up)
 
 
 class GELU(nn.Module):
     """down(gelu(up(x))) with the tanh approximation, as in GPT-2."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tensor: TensorParallel) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tp: TensorParallel) -> None:
         super().__init__()
-        self.up_proj = FusedColumnLinear(hidden_size, {"up_proj": intermediate_size}, bias, tensor)
-        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tensor)
+        self.up_proj = FusedColumnLinear(hidden_size, {"up_proj": intermediate_size}, bias, tp)
+        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
-        (up,) = self.up_proj(x)
+        (up,) = self.up_proj(x)  # (batch, seq, intermediate / tp)
         return self.down_proj(F.gelu(up, approximate="tanh"))
 
 
 def make_mlp(
-    kind: str, hidden_size: int, intermediate_size: int, bias: bool, tensor: TensorParallel
+    kind: str, hidden_size: int, intermediate_size: int, bias: bool, tp: TensorParallel
 ) -> nn.Module:
     """The MLP that the configuration names: "swiglu" or "gelu"."""
-    return (SwiGLU if kind == "swiglu" else GELU)(hidden_size, intermediate_size, bias, tensor)
+    return (SwiGLU if kind == "swiglu" else GELU)(hidden_size, intermediate_size, bias, tp)

@@ -14,7 +14,7 @@ from llmkit.parallel.slices import ParameterSlice, full_slice
 class RMSNorm(Layer):
     """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019).
 
-    group: the ranks that apply it to different pieces of one batch, over which gradients are summed.
+    group: the ranks that apply the same weight to different activations, whose gradients are summed over it.
     """
 
     def __init__(self, size: int, eps: float, group: Group = None) -> None:
@@ -29,7 +29,7 @@ class RMSNorm(Layer):
         return (x32 * replicated_weight(self.weight, self.group).float()).to(x.dtype)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """See `Layer.parts`."""
+        """See `Layer.parameter_slices`."""
         return {"weight": [full_slice(f"{path}.weight", (self.size,))]}
 
 
@@ -48,7 +48,7 @@ class LayerNorm(Layer):
         return F.layer_norm(x, (self.size,), weight, bias, self.eps)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """See `Layer.parts`."""
+        """See `Layer.parameter_slices`."""
         return {kind: [full_slice(f"{path}.{kind}", (self.size,))] for kind in ("weight", "bias")}
 
 

@@ -1,4 +1,4 @@
-"""The two ends of the model: tokens to vectors, vectors to the loss. Over a group, cut by tokens."""
+"""Embeddings and the output head with the loss; tensor parallelism shards both by rows of the vocabulary."""
 
 from __future__ import annotations
 
@@ -15,72 +15,74 @@ from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
 class VocabularyLayer(Layer):
-    """A matrix with a row a token, padding behind them; each rank holds `rows` consecutive ones."""
+    """A matrix of one row per token and of padding behind them; each rank holds `rows` consecutive rows."""
 
     weight: nn.Parameter
 
-    def __init__(self, shape: ModelShape, tensor: TensorParallel) -> None:
+    def __init__(self, shape: ModelShape, tp: TensorParallel) -> None:
         super().__init__()
-        self.vocab_size, self.hidden_size, self.tensor = shape.vocab_size, shape.hidden_size, tensor
-        self.rows = -(-shape.padded_vocab_size // tensor.size)
-        self.first = tensor.rank * self.rows
+        self.vocab_size, self.hidden_size, self.tp = shape.vocab_size, shape.hidden_size, tp
+        self.rows = -(-shape.padded_vocab_size // tp.size)
+        self.first = tp.rank * self.rows
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """See `Layer.parts`; the box is empty on a rank that holds only padding."""
+        """See `Layer.parameter_slices`; the box is empty on a rank that holds only padding."""
         low, high = (min(row, self.vocab_size) for row in (self.first, self.first + self.rows))
         shape, box = (self.vocab_size, self.hidden_size), ((low, high), (0, self.hidden_size))
         return {"weight": [ParameterSlice(f"{path}.weight", shape, box, 0, high - low)]}
 
 
 class Embedding(VocabularyLayer):
-    """A vector a token."""
+    """A vector for each token."""
 
-    def __init__(self, shape: ModelShape, tensor: TensorParallel) -> None:
-        super().__init__(shape, tensor)
+    def __init__(self, shape: ModelShape, tp: TensorParallel) -> None:
+        super().__init__(shape, tp)
         self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: (batch, seq) -> (batch, seq or its piece, hidden)."""
-        if self.tensor.size == 1:
+        """tokens: (batch, seq) -> (batch, seq, hidden), or its piece of the sequence."""
+        if self.tp.size == 1:
             return F.embedding(tokens, self.weight)
         row = tokens - self.first
         elsewhere = (row < 0) | (row >= self.rows)
         found = F.embedding(row.masked_fill(elsewhere, 0), self.weight)
-        return row_output(found.masked_fill(elsewhere[..., None], 0.0), self.tensor)
+        return row_output(found.masked_fill(elsewhere[..., None], 0.0), self.tp)
 
 
 class Head(VocabularyLayer):
     """The output projection with the loss; `tied` is the embedding whose matrix it uses, if any."""
 
-    def __init__(self, shape: ModelShape, tensor: TensorParallel, tied: Embedding | None) -> None:
-        super().__init__(shape, tensor)
-        self.weight = (
-            tied.weight if tied else uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
-        )
+    def __init__(self, shape: ModelShape, tp: TensorParallel, tied: Embedding | None) -> None:
+        super().__init__(shape, tp)
+        if tied is None:
+            self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
+        else:
+            self.weight = tied.weight
 
     def forward(self, hidden: Tensor, labels: Tensor) -> LossSum:
-        """hidden: (batch, seq or its piece, hidden), labels: (batch, seq) -> the loss of each row."""
-        hidden = column_input(hidden, self.tensor)
-        return head_loss(hidden, self.weight, labels, self.vocab_size, self.tensor.group, self.first)
+        """hidden: (batch, seq, hidden) or its piece, labels: (batch, seq) -> the loss of each sequence."""
+        hidden = column_input(hidden, self.tp)
+        return head_loss(hidden, self.weight, labels, self.vocab_size, self.tp.group, self.first)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., hidden) -> (..., vocab), fp32; of a model that is not cut."""
+        """hidden: (..., hidden) -> (..., vocab), fp32; of a model that is not sharded."""
         return output_logits(hidden, self.weight, self.vocab_size)[..., : self.vocab_size]
 
 
 class Positions(Layer):
-    """A learned vector a position, held by all ranks."""
+    """A learned vector for each position, held by all ranks."""
 
-    def __init__(self, shape: ModelShape, tensor: TensorParallel) -> None:
+    def __init__(self, shape: ModelShape, tp: TensorParallel) -> None:
         super().__init__()
-        self.size = (shape.max_position_embeddings, shape.hidden_size)
+        self.size, self.tp = (shape.max_position_embeddings, shape.hidden_size), tp
         self.weight = uninitialized_parameter(*self.size)
-        self.group = tensor.group if tensor.sequence_parallel else None
 
     def forward(self, positions: Tensor) -> Tensor:
-        """positions: (..., seq) -> (..., seq, hidden)."""
-        return F.embedding(positions, replicated_weight(self.weight, self.group))
+        """positions: (..., seq) -> (..., seq, hidden), or its piece of the sequence."""
+        if self.tp.sequence_parallel:
+            positions = positions.unflatten(-1, (self.tp.size, -1))[..., self.tp.rank, :]
+        return F.embedding(positions, replicated_weight(self.weight, self.tp.sequence_group))
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """See `Layer.parts`."""
+        """See `Layer.parameter_slices`."""
         return {"weight": [full_slice(f"{path}.weight", self.size)]}

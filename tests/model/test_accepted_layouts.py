@@ -46,7 +46,7 @@ def test_accepted_sizes_are_shared_out_whole(model: dict[str, object], size: int
     pieces = []
     for rank in range(size):
         with torch.device("meta"):
-            cut = GPT(shape, tensor=TensorParallel(rank, size, head_size=sharing))
+            cut = GPT(shape, tp=TensorParallel(rank, size, head_size=sharing))
         cut.check_placements()
         shapes = {name: tuple(parameter.shape) for name, parameter in cut.named_parameters()}
         for name, parts in cut.parameter_slices().items():

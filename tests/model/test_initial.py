@@ -93,7 +93,7 @@ def test_any_region_of_a_tensor_can_be_read(monkeypatch, chunk):
 def test_cut_models_start_from_slices_of_the_same_weights():
     weights = InitialWeights(GPT(GPT2_STYLE, seed=None), 3)
     for rank in range(4):
-        for parts in GPT(GPT2_STYLE, tensor=TensorParallel(rank=rank, size=4)).parameter_slices().values():
+        for parts in GPT(GPT2_STYLE, tp=TensorParallel(rank=rank, size=4)).parameter_slices().values():
             for part in parts:
                 whole = weights.read(part.name, "master")
                 region = whole[tuple(slice(low, high) for low, high in part.box)]

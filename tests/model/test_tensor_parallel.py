@@ -1,4 +1,4 @@
-"""A model cut over processes against the same model on one: loss, and every parameter's gradient."""
+"""A model sharded over processes against the same model on one: loss, and every parameter's gradient."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def piece(full: Tensor, part: ParameterSlice) -> Tensor:
 
 
 @torch.no_grad()
-def cut_model(full: GPT, tensor: TensorParallel, attention_impl: str = "sdpa", **options: Any) -> GPT:
-    """The uncut model's weights in a cut one."""
-    model, weights = GPT(full.shape, attention_impl, tensor, **options), tensors(full, gradients=False)
+def sharded_model(full: GPT, tp: TensorParallel, attention_impl: str = "sdpa", **options: Any) -> GPT:
+    """The full model's weights in a sharded one."""
+    model, weights = GPT(full.shape, attention_impl, tp, **options), tensors(full, gradients=False)
     model.check_placements()
     for name, parameter in model.named_parameters():
         parameter.zero_()
@@ -125,8 +125,8 @@ def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         reference = random_model(shape, case.get("attention_impl", "sdpa"))
         if case.get("bf16"):
             reference.bfloat16()
-        tensor = mesh.tensor_parallel(shape.num_key_value_heads, case["sequence"])
-        model = cut_model(reference, tensor, case.get("attention_impl", "sdpa"), **case.get("options", {}))
+        tp = mesh.tensor_parallel(shape.num_key_value_heads, case["sequence"])
+        model = sharded_model(reference, tp, case.get("attention_impl", "sdpa"), **case.get("options", {}))
         if case.get("compiled"):
             torch._dynamo.reset()
             model.compile_parts(print, COMPILER)
@@ -232,7 +232,7 @@ def check(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[case_name(case) for case in CASES])
-def test_loss_and_every_gradient_equal_the_uncut_models(outcome, number):
+def test_loss_and_every_gradient_equal_the_unsharded_models(outcome, number):
     for rank in outcome:
         check(rank[number])
 
@@ -263,14 +263,14 @@ def with_dropout(sequence: bool) -> dict[str, bool]:
     """On one of 2 ranks, for two steps: what agrees between the ranks, and what repeats."""
     shape = replace(SHAPES["gpt2"], hidden_dropout=0.3, attention_dropout=0.3)
     mesh = make_mesh(2)
-    tensor = mesh.tensor_parallel(shape.num_key_value_heads, sequence)
+    tp = mesh.tensor_parallel(shape.num_key_value_heads, sequence)
     hidden: dict[str, Tensor] = {}
 
     def step(activation_checkpointing: str) -> dict[str, Tensor]:
         """Loss and gradients; also what leaves the last norm, the attention's weights and the generator."""
         dropped: list[Tensor] = []
-        model = cut_model(
-            random_model(shape), tensor, "matmul", activation_checkpointing=activation_checkpointing
+        model = sharded_model(
+            random_model(shape), tp, "matmul", activation_checkpointing=activation_checkpointing
         )
         model.norm.register_forward_hook(lambda *call: hidden.update(out=call[-1].detach()))
         with pytest.MonkeyPatch.context() as patch:
@@ -328,7 +328,7 @@ def test_dropout_agrees_where_activations_do_and_differs_where_they_are_cut(pair
 def test_the_ranks_parts_are_each_tensor_once(shape, size):
     counts: dict[str, Tensor] = {}
     for rank in range(size):
-        model = GPT(shape, tensor=TensorParallel(rank=rank, size=size))
+        model = GPT(shape, tp=TensorParallel(rank=rank, size=size))
         cut = [name for name, p in model.named_parameters() if "tensor" in placement(p).sharded]
         for name, parts in model.parameter_slices().items():
             for part in parts:
@@ -342,7 +342,7 @@ def test_the_ranks_parts_are_each_tensor_once(shape, size):
 
 def test_a_wrong_placement_is_noticed():
     for change in ("missing", "surplus", "other dimension"):
-        model = GPT(GPT2_STYLE, tensor=TensorParallel(rank=1, size=2))
+        model = GPT(GPT2_STYLE, tp=TensorParallel(rank=1, size=2))
         model.check_placements()
         if change == "missing":
             place(model.blocks[1].mlp.down_proj.weight, REPLICATED)

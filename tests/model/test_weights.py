@@ -95,8 +95,8 @@ def test_weights_loaded_into_the_meta_device_are_none():
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
 @pytest.mark.parametrize("rank", [None, 1])
 def test_a_model_starts_with_the_weights_of_its_seed(shape, rank):
-    tensor = TensorParallel() if rank is None else TensorParallel(rank=rank, size=2)
-    model = GPT(shape, tensor=tensor, seed=7)
+    tp = TensorParallel() if rank is None else TensorParallel(rank=rank, size=2)
+    model = GPT(shape, tp=tp, seed=7)
     source = InitialWeights(GPT(shape, seed=None), 7)
     weights = dict(model.named_parameters())
     for name, parts in model.parameter_slices().items():

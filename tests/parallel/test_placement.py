@@ -56,7 +56,7 @@ WANTED: dict[str, Placement] = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_parameter_of_every_kind_of_model(shape, tp):
     with torch.device("meta"):
-        model = GPT(shape, tensor=tp, seed=None)
+        model = GPT(shape, tp=tp, seed=None)
     model.check_placements()
     for name, parameter in model.named_parameters():
         (wanted,) = (each for end, each in WANTED.items() if name.endswith(end))
@@ -86,7 +86,7 @@ def test_deepspeeds_marks_are_those_of_the_sharded():
     is_marked: Callable[[nn.Parameter], bool] = pytest.importorskip(
         "deepspeed.runtime.utils"
     ).is_model_parallel_parameter
-    model = GPT(GPT2_STYLE, tensor=TensorParallel(1, 2), seed=None)
+    model = GPT(GPT2_STYLE, tp=TensorParallel(1, 2), seed=None)
     mark_sharded(model.parameters())
     for name, parameter in model.named_parameters():
         assert is_marked(parameter) == ("tensor" in placement(parameter).sharded), name

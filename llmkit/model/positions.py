@@ -1,0 +1,58 @@
+"""Positions of the tokens of a forward pass in their sequences.
+
+The model asks here, and nowhere else, which positions its tokens have: context parallelism, under which a
+rank holds a piece of each sequence, changes `Span` and what attention exchanges, and no other layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmkit.model.cache import KeyValueCache
+
+RopeTables = tuple[Tensor, Tensor]
+"""Cosines and sines, (positions, head_dim // 2) fp32 each; see `llmkit.model.rope`."""
+
+
+class AttentionInputs(NamedTuple):
+    """What attention is given beside the hidden states, the same for all blocks.
+
+    rope: the tables of these positions, None without rotary positions. documents: (batch, seq) int32 or None,
+    see `llmkit.batch.Batch`. cache: keys and values of earlier positions, to be extended by these.
+    """
+
+    rope: RopeTables | None = None
+    documents: Tensor | None = None
+    cache: KeyValueCache | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions start .. stop - 1, which the tokens of one forward pass have in each sequence."""
+
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, tokens: Tensor, cache: KeyValueCache | None) -> Span:
+        """The positions of tokens (batch, seq) that follow those in the cache."""
+        start = 0 if cache is None else cache.length
+        return cls(start, start + tokens.shape[1])
+
+    def rope(self, tables: RopeTables) -> RopeTables:
+        """The rows of these positions. Rotary positions are relative: documents need not begin at 0."""
+        cos, sin = tables
+        return cos[self.start : self.stop], sin[self.start : self.stop]
+
+    def ids(self, documents: Tensor | None, device: torch.device) -> Tensor:
+        """The positions, (seq,) int64; with documents, (batch, seq) counted from each one's first token."""
+        positions = torch.arange(self.start, self.stop, device=device)
+        if documents is None:
+            return positions
+        begins = torch.ones_like(documents, dtype=torch.bool)
+        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        return positions - torch.where(begins, positions, 0).cummax(-1).values
