@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from llmkit.parallel.mesh import DIMENSIONS
 
-_ATTRIBUTE = "_llmkit_placement"
+_PLACEMENTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Parameter -> placement. Not an attribute: accelerate gives a parameter's attributes to its constructor."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ def tensor_sharded(dim: int) -> Placement:
 
 def place(parameter: Tensor, placement: Placement) -> None:
     """Describes a parameter; its copies (`clone`, `deepcopy`, from the meta device) are not described."""
-    setattr(parameter, _ATTRIBUTE, placement)
+    _PLACEMENTS[parameter] = placement
 
 
 def placement(parameter: Tensor) -> Placement:
     """How a parameter lies on the mesh."""
-    found: Placement = getattr(parameter, _ATTRIBUTE, REPLICATED)
+    found: Placement = _PLACEMENTS.get(parameter, REPLICATED)
     return found

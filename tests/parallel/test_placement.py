@@ -12,6 +12,7 @@ from torch import nn
 from llmkit.config.shape import ModelShape
 from llmkit.engine.deepspeed import mark_sharded
 from llmkit.model.gpt import GPT
+from llmkit.parallel import placement as module
 from llmkit.parallel.mesh import DIMENSIONS, TensorParallel
 from llmkit.parallel.placement import (
     REPLICATED,
@@ -22,7 +23,7 @@ from llmkit.parallel.placement import (
     place,
     placement,
     tensor_sharded,
-)  # fmt: skip
+)
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
 SHAPES: dict[str, ModelShape] = {
@@ -79,7 +80,11 @@ def test_a_parameter_that_nobody_has_described_is_replicated():
     parameter = nn.Linear(2, 3).weight
     assert placement(parameter) == REPLICATED
     place(parameter, tensor_sharded(0))
-    assert placement(parameter) == tensor_sharded(0)
+    assert placement(parameter) == tensor_sharded(0) and placement(parameter.detach()) == REPLICATED
+    assert not vars(parameter)  # which libraries hand on to constructors
+    before = len(module._PLACEMENTS)
+    del parameter
+    assert len(module._PLACEMENTS) == before - 1
 
 
 def test_deepspeeds_marks_are_those_of_the_sharded():
