@@ -7,22 +7,18 @@ finished.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import secrets
 import shutil
-import socket
-import weakref
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
+from llmkit.file_lock import FileLock, now
 from llmkit.files import may_exist, write_whole
 
 LOCK = "run.lock"
@@ -44,7 +40,7 @@ class RunFolder:
     def __init__(
         self,
         path: Path,
-        lock: int | None = None,
+        lock: FileLock | None = None,
         stop_files: Sequence[Path] = (),
         saved_file: Path | None = None,
     ) -> None:
@@ -55,7 +51,6 @@ class RunFolder:
         self._lock = lock
         self.outdated: list[Path] = []
         self._stop_files, self._saved_file = stop_files, saved_file
-        _held.add(self)
 
     @classmethod
     def open(
@@ -73,7 +68,7 @@ class RunFolder:
         _require_target(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path / LOCK, command)
+            lock = FileLock(path / LOCK, command)
         except OSError as error:
             raise UserError(f"cannot use {path.absolute()} as the run folder: {error.strerror}") from error
         folder = cls(path, lock, [path / STOP, *([stop_file] if stop_file else [])], saved_file)
@@ -128,11 +123,9 @@ class RunFolder:
         shutil.rmtree(self.checkpoints / handshake, ignore_errors=True)
 
     def close(self) -> None:
-        """Let go of the lock; the folder may be opened again."""
-        _held.discard(self)
+        """Release the lock; the folder may be opened again."""
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +147,7 @@ class RunFolder:
 
     def mark_done(self) -> None:
         """Say that the run has reached its end."""
-        self.write_text(DONE, f"{_now()}\n")
+        self.write_text(DONE, f"{now()}\n")
 
     def clear_done(self) -> None:
         """Say that the run goes on after all. Raises RunFault."""
@@ -264,18 +257,6 @@ def run_folder_of(file: Path) -> Path | None:
     return folder if file.name and os.path.lexists(folder / LOCK) else None
 
 
-_held: weakref.WeakSet[RunFolder] = weakref.WeakSet()
-
-
-def _close_in_child() -> None:
-    """A forked worker that outlives the run must not keep its lock."""
-    for folder in list(_held):
-        folder.close()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
 def _require_target(path: Path) -> None:
     """Raises UserError for a link to what is not there."""
     if os.path.islink(path) and not may_exist(path):
@@ -290,42 +271,3 @@ def _cannot_save(folder: Path, error: OSError) -> str:
         f"nothing can be written in {folder.absolute()}, where checkpoints go: {error.strerror or error}; "
         "mend that, or set run.dir to another folder"
     )
-
-
-def _lock(path: Path, command: str) -> int:
-    """A descriptor that holds the lock; the system releases it when the process ends, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "command": command}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
-        return descriptor
-    except BlockingIOError as error:
-        owner_text = _owner(descriptor)
-        os.close(descriptor)
-        raise UserError(
-            f"the run folder {path.parent.absolute()} is in use by {owner_text}; "
-            "wait for it, stop it, or choose another run.name"
-        ) from error
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise UserError(
-                f"the file system of {path.parent.absolute()} has no file locks, so nothing would keep "
-                "a second run out; set run.dir to a folder on another one"
-            ) from error
-        raise
-
-
-def _owner(descriptor: int) -> str:
-    """Who holds the lock, as it noted itself in the lock's file."""
-    try:
-        owner = json.loads(os.pread(descriptor, 2**16, 0))
-        return f"process {owner['pid']} on {owner['host']}, started {owner['started']} ({owner['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
