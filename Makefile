@@ -24,7 +24,7 @@ endif
 SYSTEM_TORCH := $(findstring system-torch,$(MADE_WITH))
 endif
 
-.PHONY: demo test check docs clean
+.PHONY: demo test test-all check docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -32,6 +32,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "" $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -76,7 +76,8 @@ class Process:
     def kill(self) -> None:
         """Sends SIGKILL, if the process runs."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, signal.SIGKILL)
 
     def _ended(self, timeout: float | None) -> int | None:
         if self.returncode is None:
@@ -120,6 +121,7 @@ def _server() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment["OPENBLAS_NUM_THREADS"] = "1"  # it would start threads as numpy is imported
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin stand still on a busy machine
     environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a driver that is in use is lost in copies
     with theirs:
         process = subprocess.Popen(
@@ -179,6 +181,8 @@ def _main(descriptor: int) -> None:
     for module in PRELOADED:
         importlib.import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread: copies would lack it"
+    # Else every process would measure for half a second how fast this machine is.
+    sys.modules["llmkit.monitor.hardware"]._matrix_rate = lambda *_: 1e11  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=descriptor) as requests:

@@ -14,6 +14,7 @@ import pytest
 from tests import fork_server
 from tests.fork_server import Process
 from tests.limits import HANG
+from tests.ranks import world
 
 CONFIG = """\
 run:
@@ -80,6 +81,14 @@ def environment() -> dict[str, str]:
 def start(folder: Path, *arguments: str) -> Process:
     """The llmkit command, started in `folder`."""
     return fork_server.start("llmkit", arguments, cwd=folder, environment=environment())
+
+
+def start_ranks(folder: Path, world_size: int, *arguments: str) -> list[Process]:
+    """The llmkit command on the ranks of a world, as torchrun would start it."""
+    return [
+        fork_server.start("llmkit", arguments, cwd=folder, environment=environment() | variables)
+        for variables in (world(world_size) if world_size > 1 else [{}])
+    ]
 
 
 def run(folder: Path, *arguments: str, code: int = 0) -> str:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,10 @@ def run_ranks(
         call = {"function": function, "arguments": arguments, "joined": joined, "timeout": timeout}
         call["may_die"] = bool(may_die)
         (folder / "call.json").write_text(json.dumps(call))
-        common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-        common |= {"MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world_size)}
-        common |= {"LOCAL_WORLD_SIZE": str(world_size), **(environment or {})}
-        processes = [_start(folder, rank, common) for rank in range(world_size)]
+        processes = [
+            _start(folder, rank, {**os.environ, **variables, **(environment or {})})
+            for rank, variables in enumerate(world(world_size))
+        ]
         try:
             late = _wait(processes, may_die, timeout)
         finally:
@@ -69,8 +70,7 @@ def run_ranks(
         return [json.loads(path.read_text()) if path.exists() else None for path in results]
 
 
-def _start(folder: Path, rank: int, common: dict[str, str]) -> Process:
-    environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+def _start(folder: Path, rank: int, environment: dict[str, str]) -> Process:
     with (folder / f"log-{rank}.txt").open("wb") as log:
         return start("tests.ranks", [str(folder)], cwd=ROOT, environment=environment, log=log)
 
@@ -96,10 +96,20 @@ def _log(folder: Path, rank: int) -> str:
     return f"--- rank {rank}:\n{text[-6000:]}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, each another."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def world(size: int) -> list[dict[str, str]]:
+    """The variables that torchrun would set for each of `size` ranks on this machine."""
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "OMP_NUM_THREADS": "1"}
+    common |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
 def _main(folder: Path) -> None:

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from tests.limits import HANG
-from tests.program import CONFIG, SENTENCE, environment, events, run, timeless
+from tests.program import CONFIG, SENTENCE, events, run, start_ranks, timeless
 
 STEPS = 30
 LEGS = [
@@ -103,7 +101,7 @@ def last_step(run_folder: Path) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below one, also those that a launcher put into sessions of their own."""
+    """Processes below one, also those in sessions of their own."""
     parents: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -115,24 +113,18 @@ def descendants(pid: int) -> list[int]:
 
 def leg(folder: Path, number: int, processes: int, overrides: list[str], kill_at: int | None) -> None:
     """Trains on so many processes, until the step at which all are killed; number: 1 for the first leg."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += ["-m", "llmkit", "train", "mixed.yaml", "run.name=killed", *SETTINGS, *overrides]
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment() | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    ranks = start_ranks(folder, processes, "train", "mixed.yaml", "run.name=killed", *SETTINGS, *overrides)
     run_folder = folder / "runs" / "killed"
-    while kill_at is not None and process.poll() is None:
+    while kill_at is not None and all(rank.poll() is None for rank in ranks):
         # Not before this leg has cut back the record of the one before, and begun.
         if starts(run_folder) == number and last_step(run_folder) >= kill_at:
-            for pid in [process.pid, *descendants(process.pid)]:
+            for pid in [pid for rank in ranks for pid in (rank.pid, *descendants(rank.pid))]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    output, _ = process.communicate(timeout=HANG)
-    assert (process.returncode != 0) == (kill_at is not None), output
+    codes = {rank.wait(HANG) for rank in ranks}
+    output = "\n".join(rank.output() for rank in ranks)
+    assert codes == {0 if kill_at is None else -signal.SIGKILL}, output
     assert starts(run_folder) == number, output
 
 

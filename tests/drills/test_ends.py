@@ -10,9 +10,8 @@ import pytest
 import torch.distributed as dist
 
 from llmkit.checkpoint.read import open as open_checkpoint
-from tests.drills.test_world import free_ports
 from tests.program import events, make_project, rows
-from tests.ranks import run_ranks
+from tests.ranks import free_ports, run_ranks
 
 COMMON = ["run.deterministic=false", "model.hidden_dropout=0.0"]
 NO_SAVES = ["checkpoint.every_steps=0", "train.max_steps=40"]

@@ -39,26 +39,28 @@ def kill_after(folder: Path, size: int, *arguments: str) -> bool:
     return process.returncode != 0
 
 
+SETTINGS = {
+    "fp32": ["train.precision=fp32", "train.micro_batch_size=2"],
+    "bf16": ["train.precision=bf16", "model.norm=layernorm", "data.document_masks=true"],
+    "compiled": ["train.precision=bf16", "kernels.compile=true", "optimizer.name=muon"],
+}
+
+
 @pytest.mark.parametrize(
-    ("steps", "times", "precision", "settings"),
-    [
-        pytest.param(200, 4, "fp32", ["train.micro_batch_size=2"], id="fp32"),
-        pytest.param(200, 4, "bf16", ["model.norm=layernorm", "data.document_masks=true"], id="bf16"),
-        pytest.param(
-            100, 2, "bf16", ["kernels.compile=true", "optimizer.name=muon"], id="compiled",
-            marks=pytest.mark.skipif(NO_COMPILER is not None, reason=str(NO_COMPILER)),
-        ),
-    ],
-)  # fmt: skip
-def test_killed_and_straight_runs_are_bit_equal(tmp_path, steps, times, precision, settings):
+    ("steps", "times"), [(60, 2), pytest.param(200, 4, marks=pytest.mark.whole)], ids=["some", "many"]
+)
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_killed_and_straight_runs_are_bit_equal(tmp_path, kind, steps, times):
+    if kind == "compiled" and NO_COMPILER is not None:
+        pytest.skip(NO_COMPILER)
     config = make_project(tmp_path).name
-    common = [f"train.max_steps={steps}", f"train.precision={precision}", "checkpoint.every_steps=13",
-              "evaluate.every_steps=60", *settings]  # fmt: skip
+    common = [f"train.max_steps={steps}", "checkpoint.every_steps=13", "evaluate.every_steps=60"]
+    common += SETTINGS[kind]
     run(tmp_path, "train", config, *common, "run.name=straight")
     straight = tmp_path / "runs" / "straight"
     whole = (straight / "metrics.jsonl").stat().st_size
 
-    draw = random.Random(precision)
+    draw = random.Random(kind)
     points = sorted(draw.uniform(0.02, 0.95) for _ in range(times))
     kills = sum(
         kill_after(tmp_path, int(point * whole), "train", config, *common, "run.name=killed")

@@ -6,14 +6,12 @@ A rank that waited for another one would wait for longer than the launch may tak
 from __future__ import annotations
 
 import json
-import socket
-from contextlib import ExitStack
 
 import pytest
 
 from llmkit.run_folder import RunFolder
 from tests.program import make_project
-from tests.ranks import run_ranks
+from tests.ranks import free_ports, run_ranks
 
 PLAIN = "run.deterministic=false"
 CASES = {
@@ -67,15 +65,6 @@ CASES = {
         ["rank 1 (", "/other/runs/left-over is another folder here than on rank 0"],
     ),
 }  # fmt: skip
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, each another."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.fixture(scope="module")
