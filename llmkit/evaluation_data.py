@@ -9,7 +9,8 @@ from pathlib import Path
 
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config import schema
-from llmkit.config.load import load
+from llmkit.config.heldout import nothing_held_out
+from llmkit.config.load import Loaded, load
 from llmkit.data.building.prepare import prepare
 from llmkit.data.located import located, missing_paths
 from llmkit.data.position import Fingerprint, read_position
@@ -43,10 +44,8 @@ def heldout_of_run(
     data = prepare(found, report, tokenizer=tokenizer)
     _check_heldout(checkpoint, data)
     if not data.heldout:
-        raise UserError(
-            f"{checkpoint.path}: nothing is held out, as the sources have no document for "
-            f"data.validation_fraction {config.data.validation_fraction:g}; name other data with --data"
-        )
+        why = nothing_held_out(Loaded.of(config, "the run's settings").settings)
+        raise UserError(f"{checkpoint.path}: nothing is held out: {why}; or name other data with --data")
     return data
 
 
@@ -66,9 +65,10 @@ def other_data(
     }
     path = os.path.expanduser(path)
     if path.endswith((".yaml", ".yml")):
-        data = prepare(load(path).config.data.model_copy(update=rows), report, tokenizer=tokenizer)
+        loaded = load(path)
+        data = prepare(loaded.config.data.model_copy(update=rows), report, tokenizer=tokenizer)
         if not data.heldout:
-            raise UserError(f"--data {path}: nothing is held out (data.validation_fraction)")
+            raise UserError(f"--data {path}: nothing is held out: {nothing_held_out(loaded.settings)}")
         return data
     if not os.path.exists(path) and missing_paths(_only(config.data, path, "text")):
         raise UserError(f"--data {path}: there is no such file or folder")

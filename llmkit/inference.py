@@ -12,6 +12,8 @@ import torch
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.custom_model import stored_model
+from llmkit.config.heldout import nothing_held_out
+from llmkit.config.load import Loaded
 from llmkit.config.stored import read_stored, require_plugins
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -133,10 +135,8 @@ def evaluate_command(path: Path, *, precision: str, other: str | None = None) ->
     spec = stored_model(checkpoint.model, checkpoint.origin)
     heldout = HeldOut(data, choose_micro_batch(config, spec, used, device_facts(device)))
     if heldout.targets == 0:
-        raise UserError(
-            f"{checkpoint.path}: no held-out token is a target (data.validation_fraction "
-            f"is {config.data.validation_fraction:g}), so there is no loss"
-        )
+        why = nothing_held_out(Loaded.of(config, "the run's settings").settings)
+        raise UserError(f"{checkpoint.path}: no held-out token is a target, so there is no loss: {why}")
     nats = 0.0
     with torch.inference_mode():
         for batch in heldout:

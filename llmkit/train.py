@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from llmkit.config.load import Loaded
 from llmkit.config.registered import components
-from llmkit.config.validate import leaves
+from llmkit.config.walk import leaves
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.basis import Start
 from llmkit.loop.batches import listen, next_batch

@@ -31,7 +31,7 @@ def test_an_evaluation_that_cannot_be_and_ids_without_text_are_told_at_each_star
         assert printed.count("model.vocab_size 4096 (command line) is larger than the tokenizer's 257") == 1
         assert "generate runs/tiny" in printed and "evaluate runs/tiny" not in printed
     assert main(["evaluate", "runs/tiny"]) == 2
-    assert "nothing is held out, as the sources have no document for" in capsys.readouterr().err
+    assert "nothing is held out: of the few documents of the sources, data.v" in capsys.readouterr().err
     assert main(["train", "tiny.yaml", *COMMON, *few, "evaluate.early_stopping=1", "train.max_steps=6"]) == 2
     message = capsys.readouterr().err
     assert "evaluate.early_stopping 1 (command line) needs held-out documents\n      of the few" in message

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmkit.config.custom_model import describe
-from llmkit.config.derive import default_intermediate_size, fitting_ranks, known_vocab_size, rows_per_rank
+from llmkit.config.derive import (
+    accumulation_steps,
+    default_intermediate_size,
+    fitting_ranks,
+    known_vocab_size,
+    rows_per_rank,
+)
 from llmkit.config.mistakes import Mistake
 from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Model
 from llmkit.config.settings import Settings
@@ -98,8 +104,8 @@ def check_batch(s: Settings) -> Iterator[Mistake]:
             note = "a rank has global_batch_size / ranks sequences, rounded up; choose a divisor, or auto"
             yield s.mistake(what, *paths, note=note)
         return
-    rows = rows_per_rank(s.config, ranks)
-    if rows % micro:
+    if accumulation_steps(s.config, ranks, micro) is None:
+        rows = rows_per_rank(s.config, ranks)
         what = "{0} does not divide {1}"
         if ranks > 1:
             what = f"{{0}} does not divide the {rows} of {{1}} that each of {ranks} data-parallel ranks has"

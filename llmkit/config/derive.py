@@ -57,15 +57,13 @@ def fitting_ranks(config: Config) -> int | None:
     if micro == "auto":
         return 1
     most = -(-total // micro)  # with more ranks each has fewer sequences than a micro-batch
-    return next((ranks for ranks in range(1, most + 1) if rows_per_rank(config, ranks) % micro == 0), None)
+    return next((ranks for ranks in range(1, most + 1) if accumulation_steps(config, ranks, micro)), None)
 
 
-def accumulation_steps(config: Config, data_parallel_size: int, micro_batch_size: int) -> int:
-    """Micro-batches of a rank and step. Raises ValueError if they do not divide its sequences."""
-    rows = rows_per_rank(config, data_parallel_size)
-    if rows % micro_batch_size:
-        raise ValueError(f"micro-batches of {micro_batch_size} do not divide {rows} sequences")
-    return rows // micro_batch_size
+def accumulation_steps(config: Config, data_parallel_size: int, micro_batch_size: int) -> int | None:
+    """Micro-batches of a data-parallel rank and step; None if they do not divide its sequences."""
+    steps, rest = divmod(rows_per_rank(config, data_parallel_size), micro_batch_size)
+    return None if rest else steps
 
 
 def known_vocab_size(config: Config, tokenizer_size: int | None = None) -> int | None:

@@ -15,7 +15,7 @@ def may_hold_out(data: Data) -> bool:
 
 
 def nothing_held_out(s: Settings) -> str:
-    """Why nothing is held out, and what would change that."""
+    """Why nothing is held out that has tokens to learn, and what would change that."""
     if all(source.type in PRETOKENIZED for source in s.config.data.sources):
         return "sources of type shards and megatron hold nothing out; name held-out shards in heldout_path"
     fraction = s.describe("data.validation_fraction")

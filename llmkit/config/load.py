@@ -17,7 +17,8 @@ from llmkit.config.remarks import remarks
 from llmkit.config.schema import PLUGIN, Config
 from llmkit.config.settings import Facts, Settings
 from llmkit.config.tree import Node, find, merge
-from llmkit.config.validate import leaves, origins, validate
+from llmkit.config.validate import origins, validate
+from llmkit.config.walk import leaves
 from llmkit.config.yaml_reader import read_file
 from llmkit.errors import UserError
 from llmkit.files import may_exist
@@ -44,6 +45,11 @@ class Loaded:
     origins: dict[str, str]
     path: Path
     remarks: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration as one that can say where its values came from."""
+        return Settings(self.config, self.origins)
 
     @classmethod
     def of(cls, config: Config, name: str = "settings") -> Loaded:

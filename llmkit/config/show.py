@@ -9,7 +9,8 @@ from llmkit.config.keys import Key, all_keys, general, keys, suggest
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import printable
 from llmkit.config.override import key_parts
-from llmkit.config.schema import Config, Section
+from llmkit.config.schema import Config
+from llmkit.config.walk import holds_sections, walk
 from llmkit.config.yaml_reader import resolve
 from llmkit.errors import UserError
 
@@ -23,7 +24,7 @@ def to_yaml(config: Config, origins: dict[str, str] | None = None) -> str:
 
     origins: where given, each line ends in a comment that says where its value came from.
     """
-    lines = list(_section(config, "", 0))
+    lines = list(_lines(config))
     if origins is None:
         return "".join(f"{text}\n" for text, _ in lines)
     told = [(text, printable(origins.get(path, ""), 1100)) for text, path in lines]
@@ -66,21 +67,18 @@ def _keys_of(name: str, schema: type[Config]) -> list[Key]:
     raise UserError(f"config --keys: {printable(name, 100)} is no setting or section; {remedy}")
 
 
-def _section(section: Section, path: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Lines of a section, each with the dotted path of the setting on it, "" for a heading."""
-    indent = "  " * depth
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            yield f"{indent}{name}:", ""
-            yield from _section(value, f"{path}{name}.", depth + 1)
-        elif isinstance(value, list) and value and isinstance(value[0], Section):
-            yield f"{indent}{name}:", ""
-            for index, item in enumerate(value):
-                for number, (text, below) in enumerate(_section(item, f"{path}{name}.{index}.", depth + 2)):
-                    yield (f"{indent}  - {text.lstrip()}" if number == 0 else text), below
-        else:
-            yield f"{indent}{name}: {_value(value)}", path + name
+def _lines(config: Config) -> Iterator[tuple[str, str]]:
+    """The lines of a configuration, each with the dotted path of the setting on it, "" for a heading."""
+    dash = ""
+    for path, value in walk(config):
+        depth, name = path.count("."), path.rpartition(".")[2]
+        if name.isdecimal():
+            dash = "- "  # an entry of a list begins
+            continue
+        heading = holds_sections(value)
+        indent = "  " * (depth - len(dash) // 2)
+        yield f"{indent}{dash}{name}:" + ("" if heading else f" {_value(value)}"), "" if heading else path
+        dash = ""
 
 
 def _value(value: Any) -> str:

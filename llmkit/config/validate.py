@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -15,8 +14,9 @@ from llmkit.config.keys import all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, SHOWN, Mistake
 from llmkit.config.registered import config_class
 from llmkit.config.renamed import RENAMED
-from llmkit.config.schema import Config, Section
+from llmkit.config.schema import Config
 from llmkit.config.tree import Node, Path, dotted, find, merge, place_of, undotted
+from llmkit.config.walk import leaves
 
 ROUNDS = 5
 """How often a tree is mended to look for mistakes behind mistakes."""
@@ -51,19 +51,6 @@ def validate(tree: Node) -> tuple[Config | None, list[Mistake]]:
 def origins(config: Config, tree: Node) -> dict[str, str]:
     """For each setting, by its dotted path, where its value came from."""
     return {path: _origin(tree, path) for path, _ in leaves(config)}
-
-
-def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting's dotted path and value; sections in a list are numbered from 0."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            yield from leaves(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and value and isinstance(value[0], Section):
-            for index, item in enumerate(value):
-                yield from leaves(item, f"{prefix}{name}.{index}.")
-        else:
-            yield prefix + name, value
 
 
 def _origin(tree: Node, path: str) -> str:

@@ -7,7 +7,6 @@ import torch
 from llmkit.checkpoint.read import folders
 from llmkit.config.load import Loaded
 from llmkit.config.memory import parameter_bytes, show_bytes
-from llmkit.config.settings import Settings
 from llmkit.config.shape import ModelShape
 from llmkit.cores import host_memory
 from llmkit.errors import UserError
@@ -39,9 +38,8 @@ def require_memory(loaded: Loaded, plan: Plan, device: torch.device, local_size:
 def _require(loaded: Loaded, plan: Plan, needed: int, there: int | None, who: str) -> None:
     if there is None or needed <= there:
         return
-    settings = Settings(loaded.config, loaded.origins)
     names = _SIZES if isinstance(plan.model, ModelShape) else ("type",)
-    sizes = ", ".join(settings.describe(f"model.{name}") for name in names)
+    sizes = ", ".join(loaded.settings.describe(f"model.{name}") for name in names)
     each = sum(parameter_bytes(plan.precision, loaded.config.optimizer.name))
     raise UserError(
         f"a model of {plan.model.num_parameters:,} parameters does not fit into memory: weights, gradients "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from llmkit.config.derive import rows_per_rank
+from llmkit.config.derive import accumulation_steps
 from llmkit.config.mistakes import Mistake
 from llmkit.config.schema import Config
 from llmkit.config.settings import Settings
@@ -113,10 +113,11 @@ class LaunchResolver:
         """Whether accelerate's configuration contradicts the section train."""
         train, accelerate = self.config.train, self.accelerate
         if (said := accelerate.accumulation) is not None:
-            rows, micro = rows_per_rank(self.config, data_parallel_size), train.micro_batch_size
-            steps = "auto" if micro == "auto" else rows / micro
+            micro, steps = train.micro_batch_size, None
+            if micro != "auto":
+                steps = accumulation_steps(self.config, data_parallel_size, micro)
             if self._number(said) not in (None, steps):
-                what = f"which make {steps:g}" if isinstance(steps, float) else "as they fit into memory"
+                what = "as they fit into memory" if steps is None else f"which make {steps}"
                 self._wrong(
                     said,
                     f"take it out: the steps follow from {self.describe('train.global_batch_size')} and "

@@ -9,7 +9,7 @@ from llmkit.config.derive import accumulation_steps, fitting_ranks, known_vocab_
 from llmkit.config.load import Loaded, check_again, placed
 from llmkit.config.mistakes import Mistake, error
 from llmkit.config.schema import Config, Model
-from llmkit.config.settings import Facts, Settings
+from llmkit.config.settings import Facts
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
@@ -56,13 +56,15 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
         micro_batch = 1
     else:
         micro_batch = config.train.micro_batch_size
+    steps = accumulation_steps(config, layout.data_parallel_size, micro_batch)
+    assert steps is not None, "a check has found that it divides the sequences of a rank"
     return Plan(
         config=config,
         model=shape,
         layout=layout,
         precision=precision,
         micro_batch_size=micro_batch,
-        accumulation_steps=accumulation_steps(config, layout.data_parallel_size, micro_batch),
+        accumulation_steps=steps,
         kernels=kernels,
         notes=tuple(f"accelerate's configuration: {note}" for note in launch.accelerate.notes),
         pending=pending,
@@ -106,7 +108,7 @@ def _kernels(
     elif compiled and device.compiler_missing is not None:
         if asked.compile is True:
             what = f"{{0}}: torch.compile cannot work here: {device.compiler_missing}"
-            mistakes.append(Settings(config, loaded.origins).mistake(what, "kernels.compile"))
+            mistakes.append(loaded.settings.mistake(what, "kernels.compile"))
         notes.append(f"training without torch.compile: {device.compiler_missing}")
         compiled = False
     if compiled and layout.zero_stage == 3 and layout.activation_checkpointing != "none":
