@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,70 +31,78 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 """Settings of the section `parallel`."""
 SHAPE = MODELS["odd"]
-SOURCES = {"fp32": list(LAYOUTS), "bf16": ["native"]}
-"""Precision -> from which layouts every layout goes on; from itself it does always."""
 SAVED, END = 5, 10
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 
-def start(root: str) -> None:
-    """Trains every layout of this world from the same weights; saves in the middle and at the end."""
-    for world in map(World, SOURCES):
-        for name in world.names:
-            engine, mesh = world.make(name)
-            engine.write_pieces(RandomWeights(SHAPE), optimizer_steps=0)
-            for first, last in ((0, SAVED), (SAVED, END)):
-                train(engine, mesh, first, last)
-                save(
-                    Path(root) / world.precision / name, last, engine.read_pieces(),
-                    state={"updates": engine.optimizer_steps}, model=SHAPE.to_dict(), config={},
-                    extra_files={}, keep_last=2, mesh=mesh,
-                )  # fmt: skip
-            engine.close()
+class Pair(NamedTuple):
+    """A run that was saved under the layout `source` and goes on under `target`."""
+
+    precision: str
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.source} -> {self.target}"
 
 
-def go_on(root: str) -> dict[str, dict[str, Any]]:
-    """Goes on under every layout of this world; "PRECISION SOURCE -> LAYOUT" -> what came of it."""
+def start(root: str, pairs: list[list[str]]) -> None:
+    """Trains the sources of this world from the same weights; saves in the middle and at the end."""
+    for precision, name in dict.fromkeys((precision, source) for precision, source, _ in pairs):
+        if LAYOUTS[name]["world_size"] != world_size():
+            continue
+        engine, mesh = make(name, precision)
+        engine.write_pieces(RandomWeights(SHAPE), optimizer_steps=0)
+        for first, last in ((0, SAVED), (SAVED, END)):
+            train(engine, mesh, first, last)
+            save(
+                Path(root) / precision / name, last, engine.read_pieces(),
+                state={"updates": engine.optimizer_steps}, model=SHAPE.to_dict(), config={},
+                extra_files={}, keep_last=2, mesh=mesh,
+            )  # fmt: skip
+        engine.close()
+
+
+def go_on(root: str, pairs: list[list[str]]) -> dict[str, dict[str, Any]]:
+    """Goes on under the targets of this world; pair -> what came of it."""
     found = {}
-    for world in map(World, SOURCES):
-        for name in world.names:
-            for source in dict.fromkeys([*SOURCES[world.precision], name]):
-                folder = Path(root) / world.precision / source
-                middle = read.load(folder / f"step-{SAVED:08d}")
-                end = read.load(folder / f"step-{END:08d}")
-                engine, mesh = world.make(name)
-                engine.write_pieces(middle, middle.state["updates"])
-                restored = errors(engine, mesh, middle)
-                train(engine, mesh, SAVED, END)
-                # In bf16 little is left of the gradient of a key's bias but rounding.
-                keys = world.precision == "fp32" or source == name
-                found[f"{world.precision} {source} -> {name}"] = {
-                    "restored": restored,
-                    "end": errors(engine, mesh, end, keys),
-                    "updates": engine.optimizer_steps,
-                }
-                engine.close()
+    for pair in starmap(Pair, pairs):
+        if LAYOUTS[pair.target]["world_size"] != world_size():
+            continue
+        folder = Path(root) / pair.precision / pair.source
+        middle = read.load(folder / f"step-{SAVED:08d}")
+        end = read.load(folder / f"step-{END:08d}")
+        engine, mesh = make(pair.target, pair.precision)
+        engine.write_pieces(middle, middle.state["updates"])
+        restored = errors(engine, mesh, middle)
+        train(engine, mesh, SAVED, END)
+        # In bf16 little is left of the gradient of a key's bias but rounding.
+        keys = pair.precision == "fp32" or pair.source == pair.target
+        found[str(pair)] = {
+            "restored": restored,
+            "end": errors(engine, mesh, end, keys),
+            "updates": engine.optimizer_steps,
+        }
+        engine.close()
     return found
 
 
-def start_and_go_on(root: str) -> dict[str, dict[str, Any]]:
+def start_and_go_on(root: str, pairs: list[list[str]]) -> dict[str, dict[str, Any]]:
     """Both, where all other sources are there already."""
-    start(root)
-    return go_on(root)
+    start(root, pairs)
+    return go_on(root, pairs)
 
 
-class World:
-    """The layouts that this world of processes can have."""
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
-    def __init__(self, precision: str) -> None:
-        size = dist.get_world_size() if dist.is_initialized() else 1
-        self.precision, self.meshes = precision, mesh_maker()
-        self.names = [name for name, layout in LAYOUTS.items() if layout["world_size"] == size]
 
-    def make(self, name: str) -> tuple[Engine, Mesh]:
-        layout = LAYOUTS[name]
-        mesh = self.meshes(layout.get("tensor_parallel_size", 1))
-        return make_engine(SHAPE, layout, mesh, torch.device("cpu"), self.precision, 1), mesh
+meshes = mesh_maker()
+
+
+def make(name: str, precision: str) -> tuple[Engine, Mesh]:
+    mesh = meshes(LAYOUTS[name].get("tensor_parallel_size", 1))
+    return make_engine(SHAPE, LAYOUTS[name], mesh, torch.device("cpu"), precision, 1), mesh
 
 
 def train(engine: Engine, mesh: Mesh, first: int, last: int) -> None:
