@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "llmkit"
 LAYERS = (
     {"errors", "precision", "cores"},
-    {"files", "registry", "stopping", "batch"},
+    {"files", "file_lock", "registry", "stopping", "batch"},
     {"config"},
     {"parallel", "data", "run_folder"},
     {"kernels", "checkpoint", "optim", "monitor", "plan", "prompts"},
