@@ -193,6 +193,3 @@ def check_zero(s: Settings) -> Iterator[Mistake]:
         if asked == "auto":
             what = "{0} does not go with ZeRO stage 0: {1}, and accelerate's configuration names no other"
         yield s.mistake(what, "parallel.offload", _STAGE, note=note)
-    if s.config.optimizer.name == "muon" and parallel.tensor_parallel_size > 1 and stage == 0:
-        note = "there muon updates full matrices only: choose adamw, or ZeRO stage 1, 2 or 3"
-        yield s.mistake("{0} does not go with {1}", "optimizer.name", _TENSOR_SIZE, note=note)

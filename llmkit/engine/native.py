@@ -55,7 +55,12 @@ class NativeEngine:
         self.named_masters = dict(zip(names, self.masters, strict=True))
         self.parts = model.parameter_slices()
         self.optimizers = build_optimizers(
-            self.named_masters, self.parts, optimizer, precision.compute == "bf16", model.hidden_matrices()
+            self.named_masters,
+            self.parts,
+            optimizer,
+            self.mesh,
+            bf16=precision.compute == "bf16",
+            hidden_matrices=model.hidden_matrices(),
         )
         self.buckets: GradientBuckets | None = None
         if (group := self.mesh["data", "context"].group) is not None:

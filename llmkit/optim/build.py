@@ -105,12 +105,15 @@ def build_optimizers(
     masters: Mapping[str, Tensor],
     parts: Mapping[str, Sequence[ParameterSlice]],
     config: Optimizer,
+    mesh: Mesh,
+    *,
     bf16: bool,
     hidden_matrices: Collection[str] = (),
 ) -> list[torch.optim.Optimizer]:
     """The optimizers that together own all of `masters`, the fp32 parameters by their names.
 
-    bf16: whether the device has units for it. hidden_matrices: those that Muon takes.
+    bf16: whether the device has units for it. hidden_matrices: those that Muon takes. All ranks of the mesh must
+    call it together.
     """
     groups = groups_of(parts, config, hidden_matrices)
     simple = [group for group in groups if group.optimizer != "muon"]
@@ -121,7 +124,7 @@ def build_optimizers(
             named = [(name, masters[name]) for name in group.names]
             held = [(master, list(shards_of(parts[name], 0, master.numel()))) for name, master in named]
             shapes, device = matrix_shapes(group.names, parts), held[0][0].device
-            optimizers.append(build_muon(held, shapes, config, Mesh(), device=device, bf16=bf16))
+            optimizers.append(build_muon(held, shapes, config, mesh, device=device, bf16=bf16))
     return optimizers
 
 

@@ -252,7 +252,7 @@ def test_a_contradiction_of_defaults_is_placed_at_its_section(base: str, refused
         ["parallel.world_size=8", "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
         ["parallel.offload=cpu", "parallel.zero_stage=auto"],
         ["parallel.activation_checkpointing=full", "parallel.activation_checkpointing_every=3"],
-        ["optimizer.name=muon", "parallel.zero_stage=0"],
+        ["optimizer.name=muon", "parallel.zero_stage=3", "parallel.tensor_parallel_size=2"],
     ],
 )
 def test_what_is_consistent_is_accepted(overrides: list[str], write: Write) -> None:

@@ -71,10 +71,6 @@ CONTRADICTIONS = [
         "parallel.activation_checkpointing_every 2 (command line) does nothing with "
         "parallel.activation_checkpointing",
     ),
-    (
-        ["optimizer.name=muon", "parallel.tensor_parallel_size=2", "parallel.zero_stage=0"],
-        'optimizer.name "muon" (command line) does not go with parallel.tensor_parallel_size 2',
-    ),
 ]
 
 

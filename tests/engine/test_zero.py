@@ -31,7 +31,7 @@ SETTINGS = {
     ),
     "muon": Setting(
         2,
-        STAGES[1:],
+        STAGES,
         {
             "style": "llama",
             "precision": "fp32",
@@ -54,7 +54,7 @@ SETTINGS = {
     ),
     "muon-tensor": Setting(
         4,
-        STAGES[1:],
+        STAGES,
         {
             "style": "llama",
             "precision": "fp32",

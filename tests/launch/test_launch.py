@@ -1,6 +1,7 @@
-"""Every launch file, and torchrun, trains on two processes; each goes on where the one before stopped.
+"""Every launch file, and torchrun, trains the demo on two processes; each goes on where the last stopped.
 
-One run passes through all layouts, a few steps in each; in the end its losses are those of one process.
+One run passes through all layouts, a few steps in each; in the end its losses are those of one process. The
+configuration is the demo's own, Muon included; only its size, its data and its steps are those of a test.
 """
 
 from __future__ import annotations
@@ -48,9 +49,14 @@ OWN_FILES = {
         }}
     ),
 }  # fmt: skip
-COMMON = [
-    "model.hidden_dropout=0.0", "optimizer.eps=1e-5", "schedule.name=constant", "schedule.warmup_steps=0",
+DEMO = [
+    str(ROOT / "configs" / "demo.yaml"), "model.hidden_size=36", "model.num_hidden_layers=2",
+    "model.intermediate_size=68", "model.num_attention_heads=2", "data.sources=[{type: text, path: corpus}]",
+    "data.tokenizer={type: bytes}", "data.sequence_length=32", "train.max_minutes=null",
+    "train.global_batch_size=4", "train.precision=fp32", "run.deterministic=true", "kernels.compile=false",
+    "optimizer.eps=1e-5", "schedule.warmup_steps=5", f"schedule.steps={STEPS * len(LAUNCHES)}",
     f"evaluate.every_steps={STEPS}", "checkpoint.every_steps=0", "checkpoint.keep_last=1",
+    "monitor.log_every=1", "monitor.sample=null", "monitor.wandb.mode=disabled",
 ]  # fmt: skip
 
 
@@ -64,7 +70,7 @@ def project(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         steps = f"train.max_steps={STEPS * len(LAUNCHES)}"
-        assert main(["train", "tiny.yaml", "run.name=straight", steps, *COMMON]) == 0
+        assert main(["train", *DEMO, "run.name=straight", steps]) == 0
     return folder
 
 
@@ -92,7 +98,7 @@ def launch(folder: Path, name: str, overrides: list[str]) -> str:
         subprocess.Popen(
             command, cwd=folder, env=hidden, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        for command in commands(name, ["tiny.yaml", "run.name=moved", *COMMON, *overrides])
+        for command in commands(name, [*DEMO, "run.name=moved", *overrides])
     ]
     outputs = [process.communicate(timeout=HANG)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
@@ -141,7 +147,7 @@ def test_a_stop_file_stops_all_ranks_which_then_go_on(project):
     """The contract with a batch script: STOP_FILE asks, SAVED_FILE answers."""
     folder, stop, saved = project / "runs" / "stopped", project / "stop-please", project / "saved"
     saved.touch()  # of an earlier start
-    command = [*TORCHRUN, "--standalone", "-m", "llmkit", "train", "tiny.yaml", "run.name=stopped", *COMMON]
+    command = [*TORCHRUN, "--standalone", "-m", "llmkit", "train", *DEMO, "run.name=stopped"]
     process = subprocess.Popen(
         [*command, "train.max_steps=100000", "evaluate.every_steps=0"],
         cwd=project, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
