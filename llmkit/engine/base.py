@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -62,6 +63,23 @@ class StepSums:
         names = sorted(self.extras)  # the order in which ranks have met them may differ
         total = mesh["data", "context"].sum(torch.stack([self.loss, *(self.extras[name] for name in names)]))
         return total[0], dict(zip(names, total[1:].unbind(), strict=True))
+
+
+@dataclass(frozen=True)
+class BucketSizes:
+    """How much is sent at once; what parity makes small, so that small models are sent in many parts.
+
+    native: bytes of a bucket of gradients. deepspeed: elements of its communication buckets, enough for
+    messages that are sent at full speed. persistent: ZeRO-3 keeps parameters up to this many elements
+    unpartitioned, as gathering a norm costs more than holding it.
+    """
+
+    native: int = 25 * 2**20
+    deepspeed: int = 2**25
+    persistent: int = 10_000
+
+
+BUCKET_SIZES = BucketSizes()
 
 
 class Engine(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmkit.engine.base import Engine
+from llmkit.engine.base import BUCKET_SIZES, BucketSizes, Engine
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import Source
@@ -29,6 +29,7 @@ def build_engine(
     note: Callable[[str], None] = print,
     source: Source | None = None,
     optimizer_steps: int = 0,
+    buckets: BucketSizes = BUCKET_SIZES,
 ) -> Engine:
     """The model of a complete plan, in its engine, ready for its next step.
 
@@ -54,9 +55,10 @@ def build_engine(
         engine = NativeEngine(
             make_model(), config.optimizer,
             precision=plan.precision, gradient_clipping=config.train.gradient_clipping, mesh=mesh,
+            buckets=buckets,
         )  # fmt: skip
     else:
-        configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda")
+        configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda", buckets=buckets)
         engine = _zero_engine(make_model, configure, plan, mesh)
     engine.write_pieces(source or InitialWeights(engine.model, config.run.seed), optimizer_steps)
     return engine

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmkit.engine.base import BUCKET_SIZES, BucketSizes
 from llmkit.errors import UserError
 from llmkit.parallel.layout import Layout
 from llmkit.plan import Plan
-
-BUCKET = 2**25
-"""Elements of a communication bucket that suffice: messages are then long enough to be sent at full speed."""
-PERSISTENT = 10_000
-"""ZeRO-3 keeps parameters up to this many elements whole: gathering a norm costs more than holding it."""
 
 
 def deepspeed_config(
@@ -22,6 +18,7 @@ def deepspeed_config(
     *,
     largest_parameter: int,
     on_gpu: bool,
+    buckets: BucketSizes = BUCKET_SIZES,
 ) -> dict[str, Any]:
     """The dict for `deepspeed.initialize`, which at stage 3 is needed before there is a model.
 
@@ -34,7 +31,7 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
         "gradient_clipping": plan.config.train.gradient_clipping,
-        "zero_optimization": _zero(layout, num_parameters, largest_parameter, on_gpu),
+        "zero_optimization": _zero(layout, num_parameters, largest_parameter, on_gpu, buckets),
         # PyTorch's fused AdamW, on a CPU too: DeepSpeed's own optimizers are compiled at the first start.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -71,10 +68,12 @@ def _check_bucket(zero: dict[str, Any], largest_parameter: int) -> None:
         )
 
 
-def _zero(layout: Layout, num_parameters: int, largest_parameter: int, on_gpu: bool) -> dict[str, Any]:
-    """What is cut, where it is kept, how much is sent at once."""
+def _zero(
+    layout: Layout, num_parameters: int, largest_parameter: int, on_gpu: bool, buckets: BucketSizes
+) -> dict[str, Any]:
+    """What is partitioned, where it is kept, how much is sent at once."""
     # The buffers of a small model stay small beside it; DeepSpeed wants an even number.
-    bucket = min(BUCKET, 1024 + num_parameters // 8 // 1024 * 1024)
+    bucket = min(buckets.deepspeed, 1024 + num_parameters // 8 // 1024 * 1024)
     reduced = bucket
     if layout.zero_stage == 2:
         # A gradient larger than the bucket is not copied into it but reduced where it is, by another stream;
@@ -98,7 +97,7 @@ def _zero(layout: Layout, num_parameters: int, largest_parameter: int, on_gpu: b
             "stage3_prefetch_bucket_size": min(5 * 10**7, bucket),
             "stage3_max_live_parameters": 10**9,
             "stage3_max_reuse_distance": 10**9,
-            "stage3_param_persistence_threshold": PERSISTENT,
+            "stage3_param_persistence_threshold": buckets.persistent,
             "stage3_gather_16bit_weights_on_model_save": False,
         }
     if layout.offload == "cpu":

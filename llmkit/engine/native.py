@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
-from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
+from llmkit.engine.base import BUCKET_SIZES, BucketSizes, StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.reduce import GradientBuckets
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
@@ -42,6 +42,7 @@ class NativeEngine:
         precision: Precision,
         gradient_clipping: float,
         mesh: Mesh | None = None,
+        buckets: BucketSizes = BUCKET_SIZES,
     ) -> None:
         self.model, self.mesh = model, mesh or Mesh()
         self.gradient_clipping = gradient_clipping
@@ -64,7 +65,7 @@ class NativeEngine:
         )
         self.buckets: GradientBuckets | None = None
         if (group := self.mesh["data", "context"].group) is not None:
-            self.buckets = GradientBuckets(self.weights, self.masters, group)
+            self.buckets = GradientBuckets(self.weights, self.masters, group, buckets.native)
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""

@@ -14,16 +14,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-BUCKET_BYTES = 25 * 2**20
-
 
 class GradientBuckets:
     """Owns the gradients of `masters`, the fp32 forms of `weights` (which may be the same tensors).
 
-    weights: the leaves that the model works with, in the order of the forward pass.
+    weights: the leaves that the model works with, in the order of the forward pass. bucket_bytes: a bucket is
+    complete as soon as it has so many.
     """
 
-    def __init__(self, weights: Sequence[Tensor], masters: Sequence[Tensor], group: ProcessGroup) -> None:
+    def __init__(
+        self, weights: Sequence[Tensor], masters: Sequence[Tensor], group: ProcessGroup, bucket_bytes: int
+    ) -> None:
         self.group = group
         self.last_micro_batch = False
         self._buckets: list[Tensor] = []
@@ -33,7 +34,7 @@ class GradientBuckets:
         waiting: list[tuple[Tensor, Tensor]] = []
         for pair in reversed(list(zip(weights, masters, strict=True))):
             waiting.append(pair)
-            if sum(master.numel() for _, master in waiting) * 4 >= BUCKET_BYTES:
+            if sum(master.numel() for _, master in waiting) * 4 >= bucket_bytes:
                 self._add_bucket(waiting)
                 waiting = []
         if waiting:

@@ -112,8 +112,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimizers that together own all of `masters`, the fp32 parameters by their names.
 
-    bf16: whether the device has units for it. hidden_matrices: those that Muon takes. All ranks of the mesh must
-    call it together.
+    bf16: whether the device has units for it. hidden_matrices: those that Muon takes. All ranks of the mesh
+    must call it together.
     """
     groups = groups_of(parts, config, hidden_matrices)
     simple = [group for group in groups if group.optimizer != "muon"]

@@ -18,6 +18,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "masked": (False, True),
     "precision": ("fp32", "bf16"),
     "offload": ("none", "cpu"),
+    "optimizer": ("adamw", "muon"),
 }
 """Setting -> its values. full/2 = full recomputation of every second block."""
 
@@ -36,6 +37,7 @@ class Case:
     masked: bool
     precision: str
     offload: str
+    optimizer: str = "adamw"
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
@@ -49,7 +51,8 @@ class Case:
         parts += [self.activation_checkpointing] * (self.activation_checkpointing != "none") + [
             "masked"
         ] * self.masked
-        return " ".join([*parts, self.precision, *["offload"] * (self.offload != "none")])
+        parts += [self.precision] + ["offload"] * (self.offload != "none")
+        return " ".join(parts + ["muon"] * (self.optimizer == "muon"))
 
     @property
     def world_size(self) -> int:

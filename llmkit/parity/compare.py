@@ -96,9 +96,9 @@ def errors(found: Trajectory, expected: Trajectory, case: Case) -> Errors:
         if step in expected.gradients:
             pairs = _tensor_errors(found.gradients[step], expected.gradients[step], case, FLOOR)
             result[f"{initial}gradient"] |= {f"{name}, step {step}": error for name, error in pairs.items()}
-    kinds = {"master": "weight", "exp_avg": "first moment", "exp_avg_sq": "second moment"}
+    kinds = {"master": "weight", "first": "first moment", "exp_avg_sq": "second moment"}
     for kind, sort in kinds.items():
-        floor = FLOOR if kind == "exp_avg" else 0.0
+        floor = FLOOR if kind == "first" else 0.0
         result[sort] = _tensor_errors(found.state[kind], expected.state[kind], case, floor)
     return result
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from llmkit.config.shape import ModelShape
 from llmkit.device import device_facts
-from llmkit.engine import deepspeed_config, reduce
-from llmkit.engine.base import Engine
+from llmkit.engine.base import BucketSizes, Engine
 from llmkit.engine.build import build_engine
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
@@ -29,10 +26,13 @@ LARGE, LARGE_STEPS = 10**6, 2
 """A model with so many parameters takes few steps, and all of its gradients are compared."""
 LEARNING_RATE = 1e-3
 BETA1 = 0.9
+"""Decay of the first moments, Muon's too."""
+BUCKETS = BucketSizes(native=32_000, deepspeed=3000, persistent=500)
+"""Small models are partitioned and sent in as many parts as large ones."""
+OPTIMIZER = {"betas": [BETA1, 0.95], "momentum": BETA1, "eps": 1e-5, "weight_decay": 0.1}
 SETTINGS: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
-    "optimizer": {"betas": [BETA1, 0.95], "eps": 1e-5, "weight_decay": 0.1},
     "kernels": {"compile": False, "attention": "sdpa"},
 }
 
@@ -59,7 +59,9 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
 
     Raises ValueError, on all of them, if their pieces of the state are not a whole.
     """
-    engine = make_engine(MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation)
+    engine = make_engine(
+        MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation, case.optimizer
+    )
     try:
         engine.write_pieces(RandomWeights(MODELS[case.model]), optimizer_steps=0)
         return train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
@@ -67,9 +69,12 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
         engine.close()
 
 
-def run_alone(model: str, masked: bool, precision: str, device: torch.device) -> Trajectory:
+def run_alone(
+    model: str, masked: bool, precision: str, device: torch.device, optimizer: str = "adamw"
+) -> Trajectory:
     """The same on this process alone: no layout, all rows at once, nothing recomputed."""
-    return run_case(Case(model, 0, 1, 1, False, 1, "none", masked, precision, "none"), Mesh(), device)
+    alone = Case(model, 0, 1, 1, False, 1, "none", masked, precision, "none", optimizer)
+    return run_case(alone, Mesh(), device)
 
 
 def make_engine(
@@ -79,31 +84,16 @@ def make_engine(
     device: torch.device,
     precision: str,
     accumulation: int,
+    optimizer: str = "adamw",
 ) -> Engine:
     """The engine for the rows of `global_batch`. parallel: settings of that section."""
     train = {
         **SETTINGS["train"], "precision": precision,
         "micro_batch_size": ROWS // mesh["data"].size // accumulation,
     }  # fmt: skip
-    plan = plan_for_shape(
-        shape, {**SETTINGS, "train": train, "parallel": dict(parallel)}, device_facts(device)
-    )
-    with as_if_large():
-        return build_engine(plan, mesh, device=device)
-
-
-@contextmanager
-def as_if_large() -> Iterator[None]:
-    """Engines built meanwhile cut and send small models in as many parts as large ones.
-
-    Else all would fit into one bucket, and ZeRO-3 would keep every parameter whole.
-    """
-    with (
-        patch.object(deepspeed_config, "BUCKET", 3000),
-        patch.object(deepspeed_config, "PERSISTENT", 500),
-        patch.object(reduce, "BUCKET_BYTES", 32_000),
-    ):
-        yield
+    sections = {"train": train, "parallel": dict(parallel), "optimizer": {**OPTIMIZER, "name": optimizer}}
+    plan = plan_for_shape(shape, {**SETTINGS, **sections}, device_facts(device))
+    return build_engine(plan, mesh, device=device, buckets=BUCKETS)
 
 
 def train(
@@ -118,7 +108,7 @@ def train(
     found = Trajectory()
     large = shape.num_parameters >= LARGE
     for step in range(LARGE_STEPS if large else STEPS):
-        before = gather_state(engine, mesh, ["exp_avg"]) if large or step in GRADIENT_STEPS else {}
+        before = _first_moments(engine, mesh) if large or step in GRADIENT_STEPS else {}
         batch = global_batch(shape, step, masked)
         micro_batches = [
             each.to(device) for each in share(batch, mesh["data"].rank, mesh["data"].size, accumulation)
@@ -127,12 +117,20 @@ def train(
         found.losses.append(float(result.loss_sum) / result.targets)
         found.norms.append(float(result.grad_norm))
         if before:
-            after = gather_state(engine, mesh, ["exp_avg"])["exp_avg"]
+            after = _first_moments(engine, mesh)
             found.gradients[step] = {
-                name: (after[name] - BETA1 * moment) / (1 - BETA1)
-                for name, moment in before["exp_avg"].items()
+                name: (after[name] - BETA1 * moment) / (1 - BETA1) for name, moment in before.items()
             }
-    found.state = gather_state(engine, mesh, ["master", "exp_avg", "exp_avg_sq"])
+    found.state = {
+        **gather_state(engine, mesh, ["master", "exp_avg_sq"]),
+        "first": _first_moments(engine, mesh),
+    }
     found.drifted = drifted(engine.model, mesh)
     found.optimizer_steps = engine.optimizer_steps
     return found
+
+
+def _first_moments(engine: Engine, mesh: Mesh) -> dict[str, Tensor]:
+    """Name -> first moment, whether AdamW's or Muon's: both are the same mean of gradients."""
+    state = gather_state(engine, mesh, ["exp_avg", "momentum_buffer"])
+    return {name: moment for moments in state.values() for name, moment in moments.items()}

@@ -70,8 +70,10 @@ def run_cases(
         else:
             if mesh.rank > 0:
                 continue
-            same = alone(case.model, case.masked, case.precision, device)
-            fp32 = alone(case.model, case.masked, "fp32", device) if case.precision == "bf16" else None
-            differences = compare(found, Reference(same, fp32), case)
+            same, fp32 = (
+                alone(case.model, case.masked, precision, device, case.optimizer)
+                for precision in (case.precision, "fp32")
+            )
+            differences = compare(found, Reference(same, fp32 if case.precision == "bf16" else None), case)
         if mesh.rank == 0:
             yield Verdict(case, differences, time.monotonic() - start)

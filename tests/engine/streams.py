@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llmkit.engine import deepspeed_config
+from llmkit.engine.base import BucketSizes
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.parallel.mesh import make_mesh
 from tests.engine.rank_cases import make, train
@@ -71,8 +72,13 @@ def pretend_gpu(record: set[int], waits: list[str]) -> None:
     accelerator.resolves_data_dependency = lambda: False
     Tensor.record_stream = lambda tensor, stream: record.add(tensor.untyped_storage().data_ptr())
     zero = deepspeed_config._zero
-    deepspeed_config._zero = lambda layout, size, largest, on_gpu: zero(layout, size, largest, True)
-    deepspeed_config.BUCKET = 3000  # so that here, too, matrices are larger than a bucket
+    deepspeed_config._zero = lambda layout, size, largest, on_gpu, buckets: zero(
+        layout,
+        size,
+        largest,
+        True,
+        BucketSizes(deepspeed=3000),  # so that matrices are larger than a bucket
+    )
 
 
 def steps(stages: list[int]) -> dict[str, Any]:

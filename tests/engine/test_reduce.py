@@ -7,14 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llmkit.engine import reduce
 from llmkit.engine.reduce import GradientBuckets
 from tests.ranks import run_ranks
 
 
 def sums(bf16: bool) -> dict:
     """Two micro-batches through a layer that is used, one used twice and one not at all."""
-    reduce.BUCKET_BYTES = 4 * 8  # pytest's process is another one
     layers = [nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 3)]
     weights = [p for layer in layers for p in layer.parameters()]
     for number, weight in enumerate(weights):
@@ -32,7 +30,7 @@ def sums(bf16: bool) -> dict:
         return all_reduce(tensor, *args, **kwargs)
 
     dist.all_reduce = counting
-    buckets = GradientBuckets(weights, masters, dist.group.WORLD)
+    buckets = GradientBuckets(weights, masters, dist.group.WORLD, bucket_bytes=4 * 8)
     sent_before_the_last = -1
     for _ in range(2):
         buckets.zero()

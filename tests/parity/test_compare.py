@@ -30,7 +30,7 @@ def test_a_run_equals_itself_and_was_clipped(alone):
     assert min(alone.norms) > 0.5 and len(alone.losses) == 10
     assert sorted(alone.gradients) == [0, 4, 9]
     names = set(alone.state["master"])
-    assert names == set(alone.state["exp_avg"]) == set(alone.state["exp_avg_sq"]) == set(alone.gradients[4])
+    assert names == set(alone.state["first"]) == set(alone.state["exp_avg_sq"]) == set(alone.gradients[4])
 
 
 def test_gradients_are_those_of_the_loss(alone):
@@ -64,7 +64,7 @@ CHANGES: dict[str, Callable[[Trajectory], object]] = {
     "initial gradient": lambda t: t.gradients[0]["norm.bias"].mul_(1 + 4e-6),
     "gradient": lambda t: t.gradients[4].pop("norm.weight"),
     "weight": lambda t: t.state["master"]["positions.weight"][0].mul_(1.1),
-    "first moment": lambda t: t.state["exp_avg"]["blocks.0.mlp.up_proj.bias"].add_(float("inf")),
+    "first moment": lambda t: t.state["first"]["blocks.0.mlp.up_proj.bias"].add_(float("inf")),
     "second moment": lambda t: t.state["exp_avg_sq"].update(unknown=torch.zeros(1)),
     "replicas": lambda t: t.drifted.append("norm.weight"),
     "updates": lambda t: setattr(t, "optimizer_steps", 9),
