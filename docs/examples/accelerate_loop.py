@@ -26,8 +26,8 @@ with process_group(rank_info_from_env(os.environ), timedelta(minutes=10)) as mes
     deepspeed |= {"train_micro_batch_size_per_gpu": rows, "gradient_clipping": config.train.gradient_clipping}
     data = prepare(config.data, accelerator.print, seed=config.run.seed)
     model = GPT.build(config, data.tokenizer.vocab_size).to(accelerator.device)
-    parameters = dict(model.named_parameters())
-    (optimizer,) = build_optimizers(parameters, model.parameter_slices(), config.optimizer, bf16=False)
+    parameters, slices = dict(model.named_parameters()), model.parameter_slices()
+    (optimizer,) = build_optimizers(parameters, slices, config.optimizer, mesh, bf16=False)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = TrainLoader(data, config.data, config.run.seed, rows * size, rows, mesh.rank, size)
     for step, batch in zip(range(config.train.max_steps), batches):

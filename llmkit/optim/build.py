@@ -10,9 +10,9 @@ from torch import Tensor
 
 from llmkit.config.schema import Optimizer
 from llmkit.optim.base import Optimizer as Registered
-from llmkit.optim.exchange import MatrixExchange, Shard, shards_of
+from llmkit.optim.exchange import MatrixExchange, MatrixShard, shards_of
 from llmkit.optim.muon import Muon
-from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.mesh import DIMENSIONS, Mesh
 from llmkit.parallel.slices import ParameterSlice, Shape
 from llmkit.registry import find
 
@@ -69,7 +69,7 @@ def build_simple(
 
 
 def build_muon(
-    tensors: Sequence[tuple[Tensor, Sequence[Shard]]],
+    tensors: Sequence[tuple[Tensor, Sequence[MatrixShard]]],
     matrices: Mapping[str, Shape],
     config: Optimizer,
     mesh: Mesh,
@@ -85,10 +85,9 @@ def build_muon(
     exchange = MatrixExchange(
         [shard for _, shards in tensors for shard in shards],
         matrices,
+        mesh[DIMENSIONS],
         device=device,
         dtype=torch.bfloat16 if bf16 else torch.float32,
-        rank=mesh.rank,
-        size=mesh.world_size,
     )
     return Muon(
         tensors, exchange,

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
+from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import Box, ParameterSlice, Range, Shape, box_shape, box_size, full_box
 
 
-class Shard(NamedTuple):
+class MatrixShard(NamedTuple):
     """Elements of one full matrix that a rank holds.
 
     name, shape: of the full matrix. box: rows and columns that the layout gave to this rank. range:
@@ -37,11 +37,15 @@ class Shard(NamedTuple):
         return self.range[1] - self.range[0]
 
 
-def shards_of(parts: Sequence[ParameterSlice], start: int, stop: int, offset: int = 0) -> Iterator[Shard]:
+def shards_of(
+    parts: Sequence[ParameterSlice], start: int, stop: int, offset: int = 0
+) -> Iterator[MatrixShard]:
     """The elements [start, stop) of a parameter's flat storage, kept from `offset` on, as shards."""
     for part in parts:
         if shared := part.overlap(start, stop):
-            yield Shard(part.name, part.shape, part.box, shared, offset + part.offset + shared[0] - start)
+            yield MatrixShard(
+                part.name, part.shape, part.box, shared, offset + part.offset + shared[0] - start
+            )
 
 
 def deal(shapes: Sequence[Shape], ranks: int) -> list[int]:
@@ -76,7 +80,7 @@ class MatrixExchange:
     """Applies functions of full matrices to `shards`, this rank's elements of `matrices`.
 
     matrices: name -> shape of every matrix that any rank holds elements of, in the same order on all ranks.
-    rank, size, group: the ranks that together hold all elements of each; no group for a rank alone.
+    axis: the ranks that together hold all elements of each.
     Where several ranks hold the same elements, one of them sends them, the owner itself if it can.
     device, dtype: of the computation, and of what is sent.
 
@@ -85,26 +89,24 @@ class MatrixExchange:
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        shards: Sequence[MatrixShard],
         matrices: Mapping[str, Shape],
+        axis: Axis,
         *,
         device: torch.device,
         dtype: torch.dtype,
-        rank: int = 0,
-        size: int = 1,
-        group: ProcessGroup | None = None,
     ) -> None:
-        self.rank, self.size, self.group = rank, size, group
+        self.rank, self.size, self.group = axis.rank, axis.size, axis.group
         self.device, self.dtype = device, dtype
         self.shapes = list(matrices.values())
         index = {name: number for number, name in enumerate(matrices)}
-        owners = deal(self.shapes, size)
+        owners = deal(self.shapes, self.size)
         owner_of = [owners[index[shard.name]] for shard in shards]
         self.order = sorted(range(len(shards)), key=owner_of.__getitem__)
         """Of the shards: by owner, those of one owner as they came."""
         self.numels = [shards[i].numel for i in self.order]
         requests = self._describe([(index[shards[i].name], shards[i]) for i in self.order], owner_of)
-        self.owned = [number for number, owner in enumerate(owners) if owner == rank]
+        self.owned = [number for number, owner in enumerate(owners) if owner == self.rank]
         self._check_complete(requests, list(matrices))
         self.requests = requests
         self.returned_sizes = self._sums((r.source, r.numel) for r in requests)
@@ -117,36 +119,43 @@ class MatrixExchange:
             if sent
         )
 
-    def _describe(self, shards: Sequence[tuple[int, Shard]], owner_of: Sequence[int]) -> list[_Request]:
+    def _describe(self, shards: Sequence[tuple[int, MatrixShard]], owner_of: Sequence[int]) -> list[_Request]:
         """Tells each owner what this rank holds; what the owned matrices are assembled from.
 
         Sets `sent`: of the shards in order, whether this rank sends their values.
         """
-        rows = [[matrix, *shard.box[0], *shard.box[1], *shard.range] for matrix, shard in shards]
+        rows: list[tuple[int, ...]] = [
+            (matrix, *shard.box[0], *shard.box[1], *shard.range) for matrix, shard in shards
+        ]
         counts = [0] * self.size
         for owner in owner_of:
             counts[owner] += 1
-        if self.size == 1:
-            arrived, incoming = rows, counts
-        else:
-            told = torch.tensor(counts, device=self.device)
-            heard = torch.empty_like(told)
-            dist.all_to_all_single(heard, told, group=self.group)
-            incoming = heard.tolist()
-            table = torch.tensor(rows, dtype=torch.int64, device=self.device).view(-1, 7)
-            arrived = self._swap(table, counts, incoming).tolist()
+        incoming, arrived = counts, rows
+        if self.size > 1:
+            once = [1] * self.size
+            incoming = [count for (count,) in self._swap_ints([(count,) for count in counts], 1, once, once)]
+            arrived = self._swap_ints(rows, 7, counts, incoming)
         sources = [source for source, count in enumerate(incoming) for _ in range(count)]
         # Of those that hold the same elements the owner itself comes first.
         best: dict[tuple[int, ...], int] = {}
         for number in sorted(range(len(arrived)), key=lambda n: (sources[n] != self.rank, n)):
-            best.setdefault(tuple(arrived[number]), number)
-        chosen = set(best.values())
-        flags = torch.tensor([number in chosen for number in range(len(arrived))], dtype=torch.int64)
-        self.sent = [bool(flag) for flag in self._swap(flags.to(self.device), incoming, counts).tolist()]
+            best.setdefault(arrived[number], number)
+        chosen = [best[row] == number for number, row in enumerate(arrived)]
+        self.sent = chosen
+        if self.size > 1:
+            flags = self._swap_ints([(int(flag),) for flag in chosen], 1, incoming, counts)
+            self.sent = [bool(flag) for (flag,) in flags]
         return [
-            _Request(source, row[0], ((row[1], row[2]), (row[3], row[4])), (row[5], row[6]), number in chosen)
-            for number, (source, row) in enumerate(zip(sources, arrived, strict=True))
+            _Request(source, row[0], ((row[1], row[2]), (row[3], row[4])), (row[5], row[6]), sent)
+            for source, row, sent in zip(sources, arrived, chosen, strict=True)
         ]
+
+    def _swap_ints(
+        self, rows: Sequence[tuple[int, ...]], width: int, sent: Sequence[int], received: Sequence[int]
+    ) -> list[tuple[int, ...]]:
+        """`_swap` of rows of `width` numbers."""
+        table = torch.tensor(rows, dtype=torch.int64, device=self.device).view(-1, width)
+        return [tuple(row) for row in self._swap(table, sent, received).tolist()]
 
     def _check_complete(self, requests: Sequence[_Request], names: Sequence[str]) -> None:
         held = dict.fromkeys(self.owned, 0)

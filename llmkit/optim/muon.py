@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from llmkit.optim.exchange import MatrixExchange, Shard
+from llmkit.optim.exchange import MatrixExchange, MatrixShard
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration; chosen by Jordan for the steepest slope at 0, so that five rounds do."""
@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        tensors: Sequence[tuple[Tensor, Sequence[Shard]]],
+        tensors: Sequence[tuple[Tensor, Sequence[MatrixShard]]],
         exchange: MatrixExchange,
         *,
         lr: float,

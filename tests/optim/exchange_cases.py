@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from llmkit.optim.exchange import MatrixExchange, Shard, shards_of
+from llmkit.optim.exchange import MatrixExchange, MatrixShard, shards_of
 from llmkit.optim.muon import orthogonalise_all
+from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import ParameterSlice, full_box
 
 SHAPES = {"a": (7, 5), "b": (12, 6), "c": (12, 6), "d": (3, 11), "e": (12, 6)}
@@ -17,9 +18,9 @@ def full(name: str) -> torch.Tensor:
     return torch.randn(SHAPES[name], generator=generator)
 
 
-def layout(form: str, rank: int, size: int) -> list[Shard]:
+def layout(form: str, rank: int, size: int) -> list[MatrixShard]:
     """This rank's shards of all matrices."""
-    shards: list[Shard] = []
+    shards: list[MatrixShard] = []
     for name, shape in SHAPES.items():
         rows, columns = shape
         box = full_box(shape)
@@ -31,7 +32,7 @@ def layout(form: str, rank: int, size: int) -> list[Shard]:
         start, stop = 0, count
         if form == "flat":
             start, stop = count * rank // size, count * (rank + 1) // size
-        if form == "few" and name in "abc":  # the first rank holds some alone
+        if form == "one":  # the others hold nothing
             start, stop = (0, count) if rank == 0 else (0, 0)
         shards += shards_of([part], start, stop)
     return shards
@@ -44,8 +45,8 @@ def exchanged(forms: list[str]) -> dict[str, list]:
     for form in forms:
         shards = layout(form, rank, size)
         exchange = MatrixExchange(
-            shards, SHAPES, device=torch.device("cpu"), dtype=torch.float32, rank=rank, size=size,
-            group=dist.group.WORLD,
+            shards, SHAPES, Axis(rank, size, lambda: dist.group.WORLD),
+            device=torch.device("cpu"), dtype=torch.float32,
         )  # fmt: skip
         worst = 0.0
         for _ in range(2):  # it keeps nothing from one step to the next
@@ -57,7 +58,7 @@ def exchanged(forms: list[str]) -> dict[str, list]:
     return found
 
 
-def values(shard: Shard, matrix: torch.Tensor) -> torch.Tensor:
+def values(shard: MatrixShard, matrix: torch.Tensor) -> torch.Tensor:
     box = matrix[tuple(slice(*each) for each in shard.box)]
     return box.reshape(-1)[slice(*shard.range)]
 
@@ -68,8 +69,8 @@ def incomplete() -> str:
     shards = [shard for shard in layout("flat", rank, size) if rank < size - 1 or shard.name != "b"]
     try:
         MatrixExchange(
-            shards, SHAPES, device=torch.device("cpu"), dtype=torch.float32, rank=rank, size=size,
-            group=dist.group.WORLD,
+            shards, SHAPES, Axis(rank, size, lambda: dist.group.WORLD),
+            device=torch.device("cpu"), dtype=torch.float32,
         )  # fmt: skip
     except ValueError as error:
         return str(error)

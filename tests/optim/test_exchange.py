@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.optim.exchange import MatrixExchange, Shard, deal, shards_of
+from llmkit.optim.exchange import MatrixExchange, MatrixShard, deal, shards_of
+from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import ParameterSlice
 from tests.optim.exchange_cases import SHAPES
 from tests.ranks import run_ranks
 
-FORMS = ["flat", "tensor", "replicated", "few"]
+FORMS = ["flat", "tensor", "replicated", "one"]
 
 
 def test_shards_of_a_slice_of_stacked_parts():
@@ -19,8 +20,8 @@ def test_shards_of_a_slice_of_stacked_parts():
         ParameterSlice("k", (2, 6), ((1, 2), (0, 6)), 2, 3),
     ]
     assert list(shards_of(parts, 5, 15, offset=100)) == [
-        Shard("q", (4, 6), ((0, 2), (0, 6)), (5, 12), 100),
-        Shard("k", (2, 6), ((1, 2), (0, 6)), (0, 3), 107),
+        MatrixShard("q", (4, 6), ((0, 2), (0, 6)), (5, 12), 100),
+        MatrixShard("k", (2, 6), ((1, 2), (0, 6)), (0, 3), 107),
     ]
 
 
@@ -34,7 +35,7 @@ def test_one_rank_needs_no_group():
     shapes = {"a": (3, 2)}
     part = ParameterSlice("a", (3, 2), ((0, 3), (0, 2)), 0, 3)
     exchange = MatrixExchange(
-        list(shards_of([part], 0, 6)), shapes, device=torch.device("cpu"), dtype=torch.float32
+        list(shards_of([part], 0, 6)), shapes, Axis(), device=torch.device("cpu"), dtype=torch.float32
     )
     (found,) = exchange.apply([torch.arange(6.0)], lambda owned: [owned[0].T.reshape(3, 2)])
     assert found.tolist() == [0, 2, 4, 1, 3, 5]

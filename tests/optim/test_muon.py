@@ -7,6 +7,7 @@ import torch
 
 from llmkit.optim.exchange import MatrixExchange, shards_of
 from llmkit.optim.muon import Muon, orthogonalise
+from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import ParameterSlice, full_box
 
 SHAPES = [(24, 24), (40, 16), (16, 40), (1, 8)]
@@ -27,7 +28,7 @@ def muon(matrices, *, dtype=torch.float32, **settings) -> Muon:
         shapes |= {part.name: part.shape for part in parts}
         tensors.append((parameter, list(shards_of(parts, 0, parameter.numel()))))
     shards = [shard for _, held in tensors for shard in held]
-    exchange = MatrixExchange(shards, shapes, device=torch.device("cpu"), dtype=dtype)
+    exchange = MatrixExchange(shards, shapes, Axis(), device=torch.device("cpu"), dtype=dtype)
     return Muon(tensors, exchange, **settings)
 
 
