@@ -4,7 +4,7 @@ Names of folders that are not (or no longer) checkpoints:
 
     .tmp-step-00000100       being written
     .tmp-old-step-00000100   being deleted
-    .replaced-step-00000100  whole, and valid until `step-00000100` is there again
+    .replaced-step-00000100  the checkpoint until `step-00000100` is there again
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ _REPLACED = re.compile(re.escape(fmt.REPLACED) + f"({fmt.FOLDER.pattern})")
 def commit(
     writer: Writer, snapshot: Snapshot, keep_last: int, mesh: Mesh, note: Callable[[str], None]
 ) -> Path:
-    """Makes a checkpoint of what all ranks have written; all of them call it. Returns its folder.
+    """Turns what all ranks have written into a checkpoint, then deletes old ones. Collective. Returns its
+    folder.
 
-    See `write.save`, of which this is the last step.
+    The last step of `write.save`, where arguments and errors are described.
     """
     root, final = writer.final.parent, writer.final
 
@@ -67,9 +68,9 @@ def commit(
 
 
 def finish(writer: Writer, parts: list[bytes], snapshot: Snapshot) -> None:
-    """Writes what rank 0 alone writes, the manifest last. parts: each rank's index, encoded.
+    """Writes the index, the extra files and, last, the manifest: on rank 0. parts: each rank's encoded index.
 
-    Raises ValueError unless the ranks' pieces are each tensor, every element once.
+    Raises ValueError unless the ranks' pieces cover every tensor exactly once.
     """
     merged = merge([index_file.decode(part) for part in parts])
     check_complete(merged)
@@ -94,7 +95,7 @@ def finish(writer: Writer, parts: list[bytes], snapshot: Snapshot) -> None:
 
 
 def tidy(root: Path) -> None:
-    """Clear away what an interrupted save left in `root`. Only for the one process that saves there.
+    """Remove what an interrupted save left in `root`. Only for the one process that saves there.
 
     What cannot be deleted stays, as where a reader has a file open on NFS. Raises OSError.
     """
@@ -110,7 +111,7 @@ def tidy(root: Path) -> None:
 
 
 def _rename(temporary: Path, final: Path) -> None:
-    """Give a finished folder its name; at every moment the old or the new one can be found."""
+    """Rename a finished folder; at every moment either the old or the new checkpoint can be found."""
     if not os.path.lexists(final):
         temporary.rename(final)
     else:
@@ -125,20 +126,20 @@ def _rename(temporary: Path, final: Path) -> None:
 
 
 def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
-    """Delete all but `keep_last` of the checkpoints up to `newest`, once that one is known to be good.
+    """Delete all but `keep_last` of the checkpoints up to `newest`, once that one is verified. Collective.
 
-    Every process checks its share of it: to read back all would keep one of them busy for long. Returns why
-    some of them cannot be deleted; "" = they are. Raises RunFault if the new one is bad, or cannot be found.
+    Every process verifies a share of it. Returns why some of them cannot be deleted; "" if they are. Raises
+    RunFault if the new one is damaged or cannot be found.
     """
 
-    def doomed() -> list[Path]:
+    def to_delete() -> list[Path]:
         older = sorted(p for p in root.iterdir() if fmt.FOLDER.fullmatch(p.name) and p.name < newest.name)
         replaced = newest.with_name(fmt.REPLACED + newest.name)
         return older[: max(0, len(older) - (keep_last - 1))] + [replaced] * os.path.lexists(replaced)
 
     def count() -> str:
         try:
-            return str(len(doomed()) or "")
+            return str(len(to_delete()) or "")
         except OSError as error:
             raise RunFault(
                 f"{root}, where {newest.name} was saved, cannot be read any more: {error}"
@@ -146,7 +147,7 @@ def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
 
     def delete() -> str:
         try:
-            for path in doomed():
+            for path in to_delete():
                 _delete(path)
         except OSError as error:
             return str(error)
@@ -161,7 +162,7 @@ def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
 
 
 def _delete(path: Path) -> None:
-    """Take a checkpoint out of sight at once, then delete it: half of one is never seen."""
+    """Rename a checkpoint, then delete it, so that a partly deleted one is never taken for a checkpoint."""
     aside = path.with_name(f".tmp-old-{path.name.removeprefix(fmt.REPLACED)}")
     path.rename(aside)
     _remove(aside)

@@ -12,8 +12,8 @@ from llmkit.parallel.slices import Box, full_box
 def check_complete(index: Index) -> None:
     """Raise ValueError unless the pieces of each tensor hold all of it, and nothing of it twice.
 
-    The pieces of one box must be the whole box, and the boxes the tensor. (Pieces that meet across two
-    boxes in another way could be whole, too, but no layout cuts tensors like that.)
+    The ranges of each box must cover that box, and the boxes must cover the tensor. (Ranges of overlapping
+    boxes could cover it, too, but no layout shards a tensor like that.)
     """
     _check_ranges(index)
     boxes = index.boxes

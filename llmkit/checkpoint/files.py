@@ -1,4 +1,4 @@
-"""Files with a checksum for each block: written in one go, and read so that no unchecked byte is used."""
+"""Files with a checksum for each block: written once, and verified block by block as they are read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from llmkit.checkpoint.format import BLOCK, Damaged, FileEntry
 from llmkit.errors import RunFault
 from llmkit.files import cannot_read
 
-OPEN_FILES = 128
-"""Files of a checkpoint that are open at once: it may have more than a process may open (`ulimit -n`)."""
+OPEN_FILES = 64
+"""Files of a checkpoint that are open at once: it may have more than a process may open (`ulimit -n`),
+and several checkpoints may be open."""
 _OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Why a good file cannot be opened now."""
+"""Errors of opening a file that say nothing about the file."""
 
 
 class StoredFile(NamedTuple):
@@ -46,7 +47,7 @@ class StoredFile(NamedTuple):
 
 
 def write_file(path: Path, chunks: Iterable[memoryview]) -> StoredFile:
-    """A new file of all chunks, synced to the disk; checksums are taken on the way. Raises OSError."""
+    """Write the chunks to a new file and sync it to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         size, checksums = 0, []
@@ -62,7 +63,7 @@ def write_file(path: Path, chunks: Iterable[memoryview]) -> StoredFile:
 
 
 def _blocks(chunks: Iterable[memoryview]) -> Iterator[memoryview]:
-    """The bytes of all chunks in blocks, the last as long as it gets; each is valid until the next."""
+    """The bytes of all chunks in blocks of `BLOCK` bytes, the last shorter; each is valid until the next."""
     view, filled = memoryview(bytearray(BLOCK)), 0
     for chunk in chunks:
         while chunk:
@@ -79,7 +80,8 @@ def _blocks(chunks: Iterable[memoryview]) -> Iterator[memoryview]:
 def open_file(path: Path) -> int:
     """A descriptor for reading a regular file, which must not be a symbolic link.
 
-    Raises Damaged if there is none; UserError or RunFault where this process cannot open what may be good.
+    Raises Damaged if there is none; UserError or RunFault where this process cannot open a file that may be
+    valid.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -97,7 +99,7 @@ def open_file(path: Path) -> int:
 
 
 class OpenFiles:
-    """Files that are open for reading; of more than `limit` those that were used last stay open."""
+    """A cache of descriptors for reading: the `limit` most recently used files stay open."""
 
     def __init__(self, limit: int = OPEN_FILES) -> None:
         self._limit = limit
@@ -105,7 +107,7 @@ class OpenFiles:
         weakref.finalize(self, _close_all, self._descriptors)
 
     def descriptor(self, path: Path, size: int) -> int:
-        """A descriptor of a file, good until the next call.
+        """A descriptor of a file, valid until the next call.
 
         Raises as `open_file` does, and Damaged for a file of another size.
         """

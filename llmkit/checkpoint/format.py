@@ -1,4 +1,4 @@
-"""How a checkpoint lies on disk.
+"""The format of a checkpoint on disk.
 
 A checkpoint is a folder `step-00000100`. Its tensors are in safetensors files, its tokenizer and the like in
 files of their own. `index.safetensors` (see `index.py`) lists the files with tensors and where in the full
@@ -26,11 +26,11 @@ MANIFEST = "manifest.json"
 INDEX = "index.safetensors"
 TOKENIZER = "tokenizer.json"
 BLOCK: Final = 4194304
-"""Bytes under one checksum: what a reader has to read to trust any byte in it."""
+"""Bytes under one checksum: the least that must be read to verify any byte of it."""
 MAX_MANIFEST = 2**30
 MAX_STEP = 10**8 - 1
 REPLACED = ".replaced-"
-"""Before the name of a whole checkpoint while a new one of the same step takes its place."""
+"""Prefix of a valid checkpoint's name while a new one of the same step replaces it."""
 FOLDER = re.compile(r"step-(\d{8})", re.ASCII)
 FILE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
@@ -55,11 +55,8 @@ Kind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 
 class Damaged(RunFault):
-    """A checkpoint, or a file of it, that is not what was written; the message names it and says why."""
-
-
-class OtherFormatError(ValueError):
-    """A manifest as it was written, in a format that this version does not read."""
+    """A checkpoint, or a file of it, differs from what was written; the message names it and the
+    difference."""
 
 
 def folder_name(step: int) -> str:

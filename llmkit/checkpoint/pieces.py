@@ -1,4 +1,4 @@
-"""What a checkpoint is made of: pieces of tensors, and how the pieces of two layouts meet."""
+"""The pieces of tensors that a checkpoint consists of, and the geometry of boxes and flat ranges."""
 
 from __future__ import annotations
 
@@ -45,15 +45,16 @@ def check_piece(shape: Shape, box: Box, within: Range) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ContiguousBox:
-    """A box whose elements follow each other in the flat order of a larger box, from `start` on."""
+    """A box that is contiguous in the row-major order of an enclosing box, where it begins at element
+    `start`."""
 
     start: int
     box: Box
 
     def view(self, flat: Tensor, first: int, part: Box) -> Tensor:
-        """The elements of `part`, a box inside this run, shaped like it.
+        """The elements of `part`, a box inside this one, shaped like it.
 
-        flat: (n,) elements of the larger box, of which `flat[0]` is number `first`.
+        flat: (n,) elements of the enclosing box, of which `flat[0]` is number `first`.
         """
         mine = flat[self.start - first : self.start - first + box_size(self.box)].view(box_shape(self.box))
         bases = (lo for lo, _ in self.box)
@@ -61,10 +62,10 @@ class ContiguousBox:
 
 
 def runs(box: Box, within: Range) -> Iterator[ContiguousBox]:
-    """Cut a flat range of a box into runs, in order: at most 2 * dimensions - 1 of them.
+    """Split a flat range of a box into contiguous boxes, in order: at most 2 * dimensions - 1 of them.
 
-    A range that starts or ends inside a row is a partial row, some whole rows, and a partial row; a
-    partial row of a box of more dimensions is cut the same way in turn.
+    A range that starts or ends inside a row is a partial row, some full rows, and a partial row; a partial
+    row of a box of more dimensions is split recursively.
     """
     lo, hi = within
     if lo >= hi:
@@ -85,7 +86,7 @@ def runs(box: Box, within: Range) -> Iterator[ContiguousBox]:
 
 
 def _in_row(box: Box, index: int, lo: int, hi: int) -> Iterator[ContiguousBox]:
-    """Runs of the flat range [lo, hi) of the box, which lies in row `index`."""
+    """Contiguous boxes of the flat range [lo, hi) of the box, which lies in row `index`."""
     row = prod(box_shape(box[1:]))
     head = (box[0][0] + index, box[0][0] + index + 1)
     for run in runs(box[1:], (lo - index * row, hi - index * row)):
@@ -93,13 +94,13 @@ def _in_row(box: Box, index: int, lo: int, hi: int) -> Iterator[ContiguousBox]:
 
 
 def intersect(a: Box, b: Box) -> Box | None:
-    """The box of what is in both; None if nothing is."""
+    """The intersection of two boxes; None if it is empty."""
     both = tuple((max(p[0], q[0]), min(p[1], q[1])) for p, q in zip(a, b, strict=True))
     return both if all(lo < hi for lo, hi in both) else None
 
 
 def subtract(a: Box, b: Box) -> list[Box]:
-    """Disjoint boxes of what is in `a` but not in `b`."""
+    """Disjoint boxes that together are `a` without `b`."""
     shared = intersect(a, b)
     if shared is None:
         return [a]

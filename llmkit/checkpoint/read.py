@@ -31,12 +31,12 @@ Damaged = fmt.Damaged
 
 
 def newest(root: Path, report: Callable[[str], None], mesh: Mesh = ALONE) -> Checkpoint | None:
-    """The newest checkpoint in the folder `root` that is whole and good; None if there is none.
+    """The newest valid checkpoint in the folder `root`; None if there is none. Collective.
 
-    Collective: the ranks read a share of its bytes each, and all return the same checkpoint, opened by each.
-    Each newer one that is not good is told to `report` in one line.
+    The ranks verify a share of its bytes each, and each opens the one on which all agree. `report` gets one
+    line for each newer checkpoint that is damaged.
 
-    Raises UserError or RunFault on all ranks if one of them cannot read what may be good.
+    Raises UserError or RunFault on all ranks if one of them cannot read a checkpoint that may be valid.
     """
     listing = on_rank_zero(mesh, lambda: json.dumps([folder.name for folder in folders(root)]))
     for name in reversed(json.loads(listing)):
@@ -55,10 +55,10 @@ def newest(root: Path, report: Callable[[str], None], mesh: Mesh = ALONE) -> Che
 
 
 def open(path: Path, report: Callable[[str], None] | None = None) -> Checkpoint:
-    """The checkpoint a user means by a path: a run folder, a folder of checkpoints, or a checkpoint.
+    """The checkpoint at a path: a run folder, a folder of checkpoints, or a checkpoint.
 
-    In the first two the newest good one is taken, as by `newest`; `report` is by default a line on
-    standard error. Raises UserError if there is none, Damaged if the checkpoint named is not good.
+    Of the first two the newest valid one, as by `newest`; `report` prints to standard error by default.
+    Raises UserError if there is none, Damaged if `path` is itself a damaged checkpoint.
     """
     try:
         return _open(path, report or _to_stderr)
@@ -98,10 +98,10 @@ def _runs(path: Path) -> str:
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders in `root` that should be checkpoints, good or not, the oldest step first.
+    """The folders in `root` that are named as checkpoints, valid or not, the oldest step first.
 
-    Links to folders count, also to one that is not there. One that is being replaced by another of the same
-    step counts as long as that is not there. Raises UserError where this user may not look.
+    Includes links, dangling ones too, and one that is being replaced as long as its replacement is not there.
+    Raises UserError where this user may not list the folder.
     """
     try:
         names = {path.name for path in root.iterdir() if path.is_dir() or path.is_symlink()}
@@ -118,9 +118,9 @@ def folders(root: Path) -> list[Path]:
 
 
 def verify(folder: Path, share: int = 0, of: int = 1) -> list[str]:
-    """Read all of a checkpoint folder; one line for each thing that is wrong.
+    """Read all of a checkpoint folder; one line for each problem.
 
-    share, of: processes that check one checkpoint together read a share of its bytes each.
+    share, of: read only share number `share` of `of`, for processes that verify a checkpoint together.
     """
     try:
         return list(load(folder).problems(share, of))
@@ -145,7 +145,7 @@ def describe(root: Path) -> Iterator[str]:
 def load(folder: Path) -> Checkpoint:
     """The checkpoint in exactly this folder. Checks the manifest and the index.
 
-    What is in another file is checked when it is asked for. The folder may be a link, its files may not.
+    Other files are verified as they are read. The folder may be a link, its files may not.
 
     Raises Damaged, and UserError for a checkpoint in the format of another version.
     """
@@ -196,7 +196,7 @@ class Checkpoint:
     """A checkpoint that is open for reading; made by `newest`, `open` or `load`.
 
     It stays readable when its folder is deleted meanwhile, unless it has more than `files.OPEN_FILES` files:
-    so many are opened only when something of them is read, a few at a time.
+    these are opened as they are read, a few at a time.
     """
 
     def __init__(
@@ -247,11 +247,11 @@ class Checkpoint:
         return self.manifest.config
 
     def kinds(self) -> list[str]:
-        """What is stored of the tensors: "master", "exp_avg", ..."""
+        """The kinds of state that are stored: "master", "exp_avg", ..."""
         return list(dict.fromkeys(tensor.kind for tensor in self._index.tensors))
 
     def names(self, kind: str) -> list[str]:
-        """The full tensors of which something of this kind is stored."""
+        """The names of the full tensors with state of this kind."""
         return [tensor.name for tensor in self._index.tensors if tensor.kind == kind]
 
     def shape(self, name: str, kind: str) -> Shape:
@@ -287,7 +287,7 @@ class Checkpoint:
         return self.extra_file(fmt.TOKENIZER).decode()
 
     def check_sizes(self) -> None:
-        """Raise Damaged unless all files are there and as long as they should be."""
+        """Raise Damaged unless all files are there, with the sizes that were written."""
         for file in self._files.values():
             file.check_size()
 

@@ -20,7 +20,7 @@ from llmkit.checkpoint.safetensors_header import TensorSpan, decode_header
 from llmkit.parallel.slices import Box, Range
 
 _CACHED_BLOCKS = 8
-"""Small tensors share blocks, and the kinds of one tensor are asked for in turn."""
+"""Small tensors share blocks, and the kinds of one tensor are read in turn."""
 
 
 class RegionReader:
