@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmkit.errors import UserError
+from llmkit.config.mistakes import Mistake
 from llmkit.parallel.deepspeed_file import DeepSpeedFile, read_deepspeed_file
 from llmkit.parallel.deepspeed_keys import NVME
-from llmkit.parallel.launch_setting import LaunchSetting, number
+from llmkit.parallel.launch_setting import LaunchSetting
 
 OTHER_LAYOUTS = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -24,7 +24,7 @@ VARIABLES = {
     "accumulation": ("gradient_accumulation_steps", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
     "clipping": ("gradient_clipping", "ACCELERATE_GRADIENT_CLIPPING"),
 }
-"""Field of Accelerate: its name in accelerate's YAML, and the variable that carries it."""
+"""Field of AccelerateConfig: its name in accelerate's YAML, and the variable that carries it."""
 REFUSED = {
     "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", "kernels.compile decides"),
     "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES": (
@@ -61,6 +61,7 @@ class AccelerateConfig:
 
     A value is nothing, too, where accelerate writes it unasked: mixed_precision "no", one accumulation
     step, "auto". passed: what goes to DeepSpeed as it is, by its dotted key. notes: what has no effect.
+    mistakes: what llmkit does not do (FSDP, fp16, a DeepSpeed file with an optimizer, ...), contradictions.
     """
 
     zero_stage: LaunchSetting | None = None
@@ -73,6 +74,7 @@ class AccelerateConfig:
     global_batch: LaunchSetting | None = None
     passed: Mapping[str, LaunchSetting] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
 
 
 def uses_deepspeed(environment: Mapping[str, str]) -> bool:
@@ -81,11 +83,8 @@ def uses_deepspeed(environment: Mapping[str, str]) -> bool:
 
 
 def read_accelerate(environment: Mapping[str, str]) -> AccelerateConfig:
-    """What the launcher said; nothing where this process was started in another way.
-
-    Raises UserError for what llmkit does not do: FSDP, fp16, a DeepSpeed file with an optimizer, ...
-    """
-    _refuse(environment)
+    """The launcher's configuration; an empty one where this process was started in another way."""
+    mistakes = list(_refused(environment))
     found: dict[str, LaunchSetting] = {}
     passed: dict[str, LaunchSetting] = {}
     notes = [
@@ -99,51 +98,47 @@ def read_accelerate(environment: Mapping[str, str]) -> AccelerateConfig:
     if uses_deepspeed(environment):
         path = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         file = DeepSpeedFile() if path == "none" else read_deepspeed_file(Path(path))
-        passed, notes = file.passed, notes + file.no_effect
+        passed, notes, mistakes = file.passed, notes + file.no_effect, mistakes + file.mistakes
         defaults = DEFAULTS if path == "none" else DEFAULTS_OF_FILES
         for name, said in (*_of_environment(environment), *_of_file(file), *defaults.items()):
             if name not in found:
                 found[name] = said
             elif said.place != BY_DEFAULT and not _agree(said, found[name]):
-                raise UserError(
-                    f"accelerate's configuration says both {found[name]} and {said}; take one of them out"
-                )
+                what = f"accelerate's configuration says both {found[name]} and {said}; take one of them out"
+                mistakes.append(Mistake(said.place, what))
     else:  # accelerate's own Accelerator reads this one under every launcher
         found |= {name: said for name, said in _of_environment(environment) if name == "accumulation"}
-    if (accumulation := found.get("accumulation")) and number(accumulation) == 1:
+    if "accumulation" in found and found["accumulation"].number == 1:
         del found["accumulation"]
     if "mixed_precision" in found and found["mixed_precision"].value not in ("bf16", "fp32"):
-        raise UserError(
-            f"accelerate's configuration says {found['mixed_precision']}; llmkit trains in bf16 or fp32"
-        )
-    return AccelerateConfig(**found, passed=passed, notes=tuple(notes))
+        mistakes.append(found.pop("mixed_precision").mistake("llmkit trains in bf16 or fp32"))
+    return AccelerateConfig(**found, passed=passed, notes=tuple(notes), mistakes=tuple(mistakes))
 
 
-def _refuse(environment: Mapping[str, str]) -> None:
-    """Raises UserError for what llmkit does in another way, or not at all."""
+def _refused(environment: Mapping[str, str]) -> Iterator[Mistake]:
+    """What llmkit does in another way, or not at all."""
     for variable, layout in OTHER_LAYOUTS.items():
         if environment.get(variable, "").lower() == "true":
-            raise UserError(
-                f"accelerate's configuration is for {layout} ({variable}), which llmkit does not use: "
-                "ZeRO shares out the state, parallel.tensor_parallel_size cuts the layers; "
-                "launch with one of the files in launch/"
+            yield Mistake(
+                variable,
+                f"accelerate's configuration is for {layout} ({variable}), which llmkit does not use: ZeRO "
+                "shares out the state, parallel.tensor_parallel_size the layers",
+                "launch with one of the files in launch/",
             )
     for variable, (name, instead) in REFUSED.items():
         if (value := environment.get(variable, "no")).lower() not in ("no", "none", ""):
-            raise UserError(
-                f"accelerate's configuration says {name} {value} ({variable}); take it out: {instead}"
-            )
+            yield LaunchSetting(name, value, variable).mistake(f"take it out: {instead}")
 
 
 def _agree(one: LaunchSetting, other: LaunchSetting) -> bool:
-    try:
-        return float(one.value) == float(other.value)
-    except (TypeError, ValueError):
+    """Whether both have the same value, however it is written."""
+    if one.number is None or other.number is None:
         return one.value == other.value
+    return one.number == other.number
 
 
 def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, LaunchSetting]]:
-    """(field of Accelerate, what is said) of the variables for a DeepSpeed configuration in its own YAML."""
+    """(field of AccelerateConfig, value) of the variables for a DeepSpeed section of accelerate's YAML."""
     for field_name, (name, variable) in VARIABLES.items():
         value = environment.get(variable, "auto")
         if value != "auto" and (value != "none" or field_name.startswith("offload")):

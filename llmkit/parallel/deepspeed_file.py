@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.mistakes import display, printable
-from llmkit.errors import UserError
+from llmkit.config.mistakes import Mistake, display, printable
 from llmkit.parallel.deepspeed_keys import (
     RULES,
     SAME_SECTION,
@@ -35,33 +34,33 @@ OF_ACCELERATE = {
 class DeepSpeedFile:
     """What the file says.
 
-    compared: by the field of Accelerate. passed: by the dotted key. no_effect: a line for each such key.
+    compared: by the field of AccelerateConfig. passed: by the dotted key. no_effect: a line for each key
+    without effect. mistakes: keys that llmkit cannot follow, each with its line.
     """
 
     compared: dict[str, LaunchSetting] = field(default_factory=dict)
     passed: dict[str, LaunchSetting] = field(default_factory=dict)
     no_effect: list[str] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
 
 
 def read_deepspeed_file(path: Path) -> DeepSpeedFile:
-    """What the file says; "auto" says nothing. Raises UserError that names every key llmkit cannot follow."""
+    """What the file says; "auto" says nothing."""
+    found, which = DeepSpeedFile(), "the deepspeed_config_file of accelerate's configuration"
     try:
         text = path.read_text()
         content = json.loads(text, object_pairs_hook=_distinct)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}, the deepspeed_config_file of accelerate's configuration, cannot be read: {error}"
-        ) from error
+        found.mistakes.append(Mistake(str(path), f"{which} cannot be read: {error}"))
+        return found
     if not isinstance(content, dict):
-        raise UserError(f"{path}, the deepspeed_config_file of accelerate's configuration, holds no {{...}}")
-    found, mistakes = DeepSpeedFile(), []
+        found.mistakes.append(Mistake(str(path), f"{which} holds no {{...}}"))
+        return found
     for key, value in _leaves(content):
         said = LaunchSetting(key, value, f"{path}:{_line(text, key)}")
         key = ".".join([SAME_SECTION.get(part, part) for part in key.split(".")])
         if mistake := _sort(key, said, found):
-            mistakes.append(f"{said.place}: {mistake}")
-    if mistakes:
-        raise UserError("\n  ".join(["DeepSpeed's settings that llmkit cannot follow:", *mistakes]))
+            found.mistakes.append(Mistake(said.place, mistake))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from llmkit.errors import UserError
+from llmkit.config.mistakes import Mistake
 
 
 class LaunchSetting(NamedTuple):
@@ -18,10 +18,14 @@ class LaunchSetting(NamedTuple):
         value = str(self.value).lower() if isinstance(self.value, bool) else self.value
         return f"{self.name} {value} ({self.place})"
 
+    @property
+    def number(self) -> float | None:
+        """The value as a number; None if it is none."""
+        try:
+            return float(self.value)
+        except (TypeError, ValueError):
+            return None
 
-def number(said: LaunchSetting) -> float:
-    """The number that is said. Raises UserError if it is none."""
-    try:
-        return float(said.value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"accelerate's configuration says {said}, which is no number") from error
+    def mistake(self, reason: str) -> Mistake:
+        """The mistake that this value cannot be followed."""
+        return Mistake(self.place, f"accelerate's configuration says {self}; {reason}")

@@ -9,10 +9,9 @@ from llmkit.config.derive import accumulation_steps
 from llmkit.config.mistakes import Mistake
 from llmkit.config.schema import Config
 from llmkit.config.settings import Settings
-from llmkit.errors import UserError
 from llmkit.parallel.accelerate import BY_DEFAULT, AccelerateConfig
 from llmkit.parallel.deepspeed_keys import RULES, Passed
-from llmkit.parallel.launch_setting import LaunchSetting, number
+from llmkit.parallel.launch_setting import LaunchSetting
 from llmkit.parallel.layout import Layout
 
 
@@ -25,7 +24,7 @@ class LaunchResolver:
     def __init__(self, config: Config, origins: Mapping[str, str], accelerate: AccelerateConfig) -> None:
         self.config, self.origins, self.accelerate = config, origins, accelerate
         self.describe = Settings(config, origins).describe
-        self.mistakes: list[Mistake] = []
+        self.mistakes: list[Mistake] = list(accelerate.mistakes)
 
     def layout(self, world_size: int) -> Layout:
         """The layout of `world_size` processes."""
@@ -136,16 +135,14 @@ class LaunchResolver:
         return self.origins.get(path, "default") != "default"
 
     def _number(self, said: LaunchSetting) -> float | None:
-        """The number; None, with the mistake noted, if it is none."""
-        try:
-            return number(said)
-        except UserError as error:
-            self.mistakes.append(Mistake(said.place, str(error)))
-            return None
+        """The value as a number; None, with the mistake noted, if it is none."""
+        if said.number is None:
+            self._wrong(said, "it must be a number")
+        return said.number
 
     def _wrong(self, said: LaunchSetting, reason: str) -> None:
         """Notes a value of accelerate's configuration that cannot be followed."""
-        self.mistakes.append(Mistake(said.place, f"accelerate's configuration says {said}; {reason}"))
+        self.mistakes.append(said.mistake(reason))
 
     def _contradiction(self, path: str, said: LaunchSetting, or_else: str = "") -> None:
         """Notes a setting that accelerate's configuration contradicts."""

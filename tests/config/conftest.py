@@ -77,3 +77,15 @@ def refused(write: Callable[..., str]) -> Callable[..., str]:
         return str(refusal.value)
 
     return message
+
+
+@pytest.fixture
+def refused_for_one(refused: Callable[..., str]) -> Callable[[list[str], str], None]:
+    """Checks that these overrides of the base are refused for a single mistake, in these words."""
+
+    def check(overrides: list[str], what: str) -> None:
+        message = refused(BASE, *overrides)
+        assert "1 mistake" in message
+        assert what in message
+
+    return check

@@ -13,6 +13,7 @@ from llmkit.errors import UserError
 
 Write = Callable[..., str]
 Refused = Callable[..., str]
+RefusedForOne = Callable[[list[str], str], None]
 
 CONTRADICTIONS = [
     # (overrides, what the message says)
@@ -76,11 +77,9 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("overrides", "what"), CONTRADICTIONS)
 def test_a_contradiction_names_both_values(
-    overrides: list[str], what: str, base: str, refused: Refused
+    overrides: list[str], what: str, refused_for_one: RefusedForOne
 ) -> None:
-    message = refused(base, *overrides)
-    assert "1 mistake" in message
-    assert what in message
+    refused_for_one(overrides, what)
 
 
 TENSOR_PARALLEL = [
