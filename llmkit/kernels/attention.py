@@ -1,10 +1,8 @@
-"""The attention facade: callers say what to compute, never with which kernel.
-
-Two forms, both plain PyTorch and both exact:
+"""Causal attention behind one function; `attention_impl` names an exact implementation in plain PyTorch.
 
 * `sdpa`: PyTorch's fused attention; no (seq x seq) tensor is kept where no mask is needed.
 * `matmul`: masked matrix products. torch.compile fuses mask, softmax and casts into one pass, which
-  on a CPU beats the fused kernel for short rows (6 heads of 64, 256 positions: about 2.7 times).
+  on a CPU beats the fused kernel for short sequences (6 heads of 64, 256 positions: about 2.7 times).
 """
 
 from __future__ import annotations
@@ -19,18 +17,18 @@ from torch import Tensor
 def attention_mask(
     queries: int, keys: int, window: int | None, documents: Tensor | None, device: torch.device
 ) -> Tensor:
-    """True where a query may look: (queries, keys), or (batch, 1, queries, keys) with documents.
+    """True where a query attends to a key: (queries, keys), or (batch, 1, queries, keys) with documents.
 
-    The queries are the last of the keys. A window of w shows a position itself and w - 1 before it.
-    documents: (batch, keys), as in `llmkit.batch.Batch`.
+    The queries are the last positions of the keys. With a window of w, a position attends to itself and to
+    the w - 1 positions before it. documents: (batch, keys), as in `llmkit.batch.Batch`.
     """
-    query = torch.arange(keys - queries, keys, device=device)[:, None]
-    key = torch.arange(keys, device=device)[None, :]
+    query = torch.arange(keys - queries, keys, device=device)[:, None]  # (queries, 1)
+    key = torch.arange(keys, device=device)[None, :]  # (1, keys)
     visible = key <= query
     if window is not None:
         visible = visible & (key > query - window)
     if documents is not None:
-        same = documents[:, keys - queries :, None] == documents[:, None, :]
+        same = documents[:, keys - queries :, None] == documents[:, None, :]  # (batch, queries, keys)
         visible = (visible & same)[:, None]
     return visible
 
@@ -47,42 +45,47 @@ def attention(
 ) -> Tensor:
     """Causal softmax(q k' / sqrt(head_dim)) v; each key and value head serves a group of query heads.
 
-    q: (batch, queries, heads, head_dim); k, v: (batch, keys, kv_heads, head_dim), the queries being
-    the last of the keys. documents: (batch, keys) or None. Returns the shape of q.
+    q: (batch, queries, heads, head_dim); k, v: (batch, keys, kv_heads, head_dim), the queries being the last
+    positions of the keys. documents: (batch, keys) or None. dropout: of the attention weights.
+    Returns the shape of q.
     """
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    queries, keys = q.shape[2], k.shape[2]
-    if window is not None and window >= keys:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (batch, heads, seq, head_dim)
+    if window is not None and window >= k.shape[2]:
         window = None
-    if attention_impl == "matmul":
-        out = _matmul(q, k, v, attention_mask(queries, keys, window, documents, q.device), dropout)
-    else:
-        plain = window is None and documents is None
-        mask = None
-        if not plain or 1 < queries < keys:
-            mask = attention_mask(queries, keys, window, documents, q.device)
-        causal = plain and queries == keys
-        grouped = k.shape[1] != q.shape[1]
-        if grouped and q.is_cuda and (mask is not None or q.dtype == torch.float32):
-            # Only flash attention takes groups, but neither masks nor fp32: with a key a head the
-            # memory-efficient kernel takes these, where the fallback would hold all scores.
-            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-            grouped = False
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
-    return out.transpose(1, 2)
+    implementation = _matmul if attention_impl == "matmul" else _sdpa
+    return implementation(q, k, v, window, documents, dropout).transpose(1, 2)
 
 
-def _matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
-    """q: (batch, heads, queries, d); k, v: (batch, kv_heads, keys, d); softmax in fp32.
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Tensor | None, dropout: float
+) -> Tensor:
+    """q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim)."""
+    queries, keys = q.shape[2], k.shape[2]
+    plain = window is None and documents is None
+    mask = None
+    if not plain or 1 < queries < keys:
+        mask = attention_mask(queries, keys, window, documents, q.device)
+    causal = plain and queries == keys
+    grouped = k.shape[1] != q.shape[1]
+    if grouped and q.is_cuda and (mask is not None or q.dtype == torch.float32):
+        # Only flash attention takes groups, but neither masks nor fp32: with as many key as query heads
+        # the memory-efficient kernel takes these, where the fallback would hold all scores.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
 
-    The queries of one group are stacked, so that keys and values are never copied for each head.
-    """
-    batch, heads, queries, width = q.shape
-    kv_heads = k.shape[1]
-    stacked = q.reshape(batch, kv_heads, heads // kv_heads * queries, width)
-    scores = (stacked @ k.transpose(-2, -1)).view(batch, kv_heads, -1, queries, k.shape[2]).float()
-    if mask.dim() == 4:
-        mask = mask[:, :, None]
-    scores = (scores / math.sqrt(width)).masked_fill(~mask, float("-inf"))
+
+def _matmul(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Tensor | None, dropout: float
+) -> Tensor:
+    """As `_sdpa`; softmax in fp32. The queries of a group are stacked: keys and values are not repeated."""
+    batch, heads, queries, head_dim = q.shape
+    kv_heads, keys = k.shape[1:3]
+    mask = attention_mask(queries, keys, window, documents, q.device)
+    if documents is not None:
+        mask = mask[:, :, None]  # (batch, 1, 1, queries, keys)
+    stacked = q.reshape(batch, kv_heads, heads // kv_heads * queries, head_dim)
+    scores = (stacked @ k.transpose(-2, -1)).view(batch, kv_heads, -1, queries, keys).float()
+    scores = (scores / math.sqrt(head_dim)).masked_fill(~mask, float("-inf"))
     weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0.0).to(v.dtype)
-    return (weights.flatten(2, 3) @ v).view(batch, heads, queries, width)
+    return (weights.flatten(2, 3) @ v).view(batch, heads, queries, head_dim)

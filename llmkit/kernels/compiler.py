@@ -1,8 +1,9 @@
-"""torch.compile: whether it can work here, and what becomes of a module on which it fails."""
+"""torch.compile: whether it can work here, and the way back for a module on which it fails."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-# What torch.compile is made of takes longer to import than torch itself: only what compiles imports it.
+# Dynamo and Inductor take longer to import than torch itself: only functions that need them import them.
 
 
 def compiler_missing(device: torch.device) -> str | None:
-    """Why torch.compile cannot work on `device`, or None if it can.
+    """The reason why torch.compile cannot work on `device`; None if it can.
 
     The CPU backend writes C++ that includes Python.h; the GPU backend is Triton, whose launchers are C.
     """
@@ -39,12 +40,15 @@ def compiler_missing(device: torch.device) -> str | None:
 def compile_module(
     module: nn.Module, report: Callable[[str], None], backend: str | Callable[..., Any] = "inductor"
 ) -> None:
-    """torch.compile for calls of `module`; where that fails, `report` is told and they run as they are.
+    """Compiles calls of `module`. Where compilation fails, calls `report` and runs the module uncompiled.
 
-    A failure comes before anything of the module is computed, or after a whole part of it, which is then
-    computed again. Where that part may have been a message to other ranks, `report` has to raise.
+    A failure comes before anything is computed or after a graph of the module has run, which then runs again.
+    Where that graph may contain communication with other ranks, `report` has to raise.
     """
     from torch._dynamo.exc import TorchDynamoException
+
+    # It warns against in-place operations under activation checkpointing. There are none.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
     compiled = torch.compile(module._call_impl, dynamic=False, backend=backend)
 
@@ -61,7 +65,7 @@ def compile_module(
 
 
 def graph_breaks() -> dict[str, int]:
-    """Where torch.compile had to leave what it was compiling: first line of the reason -> how often."""
+    """Graph breaks of torch.compile so far: first line of the reason -> count."""
     from torch._dynamo.utils import counters
 
     found: dict[str, int] = {}

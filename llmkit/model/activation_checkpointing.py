@@ -1,8 +1,7 @@
-"""Which activations of a block are kept for the backward pass, and which are computed again."""
+"""Activation checkpointing: what is kept for the backward pass, and what is computed again."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-
-# Under torch.compile it warns against in-place operations in what is recomputed. There are none.
-logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
 _aten, _sums = torch.ops.aten, torch.ops._c10d_functional
 KEPT = frozenset(
@@ -32,7 +28,7 @@ KEPT = frozenset(
         _sums.wait_tensor.default,
     )
 )
-"""What selective recomputation keeps: matrix products, attention, and what came over the network."""
+"""Results that "selective" keeps: of matrix products, attention and communication."""
 
 
 def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) -> CheckpointPolicy:
@@ -40,10 +36,10 @@ def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) ->
 
 
 def recomputed(how: str, function: Callable[..., Tensor], *arguments: Any, random: bool) -> Tensor:
-    """function(*arguments), of whose activations "full" keeps only the arguments and "selective" what is
-    costly to compute; with "none", or without gradients, a plain call.
+    """function(*arguments), some of whose activations are computed again in the backward pass.
 
-    random: whether the function draws random numbers, which a second computation must draw again.
+    how: "full" keeps only the arguments, "selective" also the results in `KEPT`; "none" keeps all, as does
+    a call without gradients. random: whether the function draws random numbers, to be drawn again then.
     """
     if how == "none" or not torch.is_grad_enabled():
         return function(*arguments)

@@ -1,7 +1,7 @@
-"""Initial weights by counter: each element depends on (seed, tensor name, element index) alone.
+"""Counter-based initial weights: each element depends on (seed, tensor name, element index) alone.
 
-No generator state, hence no order: a process can draw any part of any tensor, and every layout starts
-from the same weights, bit for bit. The hash is splitmix64 (Steele, Lea and Flood 2014), the normal
+There is no generator state, hence no order: a rank can draw any region of any tensor, and every layout
+starts from the same weights, bit for bit. The hash is splitmix64 (Steele, Lea and Flood 2014), the normal
 variate the inverse error function of a 24-bit uniform one.
 """
 
@@ -21,14 +21,14 @@ _MASK64 = (1 << 64) - 1
 
 
 class InitialWeights:
-    """The weights with which a model starts, readable like a checkpoint: any part, nothing held."""
+    """The initial weights of a model, read region by region like a checkpoint; nothing is kept in memory."""
 
     def __init__(self, model: Model, seed: int) -> None:
         self.shapes = {part.name: part.shape for each in model.parameter_slices().values() for part in each}
         self.model, self.seed = model, seed
 
     def kinds(self) -> list[str]:
-        """What there is: no moments."""
+        """The state there is: no moments."""
         return ["master"]
 
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
@@ -51,12 +51,12 @@ class InitialWeights:
 
 @torch.no_grad()
 def draw(model: Model, seed: int) -> None:
-    """Sets the parameters of a model to its initial weights; of one that is cut, to its part of them."""
-    source, parts = InitialWeights(model, seed), model.parameter_slices()
+    """Sets the parameters of a model to its initial weights, or to its slices of them."""
+    source, slices = InitialWeights(model, seed), model.parameter_slices()
     for name, parameter in model.named_parameters():
-        parameter.zero_()  # what only pads
-        for part in parts[name]:
-            parameter[part.start : part.stop] = source.read(part.name, "master", part.box)
+        parameter.zero_()  # rows in no slice are padding
+        for each in slices[name]:
+            parameter[each.start : each.stop] = source.read(each.name, "master", each.box)
     model.has_weights = True
 
 

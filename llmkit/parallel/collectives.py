@@ -1,14 +1,14 @@
-"""Sums and gatherings over a group of processes, as functions with gradients.
+"""Differentiable collectives over a process group.
 
-Each does nothing where the group is None, so a model that is not cut pays nothing. Forward and backward:
+Each does nothing where the group is None, so that a model on one rank pays nothing. Forward and backward:
 
-    enter        identity                          sum
-    leave        sum                               identity
-    gather       all pieces behind each other      own piece of the sum
-    reduce_scatter  own piece of the sum              all pieces behind each other
+    copy_to_group      identity                       all-reduce (Megatron's f)
+    reduce_from_group  all-reduce                     identity (Megatron's g)
+    all_gather         all pieces concatenated        own piece of the sum
+    reduce_scatter     own piece of the sum           all pieces concatenated
 
-They are made of PyTorch's functional collectives, which torch.compile traces, and of which selective
-recomputation can keep the results.
+They are made of PyTorch's functional collectives, which torch.compile traces and selective activation
+checkpointing can keep.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _ops = torch.ops._c10d_functional
 
 
 def _all_reduce(x: Tensor, operation: str, group: str) -> Tensor:
-    """The group's "sum" or "max" of x; the same on every rank."""
+    """The "sum" or "max" of the ranks' x, on every rank."""
     return _ops.wait_tensor(_ops.all_reduce(x.contiguous(), operation, group))
 
 
 def _all_gather(x: Tensor, dim: int, size: int, group: str) -> Tensor:
-    """The x of all `size` ranks behind each other along `dim`."""
+    """The x of all `size` ranks, concatenated along `dim`."""
     x = x.contiguous()
     if x.is_cpu:
-        # Not gloo's own all-gather: in PyTorch 2.13 the two threads of a gloo group write its name, longer
-        # than a short std::string, into the group's status without a lock, which can corrupt the heap.
+        # Not gloo's own all-gather: in PyTorch 2.13 two threads of a gloo group write the operation's name,
+        # longer than a short std::string, into the group's status without a lock, which can corrupt the heap.
         copies = x.repeat(size, *[1] * (x.dim() - 1))
         sent = _ops.all_to_all_single(copies, [x.shape[0]] * size, [x.shape[0]] * size, group)
     else:
@@ -44,7 +44,7 @@ def _all_gather(x: Tensor, dim: int, size: int, group: str) -> Tensor:
 
 
 def _reduce_scatter(x: Tensor, dim: int, size: int, group: str) -> Tensor:
-    """This rank's piece, of `size` along `dim`, of the group's sum of x."""
+    """This rank's piece, one of `size` along `dim`, of the sum of the ranks' x."""
     stacked = x.unflatten(dim, (size, -1)).movedim(dim, 0).flatten(0, 1).contiguous()
     return _ops.wait_tensor(_ops.reduce_scatter_tensor(stacked, "sum", size, group))
 
@@ -73,45 +73,45 @@ class _ReduceFromGroup(torch.autograd.Function):
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, size: int, group: str) -> Tensor:
-        ctx.place = (dim, size, group)
+        ctx.how = (dim, size, group)
         return _all_gather(x, dim, size, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _reduce_scatter(gradients[0], *ctx.place), None, None, None
+        return _reduce_scatter(gradients[0], *ctx.how), None, None, None
 
 
 class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, size: int, group: str) -> Tensor:
-        ctx.place = (dim, size, group)
+        ctx.how = (dim, size, group)
         return _reduce_scatter(x, dim, size, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _all_gather(gradients[0], *ctx.place), None, None, None
+        return _all_gather(gradients[0], *ctx.how), None, None, None
 
 
 def copy_to_group(x: Tensor, group: Group) -> Tensor:
-    """x as it is; its gradient is summed over the group.
+    """x itself; its gradient is summed over the group.
 
-    For what all ranks hold alike and each uses for its own part: the input of a layer that is cut.
+    For activations that every rank holds and each uses for its own part of a sharded layer.
     """
     return x if group is None else _CopyToGroup.apply(x, group.group_name)  # type: ignore[no-untyped-call]
 
 
 def replicated_weight(weight: Tensor, group: Group) -> Tensor:
-    """A weight that all ranks hold alike and each applies to other data: its gradient is summed, in fp32."""
+    """A weight that every rank holds and applies to other activations; its gradient is summed in fp32."""
     return weight if group is None else copy_to_group(weight.float(), group).to(weight.dtype)
 
 
 def reduce_from_group(x: Tensor, group: Group) -> Tensor:
-    """The sum of the ranks' x. What follows is the same on all ranks, so its gradient is taken as it is."""
+    """The sum of the ranks' x. What follows is the same on all ranks, and so is the gradient passed on."""
     return x if group is None else _ReduceFromGroup.apply(x, group.group_name)  # type: ignore[no-untyped-call]
 
 
 def all_gather(x: Tensor, dim: int, group: Group) -> Tensor:
-    """The ranks' x behind each other along `dim` (not negative); each rank uses it for its own part."""
+    """The ranks' x concatenated along `dim` (not negative); each rank uses it for its own part."""
     return x if group is None else _AllGather.apply(x, dim, group.size(), group.group_name)  # type: ignore[no-untyped-call]
 
 
@@ -121,5 +121,5 @@ def reduce_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
 
 
 def all_reduce_max(x: Tensor, group: Group) -> Tensor:
-    """The largest of the ranks' x, element by element. Without a gradient."""
+    """The largest of the ranks' x, element by element. Not differentiable."""
     return x if group is None else _all_reduce(x.detach(), "max", group.group_name)

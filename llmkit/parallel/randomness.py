@@ -1,4 +1,4 @@
-"""Random numbers of training: reseeded each step, so that no generator's state is ever saved."""
+"""Random numbers of training: generators are seeded anew each step, so their states are never saved."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor
 
 
 def seed_step(seed: int, step: int, data_rank: int = 0) -> None:
-    """Starts the generators of all devices anew for one step of one data-parallel rank.
+    """Seeds the generators of all devices for one step of one data-parallel rank.
 
-    What dropout draws in a step then depends on nothing that happened before it: a resumed run draws
-    what the uninterrupted one drew.
+    What dropout draws in a step then does not depend on earlier steps: a resumed run draws what the
+    uninterrupted one drew.
     """
     torch.manual_seed(_digest(f"{seed}:{step}:{data_rank}") >> 1)
 
 
 @contextmanager
 def own_stream(rank: int, device: torch.device) -> Iterator[int]:
-    """Lets the ranks of a tensor-parallel group draw different numbers, for what is cut among them.
+    """Inside, tensor-parallel ranks draw different numbers, for activations that are sharded.
 
-    Yields a number that all of them agree on, for what they hold alike (see `keyed_bits`): the next of
-    the CPU's generator, which the group seeds alike. Afterwards the generators stand behind that draw.
+    Yields a number that is the same on all of them, for activations that each of them holds (see
+    `keyed_bits`): the next one of the CPU's generator, seeded alike on these ranks. Afterwards the generators
+    continue behind that draw.
     """
     agreed = int(torch.randint((1 << 63) - 1, ()))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -35,8 +36,8 @@ def own_stream(rank: int, device: torch.device) -> Iterator[int]:
 def keyed_bits(index: Tensor, key: Tensor) -> Tensor:
     """24 random bits for each index, int64; they depend on the index (below 2**32) and the key alone.
 
-    Two rounds of a 32-bit hash (Mueller's), one with each half of the key. No product leaves int64: where
-    torch.compile knows an index in advance, it reckons with it in whole numbers that do not wrap.
+    Two rounds of Mueller's 32-bit hash, one with each half of the key. No product exceeds int64: where
+    torch.compile knows an index in advance, it computes with Python's integers, which do not wrap.
     """
     return _mix32(_mix32(index ^ (key & 0xFFFFFFFF)) ^ (key >> 32)) >> 8
 

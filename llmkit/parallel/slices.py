@@ -1,9 +1,8 @@
 """Which elements of which full tensors a stored parameter holds.
 
-A layout may cut a tensor across ranks (tensor parallelism), put several tensors into one matrix (a
-fused q/k/v projection) or cut a parameter's storage anywhere (ZeRO). A `ParameterSlice` ties the stored
-parameter to the full tensor that it is a part of, so that a checkpoint written under one layout can be
-read under another.
+A rank may store a part of a tensor (tensor parallelism), several tensors in one matrix (a fused q/k/v
+projection) or any range of a parameter's storage (ZeRO). A `ParameterSlice` names the full tensor and the
+elements of it, so that a checkpoint written under one layout can be read under another.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from math import prod
 
 Shape = tuple[int, ...]
 Range = tuple[int, int]
-"""From the first to behind the last: (lo, hi) stands for lo, lo + 1, ..., hi - 1."""
+"""Half-open: (lo, hi) stands for lo, lo + 1, ..., hi - 1."""
 Box = tuple[Range, ...]
-"""A range a dimension: the elements of a tensor whose every index lies in its dimension's range."""
+"""A range for each dimension: the elements whose indices all lie in the range of their dimension."""
 
 
 def box_shape(box: Box) -> Shape:
-    """The shape of the box taken by itself."""
+    """The shape of a tensor of the box's elements alone."""
     return tuple(hi - lo for lo, hi in box)
 
 
 def box_size(box: Box) -> int:
-    """How many elements the box holds (1 for the box of a scalar, which has no dimensions)."""
+    """Number of elements in the box; 1 for a scalar's, which has no dimensions."""
     return prod(hi - lo for lo, hi in box)
 
 
@@ -34,7 +33,7 @@ def full_box(shape: Shape) -> Box:
 
 
 def check_box(shape: Shape, box: Box) -> None:
-    """Raise ValueError unless `box` lies inside a tensor of this shape. An empty box does."""
+    """Raises ValueError unless `box` lies inside a tensor of this shape; an empty box does."""
     if len(box) != len(shape):
         raise ValueError(f"box {box} has {len(box)} dimensions, the tensor of shape {shape} has {len(shape)}")
     for (lo, hi), size in zip(box, shape, strict=True):
@@ -44,15 +43,14 @@ def check_box(shape: Shape, box: Box) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ParameterSlice:
-    """One named tensor inside a stored parameter.
+    """A region of one full tensor inside a stored parameter.
 
-    Rows [start, stop) of the stored parameter, each row whole, are the box `box` of the full tensor
-    `name`. Rows that belong to no part (those that pad a vocabulary) are in no checkpoint. A parameter
-    without dimensions counts as one row.
+    Rows start .. stop - 1 of the stored parameter are the elements `box` of the full tensor `name`. Rows in
+    no slice (the padding of a vocabulary) are in no checkpoint. A scalar parameter counts as one row.
 
-    name: of the full tensor, as in a model that is not cut and fuses nothing.
+    name: of the full tensor, as in a model that shards and fuses nothing.
     shape: of the full tensor, vocabulary unpadded.
-    box: where in the full tensor the rows lie; empty on a rank that holds only padding.
+    box: the region of the full tensor; empty on a rank that holds only padding.
     """
 
     name: str
@@ -69,13 +67,13 @@ class ParameterSlice:
 
     @property
     def offset(self) -> int:
-        """Where in the parameter's flat storage the first element of the box lies."""
+        """Index, in the parameter's flat storage, of the first element of the box."""
         return self.start * prod(box_shape(self.box)[1:])
 
     def overlap(self, flat_lo: int, flat_hi: int) -> Range | None:
         """The flat range of the box that lies in [flat_lo, flat_hi) of the parameter's flat storage.
 
-        Element i of the box is element `offset + i` of the storage. None if they share nothing.
+        Element i of the box is element `offset + i` of the storage. None where they do not overlap.
         """
         lo = max(flat_lo - self.offset, 0)
         hi = min(flat_hi - self.offset, box_size(self.box))
@@ -83,5 +81,5 @@ class ParameterSlice:
 
 
 def full_slice(name: str, shape: Shape) -> ParameterSlice:
-    """The part of a parameter that is the full tensor: nothing cut, nothing fused, nothing padded."""
+    """The slice of a parameter that is the full tensor: not sharded, not fused, not padded."""
     return ParameterSlice(name, shape, full_box(shape), 0, shape[0] if shape else 1)

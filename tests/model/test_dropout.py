@@ -9,7 +9,6 @@ from llmkit.config.shape import ModelShape
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.model.dropout import DropoutKeys, dropout, group_dropout
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.randomness import keyed_bits, own_stream, seed_step
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
 
@@ -38,27 +37,6 @@ def test_compiled_code_chooses_the_same():
     x, key = torch.randn(3, 20, 48), torch.tensor((1 << 62) - 5)
     compiled = torch.compile(dropout, dynamic=False)
     torch.testing.assert_close(compiled(x, 0.3, True, key), dropout(x, 0.3, True, key))
-
-
-def test_neighbouring_keys_and_positions_choose_independently():
-    index = torch.arange(1 << 16)
-    bits = torch.stack([keyed_bits(index, torch.tensor(key)) for key in (5, 6, 5 + (1 << 32))]).double()
-    assert float(torch.corrcoef(bits).triu(1).abs().max()) < 0.02
-    for distance in (1, 2, 64, 256):
-        pair = torch.stack((bits[0, distance:], bits[0, :-distance]))
-        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.02
-    assert bits.min() >= 0.0 and bits.max() < 2**24
-
-
-def test_ranks_draw_differently_and_go_on_alike():
-    drawn, agreed, after = [], [], []
-    for rank in (0, 1):
-        seed_step(3, 5, data_rank=1)
-        with own_stream(rank, torch.device("cpu")) as number:
-            agreed.append(number)
-            drawn.append(torch.rand(4))
-        after.append(torch.rand(4))
-    assert agreed[0] == agreed[1] and torch.equal(*after) and not torch.equal(*drawn)
 
 
 def keys_of(shape: ModelShape, size: int, sequence_parallel: bool = False, training: bool = True):
