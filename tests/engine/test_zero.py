@@ -77,7 +77,16 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+AS_IN_PARITY = ("gpt2", "bf16", "offload")
+"""What tests/parity/test_matrix.py compares at every commit, too."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.whole if name in AS_IN_PARITY else []) for name in SETTINGS
+    ],
+)
 def compared(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """(precision, figures of all stages): one launch for each setting."""
     ranks, stages, arguments = SETTINGS[request.param]
