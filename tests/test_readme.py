@@ -79,9 +79,21 @@ def test_the_example_takes_nothing_over_that_was_meant_for_another_run(project):
     assert load("mine.yaml").remarks == ()
 
 
-@pytest.mark.parametrize(
-    "command", [line for line in lines() if "-m" in line and "llmkit" in line], ids=" ".join
-)
+LAUNCHES = [line for line in lines() if "-m" in line and "llmkit" in line]
+
+
+@pytest.mark.parametrize("command", LAUNCHES, ids=" ".join)
+def test_every_launch_is_of_what_there_is(command, project):
+    """That such launches train is tested in tests/launch, of these very ones by the next test."""
+    assert Path(sys.executable).with_name(command[0]).exists()
+    for file in (word for word in command if word.endswith(".yaml") and word != "mine.yaml"):
+        assert (ROOT / file).exists()
+    train = command[command.index("llmkit") + 1 :]
+    assert train[0] == "train" and main(["config", *train[1:], *SMALLER]) == 0
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("command", LAUNCHES, ids=" ".join)
 def test_every_launch_trains(command, project):
     shutil.copytree(ROOT / "launch", project / "launch")
     smaller = [*SMALLER, "data.tokenizer.type=bytes", "data.tokenizer.vocab_size=null"]
