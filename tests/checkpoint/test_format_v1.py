@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmkit.checkpoint import read
+from tests.checkpoint import rank_saves
 from tests.checkpoint.forging import Content, forge, to_version_1
 
 PIECES = "pieces-00000-00000.safetensors"
@@ -23,6 +24,14 @@ def test_a_checkpoint_of_version_1_gives_what_was_saved(save_step: Any, tensors:
         assert torch.equal(checkpoint.read(name, "exp_avg"), tensor + 1)
     assert checkpoint.tokenizer_json() == '{"model": "bytes"}'
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "tokenizer.json", PIECES}
+
+
+def test_shards_of_version_1_are_assembled(save_step: Any) -> None:
+    folder = save_step(1, pieces=[piece for rank in range(3) for piece in rank_saves.pieces(rank, 1)])
+    to_version_1(folder)
+    checkpoint = read.load(folder)
+    for name, kind in product(rank_saves.SHAPES, rank_saves.KINDS):
+        assert torch.equal(checkpoint.read(name, kind), rank_saves.full(name, kind, 1))
 
 
 HOSTILE_PIECES: dict[str, Callable[[Content], object]] = {
