@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmkit import layers as layers
+    from llmkit.api import Run as Run
+    from llmkit.api import train as train
     from llmkit.batch import Batch as Batch
     from llmkit.batch import LossSum as LossSum
     from llmkit.config.load import load as load
     from llmkit.config.schema import Section as Section
     from llmkit.errors import UserError as UserError
+    from llmkit.loop.hook import Hook as Hook
+    from llmkit.loop.hook import Request as Request
     from llmkit.model.base import Model as Model
     from llmkit.model.base import ModelContext as ModelContext
+    from llmkit.monitor.sink import Sink as Sink
     from llmkit.optim.base import Optimizer as Optimizer
     from llmkit.registry import register as register
 
@@ -25,15 +30,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "llmkit.batch:Batch",
+    "Hook": "llmkit.loop.hook:Hook",
     "LossSum": "llmkit.batch:LossSum",
     "Model": "llmkit.model.base:Model",
     "ModelContext": "llmkit.model.base:ModelContext",
     "Optimizer": "llmkit.optim.base:Optimizer",
+    "Request": "llmkit.loop.hook:Request",
+    "Run": "llmkit.api:Run",
     "Section": "llmkit.config.schema:Section",
+    "Sink": "llmkit.monitor.sink:Sink",
     "UserError": "llmkit.errors:UserError",
     "layers": "llmkit.layers:",
     "load": "llmkit.config.load:load",
     "register": "llmkit.registry:register",
+    "train": "llmkit.api:train",
 }
 """Where each public name is defined: module:name."""
 

@@ -79,6 +79,7 @@ def _drop_output() -> None:
 
 
 def _train(options: argparse.Namespace, started: float) -> int:
+    from llmkit.api import DETERMINISTIC
     from llmkit.config.load import load
 
     if options.fresh and options.allow_data_change:
@@ -92,8 +93,7 @@ def _train(options: argparse.Namespace, started: float) -> int:
 
         refuse(error, os.environ)
     if loaded.config.run.deterministic:  # read when torch is imported, so set before
-        os.environ["MKL_CBWR"] = "COMPATIBLE"
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        os.environ |= DETERMINISTIC
     from llmkit.loop.resume import Options
     from llmkit.train import train
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -64,6 +66,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
+def load_for_use(
+    checkpoint: Checkpoint, device: str | None = None, precision: str = "auto"
+) -> tuple[Model, Tokenizer]:
+    """The model and the tokenizer of a checkpoint. device: as torch names it; default: the GPU, if any."""
+    where = choose_device() if device is None else torch.device(device)
+    used = choose_precision(precision, device_facts(where))
+    return load_model(checkpoint, where, used), load_tokenizer(checkpoint)
+
+
 def generate_command(
     path: Path,
     prompts: list[str],
@@ -115,19 +126,42 @@ def _note_chats(checkpoint: Checkpoint, tokenizer: Tokenizer, prompts: list[str]
         )
 
 
-def evaluate_command(path: Path, *, precision: str, other: str | None = None) -> int:
-    """`llmkit evaluate`: held-out loss, perplexity and bits per byte of the newest checkpoint.
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """How well a model predicts text it was not trained on.
 
-    other: names other data than the run's held-out text (see `evaluation_data.other_data`).
+    loss: nats per target. targets: how many. text_bytes: UTF-8 bytes of the text, end-of-text not counted.
     """
-    checkpoint = open_checkpoint(path)
-    device = choose_device()
-    config = read_stored(checkpoint.config, checkpoint.origin, _to_stderr)
+
+    loss: float
+    targets: int
+    text_bytes: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the loss."""
+        return perplexity(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """All nats over the bytes of the text, in bits; None where the tokens stand for no text."""
+        return bits_per_byte(self.loss * self.targets, self.text_bytes)
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint, precision: str, other: str | None, note: Callable[[str], None]
+) -> HeldOutLoss:
+    """The loss of a checkpoint on what its run held out, or on other data (`evaluation_data.other_data`).
+
+    Raises UserError where there is nothing to evaluate on.
+    """
+    config = read_stored(checkpoint.config, checkpoint.origin, note)
     tokenizer = load_tokenizer(checkpoint)
     if other is None:
-        data = heldout_of_run(checkpoint, config, tokenizer, _to_stderr)
+        data = heldout_of_run(checkpoint, config, tokenizer, note)
     else:
-        data = other_data(other, config, tokenizer, _to_stderr)
+        data = other_data(other, config, tokenizer, note)
+    device = choose_device()
     # As the run itself evaluates, unless asked otherwise: bf16 and fp32 differ in the fourth digit.
     asked = config.train.precision if precision == "auto" else precision
     used = choose_precision(asked, device_facts(device))
@@ -141,13 +175,22 @@ def evaluate_command(path: Path, *, precision: str, other: str | None = None) ->
     with torch.inference_mode():
         for batch in heldout:
             nats += float(model(batch.to(device)).nats.double().sum())
-    loss = nats / heldout.targets
+    return HeldOutLoss(nats / heldout.targets, heldout.targets, heldout.text_bytes)
+
+
+def evaluate_command(path: Path, *, precision: str, other: str | None = None) -> int:
+    """`llmkit evaluate`: held-out loss, perplexity and bits per byte of the newest checkpoint.
+
+    other: names other data than the run's held-out text (see `evaluation_data.other_data`).
+    """
+    checkpoint = open_checkpoint(path)
+    found = evaluate_checkpoint(checkpoint, precision, other, _to_stderr)
     print(f"checkpoint     {checkpoint.path}")
     if other is not None:
         print(f"data           {other}")
-    print(f"held-out loss  {loss:.4f} nats a token, {heldout.targets:,} tokens")
-    print(f"perplexity     {perplexity(loss):.3f}")
-    print(f"bits per byte  {shown_bits(bits_per_byte(nats, heldout.text_bytes))}")
+    print(f"held-out loss  {found.loss:.4f} nats a token, {found.targets:,} tokens")
+    print(f"perplexity     {found.perplexity:.3f}")
+    print(f"bits per byte  {shown_bits(found.bits_per_byte)}")
     return 0
 
 

@@ -18,6 +18,7 @@ LAYERS = (
     {"inference", "parity"},
     {"loop"},
     {"train"},
+    {"api"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -172,6 +172,8 @@ def _walk(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> I
         path = prefix + name
         doc = " ".join(field.get("description", "").split())
         below = _section(field, definitions)
+        if below is not None and "properties" not in below:  # another type by name, such as an enumeration
+            field, below = {**below, **field}, None
         default = "required" if name in required else ""
         if below is None:
             default = default or display(field.get("default"))
@@ -209,11 +211,13 @@ def _allowed(field: dict[str, Any]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + ", or " + parts[-1]
 
 
-def _one_of_allowed(option: dict[str, Any]) -> str:
+def _one_of_allowed(option: Any) -> str:
+    if not isinstance(option, dict) or not option.keys() & {"const", "enum", "type"}:
+        return "any value"
     if "const" in option:
         return str(option["const"])
     if "enum" in option:
-        return "one of " + ", ".join(option["enum"])
+        return "one of " + ", ".join(map(str, option["enum"]))
     kind = option["type"]
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + _range(option)
@@ -225,9 +229,9 @@ def _one_of_allowed(option: dict[str, Any]) -> str:
             items = [_one_of_allowed(item) for item in option["prefixItems"]]
             same = len(set(items)) == 1
             return f"a list of {len(items)}" + (f", each {items[0]}" if same else f": {', '.join(items)}")
-        return "a list of " + _one_of_allowed(option["items"]).replace("text", "texts")
+        return "a list of " + _one_of_allowed(option.get("items")).replace("text", "texts")
     if kind == "object":
-        return "a mapping of names, each to " + _one_of_allowed(option["additionalProperties"])
+        return "a mapping of names, each to " + _one_of_allowed(option.get("additionalProperties"))
     return {"boolean": "true or false", "null": "null"}[kind]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
@@ -40,6 +42,9 @@ def checked_model(model: object, context: ModelContext) -> Model:
             f"{name} has persistent buffers, which no checkpoint keeps ({', '.join(sorted(persistent))}): "
             "make them parameters, or register what the constructor makes again with persistent=False"
         )
+    names = Counter(part.name for each in model.parameter_slices().values() for part in each)
+    if twice := [part for part, count in names.items() if count > 1]:
+        raise UserError(f"{name} has two parameters that hold the tensor {twice[0]}; name one otherwise")
     model.__dict__.setdefault("vocab_size", context.vocab_size)
     model.__dict__.setdefault("context_length", context.sequence_length)
     return model

@@ -97,7 +97,8 @@ class GPT(Model):
         super().__init__()
         self.shape, self.tp, self.has_weights = shape, tp, False
         self.vocab_size, self.context_length = shape.vocab_size, shape.max_position_embeddings
-        self.embedding = Embedding(shape, tp)
+        sizes = (shape.vocab_size, shape.hidden_size, tp, shape.padded_vocab_size)
+        self.embedding = Embedding(*sizes)
         self.positions: Positions | None = None
         self.rope: RopeTables | None = None
         if shape.position_embedding == "learned":
@@ -112,7 +113,7 @@ class GPT(Model):
             Block(shape, layer, attention_impl, tp, how) for layer, how in enumerate(again)
         )
         self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group)
-        self.head = Head(shape, tp, self.embedding if shape.tie_word_embeddings else None)
+        self.head = Head(*sizes, self.embedding if shape.tie_word_embeddings else None)
         self.compiled = False
         if seed is not None and self._has_memory():
             draw(self, seed)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmkit.errors import UserError
 from llmkit.parallel.collectives import (
     all_gather,
     copy_to_group,
@@ -53,6 +54,13 @@ def row_output(x: Tensor, tp: TensorParallel) -> Tensor:
     return reduce_scatter(x, 1, tp.group) if tp.sequence_parallel else reduce_from_group(x, tp.group)
 
 
+def _share(what: str, size: int, tp: TensorParallel) -> int:
+    """A rank's part of a size. Raises UserError, which names it, where it does not divide."""
+    if size % tp.size:
+        raise UserError(f"the {what}, {size}, is not divisible by the {tp.size} tensor-parallel ranks")
+    return size // tp.size
+
+
 class FusedColumnLinear(Layer):
     """Projections of one input in one matrix product, each sharded evenly by its outputs.
 
@@ -63,7 +71,9 @@ class FusedColumnLinear(Layer):
     def __init__(self, in_features: int, projections: dict[str, int], bias: bool, tp: TensorParallel) -> None:
         super().__init__()
         self.in_features, self.projections, self.tp = in_features, projections, tp
-        self.widths = tuple(width // tp.size for width in projections.values())
+        self.widths = tuple(
+            _share(f"output width of {name}", width, tp) for name, width in projections.items()
+        )
         self.weight = uninitialized_parameter(sum(self.widths), in_features, sharded_dim=0)
         self.bias = uninitialized_parameter(sum(self.widths), sharded_dim=0) if bias else None
 
@@ -92,7 +102,8 @@ class RowLinear(Layer):
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
         super().__init__()
         self.in_features, self.out_features, self.tp = in_features, out_features, tp
-        self.weight = uninitialized_parameter(out_features, in_features // tp.size, sharded_dim=1)
+        share = _share("input width of a RowLinear", in_features, tp)
+        self.weight = uninitialized_parameter(out_features, share, sharded_dim=1)
         self.bias = uninitialized_parameter(out_features) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ class VocabularyLayer(Layer):
 
     weight: nn.Parameter
 
-    def __init__(self, shape: ModelShape, tp: TensorParallel) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_size: int, tp: TensorParallel, padded_vocab_size: int = 0
+    ) -> None:
         super().__init__()
-        self.vocab_size, self.hidden_size, self.tp = shape.vocab_size, shape.hidden_size, tp
-        self.rows = -(-shape.padded_vocab_size // tp.size)
+        self.vocab_size, self.hidden_size, self.tp = vocab_size, hidden_size, tp
+        self.rows = -(-max(vocab_size, padded_vocab_size) // tp.size)
         self.first = tp.rank * self.rows
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
@@ -33,10 +35,12 @@ class VocabularyLayer(Layer):
 
 
 class Embedding(VocabularyLayer):
-    """A vector for each token."""
+    """A vector for each token. padded_vocab_size: rows of the matrix, if more than tokens."""
 
-    def __init__(self, shape: ModelShape, tp: TensorParallel) -> None:
-        super().__init__(shape, tp)
+    def __init__(
+        self, vocab_size: int, hidden_size: int, tp: TensorParallel, padded_vocab_size: int = 0
+    ) -> None:
+        super().__init__(vocab_size, hidden_size, tp, padded_vocab_size)
         self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -52,8 +56,15 @@ class Embedding(VocabularyLayer):
 class Head(VocabularyLayer):
     """The output projection with the loss; `tied` is the embedding whose matrix it uses, if any."""
 
-    def __init__(self, shape: ModelShape, tp: TensorParallel, tied: Embedding | None) -> None:
-        super().__init__(shape, tp)
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        tp: TensorParallel,
+        padded_vocab_size: int = 0,
+        tied: Embedding | None = None,
+    ) -> None:
+        super().__init__(vocab_size, hidden_size, tp, padded_vocab_size)
         if tied is None:
             self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
         else:

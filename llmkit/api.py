@@ -1,0 +1,140 @@
+"""Training, and what was trained, from Python: `llmkit.train` and `llmkit.Run`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.config.load import Loaded, load
+from llmkit.errors import UserError
+
+if TYPE_CHECKING:
+    from llmkit.checkpoint.read import Checkpoint
+    from llmkit.config.schema import Config
+    from llmkit.inference import HeldOutLoss
+    from llmkit.model.base import Model
+
+DETERMINISTIC = {"MKL_CBWR": "COMPATIBLE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""What MKL and cuBLAS must find in the environment when torch is imported, for `run.deterministic`."""
+
+
+def train(
+    loaded: Loaded,
+    *,
+    fresh: bool = False,
+    allow_data_change: bool = False,
+) -> Run:
+    """Trains the run that a configuration describes, from its newest good checkpoint; returns it.
+
+    Works in one process, and in each process that torchrun, accelerate or SLURM starts. fresh: raise
+    where the run has checkpoints. allow_data_change: go on although the data are others than before.
+
+    The run it returns may have been stopped before its end: `Run.done` tells. Raises UserError for mistakes
+    in the configuration and RunFault where the run cannot go on.
+    """
+    if loaded.config.run.deterministic:
+        ask_for_determinism(os.environ)
+    from llmkit.loop.resume import Options
+    from llmkit.train import train as run_training
+
+    run_training(
+        loaded, Options(fresh=fresh, allow_data_change=allow_data_change),
+        started=time.monotonic(), environment=os.environ,
+    )  # fmt: skip
+    return Run(Path(loaded.config.run.dir) / loaded.config.run.name)
+
+
+def ask_for_determinism(environment: MutableMapping[str, str]) -> None:
+    """Sets what `run.deterministic` needs in the environment; warns where torch is imported already."""
+    if "torch" in sys.modules and environment.get("MKL_CBWR") != DETERMINISTIC["MKL_CBWR"]:
+        warnings.warn(
+            "run.deterministic: torch was imported before, so matrix products on a CPU may be rounded "
+            "otherwise in another process; set MKL_CBWR=COMPATIBLE in the environment before Python starts",
+            stacklevel=3,
+        )
+    environment.update(DETERMINISTIC)
+
+
+class Run:
+    """A run's folder: its settings, its record, its checkpoints, and the model of the newest one.
+
+    path: a run folder. Raises UserError where there is none.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path}: this is no run folder, as it has no config.yaml")
+
+    @property
+    def config(self) -> Config:
+        """The settings of its last start, all of them."""
+        return load(self.path / "config.yaml").config
+
+    @property
+    def done(self) -> bool:
+        """Whether it has reached its end."""
+        return (self.path / "DONE").exists()
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, in order: training rows have `loss`, evaluations `eval_loss`."""
+        return self._rows("metrics.jsonl")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The rows of events.jsonl: starts, saves, stops, faults."""
+        return self._rows("events.jsonl")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The folders of its checkpoints, the oldest first."""
+        from llmkit.checkpoint.read import folders
+
+        return folders(self.path / "checkpoints")
+
+    def model(self, device: str | None = None, precision: str = "auto") -> Model:
+        """The model of the newest good checkpoint, in evaluation mode; device: default the GPU, if any."""
+        from llmkit.inference import load_for_use
+
+        return load_for_use(self._checkpoint(), device, precision)[0]
+
+    def generate(
+        self, prompt: str, max_new_tokens: int = 100, *, temperature: float = 0.8, top_k: int = 0,
+        top_p: float = 1.0, seed: int = 0,
+    ) -> str:  # fmt: skip
+        """The prompt and what the newest model makes of it; temperature 0 takes the likeliest token."""
+        from llmkit.generate import Sampling, stream_text
+        from llmkit.inference import load_for_use
+        from llmkit.prompts import text_prompt
+
+        model, tokenizer = load_for_use(self._checkpoint())
+        asked = text_prompt(tokenizer, prompt, False)
+        sampling = Sampling(temperature, top_k, top_p, seed=seed)
+        return prompt + "".join(stream_text(model, tokenizer, asked, max_new_tokens, sampling))
+
+    def evaluate(
+        self, data: str | None = None, precision: str = "auto", note: Callable[[str], None] = print
+    ) -> HeldOutLoss:
+        """The held-out loss of the newest model; data: other text, as `llmkit evaluate --data` takes it."""
+        from llmkit.inference import evaluate_checkpoint
+
+        return evaluate_checkpoint(self._checkpoint(), precision, data, note)
+
+    def _checkpoint(self) -> Checkpoint:
+        from llmkit.checkpoint.read import open
+
+        return open(self.path)
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        from llmkit.monitor.jsonlines import JsonLines
+
+        return [dict(row) for row in JsonLines(self.path / name).rows()]
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"

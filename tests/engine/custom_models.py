@@ -1,0 +1,133 @@
+"""Registered models on several processes; what the tests of the engines launch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import llmkit
+from llmkit.batch import IGNORE, Batch
+from llmkit.config.load import Loaded
+from llmkit.config.registered import config_class
+from llmkit.engine.base import Engine
+from llmkit.engine.build import build_engine
+from llmkit.layers import Embedding, FusedColumnLinear, Head, RMSNorm, RowLinear
+from llmkit.parallel.mesh import Mesh, make_mesh
+from llmkit.parity.state import gather_state
+from llmkit.parity.subjects import RandomWeights
+from llmkit.plan import DeviceFacts, Known, resolve_plan
+
+VOCABULARY, ROWS, LENGTH, STEPS = 53, 4, 12, 4
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+@llmkit.register("model", "sharded-test-model")
+class Sharded(llmkit.Model):
+    """Gated layers over the mean of what came before; all parameters in layers that can be sharded."""
+
+    class Config(llmkit.Section):
+        """Its one size."""
+
+        width: int = 12
+        """Width of everything."""
+
+    def __init__(self, config: Config, context: llmkit.ModelContext) -> None:
+        super().__init__()
+        tp, width = context.tp, config.width
+        self.embedding = Embedding(context.vocab_size, width, tp)
+        self.norm = RMSNorm(width, 1e-5, tp.sequence_group)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.ModuleDict(
+                {
+                    "into": FusedColumnLinear(width, {"gate": 2 * width, "up": 2 * width}, True, tp),
+                    "out": RowLinear(2 * width, width, True, tp),
+                }
+            )
+            for _ in range(2)
+        )
+        self.head = Head(context.vocab_size, width, tp)
+
+    def forward(self, batch: Batch) -> llmkit.LossSum:
+        x = self.embedding(batch.tokens)
+        for block in self.blocks:
+            gate, up = block["into"](self.norm(x))
+            count = torch.arange(1, gate.shape[1] + 1)[:, None]
+            x = x + block["out"](F.silu(gate.cumsum(1) / count) * up)
+        return self.head(x, batch.labels)
+
+
+def example(name: str) -> None:
+    """Imports an example, which registers what it brings."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def make(mesh: Mesh, model: dict[str, Any], optimizer: dict[str, Any], **parallel: Any) -> Engine:
+    """An engine of a registered model with random weights everywhere."""
+    content = {
+        "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
+        "train": {"max_steps": 9, "gradient_clipping": 0.5, "global_batch_size": ROWS, "precision": "fp32"},
+        "optimizer": {"eps": 1e-5, **optimizer},
+        "parallel": {"world_size": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size, **parallel},
+        "kernels": {"compile": False},
+        "model": model,
+    }
+    config = config_class(content).model_validate(content)
+    known = Known(mesh.world_size, tokenizer_size=VOCABULARY, device=DeviceFacts())
+    engine = build_engine(resolve_plan(Loaded.of(config), known), mesh, device=torch.device("cpu"))
+    engine.write_pieces(Weights(engine), 0)
+    return engine
+
+
+class Weights(RandomWeights):
+    """Random values of every tensor, biases and norms too, whatever the layout."""
+
+    def __init__(self, engine: Engine) -> None:
+        shapes = {p.name: p.shape for each in engine.model.parameter_slices().values() for p in each}
+        self.tensors = {
+            name: torch.randn(shape, generator=torch.Generator().manual_seed(len(name) * 97 + sum(shape)))
+            * 0.2
+            for name, shape in shapes.items()
+        }
+
+
+def train(engine: Engine, mesh: Mesh) -> list[float]:
+    """The loss of each step."""
+    losses = []
+    for step in range(STEPS):
+        tokens = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(step))
+        labels = tokens.roll(-1, 1)
+        for row in range(ROWS):
+            labels[row, : 2 * row] = IGNORE
+        targets = int((labels != IGNORE).sum())
+        mine = slice(mesh["data"].rank, None, mesh["data"].size)
+        result = engine.train_step([Batch(tokens[mine], labels[mine])], targets, 0.01)
+        losses.append(float(result.loss_sum) / targets)
+    return losses
+
+
+def compare(cases: Sequence[dict[str, Any]], tensor_size: int) -> list[dict[str, Any]]:
+    """Each case beside one process: losses of both, and the worst error of a tensor of the state."""
+    for name in ("own_model", "own_optimizer"):
+        example(name)
+    mesh, found = make_mesh(tensor_size), []
+    for case in cases:
+        alone = make(Mesh(), case["model"], case["optimizer"])
+        spread = make(mesh, case["model"], case["optimizer"], zero_stage=case["stage"])
+        losses = [train(alone, Mesh()), train(spread, mesh)]
+        kinds = {piece.kind for piece in alone.read_pieces()}
+        wanted, have = gather_state(alone, Mesh(), kinds), gather_state(spread, mesh, kinds)
+        errors = {
+            f"{kind} {name}": float((have[kind][name] - tensor).norm() / tensor.norm())
+            for kind, tensors in wanted.items()
+            for name, tensor in tensors.items()
+        }
+        worst = max(errors, key=errors.__getitem__)
+        found.append({"losses": losses, "worst": [worst, errors[worst]], "kinds": sorted(kinds)})
+        spread.close()
+    return found
