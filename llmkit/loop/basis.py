@@ -18,7 +18,7 @@ from llmkit.data.prepared import Prepared
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.tokenizer import Tokenizer
-from llmkit.device import choose_device, device_facts, make_deterministic
+from llmkit.device import device_facts, make_deterministic
 from llmkit.loop.resume import Options, check_same_model
 from llmkit.loop.room import require_disk, require_memory
 from llmkit.loop.run_tokenizer import tokenizer_of_run
@@ -65,7 +65,7 @@ def lay_basis(
     with fail_together(mesh):
         if config.run.deterministic:
             make_deterministic()
-        device = choose_device()
+        device = mesh.device
         facts = device_facts(device, config.kernels.compile is not False)
     free = min(int(text) for text in mesh.all_gather_text(str(facts.free_bytes)))
     known = replace(start.known, device=replace(facts, free_bytes=free))

@@ -12,7 +12,6 @@ from functools import cache
 
 import torch
 
-from llmkit.device import choose_device
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.mesh import Mesh
@@ -62,7 +61,7 @@ def _run(cases: list[Case], place: RankInfo) -> int:
         def mesh(tensor_size: int) -> Mesh:
             return joined.split(tensor=tensor_size)
 
-        for verdict in run_cases(cases, mesh, choose_device()):
+        for verdict in run_cases(cases, mesh, joined.device):
             print(verdict.row(), flush=True)
             failed += bool(verdict.failures)
     return 1 if failed else 0

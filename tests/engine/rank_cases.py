@@ -52,14 +52,18 @@ class Weights(RandomWeights):
 
 
 def step_batches(shape: ModelShape, step: int, mesh: Mesh, accumulation: int) -> tuple[list[Batch], int]:
-    """This rank's micro-batches of a global batch whose rows have different numbers of targets."""
+    """This rank's micro-batches of a global batch whose rows have different numbers of targets.
+
+    Ranks along the context dimension, too, take rows: sums of loss and gradient do not know the difference.
+    """
     generator = torch.Generator().manual_seed(100 + step)
     tokens, labels = torch.randint(shape.vocab_size, (2, ROWS, LENGTH), generator=generator).unbind()
     labels = labels.clone()
     for row in range(ROWS):
         labels[row, : 4 * row] = IGNORE
     targets = int((labels != IGNORE).sum())
-    mine = slice(mesh["data"].rank, None, mesh["data"].size)
+    shares = mesh["data", "context"]
+    mine = slice(shares.rank, None, shares.size)
     pairs = zip(tokens[mine].chunk(accumulation), labels[mine].chunk(accumulation), strict=True)
     return [Batch(t, y) for t, y in pairs], targets
 
@@ -105,7 +109,7 @@ def make(
 ) -> tuple[Engine, ModelShape]:
     """An engine on this mesh with the random weights of `tests.shapes`."""
     shape = SHAPES[style]
-    micro_batch = ROWS // mesh["data"].size // accumulation
+    micro_batch = ROWS // mesh["data", "context"].size // accumulation
     settings = {
         **CONFIG,
         "optimizer": {**CONFIG["optimizer"], "name": optimizer},
@@ -119,7 +123,7 @@ def make(
     source = Weights(random_model(shape))
     engine.write_pieces(source, 0)
     if isinstance(engine, NativeEngine) and stage == 0:
-        assert (source.reads > 0) == (mesh["data"].rank == 0), "one rank reads what all of them hold"
+        assert (source.reads > 0) == (mesh["data", "context"].rank == 0), "one rank reads for all"
     return engine, shape
 
 
@@ -130,11 +134,12 @@ def compare(
     accumulation: int,
     tensor_size: int,
     optimizer: str = "adamw",
+    context_size: int = 1,
     **options: Any,
 ) -> dict:
     """Each stage beside one process: rows, the worst tensor of the state, an evaluation, coverage."""
     steps = 5
-    mesh = make_mesh(tensor_size)
+    mesh = make_mesh(tensor_size, context_size=context_size)
     whole_engine, rows = reference(style, precision, accumulation, steps, optimizer)
     expected = {(p.kind, p.name): p.data.view(p.shape) for p in whole_engine.read_pieces()}
     unseen = [step_batches(SHAPES[style], 99, Mesh(), 1)[0][0]]
@@ -218,7 +223,6 @@ def alone(precision: str) -> dict:
     """ZeRO in a world of one process, on the GPU where there is one; beside the native engine there."""
     from datetime import timedelta
 
-    from llmkit.device import choose_device
     from llmkit.engine.deepspeed import import_deepspeed
     from llmkit.parallel.rank_info import RankInfo
     from llmkit.parallel.world import process_group
@@ -226,7 +230,7 @@ def alone(precision: str) -> dict:
     import_deepspeed()
     found: dict[str, Any] = {}
     with process_group(RankInfo(), timedelta(seconds=HANG), needs_group=True) as joined:
-        mesh, device = joined.split(), choose_device()
+        mesh, device = joined.split(), joined.device
         for stage in range(4):
             offload = "cpu" if stage == 2 else "none"
             engine, shape = make("llama", stage, mesh, precision, 2, device=device, offload=offload)

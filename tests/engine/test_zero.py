@@ -60,6 +60,7 @@ SETTINGS = {
             "precision": "fp32",
             "accumulation": 1,
             "tensor_size": 2,
+            "context_size": 2,
             "optimizer": "muon",
         },
     ),
