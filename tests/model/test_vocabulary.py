@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +15,8 @@ ALONE = TensorParallel()
 
 
 def test_the_loss_is_that_of_the_tokens_without_padding():
-    shape = replace(GPT2_STYLE, vocab_size=11, padded_vocab_size=16, hidden_size=6)
-    embedding = randomise(Embedding(shape, ALONE))
-    head = Head(shape, ALONE, embedding)
+    embedding = randomise(Embedding(11, 6, ALONE, 16))
+    head = Head(11, 6, ALONE, 16, embedding)
     assert head.weight is embedding.weight
     tokens = torch.randint(11, (2, 5))
     labels = torch.randint(11, (2, 5))
@@ -44,11 +41,10 @@ def test_the_loss_is_that_of_the_tokens_without_padding():
     ],
 )
 def test_ranks_hold_consecutive_tokens_and_the_last_ones_padding(padded, boxes):
-    shape = replace(GPT2_STYLE, vocab_size=97, padded_vocab_size=padded)
     for rank, (low, high) in enumerate(boxes):
-        layer = Embedding(shape, TensorParallel(rank, 3))
+        layer = Embedding(97, 6, TensorParallel(rank, 3), padded)
         (found,) = layer.parameter_slices("embedding")["weight"]
-        assert found.box == ((low, high), (0, shape.hidden_size)) and (found.start, found.stop) == (
+        assert found.box == ((low, high), (0, 6)) and (found.start, found.stop) == (
             0,
             high - low,
         )
