@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?"
 
 
 def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None) -> list[Mistake]:
-    """Every contradiction between settings; each names the values and where they came from, in its text.
+    """Returns every contradiction between settings; its text names the values and where they came from.
 
     origins: dotted path -> where the value came from, as in Loaded.origins.
     facts: what is known beside the settings; a check that needs more is left out.
@@ -37,7 +37,7 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
 
 
 def source_name(index: int, source: Source) -> str:
-    """A source's name: its own, or its type and place in the list."""
+    """Returns a source's name: its own, or one made of its type and index."""
     return source.name or default_source_name(source.type, index)
 
 
@@ -126,8 +126,8 @@ def _curriculum(s: Settings) -> Iterator[Mistake]:
     begins = any(stage.step == 1 for stage in data.curriculum)
     if not begins and all(source.weight == 0.0 for source in data.sources):
         paths = [f"data.sources.{index}.weight" for index in range(len(data.sources))]
-        told = " and ".join(f"{{{index}}}" for index in range(len(paths)))
-        yield s.mistake(f"{told}: no source is left to draw from", *paths)
+        placeholders = " and ".join(f"{{{index}}}" for index in range(len(paths)))
+        yield s.mistake(f"{placeholders}: no source is left to draw from", *paths)
     steps: dict[int, int] = {}
     weights = {name: data.sources[index].weight for name, index in names.items()}
     for index, stage in sorted(enumerate(data.curriculum), key=lambda item: item[1].step):

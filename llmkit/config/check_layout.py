@@ -1,4 +1,4 @@
-"""Checks of the model, the batch, the optimizer, and whether the processes of a run can share them."""
+"""Checks of the model's sizes, the batch, the optimizer, and how the processes of a run share them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STAGE = "parallel.zero_stage"
 
 
 def check_model(s: Settings) -> Iterator[Mistake]:
-    """Sizes that make no model."""
+    """Checks the sizes of the model against each other and the sequence length."""
     model = s.config.model
     if not isinstance(model, Model):
         yield from _check_custom_model(s)
@@ -46,7 +46,7 @@ def check_model(s: Settings) -> Iterator[Mistake]:
 
 
 def _check_custom_model(s: Settings) -> Iterator[Mistake]:
-    """A registered model that cannot be built as the settings ask."""
+    """Checks that a registered model can be built as the settings ask."""
     config, size = s.config, s.config.parallel.tensor_parallel_size
     vocabulary = known_vocab_size(config, s.facts.tokenizer_size) or 1
     try:
@@ -65,7 +65,7 @@ def _check_custom_model(s: Settings) -> Iterator[Mistake]:
 
 
 def check_vocabulary(s: Settings) -> Iterator[Mistake]:
-    """A model that does not know all ids of its tokenizer."""
+    """Checks that the model has a row for every id of its tokenizer."""
     size, tokenizer = s.config.model.vocab_size, s.config.data.tokenizer
     tokens = s.facts.tokenizer_size
     if size == "auto":
@@ -87,7 +87,7 @@ def check_vocabulary(s: Settings) -> Iterator[Mistake]:
 
 
 def check_batch(s: Settings) -> Iterator[Mistake]:
-    """A run without an end, or a batch that cannot be cut as asked for."""
+    """Checks that the run has an end, and that micro-batches divide the sequences of a rank."""
     train = s.config.train
     if train.max_steps is None and train.max_minutes is None:
         note = "set train.max_steps, or train.max_minutes for a run that ends in time"
@@ -113,7 +113,7 @@ def check_batch(s: Settings) -> Iterator[Mistake]:
 
 
 def check_optimizer(s: Settings) -> Iterator[Mistake]:
-    """Values that never move a weight, and an optimizer that would get slices of what it needs in full."""
+    """Checks the betas, and that the optimizer gets full tensors where it needs them."""
     registered, parallel = find("optimizer", s.config.optimizer.name), s.config.parallel
     if registered is not None and not getattr(registered.make, "elementwise", False):
         stage = parallel.zero_stage if s.facts.zero_stage is None else s.facts.zero_stage
@@ -129,7 +129,7 @@ def check_optimizer(s: Settings) -> Iterator[Mistake]:
 
 
 def check_world(s: Settings) -> Iterator[Mistake]:
-    """Processes that cannot be laid out as asked for."""
+    """Checks the number of processes against tensor parallelism and what was launched."""
     parallel, world = s.config.parallel, s.facts.world_size
     if world is not None and parallel.world_size not in (None, world):
         what = f"{{0}}, but the world that was joined has {world}"
@@ -147,7 +147,7 @@ def check_world(s: Settings) -> Iterator[Mistake]:
 
 
 def check_tensor_parallel(s: Settings) -> Iterator[Mistake]:
-    """Sizes that the ranks of a tensor-parallel group cannot share evenly.
+    """Checks that tensor parallelism divides heads, MLP width and sequence.
 
     The vocabulary needs no check: it is padded for the layout.
     """
@@ -168,7 +168,7 @@ def check_tensor_parallel(s: Settings) -> Iterator[Mistake]:
 
 
 def _check_shared_heads(s: Settings, kv_heads: int, size: int) -> Iterator[Mistake]:
-    """Key and value heads that are neither dealt out nor shared evenly."""
+    """Checks that key and value heads can be distributed, or each shared by the same number of ranks."""
     paths = ("model.num_key_value_heads", _TENSOR_SIZE)
     if kv_heads % size and size % kv_heads:
         yield s.mistake("{0} and {1}: one of them must be a multiple of the other", *paths)
@@ -184,7 +184,7 @@ def _check_shared_heads(s: Settings, kv_heads: int, size: int) -> Iterator[Mista
 
 
 def check_zero(s: Settings) -> Iterator[Mistake]:
-    """What does not go with the ZeRO stage; a stage that accelerate's configuration names counts too."""
+    """Checks what depends on the ZeRO stage; one that accelerate's configuration names counts too."""
     parallel, asked = s.config.parallel, s.config.parallel.zero_stage
     stage = asked if s.facts.zero_stage is None else s.facts.zero_stage
     if (s.facts.offload or parallel.offload) == "cpu" and stage == 0:

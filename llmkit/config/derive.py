@@ -8,7 +8,7 @@ from llmkit.config.shape import ModelShape
 
 
 def resolved_model(config: Config, vocab_size: int | None = None) -> AnyModel:
-    """The model's shape with every default filled in.
+    """Returns the model's sizes with every default filled in.
 
     config: one that `check` finds nothing wrong with; else ValueError may be raised.
     vocab_size: tokens of the tokenizer; where None, what the settings say of it.
@@ -47,12 +47,12 @@ def default_intermediate_size(config: Config) -> int:
 
 
 def rows_per_rank(config: Config, data_parallel_size: int) -> int:
-    """Sequences per data-parallel rank and step, padding sequences included."""
+    """Returns the sequences per data-parallel rank and step, padding sequences included."""
     return -(-config.train.global_batch_size // data_parallel_size)
 
 
 def fitting_ranks(config: Config) -> int | None:
-    """The fewest data-parallel ranks whose sequences micro_batch_size divides; None if no number does."""
+    """Returns the fewest data-parallel ranks whose sequences micro_batch_size divides, None if none does."""
     micro, total = config.train.micro_batch_size, config.train.global_batch_size
     if micro == "auto":
         return 1
@@ -61,13 +61,13 @@ def fitting_ranks(config: Config) -> int | None:
 
 
 def accumulation_steps(config: Config, data_parallel_size: int, micro_batch_size: int) -> int | None:
-    """Micro-batches of a data-parallel rank and step; None if they do not divide its sequences."""
+    """Returns the micro-batches per data-parallel rank and step; None if they do not divide its sequences."""
     steps, rest = divmod(rows_per_rank(config, data_parallel_size), micro_batch_size)
     return None if rest else steps
 
 
 def known_vocab_size(config: Config, tokenizer_size: int | None = None) -> int | None:
-    """Tokens the model knows; None where only a tokenizer that is not loaded yet can tell."""
+    """Returns the vocabulary size without padding; None where it depends on a tokenizer not loaded yet."""
     asked = config.model.vocab_size
     if asked != "auto":
         return asked
@@ -75,7 +75,10 @@ def known_vocab_size(config: Config, tokenizer_size: int | None = None) -> int |
 
 
 def size_of(tokenizer: Tokenizer) -> int | None:
-    """Tokens of a tokenizer by its settings; None where they do not tell. A trained one may get fewer."""
+    """Returns a tokenizer's size by its settings, None where they do not determine it.
+
+    A trained tokenizer may get fewer tokens.
+    """
     if tokenizer.type == "bpe":
         return tokenizer.vocab_size or BPE_VOCAB_SIZE
     return BYTES_VOCABULARY if tokenizer.type == "bytes" else None

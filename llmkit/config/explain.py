@@ -1,4 +1,4 @@
-"""Says what is wrong with one key, what is allowed, and what was probably meant."""
+"""Explains a mistake about one key: what is wrong, what is allowed, and which key was probably meant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TRUTH = {
 def explain(
     tree: Node, path: Path, kind: FaultKind, brief: bool, schema: type[Config] = Config
 ) -> list[Mistake]:
-    """What to say of one key; `brief` leaves out the search for a better key.
+    """Returns the mistakes about one key. brief: do not search for similar keys.
 
     There are several mistakes only where a missing section has several required keys.
     """
@@ -46,7 +46,7 @@ def explain(
 
 
 def _required(key: Key, name: str, schema: type[Config]) -> list[Key]:
-    """The key itself, or the required keys of a section."""
+    """Returns the key itself, or the required keys of a section."""
     if not key.is_section or key.is_list:
         return [replace(key, path=name)]
     below = [k for k in all_keys(schema).values() if k.path.rpartition(".")[0] == key.path]
@@ -54,7 +54,7 @@ def _required(key: Key, name: str, schema: type[Config]) -> list[Key]:
 
 
 def _unknown(place: str, path: Path, schema: type[Config]) -> Mistake:
-    """An unknown key, with the key that it may have meant; never its value."""
+    """Returns the mistake of an unknown key, with similar keys; never shows its value."""
     key = dotted(path)
     what = f"{printable(key, 100)} is an unknown key"
     if is_secret(key):
@@ -82,7 +82,7 @@ def _unknown(place: str, path: Path, schema: type[Config]) -> Mistake:
 
 
 def _hint(value: object, key: Key, place: str) -> str:
-    """How to mend a value of the wrong type, where that is plain to see."""
+    """Suggests a fix for a value of the wrong type, where there is an obvious one."""
     if isinstance(value, str):
         return _text_hint(value, key)
     if isinstance(value, float) and not math.isfinite(value):
@@ -98,7 +98,7 @@ def _hint(value: object, key: Key, place: str) -> str:
 
 
 def _text_hint(value: str, key: Key) -> str:
-    """The same for a text where something else is wanted, or another text."""
+    """Suggests a fix where a string was given for another type, or for another choice."""
     word = value.lower()
     if word in ("none", "null", "nil") and key.allowed.endswith("null"):
         return "; write null"

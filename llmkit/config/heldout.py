@@ -1,4 +1,4 @@
-"""Whether the settings hold out documents to evaluate on, and why they do not."""
+"""Whether documents are held out for evaluation, and if not, why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from llmkit.config.settings import Settings
 
 
 def may_hold_out(data: Data) -> bool:
-    """Whether some source can have held-out documents; which has is known when the data are built."""
+    """Whether some source may have held-out documents; whether it has is known once the data are built."""
     return any(
         source.heldout_path is not None or (data.heldout_every > 0 and source.type not in PRETOKENIZED)
         for source in data.sources
@@ -15,7 +15,7 @@ def may_hold_out(data: Data) -> bool:
 
 
 def nothing_held_out(s: Settings) -> str:
-    """Why nothing is held out that has tokens to learn, and what would change that."""
+    """Returns why no document with targets is held out, and what would change that."""
     if all(source.type in PRETOKENIZED for source in s.config.data.sources):
         return "sources of type shards and megatron hold nothing out; name held-out shards in heldout_path"
     fraction = s.describe("data.validation_fraction")

@@ -1,4 +1,4 @@
-"""What each file and the command line set: values that several of them mixed without a word are named."""
+"""Notes on settings that files and the command line combine in ways that were hardly intended."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "data.sources.N.subset", "data.sources.N.split", "data.sources.N.revision"
     ),
 }  # fmt: skip
-"""A choice: the settings, or sections of them, that are given with it in mind."""
+"""A choice: the settings, or sections of them, that belong to one of its values."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one file, or the command line, sets.
+    """The settings of one file, or of the command line.
 
     settings: node of each setting by its dotted key; a list of sections under its own key, too.
     """
@@ -50,7 +50,7 @@ class Layer:
 
 @dataclass
 class Layers:
-    """All that was set, in the order in which it was merged: a later layer wins.
+    """All layers, in the order in which they are merged: a later one wins.
 
     lists: for each `extends:` that names several files, the layers of each of these files.
     schema: of which the settings are.
@@ -61,7 +61,7 @@ class Layers:
     schema: type[Config] = Config
 
     def find(self, path: str, among: range) -> tuple[int, Node] | None:
-        """The last of some layers that sets a path, with what it sets; None if none does."""
+        """Returns the last of some layers that sets a path, with its value; None if none does."""
         above = [path[:end] for end, letter in enumerate(path) if letter == "."]
         for index in reversed(among):
             settings = self.layers[index].settings
@@ -76,7 +76,7 @@ class Layers:
         return range(len(self.layers))
 
     def paths(self, among: range) -> dict[str, None]:
-        """Every setting that some layers set."""
+        """Returns every setting that some layers set."""
         return {
             path: None for index in among for path in self.layers[index].settings if self._is_setting(path)
         }
@@ -86,7 +86,7 @@ class Layers:
         return key is not None and not key.is_section
 
     def default(self, path: str) -> str:
-        """The default of a setting, as YAML would write it."""
+        """Returns the default of a setting, as YAML would write it."""
         return all_keys(self.schema)[general(path)].default
 
 
@@ -104,7 +104,7 @@ def flat(node: Node, prefix: str = "") -> Iterator[tuple[str, Node]]:
 
 
 def mixed(layers: Layers) -> Iterator[str]:
-    """Notes on files of one `extends:` list of which a later one changes part of a group, but not all."""
+    """Yields notes on files of one `extends:` list where a later one changes part of a group, but not all."""
     for files in layers.lists:
         for later, over in enumerate(files):
             for under in files[:later]:
@@ -134,8 +134,8 @@ def _mixed(layers: Layers, under: range, over: range, group: tuple[str, ...]) ->
 
 
 def tied(layers: Layers) -> Iterator[str]:
-    """Notes on settings that were given with another choice in mind than the one that holds in the end."""
-    meant: dict[tuple[str, str], list[str]] = {}
+    """Yields notes on settings that were given for another choice than the one that holds in the end."""
+    found: dict[tuple[str, str], list[str]] = {}
     for path in layers.paths(layers.all):
         found = layers.find(path, layers.all)
         if found is None or layers.default(path) == display(found[1].plain()):
@@ -143,8 +143,8 @@ def tied(layers: Layers) -> Iterator[str]:
         for choice in _choices(path):
             if other := _meant_for(layers, choice, found[0]):
                 what = f"{path} {display(found[1].plain())} ({_place(found[1])})"
-                meant.setdefault((choice, other), []).append(what)
-    for (choice, other), settings in meant.items():
+                found.setdefault((choice, other), []).append(what)
+    for (choice, other), settings in found.items():
         final = layers.find(choice, layers.all)
         assert final is not None
         value, one = display(final[1].plain()), len(settings) == 1
@@ -155,7 +155,7 @@ def tied(layers: Layers) -> Iterator[str]:
 
 
 def _choices(path: str) -> Iterator[str]:
-    """The choices that a setting is tied to, in the same entries of lists."""
+    """Yields the choices that a setting belongs to, in the same entries of lists."""
     name = general(path)
     for choice, below in CHOICES.items():
         if name != choice and f"{name}.".startswith(tuple(f"{each}." for each in below)):

@@ -38,7 +38,7 @@ class Loaded:
     origins: for each setting (dotted, list places numbered from 0) where its value came from:
         "default", "configs/demo.yaml:12" or "command line".
     path: the file that was named.
-    remarks: what is allowed, but hardly meant, a sentence each.
+    remarks: notes on settings that are valid but probably not intended, a sentence each.
     """
 
     config: Config
@@ -97,12 +97,12 @@ def _import_plugins(tree: Node, mistakes: list[Mistake]) -> None:
 
 
 def check_again(loaded: Loaded, facts: Facts) -> list[Mistake]:
-    """What the checks of `load` find now that more is known."""
+    """Returns what the checks of `load` find now that more is known."""
     return [placed(loaded, mistake) for mistake in check(loaded.config, loaded.origins, facts)]
 
 
 def placed(loaded: Loaded, mistake: Mistake) -> Mistake:
-    """The mistake with its place: where the first of its keys that is given stands, or else the file."""
+    """Returns the mistake with its place: that of the first of its keys that is given, else the file."""
     given = (loaded.origins[key] for key in mistake.keys if loaded.origins.get(key, "default") != "default")
     return replace(mistake, place=mistake.place or next(given, str(loaded.path)))
 

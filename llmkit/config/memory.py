@@ -1,4 +1,4 @@
-"""Memory that a run needs whatever its batch: weights, gradients, optimizer state."""
+"""Memory of weights, gradients and optimizer state, which does not depend on the batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def state_bytes(
     zero_stage: int = 0,
     offload: str = "none",
 ) -> State:
-    """The least that weights, gradients, masters and moments take; activations and buffers come on top."""
+    """Returns a lower bound of the bytes of weights, gradients, masters and moments.
+
+    Activations and communication buffers are not included.
+    """
     weight, gradient, kept = parameter_bytes(precision, optimizer)
     shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
     mine = shape.num_parameters / tensor_parallel_size
@@ -47,7 +50,7 @@ def state_bytes(
 
 
 def parameter_bytes(precision: Precision, optimizer: str) -> tuple[int, int, int]:
-    """Bytes of a parameter's weight, of its gradient, and of its master and moments.
+    """Returns the bytes per parameter of the weight, of its gradient, and of its master and moments.
 
     Muon keeps one moment, at least for the matrices of the blocks; AdamW keeps two.
     """
@@ -60,7 +63,7 @@ def parameter_bytes(precision: Precision, optimizer: str) -> tuple[int, int, int
 
 
 def show_bytes(size: float) -> str:
-    """A number of bytes for people, as in "1,024 bytes", "12.5 MiB", "19,488.9 GiB"."""
+    """Formats a number of bytes, as in "1,024 bytes", "12.5 MiB", "19,488.9 GiB"."""
     if size < 2**16:
         return f"{int(size):,} bytes"
     return f"{size / 2**20:,.1f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"

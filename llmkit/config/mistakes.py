@@ -37,11 +37,11 @@ _QUERY_SECRET = re.compile(
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing that is wrong, said so that it can be mended.
+    """One thing that is wrong, with what is needed to correct it.
 
-    place: file and line, or the override, where it stands.
+    place: its file and line, or the command-line override.
     what: what is wrong and what is allowed, one sentence beginning with the dotted key.
-    note: what the key means, or how to mend it; may be empty.
+    note: what the key means, or how to correct it; may be empty.
     keys: the dotted keys that it is about.
     """
 
@@ -52,7 +52,7 @@ class Mistake:
 
 
 def error(mistakes: Iterable[Mistake], title: str) -> UserError:
-    """All mistakes as one message, in the order of their lines; the same one said twice appears once."""
+    """Returns all mistakes as one error, in the order of their lines, without duplicates."""
     distinct = sorted(dict.fromkeys(mistakes), key=_position)
     count = "1 mistake" if len(distinct) == 1 else f"{len(distinct)} mistakes"
     lines = [f"{printable(title, 1000)}: {count}"]
@@ -66,7 +66,7 @@ def error(mistakes: Iterable[Mistake], title: str) -> UserError:
 
 
 def _position(mistake: Mistake) -> tuple[bool, str, int]:
-    """Sorts by file and line, what stands on the command line last."""
+    """Sort key: by file and line, command-line overrides last."""
     file, _, line = mistake.place.rpartition(":")
     if mistake.place.startswith(COMMAND_LINE) or not line.isdecimal():
         return mistake.place.startswith(COMMAND_LINE), mistake.place, 0
@@ -80,13 +80,13 @@ def listed(names: Sequence[str], most: int = 100) -> str:
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """`text` on one line without control characters, cut to `limit` characters."""
+    """Returns `text` on one line without control characters, truncated to `limit` characters."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
 def display(value: object, limit: int = 60) -> str:
-    """A value as YAML would write it, in brief; what looks like a secret is not shown."""
+    """Returns a value as YAML would write it, truncated; what looks like a secret is not shown."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -107,7 +107,7 @@ def display(value: object, limit: int = 60) -> str:
 
 
 def without_secrets(override: str) -> str:
-    """An override for messages; all after its key is left out if any word in it smells of a secret."""
+    """Returns an override for messages, without its value if any word in it may be a secret."""
     key, equals, value = override.partition("=")
     smells = any(map(is_secret, re.findall(r"[\w-]+", override))) or _SECRET_VALUE.search(value or key)
     if not smells and not access_in_url(override):
@@ -117,7 +117,7 @@ def without_secrets(override: str) -> str:
 
 
 def is_secret(key: str) -> bool:
-    """Whether a key's name (its last part) says that its value should stay unseen."""
+    """Whether a key's name (its last part) marks its value as a secret."""
     return _SECRET_KEY.search(key.rpartition(".")[2].lower()) is not None
 
 

@@ -1,4 +1,4 @@
-"""`section.key=value` on the command line: what it names, and where its value goes."""
+"""Applies `section.key=value` overrides of the command line to the tree of settings."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
 
 
 def _no_override(text: str) -> str:
-    """What to do about an argument that is no override."""
+    """Suggests a fix for an argument that is no override."""
     if text.endswith(_CONFIGURATIONS):
         return "one configuration comes first; more of them are named after `extends:` in it"
     if text.endswith(("]", "}", ",")):
@@ -68,7 +68,7 @@ def _no_override(text: str) -> str:
 
 
 def as_utf8(argument: str) -> str:
-    """An argument of the command line as UTF-8, whatever the locale took it for."""
+    """Returns a command-line argument decoded as UTF-8, whatever the locale's encoding."""
     try:
         return os.fsencode(argument).decode()
     except UnicodeError:
@@ -108,7 +108,7 @@ def _put(tree: Node, parts: list[str], node: Node) -> str:
 
 
 def _entry(entries: list[Node], part: str, where: str, place: str) -> int:
-    """The number of the entry that is meant. Raises UnreadableError if there is none, or more than one."""
+    """Returns the index of the entry that a key part names. Raises UnreadableError unless it is one."""
     if re.fullmatch("[0-9]{1,6}", part) and int(part) < len(entries):
         return int(part)
     names = [_name(entry, index) for index, entry in enumerate(entries)]
@@ -123,7 +123,7 @@ def _entry(entries: list[Node], part: str, where: str, place: str) -> int:
 
 
 def _name(entry: Node, index: int) -> str:
-    """What an entry of a list is called; "" if it has no name."""
+    """Returns the name of a list entry; "" if it has none."""
     fields = entry.value if isinstance(entry.value, dict) else {}
     name, kind = (fields[key].value if key in fields else None for key in ("name", "type"))
     if isinstance(name, str):

@@ -1,4 +1,4 @@
-"""Settings that are paths: what they may be, and what ~ in them stands for."""
+"""Settings that are paths: their checks, and the expansion of ~."""
 
 from __future__ import annotations
 

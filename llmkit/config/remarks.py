@@ -1,4 +1,4 @@
-"""What is allowed but hardly meant: settings that have no effect, steps that never come."""
+"""Notes on valid settings that are probably not intended: without effect, or for steps never reached."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
 
 
 def remarks(s: Settings, layers: Layers) -> Iterator[str]:
-    """Notes on settings that do nothing, or hardly what they were meant for.
+    """Yields notes on settings without effect, or with another effect than was probably intended.
 
     Not on one of which a later layer has given the reason: it was overruled, as by `train.max_steps` for a
     file with `train.max_minutes`.
@@ -62,7 +62,7 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
 
 
 def vocabulary_remarks(s: Settings) -> Iterator[str]:
-    """Notes on a vocabulary of which text can use a part only."""
+    """Yields notes on a vocabulary that is larger than the tokenizer's."""
     asked = s.config.model.vocab_size
     size = s.facts.tokenizer_size or size_of(s.config.data.tokenizer)
     if asked != "auto" and size is not None and asked > size:
@@ -74,7 +74,7 @@ def vocabulary_remarks(s: Settings) -> Iterator[str]:
 
 
 def length_remarks(s: Settings, max_steps: int) -> Iterator[str]:
-    """Notes on what does not fit into the steps of a run."""
+    """Yields notes on settings for more steps than the run has."""
     for index, stage in enumerate(s.config.data.curriculum):
         if stage.step > max_steps:
             step = s.describe(f"data.curriculum.{index}.step")

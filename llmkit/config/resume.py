@@ -1,4 +1,4 @@
-"""What changed in the settings of a run that goes on, and whether it may."""
+"""Differences between the settings of a checkpoint and those of now, and whether they are allowed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Differences:
 
 
 def rule_of(path: str, schema: type[Config] = Config) -> ResumePolicy | None:
-    """The rule of a dotted setting, or of what it is part of; None if none speaks of it.
+    """Returns the rule of a dotted setting, or of the section it is in; None if there is none.
 
     Places in a list are numbers or, as in the reference of all settings, N.
     """

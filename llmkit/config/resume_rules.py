@@ -1,4 +1,4 @@
-"""The rule of each setting for a run that goes on: may it change, and why (not)."""
+"""The rule of each setting for resuming a run: whether it may change, and why."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class ResumePolicy(NamedTuple):
     """What happens where a setting has another value than in the checkpoint.
 
     kind: "fixed" = refused, it would be another run; "data" = refused unless a change of the data is
-    allowed; "warned" = accepted and told; "content" = accepted, but what it names must have the same content,
-    which is checked when it is opened; "free" = accepted. Every change is recorded in events.jsonl.
+    allowed; "warned" = accepted with a note; "content" = accepted, but what it names must have the same
+    content, which is checked when it is opened; "free" = accepted. Every change is recorded in events.jsonl.
     reason: why, as a sentence about the setting.
     """
 

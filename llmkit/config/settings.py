@@ -1,4 +1,4 @@
-"""What checks look at: the settings with their origins, and what is known beside them."""
+"""The input of checks: settings with their origins, and facts from elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Settings:
-    """A config that can say where its values came from.
+    """A config with the origin of each value.
 
     origins: dotted path -> where the value came from, as in Loaded.origins.
     """
@@ -49,7 +49,7 @@ class Settings:
         return f"{path} {display(self.value(path))} ({self.origins.get(path, 'default')})"
 
     def mistake(self, what: str, *paths: str, note: str = "") -> Mistake:
-        """A mistake about `paths`; in `what`, {0}, {1} stand for the paths with value and origin."""
+        """Returns a mistake about `paths`; in `what`, {0}, {1} stand for these with value and origin."""
         shown = {f"{{{index}}}": self.describe(path) for index, path in enumerate(paths)}
         # Not str.format: names that users chose may hold braces.
         what = re.sub(r"\{[0-9]\}", lambda found: shown.get(found[0], found[0]), what)
@@ -57,7 +57,7 @@ class Settings:
 
     @property
     def data_parallel_size(self) -> int | None:
-        """Data-parallel ranks; None where the number of processes is not known, or cannot be shared out."""
+        """Data-parallel ranks; None without a number of processes that tensor parallelism divides."""
         parallel = self.config.parallel
         world = self.facts.world_size or parallel.world_size
         if world is None or world % parallel.tensor_parallel_size:

@@ -1,4 +1,4 @@
-"""A configuration as text: YAML that reads back as the same one, and a view for people."""
+"""A configuration as YAML that reads back as the same one, and as `llmkit config` prints it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r", "\0
 
 
 def to_yaml(config: Config, origins: dict[str, str] | None = None) -> str:
-    """The whole configuration, defaults included; `load` reads it back as the same Config.
+    """Returns the configuration as YAML, defaults included; `load` reads it back as the same Config.
 
     origins: where given, each line ends in a comment that says where its value came from.
     """
     lines = list(_lines(config))
     if origins is None:
         return "".join(f"{text}\n" for text, _ in lines)
-    told = [(text, printable(origins.get(path, ""), 1100)) for text, path in lines]
-    width = max((len(text) for text, origin in told if origin and len(text) <= 60), default=0)
-    return "".join(f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in told)
+    lines_with_origins = [(text, printable(origins.get(path, ""), 1100)) for text, path in lines]
+    width = max((len(text) for text, origin in lines_with_origins if origin and len(text) <= 60), default=0)
+    return "".join(
+        f"{text:<{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in lines_with_origins
+    )
 
 
 def show(loaded: Loaded, derived: str) -> str:

@@ -1,4 +1,4 @@
-"""The settings of a checkpoint, which another version may have written, as this version understands them."""
+"""Reads the settings in a checkpoint that another version may have written."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ def read_stored(content: Mapping[str, Any], origin: str, note: Callable[[str], N
     """The settings that `Config.model_dump(mode="json")` gave to a checkpoint.
 
     A setting that did not exist then has its default, which is what held before it existed; one of another
-    name today is read under the new name. One that this
-    version does not know, or of which it does not know the value, is left out and told to `note`. origin:
-    names the checkpoint and its version. Raises UserError where such a value decides what the model is or
-    reads.
+    name today is read under the new name. One that this version does not know, or of which it does not know
+    the value, is left out, and `note` is called with a message. origin: names the checkpoint and its version.
+    Raises UserError where such a value decides what the model is or reads.
     """
     known = with_new_names(content)
     require_plugins(known, origin)

@@ -1,4 +1,4 @@
-"""A tree of settings as written: every value knows the place where it stands."""
+"""A tree of settings as written: every value with its file and line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def find(tree: Node, path: Iterable[str | int]) -> Node | None:
 
 
 def place_of(tree: Node, path: Path) -> str:
-    """Where a path stands, or else the innermost section above it that stands somewhere."""
+    """Returns the place of a path, or else of the innermost section above it that is in the tree."""
     while (node := find(tree, path)) is None:
         path = path[:-1]
     return node.place

@@ -1,4 +1,4 @@
-"""Turns a tree of settings into a Config, or into the list of all that is wrong with it."""
+"""Validates a tree of settings: the Config, or the list of all mistakes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from llmkit.config.tree import Node, Path, dotted, find, merge, place_of, undott
 from llmkit.config.walk import leaves
 
 ROUNDS = 5
-"""How often a tree is mended to look for mistakes behind mistakes."""
+"""How often mistakes are taken out of a tree to look for further ones."""
 
 
 def validate(tree: Node) -> tuple[Config | None, list[Mistake]]:
-    """The Config of a tree, and every mistake in it, one a key; the tree may be changed.
+    """Returns the Config of a tree, and every mistake in it, one per key; the tree may be changed.
 
     Where a value is wrong it is taken out and the rest is looked at again, so that one mistake
     hides no other; cross-field checks leave out the keys that are wrong already.
@@ -49,7 +49,7 @@ def validate(tree: Node) -> tuple[Config | None, list[Mistake]]:
 
 
 def origins(config: Config, tree: Node) -> dict[str, str]:
-    """For each setting, by its dotted path, where its value came from."""
+    """Returns the origin of each setting's value, by its dotted path."""
     return {path: _origin(tree, path) for path, _ in leaves(config)}
 
 
@@ -70,7 +70,7 @@ def _touches(key: str, wrong: str) -> bool:
 
 
 def _first_place(tree: Node, keys: Iterable[str]) -> str:
-    """Where the first of some keys that is given stands, or else the first one's section."""
+    """Returns the place of the first of some keys that is given, or else of the first one's section."""
     paths = [undotted(key) for key in keys]
     given = [node for path in paths if (node := find(tree, path)) is not None]
     return given[0].place if given else place_of(tree, paths[0])

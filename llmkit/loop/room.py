@@ -1,4 +1,4 @@
-"""Whether a run fits into memory and onto the disk, asked before anything is built."""
+"""Checks that a run fits into memory and onto the disk before anything is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `accelerate launch` was configured for, read from the environment that it gives its processes."""
+"""Reads the configuration of `accelerate launch` from the environment that it gives its processes."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ DEFAULTS_OF_FILES = DEFAULTS | {"zero_stage": LaunchSetting("zero_optimization.s
 
 @dataclass(frozen=True)
 class AccelerateConfig:
-    """What accelerate's configuration says; None where it says nothing.
+    """The settings in accelerate's configuration; None where it has none.
 
-    A value is nothing, too, where accelerate writes it unasked: mixed_precision "no", one accumulation
+    None, too, for what accelerate writes unasked: mixed_precision "no", one accumulation
     step, "auto". passed: what goes to DeepSpeed as it is, by its dotted key. notes: what has no effect.
     mistakes: what llmkit does not do (FSDP, fp16, a DeepSpeed file with an optimizer, ...), contradictions.
     """
@@ -100,14 +100,16 @@ def read_accelerate(environment: Mapping[str, str]) -> AccelerateConfig:
         file = DeepSpeedFile() if path == "none" else read_deepspeed_file(Path(path))
         passed, notes, mistakes = file.passed, notes + file.no_effect, mistakes + file.mistakes
         defaults = DEFAULTS if path == "none" else DEFAULTS_OF_FILES
-        for name, said in (*_of_environment(environment), *_of_file(file), *defaults.items()):
+        for name, setting in (*_of_environment(environment), *_of_file(file), *defaults.items()):
             if name not in found:
-                found[name] = said
-            elif said.place != BY_DEFAULT and not _agree(said, found[name]):
-                what = f"accelerate's configuration says both {found[name]} and {said}; take one of them out"
-                mistakes.append(Mistake(said.place, what))
+                found[name] = setting
+            elif setting.place != BY_DEFAULT and not _agree(setting, found[name]):
+                what = (
+                    f"accelerate's configuration says both {found[name]} and {setting}; take one of them out"
+                )
+                mistakes.append(Mistake(setting.place, what))
     else:  # accelerate's own Accelerator reads this one under every launcher
-        found |= {name: said for name, said in _of_environment(environment) if name == "accumulation"}
+        found |= {name: setting for name, setting in _of_environment(environment) if name == "accumulation"}
     if "accumulation" in found and found["accumulation"].number == 1:
         del found["accumulation"]
     if "mixed_precision" in found and found["mixed_precision"].value not in ("bf16", "fp32"):
@@ -147,7 +149,9 @@ def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Launc
 
 def _of_file(file: DeepSpeedFile) -> Iterator[tuple[str, LaunchSetting]]:
     """The same of a DeepSpeed JSON file."""
-    for field_name, said in file.compared.items():
+    for field_name, setting in file.compared.items():
         if field_name == "mixed_precision":  # which is bf16.enabled there
-            said = said._replace(name="mixed_precision", value="bf16" if said.value is True else "fp32")
-        yield field_name, said
+            setting = setting._replace(
+                name="mixed_precision", value="bf16" if setting.value is True else "fp32"
+            )
+        yield field_name, setting

@@ -1,4 +1,4 @@
-"""A user's DeepSpeed JSON file: every key of it takes effect, or is refused with what to do instead."""
+"""Reads a user's DeepSpeed JSON file: every key takes effect, or is refused with what to do instead."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DeepSpeedFile:
 
 
 def read_deepspeed_file(path: Path) -> DeepSpeedFile:
-    """What the file says; "auto" says nothing."""
+    """Reads the file; a value "auto" counts as not given."""
     found, which = DeepSpeedFile(), "the deepspeed_config_file of accelerate's configuration"
     try:
         text = path.read_text()
@@ -57,10 +57,10 @@ def read_deepspeed_file(path: Path) -> DeepSpeedFile:
         found.mistakes.append(Mistake(str(path), f"{which} holds no {{...}}"))
         return found
     for key, value in _leaves(content):
-        said = LaunchSetting(key, value, f"{path}:{_line(text, key)}")
+        setting = LaunchSetting(key, value, f"{path}:{_line(text, key)}")
         key = ".".join([SAME_SECTION.get(part, part) for part in key.split(".")])
-        if mistake := _sort(key, said, found):
-            found.mistakes.append(Mistake(said.place, mistake))
+        if mistake := _sort(key, setting, found):
+            found.mistakes.append(Mistake(setting.place, mistake))
     return found
 
 
@@ -85,32 +85,32 @@ def _leaves(content: Mapping[str, Any], section: str = "") -> Iterator[tuple[str
             yield key, value  # which should be a section
 
 
-def _sort(key: str, said: LaunchSetting, found: DeepSpeedFile) -> str:
-    """Puts down what is said; returns what is wrong with it, or nothing."""
-    rule, value = RULES.get(key), said.value
+def _sort(key: str, setting: LaunchSetting, found: DeepSpeedFile) -> str:
+    """Records a setting in `found`; returns what is wrong with it, or ""."""
+    rule, value = RULES.get(key), setting.value
     if rule is None:
         return _unknown(key, value)
     if value == "auto":
         return ""
     match rule:
         case Compared(name):
-            found.compared[name] = said
+            found.compared[name] = setting
         case Passed(_, kind, multiple):
             if kind is bool and not isinstance(value, bool):
-                return f"{said.name} is {display(value)}; it must be true or false"
+                return f"{setting.name} is {display(value)}; it must be true or false"
             if kind is int and not _is_whole(value, multiple):
                 of = f"multiple of {multiple}" if multiple > 1 else "whole number from 1"
-                return f"{said.name} is {display(value)}; it must be a {of}"
-            found.passed[key] = said._replace(value=kind(value))
+                return f"{setting.name} is {display(value)}; it must be a {of}"
+            found.passed[key] = setting._replace(value=kind(value))
         case NoEffect(reason):
-            found.no_effect.append(f"{said} has no effect: {reason}")
+            found.no_effect.append(f"{setting} has no effect: {reason}")
         case Fixed(values, instead):
             same = any(each == value and isinstance(each, bool) == isinstance(value, bool) for each in values)
-            return "" if same else f"{said.name} {display(value)} is not what llmkit does: {instead}"
+            return "" if same else f"{setting.name} {display(value)} is not what llmkit does: {instead}"
         case Off(instead):
-            return "" if _is_off(value) else f"llmkit does not use {said.name}: {instead}"
+            return "" if _is_off(value) else f"llmkit does not use {setting.name}: {instead}"
         case Refused(instead):
-            return f"llmkit does not use {said.name}: {instead}"
+            return f"llmkit does not use {setting.name}: {instead}"
     return ""
 
 
@@ -133,16 +133,16 @@ def _unknown(key: str, value: Any) -> str:
     within = f"{section}{dot}"
     beside = {rule.removeprefix(within).split(".")[0] for rule in RULES if rule.startswith(within)}
     elsewhere = {rule.rpartition(".")[2]: rule for rule in RULES} | OF_ACCELERATE
-    meant = "; take it out"
+    remedy = "; take it out"
     for names in ({each: f"{within}{each}" for each in beside}, elsewhere):
         if close := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
-            meant = f"; did you mean {names[close[0]]}?"
+            remedy = f"; did you mean {names[close[0]]}?"
             break
-    return f"{printable(key, 100)} is no key of DeepSpeed's that llmkit knows{meant}"
+    return f"{printable(key, 100)} is no key of DeepSpeed's that llmkit knows{remedy}"
 
 
 def _line(text: str, key: str) -> int:
-    """The line on which a dotted key stands: each part behind the one before."""
+    """Returns the line number of a dotted key: each part is searched behind the one before."""
     position = 0
     for part in key.split("."):
         position = max(position, text.find(json.dumps(part), position))

@@ -1,4 +1,4 @@
-"""What becomes of each key of a user's DeepSpeed configuration: it takes effect, or it is refused by name.
+"""The rule of each key of a user's DeepSpeed configuration: it takes effect, or is refused by name.
 
 Keys are dotted. A section that is not listed key by key has one rule for all of it.
 """
@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 
 class Compared(NamedTuple):
-    """Must agree with a setting of llmkit, or stands for it where that is left open.
+    """Must agree with a setting of llmkit, or supplies it where that is auto.
 
-    field: of llmkit.parallel.accelerate.Accelerate.
+    field: of llmkit.parallel.accelerate.AccelerateConfig.
     """
 
     field: str
@@ -42,7 +42,7 @@ class Off(NamedTuple):
 
 
 class NoEffect(NamedTuple):
-    """Accepted and told: it says nothing about training, and llmkit does that itself or not at all."""
+    """Accepted with a note: it does not affect training, and llmkit does that itself or not at all."""
 
     reason: str
 
@@ -152,7 +152,7 @@ RULES: dict[str, Rule] = {
     "zero_optimization.mics_hierarchical_params_gather": Fixed((False,), UNPROVEN),
     "zero_optimization.zeropp_loco_param": Off(UNPROVEN),
     "tensor_parallel": Off("parallel.tensor_parallel_size"),
-    "sequence_parallel_size": Fixed((1,), "llmkit cuts the sequence by parallel.sequence_parallel only"),
+    "sequence_parallel_size": Fixed((1,), "llmkit shards the sequence by parallel.sequence_parallel only"),
     "expert_parallel": Off(UNSUPPORTED),
     "use_data_before_expert_parallelism": Fixed((False,), UNSUPPORTED),
     "pipeline": Off(UNSUPPORTED),

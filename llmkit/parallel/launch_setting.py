@@ -1,4 +1,4 @@
-"""A value that a launcher's configuration gives, with its place."""
+"""A setting of the launcher's configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llmkit.config.mistakes import Mistake
 
 
 class LaunchSetting(NamedTuple):
-    """A value of accelerate's configuration: its name there, and where it stands."""
+    """A value of accelerate's configuration, with its name there and its place (file:line or variable)."""
 
     name: str
     value: Any

@@ -1,4 +1,4 @@
-"""How a run is spread over its processes, every choice resolved."""
+"""The layout of a run over its processes, every choice resolved."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Literal
 class Layout:
     """The settings of `parallel`, with nothing left open.
 
-    zero_stage: 0 = every data-parallel rank holds all; 1 cuts moments and masters, 2 gradients too, 3
-    weights too. activation_checkpointing, activation_checkpointing_every: which activations are computed
-    again in the backward pass, and in which of the blocks (1 = in all, 2 = in every second, ...).
+    zero_stage: 0 = nothing is sharded over the data-parallel ranks; 1 shards moments and masters, 2 gradients
+    too, 3 weights too. activation_checkpointing, activation_checkpointing_every: which activations are
+    computed again in the backward pass, and in which of the blocks (1 = in all, 2 = in every second, ...).
     deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key.
     """
 

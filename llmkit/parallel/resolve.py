@@ -1,4 +1,4 @@
-"""What the settings and a launcher's configuration together say of a run's processes and precision."""
+"""Resolves a run's layout and precision from the settings and the launcher's configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmkit.parallel.layout import Layout
 
 
 class LaunchResolver:
-    """The settings beside what accelerate's configuration says.
+    """Combines the settings with accelerate's configuration.
 
     mistakes: every contradiction found so far; each names both values with their places.
     """
@@ -44,25 +44,25 @@ class LaunchResolver:
 
     def precision(self) -> str:
         """train.precision; where that is auto, what accelerate's configuration says."""
-        asked, said = self.config.train.precision, self.accelerate.mixed_precision
-        if said is None:
+        asked, setting = self.config.train.precision, self.accelerate.mixed_precision
+        if setting is None:
             return asked
-        if asked not in ("auto", said.value):
-            self._contradiction("train.precision", said)
-        return str(said.value)
+        if asked not in ("auto", setting.value):
+            self._contradiction("train.precision", setting)
+        return str(setting.value)
 
     def _zero_stage(self) -> int:
         """The stage of the settings, else accelerate's, else 0."""
-        stage, said = self.config.parallel.zero_stage, self.accelerate.zero_stage
+        stage, setting = self.config.parallel.zero_stage, self.accelerate.zero_stage
         ours = 0 if stage == "auto" else stage
-        if said is None or (said.place == BY_DEFAULT and stage != "auto"):
+        if setting is None or (setting.place == BY_DEFAULT and stage != "auto"):
             return ours
-        if (named := self._number(said)) not in (0, 1, 2, 3):
+        if (named := self._number(setting)) not in (0, 1, 2, 3):
             if named is not None:
-                self._wrong(said, "the stages are 0, 1, 2 and 3")
+                self._wrong(setting, "the stages are 0, 1, 2 and 3")
             return ours
         if stage not in ("auto", named):
-            self._contradiction("parallel.zero_stage", said, ", or set parallel.zero_stage to auto")
+            self._contradiction("parallel.zero_stage", setting, ", or set parallel.zero_stage to auto")
             return ours
         return int(named)
 
@@ -72,9 +72,9 @@ class LaunchResolver:
         ours, given = self.config.parallel.offload, self._is_given("parallel.offload")
         if optimizer is None or weights is None or (given and optimizer.place == weights.place == BY_DEFAULT):
             return ours
-        unknown = [said for said in (optimizer, weights) if said.value not in ("none", "cpu")]
-        for said in unknown:
-            self._wrong(said, "llmkit knows none and cpu")
+        unknown = [setting for setting in (optimizer, weights) if setting.value not in ("none", "cpu")]
+        for setting in unknown:
+            self._wrong(setting, "llmkit knows none and cpu")
         if unknown:
             return ours
         if weights.value == "cpu" and (optimizer.value != "cpu" or stage < 3):
@@ -97,28 +97,28 @@ class LaunchResolver:
             "zero_optimization.offload_optimizer.pin_memory": accelerate.offload_optimizer,
             "zero_optimization.offload_param.pin_memory": accelerate.offload_param,
         }
-        for key, said in accelerate.passed.items():
+        for key, setting in accelerate.passed.items():
             rule, device = RULES[key], devices.get(key)
             assert isinstance(rule, Passed)
             if device is not None and device.value == "none":
                 continue  # a section that DeepSpeed itself does not read
             if stage not in rule.stages:
                 stages = " and ".join(map(str, rule.stages))
-                self._wrong(said, f"it is for ZeRO stage {stages}, but the stage is {stage}; take it out")
-            found[key] = said.value
+                self._wrong(setting, f"it is for ZeRO stage {stages}, but the stage is {stage}; take it out")
+            found[key] = setting.value
         return found
 
     def _check_training(self, data_parallel_size: int) -> None:
         """Whether accelerate's configuration contradicts the section train."""
         train, accelerate = self.config.train, self.accelerate
-        if (said := accelerate.accumulation) is not None:
+        if (setting := accelerate.accumulation) is not None:
             micro, steps = train.micro_batch_size, None
             if micro != "auto":
                 steps = accumulation_steps(self.config, data_parallel_size, micro)
-            if self._number(said) not in (None, steps):
+            if self._number(setting) not in (None, steps):
                 what = "as they fit into memory" if steps is None else f"which make {steps}"
                 self._wrong(
-                    said,
+                    setting,
                     f"take it out: the steps follow from {self.describe('train.global_batch_size')} and "
                     f"{self.describe('train.micro_batch_size')}, {what}",
                 )
@@ -134,17 +134,17 @@ class LaunchResolver:
     def _is_given(self, path: str) -> bool:
         return self.origins.get(path, "default") != "default"
 
-    def _number(self, said: LaunchSetting) -> float | None:
+    def _number(self, setting: LaunchSetting) -> float | None:
         """The value as a number; None, with the mistake noted, if it is none."""
-        if said.number is None:
-            self._wrong(said, "it must be a number")
-        return said.number
+        if setting.number is None:
+            self._wrong(setting, "it must be a number")
+        return setting.number
 
-    def _wrong(self, said: LaunchSetting, reason: str) -> None:
+    def _wrong(self, setting: LaunchSetting, reason: str) -> None:
         """Notes a value of accelerate's configuration that cannot be followed."""
-        self.mistakes.append(said.mistake(reason))
+        self.mistakes.append(setting.mistake(reason))
 
-    def _contradiction(self, path: str, said: LaunchSetting, or_else: str = "") -> None:
+    def _contradiction(self, path: str, setting: LaunchSetting, or_else: str = "") -> None:
         """Notes a setting that accelerate's configuration contradicts."""
-        what = f"{self.describe(path)} contradicts accelerate's configuration, which says {said}"
+        what = f"{self.describe(path)} contradicts accelerate's configuration, which says {setting}"
         self.mistakes.append(Mistake("", what, f"make them agree{or_else}", (path,)))

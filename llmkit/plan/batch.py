@@ -45,10 +45,10 @@ def choose_micro_batch(
 
 
 def activation_bytes(shape: ModelShape, precision: Precision, layout: Layout) -> int:
-    """Bytes that a token's activations take until the backward pass, estimated from above.
+    """Returns an upper estimate of the bytes per token of the activations kept for the backward pass.
 
     34 values of the hidden size and 3 of the MLP's a layer and token (with full recomputation one of the
-    hidden size in the layers that do it, and one layer whole), and 10 bytes a logit.
+    hidden size in the layers that do it, and one full layer), and 10 bytes a logit.
     """
     size = BYTES[precision.compute]
     layer = size * (34 * shape.hidden_size + 3 * shape.intermediate_size)

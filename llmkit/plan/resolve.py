@@ -27,7 +27,7 @@ MATMUL_LONGEST = 512
 
 
 def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
-    """The plan of a configuration, as far as what is known allows.
+    """Returns the plan of a configuration, complete as far as what is known allows.
 
     Raises one UserError that names every mistake, each with its file and line.
     """
@@ -72,7 +72,7 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
 
 
 def plan_for_shape(shape: ModelShape, settings: Mapping[str, Any], device: DeviceFacts) -> Plan:
-    """The complete plan for a model of this shape, without a file, data or a tokenizer.
+    """Returns the complete plan for a model of this shape, without a file, data or a tokenizer.
 
     settings: the sections of a configuration, but for `model`. Raises UserError as `resolve_plan` does.
     """
@@ -83,7 +83,7 @@ def plan_for_shape(shape: ModelShape, settings: Mapping[str, Any], device: Devic
 
 
 def _world_size(config: Config, known: Known, pending: dict[str, str]) -> int:
-    """Processes of the run; where nothing tells how many, the fewest whose share of a step fits."""
+    """Returns the number of processes; if not known, the fewest whose sequences micro-batches divide."""
     if (world := known.world_size or config.parallel.world_size) is not None:
         return world
     pending["world_size"] = FEWEST
@@ -91,7 +91,7 @@ def _world_size(config: Config, known: Known, pending: dict[str, str]) -> int:
 
 
 def choose_precision(asked: str, device: DeviceFacts | None) -> Precision:
-    """The precision of that name; for "auto" bf16 where the device has units for it, else fp32."""
+    """Returns the precision of that name; for "auto" bf16 where the device has units for it, else fp32."""
     if asked == "auto":
         asked = "bf16" if device is not None and device.has_bf16_units else "fp32"
     return PRECISIONS[asked]
@@ -100,7 +100,7 @@ def choose_precision(asked: str, device: DeviceFacts | None) -> Precision:
 def _kernels(
     loaded: Loaded, layout: Layout, device: DeviceFacts | None, pending: dict[str, str]
 ) -> tuple[Kernels, list[Mistake]]:
-    """Whether modules are compiled, and the form of attention: the one measured fastest on such a device."""
+    """Chooses whether modules are compiled, and the attention form measured fastest on such a device."""
     config, asked = loaded.config, loaded.config.kernels
     compiled, notes, mistakes = asked.compile is not False, list[str](), list[Mistake]()
     if device is None:
