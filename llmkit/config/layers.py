@@ -135,7 +135,7 @@ def _mixed(layers: Layers, under: range, over: range, group: tuple[str, ...]) ->
 
 def tied(layers: Layers) -> Iterator[str]:
     """Yields notes on settings that were given for another choice than the one that holds in the end."""
-    found: dict[tuple[str, str], list[str]] = {}
+    affected: dict[tuple[str, str], list[str]] = {}
     for path in layers.paths(layers.all):
         found = layers.find(path, layers.all)
         if found is None or layers.default(path) == display(found[1].plain()):
@@ -143,8 +143,8 @@ def tied(layers: Layers) -> Iterator[str]:
         for choice in _choices(path):
             if other := _meant_for(layers, choice, found[0]):
                 what = f"{path} {display(found[1].plain())} ({_place(found[1])})"
-                found.setdefault((choice, other), []).append(what)
-    for (choice, other), settings in found.items():
+                affected.setdefault((choice, other), []).append(what)
+    for (choice, other), settings in affected.items():
         final = layers.find(choice, layers.all)
         assert final is not None
         value, one = display(final[1].plain()), len(settings) == 1
