@@ -76,7 +76,7 @@ class BucketSizes:
 
     native: int = 25 * 2**20
     deepspeed: int = 2**25
-    persistent: int = 10_000
+    persistent: int = 100_000
 
 
 BUCKET_SIZES = BucketSizes()

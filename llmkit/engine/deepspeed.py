@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from llmkit.engine.norm import sum_of_squares
 from llmkit.errors import UserError
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.placement import placement
@@ -163,3 +164,20 @@ def mark_sharded(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         if "tensor" in placement(parameter).sharded:
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+
+
+def take_norm_precisely(zero: Any, device: torch.device) -> None:
+    """Gives DeepSpeed's stage 1 in bf16 the norm in place of the gradients of which it would take it in fp32.
+
+    It takes the norm of that one number then; see `sum_of_squares` for what is wrong with its own.
+    """
+    gradients_of = zero.get_grads_for_norm
+
+    def norms(for_clipping: bool = False) -> Any:
+        found = gradients_of(for_clipping)
+        if for_clipping:
+            return found
+        gradients, of_experts = found
+        return [sum_of_squares(gradients, device).sqrt().float()], of_experts
+
+    zero.get_grads_for_norm = norms

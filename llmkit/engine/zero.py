@@ -10,19 +10,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
-from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded
+from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
 from llmkit.engine.flat import FlatOptimizer
-from llmkit.engine.norm import sum_of_squares
+from llmkit.engine.partitions import Partitions
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.model.base import Model
 from llmkit.optim.build import Group, build_muon, build_simple, groups_of, matrix_shapes, moments
@@ -35,16 +34,16 @@ from llmkit.precision import Precision, torch_dtype
 
 @contextmanager
 def zero3_init(config: dict[str, Any], mesh: Mesh, precision: Precision) -> Iterator[None]:
-    """In here, each module's parameters are cut over the data-parallel ranks as soon as it exists (ZeRO-3).
+    """In here, each module's parameters are partitioned as soon as it exists (ZeRO-3).
 
-    No rank ever holds the whole model. DeepSpeed would also cast every new tensor to the weights' type,
+    No rank ever holds the full model. DeepSpeed would also cast every new tensor to the weights' type,
     tables of rotations included: here only parameters get it, as PyTorch's default type.
     """
     zero = import_deepspeed().zero
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch_dtype(precision.weights))
     try:
-        # Not by its `mpu` argument: that is ignored, and all ranks would share one cut.
+        # Not by its `mpu` argument: that is ignored, and parameters would be partitioned over all ranks.
         with zero.Init(
             data_parallel_group=mesh.group(("data", "context")),
             config_dict_or_path=config,
@@ -54,19 +53,6 @@ def zero3_init(config: dict[str, Any], mesh: Mesh, precision: Precision) -> Iter
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-class Fragment(NamedTuple):
-    """This rank's slice of a parameter.
-
-    flat: number of the flat tensor that holds it. offset: where in that it begins. start, numel: elements of
-    the parameter's own flat storage.
-    """
-
-    flat: int
-    offset: int
-    start: int
-    numel: int
 
 
 class ZeroEngine:
@@ -94,9 +80,10 @@ class ZeroEngine:
                 mpu=ModelParallelUnit(mesh),
                 dist_init_required=False,
             )
+        self.partitions = Partitions(self.zero, self.stage, self.parameters, mesh["data", "context"].rank)
         self._bind(groups, optimizer, bf16="bf16" in config)
         if hasattr(self.zero, "get_grads_for_norm"):
-            _take_norm_precisely(self.zero, next(model.parameters()).device)
+            take_norm_precisely(self.zero, next(model.parameters()).device)
         if self.stage == 3:
             # Gathering and letting go of weights is nothing to compile: without this torch.compile tries, for
             # each module anew, until it reaches its limit.
@@ -109,17 +96,15 @@ class ZeroEngine:
         """Gives each flat tensor its optimizer; on all ranks in the same order, as some need all ranks."""
         device = next(self.model.parameters()).device
         optimizers: dict[Tensor, torch.optim.Optimizer] = {}
-        for number, flat in enumerate(self.flats):
-            group, names = next(
-                (group, held)
-                for group in groups
-                if (held := [name for name in group.names if self.flat_of[name] == number])
-            )
+        flat_of, fragments = self.partitions.flat_of, self.partitions.fragments
+        for number, flat in enumerate(self.partitions.flats):
+            names = [name for name in self.parameters if flat_of[name] == number]
+            group = next(group for group in groups if names[0] in group.names)
             shards = [
                 shard
                 for name in names
-                if (place := self.fragments.get(name))
-                for shard in shards_of(self.parts[name], place.start, place.start + place.numel, place.offset)
+                if (held := fragments.get(name))
+                for shard in shards_of(self.parts[name], held.start, held.start + held.numel, held.offset)
             ]
             if group.optimizer != "muon":
                 optimizers[flat] = build_simple(group.optimizer, [([flat], group.weight_decay)], settings)
@@ -166,7 +151,7 @@ class ZeroEngine:
             for name, parameter in self.parameters.items()
             if self.mesh["tensor"].rank == 0 or "tensor" in placement(parameter).sharded
         }
-        return to_pieces((slot for slot in self._slots() if slot.parameter in mine), self.parts)
+        return to_pieces((shard for shard in self._shards() if shard.parameter in mine), self.parts)
 
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
         """See `Engine.write_pieces`."""
@@ -177,60 +162,18 @@ class ZeroEngine:
                 **{kind: torch.zeros_like(flat) for kind in moments(optimizer)},
             }
         with fail_together(self.mesh):
-            load_shards(self._slots(), self.parts, source)
+            load_shards(self._shards(), self.parts, source)
         self.model.has_weights = True
         self._round_weights()
 
-    @cached_property
-    def flats(self) -> list[Tensor]:
-        """This rank's slices of all masters, in a flat tensor for each group of parameters, or several."""
-        for name in (
-            "fp32_partitioned_groups_flat",  # stage 3
-            "single_partition_of_fp32_groups",  # stages 1 and 2
-            "fp32_groups_flat_partition",  # stage 1 in bf16
-        ):
-            if found := getattr(self.zero, name, None):
-                return list(found)
-        raise AssertionError(f"{type(self.zero).__name__} keeps its masters elsewhere")
-
-    @cached_property
-    def flat_of(self) -> dict[str, int]:
-        """Parameter -> number of the flat tensor that its slices are in, on whichever ranks they are."""
-        if self.stage < 3:
-            groups = self.zero.bit16_groups if hasattr(self.zero, "bit16_groups") else self.zero.bf16_groups
-            held = {id(parameter): n for n, group in enumerate(groups) for parameter in group}
-            return {name: held[id(parameter)] for name, parameter in self.parameters.items()}
-        position = self.zero.grad_position
-        return {name: position[self.zero.get_param_id(p)][0] for name, p in self.parameters.items()}
-
-    @cached_property
-    def fragments(self) -> dict[str, Fragment]:
-        """This rank's slices of the parameters; it may have none of one."""
-        found = ((name, self._fragment(parameter)) for name, parameter in self.parameters.items())
-        return {name: fragment for name, fragment in found if fragment is not None}
-
-    def _fragment(self, parameter: nn.Parameter) -> Fragment | None:
-        if self.stage == 3:
-            flat, offset, numel = self.zero.grad_position[self.zero.get_param_id(parameter)]
-            start = self.mesh["data", "context"].rank * numel
-            numel = min(numel, parameter.ds_numel - start)  # type: ignore[attr-defined]
-            return Fragment(flat, offset, start, numel) if numel > 0 else None
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return None
-        held, cut = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return Fragment(mapping.param_group_index, held.start, cut.start, held.numel)
-
-    def _slots(self) -> Iterator[StateShard]:
+    def _shards(self) -> Iterator[StateShard]:
         """All that this rank keeps, as views of DeepSpeed's flat tensors."""
-        for name, fragment in self.fragments.items():
-            flat = self.flats[fragment.flat]
-            kinds = moments(self.optimizer.optimizers[flat])
+        for name, fragment in self.partitions.fragments.items():
+            flat = self.partitions.flats[fragment.flat]
             state = self.optimizer.state[flat]
-            tensors = {"master": flat.detach(), **{kind: state[kind] for kind in kinds}}
-            for kind, tensor in tensors.items():
-                mine = tensor[fragment.offset : fragment.offset + fragment.numel]
-                yield StateShard(name, kind, mine, fragment.start)
+            kinds = moments(self.optimizer.optimizers[flat])
+            for kind, tensor in {"master": flat.detach(), **{kind: state[kind] for kind in kinds}}.items():
+                yield StateShard(name, kind, self.partitions.slice_of(name, tensor), fragment.start)
 
     @torch.no_grad()
     def _round_weights(self) -> None:
@@ -242,14 +185,14 @@ class ZeroEngine:
             if parameter.ds_persist:  # type: ignore[attr-defined]
                 # A full copy may be there already; it is gathered anew at its next use.
                 parameter.partition(has_been_updated=False)  # type: ignore[attr-defined]
-            if fragment := self.fragments.get(name):
-                mine = self.flats[fragment.flat][fragment.offset : fragment.offset + fragment.numel]
+            if fragment := self.partitions.fragments.get(name):
+                mine = self.partitions.slice_of(name, self.partitions.flats[fragment.flat])
                 parameter.ds_tensor[: fragment.numel].copy_(mine)  # type: ignore[attr-defined]
 
     @property
     def optimizer_steps(self) -> int:
         """See `Engine.optimizer_steps`."""
-        return int(self.optimizer.state[self.flats[0]]["step"].item())
+        return int(self.optimizer.state[self.partitions.flats[0]]["step"].item())
 
     def files(self) -> dict[str, Any]:
         """See `Engine.files`."""
@@ -259,20 +202,3 @@ class ZeroEngine:
         """Takes DeepSpeed's hooks off the model."""
         with redirect_stdout(io.StringIO()):
             self.engine.destroy()
-
-
-def _take_norm_precisely(zero: Any, device: torch.device) -> None:
-    """Gives DeepSpeed's stage 1 in bf16 the norm in place of the gradients of which it would take it in fp32.
-
-    It takes the norm of that one number then; see `sum_of_squares` for what is wrong with its own.
-    """
-    gradients_of = zero.get_grads_for_norm
-
-    def norms(for_clipping: bool = False) -> Any:
-        found = gradients_of(for_clipping)
-        if for_clipping:
-            return found
-        gradients, of_experts = found
-        return [sum_of_squares(gradients, device).sqrt().float()], of_experts
-
-    zero.get_grads_for_norm = norms

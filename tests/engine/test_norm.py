@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmkit.engine.deepspeed import import_deepspeed, take_norm_precisely
 from llmkit.engine.norm import RUN, sum_of_squares
 from llmkit.optim.muon import orthogonalise
 
@@ -50,3 +51,24 @@ def test_a_large_matrix_is_orthogonalised_as_a_scaled_one_of_its_own():
     unit = matrix / matrix.double().norm().float()
     found, wanted = orthogonalise(matrix), orthogonalise(unit)
     assert float((found - wanted).double().norm() / wanted.double().norm()) < 1e-5
+
+
+def test_the_norm_of_a_long_gradient_is_exact_where_deepspeed_would_take_it_in_fp32():
+    import_deepspeed()
+    from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+    class Zero:
+        """What the norm of stage 1 in bf16 is taken of."""
+
+        gradients = (torch.randn(2**25, generator=torch.Generator().manual_seed(0)),)
+
+        def get_grads_for_norm(self, for_clipping: bool = False):
+            return list(self.gradients) if for_clipping else (list(self.gradients), {})
+
+    zero = Zero()
+    wanted = exact(list(zero.gradients)) ** 0.5
+    assert float(get_global_norm_of_tensors(zero.get_grads_for_norm()[0])) != pytest.approx(wanted, rel=1e-5)
+    take_norm_precisely(zero, CPU)
+    gradients, experts = zero.get_grads_for_norm()
+    assert float(get_global_norm_of_tensors(gradients)) == pytest.approx(wanted, rel=2e-7) and experts == {}
+    assert zero.get_grads_for_norm(for_clipping=True)[0] is zero.gradients[0]

@@ -1,0 +1,65 @@
+"""Which optimizer updates which parameter, with which weight decay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.config.schema import Optimizer
+from llmkit.optim.build import build_optimizers, groups_of, matrix_shapes, moments
+from llmkit.optim.muon import Muon
+from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.slices import ParameterSlice, full_slice
+
+SLICES = {
+    "embedding.weight": [full_slice("embedding.weight", (11, 4))],
+    "qkv.weight": [
+        ParameterSlice("q", (4, 4), ((0, 4), (0, 4)), 0, 4),
+        ParameterSlice("k", (2, 4), ((0, 2), (0, 4)), 4, 6),
+    ],
+    "norm.weight": [full_slice("norm.weight", (4,))],
+    "down.weight": [full_slice("down.weight", (4, 8))],
+}
+SHAPES = {"embedding.weight": (11, 4), "qkv.weight": (6, 4), "norm.weight": (4,), "down.weight": (4, 8)}
+HIDDEN = {"qkv.weight", "down.weight"}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("adamw", [("adamw", 0.1, "embedding qkv down"), ("adamw", 0.0, "norm")]),
+        ("muon", [("adamw", 0.1, "embedding"), ("adamw", 0.0, "norm"), ("muon", 0.1, "qkv down")]),
+    ],
+)
+def test_matrices_decay_and_hidden_ones_are_muons(name, wanted):
+    groups = groups_of(SLICES, Optimizer(name=name, weight_decay=0.1), HIDDEN)
+    found = [
+        (g.optimizer, g.weight_decay, " ".join(each.removesuffix(".weight") for each in g.names))
+        for g in groups
+    ]
+    assert found == wanted
+
+
+def test_a_group_without_parameters_is_none():
+    assert [g.optimizer for g in groups_of({"norm": SLICES["norm.weight"]}, Optimizer(name="muon"), ())] == [
+        "adamw"
+    ]
+
+
+def test_stacked_matrices_are_told_apart():
+    assert matrix_shapes(["qkv.weight", "down.weight"], SLICES) == {
+        "q": (4, 4), "k": (2, 4), "down.weight": (4, 8),
+    }  # fmt: skip
+
+
+def test_the_optimizers_own_all_parameters_once():
+    masters = {name: torch.zeros(shape, requires_grad=True) for name, shape in SHAPES.items()}
+    settings = Optimizer(name="muon", learning_rate=0.5, momentum=0.75, betas=(0.6, 0.7), eps=1e-3)
+    adamw, muon = build_optimizers(masters, SLICES, settings, Mesh(), bf16=False, hidden_matrices=HIDDEN)
+    owned = [p for each in (adamw, muon) for group in each.param_groups for p in group["params"]]
+    assert {id(p) for p in owned} == {id(p) for p in masters.values()} and len(owned) == len(masters)
+    assert isinstance(muon, Muon) and moments(muon) == ("momentum_buffer",)
+    assert moments(adamw) == ("exp_avg", "exp_avg_sq")
+    assert all(group["lr"] == 0.5 for each in (adamw, muon) for group in each.param_groups)
+    assert muon.param_groups[0]["momentum"] == 0.75
+    assert adamw.param_groups[0]["betas"] == (0.6, 0.7) and adamw.param_groups[0]["eps"] == 1e-3
