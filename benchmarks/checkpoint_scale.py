@@ -22,7 +22,7 @@ from llmkit.checkpoint import commit, index, index_file, read
 from llmkit.checkpoint.files import StoredFile
 from llmkit.checkpoint.format import BLOCK, INDEX
 from llmkit.checkpoint.pieces import ContiguousBox
-from llmkit.checkpoint.stage import stage
+from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
@@ -71,7 +71,7 @@ def main(ranks: int = 512, tensors: int = 300) -> None:
             "each rank: its index", lambda: index_file.encode(part(0, ranks, tensors, writer.folder))
         )
         print(f"gathered on rank 0: {sum(map(len, parts)) / 1e6:.1f} MB")
-        snapshot = stage(1, [], state={}, model={}, config={}, extra_files={}, copy=False)
+        snapshot = Snapshot(1, [], state={}, model={}, config={}, extra_files={})
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         timed(
             "rank 0: merge, check, write, read back", lambda: commit.finish(writer, [first, *parts], snapshot)

@@ -30,28 +30,20 @@ class Snapshot:
     extra_files: dict[str, bytes]
 
 
-def stage(
-    step: int,
-    pieces: Iterable[Piece],
-    *,
-    state: dict[str, Any],
-    model: dict[str, Any],
-    config: dict[str, Any],
-    extra_files: dict[str, bytes],
-    copy: bool,
-) -> Snapshot:
-    """The snapshot of this moment; see `Snapshot` for the arguments.
+def stage(snapshot: Snapshot, copy: bool) -> Snapshot:
+    """The snapshot of this moment, to be written.
 
     copy: put the pieces into host memory of their own, so that training may go on while they are written.
     Without
         it the snapshot refers to the engine's memory (and pieces that are made as they are asked for are made
         while they are written), so it must be on disk before the next step.
     """
-    if copy:
-        pieces = [replace(piece, data=_on_host(piece.data)) for piece in pieces]
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    return Snapshot(step, pieces, state, model, config, extra_files)
+    if not copy:
+        return snapshot
+    pieces = [replace(piece, data=_on_host(piece.data)) for piece in snapshot.pieces]
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return replace(snapshot, pieces=pieces)
 
 
 def _on_host(data: Tensor) -> Tensor:

@@ -52,9 +52,7 @@ def save(
     this checkpoint is then removed, and no other is touched. Raises ValueError on the process that gave
     something that cannot be saved, or on rank 0 if a tensor is not whole.
     """
-    snapshot = stage(
-        step, pieces, state=state, model=model, config=config, extra_files=extra_files, copy=False
-    )
+    snapshot = stage(Snapshot(step, pieces, state, model, config, extra_files), copy=False)
     mesh = mesh.for_saving()
     return commit(write(root, snapshot, mesh), snapshot, keep_last, mesh, note)
 

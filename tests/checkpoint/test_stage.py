@@ -22,7 +22,7 @@ def staged(weights: torch.Tensor, copy: bool) -> Snapshot:
         Piece(name, "master", (len(data),), ((0, len(data)),), (0, len(data)), data)
         for name, data in (("w", weights.view(-1)), ("column", weights[:, 1]))
     )
-    return stage(7, pieces, state={"step": 7}, model={}, config={}, extra_files={}, copy=copy)
+    return stage(Snapshot(7, pieces, {"step": 7}, {}, {}, {}), copy)
 
 
 def test_a_copied_snapshot_is_written_as_it_was_staged_though_training_goes_on(tmp_path: Path) -> None:
