@@ -1,1 +1,1 @@
-"""Proof that every layout trains the same model: small cases, each beside one process alone."""
+"""Proof that every layout trains the same model: small cases, each compared with a single process."""

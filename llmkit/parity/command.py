@@ -28,7 +28,7 @@ GRACE = 15.0
 
 
 def parity_command(everything: bool, environment: Mapping[str, str]) -> int:
-    """Prints a table of the cases; returns the exit code, 0 if all are equal to one process alone.
+    """Prints a table of the cases; returns the exit code, 0 if all are equal to a single process.
 
     everything: each triple of settings is tried instead of each pair. A process alone starts others for
     the cases that need them. One of several that a launcher has started takes part in the cases for as
@@ -43,11 +43,11 @@ def parity_command(everything: bool, environment: Mapping[str, str]) -> int:
             raise UserError(f"the cases are for {listed} processes; {place.world_size} were started")
         return _run([case for case in cases if case.world_size == place.world_size], place)
     start = time.monotonic()
-    print(f"{len(cases)} cases; differences from one process alone, relative\n{HEADING}", flush=True)
+    print(f"{len(cases)} cases; differences from a single process, relative\n{HEADING}", flush=True)
     codes = [_run([case for case in cases if case.world_size == 1], place)]
     codes += [_launch(size, everything, environment) for size in sizes if size > 1]
-    told = "differences were found" if any(codes) else "all are equal"
-    print(f"{told} ({time.monotonic() - start:.0f} s)")
+    outcome = "differences were found" if any(codes) else "all are equal"
+    print(f"{outcome} ({time.monotonic() - start:.0f} s)")
     return max(codes)
 
 

@@ -1,4 +1,4 @@
-"""How far a case is from one process alone, and how far it may be."""
+"""How far a case is from a single process, and how far it may be."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Errors = dict[str, dict[str, float]]
 
 
 class Reference(NamedTuple):
-    """One process alone; for a case in bf16 also the same in fp32."""
+    """A single process; for a case in bf16 also the same in fp32."""
 
     same: Trajectory
     fp32: Trajectory | None

@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
 class Trajectory:
     """What a run of `STEPS` steps went through.
 
-    losses: mean nats a target; norms: before clipping; gradients: step -> name -> clipped gradient, whole;
+    losses: mean nats a target; norms: before clipping; gradients: step -> name -> full clipped gradient;
     state: masters and moments at the end; drifted: weights that ranks should hold alike, but do not any more;
     optimizer_steps: how many steps were not skipped.
     """
@@ -57,7 +57,7 @@ class Trajectory:
 def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
     """Trains the case; the trajectory is the same on all ranks, which must call this together.
 
-    Raises ValueError, on all of them, if their pieces of the state are not a whole.
+    Raises ValueError, on all of them, unless their pieces of the state are all of it.
     """
     engine = make_engine(
         MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation, case.optimizer
@@ -72,7 +72,7 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
 def run_alone(
     model: str, masked: bool, precision: str, device: torch.device, optimizer: str = "adamw"
 ) -> Trajectory:
-    """The same on this process alone: no layout, all rows at once, nothing recomputed."""
+    """The same on a single process: no layout, all rows at once, nothing recomputed."""
     alone = Case(model, 0, 1, 1, False, 1, "none", masked, precision, "none", optimizer)
     return run_case(alone, Mesh(), device)
 
@@ -104,7 +104,7 @@ def train(
     accumulation: int,
     masked: bool = False,
 ) -> Trajectory:
-    """`STEPS` or `LARGE_STEPS` steps. A clipped gradient is told from what it adds to the first moment."""
+    """`STEPS` or `LARGE_STEPS` steps. A clipped gradient is read from what it adds to the first moment."""
     found = Trajectory()
     large = shape.num_parameters >= LARGE
     for step in range(LARGE_STEPS if large else STEPS):

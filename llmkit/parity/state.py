@@ -22,7 +22,7 @@ State = dict[str, dict[str, Tensor]]
 
 
 def gather_state(engine: Engine, mesh: Mesh, kinds: Collection[str]) -> State:
-    """These kinds of state, whole, on every rank; for small models. All ranks must call it.
+    """These kinds of state, as full tensors, on every rank; for small models. All ranks must call it.
 
     Raises ValueError unless the ranks' pieces are all of it, each element once.
     """
@@ -46,7 +46,7 @@ def gather_state(engine: Engine, mesh: Mesh, kinds: Collection[str]) -> State:
 def drifted(model: nn.Module, mesh: Mesh) -> list[str]:
     """Weights that ranks should hold alike and do not, bit for bit. All ranks must call it.
 
-    What ZeRO-3 has cut is passed over: no two ranks hold the same of it.
+    What ZeRO-3 has partitioned is passed over: no two ranks hold the same of it.
     """
     mine: dict[str, tuple[int, str]] = {}
     for name, weight in model.named_parameters():

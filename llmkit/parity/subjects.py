@@ -90,11 +90,11 @@ def global_batch(shape: ModelShape, step: int, masked: bool) -> Batch:
 def share(batch: Batch, data_rank: int, data_size: int, accumulation: int) -> list[Batch]:
     """The micro-batches of one data-parallel rank."""
 
-    def cut(rows: Tensor) -> list[Tensor]:
+    def split(rows: Tensor) -> list[Tensor]:
         return list(rows.chunk(data_size)[data_rank].chunk(accumulation))
 
-    documents = [None] * accumulation if batch.documents is None else cut(batch.documents)
-    return [Batch(*each) for each in zip(cut(batch.tokens), cut(batch.labels), documents, strict=True)]
+    documents = [None] * accumulation if batch.documents is None else split(batch.documents)
+    return [Batch(*each) for each in zip(split(batch.tokens), split(batch.labels), documents, strict=True)]
 
 
 def count_targets(batch: Batch) -> int:

@@ -1,4 +1,4 @@
-"""Running many cases on the processes of one launch, each beside one process alone."""
+"""Runs many cases on the processes of one launch, and compares each with a single process."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Verdict:
             self.worst("first moment", "second moment"),
         ]
         text = "  ".join(f"{figure:8.1e}" for figure in figures)
-        said = "FAILED: " + "; ".join(self.failures) if self.failures else "equal"
-        return f"{self.case!s:<{WIDTH}}  {text}  {self.seconds:5.1f}  {said}"
+        outcome = "FAILED: " + "; ".join(self.failures) if self.failures else "equal"
+        return f"{self.case!s:<{WIDTH}}  {text}  {self.seconds:5.1f}  {outcome}"
 
 
-WIDTH = 56
+WIDTH = 60
 HEADING = (
     f"{'case':<{WIDTH}}  {'loss':>8}  {'norm':>8}  {'gradient':>8}  {'weight':>8}  {'moment':>8}  {'s':>5}"
 )
