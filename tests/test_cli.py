@@ -62,6 +62,16 @@ def test_overrides_may_stand_behind_options(tmp_path, monkeypatch, capsys):
         assert stop.value.code == 2
 
 
+def test_config_finds_what_tensor_parallelism_does_not_divide(project, capsys):
+    """Before anything is started: a batch script's preflight is this command."""
+    assert main(["config", "tiny.yaml", "parallel.tensor_parallel_size=3", "parallel.world_size=4"]) == 2
+    message = capsys.readouterr().err
+    assert (
+        "num_attention_heads" in message and "is not divisible by parallel.tensor_parallel_size 3" in message
+    )
+    assert "parallel.world_size 4 (command line) is not a multiple of" in message
+
+
 def test_config_shows_each_value_with_its_origin_and_what_follows(tmp_path, monkeypatch, capsys):
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
