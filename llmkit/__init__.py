@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmkit.batch import LossSum as LossSum
     from llmkit.config.load import load as load
     from llmkit.config.schema import Section as Section
+    from llmkit.data.sources.custom import DataSource as DataSource
     from llmkit.errors import UserError as UserError
     from llmkit.loop.hook import Hook as Hook
     from llmkit.loop.hook import Request as Request
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "llmkit.batch:Batch",
+    "DataSource": "llmkit.data.sources.custom:DataSource",
     "Hook": "llmkit.loop.hook:Hook",
     "LossSum": "llmkit.batch:LossSum",
     "Model": "llmkit.model.base:Model",

@@ -14,11 +14,14 @@ from llmkit.config.check_layout import (
     check_world,
     check_zero,
 )
+from llmkit.config.entries import chosen, common_fields, own_settings, settings_of
 from llmkit.config.heldout import may_hold_out, nothing_held_out
 from llmkit.config.mistakes import Mistake, display, listed
 from llmkit.config.paths import check_paths
-from llmkit.config.schema import PRETOKENIZED, Config, Source, Tokenizer, default_source_name
+from llmkit.config.schema import PRETOKENIZED, Config, Entry, Source, Tokenizer, default_source_name
 from llmkit.config.settings import Facts, Settings
+from llmkit.errors import UserError
+from llmkit.registry import Kind, find, names
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
@@ -30,7 +33,7 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     facts: what is known beside the settings; a check that needs more is left out.
     """
     settings = Settings(config, origins, facts or Facts())
-    data = (_tokenizer, _sources, _curriculum, check_paths)
+    data = (_tokenizer, _sources, _entries, _curriculum, check_paths)
     layout = (check_world, check_tensor_parallel, check_zero)
     checks = (check_model, check_vocabulary, *data, check_batch, _evaluate, check_optimizer, *layout)
     return [mistake for one in checks for mistake in one(settings)]
@@ -93,7 +96,10 @@ def _sources(s: Settings) -> Iterator[Mistake]:
     for index, source in enumerate(s.config.data.sources):
         at = f"data.sources.{index}"
         given = {key for key in _SOURCE_FIELDS if getattr(source, key) != Source.model_fields[key].default}
+        registered = find("source", source.type)
         for name, types in _SOURCE_FIELDS.items():
+            if registered is not None and (name == "live" or types is _RECORDS):
+                types = (source.type,)
             if name in given and source.type not in types:
                 note = f"{name} is only for sources of type {listed(types)}; leave it out"
                 yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.type", note=note)
@@ -118,6 +124,27 @@ def _sources(s: Settings) -> Iterator[Mistake]:
             paths = (f"{at}.name", f"data.sources.{names[name]}.name")
             yield s.mistake(f'two sources are called "{name}": {{0}} and {{1}}', *paths)
         names.setdefault(name, index)
+
+
+def _entries(s: Settings) -> Iterator[Mistake]:
+    """Hooks, sinks and sources of plugins: that they are registered, and their settings are their own."""
+    lists: tuple[tuple[str, Kind, list[Entry]], ...] = (
+        ("hooks", "hook", s.config.hooks), ("monitor.sinks", "sink", s.config.monitor.sinks),
+    )  # fmt: skip
+    note = "the module that registers it must be named under `plugins:`"
+    for path, kind, entries in lists:
+        for number, each in enumerate(entries):
+            if each.type not in names(kind):
+                yield s.mistake(f"{{0}} names no registered {kind}", f"{path}.{number}.type", note=note)
+    for at, entry, component in chosen(s.config):
+        own, common = settings_of(component).model_fields, common_fields(component.kind)
+        for name, field in type(entry).model_fields.items():
+            if name not in common and name not in own and getattr(entry, name) != field.default:
+                yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.type")
+        try:
+            own_settings(entry, component)
+        except UserError as error:
+            yield s.mistake(f"{{0}}: {error}", f"{at}.type")
 
 
 def _curriculum(s: Settings) -> Iterator[Mistake]:

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, create_model
 
+from llmkit.config.entries import PARENTS, EntryList, chosen, entry_classes, list_field, settings_of
 from llmkit.config.schema import Config, ModelChoice, Optimizer, Schedule, Section
-from llmkit.errors import UserError
 from llmkit.registry import BUILT_IN, Component, Kind, find, names
 
 
@@ -34,11 +34,11 @@ def config_class(content: object) -> type[Config]:
     """The class that checks this configuration, a mapping of sections; `Config` where all of it is ours."""
     sections = {}
     for choice in CHOICES:
-        chosen = _chosen(content, choice)
-        component = find(choice.kind, chosen)
+        component = find(choice.kind, _chosen(content, choice))
         if names(choice.kind) != BUILT_IN[choice.kind]:
             sections[choice.section] = section_of(choice, component)
-    return _config(tuple(sections.items())) if sections else Config
+    lists = entry_classes(content)
+    return _config(tuple(sections.items()), tuple(lists.items())) if sections or lists else Config
 
 
 def components(config: Config) -> Iterator[Component]:
@@ -47,6 +47,8 @@ def components(config: Config) -> Iterator[Component]:
         found = find(choice.kind, getattr(getattr(config, choice.section), choice.key))
         if found is not None:
             yield found
+    for _, _, component in chosen(config):
+        yield component
 
 
 def _chosen(content: object, choice: Choice) -> object:
@@ -66,9 +68,7 @@ def _section(choice: Choice, component: Component | None, known: tuple[str, ...]
     default = ours.model_fields[choice.key].default
     if component is not None:
         default = component.name
-        settings = component.settings or choice.common
-        if not (isinstance(settings, type) and issubclass(settings, Section)):
-            raise UserError(f"{component.origin}: its Config must be a subclass of llmkit.Section")
+        settings = settings_of(component) if component.settings else choice.common
         bases = (settings,) if issubclass(settings, choice.common) else (settings, choice.common)
     doc = ours.model_fields[choice.key].description
     field = (Literal[known], Field(default, description=doc))
@@ -76,9 +76,20 @@ def _section(choice: Choice, component: Component | None, known: tuple[str, ...]
 
 
 @cache
-def _config(sections: tuple[tuple[str, type[Section]], ...]) -> type[Config]:
-    fields: dict[str, Any] = {}
-    for name, section in sections:
+def _config(
+    sections: tuple[tuple[str, type[Section]], ...], lists: tuple[tuple[EntryList, type[Section]], ...]
+) -> type[Config]:
+    chosen_sections, fields = dict(sections), dict[str, Any]()
+    for each, entry in lists:
+        parent = PARENTS[each.section]
+        if not each.section:
+            fields |= list_field(each, entry)
+            continue
+        made = create_model(
+            parent.__name__, __base__=parent, __doc__=parent.__doc__, **list_field(each, entry)
+        )
+        chosen_sections[each.section] = made
+    for name, section in chosen_sections.items():
         doc = (section.__doc__ or "").strip() or Config.model_fields[name].description
         required = any(field.is_required() for field in section.model_fields.values())
         fields[name] = (section, Field(description=doc) if required else Field(section(), description=doc))

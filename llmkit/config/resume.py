@@ -80,7 +80,8 @@ def rule_of(path: str, schema: type[Config] = Config) -> ResumePolicy | None:
     path = general(path)
     key = all_keys(schema).get(path)
     if key is not None and not key.is_section and path not in RESUME_POLICIES:
-        return ResumePolicy(key.resume or "warned", "a setting of a plugin")  # type: ignore[arg-type]
+        read = path.startswith("data.sources.")  # where it decides what is read, like ours
+        return ResumePolicy(key.resume or ("data" if read else "warned"), "a setting of a plugin")  # type: ignore[arg-type]
     found = [name for name in RESUME_POLICIES if f"{path}.".startswith(f"{name}.")]
     return RESUME_POLICIES[max(found, key=len)] if found else None
 

@@ -30,6 +30,8 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("fixed", "decides the order of the data", "run", "seed"),
     **_rules("free", "changes rounding only", "run", "deterministic"),
     "plugins": ResumePolicy("warned", "other code takes part"),
+    **_rules("free", "what is shown, recorded and asked for", "hooks.N", "type"),
+    **_rules("free", "what is shown and recorded", "monitor.sinks.N", "type"),
     **_rules(
         "fixed", "decides which weights the model has", "model",
         "type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "

@@ -145,7 +145,7 @@ class Source(Section):
     type: Literal["stdlib", "text", "jsonl", "parquet", "arrow", "hub", "shards", "megatron"]
     """stdlib = the Python interpreter's own library, a file a document; text = files; jsonl = a JSON
     record a line; parquet, arrow = a record a row; hub = a dataset of the Hugging Face hub; shards = a
-    folder of token shards; megatron = a .bin and an .idx file of Megatron-LM."""
+    folder of token shards; megatron = a .bin and an .idx file of Megatron-LM. Plugins may bring others."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
     """Name in messages and file names; default: the type and the place in the list."""
     path: str | list[str] | None = None
@@ -368,6 +368,13 @@ class Wandb(Section):
     """Team or user; where it is not given, WANDB_ENTITY's, else the key's."""
 
 
+class Entry(Section):
+    """A component that a plugin registers, with settings of its own."""
+
+    type: str
+    """The name that it is registered under."""
+
+
 class Monitor(Section):
     """What is recorded and where it is shown."""
 
@@ -379,6 +386,8 @@ class Monitor(Section):
     """A prompt to continue at the end of the run; default: none."""
     wandb: Wandb = Wandb()
     """Weights & Biases."""
+    sinks: list[Entry] = []
+    """Further places for the rows of metrics.jsonl, which plugins bring."""
 
 
 class Config(Section):
@@ -397,3 +406,5 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     monitor: Monitor = Monitor()
+    hooks: list[Entry] = []
+    """What plugins do in the course of the run, in this order."""

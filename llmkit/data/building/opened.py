@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from llmkit.config import schema
 from llmkit.config.check import source_name
 from llmkit.data.live.source import known_files, open_reader
+from llmkit.data.sources.custom import CustomSpec, custom_spec
 from llmkit.data.sources.listing import File, examine, list_files
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Policy
@@ -60,7 +61,11 @@ class OpenedSource:
 
     def check_unchanged(self) -> None:
         """Raises UserError where its files are not what they were any more; there may be new ones."""
-        if examine([file.path for file in self.files]) != list(self.files):
+        if isinstance(self.spec, CustomSpec):
+            now = list_files(self.spec, self.place)
+        else:
+            now = examine([file.path for file in self.files])
+        if now != list(self.files):
             raise UserError(
                 f"source {self.name}: its files changed while they were read; run the same command again"
             )
@@ -97,7 +102,7 @@ def open_source(config: schema.Data, number: int, found: Found | None = None) ->
 
     Raises UserError where it has no files.
     """
-    spec, place = config.sources[number], f"data.sources.{number}"
+    spec, place = custom_spec(config.sources[number]), f"data.sources.{number}"
     name = source_name(number, spec)
     if found and found.mistake:
         raise UserError(found.mistake)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from llmkit.config import schema
+from llmkit.data.sources.custom import CustomSpec
 from llmkit.data.sources.urls import shown
 from llmkit.errors import UserError
 
@@ -28,11 +29,12 @@ _OTHER_COMPRESSIONS = frozenset({".bz2", ".xz", ".zip", ".lz4", ".7z", ".rar", "
 class Format(NamedTuple):
     """How a file is cut into candidates.
 
-    kind: document = the file is one; lines = parts between separators; parquet, arrow = rows. separator:
+    kind: document = the file is one; lines = parts between separators; parquet, arrow = rows; records = those
+    of a registered source. separator:
     between the parts. is_json: parts are JSON objects, not text. compression: Arrow's name of it.
     """
 
-    kind: Literal["document", "lines", "parquet", "arrow"]
+    kind: Literal["document", "lines", "parquet", "arrow", "records"]
     separator: bytes = b""
     is_json: bool = False
     compression: str | None = None
@@ -40,6 +42,8 @@ class Format(NamedTuple):
 
 def format_of(spec: schema.Source, path: str) -> Format:
     """The format of a file; raises UserError where it cannot be read."""
+    if isinstance(spec, CustomSpec):
+        return Format("records")
     suffix, compression = suffixes_of(path)
     kind: str = spec.type
     if kind == "hub":

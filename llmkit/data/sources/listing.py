@@ -19,6 +19,7 @@ import xxhash
 from llmkit.config import schema
 from llmkit.data.sources import fetch
 from llmkit.data.sources.attempts import FailedError, Value, attempt, told
+from llmkit.data.sources.custom import CustomSpec
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import UserError
@@ -67,6 +68,8 @@ def list_files(spec: schema.Source, place: str) -> list[File]:
     of the source's settings, for messages. Raises UserError where nothing is found and for a file that
     cannot be read.
     """
+    if isinstance(spec, CustomSpec):
+        return [File(*unit) for unit in spec.sized_units(place)]
     paths = sorted(set(_paths(spec, place)))
     if spec.type != "hub":  # whose files are links to contents, which two of them may share
         paths = _without_linked_twice(paths)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from llmkit.config import schema
+from llmkit.data.sources.custom import CustomSpec
 from llmkit.data.sources.formats import Format, format_of
 from llmkit.data.sources.lines import parts_of, whole
 from llmkit.data.sources.listing import File
@@ -71,7 +72,10 @@ class SourceReader:
         self, unit: Unit, form: Format, extractor: Extractor, first: int, hint: int
     ) -> Iterator[tuple[int, int, Extracted]]:
         """Number, hint and record."""
-        if form.kind == "document":
+        if isinstance(self.spec, CustomSpec):
+            records = self.spec.extract(self.files[unit.file].path, first, extractor)
+            yield from ((number, 0, record) for number, record in enumerate(records, first))
+        elif form.kind == "document":
             for number in range(first, unit.end - unit.start):
                 with RandomFile(self.files[unit.start + number]) as file:
                     content = whole(file, format_of(self.spec, file.file.path))
@@ -108,6 +112,8 @@ class SourceReader:
         file = self.files[part.file]
         form = format_of(self.spec, file.path)
         name = shown(file.path)
+        if form.kind == "records":
+            return f"{name}, record {number + 1}"
         if form.kind == "document":
             return shown(self.files[part.start + number].path)
         if part.start > 0 and is_url(file.path):

@@ -93,7 +93,7 @@ def _cut(
             return []
         starts = [0, *ends[:-1]]
         return list(_grouped(number, [(s, e, e - s) for s, e in zip(starts, ends, strict=True)], unit_bytes))
-    if form.compression:
+    if form.compression or form.kind == "records":
         return [Unit(number, 0, size, size)]
     if form.is_json and suffixes_of(file.path)[0] == ".json":
         with RandomFile(file) as opened:
