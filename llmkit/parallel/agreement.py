@@ -1,4 +1,4 @@
-"""What the processes of a run must agree on: that all are the same, and whether a part of the work failed."""
+"""Agreement between the ranks of a run: that they are given the same, and whether one of them failed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,15 @@ from llmkit.parallel.mesh import Mesh
 from llmkit.stopping import Stopped, interruptible
 
 PATIENCE = timedelta(seconds=25)
-"""How long a rank with an error waits for the first one to tell it."""
+"""How long a rank with an error waits for the reporting rank to print it."""
 LINGER = timedelta(seconds=5)
-"""How long the first one, having told it, waits for the others: a launcher ends all with the first."""
+"""How long the reporting rank then waits for the others: a launcher kills all when the first one ends."""
 SHOWN = 8
 """Differences, and ranks, that a message names at most."""
 
 
 def check_same_on_all_ranks(mesh: Mesh, facts: Mapping[str, str]) -> None:
-    """Makes sure that the facts are the same on all ranks, which all must call it.
-
-    Raises UserError on all of them, naming what differs, on which ranks and hosts.
-    """
+    """Collective. Raises UserError on all ranks where `facts` differ, naming what differs on which ranks."""
     if mesh.world_size == 1:
         return
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -50,15 +47,15 @@ def check_same_on_all_ranks(mesh: Mesh, facts: Mapping[str, str]) -> None:
             where = f"rank {rank} ({each['host']})"
             by_value.setdefault(each["facts"].get(name, "absent"), []).append(where)
         if len(by_value) > 1:
-            told = [f"{_short(value)} on {_listed(where)}" for value, where in by_value.items()]
-            lines.append(f"  {name}: {'; '.join(told)}")
+            values = [f"{_short(value)} on {_listed(where)}" for value, where in by_value.items()]
+            lines.append(f"  {name}: {'; '.join(values)}")
     hidden = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     raise UserError("\n".join(["the processes of this run are not the same:", *lines[:SHOWN], *hidden]))
 
 
 @cache
 def software_versions() -> dict[str, str]:
-    """Versions of all that decides what is computed; llmkit's also by its very source."""
+    """Versions of all packages that decide what is computed; llmkit's with a digest of its source."""
     source = hashlib.sha256()
     package = Path(llmkit.__file__).parent
     for path in sorted(package.rglob("*.py")):
@@ -72,11 +69,10 @@ def software_versions() -> dict[str, str]:
 
 @contextmanager
 def fail_together(mesh: Mesh) -> Iterator[None]:
-    """What is done in here succeeds on all ranks, or ends in an error on all of them.
+    """Collective. If any rank raises inside the block, every rank raises; inside none may wait for another.
 
-    All ranks must come here, and inside none may wait for another. A UserError or RunFault of one rank is
-    raised on all; another exception goes on where it is, and is a RunFault elsewhere. Where a rank has
-    given up its work (Stopped), all do.
+    A UserError or RunFault of one rank is raised on all. Any other exception stays itself on its rank and
+    is a RunFault on the others. Where a rank has given up its work (Stopped), all do.
     """
     error: Exception | Stopped | None = None
     try:
@@ -103,7 +99,7 @@ def fail_together(mesh: Mesh) -> Iterator[None]:
 
 
 def on_rank_zero(mesh: Mesh, work: Callable[[], str]) -> str:
-    """What `work` returns on rank 0, on all ranks; the others only wait. Its errors are raised on all."""
+    """Collective. Runs `work` on rank 0 and returns its result on all ranks; its errors are raised on all."""
     result = ""
     with fail_together(mesh):
         if mesh.rank == 0:
@@ -112,11 +108,11 @@ def on_rank_zero(mesh: Mesh, work: Callable[[], str]) -> str:
 
 
 def report_once(mesh: Mesh, error: UserError | RunFault) -> NoReturn:
-    """Ends this rank after an error that all ranks should have: the first prints it, the others only leave.
+    """Ends this rank after an error that all ranks should have: one rank prints it, the others only end.
 
-    The first is rank 0, or the one after those that have failed or gone. Raises AlreadyReported; on a rank
-    that the first does not answer within PATIENCE, the error itself. The ranks meet in the store, as an
-    exchange that some of them never join could not be given up.
+    The reporting rank is the first that has not failed or gone. Raises AlreadyReported; on a rank that does
+    not hear from it within PATIENCE, the error itself. The ranks meet in the store, because a collective that
+    some of them never join could not be given up.
     """
     absent: set[int] = set() if mesh.roll_call is None else mesh.roll_call.absent
     store = mesh.store
@@ -126,11 +122,11 @@ def report_once(mesh: Mesh, error: UserError | RunFault) -> NoReturn:
         print(f"llmkit: {error}", file=sys.stderr, flush=True)
     try:
         if mesh.rank == first:
-            store.set("told", "")
+            store.set("reported", "")
             if others:
                 store.wait([f"heard/{rank}" for rank in others], LINGER)
         else:
-            store.wait(["told"], PATIENCE)
+            store.wait(["reported"], PATIENCE)
             store.set(f"heard/{mesh.rank}", "")
     except RuntimeError:
         if mesh.rank != first:
@@ -149,14 +145,14 @@ def _joint_error(replies: list[dict[str, str]], failed: list[int]) -> UserError 
 
 
 def _gather(mesh: Mesh, text: str) -> list[str]:
-    """`Mesh.all_gather_text`. Raises RunFault where a process has gone."""
+    """`Mesh.all_gather_text`. Raises RunFault where a process has ended."""
     try:
         return mesh.all_gather_text(text)
     except RuntimeError as error:
         if (cause := mesh.cause_of(error)) is not error:
             raise cause from error
         raise RunFault(
-            "a process of this run has ended, or cannot be reached; its own output tells why "
+            "a process of this run has ended or cannot be reached; see its own output "
             f"({str(error).splitlines()[0]})"
         ) from error
 

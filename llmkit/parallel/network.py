@@ -1,4 +1,4 @@
-"""The network interface by which the processes of a world reach each other."""
+"""The network interface through which the processes of a run reach each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, by the environment that its launcher gave it."""
+"""This process's rank among those of a launch, from the environment that the launcher set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAUNCHERS = "torchrun, accelerate launch or sbatch slurm/train.sbatch"
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which of how many processes this one is, in all and on its host."""
+    """Rank and number of processes, of all and of those on this host."""
 
     rank: int = 0
     world_size: int = 1
@@ -36,9 +36,9 @@ class RankInfo:
 
 
 def rank_info_from_env(environment: Mapping[str, str]) -> RankInfo:
-    """The place that torchrun, accelerate or a batch script gave this process; alone if none did.
+    """The rank that torchrun, accelerate or a batch script gave this process; the only one if none did.
 
-    Raises UserError where the variables do not make up a place in a world.
+    Raises UserError where the variables contradict each other, or where one is missing.
     """
     if environment.get("WORLD_SIZE"):
         if (world_size := _whole(environment, "WORLD_SIZE")) == 0:
@@ -96,7 +96,7 @@ def _check_alone(environment: Mapping[str, str]) -> None:
                 f"this is task {task} of {job} ({name}), but WORLD_SIZE is not set, so each task would train "
                 f"alone: {remedy}"
             )
-    # LOCAL_RANK 0 alone is nobody's place among others: DeepSpeed needs it of a single process, too.
+    # LOCAL_RANK 0 alone names no rank among others: DeepSpeed needs it of a single process, too.
     given = [name for name in ("RANK", "LOCAL_RANK") if environment.get(name)]
     if environment.get("RANK") or any(environment[name] != "0" for name in given):
         values = " and ".join(f"{name} is {environment[name]}" for name in given)

@@ -1,4 +1,4 @@
-"""Which process of a run was the first to fail, or has gone without a word."""
+"""Finds out which process of a run failed first, or ended without reporting an error."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch._C._distributed_c10d import Store
 from llmkit.errors import RunFault, from_report, to_report
 
 ANSWER_SECONDS = 5.0
-"""How long processes have to answer once one has failed; who has not answered by then is taken to be gone."""
+"""How long processes have to answer once one has failed; one that has not answered by then counts as gone."""
 POLL_SECONDS = 0.5
 MAX_MESSAGE = 2000
-"""Characters of an error that other processes get."""
+"""Characters of an error that are sent to other processes."""
 SHOWN = 8
 """Ranks that a message names at most."""
 
 
 class RollCall:
-    """Kept by every process from the moment it joins its world until `close`.
+    """Runs in every process from the moment it joins the others until `close`.
 
-    A process that fails says so in the store, and leaves: that breaks the connections of the others, which
-    then read there what has happened. For a process that is blocked, a thread answers.
+    A process that fails records its error in the store and ends, which breaks the connections of the others;
+    they then read the error there. For a process that is blocked, a thread answers that it still runs.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self._store, self._rank, self._world = store, rank, world_size
         self.absent: set[int] = set()
-        """Ranks that have failed or gone; known once `cause` has found it out."""
+        """Ranks that have failed or gone; set by `cause`."""
         self.gone: set[int] = set()
-        """Those of them that have not said anything."""
+        """Those of them that have reported nothing."""
         self._known: list[BaseException] = []
         self._closed = threading.Event()
         store.set(f"process/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
@@ -48,14 +48,14 @@ class RollCall:
 
     @property
     def first(self) -> int:
-        """The first rank that is left: it speaks for all."""
+        """The first rank that is left; it reports for all."""
         return min(rank for rank in range(self._world) if rank not in self.absent)
 
     def cause(self, error: BaseException) -> BaseException:
-        """Why this process cannot go on, told to the others: `error`, or what is behind it.
+        """Why this process cannot go on: `error`, or what caused it. Recorded for the others.
 
-        Behind a connection that broke may be a process that has failed, or has gone: then a RunFault, or the
-        UserError of that process, which names it.
+        A connection may have broken because another process has failed or gone: then the result is a
+        RunFault, or that process's UserError, and names the process.
         """
         if not any(error is known for known in self._known):
             self._known = [error, self._cause(error)]
@@ -73,8 +73,8 @@ class RollCall:
                 return error
             self.absent = self.gone = {0}
             return RunFault(
-                "rank 0, where the processes of this run meet, has failed or gone; its output may tell why. "
-                "The same command goes on from the newest checkpoint, if there is one"
+                "rank 0, where the processes of this run meet, has failed or ended; see its output. "
+                "Run the same command again: it continues from the newest checkpoint, if there is one"
             )
 
     def _behind(self) -> BaseException | None:
@@ -97,8 +97,8 @@ class RollCall:
             return None
         gone = self._named(sorted(self.absent))
         return RunFault(
-            f"{gone} has gone without a word: killed, for want of memory perhaps, or its host is lost. "
-            "The same command goes on from the newest checkpoint, if there is one"
+            f"{gone} ended without reporting an error: killed (out of memory, perhaps), or its host is lost. "
+            "Run the same command again: it continues from the newest checkpoint, if there is one"
         )
 
     def _named(self, ranks: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Joining the world of processes that a launcher started, and leaving it."""
+"""Makes the process group of the processes that a launcher started, and ends it in order."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from llmkit.stopping import LAUNCHERS
 
 
 @contextmanager
-def process_group(place: RankInfo, timeout: timedelta, *, needs_group: bool = False) -> Iterator[Mesh]:
-    """The mesh of all processes once they have joined, not split yet; left in order at the end.
+def process_group(info: RankInfo, timeout: timedelta, *, needs_group: bool = False) -> Iterator[Mesh]:
+    """The mesh of all processes, not split yet; the process group is destroyed at the end.
 
-    needs_group: a process alone, too, becomes a world (of one), as DeepSpeed needs it. Of errors that the
-    user should read, the first rank prints one; the other ranks end with the same code.
+    needs_group: a single process, too, makes a process group, which DeepSpeed needs. An error that the user
+    should read is printed by one rank; the others end with the same exit code.
     """
-    mesh = _join(place, timeout, needs_group)
+    mesh = _join(info, timeout, needs_group)
     try:
         yield mesh
         if mesh.world_size > 1:
-            dist.barrier(group=mesh.control)  # a process that leaves early can end the others with -6
+            dist.barrier(group=mesh.control)  # a process that ends early can abort the others
     except Exception as error:
         cause = mesh.cause_of(error)
         if mesh.world_size > 1 and isinstance(cause, UserError | RunFault):
             report_once(mesh, cause)
         if mesh.store is not None and mesh.world_size > 1 and mesh.rank == 0:
-            mesh.store.set("told", "")  # by its traceback
+            mesh.store.set("reported", "")  # by its traceback
         raise
     else:
         if mesh.world_size > 1:
@@ -51,11 +51,11 @@ def process_group(place: RankInfo, timeout: timedelta, *, needs_group: bool = Fa
             dist.destroy_process_group()
 
 
-def _join(place: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
+def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
     """Makes the default process group and those for small messages."""
-    device = _choose_device(place)
-    _share_cores(place)
-    if place.world_size == 1 and not needs_group:
+    device = _choose_device(info)
+    _share_cores(info)
+    if info.world_size == 1 and not needs_group:
         return Mesh(device=device, timeout=timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
     address = os.environ.get("MASTER_ADDR", "")
@@ -63,95 +63,95 @@ def _join(place: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
     # Where mpirun started the launcher: DeepSpeed would insist that it equals LOCAL_RANK.
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     try:
-        if place.world_size == 1:
+        if info.world_size == 1:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks the environment for its device
             store: Store = HashStore()
         else:
             store, _, _ = next(rendezvous("env://", timeout=timeout))
             if device.type == "cuda":
-                check_own_gpu(place, store, str(torch.cuda.get_device_properties(device).uuid), timeout)
-            interface = choose_gloo_interface(address, one_host=place.local_size == place.world_size)
+                check_own_gpu(info, store, str(torch.cuda.get_device_properties(device).uuid), timeout)
+            interface = choose_gloo_interface(address, one_host=info.local_size == info.world_size)
             where += f", gloo by {interface}" if interface else ""
         dist.init_process_group(
             backend,
             store=PrefixStore("torch", store),
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=info.rank,
+            world_size=info.world_size,
             timeout=timeout,
             # Not alone: there NCCL cannot split a group that is bound to its device.
-            device_id=device if device.type == "cuda" and place.world_size > 1 else None,
+            device_id=device if device.type == "cuda" and info.world_size > 1 else None,
         )
-        if place.world_size > 1:
-            _tell_accelerate(device)
+        if info.world_size > 1:
+            _set_up_accelerate(device)
         control, saving = small_group(timeout), small_group(timeout)
     except RuntimeError as error:  # what gloo raises is no DistError
         raise RunFault(
-            f"rank {place.rank} of {place.world_size} could not join the others at {where} within "
+            f"rank {info.rank} of {info.world_size} could not join the others at {where} within "
             f"{timeout.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}"
         ) from error
-    roll_call = RollCall(store, place.rank, place.world_size) if place.world_size > 1 else None
+    roll_call = RollCall(store, info.rank, info.world_size) if info.world_size > 1 else None
     return Mesh(
-        place.rank, place.world_size, device=device, timeout=timeout, store=store,
+        info.rank, info.world_size, device=device, timeout=timeout, store=store,
         control=control, saving=saving, roll_call=roll_call,
     )  # fmt: skip
 
 
-def check_own_gpu(place: RankInfo, store: Store, uuid: str, timeout: timedelta) -> None:
-    """Ends all processes with one UserError where two of them have the same GPU.
+def check_own_gpu(info: RankInfo, store: Store, uuid: str, timeout: timedelta) -> None:
+    """Ends all processes with one UserError where two of them use the same GPU.
 
-    uuid: of this process's. NCCL would end, or hang, with a message about its own inner parts.
+    uuid: of this process's GPU. NCCL would fail or hang, with a message about its internals.
     """
     if store.add(f"gpu/{uuid}", 1) > 1:
         store.add("gpus/shared", 1)
-    if store.add("gpus/counted", 1) == place.world_size:
+    if store.add("gpus/counted", 1) == info.world_size:
         store.set("gpus/all", str(store.add("gpus/shared", 0)))
     store.wait(["gpus/all"], timeout)
     if shared := int(store.get("gpus/all")):
         error = UserError(
-            f"{shared} of {place.world_size} processes have a GPU that another one has too: start as many on "
+            f"{shared} of {info.world_size} processes use a GPU that another one uses too: start as many on "
             "a host as it has GPUs, and let each see all of them, or a single one of its own"
         )
-        report_once(Mesh(place.rank, place.world_size, store=store), error)
+        report_once(Mesh(info.rank, info.world_size, store=store), error)
 
 
-def _choose_device(place: RankInfo) -> torch.device:
-    """The GPU of this process's own, made the current one, or the CPU."""
+def _choose_device(info: RankInfo) -> torch.device:
+    """This process's own GPU, made the current device, or the CPU."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":  # use_cpu in accelerate's configuration
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch first looks for GPUs
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
-        if count == 1 and place.local_size > 1:
+        if count == 1 and info.local_size > 1:
             # As under srun --gpus-per-task=1. DeepSpeed and accelerate take the number of the GPU from here.
             os.environ["LOCAL_RANK"] = "0"
             return torch.device("cuda", 0)
-        if place.local_size > count:
+        if info.local_size > count:
             raise UserError(
-                f"{place.local_size} processes were started on a host that has {count} GPUs: start as many "
+                f"{info.local_size} processes were started on a host that has {count} GPUs: start as many "
                 "as there are, or set CUDA_VISIBLE_DEVICES to nothing to train on the CPU"
             )
-        torch.cuda.set_device(place.local_rank)
-        return torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(info.local_rank)
+        return torch.device("cuda", info.local_rank)
     return torch.device("cpu")
 
 
-def _share_cores(place: RankInfo) -> None:
-    """Gives this process its share of the host's cores.
+def _share_cores(info: RankInfo) -> None:
+    """Sets PyTorch's threads to this process's share of the host's cores.
 
-    Beside a GPU too: with offload the CPU updates the weights, and it draws the initial ones.
+    With GPUs too: with offload the CPU updates the weights, and it draws the initial ones.
     """
-    # Launchers say 1 where the user says nothing, accelerate's and slurm/train.sbatch of one process, too.
-    said = os.environ.get("OMP_NUM_THREADS", "1" if place.world_size > 1 else "")
-    launched = place.world_size > 1 or any(name in os.environ for name in LAUNCHERS)
-    if launched and said == "1":
-        threads = max(1, available_cores() // place.local_size)
+    # Launchers set 1 where the user sets nothing; accelerate's and slurm/train.sbatch for one process, too.
+    threads_set = os.environ.get("OMP_NUM_THREADS", "1" if info.world_size > 1 else "")
+    launched = info.world_size > 1 or any(name in os.environ for name in LAUNCHERS)
+    if launched and threads_set == "1":
+        threads = max(1, available_cores() // info.local_size)
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
 
 
-def _tell_accelerate(device: torch.device) -> None:
-    """Gives accelerate the world that is there.
+def _set_up_accelerate(device: torch.device) -> None:
+    """Makes accelerate use the process group that exists.
 
-    Without `cpu=True` it would believe, where there is no GPU, that this process is alone.
+    Without `cpu=True` it would assume, where there is no GPU, that this process is the only one.
     """
     from accelerate import PartialState
 

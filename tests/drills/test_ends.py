@@ -99,7 +99,7 @@ def test_data_that_fail_on_one_rank_end_both_with_one_message_and_everything_sav
 @pytest.mark.parametrize(
     ("act", "failing", "reason"),
     [
-        ("killed", 0, "has gone without a word"),
+        ("killed", 0, "ended without reporting an error"),
         ("bug", 1, "ZeroDivisionError: of this rank alone (that rank's output has the traceback)"),
     ],
 )

@@ -102,4 +102,5 @@ def test_a_rank_that_dies_while_others_wait_is_noticed(tmp_path):
         2, "tests.drills.world_cases:dies_while_preparing", joined=False, may_die=[1], folder=str(tmp_path)
     )
     assert first["code"] == 1
-    assert "has gone without a word" in first["errors"] and first["errors"].startswith("llmkit: rank 1 (")
+    assert first["errors"].startswith("llmkit: rank 1 (")
+    assert "ended without reporting an error" in first["errors"]

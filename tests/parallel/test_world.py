@@ -83,7 +83,7 @@ def test_processes_that_share_a_gpu_are_refused(capfd, shared):
         found = list(threads.map(compare, range(3)))
     assert found == ["code 2" if shared else "its own"] * 3
     told = capfd.readouterr().err
-    assert told.count("llmkit: 1 of 3 processes have a GPU that another one has too") == int(shared)
+    assert told.count("llmkit: 1 of 3 processes use a GPU that another one uses too") == int(shared)
 
 
 def test_small_messages_wait_longer_than_the_start():
@@ -205,7 +205,7 @@ def test_an_error_of_a_rank_that_the_first_one_does_not_hear_of_is_not_lost(fini
 def test_the_others_notice_at_once_that_a_rank_has_died():
     """Not after one of the limits of time, all of which are longer than the launch may take."""
     first, _ = run_ranks(2, "tests.parallel.world_cases:one_dies", joined=False, may_die=[1])
-    assert re.match(r"code 1: llmkit: rank 1 \(.*, process \d+\) has gone without a word", first)
+    assert re.match(r"code 1: llmkit: rank 1 \(.*, process \d+\) ended without reporting an error", first)
 
 
 def test_where_the_first_rank_fails_alone_the_next_one_tells():

@@ -127,7 +127,7 @@ def first_fails() -> dict[str, Any]:
 
 
 def one_dies() -> str:
-    """The second of two ranks ends without a word while the first waits for it."""
+    """The second of two ranks ends without reporting an error while the first waits for it."""
     agreement.PATIENCE = LONGER
     errors = io.StringIO()
     try:
