@@ -32,7 +32,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 """Settings of the section `parallel`."""
 SHAPE = MODELS["odd"]
 SAVED, END = 5, 10
-KINDS = ("master", "exp_avg", "exp_avg_sq")
+KINDS = ("master", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""Under Muon, which leaves embedding, norms and biases to AdamW, so that there is all of it."""
 
 
 class Pair(NamedTuple):
@@ -102,7 +103,7 @@ meshes = mesh_maker()
 
 def make(name: str, precision: str) -> tuple[Engine, Mesh]:
     mesh = meshes(LAYOUTS[name].get("tensor_parallel_size", 1))
-    return make_engine(SHAPE, LAYOUTS[name], mesh, torch.device("cpu"), precision, 1), mesh
+    return make_engine(SHAPE, LAYOUTS[name], mesh, torch.device("cpu"), precision, 1, "muon"), mesh
 
 
 def train(engine: Engine, mesh: Mesh, first: int, last: int) -> None:

@@ -39,7 +39,7 @@ def continued(
     [pytest.param(pair, marks=[] if pair in ALWAYS else pytest.mark.whole, id=str(pair)) for pair in PAIRS],
 )
 def test_weights_and_moments_go_on_as_if_nothing_had_changed(continued, pair):
-    found, nothing = continued[str(pair)], {"master": 0.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
+    found, nothing = continued[str(pair)], dict.fromkeys(elastic_cases.KINDS, 0.0)
     assert found["updates"] == 10
     assert found["restored"] == nothing
     if pair.source == pair.target:
@@ -47,5 +47,6 @@ def test_weights_and_moments_go_on_as_if_nothing_had_changed(continued, pair):
     elif pair.precision == "fp32":
         assert found["end"]["master"] <= 1e-5
         assert found["end"]["exp_avg"] <= 1e-5 and found["end"]["exp_avg_sq"] <= 2e-5
+        assert found["end"]["momentum_buffer"] <= 1e-5
     else:
         assert found["end"]["master"] < 5e-3
