@@ -64,17 +64,21 @@ def write_file(path: Path, chunks: Iterable[memoryview]) -> StoredFile:
 
 def _blocks(chunks: Iterable[memoryview]) -> Iterator[memoryview]:
     """The bytes of all chunks in blocks of `BLOCK` bytes, the last shorter; each is valid until the next."""
-    view, filled = memoryview(bytearray(BLOCK)), 0
+    pending = bytearray()
     for chunk in chunks:
         while chunk:
-            taken = min(len(chunk), BLOCK - filled)
-            view[filled : filled + taken] = chunk[:taken]
-            filled, chunk = filled + taken, chunk[taken:]
-            if filled == BLOCK:
-                yield view
-                filled = 0
-    if filled:
-        yield view[:filled]
+            if not pending and len(chunk) >= BLOCK:  # without a copy
+                yield chunk[:BLOCK]
+                chunk = chunk[BLOCK:]
+                continue
+            taken = BLOCK - len(pending)
+            pending += chunk[:taken]
+            chunk = chunk[taken:]
+            if len(pending) == BLOCK:
+                yield memoryview(pending)
+                pending = bytearray()
+    if pending:
+        yield memoryview(pending)
 
 
 def open_file(path: Path) -> int:
