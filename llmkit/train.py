@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack, closing
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import NoReturn
 
@@ -11,42 +12,47 @@ from llmkit.config.load import Loaded
 from llmkit.config.registered import components
 from llmkit.config.walk import leaves
 from llmkit.errors import RunFault, UserError
-from llmkit.loop.basis import Start
-from llmkit.loop.batches import listen, next_batch
-from llmkit.loop.budget import Budget
-from llmkit.loop.choose_steps import ChooseSteps, time_over
-from llmkit.loop.control import Wishes
-from llmkit.loop.ends import record_fault, stop_at_start, stop_run
-from llmkit.loop.evaluate import Evaluate
+from llmkit.loop.build import build_trainer
+from llmkit.loop.ends import record_fault, stop_at_start
 from llmkit.loop.finish import finish
 from llmkit.loop.folder import open_folder
-from llmkit.loop.hooks import Log, Save
+from llmkit.loop.hook import Hook
+from llmkit.loop.hook_list import name_of
+from llmkit.loop.launch import Launch
+from llmkit.loop.phases import Phases
 from llmkit.loop.resume import Options
-from llmkit.loop.run import Hook, Run
-from llmkit.loop.samples import SampleLog
-from llmkit.loop.setup import open_console, open_mirror, resolve_launch, set_up
 from llmkit.loop.stop import StopRequest
+from llmkit.loop.trainer import Trainer
+from llmkit.monitor.console import Console, SilentConsole
 from llmkit.monitor.events import failure_recorded
+from llmkit.monitor.sink import Sink
+from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_names import check_environment
-from llmkit.optim.schedule import learning_rate_at
+from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, software_versions
-from llmkit.parallel.randomness import seed_step
 from llmkit.parallel.rank_info import rank_info_from_env
 from llmkit.parallel.world import process_group
+from llmkit.plan import Known, resolve_plan
 from llmkit.registry import source_hashes
 from llmkit.stopping import Listener, Stopped
 
 
-def train(loaded: Loaded, options: Options, *, started: float, environment: Mapping[str, str]) -> int:
+def train(
+    loaded: Loaded, options: Options, *, started: float, environment: Mapping[str, str],
+    hooks: Sequence[Hook] = (), sinks: Sequence[Sink] = (), clock: Callable[[], float] = time.monotonic,
+) -> int:  # fmt: skip
     """Trains the run that the configuration describes, from where it stands; returns the exit code.
 
-    started: time.monotonic() at the start of the command, from which `train.max_minutes` counts.
-    Raises UserError, RunFault, and AlreadyReported where another process of the run has printed the error.
+    started: of the command, by `clock`, from which `train.max_minutes` counts. hooks, sinks: called after
+    llmkit's own; the same on all ranks. clock: seconds from any origin, for all that depends on time.
+    Raises UserError, RunFault, HookError where a hook has failed, and AlreadyReported where another process
+    of the run has printed the error.
     """
     config = loaded.config
     place = rank_info_from_env(environment)
     try:
-        known, plan = resolve_launch(loaded, environment, place.world_size)
+        known = Known(place.world_size, read_accelerate(environment))
+        plan = resolve_plan(loaded, known)
     except UserError as error:
         refuse(error, environment)
     sharded = plan.layout.engine == "deepspeed"
@@ -61,10 +67,13 @@ def train(loaded: Loaded, options: Options, *, started: float, environment: Mapp
             check_environment(config.monitor.wandb, loaded.origins, environment)
         settings = {path: str(value) for path, value in leaves(config)}
         code = source_hashes(config.plugins, components(config))
-        check_same_on_all_ranks(mesh, software_versions() | settings | code | plan.facts())
-        mesh = mesh.split(tensor=plan.layout.tensor_parallel_size)
-        start = Start(loaded, plan, known, mesh, options, place.local_size)
-        return _train(start, listener, started, environment)
+        called = {f"hook {number}": name_of(hook) for number, hook in enumerate(hooks, start=1)}
+        check_same_on_all_ranks(mesh, software_versions() | settings | code | called | plan.facts())
+        launch = Launch(
+            loaded, options, environment, plan, known, mesh.split(tensor=plan.layout.tensor_parallel_size),
+            place.local_size, started, clock, Phases(clock), hooks, sinks,
+        )  # fmt: skip
+        return _train(launch, listener)
 
 
 def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
@@ -79,81 +88,57 @@ def refuse(error: UserError, environment: Mapping[str, str]) -> NoReturn:
         raise error from None
 
 
-def _train(start: Start, listener: Listener, started: float, environment: Mapping[str, str]) -> int:
-    mesh = start.mesh
+def _train(launch: Launch, listener: Listener) -> int:
+    """Opens the run folder and builds the trainer in it, trains, and closes all of it."""
+    mesh = launch.mesh
     with ExitStack() as stack:
-        console = open_console(mesh)
+        console = Console() if mesh.rank == 0 else SilentConsole()
         stack.callback(console.close)
-        folder = stack.enter_context(open_folder(start.loaded, mesh, environment))
+        folder = stack.enter_context(open_folder(launch.loaded, mesh, launch.environment))
         console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")
         stop = StopRequest(listener, folder, console.note)
         try:
             stop.give_up(everywhere=mesh.world_size == 1)
-            run = set_up(start, folder, console, stack)
-            if run.progress.finished() and run.was_done:
-                finish(run, stop)
-                return 0
-            code = _run(run, start, stop, started, environment)
+            with launch.phases.span("start"):
+                trainer = build_trainer(launch, folder, console, stop, stack)
+            code = 0 if trainer.has_nothing_to_do else _run(trainer, launch)
         except Stopped as stopped:
             return stop_at_start(mesh, folder, console, stop, stopped)
         if code == 0:
-            finish(run, stop)
+            finish(trainer)
         return code
 
 
-def _run(run: Run, start: Start, stop: StopRequest, started: float, environment: Mapping[str, str]) -> int:
-    """The loop, with its logs and mirror, and with a fault on record."""
-    with ExitStack() as stack:
-        with failure_recorded(run.events):
-            log, samples = Log(run), stack.enter_context(closing(SampleLog(run)))
-            mirror = open_mirror(run, start.loaded, environment)
-        code = 1
-        try:
-            code = _loop(run, log, samples, stop, started)
-        except Stopped:
+def _run(trainer: Trainer, launch: Launch) -> int:
+    """The loop, followed by the mirror to Weights & Biases, and with a fault on record."""
+    with failure_recorded(trainer.events), launch.phases.span("start"):
+        trainer.start()
+        mirror = open_mirror(trainer, launch)
+    code = 1
+    try:
+        code = trainer.fit()
+    except Stopped:
+        raise
+    except BaseException as error:
+        cause = record_fault(trainer, error)
+        if cause is error:
             raise
-        except BaseException as error:
-            cause = record_fault(run, log, error)
-            if cause is error:
-                raise
-            raise cause from error
-        finally:
-            if problem := mirror.finish(code):
-                run.console.note(problem)
-        return code
+        raise cause from error
+    finally:
+        if problem := mirror.finish(code):
+            trainer.console.note(problem)
+    return code
 
 
-def _loop(run: Run, log: Log, samples: SampleLog, stop: StopRequest, started: float) -> int:
-    """Steps until the end, or until somebody asks to stop; either way the last step is saved."""
-    config, progress = run.config, run.progress
-    budget = Budget.for_run(config, started, run.heldout) if progress.max_steps is None else None
-    choose, stop.time_over = ChooseSteps(budget, log), time_over(run, started)
-    evaluate, save = Evaluate(log, stop), Save(log)
-    hooks: list[Hook] = [choose, log, save, evaluate]  # what takes long comes when all is saved
-    batches = iter(run.loader)
-    listen(run, stop)
-    evaluate.catch_up(run)
-    while not progress.finished():
-        if run.agreed.stop or (batch := next_batch(run, log, batches)) is None:
-            return stop_run(run, log, stop)
-        run.in_step = True
-        micro_batches = [micro.to(run.device) for micro in batch.micro_batches]
-        learning_rate = learning_rate_at(progress.step + 1, progress.max_steps, config)
-        seed_step(config.run.seed, progress.step, run.mesh["data", "context"].rank)
-        targets = batch.targets
-        if targets is None:  # where not every token is a target, each rank knows only its own
-            targets = run.mesh.count_over_data(batch.own_targets)
-        result = run.engine.train_step(micro_batches, targets, learning_rate)
-        stop.hold()
-        progress.step += 1
-        progress.tokens += targets
-        run.in_step = False
-        samples.record(progress.step, batch)
-        wishes = Wishes(stop.wish(), save.wish(run), choose.wish(run), not run.loader.ready(2))
-        run.agreed = run.control.exchange(wishes, batch.hash)
-        for hook in hooks:
-            hook.after_step(run, result, learning_rate)
-    run.control.close()
-    log.flush(run)
-    run.save()
-    return 0 if evaluate.evaluate(run) else stop_run(run, log, stop)
+def open_mirror(trainer: Trainer, launch: Launch) -> Mirror:
+    """The mirror to Weights & Biases, which follows rank 0's record: not before that is cut back."""
+    path = trainer.folder.path
+    if trainer.mesh.rank > 0:
+        return Mirror(path, "")
+    settings, public = launch.config.monitor.wandb, launch.config.model_dump(mode="json")
+    mirror = Mirror.start(
+        path, settings, public, environment=launch.environment, origins=launch.loaded.origins
+    )
+    if mirror.message:
+        trainer.console.note(mirror.message)
+    return mirror

@@ -16,14 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import llmkit.train
 from llmkit.checkpoint import read
 from llmkit.cli import main
 from llmkit.data.blocks import BlockMaker, RowsOfBlock
 from llmkit.data.shards.writer import ShardWriter
 from llmkit.data.sources import remote
-from llmkit.loop.run import Run
-from llmkit.loop.stop import StopRequest
+from llmkit.loop.trainer import Trainer
 from tests.data.sources.servers import WebServer
 from tests.limits import HANG
 from tests.program import make_project, rows
@@ -241,24 +239,22 @@ def train_on_a_rank(folder: str, stalls: bool) -> int:
     """One of two ranks; where it stalls, the second waits for its fourth step and is told to stop."""
     os.chdir(folder)
     made, released = BlockMaker.blocks, threading.Event()
+    stop_code = Trainer.stop_code
 
     def stalling(self: BlockMaker, position: int) -> Iterator[RowsOfBlock]:
         yield from itertools.islice(made(self, position), 3)
         released.wait(HANG)
 
-    def signalled(run: Run, stop: StopRequest) -> None:
-        def asked() -> int:
-            if run.progress.step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return stop.wish()
-
-        run.loader.give_up = asked
+    def signalled(trainer: Trainer) -> int:
+        if trainer.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stop_code(trainer)
 
     with pytest.MonkeyPatch.context() as patch:
         if stalls and os.environ["RANK"] == "1":
             patch.setattr("llmkit.data.blocks.LIVE_BLOCK_TOKENS", 1)  # a step a block
             patch.setattr(BlockMaker, "blocks", stalling)
-            patch.setattr(llmkit.train, "listen", signalled)
+            patch.setattr(Trainer, "stop_code", signalled)
         code = main(["train", "tiny.yaml", *COMMON, *dry(1, 500)])
     released.set()
     return code

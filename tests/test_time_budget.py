@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
-from llmkit.loop.choose_steps import time_over
-from llmkit.loop.progress import Progress
-from llmkit.parallel.mesh import Mesh
+from llmkit.config.schema import Train
+from llmkit.loop.state import TrainState
+from llmkit.loop.time_budget import time_over
 from tests.program import at_step, events, make_project, rows
 
 BUDGET = ["train.max_steps=null", "train.max_minutes=5", "evaluate.every_steps=0"]
@@ -57,17 +54,13 @@ def test_time_that_is_over_before_the_steps_could_be_chosen_is_an_error_after_a_
     assert open_checkpoint(project / "runs" / "tiny").step == 1
 
 
-def test_only_rank_0_of_a_run_with_a_time_budget_looks_at_the_clock():
-    def over(rank: int = 0, max_steps: int | None = None, minutes: float | None = 1.0, chosen=50, saves=1.0):
-        run: Any = SimpleNamespace(
-            config=SimpleNamespace(train=SimpleNamespace(max_steps=max_steps, max_minutes=minutes)),
-            mesh=Mesh(rank=rank, world_size=2), progress=Progress(max_steps=chosen), save_seconds=saves,
-        )  # fmt: skip
-        return time_over(run, time.monotonic() - 30.0)()
+def test_the_time_is_over_while_there_is_still_enough_for_the_end():
+    def over(max_steps: int | None = None, minutes: float | None = 1.0, chosen=50, saves=1.0) -> bool:
+        train = Train(max_steps=max_steps, max_minutes=minutes)
+        return time_over(train, TrainState(max_steps=chosen), 100.0, lambda: 130.0, saves)
 
     assert not over()
     assert over(saves=25.0)
-    assert not over(rank=1, saves=25.0)
     assert not over(max_steps=50, saves=25.0)
     assert not over(minutes=None, saves=25.0)
     assert not over(chosen=None, saves=25.0)

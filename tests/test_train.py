@@ -13,7 +13,6 @@ import threading
 import numpy as np
 import pytest
 
-import llmkit.train
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.checkpoint.read import verify
 from llmkit.config.load import load
@@ -22,7 +21,7 @@ from llmkit.data.blocks import BlockMaker
 from llmkit.data.building.parts import held_out
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
-from llmkit.loop.batches import listen
+from llmkit.loop.trainer import Trainer
 from llmkit.model.initial import InitialWeights
 from llmkit.run_folder import RunFolder
 from tests.limits import HANG
@@ -176,7 +175,7 @@ def test_the_stop_file_saves_and_is_forgotten_by_the_next_start(project, where, 
 
 
 def test_a_second_signal_while_saving_changes_nothing(project, monkeypatch):
-    import llmkit.loop.run
+    import llmkit.loop.trainer
 
     saves = []
 
@@ -185,8 +184,8 @@ def test_a_second_signal_while_saving_changes_nothing(project, monkeypatch):
         saves.append(arguments[1])
         return save(*arguments, **named)
 
-    save = llmkit.loop.run.save
-    monkeypatch.setattr(llmkit.loop.run, "save", slow_save)
+    save = llmkit.loop.trainer.save
+    monkeypatch.setattr(llmkit.loop.trainer, "save", slow_save)
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert train() == 75
     assert saves == [2]
@@ -198,22 +197,21 @@ def test_a_signal_while_a_batch_is_awaited_saves_what_was_trained(project, block
     assert train("run.name=straight") == 0
     folder, released = project / "runs" / "tiny", threading.Event()
     made, done = BlockMaker.blocks, 2**blocks - 1  # blocks of 1, 2 and 4 steps
+    stop_code = Trainer.stop_code
 
     def stalling(self, position):
         yield from itertools.islice(made(self, position), blocks)
         assert released.wait(HANG)
 
-    def signalled(run, stop):
-        listen(run, stop)
-        asked = run.loader.give_up
-        run.loader.give_up = lambda: (
-            (run.progress.step == done and os.kill(os.getpid(), signal.SIGTERM)) or asked()
-        )
+    def signalled(trainer):
+        if trainer.state.step == done:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stop_code(trainer)
 
     with monkeypatch.context() as patch:
         patch.setattr(prefetch, "CLOSE_SECONDS", 0.0)
         patch.setattr(BlockMaker, "blocks", stalling)
-        patch.setattr(llmkit.train, "listen", signalled)
+        patch.setattr(Trainer, "stop_code", signalled)
         assert train() == 75
     released.set()
     if done:  # before, there is nothing to save
@@ -310,16 +308,16 @@ def test_accumulation_changes_nothing(project):
 
 
 def test_a_save_that_fails_does_not_stop_training(project, monkeypatch, capsys):
-    import llmkit.loop.run
+    import llmkit.loop.trainer
 
-    save, fail = llmkit.loop.run.save, [True]
+    save, fail = llmkit.loop.trainer.save, [True]
 
     def failing(*arguments, **named):
         if fail.pop() if fail else False:
             raise RunFault("the disk is full")
         return save(*arguments, **named)
 
-    monkeypatch.setattr(llmkit.loop.run, "save", failing)
+    monkeypatch.setattr(llmkit.loop.trainer, "save", failing)
     assert train() == 0
     folder = project / "runs" / "tiny"
     assert events(folder) == ["start", "save_failed", "save", "save", "done"]

@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from llmkit.data.loader import Step
+from llmkit.data.loader import Step, TrainLoader
 from llmkit.data.prefetch import GaveUp
-from llmkit.loop.ends import save_and_fail
-from llmkit.loop.hooks import Log
-from llmkit.loop.run import Run
-from llmkit.loop.stop import REASONS, StopRequest
-
-FAILED = len(REASONS)
-"""Why a rank has no batch, beside the reasons to stop: its data cannot be read, or a source has run dry."""
+from llmkit.loop.control import Control
 
 
-def listen(run: Run, stop: StopRequest) -> None:
-    """Lets a request to stop end the wait for a batch."""
-    run.loader.give_up = stop.wish
+@dataclass(frozen=True)
+class NoBatch:
+    """Why there is no batch for the next step, on all ranks alike.
 
-
-def next_batch(run: Run, log: Log, batches: Iterator[Step]) -> Step | None:
-    """The next batch of this rank; None, on all ranks, where one was asked to stop while it waited.
-
-    `run.agreed.stop` then says why. Where the data of one rank have failed, its error is raised on all, with
-    everything saved: what was trained is not lost. Either way what others got is put back: nothing was
-    trained on it. Ranks wait for each other only where one of them has not said before that it has a batch.
+    stop: why a rank that waited for its batch was asked to stop, an index into `stop.REASONS`; 0 = none was.
+    failed: the data of a rank have failed; error: the exception, on the ranks where it happened.
     """
-    batch, why, error = None, 0, None
-    lanes_left = run.loader.lanes_left
-    with run.clock.waiting():
+
+    stop: int = 0
+    failed: bool = False
+    error: Exception | None = None
+
+
+class Batches:
+    """This rank's batches, in lockstep with those of the other ranks.
+
+    stop_code: why this rank is asked to stop (0 = it is not); asked while a batch is awaited.
+    """
+
+    def __init__(self, loader: TrainLoader, control: Control, stop_code: Callable[[], int]) -> None:
+        self._loader, self._control = loader, control
+        self._steps: Iterator[Step] = iter(loader)
+        loader.give_up = stop_code
+
+    def next(self, unready: bool) -> Step | NoBatch:
+        """The next batch, or why no rank has one. What other ranks got is then put back, as nothing was
+        trained on it.
+
+        unready: a rank may be without a batch, as agreed before: only then do the ranks wait for each other.
+        Raises what is wrong with the data where it was not agreed before: the others train meanwhile.
+        """
+        loader = self._loader
+        lanes_left = loader.lanes_left
+        batch, stop, error = None, 0, None
         try:
-            batch = next(batches)
+            batch = next(self._steps)
         except GaveUp as end:
-            why = end.why
+            stop = end.why
         except Exception as caught:
-            why, error = FAILED, caught
-        if run.agreed.unready:
-            why, *left = run.control.largest(why, *lanes_left.values())
-            if why == 0 and (dry := [index for index, most in zip(lanes_left, left) if most == 0]):
-                why, error = FAILED, run.loader.run_dry(dry[0])
+            error = caught
+        failed = error is not None
+        if unready:
+            stop, any_failed, *left = self._control.largest(stop, int(failed), *lanes_left.values())
+            failed = bool(any_failed)
+            dry = [index for index, most in zip(lanes_left, left, strict=True) if most == 0]
+            if dry and not (failed or stop):
+                failed, error = True, loader.run_dry(dry[0])
         elif error is not None:
-            raise error  # the others train on theirs: nothing can be agreed on
-    if why and batch is not None:
-        run.loader.put_back()
-    if why == FAILED:
-        save_and_fail(run, log, error)
-    if why:
-        run.agreed = run.agreed._replace(stop=why)
-        return None
-    assert batch is not None
-    return batch
+            raise error
+        if not (failed or stop):
+            assert batch is not None
+            return batch
+        if batch is not None:
+            loader.put_back()
+        return NoBatch(stop, failed, error)

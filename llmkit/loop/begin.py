@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,58 +15,60 @@ from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.config.show import to_yaml
 from llmkit.data.located import located
+from llmkit.loop.describe import manifest
 from llmkit.loop.learning_rate import rate_change
-from llmkit.loop.progress import Progress
-from llmkit.loop.resume import Standing, changed_settings, settings_of
+from llmkit.loop.resume import ResumePoint, changed_settings, settings_of
 from llmkit.loop.samples import cut_back_samples
-from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import Row
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
 
 
 def begin(
-    loaded: Loaded,
-    progress: Progress,
-    standing: Standing,
-    precision: str,
-    folder: RunFolder,
-    metrics: MetricsFile,
-    events: EventLog,
-    note: Callable[[str], None],
+    t: Trainer, loaded: Loaded, point: ResumePoint, metrics: MetricsFile, data_changes: list[str]
 ) -> None:
-    """Makes the record of the run that of this start, on rank 0, and tells what is not as it was.
+    """Makes the record of the run that of this start, on rank 0, and notes what is not as it was.
 
     The rows after the checkpoint's step are dropped: these steps are done again. The settings are kept
     beside those of earlier starts; the event "start" or "resume" names the file, and every change.
+    data_changes: how the data differ from the checkpoint's.
     """
-    checkpoint = standing.checkpoint
+    checkpoint, state, folder, note = point.checkpoint, t.state, t.folder, t.console.note
+    if data_changes:
+        t.events.record("data_change", step=state.step, differences=data_changes)
+        note(f"going on with other data: {'; '.join(data_changes)}")
     rows = metrics.rows()
-    lost = lost_rows(rows, events.rows(), checkpoint)
+    lost = lost_rows(rows, t.events.rows(), checkpoint)
     last = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
-    metrics.cut_back(progress.step)
-    cut_back_samples(folder.path, progress.step)
+    metrics.cut_back(state.step)
+    cut_back_samples(folder.path, state.step)
     folder.write_text("config.yaml", to_yaml(_located(loaded.config)))
-    fields: dict[str, Any] = {"step": progress.step}
+    fields: dict[str, Any] = {"step": state.step}
     fields["config"] = folder.keep_config(to_yaml(loaded.config, loaded.origins))
     if checkpoint is not None:
         fields["changes"] = [change.to_json() for change in changed_settings(checkpoint, loaded).all]
-        for name, old, new in _changed_surroundings(checkpoint, precision):
+        for name, old, new in _changed_surroundings(checkpoint, t.plan.precision.name):
             fields["changes"].append({"setting": name, "old": old, "new": new, "origin": ""})
             note(f"changed since the checkpoint: {name} {old} -> {new}")
-        if (change := rate_change(checkpoint, loaded.config, progress)) is not None:
-            fields["learning_rate"] = {"step": progress.step + 1, "old": change.old, "new": change.new}
+        if (change := rate_change(checkpoint, loaded.config, state)) is not None:
+            fields["learning_rate"] = {"step": state.step + 1, "old": change.old, "new": change.new}
             note(change.message)
     if lost is not None:
         fields["lost_rows"] = {"after": lost[0], "up_to": lost[1]}
         note(f"metrics.jsonl has lost its rows after step {lost[0]} up to step {lost[1]}")
-    if last > progress.step:
+    if last > state.step:
         fields["again_up_to"] = last
-        note(f"steps {progress.step + 1} to {last} are in no checkpoint that is used: they are done again")
-    if standing.passed_over:
-        fields["passed_over"] = standing.passed_over
+        note(f"steps {state.step + 1} to {last} are in no checkpoint that is used: they are done again")
+    if point.passed_over:
+        fields["passed_over"] = point.passed_over
     folder.clear_done()
-    events.record("start" if checkpoint is None else "resume", **fields)
+    t.events.record("start" if checkpoint is None else "resume", **fields)
+    folder.write_json("manifest.json", manifest(t, loaded))
+    folder.remove("deepspeed.json")  # of an earlier layout
+    for name, content in t.engine.files().items():
+        folder.write_json(name, content)
 
 
 def _changed_surroundings(checkpoint: Checkpoint, precision: str) -> Iterator[tuple[str, str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 from llmkit.config.schema import Config
@@ -19,7 +18,7 @@ MARGIN = 0.96
 """Share of the time left that is planned: machines slow down more often than they speed up."""
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """A chosen number of steps, and how it came about."""
 
     max_steps: int
@@ -32,36 +31,35 @@ class Budget:
 
     The steps of the warm-up are timed, as the learning rate does not depend on the end before theirs.
 
-    deadline: time.monotonic() at which the command should have ended.
+    deadline: when the command should have ended, on the clock that `now` is read from. now: the start.
     heldout_tokens: of one evaluation; forward only, each costs a third of a trained token.
     evaluate_every: steps between evaluations; 0 = only at the end.
     warmup_steps: of the schedule.
     """
 
     def __init__(
-        self, deadline: float, heldout_tokens: int, evaluate_every: int, warmup_steps: int = 0
+        self, deadline: float, heldout_tokens: int, evaluate_every: int, warmup_steps: int, now: float
     ) -> None:
         self.deadline, self.heldout_tokens, self.evaluate_every = deadline, heldout_tokens, evaluate_every
         self.warmup_steps = warmup_steps
         self._seen = 0
         self._times: list[float] = []
-        self._last = time.monotonic()
+        self._last = now
 
     @classmethod
-    def for_run(cls, config: Config, started: float, heldout: HeldOut | None) -> Budget:
+    def for_run(cls, config: Config, started: float, now: float, heldout: HeldOut | None) -> Budget:
         """The budget of `train.max_minutes` from `started` on: evaluations, a last save, a sample."""
         assert config.train.max_minutes is not None
         tokens = 0 if heldout is None else heldout.targets
         deadline = started + 60.0 * config.train.max_minutes
-        return cls(deadline, tokens, config.evaluate.every_steps, config.schedule.warmup_steps)
+        return cls(deadline, tokens, config.evaluate.every_steps, config.schedule.warmup_steps, now)
 
-    def after_step(self, step: int, tokens_per_step: int, now: float | None = None) -> Plan | None:
+    def after_step(self, step: int, tokens_per_step: int, now: float) -> StepPlan | None:
         """Called after every step; returns the plan once enough steps have been timed.
 
         The median step counts, so that one slow step does not shorten the run. Raises UserError
         where the time is already over.
         """
-        now = time.monotonic() if now is None else now
         self._seen += 1
         if self._seen > 2:
             self._times.append(now - self._last)
@@ -82,4 +80,4 @@ class Budget:
             raise UserError(
                 f"train.max_minutes is too short on this machine: a step takes {seconds:.2f} s, and {left}"
             )
-        return Plan(step + more, seconds, reserve)
+        return StepPlan(step + more, seconds, reserve)

@@ -1,4 +1,4 @@
-"""Decisions that depend on time, on signals or on files: all ranks must take them at the same step."""
+"""Agreement between ranks on what depends on time, signals or files: it must happen at one step."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from llmkit.errors import RunFault
 from llmkit.parallel.mesh import Mesh
 
 
-class Wishes(NamedTuple):
-    """What a rank wants to happen; 0 = nothing.
+class Agreed(NamedTuple):
+    """The merged requests of a rank, and, once exchanged, of all ranks: of each the largest; 0 = none.
 
-    stop: why to stop, a place in `llmkit.loop.stop.REASONS`. save: 1 = it is time for a checkpoint.
-    max_steps: the number of steps that a time budget has become, or OUT_OF_TIME. unready: 1 = it is not
-    certain that this rank will have a batch for the next step but one.
+    stop: why to stop, an index into `llmkit.loop.stop.REASONS`. save: 1 = write a checkpoint. evaluate:
+    1 = compute the held-out loss. max_steps: the step after which the run is finished. failed: 1 = a hook
+    of this rank has failed. unready: 1 = it is not certain that this rank will have a batch for the next
+    step but one.
     """
 
     stop: int = 0
     save: int = 0
+    evaluate: int = 0
     max_steps: int = 0
+    failed: int = 0
     unready: int = 0
 
 
-NOTHING = Wishes(unready=1)
+NOTHING = Agreed(unready=1)
 """What is known before anything was exchanged."""
 POLL_SECONDS = 0.5
 """About how often ranks ask each other in a long phase whether to give it up."""
-OUT_OF_TIME = 2**62
-"""Instead of a number of steps: no time is left for any."""
 
 
 class Control:
-    """Lets all ranks know what each one wants, beside training and without waiting for it.
+    """Merges the requests of all ranks, beside training and without waiting for it.
 
-    The wishes of a step travel while the next step is computed, and hold after it, on all ranks; a
-    process alone has its own at once. Of what depends on time, only rank 0's wishes count.
+    The requests of a step travel while the next step is computed, and hold after it, on all ranks; those of
+    a process alone hold at once.
 
     Hashes of what was trained on travel along: tensor-parallel peers must have seen the same.
     """
@@ -49,21 +50,19 @@ class Control:
         self._mesh = mesh
         self._sent: tuple[Tensor, dist.Work] | None = None
 
-    def exchange(self, wishes: Wishes, batch_hash: int = 0) -> Wishes:
-        """Called after every step by every rank: gives this rank's wishes, returns what now holds for all.
+    def exchange(self, own: Agreed, batch_hash: int = 0) -> Agreed:
+        """Called after every step by every rank: gives its own requests, returns those that now hold for all.
 
         batch_hash: of the step's batch, below 2^63. Raises RunFault where tensor-parallel peers differ.
         """
         if self._mesh.world_size == 1:
-            return wishes
+            return own
         holds = self._receive()
-        if self._mesh.rank > 0:
-            wishes = wishes._replace(save=0, max_steps=0)
         hashes = torch.zeros((2, self._mesh["data"].size), dtype=torch.int64)
         if self._mesh["context", "tensor"].size > 1:  # the largest is the smallest where all are the same
             hashes -= 2**62 * 2 - 1
             hashes[:, self._mesh["data"].rank] = torch.tensor([batch_hash, -batch_hash])
-        values = torch.cat([torch.tensor(wishes, dtype=torch.int64), hashes.flatten()])
+        values = torch.cat([torch.tensor(own, dtype=torch.int64), hashes.flatten()])
         work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self._mesh.control, async_op=True)
         self._sent = values, work
         return holds
@@ -76,19 +75,19 @@ class Control:
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._mesh.control)
         return largest.tolist()
 
-    def _receive(self) -> Wishes:
+    def _receive(self) -> Agreed:
         if self._sent is None:
             return NOTHING
         (values, work), self._sent = self._sent, None
         work.wait()
-        wishes, hashes = values[: len(NOTHING)], values[len(NOTHING) :].view(2, -1)
+        agreed, hashes = values[: len(NOTHING)], values[len(NOTHING) :].view(2, -1)
         differ = (hashes[0] != -hashes[1]).nonzero()
         if differ.numel() and self._mesh["context", "tensor"].size > 1:
             raise RunFault(
                 f"the tensor-parallel processes of data rank {int(differ[0])} were given different batches; "
                 "do all nodes see the same files and the same llmkit?"
             )
-        return Wishes(*wishes.tolist())
+        return Agreed(*agreed.tolist())
 
     def close(self) -> None:
         """Ends the last exchange; all ranks must have begun it."""
@@ -98,12 +97,12 @@ class Control:
 class Poll:
     """Called between any two parts of a long phase, on all ranks, it lets them give it up at the same part.
 
-    The ranks meet about every POLL_SECONDS; how many parts lie between is said by the fastest of them.
-    wish: why this rank would give up; 0 = it would not.
+    The ranks meet about every POLL_SECONDS; the fastest of them sets how many parts lie between.
+    stop_code: why this rank would give up; 0 = it would not.
     """
 
-    def __init__(self, control: Control, wish: Callable[[], int]) -> None:
-        self._control, self._wish = control, wish
+    def __init__(self, control: Control, stop_code: Callable[[], int]) -> None:
+        self._control, self._stop_code = control, stop_code
         self._every = 1  # parts from one meeting to the next
         self._parts = 0  # since the last one
         self._since: float | None = None
@@ -112,7 +111,7 @@ class Poll:
         """Why to give up here; 0 = go on."""
         if self._since is None:  # before the first part
             self._since = time.monotonic()
-            (why,) = self._control.largest(self._wish())
+            (why,) = self._control.largest(self._stop_code())
             return why
         self._parts += 1
         if self._parts < self._every:
@@ -120,6 +119,6 @@ class Poll:
         seconds = time.monotonic() - self._since
         fitting = int(POLL_SECONDS * self._parts / max(seconds, 1e-9))
         # Growing slowly: the first parts may be faster than those that follow.
-        why, self._every = self._control.largest(self._wish(), max(1, min(fitting, 2 * self._every)))
+        why, self._every = self._control.largest(self._stop_code(), max(1, min(fitting, 2 * self._every)))
         self._parts, self._since = 0, time.monotonic()
         return why

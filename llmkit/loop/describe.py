@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,57 +16,57 @@ from llmkit.config.registered import components
 from llmkit.config.remarks import length_remarks, vocabulary_remarks
 from llmkit.config.settings import Facts, Settings
 from llmkit.data.prepared import lane_lines
-from llmkit.loop.basis import Basis, Start
-from llmkit.loop.progress import Progress
+from llmkit.loop.launch import Launch
 from llmkit.loop.resume import settings_of
+from llmkit.loop.state import TrainState
 from llmkit.parallel.agreement import software_versions
 from llmkit.parallel.layout import Layout
 from llmkit.registry import source_hashes
-from llmkit.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
 
 
-def opening_lines(
-    start: Start, basis: Basis, checkpoint: Checkpoint | None, progress: Progress, folder: RunFolder
-) -> Iterator[str]:
+def opening_lines(t: Trainer, launch: Launch, checkpoint: Checkpoint | None) -> Iterator[str]:
     """What a user should know before the first step."""
-    yield from start.plan.notes
-    yield from _remarks(checkpoint, start.loaded, progress, basis.data.tokenizer.vocab_size)
-    yield from lane_lines(basis.data, start.mesh["data"].size)
-    processes = start.mesh.world_size
-    over = f" x {processes} processes ({_layout_name(start.plan.layout)})" if processes > 1 else ""
-    on = f"{_device_name(basis.device)}{over}"
-    yield f"training on {on} in {basis.plan.precision}; run folder {folder.path}"
+    yield from launch.plan.notes
+    yield from _remarks(checkpoint, launch.loaded, t.state, t.data.tokenizer.vocab_size)
+    yield from lane_lines(t.data, t.mesh["data"].size)
+    processes = t.mesh.world_size
+    over = f" x {processes} processes ({_layout_name(t.plan.layout)})" if processes > 1 else ""
+    on = f"{_device_name(t.mesh.device)}{over}"
+    yield f"training on {on} in {t.plan.precision}; run folder {t.folder.path}"
 
 
-def manifest(start: Start, basis: Basis) -> dict[str, Any]:
+def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
     """Content of manifest.json: what the newest start ran with."""
     return {
         **software_versions(),
         "host": platform.node(),
-        "device": _device_name(basis.device),
+        "device": _device_name(t.mesh.device),
         "command": sys.argv,
-        "config": str(start.loaded.path),
-        **basis.plan.to_json(),
-        "plugins": source_hashes(start.config.plugins, components(start.config)),
+        "config": str(loaded.path),
+        **t.plan.to_json(),
+        "plugins": source_hashes(t.config.plugins, components(t.config)),
     }
 
 
 def _remarks(
-    checkpoint: Checkpoint | None, loaded: Loaded, progress: Progress, tokenizer_size: int
+    checkpoint: Checkpoint | None, loaded: Loaded, state: TrainState, tokenizer_size: int
 ) -> Iterator[str]:
     """What the settings alone do not show."""
     config = loaded.config
     if size_of(config.data.tokenizer) is None:  # else it is among the remarks of the configuration
         yield from vocabulary_remarks(Settings(config, loaded.origins, Facts(tokenizer_size=tokenizer_size)))
     if checkpoint is not None:
-        yield f"resuming from {checkpoint.path} at step {progress.step}"
+        yield f"resuming from {checkpoint.path} at step {state.step}"
         if settings_of(checkpoint).train.max_steps is not None and config.train.max_steps is None:
-            yield f"train.max_steps is not set now: the run keeps the {progress.max_steps} steps that it had"
-    settings, asked, made = Settings(config, loaded.origins), config.train.max_steps, progress.step
+            yield f"train.max_steps is not set now: the run keeps the {state.max_steps} steps that it had"
+    settings, asked, made = loaded.settings, config.train.max_steps, state.step
     if asked is not None and asked < made:
         yield f"{settings.describe('train.max_steps')}: {made} steps are made already, so no more are"
-    elif asked is None and progress.max_steps is not None:
-        yield from length_remarks(settings, progress.max_steps)
+    elif asked is None and state.max_steps is not None:
+        yield from length_remarks(settings, state.max_steps)
 
 
 def _layout_name(layout: Layout) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from llmkit.errors import RunFault, UserError
-from llmkit.loop.hooks import Log
-from llmkit.loop.run import Run
-from llmkit.loop.stop import StopRequest
+from llmkit.loop.stop import HOOK, REASONS, StopRequest
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import MAX_REASON, EventLog
 from llmkit.parallel.agreement import fail_together
@@ -16,45 +14,48 @@ from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
 from llmkit.stopping import Stopped
 
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
+
 STOPPED = 75
 """Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""
 
 
-def stop_run(run: Run, log: Log, request: StopRequest) -> int:
+def stop_run(t: Trainer) -> int:
     """Saves, on all ranks, and says why this is not the end; returns the exit code."""
-    run.control.close()
-    log.flush(run)
-    checkpoint, reason = run.save(), request.describe(run.agreed.stop)
-    progress = run.progress
-    run.events.record("stop", step=progress.step, reason=reason)
-    with fail_together(run.mesh):
-        run.folder.mark_saved()
-    of = "" if progress.max_steps is None else f" of {progress.max_steps}"
-    if progress.evaluated_step != progress.step and (run.evaluation_due or progress.finished()):
+    checkpoint, reason = t.save_last(), t.stop.describe(t.agreed.stop)
+    if t.agreed.stop == REASONS.index(HOOK):  # which may be one of another rank
+        reason = next(filter(None, t.mesh.all_gather_text(t.stop.hook)), reason)
+    state = t.state
+    t.events.record("stop", step=state.step, reason=reason, phase_seconds=dict(t.phases.seconds))
+    with fail_together(t.mesh):
+        t.folder.mark_saved()
+    of = "" if state.max_steps is None else f" of {state.max_steps}"
+    if state.evaluated_step != state.step and (t.evaluation_due or state.finished()):
         of += ", whose evaluation is still to be made"
-    run.console.note(
-        f"stopped by {reason} after step {progress.step}{of}; saved {checkpoint}; "
+    t.console.note(
+        f"stopped by {reason} after step {state.step}{of}; saved {checkpoint}; "
         "the same command goes on from here"
     )
     return STOPPED
 
 
-def save_and_fail(run: Run, log: Log, error: Exception | None) -> NoReturn:
+def save_and_fail(t: Trainer, error: Exception | None) -> NoReturn:
     """Saves, on all ranks, and raises the error that one or several of them give.
 
     Between two steps only, when all ranks are there.
     """
-    run.control.close()
-    log.flush(run)
+    t.control.close()
+    t.log.flush()
     saved = ""
-    if run.unsaved_steps:
+    if t.unsaved_steps:
         try:
-            saved = f"Saved {run.save()}"
+            saved = f"Saved {t.save()}"
         except RunFault as fault:
             saved = f"NOT SAVED: {fault}"
-        run.console.note(saved)
+        t.console.note(saved)
     try:
-        with fail_together(run.mesh):
+        with fail_together(t.mesh):
             if error is not None:
                 raise error
     except (UserError, RunFault) as joint:
@@ -63,36 +64,42 @@ def save_and_fail(run: Run, log: Log, error: Exception | None) -> NoReturn:
     raise AssertionError("no rank has given an error")
 
 
-def record_fault(run: Run, log: Log, error: BaseException) -> BaseException:
+def raise_failures(t: Trainer) -> None:
+    """Raises, on all ranks, the error of a hook of one of them, if there is one. Where nothing is unsaved."""
+    with fail_together(t.mesh):
+        if t.hooks.failure is not None:
+            raise t.hooks.failure
+
+
+def record_fault(t: Trainer, error: BaseException) -> BaseException:
     """Puts a fault on record, with what it costs; returns `error`, or what is behind it (see RollCall).
 
     Between two steps a process alone saves first, unless it ends on purpose; of several, the others may be
     anywhere.
     """
-    cause = run.mesh.cause_of(error)
+    cause = t.mesh.cause_of(error)
     unexpected = isinstance(error, Exception) and not isinstance(error, UserError | RunFault)
-    if unexpected and run.unsaved_steps and not run.in_step and run.mesh.world_size == 1:
-        with suppress(Exception):  # the error itself is what is told
-            log.flush(run)
-            run.console.note(f"saved {run.save()}")
+    if unexpected and t.unsaved_steps and not t.in_step and t.mesh.world_size == 1:
+        with suppress(Exception):  # what the user must see is the error itself
+            t.console.note(f"saved {t.save()}")
     reason = f"{type(cause).__name__}: {cause}"
-    lost = run.unsaved_steps
-    events, roll_call = run.events, run.mesh.roll_call
-    if roll_call is not None and 0 in roll_call.gone and run.mesh.rank == roll_call.first:
-        events = EventLog(run.folder.path / "events.jsonl")  # rank 0, whose task it was, has gone
+    lost = t.unsaved_steps
+    events, roll_call = t.events, t.mesh.roll_call
+    if roll_call is not None and 0 in roll_call.gone and t.mesh.rank == roll_call.first:
+        events = EventLog(t.folder.path / "events.jsonl")  # rank 0, whose task it was, has gone
     events.record(
         "fault",
-        step=run.progress.step,
+        step=t.state.step,
         reason=reason[:MAX_REASON],
-        saved_step=run.saved_step,
+        saved_step=t.saved_step,
         lost_steps=lost,
     )
-    run.console.log(reason)
+    t.console.log(reason)
     if lost:
-        saved = run.saved_step
+        saved = t.saved_step
         since = "the start of the run" if saved is None else f"the checkpoint of step {saved}"
-        run.console.note(
-            f"ended by a fault after step {run.progress.step}: {lost} steps are lost, all since {since}; "
+        t.console.note(
+            f"ended by a fault after step {t.state.step}: {lost} steps are lost, all since {since}; "
             "the same command does them again"
         )
     return cause

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,16 +17,16 @@ from llmkit.data.prepared import Prepared
 from llmkit.errors import UserError
 from llmkit.generate import Sampling, stream_text
 from llmkit.inference import load_model
-from llmkit.loop.run import Run
-from llmkit.loop.stop import StopRequest
 from llmkit.loop.suggestions import generate_options
 from llmkit.model.base import Model
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
-from llmkit.precision import PRECISIONS
 from llmkit.prompts import chat_prompt, text_prompt
 from llmkit.stopping import Stopped
+
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
 
 SAMPLED_PARAMETERS = 10**9
 """Of a model that no process holds whole, at most, for a sample at the end: the others wait for it."""
@@ -33,46 +34,45 @@ SAMPLE_TOKENS = 160
 """Length of the sample at the end of a run."""
 
 
-def finish(run: Run, stop: StopRequest) -> None:
+def finish(t: Trainer) -> None:
     """Marks the run as done and prints its summary; on rank 0 alone. A stop leaves out the sample."""
-    if run.mesh.rank > 0:
+    if t.mesh.rank > 0:
         return
-    progress = run.progress
-    run.console.close()
-    if run.folder.is_done:
-        early = ", where early stopping ended it" if progress.stopped_early else ""
-        run.console.note(f"this run is finished since step {progress.step}{early}: nothing is left to do")
+    state = t.state
+    t.console.close()
+    if t.folder.is_done:
+        early = ", where early stopping ended it" if state.stopped_early else ""
+        t.console.note(f"this run is finished since step {state.step}{early}: nothing is left to do")
     else:
-        counts = {"tokens": progress.tokens, "skipped": progress.skipped, "no_targets": progress.no_targets}
-        with failure_recorded(run.events):
-            run.folder.mark_done()
-        run.events.record("done", step=progress.step, **counts)
-    facts = {"steps": f"{progress.step}, {progress.tokens / 1e6:.2f}M tokens"}
-    if progress.skipped:
-        facts["skipped"] = f"{progress.skipped} updates with a non-finite gradient"
-    if progress.no_targets:
-        facts["no targets"] = f"{progress.no_targets} steps whose batch had no target; they changed nothing"
-    facts |= heldout_facts(run)
-    if run.config.monitor.sample is not None:
-        run.console.note("")
+        counts = {"tokens": state.tokens, "skipped": state.skipped, "no_targets": state.no_targets}
+        with failure_recorded(t.events):
+            t.folder.mark_done()
+        seconds = dict(t.phases.seconds)
+        t.events.record("done", step=state.step, **counts, phase_seconds=seconds)
+    facts = {"steps": f"{state.step}, {state.tokens / 1e6:.2f}M tokens"}
+    if state.skipped:
+        facts["skipped"] = f"{state.skipped} updates with a non-finite gradient"
+    if state.no_targets:
+        facts["no targets"] = f"{state.no_targets} steps whose batch had no target; they changed nothing"
+    facts |= heldout_facts(t)
+    if t.config.monitor.sample is not None:
+        t.console.note("")
         try:
-            stop.give_up(everywhere=True)
-            run.console.note(sample(run, run.config.monitor.sample))
+            t.stop.give_up(everywhere=True)
+            t.console.note(sample(t, t.config.monitor.sample))
         except Stopped as stopped:
-            run.console.note(f"no sample: stopped by {stopped}")
+            t.console.note(f"no sample: stopped by {stopped}")
         finally:
-            stop.hold()
-        run.console.note("")
-    facts["run folder"] = f"{run.folder.path}: checkpoints/, metrics.jsonl, config.yaml, logs/"
-    run.console.summary(facts)
-    longer = (
-        "evaluate.early_stopping=null" if progress.stopped_early else f"train.max_steps={2 * progress.step}"
-    )
-    asks = generate_options(run.config, run.data)
-    commands = [f"{_command('generate', run)} {options}" for options in asks]
-    if run.heldout:
-        commands.append(_command("evaluate", run))
-    run.console.note(
+            t.stop.hold()
+        t.console.note("")
+    facts["run folder"] = f"{t.folder.path}: checkpoints/, metrics.jsonl, config.yaml, logs/"
+    t.console.summary(facts)
+    longer = "evaluate.early_stopping=null" if state.stopped_early else f"train.max_steps={2 * state.step}"
+    asks = generate_options(t.config, t.data)
+    commands = [f"{_command('generate', t)} {options}" for options in asks]
+    if t.heldout:
+        commands.append(_command("evaluate", t))
+    t.console.note(
         f"\nTry next:\n{''.join(f'  {command}{chr(10)}' for command in commands)}"
         f"  the same command with {longer} to go on training (it says what becomes of the learning rate)"
     )
@@ -85,20 +85,20 @@ def command_name() -> str:
     return shlex.quote(sys.argv[0]) if Path(sys.argv[0]).name == "llmkit" else "python -m llmkit"
 
 
-def _command(name: str, run: Run) -> str:
+def _command(name: str, t: Trainer) -> str:
     """A command about the run, as it is typed into a shell."""
-    return f"{command_name()} {name} {shlex.quote(str(run.folder.path))}"
+    return f"{command_name()} {name} {shlex.quote(str(t.folder.path))}"
 
 
-def heldout_facts(run: Run) -> dict[str, str]:
+def heldout_facts(t: Trainer) -> dict[str, str]:
     """Held-out loss, and bits per byte beside those of general compressors on the same text."""
-    loss = run.progress.eval_loss
+    loss = t.state.eval_loss
     if loss is None:
-        return {} if run.progress.evaluated_step is None else {"held-out loss": "not finite"}
+        return {} if t.state.evaluated_step is None else {"held-out loss": "not finite"}
     facts = {"held-out loss": f"{loss:.4f} nats a token, perplexity {perplexity(loss):.2f}"}
-    assert run.heldout is not None
-    bits = bits_per_byte(loss * run.heldout.targets, run.heldout.text_bytes)
-    others = compressors_bits_per_byte(run.data)
+    assert t.heldout is not None
+    bits = bits_per_byte(loss * t.heldout.targets, t.heldout.text_bytes)
+    others = compressors_bits_per_byte(t.data)
     beside = "".join(f", {name} {value:.2f}" for name, value in others.items())
     facts["bits per byte"] = f"this model {shown_bits(bits)}{beside}"
     return facts
@@ -115,34 +115,34 @@ def compressors_bits_per_byte(data: Prepared) -> dict[str, float]:
     return found
 
 
-def sample(run: Run, text: str) -> str:
+def sample(t: Trainer, text: str) -> str:
     """The prompt and what the model makes of it; or why there is no sample, which is no fault of the run.
 
     Where all that the model saw are chats, the prompt is a question to the assistant.
     """
-    if _is_cut(run) and run.shape.num_parameters > SAMPLED_PARAMETERS:
-        return f"no sample of a model of this size: {_command('generate', run)}"
+    if _is_cut(t) and t.plan.model.num_parameters > SAMPLED_PARAMETERS:
+        return f"no sample of a model of this size: {_command('generate', t)}"
     try:
-        only_chats = all(spec.record == "chat" for spec in run.config.data.sources)
-        prompt = (chat_prompt if only_chats else text_prompt)(run.data.tokenizer, text)
+        only_chats = all(spec.record == "chat" for spec in t.config.data.sources)
+        prompt = (chat_prompt if only_chats else text_prompt)(t.data.tokenizer, text)
         # Every length would be compiled anew.
-        with torch.compiler.set_stance("force_eager"), _whole_model(run) as model:
-            answer = "".join(stream_text(model, run.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
+        with torch.compiler.set_stance("force_eager"), _whole_model(t) as model:
+            answer = "".join(stream_text(model, t.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
     except (RuntimeError, MemoryError, UserError) as error:
         return f"no sample: {str(error).partition(chr(10))[0]}"
     return prompt.shown + answer
 
 
-def _is_cut(run: Run) -> bool:
-    return run.layout.zero_stage > 0 or run.layout.tensor_parallel_size > 1
+def _is_cut(t: Trainer) -> bool:
+    return t.plan.layout.zero_stage > 0 or t.plan.layout.tensor_parallel_size > 1
 
 
 @contextmanager
-def _whole_model(run: Run) -> Iterator[Model]:
+def _whole_model(t: Trainer) -> Iterator[Model]:
     """The model as it is in the engine; where the layout cuts it, as it was saved, on the host."""
-    if _is_cut(run):
-        yield load_model(load_checkpoint(run.checkpoint), torch.device("cpu"), PRECISIONS[run.precision])
+    if _is_cut(t):
+        yield load_model(load_checkpoint(t.checkpoint), torch.device("cpu"), t.plan.precision)
     else:
-        run.engine.model.eval()
-        yield run.engine.model
-        run.engine.model.train()
+        t.engine.model.eval()
+        yield t.engine.model
+        t.engine.model.train()

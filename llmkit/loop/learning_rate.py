@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.schema import Config
-from llmkit.loop.progress import Progress
 from llmkit.loop.resume import settings_of
+from llmkit.loop.state import TrainState
 from llmkit.optim.schedule import learning_rate_at
 
 COMPARED = 1000
@@ -23,19 +23,19 @@ class RateChange:
     message: str
 
 
-def rate_change(checkpoint: Checkpoint, config: Config, progress: Progress) -> RateChange | None:
+def rate_change(checkpoint: Checkpoint, config: Config, state: TrainState) -> RateChange | None:
     """How the learning rate of the steps to come changes; None where it does not.
 
-    progress: of now, with the number of steps of now.
+    state: of now, with the number of steps of now.
     """
-    if progress.finished():
+    if state.finished():
         return None
     before = settings_of(checkpoint)
-    steps_before = Progress.from_json(checkpoint.state["progress"], checkpoint.origin).max_steps
-    step, end = progress.step + 1, max(progress.max_steps or 0, steps_before or 0, progress.step + 1)
+    steps_before = TrainState.from_json(checkpoint.state["progress"], checkpoint.origin).max_steps
+    step, end = state.step + 1, max(state.max_steps or 0, steps_before or 0, state.step + 1)
     stride = max(1, (end - step) // COMPARED)
     pairs = [
-        (learning_rate_at(s, steps_before, before), learning_rate_at(s, progress.max_steps, config))
+        (learning_rate_at(s, steps_before, before), learning_rate_at(s, state.max_steps, config))
         for s in [*range(step, end, stride), end]
     ]
     if all(old == new for old, new in pairs):
@@ -45,9 +45,9 @@ def rate_change(checkpoint: Checkpoint, config: Config, progress: Progress) -> R
     if old == new:
         message = f"the learning rate of step {step} is {new:.3g} as before, that of later steps changes"
     spans = before.schedule.steps is None and config.schedule.steps is None
-    if spans and steps_before is not None and progress.max_steps != steps_before:
+    if spans and steps_before is not None and state.max_steps != steps_before:
         message += (
-            f": the schedule now spans {progress.max_steps} steps instead of {steps_before} "
+            f": the schedule now spans {state.max_steps} steps instead of {steps_before} "
             f"(schedule.steps={steps_before} would keep it)"
         )
     return RateChange(old, new, message)

@@ -21,7 +21,7 @@ from llmkit.config.resume_rules import RESUME_POLICIES
 from llmkit.config.schema import Config
 from llmkit.config.stored import read_stored
 from llmkit.errors import UserError
-from llmkit.loop.progress import Progress
+from llmkit.loop.state import TrainState
 from llmkit.model.build import build_model
 from llmkit.model.initial import InitialWeights
 from llmkit.monitor.events import EventLog
@@ -41,17 +41,18 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run stands. was_done: it was finished. passed_over: lines on newer checkpoints not taken."""
+class ResumePoint:
+    """Where a run goes on. checkpoint: None for a new run. was_done: the run was finished. passed_over: why
+    newer checkpoints are not used, a line each."""
 
     checkpoint: Checkpoint | None
     was_done: bool
     passed_over: list[str]
 
 
-def shared_checkpoint(
+def find_resume_point(
     loaded: Loaded, mesh: Mesh, folder: RunFolder, options: Options, note: Callable[[str], None]
-) -> Standing:
+) -> ResumePoint:
     """Where the run stands, with the checkpoint to go on from; all ranks call it, and verify a share each.
 
     Raises UserError on all of them where the folder holds another run, or one that would have to start over.
@@ -70,7 +71,7 @@ def shared_checkpoint(
         return json.dumps([folder.is_done, passed_over])
 
     was_done, passed_over = json.loads(on_rank_zero(mesh, check))
-    return Standing(checkpoint, was_done, passed_over)
+    return ResumePoint(checkpoint, was_done, passed_over)
 
 
 def _vanished(checkpoint: Checkpoint, folder: RunFolder, note: Callable[[str], None]) -> list[str]:
@@ -172,26 +173,26 @@ def settings_of(checkpoint: Checkpoint) -> Config:
     return read_stored(checkpoint.config, checkpoint.origin, lambda line: None)
 
 
-def resumed_progress(
+def resumed_state(
     checkpoint: Checkpoint, config: Config, fingerprint: dict[str, Any], note: Callable[[str], None]
-) -> Progress:
+) -> TrainState:
     """The counters of the checkpoint under today's settings: more steps let a finished run go on, fewer than
     it has made end it where it stands.
 
     fingerprint: of the data of now. Where other text is held out, or in other rows, the losses from before
     are not compared with those to come.
     """
-    progress = Progress.from_json(checkpoint.state["progress"], checkpoint.origin)
+    state = TrainState.from_json(checkpoint.state["progress"], checkpoint.origin)
     if config.train.max_steps is not None:
-        progress.max_steps = max(config.train.max_steps, progress.step)
+        state.max_steps = max(config.train.max_steps, state.step)
     before = checkpoint.state["data"]["fingerprint"]
-    if progress.best_eval_loss is not None and _held_out(before) != _held_out(fingerprint):
+    if state.best_eval_loss is not None and _held_out(before) != _held_out(fingerprint):
         note("other text is held out than before: early stopping begins to compare anew")
-        progress.best_eval_loss, progress.evaluations_without_gain = None, 0
-        progress.evaluated_step = progress.eval_loss = None
+        state.best_eval_loss, state.evaluations_without_gain = None, 0
+        state.evaluated_step = state.eval_loss = None
     patience = config.evaluate.early_stopping
-    progress.stopped_early = patience is not None and progress.evaluations_without_gain >= patience
-    return progress
+    state.stopped_early = patience is not None and state.evaluations_without_gain >= patience
+    return state
 
 
 def _held_out(fingerprint: dict[str, Any]) -> list[Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from llmkit.data.loader import Step
+from llmkit.data.loader import Step, TrainLoader
 from llmkit.data.sources.records import left_out_summary
-from llmkit.loop.run import Run
 from llmkit.monitor.jsonlines import JsonLines
+from llmkit.parallel.mesh import Mesh
 
 FOLDER = "samples"
 
@@ -19,7 +20,7 @@ def samples_file(folder: Path, data_rank: int) -> Path:
 
 
 def cut_back_samples(folder: Path, step: int) -> None:
-    """Forgets what was trained on after `step`, by any rank that there ever was: it is trained on again."""
+    """Drops what was trained on after `step`, by any rank that there ever was: it is trained on again."""
     for path in sorted((folder / FOLDER).glob("rank-*.jsonl")):
         JsonLines(path).keep(lambda row: isinstance(row.get("step"), int) and row["step"] <= step)
 
@@ -28,13 +29,13 @@ class SampleLog:
     """A line a step: `step`, `first` (position of the step's first row in the order of the run), `positions`
     of this rank's rows, and `hashes`, the xxh64 of each row's tokens and labels.
 
-    Does nothing unless `monitor.log_samples` is set; of tensor-parallel peers only the first writes.
+    Of ranks that see the same rows (tensor-parallel peers) only the first writes.
     """
 
-    def __init__(self, run: Run) -> None:
-        wanted = run.config.monitor.log_samples and run.mesh["context", "tensor"].rank == 0
-        self._rank, self._world = run.mesh["data"].rank, run.mesh["data"].size
-        self._file = JsonLines(samples_file(run.folder.path, self._rank)) if wanted else None
+    def __init__(self, folder: Path, mesh: Mesh) -> None:
+        self._rank, self._world = mesh["data"].rank, mesh["data"].size
+        writes = mesh["context", "tensor"].rank == 0
+        self._file = JsonLines(samples_file(folder, self._rank)) if writes else None
 
     def record(self, step: int, batch: Step) -> None:
         """Notes what was trained on in `step`."""
@@ -54,17 +55,21 @@ class SampleLog:
             self._file.close()
 
 
-class TellLeftOut:
-    """Says which documents of live sources were left out: at the first one, and as their number doubles."""
+class LeftOutReport:
+    """Says which documents of live sources were left out: at the first one, and as their number doubles.
 
-    def __init__(self) -> None:
-        self._told: Counter[str] = Counter()
+    note: is called with what the user should know.
+    """
 
-    def tell(self, run: Run) -> None:
+    def __init__(self, loader: TrainLoader, note: Callable[[str], None]) -> None:
+        self._loader, self._note = loader, note
+        self._reported: Counter[str] = Counter()
+
+    def report(self) -> None:
         """To be called now and then."""
-        while run.loader.notes:
-            run.console.note(f"data: {run.loader.notes.pop(0)}")
-        for name, counts in run.loader.left_out.items():
-            if counts.total() >= max(1, 2 * self._told[name]):
-                self._told[name] = counts.total()
-                run.console.note(f"data: {name}: {left_out_summary(counts)}, so far")
+        while self._loader.notes:
+            self._note(f"data: {self._loader.notes.pop(0)}")
+        for name, counts in self._loader.left_out.items():
+            if counts.total() >= max(1, 2 * self._reported[name]):
+                self._reported[name] = counts.total()
+                self._note(f"data: {name}: {left_out_summary(counts)}, so far")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from llmkit.engine.base import StepResult
+import torch
+from torch import Tensor
 
 
 class Scalars:
-    """Copies a step's scalars to the host in the background, to be read a step later.
+    """Copies scalars of one device to the host in the background, to be read a step later.
 
-    On a GPU the copy is queued behind the step and an event marks its end: reading waits for that
-    step alone, not for those queued since.
+    On a GPU the copy is queued behind the work before it and an event marks its end: reading waits for that
+    work alone, not for what was queued since.
     """
 
-    def __init__(self, result: StepResult) -> None:
-        self.targets = result.targets
-        packed = torch.stack([result.loss_sum, result.grad_norm.double(), result.skipped.double()])
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        packed = torch.stack([value.detach().double().reshape(()) for value in values])
         self._event: torch.cuda.Event | None = None
         if packed.is_cuda:
             host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
@@ -25,14 +25,8 @@ class Scalars:
             self._event.record()
         self._packed = packed
 
-    def read(self) -> tuple[float | None, float | None, bool]:
-        """(mean loss in nats per target, gradient norm, whether the update was skipped).
-
-        A step without a target has no loss and no gradient: None.
-        """
-        if self.targets == 0:
-            return None, None, False
+    def read(self) -> list[float]:
+        """The values."""
         if self._event is not None:
             self._event.synchronize()
-        loss_sum, norm, skipped = self._packed.tolist()
-        return loss_sum / self.targets, norm, skipped > 0.0
+        return self._packed.tolist()

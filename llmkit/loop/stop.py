@@ -1,4 +1,4 @@
-"""Requests to stop a run: signals, stop files, the end of a time budget; as numbers that ranks exchange."""
+"""Requests to stop a run: signals, stop files, hooks, the end of a time budget."""
 
 from __future__ import annotations
 
@@ -8,35 +8,40 @@ from pathlib import Path
 from llmkit.run_folder import STOP, RunFolder
 from llmkit.stopping import LAUNCHER_GONE, SIGNALS, Listener
 
+HOOK = "a hook"
 STOP_FILE, BATCH_FILE, TIME_OVER = "the stop file", "the batch script's stop file", "train.max_minutes"
-REASONS = ("", TIME_OVER, LAUNCHER_GONE, *(number.name for number in SIGNALS), STOP_FILE, BATCH_FILE)
-"""Why a run stops. Ranks exchange the places in this list; of several reasons the last counts."""
+REASONS = ("", HOOK, TIME_OVER, LAUNCHER_GONE, *(number.name for number in SIGNALS), STOP_FILE, BATCH_FILE)
+"""Why a run stops. Ranks exchange indices into this list; of several reasons the last counts."""
 SHOWN = 200
 """Characters of a stop file that are shown at most."""
 
 
 class StopRequest:
-    """What this rank knows of requests to stop its run.
+    """The requests to stop that this rank has received.
 
-    note: is told of the first one, and of stop files that were there before this start. `time_over` may be
-    set: whether the time of the run is over.
+    note: is called with the first one, and with stop files that were there before this start.
+    time_over: may be set to a function that tells whether the time of the run is over. hook: may be set to
+    the hook that asks for a stop, and why.
     """
 
     def __init__(self, listener: Listener, folder: RunFolder, note: Callable[[str], None]) -> None:
         self._listener, self._folder, self._note = listener, folder, note
         self._noted = False
         self.time_over: Callable[[], bool] = lambda: False
+        self.hook = ""
         for file in folder.outdated:
             note(f"note: {file} asked for a stop before this start; it is removed")
 
-    def wish(self) -> int:
-        """Why to stop now, as a place in REASONS; 0 = no reason."""
+    def code(self) -> int:
+        """Why to stop now, as an index into REASONS; 0 = no reason."""
         if (file := self._folder.stop_file()) is not None:  # it may tell more than the signal beside it
             reason = self._kind_of(file)
         else:
             reason = self._listener.reason
         if not reason and self.time_over():
             reason = TIME_OVER
+        if not reason and self.hook:
+            reason = HOOK
         code = REASONS.index(reason)
         if code and not self._noted:
             self._noted = True
@@ -45,7 +50,7 @@ class StopRequest:
         return code
 
     def file_reason(self) -> str:
-        """What there is of a stop file in words; empty = nothing."""
+        """The stop file, if there is one, in words; empty = there is none."""
         file = self._folder.stop_file()
         return "" if file is None else self.describe(REASONS.index(self._kind_of(file)))
 
@@ -54,24 +59,24 @@ class StopRequest:
         self._listener.give_up(everywhere, self.file_reason)
 
     def hold(self) -> None:
-        """From now on there is something to lose: who asks for a `wish` sees to it that it is saved."""
+        """From now on nothing is interrupted: whoever asks for `code` sees to it that all is saved."""
         self._listener.hold()
 
     def _kind_of(self, file: Path) -> str:
         return STOP_FILE if file == self._folder.path / STOP else BATCH_FILE
 
     def describe(self, code: int) -> str:
-        """A place in REASONS in words, with what the batch script has written into its file."""
+        """An index into REASONS in words, with what the batch script or this rank's hook gives as reason."""
         reason = REASONS[code]
         if reason == STOP_FILE:
             return f"{reason} {self._folder.path / STOP}"
         if reason == BATCH_FILE and (file := self._folder.stop_file()) is not None:
             return ": ".join(filter(None, (reason, _first_line(file))))
-        return reason
+        return self.hook or reason if reason == HOOK else reason
 
 
 def _first_line(file: Path) -> str:
-    """What a file says in its first line, made fit to be shown; empty where it says nothing."""
+    """The first line of a file, made fit to be shown; empty where it has none."""
     try:
         with file.open(encoding="utf-8", errors="replace") as text:
             line = text.readline(SHOWN)

@@ -17,12 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from llmkit.monitor.background import UnblockedStream
+from llmkit.monitor.sink import Sink
 
 REFRESH_SECONDS = 0.1
 BAR_WIDTH = 20
 
 
-class Console:
+class Console(Sink):
     """Shows a run: on a terminal a progress line that refreshes itself under the lines that stay.
 
     stream: where to write; default: standard output. terminal: whether the stream is one; default:
@@ -68,8 +69,15 @@ class Console:
         self._refreshed = now
         self._show({**self._row, "step": step})
 
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Prints a row of metrics.jsonl, of a step or of an evaluation, as a line that stays."""
+        if "eval_loss" in row:
+            self.evaluation(row["step"], row["eval_loss"], row["eval_bits_per_byte"])
+        else:
+            self.row(row)
+
     def row(self, row: Mapping[str, Any]) -> None:
-        """Prints a row of metrics.jsonl as a line that stays."""
+        """Prints the row of a step as a line that stays."""
         self._row = row
         if self._live is not None:  # which would go on showing the row before
             self._show(row)

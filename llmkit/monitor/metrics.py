@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from llmkit.monitor.jsonlines import JsonLines, Row
+from llmkit.monitor.sink import Sink
 
 
 class MetricsFile(JsonLines):
@@ -27,3 +31,19 @@ class MetricsFile(JsonLines):
         """The evaluation row of this step, or None."""
         found = (row for row in reversed(self.rows()) if row.get("step") == step and "eval_loss" in row)
         return next(found, None)
+
+
+class MetricsSink(Sink):
+    """Appends each row to metrics.jsonl; `note` is called where the disk refuses rows."""
+
+    def __init__(self, file: MetricsFile, note: Callable[[str], None]) -> None:
+        self._file, self._note = file, note
+        self._noted = False
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Returns when the row has reached the kernel, or waits in memory for a disk that takes it."""
+        self._file.append(row)
+        fault = self._file.fault
+        if fault is not None and not self._noted:
+            self._note(f"metrics.jsonl cannot be written, its rows wait in memory: {fault}")
+        self._noted = fault is not None

@@ -19,9 +19,7 @@ from llmkit.data.blocks import BlockMaker
 from llmkit.data.evaluation import HeldOut
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import UserError
-from llmkit.loop.batches import listen
-from llmkit.loop.run import Run
-from llmkit.loop.stop import StopRequest
+from llmkit.loop.trainer import Trainer
 from tests.limits import HANG
 
 Patch = pytest.MonkeyPatch
@@ -76,17 +74,19 @@ def stall_and_stop(patch: Patch) -> None:
     """No data come after 3 steps, and a stop is asked for while they are awaited."""
     blocks_that_end(patch, 2, lambda: time.sleep(HANG))
 
-    def signalled(run: Run, stop: StopRequest) -> None:
-        listen(run, stop)
-        asked = run.loader.give_up
-        run.loader.give_up = lambda: (run.progress.step == 3 and end_self()) or asked()
+    stop_code = Trainer.stop_code
 
-    patch.setattr("llmkit.train.listen", signalled)
+    def signalled(trainer: Trainer) -> int:
+        if trainer.state.step == 3:
+            end_self()
+        return stop_code(trainer)
+
+    patch.setattr(Trainer, "stop_code", signalled)
     patch.setattr("llmkit.data.prefetch.CLOSE_SECONDS", 0.0)
 
 
 def build_and_stop(patch: Patch) -> None:
-    patch.setattr("llmkit.loop.basis.prepare", lambda *arguments, **named: end_self())
+    patch.setattr("llmkit.loop.prepare.prepare", lambda *arguments, **named: end_self())
 
 
 def fail(error: BaseException) -> Callable[[], None]:

@@ -40,12 +40,12 @@ def mistakes(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list
 
 def dies_while_preparing(folder: str) -> dict[str, Any]:
     """The second rank is killed while it reads the data; what the first one makes of it."""
-    import llmkit.loop.basis
+    import llmkit.loop.prepare
 
     agreement.PATIENCE = LONGER
     os.chdir(folder)
     if os.environ["RANK"] == "1":
-        llmkit.loop.basis.prepare = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        llmkit.loop.prepare.prepare = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
         code = main(["train", "tiny.yaml", "run.deterministic=false"])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llmkit.data.loader import TrainLoader
+from llmkit.data.loader import Step, TrainLoader
 from llmkit.data.prefetch import GaveUp
-from llmkit.errors import RunFault, SourceDryError, UserError
-from llmkit.loop.batches import FAILED, next_batch
-from llmkit.loop.control import NOTHING, Wishes
+from llmkit.errors import SourceDryError, UserError
+from llmkit.loop.batches import Batches, NoBatch
+from llmkit.loop.control import Control
 from llmkit.parallel.mesh import Mesh
 from tests.data.live.fakes import live
 from tests.data.toy import toy
@@ -21,119 +19,98 @@ from tests.data.toy import toy
 STEPS, BATCH_ROWS = 3, 2
 
 
-class Others:
-    """A run of two ranks of which this is the first; `others` is why the other one has no batch, `told` the
-    error that it then gives."""
+class OneOfTwo(Control):
+    """The first of two ranks; the other one gives `others`: why it stops, whether it has failed, and how
+    many lanes its sources have left."""
 
-    def __init__(
-        self,
-        others: int,
-        told: Exception | None = None,
-        save_fails: bool = False,
-        lanes_left: int | None = None,
-    ) -> None:
-        data = toy({"web": live([["abcdefgh"] * 20] * 2)})
-        if lanes_left is not None:  # of the other one, where those of this one are at their end
-            data = toy({"web": live([["abc"]] * 2, max_epochs=1)}, max_epochs={"web": 1})
-        self.loader = TrainLoader(*data, 5, BATCH_ROWS, 1, 0, 2)
-        for _ in range(STEPS):
-            next(self.loader)
-        self.before = self.loader.state()
-        self.done: list[Any] = []
-        self.run: Any = SimpleNamespace(
-            loader=self.loader,
-            clock=SimpleNamespace(waiting=lambda: self.loader),  # closes it, too
-            control=SimpleNamespace(
-                largest=lambda value, *left: [max(value, others), *(max(n, lanes_left or 0) for n in left)],
-                close=lambda: self.done.append("control"),
-            ),
-            mesh=Mesh(),
-            console=SimpleNamespace(note=lambda text: self.done.append("told")),
-            save=self.save,
-            unsaved_steps=3,
-            agreed=NOTHING,
-        )
-        self.told, self.save_fails = told, save_fails
-        self.log: Any = SimpleNamespace(flush=lambda run: self.done.append("log"))
+    def __init__(self, *others: int) -> None:
+        super().__init__(Mesh())
+        self.others = (*others, 0, 0, 0)
 
-    def save(self) -> str:
-        if self.save_fails:
-            raise RunFault("the disk is full")
-        self.done.append(self.loader.state())
-        return "step-00000003"
-
-    def next(self) -> Any:
-        """The next batch, where errors of the other rank are this one's, as if gathered."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("llmkit.loop.ends.fail_together", self.together)
-            return next_batch(self.run, self.log, self.loader)
-
-    @contextmanager
-    def together(self, mesh: Mesh) -> Iterator[None]:
-        yield
-        if self.told is not None:
-            raise self.told
+    def largest(self, *values: int) -> list[int]:
+        return [max(pair) for pair in zip(values, self.others, strict=False)]
 
 
-def test_a_batch_is_given_where_all_have_one() -> None:
-    case = Others(0)
-    batch = next_batch(case.run, case.log, case.loader)
-    assert batch is not None
-    assert (batch.first, case.loader.position, case.done) == (6, 8, [])
+@pytest.fixture
+def loader() -> Iterator[TrainLoader]:
+    yield from after_some_steps(toy({"web": live([["abcdefgh"] * 20] * 2)}))
 
 
-@pytest.mark.parametrize("error", [SourceDryError("web has run dry."), UserError("line 3 of web is broken")])
-def test_where_the_data_of_another_rank_fail_the_state_before_this_step_is_saved(error: Exception) -> None:
-    case = Others(FAILED, error)
-    with pytest.raises(type(error), match=str(error).rstrip(".") + r"\. Saved step-00000003"):
-        case.next()
-    assert case.done == ["control", "log", case.before, "told"]
+@pytest.fixture
+def at_its_end() -> Iterator[TrainLoader]:
+    """A loader whose source has nothing left on this rank."""
+    yield from after_some_steps(toy({"web": live([["abc"]] * 2, max_epochs=1)}, max_epochs={"web": 1}))
 
 
-def test_a_save_that_fails_does_not_hide_why_the_run_ends() -> None:
-    case = Others(FAILED, UserError("line 3 of web is broken"), save_fails=True)
-    with pytest.raises(UserError, match=r"line 3 of web is broken\. NOT SAVED: the disk is full"):
-        case.next()
+def after_some_steps(data: Any) -> Iterator[TrainLoader]:
+    loader = TrainLoader(*data, 5, BATCH_ROWS, 1, 0, 2)
+    for _ in range(STEPS):
+        next(loader)
+    yield loader
+    loader.close()
 
 
-def test_where_nothing_was_trained_nothing_is_saved() -> None:
-    case = Others(FAILED, UserError("line 3 of web is broken"))
-    case.run.unsaved_steps = 0
-    with pytest.raises(UserError, match=r"is broken$"):
-        case.next()
-    assert case.done == ["control", "log"]
+def batches(loader: TrainLoader, *others: int) -> Batches:
+    return Batches(loader, OneOfTwo(*others), lambda: 0)
 
 
-@pytest.mark.parametrize("lanes_left", [0, 1])
-def test_a_live_source_has_run_dry_where_the_lanes_of_all_ranks_are_at_their_end(lanes_left: int) -> None:
-    case = Others(0, lanes_left=lanes_left)
-    assert not case.loader.ready(1), "the ranks have to agree"
-    if lanes_left:
-        assert next_batch(case.run, case.log, case.loader) is not None
-        return
-    with pytest.raises(SourceDryError, match=r"source web has run dry: .*\. Saved step-00000003"):
-        case.next()
-    assert case.done == ["control", "log", case.before, "told"]
+def test_a_batch_is_given_where_all_have_one(loader: TrainLoader) -> None:
+    batch = batches(loader).next(unready=True)
+    assert isinstance(batch, Step)
+    assert (batch.first, loader.position) == (6, 8)
 
 
-def test_ranks_that_said_that_they_have_a_batch_do_not_wait_for_each_other() -> None:
-    case = Others(2)
-    case.run.agreed = Wishes(unready=0)
-    assert next_batch(case.run, case.log, case.loader) is not None
+def test_where_the_data_of_another_rank_fail_nothing_was_taken(loader: TrainLoader) -> None:
+    before = loader.state()
+    assert batches(loader, 0, 1).next(unready=True) == NoBatch(failed=True)
+    assert loader.state() == before
 
 
-def test_where_another_rank_was_asked_to_stop_as_it_waited_nothing_was_taken() -> None:
-    case = Others(2)
-    assert next_batch(case.run, case.log, case.loader) is None
-    assert (case.run.agreed.stop, case.loader.state()) == (2, case.before)
+def test_the_error_of_this_rank_is_given(loader: TrainLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = UserError("line 3 of web is broken")
+
+    def fails(loader: TrainLoader) -> Step:
+        raise broken
+
+    monkeypatch.setattr(TrainLoader, "__next__", fails)
+    assert batches(loader).next(unready=True) == NoBatch(failed=True, error=broken)
+    with pytest.raises(UserError, match="line 3"):
+        batches(loader).next(unready=False)  # the others train on theirs: nothing can be agreed on
 
 
-def test_who_gives_up_waiting_takes_nothing_and_says_why() -> None:
-    case = Others(0)
+def test_a_live_source_has_run_dry_where_the_lanes_of_all_ranks_are_at_their_end(
+    at_its_end: TrainLoader,
+) -> None:
+    assert not at_its_end.ready(1), "the ranks have to agree"
+    before = at_its_end.state()
+    dry = batches(at_its_end, 0, 0, 0).next(unready=True)
+    assert isinstance(dry, NoBatch) and isinstance(dry.error, SourceDryError)
+    assert "source web has run dry" in str(dry.error)
+    assert at_its_end.state() == before
 
-    def awaited() -> Any:
-        raise GaveUp(1)
-        yield
 
-    assert next_batch(case.run, case.log, awaited()) is None
-    assert (case.run.agreed.stop, case.loader.state()) == (1, case.before)
+def test_a_live_source_goes_on_where_another_rank_has_some_left(at_its_end: TrainLoader) -> None:
+    assert isinstance(batches(at_its_end, 0, 0, 1).next(unready=True), Step)
+
+
+def test_ranks_that_said_that_they_have_a_batch_do_not_wait_for_each_other(loader: TrainLoader) -> None:
+    assert isinstance(batches(loader, 2).next(unready=False), Step)
+
+
+def test_where_another_rank_was_asked_to_stop_as_it_waited_nothing_was_taken(loader: TrainLoader) -> None:
+    before = loader.state()
+    assert batches(loader, 2).next(unready=True) == NoBatch(stop=2)
+    assert loader.state() == before
+
+
+def test_who_gives_up_waiting_takes_nothing_and_says_why(
+    loader: TrainLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def awaited(loader: TrainLoader) -> Step:
+        raise GaveUp(loader.give_up())
+
+    before = loader.state()
+    monkeypatch.setattr(TrainLoader, "__next__", awaited)
+    stopping = Batches(loader, OneOfTwo(), lambda: 1)
+    assert stopping.next(unready=True) == NoBatch(stop=1)
+    assert loader.state() == before

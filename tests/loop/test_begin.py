@@ -134,7 +134,7 @@ def test_a_start_that_fails_says_so_in_the_record(project, monkeypatch):
     def fail(*arguments, **settings):
         raise MemoryError("no room for the engine")
 
-    monkeypatch.setattr("llmkit.loop.setup.build_engine", fail)
+    monkeypatch.setattr("llmkit.loop.build.build_engine", fail)
     with pytest.raises(MemoryError):
         train("train.max_steps=13")
     assert recorded("fault")[0]["reason"] == "MemoryError: no room for the engine"

@@ -11,7 +11,7 @@ from llmkit.loop.budget import Budget
 
 def plan(times: list[float], deadline: float, heldout_tokens=0, evaluate_every=0, warmup_steps=0):
     """The plan after steps that took `times` seconds, from time 0 on; None if there was none."""
-    chooser = Budget(deadline, heldout_tokens, evaluate_every, warmup_steps)
+    chooser = Budget(deadline, heldout_tokens, evaluate_every, warmup_steps, now=0.0)
     now = 0.0
     for step, seconds in enumerate(times, start=1):
         now += seconds

@@ -1,4 +1,4 @@
-"""Wishes of a process alone; those of many ranks are exchanged in tests/parallel/test_world.py."""
+"""Agreed of a process alone; those of many ranks are exchanged in tests/parallel/test_world.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from llmkit.loop import control as module
-from llmkit.loop.control import NOTHING, Control, Poll, Wishes
+from llmkit.loop.control import NOTHING, Agreed, Control, Poll
 from llmkit.parallel.mesh import Mesh
 
 
 def test_a_process_alone_gets_what_it_wishes_at_once():
     control = Control(Mesh())
-    for wishes in (Wishes(save=1), NOTHING, Wishes(stop=2, max_steps=50)):
+    for wishes in (Agreed(save=1), NOTHING, Agreed(stop=2, max_steps=50)):
         assert control.exchange(wishes) == wishes
     assert control.largest(3, 7) == [3, 7]
     control.close()

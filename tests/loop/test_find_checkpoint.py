@@ -10,7 +10,7 @@ import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.errors import UserError
-from llmkit.loop.progress import Progress
+from llmkit.loop.state import TrainState
 from tests.program import make_project, train
 
 FOLDER = Path("runs/tiny")
@@ -128,4 +128,4 @@ def test_rows_without_any_event_are_not_overwritten(project, capsys):
 
 def test_counters_of_another_version_are_refused_by_name():
     with pytest.raises(UserError, match=r"step-7 \(llmkit 9\): it counts dreams, which llmkit"):
-        Progress.from_json({"step": 7, "dreams": 3}, "step-7 (llmkit 9)")
+        TrainState.from_json({"step": 7, "dreams": 3}, "step-7 (llmkit 9)")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from llmkit.config.schema import Config, Data, Evaluate, Source, Train
-from llmkit.loop.progress import Progress
-from llmkit.loop.resume import resumed_progress
+from llmkit.loop.resume import resumed_state
+from llmkit.loop.state import TrainState
 
-STOPPED = Progress(
+STOPPED = TrainState(
     step=12, max_steps=40, evaluated_step=12, eval_loss=2.0, best_eval_loss=1.5, evaluations_without_gain=3
 )
 
@@ -22,14 +22,14 @@ def fingerprint(**changes: Any) -> dict[str, Any]:
     return found | {"sources": [source | changes]} if "heldout" in changes else found | changes
 
 
-def resumed(now: dict[str, Any], notes: list[str]) -> Progress:
+def resumed(now: dict[str, Any], notes: list[str]) -> TrainState:
     state = {"progress": STOPPED.to_json(), "data": {"fingerprint": fingerprint()}}
     config = Config(
         data=Data(sources=[Source(type="stdlib")]),
         train=Train(max_steps=50),
         evaluate=Evaluate(early_stopping=3),
     )
-    return resumed_progress(SimpleNamespace(state=state, origin="a checkpoint"), config, now, notes.append)
+    return resumed_state(SimpleNamespace(state=state, origin="a checkpoint"), config, now, notes.append)
 
 
 def test_early_stopping_goes_on_counting_on_the_same_held_out_text():

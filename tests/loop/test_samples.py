@@ -11,18 +11,13 @@ from typing import Any
 import numpy as np
 
 from llmkit.data.loader import Step
-from llmkit.loop.samples import SampleLog, TellLeftOut, cut_back_samples, samples_file
+from llmkit.loop.samples import LeftOutReport, SampleLog, cut_back_samples, samples_file
 from llmkit.parallel.mesh import Mesh
 
 
-def run(folder: Path, step: int = 0, tensor_rank: int = 0, log_samples: bool = True) -> Any:
-    """As much of a run as this needs: data rank 1 of 3."""
-    return SimpleNamespace(
-        config=SimpleNamespace(monitor=SimpleNamespace(log_samples=log_samples)),
-        mesh=Mesh(2 + tensor_rank, 6, {"tensor": 2}),
-        folder=SimpleNamespace(path=folder),
-        progress=SimpleNamespace(step=step),
-    )
+def mesh(tensor_rank: int = 0) -> Mesh:
+    """Data rank 1 of 3, each of two tensor-parallel ranks."""
+    return Mesh(2 + tensor_rank, 6, {"tensor": 2})
 
 
 def batch(first: int, sources: list[int], hashes: list[int]) -> Step:
@@ -34,7 +29,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_a_step_with_the_positions_of_this_rank_and_no_row_that_only_fills(tmp_path: Path) -> None:
-    log = SampleLog(run(tmp_path))
+    log = SampleLog(tmp_path, mesh())
     log.record(1, batch(0, [0, -1], [7, 0]))
     log.record(2, batch(4, [0, 1], [255, 2**64 - 1]))
     log.close()
@@ -45,14 +40,14 @@ def test_a_line_a_step_with_the_positions_of_this_rank_and_no_row_that_only_fill
 
 
 def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
-    log = SampleLog(run(tmp_path))
+    log = SampleLog(tmp_path, mesh())
     for step in (1, 2, 3):
         log.record(step, batch(4 * step, [0], [step]))
     log.close()
     samples_file(tmp_path, 5).write_text('{"step": 1}\n{"step": 2}\n')  # of a rank that is no more
     cut_back_samples(tmp_path, 1)
     assert samples_file(tmp_path, 5).read_text() == '{"step": 1}\n'
-    again = SampleLog(run(tmp_path, step=1))
+    again = SampleLog(tmp_path, mesh())
     again.record(2, batch(8, [0], [9]))
     again.close()
     assert [(row["step"], row["hashes"]) for row in lines(tmp_path)] == [
@@ -60,21 +55,19 @@ def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_nothing_is_written_unless_asked_for_and_peers_do_not_write_twice(tmp_path: Path) -> None:
-    for one in (run(tmp_path, log_samples=False), run(tmp_path, tensor_rank=1)):
-        SampleLog(one).record(1, batch(0, [0], [1]))
+def test_peers_do_not_write_twice(tmp_path: Path) -> None:
+    SampleLog(tmp_path, mesh(tensor_rank=1)).record(1, batch(0, [0], [1]))
     assert not samples_file(tmp_path, 1).exists()
 
 
-def test_documents_that_are_left_out_are_told_at_once_and_as_they_double() -> None:
-    told: list[str] = []
-    loader = SimpleNamespace(left_out={"web": Counter()}, notes=["web: a kept unit is damaged"])
-    running: Any = SimpleNamespace(loader=loader, console=SimpleNamespace(note=told.append))
-    tell = TellLeftOut()
+def test_documents_that_are_left_out_are_noted_at_once_and_as_they_double() -> None:
+    noted: list[str] = []
+    loader: Any = SimpleNamespace(left_out={"web": Counter()}, notes=["web: a kept unit is damaged"])
+    report = LeftOutReport(loader, noted.append)
     for _ in range(9):
-        tell.tell(running)
+        report.report()
         loader.left_out["web"]["empty"] += 1
-    assert told == [
+    assert noted == [
         "data: web: a kept unit is damaged",
         *(f"data: web: {n} document{'s' * (n > 1)} left out: {n} empty, so far" for n in (1, 2, 4, 8)),
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from llmkit.errors import AlreadyReported, RunFault, UserError
-from llmkit.loop.control import Control, Wishes
+from llmkit.loop.control import Agreed, Control
 from llmkit.parallel import agreement
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
 from llmkit.parallel.rank_info import rank_info_from_env
@@ -67,14 +67,14 @@ def agreements() -> dict[str, Any]:
 
 def exchanges(control: Control, rank: int) -> list[list[int]]:
     """What holds after each of some steps."""
-    wishes = [
-        Wishes(save=1 if rank == 0 else 0),
-        Wishes(save=1 if rank == 1 else 0, max_steps=100 + rank),
-        Wishes(stop=rank, unready=int(rank == 1)),
-        Wishes(),
-        Wishes(stop=1),
+    requests = [
+        Agreed(save=1 if rank == 0 else 0, failed=int(rank == 2)),
+        Agreed(evaluate=1 if rank == 1 else 0, max_steps=100 + rank),
+        Agreed(stop=rank, unready=int(rank == 1)),
+        Agreed(),
+        Agreed(stop=1),
     ]
-    held = [list(control.exchange(wish)) for wish in wishes]
+    held = [list(control.exchange(request)) for request in requests]
     control.close()
     return held
 
@@ -82,7 +82,7 @@ def exchanges(control: Control, rank: int) -> list[list[int]]:
 def batches(control: Control, hashes: list[int]) -> str:
     """Steps of tensor-parallel peers on batches with these hashes."""
     for value in hashes:
-        control.exchange(Wishes(), value)
+        control.exchange(Agreed(), value)
     control.close()
     return "the same"
 

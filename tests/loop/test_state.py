@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 
-from llmkit.loop.progress import Progress
+from llmkit.loop.state import TrainState
 
 
 def test_json_brings_everything_back():
-    progress = Progress(step=3, tokens=99, max_steps=10, skipped=1, evaluated_step=2, eval_loss=1.5)
-    assert Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+    progress = TrainState(step=3, tokens=99, max_steps=10, skipped=1, evaluated_step=2, eval_loss=1.5)
+    assert TrainState.from_json(json.loads(json.dumps(progress.to_json()))) == progress
 
 
 def test_patience_counts_evaluations_without_a_lower_loss():
-    progress = Progress()
+    progress = TrainState()
     stopped = []
     for loss in (3.0, 2.0, 2.5, 1.9, 1.9, math.nan):
         progress.record_evaluation(loss, patience=2)
@@ -24,28 +24,28 @@ def test_patience_counts_evaluations_without_a_lower_loss():
 
 
 def test_a_first_loss_that_is_not_finite_is_no_best_one():
-    progress = Progress()
+    progress = TrainState()
     progress.record_evaluation(math.nan, patience=3)
     progress.record_evaluation(2.0, patience=None)
     assert progress.best_eval_loss == 2.0
 
 
 def test_losses_that_are_never_finite_end_the_patience():
-    progress = Progress()
+    progress = TrainState()
     for _ in range(2):
         progress.record_evaluation(math.nan, patience=2)
     assert progress.stopped_early
 
 
 def test_finished_at_the_last_step_or_when_stopped_early():
-    assert not Progress(step=5).finished()
-    assert not Progress(step=5, max_steps=6).finished()
-    assert Progress(step=6, max_steps=6).finished()
-    assert Progress(step=1, max_steps=6, stopped_early=True).finished()
+    assert not TrainState(step=5).finished()
+    assert not TrainState(step=5, max_steps=6).finished()
+    assert TrainState(step=6, max_steps=6).finished()
+    assert TrainState(step=1, max_steps=6, stopped_early=True).finished()
 
 
 def test_the_mean_loss_weighs_steps_by_their_targets_and_leaves_out_what_is_not_finite():
-    progress = Progress()
+    progress = TrainState()
     for loss, targets in ((2.0, 30), (math.nan, 10), (4.0, 10), (0.0, 0)):
         progress.add_loss(loss, targets)
     assert progress.take_mean_loss() == 2.5

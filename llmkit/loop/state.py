@@ -1,4 +1,4 @@
-"""How far a run has come: everything a checkpoint keeps besides weights, moments and data position."""
+"""The counters of a run: what a checkpoint keeps besides weights, moments and the position in the data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmkit.errors import UserError
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Counters of a run; plain numbers, saved as JSON with each checkpoint."""
 
     step: int = 0
@@ -72,8 +72,8 @@ class Progress:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, state: dict[str, Any], origin: str = "a checkpoint") -> Progress:
-        """The progress that `to_json` wrote, maybe in an older version.
+    def from_json(cls, state: dict[str, Any], origin: str = "a checkpoint") -> TrainState:
+        """The state that `to_json` wrote, maybe in an older version.
 
         origin: names the checkpoint and its version. Raises UserError for a counter that is not known.
         """

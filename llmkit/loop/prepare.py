@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from llmkit.checkpoint.read import Checkpoint
-from llmkit.config.load import Loaded
-from llmkit.config.schema import Config, Data
+from llmkit.config.schema import Data
 from llmkit.data.building.opened import Found
 from llmkit.data.building.prepare import prepare
 from llmkit.data.building.probe import find_remote
@@ -19,82 +18,55 @@ from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts, make_deterministic
-from llmkit.loop.resume import Options, check_same_model
+from llmkit.loop.launch import Launch
+from llmkit.loop.resume import check_same_model
 from llmkit.loop.room import require_disk, require_memory
 from llmkit.loop.run_tokenizer import tokenizer_of_run
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
-from llmkit.plan import Known, Plan, resolve_plan
+from llmkit.plan import Plan, resolve_plan
 from llmkit.plan.text import show_plan
 from llmkit.run_folder import RunFolder
 
 
-@dataclass(frozen=True)
-class Start:
-    """What is settled before the run folder is touched."""
-
-    loaded: Loaded
-    plan: Plan
-    """As the settings and the launch make it; what the tokenizer and the device decide is pending."""
-    known: Known
-    mesh: Mesh
-    options: Options
-    local_size: int
-    """Processes of this run on this host."""
-
-    @property
-    def config(self) -> Config:
-        return self.loaded.config
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What an engine is built on."""
-
-    device: torch.device
-    data: Prepared
-    plan: Plan
-
-
-def lay_basis(
-    start: Start, folder: RunFolder, checkpoint: Checkpoint | None, note: Callable[[str], None]
-) -> Basis:
+def prepare_run(
+    launch: Launch, folder: RunFolder, checkpoint: Checkpoint | None, note: Callable[[str], None]
+) -> tuple[Prepared, Plan]:
     """Prepares the data and completes the plan; everything that can be wrong is found here."""
-    config, mesh = start.config, start.mesh
+    config, mesh, device = launch.config, launch.mesh, launch.mesh.device
     remote = _find_remote(config.data, mesh)
     with fail_together(mesh):
         if config.run.deterministic:
             make_deterministic()
-        device = mesh.device
         facts = device_facts(device, config.kernels.compile is not False)
     free = min(int(text) for text in mesh.all_gather_text(str(facts.free_bytes)))
-    known = replace(start.known, device=replace(facts, free_bytes=free))
+    known = replace(launch.known, device=replace(facts, free_bytes=free))
     with fail_together(mesh):
         # A vocabulary that is not known yet only adds to what this one needs.
-        _require_room(start, folder, resolve_plan(start.loaded, known), device)
-        tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, start.loaded)
+        _require_room(launch, folder, resolve_plan(launch.loaded, known), device)
+        tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, launch.loaded)
 
         def accept(tokenizer: Tokenizer) -> None:  # before sources are built, which may take hours
-            plan = resolve_plan(start.loaded, replace(known, tokenizer_size=tokenizer.vocab_size))
+            plan = resolve_plan(launch.loaded, replace(known, tokenizer_size=tokenizer.vocab_size))
             if checkpoint is not None:
                 check_same_model(checkpoint, plan.model)
-            _require_room(start, folder, plan, device)
+            _require_room(launch, folder, plan, device)
 
         data = prepare(
             config.data, note, seed=config.run.seed, known=remote, tokenizer=tokenizer, accept=accept
         )
         known = replace(known, tokenizer_size=data.tokenizer.vocab_size, holds_out=data.heldout_targets > 0)
-        plan = resolve_plan(start.loaded, known)
+        plan = resolve_plan(launch.loaded, known)
         note(show_plan(plan).rstrip())
         for line in plan.kernels.notes:
             note(line)
     check_same_on_all_ranks(mesh, plan.facts() | _data_facts(data))
-    return Basis(device, data, plan)
+    return data, plan
 
 
-def _require_room(start: Start, folder: RunFolder, plan: Plan, device: torch.device) -> None:
-    require_memory(start.loaded, plan, device, start.local_size)
-    require_disk(start.loaded, plan, folder)
+def _require_room(launch: Launch, folder: RunFolder, plan: Plan, device: torch.device) -> None:
+    require_memory(launch.loaded, plan, device, launch.local_size)
+    require_disk(launch.loaded, plan, folder)
 
 
 def _find_remote(data: Data, mesh: Mesh) -> dict[str, Found]:
@@ -107,7 +79,7 @@ def _find_remote(data: Data, mesh: Mesh) -> dict[str, Found]:
 
 
 def _data_facts(data: Prepared) -> dict[str, str]:
-    """What the data are known by, in words."""
+    """Digests of the data, which all ranks must have alike."""
     facts = {"tokenizer": data.tokenizer.hash}
     for source in data.fingerprint["sources"]:
         size = source["kind"] if source["tokens"] is None else f"{source['tokens']} tokens"

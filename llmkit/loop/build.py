@@ -1,0 +1,162 @@
+"""From a launch to a trainer that is ready for its next step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from llmkit.checkpoint.read import Checkpoint
+from llmkit.config.heldout import nothing_held_out
+from llmkit.data.evaluation import HeldOut
+from llmkit.data.loader import TrainLoader
+from llmkit.data.prepared import Prepared
+from llmkit.device import choose_workers
+from llmkit.engine.build import build_engine
+from llmkit.loop.begin import begin
+from llmkit.loop.describe import opening_lines
+from llmkit.loop.evaluate import take_over_evaluation
+from llmkit.loop.launch import Launch
+from llmkit.loop.prepare import prepare_run
+from llmkit.loop.resume import changed_settings, find_resume_point, resumed_state
+from llmkit.loop.state import TrainState
+from llmkit.loop.stop import StopRequest
+from llmkit.loop.trainer import Trainer
+from llmkit.monitor.console import Console
+from llmkit.monitor.events import EventLog, failure_recorded
+from llmkit.monitor.metrics import MetricsFile, MetricsSink
+from llmkit.monitor.sink import Sink, SinkThread
+from llmkit.parallel.agreement import fail_together
+from llmkit.parallel.mesh import Mesh
+from llmkit.plan import Plan
+from llmkit.run_folder import RunFolder
+
+
+def build_trainer(
+    launch: Launch, folder: RunFolder, console: Console, stop: StopRequest, stack: ExitStack
+) -> Trainer:
+    """Builds all parts, resumes from the newest good checkpoint, and says what it chose.
+
+    What needs closing is given to `stack`. Raises UserError if the run in the folder is another one; then,
+    and where a finished run has nothing to do, nothing in it changes but that the error is an event.
+    """
+    metrics, events = _open_records(folder, launch.mesh, console.note, stack)
+    with failure_recorded(events):
+        return _build(launch, folder, console, stop, stack, metrics, events)
+
+
+def _build(
+    launch: Launch, folder: RunFolder, console: Console, stop: StopRequest, stack: ExitStack,
+    metrics: MetricsFile, events: EventLog,
+) -> Trainer:  # fmt: skip
+    config, mesh, note = launch.config, launch.mesh, console.note
+    for line in launch.loaded.remarks:
+        note(f"note: {line}")
+    point = find_resume_point(launch.loaded, mesh, folder, launch.options, note)
+    checkpoint = point.checkpoint
+    data, plan = prepare_run(launch, folder, checkpoint, note)
+    state = TrainState(max_steps=config.train.max_steps)
+    if checkpoint is not None:
+        state = resumed_state(checkpoint, config, data.fingerprint, note)
+    with fail_together(mesh):
+        loader, data_changes = _open_loader(launch, plan, data, checkpoint, state, stack)
+    engine = build_engine(
+        plan, mesh, device=mesh.device, note=note,
+        source=checkpoint, optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
+    )  # fmt: skip
+    stack.callback(engine.close)
+    trainer = Trainer(
+        launch, plan, data, loader, _heldout(launch, plan, data, note), engine, state,
+        folder=folder, console=console, events=events, sinks=_sinks(launch, metrics, console, stack),
+        stop=stop, saved_step=None if checkpoint is None else state.step, was_done=point.was_done,
+        hook_states={} if checkpoint is None else checkpoint.state.get("hooks", {}),
+    )  # fmt: skip
+    stack.callback(trainer.close)
+    with fail_together(mesh):
+        if mesh.rank == 0 and not trainer.has_nothing_to_do:
+            begin(trainer, launch.loaded, point, metrics, data_changes)
+    if checkpoint is not None:
+        take_over_evaluation(state, config, metrics, mesh)
+    console.max_steps = state.max_steps
+    for line in opening_lines(trainer, launch, checkpoint):
+        note(line)
+    return trainer
+
+
+def _open_records(
+    folder: RunFolder, mesh: Mesh, note: Callable[[str], None], stack: ExitStack
+) -> tuple[MetricsFile, EventLog]:
+    """The run's record, which rank 0 keeps; that of the others goes nowhere. `stack` closes it.
+
+    Raises UserError, on all ranks, where it could never be written. note: is called with what is lost.
+    """
+    names = ("metrics.jsonl", "events.jsonl")
+    places = [os.devnull if mesh.rank > 0 else folder.path / name for name in names]
+    metrics, events = MetricsFile(places[0]), EventLog(places[1])
+    for file in (metrics, events):
+        stack.callback(_close_record, file, note)
+    with fail_together(mesh):
+        events.open()
+        with failure_recorded(events):
+            metrics.open()
+    return metrics, events
+
+
+def _close_record(file: MetricsFile | EventLog, note: Callable[[str], None]) -> None:
+    file.close()
+    if file.fault is not None:
+        note(f"the last rows could not be written and are lost: {file.fault}")
+
+
+def _sinks(launch: Launch, metrics: MetricsFile, console: Console, stack: ExitStack) -> list[Sink]:
+    """What receives the rows: nothing but on rank 0. Sinks of others are closed by `stack`."""
+    if launch.mesh.rank > 0:
+        return []
+    others = [SinkThread(sink, console.note) for sink in launch.sinks]
+    for sink in others:
+        stack.callback(sink.close)
+    return [MetricsSink(metrics, console.note), console, *others]
+
+
+def _open_loader(
+    launch: Launch,
+    plan: Plan,
+    data: Prepared,
+    checkpoint: Checkpoint | None,
+    state: TrainState,
+    stack: ExitStack,
+) -> tuple[TrainLoader, list[str]]:
+    """What gives the batches from here on, closed by `stack`; how its data differ from the checkpoint's.
+
+    Where a source does not last for the steps that a time budget has become, `state` ends with it.
+    """
+    config, mesh = launch.config, launch.mesh
+    loader = TrainLoader(
+        data, config.data, config.run.seed, config.train.global_batch_size, plan.micro_batch_size,
+        rank=mesh["data"].rank, world_size=mesh["data"].size,
+        hash_rows=mesh["context", "tensor"].size > 1 or config.monitor.log_samples,
+        workers=choose_workers(config, launch.local_size),
+    )  # fmt: skip
+    stack.callback(loader.close)
+    changes: list[str] = []
+    if checkpoint is not None:
+        allowed = launch.options.allow_data_change
+        settings = changed_settings(checkpoint, launch.loaded).of("data")
+        changes = loader.load_state(checkpoint.state["data"], state.step, allowed, [str(d) for d in settings])
+    if config.train.max_steps is not None:
+        loader.check_supply(config.train.max_steps)
+    elif state.max_steps is not None and (short := loader.first_shortage) is not None:
+        state.max_steps = max(state.step, min(state.max_steps, short.last_step))
+    if not state.finished():
+        loader.start()
+    return loader, changes
+
+
+def _heldout(launch: Launch, plan: Plan, data: Prepared, note: Callable[[str], None]) -> HeldOut | None:
+    """None where nothing is held out, or nothing of it is a target; noted where that was not asked for."""
+    config, mesh = launch.config, launch.mesh
+    if data.heldout_targets:
+        return HeldOut(data, plan.micro_batch_size, mesh["data"].rank, mesh["data"].size)
+    if config.evaluate.every_steps or config.data.heldout_every:
+        note(f"nothing will be evaluated: {nothing_held_out(launch.loaded.settings)}")
+    return None

@@ -1,0 +1,331 @@
+"""The trainer: a run from its next step to its end, with all that happens between two steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmkit.checkpoint.format import folder_name
+from llmkit.checkpoint.write import save
+from llmkit.config.schema import Config
+from llmkit.data.evaluation import HeldOut
+from llmkit.data.loader import Step, TrainLoader
+from llmkit.data.prefetch import GaveUp
+from llmkit.data.prepared import Prepared
+from llmkit.engine.base import Engine, StepResult
+from llmkit.errors import DisagreementError, RunFault
+from llmkit.kernels.compiler import graph_breaks
+from llmkit.loop.batches import Batches, NoBatch
+from llmkit.loop.budget import Budget
+from llmkit.loop.control import NOTHING, Agreed, Control
+from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
+from llmkit.loop.evaluate import evaluate
+from llmkit.loop.hook_list import HookList, name_of
+from llmkit.loop.launch import Launch
+from llmkit.loop.recorder import Recorder, Rule
+from llmkit.loop.samples import LeftOutReport, SampleLog
+from llmkit.loop.save_timer import SaveTimer
+from llmkit.loop.state import TrainState
+from llmkit.loop.step_log import COLUMNS, Speed, StepLog
+from llmkit.loop.stop import StopRequest
+from llmkit.loop.time_budget import TimeBudget, time_over
+from llmkit.monitor.console import Console
+from llmkit.monitor.events import EventLog
+from llmkit.monitor.flops import train_flops_per_token
+from llmkit.monitor.hardware import device_peak
+from llmkit.monitor.sink import Sink
+from llmkit.optim.schedule import learning_rate_at
+from llmkit.parallel.randomness import seed_step
+from llmkit.plan import Plan
+from llmkit.run_folder import RunFolder
+
+
+class Trainer:
+    """Trains a run step by step. What happens after a step, in this order: requests of all hooks are merged
+    and agreed between ranks; hooks are called; the row is made; a checkpoint is saved; the held-out loss is
+    computed. What takes long comes when all is saved.
+
+    Hooks read `config`, `plan`, `mesh`, `state`, `engine`, `learning_rate` (of the newest step) and
+    `phases`, and call `record`. plan: complete. state: counters, as the checkpoint left them. saved_step:
+    step of the checkpoint that the run goes on from, None for a new run. was_done: whether the run folder
+    was marked as done. sinks: receive every row. hook_states: what the checkpoint keeps of hooks.
+    """
+
+    def __init__(
+        self, launch: Launch, plan: Plan, data: Prepared, loader: TrainLoader, heldout: HeldOut | None,
+        engine: Engine, state: TrainState, *, folder: RunFolder, console: Console, events: EventLog,
+        sinks: list[Sink], stop: StopRequest, saved_step: int | None, was_done: bool,
+        hook_states: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.config: Config = launch.config
+        self.mesh, self.plan, self.data, self.loader, self.heldout = launch.mesh, plan, data, loader, heldout
+        self.engine, self.state, self.folder, self.console = engine, state, folder, console
+        self.events, self.stop, self.clock, self.saved_step = events, stop, launch.clock, saved_step
+        self.learning_rate, self.save_seconds = 0.0, 0.0
+        self.in_step = False
+        """Whether a step has begun and is not over: then nothing can be saved."""
+        self.agreed: Agreed = NOTHING
+        """The requests that hold after the newest step."""
+        self.phases = launch.phases
+        self._started, self._sinks = launch.started, sinks
+        self._was_done, self._hook_states = was_done, hook_states
+        self.control = Control(self.mesh)
+        budget = None
+        if state.max_steps is None:
+            budget = Budget.for_run(self.config, self._started, self.clock(), heldout)
+        own = [TimeBudget(budget), SaveTimer(self.config.checkpoint.every_minutes, self.clock())]
+        self.hooks = HookList(own, launch.hooks)
+        self._recorder = Recorder(self.mesh, COLUMNS, gathers=self.hooks.has_others)
+        self._samples = SampleLog(folder.path, self.mesh) if self.config.monitor.log_samples else None
+        self._left_out = LeftOutReport(loader, console.note)
+        stop.time_over = self._time_over
+
+    @property
+    def has_nothing_to_do(self) -> bool:
+        """Whether the run was finished when this process found it, and still is."""
+        return self._was_done and self.state.finished()
+
+    def start(self) -> None:
+        """What comes before the first step: measures the device's peak, calls hooks. All ranks call it."""
+        flops = train_flops_per_token(self.plan.model, self.config.data.sequence_length)
+        speed = Speed(self.plan.tokens_per_step, flops)
+        if self.mesh.rank == 0:  # which alone writes rows; the others need not measure their CPU
+            dtype = torch.bfloat16 if self.plan.precision.compute == "bf16" else torch.float32
+            speed = Speed(self.plan.tokens_per_step, flops, *device_peak(self.mesh.device, dtype))
+        self.log = StepLog(
+            self.state, self.mesh, self.phases, self._recorder, speed, self._write_row,
+            self.config.train.max_nonfinite_steps, lambda: self.saved_step,
+        )  # fmt: skip
+        if self.plan.kernels.compiled:
+            self.console.note("compiling the model: the first step takes much longer than those after it")
+        self.hooks.load_states(self._hook_states)
+        self.hooks.call("on_start", self)
+        raise_failures(self)
+
+    def fit(self) -> int:
+        """Steps until the end, or until somebody asks to stop; either way the last step is saved.
+
+        Returns the exit code. All ranks call it.
+        """
+        batches = Batches(self.loader, self.control, self.stop_code)
+        self._evaluate_if_due()
+        while not self.state.finished():
+            if self.agreed.failed:
+                save_and_fail(self, self.hooks.failure)
+            if self.agreed.stop:
+                return self._stop()
+            with self.phases.span("data", limit=self.config.data.stall_seconds):
+                batch = batches.next(bool(self.agreed.unready))
+            if isinstance(batch, NoBatch):
+                if batch.failed:
+                    save_and_fail(self, batch.error)
+                self.agreed = self.agreed._replace(stop=batch.stop)
+                return self._stop()
+            self._after_step(batch, self._step(batch))
+        self.save_last()
+        if not self._evaluate():
+            return self._stop()
+        self.hooks.call("on_end", self)
+        raise_failures(self)
+        return 0
+
+    def _step(self, batch: Step) -> StepResult:
+        """One optimizer step, counted."""
+        state, self.in_step = self.state, True
+        compiles = self.plan.kernels.compiled and not self.log.warmed_up
+        with self.phases.span(
+            "compile" if compiles else "step", limit=60.0 * self.config.parallel.timeout_minutes
+        ):
+            micro_batches = [micro.to(self.mesh.device) for micro in batch.micro_batches]
+            self.learning_rate = learning_rate_at(state.step + 1, state.max_steps, self.config)
+            seed_step(self.config.run.seed, state.step, self.mesh["data", "context"].rank)
+            targets = batch.targets
+            if targets is None:  # where not every token is a target, each rank knows only its own
+                targets = self.mesh.count_over_data(batch.own_targets)
+            result = self.engine.train_step(micro_batches, targets, self.learning_rate)
+        self.stop.hold()
+        state.step += 1
+        state.tokens += targets
+        self.in_step = False
+        return result
+
+    def _after_step(self, batch: Step, result: StepResult) -> None:
+        if self._samples is not None:
+            self._samples.record(self.state.step, batch)
+        self.agreed = self.control.exchange(self._requests(), batch.hash)
+        if self.agreed.max_steps:
+            self.end_after(self.agreed.max_steps)
+        self.hooks.call("after_step", self, result)
+        every, step = self.config.monitor.log_every, self.state.step
+        row_due = step == 1 or step % every == 0 or self._may_end_here
+        first = not self.log.warmed_up
+        self.log.after_step(result, self.learning_rate, row_due)
+        if first and self.plan.kernels.compiled and (breaks := graph_breaks()):
+            most = max(breaks, key=lambda reason: breaks[reason])
+            self.console.note(f"torch.compile could not take {sum(breaks.values())} places, such as: {most}")
+        if row_due:
+            self._left_out.report()
+        self.console.progress(step)
+        every = self.config.checkpoint.every_steps
+        if self.agreed.save or (every and step % every == 0):
+            self._save_and_go_on()
+        self._evaluate_if_due()
+
+    def _requests(self) -> Agreed:
+        """What this rank asks for after this step."""
+        save = evaluate = max_steps = 0
+        for hook, request in self.hooks.requests(self):
+            save, evaluate = save or int(request.save), evaluate or int(request.evaluate)
+            max_steps = max(max_steps, request.max_steps)
+            if request.stop and not self.stop.hook:
+                self.stop.hook = f"the hook {name_of(hook)}: {request.stop}"
+        unready = int(not self.loader.ready(2))
+        failed = int(self.hooks.failure is not None)
+        return Agreed(self.stop_code(), save, evaluate, max_steps, failed, unready)
+
+    def record(self, name: str, value: float | torch.Tensor, reduce: Rule = "mean") -> None:
+        """Records a number for the next row of metrics.jsonl: see `Recorder.record`."""
+        self._recorder.record(name, value, reduce)
+
+    def end_after(self, step: int) -> None:
+        """Finishes the run after this step, or now if it has passed; to be called on all ranks alike."""
+        self.state.max_steps = self.console.max_steps = max(step, self.state.step)
+
+    def stop_code(self) -> int:
+        """Why this rank should stop, an index into `stop.REASONS`; 0 = it should not."""
+        return self.stop.code()
+
+    def _time_over(self) -> bool:
+        if self.mesh.rank > 0:
+            return False
+        return time_over(self.config.train, self.state, self._started, self.clock, self.save_seconds)
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(row)
+
+    def save(self) -> Path:
+        """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
+
+        All ranks call it. Raises RunFault, on all of them, where it cannot be written; what was there
+        before is then still there.
+        """
+        path = self.checkpoint
+        if self.saved_step == self.state.step:
+            return path
+        self.log.flush()
+        began = self.clock()
+        with self.phases.span("save"):
+            save(
+                self.folder.checkpoints,
+                self.state.step,
+                self.engine.read_pieces(),
+                state=self._checkpoint_state(),
+                model=self.plan.model.to_dict(),
+                config=self.config.model_dump(mode="json"),
+                extra_files=self.data.tokenizer.files(),
+                keep_last=self.config.checkpoint.keep_last,
+                mesh=self.mesh,
+                note=self.console.note,
+            )
+        self.saved_step, self.save_seconds = self.state.step, self.clock() - began
+        self.events.record("save", step=self.state.step, path=path.name)
+        self.hooks.call("after_save", self, path)
+        return path
+
+    def _checkpoint_state(self) -> dict[str, Any]:
+        return {
+            "progress": self.state.to_json(),
+            "data": self.loader.state(self.mesh.all_gather_text),
+            "updates": self.engine.optimizer_steps,
+            "precision": self.plan.precision.name,
+            "started_in": os.getcwd(),  # where relative paths of the settings start from
+            "hooks": self.hooks.states(),
+        }
+
+    def save_last(self) -> Path:
+        """Ends the exchange of requests, which finds batches that differ between ranks, then saves."""
+        self.control.close()
+        return self.save()
+
+    def _save_and_go_on(self) -> None:
+        """Saves; a failure is reported, and training goes on until the next save."""
+        try:
+            self.save()
+        except DisagreementError:
+            raise  # no later save could be better
+        except RunFault as fault:
+            self.events.record("save_failed", step=self.state.step, reason=str(fault))
+            self.console.note(f"NOT SAVED, training goes on: {fault}")
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluates, if that is due or asked for at this step; not the evaluation at the end."""
+        if (self.evaluation_due or self.agreed.evaluate) and not self.state.finished():
+            self._evaluate()
+
+    def _evaluate(self) -> bool:
+        """Evaluates at this step, unless that was done or nothing is held out.
+
+        The checkpoint of this step lacks it: a resumed run takes it from metrics.jsonl, or makes it.
+        False where it was given up because of a request to stop: nothing of it is on record, and
+        `agreed.stop` says why on all ranks.
+        """
+        state, heldout = self.state, self.heldout
+        if heldout is None or state.evaluated_step == state.step:
+            return True
+        self.log.flush()
+        try:
+            with self.phases.span("evaluate"):
+                found = evaluate(self.engine, heldout, self.mesh, self.control, self.stop_code, state.step)
+        except GaveUp as end:
+            self.agreed = self.agreed._replace(stop=end.why)
+            return False
+        state.record_evaluation(found.loss, self.config.evaluate.early_stopping)
+        self._write_row(
+            {"step": found.step, "eval_loss": found.loss, "eval_bits_per_byte": found.bits_per_byte}
+        )
+        if state.stopped_early:
+            self.events.record("early_stopping", step=state.step, best=state.best_eval_loss)
+            self.console.note(
+                f"stopping early: {state.evaluations_without_gain} evaluations without a lower loss"
+            )
+        self.hooks.call("after_evaluate", self, found)
+        return True
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether `evaluate.every_steps` asks for an evaluation at this step."""
+        every, step = self.config.evaluate.every_steps, self.state.step
+        return self.heldout is not None and every > 0 and step > 0 and step % every == 0
+
+    @property
+    def _may_end_here(self) -> bool:
+        """Whether this may be the last step: by the number of steps, or by what its evaluation will say."""
+        patience, without = self.config.evaluate.early_stopping, self.state.evaluations_without_gain
+        last_chance = self.evaluation_due and patience is not None and without + 1 >= patience
+        return last_chance or self.state.finished()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of this step's checkpoint, once it is saved."""
+        return self.folder.checkpoints / folder_name(self.state.step)
+
+    @property
+    def unsaved_steps(self) -> int:
+        """Steps that no checkpoint holds."""
+        return self.state.step - (self.saved_step or 0)
+
+    def _stop(self) -> int:
+        code = stop_run(self)
+        self.hooks.call("on_end", self)
+        raise_failures(self)
+        return code
+
+    def close(self) -> None:
+        """Closes the list of what was trained on."""
+        if self._samples is not None:
+            self._samples.close()
