@@ -55,6 +55,7 @@ class NativeEngine:
         names = [name for name, _ in model.named_parameters()]
         self.named_masters = dict(zip(names, self.masters, strict=True))
         self.parts = model.parameter_slices()
+        self.placements = [placement(weight) for weight in self.weights]
         self.optimizers = build_optimizers(
             self.named_masters,
             self.parts,
@@ -113,8 +114,8 @@ class NativeEngine:
     def _gradient_norm(self) -> Tensor:
         """The L2 norm of the full model's gradient, of which sharded parameters hold a part each: () fp32."""
         gradients: dict[tuple[str, ...], list[Tensor]] = {}
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            found = gradients.setdefault(placement(weight).sharded, [])
+        for along, master in zip(self.placements, self.masters, strict=True):
+            found = gradients.setdefault(along.sharded, [])
             if master.grad is not None:
                 found.append(master.grad)
         total = torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
@@ -144,8 +145,8 @@ class NativeEngine:
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each."""
         mine = set()
-        for index, (name, weight) in enumerate(zip(self.named_masters, self.weights, strict=True)):
-            copies = self.mesh[placement(weight).copies]
+        for index, (name, along) in enumerate(zip(self.named_masters, self.placements, strict=True)):
+            copies = self.mesh[along.copies]
             if index % copies.size == copies.rank:
                 mine.add(name)
         return to_pieces((slot for slot in self._slots() if slot.parameter in mine), self.parts)

@@ -17,7 +17,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.engine.zero import ZeroEngine
 from llmkit.model import attention, layers, norm
 from llmkit.model.vocabulary import Embedding
-from llmkit.parallel.placement import REPLICATED, place, placement
+from llmkit.parallel.placement import REPLICATED
 from llmkit.parity.cases import Case
 from llmkit.parity.subjects import count_targets
 from llmkit.parity.suite import run_cases
@@ -32,15 +32,13 @@ def placements_missing() -> Iterator[None]:
 
     def unmarked(real: Callable[..., Any]) -> Callable[..., Any]:
         def train_step(self: Any, *arguments: Any) -> Any:
-            placements = {p: placement(p) for p in self.model.parameters()}
-            for parameter in placements:
-                place(parameter, REPLICATED)
+            if isinstance(self, NativeEngine):
+                with patch.object(self, "placements", [REPLICATED] * len(self.placements)):
+                    return real(self, *arguments)
+            for parameter in self.model.parameters():
                 vars(parameter).pop("tensor_model_parallel", None)  # DeepSpeed's mark
             result = real(self, *arguments)
-            for parameter, before in placements.items():
-                place(parameter, before)
-            if isinstance(self, ZeroEngine):
-                mark_sharded(placements)
+            mark_sharded(self.model.parameters())
             return result
 
         return train_step
