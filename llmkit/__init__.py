@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmkit.batch import Batch as Batch
     from llmkit.batch import LossSum as LossSum
     from llmkit.config.load import load as load
-    from llmkit.config.schema import Section as Section
+    from llmkit.config.section import Section as Section
     from llmkit.data.sources.custom import DataSource as DataSource
     from llmkit.errors import UserError as UserError
     from llmkit.loop.hook import Hook as Hook
@@ -39,7 +39,7 @@ _HOMES = {
     "Optimizer": "llmkit.optim.base:Optimizer",
     "Request": "llmkit.loop.hook:Request",
     "Run": "llmkit.api:Run",
-    "Section": "llmkit.config.schema:Section",
+    "Section": "llmkit.config.section:Section",
     "Sink": "llmkit.monitor.sink:Sink",
     "UserError": "llmkit.errors:UserError",
     "layers": "llmkit.layers:",

@@ -13,7 +13,8 @@ from llmkit.config.derive import (
     rows_per_rank,
 )
 from llmkit.config.mistakes import Mistake
-from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Model
+from llmkit.config.model_section import Model
+from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY
 from llmkit.config.settings import Settings
 from llmkit.errors import UserError
 from llmkit.registry import find

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from llmkit.config.model_section import ModelChoice
 from llmkit.config.registered import CHOICES, section_of
-from llmkit.config.schema import ModelChoice
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.registry import Component, find, names

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llmkit.config.custom_model import AnyModel, describe
-from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config, Model, Tokenizer
+from llmkit.config.model_section import Model
+from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config, Tokenizer
 from llmkit.config.shape import ModelShape
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, create_model
 
-from llmkit.config.schema import Config, Data, Entry, Monitor, Section, Source
+from llmkit.config.schema import Config, Data, Entry, Monitor, Source
+from llmkit.config.section import Section
 from llmkit.errors import UserError
 from llmkit.registry import BUILT_IN, Component, Kind, find, names
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmkit.config.mistakes import UTF8_LOCALE, Mistake, access_in_url
-from llmkit.config.schema import PRETOKENIZED, Config, Section
+from llmkit.config.schema import PRETOKENIZED, Config
+from llmkit.config.section import Section
 from llmkit.config.settings import Settings
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")

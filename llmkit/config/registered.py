@@ -9,7 +9,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, create_model
 
 from llmkit.config.entries import PARENTS, EntryList, chosen, entry_classes, list_field, settings_of
-from llmkit.config.schema import Config, ModelChoice, Optimizer, Schedule, Section
+from llmkit.config.model_section import ModelChoice
+from llmkit.config.schema import Config, Optimizer, Schedule
+from llmkit.config.section import Section
 from llmkit.registry import BUILT_IN, Component, Kind, find, names
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
+from llmkit.config.model_section import Model
+from llmkit.config.section import NonNegative, Positive, Section, Share
 
 BPE_VOCAB_SIZE = 4096
 """Tokens of a trained tokenizer, unless said otherwise."""
@@ -25,19 +23,6 @@ BYTES_VOCABULARY = 257
 
 PLUGIN = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 """Name of a module, as in my_package.models."""
-
-
-class Section(BaseModel):
-    """A block of settings: unknown keys and values of another type are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class Run(Section):
@@ -51,64 +36,6 @@ class Run(Section):
     """Seed of the initial weights, of dropout and of the order of the data."""
     deterministic: bool = False
     """Bit-equal results on the same machine (slower: about half the matrix rate in fp32 on a CPU)."""
-
-
-class ModelChoice(Section):
-    """What every type of model has among its settings."""
-
-    type: Literal["gpt"] = "gpt"
-    """Which model: gpt, with the settings below, or one that a plugin registers, with settings of its own."""
-    vocab_size: Positive | Literal["auto"] = "auto"
-    """Tokens the model knows; auto = as many as the tokenizer has."""
-
-
-class Model(ModelChoice):
-    """Architecture of the GPT."""
-
-    hidden_size: Positive = 768
-    """Width of the residual stream."""
-    num_hidden_layers: Positive = 12
-    """Number of transformer blocks."""
-    num_attention_heads: Positive = 12
-    """Number of query heads."""
-    num_key_value_heads: Positive | None = None
-    """Number of key and value heads (grouped-query attention); default: as many as query heads."""
-    head_dim: Positive | None = None
-    """Width of a head; default: hidden_size / num_attention_heads."""
-    intermediate_size: Positive | None = None
-    """Width of the MLP; default: 4 x hidden_size for gelu, 8/3 of it rounded up to 64 for swiglu."""
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """Gated SiLU (Llama) or GELU with the tanh approximation (GPT-2)."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """RMSNorm, or LayerNorm with bias."""
-    norm_eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-5
-    """Added to the variance in every norm."""
-    position_embedding: Literal["rope", "learned"] = "rope"
-    """Rotary positions, or a learned vector a position (GPT-2)."""
-    rope_theta: Annotated[float, Field(gt=0.0)] = 10000.0
-    """Base of the rotary frequencies."""
-    max_position_embeddings: Positive | None = None
-    """Longest context; default: data.sequence_length."""
-    attention_bias: bool = False
-    """Biases in the attention projections."""
-    mlp_bias: bool = False
-    """Biases in the MLP projections."""
-    qk_norm: bool = False
-    """RMSNorm over each head's query and key before the rotation."""
-    sliding_window: Positive | None = None
-    """How many positions back a position sees, itself included; default: all."""
-    tie_word_embeddings: bool = True
-    """The output head shares the embedding's weights."""
-    attention_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Dropout on the attention probabilities."""
-    hidden_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Dropout on the embeddings and on what each block adds to the residual stream."""
-    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
-    """Standard deviation of the initial weights."""
-    scaled_residual_init: bool = True
-    """Output projections start smaller by sqrt(2 x layers), as in GPT-2."""
-    vocab_pad_multiple: Positive = 128
-    """The vocabulary is padded to a multiple of this for speed; the loss does not change."""
 
 
 class Tokenizer(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmkit.config.schema import Section
+from llmkit.config.section import Section
 
 
 def walk(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from llmkit.config.derive import accumulation_steps, fitting_ranks, known_vocab_size, resolved_model
 from llmkit.config.load import Loaded, check_again, placed
 from llmkit.config.mistakes import Mistake, error
-from llmkit.config.schema import Config, Model
+from llmkit.config.model_section import Model
+from llmkit.config.schema import Config
 from llmkit.config.settings import Facts
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.accelerate import AccelerateConfig

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.config.derive import default_intermediate_size, resolved_model
-from llmkit.config.schema import Config, Data, Model, Source, Tokenizer
+from llmkit.config.model_section import Model
+from llmkit.config.schema import Config, Data, Source, Tokenizer
 
 
 def config(model: Model | None = None, **tokenizer: Any) -> Config:

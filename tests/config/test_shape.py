@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from llmkit.config.derive import resolved_model
-from llmkit.config.schema import Config, Data, Model, Source
+from llmkit.config.model_section import Model
+from llmkit.config.schema import Config, Data, Source
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 
