@@ -1,0 +1,50 @@
+"""Trees of settings: what lies over what, and where a value came from."""
+
+from __future__ import annotations
+
+from llmkit.config.tree import Node, dotted, find, merge, place_of, undotted
+
+
+def tree(values: object, place: str) -> Node:
+    """All nodes at one place."""
+    if isinstance(values, dict):
+        return Node({name: tree(value, place) for name, value in values.items()}, place)
+    if isinstance(values, list):
+        return Node([tree(value, place) for value in values], place)
+    return Node(values, place)
+
+
+def test_mappings_merge_and_all_else_is_replaced():
+    under = tree({"a": {"b": 1, "c": [1, 2]}, "d": 4, "e": {"f": 5}}, "under")
+    over = tree({"a": {"c": [3]}, "d": {"g": 6}, "e": 7, "h": 8}, "over")
+    merged = merge(under, over)
+    assert merged.plain() == {"a": {"b": 1, "c": [3]}, "d": {"g": 6}, "e": 7, "h": 8}
+    places = {"a.b": "under", "a.c": "over", "a.c.0": "over", "d": "over", "h": "over", "a": "over"}
+    assert {path: place_of(merged, undotted(path)) for path in places} == places
+    assert under.plain() == {"a": {"b": 1, "c": [1, 2]}, "d": 4, "e": {"f": 5}}, "nothing is changed in place"
+
+
+def test_an_empty_section_changes_nothing_and_null_replaces_a_value():
+    under = tree({"a": {"b": 1}, "c": 2}, "under")
+    assert merge(under, tree({"a": None, "c": None}, "over")).plain() == {"a": {"b": 1}, "c": None}
+
+
+def test_a_value_is_found_by_keys_and_numbers():
+    node = tree({"a": [{"b": 1}, 2]}, "c.yaml:1")
+    assert find(node, ("a", 0, "b")) == Node(1, "c.yaml:1")
+    assert find(node, ()) is node
+    for path in [("x",), ("a", 2), ("a", "b"), ("a", 1, "b"), (0,)]:
+        assert find(node, path) is None
+
+
+def test_what_is_not_there_is_placed_at_what_is_above_it():
+    node = Node({"a": Node({"b": Node([Node(1, "c.yaml:3")], "c.yaml:2")}, "c.yaml:1")}, "c.yaml")
+    assert place_of(node, ("a", "b", 0)) == "c.yaml:3"
+    assert place_of(node, ("a", "b", 5, "x")) == "c.yaml:2"
+    assert place_of(node, ("a", "x")) == "c.yaml:1"
+    assert place_of(node, ("x", "y")) == "c.yaml"
+
+
+def test_dotted_keys_and_paths_are_the_same():
+    assert dotted(("data", "sources", 0, "type")) == "data.sources.0.type"
+    assert undotted("data.sources.0.type") == ("data", "sources", 0, "type")
