@@ -15,7 +15,6 @@ from llmkit.engine.state_shards import Source
 from llmkit.errors import RunFault
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
-from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
@@ -44,8 +43,6 @@ def build_engine(
             tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
             every = layout.activation_checkpointing_every
             model = build_model(shape, tp, kernels.attention, layout.activation_checkpointing, every)
-        if isinstance(model, GPT):
-            model.check_placements()
         if kernels.compiled:
             model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else note)
         return model

@@ -9,7 +9,10 @@ from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.model.base import Model, ModelContext
 from llmkit.model.gpt import GPT
+from llmkit.model.vocabulary import VocabularyLayer
 from llmkit.parallel.mesh import Mesh, TensorParallel
+from llmkit.parallel.placement import Shard, placement
+from llmkit.parallel.slices import full_box
 
 
 def build_model(
@@ -26,9 +29,13 @@ def build_model(
     tp = tp or TensorParallel()
     how = (attention_impl, tp, activation_checkpointing, activation_checkpointing_every)
     if isinstance(spec, ModelShape):
-        return GPT(spec, *how, seed=None)
-    context = ModelContext(spec.vocab_size, spec.max_position_embeddings, *how)
-    return checked_model(spec.component.make(spec.section(), context), context)
+        model: Model = GPT(spec, *how, seed=None)
+    else:
+        context = ModelContext(spec.vocab_size, spec.max_position_embeddings, *how)
+        model = checked_model(spec.component.make(spec.section(), context), context)
+    if tp.size > 1:
+        check_placements(model)
+    return model
 
 
 def checked_model(model: object, context: ModelContext) -> Model:
@@ -48,6 +55,24 @@ def checked_model(model: object, context: ModelContext) -> Model:
     model.__dict__.setdefault("vocab_size", context.vocab_size)
     model.__dict__.setdefault("context_length", context.sequence_length)
     return model
+
+
+def check_placements(model: Model) -> None:
+    """Asserts that each parameter of a sharded model is placed as its slices are: else its norm is wrong."""
+    slices = model.parameter_slices()
+    vocabulary = {id(each.weight) for each in model.modules() if isinstance(each, VocabularyLayer)}
+    for name, parameter in model.named_parameters():
+        dims = {
+            dim
+            for each in slices[name]
+            for dim, (held, full) in enumerate(zip(each.box, full_box(each.shape), strict=True))
+            if held != full
+        }
+        if id(parameter) in vocabulary:
+            dims = {0}  # a small vocabulary may lie on one rank
+        along = placement(parameter)["tensor"]
+        placed = {along.dim} if isinstance(along, Shard) else set()
+        assert dims == placed, f"{name} is sharded along {dims} by its slices, and {placed} by its placement"
 
 
 def tensor_parallel_of(spec: AnyModel, mesh: Mesh, sequence_parallel: bool) -> TensorParallel:

@@ -25,8 +25,7 @@ from llmkit.model.positions import AttentionInputs, RopeTables, Span
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.placement import Shard, placement
-from llmkit.parallel.slices import Shape, full_box
+from llmkit.parallel.slices import Shape
 
 NO_TENSOR_PARALLELISM = TensorParallel()
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
@@ -228,20 +227,3 @@ class GPT(Model):
         scaled = self.shape.scaled_residual_init and name.endswith(RESIDUAL_OUTPUTS)
         depth = (2 * self.shape.num_hidden_layers) ** -0.5 if scaled else 1.0
         return Initial(0.0, self.shape.initializer_range * depth)
-
-    def check_placements(self) -> None:
-        """Asserts that each parameter is sharded along the dimension that its slices are."""
-        if self.tp.size == 1:
-            return
-        slices, vocabulary = self.parameter_slices(), ("embedding.weight", "head.weight")
-        for name, parameter in self.named_parameters():
-            dims = {
-                dim
-                for each in slices[name]
-                for dim, (held, full) in enumerate(zip(each.box, full_box(each.shape), strict=True))
-                if held != full
-            }
-            if name in vocabulary:
-                dims = {0}  # a small vocabulary may lie on one rank
-            along = placement(parameter)["tensor"]
-            assert dims == ({along.dim} if isinstance(along, Shard) else set()), name

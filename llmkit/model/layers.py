@@ -84,11 +84,12 @@ class FusedColumnLinear(Layer):
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parameter_slices`."""
-        parent, inputs, start = path.rpartition(".")[0], self.in_features, 0
+        parent, dot, _ = path.rpartition(".")
+        inputs, start = self.in_features, 0
         slices: dict[str, list[ParameterSlice]] = {"weight": [], "bias": []}
         for (name, width), local in zip(self.projections.items(), self.widths, strict=True):
             outputs, stop = (self.tp.rank * local, (self.tp.rank + 1) * local), start + local
-            weight, bias = f"{parent}.{name}.weight", f"{parent}.{name}.bias"
+            weight, bias = f"{parent}{dot}{name}.weight", f"{parent}{dot}{name}.bias"
             box = (outputs, (0, inputs))
             slices["weight"].append(ParameterSlice(weight, (width, inputs), box, start, stop))
             slices["bias"].append(ParameterSlice(bias, (width,), (outputs,), start, stop))

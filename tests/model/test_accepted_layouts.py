@@ -11,6 +11,7 @@ from llmkit.checkpoint.index import PieceEntry, TensorEntry, build_index
 from llmkit.config.check import check
 from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
+from llmkit.model.build import check_placements
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import box_shape, box_size, full_box
@@ -47,7 +48,7 @@ def test_accepted_sizes_are_shared_out_whole(model: dict[str, object], size: int
     for rank in range(size):
         with torch.device("meta"):
             cut = GPT(shape, tp=TensorParallel(rank, size, head_size=sharing))
-        cut.check_placements()
+        check_placements(cut)
         shapes = {name: tuple(parameter.shape) for name, parameter in cut.named_parameters()}
         for name, parts in cut.parameter_slices().items():
             assert all(box_shape(part.box)[1:] == shapes[name][1:] for part in parts)

@@ -15,6 +15,7 @@ from torch.profiler import profile
 from llmkit.batch import IGNORE, Batch
 from llmkit.config.shape import ModelShape
 from llmkit.kernels import attention as kernels
+from llmkit.model.build import check_placements
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh, TensorParallel, make_mesh
 from llmkit.parallel.placement import REPLICATED, place, placement, tensor_sharded
@@ -76,7 +77,7 @@ def piece(full: Tensor, part: ParameterSlice) -> Tensor:
 def sharded_model(full: GPT, tp: TensorParallel, attention_impl: str = "sdpa", **options: Any) -> GPT:
     """The full model's weights in a sharded one."""
     model, weights = GPT(full.shape, attention_impl, tp, **options), tensors(full, gradients=False)
-    model.check_placements()
+    check_placements(model)
     for name, parameter in model.named_parameters():
         parameter.zero_()
         for part in model.parameter_slices()[name]:
@@ -343,7 +344,7 @@ def test_the_ranks_parts_are_each_tensor_once(shape, size):
 def test_a_wrong_placement_is_noticed():
     for change in ("missing", "surplus", "other dimension"):
         model = GPT(GPT2_STYLE, tp=TensorParallel(rank=1, size=2))
-        model.check_placements()
+        check_placements(model)
         if change == "missing":
             place(model.blocks[1].mlp.down_proj.weight, REPLICATED)
         elif change == "surplus":
@@ -351,4 +352,4 @@ def test_a_wrong_placement_is_noticed():
         else:
             place(model.blocks[1].mlp.down_proj.weight, tensor_sharded(0))
         with pytest.raises(AssertionError, match=r"blocks\.1\.mlp\.down_proj"):
-            model.check_placements()
+            check_placements(model)
