@@ -7,6 +7,8 @@ imported when first used, so that `import llmkit` costs next to nothing.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +60,17 @@ def __getattr__(name: str) -> Any:
     module, _, defined = _HOMES[name].partition(":")
     found = importlib.import_module(module)
     return getattr(found, defined) if defined else found
+
+
+class _Package(ModuleType):
+    """This package, in which `train` stays the function when the module of this name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "train" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

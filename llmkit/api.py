@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from llmkit.checkpoint.read import Checkpoint
     from llmkit.config.schema import Config
     from llmkit.inference import HeldOutLoss
+    from llmkit.loop.hook import Hook
     from llmkit.model.base import Model
+    from llmkit.monitor.sink import Sink
 
 DETERMINISTIC = {"MKL_CBWR": "COMPATIBLE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """What MKL and cuBLAS must find in the environment when torch is imported, for `run.deterministic`."""
@@ -25,13 +27,16 @@ DETERMINISTIC = {"MKL_CBWR": "COMPATIBLE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 def train(
     loaded: Loaded,
+    hooks: Sequence[Hook] = (),
+    sinks: Sequence[Sink] = (),
     *,
     fresh: bool = False,
     allow_data_change: bool = False,
 ) -> Run:
     """Trains the run that a configuration describes, from its newest good checkpoint; returns it.
 
-    Works in one process, and in each process that torchrun, accelerate or SLURM starts. fresh: raise
+    Works in one process, and in each process that torchrun, accelerate or SLURM starts. hooks: called in
+    their order, after those of the configuration. sinks: get each row of metrics, on rank 0. fresh: raise
     where the run has checkpoints. allow_data_change: go on although the data are others than before.
 
     The run it returns may have been stopped before its end: `Run.done` tells. Raises UserError for mistakes
@@ -44,7 +49,7 @@ def train(
 
     run_training(
         loaded, Options(fresh=fresh, allow_data_change=allow_data_change),
-        started=time.monotonic(), environment=os.environ,
+        started=time.monotonic(), environment=os.environ, hooks=hooks, sinks=sinks,
     )  # fmt: skip
     return Run(Path(loaded.config.run.dir) / loaded.config.run.name)
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import NoReturn
 
+from llmkit.config.entries import make_all
 from llmkit.config.load import Loaded
 from llmkit.config.registered import components
 from llmkit.config.walk import leaves
@@ -49,6 +50,7 @@ def train(
     of the run has printed the error.
     """
     config = loaded.config
+    hooks, sinks = [*make_all(config, "hook"), *hooks], [*make_all(config, "sink"), *sinks]
     place = rank_info_from_env(environment)
     try:
         known = Known(place.world_size, read_accelerate(environment))

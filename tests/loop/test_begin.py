@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_a_mirror_that_cannot_start_is_on_record_too(project, monkeypatch):
     def fail(*arguments):
         raise OSError("no room for a process")
 
-    monkeypatch.setattr("llmkit.train.open_mirror", fail)
+    monkeypatch.setattr(import_module("llmkit.train"), "open_mirror", fail)
     with pytest.raises(OSError, match="no room"):
         train("train.max_steps=13")
     assert recorded("fault")[0]["reason"] == "OSError: no room for a process"
