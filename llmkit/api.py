@@ -40,7 +40,7 @@ def train(
     where the run has checkpoints. allow_data_change: go on although the data are others than before.
 
     The run it returns may have been stopped before its end: `Run.done` tells. Raises UserError for mistakes
-    in the configuration and RunFault where the run cannot go on.
+    in the configuration, RunFault where the run cannot go on, and HookError for a bug of a hook.
     """
     if loaded.config.run.deterministic:
         ask_for_determinism(os.environ)

@@ -44,13 +44,13 @@ def train(
 ) -> int:  # fmt: skip
     """Trains the run that the configuration describes, from where it stands; returns the exit code.
 
-    started: of the command, by `clock`, from which `train.max_minutes` counts. hooks, sinks: called after
-    llmkit's own; the same on all ranks. clock: seconds from any origin, for all that depends on time.
+    started: of the command, by `clock`, from which `train.max_minutes` counts. hooks, sinks: beside those of
+    the configuration, which come first; the same on all ranks. clock: seconds from any origin, for all that
+    depends on time.
     Raises UserError, RunFault, HookError where a hook has failed, and AlreadyReported where another process
     of the run has printed the error.
     """
     config = loaded.config
-    hooks, sinks = [*make_all(config, "hook"), *hooks], [*make_all(config, "sink"), *sinks]
     place = rank_info_from_env(environment)
     try:
         known = Known(place.world_size, read_accelerate(environment))
@@ -67,6 +67,7 @@ def train(
         listener.listen()
         with fail_together(mesh):  # meets `refuse` of a rank that has other settings, or another launch
             check_environment(config.monitor.wandb, loaded.origins, environment)
+            hooks = (*make_all(config, "hook"), *hooks)
         settings = {path: str(value) for path, value in leaves(config)}
         code = source_hashes(config.plugins, components(config))
         called = {f"hook {number}": name_of(hook) for number, hook in enumerate(hooks, start=1)}

@@ -101,7 +101,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "how operators are computed, not what", "kernels", "compile attention"),
     **_rules("free", "when to save, what to keep", "checkpoint", "every_steps every_minutes keep_last"),
     **_rules("free", "when to evaluate and to end the run", "evaluate", "every_steps early_stopping"),
-    **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples sample"),
+    **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples sample tensorboard"),
     **_rules("free", "what is shown and recorded", "monitor.wandb", "mode project entity"),
 }  # fmt: skip
 """One rule a setting; places in lists are N, as in the reference of all settings."""

@@ -313,6 +313,8 @@ class Monitor(Section):
     """A prompt to continue at the end of the run; default: none."""
     wandb: Wandb = Wandb()
     """Weights & Biases."""
+    tensorboard: bool = False
+    """Also write the rows of metrics.jsonl to tensorboard/ in the run folder; needs that package."""
     sinks: list[Entry] = []
     """Further places for the rows of metrics.jsonl, which plugins bring."""
 

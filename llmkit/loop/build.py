@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from llmkit.checkpoint.read import Checkpoint
+from llmkit.config.entries import make_all
 from llmkit.config.heldout import nothing_held_out
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
@@ -26,6 +27,7 @@ from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog, failure_recorded
 from llmkit.monitor.metrics import MetricsFile, MetricsSink
 from llmkit.monitor.sink import Sink, SinkThread
+from llmkit.monitor.tensorboard import TensorBoardSink
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
@@ -59,6 +61,7 @@ def _build(
     if checkpoint is not None:
         state = resumed_state(checkpoint, config, data.fingerprint, note)
     with fail_together(mesh):
+        sinks = _sinks(launch, metrics, console, stack)
         loader, data_changes = _open_loader(launch, plan, data, checkpoint, state, stack)
     engine = build_engine(
         plan, mesh, device=mesh.device, note=note,
@@ -67,7 +70,7 @@ def _build(
     stack.callback(engine.close)
     trainer = Trainer(
         launch, plan, data, loader, _heldout(launch, plan, data, note), engine, state,
-        folder=folder, console=console, events=events, sinks=_sinks(launch, metrics, console, stack),
+        folder=folder, console=console, events=events, sinks=sinks,
         stop=stop, saved_step=None if checkpoint is None else state.step, was_done=point.was_done,
         hook_states={} if checkpoint is None else checkpoint.state.get("hooks", {}),
     )  # fmt: skip
@@ -112,10 +115,13 @@ def _sinks(launch: Launch, metrics: MetricsFile, console: Console, stack: ExitSt
     """What receives the rows: nothing but on rank 0. Sinks of others are closed by `stack`."""
     if launch.mesh.rank > 0:
         return []
-    others = [SinkThread(sink, console.note) for sink in launch.sinks]
-    for sink in others:
-        stack.callback(sink.close)
-    return [MetricsSink(metrics, console.note), console, *others]
+    others: list[Sink] = [*make_all(launch.config, "sink"), *launch.sinks]
+    if launch.config.monitor.tensorboard:
+        others.append(TensorBoardSink(metrics.path.parent / "tensorboard"))
+    fed = [SinkThread(sink, console.note) for sink in others]
+    for thread in fed:
+        stack.callback(thread.close)
+    return [MetricsSink(metrics, console.note), console, *fed]
 
 
 def _open_loader(

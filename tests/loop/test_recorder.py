@@ -1,0 +1,49 @@
+"""Numbers that hooks and models record: one a row, by their rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.loop.recorder import Recorder, Rule
+from llmkit.loop.scalars import Scalars
+from llmkit.parallel.mesh import Mesh
+
+
+def row(recorder: Recorder) -> dict[str, float]:
+    recorded = recorder.take()
+    return recorded.reduce(Scalars(recorded.tensors).read() if recorded.tensors else [])
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"), [("mean", 2.0), ("sum", 6.0), ("max", 3.0), ("min", 1.0), ("last", 2.0)]
+)
+@pytest.mark.parametrize("kinds", ["numbers", "tensors", "both"])
+def test_the_values_since_the_last_row_become_one(rule: Rule, wanted: float, kinds: str) -> None:
+    recorder = Recorder(Mesh())
+    for index, value in enumerate((1.0, 3.0, 2.0)):
+        on_device = kinds == "tensors" or (kinds == "both" and index != 1)
+        recorder.record("x", torch.tensor(value) if on_device else value, reduce=rule)
+    assert row(recorder) == {"x": pytest.approx(wanted)}
+    assert row(recorder) == {}, "each row takes what is new"
+
+
+def test_several_names_keep_their_values() -> None:
+    recorder = Recorder(Mesh())
+    recorder.record("a", torch.tensor([2.0], requires_grad=True))
+    recorder.record("b", 5)
+    recorder.record("c", torch.tensor(7, dtype=torch.int32), reduce="sum")
+    assert row(recorder) == {"a": 2.0, "b": 5.0, "c": 7.0}
+
+
+def test_what_cannot_be_recorded_is_refused_with_its_name() -> None:
+    recorder = Recorder(Mesh(), columns=("loss",))
+    with pytest.raises(ValueError, match="'loss' is a column of llmkit's own"):
+        recorder.record("loss", 1.0)
+    with pytest.raises(ValueError, match=r"'x' is a tensor of shape \(2,\), not a scalar"):
+        recorder.record("x", torch.zeros(2))
+    with pytest.raises(ValueError, match="reduce='median' of 'x' is none of mean, sum, max, min, last"):
+        recorder.record("x", 1.0, reduce="median")  # type: ignore[arg-type]
+    recorder.record("x", 1.0, reduce="max")
+    with pytest.raises(ValueError, match="'x' was recorded with reduce='max' and 'min'"):
+        recorder.record("x", 1.0, reduce="min")

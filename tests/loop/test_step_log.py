@@ -1,0 +1,127 @@
+"""Rows of steps, on a clock whose time is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llmkit.engine.base import StepResult, without_targets
+from llmkit.errors import RunFault
+from llmkit.loop.phases import Phases
+from llmkit.loop.recorder import Recorder
+from llmkit.loop.state import TrainState
+from llmkit.loop.step_log import Speed, StepLog
+from llmkit.parallel.mesh import Mesh
+
+TOKENS, FLOPS, PEAK = 128, 1000.0, 64_000.0
+
+
+class Steps:
+    """A run of steps of known durations. `waits`, `computes`, `saves`: seconds of each."""
+
+    def __init__(self, max_skipped: int = 3) -> None:
+        self.now = 0.0
+        self.rows: list[dict[str, Any]] = []
+        self.state, self.recorder = TrainState(max_steps=100), Recorder(Mesh())
+        self.phases = Phases(lambda: self.now)
+        self.log = StepLog(
+            self.state, Mesh(), self.phases, self.recorder, Speed(TOKENS, FLOPS, PEAK, "measured"),
+            self.rows.append, max_skipped, lambda: None,
+        )  # fmt: skip
+
+    def spend(self, phase: Any, seconds: float) -> None:
+        with self.phases.span(phase):
+            self.now += seconds
+
+    def step(
+        self, row_due: bool = False, targets: int = TOKENS, loss: float = 2.0, skipped: float = 0.0,
+        waits: float = 0.0, computes: float = 1.0, saves: float = 0.0, **extras: float,
+    ) -> None:  # fmt: skip
+        self.spend("data", waits)
+        self.spend("step", computes)
+        self.state.step += 1
+        self.state.tokens += targets
+        result = without_targets(torch.device("cpu"))
+        if targets:
+            total = torch.tensor(loss * targets, dtype=torch.float64)
+            sums = {name: torch.tensor(value * targets) for name, value in extras.items()}
+            result = StepResult(total, targets, torch.tensor(0.5), torch.tensor(skipped), sums)
+        self.log.after_step(result, 0.1, row_due)
+        self.spend("save", saves)
+
+
+def test_the_columns_of_time_follow_from_the_clock() -> None:
+    run = Steps()
+    run.spend("start", 1000.0)
+    run.step(row_due=True, computes=500.0)  # the first step compiles: it counts nowhere
+    run.step(waits=0.5, computes=1.5, saves=300.0)
+    run.step(waits=1.5, computes=2.5)
+    run.spend("evaluate", 700.0)
+    run.step(row_due=True, waits=1.0, computes=2.0)
+    run.log.flush()
+    first, second = run.rows
+    for column in ("step_seconds", "tokens_per_second", "data_seconds", "mfu"):
+        assert first[column] is None
+    assert second["step_seconds"] == pytest.approx(3.0)  # (2 + 4 + 3) / 3
+    assert second["data_seconds"] == pytest.approx(1.0)
+    assert second["tokens_per_second"] == pytest.approx(3 * TOKENS / 9.0)
+    assert second["mfu"] == pytest.approx(3 * TOKENS / 9.0 * FLOPS / PEAK)
+    assert second["mfu_peak"] == "measured"
+
+
+def test_a_step_that_computes_nothing_makes_no_speed_and_has_a_row() -> None:
+    run = Steps()
+    run.step(row_due=True)
+    run.step(targets=0, computes=1.0)
+    run.step(row_due=True, computes=3.0)
+    run.log.flush()
+    assert [row["step"] for row in run.rows] == [1, 2, 3]
+    assert run.rows[1] | {"loss": None, "grad_norm": None, "no_targets": True} == run.rows[1]
+    assert run.rows[2]["tokens_per_second"] == pytest.approx(TOKENS / 4.0)
+    assert run.state.no_targets == 1
+
+
+def test_a_row_has_the_mean_loss_since_the_last_one_and_its_own() -> None:
+    run = Steps()
+    run.step(row_due=True, loss=4.0)
+    for loss in (3.0, 2.0):
+        run.step(loss=loss)
+    run.step(row_due=True, loss=1.0)
+    run.log.flush()
+    assert [(row["loss"], row["loss_mean"]) for row in run.rows] == [(4.0, 4.0), (1.0, 2.0)]
+
+
+def test_recorded_numbers_and_the_models_extras_are_in_the_next_row() -> None:
+    run = Steps()
+    run.step(row_due=True, balance=1.0)
+    run.recorder.record("grad/max", torch.tensor(7.0), reduce="max")
+    run.step(balance=2.0)
+    run.recorder.record("grad/max", 5.0, reduce="max")
+    run.step(row_due=True, balance=4.0)
+    run.log.flush()
+    assert run.rows[0]["balance"] == pytest.approx(1.0)
+    assert "grad/max" not in run.rows[0]
+    assert (run.rows[1]["balance"], run.rows[1]["grad/max"]) == (pytest.approx(3.0), 7.0)
+
+
+def test_rows_are_written_a_step_late() -> None:
+    run = Steps()
+    run.step(row_due=True)
+    assert run.rows == []
+    run.step()
+    assert [row["step"] for row in run.rows] == [1]
+
+
+def test_skipped_updates_have_a_row_and_too_many_in_a_row_end_the_run() -> None:
+    run = Steps(max_skipped=3)
+    run.step(row_due=True)
+    for skipped in (1.0, 1.0, 0.0, 1.0, 1.0, 1.0):
+        run.step(skipped=skipped, loss=float("nan") if skipped else 2.0)
+    with pytest.raises(
+        RunFault, match=r"step 7: the gradient was not finite 3 times .* as nothing was saved"
+    ):
+        run.log.flush()
+    assert [row["step"] for row in run.rows if row.get("skipped")] == [2, 3, 5, 6, 7]
+    assert run.state.skipped == 5
