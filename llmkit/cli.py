@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import io
 import os
@@ -79,7 +80,7 @@ def _drop_output() -> None:
 
 
 def _train(options: argparse.Namespace, started: float) -> int:
-    from llmkit.api import DETERMINISTIC
+    from llmkit.api import ask_for_determinism
     from llmkit.config.load import load
 
     if options.fresh and options.allow_data_change:
@@ -93,7 +94,7 @@ def _train(options: argparse.Namespace, started: float) -> int:
 
         refuse(error, os.environ)
     if loaded.config.run.deterministic:  # read when torch is imported, so set before
-        os.environ |= DETERMINISTIC
+        ask_for_determinism(os.environ)
     from llmkit.loop.resume import Options
     from llmkit.train import train
 
@@ -205,13 +206,23 @@ def _doctor(options: argparse.Namespace, started: float) -> int:
     return doctor_command(os.environ)
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the choice that was probably meant by one that does not exist, commands included."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        close = difflib.get_close_matches(str(value)[:40], choices, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+        raise argparse.ArgumentError(action, f"there is no {str(value)[:40]!r}; {hint}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="llmkit", description="Pretrains GPT-style models from one YAML file."
-    )
+    parser = _Parser(prog="llmkit", description="Pretrains GPT-style models from one YAML file.")
     parser.add_argument("--version", action="version", version=f"llmkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (

@@ -43,10 +43,20 @@ def test_sampling_does_not_import_the_compiler():
     assert done.stdout == "[]\n"
 
 
-def test_a_command_that_does_not_exist_is_wrong_usage(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian", "tiny.yaml"], "there is no 'trian'; did you mean train?"),
+        (["data", "verfy", "tiny.yaml"], "there is no 'verfy'; did you mean verify?"),
+        (["generate", "run", "--prompt", "x", "--precision", "fp23"], "did you mean fp32?"),
+        (["dance"], "choose from train, config, data, generate, evaluate, doctor"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_wrong_usage_and_the_nearest_is_named(arguments, says, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["dance"])
+        main(arguments)
     assert stop.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 def test_overrides_may_stand_behind_options(tmp_path, monkeypatch, capsys):

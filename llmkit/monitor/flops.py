@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
-from llmkit.config.custom_model import CustomModel
-
-
-class ModelShape(Protocol):
-    """What the FLOP count needs to know of a model."""
-
-    @property
-    def num_hidden_layers(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def position_embedding(self) -> str:
-        """`learned` where a table of positions is among the parameters."""
-
-    @property
-    def max_position_embeddings(self) -> int: ...
-    @property
-    def num_parameters(self) -> int:
-        """All parameters: vocabulary unpadded, tied embeddings once, learned positions included."""
+from llmkit.config.custom_model import AnyModel, CustomModel
 
 
-def train_flops_per_token(shape: ModelShape | CustomModel, sequence_length: int, causal: bool = False) -> int:
+def train_flops_per_token(shape: AnyModel, sequence_length: int) -> int:
     """FLOPs of forward and backward for one token, without recomputation.
 
     6 N + 12 L d s: N parameters (embeddings included, tied ones once, learned positions left out,
     as they are only added), L layers, d = heads x head_dim, s = sequence length (Chowdhery et al.
-    2022, PaLM, appendix B). This convention counts attention as if every position saw the whole
-    row; most published figures use it. `causal` counts only what a causal mask leaves: 6 L d s.
-    A registered model counts its own.
+    2022, PaLM, appendix B). This convention counts attention as if every position saw all of its
+    row; most published figures use it. A registered model counts its own.
     """
     if isinstance(shape, CustomModel):
         return shape.flops_per_token
-    parameters = shape.num_parameters
-    if shape.position_embedding == "learned":
-        parameters -= shape.max_position_embeddings * shape.hidden_size
+    parameters = shape.num_parameters - shape.num_position_parameters
     attention_width = shape.num_attention_heads * shape.head_dim
-    per_layer = (6 if causal else 12) * attention_width * sequence_length
-    return 6 * parameters + shape.num_hidden_layers * per_layer
+    return 6 * parameters + 12 * shape.num_hidden_layers * attention_width * sequence_length
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float | None:

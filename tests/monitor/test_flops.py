@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
+from llmkit.config.shape import ModelShape
 from llmkit.monitor.flops import train_flops_per_token, utilization
 
-
-@dataclass(frozen=True)
-class Shape:
-    num_hidden_layers: int
-    num_attention_heads: int
-    head_dim: int
-    hidden_size: int
-    position_embedding: str
-    max_position_embeddings: int
-    num_parameters: int
-
-
-GPT2 = Shape(12, 12, 64, 768, "learned", 1024, 124_439_808)
-LLAMA_1B = Shape(16, 32, 64, 2048, "rope", 131_072, 1_235_814_400)
+GPT2 = ModelShape(
+    vocab_size=50257, padded_vocab_size=50304, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+    num_key_value_heads=12, head_dim=64, intermediate_size=3072, max_position_embeddings=1024, mlp="gelu",
+    norm="layernorm", position_embedding="learned", attention_bias=True, mlp_bias=True,
+)  # fmt: skip
+LLAMA_1B = ModelShape(
+    vocab_size=128_256, padded_vocab_size=128_256, hidden_size=2048, num_hidden_layers=16,
+    num_attention_heads=32, num_key_value_heads=8, head_dim=64, intermediate_size=8192,
+    max_position_embeddings=131_072,
+)  # fmt: skip
 
 
 def test_gpt2_124m_without_its_learned_positions() -> None:
+    assert GPT2.num_parameters == 124_439_808
     # 6 x (124,439,808 - 1024 x 768) = 741,920,256; 12 x 12 x 768 x 1024 = 113,246,208
     assert train_flops_per_token(GPT2, 1024) == 855_166_464
 
 
 def test_llama_1b_whose_rotary_positions_have_no_parameters() -> None:
+    assert LLAMA_1B.num_parameters == 1_235_814_400
     # 6 x 1,235,814,400 = 7,414,886,400; 12 x 16 x 2048 x 2048 = 805,306,368
     assert train_flops_per_token(LLAMA_1B, 2048) == 8_220_192_768
 
 
-def test_the_causal_count_has_half_the_attention() -> None:
-    assert train_flops_per_token(GPT2, 1024, causal=True) == 741_920_256 + 113_246_208 // 2
-    assert train_flops_per_token(LLAMA_1B, 2048, causal=True) == 7_414_886_400 + 805_306_368 // 2
-
-
 def test_attention_counts_the_heads_not_the_residual_stream() -> None:
+    # 16 x 2048 x (2 x 32 + 2 x 8) x 64 = 167,772,160 weights more
     wide_heads = replace(LLAMA_1B, head_dim=128)
-    assert train_flops_per_token(wide_heads, 2048) == 7_414_886_400 + 2 * 805_306_368
+    assert train_flops_per_token(wide_heads, 2048) == 7_414_886_400 + 6 * 167_772_160 + 2 * 805_306_368
 
 
 def test_utilization_is_the_share_of_what_all_devices_could_do() -> None:
