@@ -1,6 +1,6 @@
-"""Layers that tensor parallelism can share out, for models of one's own.
+"""Layers that tensor parallelism can shard, for your own models.
 
-Each takes `tp`, the ranks that share it (`ModelContext.tp`), and works on one rank alike. A
+Each takes `tp`, the ranks that share it (`ModelContext.tp`); it works on a single rank, too. A
 model all of whose parameters lie in them trains under any `parallel.tensor_parallel_size` that divides its
 sizes. Between a column layer, whose outputs are sharded, and the row layer that follows it, work on each
 output alone: activations, gates, heads.

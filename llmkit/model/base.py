@@ -79,9 +79,9 @@ class Model(nn.Module):
         return check_loss(super().__call__(batch), batch, type(self).__name__)
 
     def parameter_slices(self) -> dict[str, list[ParameterSlice]]:
-        """For each parameter, the named tensors of which parts lie in it (see llmkit.parallel.slices).
+        """Name of each parameter -> the slices of full tensors that it holds (see llmkit.parallel.slices).
 
-        A `Layer` says it of its own parameters; any other parameter is one full tensor.
+        A `Layer` defines those of its own parameters; any other parameter is one full tensor.
         """
         found = {
             f"{path}.{kind}": parts
@@ -95,7 +95,7 @@ class Model(nn.Module):
         }
 
     def initial(self, name: str, shape: Shape) -> Initial:
-        """How the full tensor `name` of this shape starts.
+        """Distribution of the initial values of the full tensor `name`.
 
         Default: normal with standard deviation 0.02 from two dimensions on; else zeros for names that end
         in "bias", and ones for others. The values depend on (run.seed, name, element) alone, so that every

@@ -1,4 +1,4 @@
-"""The keys and values that generation keeps of the positions read so far."""
+"""The key-value cache of generation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from llmkit.config.shape import ModelShape
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, one buffer for all layers.
+    """Keys and values of the positions so far, in one buffer for all layers.
 
-    `length` counts the positions that every layer has stored; `GPT.logits` moves it on.
+    buffer: (layers, 2, batch, capacity, kv_heads, head_dim). length: positions that every layer has stored;
+    `GPT.logits` advances it.
     """
 
     def __init__(self, shape: ModelShape, batch: int, capacity: int, like: Tensor) -> None:
@@ -21,7 +22,7 @@ class KeyValueCache:
         self.length = 0
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (batch, seq, kv_heads, head_dim) behind the earlier positions; returns all of them."""
+        """Appends key and value, (batch, seq, kv_heads, head_dim) each; returns those of all positions."""
         stop = self.length + key.shape[1]
         self.buffer[layer, 0, :, self.length : stop] = key
         self.buffer[layer, 1, :, self.length : stop] = value

@@ -102,14 +102,14 @@ class GPT(Model):
         self.rope: RopeTables | None = None
         if shape.position_embedding == "learned":
             self.positions = Positions(shape, tp)
-        else:  # no buffers: these stay in fp32 whatever becomes of the weights
+        else:  # no buffers, so that they stay in fp32 whatever the type of the weights
             self.rope = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
-        again = [
+        checkpointing = [
             "none" if layer % activation_checkpointing_every else activation_checkpointing
             for layer in range(shape.num_hidden_layers)
         ]
         self.blocks = nn.ModuleList(
-            Block(shape, layer, attention_impl, tp, how) for layer, how in enumerate(again)
+            Block(shape, layer, attention_impl, tp, how) for layer, how in enumerate(checkpointing)
         )
         self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group)
         self.head = Head(*sizes, self.embedding if shape.tie_word_embeddings else None)
@@ -119,7 +119,7 @@ class GPT(Model):
 
     @classmethod
     def build(cls, config: Config, vocab_size: int | None = None) -> GPT:
-        """The model of a configuration, with the initial weights of `run.seed`, for a loop of one's own.
+        """The model of a configuration with the initial weights of `run.seed`, for your own training loop.
 
         vocab_size: tokens of the tokenizer; needed unless model.vocab_size or the tokenizer's type says it.
         Raises ValueError where the settings make no model.
@@ -136,20 +136,20 @@ class GPT(Model):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As of every module; a whole one sets the weights."""
+        """See `nn.Module.load_state_dict`; a complete one counts as setting the weights."""
         found = super().load_state_dict(state_dict, strict, assign)
         self.has_weights = (self.has_weights or not found.missing_keys) and self._has_memory()
-        self._place_rope()  # assigned parameters may lie on another device
+        self._move_rope()  # assigned parameters may be on another device
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPT:
-        """What every move to another device or type goes through."""
+        """Called by every method that moves a module to another device or type."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._place_rope()
+        self._move_rope()
         return self
 
-    def _place_rope(self) -> None:
-        """Makes the tables of the rotation where the parameters are."""
+    def _move_rope(self) -> None:
+        """Makes the rotary tables anew where the parameters are, unless they are there."""
         device = self.embedding.weight.device
         if self.rope is not None and self.rope[0].device != device:
             shape = self.shape
@@ -157,15 +157,15 @@ class GPT(Model):
                 self.rope = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
 
     def to_empty(self, *, device: str | torch.device | int | None, recurse: bool = True) -> GPT:
-        """As of every module; what lies in the new memory is not set."""
+        """See `nn.Module.to_empty`; afterwards the weights are not set."""
         self.has_weights = False
         return super().to_empty(device=device, recurse=recurse)
 
     def compile_parts(self, report: Callable[[str], None], backend: str = "inductor") -> None:
-        """Compiles a block, once for all of them, and the head with the loss.
+        """Compiles one block, whose code serves all of them, and the head with the loss.
 
-        As fast as compiling the whole model, and ready after one block's time instead of all blocks'.
-        What cannot be compiled runs as it is, and `report` is told.
+        As fast as compiling the model at once, and compiled in one block's time. What cannot be compiled runs
+        uncompiled, and `report` is called with the reason.
         """
         for part in (*self.blocks, self.head):
             compile_module(part, report, backend)

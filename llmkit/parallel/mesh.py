@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -104,15 +105,16 @@ class Mesh:
     roll_call: RollCall | None = field(default=None, compare=False, repr=False)
     _groups: dict[Hashable, ProcessGroup] = field(default_factory=dict, compare=False, repr=False)
 
-    def split(self, *, tensor: int = 1, context: int = 1) -> Mesh:
-        """The same ranks along dimensions of these sizes, `data` taking what remains. Collective.
+    def split(self, **sizes: int) -> Mesh:
+        """The same ranks arranged with these sizes of dimensions; `data` takes what remains. Collective.
 
         Makes the groups of each dimension, and of those over which gradients are summed, in the same order on
         all ranks. The product of the sizes must divide the number of ranks.
         """
-        sizes = {name: size for name, size in (("context", context), ("tensor", tensor)) if size > 1}
-        assert self.world_size % (tensor * context) == 0, (self.world_size, sizes)
-        mesh = replace(self, sizes=sizes, _groups={})
+        assert set(sizes) <= set(DIMENSIONS) - {"data"}, sizes
+        assert self.world_size % prod(sizes.values()) == 0, (self.world_size, sizes)
+        large = {name: size for name, size in sizes.items() if size > 1}
+        mesh = replace(self, sizes=large, _groups={})
         for dims in (*DIMENSIONS, ("data", "context")):
             _ = mesh[dims].group
         return mesh
@@ -129,9 +131,9 @@ class Mesh:
         return Axis(rank, size, lambda: self.group(dims))
 
     def group(self, dims: str | tuple[str, ...]) -> ProcessGroup:
-        """The group of an axis even where it is of this rank alone, for a library that insists on one.
+        """The group of an axis even where it holds this rank alone, for a library that insists on one.
 
-        Collective where it is not there yet. The ranks of the whole mesh are the default group.
+        Collective at its first use. An axis of all ranks has the default group.
         """
         names = {dims} if isinstance(dims, str) else set(dims)
         large = frozenset(name for name in names if self._size(name) > 1)
@@ -147,10 +149,7 @@ class Mesh:
     def _size(self, name: str) -> int:
         if name != "data":
             return self.sizes.get(name, 1)
-        size = self.world_size
-        for other in self.sizes.values():
-            size //= other
-        return size
+        return self.world_size // prod(self.sizes.values())
 
     def _coordinates(self, rank: int) -> dict[str, int]:
         """The index of a rank along each dimension."""
@@ -195,7 +194,7 @@ class Mesh:
         )
 
     def cause_of(self, error: BaseException) -> BaseException:
-        """`error` of this process, or what is behind it: see `RollCall.cause`."""
+        """`error` of this process, or the error of another one that caused it: see `RollCall.cause`."""
         return error if self.roll_call is None else self.roll_call.cause(error)
 
     def count_over_data(self, count: int) -> int:

@@ -1,4 +1,4 @@
-"""Random numbers of training: generators are seeded anew each step, so their states are never saved."""
+"""Random numbers of training: generators are seeded at each step, so their states are never saved."""
 
 from __future__ import annotations
 

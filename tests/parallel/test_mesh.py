@@ -151,8 +151,20 @@ def test_a_process_alone_needs_no_process_group():
 def test_what_is_no_dimension_or_does_not_divide_is_refused():
     with pytest.raises(AssertionError, match="pipeline"):
         Mesh(0, 4)["pipeline"]
-    with pytest.raises(AssertionError):
-        Mesh(0, 6).split(tensor=4)
+    for sizes in ({"tensor": 4}, {"pipeline": 2}, {"data": 6}):
+        with pytest.raises(AssertionError):
+            Mesh(0, 6).split(**sizes)
+
+
+def test_a_further_dimension_is_a_further_name(monkeypatch):
+    dimensions = ("pipeline", "data", "context", "expert", "tensor")
+    monkeypatch.setattr(mesh_module, "DIMENSIONS", dimensions)
+    with fake_ranks(13, 24) as joined:  # 2 x 3 x 1 x 2 x 2
+        mesh = joined.split(pipeline=2, expert=2, tensor=2)
+        assert [mesh[name].rank for name in dimensions] == [1, 0, 0, 0, 1]
+        assert members(mesh, "pipeline") == [1, 13]
+        assert members(mesh, "data", "context") == [13, 17, 21]
+        assert members(mesh, "data", "expert") == [13, 15, 17, 19, 21, 23]
 
 
 def sums() -> dict[str, Any]:
