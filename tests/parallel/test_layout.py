@@ -1,0 +1,20 @@
+"""The layout of a run over its processes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llmkit.parallel.layout import Layout
+
+
+@pytest.mark.parametrize(("world", "tensor", "data"), [(1, 1, 1), (8, 1, 8), (8, 2, 4), (6, 3, 2)])
+def test_what_tensor_parallelism_leaves_is_data_parallel(world: int, tensor: int, data: int) -> None:
+    assert Layout(world_size=world, tensor_parallel_size=tensor).data_parallel_size == data
+
+
+def test_it_can_be_written_down() -> None:
+    layout = Layout(4, 2, True, 3, "cpu", "full", 2, deepspeed={"zero_optimization.overlap_comm": True})
+    written = json.loads(json.dumps(layout.to_dict()))
+    assert Layout(**written) == layout
