@@ -13,7 +13,7 @@ from llmkit.data.building.prepare import prepare
 from llmkit.data.loader import TrainLoader
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.model.gpt import GPT
-from llmkit.optim.build import build_optimizers
+from llmkit.optim.build import build_simple, groups_of
 from llmkit.parallel.rank_info import rank_info_from_env
 from llmkit.parallel.world import process_group
 
@@ -27,7 +27,9 @@ with process_group(rank_info_from_env(os.environ), timedelta(minutes=10)) as mes
     data = prepare(config.data, accelerator.print, seed=config.run.seed)
     model = GPT.build(config, data.tokenizer.vocab_size).to(accelerator.device)
     parameters, slices = dict(model.named_parameters()), model.parameter_slices()
-    (optimizer,) = build_optimizers(parameters, slices, config.optimizer, mesh, bf16=False)
+    groups = groups_of(model.parameter_slices(), config.optimizer, hidden_matrices=())
+    tensors = [([parameters[name] for name in group.names], group.weight_decay) for group in groups]
+    optimizer = build_simple("adamw", tensors, config.optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = TrainLoader(data, config.data, config.run.seed, rows * size, rows, mesh.rank, size)
     for step, batch in zip(range(config.train.max_steps), batches):

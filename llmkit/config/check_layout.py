@@ -21,6 +21,7 @@ from llmkit.registry import find
 
 _TENSOR_SIZE = "parallel.tensor_parallel_size"
 _STAGE = "parallel.zero_stage"
+_ENGINE = "parallel.engine"
 
 
 def check_model(s: Settings) -> Iterator[Mistake]:
@@ -194,3 +195,12 @@ def check_zero(s: Settings) -> Iterator[Mistake]:
         if asked == "auto":
             what = "{0} does not go with ZeRO stage 0: {1}, and accelerate's configuration names no other"
         yield s.mistake(what, "parallel.offload", _STAGE, note=note)
+    if parallel.engine == "native" and stage in (2, 3):
+        note = "llmkit's own engine knows stages 0 and 1; set the engine to auto or deepspeed"
+        yield s.mistake(f"{{0}} does not go with {{1}} (stage {stage})", _ENGINE, _STAGE, note=note)
+    if parallel.engine == "native" and (s.facts.offload or parallel.offload) == "cpu":
+        note = "only DeepSpeed offloads; set the engine to auto or deepspeed"
+        yield s.mistake("{0} does not go with {1}", _ENGINE, "parallel.offload", note=note)
+    if parallel.engine == "deepspeed" and stage == 0:
+        note = "DeepSpeed is for stages 1 to 3; set the engine to auto"
+        yield s.mistake(f"{{0}} does not go with {{1}} (stage {stage})", _ENGINE, _STAGE, note=note)

@@ -95,8 +95,8 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules(
         "free", "how the run is spread over its processes, not what it computes", "parallel",
-        "world_size zero_stage tensor_parallel_size sequence_parallel offload activation_checkpointing "
-        "activation_checkpointing_every timeout_minutes",
+        "world_size zero_stage engine tensor_parallel_size sequence_parallel offload "
+        "activation_checkpointing activation_checkpointing_every timeout_minutes",
     ),
     **_rules("free", "how operators are computed, not what", "kernels", "compile attention"),
     **_rules("free", "when to save, what to keep", "checkpoint", "every_steps every_minutes keep_last"),

@@ -236,8 +236,12 @@ class Parallel(Section):
     """Processes of the whole run; a launch of another number is refused. Default: as many as there are."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | Literal["auto"] = "auto"
     """What the data-parallel ranks share out instead of holding it each: 0 = nothing (DDP), 1 = masters
-    and moments, 2 = gradients too, 3 = weights too (ZeRO, by DeepSpeed); auto = what accelerate's
-    configuration says, else 0."""
+    and moments, 2 = gradients too, 3 = weights too (ZeRO); auto = what accelerate's configuration
+    says, else 0."""
+    engine: Literal["auto", "native", "deepspeed"] = "auto"
+    """What trains: native = llmkit's own engine (stages 0 and 1), deepspeed = DeepSpeed (stages 1 to 3, and
+    offload); auto = native where that can, but DeepSpeed at stage 1 if accelerate's configuration is of the
+    type DEEPSPEED."""
     tensor_parallel_size: Positive = 1
     """Processes that share each layer; the other factor of their number is data-parallel."""
     sequence_parallel: bool = False

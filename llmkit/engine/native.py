@@ -1,7 +1,7 @@
 """Our own engine: plain PyTorch, nothing between the reader and the arithmetic.
 
-One device, or several data-parallel ones that each hold all of the state (DDP); with a model that is
-cut over a tensor-parallel group, all of its part.
+One device, or several data-parallel ones that each hold all of the state (ZeRO stage 0, DDP) or a slice of
+masters and moments (stage 1); under tensor parallelism, of this rank's part of the model.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import BUCKET_SIZES, BucketSizes, StepResult, StepSums, evaluate_rows, without_targets
+from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
 from llmkit.engine.norm import sum_of_squares
-from llmkit.engine.reduce import GradientBuckets
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
 from llmkit.model.base import Model
-from llmkit.optim.build import build_optimizers, moments
+from llmkit.optim.build import build_optimizers, groups_of, moments
 from llmkit.parallel.agreement import fail_together
-from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.mesh import Axis, Mesh
 from llmkit.parallel.placement import placement
 from llmkit.precision import Precision, torch_dtype
+
+PARTITIONED = ("data", "context")
+"""Mesh dimensions over which ZeRO partitions masters and moments."""
 
 
 class NativeEngine:
     """Trains `model` in fp32, or in bf16 with fp32 masters, accumulation and moments.
 
     The model comes in fp32. In bf16 its values become the masters, and the model keeps rounded
-    copies, renewed after each update.
+    copies, renewed after each update. Parameters that require no gradient are never updated; they have no
+    master, gradient or moment. zero_stage: 0 or 1.
     """
 
     def __init__(
@@ -42,55 +46,45 @@ class NativeEngine:
         precision: Precision,
         gradient_clipping: float,
         mesh: Mesh | None = None,
+        zero_stage: int = 0,
         buckets: BucketSizes = BUCKET_SIZES,
     ) -> None:
         self.model, self.mesh = model, mesh or Mesh()
         self.gradient_clipping = gradient_clipping
-        self.weights: list[Tensor] = list(model.parameters())
-        self.masters = self.weights
-        if precision.keeps_masters:
-            self.masters = [nn.Parameter(weight.detach().clone()) for weight in self.weights]
-            for weight in self.weights:
-                weight.data = weight.data.to(torch_dtype(precision.weights))
-        names = [name for name, _ in model.named_parameters()]
-        self.named_masters = dict(zip(names, self.masters, strict=True))
+        self.weights = dict(model.named_parameters())
         self.parts = model.parameter_slices()
-        self.placements = [placement(weight) for weight in self.weights]
+        self.placements = {name: placement(weight) for name, weight in self.weights.items()}
+        trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
+        parts = {name: self.parts[name] for name in trained}
+        groups = groups_of(parts, optimizer, model.hidden_matrices())
+        axis = self.mesh["data", "context"]
+        partitioned = zero_stage == 1 and axis.size > 1
+        make_masters = PartitionedMasters if partitioned else ReplicatedMasters
+        self.masters: Masters = make_masters(trained, groups, precision, axis, buckets.native)
+        self.frozen = {name: weight for name, weight in self.weights.items() if name not in trained}
+        for weight in self.frozen.values():
+            weight.data = weight.data.to(torch_dtype(precision.weights))
         self.optimizers = build_optimizers(
-            self.named_masters,
-            self.parts,
-            optimizer,
-            self.mesh,
-            bf16=precision.compute == "bf16",
-            hidden_matrices=model.hidden_matrices(),
+            self.masters.held, parts, optimizer, self.mesh, bf16=precision.compute == "bf16"
         )
-        self.buckets: GradientBuckets | None = None
-        if (group := self.mesh["data", "context"].group) is not None:
-            self.buckets = GradientBuckets(self.weights, self.masters, group, buckets.native)
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""
-        device = self.weights[0].device
+        device = next(iter(self.weights.values())).device
         if targets == 0:
             return without_targets(device)
-        if self.buckets is None:
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-        else:
-            self.buckets.zero()
+        self.masters.zero_gradients()
         sums = StepSums(device)
         for index, batch in enumerate(micro_batches):
-            if self.buckets is not None:
-                self.buckets.last_micro_batch = index == len(micro_batches) - 1
+            self.masters.before_backward(index == len(micro_batches) - 1)
             loss = self.model(batch)
             (loss.objective / targets).backward()
-            self._accumulate()
+            self.masters.after_backward()
             sums.add(loss)
-        if self.buckets is not None:
-            self.buckets.finish()
-        norm = self._gradient_norm()
+        self.masters.reduce()
+        norm = self._gradient_norm(device)
         if self.gradient_clipping > 0.0:
-            gradients = [master.grad for master in self.masters if master.grad is not None]
+            gradients = [held.tensor.grad for held in self.masters.held if held.tensor.grad is not None]
             scale = (self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(gradients, scale)
         skipped = (~torch.isfinite(norm)).float()
@@ -98,29 +92,22 @@ class NativeEngine:
         loss_sum, extras = sums.over_ranks(self.mesh)
         return StepResult(loss_sum, targets, norm, skipped, extras)
 
-    def _accumulate(self) -> None:
-        """Adds the weights' bf16 gradients to the masters' fp32 ones (fp32 weights are their own masters)."""
-        if self.masters is self.weights or self.buckets is not None:
-            return
-        for master, weight in zip(self.masters, self.weights, strict=True):
-            if weight.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = weight.grad.float()
-            else:
-                master.grad += weight.grad
-            weight.grad = None
-
-    def _gradient_norm(self) -> Tensor:
-        """The L2 norm of the full model's gradient, of which sharded parameters hold a part each: () fp32."""
+    def _gradient_norm(self, device: torch.device) -> Tensor:
+        """The L2 norm of the full model's gradient, of which a rank may hold a part only: () fp32."""
         gradients: dict[tuple[str, ...], list[Tensor]] = {}
-        for along, master in zip(self.placements, self.masters, strict=True):
-            found = gradients.setdefault(along.sharded, [])
-            if master.grad is not None:
-                found.append(master.grad)
-        total = torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
+        for along in self.placements.values():  # on all ranks the same keys, whatever they hold
+            gradients.setdefault(along.sharded, [])
+        for held in self.masters.held:
+            if (gradient := held.tensor.grad) is None:
+                continue
+            for each in held.fragments:
+                found = gradients[self.placements[each.parameter].sharded]
+                whole = each.numel == gradient.numel()
+                found.append(gradient if whole else gradient[each.offset : each.offset + each.numel])
+        partitioned = PARTITIONED if self.masters.partitioned else ()
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for dims, found in sorted(gradients.items()):
-            total += self.mesh[dims].sum(sum_of_squares(found, total.device))
+            total += self.mesh[tuple({*dims, *partitioned})].sum(sum_of_squares(found, device))
         return total.sqrt().float()
 
     @torch.no_grad()
@@ -131,8 +118,7 @@ class NativeEngine:
                 group["lr"] = learning_rate
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
             optimizer.step()
-        if self.masters is not self.weights:
-            torch._foreach_copy_(self.weights, self.masters)
+        self.masters.update_weights()
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
         """See `Engine.evaluate`.
@@ -143,13 +129,22 @@ class NativeEngine:
         return evaluate_rows(self.model, self.model, batches)
 
     def read_pieces(self) -> Iterator[Piece]:
-        """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each."""
+        """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each.
+
+        A frozen weight has no master: its value, rounded as it is, stands for one.
+        """
         mine = set()
-        for index, (name, along) in enumerate(zip(self.named_masters, self.placements, strict=True)):
-            copies = self.mesh[along.copies]
+        for index, name in enumerate(self.weights):
+            copies = self.mesh[self._copies(name)]
             if index % copies.size == copies.rank:
                 mine.add(name)
-        return to_pieces((slot for slot in self._slots() if slot.parameter in mine), self.parts)
+        kept = (slot._replace(data=slot.data.float()) for slot in self._slots() if slot.parameter in mine)
+        return to_pieces(kept, self.parts)
+
+    def _copies(self, name: str) -> tuple[str, ...]:
+        """Mesh dimensions along which all ranks hold the same of a parameter's state."""
+        partitioned = PARTITIONED if self.masters.partitioned and name not in self.frozen else ()
+        return tuple(dim for dim in self.placements[name].copies if dim not in partitioned)
 
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
         """See `Engine.write_pieces`."""
@@ -159,25 +154,27 @@ class NativeEngine:
                     "step": torch.tensor(float(optimizer_steps), device=master.device),
                     **{kind: torch.zeros_like(master) for kind in moments(optimizer)},
                 }
-        copies = self.mesh["data", "context"]
+        copies = Axis() if self.masters.partitioned else self.mesh["data", "context"]
         with fail_together(self.mesh):
             if copies.rank == 0:
                 load_shards(self._slots(), self.parts, source)
         broadcast_shards(self._slots(), copies)
         self.model.has_weights = True
-        if self.masters is not self.weights:
-            with torch.no_grad():
-                torch._foreach_copy_(self.weights, self.masters)
+        self.masters.update_weights()
 
     def _slots(self) -> Iterator[StateShard]:
         """All that a checkpoint keeps."""
-        for name, master in self.named_masters.items():
-            yield StateShard(name, "master", master.detach().view(-1), 0)
-            for optimizer in self.optimizers:
-                state = optimizer.state.get(master, {})
-                for kind in moments(optimizer):
-                    if kind in state:
-                        yield StateShard(name, kind, state[kind].view(-1), 0)
+        owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for held in self.masters.held:
+            optimizer = owner[held.tensor]
+            state = optimizer.state.get(held.tensor, {})
+            kinds = [kind for kind in moments(optimizer) if kind in state]
+            for each in held.fragments:
+                for kind, tensor in (("master", held.tensor.detach()), *((k, state[k]) for k in kinds)):
+                    flat = tensor.view(-1)[each.offset : each.offset + each.numel]
+                    yield StateShard(each.parameter, kind, flat, each.start)
+        for name, weight in self.frozen.items():
+            yield StateShard(name, "master", weight.detach().view(-1), 0)
 
     @property
     def optimizer_steps(self) -> int:

@@ -7,79 +7,139 @@ first. In the last micro-batch of a step each bucket is reduced as soon as it is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+
+from llmkit.parallel.mesh import Axis
+
+RANKS = 32
+"""With more, buckets grow as the number of ranks does, so that a rank's slice does not become small."""
+ALIGNMENT = 64
+"""Elements. In partitioned buckets weights begin at multiples, which matrix products read fastest."""
+
+
+@dataclass
+class Bucket:
+    """The gradients of some weights in one flat fp32 tensor.
+
+    offsets: where in `gradient` that of each weight begins. missing: weights whose gradient is not complete.
+    """
+
+    weights: list[Tensor]
+    offsets: list[int]
+    gradient: Tensor
+    missing: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.missing = len(self.weights)
+
+    def views(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(weight, its gradient, of the same shape)."""
+        for weight, offset in zip(self.weights, self.offsets, strict=True):
+            yield weight, self.gradient[offset : offset + weight.numel()].view(weight.shape)
 
 
 class GradientBuckets:
-    """Owns the gradients of `masters`, the fp32 forms of `weights` (which may be the same tensors).
+    """Owns the gradients of weights, which are summed in fp32.
 
-    weights: the leaves that the model works with, in the order of the forward pass. bucket_bytes: a bucket is
-    complete as soon as it has so many.
+    A weight of another type gives its gradient to its bucket after each backward pass; one of fp32 must have
+    its view of the bucket (`Bucket.views`) for a gradient.
+
+    weights: the leaves that the model works with, in the order of the forward pass, each with a number: those
+    of different numbers share no bucket. axis: the ranks over which gradients are summed. bucket_bytes: a
+    bucket is full as soon as it has so many. partitioned: each rank gets its slice of a bucket's sum only
+    (`own`); the rest of the bucket is then of no use.
     """
 
     def __init__(
-        self, weights: Sequence[Tensor], masters: Sequence[Tensor], group: ProcessGroup, bucket_bytes: int
+        self, weights: Sequence[tuple[Tensor, int]], axis: Axis, bucket_bytes: int, *, partitioned: bool
     ) -> None:
-        self.group = group
+        self.axis, self.partitioned = axis, partitioned
         self.last_micro_batch = False
-        self._buckets: list[Tensor] = []
-        self._missing: list[int] = []
-        self._sizes: list[int] = []
+        self.buckets: list[Bucket] = []
         self._sent: list[dist.Work] = []
-        waiting: list[tuple[Tensor, Tensor]] = []
-        for pair in reversed(list(zip(weights, masters, strict=True))):
-            waiting.append(pair)
-            if sum(master.numel() for _, master in waiting) * 4 >= bucket_bytes:
-                self._add_bucket(waiting)
-                waiting = []
-        if waiting:
-            self._add_bucket(waiting)
+        limit = bucket_bytes * max(1, axis.size // RANKS) // 4
+        waiting: dict[int, list[Tensor]] = {}
+        completed: dict[int, int] = {}
+        for index, (weight, number) in enumerate(reversed(weights)):
+            completed[number] = index
+            waiting.setdefault(number, []).append(weight)
+            if sum(each.numel() for each in waiting[number]) >= limit:
+                self._add(waiting.pop(number))
+        for number in sorted(waiting, key=completed.__getitem__):
+            self._add(waiting[number])
 
-    def _add_bucket(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        size = sum(master.numel() for _, master in pairs)
-        bucket = torch.zeros(size, dtype=torch.float32, device=pairs[0][1].device)
-        start = 0
-        for weight, master in pairs:
-            master.grad = bucket[start : start + master.numel()].view_as(master)
-            start += master.numel()
-            weight.register_post_accumulate_grad_hook(self._hook(master, len(self._buckets)))
-        self._buckets.append(bucket)
-        self._sizes.append(len(pairs))
-        self._missing.append(len(pairs))
+    def _add(self, weights: list[Tensor]) -> None:
+        unit, total = (ALIGNMENT, ALIGNMENT * self.axis.size) if self.partitioned else (1, 1)
+        offsets, size = [], 0
+        for weight in weights:
+            offsets.append(size)
+            size += -(-weight.numel() // unit) * unit
+        size = -(-size // total) * total
+        bucket = Bucket(weights, offsets, torch.zeros(size, dtype=torch.float32, device=weights[0].device))
+        for weight, gradient in bucket.views():
+            weight.register_post_accumulate_grad_hook(self._hook(gradient, bucket))
+        self.buckets.append(bucket)
 
-    def _hook(self, master: Tensor, bucket: int) -> Callable[[Tensor], None]:
+    def _hook(self, gradient: Tensor, bucket: Bucket) -> Callable[[Tensor], None]:
         def accumulated(weight: Tensor) -> None:
-            if weight is not master:
-                assert master.grad is not None and weight.grad is not None
-                master.grad += weight.grad
+            if weight.dtype != torch.float32:
+                assert weight.grad is not None
+                gradient.add_(weight.grad)
                 weight.grad = None
             if self.last_micro_batch:
-                self._missing[bucket] -= 1
+                bucket.missing -= 1
                 self._send()
 
         return accumulated
 
+    def own(self, bucket: Bucket) -> slice:
+        """The elements of a bucket, weights or gradients, that this rank updates."""
+        size = bucket.gradient.numel() // self.axis.size
+        return slice(self.axis.rank * size, (self.axis.rank + 1) * size)
+
     def _send(self) -> None:
         """Starts the reduction of complete buckets, on all ranks in the same order."""
-        while len(self._sent) < len(self._buckets) and self._missing[len(self._sent)] == 0:
-            work = dist.all_reduce(self._buckets[len(self._sent)], group=self.group, async_op=True)
+        group = self.axis.group
+        while len(self._sent) < len(self.buckets) and self.buckets[len(self._sent)].missing == 0:
+            bucket = self.buckets[len(self._sent)]
+            if self.partitioned:
+                mine = bucket.gradient[self.own(bucket)]
+                work = dist.reduce_scatter_tensor(mine, bucket.gradient, group=group, async_op=True)
+            else:
+                work = dist.all_reduce(bucket.gradient, group=group, async_op=True)
             assert work is not None
             self._sent.append(work)
 
     def finish(self) -> None:
         """After the last backward pass: the gradients are summed (on a GPU: once the stream gets there)."""
-        self._missing = [0] * len(self._buckets)  # a weight that took no part has sent nothing
+        for bucket in self.buckets:
+            bucket.missing = 0  # a weight that took no part has sent nothing
         self._send()
         for work in self._sent:
             work.wait()
         self._sent.clear()
-        self._missing = list(self._sizes)
+        for bucket in self.buckets:
+            bucket.missing = len(bucket.weights)
 
     def zero(self) -> None:
         """Before the first backward pass of a step."""
-        torch._foreach_zero_(self._buckets)
+        torch._foreach_zero_([bucket.gradient for bucket in self.buckets])
+
+    def all_gather(self, tensors: Sequence[Tensor]) -> None:
+        """Sends each rank's own slices of flat tensors, one a bucket, to all others."""
+        sent: list[dist.Work | None] = []
+        for bucket, tensor in zip(self.buckets, tensors, strict=True):
+            if tensor.is_cpu:  # not gloo's all-gather: see llmkit.parallel.collectives
+                for rank, part in enumerate(tensor.chunk(self.axis.size)):
+                    sent.append(dist.broadcast(part, group=self.axis.group, group_src=rank, async_op=True))
+            else:
+                mine = tensor[self.own(bucket)]
+                sent.append(dist.all_gather_into_tensor(tensor, mine, group=self.axis.group, async_op=True))
+        for work in sent:
+            if work is not None:
+                work.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from llmkit.optim.base import Optimizer as Registered
 from llmkit.optim.exchange import MatrixExchange, MatrixShard, shards_of
 from llmkit.optim.muon import Muon
 from llmkit.parallel.mesh import DIMENSIONS, Mesh
-from llmkit.parallel.slices import ParameterSlice, Shape
+from llmkit.parallel.slices import Fragment, ParameterSlice, Shape
 from llmkit.registry import find
 
 
@@ -27,6 +28,25 @@ class Group:
     optimizer: str
     weight_decay: float
     names: tuple[str, ...]
+
+
+class Held(NamedTuple):
+    """An fp32 tensor that this rank updates, of parameters of one group.
+
+    fragments: the elements that it holds; the others are padding.
+    """
+
+    group: Group
+    tensor: Tensor
+    fragments: Sequence[Fragment]
+
+    def shards(self, parts: Mapping[str, Sequence[ParameterSlice]]) -> list[MatrixShard]:
+        """The elements of full matrices that it holds."""
+        return [
+            shard
+            for each in self.fragments
+            for shard in shards_of(parts[each.parameter], each.start, each.start + each.numel, each.offset)
+        ]
 
 
 def groups_of(
@@ -101,29 +121,29 @@ def matrix_shapes(names: Iterable[str], parts: Mapping[str, Sequence[ParameterSl
 
 
 def build_optimizers(
-    masters: Mapping[str, Tensor],
+    held: Sequence[Held],
     parts: Mapping[str, Sequence[ParameterSlice]],
     config: Optimizer,
     mesh: Mesh,
     *,
     bf16: bool,
-    hidden_matrices: Collection[str] = (),
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers that together own all of `masters`, the fp32 parameters by their names.
+    """The optimizers that together own the tensors that this rank holds. All ranks must call it together.
 
-    bf16: whether the device has units for it. hidden_matrices: those that Muon takes. All ranks of the mesh
-    must call it together.
+    bf16: whether the device has units for it.
     """
-    groups = groups_of(parts, config, hidden_matrices)
-    simple = [group for group in groups if group.optimizer != "muon"]
-    pairs = [([masters[name] for name in group.names], group.weight_decay) for group in simple]
-    optimizers = [build_simple(simple[0].optimizer, pairs, config)] if simple else []
-    for group in groups:
-        if group.optimizer == "muon":
-            named = [(name, masters[name]) for name in group.names]
-            held = [(master, list(shards_of(parts[name], 0, master.numel()))) for name, master in named]
-            shapes, device = matrix_shapes(group.names, parts), held[0][0].device
-            optimizers.append(build_muon(held, shapes, config, mesh, device=device, bf16=bf16))
+    simple = [each for each in held if each.group.optimizer != "muon"]
+    hidden = [each for each in held if each.group.optimizer == "muon"]
+    optimizers = []
+    if simple:
+        decays = dict.fromkeys(each.group.weight_decay for each in simple)
+        groups = [([each.tensor for each in simple if each.group.weight_decay == d], d) for d in decays]
+        optimizers.append(build_simple(simple[0].group.optimizer, groups, config))
+    if hidden:
+        shapes = matrix_shapes(hidden[0].group.names, parts)
+        tensors = [(each.tensor, each.shards(parts)) for each in hidden]
+        device = hidden[0].tensor.device
+        optimizers.append(build_muon(tensors, shapes, config, mesh, device=device, bf16=bf16))
     return optimizers
 
 

@@ -14,7 +14,8 @@ class Layout:
     zero_stage: 0 = nothing is sharded over the data-parallel ranks; 1 shards moments and masters, 2 gradients
     too, 3 weights too. activation_checkpointing, activation_checkpointing_every: which activations are
     computed again in the backward pass, and in which of the blocks (1 = in all, 2 = in every second, ...).
-    deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key.
+    deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key. engine: what
+    trains; the native one knows stages 0 and 1 only.
     """
 
     world_size: int = 1
@@ -25,16 +26,12 @@ class Layout:
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     activation_checkpointing_every: int = 1
     deepspeed: Mapping[str, int | bool] = field(default_factory=dict)
+    engine: Literal["native", "deepspeed"] = "native"
 
     @property
     def data_parallel_size(self) -> int:
         """Ranks that see different rows."""
         return self.world_size // self.tensor_parallel_size
-
-    @property
-    def engine(self) -> Literal["native", "deepspeed"]:
-        """What trains: DeepSpeed from ZeRO stage 1 on."""
-        return "native" if self.zero_stage == 0 else "deepspeed"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as JSON can hold them."""

@@ -29,15 +29,17 @@ class LaunchResolver:
     def layout(self, world_size: int) -> Layout:
         """The layout of `world_size` processes."""
         parallel, stage = self.config.parallel, self._zero_stage()
+        offload = self._offload(stage)
         layout = Layout(
             world_size=world_size,
             tensor_parallel_size=parallel.tensor_parallel_size,
             sequence_parallel=parallel.sequence_parallel,
             zero_stage=stage,
-            offload=self._offload(stage),
+            offload=offload,
             activation_checkpointing=parallel.activation_checkpointing,
             activation_checkpointing_every=parallel.activation_checkpointing_every,
             deepspeed=self._passed(stage),
+            engine=self._engine(stage, offload),
         )
         self._check_training(max(1, layout.data_parallel_size))
         return layout
@@ -65,6 +67,17 @@ class LaunchResolver:
             self._contradiction("parallel.zero_stage", setting, ", or set parallel.zero_stage to auto")
             return ours
         return int(named)
+
+    def _engine(self, stage: int, offload: str) -> Literal["native", "deepspeed"]:
+        """What trains; whether it can is checked by `llmkit.config.check_layout`."""
+        asked, said = self.config.parallel.engine, self.accelerate.zero_stage
+        if asked == "native" and said is not None and stage == 1:
+            self._contradiction("parallel.engine", said, ", or set parallel.engine to auto")
+        if asked != "auto":
+            return asked
+        if stage == 1 and offload == "none" and said is None:
+            return "native"
+        return "native" if stage == 0 else "deepspeed"
 
     def _offload(self, stage: int) -> Literal["none", "cpu"]:
         """What the settings say; where they leave it to the default, what accelerate says."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 Shape = tuple[int, ...]
 Range = tuple[int, int]
@@ -83,3 +84,15 @@ class ParameterSlice:
 def full_slice(name: str, shape: Shape) -> ParameterSlice:
     """The slice of a parameter that is the full tensor: not sharded, not fused, not padded."""
     return ParameterSlice(name, shape, full_box(shape), 0, shape[0] if shape else 1)
+
+
+class Fragment(NamedTuple):
+    """Elements of a stored parameter's flat storage that are kept in another flat tensor.
+
+    parameter: its name. offset: where in that tensor they begin. start: where in the parameter's storage.
+    """
+
+    parameter: str
+    offset: int
+    start: int
+    numel: int

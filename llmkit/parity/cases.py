@@ -19,8 +19,10 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "precision": ("fp32", "bf16"),
     "offload": ("none", "cpu"),
     "optimizer": ("adamw", "muon"),
+    "engine": ("auto", "deepspeed"),
 }
-"""Setting -> its values. full/2 = full recomputation of every second block."""
+"""Setting -> its values. full/2 = full recomputation of every second block; engine auto = llmkit's own up to
+stage 1, DeepSpeed from stage 2 on."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Case:
     precision: str
     offload: str
     optimizer: str = "adamw"
+    engine: str = "auto"
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
+        native = self.engine == "auto" and self.stage < 2
         parts = [
             self.model,
-            f"Z{self.stage}" if self.stage else "native",
+            "-".join(["native"] * native + [f"Z{self.stage}"] * (self.stage > 0)),
             f"tp{self.tensor}",
             f"dp{self.data}",
         ]
@@ -67,6 +71,7 @@ class Case:
             "tensor_parallel_size": self.tensor,
             "sequence_parallel": self.sequence_parallel,
             "zero_stage": self.stage,
+            "engine": self.engine,
             "offload": self.offload,
             "activation_checkpointing": activation_checkpointing,
             "activation_checkpointing_every": int(every or 1),
@@ -77,6 +82,10 @@ class Case:
         """Whether there is such a layout: ZeRO is tried where it cuts something."""
         if self.sequence_parallel and self.tensor == 1:
             return False
+        if self.engine == "deepspeed" and self.stage != 1:
+            return False
+        if self.engine == "auto" and self.stage == 1 and self.offload == "cpu":
+            return False  # DeepSpeed's
         return self.data == 2 if self.stage else self.offload == "none"
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from llmkit.parity.cases import FACTORS, Case, all_cases
 
 Combination: TypeAlias = tuple[tuple[str, object], ...]
-LAYOUT = ("stage", "tensor", "sequence_parallel")
+LAYOUT = ("stage", "engine", "tensor", "sequence_parallel")
 """What decides most; all of its combinations are tried whatever the strength."""
 
 

@@ -68,6 +68,18 @@ CONTRADICTIONS = [
         'parallel.offload "cpu" (command line) does not go with parallel.zero_stage 0 (command line)',
     ),
     (
+        ["parallel.engine=native", "parallel.zero_stage=3"],
+        'parallel.engine "native" (command line) does not go with parallel.zero_stage 3 (command line)',
+    ),
+    (
+        ["parallel.engine=native", "parallel.zero_stage=1", "parallel.offload=cpu"],
+        'parallel.engine "native" (command line) does not go with parallel.offload "cpu" (command line)',
+    ),
+    (
+        ["parallel.engine=deepspeed", "parallel.zero_stage=0"],
+        'parallel.engine "deepspeed" (command line) does not go with parallel.zero_stage 0 (command line)',
+    ),
+    (
         ["parallel.activation_checkpointing_every=2"],
         "parallel.activation_checkpointing_every 2 (command line) does nothing with "
         "parallel.activation_checkpointing",

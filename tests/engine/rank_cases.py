@@ -12,7 +12,7 @@ from torch import Tensor
 from llmkit.batch import IGNORE, Batch, LossSum
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
-from llmkit.engine.base import Engine
+from llmkit.engine.base import BucketSizes, Engine
 from llmkit.engine.build import build_engine
 from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
@@ -26,6 +26,15 @@ from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE}
 ROWS, LENGTH = 4, 24
 CPU = torch.device("cpu")
+BUCKETS = BucketSizes(native=8_000)
+"""So that small models have several of them."""
+ENGINES: dict[str, dict[str, Any]] = {
+    "native 0": {"zero_stage": 0, "engine": "native"},
+    "native 1": {"zero_stage": 1, "engine": "native"},
+    "deepspeed 1": {"zero_stage": 1, "engine": "deepspeed"},
+    "deepspeed 2": {"zero_stage": 2},
+    "deepspeed 3": {"zero_stage": 3},
+}
 CONFIG: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": 10, "gradient_clipping": 0.5, "global_batch_size": ROWS},
@@ -99,7 +108,7 @@ def reference(
 
 def make(
     style: str,
-    stage: int,
+    stage: str,
     mesh: Mesh,
     precision: str,
     accumulation: int,
@@ -107,7 +116,9 @@ def make(
     optimizer: str = "adamw",
     **options: Any,
 ) -> tuple[Engine, ModelShape]:
-    """An engine on this mesh with the random weights of `tests.shapes`."""
+    """An engine on this mesh with the random weights of `tests.shapes`; only DeepSpeed's offload anything."""
+    if stage.startswith("native"):
+        options = {**options, "offload": "none"}
     shape = SHAPES[style]
     micro_batch = ROWS // mesh["data", "context"].size // accumulation
     settings = {
@@ -115,14 +126,16 @@ def make(
         "optimizer": {**CONFIG["optimizer"], "name": optimizer},
         "train": {**CONFIG["train"], "precision": precision, "micro_batch_size": micro_batch},
         "parallel": {
-            "world_size": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size, "zero_stage": stage,
+            "world_size": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size, **ENGINES[stage],
             **options,
         },
     }  # fmt: skip
-    engine = build_engine(plan_for_shape(shape, settings, DeviceFacts()), mesh, device=device)
+    engine = build_engine(
+        plan_for_shape(shape, settings, DeviceFacts()), mesh, device=device, buckets=BUCKETS
+    )
     source = Weights(random_model(shape))
     engine.write_pieces(source, 0)
-    if isinstance(engine, NativeEngine) and stage == 0:
+    if stage == "native 0":
         assert (source.reads > 0) == (mesh["data", "context"].rank == 0), "one rank reads for all"
     return engine, shape
 
@@ -130,7 +143,7 @@ def make(
 def compare(
     style: str,
     precision: str,
-    stages: list[int],
+    stages: list[str],
     accumulation: int,
     tensor_size: int,
     optimizer: str = "adamw",
@@ -160,7 +173,7 @@ def compare(
                 worst[piece.kind] = max(worst[piece.kind], [error.item(), piece.name])
             elements += piece.data.numel()
         nats = engine.evaluate(step_batches(shape, 99, mesh, 1)[0]).nats.double().sum()
-        found[str(stage)] = {
+        found[stage] = {
             "rows": rows,
             "worst": worst,
             "elements": elements,
@@ -171,7 +184,7 @@ def compare(
     return found
 
 
-def void_steps(precision: str, stages: list[int], offload: str) -> dict:
+def void_steps(precision: str, stages: list[str], offload: str) -> dict:
     """One step has no target, in the next one rank's loss is not finite: what they did, and what followed."""
     mesh = make_mesh(1)
     found = {}
@@ -196,7 +209,7 @@ def void_steps(precision: str, stages: list[int], offload: str) -> dict:
         same = all(p.data.equal(before[p.kind, p.name, p.range]) for p in engine.read_pieces())
         after = train(engine, shape, mesh, 2, range(3, 6))
         skipped = refused[2] == 1.0 and not torch.isfinite(torch.tensor(refused[1]))
-        found[str(stage)] = {
+        found[stage] = {
             "untouched": untouched, "skipped": skipped, "same": same, "rows": after,
             "updates": engine.optimizer_steps,
         }  # fmt: skip
@@ -231,9 +244,9 @@ def alone(precision: str) -> dict:
     found: dict[str, Any] = {}
     with process_group(RankInfo(), timedelta(seconds=HANG), needs_group=True) as joined:
         mesh, device = joined.split(), joined.device
-        for stage in range(4):
-            offload = "cpu" if stage == 2 else "none"
+        for stage in ENGINES:
+            offload = "cpu" if stage == "deepspeed 2" else "none"
             engine, shape = make("llama", stage, mesh, precision, 2, device=device, offload=offload)
-            found[str(stage)] = train(engine, shape, mesh, 2, range(4))
+            found[stage] = train(engine, shape, mesh, 2, range(4))
             engine.close()
     return found

@@ -89,7 +89,7 @@ def steps(stages: list[int]) -> dict[str, Any]:
     found = {}
     for stage in stages:
         mesh = make_mesh(1)
-        engine, shape = make("llama", stage, mesh, "bf16", 2)
+        engine, shape = make("llama", f"deepspeed {stage}", mesh, "bf16", 2)
         zero, reduced, unsafe = engine.zero, [], []
         if stage == 2:
             average = zero.average_tensor

@@ -98,12 +98,14 @@ def test_bf16_trains_masters_that_the_weights_round(shape):
         batch = batch_of(shape, step)
         result = engine.train_step(split(batch, 2), targets(batch), 1e-2 / (1 + step))
         assert result.loss_sum.item() / result.targets == pytest.approx(losses[step], rel=2e-2)
-    for (name, weight), master in zip(engine.model.named_parameters(), engine.masters, strict=True):
+    masters = {held.fragments[0].parameter: held.tensor for held in engine.masters.held}
+    for name, weight in engine.model.named_parameters():
+        master = masters[name]
         assert weight.dtype == torch.bfloat16 and master.dtype == torch.float32, name
         assert torch.equal(weight, master.bfloat16()), name
         state = engine.optimizers[0].state[master]
         assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.float32, name
-    assert any(not torch.equal(m, m.bfloat16().float()) for m in engine.masters)
+    assert any(not torch.equal(m, m.bfloat16().float()) for m in masters.values())
 
 
 def test_bf16_gradients_are_accumulated_in_fp32():
@@ -111,9 +113,9 @@ def test_bf16_gradients_are_accumulated_in_fp32():
     engine = make(replace(LLAMA_STYLE, num_hidden_layers=1), "bf16", clipping=0.0)
     batch = batch_of(LLAMA_STYLE, 0, rows=1)
     engine.train_step([batch] * 300, targets(batch) * 300, 0.0)
-    accumulated = [m.grad.clone() for m in engine.masters if m.grad is not None]
+    accumulated = [held.tensor.grad.clone() for held in engine.masters.held]
     engine.train_step([batch], targets(batch), 0.0)
-    once = [m.grad for m in engine.masters if m.grad is not None]
+    once = [held.tensor.grad for held in engine.masters.held]
     for a, b in zip(accumulated, once, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=float(b.abs().max()) * 1e-2)
 
@@ -126,15 +128,15 @@ def test_a_non_finite_gradient_changes_nothing(precision, poison, optimizer):
     batch = batch_of(LLAMA_STYLE, 0)
     engine.train_step([batch], targets(batch), 1e-2)
     before = [piece.data.clone() for piece in engine.read_pieces()]
-    weights = [weight.detach().clone() for weight in engine.weights]
+    weights = [weight.detach().clone() for weight in engine.weights.values()]
 
-    handle = engine.weights[3].register_hook(lambda gradient: gradient.fill_(poison))
+    handle = list(engine.weights.values())[3].register_hook(lambda gradient: gradient.fill_(poison))
     result = engine.train_step(split(batch, 2), targets(batch), 1e-2)
     handle.remove()
     assert result.skipped.item() == 1.0 and engine.optimizer_steps == 1
     for old, piece in zip(before, engine.read_pieces(), strict=True):
         assert torch.equal(old, piece.data), piece.name
-    assert all(torch.equal(a, b) for a, b in zip(weights, engine.weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, engine.weights.values(), strict=True))
 
     assert engine.train_step([batch], targets(batch), 1e-2).skipped.item() == 0.0
     assert engine.optimizer_steps == 2
@@ -217,7 +219,7 @@ def test_evaluation_sums_every_row_and_changes_nothing():
     torch.testing.assert_close(rows.nats, again.nats, rtol=1e-5, atol=1e-5)
     assert rows.targets.tolist() == [19, 16, 13, 10, 7, 4]
     assert not rows.nats.requires_grad and engine.model.training
-    assert all(weight.grad is None for weight in engine.weights)
+    assert all(weight.grad is None for weight in engine.weights.values())
 
 
 def test_evaluation_does_not_change_the_next_step():
@@ -226,4 +228,4 @@ def test_evaluation_does_not_change_the_next_step():
     two.evaluate([batch])
     for engine in (one, two):
         engine.train_step([batch], targets(batch), 1e-2)
-    assert all(torch.equal(a, b) for a, b in zip(one.weights, two.weights, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one.weights.values(), two.weights.values(), strict=True))

@@ -8,45 +8,53 @@ import torch.distributed as dist
 from torch import nn
 
 from llmkit.engine.reduce import GradientBuckets
+from llmkit.parallel.mesh import make_mesh
 from tests.ranks import run_ranks
 
 
-def sums(bf16: bool) -> dict:
+def sums(bf16: bool, partitioned: bool) -> dict:
     """Two micro-batches through a layer that is used, one used twice and one not at all."""
     layers = [nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 3)]
     weights = [p for layer in layers for p in layer.parameters()]
     for number, weight in enumerate(weights):
         weight.data = torch.linspace(-1.0, 1.0, weight.numel()).view(weight.shape) + 0.1 * number
-    masters = weights
-    if bf16:
-        masters = [nn.Parameter(weight.detach().clone()) for weight in weights]
-        for weight in weights:
-            weight.data = weight.data.bfloat16()
+        weight.data = weight.data.bfloat16() if bf16 else weight.data
     sent: list[int] = []
-    all_reduce = dist.all_reduce
+    collective = "reduce_scatter_tensor" if partitioned else "all_reduce"
+    original = getattr(dist, collective)
 
     def counting(tensor, *args, **kwargs):
         sent.append(tensor.numel())
-        return all_reduce(tensor, *args, **kwargs)
+        return original(tensor, *args, **kwargs)
 
-    dist.all_reduce = counting
-    buckets = GradientBuckets(weights, masters, dist.group.WORLD, bucket_bytes=4 * 8)
+    setattr(dist, collective, counting)
+    axis = make_mesh(1)["data"]
+    numbered = [(weight, int(weight.dim() == 1)) for weight in weights]
+    buckets = GradientBuckets(numbered, axis, bucket_bytes=4 * 8, partitioned=partitioned)
+    gradients = {weight: view for bucket in buckets.buckets for weight, view in bucket.views()}
+    if not bf16:
+        for weight in weights:
+            weight.grad = gradients[weight]
     sent_before_the_last = -1
     for _ in range(2):
         buckets.zero()
         sent.clear()
         for index in range(2):
             buckets.last_micro_batch = index == 1
-            x = torch.full((2, 4), float(1 + dist.get_rank() + index)).to(weights[0].dtype)
+            x = torch.full((2, 4), float(1 + axis.rank + index)).to(weights[0].dtype)
             layers[1](layers[1](layers[0](x))).float().sum().backward()
             if index == 0:
                 sent_before_the_last = len(sent)
         buckets.finish()
+    if partitioned:
+        buckets.all_gather([bucket.gradient for bucket in buckets.buckets])
     return {
-        "gradients": [master.grad.flatten().tolist() for master in masters],
+        "gradients": [gradients[weight].flatten().tolist() for weight in weights],
         "sent_before_the_last": sent_before_the_last,
         "sent": sum(sent),
         "messages": len(sent),
+        "mixed": any(len({weight.dim() for weight in b.weights}) > 1 for b in buckets.buckets),
+        "numbers": [bucket.weights[0].dim() for bucket in buckets.buckets],
     }
 
 
@@ -61,9 +69,10 @@ def expected() -> list[torch.Tensor]:
     return [weight.grad.flatten() for weight in weights]
 
 
+@pytest.mark.parametrize("partitioned", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_gradients_are_summed_over_ranks_and_micro_batches_and_sent_once(bf16):
-    results = run_ranks(2, f"{__name__}:sums", bf16=bf16)
+def test_gradients_are_summed_over_ranks_and_micro_batches_and_sent_once(bf16, partitioned):
+    results = run_ranks(2, f"{__name__}:sums", bf16=bf16, partitioned=partitioned)
     for found in results:
         *used, weight, bias = found["gradients"]
         assert not any(weight) and not any(bias), "a layer without a part in the loss has no gradient"
@@ -72,6 +81,8 @@ def test_gradients_are_summed_over_ranks_and_micro_batches_and_sent_once(bf16):
                 torch.tensor(values), wanted, rtol=2e-2 if bf16 else 1e-6, atol=0.1 if bf16 else 1e-6
             )
         assert found["sent_before_the_last"] == 0
-        assert found["sent"] == 16 + 4 + 16 + 12 + 3
-        assert found["messages"] > 1
+        # In slices of 64 elements at least: of three matrices and of the vectors.
+        assert found["sent"] == (4 * 64 if partitioned else 16 + 4 + 16 + 12 + 3)
+        assert found["messages"] == 4 and not found["mixed"]
+        assert found["numbers"] == [2, 2, 2, 1], "the vectors, complete last, are sent last"
     assert results[0] == results[1]

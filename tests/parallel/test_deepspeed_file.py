@@ -186,7 +186,7 @@ def test_what_is_switched_off_is_no_wish(tmp_path):
         "wandb": {"enabled": False, "project": "p"}, "tensorboard": {}, "sequence_parallel_size": 1,
         "zero_optimization": {"stage": 2, "offload_param": None, "zero_hpz_partition_size": 1},
     }  # fmt: skip
-    assert layout(tmp_path, off) == Layout(2, zero_stage=2)
+    assert layout(tmp_path, off) == Layout(2, zero_stage=2, engine="deepspeed")
 
 
 @pytest.mark.parametrize("section", ["bf16", "bfloat16"])

@@ -65,7 +65,33 @@ def test_without_a_launcher_the_settings_alone_count(config):
         "offload": "cpu", "activation_checkpointing": "full", "activation_checkpointing_every": 2,
     }  # fmt: skip
     loaded = config(*(f"parallel.{name}={value}" for name, value in parallel.items()))
-    assert layout(loaded, {}) == Layout(4, 2, True, 2, "cpu", "full", 2)
+    assert layout(loaded, {}) == Layout(4, 2, True, 2, "cpu", "full", 2, engine="deepspeed")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "engine"),
+    [
+        ("ddp", ["parallel.zero_stage=1"], "native"),
+        ("ddp", ["parallel.zero_stage=1", "parallel.offload=cpu"], "deepspeed"),
+        ("ddp", ["parallel.zero_stage=2"], "deepspeed"),
+        ("ddp", ["parallel.zero_stage=1", "parallel.engine=deepspeed"], "deepspeed"),
+        ("ddp", ["parallel.zero_stage=1", "parallel.engine=native"], "native"),
+        ("zero1", [], "deepspeed"),
+        ("zero1", ["parallel.zero_stage=1"], "deepspeed"),
+        ("zero2", ["parallel.engine=deepspeed"], "deepspeed"),
+    ],
+)
+def test_the_engine_that_a_stage_and_a_launch_file_ask_for(config, name, overrides, engine):
+    assert layout(config(*overrides), told_by_accelerate(LAUNCH / f"{name}.yaml")).engine == engine
+
+
+def test_a_native_engine_contradicts_a_launch_file_for_deepspeed(config):
+    message = refused(config("parallel.engine=native"), told_by_accelerate(LAUNCH / "zero1.yaml"))
+    assert 'parallel.engine "native" (command line)' in message
+    assert "zero_stage 1 (ACCELERATE_DEEPSPEED_ZERO_STAGE)" in message
+    assert "set parallel.engine to auto" in message
+    message = refused(config("parallel.engine=native"), told_by_accelerate(LAUNCH / "zero2.yaml"))
+    assert "stage 2" in message and "knows stages 0 and 1" in message
 
 
 def test_a_stage_that_contradicts_names_both_places(config):

@@ -22,10 +22,12 @@ from tests.parity.launched import mesh_maker
 LAYOUTS: dict[str, dict[str, Any]] = {
     "native": {"world_size": 1},
     "DDP2": {"world_size": 2},
-    "Z1x2": {"world_size": 2, "zero_stage": 1},
+    "Z1x2": {"world_size": 2, "zero_stage": 1, "engine": "deepspeed"},
+    "native-Z1x2": {"world_size": 2, "zero_stage": 1},
     "Z2x2": {"world_size": 2, "zero_stage": 2},
     "Z3x2": {"world_size": 2, "zero_stage": 3},
-    "Z1xTP2xDP2": {"world_size": 4, "zero_stage": 1, "tensor_parallel_size": 2},
+    "Z1xTP2xDP2": {"world_size": 4, "zero_stage": 1, "tensor_parallel_size": 2, "engine": "deepspeed"},
+    "native-Z1xTP2xDP2": {"world_size": 4, "zero_stage": 1, "tensor_parallel_size": 2},
     "Z3xTP2xDP2": {"world_size": 4, "zero_stage": 3, "tensor_parallel_size": 2},
     "TP4": {"world_size": 4, "tensor_parallel_size": 4},
 }

@@ -33,7 +33,7 @@ def placements_missing() -> Iterator[None]:
     def unmarked(real: Callable[..., Any]) -> Callable[..., Any]:
         def train_step(self: Any, *arguments: Any) -> Any:
             if isinstance(self, NativeEngine):
-                with patch.object(self, "placements", [REPLICATED] * len(self.placements)):
+                with patch.object(self, "placements", dict.fromkeys(self.placements, REPLICATED)):
                     return real(self, *arguments)
             for parameter in self.model.parameters():
                 vars(parameter).pop("tensor_model_parallel", None)  # DeepSpeed's mark

@@ -13,6 +13,7 @@ def test_only_layouts_that_exist_are_cases():
         assert case.data == 2 or case.stage == 0
         assert case.tensor > 1 or not case.sequence_parallel
         assert case.stage > 0 or case.offload == "none"
+        assert case.engine == "auto" or case.stage == 1
 
 
 def test_a_case_tells_its_layout():

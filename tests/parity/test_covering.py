@@ -26,13 +26,13 @@ def test_every_combination_that_can_be_is_tried(strength):
 
 
 def test_every_layout_is_tried_in_fp32():
-    layouts = {(case.stage, case.tensor, case.sequence_parallel) for case in all_cases()}
-    assert len(layouts) == 20
+    layouts = {(case.stage, case.engine, case.tensor, case.sequence_parallel) for case in all_cases()}
+    assert len(layouts) == 25
     chosen = [case for case in covering() if case.precision == "fp32"]
-    assert {(case.stage, case.tensor, case.sequence_parallel) for case in chosen} == layouts
+    assert {(case.stage, case.engine, case.tensor, case.sequence_parallel) for case in chosen} == layouts
 
 
 def test_the_choice_is_small_and_always_the_same():
     chosen = covering()
     assert chosen == covering() and len(set(chosen)) == len(chosen)
-    assert len(chosen) <= 30 and sum(case.world_size == 8 for case in chosen) <= 7
+    assert len(chosen) <= 33 and sum(case.world_size == 8 for case in chosen) <= 9

@@ -11,7 +11,7 @@ from llmkit.parity.cases import LARGE, Case
 from llmkit.parity.covering import covering
 from tests.ranks import run_ranks
 
-WITH_EACH_STAGE = ("tensor", "sequence_parallel", "precision", "offload", "optimizer")
+WITH_EACH_STAGE = ("engine", "tensor", "sequence_parallel", "precision", "offload", "optimizer")
 LARGEST = 4
 """Processes of a case that is tried at every commit: eight share two cores badly."""
 

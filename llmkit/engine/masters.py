@@ -1,0 +1,206 @@
+"""The fp32 weights that the native engine updates, their gradients, and the weights that follow from them.
+
+Two ways to keep them on data-parallel ranks: every rank all of them (`ReplicatedMasters`), or each rank a
+slice (`PartitionedMasters`, ZeRO stage 1). Weights that take no gradient have no part in this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llmkit.engine.reduce import Bucket, GradientBuckets
+from llmkit.optim.build import Group, Held
+from llmkit.parallel.mesh import Axis
+from llmkit.parallel.slices import Fragment
+from llmkit.precision import Precision, torch_dtype
+
+
+class Masters(Protocol):
+    """What the engine needs of either."""
+
+    @property
+    def held(self) -> Sequence[Held]:
+        """The fp32 tensors that this rank updates; after `reduce` their `grad` is summed over the ranks."""
+        ...
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether ranks along the data and context dimensions hold different elements."""
+        ...
+
+    def zero_gradients(self) -> None:
+        """Before the first backward pass of a step."""
+        ...
+
+    def before_backward(self, last: bool) -> None:
+        """last: whether it is the last backward pass of the step."""
+        ...
+
+    def after_backward(self) -> None:
+        """Adds the weights' gradients to those of the masters."""
+        ...
+
+    def reduce(self) -> None:
+        """After the last backward pass: sums the gradients over the ranks."""
+        ...
+
+    def update_weights(self) -> None:
+        """Sets the weights to the masters' values, rounded to their type. Collective."""
+        ...
+
+
+class ReplicatedMasters:
+    """Every rank holds, and updates, all masters.
+
+    weights: name -> fp32 parameter, in the order of the forward pass; where the precision keeps masters, they
+    are rounded to its type. axis: the ranks over which gradients are summed.
+    """
+
+    partitioned = False
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        groups: Sequence[Group],
+        precision: Precision,
+        axis: Axis,
+        bucket_bytes: int,
+    ) -> None:
+        self.weights: list[Tensor] = list(weights.values())
+        self.masters = self.weights
+        if precision.keeps_masters:
+            self.masters = [nn.Parameter(weight.detach().clone()) for weight in self.weights]
+            for weight in self.weights:
+                weight.data = weight.data.to(torch_dtype(precision.weights))
+        named = dict(zip(weights, self.masters, strict=True))
+        self.held = [
+            Held(group, named[name], [Fragment(name, 0, 0, named[name].numel())])
+            for group in groups
+            for name in group.names
+        ]
+        self.buckets: GradientBuckets | None = None
+        if axis.size > 1:
+            self.buckets = GradientBuckets(
+                [(w, 0) for w in self.weights], axis, bucket_bytes, partitioned=False
+            )
+            gradients = {weight: view for b in self.buckets.buckets for weight, view in b.views()}
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                master.grad = gradients[weight]
+
+    def zero_gradients(self) -> None:
+        """See `Masters.zero_gradients`."""
+        if self.buckets is not None:
+            self.buckets.zero()
+        for master in self.masters if self.buckets is None else ():
+            master.grad = None
+
+    def before_backward(self, last: bool) -> None:
+        """See `Masters.before_backward`."""
+        if self.buckets is not None:
+            self.buckets.last_micro_batch = last
+
+    def after_backward(self) -> None:
+        """See `Masters.after_backward`. fp32 weights are their own masters; buckets do it by themselves."""
+        if self.masters is self.weights or self.buckets is not None:
+            return
+        for master, weight in zip(self.masters, self.weights, strict=True):
+            if weight.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = weight.grad.float()
+            else:
+                master.grad += weight.grad
+            weight.grad = None
+
+    def reduce(self) -> None:
+        """See `Masters.reduce`."""
+        if self.buckets is not None:
+            self.buckets.finish()
+
+    @torch.no_grad()
+    def update_weights(self) -> None:
+        """See `Masters.update_weights`. Nothing is sent."""
+        if self.masters is not self.weights:
+            torch._foreach_copy_(self.weights, self.masters)
+
+
+class PartitionedMasters:
+    """ZeRO stage 1 (Rajbhandari et al. 2020), as in Megatron-LM's distributed optimizer.
+
+    Weights and gradients lie in flat buckets, those of a group of parameters in buckets of their own, and of
+    each bucket every rank updates one slice, wherever parameters begin in it. Gradients are reduce-scattered
+    as their buckets become complete, weights all-gathered after the update. Arguments as in
+    `ReplicatedMasters`; the weights are moved into flat tensors beside the buckets.
+    """
+
+    partitioned = True
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        groups: Sequence[Group],
+        precision: Precision,
+        axis: Axis,
+        bucket_bytes: int,
+    ) -> None:
+        number = {name: index for index, group in enumerate(groups) for name in group.names}
+        names = {weight: name for name, weight in weights.items()}
+        numbered = [(weight, number[name]) for name, weight in weights.items()]
+        self.buckets = GradientBuckets(numbered, axis, bucket_bytes, partitioned=True)
+        self.held: list[Held] = []
+        self.flat_weights: list[Tensor] = []
+        for bucket in self.buckets.buckets:
+            mine = self.buckets.own(bucket)
+            flat, master = _flatten(bucket, mine, precision)
+            fragments = []
+            for weight, offset in zip(bucket.weights, bucket.offsets, strict=True):
+                first, last = max(offset, mine.start), min(offset + weight.numel(), mine.stop)
+                if first < last:
+                    place = (first - mine.start, first - offset, last - first)
+                    fragments.append(Fragment(names[weight], *place))
+            self.flat_weights.append(flat)
+            self.held.append(Held(groups[number[names[bucket.weights[0]]]], master, fragments))
+
+    def zero_gradients(self) -> None:
+        """See `Masters.zero_gradients`."""
+        self.buckets.zero()
+
+    def before_backward(self, last: bool) -> None:
+        """See `Masters.before_backward`."""
+        self.buckets.last_micro_batch = last
+
+    def after_backward(self) -> None:
+        """See `Masters.after_backward`: the buckets do it by themselves."""
+
+    def reduce(self) -> None:
+        """See `Masters.reduce`."""
+        self.buckets.finish()
+
+    @torch.no_grad()
+    def update_weights(self) -> None:
+        """See `Masters.update_weights`. Each rank sends its slices."""
+        for bucket, flat, held in zip(self.buckets.buckets, self.flat_weights, self.held, strict=True):
+            mine = flat[self.buckets.own(bucket)]
+            if mine.dtype != torch.float32:
+                mine.copy_(held.tensor)
+        self.buckets.all_gather(self.flat_weights)
+
+
+@torch.no_grad()
+def _flatten(bucket: Bucket, mine: slice, precision: Precision) -> tuple[Tensor, Tensor]:
+    """Moves the fp32 weights of a bucket into one flat tensor; that, and the masters of the slice `mine`."""
+    for weight, view in bucket.views():
+        view.copy_(weight)
+    flat = bucket.gradient.to(torch_dtype(precision.weights), copy=True)
+    master = bucket.gradient[mine].clone() if precision.keeps_masters else flat[mine]
+    for (weight, gradient), offset in zip(bucket.views(), bucket.offsets, strict=True):
+        weight.data = flat[offset : offset + weight.numel()].view(weight.shape)
+        if not precision.keeps_masters:
+            weight.grad = gradient
+    bucket.gradient.zero_()
+    master.grad = bucket.gradient[mine]
+    return flat, master
