@@ -1,0 +1,87 @@
+"""What the ranks of tests/loop/test_trainer.py do: runs with a clock that is set, and with hooks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from typing import Any
+
+import torch
+
+from llmkit.config.load import load
+from llmkit.errors import AlreadyReported
+from llmkit.loop.hook import Hook, Request
+from llmkit.loop.resume import Options
+from llmkit.train import train
+
+
+class Clock(Hook):
+    """A clock that goes on by some seconds after each step, the same on each rank or not."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.now = seconds, 0.0
+        self.end: list[int | None] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def after_step(self, t: Any, result: Any) -> None:
+        self.now += self.seconds
+
+    def on_end(self, t: Any) -> None:
+        self.end = [t.state.step, t.state.max_steps]
+
+
+class Records(Hook):
+    """Numbers of each rank, one of which only the second one has."""
+
+    def after_step(self, t: Any, result: Any) -> None:
+        own = torch.tensor(float(t.mesh.rank + t.state.step))
+        for rule in ("mean", "sum", "max", "min", "last"):
+            t.record(f"x/{rule}", own, reduce=rule)
+        if t.mesh.rank == 1:
+            t.record("of one rank", 5.0)
+
+
+class Stops(Hook):
+    """The second rank asks for a stop after step 4."""
+
+    def request(self, t: Any) -> Request | None:
+        return Request(stop="enough") if t.mesh.rank == 1 and t.state.step == 4 else None
+
+
+class Fails(Hook):
+    """The second rank fails after step 4."""
+
+    def after_step(self, t: Any, result: Any) -> None:
+        if t.mesh.rank == 1 and t.state.step == 4:
+            raise ZeroDivisionError("of this rank alone")
+
+
+HOOKS = {"records": Records, "stops": Stops, "fails": Fails}
+
+
+def runs(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A run for each case, in a world of its own; what came out of it on this rank.
+
+    A case: its name, overrides, hook, and `seconds` that a step takes by the clock of each rank.
+    """
+    rank, found = int(os.environ["RANK"]), []
+    os.chdir(folder)
+    for port, case in zip(ports, cases, strict=True):
+        environment = dict(os.environ, MASTER_PORT=str(port))
+        clock, errors = Clock(case["seconds"][rank]), io.StringIO()
+        hooks = [HOOKS[case["hook"]](), clock] if case["hook"] else [clock]
+        os.environ["MASTER_PORT"] = str(port)
+        code: int | str
+        with contextlib.redirect_stderr(errors):
+            try:
+                loaded = load("tiny.yaml", [f"run.name={case['name']}", *case["overrides"]])
+                code = train(
+                    loaded, Options(), started=0.0, environment=environment, hooks=hooks, clock=clock
+                )
+            except (Exception, AlreadyReported) as error:
+                code = f"{type(error).__name__}: {error}"
+        found.append({"code": code, "end": clock.end, "now": clock.now, "errors": errors.getvalue()})
+    return found

@@ -1,0 +1,172 @@
+"""Runs on a clock that is set, by one process and by two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.config.load import load
+from llmkit.data.evaluation import HeldOut
+from llmkit.data.loader import TrainLoader
+from llmkit.engine.native import NativeEngine
+from llmkit.loop import trainer as module
+from llmkit.loop.resume import Options
+from llmkit.train import train
+from tests.drills.test_world import free_ports
+from tests.program import events, make_project, rows
+from tests.ranks import run_ranks
+
+
+class Clock:
+    """A clock that goes on only where something calls what was wrapped."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now, self._patch = 0.0, patch
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, owner: Any, name: str, seconds: float) -> None:
+        """From now on each call of a function takes so many seconds."""
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def slow(*arguments: Any, **named: Any) -> Any:
+            self.now += seconds
+            return function(*arguments, **named)
+
+        self._patch.setattr(owner, name, slow)
+
+
+def test_the_columns_of_time_follow_from_what_a_step_takes(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    clock.takes(NativeEngine, "train_step", 2.0)
+    clock.takes(TrainLoader, "__next__", 0.5)
+    clock.takes(module, "save", 100.0)
+    clock.takes(HeldOut, "__iter__", 300.0)
+    monkeypatch.setattr(module, "device_peak", lambda device, dtype: (1e6, "a known peak"))
+    settings = ["monitor.log_every=4", "checkpoint.every_steps=3", "evaluate.every_steps=5"]
+    loaded = load("tiny.yaml", settings)
+    assert train(loaded, Options(), started=0.0, environment={}, clock=clock) == 0
+    folder = project / "runs" / "tiny"
+    first, *others = [row for row in rows(folder) if "loss" in row]
+    assert first["step_seconds"] is None and first["mfu"] is None
+    flops = 6 * 26_848 + 12 * 2 * 32 * 32  # of a token: parameters without padding; 2 layers, width 32
+    assert [row["step"] for row in others] == [4, 8, 12]
+    for row in others:
+        assert row["step_seconds"] == pytest.approx(2.5)
+        assert row["data_seconds"] == pytest.approx(0.5)
+        assert row["tokens_per_second"] == pytest.approx(4 * 32 / 2.5)
+        assert (row["mfu"], row["mfu_peak"]) == (pytest.approx(4 * 32 / 2.5 * flops / 1e6), "a known peak")
+    done = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
+    seconds = {"data": 6.0, "step": 24.0, "save": 400.0, "evaluate": 900.0}
+    assert done["phase_seconds"] | seconds == pytest.approx(done["phase_seconds"])
+
+
+CASES: dict[str, dict[str, Any]] = {
+    # name: settings, and the seconds of a step by the clock of each rank
+    "timed-saves": {
+        "overrides": ["checkpoint.every_steps=0", "checkpoint.every_minutes=0.5"], "seconds": [10.0, 1000.0],
+    },
+    "early-stopping": {
+        "overrides": ["optimizer.learning_rate=1e-30", "evaluate.every_steps=2", "evaluate.early_stopping=2"],
+    },
+    "time-budget": {
+        "overrides": ["train.max_steps=null", "train.max_minutes=0.75", "evaluate.every_steps=0"],
+        "seconds": [1.0, 100.0],
+    },
+    "records": {"overrides": ["train.max_steps=4", "monitor.log_every=2"], "hook": "records"},
+    "stops": {"overrides": [], "hook": "stops"},
+    "fails": {"overrides": ["checkpoint.every_steps=0"], "hook": "fails"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trainer")
+    make_project(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What came out of every case, for each of two ranks; all in one launch."""
+    common = {"hook": None, "seconds": [1.0, 1.0]}
+    cases = [
+        common | case | {"name": name, "overrides": ["run.deterministic=false", *case["overrides"]]}
+        for name, case in CASES.items()
+    ]
+    ranks = run_ranks(
+        2, "tests.loop.rank_cases:runs", joined=False,
+        folder=str(folder), ports=free_ports(len(cases)), cases=cases,
+    )  # fmt: skip
+    return {name: [found[index] for found in ranks] for index, name in enumerate(CASES)}
+
+
+def saved(run: Path) -> list[int]:
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [event["step"] for event in lines if event["event"] == "save"]
+
+
+def last_event(run: Path) -> dict[str, Any]:
+    return json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+
+
+def test_saves_by_the_clock_of_rank_0(folder: Path, outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    assert [found["code"] for found in outcomes["timed-saves"]] == [0, 0]
+    assert saved(folder / "runs" / "timed-saves") == [5, 10, 12]
+
+
+def test_early_stopping_ends_both_at_one_step(
+    folder: Path, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    assert [(found["code"], found["end"]) for found in outcomes["early-stopping"]] == [(0, [6, 12])] * 2
+    assert events(folder / "runs" / "early-stopping")[-2:] == ["save", "done"]
+
+
+def test_a_time_budget_becomes_the_same_steps_on_both_and_is_kept(
+    folder: Path, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    first, second = outcomes["time-budget"]
+    assert (first["code"], second["code"]) == (0, 0)
+    chosen = open_checkpoint(folder / "runs" / "time-budget").step
+    assert first["end"] == second["end"] == [chosen, chosen]
+    assert chosen > 25 and first["now"] < 45.0
+    assert events(folder / "runs" / "time-budget").count("max_steps") == 1
+
+
+def test_numbers_of_both_ranks_are_reduced_by_their_rule(
+    folder: Path, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    assert [found["code"] for found in outcomes["records"]] == [0, 0]
+    last = [row for row in rows(folder / "runs" / "records") if "loss" in row][-1]
+    # Of steps 3 and 4: rank 0 has recorded 3 and 4, rank 1 has recorded 4 and 5.
+    wanted = {"x/mean": 4.0, "x/sum": 16.0, "x/max": 5.0, "x/min": 3.0, "x/last": 4.0, "of one rank": 5.0}
+    assert {name: last[name] for name in wanted} == wanted
+
+
+def test_a_stop_that_a_hook_of_one_rank_asks_for_has_its_reason_on_record(
+    folder: Path, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    assert [found["code"] for found in outcomes["stops"]] == [75, 75]
+    last = last_event(folder / "runs" / "stops")
+    assert (last["event"], last["step"], last["reason"]) == ("stop", 5, "the hook Stops: enough")
+
+
+def test_a_hook_that_fails_on_one_rank_ends_both_saved(
+    folder: Path, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    first, second = outcomes["fails"]
+    run = folder / "runs" / "fails"
+    reason = "the hook Fails failed in after_step: ZeroDivisionError: of this rank alone"
+    assert second["code"] == f"HookError: {reason}"
+    assert first["errors"].startswith("llmkit: rank 1 (") and f"HookError: {reason}" in first["errors"]
+    assert open_checkpoint(run).step in (5, 6)
+    last = last_event(run)
+    assert (last["event"], last["lost_steps"]) == ("fault", 0)
