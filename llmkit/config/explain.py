@@ -11,7 +11,7 @@ from llmkit.config.keys import Key, all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, is_secret, printable
 from llmkit.config.renamed import RENAMED
 from llmkit.config.schema import Config
-from llmkit.config.tree import Node, Path, dotted, find, place_of
+from llmkit.config.tree import Node, Path, dotted, find, location_of
 from llmkit.config.yaml_reader import resolve
 
 FaultKind = Literal["unknown", "missing", "wrong"]
@@ -30,19 +30,19 @@ def explain(
 
     There are several mistakes only where a missing section has several required keys.
     """
-    place, name, key = place_of(tree, path), dotted(path), key_of(dotted(path), schema)
+    location, name, key = location_of(tree, path), dotted(path), key_of(dotted(path), schema)
     if kind == "unknown" or key is None:
-        unknown = Mistake(place, f"{printable(name)} is an unknown key")
-        return [unknown if brief else _unknown(place, path, schema)]
+        unknown = Mistake(location, f"{printable(name)} is an unknown key")
+        return [unknown if brief else _unknown(location, path, schema)]
     if kind == "missing":
         required = _required(key, name, schema)
-        return [Mistake(place, f"{k.path} is required: {k.allowed}", k.doc, (k.path,)) for k in required]
+        return [Mistake(location, f"{k.path} is required: {k.allowed}", k.doc, (k.path,)) for k in required]
     node = find(tree, path)
     value = None if node is None else node.plain()
     shown = display(value)
     shown = f"the text {shown}" if shown.startswith('"') else shown
-    what = f"{name} must be {key.allowed}; it is {shown}{_hint(value, key, place)}"
-    return [Mistake(place, what, "" if key.is_section else key.doc, (name,))]
+    what = f"{name} must be {key.allowed}; it is {shown}{_hint(value, key, location)}"
+    return [Mistake(location, what, "" if key.is_section else key.doc, (name,))]
 
 
 def _required(key: Key, name: str, schema: type[Config]) -> list[Key]:
@@ -53,7 +53,7 @@ def _required(key: Key, name: str, schema: type[Config]) -> list[Key]:
     return [k for k in below if k.default == "required"]
 
 
-def _unknown(place: str, path: Path, schema: type[Config]) -> Mistake:
+def _unknown(location: str, path: Path, schema: type[Config]) -> Mistake:
     """Returns the mistake of an unknown key, with similar keys; never shows its value."""
     key = dotted(path)
     what = f"{printable(key, 100)} is an unknown key"
@@ -61,27 +61,27 @@ def _unknown(place: str, path: Path, schema: type[Config]) -> Mistake:
         hub = any(word in key.lower() for word in ("hf", "hub", "huggingface"))
         variable = "HF_TOKEN" if hub else "WANDB_API_KEY"
         advice = f"remove it, and set it in the environment instead (such as {variable}) or log in once"
-        return Mistake(place, f"{what}, and secrets never belong in a configuration", advice, (key,))
+        return Mistake(location, f"{what}, and secrets never belong in a configuration", advice, (key,))
     if isinstance(path[-1], str) and "." in path[-1] and key_of(key, schema) is not None:
         section, _, name = key.rpartition(".")
         what += f" in a file; write `{name}:` below `{section}:` (dotted keys are for the command line)"
-        return Mistake(place, what, "", (key,))
+        return Mistake(location, what, "", (key,))
     if general(key) in RENAMED:
         new, convert = RENAMED[general(key)]
         value = "" if convert(20) == 20 else f"; what was 20 is {display(convert(20))}"
         what = f"{key} is called {numbered(new, key)} now{value}"
-        return Mistake(place, what, all_keys()[new].doc, (key, numbered(new, key)))
+        return Mistake(location, what, all_keys()[new].doc, (key, numbered(new, key)))
     right = suggest(key, schema)
     if not right:
         section = general(dotted(path[:-1]))
         names = [p.rpartition(".")[2] for p in all_keys(schema) if p.rpartition(".")[0] == section]
-        return Mistake(place, what, f"known here: {', '.join(names)}", (key,))
+        return Mistake(location, what, f"known here: {', '.join(names)}", (key,))
     what += f"; did you mean {' or '.join(numbered(r, key) for r in right)}?"
     note = f"{numbered(right[0], key)}: {all_keys(schema)[right[0]].doc}" if len(right) == 1 else ""
-    return Mistake(place, what, note, (key,))
+    return Mistake(location, what, note, (key,))
 
 
-def _hint(value: object, key: Key, place: str) -> str:
+def _hint(value: object, key: Key, location: str) -> str:
     """Suggests a fix for a value of the wrong type, where there is an obvious one."""
     if isinstance(value, str):
         return _text_hint(value, key)
@@ -91,7 +91,7 @@ def _hint(value: object, key: Key, place: str) -> str:
         return f"; write {int(value)}"
     if isinstance(value, int | float) and key.allowed.startswith("text"):
         quoted = f'"{display(value)}"'
-        return "; put quotes around it: " + (f"'{quoted}'" if place.startswith(COMMAND_LINE) else quoted)
+        return "; put quotes around it: " + (f"'{quoted}'" if location.startswith(COMMAND_LINE) else quoted)
     if isinstance(value, dict) and key.is_section and key.is_list:
         return "; begin each entry with `- `"
     return ""

@@ -57,6 +57,6 @@ def similar(path: Path) -> str:
 
 
 def _within(folder: Path, shown: str) -> str:
-    """The configuration in a folder that was named in its place, as one of a run is."""
+    """Names the configuration in a folder, such as a run folder, that was given instead of a file."""
     inside = os.path.join(shown, "config.yaml")
     return f"; name a configuration in it: {inside}" if (folder / "config.yaml").is_file() else ""

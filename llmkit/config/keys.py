@@ -65,7 +65,7 @@ MAX_NAME = 64
 class Key:
     """One setting, or a section of settings.
 
-    path: dotted; N stands for a place in a list, as in data.sources.N.type.
+    path: dotted; N stands for an index in a list, as in data.sources.N.type.
     allowed: the values it takes, in words, as in "a whole number of at least 1, or null".
     choices: the texts it takes, where these are few.
     default: as YAML would write it, or "required"; empty for other sections.
@@ -102,7 +102,7 @@ def markdown() -> str:
         "",
         "Every key of a configuration file.",
         "This page is written by `llmkit.config.keys.markdown()`; a test keeps it current.",
-        "On the command line a key is set with `section.key=value`; `N` is a place in a list, from 0, or a",
+        "On the command line a key is set with `section.key=value`; `N` is an index in a list, from 0, or a",
         "source's name: `data.sources.1.weight=2`, `data.sources[1].weight=2`, `data.sources.web.weight=2`.",
         "`llmkit config --keys NAME` prints this for one key or section.",
         "",
@@ -147,7 +147,7 @@ def suggest(path: str, schema: type[Config] = Config) -> list[str]:
 
 
 def key_of(path: str, schema: type[Config] = Config) -> Key | None:
-    """The key of a dotted path, in which list places are numbers; None if there is none such."""
+    """The key of a dotted path, in which list indices are numbers; None if there is none such."""
     wanted, known = general(path), all_keys(schema)
     if wanted.endswith(".N") and (many := known.get(wanted[:-2])) and many.is_list:
         return Key(path, "a section (a mapping of keys)", (), "required", many.doc, True)
@@ -155,14 +155,14 @@ def key_of(path: str, schema: type[Config] = Config) -> Key | None:
 
 
 def general(path: str) -> str:
-    """A dotted key with N for each place in a list."""
+    """A dotted key with N for each index in a list."""
     return re.sub(r"\.[0-9]+(?=\.|$)", ".N", path)
 
 
 def numbered(key: str, like: str) -> str:
-    """A key with N for each place in a list, with the places of a dotted key that is like it."""
-    places = [part for part in like.split(".") if part.isdecimal()]
-    return ".".join(places.pop(0) if part == "N" and places else part for part in key.split("."))
+    """A key with the list indices of a similar dotted key put in for N."""
+    indices = [part for part in like.split(".") if part.isdecimal()]
+    return ".".join(indices.pop(0) if part == "N" and indices else part for part in key.split("."))
 
 
 def _walk(schema: dict[str, Any], definitions: dict[str, Any], prefix: str) -> Iterator[Key]:

@@ -68,7 +68,7 @@ class Layers:
             if path in settings:
                 return index, settings[path]
             if any(key in settings and isinstance(settings[key].value, list) for key in above):
-                return None  # the list of an earlier layer was replaced as a whole
+                return None  # the list of an earlier layer was replaced
         return None
 
     @property
@@ -121,7 +121,7 @@ def _mixed(layers: Layers, under: range, over: range, group: tuple[str, ...]) ->
             continue
         if final[0] in over and display(final[1].plain()) != display(before[1].plain()):
             old, new = (display(found[1].plain()) for found in (before, final))
-            changed.append(f"{path} {old} -> {new} ({_place(final[1])})")
+            changed.append(f"{path} {old} -> {new} ({_location(final[1])})")
         elif final[0] in under:
             kept.append(path)
     if changed and kept:
@@ -142,14 +142,14 @@ def tied(layers: Layers) -> Iterator[str]:
             continue
         for choice in _choices(path):
             if other := _meant_for(layers, choice, found[0]):
-                what = f"{path} {display(found[1].plain())} ({_place(found[1])})"
+                what = f"{path} {display(found[1].plain())} ({_location(found[1])})"
                 affected.setdefault((choice, other), []).append(what)
     for (choice, other), settings in affected.items():
         final = layers.find(choice, layers.all)
         assert final is not None
         value, one = display(final[1].plain()), len(settings) == 1
         yield (
-            f"{choice} is {value} ({_place(final[1])}), but {listed(settings, SHOWN)} "
+            f"{choice} is {value} ({_location(final[1])}), but {listed(settings, SHOWN)} "
             f"{'was' if one else 'were'} set for {other}; set {'it' if one else 'each'} for {value} too"
         )
 
@@ -171,5 +171,5 @@ def _meant_for(layers: Layers, choice: str, index: int) -> str:
     return "" if other in (display(final[1].plain()), "null", "required") else other
 
 
-def _place(node: Node) -> str:
-    return COMMAND_LINE if node.place.startswith(COMMAND_LINE) else node.place
+def _location(node: Node) -> str:
+    return COMMAND_LINE if node.location.startswith(COMMAND_LINE) else node.location

@@ -35,7 +35,7 @@ MAX_FILES = 64
 class Loaded:
     """A valid configuration.
 
-    origins: for each setting (dotted, list places numbered from 0) where its value came from:
+    origins: for each setting (dotted, list indices from 0) where its value came from:
         "default", "configs/demo.yaml:12" or "command line".
     path: the file that was named.
     remarks: notes on settings that are valid but probably not intended, a sentence each.
@@ -93,18 +93,18 @@ def _import_plugins(tree: Node, mistakes: list[Mistake]) -> None:
             try:
                 import_plugin(node.value)
             except UserError as fault:
-                mistakes.append(Mistake(node.place, str(fault), "", ("plugins",)))
+                mistakes.append(Mistake(node.location, str(fault), "", ("plugins",)))
 
 
 def check_again(loaded: Loaded, facts: Facts) -> list[Mistake]:
     """Returns what the checks of `load` find now that more is known."""
-    return [placed(loaded, mistake) for mistake in check(loaded.config, loaded.origins, facts)]
+    return [with_location(loaded, mistake) for mistake in check(loaded.config, loaded.origins, facts)]
 
 
-def placed(loaded: Loaded, mistake: Mistake) -> Mistake:
-    """Returns the mistake with its place: that of the first of its keys that is given, else the file."""
+def with_location(loaded: Loaded, mistake: Mistake) -> Mistake:
+    """Returns the mistake with its location: that of the first of its keys that is given, else the file."""
     given = (loaded.origins[key] for key in mistake.keys if loaded.origins.get(key, "default") != "default")
-    return replace(mistake, place=mistake.place or next(given, str(loaded.path)))
+    return replace(mistake, location=mistake.location or next(given, str(loaded.path)))
 
 
 class _Files:
@@ -129,9 +129,9 @@ class _Files:
         chain = (*above, _real(path))
         merged: Node | None = None
         readable, files = True, list[range]()
-        for name, place in self._names(extends):
+        for name, location in self._names(extends):
             first = len(self.layers.layers)
-            base = self._extended(path, shown, name, place, chain)
+            base = self._extended(path, shown, name, location, chain)
             readable = readable and base is not None
             merged = base if merged is None or base is None else merge(merged, base)
             files.append(range(first, len(self.layers.layers)))
@@ -142,19 +142,19 @@ class _Files:
         return tree if merged is None else merge(merged, tree)
 
     def _names(self, extends: Node | None) -> list[tuple[str, str]]:
-        """The names after `extends:`, each with its place."""
+        """The names after `extends:`, each with its location."""
         if extends is None:
             return []
         entries = extends.value if isinstance(extends.value, list) else [extends]
-        names = [(n.value, n.place) for n in entries if isinstance(n.value, str) and n.value]
+        names = [(n.value, n.location) for n in entries if isinstance(n.value, str) and n.value]
         if len(names) < len(entries):
             shown = display(extends.plain())
             what = f"extends must be the name of a file, or a list of names; it is {shown}"
-            self.mistakes.append(Mistake(extends.place, what))
+            self.mistakes.append(Mistake(extends.location, what))
         return names
 
     def _extended(
-        self, path: Path, shown: str, name: str, place: str, chain: tuple[Path, ...]
+        self, path: Path, shown: str, name: str, location: str, chain: tuple[Path, ...]
     ) -> Node | None:
         """A file that another one extends; None, with the mistake noted, if it cannot be used."""
         name = os.path.expanduser(name)
@@ -174,7 +174,7 @@ class _Files:
         elif self._count >= MAX_FILES:
             what = f"extends: more than {MAX_FILES} files are read in all"
         if what:
-            self.mistakes.append(Mistake(place, printable(what, 400)))
+            self.mistakes.append(Mistake(location, printable(what, 400)))
             return None
         return self.read(target, shown_target, chain)
 

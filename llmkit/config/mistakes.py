@@ -13,7 +13,7 @@ SHOWN = 30
 """More mistakes than this are counted, not shown."""
 
 COMMAND_LINE = "command line"
-"""Begins the place of every override."""
+"""Begins the location of every override."""
 
 NOT_SHOWN = "... (not shown)"
 """Stands for the rest of an override that may hold a secret."""
@@ -39,13 +39,13 @@ _QUERY_SECRET = re.compile(
 class Mistake:
     """One thing that is wrong, with what is needed to correct it.
 
-    place: its file and line, or the command-line override.
+    location: its file and line, or the command-line override.
     what: what is wrong and what is allowed, one sentence beginning with the dotted key.
     note: what the key means, or how to correct it; may be empty.
     keys: the dotted keys that it is about.
     """
 
-    place: str
+    location: str
     what: str
     note: str = ""
     keys: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ def error(mistakes: Iterable[Mistake], title: str) -> UserError:
     count = "1 mistake" if len(distinct) == 1 else f"{len(distinct)} mistakes"
     lines = [f"{printable(title, 1000)}: {count}"]
     for mistake in distinct[:SHOWN]:
-        lines.append(f"  {printable(mistake.place, 1100)}: {mistake.what}")
+        lines.append(f"  {printable(mistake.location, 1100)}: {mistake.what}")
         if mistake.note:
             lines.append(f"      {mistake.note}")
     if len(distinct) > SHOWN:
@@ -67,9 +67,9 @@ def error(mistakes: Iterable[Mistake], title: str) -> UserError:
 
 def _position(mistake: Mistake) -> tuple[bool, str, int]:
     """Sort key: by file and line, command-line overrides last."""
-    file, _, line = mistake.place.rpartition(":")
-    if mistake.place.startswith(COMMAND_LINE) or not line.isdecimal():
-        return mistake.place.startswith(COMMAND_LINE), mistake.place, 0
+    file, _, line = mistake.location.rpartition(":")
+    if mistake.location.startswith(COMMAND_LINE) or not line.isdecimal():
+        return mistake.location.startswith(COMMAND_LINE), mistake.location, 0
     return False, file, int(line)
 
 

@@ -36,25 +36,27 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
     """
     override = as_utf8(override)
     key, equals, text = override.partition("=")
-    place = f"{COMMAND_LINE}: {without_secrets(override)}"
+    location = f"{COMMAND_LINE}: {without_secrets(override)}"
     if not equals:
-        mistakes.append(Mistake(place, "there is no `=` in it", _no_override(override)))
+        mistakes.append(Mistake(location, "there is no `=` in it", _no_override(override)))
         return {}
     parts = key_parts(key)
     if key.startswith("-"):
-        mistakes.append(Mistake(place, "overrides have no dashes before them", "write section.key=value"))
+        mistakes.append(Mistake(location, "overrides have no dashes before them", "write section.key=value"))
     elif parts is None:
         note = "leave out the spaces around the key" if key != key.strip() else ""
-        mistakes.append(Mistake(place, "the part before `=` is no dotted key, such as train.max_steps", note))
+        mistakes.append(
+            Mistake(location, "the part before `=` is no dotted key, such as train.max_steps", note)
+        )
     elif parts[0] == "extends":
-        mistakes.append(Mistake(place, "`extends` stands in files only"))
+        mistakes.append(Mistake(location, "`extends` stands in files only"))
     else:
         try:
-            node = read_value(text, place)
+            node = read_value(text, location)
             return {} if tree is None else {_put(tree, parts, node): node}
         except UnreadableError as stop:
-            hidden = place.endswith(NOT_SHOWN)
-            mistakes.append(Mistake(place, "the value cannot be read") if hidden else stop.mistake)
+            hidden = location.endswith(NOT_SHOWN)
+            mistakes.append(Mistake(location, "the value cannot be read") if hidden else stop.mistake)
     return {}
 
 
@@ -84,7 +86,7 @@ def key_parts(key: str) -> list[str] | None:
 
 
 def _put(tree: Node, parts: list[str], node: Node) -> str:
-    """Puts a value at its place, making the sections above it; returns the dotted key, entries numbered.
+    """Puts a value into the tree, making the sections above it; returns the dotted key, entries numbered.
 
     Raises UnreadableError where a list has no such entry.
     """
@@ -92,7 +94,7 @@ def _put(tree: Node, parts: list[str], node: Node) -> str:
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(here.value, list):
-            index = _entry(here.value, part, printable(".".join(path)), node.place)
+            index = _entry(here.value, part, printable(".".join(path)), node.location)
             path.append(str(index))
             if last:
                 here.value[index] = node
@@ -100,14 +102,14 @@ def _put(tree: Node, parts: list[str], node: Node) -> str:
             continue
         path.append(part)
         if not isinstance(here.value, dict):
-            here.value, here.place = {}, node.place
+            here.value, here.location = {}, node.location
         if last:
             here.value[part] = merge(here.value[part], node) if part in here.value else node
-        here = here.value.setdefault(part, Node({}, node.place))
+        here = here.value.setdefault(part, Node({}, node.location))
     return ".".join(path)
 
 
-def _entry(entries: list[Node], part: str, where: str, place: str) -> int:
+def _entry(entries: list[Node], part: str, where: str, location: str) -> int:
     """Returns the index of the entry that a key part names. Raises UnreadableError unless it is one."""
     if re.fullmatch("[0-9]{1,6}", part) and int(part) < len(entries):
         return int(part)
@@ -119,7 +121,7 @@ def _entry(entries: list[Node], part: str, where: str, place: str) -> int:
     what = f"{where} is a list of {count}, numbered from 0; there is no {display(part)} in it"
     if part in names:
         what = f"{where} has several entries that are called {display(part)}; give the number of one, from 0"
-    raise UnreadableError(Mistake(place, what, f"by name: {known}" if known else ""))
+    raise UnreadableError(Mistake(location, what, f"by name: {known}" if known else ""))
 
 
 def _name(entry: Node, index: int) -> str:

@@ -95,7 +95,7 @@ def _expanded(value: Any, keys: list[str]) -> Any:
         return value if value is None else os.path.expanduser(value)
     if isinstance(value, list):
         number = int(keys[0])
-        return [_expanded(one, keys[1:]) if place == number else one for place, one in enumerate(value)]
+        return [_expanded(one, keys[1:]) if index == number else one for index, one in enumerate(value)]
     assert isinstance(value, Section)
     changed = _expanded(getattr(value, keys[0]), keys[1:])
     return value.model_copy(update={keys[0]: changed})

@@ -1,4 +1,4 @@
-"""The class of a configuration whose parts may be registered ones: their settings take the place of ours."""
+"""The class of a configuration with the settings of registered components in it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ RENAMED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "schedule.decay_share": ("schedule.decay_fraction", _same),
     "schedule.final_share": ("schedule.min_lr_ratio", _same),
 }
-"""Old dotted name (N for a place in a list): the new one in the same section, how a value is converted."""
+"""Old dotted name (N for an index in a list): the new one in the same section, how a value is converted."""
 
 
 def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,16 +53,17 @@ class Differences:
         """Those whose rule is of one of these kinds."""
         return [difference for difference in self.all if difference.rule.kind in kinds]
 
-    def raise_if_fixed(self, place: str | Path, allow_data_change: bool = False) -> None:
+    def raise_if_fixed(self, origin: str | Path, allow_data_change: bool = False) -> None:
         """Raises one UserError that names each setting that may not change, with both values.
 
-        place: where the old values are from, such as the run folder.
+        origin: where the old values are from, such as the run folder.
         """
         forbidden = self.of("fixed") if allow_data_change else self.of("fixed", "data")
         if not forbidden:
             return
         lines = [
-            f"{printable(str(place))} cannot go on with other values of what is fixed for a run (old -> new):"
+            f"{printable(str(origin))} cannot go on with other values of settings that are fixed for a run "
+            "(old -> new):"
         ]
         lines += [f"  {difference}: {difference.rule.reason}" for difference in forbidden]
         remedy = "Put the old values back, or start a new run under another run.name"
@@ -75,7 +76,7 @@ class Differences:
 def rule_of(path: str, schema: type[Config] = Config) -> ResumePolicy | None:
     """Returns the rule of a dotted setting, or of the section it is in; None if there is none.
 
-    Places in a list are numbers or, as in the reference of all settings, N.
+    Indices in a list are numbers or, as in the reference of all settings, N.
     """
     path = general(path)
     key = all_keys(schema).get(path)

@@ -104,4 +104,4 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples sample tensorboard"),
     **_rules("free", "what is shown and recorded", "monitor.wandb", "mode project entity"),
 }  # fmt: skip
-"""One rule a setting; places in lists are N, as in the reference of all settings."""
+"""One rule a setting; indices in lists are N, as in the reference of all settings."""

@@ -74,7 +74,7 @@ class Source(Section):
     record a line; parquet, arrow = a record a row; hub = a dataset of the Hugging Face hub; shards = a
     folder of token shards; megatron = a .bin and an .idx file of Megatron-LM. Plugins may bring others."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
-    """Name in messages and file names; default: the type and the place in the list."""
+    """Name in messages and file names; default: the type and the index in the list."""
     path: str | list[str] | None = None
     """A file, a folder, a glob pattern or a URL (https, s3, gs, hf), or a list of them; relative to the
     working directory. Text and jsonl may be compressed (.gz, .zst). For shards the folder with
@@ -117,7 +117,7 @@ class Source(Section):
 
 
 def default_source_name(type: str, index: int) -> str:
-    """What a source without a name is called: its type and its place in the list."""
+    """What a source without a name is called: its type and its index in the list."""
     return f"{type}-{index}"
 
 
@@ -320,7 +320,7 @@ class Monitor(Section):
     tensorboard: bool = False
     """Also write the rows of metrics.jsonl to tensorboard/ in the run folder; needs that package."""
     sinks: list[Entry] = []
-    """Further places for the rows of metrics.jsonl, which plugins bring."""
+    """Further destinations of the rows of metrics.jsonl, registered by plugins."""
 
 
 class Config(Section):

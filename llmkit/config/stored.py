@@ -67,10 +67,10 @@ def require_plugins(content: Mapping[str, Any], origin: str) -> None:
             raise UserError(f"{origin}: {error}") from error
 
 
-def _there(content: Any, place: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The part of an error's place that is a setting; below it pydantic names the types that it has tried."""
+def _there(content: Any, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Cuts an error's location to the setting: behind it pydantic names the types that it has tried."""
     path: tuple[int | str, ...] = ()
-    for part in place:
+    for part in location:
         sections = isinstance(content, list) and all(isinstance(item, dict) for item in content)
         if not sections and not isinstance(content, dict):
             break
@@ -79,7 +79,7 @@ def _there(content: Any, place: tuple[int | str, ...]) -> tuple[int | str, ...]:
         except (KeyError, IndexError, TypeError):
             break
         path = (*path, part)
-    return path or place
+    return path or location
 
 
 def _remove(content: Any, path: tuple[int | str, ...]) -> None:

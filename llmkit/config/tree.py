@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 Scalar = str | int | float | bool | None
 Path = tuple[str | int, ...]
-"""The keys and list places that lead to a value."""
+"""The keys and list indices that lead to a value."""
 
 
 @dataclass
 class Node:
-    """A value with its place, such as "configs/demo.yaml:12"; in a mapping, its key's line."""
+    """A value with its location, such as "configs/demo.yaml:12"; in a mapping, that of its key."""
 
     value: Scalar | list[Node] | dict[str, Node]
-    place: str
+    location: str
 
     def plain(self) -> object:
-        """The value without places."""
+        """The value without locations."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
@@ -36,7 +36,7 @@ def merge(under: Node, over: Node) -> Node:
     merged = dict(under.value)
     for key, node in over.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, over.place)
+    return Node(merged, over.location)
 
 
 def find(tree: Node, path: Iterable[str | int]) -> Node | None:
@@ -52,11 +52,11 @@ def find(tree: Node, path: Iterable[str | int]) -> Node | None:
     return node
 
 
-def place_of(tree: Node, path: Path) -> str:
-    """Returns the place of a path, or else of the innermost section above it that is in the tree."""
+def location_of(tree: Node, path: Path) -> str:
+    """Returns the location of a path, or else of the innermost section above it that is in the tree."""
     while (node := find(tree, path)) is None:
         path = path[:-1]
-    return node.place
+    return node.location
 
 
 def dotted(path: Path) -> str:
@@ -65,5 +65,5 @@ def dotted(path: Path) -> str:
 
 
 def undotted(key: str) -> Path:
-    """The path of a dotted key; its numbers are list places."""
+    """The path of a dotted key; its numbers are list indices."""
     return tuple(int(part) if part.isdecimal() else part for part in key.split("."))

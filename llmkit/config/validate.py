@@ -15,7 +15,7 @@ from llmkit.config.mistakes import COMMAND_LINE, SHOWN, Mistake
 from llmkit.config.registered import config_class
 from llmkit.config.renamed import RENAMED
 from llmkit.config.schema import Config
-from llmkit.config.tree import Node, Path, dotted, find, merge, place_of, undotted
+from llmkit.config.tree import Node, Path, dotted, find, location_of, merge, undotted
 from llmkit.config.walk import leaves
 
 ROUNDS = 5
@@ -43,7 +43,7 @@ def validate(tree: Node) -> tuple[Config | None, list[Mistake]]:
             continue
         for found in check(config, origins(config, tree)):
             if not any(_touches(key, bad) for key in found.keys for bad in wrong):
-                mistakes.append(replace(found, place=_first_place(tree, found.keys)))
+                mistakes.append(replace(found, location=_first_location(tree, found.keys)))
         return (None if mistakes else config), mistakes
     return None, mistakes
 
@@ -57,10 +57,10 @@ def _origin(tree: Node, path: str) -> str:
     node = find(tree, undotted(path))
     if node is None:
         return "default"
-    places = [node.place]
+    locations = [node.location]
     if isinstance(node.value, list):
-        places += [item.place for item in node.value if item.place.startswith(COMMAND_LINE)]
-    short = (COMMAND_LINE if place.startswith(COMMAND_LINE) else place for place in places)
+        locations += [item.location for item in node.value if item.location.startswith(COMMAND_LINE)]
+    short = (COMMAND_LINE if location.startswith(COMMAND_LINE) else location for location in locations)
     return ", ".join(dict.fromkeys(short))
 
 
@@ -69,11 +69,11 @@ def _touches(key: str, wrong: str) -> bool:
     return f"{key}.".startswith(f"{wrong}.") or f"{wrong}.".startswith(f"{key}.")
 
 
-def _first_place(tree: Node, keys: Iterable[str]) -> str:
-    """Returns the place of the first of some keys that is given, or else of the first one's section."""
+def _first_location(tree: Node, keys: Iterable[str]) -> str:
+    """Returns the location of the first of some keys that is given, or else of the first one's section."""
     paths = [undotted(key) for key in keys]
     given = [node for path in paths if (node := find(tree, path)) is not None]
-    return given[0].place if given else place_of(tree, paths[0])
+    return given[0].location if given else location_of(tree, paths[0])
 
 
 def _drop_empty_sections(tree: Node) -> None:
@@ -145,14 +145,14 @@ def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool, schema: type[Con
 
 def _stub_sources(tree: Node, path: Path) -> str:
     """Puts a valid source where `data`, its list of sources or one of them is missing or wrong."""
-    stub: dict[str, Node] = {"type": Node("stdlib", tree.place)}
+    stub: dict[str, Node] = {"type": Node("stdlib", tree.location)}
     assert isinstance(tree.value, dict)
-    data = tree.value.setdefault("data", Node({}, tree.place))
+    data = tree.value.setdefault("data", Node({}, tree.location))
     if not isinstance(data.value, dict):
         data.value = {}
-    sources = data.value.setdefault("sources", Node([], data.place))
+    sources = data.value.setdefault("sources", Node([], data.location))
     if len(path) >= 3 and isinstance(sources.value, list) and isinstance(path[2], int):
         sources.value[path[2]].value = stub
         return dotted(path[:3])
-    sources.value = [Node(stub, sources.place)]
+    sources.value = [Node(stub, sources.location)]
     return "data.sources"

@@ -11,7 +11,7 @@ from llmkit.config.section import Section
 def walk(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted path and value of everything in a section: a section, or a list of them, before what is in it.
 
-    Places in a list are numbered from 0.
+    Entries of a list are numbered from 0.
     """
     for name in type(section).model_fields:
         path, value = prefix + name, getattr(section, name)

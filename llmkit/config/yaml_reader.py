@@ -44,7 +44,7 @@ def read_file(path: Path, shown: str, mistakes: list[Mistake]) -> Node | None:
         if not isinstance(root.value, dict):
             kind = "is empty" if root.value is None else "is no mapping"
             raise UnreadableError(
-                Mistake(root.place, f"the file {kind}; sections such as `data:` are expected")
+                Mistake(root.location, f"the file {kind}; sections such as `data:` are expected")
             )
     except UnreadableError as stop:
         mistakes.append(stop.mistake)
@@ -52,22 +52,22 @@ def read_file(path: Path, shown: str, mistakes: list[Mistake]) -> Node | None:
     return root
 
 
-def read_value(text: str, place: str) -> Node:
+def read_value(text: str, location: str) -> Node:
     """The tree of an override's value: one scalar or flow value. Raises UnreadableError."""
     if "\n" in text or "\r" in text:
         raise UnreadableError(
-            Mistake(place, 'the value has a line break; write it as "\\n" within double quotes')
+            Mistake(location, 'the value has a line break; write it as "\\n" within double quotes')
         )
     if bad := next((ord(c) for c in text if "\udc80" <= c <= "\udcff"), None):
         # What the interpreter makes of a byte that it cannot decode.
         raise UnreadableError(
-            Mistake(place, f"the value holds the byte 0x{bad - 0xDC00:02x}, which is no UTF-8")
+            Mistake(location, f"the value holds the byte 0x{bad - 0xDC00:02x}, which is no UTF-8")
         )
     mistakes: list[Mistake] = []
     try:
-        node = _read(text, lambda line: place, mistakes, value_only=True)
+        node = _read(text, lambda line: location, mistakes, value_only=True)
     except UnreadableError as stop:
-        raise UnreadableError(Mistake(place, stop.mistake.what, _quoting(text))) from None
+        raise UnreadableError(Mistake(location, stop.mistake.what, _quoting(text))) from None
     if mistakes:
         raise UnreadableError(mistakes[0])
     return node
@@ -99,30 +99,30 @@ def resolve(text: str) -> Scalar:
 
 
 def _read(
-    text: str, place: Callable[[int], str], mistakes: list[Mistake], *, value_only: bool = False
+    text: str, location: Callable[[int], str], mistakes: list[Mistake], *, value_only: bool = False
 ) -> Node:
     """The tree of a text. Raises UnreadableError where the rest of the text would make no sense.
 
     value_only: it must be one scalar or flow value, as that of an override.
     """
     try:
-        loader = _Loader(text, place, mistakes)
+        loader = _Loader(text, location, mistakes)
         root = loader.get_single_node()
         if value_only:
-            _check_value_only(root, text, place)
-        return Node(None, place(1)) if root is None else loader.tree(root)
+            _check_value_only(root, text, location)
+        return Node(None, location(1)) if root is None else loader.tree(root)
     except yaml.reader.ReaderError as fault:
         line = text.count("\n", 0, fault.position) + 1
         what = f"the control character {chr(fault.character)!a} is not allowed"
-        raise UnreadableError(Mistake(place(line), what)) from None
+        raise UnreadableError(Mistake(location(line), what)) from None
     except yaml.MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
         problem = printable(str(fault.problem or fault.context or "cannot be parsed"))
         what = f"this is not valid YAML: {problem}{_hint(problem)}"
-        raise UnreadableError(Mistake(place(1 if mark is None else mark.line + 1), what)) from None
+        raise UnreadableError(Mistake(location(1 if mark is None else mark.line + 1), what)) from None
     except (ValueError, OverflowError):  # an escape such as "\UFFFFFFFF" names no character
         what = "this is not valid YAML: an escape names no character"
-        raise UnreadableError(Mistake(place(1), what)) from None
+        raise UnreadableError(Mistake(location(1), what)) from None
 
 
 def _hint(problem: str) -> str:
@@ -133,7 +133,7 @@ def _hint(problem: str) -> str:
     return " (a file holds one)" if "another document" in problem else ""
 
 
-def _check_value_only(root: yaml.Node | None, text: str, place: Callable[[int], str]) -> None:
+def _check_value_only(root: yaml.Node | None, text: str, location: Callable[[int], str]) -> None:
     """Refuses what an override's value must not be: a block of YAML. Raises UnreadableError."""
     what = ""
     outside = text
@@ -146,7 +146,7 @@ def _check_value_only(root: yaml.Node | None, text: str, place: Callable[[int], 
     elif outside.strip():
         what = f"YAML reads {display(outside.strip())} as no part of the value but as a comment or a mark"
     if what:
-        raise UnreadableError(Mistake(place(1), what))
+        raise UnreadableError(Mistake(location(1), what))
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -155,9 +155,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     Anchors, aliases and tags are refused, and a hostile file before it can grow.
     """
 
-    def __init__(self, text: str, place: Callable[[int], str], mistakes: list[Mistake]) -> None:
+    def __init__(self, text: str, location: Callable[[int], str], mistakes: list[Mistake]) -> None:
         super().__init__(text)
-        self._place, self._mistakes = place, mistakes
+        self._location, self._mistakes = location, mistakes
         self._depth = self._values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
@@ -180,16 +180,16 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         self._depth -= 1
         return node
 
-    def tree(self, node: yaml.Node, place: str | None = None) -> Node:
-        """The node as a tree of settings; place: of its key."""
-        here = place or self._place(node.start_mark.line + 1)
+    def tree(self, node: yaml.Node, location: str | None = None) -> Node:
+        """The node as a tree of settings; location: of its key."""
+        here = location or self._location(node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
             return Node(self._scalar(node), here)
         if isinstance(node, yaml.SequenceNode):
             return Node([self.tree(item) for item in node.value], here)
         section: dict[str, Node] = {}
         for name, value in node.value:
-            below = self.tree(value, self._place(name.start_mark.line + 1))
+            below = self.tree(value, self._location(name.start_mark.line + 1))
             if (key := self._key(name, section)) is not None:
                 section[key] = below
         return Node(section, here)
@@ -204,7 +204,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         elif not isinstance(self._scalar(node), str):
             self._mistake(node, f"a key must be text, not {printable(key) or 'null'}")
         elif key in section:
-            line = section[key].place.rpartition(":")[2]
+            line = section[key].location.rpartition(":")[2]
             first = f", first in line {line}" if line.isdecimal() else ""
             self._mistake(node, f'"{printable(key)}" is given twice{first}')
         else:
@@ -223,7 +223,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
             return 1
 
     def _mistake(self, at: yaml.Node | yaml.Event, what: str) -> None:
-        self._mistakes.append(Mistake(self._place(at.start_mark.line + 1), what))
+        self._mistakes.append(Mistake(self._location(at.start_mark.line + 1), what))
 
     def _refuse(self, at: yaml.Node | yaml.Event, what: str) -> NoReturn:
-        raise UnreadableError(Mistake(self._place(at.start_mark.line + 1), what))
+        raise UnreadableError(Mistake(self._location(at.start_mark.line + 1), what))

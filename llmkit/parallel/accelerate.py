@@ -103,11 +103,11 @@ def read_accelerate(environment: Mapping[str, str]) -> AccelerateConfig:
         for name, setting in (*_of_environment(environment), *_of_file(file), *defaults.items()):
             if name not in found:
                 found[name] = setting
-            elif setting.place != BY_DEFAULT and not _agree(setting, found[name]):
+            elif setting.location != BY_DEFAULT and not _agree(setting, found[name]):
                 what = (
                     f"accelerate's configuration says both {found[name]} and {setting}; take one of them out"
                 )
-                mistakes.append(Mistake(setting.place, what))
+                mistakes.append(Mistake(setting.location, what))
     else:  # accelerate's own Accelerator reads this one under every launcher
         found |= {name: setting for name, setting in _of_environment(environment) if name == "accumulation"}
     if "accumulation" in found and found["accumulation"].number == 1:

@@ -60,7 +60,7 @@ def read_deepspeed_file(path: Path) -> DeepSpeedFile:
         setting = LaunchSetting(key, value, f"{path}:{_line(text, key)}")
         key = ".".join([SAME_SECTION.get(part, part) for part in key.split(".")])
         if mistake := _sort(key, setting, found):
-            found.mistakes.append(Mistake(setting.place, mistake))
+            found.mistakes.append(Mistake(setting.location, mistake))
     return found
 
 

@@ -8,15 +8,15 @@ from llmkit.config.mistakes import Mistake
 
 
 class LaunchSetting(NamedTuple):
-    """A value of accelerate's configuration, with its name there and its place (file:line or variable)."""
+    """A value of accelerate's configuration, with its name there and its location (file:line or variable)."""
 
     name: str
     value: Any
-    place: str
+    location: str
 
     def __str__(self) -> str:
         value = str(self.value).lower() if isinstance(self.value, bool) else self.value
-        return f"{self.name} {value} ({self.place})"
+        return f"{self.name} {value} ({self.location})"
 
     @property
     def number(self) -> float | None:
@@ -28,4 +28,4 @@ class LaunchSetting(NamedTuple):
 
     def mistake(self, reason: str) -> Mistake:
         """The mistake that this value cannot be followed."""
-        return Mistake(self.place, f"accelerate's configuration says {self}; {reason}")
+        return Mistake(self.location, f"accelerate's configuration says {self}; {reason}")

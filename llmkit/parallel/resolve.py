@@ -18,7 +18,7 @@ from llmkit.parallel.layout import Layout
 class LaunchResolver:
     """Combines the settings with accelerate's configuration.
 
-    mistakes: every contradiction found so far; each names both values with their places.
+    mistakes: every contradiction found so far; each names both values with their locations.
     """
 
     def __init__(self, config: Config, origins: Mapping[str, str], accelerate: AccelerateConfig) -> None:
@@ -57,7 +57,7 @@ class LaunchResolver:
         """The stage of the settings, else accelerate's, else 0."""
         stage, setting = self.config.parallel.zero_stage, self.accelerate.zero_stage
         ours = 0 if stage == "auto" else stage
-        if setting is None or (setting.place == BY_DEFAULT and stage != "auto"):
+        if setting is None or (setting.location == BY_DEFAULT and stage != "auto"):
             return ours
         if (named := self._number(setting)) not in (0, 1, 2, 3):
             if named is not None:
@@ -83,7 +83,11 @@ class LaunchResolver:
         """What the settings say; where they leave it to the default, what accelerate says."""
         optimizer, weights = self.accelerate.offload_optimizer, self.accelerate.offload_param
         ours, given = self.config.parallel.offload, self._is_given("parallel.offload")
-        if optimizer is None or weights is None or (given and optimizer.place == weights.place == BY_DEFAULT):
+        if (
+            optimizer is None
+            or weights is None
+            or (given and optimizer.location == weights.location == BY_DEFAULT)
+        ):
             return ours
         unknown = [setting for setting in (optimizer, weights) if setting.value not in ("none", "cpu")]
         for setting in unknown:

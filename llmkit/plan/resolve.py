@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from llmkit.config.derive import accumulation_steps, fitting_ranks, known_vocab_size, resolved_model
-from llmkit.config.load import Loaded, check_again, placed
+from llmkit.config.load import Loaded, check_again, with_location
 from llmkit.config.mistakes import Mistake, error
 from llmkit.config.model_section import Model
 from llmkit.config.schema import Config
@@ -38,7 +38,10 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
     facts = Facts(known.world_size, layout.zero_stage, layout.offload, known.tokenizer_size, known.holds_out)
     kernels, wrong = _kernels(loaded, layout, known.device, pending)
     asked = launch.precision()
-    if mistakes := [*check_again(loaded, facts), *(placed(loaded, each) for each in launch.mistakes + wrong)]:
+    if mistakes := [
+        *check_again(loaded, facts),
+        *(with_location(loaded, each) for each in launch.mistakes + wrong),
+    ]:
         raise error(mistakes, str(loaded.path))
     precision = choose_precision(asked, known.device)
     if asked == "auto" and known.device is None:

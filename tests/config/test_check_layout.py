@@ -198,7 +198,7 @@ def test_what_only_a_launch_or_a_tokenizer_shows(
     overrides: list[str], facts: Facts, what: str, write: Write
 ) -> None:
     (mistake,) = check_again(load(write(), overrides), facts)
-    assert mistake.place.startswith(("c.yaml:", "command line"))
+    assert mistake.location.startswith(("c.yaml:", "command line"))
     assert what in mistake.what
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from llmkit.config.tree import Node, dotted, find, merge, place_of, undotted
+from llmkit.config.tree import Node, dotted, find, location_of, merge, undotted
 
 
-def tree(values: object, place: str) -> Node:
-    """All nodes at one place."""
+def tree(values: object, location: str) -> Node:
+    """All nodes at one location."""
     if isinstance(values, dict):
-        return Node({name: tree(value, place) for name, value in values.items()}, place)
+        return Node({name: tree(value, location) for name, value in values.items()}, location)
     if isinstance(values, list):
-        return Node([tree(value, place) for value in values], place)
-    return Node(values, place)
+        return Node([tree(value, location) for value in values], location)
+    return Node(values, location)
 
 
 def test_mappings_merge_and_all_else_is_replaced():
@@ -19,8 +19,8 @@ def test_mappings_merge_and_all_else_is_replaced():
     over = tree({"a": {"c": [3]}, "d": {"g": 6}, "e": 7, "h": 8}, "over")
     merged = merge(under, over)
     assert merged.plain() == {"a": {"b": 1, "c": [3]}, "d": {"g": 6}, "e": 7, "h": 8}
-    places = {"a.b": "under", "a.c": "over", "a.c.0": "over", "d": "over", "h": "over", "a": "over"}
-    assert {path: place_of(merged, undotted(path)) for path in places} == places
+    locations = {"a.b": "under", "a.c": "over", "a.c.0": "over", "d": "over", "h": "over", "a": "over"}
+    assert {path: location_of(merged, undotted(path)) for path in locations} == locations
     assert under.plain() == {"a": {"b": 1, "c": [1, 2]}, "d": 4, "e": {"f": 5}}, "nothing is changed in place"
 
 
@@ -39,10 +39,10 @@ def test_a_value_is_found_by_keys_and_numbers():
 
 def test_what_is_not_there_is_placed_at_what_is_above_it():
     node = Node({"a": Node({"b": Node([Node(1, "c.yaml:3")], "c.yaml:2")}, "c.yaml:1")}, "c.yaml")
-    assert place_of(node, ("a", "b", 0)) == "c.yaml:3"
-    assert place_of(node, ("a", "b", 5, "x")) == "c.yaml:2"
-    assert place_of(node, ("a", "x")) == "c.yaml:1"
-    assert place_of(node, ("x", "y")) == "c.yaml"
+    assert location_of(node, ("a", "b", 0)) == "c.yaml:3"
+    assert location_of(node, ("a", "b", 5, "x")) == "c.yaml:2"
+    assert location_of(node, ("a", "x")) == "c.yaml:1"
+    assert location_of(node, ("x", "y")) == "c.yaml"
 
 
 def test_dotted_keys_and_paths_are_the_same():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkit.config.file_text import MAX_BYTES, UnreadableError
-from llmkit.config.tree import Node, find, place_of
+from llmkit.config.tree import Node, find, location_of
 from llmkit.config.yaml_reader import MAX_DEPTH, read_file, read_value, resolve
 
 Refused = Callable[..., str]
@@ -83,8 +83,8 @@ def test_every_value_knows_the_line_of_its_key(tmp_path: Path) -> None:
     path.write_text("a:\n  b:\n\n    5\n  c:\n  - 1\n  - 2\n")
     tree = read_file(path, "c.yaml", [])
     assert tree is not None
-    places = {path: place_of(tree, path) for path in [("a",), ("a", "b"), ("a", "c", 0), ("a", "c", 1)]}
-    assert [place.partition(":")[2] for place in places.values()] == ["1", "2", "6", "7"]
+    locations = {path: location_of(tree, path) for path in [("a",), ("a", "b"), ("a", "c", 0), ("a", "c", 1)]}
+    assert [location.partition(":")[2] for location in locations.values()] == ["1", "2", "6", "7"]
     assert find(tree, ("a", "b")) == Node(5, "c.yaml:2")
 
 
@@ -151,9 +151,9 @@ HOSTILE: dict[str, tuple[str | bytes, str, str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_is_no_plain_configuration_is_refused_with_its_line(case: str, refused: Refused) -> None:
-    text, place, what = HOSTILE[case]
+    text, location, what = HOSTILE[case]
     lines = refused(text).splitlines()
-    assert any(line.startswith(f"  {place}: ") and what in line for line in lines), lines
+    assert any(line.startswith(f"  {location}: ") and what in line for line in lines), lines
 
 
 @pytest.mark.parametrize("text", [BOMB, "run: " + "[" * 200_000, "k: [" + "1," * 300_000])
@@ -176,10 +176,10 @@ def test_several_faults_of_form_are_reported_together(refused: Refused) -> None:
 @given(st.text(max_size=60))
 def test_any_text_as_an_override_is_a_value_or_refused(text: str) -> None:
     try:
-        place = read_value(text, "command line: x").place
+        location = read_value(text, "command line: x").location
     except UnreadableError as stop:
-        place = stop.mistake.place
-    assert place == "command line: x"
+        location = stop.mistake.location
+    assert location == "command line: x"
 
 
 @pytest.mark.parametrize(
