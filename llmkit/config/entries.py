@@ -7,6 +7,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from llmkit.config.schema import Config, Data, Entry, Monitor, Source
 from llmkit.config.section import Section
@@ -66,24 +67,30 @@ def _entry_class(each: EntryList, components: tuple[Component, ...], known: tupl
     """The entry with the settings of all components that are used, each optional; `make` checks them."""
     type_doc = each.entry.model_fields["type"].description
     fields: dict[str, Any] = {"type": (Literal[known], Field(description=type_doc))}
-    owners = dict.fromkeys(each.entry.model_fields, "llmkit")
+    owners: dict[str, list[Component]] = {}
     for component in components:
-        for name, field in settings_of(component).model_fields.items():
-            if name in owners:
-                raise UserError(
-                    f"{component.origin}: its setting {name} is one of {owners[name]} too; rename it"
-                )
-            owners[name] = component.origin
-            kind: Any = field.annotation
-            for constraint in field.metadata:
-                kind = Annotated[kind, constraint]
-            doc = f"{field.description or ''} (only for {component.name})"
-            default = None if field.is_required() else field.default
-            fields[name] = (kind | None, Field(default, description=doc))
+        for name in settings_of(component).model_fields:
+            owners.setdefault(name, []).append(component)
+    for name, sharing in owners.items():
+        found = [settings_of(component).model_fields[name] for component in sharing]
+        if name in each.entry.model_fields or any(_type(one) != _type(found[0]) for one in found):
+            others = "llmkit" if name in each.entry.model_fields else sharing[1].origin
+            raise UserError(f"{sharing[0].origin}: its setting {name} is another one in {others}; rename it")
+        doc = "; ".join(f"{one.description or ''} (only for {c.name})" for one, c in zip(found, sharing))
+        default = found[0].default if len(found) == 1 and not found[0].is_required() else None
+        fields[name] = (_type(found[0]) | None, Field(default, description=doc))
     made: type[Section] = create_model(
         each.entry.__name__, __base__=each.entry, __doc__=each.entry.__doc__, **fields
     )
     return made
+
+
+def _type(field: FieldInfo) -> Any:
+    """The type of a setting with its limits."""
+    kind: Any = field.annotation
+    for constraint in field.metadata:
+        kind = Annotated[kind, constraint]
+    return kind
 
 
 def settings_of(component: Component) -> type[Section]:
