@@ -41,6 +41,7 @@ from llmkit.monitor.sink import Sink
 from llmkit.optim.schedule import learning_rate_at
 from llmkit.parallel.randomness import seed_step
 from llmkit.plan import Plan
+from llmkit.precision import torch_dtype
 from llmkit.run_folder import RunFolder
 
 
@@ -94,7 +95,7 @@ class Trainer:
         flops = train_flops_per_token(self.plan.model, self.config.data.sequence_length)
         speed = Speed(self.plan.tokens_per_step, flops)
         if self.mesh.rank == 0:  # which alone writes rows; the others need not measure their CPU
-            dtype = torch.bfloat16 if self.plan.precision.compute == "bf16" else torch.float32
+            dtype = torch_dtype(self.plan.precision.compute)
             speed = Speed(self.plan.tokens_per_step, flops, *device_peak(self.mesh.device, dtype))
         self.log = StepLog(
             self.state, self.mesh, self.phases, self._recorder, speed, self._write_row,

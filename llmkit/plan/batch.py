@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
-from llmkit.config.memory import state_bytes
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
-from llmkit.errors import UserError
 from llmkit.parallel.layout import Layout
-from llmkit.plan.plan import DeviceFacts
+from llmkit.plan.plan import DeviceFacts, training_state
 from llmkit.precision import BYTES, Precision
 
 CPU_TOKENS = 16384
@@ -22,25 +20,21 @@ ALONE = Layout()
 def choose_micro_batch(
     config: Config, shape: AnyModel, precision: Precision, device: DeviceFacts, layout: Layout = ALONE
 ) -> int:
-    """`train.micro_batch_size`, or for "auto" the largest divisor of a rank's sequences that should fit."""
+    """Returns `train.micro_batch_size`; for "auto" the largest divisor of a rank's sequences that should fit.
+
+    On a GPU it is 1 for a registered model, of whose activations nothing is known.
+    """
     requested = config.train.micro_batch_size
     if requested != "auto":
         return requested
     rows, length = rows_per_rank(config, layout.data_parallel_size), config.data.sequence_length
     tokens = CPU_TOKENS
     if device.kind == "cuda":
-        if not isinstance(shape, ModelShape):
-            raise UserError(
-                "train.micro_batch_size is auto, which needs an estimate of the memory of activations, and "
-                f"there is none for the model type {shape.type}: give a number"
-            )
-        state = state_bytes(
-            shape, precision, config.optimizer.name,
-            data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
-            zero_stage=layout.zero_stage, offload=layout.offload,
-        )  # fmt: skip
-        free = device.free_bytes - state.device - state.gradients
-        tokens = int(MEMORY_SHARE * free / activation_bytes(shape, precision, layout))
+        state = training_state(config, shape, precision, layout)
+        free = MEMORY_SHARE * (device.free_bytes - state.device - state.gradients)
+        tokens = 0
+        if isinstance(shape, ModelShape):
+            tokens = int(free / activation_bytes(shape, precision, layout))
     return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= tokens))
 
 

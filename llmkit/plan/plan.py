@@ -57,6 +57,15 @@ class Kernels:
     notes: tuple[str, ...] = ()
 
 
+def training_state(config: Config, model: AnyModel, precision: Precision, layout: Layout) -> State:
+    """Returns the least bytes of one process of this layout for weights, gradients, masters and moments."""
+    return state_bytes(
+        model, precision, config.optimizer.name,
+        data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
+        zero_stage=layout.zero_stage, offload=layout.offload,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run with every number resolved; made by `resolve_plan` alone.
@@ -96,12 +105,7 @@ class Plan:
     @property
     def state(self) -> State:
         """The least bytes of one process for weights, gradients, masters and moments."""
-        return state_bytes(
-            self.model, self.precision, self.config.optimizer.name,
-            data_parallel_size=self.layout.data_parallel_size,
-            tensor_parallel_size=self.layout.tensor_parallel_size,
-            zero_stage=self.layout.zero_stage, offload=self.layout.offload,
-        )  # fmt: skip
+        return training_state(self.config, self.model, self.precision, self.layout)
 
     def require_complete(self) -> None:
         """Raises ValueError where something is still pending."""

@@ -36,43 +36,26 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
     launch = LaunchResolver(config, loaded.origins, known.accelerate or AccelerateConfig())
     layout = launch.layout(_world_size(config, known, pending))
     facts = Facts(known.world_size, layout.zero_stage, layout.offload, known.tokenizer_size, known.holds_out)
-    kernels, wrong = _kernels(loaded, layout, known.device, pending)
     asked = launch.precision()
-    if mistakes := [
-        *check_again(loaded, facts),
-        *(with_location(loaded, each) for each in launch.mistakes + wrong),
-    ]:
+    kernels, on_device = _kernels(loaded, layout, known.device, pending)
+    on_device += _check_estimate(loaded, known.device)
+    found = [with_location(loaded, mistake) for mistake in launch.mistakes + on_device]
+    if mistakes := check_again(loaded, facts) + found:
         raise error(mistakes, str(loaded.path))
     precision = choose_precision(asked, known.device)
     if asked == "auto" and known.device is None:
         pending["precision"] = AT_START
-    size = known_vocab_size(config, known.tokenizer_size)
-    if known.tokenizer_size is None and config.model.vocab_size == "auto":
-        if size is None:
-            pending["vocab_size"] = WITH_TOKENIZER
-        elif config.data.tokenizer.type == "bpe":
-            pending["vocab_size"] = TRAINED
-    shape = resolved_model(config, 1 if size is None else size)
+    model = resolved_model(config, _vocab_size(config, known, pending))
     if known.device is not None:
-        micro_batch = choose_micro_batch(config, shape, precision, known.device, layout)
+        micro_batch = choose_micro_batch(config, model, precision, known.device, layout)
     elif config.train.micro_batch_size == "auto":
-        pending["micro_batch_size"] = AT_START
-        micro_batch = 1
+        pending["micro_batch_size"], micro_batch = AT_START, 1
     else:
         micro_batch = config.train.micro_batch_size
     steps = accumulation_steps(config, layout.data_parallel_size, micro_batch)
     assert steps is not None, "a check has found that it divides the sequences of a rank"
-    return Plan(
-        config=config,
-        model=shape,
-        layout=layout,
-        precision=precision,
-        micro_batch_size=micro_batch,
-        accumulation_steps=steps,
-        kernels=kernels,
-        notes=tuple(f"accelerate's configuration: {note}" for note in launch.accelerate.notes),
-        pending=pending,
-    )
+    notes = tuple(f"accelerate's configuration: {note}" for note in launch.accelerate.notes)
+    return Plan(config, model, layout, precision, micro_batch, steps, kernels, notes, pending)
 
 
 def plan_for_shape(shape: ModelShape, settings: Mapping[str, Any], device: DeviceFacts) -> Plan:
@@ -92,6 +75,28 @@ def _world_size(config: Config, known: Known, pending: dict[str, str]) -> int:
         return world
     pending["world_size"] = FEWEST
     return (fitting_ranks(config) or 1) * config.parallel.tensor_parallel_size
+
+
+def _vocab_size(config: Config, known: Known, pending: dict[str, str]) -> int:
+    """Returns the vocabulary size without padding; 1 where only the tokenizer determines it."""
+    size = known_vocab_size(config, known.tokenizer_size)
+    if known.tokenizer_size is None and config.model.vocab_size == "auto":
+        if size is None:
+            pending["vocab_size"] = WITH_TOKENIZER
+        elif config.data.tokenizer.type == "bpe":
+            pending["vocab_size"] = TRAINED
+    return 1 if size is None else size
+
+
+def _check_estimate(loaded: Loaded, device: DeviceFacts | None) -> list[Mistake]:
+    """Checks that an automatic micro-batch on a GPU can be chosen by the memory of activations."""
+    config = loaded.config
+    if device is None or device.kind == "cpu" or isinstance(config.model, Model):
+        return []
+    if config.train.micro_batch_size != "auto":
+        return []
+    what = "{0} needs an estimate of the memory of activations, and there is none for {1}"
+    return [loaded.settings.mistake(what, "train.micro_batch_size", "model.type", note="give a number")]
 
 
 def choose_precision(asked: str, device: DeviceFacts | None) -> Precision:

@@ -11,7 +11,9 @@ from llmkit.config.schema import Config
 from llmkit.errors import UserError
 from llmkit.parallel.layout import Layout
 from llmkit.plan import DeviceFacts, Known, plan_for_shape, resolve_plan
+from llmkit.plan.batch import choose_micro_batch
 from llmkit.precision import PRECISIONS
+from tests.examples.project import project
 from tests.program import make_project
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
@@ -129,3 +131,20 @@ def test_a_configuration_made_in_python_is_named_in_its_mistakes():
     loaded = Loaded.of(Config.model_validate({**SETTINGS, "model": {"hidden_size": 100}}), "my settings")
     with pytest.raises(UserError, match=r"^my settings: 1 mistake\n  my settings: model.hidden_size 100"):
         resolve_plan(loaded)
+
+
+def test_an_automatic_micro_batch_on_a_gpu_needs_a_model_whose_memory_is_known(tmp_path):
+    model = "model:\n  type: convolution\n  width: 24\n"
+    with project(tmp_path, "own_model", model, drop=("model",)):
+        loaded = load("tiny.yaml")
+        gpu = replace(COMPLETE, tokenizer_size=257, device=GPU)
+        with pytest.raises(UserError) as refusal:
+            resolve_plan(loaded, gpu)
+        assert 'micro_batch_size "auto" (default) needs an estimate' in str(refusal.value)
+        assert 'there is none for model.type "convolution" (tiny.yaml:' in str(refusal.value)
+        assert resolve_plan(load("tiny.yaml", ["train.micro_batch_size=2"]), gpu).micro_batch_size == 2
+        assert resolve_plan(loaded, replace(gpu, device=CPU)).micro_batch_size > 0
+        shape = resolve_plan(loaded, replace(gpu, device=CPU)).model
+        assert choose_micro_batch(loaded.config, shape, PRECISIONS["bf16"], GPU) == 1, (
+            "as evaluation takes it"
+        )
