@@ -18,7 +18,7 @@ def test_its_number(value: object, number: float | None) -> None:
 def test_it_is_shown_as_json_would_write_it_with_its_place() -> None:
     assert str(LaunchSetting("overlap_comm", True, "ds.json:3")) == "overlap_comm true (ds.json:3)"
     mistake = LaunchSetting("zero_stage", 7, "ds.json:2").mistake("the stages are 0, 1, 2 and 3")
-    assert mistake.place == "ds.json:2"
+    assert mistake.location == "ds.json:2"
     assert mistake.what == (
         "accelerate's configuration says zero_stage 7 (ds.json:2); the stages are 0, 1, 2 and 3"
     )
