@@ -168,12 +168,12 @@ def model_shape(options: argparse.Namespace) -> ModelShape:
 def theory(row: dict[str, Any], data_size: int, precision: str) -> float:
     """Bytes of a rank in ZeRO's own account: what stage s cuts, is divided by the data-parallel ranks.
 
-    fp32: 4 weights, 4 masters from stage 1 on (slices beside the weights), 4 gradients, 8 moments a
+    fp32: 4 weights, 4 masters from stage 2 on (slices beside the weights), 4 gradients, 8 moments a
     parameter; bf16: 2, 4, 4 (accumulated in fp32), 8.
     """
     stage, parameters = row["stage"], row["parameters"] / row["tensor_size"]
     weights = (2 if precision == "bf16" else 4) / (data_size if stage >= 3 else 1)
-    masters = 4 / data_size if stage >= 1 else (4 if precision == "bf16" else 0)
+    masters = 4 / (data_size if stage >= 1 else 1) if precision == "bf16" or stage >= 2 else 0
     gradients = 4 / (data_size if stage >= 2 else 1)
     moments = 8 / (data_size if stage >= 1 else 1)
     return parameters * (weights + masters + gradients + moments)
