@@ -25,6 +25,7 @@ def show_plan(plan: Plan) -> str:
 def derived_values(plan: Plan) -> Iterator[Row]:
     """All derived values, in the order in which they are worth reading."""
     yield from _model(plan)
+    yield from _layout(plan)
     yield from _memory(plan)
     yield from _batch(plan)
 
@@ -54,6 +55,17 @@ def _gpt(plan: Plan, shape: ModelShape, known: bool) -> Iterator[Row]:
     yield "intermediate_size", shape.intermediate_size, given if model.intermediate_size else inner_how
     length_how = given if model.max_position_embeddings else "data.sequence_length"
     yield "max_position_embeddings", shape.max_position_embeddings, length_how
+
+
+def _layout(plan: Plan) -> Iterator[Row]:
+    asked, layout = plan.config.parallel.zero_stage, plan.layout
+    how = f"ZeRO stage {layout.zero_stage}"
+    if asked == "auto" and "world_size" in plan.pending:
+        how += ", unless the launcher's configuration names one"
+    yield "engine", layout.engine, how
+    given = plan.config.train.precision != "auto"
+    precision_how = "as given" if given else "bf16 where the device has units for it, else fp32"
+    yield "precision", plan.pending.get("precision", plan.precision.name), precision_how
 
 
 def _memory(plan: Plan) -> Iterator[Row]:

@@ -74,5 +74,14 @@ def test_the_memory_of_the_state_is_told_with_what_a_parameter_takes():
     assert "12 bytes a parameter in fp32" in muon["training_state"][1]
 
 
+def test_the_engine_and_the_precision():
+    assert values()["engine"] == ("native", "ZeRO stage 0, unless the launcher's configuration names one")
+    assert values()["precision"][0] == "chosen at start"
+    found = values(Known(2, device=DeviceFacts()), parallel={"zero_stage": 3})
+    assert found["engine"] == ("deepspeed", "ZeRO stage 3")
+    assert found["precision"][0] == "fp32"
+    assert values(train={"precision": "bf16"})["precision"] == ("bf16", "as given")
+
+
 def test_every_value_says_how_it_came_about():
     assert all(how for _, how in values().values())
