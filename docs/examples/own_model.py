@@ -1,7 +1,6 @@
 """A model of one's own: causal convolutions where a GPT has attention.
 
-In the configuration: `plugins: [own_model]` and `model: {type: convolution, width: 128}`; the module must be
-installed, or lie in the working directory. `llmkit config FILE --keys model` lists its settings.
+In the configuration: `plugins: [own_model]` and `model: {type: convolution, width: 128}`.
 """
 
 from typing import Annotated
@@ -14,7 +13,7 @@ import llmkit
 
 
 class Block(nn.Module):
-    """x + mlp(convolution(norm(x))); a position sees itself and the `reach - 1` positions before it."""
+    """x + mlp(convolution(norm(x)))."""
 
     def __init__(self, width: int, reach: int) -> None:
         super().__init__()
@@ -48,11 +47,10 @@ class Convolution(llmkit.Model):
         self.head = nn.Linear(config.width, context.vocab_size, bias=False)
 
     def forward(self, batch: llmkit.Batch) -> llmkit.LossSum:
-        """The only duty."""
         return llmkit.LossSum.of_logits(self._logits(batch.tokens), batch.labels)
 
     def logits(self, tokens: Tensor, cache: None = None) -> Tensor:
-        """With this one too, `llmkit generate` samples from the model."""
+        """Only for sampling."""
         return self._logits(tokens)[:, -1].float()
 
     def _logits(self, tokens: Tensor) -> Tensor:

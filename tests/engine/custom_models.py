@@ -113,7 +113,8 @@ def train(engine: Engine, mesh: Mesh) -> list[float]:
 
 def compare(cases: Sequence[dict[str, Any]], tensor_size: int) -> list[dict[str, Any]]:
     """Each case beside one process: losses of both, and the worst error of a tensor of the state."""
-    for name in ("own_model", "own_optimizer"):
+    of_transformers = ["hf_model"] if any(case["model"]["type"] == "hf" for case in cases) else []
+    for name in ["own_model", "own_optimizer", *of_transformers]:
         example(name)
     mesh, found = make_mesh(tensor_size), []
     for case in cases:

@@ -8,6 +8,13 @@ from tests.ranks import run_ranks
 
 COMPARE = "tests.engine.custom_models:compare"
 CONVOLUTION = {"type": "convolution", "width": 12}
+LLAMA = {
+    "type": "hf",
+    "architecture": "llama",
+    "settings": {
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 36,
+    },
+}  # fmt: skip
 SHARDED = {"type": "sharded-test-model"}
 
 
@@ -25,6 +32,7 @@ def test_a_model_of_ordinary_modules_trains_alike_under_every_zero_stage():
         *({"model": CONVOLUTION, "optimizer": {"name": "adamw"}, "stage": stage} for stage in range(4)),
         *({"model": CONVOLUTION, "optimizer": {"name": "muon"}, "stage": stage} for stage in range(4)),
         {"model": CONVOLUTION, "optimizer": {"name": "lion"}, "stage": 2},
+        *({"model": LLAMA, "optimizer": {"name": "muon"}, "stage": stage} for stage in (0, 3)),
     ]
     check(cases, ranks=2, tensor_size=1)
 

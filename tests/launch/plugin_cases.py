@@ -1,4 +1,4 @@
-"""What the processes of the test of plugins that differ run."""
+"""What the processes of tests with plugins run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from pathlib import Path
 from llmkit.cli import main
 
 
-def train(folder: str) -> list:
-    """Exit code and output of a run whose plugin is another one on each rank."""
+def train(*overrides: str) -> list:
+    """Exit code and output of a run in the working directory."""
+    shown = io.StringIO()
+    with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
+        code = main(["train", "tiny.yaml", *overrides])
+    return [code, shown.getvalue()]
+
+
+def train_with_own_plugin(folder: str) -> list:
+    """A run whose plugin is another one on each rank."""
     rank = os.environ["RANK"]
     mine = Path(folder) / f"rank-{rank}"
     mine.mkdir()
     (mine / "their_plugin.py").write_text(f"RANK = {rank}\n")
     (mine / "tiny.yaml").write_text((Path(folder) / "tiny.yaml").read_text())
     os.chdir(mine)
-    shown = io.StringIO()
-    with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(shown):
-        code = main(["train", "tiny.yaml", f"run.dir={folder}/runs", "plugins=[their_plugin]"])
-    return [code, shown.getvalue()]
+    return train(f"run.dir={folder}/runs", "plugins=[their_plugin]")
+
+
+def go_on(folder: str, overrides: list[str]) -> list:
+    """Goes on with the run of a project in which its plugin lies."""
+    os.chdir(folder)
+    return train(*overrides)
