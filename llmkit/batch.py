@@ -1,4 +1,4 @@
-"""The two values that cross every seam: what goes into the model, and what comes out of it."""
+"""The input and the output of every model: `Batch` and `LossSum`; and `Rows`, a batch on the host."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A batch as a loader gives it: on the host, with a quarter of the bytes and not a copy too many.
+    """A batch on the host as int32 token ids; `to` shifts and widens it on the device.
 
-    text: (batch, seq + 1) int32: inputs and, one place further, labels.
+    text: (batch, seq + 1) int32: inputs and, one position further, labels.
     is_target: (batch, seq) bool, which labels are targets; None = all.
     end_of_text: its id where documents are told apart: as an input it opens the next one. None where a
         position attends to all before it.

@@ -27,7 +27,7 @@ _TYPES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow"
 def heldout_of_run(
     checkpoint: Checkpoint, config: schema.Config, tokenizer: Tokenizer, report: Callable[[str], None]
 ) -> Prepared:
-    """The run's data, of which only what it held out must be what it was.
+    """The run's data, of which only the held-out part must be unchanged.
 
     Relative paths are tried from where the run was started, and from where its folder lies now. Raises
     UserError where the files are not there, or the held-out text is another one.
@@ -82,7 +82,7 @@ def other_data(
 
 
 def _bases(checkpoint: Checkpoint, config: schema.Config) -> list[Path]:
-    """The folder that the place of the run folder implies, and the one that the run was started in."""
+    """The folders that relative paths of the run may start from: by its run folder, and as recorded."""
     found = []
     below = Path(os.path.normpath(Path(config.run.dir) / config.run.name / "checkpoints"))
     here = Path(os.path.abspath(checkpoint.path)).parent
@@ -113,7 +113,7 @@ def _type_of(path: str) -> str:
 
 
 def _check_heldout(checkpoint: Checkpoint, data: Prepared) -> None:
-    """Raises UserError where the held-out text is not that of the run; its training text is of no matter."""
+    """Raises UserError where the held-out text is not that of the run; its training text may differ."""
     then = read_position(checkpoint.state["data"]).fingerprint
     now = Fingerprint.model_validate(data.fingerprint)
     held = {source.name: source.heldout for source in then.sources}

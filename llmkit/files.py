@@ -1,4 +1,4 @@
-"""Small files and folders that are there whole or not at all."""
+"""Small files that are written atomically, and messages about files that cannot be read."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def cannot_read(path: Path, error: OSError, remedy: str = "") -> UserError:
 
 def owner_of(path: Path) -> str:
     """Who can give access to a path, for messages: its owner, or that of the innermost folder seen."""
-    for place in (path, *path.absolute().parents):
+    for each in (path, *path.absolute().parents):
         with contextlib.suppress(OSError):
-            user = os.stat(place).st_uid
+            user = os.stat(each).st_uid
             try:
-                return f"{pwd.getpwuid(user).pw_name}, the owner of {place},"
+                return f"{pwd.getpwuid(user).pw_name}, the owner of {each},"
             except KeyError:
-                return f"user {user}, the owner of {place},"
+                return f"user {user}, the owner of {each},"
     return "its owner"
 
 
@@ -66,8 +66,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only after its content is on the disk.
+def write_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that appears under its name only after its content is on the disk.
 
     Where that fails, the file that was there before is still there, and no part of the new one is.
     """
@@ -85,8 +85,8 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
-    with write_whole(path) as file:
+    """Write a JSON object, atomically."""
+    with write_atomic(path) as file:
         file.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
 
 

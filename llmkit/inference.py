@@ -1,4 +1,4 @@
-"""What is done with a trained model: loading it from a checkpoint, sampling, evaluating."""
+"""Loading the model of a checkpoint, sampling from it and evaluating it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its layout, the lock against a second run, the files that say where it stands.
+"""The folder of a run: its layout, the lock against a second run, the files that hold its state.
 
 Only one process of a run opens it, the others follow; `STOP` asks the run to stop, `DONE` says that it has
 finished.
@@ -19,7 +19,7 @@ from typing import Any, Self
 from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
 from llmkit.file_lock import FileLock, now
-from llmkit.files import may_exist, write_whole
+from llmkit.files import may_exist, write_atomic
 
 LOCK = "run.lock"
 STOP = "STOP"
@@ -172,7 +172,7 @@ class RunFolder:
         if Path(name).name != name or not name or name.startswith("."):
             raise ValueError(f"{name!r} is not the name of a file in the run folder")
         try:
-            with write_whole(self.path / name) as file:
+            with write_atomic(self.path / name) as file:
                 file.write(text.encode())
         except OSError as error:
             raise RunFault(f"cannot write {self.path / name}: {error.strerror}") from error
@@ -188,7 +188,7 @@ class RunFolder:
                 return f"{CONFIGS}/{kept[-1].name}"
             name = f"start-{len(kept) + 1:04d}.yaml"
             (self.path / CONFIGS).mkdir(exist_ok=True)
-            with write_whole(self.path / CONFIGS / name) as file:
+            with write_atomic(self.path / CONFIGS / name) as file:
                 file.write(text.encode())
         except OSError as error:
             raise RunFault(f"cannot keep the settings in {self.path / CONFIGS}: {error.strerror}") from error
@@ -215,7 +215,7 @@ class RunFolder:
 
 
 class FollowedFolder(RunFolder):
-    """The folder as the ranks beside the first see it: they use its paths, and leave all else to that one."""
+    """The folder on ranks other than 0: its paths can be used, and its methods write nothing."""
 
     @classmethod
     def follow(cls, path: Path) -> FollowedFolder:

@@ -51,9 +51,9 @@ def train(
     of the run has printed the error.
     """
     config = loaded.config
-    place = rank_info_from_env(environment)
+    rank_info = rank_info_from_env(environment)
     try:
-        known = Known(place.world_size, read_accelerate(environment))
+        known = Known(rank_info.world_size, read_accelerate(environment))
         plan = resolve_plan(loaded, known)
     except UserError as error:
         refuse(error, environment)
@@ -63,7 +63,7 @@ def train(
 
         import_deepspeed()  # sets it up, which must come before any process group
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
-    with Listener(environment) as listener, process_group(place, timeout, needs_group=sharded) as mesh:
+    with Listener(environment) as listener, process_group(rank_info, timeout, needs_group=sharded) as mesh:
         listener.listen()
         with fail_together(mesh):  # meets `refuse` of a rank that has other settings, or another launch
             check_environment(config.monitor.wandb, loaded.origins, environment)
@@ -74,7 +74,7 @@ def train(
         check_same_on_all_ranks(mesh, software_versions() | settings | code | called | plan.facts())
         launch = Launch(
             loaded, options, environment, plan, known, mesh.split(tensor=plan.layout.tensor_parallel_size),
-            place.local_size, started, clock, Phases(clock), hooks, sinks,
+            rank_info.local_size, started, clock, Phases(clock), hooks, sinks,
         )  # fmt: skip
         return _train(launch, listener)
 

@@ -51,10 +51,12 @@ def _check_ranges(index: Index) -> None:
 def _raise(index: Index, box: int, reached: int, found: int) -> None:
     """Raise for a box whose elements are held up to `reached`, where the next piece starts at `found`."""
     tensor = index.tensors[index.boxes[box, 0]]
-    place = f"[{_text(index.box(box))}]"
+    region = f"[{_text(index.box(box))}]"
     if found > reached:
-        raise ValueError(f"{tensor.kind} {tensor.name}: elements {reached} to {found} of {place} are missing")
-    raise ValueError(f"{tensor.kind} {tensor.name}: element {found} of {place} is given twice")
+        raise ValueError(
+            f"{tensor.kind} {tensor.name}: elements {reached} to {found} of {region} are missing"
+        )
+    raise ValueError(f"{tensor.kind} {tensor.name}: element {found} of {region} is given twice")
 
 
 def _meeting(lo: Array, hi: Array) -> tuple[int, int] | None:

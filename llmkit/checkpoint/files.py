@@ -36,13 +36,13 @@ class StoredFile(NamedTuple):
 
     @staticmethod
     def of(entry: FileEntry) -> StoredFile:
-        """From what a manifest says."""
+        """From its entry in a manifest."""
         return StoredFile(
             entry.name, entry.size, np.array([int(text, 16) for text in entry.xxh64], np.uint64)
         )
 
     def entry(self) -> FileEntry:
-        """What a manifest says of it."""
+        """Its entry in a manifest."""
         return FileEntry(name=self.name, size=self.size, xxh64=[f"{value:016x}" for value in self.checksums])
 
 
@@ -187,11 +187,11 @@ class BlockFile:
 
     def content(self) -> bytes:
         """All of it."""
-        whole = torch.empty(self.size, dtype=torch.uint8)
-        view = tensor_bytes(whole)
+        found = torch.empty(self.size, dtype=torch.uint8)
+        view = tensor_bytes(found)
         for index in range(self.blocks):
             self.fill(index, view[index * BLOCK :])
-        return whole.numpy().tobytes()
+        return found.numpy().tobytes()
 
 
 def _check_size(path: Path, found: int, expected: int) -> None:

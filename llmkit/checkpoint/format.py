@@ -85,7 +85,7 @@ class FileEntry(_Entry):
 
 
 class Contents(_Entry):
-    """What the manifest of every version says, its own checksum aside."""
+    """The fields of a manifest in every version; its own checksum is not among them."""
 
     format: Literal["llmkit-checkpoint"]
     step: Annotated[int, Field(ge=0, le=MAX_STEP)]
@@ -106,7 +106,7 @@ class Contents(_Entry):
 
 
 class Manifest(Contents):
-    """What `manifest.json` says. `files` are those without pieces; `index` lists the others."""
+    """The content of `manifest.json`. `files` are those without pieces; `index` lists the others."""
 
     version: Literal[2]
     index: FileEntry
@@ -118,7 +118,7 @@ class Manifest(Contents):
 
 
 def decode_content(raw: bytes) -> dict[str, Any]:
-    """What a manifest of any version says. Raises ValueError for bytes that no version has written."""
+    """The fields of a manifest of any version. Raises ValueError for bytes that no version has written."""
     try:
         content = json.loads(raw)
         if not isinstance(content, dict):
@@ -135,8 +135,8 @@ def decode_content(raw: bytes) -> dict[str, Any]:
 def first_error(error: ValidationError) -> str:
     """The first thing that is wrong, in one line."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "manifest"
-    return f"{place}: {first['msg']}"
+    where = ".".join(str(part) for part in first["loc"]) or "manifest"
+    return f"{where}: {first['msg']}"
 
 
 def canonical(content: dict[str, Any]) -> bytes:

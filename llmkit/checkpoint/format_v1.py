@@ -31,7 +31,7 @@ class PieceEntryV1(_Entry):
 
 
 class ManifestV1(Contents):
-    """What `manifest.json` says. `files` are all files."""
+    """The content of `manifest.json`. `files` are all files."""
 
     version: Literal[1]
     pieces: list[PieceEntryV1]

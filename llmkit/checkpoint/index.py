@@ -195,9 +195,9 @@ def _ordered(
     return Index(tensors, files, ordered[new], pieces)
 
 
-def _flat_index(box: Box, place: Sequence[int]) -> int:
+def _flat_index(box: Box, indices: Sequence[int]) -> int:
     """The number of an element of the box, counted row by row, by its indices in the tensor."""
     flat = 0
-    for (lo, _), size, index in zip(box, box_shape(box), place, strict=True):
+    for (lo, _), size, index in zip(box, box_shape(box), indices, strict=True):
         flat = flat * size + index - lo
     return flat

@@ -91,7 +91,7 @@ def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
 
 
 def _runs(path: Path) -> str:
-    """The run folders in a folder that was named in the place of one, as `runs` in that of `runs/demo`."""
+    """Names the run folders in a folder that was given instead of one, as `runs` for `runs/demo`."""
     runs = sorted(folder.parent for folder in path.glob("*/checkpoints") if folders(folder))
     more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
     return f"; name one of its run folders: {', '.join(map(str, runs[:3]))}{more}" if runs else ""

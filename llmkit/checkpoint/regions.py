@@ -59,9 +59,9 @@ class RegionReader:
             for run in runs(piece.box, piece.range):
                 missing = [rest for box in missing for rest in subtract(box, run.box)]
         if missing:
-            place = ", ".join(f"{lo}:{hi}" for lo, hi in missing[0])
+            region = ", ".join(f"{lo}:{hi}" for lo, hi in missing[0])
             kind, name, *_ = self._index.tensors[tensor]
-            raise fmt.Damaged(f"{self._folder}: no piece holds [{place}] of {kind} {name}")
+            raise fmt.Damaged(f"{self._folder}: no piece holds [{region}] of {kind} {name}")
 
     def _copy(self, piece: PieceEntry, targets: Sequence[ContiguousBox], out: Tensor, first: int) -> None:
         """Copy what a piece holds of the targets to where it belongs in `out`, block by block.

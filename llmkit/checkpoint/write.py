@@ -40,17 +40,17 @@ def save(
 ) -> Path:
     """Save the checkpoint of a step in the folder `root`, then delete all but the newest. Returns its folder.
 
-    All processes of the mesh call it, `root` being on a disk that they share. A whole checkpoint of the same
-    step is replaced only by a whole one.
+    All processes of the mesh call it, `root` being on a disk that they share. A complete checkpoint of
+    the same step is replaced only by a complete one.
 
     step, pieces, state, model, config, extra_files: see `stage.Snapshot`.
     keep_last: how many checkpoints to keep, this one included. Those of later steps (left by a run that
         went back) do not count and are not deleted.
-    note: is told of older ones that cannot be deleted; this one is saved all the same.
+    note: called with a message where older ones cannot be deleted; this one is saved all the same.
 
     Raises RunFault on all processes if the disk fails or is full on one of them; what was written of
     this checkpoint is then removed, and no other is touched. Raises ValueError on the process that gave
-    something that cannot be saved, or on rank 0 if a tensor is not whole.
+    something that cannot be saved, or on rank 0 if a tensor is incomplete.
     """
     snapshot = stage(Snapshot(step, pieces, state, model, config, extra_files), copy=False)
     mesh = mesh.for_saving()
@@ -88,7 +88,7 @@ def write(root: Path, snapshot: Snapshot, mesh: Mesh) -> Writer:
 
 
 def _prepare(root: Path, aside: Path, snapshot: Snapshot) -> None:
-    """Makes the folder aside, if what is to be saved is fit for it."""
+    """Checks what is to be saved, and makes the folder aside."""
     fmt.canonical({"state": snapshot.state, "model": snapshot.model, "config": snapshot.config})
     for name in snapshot.extra_files:
         if name in (fmt.MANIFEST, fmt.INDEX) or not fmt.FILE_NAME.fullmatch(name):

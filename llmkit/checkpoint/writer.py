@@ -125,7 +125,7 @@ def _safetensors(header: bytes, pieces: Sequence[Piece]) -> Iterator[memoryview]
 
 
 def _entry(piece: Piece, file: int) -> PieceEntry:
-    """What the index says of a piece."""
+    """The entry of a piece in the index."""
     if piece.data.dtype not in fmt.DTYPE_NAMES:
         raise ValueError(f"{piece.kind} {piece.name}: elements of type {piece.data.dtype} cannot be stored")
     dtype = fmt.DTYPE_NAMES[piece.data.dtype]

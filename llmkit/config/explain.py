@@ -15,7 +15,7 @@ from llmkit.config.tree import Node, Path, dotted, find, location_of
 from llmkit.config.yaml_reader import resolve
 
 FaultKind = Literal["unknown", "missing", "wrong"]
-"""What is wrong: the key itself, that it is not there, or its value."""
+"""A key that is unknown, a required one that is missing, or a value that is not allowed."""
 
 _TRUTH = {
     **dict.fromkeys(("yes", "y", "on", "true"), "true"),

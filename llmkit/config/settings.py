@@ -1,4 +1,4 @@
-"""The input of checks: settings with their origins, and facts from elsewhere."""
+"""The input of checks: settings with their origins, and what launch, tokenizer and data add."""
 
 from __future__ import annotations
 

@@ -48,9 +48,9 @@ def _sharded_cross_entropy(logits: Tensor, labels: Tensor, first: int, group: Gr
     """
     largest = all_reduce_max(logits.detach().amax(-1), group)
     column = labels - first
-    elsewhere = (column < 0) | (column >= logits.shape[-1])
+    on_other_rank = (column < 0) | (column >= logits.shape[-1])
     shifted = logits - largest[..., None]
-    target = shifted.gather(-1, column.masked_fill(elsewhere, 0)[..., None]).squeeze(-1)
-    sums = torch.stack((shifted.exp().sum(-1), target.masked_fill(elsewhere, 0.0)))
+    target = shifted.gather(-1, column.masked_fill(on_other_rank, 0)[..., None]).squeeze(-1)
+    sums = torch.stack((shifted.exp().sum(-1), target.masked_fill(on_other_rank, 0.0)))
     total, target = reduce_from_group(sums, group)
     return (total.log() - target).masked_fill(labels == IGNORE, 0.0)

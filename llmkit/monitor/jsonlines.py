@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import RunFault, UserError
-from llmkit.files import cannot_read, sync_folder, write_whole
+from llmkit.files import cannot_read, sync_folder, write_atomic
 
 Row = dict[str, Any]
 
@@ -69,7 +69,7 @@ class JsonLines:
         try:
             file = self._opened()
             while self._waiting:
-                _write_whole(file, self._waiting[0])
+                _write_line(file, self._waiting[0])
                 del self._waiting[0]
             self.fault = None
         except OSError as error:
@@ -95,7 +95,7 @@ class JsonLines:
                 dropped += 1
         if dropped:
             try:
-                with write_whole(self.path) as file:
+                with write_atomic(self.path) as file:
                     file.write(b"".join(kept))
                 sync_folder(self.path.parent)
             except OSError as error:
@@ -132,7 +132,7 @@ class JsonLines:
         return self._file
 
 
-def _write_whole(file: int, line: bytes) -> None:
+def _write_line(file: int, line: bytes) -> None:
     """Writes all of `line` or nothing: half a line would spoil the one after it."""
     end = os.fstat(file).st_size
     try:

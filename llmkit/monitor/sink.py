@@ -32,7 +32,7 @@ class Sink:
 class SinkThread(Sink):
     """Feeds a sink in a thread of its own, so that it can neither stop nor delay the run.
 
-    note: is told, in whichever thread notices it, that the sink was dropped, and why.
+    note: called, in whichever thread notices it, with why the sink was dropped.
     """
 
     def __init__(self, sink: Sink, note: Callable[[str], None]) -> None:

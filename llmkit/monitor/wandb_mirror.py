@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llmkit
-from llmkit.files import write_json, write_whole
+from llmkit.files import write_atomic, write_json
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.wandb_mode import has_home, resolve_mode, server_url
 from llmkit.monitor.wandb_names import RUN_ID, resolve_names
@@ -122,7 +122,7 @@ class Mirror:
         """Lets the mirror hand over the last rows, at most `timeouts.kill` seconds, then kills it.
 
         exit_code: of the trainer; 75 (stopped early) marks the W&B run as preempted, not as crashed.
-        Returns one line for the console if not everything reached its place, else None. Never raises
+        Returns one line for the console if not everything reached the server, else None. Never raises
         because of W&B; a second call does nothing.
         """
         process, self._process = self._process, None
@@ -177,7 +177,7 @@ def _leave_original(run_dir: Path) -> Path | None:
     folder = run_dir / "wandb"
     try:
         original = Path(json.loads((folder / "session.json").read_text())["folder"])
-        run_ids = [(place / "run_id").read_text() for place in (folder, original / "wandb")]
+        run_ids = [(each / "run_id").read_text() for each in (folder, original / "wandb")]
         if run_dir.samefile(original) or run_ids[0] != run_ids[1]:
             return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -188,7 +188,7 @@ def _leave_original(run_dir: Path) -> Path | None:
 
 
 def _write_session(run_dir: Path, session: dict[str, Any], run_id: str | None) -> None:
-    """Puts down all that the mirror process needs to know; no secret is among it.
+    """Writes all that the mirror process needs to know; no secret is among it.
 
     run_id: for a run that has none yet; None = a new one.
     """
@@ -203,18 +203,18 @@ def _write_session(run_dir: Path, session: dict[str, Any], run_id: str | None) -
     session["folder"] = str(run_dir.resolve())
     session["restarts"] = starts
     session["trainer"] = os.getpid()
-    # Rows past this place are new, whatever was mirrored before the file was cut back.
+    # Rows past this offset are new, whatever was mirrored before the file was cut back.
     session["mirrored_at_most"] = metrics.stat().st_size if metrics.exists() else 0
     write_json(path, session)
 
 
-def _run_id(path: Path, wished: str | None) -> str:
+def _run_id(path: Path, asked: str | None) -> str:
     """The W&B id of the run, made once: with the same id a resumed run goes on in the same charts."""
     with suppress(OSError, UnicodeDecodeError):
         if RUN_ID.fullmatch(known := path.read_text().strip()):
             return known
-    new = wished or secrets.token_hex(6)
-    with write_whole(path) as file:
+    new = asked or secrets.token_hex(6)
+    with write_atomic(path) as file:
         file.write(f"{new}\n".encode())
     return new
 
@@ -226,7 +226,7 @@ def _start_process(run_dir: Path, environment: Mapping[str, str]) -> subprocess.
     paths = [package_root, *filter(None, [environment.get("PYTHONPATH")])]
     with open(run_dir / "logs" / "wandb.log", "ab") as log, signals_blocked():
         return subprocess.Popen(
-            # -P: the working directory is no place to import from; users have a folder wandb/ there.
+            # -P: the working directory is nothing to import from; users have a folder wandb/ there.
             [sys.executable, "-P", "-m", "llmkit.monitor.wandb_sidecar", str(run_dir)],
             stdin=subprocess.PIPE,
             stdout=log,

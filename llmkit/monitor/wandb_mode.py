@@ -42,8 +42,8 @@ def resolve_mode(setting: str, environment: Mapping[str, str]) -> Decision:
     Raises UserError for a WANDB_MODE that does not exist.
     """
     mode, reason = MODES.get(setting), ""
-    if mode is None and (asked := environment_mode(environment)):
-        mode, reason = asked
+    if mode is None and (found := environment_mode(environment)):
+        mode, reason = found
     if mode == "disabled":
         return Decision("disabled", reason)
     if not _is_installed():
@@ -58,13 +58,13 @@ def environment_mode(environment: Mapping[str, str]) -> tuple[Mode, str] | None:
 
     Raises UserError for a WANDB_MODE that does not exist.
     """
-    if wished := environment.get("WANDB_MODE"):
-        mode = MODES.get(wished.lower())
+    if asked := environment.get("WANDB_MODE"):
+        mode = MODES.get(asked.lower())
         if mode is None:
-            raise UserError(f"WANDB_MODE={wished}: allowed are online, offline and disabled")
-        return mode, f"WANDB_MODE={wished}"
-    if (wished := environment.get("WANDB_DISABLED", "")).lower() in TRUE:
-        return "disabled", f"WANDB_DISABLED={wished}"
+            raise UserError(f"WANDB_MODE={asked}: allowed are online, offline and disabled")
+        return mode, f"WANDB_MODE={asked}"
+    if (asked := environment.get("WANDB_DISABLED", "")).lower() in TRUE:
+        return "disabled", f"WANDB_DISABLED={asked}"
     return None
 
 

@@ -1,6 +1,6 @@
 """Under which names a run appears in Weights & Biases: the settings, then W&B's own variables.
 
-A setting that was given wins over its variable, as in wandb itself; of those passed over the user is told.
+A setting that was given wins over its variable, as in wandb itself; those passed over are named to the user.
 Variables that are not named here (WANDB_TAGS, WANDB_RUN_GROUP, WANDB_NOTES, WANDB_JOB_TYPE, WANDB_SWEEP_ID,
 ...) reach wandb in the mirror process, which heeds them itself.
 """
@@ -102,10 +102,10 @@ def _notes(settings: Wandb, origins: Mapping[str, str], environment: Mapping[str
         given, value = environment.get(variable), getattr(settings, setting)
         if not given or value in ("auto", "disabled") or _is_open(setting, origins):
             continue
-        wished = MODES.get(given.lower(), given) if setting == "mode" else given
+        asked = MODES.get(given.lower(), given) if setting == "mode" else given
         if variable == "WANDB_DISABLED":
-            wished = "disabled" if given.lower() in TRUE else value
-        if wished != value:
+            asked = "disabled" if given.lower() in TRUE else value
+        if asked != value:
             path = f"monitor.wandb.{setting}"
             yield f"{variable}={display(given)} is passed over: {path} is {value} ({origins[path]})"
     for variable, reason in PASSED_OVER.items():

@@ -37,20 +37,20 @@ STOPPED_EARLY = 75
 DONE, NOT_ON_SERVER, GAVE_UP = 0, 3, 4
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line for logs/wandb.log."""
     print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}", flush=True)
 
 
-def leave(code: int) -> None:
+def exit_now(code: int) -> None:
     """Ends at once, with wandb's processes: its exit handlers could wait for a dead server."""
     for child in descendants(os.getpid()):
         kill_tree(child)
     os._exit(code)
 
 
-class Trainer(threading.Thread):
-    """Waits for the end of the training process, and then sees to it that this one ends too."""
+class TrainerProcess(threading.Thread):
+    """Waits for the end of the training process, then ends this one within a limited time."""
 
     def __init__(self, pid: int, abandon_after: float) -> None:
         super().__init__(daemon=True)
@@ -69,8 +69,8 @@ class Trainer(threading.Thread):
                 self.exit_code = int(os.read(0, 64))
         self.ended.set()
         time.sleep(self._abandon_after)
-        say("W&B did not finish in time")
-        leave(NOT_ON_SERVER)
+        log("W&B did not finish in time")
+        exit_now(NOT_ON_SERVER)
 
 
 class Tail:
@@ -89,27 +89,27 @@ class Tail:
         self._offset = self._recall(session["mirrored_at_most"])
 
     def rows(self) -> list[tuple[Row, int]]:
-        """The new rows, each with the place in the file where it ends."""
+        """The new rows, each with the offset in the file at which it ends."""
         if self._file is None:
             try:
-                # Kept open: a file cut back by the next trainer is another file, none of our business.
+                # Kept open: the next trainer replaces the file where it drops rows.
                 self._file = open(self._path, "rb")  # noqa: SIM115
             except FileNotFoundError:
                 return []
         self._file.seek(self._offset)
-        found, place = [], self._offset
+        found, end = [], self._offset
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
-            place += len(line)
+            end += len(line)
             if (row := parse(line)) is not None:
-                found.append((row, place))
+                found.append((row, end))
         return found
 
-    def passed_on(self, place: int) -> None:
-        """The row that ends at `place` was given to wandb."""
-        self._offset = place
-        self._unsafe.append((time.monotonic(), place))
+    def passed_on(self, end: int) -> None:
+        """Notes that the row which ends at offset `end` was given to wandb."""
+        self._offset = end
+        self._unsafe.append((time.monotonic(), end))
 
     def remember(self, all_safe: bool = False) -> None:
         """Writes down how far the rows are safe."""
@@ -135,7 +135,7 @@ class Tail:
             write_json(self._state, {"offset": offset, "session": self._session})
 
 
-def answers(server: str, timeout: float) -> bool:
+def is_reachable(server: str, timeout: float) -> bool:
     """Whether the server is alive; a doubtful answer counts as yes, as wandb will look again."""
     try:
         urllib.request.urlopen(server, timeout=timeout).close()
@@ -152,14 +152,14 @@ def open_run(run_dir: Path, session: dict[str, Any]) -> tuple[Any, Mode]:
     """Starts the W&B run, offline where the server does not take it: (run, its mode)."""
     mode: Mode = session["mode"]
     timeouts = session["timeouts"]
-    if mode == "online" and not answers(session["server"], timeouts["probe"]):
-        say(f"{session['server']} does not answer: offline")
+    if mode == "online" and not is_reachable(session["server"], timeouts["probe"]):
+        log(f"{session['server']} does not answer: offline")
         mode = "offline"
     if mode == "online":
         try:
             return init(run_dir, session, mode), mode
         except Exception as error:
-            say(f"W&B does not take the run ({type(error).__name__}: {error}): offline")
+            log(f"W&B does not take the run ({type(error).__name__}: {error}): offline")
             tear_down()  # without it the id counts as in use
             mode = "offline"
     return init(run_dir, session, mode), mode
@@ -217,20 +217,20 @@ def chart_values(row: Row, restarts: int) -> dict[str, float]:
     return values
 
 
-def follow(run: Any, tail: Tail, trainer: Trainer, restarts: int) -> bool:
-    """Passes rows on until the trainer has ended; returns whether wandb took them all."""
+def follow(run: Any, tail: Tail, trainer: TrainerProcess, restarts: int) -> bool:
+    """Passes rows on until the trainer has ended; returns whether wandb accepted them all."""
     errors = 0
     while True:
         last_round = trainer.ended.wait(POLL_SECONDS)
         try:
-            for row, place in tail.rows():
+            for row, end in tail.rows():
                 run.log(chart_values(row, restarts))
-                tail.passed_on(place)
+                tail.passed_on(end)
                 errors = 0
             tail.remember()
         except Exception as error:
             errors += 1
-            say(f"a row was not taken ({type(error).__name__}: {error})")
+            log(f"a row was not taken ({type(error).__name__}: {error})")
             if errors == MAX_ERRORS:
                 return False
             time.sleep(POLL_SECONDS)
@@ -242,17 +242,17 @@ def follow(run: Any, tail: Tail, trainer: Trainer, restarts: int) -> bool:
 def mirror(run_dir: Path) -> int:
     """Mirrors a run until its trainer ends; returns the exit code."""
     session = json.loads((run_dir / "wandb" / "session.json").read_text())
-    trainer = Trainer(session["trainer"], session["timeouts"]["abandon"])
+    trainer = TrainerProcess(session["trainer"], session["timeouts"]["abandon"])
     trainer.start()
     lock = open(run_dir / "wandb" / "lock", "ab")  # noqa: SIM115 (held until the process ends)
-    if not alone(lock, trainer):
-        say("the mirror of an earlier start still holds this run")
+    if not wait_for_lock(lock, trainer):
+        log("the mirror of an earlier start still holds this run")
         return NOT_ON_SERVER
     tail = Tail(run_dir, session)
     run, mode = open_run(run_dir, session)
-    say(f"mirroring {mode}, run id {session['run_id']}, restart {session['restarts']}")
+    log(f"mirroring {mode}, run id {session['run_id']}, restart {session['restarts']}")
     if not follow(run, tail, trainer, session["restarts"]):
-        say("stopped mirroring")
+        log("stopped mirroring")
         return GAVE_UP
     if trainer.exit_code == STOPPED_EARLY:
         run.mark_preempting()
@@ -260,15 +260,15 @@ def mirror(run_dir: Path) -> int:
         run.finish(exit_code=trainer.exit_code)
     except TimeoutError:
         tail.remember()
-        say("the server did not take the last rows in time; they are on this disk")
+        log("the server did not take the last rows in time; they are on this disk")
         return NOT_ON_SERVER
     tear_down()  # finish() may return before wandb-core has written the last rows to the disk
     tail.remember(all_safe=True)
-    say("finished")
+    log("finished")
     return DONE if mode == session["mode"] else NOT_ON_SERVER
 
 
-def alone(lock: Any, trainer: Trainer) -> bool:
+def wait_for_lock(lock: Any, trainer: TrainerProcess) -> bool:
     """Waits until the mirror of an earlier start has ended, unless the trainer ends before that."""
     while True:
         try:
@@ -287,8 +287,8 @@ def main() -> None:
     try:
         code = mirror(Path(sys.argv[1]))
     except Exception as error:
-        say(f"no mirror: {type(error).__name__}: {error}")
-    leave(code)
+        log(f"no mirror: {type(error).__name__}: {error}")
+    exit_now(code)
 
 
 if __name__ == "__main__":

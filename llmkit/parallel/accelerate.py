@@ -51,7 +51,7 @@ DEFAULTS = {
     "offload_optimizer": LaunchSetting("offload_optimizer_device", "none", BY_DEFAULT),
     "offload_param": LaunchSetting("offload_param_device", "none", BY_DEFAULT),
 }
-"""Of accelerate, for a DeepSpeed configuration that does not say."""
+"""Accelerate's defaults, for what a DeepSpeed configuration leaves out."""
 DEFAULTS_OF_FILES = DEFAULTS | {"zero_stage": LaunchSetting("zero_optimization.stage", 0, BY_DEFAULT)}
 
 

@@ -32,7 +32,7 @@ OF_ACCELERATE = {
 
 @dataclass
 class DeepSpeedFile:
-    """What the file says.
+    """The settings of the file, by what becomes of them.
 
     compared: by the field of AccelerateConfig. passed: by the dotted key. no_effect: a line for each key
     without effect. mistakes: keys that llmkit cannot follow, each with its line.
@@ -68,7 +68,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
     return content
 
 
@@ -132,9 +132,9 @@ def _unknown(key: str, value: Any) -> str:
     section, dot, name = key.rpartition(".")
     within = f"{section}{dot}"
     beside = {rule.removeprefix(within).split(".")[0] for rule in RULES if rule.startswith(within)}
-    elsewhere = {rule.rpartition(".")[2]: rule for rule in RULES} | OF_ACCELERATE
+    by_name = {rule.rpartition(".")[2]: rule for rule in RULES} | OF_ACCELERATE
     remedy = "; take it out"
-    for names in ({each: f"{within}{each}" for each in beside}, elsewhere):
+    for names in ({each: f"{within}{each}" for each in beside}, by_name):
         if close := difflib.get_close_matches(name, names, n=1, cutoff=0.75):
             remedy = f"; did you mean {names[close[0]]}?"
             break

@@ -36,26 +36,26 @@ def parity_command(everything: bool, environment: Mapping[str, str]) -> int:
     """
     cases = covering(strength=3 if everything else 2) + LARGE
     sizes = sorted({case.world_size for case in cases})
-    place = rank_info_from_env(environment)
-    if place.world_size > 1:
-        if place.world_size not in sizes:
+    rank_info = rank_info_from_env(environment)
+    if rank_info.world_size > 1:
+        if rank_info.world_size not in sizes:
             listed = ", ".join(map(str, sizes))
-            raise UserError(f"the cases are for {listed} processes; {place.world_size} were started")
-        return _run([case for case in cases if case.world_size == place.world_size], place)
+            raise UserError(f"the cases are for {listed} processes; {rank_info.world_size} were started")
+        return _run([case for case in cases if case.world_size == rank_info.world_size], rank_info)
     start = time.monotonic()
     print(f"{len(cases)} cases; differences from a single process, relative\n{HEADING}", flush=True)
-    codes = [_run([case for case in cases if case.world_size == 1], place)]
+    codes = [_run([case for case in cases if case.world_size == 1], rank_info)]
     codes += [_launch(size, everything, environment) for size in sizes if size > 1]
     outcome = "differences were found" if any(codes) else "all are equal"
     print(f"{outcome} ({time.monotonic() - start:.0f} s)")
     return max(codes)
 
 
-def _run(cases: list[Case], place: RankInfo) -> int:
-    """The cases, on the world that this process belongs to; rank 0 prints."""
+def _run(cases: list[Case], rank_info: RankInfo) -> int:
+    """The cases, on the processes of this launch; rank 0 prints."""
     import_deepspeed()
     failed = 0
-    with process_group(place, TIMEOUT) as joined:
+    with process_group(rank_info, TIMEOUT) as joined:
 
         @cache
         def mesh(tensor_size: int) -> Mesh:

@@ -1,4 +1,4 @@
-"""How far a case is from a single process, and how far it may be."""
+"""Differences of a case from a single process, and the limits on them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Reference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The worst of one sort: where it is, how large, how large it may be."""
+class Deviation:
+    """The largest difference of one sort of quantity: where it is, its size, and the size allowed."""
 
     sort: str
     where: str
@@ -62,8 +62,8 @@ class Difference:
         return f"{self.sort} ({self.where}) differs by {self.found:.1e}, allowed is {self.allowed:.1e}"
 
 
-def compare(found: Trajectory, reference: Reference, case: Case) -> list[Difference]:
-    """The worst difference of each sort."""
+def compare(found: Trajectory, reference: Reference, case: Case) -> list[Deviation]:
+    """The largest difference of each sort."""
     differences = []
     noise = None if reference.fp32 is None else errors(reference.same, reference.fp32, case)
     for sort, places in errors(found, reference.same, case).items():
@@ -75,10 +75,10 @@ def compare(found: Trajectory, reference: Reference, case: Case) -> list[Differe
         else:
             general = sort.removeprefix("initial ")
             allowed = BF16_SHARE * max([*noise[sort].values(), *noise[general].values()])
-        differences.append(Difference(sort, where, places[where], allowed))
+        differences.append(Deviation(sort, where, places[where], allowed))
     missed = abs(found.optimizer_steps - reference.same.optimizer_steps)
-    replicas = Difference("replicas", ", ".join(found.drifted[:3]), len(found.drifted), 0.0)
-    return [*differences, replicas, Difference("updates", "the run", missed, 0.0)]
+    replicas = Deviation("replicas", ", ".join(found.drifted[:3]), len(found.drifted), 0.0)
+    return [*differences, replicas, Deviation("updates", "the run", missed, 0.0)]
 
 
 def _order(error: float) -> float:
@@ -86,7 +86,7 @@ def _order(error: float) -> float:
 
 
 def errors(found: Trajectory, expected: Trajectory, case: Case) -> Errors:
-    """Everything that is compared."""
+    """The relative differences of all that is compared."""
     result: Errors = {sort: {} for sort in FP32}
     for step in range(len(expected.losses)):
         initial = "" if step else "initial "
@@ -130,7 +130,7 @@ def relative_error(found: Tensor, expected: Tensor, floor: float = 0.0) -> float
 
 
 def _is_noise(name: str, case: Case) -> bool:
-    """A bias that all keys share moves all scores of a query alike, so its true gradient is zero.
+    """The key bias shifts all of a query's scores equally, and softmax cancels it: its gradient is zero.
 
     Not where keys are rotated after it was added; but what is left then is too little for bf16.
     """

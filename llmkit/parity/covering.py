@@ -17,8 +17,8 @@ LAYOUT = ("stage", "engine", "tensor", "sequence_parallel")
 def covering(strength: int = 2) -> list[Case]:
     """Valid cases in which each combination of `strength` values, and each layout, occurs.
 
-    In bf16 differences are told from rounding less sharply. There only combinations that name it count,
-    so that all others are tried in fp32.
+    In bf16 rounding hides small differences. There only combinations that name it count, so that all
+    others are tried in fp32.
 
     Greedy: next comes the case with most that is new for its price. Processes are the price: many of
     them share few cores where this is tried. The result is always the same.

@@ -1,4 +1,4 @@
-"""The state of a run that is spread over processes, put together again."""
+"""Gathers the state of a run, which is spread over its processes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def gather_state(engine: Engine, mesh: Mesh, kinds: Collection[str]) -> State:
         for kind, name, shape, box, (lo, hi) in json.loads(text):
             tensor = TensorEntry(kind, name, tuple(shape), "F32")
             found.append(PieceEntry(tensor, tuple(map(tuple, box)), (lo, hi)))
-            whole = state.setdefault(kind, {}).setdefault(name, torch.empty(shape))
-            _place(whole, found[-1], data[: hi - lo])
+            full = state.setdefault(kind, {}).setdefault(name, torch.empty(shape))
+            _copy_piece(full, found[-1], data[: hi - lo])
             data = data[hi - lo :]
     check_complete(build_index(found))
     return state
@@ -72,7 +72,7 @@ def _all_flat(mine: Tensor, mesh: Mesh) -> list[Tensor]:
     return everyone
 
 
-def _place(tensor: Tensor, entry: PieceEntry, data: Tensor) -> None:
+def _copy_piece(tensor: Tensor, entry: PieceEntry, data: Tensor) -> None:
     """Copies a piece to where it belongs in the full tensor."""
     for run in runs(entry.box, entry.range):
         target = tensor[tuple(slice(lo, hi) for lo, hi in run.box)]

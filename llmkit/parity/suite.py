@@ -11,7 +11,7 @@ import torch
 
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
-from llmkit.parity.compare import Difference, Reference, compare
+from llmkit.parity.compare import Deviation, Reference, compare
 from llmkit.parity.run import run_alone, run_case
 
 
@@ -20,7 +20,7 @@ class Verdict:
     """How a case ended."""
 
     case: Case
-    differences: list[Difference]
+    differences: list[Deviation]
     seconds: float
 
     @property
@@ -66,7 +66,7 @@ def run_cases(
         try:
             found = run_case(case, mesh, device)
         except ValueError as error:
-            differences = [Difference("state", str(error), float("inf"), 0.0)]
+            differences = [Deviation("state", str(error), float("inf"), 0.0)]
         else:
             if mesh.rank > 0:
                 continue

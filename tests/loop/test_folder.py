@@ -92,7 +92,7 @@ def test_rows_that_were_never_written_are_told_at_the_end(project, monkeypatch, 
     def full(file: int, line: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmkit.monitor.jsonlines._write_whole", full)
+    monkeypatch.setattr("llmkit.monitor.jsonlines._write_line", full)
     assert main(["train", "tiny.yaml", "train.max_steps=3"]) == 0
     told = [f"the last rows could not be written and are lost: {OLD / name}: " for name in RECORDS]
     last = capsys.readouterr().out.splitlines()[-2:]

@@ -154,7 +154,7 @@ def test_a_bucket_that_would_lose_gradients_is_refused():
         ({"train_batch_size": 3}, "train.global_batch_size 4 ("),
         ({"aio": {"block_size": 1048576}}, "does not use aio"),
         ("[]", "holds no {...}"),
-        ('{"bf16": {}, "bf16": {}}', "bf16 stands there twice"),
+        ('{"bf16": {}, "bf16": {}}', "bf16 is given twice"),
     ],
 )  # fmt: skip
 def test_what_llmkit_does_otherwise_is_refused_by_name(tmp_path, content, what):

@@ -10,13 +10,13 @@ import torch
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity import suite
 from llmkit.parity.cases import Case
-from llmkit.parity.compare import Difference
+from llmkit.parity.compare import Deviation
 from llmkit.parity.suite import HEADING, Verdict, run_cases
 
 CASES = [Case("gpt2", 0, 1, 1, False, accumulation, "none", True, "fp32", "none") for accumulation in (1, 3)]
 DIFFERENCES = [
-    Difference("initial loss", "", 1e-9, 1e-6), Difference("loss", "", 2e-7, 1e-5),
-    Difference("weight", "norm.weight", 3e-2, 1e-5),
+    Deviation("initial loss", "", 1e-9, 1e-6), Deviation("loss", "", 2e-7, 1e-5),
+    Deviation("weight", "norm.weight", 3e-2, 1e-5),
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.data.tokens.encode import Encoded
 from llmkit.errors import RunFault
-from llmkit.files import write_whole
+from llmkit.files import write_atomic
 
 _TAIL = 16
 """Bytes at the end: length of the table and its xxh64, 8 each."""
@@ -109,7 +109,7 @@ class PartWriter:
         self._blocks: list[dict[str, Any]] = []
         # Under a name of this process: one that outlives its parent for a moment disturbs nobody.
         self._aside = path.with_name(f".{path.name}-{os.getpid()}")
-        self._whole = write_whole(self._aside)
+        self._whole = write_atomic(self._aside)
 
     def __enter__(self) -> PartWriter:
         self._file: BinaryIO = self._whole.__enter__()

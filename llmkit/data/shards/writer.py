@@ -12,7 +12,7 @@ from xxhash import xxh64, xxh64_hexdigest
 
 from llmkit.data.shards.format import BLOCK_BYTES, Index, ShardRecord, shard_name, stored_dtype, token_dtype
 from llmkit.errors import UserError
-from llmkit.files import sync_folder, write_sealed, write_whole
+from llmkit.files import sync_folder, write_atomic, write_sealed
 
 SHARD_BYTES = 512 << 20
 """A shard is closed after the document that reaches this size."""
@@ -69,7 +69,7 @@ class _TargetBits:
             if targets.all():
                 self._tokens += targets.size
                 return
-            self._file = self._files.enter_context(write_whole(self._path))
+            self._file = self._files.enter_context(write_atomic(self._path))
             for first in range(0, self._tokens, BLOCK_BYTES):
                 self._append(np.ones(min(BLOCK_BYTES, self._tokens - first), dtype=bool))
         self._append(targets)
@@ -179,7 +179,7 @@ class ShardWriter:
         number = len(self._records)
         self._open = ExitStack()
         path = self.folder / shard_name(self.name, number, "bin")
-        self._file: BinaryIO = self._open.enter_context(write_whole(path))
+        self._file: BinaryIO = self._open.enter_context(write_atomic(path))
         self._bits = _TargetBits(self.folder / shard_name(self.name, number, "mask"), self._open)
         self._blocks, self._offsets, self._tokens, self._max_id = _BlockHashes(), list[int](), 0, 0
 
@@ -197,7 +197,7 @@ class ShardWriter:
         mask = self._bits.finish()
         self._open.close()
         offsets = np.array([*self._offsets, self._tokens], dtype="<u8").tobytes()
-        with write_whole(self.folder / shard_name(self.name, len(self._records), "idx")) as file:
+        with write_atomic(self.folder / shard_name(self.name, len(self._records), "idx")) as file:
             file.write(offsets)
         record = ShardRecord(
             tokens=self._tokens,

@@ -22,7 +22,7 @@ from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.data.tokens.text_encoder import TextEncoder
 from llmkit.data.tokens.tokenizer_json import canonical, parse, unknown_token
 from llmkit.errors import UserError
-from llmkit.files import read_json, sync_folder, write_whole
+from llmkit.files import read_json, sync_folder, write_atomic
 
 NAMED_TOKENS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
@@ -176,7 +176,7 @@ class Tokenizer:
         """Write `files` into a folder, which is created."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
-            with write_whole(folder / name) as file:
+            with write_atomic(folder / name) as file:
                 file.write(content)
         sync_folder(folder)
 
