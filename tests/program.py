@@ -131,6 +131,12 @@ def events(folder: Path) -> list[str]:
     return [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
+def recorded(event: str, folder: Path = Path("runs/tiny")) -> list[dict[str, Any]]:
+    """The events of one kind in events.jsonl."""
+    lines = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    return [row for row in lines if row["event"] == event]
+
+
 TIMELESS = (
     "step",
     "tokens",

@@ -23,7 +23,6 @@ from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
 from llmkit.loop.trainer import Trainer
 from llmkit.model.initial import InitialWeights
-from llmkit.run_folder import RunFolder
 from tests.limits import HANG
 from tests.monitor.wandb_log import history
 from tests.program import at_step, events, rows, timeless, train
@@ -93,20 +92,6 @@ def test_the_first_step_of_a_process_counts_in_no_mean_of_times(project, monkeyp
     training = [row for row in rows(project / "runs" / "tiny") if "loss" in row]
     for column in ("step_seconds", "tokens_per_second", "data_seconds", "mfu"):
         assert [row["step"] for row in training if row[column] is None] == [1, 4]
-
-
-def test_a_finished_run_stays_as_it_is_until_it_gets_more_steps(project, capsys):
-    assert train() == 0
-    folder = project / "runs" / "tiny"
-    before = (folder / "metrics.jsonl").read_bytes()
-    assert train() == 0
-    assert (folder / "metrics.jsonl").read_bytes() == before
-    assert events(folder)[-1] == "done"
-    assert "is finished since step 12" in capsys.readouterr().out
-    assert train("train.max_steps=15") == 0
-    assert [row["step"] for row in rows(folder) if "loss" in row] == list(range(1, 16))
-    assert (folder / "DONE").exists()
-    assert open_checkpoint(folder).step == 15
 
 
 def test_a_finished_run_without_checkpoints_is_not_started_over(project, capsys):
@@ -322,19 +307,6 @@ def test_a_save_that_fails_does_not_stop_training(project, monkeypatch, capsys):
     folder = project / "runs" / "tiny"
     assert events(folder) == ["start", "save_failed", "save", "save", "done"]
     assert "NOT SAVED, training goes on: the disk is full" in capsys.readouterr().out
-
-
-def test_a_run_that_cannot_be_marked_as_done_is_not_done(project, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            RunFolder, "mark_done", lambda folder: folder.write_text("logs", "no file can be there")
-        )
-        assert train() == 1
-    folder = project / "runs" / "tiny"
-    assert "cannot write runs/tiny/logs: Is a directory" in capsys.readouterr().err
-    assert events(folder)[-2:] == ["save", "fault"]
-    assert train() == 0
-    assert events(folder)[-1] == "done" and (folder / "DONE").exists()
 
 
 def test_a_damaged_checkpoint_is_passed_over(project, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ import sys
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.blocks import BlockMaker
+from llmkit.errors import RunFault, UserError
 from llmkit.loop.control import Control
 from llmkit.monitor import background
+from tests.loop.test_evaluate import STRAIGHT, during_evaluation
 from tests.monitor.test_background import fill
-from tests.program import at_step, events, rows, timeless, train
+from tests.program import at_step, timeless, train
 
 
 def last_event(folder):
@@ -66,60 +69,6 @@ def test_a_terminal_that_has_gone_changes_nothing(project, monkeypatch):
     assert open_checkpoint(project / "runs" / "tiny").step == 7
 
 
-def during_evaluation(monkeypatch, number: int, act) -> None:
-    """Calls `act` after the first batch of evaluation `number`, counted over all runs of this test."""
-    batches, begun = HeldOut.__iter__, [0]
-
-    def watched(self):
-        begun[0] += 1
-        mine = begun[0]
-        for index, batch in enumerate(batches(self)):
-            if mine == number and index == 1:
-                act()
-            yield batch
-
-    monkeypatch.setattr(HeldOut, "__iter__", watched)
-
-
-STRAIGHT = ["evaluate.every_steps=4", "train.micro_batch_size=1"]
-
-
-@pytest.mark.parametrize(
-    ("number", "saves", "step"),
-    [(1, 1, 4), (1, 0, 4), (3, 1, 12), (3, 0, 12)],
-    ids=["saved before", "saved because of it", "the last, saved before", "the last"],
-)
-def test_a_stop_in_an_evaluation_gives_it_up_and_it_is_made_by_the_next_start(
-    project, monkeypatch, number, saves, step
-):
-    settings = [*STRAIGHT, f"checkpoint.every_steps={4 * saves}"]
-    straight, folder = project / "runs" / "straight", project / "runs" / "tiny"
-    assert train("run.name=straight", *settings) == 0
-    with monkeypatch.context() as patch:
-        during_evaluation(patch, number, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(*settings) == 75
-    assert open_checkpoint(folder).step == step
-    assert [row["step"] for row in rows(folder) if "eval_loss" in row] == [4, 8][: number - 1]
-    assert events(folder)[-2:] == ["save", "stop"]
-    assert not (folder / "DONE").exists()
-    assert train(*settings) == 0
-    assert timeless(folder) == timeless(straight)
-
-
-def test_what_is_due_at_a_step_is_saved_before_the_evaluation_of_that_step(project, monkeypatch):
-    def fall() -> None:
-        raise ZeroDivisionError("the evaluation fails")
-
-    folder = project / "runs" / "tiny"
-    for number in (1, 3):
-        with monkeypatch.context() as patch:
-            during_evaluation(patch, number, fall)
-            with pytest.raises(ZeroDivisionError):
-                train(*STRAIGHT, "checkpoint.every_steps=4")
-        assert open_checkpoint(folder).step == 4 * number
-    assert train(*STRAIGHT) == 0
-
-
 def test_an_error_between_two_steps_loses_nothing(project, monkeypatch, capsys):
     def fall() -> None:
         raise MemoryError("the evaluation does not fit")
@@ -160,27 +109,46 @@ def test_an_error_in_a_step_says_what_is_lost(project, monkeypatch, capsys):
     assert "3 steps are lost, all since the checkpoint of step 5" in capsys.readouterr().out
 
 
-def test_an_evaluation_after_the_save_of_its_step_counts_when_the_run_goes_on(project, monkeypatch):
-    """Stopped at the very step, after its evaluation: the next start takes it from the record."""
-    straight, folder = project / "runs" / "straight", project / "runs" / "tiny"
-    still = [*STRAIGHT, "optimizer.learning_rate=1e-30", "evaluate.early_stopping=2", "monitor.log_every=5"]
-    assert train("run.name=straight", *still) == 0
-    assert open_checkpoint(straight).step == 12  # best at 4, no gain at 8 and 12
-    made: list[int] = []
-    for _ in range(2):
-        with monkeypatch.context() as patch:
-            at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-            during_evaluation(patch, 1, lambda: made.append(1))
-            patch.setattr("llmkit.loop.evaluate.Poll", lambda control, wish: lambda: 0)
-            assert train(*still, "checkpoint.every_steps=4") == 75
-    assert made == [1, 1]
-    assert train(*still, "checkpoint.every_steps=4") == 0
-    assert timeless(folder) == timeless(straight)
-    assert events(folder)[-2:] == ["early_stopping", "done"]
+def end_of_data(monkeypatch, steps: int, error: Exception) -> None:
+    """After so many steps (1, 3, 7, ...) the data raise `error`."""
+    made = BlockMaker.blocks
+
+    def ending(self, position):
+        yield from itertools.islice(
+            made(self, position), (steps + 1).bit_length() - 1
+        )  # of 1, 2, 4, ... steps
+        raise error
+
+    monkeypatch.setattr(BlockMaker, "blocks", ending)
 
 
-def test_the_step_at_which_early_stopping_ends_a_run_has_a_row(project):
-    still = ["evaluate.every_steps=3", "optimizer.learning_rate=1e-30", "evaluate.early_stopping=2"]
-    assert train(*still, "monitor.log_every=10") == 0
-    found = [(row["step"], "loss" in row) for row in rows(project / "runs" / "tiny")]
-    assert found[-2:] == [(9, True), (9, False)]
+def test_data_that_fail_end_the_run_saved_as_it_was_before_their_step(project, monkeypatch, capsys):
+    assert train("run.name=straight") == 0
+    folder = project / "runs" / "tiny"
+    with monkeypatch.context() as patch:
+        end_of_data(patch, 3, UserError("web.jsonl:17: there is no text in it."))
+        assert train("checkpoint.every_steps=0") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("llmkit: web.jsonl:17: there is no text in it. Saved runs/tiny/")
+    fault = last_event(folder)
+    assert (fault["event"], fault["step"], fault["lost_steps"]) == ("fault", 3, 0)
+    assert train() == 0
+    assert timeless(folder) == timeless(project / "runs" / "straight")
+
+
+def test_a_save_that_fails_does_not_hide_why_the_run_ends(project, monkeypatch, capsys):
+    def full(*arguments, **named):
+        raise RunFault("the disk is full")
+
+    end_of_data(monkeypatch, 3, UserError("line 17 is broken"))
+    monkeypatch.setattr("llmkit.loop.trainer.save", full)
+    assert train("checkpoint.every_steps=0") == 2
+    assert "llmkit: line 17 is broken. NOT SAVED: the disk is full" in capsys.readouterr().err
+    assert last_event(project / "runs" / "tiny")["lost_steps"] == 3
+
+
+def test_where_nothing_was_trained_nothing_is_saved(project, monkeypatch, capsys):
+    end_of_data(monkeypatch, 0, UserError("line 1 is broken"))
+    assert train() == 2
+    assert capsys.readouterr().err == "llmkit: line 1 is broken\n"
+    assert not list((project / "runs" / "tiny" / "checkpoints").iterdir())

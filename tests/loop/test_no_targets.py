@@ -35,9 +35,9 @@ def test_they_change_nothing_and_are_counted_and_told(project, monkeypatch, caps
     train_step = NativeEngine.train_step
 
     def watched(self, micro_batches, targets, learning_rate):
-        before = [weight.detach().clone() for weight in self.weights]
+        before = [weight.detach().clone() for weight in self.weights.values()]
         result = train_step(self, micro_batches, targets, learning_rate)
-        changed.append(not all(torch.equal(a, b) for a, b in zip(before, self.weights, strict=True)))
+        changed.append(not all(torch.equal(a, b) for a, b in zip(before, self.weights.values(), strict=True)))
         return result
 
     monkeypatch.setattr(NativeEngine, "train_step", watched)

@@ -1,4 +1,4 @@
-"""What a run says before its first step about settings that will not do what they seem to."""
+"""What a start says about settings that will not do what they seem to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to stop while a run is set up, compiles or prints its sample: heeded at once, nothing lost."""
+"""Starts that are refused, fail, or are stopped while a run is set up or compiles: nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 
 import pytest
 
+from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.data.building import build_source, cached_tokenizer, parts
-from llmkit.loop import finish
 from llmkit.model.initial import InitialWeights
 from tests.limits import HANG
-from tests.program import at_step, events, timeless, train
+from tests.program import at_step, recorded, timeless, train
 
 BPE = "data.tokenizer={type: bpe, vocab_size: 300}"
 
@@ -100,12 +100,22 @@ def test_a_stop_file_is_heeded_while_a_run_is_set_up(project, monkeypatch, where
     assert saved.exists()  # nothing is lost: no fault for the batch script
 
 
-def test_a_stop_while_the_sample_is_made_leaves_out_the_sample_of_a_run_that_is_done(
-    project, monkeypatch, capsys
-):
-    once(monkeypatch, finish, "stream_text", end)
-    assert train("monitor.sample='the '") == 0
-    folder = project / "runs" / "tiny"
-    assert (folder / "DONE").exists()
-    assert events(folder)[-1] == "done"
-    assert "no sample: stopped by SIGTERM" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [("model.intermediate_size=128", "64 -> 128"), ("data.sources.0.path=nowhere", "nowhere")],
+)
+def test_a_start_that_is_refused_says_so_in_the_record(finished, override, says, capsys):
+    assert train("train.max_steps=13", override) == 2
+    (event,) = recorded("refused")
+    assert says in event["reason"]
+    assert open_checkpoint(finished / "runs" / "tiny").step == 12
+
+
+def test_a_start_that_fails_says_so_in_the_record(finished, monkeypatch):
+    def fail(*arguments, **settings):
+        raise MemoryError("no room for the engine")
+
+    monkeypatch.setattr("llmkit.loop.build.build_engine", fail)
+    with pytest.raises(MemoryError):
+        train("train.max_steps=13")
+    assert recorded("fault")[0]["reason"] == "MemoryError: no room for the engine"
