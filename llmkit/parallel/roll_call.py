@@ -64,8 +64,8 @@ class RollCall:
     def _cause(self, error: BaseException) -> BaseException:
         try:
             report = to_report(error)
-            cut = {"message": report["message"][:MAX_MESSAGE], "broken": _is_broken(error)}
-            self._store.set(f"end/{self._rank}", json.dumps(report | cut))
+            short = {"message": report["message"][:MAX_MESSAGE], "broken": _is_broken(error)}
+            self._store.set(f"end/{self._rank}", json.dumps(report | short))
             self._store.set("ended", "")
             return self._behind() or error if _is_broken(error) else error
         except RuntimeError:
