@@ -26,9 +26,6 @@ from llmkit.parallel.mesh import Axis, Mesh
 from llmkit.parallel.placement import placement
 from llmkit.precision import Precision, torch_dtype
 
-PARTITIONED = ("data", "context")
-"""Mesh dimensions over which ZeRO partitions masters and moments."""
-
 
 class NativeEngine:
     """Trains `model` in fp32, or in bf16 with fp32 masters, accumulation and moments.
@@ -57,7 +54,9 @@ class NativeEngine:
         trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
         parts = {name: self.parts[name] for name in trained}
         groups = groups_of(parts, optimizer, model.hidden_matrices())
-        axis = self.mesh["data", "context"]
+        # Parameters whose gradients are summed over other ranks would need buckets of their own.
+        (self.summed,) = {along.summed for along in self.placements.values()}
+        axis = self.mesh[self.summed]
         partitioned = zero_stage == 1 and axis.size > 1
         make_masters = PartitionedMasters if partitioned else ReplicatedMasters
         self.masters: Masters = make_masters(trained, groups, precision, axis, buckets.native)
@@ -104,7 +103,7 @@ class NativeEngine:
                 found = gradients[self.placements[each.parameter].sharded]
                 whole = each.numel == gradient.numel()
                 found.append(gradient if whole else gradient[each.offset : each.offset + each.numel])
-        partitioned = PARTITIONED if self.masters.partitioned else ()
+        partitioned = self.summed if self.masters.partitioned else ()
         total = torch.zeros((), dtype=torch.float64, device=device)
         for dims, found in sorted(gradients.items()):
             total += self.mesh[tuple({*dims, *partitioned})].sum(sum_of_squares(found, device))
@@ -143,7 +142,7 @@ class NativeEngine:
 
     def _copies(self, name: str) -> tuple[str, ...]:
         """Mesh dimensions along which all ranks hold the same of a parameter's state."""
-        partitioned = PARTITIONED if self.masters.partitioned and name not in self.frozen else ()
+        partitioned = self.summed if self.masters.partitioned and name not in self.frozen else ()
         return tuple(dim for dim in self.placements[name].copies if dim not in partitioned)
 
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
@@ -154,7 +153,7 @@ class NativeEngine:
                     "step": torch.tensor(float(optimizer_steps), device=master.device),
                     **{kind: torch.zeros_like(master) for kind in moments(optimizer)},
                 }
-        copies = Axis() if self.masters.partitioned else self.mesh["data", "context"]
+        copies = Axis() if self.masters.partitioned else self.mesh[self.summed]
         with fail_together(self.mesh):
             if copies.rank == 0:
                 load_shards(self._slots(), self.parts, source)

@@ -145,12 +145,15 @@ class ZeroEngine:
             return evaluate_rows(self.model, self.engine, batches)
 
     def read_pieces(self) -> Iterator[Piece]:
-        """See `Engine.read_pieces`. What the tensor-parallel ranks hold alike, their first one gives."""
-        mine = {
-            name
-            for name, parameter in self.parameters.items()
-            if self.mesh["tensor"].rank == 0 or "tensor" in placement(parameter).sharded
-        }
+        """See `Engine.read_pieces`. Of ranks that hold the same slice, the first one gives it."""
+        mine = set()
+        for name, parameter in self.parameters.items():
+            along = placement(parameter)
+            copies = tuple(
+                dim for dim in along.copies if dim not in along.summed
+            )  # where nothing is partitioned
+            if self.mesh[copies].rank == 0:
+                mine.add(name)
         return to_pieces((shard for shard in self._shards() if shard.parameter in mine), self.parts)
 
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
