@@ -31,7 +31,7 @@ def test_a_model_of_ordinary_modules_trains_alike_under_every_zero_stage():
     cases = [
         *({"model": CONVOLUTION, "optimizer": {"name": "adamw"}, "stage": stage} for stage in range(4)),
         *({"model": CONVOLUTION, "optimizer": {"name": "muon"}, "stage": stage} for stage in range(4)),
-        {"model": CONVOLUTION, "optimizer": {"name": "lion"}, "stage": 2},
+        *({"model": CONVOLUTION, "optimizer": {"name": "lion"}, "stage": stage} for stage in (1, 2)),
         *({"model": LLAMA, "optimizer": {"name": "muon"}, "stage": stage} for stage in (0, 3)),
     ]
     check(cases, ranks=2, tensor_size=1)
