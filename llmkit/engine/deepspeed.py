@@ -41,7 +41,7 @@ PRIVATE: Mapping[str, tuple[str, ...]] = {
         "ds_numel", "ds_persist", "ds_tensor", "partition", "has_been_updated",
     ),
     "deepspeed.utils.tensor_fragment:tensor_fragment": (
-        "hp_fragment_address", "lp_fragment_address", "param_group_index",
+        "hp_fragment_address", "lp_fragment_address",
     ),
 }  # fmt: skip
 """Class -> names that this package uses and DeepSpeed does not document: of its members, or of attributes and

@@ -64,7 +64,12 @@ class NativeEngine:
         for weight in self.frozen.values():
             weight.data = weight.data.to(torch_dtype(precision.weights))
         self.optimizers = build_optimizers(
-            self.masters.held, parts, optimizer, self.mesh, bf16=precision.compute == "bf16"
+            self.masters.held,
+            parts,
+            optimizer,
+            self.mesh,
+            device=next(model.parameters()).device,
+            bf16=precision.compute == "bf16",
         )
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:

@@ -2,76 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from llmkit.optim.build import Group, Held
+from llmkit.parallel.slices import Fragment
 
-class Fragment(NamedTuple):
-    """This rank's slice of a parameter.
 
-    flat: number of the flat tensor that holds it. offset: where in that it begins. start, numel: elements of
-    the parameter's own flat storage.
+def held_by_deepspeed(
+    zero: Any, stage: int, parameters: Mapping[str, nn.Parameter], groups: Sequence[Group], rank: int
+) -> list[Held]:
+    """The flat fp32 tensors of DeepSpeed's optimizer `zero`, and what is where in them.
+
+    As many on every rank, in the same order. Each belongs to one group, of which it may hold some parameters
+    only: the group that comes with it names these. parameters: all of the model's. rank: the index among the
+    ranks over which they are partitioned.
     """
+    numbers = _flat_of(zero, stage, parameters)
+    held = []
+    for number, flat in enumerate(_flats(zero)):
+        names = tuple(name for name in parameters if numbers[name] == number)
+        group = next(group for group in groups if names[0] in group.names)
+        found = (_fragment(zero, stage, name, parameters[name], rank) for name in names)
+        fragments = [fragment for fragment in found if fragment is not None]
+        held.append(Held(replace(group, names=names), flat, fragments))
+    return held
 
-    flat: int
-    offset: int
-    start: int
-    numel: int
+
+def _flats(zero: Any) -> list[Tensor]:
+    """This rank's slices of all masters, in a flat tensor for each group of parameters, or several."""
+    for name in (
+        "fp32_partitioned_groups_flat",  # stage 3
+        "single_partition_of_fp32_groups",  # stages 1 and 2
+        "fp32_groups_flat_partition",  # stage 1 in bf16
+    ):
+        if found := getattr(zero, name, None):
+            return list(found)
+    raise AssertionError(f"{type(zero).__name__} keeps its masters elsewhere")
 
 
-class Partitions:
-    """The flat tensors of DeepSpeed's optimizer `zero` at a stage, and what is where in them.
+def _flat_of(zero: Any, stage: int, parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """Parameter -> number of the flat tensor that its slices are in, on whichever ranks they are."""
+    if stage == 3:
+        return {name: zero.grad_position[zero.get_param_id(p)][0] for name, p in parameters.items()}
+    groups = zero.bit16_groups if hasattr(zero, "bit16_groups") else zero.bf16_groups
+    numbers = {id(parameter): number for number, group in enumerate(groups) for parameter in group}
+    return {name: numbers[id(parameter)] for name, parameter in parameters.items()}
 
-    parameters: all of the model's, by name. rank: the index among the ranks over which they are partitioned.
-    """
 
-    def __init__(self, zero: Any, stage: int, parameters: Mapping[str, nn.Parameter], rank: int) -> None:
-        self.zero, self.stage, self.parameters, self.rank = zero, stage, parameters, rank
-
-    @cached_property
-    def flats(self) -> list[Tensor]:
-        """This rank's slices of all masters, in a flat tensor for each group of parameters, or several."""
-        for name in (
-            "fp32_partitioned_groups_flat",  # stage 3
-            "single_partition_of_fp32_groups",  # stages 1 and 2
-            "fp32_groups_flat_partition",  # stage 1 in bf16
-        ):
-            if found := getattr(self.zero, name, None):
-                return list(found)
-        raise AssertionError(f"{type(self.zero).__name__} keeps its masters elsewhere")
-
-    @cached_property
-    def flat_of(self) -> dict[str, int]:
-        """Parameter -> number of the flat tensor that its slices are in, on whichever ranks they are."""
-        if self.stage < 3:
-            groups = self.zero.bit16_groups if hasattr(self.zero, "bit16_groups") else self.zero.bf16_groups
-            held = {id(parameter): n for n, group in enumerate(groups) for parameter in group}
-            return {name: held[id(parameter)] for name, parameter in self.parameters.items()}
-        position = self.zero.grad_position
-        return {name: position[self.zero.get_param_id(p)][0] for name, p in self.parameters.items()}
-
-    @cached_property
-    def fragments(self) -> dict[str, Fragment]:
-        """This rank's slices of the parameters; it may have none of one."""
-        found = ((name, self._fragment(parameter)) for name, parameter in self.parameters.items())
-        return {name: fragment for name, fragment in found if fragment is not None}
-
-    def _fragment(self, parameter: nn.Parameter) -> Fragment | None:
-        if self.stage == 3:
-            flat, offset, numel = self.zero.grad_position[self.zero.get_param_id(parameter)]
-            start = self.rank * numel
-            numel = min(numel, parameter.ds_numel - start)  # type: ignore[attr-defined]
-            return Fragment(flat, offset, start, numel) if numel > 0 else None
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return None
-        held, cut = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return Fragment(mapping.param_group_index, held.start, cut.start, held.numel)
-
-    def slice_of(self, name: str, flat: Tensor) -> Tensor:
-        """The elements of a parameter's fragment in its flat tensor, or in one that lies as that does."""
-        fragment = self.fragments[name]
-        return flat[fragment.offset : fragment.offset + fragment.numel]
+def _fragment(zero: Any, stage: int, name: str, parameter: nn.Parameter, rank: int) -> Fragment | None:
+    """This rank's slice of a parameter, if it has one."""
+    if stage == 3:
+        _, offset, share = zero.grad_position[zero.get_param_id(parameter)]
+        start = rank * share
+        numel = min(share, parameter.ds_numel - start)  # type: ignore[attr-defined]
+        return Fragment(name, offset, start, numel) if numel > 0 else None
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return None
+    flat, stored = mapping.hp_fragment_address, mapping.lp_fragment_address
+    return Fragment(name, flat.start, stored.start, flat.numel)

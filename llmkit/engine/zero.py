@@ -21,11 +21,10 @@ from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
 from llmkit.engine.flat import FlatOptimizer
-from llmkit.engine.partitions import Partitions
+from llmkit.engine.partitions import held_by_deepspeed
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.model.base import Model
-from llmkit.optim.build import Group, build_muon, build_simple, groups_of, matrix_shapes, moments
-from llmkit.optim.exchange import shards_of
+from llmkit.optim.build import build_optimizers, groups_of, moments
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.placement import placement
@@ -80,10 +79,16 @@ class ZeroEngine:
                 mpu=ModelParallelUnit(mesh),
                 dist_init_required=False,
             )
-        self.partitions = Partitions(self.zero, self.stage, self.parameters, mesh["data", "context"].rank)
-        self._bind(groups, optimizer, bf16="bf16" in config)
+        rank, device = mesh["data", "context"].rank, next(model.parameters()).device
+        self.held = held_by_deepspeed(self.zero, self.stage, self.parameters, groups, rank)
+        bound: dict[Tensor, torch.optim.Optimizer] = {}
+        for held in self.held:
+            (bound[held.tensor],) = build_optimizers(
+                [held], self.parts, optimizer, mesh, device=device, bf16="bf16" in config
+            )
+        self.optimizer.bind(bound)
         if hasattr(self.zero, "get_grads_for_norm"):
-            take_norm_precisely(self.zero, next(model.parameters()).device)
+            take_norm_precisely(self.zero, device)
         if self.stage == 3:
             # Gathering and letting go of weights is nothing to compile: without this torch.compile tries, for
             # each module anew, until it reaches its limit.
@@ -91,29 +96,6 @@ class ZeroEngine:
                 for hooks in (module._forward_pre_hooks, module._forward_hooks):
                     for key, hook in list(hooks.items()):
                         hooks[key] = torch.compiler.disable(hook)
-
-    def _bind(self, groups: Sequence[Group], settings: Optimizer, bf16: bool) -> None:
-        """Gives each flat tensor its optimizer; on all ranks in the same order, as some need all ranks."""
-        device = next(self.model.parameters()).device
-        optimizers: dict[Tensor, torch.optim.Optimizer] = {}
-        flat_of, fragments = self.partitions.flat_of, self.partitions.fragments
-        for number, flat in enumerate(self.partitions.flats):
-            names = [name for name in self.parameters if flat_of[name] == number]
-            group = next(group for group in groups if names[0] in group.names)
-            shards = [
-                shard
-                for name in names
-                if (held := fragments.get(name))
-                for shard in shards_of(self.parts[name], held.start, held.start + held.numel, held.offset)
-            ]
-            if group.optimizer != "muon":
-                optimizers[flat] = build_simple(group.optimizer, [([flat], group.weight_decay)], settings)
-            else:
-                shapes = matrix_shapes(names, self.parts)
-                optimizers[flat] = build_muon(
-                    [(flat, shards)], shapes, settings, self.mesh, device=device, bf16=bf16
-                )
-        self.optimizer.bind(optimizers)
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`."""
@@ -171,12 +153,14 @@ class ZeroEngine:
 
     def _shards(self) -> Iterator[StateShard]:
         """All that this rank keeps, as views of DeepSpeed's flat tensors."""
-        for name, fragment in self.partitions.fragments.items():
-            flat = self.partitions.flats[fragment.flat]
-            state = self.optimizer.state[flat]
-            kinds = moments(self.optimizer.optimizers[flat])
-            for kind, tensor in {"master": flat.detach(), **{kind: state[kind] for kind in kinds}}.items():
-                yield StateShard(name, kind, self.partitions.slice_of(name, tensor), fragment.start)
+        for held in self.held:
+            state = self.optimizer.state[held.tensor]
+            kinds = moments(self.optimizer.optimizers[held.tensor])
+            tensors = {"master": held.tensor.detach(), **{kind: state[kind] for kind in kinds}}
+            for each in held.fragments:
+                for kind, tensor in tensors.items():
+                    mine = tensor[each.offset : each.offset + each.numel]
+                    yield StateShard(each.parameter, kind, mine, each.start)
 
     @torch.no_grad()
     def _round_weights(self) -> None:
@@ -184,18 +168,19 @@ class ZeroEngine:
         if self.stage < 3:
             self.zero.update_lp_params()
             return
-        for name, parameter in self.parameters.items():
+        for parameter in self.parameters.values():
             if parameter.ds_persist:  # type: ignore[attr-defined]
                 # A full copy may be there already; it is gathered anew at its next use.
                 parameter.partition(has_been_updated=False)  # type: ignore[attr-defined]
-            if fragment := self.partitions.fragments.get(name):
-                mine = self.partitions.slice_of(name, self.partitions.flats[fragment.flat])
-                parameter.ds_tensor[: fragment.numel].copy_(mine)  # type: ignore[attr-defined]
+        for held in self.held:
+            for each in held.fragments:
+                partition = self.parameters[each.parameter].ds_tensor  # type: ignore[attr-defined]
+                partition[: each.numel].copy_(held.tensor[each.offset : each.offset + each.numel])
 
     @property
     def optimizer_steps(self) -> int:
         """See `Engine.optimizer_steps`."""
-        return int(self.optimizer.state[self.partitions.flats[0]]["step"].item())
+        return int(self.optimizer.state[self.held[0].tensor]["step"].item())
 
     def files(self) -> dict[str, Any]:
         """See `Engine.files`."""

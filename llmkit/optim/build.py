@@ -126,11 +126,12 @@ def build_optimizers(
     config: Optimizer,
     mesh: Mesh,
     *,
+    device: torch.device,
     bf16: bool,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers that together own the tensors that this rank holds. All ranks must call it together.
 
-    bf16: whether the device has units for it.
+    device: where matrices are computed on; the tensors may be on the host. bf16: whether it has units for it.
     """
     simple = [each for each in held if each.group.optimizer != "muon"]
     hidden = [each for each in held if each.group.optimizer == "muon"]
@@ -142,7 +143,6 @@ def build_optimizers(
     if hidden:
         shapes = matrix_shapes(hidden[0].group.names, parts)
         tensors = [(each.tensor, each.shards(parts)) for each in hidden]
-        device = hidden[0].tensor.device
         optimizers.append(build_muon(tensors, shapes, config, mesh, device=device, bf16=bf16))
     return optimizers
 

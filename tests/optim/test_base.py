@@ -7,9 +7,9 @@ import torch
 
 from llmkit.config.schema import Optimizer as Settings
 from llmkit.optim.base import Optimizer
-from llmkit.optim.build import build_optimizers, groups_of, moments
+from llmkit.optim.build import Held, build_optimizers, groups_of, moments
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.slices import full_slice
+from llmkit.parallel.slices import Fragment, full_slice
 from llmkit.registry import register
 from tests.examples.project import forgotten
 
@@ -32,7 +32,14 @@ def made():
     parts = {"m": [full_slice("m", (2, 3))], "v": [full_slice("v", (3,))]}
     with forgotten():
         register("optimizer", "averaged")(Averaged)
-        (optimizer,) = build_optimizers({"m": matrix, "v": vector}, parts, SETTINGS, bf16=False, mesh=Mesh())
+        tensors = {"m": matrix, "v": vector}
+        held = [
+            Held(group, tensors[name], [Fragment(name, 0, 0, tensors[name].numel())])
+            for group in groups_of(parts, SETTINGS, ())
+            for name in group.names
+        ]
+        device = torch.device("cpu")
+        (optimizer,) = build_optimizers(held, parts, SETTINGS, Mesh(), device=device, bf16=False)
         yield optimizer, matrix, vector
 
 

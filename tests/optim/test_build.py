@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from llmkit.config.schema import Optimizer
-from llmkit.optim.build import build_optimizers, groups_of, matrix_shapes, moments
+from llmkit.optim.build import Held, build_optimizers, groups_of, matrix_shapes, moments
 from llmkit.optim.muon import Muon
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.slices import ParameterSlice, full_slice
+from llmkit.parallel.slices import Fragment, ParameterSlice, full_slice
 
 SLICES = {
     "embedding.weight": [full_slice("embedding.weight", (11, 4))],
@@ -55,7 +55,14 @@ def test_stacked_matrices_are_told_apart():
 def test_the_optimizers_own_all_parameters_once():
     masters = {name: torch.zeros(shape, requires_grad=True) for name, shape in SHAPES.items()}
     settings = Optimizer(name="muon", learning_rate=0.5, momentum=0.75, betas=(0.6, 0.7), eps=1e-3)
-    adamw, muon = build_optimizers(masters, SLICES, settings, Mesh(), bf16=False, hidden_matrices=HIDDEN)
+    groups = groups_of(SLICES, settings, HIDDEN)
+    held = [
+        Held(group, masters[name], [Fragment(name, 0, 0, masters[name].numel())])
+        for group in groups
+        for name in group.names
+    ]
+    device = torch.device("cpu")
+    adamw, muon = build_optimizers(held, SLICES, settings, Mesh(), device=device, bf16=False)
     owned = [p for each in (adamw, muon) for group in each.param_groups for p in group["params"]]
     assert {id(p) for p in owned} == {id(p) for p in masters.values()} and len(owned) == len(masters)
     assert isinstance(muon, Muon) and moments(muon) == ("momentum_buffer",)
