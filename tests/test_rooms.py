@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "llmkit"
+DESIGN = (PACKAGE.parent / "docs/design.md").read_text()
 LAYERS = (
     {"errors", "precision", "cores"},
     {"files", "file_lock", "registry", "stopping", "batch"},
@@ -60,3 +62,16 @@ def test_rooms_import_only_what_stands_below_them() -> None:
         if (room := module.split(".")[1]) != room_of(path) and height[room] >= height[room_of(path)]
     ]
     assert wrong == []
+
+
+def test_the_drawing_of_the_rooms_is_true() -> None:
+    drawing = DESIGN.split("## The rooms")[1].split("```")[1].strip().splitlines()
+    drawn = [set(line.split("   ")[0].split(", ")) for line in drawing]
+    assert drawn == list(reversed(LAYERS))
+
+
+def test_files_that_the_design_names_are_there() -> None:
+    named = set(re.findall(r"`(?:llmkit/)?([a-z0-9_/]+/[a-z0-9_]+\.py|[a-z_]+\.py)`", DESIGN))
+    assert len(named) > 50
+    roots = (PACKAGE, PACKAGE.parent, PACKAGE / "loop")
+    assert [name for name in sorted(named) if not any((root / name).is_file() for root in roots)] == []

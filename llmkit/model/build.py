@@ -11,7 +11,7 @@ from llmkit.model.base import Model, ModelContext
 from llmkit.model.gpt import GPT
 from llmkit.model.vocabulary import VocabularyLayer
 from llmkit.parallel.mesh import Mesh, TensorParallel
-from llmkit.parallel.placement import Shard, placement
+from llmkit.parallel.placement import REPLICATED, Shard, placement
 from llmkit.parallel.slices import full_box
 
 
@@ -58,7 +58,10 @@ def checked_model(model: object, context: ModelContext) -> Model:
 
 
 def check_placements(model: Model) -> None:
-    """Asserts that each parameter of a sharded model is placed as its slices are: else its norm is wrong."""
+    """Asserts that each parameter of a sharded model is placed as its slices are, and summed as engines do.
+
+    A wrong placement would give a wrong norm or gradient, and no error.
+    """
     slices = model.parameter_slices()
     vocabulary = {id(each.weight) for each in model.modules() if isinstance(each, VocabularyLayer)}
     for name, parameter in model.named_parameters():
@@ -70,7 +73,9 @@ def check_placements(model: Model) -> None:
         }
         if id(parameter) in vocabulary:
             dims = {0}  # a small vocabulary may lie on one rank
-        along = placement(parameter)["tensor"]
+        stated = placement(parameter)
+        assert stated.summed == REPLICATED.summed, f"{name}: no engine sums gradients over {stated.summed}"
+        along = stated["tensor"]
         placed = {along.dim} if isinstance(along, Shard) else set()
         assert dims == placed, f"{name} is sharded along {dims} by its slices, and {placed} by its placement"
 

@@ -13,6 +13,7 @@ from llmkit.model.build import build_model, check_placements, checked_model, ten
 from llmkit.model.gpt import GPT
 from llmkit.model.layers import FusedColumnLinear, Layer, uninitialized_parameter
 from llmkit.parallel.mesh import Mesh, TensorParallel
+from llmkit.parallel.placement import Partial, Placement, place
 from llmkit.parallel.slices import ParameterSlice
 from tests.shapes import LLAMA_STYLE
 
@@ -76,6 +77,13 @@ def test_a_layer_that_is_placed_otherwise_than_its_slices_say_is_found(dim):
     check_placements(Small(half=Half(1), linear=nn.Linear(2, 3)))
     with pytest.raises(AssertionError, match=r"half\.weight is sharded along \{1\}"):
         check_placements(Small(half=Half(dim)))
+
+
+def test_a_gradient_that_no_engine_sums_is_refused():
+    small = Small(linear=nn.Linear(2, 3))
+    place(small.linear.weight, Placement({"data": Partial()}))
+    with pytest.raises(AssertionError, match=r"linear\.weight: no engine sums gradients over \('data',\)"):
+        check_placements(small)
 
 
 def test_only_ours_shares_heads(monkeypatch):
