@@ -213,7 +213,8 @@ def poison(monkeypatch, steps: set[int]) -> None:
 
     def poisoned(self, *arguments):
         done[0] += 1
-        hook = list(self.weights.values())[2].register_hook(lambda g: g * (math.nan if done[0] in steps else 1.0))
+        third = list(self.weights.values())[2]
+        hook = third.register_hook(lambda g: g * (math.nan if done[0] in steps else 1.0))
         result = train_step(self, *arguments)
         hook.remove()
         return result

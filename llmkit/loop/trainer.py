@@ -37,6 +37,7 @@ from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.flops import train_flops_per_token
 from llmkit.monitor.hardware import device_peak
+from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.sink import Sink
 from llmkit.optim.schedule import learning_rate_at
 from llmkit.parallel.randomness import seed_step
@@ -206,6 +207,7 @@ class Trainer:
         return time_over(self.config.train, self.state, self._started, self.clock, self.save_seconds)
 
     def _write_row(self, row: dict[str, Any]) -> None:
+        row = plain(row)
         for sink in self._sinks:
             sink.write(row)
 

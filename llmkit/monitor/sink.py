@@ -47,7 +47,7 @@ class SinkThread(Sink):
         """Returns at once."""
         if not self._dropped:
             try:
-                self._rows.put_nowait(row)
+                self._rows.put_nowait(dict(row))
             except queue.Full:
                 self._drop(f"{WAITING_ROWS} rows wait for it, and it takes none")
 

@@ -208,6 +208,24 @@ def test_a_sink_gets_every_row_and_one_that_raises_is_dropped(
     assert "Breaks is dropped: ConnectionError: no route to host; metrics.jsonl has every row" in printed
 
 
+def test_sinks_get_none_for_a_number_that_is_not_finite_and_may_change_their_rows(project: Path) -> None:
+    class Diverges(Hook):
+        def after_step(self, t: Any, result: Any) -> None:
+            t.record("probe", torch.tensor(float("nan")))
+
+    class Changes(Sink):
+        def __init__(self) -> None:
+            self.probes: list[Any] = []
+
+        def write(self, row: Any) -> None:
+            self.probes += [row.pop("probe")] if "loss" in row else []
+
+    first, second = Changes(), Changes()
+    assert fit(Diverges(), sinks=(first, second)) == 0
+    assert first.probes == second.probes == [None] * 12
+    assert all(row["probe"] is None for row in rows(RUN) if "loss" in row)
+
+
 def test_nothing_of_a_hook_is_lost_where_a_device_scalar_is_recorded(project: Path) -> None:
     class Norms(Hook):
         def after_step(self, t: Any, result: Any) -> None:
