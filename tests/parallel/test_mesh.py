@@ -171,6 +171,7 @@ def sums() -> dict[str, Any]:
     """On one of 6 ranks: sums along several axes, and the groups' timeouts."""
     mesh = make_mesh(2, LIMIT)
     three = make_mesh(1, LIMIT, context_size=3)
+    assert mesh.for_saving().control is mesh.saving
     values = torch.tensor([10.0**mesh.rank])
     torch_mesh = mesh.device_mesh("data", "tensor")
     assert torch_mesh.get_group("data") is mesh["data"].group
@@ -186,6 +187,7 @@ def sums() -> dict[str, Any]:
         "torch": [torch_mesh.mesh.tolist(), torch_mesh.mesh_dim_names, torch_mesh.get_coordinate()],
         "limits": [limit.total_seconds() for limit in limits],
         "apart": len({id(group) for group in (mesh.control, mesh.saving, dist.group.WORLD)}),
+        "saving": mesh.for_saving().all_gather_text(str(mesh.rank)),
     }
 
 
@@ -199,3 +201,4 @@ def test_real_ranks_add_up_along_each_axis():
         assert found["torch"] == [[[0, 1], [2, 3], [4, 5]], ["data", "tensor"], [rank // 2, rank % 2]]
         assert found["limits"] == [LIMIT.total_seconds()]
         assert found["apart"] == 3
+        assert found["saving"] == list("012345")
