@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from benchmarks import machine
 from llmkit.batch import Batch
@@ -217,7 +218,8 @@ def live_bytes() -> int:
     """Bytes of all tensors that are alive, storages counted once."""
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor):
+        # The compiler's tensors hold nothing.
+        if issubclass(type(thing), Tensor) and not issubclass(type(thing), FakeTensor):
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
             if thing.is_leaf and thing.grad is not None:

@@ -79,6 +79,9 @@ def test_the_corpus_is_the_same_every_time() -> None:
 def test_real_batches_pass_the_check_and_others_do_not(folder: Path) -> None:
     corpus, good = folder / "corpus", corpus_batch(folder)
     data_turn.check(batch_of(good), "reading", corpus)
+    tokens, over_the_end = stream(corpus), good.copy()
+    over_the_end[0] = np.concatenate([tokens[-500:], tokens[1 : WIDTH - 499]])
+    data_turn.check(batch_of(over_the_end), "reading", corpus)
 
     mixed = good.copy()
     np.random.default_rng(0).shuffle(mixed[0])
