@@ -42,8 +42,8 @@ def prepare_run(
     free = min(int(text) for text in mesh.all_gather_text(str(facts.free_bytes)))
     known = replace(launch.known, device=replace(facts, free_bytes=free))
     with fail_together(mesh):
-        # A vocabulary that is not known yet only adds to what this one needs.
-        _require_room(launch, folder, resolve_plan(launch.loaded, known), device)
+        # Any vocabulary only adds to what the smallest needs; a trained one may get fewer tokens than asked.
+        _require_room(launch, folder, resolve_plan(launch.loaded, replace(known, tokenizer_size=1)), device)
         tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, launch.loaded)
 
         def accept(tokenizer: Tokenizer) -> None:  # before sources are built, which may take hours
