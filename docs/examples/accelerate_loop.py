@@ -1,5 +1,4 @@
-"""A training loop of one's own: llmkit's model, data and optimizer under Accelerate, with DeepSpeed's ZeRO.
-
+"""Your own training loop around llmkit's model, data and optimizer, under Accelerate. Run it by
 accelerate launch --config_file launch/zero2.yaml --num_processes 2 docs/examples/accelerate_loop.py CONFIG"""
 
 import os
@@ -26,11 +25,10 @@ with process_group(rank_info_from_env(os.environ), timedelta(minutes=10)) as mes
     deepspeed |= {"train_micro_batch_size_per_gpu": rows, "gradient_clipping": config.train.gradient_clipping}
     data = prepare(config.data, accelerator.print, seed=config.run.seed)
     model = GPT.build(config, data.tokenizer.vocab_size).to(accelerator.device)
-    parameters, slices = dict(model.named_parameters()), model.parameter_slices()
+    parameters = dict(model.named_parameters())
     groups = groups_of(model.parameter_slices(), config.optimizer, hidden_matrices=())
     tensors = [([parameters[name] for name in group.names], group.weight_decay) for group in groups]
-    optimizer = build_simple("adamw", tensors, config.optimizer)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(model, build_simple("adamw", tensors, config.optimizer))
     batches = TrainLoader(data, config.data, config.run.seed, rows * size, rows, mesh.rank, size)
     for step, batch in zip(range(config.train.max_steps), batches):
         targets = mesh.count_over_data(batch.own_targets)
