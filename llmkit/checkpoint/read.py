@@ -128,20 +128,6 @@ def verify(folder: Path, share: int = 0, of: int = 1) -> list[str]:
         return [str(error)]
 
 
-def describe(root: Path) -> Iterator[str]:
-    """A line for each checkpoint in the folder `root`, the oldest first; files are not read in full."""
-    for folder in folders(root):
-        try:
-            checkpoint = load(folder)
-            checkpoint.check_sizes()
-        except (Damaged, UserError) as error:
-            yield f"{folder.name}  not usable: {error}"
-            continue
-        kinds = checkpoint.kinds()
-        tensors = sum(len(checkpoint.names(kind)) for kind in kinds)
-        yield f"{folder.name}  {checkpoint.size / 2**20:.1f} MiB  {tensors} tensors: {', '.join(kinds)}"
-
-
 def load(folder: Path) -> Checkpoint:
     """The checkpoint in exactly this folder. Checks the manifest and the index.
 
@@ -220,11 +206,6 @@ class Checkpoint:
     def step(self) -> int:
         """How many steps had been taken."""
         return self.manifest.step
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files, the manifest aside."""
-        return sum(file.size for file in self._files.values())
 
     @property
     def origin(self) -> str:

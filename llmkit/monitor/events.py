@@ -40,11 +40,6 @@ class EventLog:
         """Every event, oldest first."""
         return self._file.rows()
 
-    def last(self) -> Row | None:
-        """The newest event, or None if nothing happened yet."""
-        rows = self.rows()
-        return rows[-1] if rows else None
-
     def close(self) -> None:
         """Closes the file; a later `record` opens it again."""
         self._file.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -87,10 +87,6 @@ class Case:
         if self.engine == "auto" and self.stage == 1 and self.offload == "cpu":
             return False  # DeepSpeed's
         return self.data == 2 if self.stage else self.offload == "none"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings, as JSON can hold them."""
-        return asdict(self)
 
 
 LARGE = [

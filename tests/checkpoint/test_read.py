@@ -117,14 +117,6 @@ def test_bad_ones_are_told_on_standard_error(
     assert "step-00000002 is not usable" in capsys.readouterr().err
 
 
-def test_the_list_has_a_line_for_each(tmp_path: Path, save_step: Any) -> None:
-    save_step(1)
-    (save_step(2) / PIECES).unlink()
-    good, bad = read.describe(tmp_path)
-    assert good.startswith("step-00000001") and "9 tensors: master, exp_avg, exp_avg_sq" in good
-    assert bad.startswith("step-00000002") and "not usable" in bad
-
-
 def test_a_checkpoint_stays_readable_when_it_is_deleted_meanwhile(save_step: Any, tensors: Any) -> None:
     folder = save_step(1)
     checkpoint = read.load(folder)

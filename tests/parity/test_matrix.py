@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def verdicts(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for world_size in sorted({case.world_size for case in chosen}):
         cases = [case for case in chosen if case.world_size == world_size]
-        settings = [case.to_dict() for case in cases]
+        settings = [asdict(case) for case in cases]
         judged = run_ranks(world_size, "tests.parity.launched:judge", cases=settings)[0]
         found |= dict(zip(map(str, cases), judged, strict=True))
     return found
