@@ -8,6 +8,10 @@ from pydantic import Field
 
 from llmkit.config.section import Positive, Section
 
+Mlp = Literal["swiglu", "gelu"]
+Norm = Literal["rmsnorm", "layernorm"]
+PositionEmbedding = Literal["rope", "learned"]
+
 
 class ModelChoice(Section):
     """What every type of model has among its settings."""
@@ -33,13 +37,13 @@ class Model(ModelChoice):
     """Width of a head; default: hidden_size / num_attention_heads."""
     intermediate_size: Positive | None = None
     """Width of the MLP; default: 4 x hidden_size for gelu, 8/3 of it rounded up to 64 for swiglu."""
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    mlp: Mlp = "swiglu"
     """Gated SiLU (Llama) or GELU with the tanh approximation (GPT-2)."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: Norm = "rmsnorm"
     """RMSNorm, or LayerNorm with bias."""
     norm_eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-5
     """Added to the variance in every norm."""
-    position_embedding: Literal["rope", "learned"] = "rope"
+    position_embedding: PositionEmbedding = "rope"
     """Rotary positions, or a learned vector a position (GPT-2)."""
     rope_theta: Annotated[float, Field(gt=0.0)] = 10000.0
     """Base of the rotary frequencies."""

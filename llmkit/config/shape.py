@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmkit import __version__
+from llmkit.config.model_section import Mlp, Norm, PositionEmbedding
 from llmkit.errors import UserError
 
 
@@ -32,10 +33,10 @@ class ModelShape:
     head_dim: int
     intermediate_size: int
     max_position_embeddings: int
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    mlp: Mlp = "swiglu"
+    norm: Norm = "rmsnorm"
     norm_eps: float = 1e-5
-    position_embedding: Literal["rope", "learned"] = "rope"
+    position_embedding: PositionEmbedding = "rope"
     rope_theta: float = 10000.0
     attention_bias: bool = False
     mlp_bias: bool = False

@@ -52,8 +52,7 @@ def attention(
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (batch, heads, seq, head_dim)
     if window is not None and window >= k.shape[2]:
         window = None
-    implementation = _matmul if attention_impl == "matmul" else _sdpa
-    return implementation(q, k, v, window, documents, dropout).transpose(1, 2)
+    return IMPLEMENTATIONS[attention_impl](q, k, v, window, documents, dropout).transpose(1, 2)
 
 
 def _sdpa(
@@ -89,3 +88,6 @@ def _matmul(
     scores = (scores / math.sqrt(head_dim)).masked_fill(~mask, float("-inf"))
     weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0.0).to(v.dtype)
     return (weights.flatten(2, 3) @ v).view(batch, heads, queries, head_dim)
+
+
+IMPLEMENTATIONS = {"sdpa": _sdpa, "matmul": _matmul}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmkit.config.model_section import Mlp
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.parallel.mesh import TensorParallel
 
@@ -38,8 +39,11 @@ class GELU(nn.Module):
         return self.down_proj(F.gelu(up, approximate="tanh"))
 
 
+MLPS: dict[Mlp, type[SwiGLU] | type[GELU]] = {"swiglu": SwiGLU, "gelu": GELU}
+
+
 def make_mlp(
-    kind: str, hidden_size: int, intermediate_size: int, bias: bool, tp: TensorParallel
+    kind: Mlp, hidden_size: int, intermediate_size: int, bias: bool, tp: TensorParallel
 ) -> nn.Module:
-    """The MLP that the configuration names: "swiglu" or "gelu"."""
-    return (SwiGLU if kind == "swiglu" else GELU)(hidden_size, intermediate_size, bias, tp)
+    """The MLP that the configuration names."""
+    return MLPS[kind](hidden_size, intermediate_size, bias, tp)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmkit.config.model_section import Norm
 from llmkit.model.layers import Layer, uninitialized_parameter
 from llmkit.parallel.collectives import Group, replicated_weight
 from llmkit.parallel.slices import ParameterSlice, full_slice
@@ -52,6 +53,9 @@ class LayerNorm(Layer):
         return {kind: [full_slice(f"{path}.{kind}", (self.size,))] for kind in ("weight", "bias")}
 
 
-def make_norm(kind: str, size: int, eps: float, group: Group = None) -> Layer:
-    """The norm that the configuration names: "rmsnorm" or "layernorm"."""
-    return (RMSNorm if kind == "rmsnorm" else LayerNorm)(size, eps, group)
+NORMS: dict[Norm, type[RMSNorm] | type[LayerNorm]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+
+
+def make_norm(kind: Norm, size: int, eps: float, group: Group = None) -> Layer:
+    """The norm that the configuration names."""
+    return NORMS[kind](size, eps, group)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from llmkit.config.keys import keys
+from llmkit.config.entries import LISTS
+from llmkit.config.keys import all_keys, keys
+from llmkit.config.registered import CHOICES
 from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config, default_source_name
+from llmkit.registry import BUILT_IN
 
 
 def test_every_setting_is_documented() -> None:
@@ -22,3 +25,9 @@ def test_only_the_data_must_be_given() -> None:
 def test_names_and_sizes_that_other_rooms_rely_on() -> None:
     assert default_source_name("text", 3) == "text-3"
     assert BYTES_VOCABULARY == 256 + 1 < BPE_VOCAB_SIZE
+
+
+def test_the_registry_knows_the_names_of_the_schema() -> None:
+    chosen = {choice.kind: f"{choice.section}.{choice.key}" for choice in CHOICES}
+    chosen |= {each.kind: f"{each.path}.N.type" for each in LISTS}
+    assert {kind: all_keys()[path].choices for kind, path in chosen.items() if kind in BUILT_IN} == BUILT_IN
