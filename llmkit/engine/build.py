@@ -77,7 +77,7 @@ def _zero_engine(
     else:
         model = make_model()
         settings = configure(largest_parameter=max(p.numel() for p in model.parameters()))
-    return ZeroEngine(model, plan.config.optimizer, config=settings, mesh=mesh)
+    return ZeroEngine(model, plan.config.optimizer, precision=plan.precision, config=settings, mesh=mesh)
 
 
 def _refuse(reason: str) -> None:

@@ -69,7 +69,7 @@ class NativeEngine:
             optimizer,
             self.mesh,
             device=next(model.parameters()).device,
-            bf16=precision.compute == "bf16",
+            precision=precision,
         )
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:

@@ -61,7 +61,9 @@ class ZeroEngine:
     by `write_pieces`. config: DeepSpeed's, see `deepspeed_config`.
     """
 
-    def __init__(self, model: Model, optimizer: Optimizer, *, config: dict[str, Any], mesh: Mesh) -> None:
+    def __init__(
+        self, model: Model, optimizer: Optimizer, *, precision: Precision, config: dict[str, Any], mesh: Mesh
+    ) -> None:
         deepspeed = import_deepspeed()
         self.model, self.mesh, self.config = model, mesh, config
         self.stage: int = config["zero_optimization"]["stage"]
@@ -84,7 +86,7 @@ class ZeroEngine:
         bound: dict[Tensor, torch.optim.Optimizer] = {}
         for held in self.held:
             (bound[held.tensor],) = build_optimizers(
-                [held], self.parts, optimizer, mesh, device=device, bf16="bf16" in config
+                [held], self.parts, optimizer, mesh, device=device, precision=precision
             )
         self.optimizer.bind(bound)
         if hasattr(self.zero, "get_grads_for_norm"):

@@ -15,6 +15,7 @@ from llmkit.optim.exchange import MatrixExchange, MatrixShard, shards_of
 from llmkit.optim.muon import Muon
 from llmkit.parallel.mesh import DIMENSIONS, Mesh
 from llmkit.parallel.slices import Fragment, ParameterSlice, Shape
+from llmkit.precision import Precision, torch_dtype
 from llmkit.registry import find
 
 
@@ -95,19 +96,18 @@ def build_muon(
     mesh: Mesh,
     *,
     device: torch.device,
-    bf16: bool,
+    precision: Precision,
 ) -> Muon:
     """Muon over fp32 tensors and their shards. All ranks of the mesh must call it together.
 
-    matrices: name -> shape of what the ranks together hold. device, bf16: of the iteration; bf16 where there
-    are units for it.
+    matrices: name -> shape of what the ranks together hold. device, precision: of the iteration.
     """
     exchange = MatrixExchange(
         [shard for _, shards in tensors for shard in shards],
         matrices,
         mesh[DIMENSIONS],
         device=device,
-        dtype=torch.bfloat16 if bf16 else torch.float32,
+        dtype=torch_dtype(precision.compute),
     )
     return Muon(
         tensors, exchange,
@@ -127,11 +127,11 @@ def build_optimizers(
     mesh: Mesh,
     *,
     device: torch.device,
-    bf16: bool,
+    precision: Precision,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers that together own the tensors that this rank holds. All ranks must call it together.
 
-    device: where matrices are computed on; the tensors may be on the host. bf16: whether it has units for it.
+    device, precision: of products of matrices; the tensors are fp32 and may be on the host.
     """
     simple = [each for each in held if each.group.optimizer != "muon"]
     hidden = [each for each in held if each.group.optimizer == "muon"]
@@ -143,7 +143,7 @@ def build_optimizers(
     if hidden:
         shapes = matrix_shapes(hidden[0].group.names, parts)
         tensors = [(each.tensor, each.shards(parts)) for each in hidden]
-        optimizers.append(build_muon(tensors, shapes, config, mesh, device=device, bf16=bf16))
+        optimizers.append(build_muon(tensors, shapes, config, mesh, device=device, precision=precision))
     return optimizers
 
 

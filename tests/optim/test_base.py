@@ -10,6 +10,7 @@ from llmkit.optim.base import Optimizer
 from llmkit.optim.build import Held, build_optimizers, groups_of, moments
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import Fragment, full_slice
+from llmkit.precision import PRECISIONS
 from llmkit.registry import register
 from tests.examples.project import forgotten
 
@@ -39,7 +40,9 @@ def made():
             for name in group.names
         ]
         device = torch.device("cpu")
-        (optimizer,) = build_optimizers(held, parts, SETTINGS, Mesh(), device=device, bf16=False)
+        (optimizer,) = build_optimizers(
+            held, parts, SETTINGS, Mesh(), device=device, precision=PRECISIONS["fp32"]
+        )
         yield optimizer, matrix, vector
 
 

@@ -10,6 +10,7 @@ from llmkit.optim.build import Held, build_optimizers, groups_of, matrix_shapes,
 from llmkit.optim.muon import Muon
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import Fragment, ParameterSlice, full_slice
+from llmkit.precision import PRECISIONS
 
 SLICES = {
     "embedding.weight": [full_slice("embedding.weight", (11, 4))],
@@ -62,7 +63,9 @@ def test_the_optimizers_own_all_parameters_once():
         for name in group.names
     ]
     device = torch.device("cpu")
-    adamw, muon = build_optimizers(held, SLICES, settings, Mesh(), device=device, bf16=False)
+    adamw, muon = build_optimizers(
+        held, SLICES, settings, Mesh(), device=device, precision=PRECISIONS["fp32"]
+    )
     owned = [p for each in (adamw, muon) for group in each.param_groups for p in group["params"]]
     assert {id(p) for p in owned} == {id(p) for p in masters.values()} and len(owned) == len(masters)
     assert isinstance(muon, Muon) and moments(muon) == ("momentum_buffer",)
