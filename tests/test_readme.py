@@ -92,7 +92,7 @@ def test_every_launch_is_of_what_there_is(command, project):
     assert train[0] == "train" and main(["config", *train[1:], *SMALLER]) == 0
 
 
-@pytest.mark.whole
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("command", LAUNCHES, ids=" ".join)
 def test_every_launch_trains(command, project):
     shutil.copytree(ROOT / "launch", project / "launch")

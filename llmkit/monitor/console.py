@@ -177,19 +177,13 @@ class _Terminal(rich.console.Console):
 
 
 class SilentConsole(Console):
-    """That of a rank beside the first: notes go to its log, and what the first one shows, nowhere."""
+    """The console of ranks other than 0: what it prints goes to the log alone."""
 
     def __init__(self) -> None:
         super().__init__(terminal=False)
 
     def _print(self, line: str) -> None:
         self.log(line)
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def evaluation(self, step: int, loss: float | None, bits_per_byte: float | None) -> None:
-        """Nothing."""
 
 
 def shown_bits(bits_per_byte: float | None) -> str:

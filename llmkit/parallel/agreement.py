@@ -18,6 +18,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 import llmkit
+from llmkit.config.mistakes import listed, printable
 from llmkit.errors import AlreadyReported, RunFault, UserError, from_report, to_report
 from llmkit.parallel.mesh import Mesh
 from llmkit.stopping import Stopped, interruptible
@@ -47,7 +48,9 @@ def check_same_on_all_ranks(mesh: Mesh, facts: Mapping[str, str]) -> None:
             where = f"rank {rank} ({each['host']})"
             by_value.setdefault(each["facts"].get(name, "absent"), []).append(where)
         if len(by_value) > 1:
-            values = [f"{_short(value)} on {_listed(where)}" for value, where in by_value.items()]
+            values = [
+                f"{printable(value, 100)} on {listed(where, SHOWN)}" for value, where in by_value.items()
+            ]
             lines.append(f"  {name}: {'; '.join(values)}")
     hidden = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     raise UserError("\n".join(["the processes of this run are not the same:", *lines[:SHOWN], *hidden]))
@@ -141,7 +144,9 @@ def _joint_error(replies: list[dict[str, str]], failed: list[int]) -> UserError 
     """The one error for what went wrong on some ranks."""
     mistaken = [rank for rank in failed if replies[rank]["kind"] == UserError.__name__]
     where = [f"rank {rank} ({replies[rank]['host']})" for rank in failed]
-    return from_report(replies[(mistaken or failed)[0]], _listed(where) if len(failed) < len(replies) else "")
+    return from_report(
+        replies[(mistaken or failed)[0]], listed(where, SHOWN) if len(failed) < len(replies) else ""
+    )
 
 
 def _gather(mesh: Mesh, text: str) -> list[str]:
@@ -155,12 +160,3 @@ def _gather(mesh: Mesh, text: str) -> list[str]:
             "a process of this run has ended or cannot be reached; see its own output "
             f"({str(error).splitlines()[0]})"
         ) from error
-
-
-def _listed(where: list[str]) -> str:
-    more = f" and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
-    return ", ".join(where[:SHOWN]) + more
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 100 else f"{value[:97]}..."

@@ -11,6 +11,7 @@ import time
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
+from llmkit.config.mistakes import listed
 from llmkit.errors import RunFault, from_report, to_report
 
 ANSWER_SECONDS = 5.0
@@ -102,8 +103,7 @@ class RollCall:
         )
 
     def _named(self, ranks: list[int]) -> str:
-        named = [f"rank {rank} ({self._read(f'process/{rank}')})" for rank in ranks[:SHOWN]]
-        return ", ".join(named) + (f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else "")
+        return listed([f"rank {rank} ({self._read(f'process/{rank}')})" for rank in ranks], SHOWN)
 
     def _read(self, key: str) -> str:
         return self._store.get(key).decode() if self._store.check([key]) else ""

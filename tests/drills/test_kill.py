@@ -47,7 +47,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(
-    ("steps", "times"), [(60, 2), pytest.param(200, 4, marks=pytest.mark.whole)], ids=["some", "many"]
+    ("steps", "times"), [(60, 2), pytest.param(200, 4, marks=pytest.mark.exhaustive)], ids=["some", "many"]
 )
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_killed_and_straight_runs_are_bit_equal(tmp_path, kind, steps, times):

@@ -89,7 +89,9 @@ AS_IN_PARITY = ("gpt2", "bf16", "offload")
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.whole if name in AS_IN_PARITY else []) for name in SETTINGS],
+    params=[
+        pytest.param(name, marks=pytest.mark.exhaustive if name in AS_IN_PARITY else []) for name in SETTINGS
+    ],
 )
 def compared(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """(precision, figures of all stages): one launch for each setting."""

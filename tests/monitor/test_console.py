@@ -230,8 +230,6 @@ def test_a_rank_beside_the_first_shows_nothing_and_logs_its_notes(
     console = SilentConsole()
     console.keep_log(tmp_path / "rank-00001.log")
     console.note("the data are here")
-    console.row({"step": 1, "loss": 2.0})
-    console.evaluation(1, 2.0, 1.0)
     console.progress(2)
     console.log("RuntimeError: gone")
     assert (tmp_path / "rank-00001.log").read_text() == "the data are here\nRuntimeError: gone\n"

@@ -19,13 +19,13 @@ def test_ranks_agree_or_all_learn_what_differs():
         assert found["same"] == "None"
         assert found["different"] == (
             "UserError: the processes of this run are not the same:\n"
-            f"  b: y on rank 0 ({host}), rank 2 ({host}); x on rank 1 ({host})"
+            f"  b: y on rank 0 ({host}) and rank 2 ({host}); x on rank 1 ({host})"
         )
         assert found["all do it"] == "done"
         assert found["one cannot"] == f"UserError: rank 1 ({host}): no such file"
         assert found["none can"] == "UserError: no such file"
         assert found["a fault"] == f"RunFault: rank 2 ({host}): disk full"
-        assert found["a mistake beside a fault"] == (f"UserError: rank 0 ({host}), rank 2 ({host}): wrong")
+        assert found["a mistake beside a fault"] == (f"UserError: rank 0 ({host}) and rank 2 ({host}): wrong")
         if rank == 1:
             assert found["a bug"] == "KeyError: 'oops'"
         else:

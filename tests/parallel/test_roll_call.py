@@ -90,7 +90,9 @@ def test_who_does_not_answer_is_gone_and_who_is_blocked_is_not(ranks, monkeypatc
         gone.close()
         gone._thread.join(HANG)
     cause = first.cause(RuntimeError(BROKEN))
-    assert str(cause).startswith(f"rank 1 ({HERE}), rank 2 ({HERE}) ended without reporting an error: killed")
+    assert str(cause).startswith(
+        f"rank 1 ({HERE}) and rank 2 ({HERE}) ended without reporting an error: killed"
+    )
     assert first.absent == {1, 2}
 
 

@@ -11,7 +11,7 @@ from llmkit.parity.cases import FACTORS, all_cases
 from llmkit.parity.covering import covering
 
 
-@pytest.mark.parametrize("strength", [2, pytest.param(3, marks=pytest.mark.whole)])
+@pytest.mark.parametrize("strength", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_every_combination_that_can_be_is_tried(strength):
     chosen, names = covering(strength), set(FACTORS)
     for group in combinations(FACTORS, strength):

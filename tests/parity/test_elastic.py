@@ -36,7 +36,10 @@ def continued(
 
 @pytest.mark.parametrize(
     "pair",
-    [pytest.param(pair, marks=[] if pair in ALWAYS else pytest.mark.whole, id=str(pair)) for pair in PAIRS],
+    [
+        pytest.param(pair, marks=[] if pair in ALWAYS else pytest.mark.exhaustive, id=str(pair))
+        for pair in PAIRS
+    ],
 )
 def test_weights_and_moments_go_on_as_if_nothing_had_changed(continued, pair):
     found, nothing = continued[str(pair)], dict.fromkeys(elastic_cases.KINDS, 0.0)

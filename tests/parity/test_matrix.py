@@ -47,7 +47,10 @@ def verdicts(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[] if case in ALWAYS else pytest.mark.whole, id=str(case)) for case in CASES],
+    [
+        pytest.param(case, marks=[] if case in ALWAYS else pytest.mark.exhaustive, id=str(case))
+        for case in CASES
+    ],
 )
 def test_a_case_equals_one_process(verdicts, case):
     verdict = verdicts[str(case)]
