@@ -40,7 +40,8 @@ def train(
     where the run has checkpoints. allow_data_change: go on although the data are others than before.
 
     The run it returns may have been stopped before its end: `Run.done` tells. Raises UserError for mistakes
-    in the configuration, RunFault where the run cannot go on, and HookError for a bug of a hook.
+    in the configuration, RunFault where the run cannot go on, HookError for a bug of a hook, and
+    AlreadyReported in a process whose error another one has reported for all.
     """
     if loaded.config.run.deterministic:
         ask_for_determinism(os.environ)

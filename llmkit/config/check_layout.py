@@ -59,11 +59,16 @@ def _check_custom_model(s: Settings) -> Iterator[Mistake]:
     if size > 1 and not found.takes_tensor_parallel:
         note = "only layers of llmkit.layers can be sharded; build the model of them, or set the size to 1"
         yield s.mistake("{0} does not go with {1}", _TENSOR_SIZE, "model.type", note=note)
-    if config.parallel.activation_checkpointing != "none" and not found.recomputes:
-        note = "the model says `recomputes = True` where it heeds ModelContext.activation_checkpointing"
-        yield s.mistake(
-            "{0} has no effect on {1}", "parallel.activation_checkpointing", "model.type", note=note
-        )
+    asked = {
+        "parallel.activation_checkpointing": config.parallel.activation_checkpointing != "none",
+        "data.document_masks": config.data.document_masks,
+        "kernels.compile": config.kernels.compile is True,
+    }
+    for path in (path for path, wanted in asked.items() if wanted):
+        feature = path.rpartition(".")[2]
+        if feature not in found.supports:
+            note = f'a model that uses it has "{feature}" in its `supports`'
+            yield s.mistake("{0} has no effect on {1}", path, "model.type", note=note)
 
 
 def check_vocabulary(s: Settings) -> Iterator[Mistake]:

@@ -16,6 +16,8 @@ from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.registry import Component, find, names
 
+NOT_STORED = {"takes_tensor_parallel", "supports"}
+
 
 @dataclass(frozen=True)
 class CustomModel:
@@ -23,7 +25,7 @@ class CustomModel:
 
     settings: of its section, as plain values. flops_per_token: of forward and backward, in sequences of
     `max_position_embeddings` tokens. takes_tensor_parallel: whether all its parameters lie in layers that can
-    be sharded. recomputes: whether it heeds parallel.activation_checkpointing.
+    be sharded. supports: see `Model.supports`. These two are not kept in checkpoints.
     """
 
     type: str
@@ -31,9 +33,9 @@ class CustomModel:
     max_position_embeddings: int
     num_parameters: int
     flops_per_token: int
-    takes_tensor_parallel: bool
-    recomputes: bool
     settings: dict[str, Any]
+    takes_tensor_parallel: bool = False
+    supports: tuple[str, ...] = ()
 
     @property
     def component(self) -> Component:
@@ -57,7 +59,8 @@ class CustomModel:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values that JSON can hold."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in NOT_STORED}
 
 
 AnyModel = ModelShape | CustomModel
@@ -94,7 +97,7 @@ def stored_model(values: Mapping[str, Any], origin: str) -> AnyModel:
     """The model that `to_dict` wrote into a checkpoint. Raises UserError for values that are not right."""
     if "type" not in values:
         return ModelShape.from_dict(values, origin)
-    fields = {field.name for field in dataclasses.fields(CustomModel)}
+    fields = {field.name for field in dataclasses.fields(CustomModel)} - NOT_STORED
     if values.keys() != fields or not isinstance(values["settings"], dict):
         raise UserError(f"{origin}: its model of type {values['type']!r} is not as this version writes one")
     return CustomModel(**values)

@@ -58,8 +58,9 @@ class Model(nn.Module):
     """Tokens the model knows; needed only to sample from it."""
     context_length: int
     """Most tokens that it can attend to; needed only to sample from it."""
-    recomputes: ClassVar[bool] = False
-    """Whether it heeds `ModelContext.activation_checkpointing`; others are refused where that is set."""
+    supports: ClassVar[tuple[str, ...]] = ()
+    """Which of these it uses; a run that asks for another one is refused: "activation_checkpointing" (as the
+    context says), "document_masks" (`Batch.documents`), "compile" (by a `compile_parts` of its own)."""
     compiled: bool = False
     """Whether `compile_parts` has compiled anything."""
     has_weights: bool = True
@@ -145,11 +146,11 @@ class Model(nn.Module):
             num_parameters=model.num_parameters,
             flops_per_token=model.flops_per_token(length),
             takes_tensor_parallel=owned.issuperset(model.parameters()),
-            recomputes=cls.recomputes,
+            supports=cls.supports,
             settings=settings.model_dump(mode="json"),
         )
 
-    def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def logits(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """Logits of what follows the last token: (batch, seq) -> (batch, vocab), fp32. Needed only to sample.
 
         cache: what `new_cache` made; with one, `tokens` are only those that it does not hold yet.

@@ -6,7 +6,9 @@ import contextlib
 import io
 import os
 from pathlib import Path
+from typing import Any
 
+import llmkit
 from llmkit.cli import main
 
 
@@ -30,6 +32,18 @@ def train_with_own_plugin(folder: str) -> list:
 
 
 def go_on(folder: str, overrides: list[str]) -> list:
-    """Goes on with the run of a project in which its plugin lies."""
+    """Goes on, from Python, with the run of a project in which its plugin lies; the steps that a hook saw."""
     os.chdir(folder)
-    return train(*overrides)
+    seen = Steps()
+    run = llmkit.train(llmkit.load("tiny.yaml", overrides), hooks=[seen])
+    return [run.done, seen.steps]
+
+
+class Steps(llmkit.Hook):
+    """Remembers the steps of this process."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def after_step(self, t: Any, result: Any) -> None:
+        self.steps.append(t.state.step)
