@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmkit.config.custom_model import AnyModel, describe
-from llmkit.config.model_section import Model
+from llmkit.config.model_section import Mlp, Model
 from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config, Tokenizer
 from llmkit.config.shape import ModelShape
+
+INTERMEDIATE_SIZES: dict[Mlp, tuple[Callable[[int], int], str]] = {
+    "gelu": (lambda width: 4 * width, "4 x hidden_size"),
+    "swiglu": (lambda width: _round_up(-(-8 * width // 3), 64), "8/3 x hidden_size, rounded up to 64"),
+}
+"""MLP: its default width as a function of hidden_size, and the same in words."""
 
 
 def resolved_model(config: Config, vocab_size: int | None = None) -> AnyModel:
@@ -42,9 +50,8 @@ def resolved_model(config: Config, vocab_size: int | None = None) -> AnyModel:
 
 
 def default_intermediate_size(config: Config) -> int:
-    """4 x hidden for gelu; for swiglu 8/3 x hidden, rounded up to a multiple of 64."""
-    width = config.model.hidden_size
-    return 4 * width if config.model.mlp == "gelu" else _round_up(-(-8 * width // 3), 64)
+    """The width of the MLP where the settings leave it open: see INTERMEDIATE_SIZES."""
+    return INTERMEDIATE_SIZES[config.model.mlp][0](config.model.hidden_size)
 
 
 def rows_per_rank(config: Config, data_parallel_size: int) -> int:

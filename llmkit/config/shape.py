@@ -13,6 +13,9 @@ from llmkit import __version__
 from llmkit.config.model_section import Mlp, Norm, PositionEmbedding
 from llmkit.errors import UserError
 
+INTO_MLP: dict[Mlp, int] = {"swiglu": 2, "gelu": 1}
+"""Matrices from the residual stream into the MLP."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -96,7 +99,7 @@ class ModelShape:
             attention += query + 2 * key_value + width
         if self.qk_norm:
             attention += 2 * self.head_dim
-        into_mlp = 2 if self.mlp == "swiglu" else 1
+        into_mlp = INTO_MLP[self.mlp]
         mlp = (into_mlp + 1) * width * inner
         if self.mlp_bias:
             mlp += into_mlp * inner + width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmkit.config.derive import INTERMEDIATE_SIZES
 from llmkit.config.memory import parameter_bytes, show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.plan.plan import Plan
@@ -45,7 +46,7 @@ def _model(plan: Plan) -> Iterator[Row]:
 
 def _gpt(plan: Plan, shape: ModelShape, known: bool) -> Iterator[Row]:
     model, given = plan.config.model, "as given"
-    inner_how = "4 x hidden_size" if model.mlp == "gelu" else "8/3 x hidden_size, rounded up to 64"
+    inner_how = INTERMEDIATE_SIZES[model.mlp][1]
     heads_how = given if model.num_key_value_heads else "as many as query heads"
     padding = f"vocab_size rounded up to {model.vocab_pad_multiple}"
     yield "padded_vocab_size", shape.padded_vocab_size if known else WITH_TOKENIZER, padding
