@@ -1,0 +1,67 @@
+"""Each module of llmkit has its tests in the place of the same name, or where the table below says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "llmkit"
+ELSEWHERE = {
+    # Module -> the file of the tests that know it, by way of the module that uses it.
+    "config/custom_model.py": "examples/test_own_model.py",
+    "data/blocks.py": "data/test_loader.py",
+    "data/building/assemble.py": "data/building/test_build_source.py",
+    "data/building/given.py": "data/test_prepared.py",
+    "data/building/progress.py": "data/building/test_build_source.py",
+    "data/live/row.py": "data/live/test_lane.py",
+    "data/live/windows.py": "data/live/test_lane.py",
+    "data/live/worker.py": "data/live/test_serve.py",
+    "data/located.py": "test_evaluation_data.py",
+    "data/mixing.py": "data/test_order.py",
+    "data/rank_lanes.py": "data/test_loader.py",
+    "data/shards/format.py": "data/shards/test_reader.py",
+    "data/shards/megatron_index.py": "data/shards/test_megatron.py",
+    "data/shards/rows.py": "data/shards/test_reader.py",
+    "data/shards/token_files.py": "data/shards/test_mapped.py",
+    "data/shuffle.py": "data/test_order.py",
+    "data/sources/fetch.py": "data/sources/test_remote.py",
+    "data/sources/raw_reader.py": "data/sources/test_remote.py",
+    "data/sources/record_masks.py": "data/sources/test_records.py",
+    "data/sources/zstd_frames.py": "data/sources/test_lines.py",
+    "data/tokens/byte_level.py": "data/tokens/test_fast.py",
+    "data/tokens/hard_texts.py": "data/tokens/test_fast.py",
+    "data/tokens/marked.py": "data/tokens/test_encode.py",
+    "data/tokens/parts.py": "data/tokens/test_encode.py",
+    "data/tokens/stream_decoder.py": "test_generate.py",
+    "data/tokens/template_environment.py": "data/tokens/test_chat.py",
+    "data/tokens/text_encoder.py": "data/tokens/test_fast.py",
+    "data/tokens/tokenizer_json.py": "data/tokens/test_tokenizer.py",
+    "engine/base.py": "engine/test_native.py",
+    "engine/build.py": "engine/test_custom_models.py",
+    "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
+    "layers.py": "examples/test_own_model.py",
+    "loop/hook_list.py": "loop/test_hook.py",
+    "loop/launch.py": "loop/test_prepare.py",
+    "monitor/jsonlines.py": "monitor/test_metrics.py",
+}
+
+
+def modules() -> set[str]:
+    paths = (path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+    return {path.as_posix() for path in paths if not path.name.startswith("__")}
+
+
+def mirrored(module: str) -> bool:
+    path = Path(module)
+    return (TESTS / path.parent / f"test_{path.name}").exists()
+
+
+def test_every_module_has_a_file_of_tests():
+    missing = {f"llmkit/{module}" for module in modules() - set(ELSEWHERE) if not mirrored(module)}
+    assert not missing, "write tests/ROOM/test_MODULE.py"
+
+
+def test_the_table_has_nothing_but_what_is_elsewhere():
+    assert set(ELSEWHERE) <= modules(), "a module of the table has gone"
+    assert [module for module in ELSEWHERE if mirrored(module)] == []
+    assert [file for file in ELSEWHERE.values() if not (TESTS / file).exists()] == []
