@@ -18,7 +18,7 @@ from llmkit.loop.ends import record_fault, stop_at_start
 from llmkit.loop.finish import finish
 from llmkit.loop.folder import open_folder
 from llmkit.loop.hook import Hook
-from llmkit.loop.hook_list import name_of
+from llmkit.loop.hook_list import instances, name_of
 from llmkit.loop.launch import Launch
 from llmkit.loop.phases import Phases
 from llmkit.loop.resume import Options
@@ -67,7 +67,8 @@ def train(
         listener.listen()
         with fail_together(mesh):  # meets `refuse` of a rank that has other settings, or another launch
             check_environment(config.monitor.wandb, loaded.origins, environment)
-            hooks = (*make_all(config, "hook"), *hooks)
+            hooks = instances([*make_all(config, "hook"), *hooks], Hook)
+            sinks = instances(sinks, Sink)
         settings = {path: str(value) for path, value in leaves(config)}
         code = source_hashes(config.plugins, components(config))
         called = {f"hook {number}": name_of(hook) for number, hook in enumerate(hooks, start=1)}

@@ -17,6 +17,7 @@ from llmkit.engine.build import build_engine
 from llmkit.loop.begin import begin
 from llmkit.loop.describe import opening_lines
 from llmkit.loop.evaluate import take_over_evaluation
+from llmkit.loop.hook_list import instances
 from llmkit.loop.launch import Launch
 from llmkit.loop.prepare import prepare_run
 from llmkit.loop.resume import changed_settings, find_resume_point, resumed_state
@@ -115,7 +116,7 @@ def _sinks(launch: Launch, metrics: MetricsFile, console: Console, stack: ExitSt
     """What receives the rows: nothing but on rank 0. Sinks of others are closed by `stack`."""
     if launch.mesh.rank > 0:
         return []
-    others: list[Sink] = [*make_all(launch.config, "sink"), *launch.sinks]
+    others = [*instances(make_all(launch.config, "sink"), Sink), *launch.sinks]
     if launch.config.monitor.tensorboard:
         others.append(TensorBoardSink(metrics.path.parent / "tensorboard"))
     fed = [SinkThread(sink, console.note) for sink in others]

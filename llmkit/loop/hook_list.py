@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.hook import Hook, Request
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
+
+T = TypeVar("T")
 
 
 class HookError(Exception):
@@ -90,6 +92,15 @@ class HookList:
             what = f"{type(error).__name__}: {error}"
             self.failure = HookError(f"the hook {name_of(hook)} failed in {method}: {what}")
         self.failure.__cause__ = error if self.failure is not error else None
+
+
+def instances(given: Sequence[Any], kind: type[T]) -> list[T]:
+    """The hooks or sinks that a caller gives. Raises UserError where one is something else."""
+    for each in given:
+        if not isinstance(each, kind):
+            hint = f"; give an instance of it: {each.__qualname__}(...)" if isinstance(each, type) else ""
+            raise UserError(f"{each!r} is no instance of llmkit.{kind.__name__}{hint}")
+    return list(given)
 
 
 def name_of(hook: Hook) -> str:

@@ -180,6 +180,19 @@ def test_what_is_no_request_is_named(project: Path) -> None:
         fit(Wrong())
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"hooks": (Watch,)}, r"is no instance of llmkit\.Hook; give an instance of it: Watch\(\.\.\.\)"),
+        ({"sinks": (print,)}, r"<built-in function print> is no instance of llmkit\.Sink$"),
+    ],
+)
+def test_what_is_no_hook_or_sink_is_refused(project: Path, given: dict[str, Any], says: str) -> None:
+    loaded = load("tiny.yaml", [])
+    with pytest.raises(UserError, match=says):
+        train(loaded, Options(), started=0.0, environment={}, **given)
+
+
 def test_two_hooks_of_one_name_are_refused(project: Path) -> None:
     with pytest.raises(UserError, match="two hooks are named 'Watch'; give each its own `name`"):
         fit(Watch(), Watch())
