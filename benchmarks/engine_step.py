@@ -59,17 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         import_deepspeed()
     with process_group(rank_info_from_env(os.environ), timedelta(minutes=10), needs_group=True) as joined:
-        mesh = joined.split()
-        runners = {name: make_runner(name, options.shape, mesh) for name in names}
-        take_turns(runners, warmup=2, steps=options.steps, rounds=options.rounds, failed=_raise)
-        for name, runner in runners.items():
-            rounds = [median(seconds) for seconds in runner.rounds]
-            loss = float(runner.losses[-1])
-            if mesh.rank == 0:
-                print(
-                    f"{name:<20}  {median(rounds):.4f} s  {min(rounds):.4f} to {max(rounds):.4f}  {loss:.4f}"
-                )
+        runners = measure(names, options.shape, joined.split(), options.rounds, options.steps)
+        for name, runner in runners.items() if joined.rank == 0 else ():
+            rounds, loss = [median(seconds) for seconds in runner.rounds], float(runner.losses[-1])
+            print(f"{name:<20}  {median(rounds):.4f} s  {min(rounds):.4f} to {max(rounds):.4f}  {loss:.4f}")
     return 0
+
+
+def measure(names: Sequence[str], shape: str, mesh: Mesh, rounds: int, steps: int) -> dict[str, Runner]:
+    """The cases after `rounds` turns of `steps` timed steps each."""
+    runners = {name: make_runner(name, shape, mesh) for name in names}
+    take_turns(runners, warmup=2, steps=steps, rounds=rounds, failed=_raise)
+    return runners
 
 
 def make_runner(name: str, shape: str, mesh: Mesh) -> Runner:

@@ -85,8 +85,8 @@ BUCKET_SIZES = BucketSizes()
 class Engine(Protocol):
     """Owns parameters, gradients and optimizer state. All ranks call its methods together.
 
-    model: with the weights of now; whole, and so fit for sampling, unless ZeRO-3 or tensor parallelism
-        cuts it.
+    model: with the current weights; complete, and so fit for sampling, unless ZeRO-3 or tensor parallelism
+        shards it.
     """
 
     model: Model
@@ -107,9 +107,9 @@ class Engine(Protocol):
         ...
 
     def read_pieces(self) -> Iterator[Piece]:
-        """Masters and moments, as checkpoint pieces; with `updates` it is the whole state.
+        """Masters and moments, as checkpoint pieces; with `optimizer_steps` they are the complete state.
 
-        Each rank gives its share, and no two ranks the same: together they are the checkpoint.
+        Each rank yields a share, and no two ranks the same: together they are the checkpoint.
         """
         ...
 
@@ -145,6 +145,6 @@ def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: It
             nats.append(rows.nats.detach())
             targets.append(rows.targets)
             del rows  # and with it what a backward pass would need, before the next batch is computed
-    finally:  # whoever gives the batches may give up
+    finally:  # the iterator of the batches may raise
         model.train()
     return LossSum(torch.cat(nats), torch.cat(targets))

@@ -106,8 +106,8 @@ class NativeEngine:
                 continue
             for each in held.fragments:
                 found = gradients[self.placements[each.parameter].sharded]
-                whole = each.numel == gradient.numel()
-                found.append(gradient if whole else gradient[each.offset : each.offset + each.numel])
+                all_of_it = each.numel == gradient.numel()
+                found.append(gradient if all_of_it else gradient[each.offset : each.offset + each.numel])
         partitioned = self.summed if self.masters.partitioned else ()
         total = torch.zeros((), dtype=torch.float64, device=device)
         for dims, found in sorted(gradients.items()):
@@ -142,7 +142,11 @@ class NativeEngine:
             copies = self.mesh[self._copies(name)]
             if index % copies.size == copies.rank:
                 mine.add(name)
-        kept = (slot._replace(data=slot.data.float()) for slot in self._slots() if slot.parameter in mine)
+        kept = (
+            shard._replace(data=shard.data.float())
+            for shard in self._state_shards()
+            if shard.parameter in mine
+        )
         return to_pieces(kept, self.parts)
 
     def _copies(self, name: str) -> tuple[str, ...]:
@@ -161,12 +165,12 @@ class NativeEngine:
         copies = Axis() if self.masters.partitioned else self.mesh[self.summed]
         with fail_together(self.mesh):
             if copies.rank == 0:
-                load_shards(self._slots(), self.parts, source)
-        broadcast_shards(self._slots(), copies)
+                load_shards(self._state_shards(), self.parts, source)
+        broadcast_shards(self._state_shards(), copies)
         self.model.has_weights = True
         self.masters.update_weights()
 
-    def _slots(self) -> Iterator[StateShard]:
+    def _state_shards(self) -> Iterator[StateShard]:
         """All that a checkpoint keeps."""
         owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for held in self.masters.held:
@@ -191,4 +195,4 @@ class NativeEngine:
         return {}
 
     def close(self) -> None:
-        """Nothing to give up: the groups belong to the mesh."""
+        """Nothing to release: the groups belong to the mesh."""

@@ -46,8 +46,8 @@ class Bucket:
 class GradientBuckets:
     """Owns the gradients of weights, which are summed in fp32.
 
-    A weight of another type gives its gradient to its bucket after each backward pass; one of fp32 must have
-    its view of the bucket (`Bucket.views`) for a gradient.
+    After each backward pass the gradient of a weight of another type is added to its view of the bucket
+    (`Bucket.views`) and freed; the `grad` of an fp32 weight must be that view.
 
     weights: the leaves that the model works with, in the order of the forward pass, each with a number: those
     of different numbers share no bucket. axis: the ranks over which gradients are summed. bucket_bytes: a

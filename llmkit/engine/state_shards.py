@@ -1,7 +1,7 @@
 """Where an engine's state lies, and how it becomes checkpoint pieces and is filled from them.
 
 Every engine keeps fp32 masters and moments somewhere: in tensors of the parameter's shape, or in flat
-slices that ZeRO has cut anywhere. A `StateShard` names such a place, and these functions do the rest.
+slices that begin and end anywhere in a parameter (ZeRO). A `StateShard` describes such a range.
 """
 
 from __future__ import annotations
@@ -42,42 +42,42 @@ class Source(Protocol):
         ...
 
 
-def to_pieces(slots: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]]) -> Iterator[Piece]:
-    """The pieces that the slots hold; what only pads a vocabulary is in none."""
-    for slot in slots:
-        for part in parts[slot.parameter]:
-            if shared := part.overlap(slot.start, slot.start + slot.data.numel()):
-                yield Piece(part.name, slot.kind, part.shape, part.box, shared, _view(slot, part, shared))
+def to_pieces(shards: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]]) -> Iterator[Piece]:
+    """The pieces that the shards hold; what only pads a vocabulary is in none."""
+    for shard in shards:
+        for part in parts[shard.parameter]:
+            if shared := part.overlap(shard.start, shard.start + shard.data.numel()):
+                yield Piece(part.name, shard.kind, part.shape, part.box, shared, _view(shard, part, shared))
 
 
 @torch.no_grad()
 def load_shards(
-    slots: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]], source: Source
+    shards: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]], source: Source
 ) -> None:
-    """Sets the slots to what the source has of them, and to zero where it has nothing.
+    """Sets the shards to what the source has of them, and to zero where it has nothing.
 
     A rank reads only its own elements.
     """
     kinds = source.kinds()
-    for slot in slots:
-        slot.data.zero_()
-        for part in parts[slot.parameter]:
-            shared = part.overlap(slot.start, slot.start + slot.data.numel())
-            if shared and slot.kind in kinds:
-                _view(slot, part, shared).copy_(source.read(part.name, slot.kind, part.box, shared))
+    for shard in shards:
+        shard.data.zero_()
+        for part in parts[shard.parameter]:
+            shared = part.overlap(shard.start, shard.start + shard.data.numel())
+            if shared and shard.kind in kinds:
+                _view(shard, part, shared).copy_(source.read(part.name, shard.kind, part.box, shared))
 
 
-def broadcast_shards(slots: Iterable[StateShard], axis: Axis) -> None:
-    """Gives all ranks along the axis the slots of its first rank, where they hold the same. Collective.
+def broadcast_shards(shards: Iterable[StateShard], axis: Axis) -> None:
+    """Sets the shards on all ranks along the axis to those of its first rank. Collective.
 
-    After that rank alone has loaded them: otherwise every rank would read the same files.
+    For ranks that hold the same elements, of which that rank alone has read the files.
     """
     if axis.size > 1:
-        for slot in slots:
-            dist.broadcast(slot.data, group=axis.group, group_src=0)
+        for shard in shards:
+            dist.broadcast(shard.data, group=axis.group, group_src=0)
 
 
-def _view(slot: StateShard, part: ParameterSlice, shared: Range) -> Tensor:
-    """The slot's memory of these elements of the part's box."""
-    lo, hi = (part.offset + index - slot.start for index in shared)
-    return slot.data[lo:hi]
+def _view(shard: StateShard, part: ParameterSlice, shared: Range) -> Tensor:
+    """The shard's memory of these elements of the part's box."""
+    lo, hi = (part.offset + index - shard.start for index in shared)
+    return shard.data[lo:hi]

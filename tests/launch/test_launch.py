@@ -25,13 +25,13 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "
 LAUNCHES = [
     # (name, layout on two processes, overrides)
     ("cpu", {"zero_stage": 0}, []),
-    ("zero1", {"zero_stage": 1}, []),
+    ("zero1", {"zero_stage": 1, "engine": "deepspeed"}, []),
     ("zero2", {"zero_stage": 2}, ["train.micro_batch_size=1"]),
     ("torchrun", {"zero_stage": 0, "tensor_parallel_size": 2}, ["parallel.tensor_parallel_size=2"]),
     ("zero3", {"zero_stage": 3}, ["monitor.sample=the"]),
     ("ddp", {"zero_stage": 2}, ["parallel.zero_stage=2"]),
     ("zero3-offload", {"zero_stage": 3, "offload": "cpu"}, []),
-    ("multinode", {"zero_stage": 0}, ["parallel.world_size=2"]),
+    ("multinode", {"zero_stage": 1, "engine": "native"}, ["parallel.world_size=2", "parallel.zero_stage=1"]),
     ("own-file", {"zero_stage": 3}, []),
 ]
 OWN_FILES = {
@@ -128,7 +128,7 @@ def test_a_launch_goes_on_as_one_process_would(project, number, name):
 
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["layout"] == manifest["layout"] | layout | {"world_size": 2}
-    assert (folder / "deepspeed.json").exists() == (layout["zero_stage"] > 0)
+    assert (folder / "deepspeed.json").exists() == (manifest["layout"]["engine"] == "deepspeed")
     assert events(folder)[-2:] == ["save", "done"]
     assert (folder / "DONE").exists()
     if name == "own-file":
