@@ -40,20 +40,20 @@ class Batch(NamedTuple):
 class Rows(NamedTuple):
     """A batch on the host as int32 token ids; `to` shifts and widens it on the device.
 
-    text: (batch, seq + 1) int32: inputs and, one position further, labels.
+    tokens: (batch, seq + 1) int32: inputs and, one position further, labels.
     is_target: (batch, seq) bool, which labels are targets; None = all.
-    end_of_text: its id where documents are told apart: as an input it opens the next one. None where a
-        position attends to all before it.
+    end_of_text: its id where documents are masked from each other: as an input it opens the next one. None
+        where a position attends to all before it.
     """
 
-    text: Tensor
+    tokens: Tensor
     is_target: Tensor | None = None
     end_of_text: int | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, made there; nothing waits for the copy if the memory is pinned."""
-        text = self.text.to(device, non_blocking=True)
-        tokens, labels = text[:, :-1].long(), text[:, 1:].long()
+        row = self.tokens.to(device, non_blocking=True)
+        tokens, labels = row[:, :-1].long(), row[:, 1:].long()
         if self.is_target is not None:
             labels = labels.masked_fill(~self.is_target.to(device, non_blocking=True), IGNORE)
         documents = None

@@ -106,7 +106,7 @@ def _batches(prepared: Prepared, config: schema.Data, workers: int = 0) -> Itera
                 batch = rows.to(torch.device("cpu"))
                 yield batch.tokens, batch.labels
             else:
-                yield rows.text[:, :-1], rows.text[:, 1:]
+                yield rows.tokens[:, :-1], rows.tokens[:, 1:]
 
 
 ORDER = "global, O(1)"

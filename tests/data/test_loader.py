@@ -301,7 +301,7 @@ def test_ranks_with_fewer_rows_fill_up_with_rows_without_targets() -> None:
             filled = torch.from_numpy(part.sources.ravel() < 0)
             own = torch.cat([rows.to(CPU).labels for rows in part.micro_batches])
             assert torch.equal(filled, (own == IGNORE).all(1))
-            assert {rows.text.shape for rows in part.micro_batches} == {(2, T + 1)}
+            assert {rows.tokens.shape for rows in part.micro_batches} == {(2, T + 1)}
 
 
 def test_tokens_that_are_no_targets_are_ignored_and_each_rank_counts_its_own() -> None:
@@ -324,8 +324,8 @@ def test_batches_are_small_on_the_way_and_what_the_model_takes_there(document_ma
     prepared, config = two(document_masks=document_masks)
     step = take(TrainLoader(prepared, config, SEED, 4, 2), 1)[0]
     for rows in step.micro_batches:
-        assert (rows.text.dtype, rows.is_target) == (torch.int32, None)
-        assert rows.text.is_contiguous()
+        assert (rows.tokens.dtype, rows.is_target) == (torch.int32, None)
+        assert rows.tokens.is_contiguous()
         assert (rows.to(CPU).documents is not None) == document_masks
     assert step.sources.shape == (2, 2)
 
@@ -605,7 +605,7 @@ def test_notes_of_live_sources_reach_the_user(monkeypatch: pytest.MonkeyPatch) -
 def test_batches_lie_in_pinned_memory_where_there_is_a_gpu() -> None:
     prepared, config = two(document_masks=True)
     steps = take(TrainLoader(prepared, config, SEED, 6, 2), 3)
-    assert all(rows.text.is_pinned() for rows in steps[-1].micro_batches)
+    assert all(rows.tokens.is_pinned() for rows in steps[-1].micro_batches)
 
 
 def test_the_first_lane_at_its_end_is_told() -> None:

@@ -35,7 +35,7 @@ def times_read(data: tuple[Any, schema.Data], epochs: int, batch_rows: int) -> l
     tokens = 0
     with TrainLoader(prepared, config, 0, batch_rows, 64) as loader:
         for step in loader:
-            texts = np.concatenate([rows.text.numpy() for rows in step.micro_batches])
+            texts = np.concatenate([rows.tokens.numpy() for rows in step.micro_batches])
             taken = texts[step.sources.ravel() == 1][:, 1:]
             seen.update(taken.ravel().tolist())
             tokens += taken.size
@@ -72,7 +72,7 @@ def test_every_source_of_numbered_rows_reads_every_token_equally_often() -> None
     with TrainLoader(*data, 0, 8, 8) as loader:
         for step in itertools.islice(loader, 200):
             for rows in step.micro_batches:
-                seen.update(rows.text[:, 1:].ravel().tolist())
+                seen.update(rows.tokens[:, 1:].ravel().tolist())
     for first, count in ((2, 20 * T + 5), (1001, 3 * T - 1)):
         times = [seen[token] for token in range(first, first + count)]
         assert max(times) - min(times) <= 2
