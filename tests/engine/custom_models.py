@@ -58,7 +58,9 @@ class Sharded(llmkit.Model):
             gate, up = block["into"](self.norm(x))
             count = torch.arange(1, gate.shape[1] + 1)[:, None]
             x = x + block["out"](F.silu(gate.cumsum(1) / count) * up)
-        return self.head(x, batch.labels)
+        loss = self.head(x, batch.labels)
+        sizes, count = 0.01 * x.square().sum(), loss.targets.sum().float()
+        return loss._replace(extras={"sizes": sizes, "count": count})  # the first is minimised, too
 
 
 def example(name: str) -> None:
@@ -97,8 +99,8 @@ class Weights(RandomWeights):
 
 
 def train(engine: Engine, mesh: Mesh) -> list[float]:
-    """The loss of each step."""
-    losses = []
+    """The loss of each step, and the model's further sums, as means over targets."""
+    losses: list[float] = []
     for step in range(STEPS):
         tokens = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(step))
         labels = tokens.roll(-1, 1)
@@ -107,7 +109,7 @@ def train(engine: Engine, mesh: Mesh) -> list[float]:
         targets = int((labels != IGNORE).sum())
         mine = slice(mesh["data"].rank, None, mesh["data"].size)
         result = engine.train_step([Batch(tokens[mine], labels[mine])], targets, 0.01)
-        losses.append(float(result.loss_sum) / targets)
+        losses += [float(total) / targets for total in (result.loss_sum, *result.extras.values())]
     return losses
 
 

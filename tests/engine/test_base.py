@@ -1,0 +1,80 @@
+"""What all engines share: the sums of a step, and evaluation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmkit.batch import Batch, LossSum
+from llmkit.engine.base import StepSums, evaluate_rows, without_targets
+from llmkit.model.base import Model
+from llmkit.parallel.mesh import Mesh
+
+CPU = torch.device("cpu")
+
+
+def loss(nats: list[float], **extras: float) -> LossSum:
+    values = torch.tensor(nats, requires_grad=True)
+    sums = {name: torch.tensor(value) for name, value in extras.items()}
+    return LossSum(values * 1.0, torch.ones(len(nats), dtype=torch.int64), sums)
+
+
+def test_sums_are_over_micro_batches_in_double_precision():
+    sums = StepSums(CPU)
+    for micro_batch in (loss([1.0, 2.0], a=1.0), loss([2.0**-30], b=5.0, a=2.0)):
+        sums.add(micro_batch)
+    total, extras = sums.over_ranks(Mesh())
+    assert total.item() == 3.0 + 2.0**-30 and not total.requires_grad
+    assert {name: value.item() for name, value in extras.items()} == {"a": 3.0, "b": 5.0}
+
+
+def test_without_extras_there_are_none():
+    sums = StepSums(CPU)
+    sums.add(loss([4.0]))
+    total, extras = sums.over_ranks(Mesh())
+    assert total.item() == 4.0 and extras == {}
+
+
+def test_a_step_without_targets_changes_nothing():
+    result = without_targets(CPU)
+    assert (result.loss_sum.item(), result.targets, result.skipped.item(), dict(result.extras)) == (
+        0,
+        0,
+        0,
+        {},
+    )
+
+
+class Modes(Model):
+    """Its loss says in which mode it is."""
+
+    def __init__(self, has_dropout: bool) -> None:
+        super().__init__()
+        self.dropout = has_dropout
+
+    @property
+    def has_dropout(self) -> bool:
+        return self.dropout
+
+    def forward(self, batch: Batch) -> LossSum:
+        rows = len(batch.tokens)
+        return LossSum(torch.full((rows,), float(self.training)), torch.full((rows,), 3))
+
+
+@pytest.mark.parametrize("has_dropout", [True, False])
+def test_evaluation_is_without_dropout_and_gives_the_rows_of_all_batches(has_dropout):
+    model, batches = Modes(has_dropout), [Batch(torch.zeros(n, 3, dtype=torch.int64), None) for n in (2, 1)]
+    found = evaluate_rows(model, model, iter(batches))
+    assert found.nats.tolist() == [float(not has_dropout)] * 3 and found.targets.tolist() == [3, 3, 3]
+    assert model.training
+
+
+def test_the_model_trains_on_after_an_evaluation_that_was_given_up():
+    def batches():
+        yield Batch(torch.zeros(1, 3, dtype=torch.int64), None)
+        raise KeyboardInterrupt
+
+    model = Modes(True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_rows(model, model, batches())
+    assert model.training
