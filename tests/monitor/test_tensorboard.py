@@ -11,7 +11,7 @@ from llmkit.errors import UserError
 from llmkit.monitor.tensorboard import TensorBoardSink
 from tests.program import rows, train
 
-pytest.importorskip("tensorboard", reason="make install-dev brings it")
+pytest.importorskip("tensorboard", reason="the extra `dev` brings it")
 
 
 def written(folder: Path) -> dict[str, dict[int, float]]:
