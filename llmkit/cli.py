@@ -7,6 +7,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(part.startswith("-") and "=" not in part for part in rest) or (
         rest and "overrides" not in options
     ):
-        options.parser.error(f"unknown arguments: {' '.join(rest)}")
+        options.parser.error(f"unknown arguments: {' '.join(rest)}{_meant(options.parser, rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
@@ -59,6 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("llmkit: interrupted", file=sys.stderr)
         return 130
+
+
+def _meant(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
+    """The options of a command that are like unknown ones, as a question; "" where none is."""
+    known = re.findall(r"(?<!\S)--[a-z-]+", parser.format_help())
+    close = [difflib.get_close_matches(part.partition("=")[0][:40], known, n=1) for part in unknown]
+    found = dict.fromkeys(option for options in close for option in options)
+    return f"; did you mean {' '.join(found)}?" if found else ""
 
 
 def _open_closed_streams() -> None:

@@ -49,6 +49,8 @@ def test_sampling_does_not_import_the_compiler():
         (["trian", "tiny.yaml"], "there is no 'trian'; did you mean train?"),
         (["data", "verfy", "tiny.yaml"], "there is no 'verfy'; did you mean verify?"),
         (["generate", "run", "--prompt", "x", "--precision", "fp23"], "did you mean fp32?"),
+        (["train", "tiny.yaml", "--frehs"], "unknown arguments: --frehs; did you mean --fresh?"),
+        (["evaluate", "run", "--date=x.txt"], "did you mean --data?"),
         (["dance"], "choose from train, config, data, generate, evaluate, doctor"),
     ],
 )
