@@ -48,9 +48,9 @@ class Embedding(VocabularyLayer):
         if self.tp.size == 1:
             return F.embedding(tokens, self.weight)
         row = tokens - self.first
-        elsewhere = (row < 0) | (row >= self.rows)
-        found = F.embedding(row.masked_fill(elsewhere, 0), self.weight)
-        return row_output(found.masked_fill(elsewhere[..., None], 0.0), self.tp)
+        on_other_rank = (row < 0) | (row >= self.rows)
+        found = F.embedding(row.masked_fill(on_other_rank, 0), self.weight)
+        return row_output(found.masked_fill(on_other_rank[..., None], 0.0), self.tp)
 
 
 class Head(VocabularyLayer):
