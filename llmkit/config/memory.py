@@ -50,16 +50,22 @@ def state_bytes(
 
 
 def parameter_bytes(precision: Precision, optimizer: str) -> tuple[int, int, int]:
-    """Returns the bytes per parameter of the weight, of its gradient, and of its master and moments.
-
-    Muon keeps one moment, at least for the matrices of the blocks; AdamW keeps two.
-    """
-    registered = find("optimizer", optimizer)
-    moments = 2 if optimizer != "muon" else 1
-    if registered is not None:
-        moments = len(getattr(registered.make, "states", ()))
-    kept = moments + precision.keeps_masters
+    """Returns the bytes per parameter of the weight, of its gradient, and of its master and moments."""
+    kept = _moments(optimizer) + precision.keeps_masters
     return BYTES[precision.weights], BYTES[precision.reduction], kept * BYTES[precision.masters]
+
+
+def checkpoint_bytes(optimizer: str) -> int:
+    """Returns the bytes per parameter of a checkpoint: its fp32 value and moments."""
+    return BYTES["fp32"] * (1 + _moments(optimizer))
+
+
+def _moments(optimizer: str) -> int:
+    """Moments per parameter, at least: Muon has AdamW's two for all but the hidden matrices."""
+    registered = find("optimizer", optimizer)
+    if registered is not None:
+        return len(getattr(registered.make, "states", ()))
+    return 1 if optimizer == "muon" else 2
 
 
 def show_bytes(size: float) -> str:

@@ -6,15 +6,12 @@ import torch
 
 from llmkit.checkpoint.read import folders
 from llmkit.config.load import Loaded
-from llmkit.config.memory import parameter_bytes, show_bytes
+from llmkit.config.memory import checkpoint_bytes, parameter_bytes, show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.cores import host_memory
 from llmkit.errors import UserError
 from llmkit.plan import Plan
 from llmkit.run_folder import RunFolder
-
-BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: fp32 master and two moments."""
 
 _SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
 
@@ -53,7 +50,8 @@ def _require(loaded: Loaded, plan: Plan, needed: int, there: int | None, who: st
 def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
     """Raises RunFault unless the checkpoints fit onto the disk of the run folder.
 
-    While a save is under way there is one more than is kept; those that are there have their place.
+    While a save is under way there is one more than is kept; those that are there need no more.
     """
     copies = max(1, loaded.config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
-    folder.require_space(BYTES_PER_PARAMETER * plan.model.num_parameters * copies)
+    each = checkpoint_bytes(loaded.config.optimizer.name) * plan.model.num_parameters
+    folder.require_space(each * copies)

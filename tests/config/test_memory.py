@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from llmkit.config.memory import State, parameter_bytes, show_bytes, state_bytes
+from llmkit.config.memory import State, checkpoint_bytes, parameter_bytes, show_bytes, state_bytes
 from llmkit.precision import PRECISIONS
+from llmkit.registry import register
+from tests.examples.project import forgotten
 from tests.shapes import LLAMA_STYLE
 
 SHAPE = replace(LLAMA_STYLE, hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
@@ -21,6 +23,18 @@ BF16 = PRECISIONS["bf16"]
 def test_bytes_of_a_parameter(optimizer: str, fp32: tuple[int, ...], bf16: tuple[int, ...]) -> None:
     assert parameter_bytes(PRECISIONS["fp32"], optimizer) == fp32
     assert parameter_bytes(BF16, optimizer) == bf16
+    assert checkpoint_bytes(optimizer) == 4 + fp32[2]
+
+
+def test_a_registered_optimizer_keeps_the_states_that_it_names() -> None:
+    with forgotten():
+
+        @register("optimizer", "three-states")
+        class Three:
+            states = ("a", "b", "c")
+
+        assert parameter_bytes(BF16, "three-states") == (2, 4, 16)
+        assert checkpoint_bytes("three-states") == 16
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), list(enumerate([18.0, 9.0, 6.0, 4.5])))

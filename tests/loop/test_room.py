@@ -10,9 +10,10 @@ import torch
 from llmkit.config.load import load
 from llmkit.errors import UserError
 from llmkit.loop import room
-from llmkit.loop.room import require_memory
+from llmkit.loop.room import require_disk, require_memory
 from llmkit.parallel.layout import Layout
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
+from llmkit.run_folder import RunFolder
 from tests.program import make_project
 from tests.shapes import LLAMA_STYLE
 
@@ -69,3 +70,15 @@ def test_what_is_offloaded_needs_the_machine_s_memory(fits):
 def test_where_memory_is_unknown_nothing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "host_memory", lambda: None)
     require_memory(load(make_project(tmp_path)), planned("fp32"), CPU, 1)
+
+
+@pytest.mark.parametrize(("saved", "copies"), [(0, 3), (1, 2), (5, 1)])
+def test_the_disk_must_have_room_for_what_is_kept_and_one_more(tmp_path, monkeypatch, saved, copies):
+    loaded, needed = load(make_project(tmp_path), ["checkpoint.keep_last=2"]), []
+    monkeypatch.setattr(RunFolder, "require_space", lambda self, size: needed.append(size))
+    with RunFolder.open(tmp_path / "run", "test") as folder:
+        for step in range(saved):
+            (folder.checkpoints / f"step-{step:08d}").mkdir()
+        require_disk(loaded, planned("bf16"), folder)
+    assert loaded.config.optimizer.name == "adamw"
+    assert needed == [12 * N * copies]
