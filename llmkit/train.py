@@ -108,6 +108,8 @@ def _train(launch: Launch, listener: Listener) -> int:
             code = 0 if trainer.has_nothing_to_do else _run(trainer, launch)
         except Stopped as stopped:
             return stop_at_start(mesh, folder, console, stop, stopped)
+        finally:
+            stop.hold()  # what follows, as the closing of files, is not interrupted
         if code == 0:
             finish(trainer)
         return code

@@ -245,6 +245,15 @@ def test_too_many_non_finite_gradients_end_the_run(project, monkeypatch, capsys)
     assert open_checkpoint(folder).step == 5
 
 
+def test_too_many_non_finite_gradients_at_a_step_that_is_saved_are_no_failed_save(project, monkeypatch):
+    poison(monkeypatch, {7, 8, 9})
+    assert train("train.max_nonfinite_steps=3", "checkpoint.every_steps=3") == 1
+    folder = project / "runs" / "tiny"
+    assert events(folder) == ["start", "save", "save", "fault"]
+    assert rows(folder)[-1]["step"] == 9
+    assert open_checkpoint(folder).step == 6
+
+
 def test_too_many_non_finite_gradients_before_the_first_checkpoint_do_not_promise_one(
     project, monkeypatch, capsys
 ):

@@ -73,7 +73,7 @@ def _build(
         launch, plan, data, loader, _heldout(launch, plan, data, note), engine, state,
         folder=folder, console=console, events=events, sinks=sinks,
         stop=stop, saved_step=None if checkpoint is None else state.step, was_done=point.was_done,
-        hook_states={} if checkpoint is None else checkpoint.state.get("hooks", {}),
+        saved_state={} if checkpoint is None else checkpoint.state,
     )  # fmt: skip
     stack.callback(trainer.close)
     with fail_together(mesh):

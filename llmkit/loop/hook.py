@@ -74,7 +74,7 @@ class Hook:
         """After the last step of this process, whether the run is finished or was stopped; all is saved."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this hook, as JSON; that of rank 0."""
+        """What a checkpoint keeps of this hook, as JSON (finite numbers); that of rank 0."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

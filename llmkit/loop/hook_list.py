@@ -65,7 +65,7 @@ class HookList:
         for hook in self._others:
             try:
                 if state := hook.state():
-                    found[name_of(hook)] = json.loads(json.dumps(state))
+                    found[name_of(hook)] = json.loads(json.dumps(state, allow_nan=False))
             except Exception as error:
                 self._failed(hook, "state", error)
         return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class _Entry:
     rule: Rule
     value: float | Tensor
     count: int = 1
+    restored: bool = False
+    """Whether it is that of a checkpoint, from before whatever records now."""
 
     def add(self, value: float | Tensor, count: int = 1) -> None:
         """Takes another value, of a later step or of another rank."""
@@ -77,12 +79,37 @@ class Recorder:
         else:
             value = float(value)
         entry = self._entries.get(name)
-        if entry is None:
+        if entry is None or (entry.restored and entry.rule != reduce):
             self._entries[name] = _Entry(reduce, value)
         elif entry.rule != reduce:
             raise ValueError(f"record: {name!r} was recorded with reduce={entry.rule!r} and {reduce!r}")
         else:
             entry.add(value)
+
+    def state(self) -> list[dict[str, list[Any]]]:
+        """What no row has taken yet, of each rank, as JSON for a checkpoint; on ranks other than 0, anything.
+
+        Waits for the device. Collective, unless ranks record nothing of their own.
+        """
+        own = {name: [e.rule, repr(float(e.value)), e.count] for name, e in self._entries.items()}
+        if not self._gathers:
+            return [own]
+        return [json.loads(content) for content in self._mesh.gather_bytes(json.dumps(own).encode())]
+
+    def load_state(self, ranks: Sequence[Mapping[str, Sequence[Any]]]) -> None:
+        """Goes on with what `state` gave on rank 0, which all ranks know.
+
+        Each rank takes its own, so that sums are added up in the same order as without a checkpoint; what
+        ranks recorded that are no more goes to those that are.
+        """
+        rank, size = self._mesh.rank, self._mesh.world_size
+        for number, recorded in list(enumerate(ranks))[rank::size]:
+            for name, (rule, text, count) in recorded.items():
+                if (entry := self._entries.get(name)) is None:
+                    if name not in self._columns and (rule != "last" or number == rank):
+                        self._entries[name] = _Entry(rule, float(text), count, restored=True)
+                elif rule != "last":
+                    entry.add(float(text), count)
 
     def take(self) -> Recorded:
         """What was recorded since the last call."""

@@ -54,14 +54,14 @@ class Trainer:
     Hooks read `config`, `plan`, `mesh`, `state`, `engine`, `learning_rate` (of the newest step) and
     `phases`, and call `record`. plan: complete. state: counters, as the checkpoint left them. saved_step:
     step of the checkpoint that the run goes on from, None for a new run. was_done: whether the run folder
-    was marked as done. sinks: receive every row. hook_states: what the checkpoint keeps of hooks.
+    was marked as done. sinks: receive every row. saved_state: that of the checkpoint, empty for a new run.
     """
 
     def __init__(
         self, launch: Launch, plan: Plan, data: Prepared, loader: TrainLoader, heldout: HeldOut | None,
         engine: Engine, state: TrainState, *, folder: RunFolder, console: Console, events: EventLog,
         sinks: list[Sink], stop: StopRequest, saved_step: int | None, was_done: bool,
-        hook_states: Mapping[str, Any],
+        saved_state: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.config: Config = launch.config
         self.mesh, self.plan, self.data, self.loader, self.heldout = launch.mesh, plan, data, loader, heldout
@@ -74,7 +74,7 @@ class Trainer:
         """The requests that hold after the newest step."""
         self.phases = launch.phases
         self._started, self._sinks = launch.started, sinks
-        self._was_done, self._hook_states = was_done, hook_states
+        self._was_done, self._saved_state = was_done, saved_state
         self.control = Control(self.mesh)
         budget = None
         if state.max_steps is None:
@@ -104,7 +104,8 @@ class Trainer:
         )  # fmt: skip
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")
-        self.hooks.load_states(self._hook_states)
+        self._recorder.load_state(self._saved_state.get("recorded", []))
+        self.hooks.load_states(self._saved_state.get("hooks", {}))
         self.hooks.call("on_start", self)
         raise_failures(self)
 
@@ -248,6 +249,7 @@ class Trainer:
             "precision": self.plan.precision.name,
             "started_in": os.getcwd(),  # where relative paths of the settings start from
             "hooks": self.hooks.states(),
+            "recorded": self._recorder.state(),
         }
 
     def save_last(self) -> Path:
@@ -257,6 +259,7 @@ class Trainer:
 
     def _save_and_go_on(self) -> None:
         """Saves; a failure is reported, and training goes on until the next save."""
+        self.log.flush()  # what this raises is no failure to save
         try:
             self.save()
         except DisagreementError:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.loop import finish
 from llmkit.run_folder import RunFolder
@@ -21,6 +25,18 @@ def test_a_finished_run_stays_as_it_is_until_it_gets_more_steps(project, capsys)
     assert [row["step"] for row in rows(folder) if "loss" in row] == list(range(1, 16))
     assert (folder / "DONE").exists()
     assert open_checkpoint(folder).step == 15
+
+
+def test_a_signal_at_the_end_of_a_finished_run_interrupts_nothing(project, monkeypatch):
+    assert train() == 0
+
+    def signalled(trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        return {}
+
+    monkeypatch.setattr(finish, "heldout_facts", signalled)
+    assert train() == 0
 
 
 def test_a_run_that_cannot_be_marked_as_done_is_not_done(project, monkeypatch, capsys):

@@ -95,6 +95,41 @@ def test_a_run_with_hooks_trains_alike(project: Path) -> None:
     assert timeless(RUN) == timeless(Path("runs/straight"))
 
 
+@pytest.mark.parametrize("stopped_after", [2, 6, 8])
+def test_numbers_recorded_before_a_stop_are_in_the_row_after_it(project: Path, stopped_after: int) -> None:
+    class Numbers(Hook):
+        def after_step(self, t: Any, result: Any) -> None:
+            for rule in ("mean", "sum", "max", "min", "last"):
+                t.record(f"x/{rule}", result.loss_sum / t.state.step, rule)
+            t.record("not finite", float("nan"))
+
+    def without_time(folder: Path) -> list[dict[str, Any]]:
+        mine = ("step", "loss", "loss_mean", "not finite")
+        return [
+            {name: value for name, value in row.items() if name in mine or name.startswith("x/")}
+            for row in rows(folder)
+        ]
+
+    every = "monitor.log_every=4"
+    assert fit(Numbers(), overrides=("run.name=straight", every)) == 0
+    asked = {stopped_after: Request(stop="enough")}
+    assert fit(Numbers(), Asks(asked), overrides=(every,)) == 75
+    assert fit(Numbers(), overrides=(every,)) == 0
+    assert without_time(RUN) == without_time(Path("runs/straight"))
+    assert {"x/mean", "x/last", "not finite"} <= rows(RUN)[1].keys()
+
+
+def test_a_state_that_json_does_not_have_ends_the_run_saved_and_names_the_hook(project: Path) -> None:
+    class Lost(Hook):
+        def state(self) -> dict[str, Any]:
+            return {"best": float("inf")}
+
+    with pytest.raises(HookError, match=r"the hook .*Lost failed in state: ValueError"):
+        fit(Lost())
+    assert open_checkpoint(RUN).step >= 5
+    assert last_event()["lost_steps"] == 0
+
+
 class Asks(Hook):
     """Makes its requests after given steps."""
 

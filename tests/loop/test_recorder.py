@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import get_args
+
 import pytest
 import torch
 
@@ -47,3 +50,34 @@ def test_what_cannot_be_recorded_is_refused_with_its_name() -> None:
     recorder.record("x", 1.0, reduce="max")
     with pytest.raises(ValueError, match="'x' was recorded with reduce='max' and 'min'"):
         recorder.record("x", 1.0, reduce="min")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_what_was_recorded_goes_on_under_any_number_of_ranks(ranks: int) -> None:
+    saved = []
+    for value in (1.0, 4.0):
+        recorder = Recorder(Mesh())
+        for rule in get_args(Rule):
+            recorder.record(rule, torch.tensor(value) if rule == "sum" else value, reduce=rule)
+        saved += json.loads(json.dumps(recorder.state()))
+    found = []
+    for rank in range(ranks):
+        recorder = Recorder(Mesh(rank=rank, world_size=ranks), gathers=False)
+        recorder.load_state(saved)
+        found.append(row(recorder))
+    if ranks == 1:
+        assert found == [{"mean": 2.5, "sum": 5.0, "max": 4.0, "min": 1.0, "last": 1.0}]
+    else:
+        assert found[:2] == [dict.fromkeys(get_args(Rule), value) for value in (1.0, 4.0)]
+        assert found[2:] == [{}] * (ranks - 2)
+
+
+def test_what_a_checkpoint_holds_under_another_rule_or_a_name_of_ours_is_left_out() -> None:
+    before = Recorder(Mesh())
+    before.record("x", 5.0, reduce="max")
+    before.record("mine", 5.0)
+    recorder = Recorder(Mesh(), columns=("mine",))
+    recorder.load_state(before.state())
+    recorder.record("x", 1.0, reduce="sum")
+    recorder.record("x", 2.0, reduce="sum")
+    assert row(recorder) == {"x": 3.0}
