@@ -84,7 +84,8 @@ class MatrixExchange:
     Where several ranks hold the same elements, one of them sends them, the owner itself if it can.
     device, dtype: of the computation, and of what is sent.
 
-    All ranks of the group must make it together, and call `apply` together.
+    All ranks of the group must make it together, and call `apply` together. Raises ValueError, on all of
+    them, where they do not hold all elements of a matrix.
     """
 
     def __init__(
@@ -106,9 +107,9 @@ class MatrixExchange:
         """Of the shards: by owner, those of one owner as they came."""
         self.numels = [shards[i].numel for i in self.order]
         requests = self._describe([(index[shards[i].name], shards[i]) for i in self.order], owner_of)
-        self.owned = [number for number, owner in enumerate(owners) if owner == self.rank]
-        self._check_complete(requests, list(matrices))
         self.requests = requests
+        self.owned = [number for number, owner in enumerate(owners) if owner == self.rank]
+        self._check_complete(axis, list(matrices))
         self.returned_sizes = self._sums((r.source, r.numel) for r in requests)
         self.arriving_sizes = self._sums((r.source, r.numel) for r in requests if r.sent)
         owners_in_order = [owner_of[i] for i in self.order]
@@ -157,15 +158,18 @@ class MatrixExchange:
         table = torch.tensor(rows, dtype=torch.int64, device=self.device).view(-1, width)
         return [tuple(row) for row in self._swap(table, sent, received).tolist()]
 
-    def _check_complete(self, requests: Sequence[_Request], names: Sequence[str]) -> None:
-        held = dict.fromkeys(self.owned, 0)
-        for request in requests:
+    def _check_complete(self, axis: Axis, names: Sequence[str]) -> None:
+        """Raises ValueError, on all ranks, for a matrix of which elements are missing. Collective."""
+        held = [0] * len(names)
+        for request in self.requests:
             if request.sent:
                 held[request.matrix] += request.numel
-        for matrix, count in held.items():
-            wanted = box_size(full_box(self.shapes[matrix]))
+        # Of each matrix its owner alone knows.
+        counts = axis.sum(torch.tensor(held, dtype=torch.int64, device=self.device)).tolist()
+        for name, shape, count in zip(names, self.shapes, counts, strict=True):
+            wanted = box_size(full_box(shape))
             if count != wanted:
-                raise ValueError(f"{names[matrix]}: the ranks hold {count} elements of {wanted}")
+                raise ValueError(f"{name}: the ranks hold {count} elements of {wanted}")
 
     def _sums(self, pairs: Iterator[tuple[int, int]] | zip[tuple[int, int]]) -> list[int]:
         """Elements a rank."""
