@@ -12,7 +12,7 @@ from llmkit.engine.base import BUCKET_SIZES, BucketSizes, Engine
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import Source
-from llmkit.errors import RunFault
+from llmkit.errors import RunFault, UserError
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.model.initial import InitialWeights
@@ -34,6 +34,7 @@ def build_engine(
 
     note: is called with a message where torch.compile fails. source: weights and moments after
     `optimizer_steps` updates; default: the initial weights of `run.seed`. All ranks must call it together.
+    Raises UserError for a model with nothing to train.
     """
     plan.require_complete()
     config, shape, layout, kernels = plan.config, plan.model, plan.layout, plan.kernels
@@ -43,6 +44,8 @@ def build_engine(
             tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
             every = layout.activation_checkpointing_every
             model = build_model(shape, tp, kernels.attention, layout.activation_checkpointing, every)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(f"{type(model).__name__} has no parameter that requires a gradient to train")
         if kernels.compiled:
             model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else note)
         return model

@@ -18,8 +18,8 @@ def held_by_deepspeed(
     """The flat fp32 tensors of DeepSpeed's optimizer `zero`, and what is where in them.
 
     As many on every rank, in the same order. Each belongs to one group, of which it may hold some parameters
-    only: the group that comes with it names these. parameters: all of the model's. rank: the index among the
-    ranks over which they are partitioned.
+    only: the group that comes with it names these. parameters: all that are trained. rank: the index among
+    the ranks over which they are partitioned.
     """
     numbers = _flat_of(zero, stage, parameters)
     held = []
@@ -30,6 +30,17 @@ def held_by_deepspeed(
         fragments = [fragment for fragment in found if fragment is not None]
         held.append(Held(replace(group, names=names), flat, fragments))
     return held
+
+
+def own_partition(parameter: nn.Parameter, rank: int) -> tuple[Tensor, int]:
+    """At stage 3: this rank's elements of a weight, flat, and the index of the first of them.
+
+    rank: the index among the ranks over which it is partitioned.
+    """
+    partition = parameter.ds_tensor  # type: ignore[attr-defined]
+    total: int = parameter.ds_numel  # type: ignore[attr-defined]
+    start = min(rank * partition.numel(), total)
+    return partition[: total - start], start
 
 
 def _flats(zero: Any) -> list[Tensor]:

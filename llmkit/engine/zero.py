@@ -21,7 +21,7 @@ from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
 from llmkit.engine.flat import FlatOptimizer
-from llmkit.engine.partitions import held_by_deepspeed
+from llmkit.engine.partitions import held_by_deepspeed, own_partition
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, groups_of, moments
@@ -58,7 +58,9 @@ class ZeroEngine:
     """Trains `model` under DeepSpeed; fp32, or bf16 with fp32 masters, accumulation and moments.
 
     model: of fp32 parameters; for stage 3 made inside `zero3_init`. Its values do not matter: state comes
-    by `write_pieces`. config: DeepSpeed's, see `deepspeed_config`.
+    by `write_pieces`. Parameters that require no gradient when the engine is made are never updated; they
+    have no master, gradient or moment, and at stage 3 are partitioned as the others are. config: DeepSpeed's,
+    see `deepspeed_config`.
     """
 
     def __init__(
@@ -71,8 +73,11 @@ class ZeroEngine:
         self.parameters = dict(model.named_parameters())
         if mesh["tensor"].size > 1:
             mark_sharded(self.parameters.values())
-        groups = groups_of(self.parts, optimizer, model.hidden_matrices())
-        self.optimizer = FlatOptimizer([[self.parameters[name] for name in group.names] for group in groups])
+        trained = {name: weight for name, weight in self.parameters.items() if weight.requires_grad}
+        self.frozen = {name: weight for name, weight in self.parameters.items() if name not in trained}
+        parts = {name: self.parts[name] for name in trained}
+        groups = groups_of(parts, optimizer, model.hidden_matrices())
+        self.optimizer = FlatOptimizer([[trained[name] for name in group.names] for group in groups])
         with redirect_stdout(io.StringIO()):  # it prints its memory use, asked or not
             self.engine, self.zero, _, _ = deepspeed.initialize(
                 model=model,
@@ -82,11 +87,11 @@ class ZeroEngine:
                 dist_init_required=False,
             )
         rank, device = mesh["data", "context"].rank, next(model.parameters()).device
-        self.held = held_by_deepspeed(self.zero, self.stage, self.parameters, groups, rank)
+        self.held = held_by_deepspeed(self.zero, self.stage, trained, groups, rank)
         bound: dict[Tensor, torch.optim.Optimizer] = {}
         for held in self.held:
             (bound[held.tensor],) = build_optimizers(
-                [held], self.parts, optimizer, mesh, device=device, precision=precision
+                [held], parts, optimizer, mesh, device=device, precision=precision
             )
         self.optimizer.bind(bound)
         if hasattr(self.zero, "get_grads_for_norm"):
@@ -129,16 +134,21 @@ class ZeroEngine:
             return evaluate_rows(self.model, self.engine, batches)
 
     def read_pieces(self) -> Iterator[Piece]:
-        """See `Engine.read_pieces`. Of ranks that hold the same slice, the first one gives it."""
-        mine = set()
-        for name, parameter in self.parameters.items():
-            along = placement(parameter)
-            copies = tuple(
-                dim for dim in along.copies if dim not in along.summed
-            )  # where nothing is partitioned
-            if self.mesh[copies].rank == 0:
-                mine.add(name)
-        return to_pieces((shard for shard in self._shards() if shard.parameter in mine), self.parts)
+        """See `Engine.read_pieces`. Of ranks that hold the same slice, the first one gives it.
+
+        A frozen weight has no master: its value, rounded as it is, stands for one.
+        """
+        mine = {name for name in self.parameters if self.mesh[self._copies(name)].rank == 0}
+        kept = (
+            shard._replace(data=shard.data.float()) for shard in self._shards() if shard.parameter in mine
+        )
+        return to_pieces(kept, self.parts)
+
+    def _copies(self, name: str) -> tuple[str, ...]:
+        """Mesh dimensions along which all ranks hold the same of a parameter's state."""
+        along = placement(self.parameters[name])
+        partitioned = along.summed if self.stage == 3 or name not in self.frozen else ()
+        return tuple(dim for dim in along.copies if dim not in partitioned)
 
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
         """See `Engine.write_pieces`."""
@@ -154,7 +164,7 @@ class ZeroEngine:
         self._round_weights()
 
     def _shards(self) -> Iterator[StateShard]:
-        """All that this rank keeps, as views of DeepSpeed's flat tensors."""
+        """All that this rank keeps, as views of DeepSpeed's flat tensors and of the frozen weights."""
         for held in self.held:
             state = self.optimizer.state[held.tensor]
             kinds = moments(self.optimizer.optimizers[held.tensor])
@@ -163,6 +173,11 @@ class ZeroEngine:
                 for kind, tensor in tensors.items():
                     mine = tensor[each.offset : each.offset + each.numel]
                     yield StateShard(each.parameter, kind, mine, each.start)
+        for name, weight in self.frozen.items():
+            stored, start = weight.detach().view(-1), 0
+            if self.stage == 3:
+                stored, start = own_partition(weight, self.mesh["data", "context"].rank)
+            yield StateShard(name, "master", stored, start)
 
     @torch.no_grad()
     def _round_weights(self) -> None:

@@ -69,16 +69,20 @@ def example(name: str) -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def make(mesh: Mesh, model: dict[str, Any], optimizer: dict[str, Any], **parallel: Any) -> Engine:
+def make(
+    mesh: Mesh, model: dict[str, Any], optimizer: dict[str, Any], precision: str = "fp32", **parallel: Any
+) -> Engine:
     """An engine of a registered model with random weights everywhere."""
     content = {
         "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
-        "train": {"max_steps": 9, "gradient_clipping": 0.5, "global_batch_size": ROWS, "precision": "fp32"},
+        "train": {
+            "max_steps": 9, "gradient_clipping": 0.5, "global_batch_size": ROWS, "precision": precision,
+        },
         "optimizer": {"eps": 1e-5, **optimizer},
         "parallel": {"world_size": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size, **parallel},
         "kernels": {"compile": False},
         "model": model,
-    }
+    }  # fmt: skip
     config = config_class(content).model_validate(content)
     known = Known(mesh.world_size, tokenizer_size=VOCABULARY, device=DeviceFacts())
     engine = build_engine(resolve_plan(Loaded.of(config), known), mesh, device=torch.device("cpu"))
