@@ -13,7 +13,9 @@ from torch import Tensor
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.engine.state_shards import Source
+from llmkit.errors import UserError
 from llmkit.model.base import Model
+from llmkit.parallel.agreement import check_same_on_all_ranks
 from llmkit.parallel.mesh import Mesh
 
 
@@ -43,9 +45,18 @@ def without_targets(device: torch.device) -> StepResult:
 
 
 class StepSums:
-    """The sums of a step over its micro-batches: of the loss and of the model's extras, fp64."""
+    """The sums of a step over its micro-batches: of the loss and of the model's extras, fp64.
 
-    def __init__(self, device: torch.device) -> None:
+    One object serves all steps: it knows the names of the extras, which must not change.
+    """
+
+    names: tuple[str, ...] | None = None
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+
+    def start(self, device: torch.device) -> None:
+        """Before the first micro-batch of a step."""
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.extras: dict[str, Tensor] = {}
 
@@ -56,12 +67,24 @@ class StepSums:
             value = extra.detach().double()
             self.extras[name] = self.extras[name] + value if name in self.extras else value
 
-    def over_ranks(self, mesh: Mesh) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sums over all ranks that see other tokens, in one exchange; nothing waits for the device."""
-        if not self.extras:
-            return mesh["data", "context"].sum(self.loss), {}
-        names = sorted(self.extras)  # the order in which ranks have met them may differ
-        total = mesh["data", "context"].sum(torch.stack([self.loss, *(self.extras[name] for name in names)]))
+    def over_ranks(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sums over all ranks that see other tokens, in one exchange; nothing waits for the device.
+
+        Collective. Raises UserError where the names of the extras differ between ranks, or change.
+        """
+        names = tuple(sorted(self.extras))  # the order in which ranks have met them may differ
+        if self.names is None:
+            facts = {"names of LossSum.extras, the same for every batch": ", ".join(names)}
+            check_same_on_all_ranks(self.mesh, facts)
+            self.names = names
+        if names != self.names:  # ranks would exchange different numbers of sums
+            raise UserError(
+                f"LossSum.extras of the model had the names ({', '.join(self.names)}), in this step they are "
+                f"({', '.join(names)}): give the same for every batch, 0 where there is nothing to add"
+            )
+        total = self.mesh["data", "context"].sum(
+            torch.stack([self.loss, *(self.extras[name] for name in names)])
+        )
         return total[0], dict(zip(names, total[1:].unbind(), strict=True))
 
 

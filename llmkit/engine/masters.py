@@ -117,9 +117,12 @@ class ReplicatedMasters:
             weight.grad = None
 
     def reduce(self) -> None:
-        """See `Masters.reduce`."""
+        """See `Masters.reduce`. A weight that took no part has a gradient of zero, as it has in buckets."""
         if self.buckets is not None:
             self.buckets.finish()
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
 
     @torch.no_grad()
     def update_weights(self) -> None:

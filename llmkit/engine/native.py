@@ -47,6 +47,7 @@ class NativeEngine:
         buckets: BucketSizes = BUCKET_SIZES,
     ) -> None:
         self.model, self.mesh = model, mesh or Mesh()
+        self.sums = StepSums(self.mesh)
         self.gradient_clipping = gradient_clipping
         self.weights = dict(model.named_parameters())
         self.parts = model.parameter_slices()
@@ -78,7 +79,8 @@ class NativeEngine:
         if targets == 0:
             return without_targets(device)
         self.masters.zero_gradients()
-        sums = StepSums(device)
+        sums = self.sums
+        sums.start(device)
         for index, batch in enumerate(micro_batches):
             self.masters.before_backward(index == len(micro_batches) - 1)
             loss = self.model(batch)
@@ -93,7 +95,7 @@ class NativeEngine:
             torch._foreach_mul_(gradients, scale)
         skipped = (~torch.isfinite(norm)).float()
         self._update(skipped, learning_rate)
-        loss_sum, extras = sums.over_ranks(self.mesh)
+        loss_sum, extras = sums.over_ranks()
         return StepResult(loss_sum, targets, norm, skipped, extras)
 
     def _gradient_norm(self, device: torch.device) -> Tensor:

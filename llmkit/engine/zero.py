@@ -23,6 +23,7 @@ from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sh
 from llmkit.engine.flat import FlatOptimizer
 from llmkit.engine.partitions import held_by_deepspeed, own_partition
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
+from llmkit.engine.used import SameUse
 from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, groups_of, moments
 from llmkit.parallel.agreement import fail_together
@@ -74,6 +75,7 @@ class ZeroEngine:
         if mesh["tensor"].size > 1:
             mark_sharded(self.parameters.values())
         trained = {name: weight for name, weight in self.parameters.items() if weight.requires_grad}
+        self.sums, self.use = StepSums(mesh), SameUse(trained, mesh)
         self.frozen = {name: weight for name, weight in self.parameters.items() if name not in trained}
         parts = {name: self.parts[name] for name in trained}
         groups = groups_of(parts, optimizer, model.hidden_matrices())
@@ -110,11 +112,14 @@ class ZeroEngine:
             return without_targets(micro_batches[0].tokens.device)
         # DeepSpeed averages over the data-parallel ranks; it must not divide by the micro-batches too.
         share = self.mesh["data", "context"].size / targets
-        sums = StepSums(micro_batches[0].tokens.device)
+        sums = self.sums
+        sums.start(micro_batches[0].tokens.device)
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss = self.engine(batch)
-            self.engine.backward(loss.objective * share, scale_wrt_gas=False)
+            objective = loss.objective
+            self.use.check(objective)
+            self.engine.backward(objective * share, scale_wrt_gas=False)
             sums.add(loss)
         self.optimizer.set_learning_rate(learning_rate)
         self.engine.step()
@@ -125,7 +130,7 @@ class ZeroEngine:
             self.engine.get_global_grad_norm(), dtype=torch.float32, device=sums.loss.device
         )
         skipped = torch.full_like(norm, float(self.zero.overflow))
-        loss_sum, extras = sums.over_ranks(self.mesh)
+        loss_sum, extras = sums.over_ranks()
         return StepResult(loss_sum, targets, norm, skipped, extras)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
