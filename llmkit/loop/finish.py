@@ -120,7 +120,7 @@ def sample(t: Trainer, text: str) -> str:
 
     Where all that the model saw are chats, the prompt is a question to the assistant.
     """
-    if _is_cut(t) and t.plan.model.num_parameters > SAMPLED_PARAMETERS:
+    if not t.plan.layout.full_weights and t.plan.model.num_parameters > SAMPLED_PARAMETERS:
         return f"no sample of a model of this size: {_command('generate', t)}"
     try:
         only_chats = all(spec.record == "chat" for spec in t.config.data.sources)
@@ -133,16 +133,12 @@ def sample(t: Trainer, text: str) -> str:
     return prompt.shown + answer
 
 
-def _is_cut(t: Trainer) -> bool:
-    return t.plan.layout.zero_stage > 0 or t.plan.layout.tensor_parallel_size > 1
-
-
 @contextmanager
 def _whole_model(t: Trainer) -> Iterator[Model]:
-    """The model as it is in the engine; where the layout cuts it, as it was saved, on the host."""
-    if _is_cut(t):
-        yield load_model(load_checkpoint(t.checkpoint), torch.device("cpu"), t.plan.precision)
-    else:
+    """The model as it is in the engine; where this rank holds a part of it only, as saved, on the host."""
+    if t.plan.layout.full_weights:
         t.engine.model.eval()
         yield t.engine.model
         t.engine.model.train()
+    else:
+        yield load_model(load_checkpoint(t.checkpoint), torch.device("cpu"), t.plan.precision)

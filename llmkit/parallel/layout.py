@@ -33,6 +33,11 @@ class Layout:
         """Ranks that see different rows."""
         return self.world_size // self.tensor_parallel_size
 
+    @property
+    def full_weights(self) -> bool:
+        """Whether each process holds all weights of the model between steps, whichever engine trains it."""
+        return self.zero_stage < 3 and self.tensor_parallel_size == 1
+
     def to_dict(self) -> dict[str, Any]:
         """The fields, as JSON can hold them."""
         return asdict(self)

@@ -26,7 +26,7 @@ LAUNCHES = [
     # (name, layout on two processes, overrides)
     ("cpu", {"zero_stage": 0}, []),
     ("zero1", {"zero_stage": 1, "engine": "deepspeed"}, []),
-    ("zero2", {"zero_stage": 2}, ["train.micro_batch_size=1"]),
+    ("zero2", {"zero_stage": 2}, ["train.micro_batch_size=1", "monitor.sample=the"]),
     ("torchrun", {"zero_stage": 0, "tensor_parallel_size": 2}, ["parallel.tensor_parallel_size=2"]),
     ("zero3", {"zero_stage": 3}, ["monitor.sample=the"]),
     ("ddp", {"zero_stage": 2}, ["parallel.zero_stage=2"]),
@@ -137,7 +137,8 @@ def test_a_launch_goes_on_as_one_process_would(project, number, name):
     if name == "zero3":
         stage = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]["stage"]
         assert stage == 3
-        assert "\nthe" in output  # the sample, of a model that no rank has whole
+    if "monitor.sample=the" in overrides:
+        assert "\nthe" in output
     second = (folder / "logs" / "rank-00001.log").read_text()
     assert "x 2 processes" in second
     assert "loss" not in second.replace("held-out loss", "")

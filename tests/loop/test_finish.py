@@ -61,3 +61,10 @@ def test_a_stop_while_the_sample_is_made_leaves_out_the_sample_of_a_run_that_is_
     assert (folder / "DONE").exists()
     assert events(folder)[-1] == "done"
     assert "no sample: stopped by SIGTERM" in capsys.readouterr().out
+
+
+def test_the_sample_is_of_the_model_in_the_engine_where_that_is_complete(project, monkeypatch, capsys):
+    monkeypatch.setattr(finish, "load_model", None)
+    assert train("monitor.sample='the '", "parallel.zero_stage=1", "train.max_steps=1") == 0
+    out = capsys.readouterr().out
+    assert "\nthe " in out and "no sample" not in out
