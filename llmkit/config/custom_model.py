@@ -16,7 +16,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.registry import Component, find, names
 
-NOT_STORED = {"takes_tensor_parallel", "supports"}
+NOT_STORED = {"takes_tensor_parallel", "supports", "scalars"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class CustomModel:
 
     settings: of its section, as plain values. flops_per_token: of forward and backward, in sequences of
     `max_position_embeddings` tokens. takes_tensor_parallel: whether all its parameters lie in layers that can
-    be sharded. supports: see `Model.supports`. These two are not kept in checkpoints.
+    be sharded. supports: see `Model.supports`. scalars: names of parameters without dimensions. These three
+    are not kept in checkpoints.
     """
 
     type: str
@@ -36,6 +37,7 @@ class CustomModel:
     settings: dict[str, Any]
     takes_tensor_parallel: bool = False
     supports: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
 
     @property
     def component(self) -> Component:

@@ -15,7 +15,7 @@ from llmkit.config.schema import Config
 class Facts:
     """What checks know beside the settings; None = not yet.
 
-    world_size: processes of the run. zero_stage, offload: as resolved with accelerate's configuration.
+    world_size: processes of the run. zero_stage, offload, engine: resolved with accelerate's configuration.
     tokenizer_size: tokens of the tokenizer. holds_out: whether the data have held-out documents.
     """
 
@@ -24,6 +24,7 @@ class Facts:
     offload: str | None = None
     tokenizer_size: int | None = None
     holds_out: bool | None = None
+    engine: str | None = None
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ class Model(nn.Module):
             flops_per_token=model.flops_per_token(length),
             takes_tensor_parallel=owned.issuperset(model.parameters()),
             supports=cls.supports,
+            scalars=tuple(name for name, parameter in model.named_parameters() if parameter.dim() == 0),
             settings=settings.model_dump(mode="json"),
         )
 

@@ -35,7 +35,10 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
     known, config, pending = known or Known(), loaded.config, dict[str, str]()
     launch = LaunchResolver(config, loaded.origins, known.accelerate or AccelerateConfig())
     layout = launch.layout(_world_size(config, known, pending))
-    facts = Facts(known.world_size, layout.zero_stage, layout.offload, known.tokenizer_size, known.holds_out)
+    facts = Facts(
+        known.world_size, layout.zero_stage, layout.offload, known.tokenizer_size, known.holds_out,
+        layout.engine,
+    )  # fmt: skip
     asked = launch.precision()
     kernels, on_device = _kernels(loaded, layout, known.device, pending)
     on_device += _check_estimate(loaded, known.device)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from torch import nn
 
 import llmkit
 from llmkit.config.custom_model import CustomModel, describe, stored_model
-from llmkit.config.registered import CHOICES, section_of
+from llmkit.config.load import Loaded
+from llmkit.config.registered import CHOICES, config_class, section_of
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.layers import RowLinear
+from llmkit.plan import resolve_plan
 from llmkit.registry import find, register
 from tests.examples.project import forgotten
 from tests.shapes import LLAMA_STYLE
@@ -30,12 +33,16 @@ class Wide(llmkit.Model):
         """Of it."""
         sharded: bool = False
         """Whether it can be."""
+        scaled: bool = False
+        """Whether there is a parameter without dimensions."""
         pair: tuple[int, int] = (1, 2)
         """A list in JSON."""
 
     def __init__(self, config, context):
         super().__init__()
         self.table = RowLinear(config.width, context.vocab_size, False, context.tp)
+        if config.scaled:
+            self.scale = nn.Parameter(torch.ones(()))
         if not config.sharded:
             self.extra = nn.Linear(3, config.width, bias=False)
 
@@ -60,6 +67,23 @@ def test_it_is_described_without_memory_for_it():
     assert (found.vocab_size, found.max_position_embeddings) == (2**20, 7)
     assert found.takes_tensor_parallel and found.supports == ("document_masks",)
     assert not describe(settings(), 11, 7).takes_tensor_parallel
+    assert found.scalars == () and describe(settings(scaled=True), 11, 7).scalars == ("scale",)
+
+
+@pytest.mark.parametrize(("parallel", "refused"), [({"zero_stage": 2}, True), ({"zero_stage": 1}, False)])
+def test_a_parameter_without_dimensions_is_refused_where_deepspeed_would_get_it(parallel, refused):
+    content = {
+        "data": {"sources": [{"type": "stdlib"}], "sequence_length": 8},
+        "train": {"max_steps": 1, "global_batch_size": 2},
+        "model": {"type": "wide", "scaled": True},
+        "parallel": {"world_size": 2, **parallel},
+    }
+    loaded = Loaded.of(config_class(content).model_validate(content))
+    if not refused:
+        assert resolve_plan(loaded).layout.engine == "native"
+        return
+    with pytest.raises(UserError, match=r"scale has no dimensions, which DeepSpeed .*stage 2.*shape \(1,\)"):
+        resolve_plan(loaded)
 
 
 def test_layers_that_the_ranks_do_not_divide_are_found():
