@@ -60,11 +60,9 @@ def _check_custom_model(s: Settings) -> Iterator[Mistake]:
         note = "only layers of llmkit.layers can be sharded; build the model of them, or set the size to 1"
         yield s.mistake("{0} does not go with {1}", _TENSOR_SIZE, "model.type", note=note)
     if s.facts.engine == "deepspeed" and found.scalars:
-        what = (
-            f"{{0}}: {found.scalars[0]} has no dimensions, which DeepSpeed (ZeRO stage {s.facts.zero_stage})"
-        )
-        note = "give it the shape (1,), or choose stage 0 or 1 and parallel.engine=native"
-        yield s.mistake(f"{what} does not take", "model.type", note=note)
+        what = f"{{0}}: DeepSpeed (ZeRO stage {s.facts.zero_stage}) takes no parameters without dimensions"
+        note = f"give {found.scalars[0]} the shape (1,), or choose stage 0 or 1 and parallel.engine=native"
+        yield s.mistake(what, "model.type", note=note)
     asked = {
         "parallel.activation_checkpointing": config.parallel.activation_checkpointing != "none",
         "data.document_masks": config.data.document_masks,
