@@ -17,6 +17,8 @@ from llmkit.errors import RunFault, from_report, to_report
 ANSWER_SECONDS = 5.0
 """How long processes have to answer once one has failed; one that has not answered by then counts as gone."""
 POLL_SECONDS = 0.5
+CLOSE_SECONDS = 30.0
+"""How long `close` waits at most, for a store that does not answer any more."""
 MAX_MESSAGE = 2000
 """Characters of an error that are sent to other processes."""
 SHOWN = 8
@@ -44,8 +46,13 @@ class RollCall:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and waits until it has ended.
+
+        A process that ends while the thread is inside the store is aborted: the interpreter then stops the
+        thread where C++ allows no exception ("terminate called without an active exception").
+        """
         self._closed.set()
+        self._thread.join(CLOSE_SECONDS)
 
     @property
     def first(self) -> int:

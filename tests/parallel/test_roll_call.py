@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -111,3 +112,21 @@ def test_a_store_that_is_gone_is_rank_0_that_is_gone(ranks):
     assert second.absent == {0}
     error = KeyError("its own")
     assert first.cause(error) is error
+
+
+def test_closing_waits_for_the_thread_which_may_be_inside_the_store(monkeypatch):
+    monkeypatch.setattr(roll_call, "POLL_SECONDS", 0.0)
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(Memory):
+        def check(self, keys: list[str]) -> bool:
+            if keys:
+                inside.set()
+                assert go_on.wait(HANG)
+            return super().check(keys)
+
+    call = RollCall(Slow(), 1, 2)  # type: ignore[arg-type]
+    assert inside.wait(HANG)
+    threading.Timer(0.2, go_on.set).start()
+    call.close()
+    assert go_on.is_set() and not call._thread.is_alive()
