@@ -236,9 +236,10 @@ class Trainer:
                 mesh=self.mesh,
                 note=self.console.note,
             )
-        self.saved_step, self.save_seconds = self.state.step, self.clock() - began
-        self.events.record("save", step=self.state.step, path=path.name)
-        self.hooks.call("after_save", self, path)
+            self.saved_step = self.state.step
+            self.events.record("save", step=self.state.step, path=path.name)
+            self.hooks.call("after_save", self, path)
+        self.save_seconds = self.clock() - began
         return path
 
     def _checkpoint_state(self) -> dict[str, Any]:
@@ -299,7 +300,8 @@ class Trainer:
             self.console.note(
                 f"stopping early: {state.evaluations_without_gain} evaluations without a lower loss"
             )
-        self.hooks.call("after_evaluate", self, found)
+        with self.phases.span("evaluate"):
+            self.hooks.call("after_evaluate", self, found)
         return True
 
     @property
@@ -312,7 +314,8 @@ class Trainer:
     def _may_end_here(self) -> bool:
         """Whether this may be the last step: by the number of steps, or by what its evaluation will say."""
         patience, without = self.config.evaluate.early_stopping, self.state.evaluations_without_gain
-        last_chance = self.evaluation_due and patience is not None and without + 1 >= patience
+        evaluates = self.heldout is not None and (self.evaluation_due or self.agreed.evaluate)
+        last_chance = evaluates and patience is not None and without + 1 >= patience
         return last_chance or self.state.finished()
 
     @property

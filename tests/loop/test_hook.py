@@ -140,6 +140,23 @@ class Asks(Hook):
         return self.requests.get(t.state.step)
 
 
+def test_the_step_at_which_an_asked_evaluation_ends_a_run_has_a_row(project: Path) -> None:
+    asked = {2: Request(evaluate=True), 3: Request(evaluate=True)}
+    settings = (
+        "optimizer.learning_rate=1e-30",
+        "evaluate.early_stopping=1",
+        "evaluate.every_steps=50",
+        "monitor.log_every=5",
+    )
+    assert fit(Asks(asked), overrides=settings) == 0
+    assert [(row["step"], "loss" in row) for row in rows(RUN)] == [
+        (1, True),
+        (2, False),
+        (3, True),
+        (3, False),
+    ]
+
+
 def test_requests_save_evaluate_and_finish(project: Path) -> None:
     asked = {3: Request(save=True), 4: Request(evaluate=True), 6: Request(max_steps=7)}
     assert fit(Asks(asked), overrides=("checkpoint.every_steps=0",)) == 0

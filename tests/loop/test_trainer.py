@@ -15,6 +15,7 @@ from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.engine.native import NativeEngine
 from llmkit.loop import trainer as module
+from llmkit.loop.hook import Hook
 from llmkit.loop.resume import Options
 from llmkit.train import train
 from tests.drills.test_world import free_ports
@@ -50,10 +51,14 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
     clock.takes(TrainLoader, "__next__", 0.5)
     clock.takes(module, "save", 100.0)
     clock.takes(HeldOut, "__iter__", 300.0)
+    uploads = Hook()
+    for name in ("after_save", "after_evaluate"):
+        monkeypatch.setattr(uploads, name, lambda t, what: None, raising=False)
+        clock.takes(uploads, name, 10.0)
     monkeypatch.setattr(module, "device_peak", lambda device, dtype: (1e6, "a known peak"))
     settings = ["monitor.log_every=4", "checkpoint.every_steps=3", "evaluate.every_steps=5"]
     loaded = load("tiny.yaml", settings)
-    assert train(loaded, Options(), started=0.0, environment={}, clock=clock) == 0
+    assert train(loaded, Options(), started=0.0, environment={}, hooks=[uploads], clock=clock) == 0
     folder = project / "runs" / "tiny"
     first, *others = [row for row in rows(folder) if "loss" in row]
     assert first["step_seconds"] is None and first["mfu"] is None
@@ -65,7 +70,7 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
         assert row["tokens_per_second"] == pytest.approx(4 * 32 / 2.5)
         assert (row["mfu"], row["mfu_peak"]) == (pytest.approx(4 * 32 / 2.5 * flops / 1e6), "a known peak")
     done = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
-    seconds = {"data": 6.0, "step": 24.0, "save": 400.0, "evaluate": 900.0}
+    seconds = {"data": 6.0, "step": 24.0, "save": 440.0, "evaluate": 930.0}
     assert done["phase_seconds"] | seconds == pytest.approx(done["phase_seconds"])
 
 
