@@ -82,7 +82,9 @@ def test_a_parameter_without_dimensions_is_refused_where_deepspeed_would_get_it(
     if not refused:
         assert resolve_plan(loaded).layout.engine == "native"
         return
-    with pytest.raises(UserError, match=r"(?s)stage 2\) takes no parameters without.*give scale the shape \(1,\)"):
+    with pytest.raises(
+        UserError, match=r"(?s)stage 2\) takes no parameters without.*give scale the shape \(1,\)"
+    ):
         resolve_plan(loaded)
 
 
