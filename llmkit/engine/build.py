@@ -44,6 +44,8 @@ def build_engine(
             tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
             every = layout.activation_checkpointing_every
             model = build_model(shape, tp, kernels.attention, layout.activation_checkpointing, every)
+        for parameter in model.parameters():  # engines and checkpoints take them for flat row-major storage
+            parameter.data = parameter.data.contiguous()
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(f"{type(model).__name__} has no parameter that requires a gradient to train")
         if kernels.compiled:

@@ -38,6 +38,8 @@ class Irregular(llmkit.Model):
         """Whether the embedding and the first block's matrix are not trained."""
         unused: bool = False
         """Whether there are parameters that nothing uses."""
+        strided: bool = False
+        """Whether parameters do not lie row by row in memory."""
         rare: bool = False
         """Whether an expert is used only by rows with rare tokens."""
         counted: bool = False
@@ -54,6 +56,9 @@ class Irregular(llmkit.Model):
             nn.ModuleDict({"up": nn.Linear(13, 29), "down": nn.Linear(29, 13)}) for _ in range(2)
         )
         self.expert = nn.ModuleList([nn.Linear(13, 13), nn.Linear(13, 13)])
+        if config.strided:
+            self.positions = nn.Parameter(torch.empty(13, LENGTH).mT)
+            self.blocks[1]["up"].weight = nn.Parameter(torch.empty(13, 29).mT)
         self.norm = nn.LayerNorm(13)
         if config.frozen:
             self.embedding.requires_grad_(False)

@@ -16,9 +16,10 @@ NATIVE = [{"zero_stage": stage, "engine": "native"} for stage in (0, 1)]
 DEEPSPEED = [{"zero_stage": stage, "engine": "deepspeed"} for stage in (1, 2, 3)]
 
 
-def test_frozen_and_unused_parameters_on_three_ranks_equal_one_process():
+def test_frozen_unused_and_strided_parameters_on_three_ranks_equal_one_process():
     """Weights that take no part in a step have a gradient of zero, whatever the layout: moments decay."""
     cases = [
+        *({"model": {"strided": True}, "parallel": parallel} for parallel in (NATIVE[1], DEEPSPEED[0])),
         *({"model": {"frozen": True}, "parallel": parallel} for parallel in NATIVE),
         *({"model": {"unused": True}, "parallel": parallel} for parallel in (*NATIVE, *DEEPSPEED)),
         *({"model": {"rare": True}, "parallel": parallel} for parallel in NATIVE),
