@@ -14,7 +14,7 @@ import llmkit
 from llmkit.batch import IGNORE, Batch
 from llmkit.config.load import Loaded
 from llmkit.config.registered import config_class
-from llmkit.engine.base import Engine
+from llmkit.engine.base import BucketSizes, Engine
 from llmkit.engine.build import build_engine
 from llmkit.layers import Embedding, FusedColumnLinear, Head, RMSNorm, RowLinear
 from llmkit.parallel.mesh import Mesh, make_mesh
@@ -22,6 +22,8 @@ from llmkit.parity.state import gather_state
 from llmkit.parity.subjects import RandomWeights
 from llmkit.plan import DeviceFacts, Known, resolve_plan
 
+BUCKETS = BucketSizes(native=2_000, persistent=20)
+"""So that there are several; and at stage 3 matrices are partitioned, vectors are not."""
 VOCABULARY, ROWS, LENGTH, STEPS = 53, 4, 12, 4
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -85,7 +87,8 @@ def make(
     }  # fmt: skip
     config = config_class(content).model_validate(content)
     known = Known(mesh.world_size, tokenizer_size=VOCABULARY, device=DeviceFacts())
-    engine = build_engine(resolve_plan(Loaded.of(config), known), mesh, device=torch.device("cpu"))
+    plan = resolve_plan(Loaded.of(config), known)
+    engine = build_engine(plan, mesh, device=torch.device("cpu"), buckets=BUCKETS)
     engine.write_pieces(Weights(engine), 0)
     return engine
 
