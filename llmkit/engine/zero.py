@@ -118,7 +118,8 @@ class ZeroEngine:
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss = self.engine(batch)
             objective = loss.objective
-            self.use.check(objective)
+            if not self.model.uses_every_parameter:
+                self.use.check(objective)
             self.engine.backward(objective * share, scale_wrt_gas=False)
             sums.add(loss)
         self.optimizer.set_learning_rate(learning_rate)

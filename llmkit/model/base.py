@@ -61,6 +61,8 @@ class Model(nn.Module):
     supports: ClassVar[tuple[str, ...]] = ()
     """Which of these it uses; a run that asks for another one is refused: "activation_checkpointing" (as the
     context says), "document_masks" (`Batch.documents`), "compile" (by a `compile_parts` of its own)."""
+    uses_every_parameter: ClassVar[bool] = False
+    """Whether every batch uses every parameter; else DeepSpeed's engine checks that it is so."""
     compiled: bool = False
     """Whether `compile_parts` has compiled anything."""
     has_weights: bool = True

@@ -84,6 +84,8 @@ class GPT(Model):
     the meta device, `to_empty`) the model does not compute. Who sets them one by one sets this, too.
     """
 
+    uses_every_parameter = True
+
     def __init__(
         self,
         shape: ModelShape,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmkit.batch import Batch
 from llmkit.engine.base import StepSums
 from llmkit.engine.used import SameUse, used_leaves
 from llmkit.errors import UserError
+from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh
 from tests.ranks import run_ranks
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
 CASES = "tests.engine.irregular_cases"
 NATIVE = [{"zero_stage": stage, "engine": "native"} for stage in (0, 1)]
@@ -49,6 +52,15 @@ def test_leaves_are_found_behind_any_function_and_only_where_they_take_part():
     a, b, c = (torch.nn.Parameter(torch.ones(3)) for _ in range(3))
     result = (torch.utils.checkpoint.checkpoint(torch.sin, a, use_reentrant=False) * b.detach()).sum() + c[0]
     assert used_leaves(result) == {id(a), id(c)}
+
+
+@pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("recomputed", ["none", "selective", "full"])
+def test_every_batch_uses_every_parameter_of_our_model(shape, recomputed):
+    model = GPT(shape, activation_checkpointing=recomputed)
+    tokens = torch.zeros((1, 4), dtype=torch.long)
+    assert model.uses_every_parameter
+    assert used_leaves(model(Batch(tokens, tokens)).objective) >= {id(p) for p in model.parameters()}
 
 
 def test_use_must_not_change_between_batches():
