@@ -26,6 +26,7 @@ SUPPORTED = ">=0.19.8,<0.20"
 PRIVATE: Mapping[str, tuple[str, ...]] = {
     "deepspeed.runtime.engine:DeepSpeedEngine": (
         "set_gradient_accumulation_boundary", "backward", "step", "get_global_grad_norm", "destroy",
+        "empty_partition_cache",
     ),
     "deepspeed.runtime.bf16_optimizer:BF16_Optimizer": (
         "fp32_groups_flat_partition", "bf16_groups", "update_lp_params", "overflow", "get_grads_for_norm",
@@ -38,7 +39,7 @@ PRIVATE: Mapping[str, tuple[str, ...]] = {
         "fp32_partitioned_groups_flat", "grad_position", "get_param_id", "overflow",
     ),
     "deepspeed.runtime.zero.partition_parameters:Init": (
-        "ds_numel", "ds_persist", "ds_tensor", "partition", "has_been_updated",
+        "ds_numel", "ds_tensor",
     ),
     "deepspeed.utils.tensor_fragment:tensor_fragment": (
         "hp_fragment_address", "lp_fragment_address",

@@ -191,10 +191,8 @@ class ZeroEngine:
         if self.stage < 3:
             self.zero.update_lp_params()
             return
-        for parameter in self.parameters.values():
-            if parameter.ds_persist:  # type: ignore[attr-defined]
-                # A full copy may be there already; it is gathered anew at its next use.
-                parameter.partition(has_been_updated=False)  # type: ignore[attr-defined]
+        # Full copies may be there, of small parameters and after an evaluation; they are gathered anew.
+        self.engine.empty_partition_cache()
         for held in self.held:
             for each in held.fragments:
                 partition = self.parameters[each.parameter].ds_tensor  # type: ignore[attr-defined]

@@ -120,6 +120,11 @@ def test_loss_and_gradient_norm_of_every_step(compared):
             assert row[2] == 0.0
 
 
+def test_state_that_is_written_after_an_evaluation_is_what_the_next_step_uses(compared):
+    for stage, found in stages_of(compared[1]).items():
+        assert found["again"] == pytest.approx(found["rows"][0], rel=1e-6), stage
+
+
 def test_clipping_was_active(compared):
     assert min(norm for _, norm, _ in compared[1]["reference"]) > 0.5
 
