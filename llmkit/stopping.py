@@ -161,5 +161,11 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def ignore_requests() -> None:
+    """From now on signals are no requests to stop, as all is done; but Ctrl-C ends a process that hangs."""
+    for number in set(SIGNALS) - {signal.SIGINT}:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _ignored_on_purpose(number: signal.Signals) -> bool:
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

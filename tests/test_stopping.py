@@ -12,6 +12,7 @@ import pytest
 from llmkit import stopping
 from llmkit.stopping import LAUNCHER_GONE, LAUNCHERS, SIGNALS, Listener, Stopped, in_thread, interruptible
 from tests.limits import HANG
+from tests.program import make_project, run
 
 
 @pytest.fixture
@@ -138,3 +139,14 @@ def test_other_reasons_are_looked_for_as_long_as_work_may_be_given_up(listener, 
     before = len(asked)
     time.sleep(0.1)
     assert len(asked) - before <= 1, "but for one that was under way"
+
+
+def test_a_command_that_has_its_exit_code_ends_with_it_whatever_signal_comes(tmp_path):
+    """Taking a process down may last for seconds; a run that is done or saved has not failed meanwhile."""
+    for number in set(SIGNALS) - {signal.SIGINT}:
+        (tmp_path / f"ender_{number.name}.py").write_text(
+            f"import atexit, os\natexit.register(os.kill, os.getpid(), {int(number)})\n"
+        )
+    make_project(tmp_path)
+    plugins = ", ".join(sorted(path.stem for path in tmp_path.glob("ender_*.py")))
+    run(tmp_path, "config", "tiny.yaml", f"plugins=[{plugins}]")
