@@ -8,7 +8,6 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "llmkit"
 ELSEWHERE = {
     # Module -> the file of the tests that know it, by way of the module that uses it.
-    "config/custom_model.py": "examples/test_own_model.py",
     "data/blocks.py": "data/test_loader.py",
     "data/building/assemble.py": "data/building/test_build_source.py",
     "data/building/given.py": "data/test_prepared.py",
@@ -36,10 +35,8 @@ ELSEWHERE = {
     "data/tokens/template_environment.py": "data/tokens/test_chat.py",
     "data/tokens/text_encoder.py": "data/tokens/test_fast.py",
     "data/tokens/tokenizer_json.py": "data/tokens/test_tokenizer.py",
-    "engine/base.py": "engine/test_native.py",
     "engine/build.py": "engine/test_custom_models.py",
     "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
-    "layers.py": "examples/test_own_model.py",
     "loop/hook_list.py": "loop/test_hook.py",
     "loop/launch.py": "loop/test_prepare.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",
