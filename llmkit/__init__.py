@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from llmkit.api import train as train
     from llmkit.batch import Batch as Batch
     from llmkit.batch import LossSum as LossSum
+    from llmkit.config.load import Loaded as Loaded
     from llmkit.config.load import load as load
     from llmkit.config.section import Section as Section
     from llmkit.data.sources.custom import DataSource as DataSource
+    from llmkit.engine.base import StepResult as StepResult
     from llmkit.errors import UserError as UserError
+    from llmkit.loop.hook import Evaluation as Evaluation
     from llmkit.loop.hook import Hook as Hook
     from llmkit.loop.hook import Request as Request
+    from llmkit.loop.trainer import Trainer as Trainer
     from llmkit.model.base import Model as Model
     from llmkit.model.base import ModelContext as ModelContext
     from llmkit.monitor.sink import Sink as Sink
@@ -34,7 +38,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "llmkit.batch:Batch",
     "DataSource": "llmkit.data.sources.custom:DataSource",
+    "Evaluation": "llmkit.loop.hook:Evaluation",
     "Hook": "llmkit.loop.hook:Hook",
+    "Loaded": "llmkit.config.load:Loaded",
     "LossSum": "llmkit.batch:LossSum",
     "Model": "llmkit.model.base:Model",
     "ModelContext": "llmkit.model.base:ModelContext",
@@ -43,6 +49,8 @@ _HOMES = {
     "Run": "llmkit.api:Run",
     "Section": "llmkit.config.section:Section",
     "Sink": "llmkit.monitor.sink:Sink",
+    "StepResult": "llmkit.engine.base:StepResult",
+    "Trainer": "llmkit.loop.trainer:Trainer",
     "UserError": "llmkit.errors:UserError",
     "layers": "llmkit.layers:",
     "load": "llmkit.config.load:load",
@@ -54,12 +62,14 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'llmkit' has no attribute {name!r}")
-    module, _, defined = _HOMES[name].partition(":")
-    found = importlib.import_module(module)
-    return getattr(found, defined) if defined else found
+if not TYPE_CHECKING:  # which would take any name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'llmkit' has no attribute {name!r}")
+        module, _, defined = _HOMES[name].partition(":")
+        found = importlib.import_module(module)
+        return getattr(found, defined) if defined else found
 
 
 class _Package(ModuleType):

@@ -69,7 +69,8 @@ class LossSum(NamedTuple):
     targets: (batch,) int64, how many targets the row has.
     extras: further sums over the batch by name, scalars on the device, such as a balance loss or a count.
         One that requires a gradient is added to what is minimised. The names must be the same on all ranks
-        and in all batches of a run; each is recorded as a mean over targets, as the loss is.
+        and in all batches of a run; each is recorded as a mean over targets, as the loss is. Tensor-parallel
+        ranks must have the same value: a sum over sharded activations needs `layers.reduce_from_group`.
     """
 
     nats: Tensor

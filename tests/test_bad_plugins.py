@@ -102,6 +102,7 @@ def test_what_is_no_model_is_refused(with_plugin, capsys):
         ),
         ("loss._replace(nats=loss.nats.bfloat16())", "its nats must be summed in float32"),
         ("None", "it returned NoneType"),
+        ("loss._replace(extras={'sizes': loss.nats})", "its extra 'sizes' must be a tensor without"),
     ],
 )
 def test_a_loss_of_the_wrong_form_is_refused_at_the_first_step(with_plugin, capsys, tmp_path, loss, problem):
@@ -111,6 +112,24 @@ def test_a_loss_of_the_wrong_form_is_refused_at_the_first_step(with_plugin, caps
     assert problem in message
     events = [json.loads(line) for line in (tmp_path / "runs/tiny/events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "fault" and problem in json.dumps(events[-1])
+
+
+def test_a_loss_without_a_gradient_is_refused(with_plugin, capsys):
+    with_plugin(model_that_returns("loss._replace(nats=loss.nats.detach())"))
+    assert "forward(batch) of Tiny returns has no gradient" in refusal(capsys, "train", "tiny.yaml")
+
+
+def test_an_extra_of_the_name_of_a_column_is_refused(with_plugin, capsys):
+    with_plugin(model_that_returns("loss._replace(extras={'loss': loss.nats.sum()})"))
+    assert "'loss' is a column of llmkit's own" in refusal(capsys, "train", "tiny.yaml")
+
+
+def test_a_constructor_that_reads_values_is_told_that_there_are_none(with_plugin):
+    text, reads = model_that_returns("loss"), "        self.table.weight.max().item()\n"
+    with_plugin(text.replace("\n    def forward", f"{reads}\n    def forward"))
+    with pytest.raises(RuntimeError) as failed:
+        main(["config", "tiny.yaml"])
+    assert "Tiny is first built on torch's meta device, without values" in failed.value.__notes__[0]
 
 
 def test_further_sums_of_a_model_are_columns_of_the_record(with_plugin, tmp_path):

@@ -30,7 +30,7 @@ with process_group(rank_info_from_env(os.environ), timedelta(minutes=10)) as mes
     tensors = [([parameters[name] for name in group.names], group.weight_decay) for group in groups]
     model, optimizer = accelerator.prepare(model, build_simple("adamw", tensors, config.optimizer))
     batches = TrainLoader(data, config.data, config.run.seed, rows * size, rows, mesh.rank, size)
-    for step, batch in zip(range(config.train.max_steps), batches):
+    for step, batch in zip(range(config.train.max_steps or 100), batches):
         targets = mesh.count_over_data(batch.own_targets)
         nats = model(batch.micro_batches[0].to(accelerator.device)).nats.sum()
         accelerator.backward(nats * size / targets)  # the mean over the targets of all processes

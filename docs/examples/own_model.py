@@ -23,7 +23,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.convolution(self.norm(x).mT)[..., : x.shape[1]].mT
-        return x + self.down(F.silu(self.up(mixed)))
+        return x.add(self.down(F.silu(self.up(mixed))))
 
 
 @llmkit.register("model", "convolution")
@@ -54,7 +54,7 @@ class Convolution(llmkit.Model):
         return self._logits(tokens)[:, -1].float()
 
     def _logits(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        for block in self.blocks:
+        x: Tensor = self.embedding(tokens)
+        for block in (*self.blocks, self.head):
             x = block(x)
-        return self.head(x)
+        return x

@@ -5,6 +5,7 @@ In the configuration: `plugins: [own_optimizer]`, `optimizer: {name: lion, learn
 under ZeRO and tensor parallelism too.
 """
 
+import math
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -41,4 +42,4 @@ class Lion(llmkit.Optimizer):
 @llmkit.register("schedule", "inverse-sqrt")
 def inverse_sqrt(step: int, span: int, settings: Any) -> float:
     """The share of the peak learning rate at a step after the warm-up; span: of the run, in steps."""
-    return (max(settings.warmup_steps, 1) / step) ** 0.5
+    return math.sqrt(max(settings.warmup_steps, 1) / step)

@@ -67,6 +67,7 @@ def _check_custom_model(s: Settings) -> Iterator[Mistake]:
         "parallel.activation_checkpointing": config.parallel.activation_checkpointing != "none",
         "data.document_masks": config.data.document_masks,
         "kernels.compile": config.kernels.compile is True,
+        "parallel.sequence_parallel": config.parallel.sequence_parallel and size > 1,
     }
     for path in (path for path, wanted in asked.items() if wanted):
         feature = path.rpartition(".")[2]
@@ -163,6 +164,9 @@ def check_tensor_parallel(s: Settings) -> Iterator[Mistake]:
     The vocabulary needs no check: it is padded for the layout.
     """
     model, size = s.config.model, s.config.parallel.tensor_parallel_size
+    if s.config.parallel.sequence_parallel and s.config.data.sequence_length % size:
+        what = "{0} is not divisible by {1}, over which {2} cuts it"
+        yield s.mistake(what, "data.sequence_length", _TENSOR_SIZE, "parallel.sequence_parallel")
     if not isinstance(model, Model):
         return  # see check_model
     heads, inner = model.num_attention_heads, model.intermediate_size or default_intermediate_size(s.config)
@@ -173,9 +177,6 @@ def check_tensor_parallel(s: Settings) -> Iterator[Mistake]:
         yield s.mistake(f"{{0}}{means} is not divisible by {{1}}", "model.intermediate_size", _TENSOR_SIZE)
     if model.num_key_value_heads is not None:
         yield from _check_shared_heads(s, model.num_key_value_heads, size)
-    if s.config.parallel.sequence_parallel and s.config.data.sequence_length % size:
-        what = "{0} is not divisible by {1}, over which {2} cuts it"
-        yield s.mistake(what, "data.sequence_length", _TENSOR_SIZE, "parallel.sequence_parallel")
 
 
 def _check_shared_heads(s: Settings, kv_heads: int, size: int) -> Iterator[Mistake]:

@@ -15,6 +15,14 @@ from llmkit.errors import UserError
 from llmkit.registry import BUILT_IN, Component, Kind, find, names
 
 
+class UnusableSettings(UserError):
+    """The settings that a component declares cannot be used."""
+
+    def __init__(self, component: Component, problem: str) -> None:
+        super().__init__(f"{component.origin}: {problem}")
+        self.component = component
+
+
 class EntryList(NamedTuple):
     """A list of a section; section "" = of the configuration itself."""
 
@@ -64,7 +72,10 @@ def _entries(content: object, each: EntryList) -> Sequence[Any]:
 
 @cache
 def _entry_class(each: EntryList, components: tuple[Component, ...], known: tuple[str, ...]) -> type[Section]:
-    """The entry with the settings of all components that are used, each optional; `make` checks them."""
+    """The entry with the settings of all components that are used, each optional; `make` checks them.
+
+    Raises UnusableSettings where two of them have settings of one name and different types.
+    """
     type_doc = each.entry.model_fields["type"].description
     fields: dict[str, Any] = {"type": (Literal[known], Field(description=type_doc))}
     owners: dict[str, list[Component]] = {}
@@ -74,8 +85,8 @@ def _entry_class(each: EntryList, components: tuple[Component, ...], known: tupl
     for name, sharing in owners.items():
         found = [settings_of(component).model_fields[name] for component in sharing]
         if name in each.entry.model_fields or any(_type(one) != _type(found[0]) for one in found):
-            others = "llmkit" if name in each.entry.model_fields else sharing[1].origin
-            raise UserError(f"{sharing[0].origin}: its setting {name} is another one in {others}; rename it")
+            others = "llmkit" if name in each.entry.model_fields else sharing[0].origin
+            raise UnusableSettings(sharing[-1], f"its setting {name} is another one in {others}; rename it")
         doc = "; ".join(f"{one.description or ''} (only for {c.name})" for one, c in zip(found, sharing))
         default = found[0].default if len(found) == 1 and not found[0].is_required() else None
         fields[name] = (_type(found[0]) | None, Field(default, description=doc))
@@ -94,10 +105,10 @@ def _type(field: FieldInfo) -> Any:
 
 
 def settings_of(component: Component) -> type[Section]:
-    """The class of a component's settings. Raises UserError where it is no Section."""
+    """The class of a component's settings. Raises UnusableSettings where it is no Section."""
     settings = component.settings or Section
     if not (isinstance(settings, type) and issubclass(settings, Section)):
-        raise UserError(f"{component.origin}: its Config must be a subclass of llmkit.Section")
+        raise UnusableSettings(component, "its Config must be a subclass of llmkit.Section")
     return settings
 
 
@@ -115,6 +126,16 @@ def make(entry: Section, component: Component) -> Any:
     if component.settings is None:
         return component.make()
     return component.make(own_settings(entry, component))
+
+
+def first_use(content: object, component: Component) -> tuple[str | int, ...]:
+    """Path of the `type` of the first entry that chooses a component; () where none does."""
+    for each in LISTS:
+        for number, entry in enumerate(_entries(content, each)):
+            chooses = isinstance(entry, Mapping) and entry.get("type") == component.name
+            if each.kind == component.kind and chooses:
+                return (*each.path.split("."), number, "type")
+    return ()
 
 
 def common_fields(kind: Kind) -> set[str]:

@@ -8,7 +8,15 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, create_model
 
-from llmkit.config.entries import PARENTS, EntryList, chosen, entry_classes, list_field, settings_of
+from llmkit.config.entries import (
+    PARENTS,
+    EntryList,
+    chosen,
+    entry_classes,
+    first_use,
+    list_field,
+    settings_of,
+)
 from llmkit.config.model_section import ModelChoice
 from llmkit.config.schema import Config, Optimizer, Schedule
 from llmkit.config.section import Section
@@ -33,7 +41,10 @@ CHOICES = (
 
 
 def config_class(content: object) -> type[Config]:
-    """The class that checks this configuration, a mapping of sections; `Config` where all of it is ours."""
+    """The class that checks this configuration, a mapping of sections; `Config` where all of it is ours.
+
+    Raises UnusableSettings where the settings of a component that it chooses cannot be used.
+    """
     sections = {}
     for choice in CHOICES:
         component = find(choice.kind, _chosen(content, choice))
@@ -51,6 +62,14 @@ def components(config: Config) -> Iterator[Component]:
             yield found
     for _, _, component in chosen(config):
         yield component
+
+
+def where_chosen(content: object, component: Component) -> tuple[str | int, ...]:
+    """Path of the setting that chooses a component; () where none does."""
+    for choice in CHOICES:
+        if choice.kind == component.kind and _chosen(content, choice) == component.name:
+            return choice.section, choice.key
+    return first_use(content, component)
 
 
 def _chosen(content: object, choice: Choice) -> object:

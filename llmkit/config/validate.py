@@ -9,10 +9,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from llmkit.config.check import check
+from llmkit.config.entries import UnusableSettings
 from llmkit.config.explain import FaultKind, explain
 from llmkit.config.keys import all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, SHOWN, Mistake
-from llmkit.config.registered import config_class
+from llmkit.config.registered import config_class, where_chosen
 from llmkit.config.renamed import RENAMED
 from llmkit.config.schema import Config
 from llmkit.config.tree import Node, Path, dotted, find, location_of, merge, undotted
@@ -32,7 +33,11 @@ def validate(tree: Node) -> tuple[Config | None, list[Mistake]]:
     wrong: set[str] = set()
     _drop_empty_sections(tree)
     for _ in range(ROUNDS):
-        schema = config_class(tree.plain())
+        try:
+            schema = config_class(tree.plain())
+        except UnusableSettings as fault:  # without its class nothing more can be judged
+            path = where_chosen(tree.plain(), fault.component)
+            return None, [*mistakes, Mistake(location_of(tree, path), str(fault), "", (dotted(path),))]
         try:
             config = schema.model_validate(tree.plain())
         except ValidationError as fault:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from llmkit.errors import UserError
 from llmkit.parallel.mesh import Mesh
 
 Rule = Literal["mean", "sum", "max", "min", "last"]
@@ -65,16 +66,16 @@ class Recorder:
     def record(self, name: str, value: float | Tensor, reduce: Rule = "mean") -> None:
         """Records a number, or a scalar on a device, which is not waited for.
 
-        Raises ValueError for a name that rows have already, for a tensor that is no scalar, and for another
+        Raises UserError for a name that rows have already, for a tensor that is no scalar, and for another
         rule than before.
         """
         if name in self._columns:
-            raise ValueError(f"record: {name!r} is a column of llmkit's own; choose another name")
+            raise UserError(f"record: {name!r} is a column of llmkit's own; a hook or an extra needs another")
         if reduce not in get_args(Rule):
-            raise ValueError(f"record: reduce={reduce!r} of {name!r} is none of {', '.join(get_args(Rule))}")
+            raise UserError(f"record: reduce={reduce!r} of {name!r} is none of {', '.join(get_args(Rule))}")
         if isinstance(value, Tensor):
             if value.numel() != 1:
-                raise ValueError(f"record: {name!r} is a tensor of shape {tuple(value.shape)}, not a scalar")
+                raise UserError(f"record: {name!r} is a tensor of shape {tuple(value.shape)}, not a scalar")
             value = value.detach().double().reshape(())
         else:
             value = float(value)
@@ -82,7 +83,7 @@ class Recorder:
         if entry is None or (entry.restored and entry.rule != reduce):
             self._entries[name] = _Entry(reduce, value)
         elif entry.rule != reduce:
-            raise ValueError(f"record: {name!r} was recorded with reduce={entry.rule!r} and {reduce!r}")
+            raise UserError(f"record: {name!r} was recorded with reduce={entry.rule!r} and {reduce!r}")
         else:
             entry.add(value)
 

@@ -60,7 +60,9 @@ class Model(nn.Module):
     """Most tokens that it can attend to; needed only to sample from it."""
     supports: ClassVar[tuple[str, ...]] = ()
     """Which of these it uses; a run that asks for another one is refused: "activation_checkpointing" (as the
-    context says), "document_masks" (`Batch.documents`), "compile" (by a `compile_parts` of its own)."""
+    context says), "document_masks" (`Batch.documents`), "compile" (by a `compile_parts` of its own),
+    "sequence_parallel" (between sharded layers it may hold this rank's piece of the sequence: its norms have
+    `context.tp.sequence_group`, and nothing there looks at positions)."""
     uses_every_parameter: ClassVar[bool] = False
     """Whether every batch uses every parameter; else DeepSpeed's engine checks that it is so."""
     compiled: bool = False
@@ -78,8 +80,15 @@ class Model(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no forward(batch) -> LossSum")
 
     def __call__(self, batch: Batch) -> LossSum:
-        """Runs `forward`; raises UserError where its result is no LossSum of this batch."""
-        return check_loss(super().__call__(batch), batch, type(self).__name__)
+        """Runs `forward`; raises UserError where its result is no LossSum of this batch, or, in training,
+        depends on no parameter that requires a gradient."""
+        name = type(self).__name__
+        loss = check_loss(super().__call__(batch), batch, name)
+        if self.training and torch.is_grad_enabled() and not loss.objective.requires_grad:
+            raise UserError(
+                f"the loss that forward(batch) of {name} returns has no gradient; do not detach it"
+            )
+        return loss
 
     def parameter_slices(self) -> dict[str, list[ParameterSlice]]:
         """Name of each parameter -> the slices of full tensors that it holds (see llmkit.parallel.slices).
@@ -139,7 +148,14 @@ class Model(nn.Module):
         """What is known of the model of these settings before it is built: it is built without memory."""
         with torch.device("meta"):
             tp = TensorParallel(size=tensor_parallel_size)
-            model: Model = cls(settings, ModelContext(vocab_size, length, tp=tp))
+            try:
+                model: Model = cls(settings, ModelContext(vocab_size, length, tp=tp))
+            except (NotImplementedError, RuntimeError) as error:
+                error.add_note(
+                    f"{cls.__name__} is first built on torch's meta device, without values; its "
+                    "constructor must not read any"
+                )
+                raise
         owned = {p for module in model.modules() if isinstance(module, Layer) for p in module.parameters()}
         return CustomModel(
             type=settings.type,

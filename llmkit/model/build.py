@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
+
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
@@ -24,7 +26,7 @@ def build_model(
 ) -> Model:
     """The model on the current device, with unset weights; the arguments are those of `ModelContext`.
 
-    Raises UserError where a registered class makes something that is no model, or has persistent buffers.
+    Raises UserError where a registered class makes something that llmkit cannot use (see `checked_model`).
     """
     tp = tp or TensorParallel()
     how = (attention_impl, tp, activation_checkpointing, activation_checkpointing_every)
@@ -49,6 +51,15 @@ def checked_model(model: object, context: ModelContext) -> Model:
             f"{name} has persistent buffers, which no checkpoint keeps ({', '.join(sorted(persistent))}): "
             "make them parameters, or register what the constructor makes again with persistent=False"
         )
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise UserError(f"{name} has no parameters, so there is nothing to train")
+    for path, parameter in parameters.items():
+        if parameter.dtype != torch.float32:
+            raise UserError(
+                f"{name} makes its parameter {path} in {parameter.dtype}; make it in torch.float32: "
+                "train.precision chooses the type that it is trained in"
+            )
     names = Counter(part.name for each in model.parameter_slices().values() for part in each)
     if twice := [part for part, count in names.items() if count > 1]:
         raise UserError(f"{name} has two parameters that hold the tensor {twice[0]}; name one otherwise")

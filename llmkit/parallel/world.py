@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from llmkit.parallel.network import choose_gloo_interface
 from llmkit.parallel.rank_info import RankInfo
 from llmkit.parallel.roll_call import RollCall
 from llmkit.stopping import LAUNCHERS
+
+_joined = itertools.count()
+"""Numbers the worlds that this process joins, one after another: as many in all processes of a launch."""
 
 
 @contextmanager
@@ -67,7 +71,8 @@ def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks the environment for its device
             store: Store = HashStore()
         else:
-            store, _, _ = next(rendezvous("env://", timeout=timeout))
+            launched, _, _ = next(rendezvous("env://", timeout=timeout))
+            store = PrefixStore(f"world-{next(_joined)}", launched)  # what an earlier one wrote stays behind
             if device.type == "cuda":
                 check_own_gpu(info, store, str(torch.cuda.get_device_properties(device).uuid), timeout)
             interface = choose_gloo_interface(address, one_host=info.local_size == info.world_size)

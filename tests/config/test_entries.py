@@ -117,11 +117,12 @@ def test_two_components_with_different_settings_of_one_name_cannot_be_used_toget
 
     register("hook", "other")(Other)
     text = base + "hooks: [{type: every, name: a}, {type: other, every: b}]\n"
-    with pytest.raises(UserError, match=r"Every: its setting every is another one in .*Other; rename it"):
+    where = f"c.yaml:{len(text.splitlines())}: "
+    with pytest.raises(UserError, match=f"{where}.*Other: its setting every is another one in .*Every; "):
         load(write(text))
 
 
-def test_settings_must_be_a_section():
+def test_settings_must_be_a_section(base, write):
     class Wrong:
         """Its settings are no Section."""
 
@@ -131,6 +132,10 @@ def test_settings_must_be_a_section():
     register("sink", "wrong")(Wrong)
     with pytest.raises(UserError, match=r"Wrong: its Config must be a subclass of llmkit\.Section"):
         config_class({"monitor": {"sinks": [{"type": "wrong"}]}})
+    text = base.replace("monitor:\n", "monitor:\n  sinks:\n    - {type: wrong}\n")
+    line = text.splitlines().index("    - {type: wrong}") + 1
+    with pytest.raises(UserError, match=rf"c\.yaml:{line}: .*its Config must be"):
+        load(write(text))
 
 
 def test_without_anything_registered_the_class_is_ours():

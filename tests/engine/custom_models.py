@@ -16,7 +16,7 @@ from llmkit.config.load import Loaded
 from llmkit.config.registered import config_class
 from llmkit.engine.base import BucketSizes, Engine
 from llmkit.engine.build import build_engine
-from llmkit.layers import Embedding, FusedColumnLinear, Head, RMSNorm, RowLinear
+from llmkit.layers import Embedding, FusedColumnLinear, Head, RMSNorm, RowLinear, reduce_from_group
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parity.state import gather_state
 from llmkit.parity.subjects import RandomWeights
@@ -32,6 +32,8 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 class Sharded(llmkit.Model):
     """Gated layers over the mean of what came before; all parameters in layers that can be sharded."""
 
+    supports = ("sequence_parallel",)
+
     class Config(llmkit.Section):
         """Its one size."""
 
@@ -41,6 +43,7 @@ class Sharded(llmkit.Model):
     def __init__(self, config: Config, context: llmkit.ModelContext) -> None:
         super().__init__()
         tp, width = context.tp, config.width
+        self.tp = tp
         self.embedding = Embedding(context.vocab_size, width, tp)
         self.norm = RMSNorm(width, 1e-5, tp.sequence_group)
         self.blocks = torch.nn.ModuleList(
@@ -55,14 +58,16 @@ class Sharded(llmkit.Model):
         self.head = Head(context.vocab_size, width, tp)
 
     def forward(self, batch: Batch) -> llmkit.LossSum:
-        x = self.embedding(batch.tokens)
+        x, inner = self.embedding(batch.tokens), batch.tokens.new_zeros((), dtype=torch.float32)
         for block in self.blocks:
             gate, up = block["into"](self.norm(x))
             count = torch.arange(1, gate.shape[1] + 1)[:, None]
             x = x + block["out"](F.silu(gate.cumsum(1) / count) * up)
+            inner = inner + reduce_from_group(up.square().sum(), self.tp.group)  # each rank has its columns
         loss = self.head(x, batch.labels)
-        sizes, count = 0.01 * x.square().sum(), loss.targets.sum().float()
-        return loss._replace(extras={"sizes": sizes, "count": count})  # the first is minimised, too
+        sizes = 0.01 * (reduce_from_group(x.square().sum(), self.tp.sequence_group) + inner)
+        extras = {"sizes": sizes, "count": loss.targets.sum().float()}  # the first is minimised, too
+        return loss._replace(extras=extras)
 
 
 def example(name: str) -> None:
@@ -128,7 +133,8 @@ def compare(cases: Sequence[dict[str, Any]], tensor_size: int) -> list[dict[str,
     mesh, found = make_mesh(tensor_size), []
     for case in cases:
         alone = make(Mesh(), case["model"], case["optimizer"])
-        spread = make(mesh, case["model"], case["optimizer"], zero_stage=case["stage"])
+        parallel = {"zero_stage": case["stage"]} | case.get("parallel", {})
+        spread = make(mesh, case["model"], case["optimizer"], **parallel)
         losses = [train(alone, Mesh()), train(spread, mesh)]
         kinds = {piece.kind for piece in alone.read_pieces()}
         wanted, have = gather_state(alone, Mesh(), kinds), gather_state(spread, mesh, kinds)

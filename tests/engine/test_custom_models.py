@@ -15,6 +15,7 @@ LLAMA = {
         "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 36,
     },
 }  # fmt: skip
+PIECES = {"sequence_parallel": True}
 SHARDED = {"type": "sharded-test-model"}
 
 
@@ -41,5 +42,9 @@ def test_a_model_of_our_layers_trains_alike_under_tensor_parallelism():
     cases = [
         *({"model": SHARDED, "optimizer": {"name": "adamw"}, "stage": stage} for stage in (0, 1, 3)),
         {"model": SHARDED, "optimizer": {"name": "muon"}, "stage": 2},
+        *(
+            {"model": SHARDED, "optimizer": {"name": name}, "stage": stage, "parallel": PIECES}
+            for name, stage in (("adamw", 0), ("muon", 1), ("adamw", 3))
+        ),
     ]
     check(cases, ranks=4, tensor_size=2)

@@ -31,12 +31,18 @@ def train_with_own_plugin(folder: str) -> list:
     return train(f"run.dir={folder}/runs", "plugins=[their_plugin]")
 
 
-def go_on(folder: str, overrides: list[str]) -> list:
-    """Goes on, from Python, with the run of a project in which its plugin lies; the steps that a hook saw."""
+def go_on(folder: str, overrides: list[list[str]]) -> list:
+    """Goes on, from Python, with the run of a project in which its plugin lies, once for each overrides.
+
+    Returns whether the run was finished each time, and the steps that a hook saw.
+    """
     os.chdir(folder)
-    seen = Steps()
-    run = llmkit.train(llmkit.load("tiny.yaml", overrides), hooks=[seen])
-    return [run.done, seen.steps]
+    found = []
+    for each in overrides:
+        seen = Steps()
+        run = llmkit.train(llmkit.load("tiny.yaml", each), hooks=[seen])
+        found.append([run.done, seen.steps])
+    return found
 
 
 class Steps(llmkit.Hook):

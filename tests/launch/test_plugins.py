@@ -25,15 +25,18 @@ def test_plugins_that_differ_between_ranks_end_the_run_at_its_start(tmp_path):
     assert not list((tmp_path / "runs").rglob("metrics.jsonl"))
 
 
-def test_a_registered_model_goes_on_under_zero_3_and_back(tmp_path):
+def test_a_registered_model_goes_on_in_processes_that_train_several_times_and_back(tmp_path):
     common = ["schedule.steps=12", "optimizer.eps=1e-5", "checkpoint.every_steps=0"]
     with project(tmp_path, "own_model", MODEL, drop=("model",)) as folder:
         assert program.train(*common, "run.name=straight") == 0
         assert program.train(*common, "train.max_steps=4") == 0
-        there = [*common, "train.max_steps=8", "parallel.zero_stage=3"]
+        there = [
+            [*common, f"train.max_steps={steps}", f"parallel.zero_stage={stage}"]
+            for steps, stage in ((6, 3), (8, 0), (10, 2))
+        ]
         case = "tests.launch.plugin_cases:go_on"
         found = run_ranks(2, case, joined=False, folder=str(folder), overrides=there)
-        assert found == [[True, [5, 6, 7, 8]]] * 2
+        assert found == [[[True, [5, 6]], [True, [7, 8]], [True, [9, 10]]]] * 2
         assert program.train(*common) == 0
         assert rows(folder) == pytest.approx(rows(folder, run="straight"), rel=1e-5)
         wanted = rows(folder, "eval_loss", "straight")[-1]

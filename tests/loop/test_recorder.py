@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
+from llmkit.errors import UserError
 from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.scalars import Scalars
 from llmkit.parallel.mesh import Mesh
@@ -41,14 +42,14 @@ def test_several_names_keep_their_values() -> None:
 
 def test_what_cannot_be_recorded_is_refused_with_its_name() -> None:
     recorder = Recorder(Mesh(), columns=("loss",))
-    with pytest.raises(ValueError, match="'loss' is a column of llmkit's own"):
+    with pytest.raises(UserError, match="'loss' is a column of llmkit's own"):
         recorder.record("loss", 1.0)
-    with pytest.raises(ValueError, match=r"'x' is a tensor of shape \(2,\), not a scalar"):
+    with pytest.raises(UserError, match=r"'x' is a tensor of shape \(2,\), not a scalar"):
         recorder.record("x", torch.zeros(2))
-    with pytest.raises(ValueError, match="reduce='median' of 'x' is none of mean, sum, max, min, last"):
+    with pytest.raises(UserError, match="reduce='median' of 'x' is none of mean, sum, max, min, last"):
         recorder.record("x", 1.0, reduce="median")  # type: ignore[arg-type]
     recorder.record("x", 1.0, reduce="max")
-    with pytest.raises(ValueError, match="'x' was recorded with reduce='max' and 'min'"):
+    with pytest.raises(UserError, match="'x' was recorded with reduce='max' and 'min'"):
         recorder.record("x", 1.0, reduce="min")
 
 

@@ -63,6 +63,10 @@ def test_what_is_no_model_or_cannot_be_saved_is_refused():
         UserError, match=r"Small has persistent buffers.*\(norm.num_batches_tracked, norm.running"
     ):
         checked_model(Small(norm=nn.BatchNorm1d(3)), CONTEXT)
+    with pytest.raises(UserError, match="Small has no parameters, so there is nothing to train"):
+        checked_model(Small(), CONTEXT)
+    with pytest.raises(UserError, match=r"parameter half\.weight in torch\.bfloat16; make it in"):
+        checked_model(Small(full=nn.Linear(2, 3), half=nn.Linear(2, 3, dtype=torch.bfloat16)), CONTEXT)
     columns = {"a": 4}
     twice = Small(
         one=FusedColumnLinear(2, columns, True, TensorParallel()),
