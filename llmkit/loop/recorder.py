@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -87,17 +87,17 @@ class Recorder:
         else:
             entry.add(value)
 
-    def state(self) -> list[dict[str, list[Any]]]:
+    def state(self) -> list[list[list[Any]]]:
         """What no row has taken yet, of each rank, as JSON for a checkpoint; on ranks other than 0, anything.
 
         Waits for the device. Collective, unless ranks record nothing of their own.
         """
-        own = {name: [e.rule, repr(float(e.value)), e.count] for name, e in self._entries.items()}
+        own = [[name, e.rule, repr(float(e.value)), e.count] for name, e in self._entries.items()]
         if not self._gathers:
             return [own]
         return [json.loads(content) for content in self._mesh.gather_bytes(json.dumps(own).encode())]
 
-    def load_state(self, ranks: Sequence[Mapping[str, Sequence[Any]]]) -> None:
+    def load_state(self, ranks: Sequence[Sequence[Sequence[Any]]]) -> None:
         """Goes on with what `state` gave on rank 0, which all ranks know.
 
         Each rank takes its own, so that sums are added up in the same order as without a checkpoint; what
@@ -105,7 +105,7 @@ class Recorder:
         """
         rank, size = self._mesh.rank, self._mesh.world_size
         for number, recorded in list(enumerate(ranks))[rank::size]:
-            for name, (rule, text, count) in recorded.items():
+            for name, rule, text, count in recorded:
                 if (entry := self._entries.get(name)) is None:
                     if name not in self._columns and (rule != "last" or number == rank):
                         self._entries[name] = _Entry(rule, float(text), count, restored=True)

@@ -103,10 +103,10 @@ def test_numbers_recorded_before_a_stop_are_in_the_row_after_it(project: Path, s
                 t.record(f"x/{rule}", result.loss_sum / t.state.step, rule)
             t.record("not finite", float("nan"))
 
-    def without_time(folder: Path) -> list[dict[str, Any]]:
+    def without_time(folder: Path) -> list[list[tuple[str, Any]]]:
         mine = ("step", "loss", "loss_mean", "not finite")
         return [
-            {name: value for name, value in row.items() if name in mine or name.startswith("x/")}
+            [(name, value) for name, value in row.items() if name in mine or name.startswith("x/")]
             for row in rows(folder)
         ]
 
