@@ -43,6 +43,9 @@ def train(
     in the configuration, RunFault where the run cannot go on, HookError for a bug of a hook, and
     AlreadyReported in a process whose error another one has reported for all.
     """
+    for name, given in (("hooks", hooks), ("sinks", sinks)):
+        if not isinstance(given, Sequence):
+            raise UserError(f"train: {name} must be a list, not {type(given).__name__}; put it into [...]")
     if loaded.config.run.deterministic:
         ask_for_determinism(os.environ)
     from llmkit.loop.resume import Options

@@ -112,6 +112,12 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
         llmkit.Run(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["hooks", "sinks"])
+def test_a_hook_that_is_in_no_list_is_refused(run, name):
+    with pytest.raises(UserError, match=rf"train: {name} must be a list, not Hook; put it into \[...\]"):
+        llmkit.train(llmkit.Loaded, **{name: llmkit.Hook()})
+
+
 def test_determinism_that_comes_too_late_is_warned_about():
     from llmkit.api import ask_for_determinism
 

@@ -156,3 +156,22 @@ def test_a_checkpoint_whose_plugin_has_gone_is_refused_with_what_is_missing(with
     capsys.readouterr()
     message = refusal(capsys, "evaluate", "runs/tiny")
     assert "the plugin plug cannot be imported: there is no module plug" in message
+
+
+def test_a_sink_that_takes_nothing_is_dropped_and_the_run_ends_well(
+    with_plugin, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("llmkit.monitor.sink.CLOSE_SECONDS", 0.2)
+    stuck = """
+    import threading
+
+
+    @llmkit.register("sink", "stuck")
+    class Stuck(llmkit.Sink):
+        def write(self, row):
+            threading.Event().wait()
+    """
+    with_plugin(model_that_returns("loss") + textwrap.dedent(stuck))
+    assert main(["train", "tiny.yaml", "train.max_steps=2", "monitor.sinks=[{type: stuck}]"]) == 0
+    assert "the metric sink Stuck is dropped: it has not taken its last rows" in capsys.readouterr().out
+    assert rows(tmp_path, "tokens_per_second")

@@ -76,5 +76,5 @@ class SinkThread(Sink):
                     return
                 self._sink.write(row)
             self._sink.close()
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too, would end the thread unnoticed
             self._drop(f"{type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llmkit.config.schema import Optimizer
+from llmkit.errors import UserError
 from llmkit.optim.base import Optimizer as Registered
 from llmkit.optim.exchange import MatrixExchange, MatrixShard, shards_of
 from llmkit.optim.muon import Muon
@@ -75,11 +76,19 @@ def groups_of(
 def build_simple(
     name: str, groups: Iterable[tuple[Sequence[Tensor], float]], config: Optimizer
 ) -> torch.optim.Optimizer:
-    """AdamW, or the registered optimizer `name`, over (fp32 tensors, weight decay) groups."""
+    """AdamW, or the registered optimizer `name`, over (fp32 tensors, weight decay) groups.
+
+    Raises UserError where what is registered is no optimizer that llmkit can use.
+    """
     described = [{"params": list(tensors), "weight_decay": decay} for tensors, decay in groups]
     if (registered := find("optimizer", name)) is not None:
-        made: torch.optim.Optimizer = registered.make(described, config)
-        return made
+        make = registered.make
+        if not (isinstance(make, type) and issubclass(make, Registered)):
+            what = f"{registered.origin} is registered as an optimizer, but is no llmkit.Optimizer"
+            raise UserError(f"{what}; make it a subclass")
+        if make.update is Registered.update and make.step is Registered.step:
+            raise UserError(f"{registered.origin} has no update(parameter, gradient, state, group)")
+        return make(described, config)
     return torch.optim.AdamW(  # fused: one pass over memory, and an update can be skipped on the device
         described,
         lr=config.learning_rate,

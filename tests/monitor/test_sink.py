@@ -37,6 +37,18 @@ def test_rows_come_in_order_and_then_the_end() -> None:
     assert rows.closed and not notes
 
 
+def test_a_sink_that_would_end_the_process_is_dropped_with_a_note() -> None:
+    class Exits(Rows):
+        def write(self, row: Mapping[str, Any]) -> None:
+            raise SystemExit(3)
+
+    notes: list[str] = []
+    sink = SinkThread(Exits(), notes.append)
+    sink.write({"step": 1})
+    sink.close()
+    assert len(notes) == 1 and "SystemExit: 3" in notes[0]
+
+
 def test_a_sink_that_raises_is_dropped_with_a_note() -> None:
     rows, notes = Rows(bad=2), []
     sink = SinkThread(rows, notes.append)

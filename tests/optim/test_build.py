@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
+import llmkit
+from llmkit import registry
 from llmkit.config.schema import Optimizer
-from llmkit.optim.build import Held, build_optimizers, groups_of, matrix_shapes, moments
+from llmkit.errors import UserError
+from llmkit.optim.build import Held, build_optimizers, build_simple, groups_of, matrix_shapes, moments
 from llmkit.optim.muon import Muon
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import Fragment, ParameterSlice, full_slice
@@ -73,3 +78,22 @@ def test_the_optimizers_own_all_parameters_once():
     assert all(group["lr"] == 0.5 for each in (adamw, muon) for group in each.param_groups)
     assert muon.param_groups[0]["momentum"] == 0.75
     assert adamw.param_groups[0]["betas"] == (0.6, 0.7) and adamw.param_groups[0]["eps"] == 1e-3
+
+
+class NoUpdate(llmkit.Optimizer):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        (torch.optim.SGD, "is no llmkit.Optimizer; make it a subclass"),
+        (lambda groups, settings: None, "is no llmkit.Optimizer; make it a subclass"),
+        (NoUpdate, "has no update(parameter, gradient, state, group)"),
+    ],
+)
+def test_what_is_registered_but_no_optimizer_is_refused(monkeypatch, made, problem):
+    monkeypatch.setattr(registry, "_components", {})
+    registry.register("optimizer", "other")(made)
+    with pytest.raises(UserError, match=re.escape(problem)):
+        build_simple("other", [([torch.zeros(3)], 0.0)], Optimizer())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -118,5 +119,12 @@ def custom_spec(spec: schema.Source) -> schema.Source:
     source = component.make(own) if component.settings else component.make()
     if not isinstance(source, DataSource):
         raise UserError(f"{component.origin} is registered as a source, but is no llmkit.DataSource")
+    try:
+        pickle.dumps(source)
+    except Exception as error:
+        raise UserError(
+            f"{component.origin} cannot be sent to other processes ({type(error).__name__}: {error}); define "
+            "it in a module, and open files and connections in its methods"
+        ) from error
     common = {name: getattr(spec, name) for name in schema.Source.model_fields}
     return CustomSpec(**common, settings=own.model_dump(mode="json"), source=source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 
 import pytest
 from pydantic import Field
@@ -130,3 +131,13 @@ def test_what_is_no_source_is_refused():
     register("source", "nothing")(lambda: 3)
     with pytest.raises(UserError, match=r"is registered as a source, but is no llmkit\.DataSource"):
         custom_spec(Entry(type="nothing"))
+
+
+def test_a_source_that_cannot_be_sent_to_other_processes_is_refused():
+    class Local(DataSource):
+        def __init__(self):
+            self.lock = threading.Lock()
+
+    register("source", "local")(Local)
+    with pytest.raises(UserError, match=r"Local cannot be sent to other processes \("):
+        custom_spec(Entry(type="local"))
