@@ -38,6 +38,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """No file of tests registers anything when it is imported: all tests would have other settings."""
+    from llmkit import registry
+
+    if registry._components:
+        found = ", ".join(component.origin for component in registry._components.values())
+        raise pytest.UsageError(f"registered while tests were collected: {found}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a GPU are skipped, and said to be, where there is none."""
     wanting = [item for item in items if item.get_closest_marker("cuda")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine import frozen_cases
+from tests.examples.project import forgotten
 from tests.ranks import run_ranks
 
 LAYOUTS = {
@@ -49,4 +49,7 @@ def test_frozen_parameters_have_no_masters_moments_or_gradients(ranks, case):
 
 
 def test_a_model_of_which_all_is_frozen_is_refused():
-    assert "AllFrozen has no parameter that requires a gradient" in frozen_cases.nothing_to_train()
+    with forgotten("tests.engine.frozen_cases", "tests.engine.custom_models"):
+        from tests.engine import frozen_cases
+
+        assert "AllFrozen has no parameter that requires a gradient" in frozen_cases.nothing_to_train()
