@@ -55,7 +55,8 @@ def checked_model(model: object, context: ModelContext) -> Model:
     if not parameters:
         raise UserError(f"{name} has no parameters, so there is nothing to train")
     for path, parameter in parameters.items():
-        if parameter.dtype != torch.float32:
+        # Every model is first built on the meta device; later DeepSpeed may choose the type, at stage 3.
+        if parameter.is_meta and parameter.dtype != torch.float32:
             raise UserError(
                 f"{name} makes its parameter {path} in {parameter.dtype}; make it in torch.float32: "
                 "train.precision chooses the type that it is trained in"

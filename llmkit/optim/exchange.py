@@ -164,8 +164,9 @@ class MatrixExchange:
         for request in self.requests:
             if request.sent:
                 held[request.matrix] += request.numel
-        # Of each matrix its owner alone knows.
-        counts = axis.sum(torch.tensor(held, dtype=torch.int64, device=self.device)).tolist()
+        counts = held
+        if self.size > 1:  # of each matrix its owner alone knows
+            counts = axis.sum(torch.tensor(held, dtype=torch.int64, device=self.device)).tolist()
         for name, shape, count in zip(names, self.shapes, counts, strict=True):
             wanted = box_size(full_box(shape))
             if count != wanted:

@@ -20,18 +20,20 @@ def loss(nats: list[float], **extras: float) -> LossSum:
 
 
 def test_sums_are_over_micro_batches_in_double_precision():
-    sums = StepSums(CPU)
+    sums = StepSums(Mesh())
+    sums.start(CPU)
     for micro_batch in (loss([1.0, 2.0], a=1.0), loss([2.0**-30], b=5.0, a=2.0)):
         sums.add(micro_batch)
-    total, extras = sums.over_ranks(Mesh())
+    total, extras = sums.over_ranks()
     assert total.item() == 3.0 + 2.0**-30 and not total.requires_grad
     assert {name: value.item() for name, value in extras.items()} == {"a": 3.0, "b": 5.0}
 
 
 def test_without_extras_there_are_none():
-    sums = StepSums(CPU)
+    sums = StepSums(Mesh())
+    sums.start(CPU)
     sums.add(loss([4.0]))
-    total, extras = sums.over_ranks(Mesh())
+    total, extras = sums.over_ranks()
     assert total.item() == 4.0 and extras == {}
 
 
@@ -58,7 +60,8 @@ class Modes(Model):
 
     def forward(self, batch: Batch) -> LossSum:
         rows = len(batch.tokens)
-        return LossSum(torch.full((rows,), float(self.training)), torch.full((rows,), 3))
+        nats = torch.full((rows,), float(self.training), requires_grad=True)
+        return LossSum(nats, torch.full((rows,), 3))
 
 
 @pytest.mark.parametrize("has_dropout", [True, False])
