@@ -1,6 +1,8 @@
 """`python -m llmkit` is the `llmkit` command."""
 
+import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from llmkit.cli import main
@@ -12,6 +14,13 @@ def run() -> NoReturn:
     from llmkit.stopping import ignore_requests
 
     ignore_requests()
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        # All is written and closed. A thread of gloo may still let go of the last tensor: where the
+        # interpreter is ending by then, the process aborts ("terminate called without an active exception").
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -127,11 +127,12 @@ def _main(folder: Path) -> None:
     module, _, name = call["function"].partition(":")
     result = getattr(importlib.import_module(module), name)(**call["arguments"])
     (folder / f"result-{rank}.json").write_text(json.dumps(result))
-    if call["may_die"]:
-        os._exit(0)  # a barrier would wait for the dead
-    if dist.is_initialized():
+    if dist.is_initialized() and not call["may_die"]:  # else a barrier would wait for the dead
         dist.barrier()
         dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as llmkit's own processes, see llmkit/__main__.py
 
 
 if __name__ == "__main__":
