@@ -132,6 +132,14 @@ def test_a_constructor_that_reads_values_is_told_that_there_are_none(with_plugin
     assert "Tiny is first built on torch's meta device, without values" in failed.value.__notes__[0]
 
 
+def test_parameters_of_another_type_are_refused_before_anything_is_built(with_plugin, capsys):
+    wanted = "nn.Embedding(context.vocab_size, context.vocab_size"
+    text = model_that_returns("loss").replace(wanted, f"{wanted}, dtype=torch.bfloat16")
+    with_plugin(text)
+    message = refusal(capsys, "config", "tiny.yaml")
+    assert "Tiny makes its parameter table.weight in torch.bfloat16; make it in torch.float32" in message
+
+
 def test_further_sums_of_a_model_are_columns_of_the_record(with_plugin, tmp_path):
     squares = '{"squares": self.table(batch.tokens).square().sum(), "rows": loss.targets.new_tensor(4.0)}'
     with_plugin(model_that_returns(f"loss._replace(extras={squares})"))

@@ -34,9 +34,8 @@ def stage(snapshot: Snapshot, copy: bool) -> Snapshot:
     """The snapshot of this moment, to be written.
 
     copy: put the pieces into host memory of their own, so that training may go on while they are written.
-    Without
-        it the snapshot refers to the engine's memory (and pieces that are made as they are asked for are made
-        while they are written), so it must be on disk before the next step.
+        Without it the snapshot refers to the engine's memory (and pieces that are made as they are asked for
+        are made while they are written), so it must be on disk before the next step.
     """
     if not copy:
         return snapshot

@@ -145,7 +145,10 @@ class Model(nn.Module):
     def describe(
         cls, settings: Any, vocab_size: int, length: int, tensor_parallel_size: int = 1
     ) -> CustomModel:
-        """What is known of the model of these settings before it is built: it is built without memory."""
+        """What is known of the model of these settings before it is built: it is built without memory.
+
+        Raises UserError where a parameter is not in float32.
+        """
         with torch.device("meta"):
             tp = TensorParallel(size=tensor_parallel_size)
             try:
@@ -156,6 +159,12 @@ class Model(nn.Module):
                     "constructor must not read any"
                 )
                 raise
+        for name, parameter in model.named_parameters():  # at stage 3 DeepSpeed chooses the type later
+            if parameter.dtype != torch.float32:
+                raise UserError(
+                    f"{cls.__name__} makes its parameter {name} in {parameter.dtype}; make it in "
+                    "torch.float32: train.precision chooses the type that it is trained in"
+                )
         owned = {p for module in model.modules() if isinstance(module, Layer) for p in module.parameters()}
         return CustomModel(
             type=settings.type,

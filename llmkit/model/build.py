@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import torch
-
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
@@ -51,16 +49,8 @@ def checked_model(model: object, context: ModelContext) -> Model:
             f"{name} has persistent buffers, which no checkpoint keeps ({', '.join(sorted(persistent))}): "
             "make them parameters, or register what the constructor makes again with persistent=False"
         )
-    parameters = dict(model.named_parameters())
-    if not parameters:
+    if not dict(model.named_parameters()):
         raise UserError(f"{name} has no parameters, so there is nothing to train")
-    for path, parameter in parameters.items():
-        # Every model is first built on the meta device; later DeepSpeed may choose the type, at stage 3.
-        if parameter.is_meta and parameter.dtype != torch.float32:
-            raise UserError(
-                f"{name} makes its parameter {path} in {parameter.dtype}; make it in torch.float32: "
-                "train.precision chooses the type that it is trained in"
-            )
     names = Counter(part.name for each in model.parameter_slices().values() for part in each)
     if twice := [part for part, count in names.items() if count > 1]:
         raise UserError(f"{name} has two parameters that hold the tensor {twice[0]}; name one otherwise")

@@ -65,9 +65,6 @@ def test_what_is_no_model_or_cannot_be_saved_is_refused():
         checked_model(Small(norm=nn.BatchNorm1d(3)), CONTEXT)
     with pytest.raises(UserError, match="Small has no parameters, so there is nothing to train"):
         checked_model(Small(), CONTEXT)
-    with pytest.raises(UserError, match=r"parameter half\.weight in torch\.bfloat16; make it in"):
-        half = nn.Linear(2, 3, dtype=torch.bfloat16, device="meta")
-        checked_model(Small(full=nn.Linear(2, 3), half=half), CONTEXT)
     columns = {"a": 4}
     twice = Small(
         one=FusedColumnLinear(2, columns, True, TensorParallel()),
