@@ -106,7 +106,9 @@ connect() {
     nsenter --target "$head" --net ip addr add "$NETWORK.254/24" dev bridge
     nsenter --target "$head" --net ip link set bridge up
   else
-    nsenter --target "$head" --net ip link add "$name" type veth peer name eth0 netns "$node"
+    # A node keeps its hardware address when it boots again: the others remember it for a while.
+    nsenter --target "$head" --net ip link add "$name" type veth \
+      peer name eth0 address "$(printf '02:00:0a:4d:00:%02x' "${name#n}")" netns "$node"
     nsenter --target "$head" --net ip link set "$name" master bridge up
     nsenter --target "$node" --net ip link set eth0 up
     nsenter --target "$node" --net ip addr add "$NETWORK.${name#n}/24" dev eth0
@@ -181,7 +183,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=$DIR/munge.sock,cred_expire=6
+AuthInfo=socket=$DIR/munge.sock,cred_expire=12
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
 SlurmctldPidFile=$DIR/pid/slurmctld.pid

@@ -97,11 +97,18 @@ def test_a_port_that_is_taken_is_not_tried(cluster, folder):
     assert int(json.loads((folder / "start-0-rank-0.json").read_text())["MASTER_PORT"]) == likely[2]
 
 
+def hardware_address(cluster: Cluster, node: str) -> str:
+    output = cluster.start_on(node, "ip", "-o", "link", "show", "eth0").communicate()[0]
+    return output.partition("link/ether ")[2].split()[0]
+
+
 def test_a_node_that_was_away_for_a_moment_is_no_fault(cluster, folder):
     job = stand_in(cluster, folder, nodes=2, processes="1", MAX_FAULTS="0", END_SECONDS="5")
     job.wait_until(lambda: len(starts(folder)) == 2)
+    before = hardware_address(cluster, "n2")
     cluster.power("crash", "n2")
     cluster.power("boot", "n2")
+    assert hardware_address(cluster, "n2") == before  # with another one it could not be reached for a while
     (folder / "FAULT").touch()  # the others notice
     job.wait_until(lambda: "requeued" in job.log or "giving up" in job.log)
     assert "died in this start: n2 (no fault of the run): requeued" in job.log
