@@ -89,7 +89,7 @@ def _time_group(group: Sequence[str], work: Workload, plan: Plan, failed: dict[s
     }
 
 
-def _start(name: str, work: Workload, plan: Plan, batches: Sequence[Batch]) -> Runner:
+def _start(name: str, work: Workload, plan: Plan, batches: Sequence[Sequence[Batch]]) -> Runner:
     """The contender after its first step, with everything compiled."""
     with _compile_cache(plan.compile_caches / work.name / name):
         step = build(name, work, plan.precision, plan.device, lambda note: None)

@@ -1,28 +1,30 @@
 """llmkit and its peers as training steps over the same batches.
 
-The peers are the transformers library's GPT-2 and Llama with random weights, trained in the usual way:
-fp32 weights, for bf16 under autocast, PyTorch's fused attention, labels given to the model. Batches,
-clipping, AdamW and its parameter groups are the same for all.
+The peers (`benchmarks/peers.py`) are the transformers library's GPT-2 and Llama, the latter also with
+Liger's kernels, and litgpt's model, all with random weights. Batches, clipping, AdamW and its parameter
+groups are the same for all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks import peers
+from benchmarks.peers import Step
 from benchmarks.workloads import Workload
 from llmkit.batch import Batch
 from llmkit.config.schema import Optimizer
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.compiler import compiler_missing
 
-NAMES = ("llmkit", "gpt2", "gpt2-compiled", "llama", "llama-compiled")
+ON_CPU = ("llmkit", "gpt2", "gpt2-compiled", "llama", "llama-compiled", "litgpt", "litgpt-compiled")
+ON_GPU = (*ON_CPU, "llama-liger")
+NAMES = ON_GPU
 OPTIMIZER = Optimizer(name="adamw", learning_rate=3e-4)
 """For all contenders and shapes, the demo's too: what is compared is the model's arithmetic."""
 CLIPPING = 1.0
@@ -36,20 +38,20 @@ STYLES: dict[str, dict[str, Any]] = {
               "attention_bias": False, "mlp_bias": False},
 }  # fmt: skip
 
-Step = Callable[[Batch], Tensor]
-"""One whole training step; returns the mean loss in nats per target, still on the device."""
-
 
 def contender_shape(name: str, shape: ModelShape) -> ModelShape:
     """The model that contender `name` trains in the place of llmkit's `shape`.
 
     llmkit: the shape itself. A peer whose architecture it is: the same, without what the peer cannot
-    do (QK-norm, a window). The other peer: the same depth, width, heads and vocabulary, and an MLP
-    that makes its blocks' matrices as large, to within `ALIGNMENT` columns.
+    do (QK-norm, a window; litgpt: learned positions). The other peer: the same depth, width, heads and
+    vocabulary, and an MLP that makes its blocks' matrices as large, to within `ALIGNMENT` columns.
     """
     if name == "llmkit":
         return shape
-    style = name.removesuffix("-compiled")
+    style = name.partition("-")[0]
+    if style == "litgpt":
+        without = {"qk_norm": False, "sliding_window": None, "position_embedding": "rope"}
+        return dataclasses.replace(shape, **without, attention_bias=shape.mlp_bias)
     peer = dataclasses.replace(shape, **STYLES[style], qk_norm=False, sliding_window=None)
     if style == "gpt2":
         peer = dataclasses.replace(peer, num_key_value_heads=shape.num_attention_heads)
@@ -72,9 +74,16 @@ def build(
     if missing:
         raise RuntimeError(f"torch.compile cannot work here: {missing}")
     torch.manual_seed(0)
+    make = peers.litgpt_model if name.startswith("litgpt") else peers.transformers_model
     with device:
-        model = _transformers_model(contender_shape(name, workload.shape))
-    return _peer_step(model, compiled, precision, device)
+        model = make(contender_shape(name, workload.shape))
+    if name.startswith("litgpt"):
+        loss = peers.litgpt_loss(model, compiled)
+    elif name.endswith("-liger"):
+        loss = peers.liger_loss(model, device)
+    else:
+        loss = peers.transformers_loss(model, compiled)
+    return peers.training_step(model, loss, precision, device, OPTIMIZER, CLIPPING)
 
 
 def _build_llmkit(
@@ -87,7 +96,9 @@ def _build_llmkit(
     from llmkit.parallel.mesh import Mesh
     from llmkit.plan import Known, resolve_plan
 
-    update = {"gradient_clipping": CLIPPING, "precision": precision, "micro_batch_size": workload.rows}
+    update = {
+        "gradient_clipping": CLIPPING, "precision": precision, "micro_batch_size": workload.micro_rows
+    }  # fmt: skip
     train = workload.config.train.model_copy(update=update)
     config = workload.config.model_copy(update={"optimizer": OPTIMIZER, "train": train})
     facts = device_facts(device, compiled=config.kernels.compile is not False)
@@ -98,83 +109,8 @@ def _build_llmkit(
     engine = build_engine(plan, Mesh(), device=device, note=note)
     targets = workload.rows * (workload.length - 1)
 
-    def step(batch: Batch) -> Tensor:
-        return engine.train_step([batch], targets, OPTIMIZER.learning_rate).loss_sum / targets
-
-    return step
-
-
-def _transformers_model(shape: ModelShape) -> nn.Module:
-    """The peer's model of that shape in fp32, with the padded vocabulary."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-
-    config: Any
-    settings: dict[str, Any] = {
-        "vocab_size": shape.padded_vocab_size,
-        "tie_word_embeddings": shape.tie_word_embeddings,
-        "initializer_range": shape.initializer_range,
-        "use_cache": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    if shape.mlp == "gelu":
-        config = GPT2Config(
-            n_layer=shape.num_hidden_layers,
-            n_embd=shape.hidden_size,
-            n_head=shape.num_attention_heads,
-            n_inner=shape.intermediate_size,
-            n_positions=shape.max_position_embeddings,
-            layer_norm_epsilon=shape.norm_eps,
-            resid_pdrop=shape.hidden_dropout,
-            embd_pdrop=shape.hidden_dropout,
-            attn_pdrop=shape.attention_dropout,
-            **settings,
-        )
-    else:
-        config = LlamaConfig(
-            num_hidden_layers=shape.num_hidden_layers,
-            hidden_size=shape.hidden_size,
-            num_attention_heads=shape.num_attention_heads,
-            num_key_value_heads=shape.num_key_value_heads,
-            head_dim=shape.head_dim,
-            intermediate_size=shape.intermediate_size,
-            max_position_embeddings=shape.max_position_embeddings,
-            rms_norm_eps=shape.norm_eps,
-            attention_dropout=shape.attention_dropout,
-            **settings,
-        )
-    from_config: Any = AutoModelForCausalLM.from_config
-    model: Any = from_config(config, attn_implementation="sdpa").float().train()
-    model.loss_type = "ForCausalLM"  # its default too, but unset GPT-2 warns, which splits the compiled graph
-    return model
-
-
-def _peer_step(model: nn.Module, compiled: bool, precision: str, device: torch.device) -> Step:
-    """The plain training loop's body around a transformers model."""
-    parameters = list(model.parameters())
-    matrices, vectors = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": OPTIMIZER.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=OPTIMIZER.learning_rate,
-        betas=OPTIMIZER.betas,
-        eps=OPTIMIZER.eps,
-        fused=True,
-    )
-    forward = torch.compile(model) if compiled else model
-
-    def step(batch: Batch) -> Tensor:
-        optimizer.zero_grad()
-        bf16 = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-        with bf16:
-            loss: Any = forward(input_ids=batch.tokens, labels=batch.tokens).loss  # it shifts them itself
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, CLIPPING)
-        optimizer.step()
-        return loss.detach()
+    def step(micro_batches: Sequence[Batch]) -> Tensor:
+        return engine.train_step(micro_batches, targets, OPTIMIZER.learning_rate).loss_sum / targets
 
     return step
 

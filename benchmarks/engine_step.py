@@ -94,7 +94,8 @@ def make_runner(name: str, shape: str, mesh: Mesh) -> Runner:
         dtype = muon.exchange.dtype
         muon.exchange = MatrixExchange(shards, shapes, Axis(), device=mesh.device, dtype=dtype)
 
-    def step(batch: Batch) -> torch.Tensor:
+    def step(micro_batches: Sequence[Batch]) -> torch.Tensor:
+        (batch,) = micro_batches
         tokens, labels = (each[mesh["data"].rank :: ranks] for each in (batch.tokens, batch.labels))
         targets = int((batch.labels != IGNORE).sum())
         return engine.train_step([Batch(tokens, labels)], targets, 1e-3).loss_sum / targets

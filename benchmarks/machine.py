@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import re
@@ -27,15 +28,14 @@ def device_name(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> 
 
 def versions() -> str:
     """The versions that matter; a library that is not installed says so."""
-    try:
-        transformers = importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
-        transformers = "not installed"
+    peers = dict.fromkeys(("transformers", "litgpt", "liger-kernel", "triton"), "not installed")
+    for name in peers:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            peers[name] = importlib.metadata.version(name)
+    listed = ", ".join(f"{name} {version}" for name, version in peers.items())
     cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ""
-    return (
-        f"llmkit {__version__}, torch {torch.__version__}{cuda}, transformers {transformers}, "
-        f"Python {platform.python_version()}"
-    )
+    ours = f"llmkit {__version__}, torch {torch.__version__}{cuda}"
+    return f"{ours}, {listed}, Python {platform.python_version()}"
 
 
 def commit() -> str:

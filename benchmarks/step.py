@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen_precision = choose_precision(options.precision, device_facts(device))
     precision = chosen_precision.name
     names = options.shapes or list(workloads.ON_GPU if device.type == "cuda" else workloads.ON_CPU)
+    options.peers = options.peers or list(contenders.ON_GPU if device.type == "cuda" else contenders.ON_CPU)
     try:
         chosen = [workloads.make_workload(name, device) for name in names]
         options.out.mkdir(parents=True, exist_ok=True)
@@ -82,8 +83,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"among {shapes} (default: those that suit the device)",
     )  # fmt: skip
     add(
-        "--peers", type=_list_among(contenders.NAMES), default=list(contenders.NAMES), metavar="A,B",
-        help=f"contenders, among {peers} (default: all)",
+        "--peers", type=_list_among(contenders.NAMES), metavar="A,B",
+        help=f"contenders, among {peers} (default: those that suit the device)",
     )  # fmt: skip
     add("--steps", type=_at_least_one, default=5, metavar="N", help="timed steps a round (default 5)")
     add("--warmup", type=_at_least_one, default=3, metavar="N", help="steps before the rounds (default 3)")

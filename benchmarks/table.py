@@ -100,7 +100,9 @@ def section(result: Result, peak: float | None) -> list[str]:
 
 def _cells(row: Row, base: Row | None, result: Result, peak: float | None) -> list[str]:
     shape, own = row.shape, result.workload.shape
-    style = "GPT-2" if shape.mlp == STYLES["gpt2"]["mlp"] else "Llama"
+    style = "Llama"
+    if shape.mlp == STYLES["gpt2"]["mlp"]:
+        style = "GPT-2" if shape.position_embedding == "learned" else "GPT-2 with rope"
     same = row.contender != "llmkit" and shape == own
     name = f"{style}{' + QK-norm' if shape.qk_norm else ''}{', the same' if same else ''}"
     cells = [row.contender, name, f"{shape.num_parameters / 1e6:.1f}M"]
@@ -158,7 +160,8 @@ def general_notes(peak_label: str, precision: str, device: torch.device) -> list
         "step by step. The losses are a sanity check, not a comparison: initial weights differ.",
         bf16 if precision == "bf16" else fp32,
         "Peers: transformers' GPT2LMHeadModel and LlamaForCausalLM with random weights, sdpa attention, "
-        "eager or the whole model under torch.compile. They get llmkit's padded vocabulary too. 'the same': "
+        "eager or the whole model under torch.compile, Llama also with Liger's kernels; litgpt's GPT, its "
+        "loss compiled with the model. They get llmkit's padded vocabulary too. 'the same': "
         "the architecture that llmkit trains here; else it is one of the same depth, width and heads, with "
         "the MLP's width chosen for equally large blocks. llmkit: as `llmkit train` builds it.",
         "Turns: warm-up, then rounds A-B-C-A-B-C in one process; a turn is one untimed step and the timed "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Step
+from benchmarks.peers import Step
 from llmkit.batch import Batch
 
 
@@ -26,7 +26,7 @@ class Runner:
     """
 
     step: Step
-    batches: Sequence[Batch]
+    batches: Sequence[Sequence[Batch]]
     device: torch.device
     losses: list[Tensor] = field(default_factory=list)
     rounds: list[list[float]] = field(default_factory=list)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmkit.batch import IGNORE, Batch
+from llmkit.batch import Batch, Rows
 from llmkit.config.derive import resolved_model
 from llmkit.config.load import load
 from llmkit.config.schema import Config
@@ -23,7 +24,9 @@ GPT2 = {
     "vocab_size": 50257, "mlp": "gelu", "norm": "layernorm", "position_embedding": "learned",
     "attention_bias": True, "mlp_bias": True,
 }  # fmt: skip
-LLAMA_1B = {"vocab_size": 128256, "num_key_value_heads": 8, "intermediate_size": 8192}
+LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "intermediate_size": 8192}
+DOCUMENT_LENGTH = 600
+"""Mean length of the documents where they are masked from each other, in tokens."""
 
 # name: (layers, hidden size, heads, further settings of the model, sequence length, rows on a CPU, on a GPU)
 _TABLE: dict[str, tuple[int, int, int, dict[str, Any], int, int, int]] = {
@@ -32,7 +35,8 @@ _TABLE: dict[str, tuple[int, int, int, dict[str, Any], int, int, int]] = {
     "124m": (12, 768, 12, GPT2, 1024, 2, 32),
     "355m": (24, 1024, 16, GPT2, 1024, 1, 16),
     "1558m": (48, 1600, 25, GPT2, 1024, 1, 8),
-    "llama-1b": (16, 2048, 32, LLAMA_1B, 2048, 1, 4),
+    "llama-1b": (16, 2048, 32, LLAMA, 2048, 1, 4),
+    "llama-3b": (28, 3072, 24, LLAMA, 4096, 1, 1),
 }
 NAMES = ("demo", *_TABLE)
 ON_CPU = ("demo", "14m", "124m")
@@ -58,15 +62,36 @@ class Workload:
         return self.config.train.global_batch_size
 
     @property
+    def micro_rows(self) -> int:
+        """Rows of a micro-batch: all of a step unless the configuration names a number."""
+        asked = self.config.train.micro_batch_size
+        return self.rows if asked == "auto" else asked
+
+    @property
     def length(self) -> int:
         """Tokens of a row."""
         return self.config.data.sequence_length
 
 
-def make_workload(name: str, device: torch.device) -> Workload:
-    """The workload of that name, with as many rows as suit `device`. Raises UserError for unknown names."""
+def make_workload(
+    name: str, device: torch.device, changes: Mapping[str, Mapping[str, Any]] | None = None
+) -> Workload:
+    """The workload of that name, with as many rows as suit `device`. Raises UserError for unknown names.
+
+    changes: other values of settings, by section.
+    """
+    config = _config(name, device)
+    sections = {
+        section: type(before).model_validate(before.model_dump() | dict(values))
+        for section, values in (changes or {}).items()
+        for before in (getattr(config, section),)
+    }
+    return Workload(name, config.model_copy(update=sections))
+
+
+def _config(name: str, device: torch.device) -> Config:
     if name == "demo":
-        return Workload(name, load(ROOT / "configs" / "demo.yaml").config)
+        return load(ROOT / "configs" / "demo.yaml").config
     if name not in _TABLE:
         raise UserError(f"there is no shape named {name!r}; choose among {', '.join(NAMES)}")
     layers, width, heads, further, length, cpu_rows, gpu_rows = _TABLE[name]
@@ -76,20 +101,29 @@ def make_workload(name: str, device: torch.device) -> Workload:
         "data": {"sources": [{"type": "stdlib"}], "sequence_length": length},  # the source is never read
         "train": {"max_steps": 1, "global_batch_size": gpu_rows if device.type == "cuda" else cpu_rows},
     }
-    return Workload(name, Config.model_validate(settings))
+    return Config.model_validate(settings)
 
 
-def make_batches(workload: Workload, device: torch.device) -> list[Batch]:
-    """Random tokens, token i as frequent as 1 / (i + 1): something to learn, and like text to a cache.
+def make_batches(workload: Workload, device: torch.device) -> list[list[Batch]]:
+    """The micro-batches of `BATCHES` steps.
 
-    A row's last position has no target: its successor is not in the row.
+    Random tokens, token i as frequent as 1 / (i + 1): something to learn, and like text to a cache. A row's
+    last position has no target: its successor is not in the row. Where documents are masked from each other
+    they end at random.
     """
     generator = torch.Generator().manual_seed(0)
     share = (1.0 / torch.arange(1, workload.shape.vocab_size + 1, dtype=torch.float64)).cumsum(0)
+    end_of_text = workload.shape.vocab_size - 1 if workload.config.data.document_masks else None
+    is_target = torch.ones(workload.micro_rows, workload.length, dtype=torch.bool)
+    is_target[:, -1] = False
     batches = []
     for _ in range(BATCHES):
         draw = torch.rand(workload.rows, workload.length, generator=generator, dtype=torch.float64)
-        tokens = torch.searchsorted(share, draw * share[-1])
-        labels = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORE)), dim=1)
-        batches.append(Batch(tokens, labels).to(device))
+        tokens = torch.searchsorted(share, draw * share[-1], out_int32=True)
+        if end_of_text is not None:
+            ends = torch.rand(tokens.shape, generator=generator) < 1 / DOCUMENT_LENGTH
+            tokens = tokens.masked_fill(ends, end_of_text)
+        tokens = torch.cat((tokens, tokens[:, :1]), dim=1)
+        micro_batches = tokens.split(workload.micro_rows)
+        batches.append([Rows(each, is_target, end_of_text).to(device) for each in micro_batches])
     return batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.timing import Runner, free_memory_gib, reason, take_turns
 from llmkit.batch import Batch
 
 CPU = torch.device("cpu")
-BATCHES = [Batch(torch.full((1, 1), i), torch.zeros(1, 1)) for i in range(3)]
+BATCHES = [[Batch(torch.full((1, 1), i), torch.zeros(1, 1))] for i in range(3)]
 
 
 class Recorder:
@@ -23,7 +24,8 @@ class Recorder:
     def __init__(self, name: str, log: list[tuple[str, int]], fails_at: int = -1) -> None:
         self.name, self.log, self.fails_at, self.count = name, log, fails_at, 0
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, micro_batches: Sequence[Batch]) -> Tensor:
+        (batch,) = micro_batches
         if self.count == self.fails_at:
             raise RuntimeError("CUDA out of memory")
         self.count += 1
