@@ -61,8 +61,8 @@ class Model(nn.Module):
     supports: ClassVar[tuple[str, ...]] = ()
     """Which of these it uses; a run that asks for another one is refused: "activation_checkpointing" (as the
     context says), "document_masks" (`Batch.documents`), "compile" (by a `compile_parts` of its own),
-    "sequence_parallel" (between sharded layers it may hold this rank's piece of the sequence: its norms have
-    `context.tp.sequence_group`, and nothing there looks at positions)."""
+    "sequence_parallel" (between sharded layers it may hold this rank's piece of the sequence, (seq / tp,
+    batch, width): its norms have `context.tp.sequence_group`, and nothing there looks at positions)."""
     uses_every_parameter: ClassVar[bool] = False
     """Whether every batch uses every parameter; else DeepSpeed's engine checks that it is so."""
     compiled: bool = False

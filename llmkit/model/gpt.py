@@ -57,7 +57,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, inputs: AttentionInputs, attention_key: Key = None, mlp_key: Key = None
     ) -> Tensor:
-        """x: (batch, seq, hidden), or its piece (batch, seq / tp, hidden) -> the same shape.
+        """x: (batch, seq, hidden), or its piece (seq / tp, batch, hidden) -> the same shape.
 
         attention_key, mlp_key: of the dropouts behind the two halves, see `llmkit.model.dropout`.
         """

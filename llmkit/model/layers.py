@@ -1,6 +1,10 @@
 """Layers whose parameters may be sharded over tensor-parallel ranks (Shoeybi et al. 2019, Megatron-LM).
 
 A column-parallel linear layer followed by a row-parallel one needs one all-reduce forward and one backward.
+Under sequence parallelism these are a reduce-scatter and an all-gather, and what lies between a row-parallel
+layer and the next column-parallel one is a piece of the sequence, (seq / tp, batch, width): with the sequence
+as the first dimension a collective reads and writes contiguous memory, whatever the batch.
+
 Parameters are made without values: those come from `llmkit.model.initial` or from a checkpoint.
 """
 
@@ -18,6 +22,7 @@ from llmkit.parallel.collectives import (
     reduce_scatter,
     replicated_weight,
 )
+from llmkit.parallel.column_linear import column_linear
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.placement import REPLICATED, place, tensor_sharded
 from llmkit.parallel.slices import ParameterSlice, full_slice
@@ -44,14 +49,21 @@ def uninitialized_parameter(*size: int, sharded_dim: int | None = None) -> nn.Pa
     return parameter
 
 
+def sequence_first(x: Tensor, tp: TensorParallel) -> Tensor:
+    """(batch, seq, ...) <-> (seq, batch, ...) under sequence parallelism, else x itself. A view."""
+    return x.transpose(0, 1) if tp.sequence_parallel else x
+
+
 def column_input(x: Tensor, tp: TensorParallel) -> Tensor:
     """Input of a column-parallel layer: (batch, seq, width) or its piece -> (batch, seq, width)."""
-    return all_gather(x, 1, tp.group) if tp.sequence_parallel else copy_to_group(x, tp.group)
+    if not tp.sequence_parallel:
+        return copy_to_group(x, tp.group)
+    return sequence_first(all_gather(x, 0, tp.group), tp)
 
 
 def row_output(x: Tensor, tp: TensorParallel) -> Tensor:
-    """Sum over the ranks of what a row-parallel layer computes: (batch, seq, width), or its piece of that."""
-    return reduce_scatter(x, 1, tp.group) if tp.sequence_parallel else reduce_from_group(x, tp.group)
+    """Sum over the ranks of what a row-parallel layer computes, or its piece; x: `sequence_first`."""
+    return reduce_scatter(x, 0, tp.group) if tp.sequence_parallel else reduce_from_group(x, tp.group)
 
 
 def _share(what: str, size: int, tp: TensorParallel) -> int:
@@ -78,9 +90,12 @@ class FusedColumnLinear(Layer):
         self.bias = uninitialized_parameter(sum(self.widths), sharded_dim=0) if bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x: (batch, seq, in_features) -> for each projection (batch, seq, width / tp)."""
-        x = column_input(x, self.tp)
-        return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+        """x: (batch, seq, in_features), or its piece -> for each projection (batch, seq, width / tp)."""
+        if self.tp.size == 1:
+            return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+        pieces = self.tp.sequence_parallel
+        outputs = column_linear(x, self.weight, self.bias, self.tp.group, pieces=pieces)
+        return tuple(sequence_first(each, self.tp) for each in outputs.split(self.widths, dim=-1))
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parameter_slices`."""
@@ -111,7 +126,7 @@ class RowLinear(Layer):
         """x: (batch, seq, in_features / tp) -> (batch, seq, out_features), or its piece of the sequence."""
         if self.tp.size == 1:
             return F.linear(x, self.weight, self.bias)
-        x = row_output(F.linear(x, self.weight), self.tp)
+        x = row_output(F.linear(sequence_first(x, self.tp), self.weight), self.tp)
         if self.bias is None:
             return x
         return x + replicated_weight(self.bias, self.tp.sequence_group)

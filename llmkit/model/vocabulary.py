@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from llmkit.batch import LossSum
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.loss import head_loss, output_logits
-from llmkit.model.layers import Layer, column_input, row_output, uninitialized_parameter
+from llmkit.model.layers import (
+    Layer,
+    column_input,
+    row_output,
+    sequence_first,
+    uninitialized_parameter,
+)
 from llmkit.parallel.collectives import replicated_weight
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import ParameterSlice, full_slice
@@ -47,7 +53,7 @@ class Embedding(VocabularyLayer):
         """tokens: (batch, seq) -> (batch, seq, hidden), or its piece of the sequence."""
         if self.tp.size == 1:
             return F.embedding(tokens, self.weight)
-        row = tokens - self.first
+        row = sequence_first(tokens, self.tp) - self.first
         on_other_rank = (row < 0) | (row >= self.rows)
         found = F.embedding(row.masked_fill(on_other_rank, 0), self.weight)
         return row_output(found.masked_fill(on_other_rank[..., None], 0.0), self.tp)
@@ -89,9 +95,10 @@ class Positions(Layer):
         self.weight = uninitialized_parameter(*self.size)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """positions: (..., seq) -> (..., seq, hidden), or its piece of the sequence."""
+        """positions: (seq,) or (batch, seq) -> (1 or batch, seq, hidden), or its piece of the sequence."""
+        positions = sequence_first(positions.view(-1, positions.shape[-1]), self.tp)
         if self.tp.sequence_parallel:
-            positions = positions.unflatten(-1, (self.tp.size, -1))[..., self.tp.rank, :]
+            positions = positions.chunk(self.tp.size)[self.tp.rank]
         return F.embedding(positions, replicated_weight(self.weight, self.tp.sequence_group))
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:

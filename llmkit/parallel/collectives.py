@@ -24,29 +24,47 @@ Group: TypeAlias = ProcessGroup | None
 _ops = torch.ops._c10d_functional
 
 
-def _all_reduce(x: Tensor, operation: str, group: str) -> Tensor:
-    """The "sum" or "max" of the ranks' x, on every rank."""
-    return _ops.wait_tensor(_ops.all_reduce(x.contiguous(), operation, group))
+def start_all_reduce(x: Tensor, operation: str, group: str) -> Tensor:
+    """Starts the "sum" or "max" of the ranks' x, on every rank; `wait` gives the result."""
+    return _ops.all_reduce(x.contiguous(), operation, group)
 
 
-def _all_gather(x: Tensor, dim: int, size: int, group: str) -> Tensor:
-    """The x of all `size` ranks, concatenated along `dim`."""
+def start_all_gather(x: Tensor, size: int, group: str) -> Tensor:
+    """Starts gathering the x of all `size` ranks, concatenated along dimension 0; `wait` gives them."""
     x = x.contiguous()
     if x.is_cpu:
         # Not gloo's own all-gather: in PyTorch 2.13 two threads of a gloo group write the operation's name,
         # longer than a short std::string, into the group's status without a lock, which can corrupt the heap.
         copies = x.repeat(size, *[1] * (x.dim() - 1))
-        sent = _ops.all_to_all_single(copies, [x.shape[0]] * size, [x.shape[0]] * size, group)
-    else:
-        sent = _ops.all_gather_into_tensor(x, size, group)
-    stacked = _ops.wait_tensor(sent)
+        return _ops.all_to_all_single(copies, [x.shape[0]] * size, [x.shape[0]] * size, group)
+    return _ops.all_gather_into_tensor(x, size, group)
+
+
+def start_reduce_scatter(x: Tensor, size: int, group: str) -> Tensor:
+    """Starts summing the ranks' x; `wait` gives this rank's piece, one of `size` along dimension 0."""
+    return _ops.reduce_scatter_tensor(x.contiguous(), "sum", size, group)
+
+
+def wait(started: Tensor) -> Tensor:
+    """The result of what a `start_...` began. Until then the tensor must not be read."""
+    return _ops.wait_tensor(started)
+
+
+def _all_reduce(x: Tensor, operation: str, group: str) -> Tensor:
+    """The "sum" or "max" of the ranks' x, on every rank."""
+    return wait(start_all_reduce(x, operation, group))
+
+
+def _all_gather(x: Tensor, dim: int, size: int, group: str) -> Tensor:
+    """The x of all `size` ranks, concatenated along `dim`. Copies it unless `dim` is 0."""
+    stacked = wait(start_all_gather(x, size, group))
     return stacked.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
 
 
 def _reduce_scatter(x: Tensor, dim: int, size: int, group: str) -> Tensor:
-    """This rank's piece, one of `size` along `dim`, of the sum of the ranks' x."""
-    stacked = x.unflatten(dim, (size, -1)).movedim(dim, 0).flatten(0, 1).contiguous()
-    return _ops.wait_tensor(_ops.reduce_scatter_tensor(stacked, "sum", size, group))
+    """This rank's piece along `dim` of the sum of all `size` ranks' x. Copies x unless `dim` is 0."""
+    stacked = x.unflatten(dim, (size, -1)).movedim(dim, 0).flatten(0, 1)
+    return wait(start_reduce_scatter(stacked, size, group))
 
 
 class _CopyToGroup(torch.autograd.Function):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.parallel.mesh import TensorParallel
@@ -49,3 +52,34 @@ def test_a_row_layer_of_one_rank_is_linear():
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
     (bias,) = layer.parameter_slices("a.o_proj")["bias"]
     assert (bias.name, bias.box) == ("a.o_proj.bias", ((0, 3),))
+
+
+class Copies(TorchDispatchMode):
+    """Elements of the tensors that were copied to be laid out anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default):
+            self.elements += found.numel()
+        return found
+
+
+def test_pieces_of_several_sequences_are_communicated_without_copies():
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())  # communicates nothing
+    try:
+        tp = TensorParallel(0, 2, dist.group.WORLD, sequence_parallel=True)
+        column = randomise(FusedColumnLinear(8, {"gate_proj": 12, "up_proj": 12}, True, tp))
+        row = randomise(RowLinear(12, 8, False, tp))
+        piece = torch.randn(5, 3, 8, requires_grad=True)  # of 10 positions of 3 sequences
+        with Copies() as copies:
+            gate, up = column(piece)
+            out = row(F.silu(gate) * up)
+            out.backward(torch.ones_like(out))
+        assert gate.shape == up.shape == (3, 10, 6) and out.shape == piece.grad.shape == (5, 3, 8)
+        assert copies.elements == 0
+    finally:
+        dist.destroy_process_group()
