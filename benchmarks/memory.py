@@ -146,7 +146,7 @@ def make_plan(shape: ModelShape, options: argparse.Namespace, world_size: int) -
             "parallel": {
                 "world_size": world_size, "tensor_parallel_size": tensor_size, "zero_stage": options.stages[0]
             },
-            "kernels": {"compile": False, "attention": "sdpa"},
+            "kernels": {"compile": False, "operators": {"attention": "sdpa"}},
         },
         DeviceFacts(),
     )  # fmt: skip

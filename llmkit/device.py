@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import torch
 
 from llmkit.config.schema import Config
@@ -31,7 +34,18 @@ def device_facts(device: torch.device, compiled: bool = False) -> DeviceFacts:
         has_bf16_units=has_bf16_units(device),
         free_bytes=torch.cuda.mem_get_info(device)[0] if on_gpu else 0,
         compiler_missing=compiler_missing(device) if compiled else None,
+        capability=torch.cuda.get_device_capability(device) if on_gpu else None,
+        triton=triton_runs(device),
     )
+
+
+def triton_runs(device: torch.device) -> bool:
+    """Whether Triton kernels can run on it: on a CPU in Triton's interpreter, where that is asked for."""
+    if not importlib.util.find_spec("triton"):
+        return False
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def choose_workers(config: Config, local_size: int) -> int:

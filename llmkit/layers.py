@@ -6,7 +6,7 @@ sizes. Between a column layer, whose outputs are sharded, and the row layer that
 output alone: activations, gates, heads. A sum over such outputs is complete after `reduce_from_group`.
 """
 
-from llmkit.kernels.attention import attention as attention
+from llmkit.kernels.attention import sdpa as attention
 from llmkit.model.layers import FusedColumnLinear as FusedColumnLinear
 from llmkit.model.layers import Layer as Layer
 from llmkit.model.layers import RowLinear as RowLinear

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from llmkit.errors import UserError
 
-Kind = Literal["model", "optimizer", "schedule", "source", "sink", "hook"]
+Kind = Literal["model", "optimizer", "schedule", "source", "sink", "hook", "operator"]
 BUILT_IN: dict[str, tuple[str, ...]] = {
     "model": ("gpt",),
     "optimizer": ("adamw", "muon"),

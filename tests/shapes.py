@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from llmkit.config.shape import ModelShape
+from llmkit.kernels.operators import Operators
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 
@@ -53,9 +54,9 @@ def initial_model(shape: ModelShape, seed: int) -> GPT:
     return model
 
 
-def random_model(shape: ModelShape, attention_impl: str = "sdpa", seed: int = 0) -> GPT:
+def random_model(shape: ModelShape, attention: str = "sdpa", seed: int = 0) -> GPT:
     """Our model with random values in every part, and zeros in the vocabulary's padding."""
-    model = GPT(shape, attention_impl)
+    model = GPT(shape, Operators.of({"attention": attention}))
     weights = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmkit.batch import IGNORE, Rows, cu_seqlens
-from llmkit.kernels.attention import attention
+from llmkit.kernels.attention import sdpa as attention
 
 
 def test_the_bounds_of_documents_are_those_at_which_attention_ends():

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from llmkit.cli import _wants_color, main
+from llmkit.plan.operators import FORMS
 from tests.program import environment, make_project
 
 HEAVY = (
@@ -104,10 +105,14 @@ def test_config_needs_a_file_or_keys(capsys):
 
 
 def test_keys_shows_the_settings_and_sections_that_are_named(capsys):
-    assert main(["config", "--keys", "optimizer.learning_rate", "kernels", "data.sources[0].weight"]) == 0
+    assert (
+        main(["config", "--keys", "optimizer.learning_rate", "kernels.operators", "data.sources[0].weight"])
+        == 0
+    )
     shown = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith(" ")]
     assert shown == [
-        "optimizer.learning_rate", "kernels", "kernels.compile", "kernels.attention", "data.sources.N.weight"
+        "optimizer.learning_rate", "kernels.operators",
+        *(f"kernels.operators.{operator}" for operator in FORMS), "data.sources.N.weight",
     ]  # fmt: skip
 
 

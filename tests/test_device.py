@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 
 def test_the_facts_of_a_cpu(monkeypatch):
     monkeypatch.setattr(device_module, "compiler_missing", lambda device: "no compiler")
+    monkeypatch.setattr(device_module, "triton_runs", lambda device: False)
     for units in (False, True):
         monkeypatch.setattr(device_module, "has_bf16_units", lambda device, units=units: units)
         assert device_facts(CPU) == DeviceFacts("cpu", has_bf16_units=units)
@@ -25,7 +26,23 @@ def test_the_facts_of_a_cpu(monkeypatch):
 def test_the_free_memory_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9))
     monkeypatch.setattr(device_module, "has_bf16_units", lambda device: True)
-    assert device_facts(torch.device("cuda", 0)) == DeviceFacts("cuda", has_bf16_units=True, free_bytes=5)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(device_module, "triton_runs", lambda device: True)
+    assert device_facts(torch.device("cuda", 0)) == DeviceFacts(
+        "cuda", has_bf16_units=True, free_bytes=5, capability=(9, 0), triton=True
+    )
+
+
+def test_triton_runs_on_gpus_that_it_knows_and_elsewhere_in_its_interpreter(monkeypatch):
+    monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda name: object())
+    for capability, wanted in (((6, 1), False), ((7, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert device_module.triton_runs(torch.device("cuda", 0)) is wanted
+    for value, wanted in (("1", True), ("0", False)):
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+        assert device_module.triton_runs(CPU) is wanted
+    monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda name: None)
+    assert device_module.triton_runs(CPU) is False
 
 
 @pytest.mark.parametrize(("asked", "processes", "chosen"), [("3", 9, 3), ("auto", 1, 4), ("auto", 4, 2)])

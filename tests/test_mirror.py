@@ -39,6 +39,12 @@ ELSEWHERE = {
     "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
     "loop/hook_list.py": "loop/test_hook.py",
     "loop/launch.py": "loop/test_prepare.py",
+    "kernels/adamw.py": "optim/test_build.py",
+    "kernels/linear.py": "model/test_layers.py",
+    "kernels/norm.py": "model/test_norm.py",
+    "kernels/activation.py": "model/test_mlp.py",
+    "model/rope.py": "kernels/test_rotation.py",
+    "plan/facts.py": "test_device.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",
 }
 

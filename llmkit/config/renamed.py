@@ -20,11 +20,13 @@ RENAMED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "data.heldout_every": ("data.validation_fraction", _fraction),
     "data.lanes": ("data.stream_shards", _same),
     "data.sources.N.write_through": ("data.sources.N.cache_live_tokens", _same),
+    "kernels.attention": ("kernels.operators.attention", _same),
     "parallel.checkpoint_every": ("parallel.activation_checkpointing_every", _same),
     "schedule.decay_share": ("schedule.decay_fraction", _same),
     "schedule.final_share": ("schedule.min_lr_ratio", _same),
 }
-"""Old dotted name (N for an index in a list): the new one in the same section, how a value is converted."""
+"""Old dotted name (N for an index in a list): the new one in the same section or below it, and how a value
+is converted."""
 
 
 def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +36,11 @@ def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
         *sections, name = old.split(".")
         for section in _sections(known, sections):
             if name in section:
-                section[new.rpartition(".")[2]] = convert(section.pop(name))
+                *below, new_name = new.split(".")[len(sections) :]
+                value = convert(section.pop(name))
+                for each in below:
+                    section = section.setdefault(each, {})
+                section[new_name] = value
     return known
 
 

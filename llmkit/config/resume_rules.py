@@ -98,7 +98,11 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "world_size zero_stage engine tensor_parallel_size sequence_parallel offload "
         "activation_checkpointing activation_checkpointing_every timeout_minutes",
     ),
-    **_rules("free", "how operators are computed, not what", "kernels", "compile attention"),
+    **_rules("free", "how operators are computed, not what", "kernels", "compile backend"),
+    **_rules(
+        "free", "how operators are computed, not what", "kernels.operators",
+        "linear norm rotation activation dropout_add attention head_loss gradient_norm adamw",
+    ),
     **_rules("free", "when to save, what to keep", "checkpoint", "every_steps every_minutes keep_last"),
     **_rules("free", "when to evaluate and to end the run", "evaluate", "every_steps early_stopping"),
     **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples sample tensorboard"),

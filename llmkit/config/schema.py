@@ -258,13 +258,37 @@ class Parallel(Section):
     those around a save, may take an hour."""
 
 
+class OperatorForms(Section):
+    """The form of each operator: a name in docs/kernels.md, or of a registered one; auto = by rule."""
+
+    linear: str = "auto"
+    """Linear layers of the blocks."""
+    norm: str = "auto"
+    """RMSNorm and LayerNorm, with the residual sum before them."""
+    rotation: str = "auto"
+    """Rotary positions of queries and keys."""
+    activation: str = "auto"
+    """SwiGLU or GELU."""
+    dropout_add: str = "auto"
+    """Dropout, with the residual sum behind it."""
+    attention: str = "auto"
+    """Causal attention: sdpa (PyTorch's fused one), matmul (masked products) and others."""
+    head_loss: str = "auto"
+    """Output head with the loss."""
+    gradient_norm: str = "auto"
+    """The norm of all gradients."""
+    adamw: str = "auto"
+    """AdamW's update."""
+
+
 class Kernels(Section):
     """How the heavy operators are computed; never what."""
 
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; auto = where a compiler is at hand."""
-    attention: Literal["auto", "sdpa", "matmul"] = "auto"
-    """PyTorch's fused attention, or masked matmuls (faster on a CPU for short rows if compiled)."""
+    backend: Literal["auto", "triton", "torch"] = "auto"
+    """Whose operators: Triton's wherever there are any, PyTorch's, or by operator what serves best."""
+    operators: OperatorForms = OperatorForms()
 
 
 class Checkpoint(Section):

@@ -13,6 +13,7 @@ from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import Source
 from llmkit.errors import RunFault, UserError
+from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.model.initial import InitialWeights
@@ -38,12 +39,13 @@ def build_engine(
     """
     plan.require_complete()
     config, shape, layout, kernels = plan.config, plan.model, plan.layout, plan.kernels
+    operators = Operators.of(kernels.forms)
 
     def make_model() -> Model:
         with torch.device(device):
             tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
             every = layout.activation_checkpointing_every
-            model = build_model(shape, tp, kernels.attention, layout.activation_checkpointing, every)
+            model = build_model(shape, tp, operators, layout.activation_checkpointing, every)
         for parameter in model.parameters():  # engines and checkpoints take them for flat row-major storage
             parameter.data = parameter.data.contiguous()
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -57,11 +59,11 @@ def build_engine(
         engine = NativeEngine(
             make_model(), config.optimizer,
             precision=plan.precision, gradient_clipping=config.train.gradient_clipping, mesh=mesh,
-            zero_stage=layout.zero_stage, buckets=buckets,
+            zero_stage=layout.zero_stage, buckets=buckets, operators=operators,
         )  # fmt: skip
     else:
         configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda", buckets=buckets)
-        engine = _zero_engine(make_model, configure, plan, mesh)
+        engine = _zero_engine(make_model, configure, plan, mesh, operators)
     engine.write_pieces(source or InitialWeights(engine.model, config.run.seed), optimizer_steps)
     return engine
 
@@ -71,6 +73,7 @@ def _zero_engine(
     configure: Callable[..., dict[str, Any]],
     plan: Plan,
     mesh: Mesh,
+    operators: Operators,
 ) -> Engine:
     """DeepSpeed's engine. configure: its settings; at stage 3 they are needed before there is a model."""
     from llmkit.engine.zero import ZeroEngine, zero3_init
@@ -82,7 +85,10 @@ def _zero_engine(
     else:
         model = make_model()
         settings = configure(largest_parameter=max(p.numel() for p in model.parameters()))
-    return ZeroEngine(model, plan.config.optimizer, precision=plan.precision, config=settings, mesh=mesh)
+    return ZeroEngine(
+        model, plan.config.optimizer,
+        precision=plan.precision, config=settings, mesh=mesh, operators=operators,
+    )  # fmt: skip
 
 
 def _refuse(reason: str) -> None:

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from llmkit.engine.norm import sum_of_squares
 from llmkit.errors import UserError
+from llmkit.kernels.operators import Operators
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.placement import placement
 
@@ -167,10 +167,10 @@ def mark_sharded(parameters: Iterable[nn.Parameter]) -> None:
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
 
 
-def take_norm_precisely(zero: Any, device: torch.device) -> None:
+def take_norm_precisely(zero: Any, device: torch.device, operators: Operators) -> None:
     """Gives DeepSpeed's stage 1 in bf16 the norm in place of the gradients of which it would take it in fp32.
 
-    It takes the norm of that one number then; see `sum_of_squares` for what is wrong with its own.
+    It takes the norm of that one number then; see `llmkit.kernels.gradient_norm` for what is wrong there.
     """
     gradients_of = zero.get_grads_for_norm
 
@@ -179,6 +179,6 @@ def take_norm_precisely(zero: Any, device: torch.device) -> None:
         if for_clipping:
             return found
         gradients, of_experts = found
-        return [sum_of_squares(gradients, device).sqrt().float()], of_experts
+        return [operators.sum_of_squares(gradients, device).sqrt().float()], of_experts
 
     zero.get_grads_for_norm = norms

@@ -17,8 +17,8 @@ from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import BUCKET_SIZES, BucketSizes, StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
-from llmkit.engine.norm import sum_of_squares
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, groups_of, moments
 from llmkit.parallel.agreement import fail_together
@@ -45,8 +45,9 @@ class NativeEngine:
         mesh: Mesh | None = None,
         zero_stage: int = 0,
         buckets: BucketSizes = BUCKET_SIZES,
+        operators: Operators = TORCH,
     ) -> None:
-        self.model, self.mesh = model, mesh or Mesh()
+        self.model, self.mesh, self.operators = model, mesh or Mesh(), operators
         self.sums = StepSums(self.mesh)
         self.gradient_clipping = gradient_clipping
         self.weights = dict(model.named_parameters())
@@ -71,6 +72,7 @@ class NativeEngine:
             self.mesh,
             device=next(model.parameters()).device,
             precision=precision,
+            operators=operators,
         )
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
@@ -113,7 +115,7 @@ class NativeEngine:
         partitioned = self.summed if self.masters.partitioned else ()
         total = torch.zeros((), dtype=torch.float64, device=device)
         for dims, found in sorted(gradients.items()):
-            total += self.mesh[tuple({*dims, *partitioned})].sum(sum_of_squares(found, device))
+            total += self.mesh[tuple({*dims, *partitioned})].sum(self.operators.sum_of_squares(found, device))
         return total.sqrt().float()
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from llmkit.engine.flat import FlatOptimizer
 from llmkit.engine.partitions import held_by_deepspeed, own_partition
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.engine.used import SameUse
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, groups_of, moments
 from llmkit.parallel.agreement import fail_together
@@ -65,7 +66,14 @@ class ZeroEngine:
     """
 
     def __init__(
-        self, model: Model, optimizer: Optimizer, *, precision: Precision, config: dict[str, Any], mesh: Mesh
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        *,
+        precision: Precision,
+        config: dict[str, Any],
+        mesh: Mesh,
+        operators: Operators = TORCH,
     ) -> None:
         deepspeed = import_deepspeed()
         self.model, self.mesh, self.config = model, mesh, config
@@ -93,11 +101,11 @@ class ZeroEngine:
         bound: dict[Tensor, torch.optim.Optimizer] = {}
         for held in self.held:
             (bound[held.tensor],) = build_optimizers(
-                [held], parts, optimizer, mesh, device=device, precision=precision
+                [held], parts, optimizer, mesh, device=device, precision=precision, operators=operators
             )
         self.optimizer.bind(bound)
         if hasattr(self.zero, "get_grads_for_norm"):
-            take_norm_precisely(self.zero, device)
+            take_norm_precisely(self.zero, device, operators)
         if self.stage == 3:
             # Gathering and letting go of weights is nothing to compile: without this torch.compile tries, for
             # each module anew, until it reaches its limit.

@@ -1,4 +1,4 @@
-"""Causal attention behind one function; `attention_impl` names an exact implementation in plain PyTorch.
+"""Causal attention in plain PyTorch, in two forms.
 
 * `sdpa`: PyTorch's fused attention; no (seq x seq) tensor is kept where no mask is needed.
 * `matmul`: masked matrix products. torch.compile fuses mask, softmax and casts into one pass, which
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def attention_mask(
     return visible
 
 
-def attention(
+def sdpa(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -41,7 +42,6 @@ def attention(
     window: int | None = None,
     documents: Tensor | None = None,
     dropout: float = 0.0,
-    attention_impl: str = "sdpa",
 ) -> Tensor:
     """Causal softmax(q k' / sqrt(head_dim)) v; each key and value head serves a group of query heads.
 
@@ -49,10 +49,36 @@ def attention(
     positions of the keys. documents: (batch, keys) or None. dropout: of the attention weights.
     Returns the shape of q.
     """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (batch, heads, seq, head_dim)
+    return _of_heads(_sdpa, q, k, v, window, documents, dropout)
+
+
+def matmul(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int | None = None,
+    documents: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """As `sdpa`, in masked matrix products."""
+    return _of_heads(_matmul, q, k, v, window, documents, dropout)
+
+
+def _of_heads(
+    form: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    documents: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """A form that takes (batch, heads, seq, head_dim), on tensors (batch, seq, heads, head_dim)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if window is not None and window >= k.shape[2]:
         window = None
-    return IMPLEMENTATIONS[attention_impl](q, k, v, window, documents, dropout).transpose(1, 2)
+    return form(q, k, v, window, documents, dropout).transpose(1, 2)
 
 
 def _sdpa(
@@ -88,6 +114,3 @@ def _matmul(
     scores = (scores / math.sqrt(head_dim)).masked_fill(~mask, float("-inf"))
     weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0.0).to(v.dtype)
     return (weights.flatten(2, 3) @ v).view(batch, heads, queries, head_dim)
-
-
-IMPLEMENTATIONS = {"sdpa": _sdpa, "matmul": _matmul}

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.config.shape import ModelShape
-from llmkit.kernels.attention import attention
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.model.norm import RMSNorm
 from llmkit.model.positions import AttentionInputs
-from llmkit.model.rope import rotate
 from llmkit.parallel.collectives import all_gather
 from llmkit.parallel.mesh import TensorParallel
 
@@ -22,17 +21,20 @@ class Attention(nn.Module):
     computes a piece of one and gathers the rest of it from its neighbours.
     """
 
-    def __init__(self, shape: ModelShape, layer: int, attention_impl: str, tp: TensorParallel) -> None:
+    def __init__(
+        self, shape: ModelShape, layer: int, tp: TensorParallel, operators: Operators = TORCH
+    ) -> None:
         super().__init__()
-        self.layer, self.attention_impl, self.tp = layer, attention_impl, tp
+        self.layer, self.operators, self.tp = layer, operators, tp
         self.head_dim, self.window = shape.head_dim, shape.sliding_window
         self.dropout = shape.attention_dropout
         query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
         widths = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
-        self.qkv = FusedColumnLinear(shape.hidden_size, widths, shape.attention_bias, tp)
-        self.o_proj = RowLinear(query, shape.hidden_size, shape.attention_bias, tp)
-        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps, tp.group) if shape.qk_norm else None
-        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps, tp.group) if shape.qk_norm else None
+        self.qkv = FusedColumnLinear(shape.hidden_size, widths, shape.attention_bias, tp, operators)
+        self.o_proj = RowLinear(query, shape.hidden_size, shape.attention_bias, tp, operators)
+        norm = (shape.head_dim, shape.norm_eps, tp.group, operators)
+        self.q_norm = RMSNorm(*norm) if shape.qk_norm else None
+        self.k_norm = RMSNorm(*norm) if shape.qk_norm else None
 
     def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
         """x: (batch, seq, hidden), or its piece of the sequence -> the same shape."""
@@ -45,14 +47,13 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if inputs.rope is not None:
-            q, k = rotate(q, *inputs.rope), rotate(k, *inputs.rope)
+            q, k = self.operators.rotate(q, k, *inputs.rope)
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self.layer, k, v)  # (batch, cached + seq, kv_heads, head_dim)
-        mixed = attention(
+        mixed = self.operators.attention(
             q, k, v,
             window=self.window,
             documents=inputs.documents,
             dropout=self.dropout if self.training else 0.0,
-            attention_impl=self.attention_impl,
         )  # fmt: skip
         return self.o_proj(mixed.flatten(-2))

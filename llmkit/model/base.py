@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llmkit.batch import Batch, LossSum
 from llmkit.config.custom_model import CustomModel
 from llmkit.errors import UserError
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.cache import KeyValueCache
 from llmkit.model.layers import Layer
 from llmkit.parallel.mesh import TensorParallel
@@ -32,14 +33,14 @@ class Initial(NamedTuple):
 class ModelContext:
     """What a registered model is built for, beside its settings.
 
-    vocab_size: tokens it must know. sequence_length: tokens of a sequence. attention_impl: what
-    `llmkit.layers.attention` takes as its implementation. tp: the ranks that share each layer.
-    activation_checkpointing: "none", "selective" or "full", for every n-th block.
+    vocab_size: tokens it must know. sequence_length: tokens of a sequence. operators: the
+    functions that the run has chosen for its arithmetic (`operators.attention`, ...). tp: the ranks that
+    share each layer. activation_checkpointing: "none", "selective" or "full", for every n-th block.
     """
 
     vocab_size: int
     sequence_length: int
-    attention_impl: str = "sdpa"
+    operators: Operators = TORCH
     tp: TensorParallel = ALONE
     activation_checkpointing: str = "none"
     activation_checkpointing_every: int = 1

@@ -7,6 +7,7 @@ from collections import Counter
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model, ModelContext
 from llmkit.model.gpt import GPT
 from llmkit.model.vocabulary import VocabularyLayer
@@ -18,7 +19,7 @@ from llmkit.parallel.slices import full_box
 def build_model(
     spec: AnyModel,
     tp: TensorParallel | None = None,
-    attention_impl: str = "sdpa",
+    operators: Operators = TORCH,
     activation_checkpointing: str = "none",
     activation_checkpointing_every: int = 1,
 ) -> Model:
@@ -27,7 +28,7 @@ def build_model(
     Raises UserError where a registered class makes something that llmkit cannot use (see `checked_model`).
     """
     tp = tp or TensorParallel()
-    how = (attention_impl, tp, activation_checkpointing, activation_checkpointing_every)
+    how = (operators, tp, activation_checkpointing, activation_checkpointing_every)
     if isinstance(spec, ModelShape):
         model: Model = GPT(spec, *how, seed=None)
     else:

@@ -1,30 +1,17 @@
-"""Dropout: the same on ranks that hold the same activations, different where activations are sharded."""
+"""Keys of dropout: the same on ranks that hold the same activations, others where these are sharded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from llmkit.config.shape import ModelShape
+from llmkit.kernels.dropout import Key
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.randomness import keyed_bits, own_stream
-
-Key: TypeAlias = Tensor | None
-"""One int64, the same on all tensor-parallel ranks; None where PyTorch's generators serve."""
-
-
-def dropout(x: Tensor, probability: float, training: bool, key: Key = None) -> Tensor:
-    """PyTorch's dropout; with a key, what is dropped depends on the key alone."""
-    if key is None:
-        return F.dropout(x, probability, training)
-    index = torch.arange(x.numel(), device=x.device).view_as(x)
-    dropped = keyed_bits(index, key) < round(probability * 2**24)
-    return (x / (1.0 - probability)).masked_fill(dropped, 0.0)
+from llmkit.parallel.randomness import own_stream
 
 
 class DropoutKeys(NamedTuple):

@@ -13,11 +13,13 @@ from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.compiler import compile_module
+from llmkit.kernels.dropout import Key
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.activation_checkpointing import recomputed
 from llmkit.model.attention import Attention
 from llmkit.model.base import Initial, Model
 from llmkit.model.cache import KeyValueCache
-from llmkit.model.dropout import DropoutKeys, Key, dropout, group_dropout
+from llmkit.model.dropout import DropoutKeys, group_dropout
 from llmkit.model.initial import draw
 from llmkit.model.mlp import make_mlp
 from llmkit.model.norm import make_norm
@@ -42,15 +44,18 @@ class Block(nn.Module):
         self,
         shape: ModelShape,
         layer: int,
-        attention_impl: str,
+        operators: Operators,
         tp: TensorParallel,
         activation_checkpointing: str,
     ) -> None:
         super().__init__()
-        self.attention_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group)
-        self.attention = Attention(shape, layer, attention_impl, tp)
-        self.mlp_norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group)
-        self.mlp = make_mlp(shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tp)
+        norm = (shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group, operators)
+        mlp = (shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tp, operators)
+        self.attention_norm = make_norm(*norm)
+        self.attention = Attention(shape, layer, tp, operators)
+        self.mlp_norm = make_norm(*norm)
+        self.mlp = make_mlp(*mlp)
+        self.operators = operators
         self.dropout, self.activation_checkpointing = shape.hidden_dropout, activation_checkpointing
         self.random = shape.hidden_dropout > 0.0 or shape.attention_dropout > 0.0
 
@@ -68,14 +73,18 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor, inputs: AttentionInputs, attention_key: Key, mlp_key: Key) -> Tensor:
         mixed = self.attention(self.attention_norm(x), inputs)
-        x = x + dropout(mixed, self.dropout, self.training, attention_key)
-        return x + dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training, mlp_key)
+        if self.dropout == 0.0 or not self.training:
+            x, normed = self.mlp_norm.after_sum(x, mixed)
+            return x + self.mlp(normed)
+        x = self.operators.dropout_add(mixed, x, self.dropout, attention_key)
+        x = self.operators.dropout_add(self.mlp(self.mlp_norm(x)), x, self.dropout, mlp_key)
+        return x
 
 
 class GPT(Model):
     """Decoder-only transformer.
 
-    attention_impl: see `llmkit.kernels.attention`. tp: the ranks over which the model is sharded.
+    operators: the functions that it calls. tp: the ranks over which the model is sharded.
     activation_checkpointing: what every n-th block computes again in the backward pass ("none", "selective"
     or "full"), n being `activation_checkpointing_every`. seed: of the initial weights; None leaves them
     unset, for weights that are read from a checkpoint.
@@ -89,14 +98,14 @@ class GPT(Model):
     def __init__(
         self,
         shape: ModelShape,
-        attention_impl: str = "sdpa",
+        operators: Operators = TORCH,
         tp: TensorParallel = NO_TENSOR_PARALLELISM,
         activation_checkpointing: str = "none",
         activation_checkpointing_every: int = 1,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
-        self.shape, self.tp, self.has_weights = shape, tp, False
+        self.shape, self.tp, self.operators, self.has_weights = shape, tp, operators, False
         self.vocab_size, self.context_length = shape.vocab_size, shape.max_position_embeddings
         sizes = (shape.vocab_size, shape.hidden_size, tp, shape.padded_vocab_size)
         self.embedding = Embedding(*sizes)
@@ -111,10 +120,10 @@ class GPT(Model):
             for layer in range(shape.num_hidden_layers)
         ]
         self.blocks = nn.ModuleList(
-            Block(shape, layer, attention_impl, tp, how) for layer, how in enumerate(checkpointing)
+            Block(shape, layer, operators, tp, how) for layer, how in enumerate(checkpointing)
         )
-        self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group)
-        self.head = Head(*sizes, self.embedding if shape.tie_word_embeddings else None)
+        self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group, operators)
+        self.head = Head(*sizes, self.embedding if shape.tie_word_embeddings else None, operators)
         self.compiled = False
         if seed is not None and self._has_memory():
             draw(self, seed)
@@ -200,7 +209,8 @@ class GPT(Model):
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(span.ids(documents, tokens.device))
-        x = dropout(x, self.shape.hidden_dropout, self.training, keys.embedding)
+        if self.training:
+            x = self.operators.dropout(x, self.shape.hidden_dropout, keys.embedding)
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
             x = block(x, inputs, attention_key, mlp_key)
         return self.norm(x)

@@ -11,10 +11,10 @@ Parameters are made without values: those come from `llmkit.model.initial` or fr
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmkit.errors import UserError
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.parallel.collectives import (
     all_gather,
     copy_to_group,
@@ -80,9 +80,18 @@ class FusedColumnLinear(Layer):
     so that it can be read under another sharding.
     """
 
-    def __init__(self, in_features: int, projections: dict[str, int], bias: bool, tp: TensorParallel) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        projections: dict[str, int],
+        bias: bool,
+        tp: TensorParallel,
+        operators: Operators = TORCH,
+    ) -> None:
         super().__init__()
-        self.in_features, self.projections, self.tp = in_features, projections, tp
+        self.in_features, self.projections, self.tp, self.linear = (
+            in_features, projections, tp, operators.linear
+        )  # fmt: skip
         self.widths = tuple(
             _share(f"output width of {name}", width, tp) for name, width in projections.items()
         )
@@ -92,7 +101,7 @@ class FusedColumnLinear(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x: (batch, seq, in_features), or its piece -> for each projection (batch, seq, width / tp)."""
         if self.tp.size == 1:
-            return F.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+            return self.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
         pieces = self.tp.sequence_parallel
         outputs = column_linear(x, self.weight, self.bias, self.tp.group, pieces=pieces)
         return tuple(sequence_first(each, self.tp) for each in outputs.split(self.widths, dim=-1))
@@ -115,9 +124,18 @@ class FusedColumnLinear(Layer):
 class RowLinear(Layer):
     """A linear layer sharded by its inputs. Every rank holds its bias, which is added once, after the sum."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        tp: TensorParallel,
+        operators: Operators = TORCH,
+    ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.tp = in_features, out_features, tp
+        self.in_features, self.out_features, self.tp, self.linear = (
+            in_features, out_features, tp, operators.linear
+        )  # fmt: skip
         share = _share("input width of a RowLinear", in_features, tp)
         self.weight = uninitialized_parameter(out_features, share, sharded_dim=1)
         self.bias = uninitialized_parameter(out_features) if bias else None
@@ -125,8 +143,8 @@ class RowLinear(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, in_features / tp) -> (batch, seq, out_features), or its piece of the sequence."""
         if self.tp.size == 1:
-            return F.linear(x, self.weight, self.bias)
-        x = row_output(F.linear(sequence_first(x, self.tp), self.weight), self.tp)
+            return self.linear(x, self.weight, self.bias)
+        x = row_output(self.linear(sequence_first(x, self.tp), self.weight), self.tp)
         if self.bias is None:
             return x
         return x + replicated_weight(self.bias, self.tp.sequence_group)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmkit.config.model_section import Mlp
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.parallel.mesh import TensorParallel
 
@@ -13,37 +13,58 @@ from llmkit.parallel.mesh import TensorParallel
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tp: TensorParallel) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        bias: bool,
+        tp: TensorParallel,
+        operators: Operators = TORCH,
+    ) -> None:
         super().__init__()
         widths = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up = FusedColumnLinear(hidden_size, widths, bias, tp)
-        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp)
+        self.gate_up = FusedColumnLinear(hidden_size, widths, bias, tp, operators)
+        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp, operators)
+        self.activation = operators.swiglu
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
         gate, up = self.gate_up(x)  # (batch, seq, intermediate / tp) each
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self.activation(gate, up))
 
 
 class GELU(nn.Module):
     """down(gelu(up(x))) with the tanh approximation, as in GPT-2."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, bias: bool, tp: TensorParallel) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        bias: bool,
+        tp: TensorParallel,
+        operators: Operators = TORCH,
+    ) -> None:
         super().__init__()
-        self.up_proj = FusedColumnLinear(hidden_size, {"up_proj": intermediate_size}, bias, tp)
-        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp)
+        self.up_proj = FusedColumnLinear(hidden_size, {"up_proj": intermediate_size}, bias, tp, operators)
+        self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp, operators)
+        self.activation = operators.gelu
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
         (up,) = self.up_proj(x)  # (batch, seq, intermediate / tp)
-        return self.down_proj(F.gelu(up, approximate="tanh"))
+        return self.down_proj(self.activation(up))
 
 
 MLPS: dict[Mlp, type[SwiGLU] | type[GELU]] = {"swiglu": SwiGLU, "gelu": GELU}
 
 
 def make_mlp(
-    kind: Mlp, hidden_size: int, intermediate_size: int, bias: bool, tp: TensorParallel
+    kind: Mlp,
+    hidden_size: int,
+    intermediate_size: int,
+    bias: bool,
+    tp: TensorParallel,
+    operators: Operators = TORCH,
 ) -> nn.Module:
     """The MLP that the configuration names."""
-    return MLPS[kind](hidden_size, intermediate_size, bias, tp)
+    return MLPS[kind](hidden_size, intermediate_size, bias, tp, operators)

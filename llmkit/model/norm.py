@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.config.model_section import Norm
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import Layer, uninitialized_parameter
 from llmkit.parallel.collectives import Group, replicated_weight
 from llmkit.parallel.slices import ParameterSlice, full_slice
@@ -18,16 +17,19 @@ class RMSNorm(Layer):
     group: the ranks that apply the same weight to different activations, whose gradients are summed over it.
     """
 
-    def __init__(self, size: int, eps: float, group: Group = None) -> None:
+    def __init__(self, size: int, eps: float, group: Group = None, operators: Operators = TORCH) -> None:
         super().__init__()
         self.weight = uninitialized_parameter(size)
-        self.size, self.eps, self.group = size, eps, group
+        self.size, self.eps, self.group, self.operators = size, eps, group, operators
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size) -> the same shape and dtype."""
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return (x32 * replicated_weight(self.weight, self.group).float()).to(x.dtype)
+        return self.operators.rms_norm(x, replicated_weight(self.weight, self.group), self.eps)
+
+    def after_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """x + branch, and the norm of that sum."""
+        weight = replicated_weight(self.weight, self.group)
+        return self.operators.add_rms_norm(x, branch, weight, self.eps)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parameter_slices`."""
@@ -37,16 +39,21 @@ class RMSNorm(Layer):
 class LayerNorm(Layer):
     """Layer norm with bias over the last dimension (Ba et al. 2016); group: as for RMSNorm."""
 
-    def __init__(self, size: int, eps: float, group: Group = None) -> None:
+    def __init__(self, size: int, eps: float, group: Group = None, operators: Operators = TORCH) -> None:
         super().__init__()
         self.weight = uninitialized_parameter(size)
         self.bias = uninitialized_parameter(size)
-        self.size, self.eps, self.group = size, eps, group
+        self.size, self.eps, self.group, self.operators = size, eps, group, operators
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., size) -> the same shape and dtype; PyTorch's kernel keeps its statistics in fp32."""
+        """x: (..., size) -> the same shape and dtype."""
         weight, bias = replicated_weight(self.weight, self.group), replicated_weight(self.bias, self.group)
-        return F.layer_norm(x, (self.size,), weight, bias, self.eps)
+        return self.operators.layer_norm(x, weight, bias, self.eps)
+
+    def after_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """x + branch, and the norm of that sum."""
+        weight, bias = replicated_weight(self.weight, self.group), replicated_weight(self.bias, self.group)
+        return self.operators.add_layer_norm(x, branch, weight, bias, self.eps)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parameter_slices`."""
@@ -56,6 +63,8 @@ class LayerNorm(Layer):
 NORMS: dict[Norm, type[RMSNorm] | type[LayerNorm]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 
 
-def make_norm(kind: Norm, size: int, eps: float, group: Group = None) -> Layer:
+def make_norm(
+    kind: Norm, size: int, eps: float, group: Group = None, operators: Operators = TORCH
+) -> RMSNorm | LayerNorm:
     """The norm that the configuration names."""
-    return NORMS[kind](size, eps, group)
+    return NORMS[kind](size, eps, group, operators)

@@ -12,13 +12,3 @@ def rope_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tenso
     frequency = theta ** -(torch.arange(0, head_dim, 2).float() / head_dim)
     angle = torch.outer(torch.arange(length).float(), frequency)
     return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (x[i], x[i + head_dim/2]) by their position's angles.
-
-    x: (batch, seq, heads, head_dim); cos, sin: (seq, head_dim // 2). In fp32, then cast back.
-    """
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

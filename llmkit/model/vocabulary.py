@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from llmkit.batch import LossSum
 from llmkit.config.shape import ModelShape
-from llmkit.kernels.loss import head_loss, output_logits
+from llmkit.kernels.head_loss import output_logits
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import (
     Layer,
     column_input,
@@ -69,8 +70,10 @@ class Head(VocabularyLayer):
         tp: TensorParallel,
         padded_vocab_size: int = 0,
         tied: Embedding | None = None,
+        operators: Operators = TORCH,
     ) -> None:
         super().__init__(vocab_size, hidden_size, tp, padded_vocab_size)
+        self.operators = operators
         if tied is None:
             self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
         else:
@@ -79,7 +82,10 @@ class Head(VocabularyLayer):
     def forward(self, hidden: Tensor, labels: Tensor) -> LossSum:
         """hidden: (batch, seq, hidden) or its piece, labels: (batch, seq) -> the loss of each sequence."""
         hidden = column_input(hidden, self.tp)
-        return head_loss(hidden, self.weight, labels, self.vocab_size, self.tp.group, self.first)
+        loss: LossSum = self.operators.head_loss(
+            hidden, self.weight, labels, self.vocab_size, self.tp.group, self.first
+        )
+        return loss
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., hidden) -> (..., vocab), fp32; of a model that is not sharded."""

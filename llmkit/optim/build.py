@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmkit.config.schema import Optimizer
 from llmkit.errors import UserError
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.optim.base import Optimizer as Registered
 from llmkit.optim.exchange import MatrixExchange, MatrixShard, shards_of
 from llmkit.optim.muon import Muon
@@ -74,7 +75,10 @@ def groups_of(
 
 
 def build_simple(
-    name: str, groups: Iterable[tuple[Sequence[Tensor], float]], config: Optimizer
+    name: str,
+    groups: Iterable[tuple[Sequence[Tensor], float]],
+    config: Optimizer,
+    operators: Operators = TORCH,
 ) -> torch.optim.Optimizer:
     """AdamW, or the registered optimizer `name`, over (fp32 tensors, weight decay) groups.
 
@@ -89,13 +93,10 @@ def build_simple(
         if make.update is Registered.update and make.step is Registered.step:
             raise UserError(f"{registered.origin} has no update(parameter, gradient, state, group)")
         return make(described, config)
-    return torch.optim.AdamW(  # fused: one pass over memory, and an update can be skipped on the device
-        described,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
+    optimizer: torch.optim.Optimizer = operators.adamw(
+        described, lr=config.learning_rate, betas=config.betas, eps=config.eps
     )
+    return optimizer
 
 
 def build_muon(
@@ -137,6 +138,7 @@ def build_optimizers(
     *,
     device: torch.device,
     precision: Precision,
+    operators: Operators = TORCH,
 ) -> list[torch.optim.Optimizer]:
     """The optimizers that together own the tensors that this rank holds. All ranks must call it together.
 
@@ -148,7 +150,7 @@ def build_optimizers(
     if simple:
         decays = dict.fromkeys(each.group.weight_decay for each in simple)
         groups = [([each.tensor for each in simple if each.group.weight_decay == d], d) for d in decays]
-        optimizers.append(build_simple(simple[0].group.optimizer, groups, config))
+        optimizers.append(build_simple(simple[0].group.optimizer, groups, config, operators))
     if hidden:
         shapes = matrix_shapes(hidden[0].group.names, parts)
         tensors = [(each.tensor, each.shards(parts)) for each in hidden]

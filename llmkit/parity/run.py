@@ -33,7 +33,7 @@ OPTIMIZER = {"betas": [BETA1, 0.95], "momentum": BETA1, "eps": 1e-5, "weight_dec
 SETTINGS: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
-    "kernels": {"compile": False, "attention": "sdpa"},
+    "kernels": {"compile": False, "operators": {"attention": "sdpa"}},
 }
 
 

@@ -7,7 +7,8 @@ from llmkit.config.derive import rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
-from llmkit.plan.plan import DeviceFacts, training_state
+from llmkit.plan.facts import DeviceFacts
+from llmkit.plan.plan import training_state
 from llmkit.precision import BYTES, Precision
 
 CPU_TOKENS = 16384

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
@@ -12,22 +12,9 @@ from llmkit.config.memory import State, state_bytes
 from llmkit.config.schema import Config
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
+from llmkit.plan.facts import DeviceFacts
+from llmkit.plan.operators import Choice
 from llmkit.precision import Precision
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
-    """What a plan must know of the device that each process trains on.
-
-    has_bf16_units: whether it multiplies bf16 matrices in hardware. free_bytes: of a GPU's memory, the least
-    of all ranks; not used for a CPU. compiler_missing: why torch.compile cannot work here; None where it
-    can, or was not asked for.
-    """
-
-    kind: Literal["cpu", "cuda"] = "cpu"
-    has_bf16_units: bool = False
-    free_bytes: int = 0
-    compiler_missing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,12 +36,18 @@ class Known:
 class Kernels:
     """How the heavy operators are computed.
 
-    attention: a form of `llmkit.kernels.attention`. notes: why something that was left open is not used.
+    operators: the form of each, by `llmkit.plan.operators`. notes: why something that was
+    left open is not used.
     """
 
     compiled: bool
-    attention: Literal["sdpa", "matmul"]
+    operators: Mapping[str, Choice]
     notes: tuple[str, ...] = ()
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """Operator -> form, as `llmkit.kernels.operators.Operators.of` takes it."""
+        return {operator: choice.form for operator, choice in self.operators.items()}
 
 
 def training_state(config: Config, model: AnyModel, precision: Precision, layout: Layout) -> State:
@@ -120,7 +113,7 @@ class Plan:
             "micro_batch_size": self.micro_batch_size,
             "accumulation_steps": self.accumulation_steps,
             "layout": self.layout.to_dict(),
-            "kernels": {"compiled": self.kernels.compiled, "attention": self.kernels.attention},
+            "kernels": {"compiled": self.kernels.compiled, "operators": self.kernels.forms},
             "model": self.model.to_dict(),
             "max_steps": self.config.train.max_steps,
         }
@@ -129,5 +122,6 @@ class Plan:
         """What all ranks must have alike, each value as text: parts come from files that each node reads."""
         layout = {f"layout.{name}": str(value) for name, value in self.layout.to_dict().items()}
         chosen = {name: str(value) for name, value in self.to_json().items() if not isinstance(value, dict)}
-        kernels = {f"kernels.{name}": str(value) for name, value in asdict(self.kernels).items()}
+        how = {"compiled": self.kernels.compiled, "notes": self.kernels.notes, **self.kernels.forms}
+        kernels = {f"kernels.{name}": str(value) for name, value in how.items()}
         return layout | chosen | kernels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from llmkit.config.derive import accumulation_steps, fitting_ranks, known_vocab_size, resolved_model
 from llmkit.config.load import Loaded, check_again, with_location
@@ -16,15 +16,15 @@ from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.resolve import LaunchResolver
 from llmkit.plan.batch import choose_micro_batch
-from llmkit.plan.plan import DeviceFacts, Kernels, Known, Plan
+from llmkit.plan.facts import DeviceFacts
+from llmkit.plan.operators import Situation, choose_operators
+from llmkit.plan.plan import Kernels, Known, Plan
 from llmkit.precision import PRECISIONS, Precision
 
 AT_START = "chosen at start"
 WITH_TOKENIZER = "known once the tokenizer is loaded"
 TRAINED = "at most; the tokenizer is trained at start"
 FEWEST = "as few processes as micro_batch_size fits"
-MATMUL_LONGEST = 512
-"""Longest row for which kernels.attention "auto" takes masked matmuls on a CPU."""
 
 
 def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
@@ -40,15 +40,16 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
         layout.engine,
     )  # fmt: skip
     asked = launch.precision()
-    kernels, on_device = _kernels(loaded, layout, known.device, pending)
+    precision = choose_precision(asked, known.device)
+    vocab_size = _vocab_size(config, known, pending)
+    kernels, on_device = _kernels(loaded, layout, precision, vocab_size, known.device, pending)
     on_device += _check_estimate(loaded, known.device)
     found = [with_location(loaded, mistake) for mistake in launch.mistakes + on_device]
     if mistakes := check_again(loaded, facts) + found:
         raise error(mistakes, str(loaded.path))
-    precision = choose_precision(asked, known.device)
     if asked == "auto" and known.device is None:
         pending["precision"] = AT_START
-    model = resolved_model(config, _vocab_size(config, known, pending))
+    model = resolved_model(config, vocab_size)
     if known.device is not None:
         micro_batch = choose_micro_batch(config, model, precision, known.device, layout)
     elif config.train.micro_batch_size == "auto":
@@ -110,9 +111,14 @@ def choose_precision(asked: str, device: DeviceFacts | None) -> Precision:
 
 
 def _kernels(
-    loaded: Loaded, layout: Layout, device: DeviceFacts | None, pending: dict[str, str]
+    loaded: Loaded,
+    layout: Layout,
+    precision: Precision,
+    vocab_size: int,
+    device: DeviceFacts | None,
+    pending: dict[str, str],
 ) -> tuple[Kernels, list[Mistake]]:
-    """Chooses whether modules are compiled, and the attention form measured fastest on such a device."""
+    """Chooses whether modules are compiled, and the form of each operator."""
     config, asked = loaded.config, loaded.config.kernels
     compiled, notes, mistakes = asked.compile is not False, list[str](), list[Mistake]()
     if device is None:
@@ -127,10 +133,18 @@ def _kernels(
         # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
         notes.append("training without torch.compile: it cannot take recomputed blocks under ZeRO-3")
         compiled = False
-    form: Literal["sdpa", "matmul"] = "sdpa"
-    on_cpu = device is not None and device.kind == "cpu"
-    if asked.attention != "auto":
-        form = asked.attention
-    elif on_cpu and compiled and config.data.sequence_length <= MATMUL_LONGEST:
-        form = "matmul"
-    return Kernels(compiled, form, tuple(notes)), mistakes
+    shape = _gpt_shape(config, vocab_size)
+    situation = Situation(config, shape, layout, precision, device, compiled)
+    chosen, refused = choose_operators(loaded, situation)
+    return Kernels(compiled, chosen, tuple(notes)), mistakes + refused
+
+
+def _gpt_shape(config: Config, vocab_size: int) -> ModelShape | None:
+    """Returns the sizes of our own model; None for another, and where the settings make none."""
+    if not isinstance(config.model, Model):
+        return None
+    try:
+        shape = resolved_model(config, vocab_size)
+    except ValueError:
+        return None  # a check names what is wrong
+    return shape if isinstance(shape, ModelShape) else None

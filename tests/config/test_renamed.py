@@ -16,6 +16,7 @@ from llmkit.errors import UserError
 
 BASE = "data: {sources: [{type: stdlib}]}\ntrain: {max_steps: 3}\n"
 OLD = {
+    "kernels.attention=matmul": "kernels.attention is called kernels.operators.attention now",
     "parallel.checkpoint_every=2": (
         "parallel.checkpoint_every is called parallel.activation_checkpointing_every now"
     ),
@@ -56,6 +57,7 @@ def test_an_old_name_in_a_file_that_is_extended_is_named_with_its_line(tmp_path:
 def test_stored_settings_are_read_under_the_names_of_today() -> None:
     sources = [{"type": "stdlib"}, {"type": "text", "path": "a", "live": True, "write_through": True}]
     stored: dict[str, Any] = {
+        "kernels": {"compile": False, "attention": "matmul"},
         "data": {"sources": sources, "heldout_every": 6, "lanes": 7},
         "parallel": {"checkpoint_every": 3},
         "schedule": {"decay_share": 0.3, "final_share": 0.4},
@@ -65,6 +67,7 @@ def test_stored_settings_are_read_under_the_names_of_today() -> None:
     assert notes == []
     assert (config.data.heldout_every, config.data.stream_shards) == (6, 7)
     assert [source.cache_live_tokens for source in config.data.sources] == [False, True]
+    assert (config.kernels.compile, config.kernels.operators.attention) == (False, "matmul")
     assert config.parallel.activation_checkpointing_every == 3
     assert (config.schedule.decay_fraction, config.schedule.min_lr_ratio) == (0.3, 0.4)
     assert "heldout_every" in stored["data"]  # what was given is left as it is

@@ -43,7 +43,7 @@ def test_the_home_folder_stands_for_a_tilde(monkeypatch: pytest.MonkeyPatch) -> 
         ("model.experts", 8, "model.experts = 8"),
         ("data.sources.1.dreams", True, "data.sources.1.dreams = true"),
         ("sleep", {"hours": 8}, "sleep = a mapping"),
-        ("kernels.attention", "flash9", 'kernels.attention = "flash9"'),
+        ("kernels.backend", "cuda9", 'kernels.backend = "cuda9"'),
         ("train.micro_batch_size", "some", 'train.micro_batch_size = "some"'),
         ("train.precision", "fp4", 'train.precision = "fp4"'),
         ("optimizer.betas", [0.9, "much"], "optimizer.betas = "),

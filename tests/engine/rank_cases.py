@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": 10, "gradient_clipping": 0.5, "global_batch_size": ROWS},
     "optimizer": {"eps": 1e-5, "learning_rate": 1e-2},
-    "kernels": {"compile": False, "attention": "sdpa"},
+    "kernels": {"compile": False, "operators": {"attention": "sdpa"}},
 }
 
 

@@ -135,7 +135,7 @@ def test_an_infinite_gradient_or_no_target_leaves_a_gpus_state_alone(precision, 
 
 @pytest.mark.cuda
 def test_the_norm_of_a_large_gradient_is_exact_on_a_gpu():
-    from llmkit.engine.norm import sum_of_squares
+    from llmkit.kernels.gradient_norm import sum_of_squares
 
     large = torch.randn(50_257, 768, device="cuda")
     exact = large.double().square().sum().item()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from llmkit.kernels.attention import attention, attention_mask
+from llmkit.kernels.attention import attention_mask, matmul, sdpa
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -39,14 +39,14 @@ def inputs(queries, keys, heads=6, kv_heads=2, width=10):
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", [sdpa, matmul])
 @pytest.mark.parametrize("masked", [False, True], ids=["one-document", "documents"])
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 @pytest.mark.parametrize(("queries", "keys", "kv_heads"), [(13, 13, 2), (13, 13, 6), (1, 9, 2), (5, 9, 1)])
-def test_equals_the_reference(queries, keys, kv_heads, window, masked, attention_impl):
+def test_equals_the_reference(queries, keys, kv_heads, window, masked, attention):
     tensors = inputs(queries, keys, kv_heads=kv_heads)
     documents = torch.tensor([[0] * 3 + [1] * (keys - 3), [5] * (keys - 1) + [6]]) if masked else None
-    found = attention(*tensors, window=window, documents=documents, attention_impl=attention_impl)
+    found = attention(*tensors, window=window, documents=documents)
     wanted = reference(*tensors, window, documents)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
@@ -56,14 +56,12 @@ def test_equals_the_reference(queries, keys, kv_heads, window, masked, attention
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
-def test_dropout_keeps_the_mean(attention_impl):
+@pytest.mark.parametrize("attention", [sdpa, matmul])
+def test_dropout_keeps_the_mean(attention):
     q, k, v = inputs(8, 8)
     torch.manual_seed(0)
-    plain = attention(q, k, v, attention_impl=attention_impl)
-    many = attention(
-        *(t.repeat(1000, 1, 1, 1) for t in (q, k, v)), dropout=0.5, attention_impl=attention_impl
-    )
+    plain = attention(q, k, v)
+    many = attention(*(t.repeat(1000, 1, 1, 1) for t in (q, k, v)), dropout=0.5)
     many = many.view(1000, *plain.shape)
     assert not torch.equal(many[0], many[1])
     torch.testing.assert_close(many.mean(0), plain, rtol=0, atol=0.25)
@@ -72,7 +70,7 @@ def test_dropout_keeps_the_mean(attention_impl):
 def test_softmax_is_in_fp32_under_bf16():
     q, k, v = (t.detach().bfloat16() for t in inputs(12, 12))
     q = q * 8  # large scores: bf16 softmax would be off by per cents
-    found = attention(q, k, v, attention_impl="matmul").double()
+    found = matmul(q, k, v).double()
     wanted = reference(q, k, v, None, None)
     assert (found - wanted).norm() / wanted.norm() < 8e-3
 

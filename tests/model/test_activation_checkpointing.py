@@ -12,6 +12,7 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmkit.batch import Batch
+from llmkit.kernels.operators import Operators
 from llmkit.model.gpt import GPT
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
@@ -24,10 +25,10 @@ SHAPES = {
 }
 
 
-def make(name: str, activation_checkpointing: str, attention_impl: str = "sdpa", every: int = 1) -> GPT:
+def make(name: str, activation_checkpointing: str, attention: str = "sdpa", every: int = 1) -> GPT:
     model = GPT(
         SHAPES[name],
-        attention_impl,
+        Operators.of({"attention": attention}),
         activation_checkpointing=activation_checkpointing,
         activation_checkpointing_every=every,
     )
@@ -62,27 +63,27 @@ def matmuls(model: GPT) -> int:
     return sum(event.count for event in seen.key_averages() if event.key in MATMULS)
 
 
-@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @pytest.mark.parametrize("activation_checkpointing", ["selective", "full"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_loss_and_gradients_are_bit_equal(name, activation_checkpointing, attention_impl):
-    loss, gradients = backward(make(name, "none", attention_impl))
-    again, replayed = backward(make(name, activation_checkpointing, attention_impl))
+def test_loss_and_gradients_are_bit_equal(name, activation_checkpointing, attention):
+    loss, gradients = backward(make(name, "none", attention))
+    again, replayed = backward(make(name, activation_checkpointing, attention))
     assert torch.equal(loss, again)
     assert all(torch.equal(a, b) for a, b in zip(gradients, replayed, strict=True))
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_selective_repeats_no_matrix_product_and_full_repeats_the_forward(name):
-    attention_impl = "matmul"  # whose attention is counted
+    attention = "matmul"  # whose attention is counted
     forward = FlopCounterMode(display=False)
     with forward, torch.no_grad():
-        make(name, "none", attention_impl).hidden(batch().tokens)
-    none = flops(make(name, "none", attention_impl))
-    assert flops(make(name, "selective", attention_impl)) == none
-    extra = flops(make(name, "full", attention_impl)) - none
+        make(name, "none", attention).hidden(batch().tokens)
+    none = flops(make(name, "none", attention))
+    assert flops(make(name, "selective", attention)) == none
+    extra = flops(make(name, "full", attention)) - none
     assert 0.6 * forward.get_total_flops() < extra <= forward.get_total_flops()
-    assert 2 * (flops(make(name, "full", attention_impl, every=2)) - none) == extra  # one of two blocks
+    assert 2 * (flops(make(name, "full", attention, every=2)) - none) == extra  # one of two blocks
 
 
 def test_full_keeps_a_blocks_input_only():

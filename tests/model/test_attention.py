@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llmkit.kernels.operators import Operators
 from llmkit.model.attention import Attention
 from llmkit.model.norm import RMSNorm
 from llmkit.model.positions import AttentionInputs, RopeTables
@@ -52,11 +53,11 @@ def by_head(layer: Attention, x: torch.Tensor, documents: torch.Tensor, rope: Ro
     return layer.o_proj(out)
 
 
-@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.no_grad()
-def test_every_head_by_its_formula(shape, attention_impl):
-    layer = randomise(Attention(shape, 0, attention_impl, TensorParallel()))
+def test_every_head_by_its_formula(shape, attention):
+    layer = randomise(Attention(shape, 0, TensorParallel(), Operators.of({"attention": attention})))
     x = torch.randn(2, LENGTH, shape.hidden_size)
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9], dtype=torch.int32)
     rope = rope_tables(LENGTH, shape.head_dim, 1e3)

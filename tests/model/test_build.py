@@ -8,6 +8,7 @@ from torch import nn
 
 from llmkit.batch import Batch, LossSum
 from llmkit.errors import UserError
+from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model, ModelContext
 from llmkit.model.build import build_model, check_placements, checked_model, tensor_parallel_of
 from llmkit.model.gpt import GPT
@@ -44,11 +45,11 @@ class Small(Model):
 
 
 def test_ours_has_what_is_asked_for_and_no_weights_yet():
-    tp = TensorParallel(1, 2)
-    model = build_model(LLAMA_STYLE, tp, "matmul", "full", 2)
+    tp, operators = TensorParallel(1, 2), Operators.of({"attention": "matmul"})
+    model = build_model(LLAMA_STYLE, tp, operators, "full", 2)
     assert isinstance(model, GPT) and not model.has_weights and model.tp is tp
     assert [block.activation_checkpointing for block in model.blocks] == ["full", "none"]
-    assert {block.attention.attention_impl for block in model.blocks} == {"matmul"}
+    assert all(block.attention.operators is operators for block in model.blocks)
 
 
 def test_a_foreign_model_knows_what_sampling_asks_for():

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from llmkit.batch import IGNORE, Batch
+from llmkit.kernels.operators import Operators
 from llmkit.model.gpt import GPT
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model, randomise
 
@@ -87,12 +88,12 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @pytest.mark.parametrize(("shape", "make", "translate"), PAIRS)
-def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, attention_impl):
+def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, attention):
     theirs = make()
     state = theirs.state_dict()
-    ours = GPT(shape, attention_impl)
+    ours = GPT(shape, Operators.of({"attention": attention}))
     weights = dict(ours.named_parameters())
     with torch.no_grad():
         for name, parts in ours.parameter_slices().items():
@@ -122,10 +123,10 @@ def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, atte
             assert relative(found, wanted) <= TOLERANCE, part.name
 
 
-@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
-def test_document_masks_equal_one_document_at_a_time(shape, attention_impl):
-    model = random_model(shape, attention_impl)
+def test_document_masks_equal_one_document_at_a_time(shape, attention):
+    model = random_model(shape, attention)
     tokens = torch.randint(shape.vocab_size, (1, 31), generator=torch.Generator().manual_seed(2))
     labels = torch.randint(shape.vocab_size, (1, 31), generator=torch.Generator().manual_seed(3))
     cuts = [0, 1, 12, 13, 31]
@@ -173,14 +174,14 @@ def test_sliding_window_hides_what_lies_further_back():
     assert difference[3:7].min() > 0
 
 
-@pytest.mark.parametrize("attention_impl", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("shape", [GPT2_STYLE, replace(LLAMA_STYLE, qk_norm=True)], ids=["gpt2", "modern"])
-def test_cached_logits_equal_uncached_ones(shape, window, attention_impl):
+def test_cached_logits_equal_uncached_ones(shape, window, attention):
     from llmkit.model.cache import KeyValueCache
 
     shape = replace(shape, sliding_window=window)
-    model = random_model(shape, attention_impl).eval()
+    model = random_model(shape, attention).eval()
     tokens = torch.randint(shape.vocab_size, (2, 20))
     cache = KeyValueCache(shape, 2, 20, model.embedding.weight)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from torch.profiler import profile
 from llmkit.batch import IGNORE, Batch
 from llmkit.config.shape import ModelShape
 from llmkit.kernels import attention as kernels
+from llmkit.kernels.operators import Operators
 from llmkit.model.build import check_placements
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh, TensorParallel, make_mesh
@@ -74,9 +75,10 @@ def piece(full: Tensor, part: ParameterSlice) -> Tensor:
 
 
 @torch.no_grad()
-def sharded_model(full: GPT, tp: TensorParallel, attention_impl: str = "sdpa", **options: Any) -> GPT:
+def sharded_model(full: GPT, tp: TensorParallel, attention: str = "sdpa", **options: Any) -> GPT:
     """The full model's weights in a sharded one."""
-    model, weights = GPT(full.shape, attention_impl, tp, **options), tensors(full, gradients=False)
+    model = GPT(full.shape, Operators.of({"attention": attention}), tp, **options)
+    weights = tensors(full, gradients=False)
     check_placements(model)
     for name, parameter in model.named_parameters():
         parameter.zero_()
@@ -123,11 +125,11 @@ def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     results, meshes = [], {size: make_mesh(size) for size in sorted({case["size"] for case in cases})}
     for case in cases:
         shape, mesh = SHAPES[case["shape"]], meshes[case["size"]]
-        reference = random_model(shape, case.get("attention_impl", "sdpa"))
+        reference = random_model(shape, case.get("attention", "sdpa"))
         if case.get("bf16"):
             reference.bfloat16()
         tp = mesh.tensor_parallel(shape.num_key_value_heads, case["sequence"])
-        model = sharded_model(reference, tp, case.get("attention_impl", "sdpa"), **case.get("options", {}))
+        model = sharded_model(reference, tp, case.get("attention", "sdpa"), **case.get("options", {}))
         if case.get("compiled"):
             torch._dynamo.reset()
             model.compile_parts(print, COMPILER)
@@ -173,8 +175,8 @@ CASES = [
     for documents in (bool((number + size // 2 + sequence) % 2),)
 ]
 CASES += [
-    {"shape": "grouped", "size": 4, "sequence": True, "documents": True, "attention_impl": "matmul"},
-    {"shape": "gpt2", "size": 4, "sequence": False, "documents": False, "attention_impl": "matmul"},
+    {"shape": "grouped", "size": 4, "sequence": True, "documents": True, "attention": "matmul"},
+    {"shape": "gpt2", "size": 4, "sequence": False, "documents": False, "attention": "matmul"},
 ]
 RECOMPUTED = [
     {

@@ -73,15 +73,18 @@ def test_precision_is_bf16_where_there_are_units_for_it(config, asked, device, c
         (["kernels.compile=false"], CPU, False, "sdpa"),
         (["kernels.compile=auto"], NO_COMPILER, False, "sdpa"),
         (["kernels.compile=true"], GPU, True, "sdpa"),
-        (["kernels.compile=false", "kernels.attention=matmul"], GPU, False, "matmul"),
-        (["kernels.compile=true", "kernels.attention=sdpa", "data.sequence_length=16"], CPU, True, "sdpa"),
+        (["kernels.compile=false", "kernels.operators.attention=matmul"], GPU, False, "matmul"),
+        (
+            ["kernels.compile=true", "kernels.operators.attention=sdpa", "data.sequence_length=16"],
+            CPU, True, "sdpa",
+        ),
     ],
 )  # fmt: skip
 def test_kernels_are_the_fastest_of_the_device_unless_they_are_given(
     config, overrides, device, compiled, attention
 ):
     kernels = resolve_plan(config(*overrides), replace(COMPLETE, device=device)).kernels
-    assert (kernels.compiled, kernels.attention) == (compiled, attention)
+    assert (kernels.compiled, kernels.forms["attention"]) == (compiled, attention)
 
 
 def test_why_nothing_is_compiled_is_said(config):

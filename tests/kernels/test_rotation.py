@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.model.rope import rope_tables, rotate
+from llmkit.kernels.rotation import rotate
+from llmkit.model.rope import rope_tables
 
 LENGTH, HEADS, WIDTH, THETA = 11, 3, 10, 500.0
 
 
 def test_pairs_are_rotated_as_complex_numbers_are():
     x = torch.randn(2, LENGTH, HEADS, WIDTH, dtype=torch.float64).float()
-    found = rotate(x, *rope_tables(LENGTH, WIDTH, THETA)).double()
+    tables = rope_tables(LENGTH, WIDTH, THETA)
+    both = rotate(x, x[:, :, :1], *tables)
+    assert torch.equal(both[0][:, :, :1], both[1])
+    found = both[0].double()
     half = WIDTH // 2
     numbers = torch.complex(x[..., :half].double(), x[..., half:].double())
     angles = torch.outer(torch.arange(LENGTH).double(), THETA ** -(torch.arange(half).double() / half))
@@ -25,7 +29,7 @@ def test_scores_depend_on_the_distance_alone():
     tables = rope_tables(LENGTH, WIDTH, THETA)
 
     def score(query: int, key: int) -> float:
-        turned = (rotate(x, *(t[at : at + 1] for t in tables)) for x, at in ((q, query), (k, key)))
+        turned = (rotate(x, x, *(t[at : at + 1] for t in tables))[0] for x, at in ((q, query), (k, key)))
         return float((next(turned) * next(turned)).sum())
 
     assert score(7, 4) == pytest.approx(score(3, 0), abs=1e-5)
@@ -35,6 +39,6 @@ def test_scores_depend_on_the_distance_alone():
 def test_the_type_stays_and_the_arithmetic_is_fp32():
     x = torch.randn(1, LENGTH, HEADS, WIDTH).bfloat16()
     tables = rope_tables(LENGTH, WIDTH, THETA)
-    found = rotate(x, *tables)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, rotate(x.float(), *tables).bfloat16())
+    found = rotate(x, x[:, :, :2], *tables)
+    assert {each.dtype for each in found} == {torch.bfloat16}
+    assert torch.equal(found[0], rotate(x.float(), x.float(), *tables)[0].bfloat16())

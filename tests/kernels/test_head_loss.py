@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmkit.batch import IGNORE
-from llmkit.kernels.loss import head_loss, output_logits
+from llmkit.kernels.head_loss import head_loss, output_logits
 
 
 def test_rows_sum_their_targets_only():

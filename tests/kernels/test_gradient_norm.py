@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from llmkit.engine.deepspeed import import_deepspeed, take_norm_precisely
-from llmkit.engine.norm import RUN, sum_of_squares
+from llmkit.kernels.gradient_norm import RUN, sum_of_squares
+from llmkit.kernels.operators import TORCH
 from llmkit.optim.muon import orthogonalise
 
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ def test_the_norm_of_a_long_gradient_is_exact_where_deepspeed_would_take_it_in_f
     zero = Zero()
     wanted = exact(list(zero.gradients)) ** 0.5
     assert float(get_global_norm_of_tensors(zero.get_grads_for_norm()[0])) != pytest.approx(wanted, rel=1e-5)
-    take_norm_precisely(zero, CPU)
+    take_norm_precisely(zero, CPU, TORCH)
     gradients, experts = zero.get_grads_for_norm()
     assert float(get_global_norm_of_tensors(gradients)) == pytest.approx(wanted, rel=2e-7) and experts == {}
     assert zero.get_grads_for_norm(for_clipping=True)[0] is zero.gradients[0]

@@ -1,0 +1,33 @@
+"""Norms over the last dimension, with fp32 statistics whatever the type of the activations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019). x: (..., size), weight: (size,)."""
+    x32 = x.float()
+    x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+    return (x32 * weight.float()).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + branch, and the RMS norm of that sum."""
+    x = x + branch
+    return x, rms_norm(x, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). x: (..., size)."""
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)  # keeps its statistics in fp32
+
+
+def add_layer_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x + branch, and the layer norm of that sum."""
+    x = x + branch
+    return x, layer_norm(x, weight, bias, eps)

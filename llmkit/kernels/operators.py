@@ -1,0 +1,99 @@
+"""The table of operators: every piece of arithmetic of a step, and the forms in which it can be computed.
+
+Models and engines call the functions of an `Operators`; which form of each it holds is the plan's choice
+(`llmkit.plan.operators`). A form is a module with functions of these names, or one function; it is
+imported when it has been chosen. All forms of an operator compute the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.registry import find
+
+FUNCTIONS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("linear",),
+    "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
+    "rotation": ("rotate",),
+    "activation": ("swiglu", "gelu"),
+    "dropout_add": ("dropout", "dropout_add"),
+    "attention": ("attention",),
+    "head_loss": ("head_loss",),
+    "gradient_norm": ("sum_of_squares",),
+    "adamw": ("adamw",),
+}
+"""Operator -> its functions. The torch form of each (`PLAIN`) is their contract."""
+
+FORMS: Mapping[str, Mapping[str, str]] = {
+    "linear": {"torch": "llmkit.kernels.linear"},
+    "norm": {"torch": "llmkit.kernels.norm"},
+    "rotation": {"torch": "llmkit.kernels.rotation"},
+    "activation": {"torch": "llmkit.kernels.activation"},
+    "dropout_add": {"torch": "llmkit.kernels.dropout"},
+    "attention": {"sdpa": "llmkit.kernels.attention:sdpa", "matmul": "llmkit.kernels.attention:matmul"},
+    "head_loss": {"full": "llmkit.kernels.head_loss"},
+    "gradient_norm": {"torch": "llmkit.kernels.gradient_norm"},
+    "adamw": {"torch": "llmkit.kernels.adamw"},
+}
+"""Operator -> form -> the module that has its functions, or "module:function" of an operator with one."""
+
+PLAIN: Mapping[str, str] = {operator: next(iter(forms)) for operator, forms in FORMS.items()}
+"""Operator -> the form in plain PyTorch that runs everywhere."""
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The functions of the chosen forms. Each is a plain function, which torch.compile traces through.
+
+    Contracts: `llmkit.kernels.norm`, `.rotation`, `.activation`, `.dropout`, `.attention`, `.head_loss`,
+    `.gradient_norm`, `.adamw`. forms: the choice that they follow from.
+    """
+
+    linear: Callable[..., Any]
+    rms_norm: Callable[..., Any]
+    add_rms_norm: Callable[..., Any]
+    layer_norm: Callable[..., Any]
+    add_layer_norm: Callable[..., Any]
+    rotate: Callable[..., Any]
+    swiglu: Callable[..., Any]
+    gelu: Callable[..., Any]
+    dropout: Callable[..., Any]
+    dropout_add: Callable[..., Any]
+    attention: Callable[..., Any]
+    head_loss: Callable[..., Any]
+    sum_of_squares: Callable[..., Any]
+    adamw: Callable[..., Any]
+    forms: Mapping[str, str]
+
+    @classmethod
+    def of(cls, chosen: Mapping[str, str] | None = None) -> Operators:
+        """The functions of these forms (operator -> form), plain PyTorch where nothing is chosen.
+
+        A form of another's code may lack functions of its operator: those are plain PyTorch, too.
+        """
+        forms = {**PLAIN, **(chosen or {})}
+        functions: dict[str, Callable[..., Any]] = {}
+        for operator, form in forms.items():
+            functions |= _functions(operator, PLAIN[operator])
+            if form != PLAIN[operator]:
+                functions |= _functions(operator, form)
+        return cls(**functions, forms=forms)
+
+
+def _functions(operator: str, form: str) -> dict[str, Callable[..., Any]]:
+    """The functions of an operator that a form has."""
+    if (registered := find("operator", form)) is not None:
+        holder: Any = registered.make
+    else:
+        module, _, function = FORMS[operator][form].partition(":")
+        holder = importlib.import_module(module)
+        if function:
+            return {FUNCTIONS[operator][0]: getattr(holder, function)}
+    return {name: getattr(holder, name) for name in FUNCTIONS[operator] if hasattr(holder, name)}
+
+
+TORCH = Operators.of()
+"""Plain PyTorch throughout."""

@@ -1,0 +1,24 @@
+"""What a plan must know of the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a plan must know of the device that each process trains on.
+
+    has_bf16_units: whether it multiplies bf16 matrices in hardware. free_bytes: of a GPU's memory, the least
+    of all ranks; not used for a CPU. compiler_missing: why torch.compile cannot work here; None where it
+    can, or was not asked for. capability: of a GPU of NVIDIA's, else None. triton: whether Triton kernels can
+    run (on a CPU: in its interpreter).
+    """
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    has_bf16_units: bool = False
+    free_bytes: int = 0
+    compiler_missing: str | None = None
+    capability: tuple[int, int] | None = None
+    triton: bool = False

@@ -1,0 +1,168 @@
+"""Which form of each operator a run computes with, and why; a pure choice, which imports no torch.
+
+The functions behind the names are in `llmkit.kernels.operators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from llmkit.config.load import Loaded
+from llmkit.config.mistakes import Mistake
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
+from llmkit.parallel.layout import Layout
+from llmkit.plan.facts import DeviceFacts
+from llmkit.precision import Precision
+from llmkit.registry import Component, find
+
+MATMUL_LONGEST = 512
+"""Longest row for which attention is computed in masked matrix products on a CPU."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the rules of forms look at.
+
+    shape: None for a registered model, and where the settings contradict each other. device: None where it
+    is not known yet; rules then judge by the rest. compiled: whether blocks and head are compiled.
+    """
+
+    config: Config
+    shape: ModelShape | None
+    layout: Layout
+    precision: Precision
+    device: DeviceFacts | None
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form of an operator, and why it was chosen."""
+
+    operator: str
+    form: str
+    reason: str
+
+
+Rule = Callable[[Situation], str | None]
+
+
+def _never(_: Situation) -> str | None:
+    return None
+
+
+def _always(_: Situation) -> str | None:
+    return "plain PyTorch"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute an operator.
+
+    refuses: why it cannot be used in a situation; None where it can. best: why it is chosen where nothing is
+    asked for; None where it is not. backend: "triton" or "torch".
+    """
+
+    name: str
+    refuses: Rule = _never
+    best: Rule = _always
+    backend: str = "torch"
+
+
+def triton_missing(s: Situation) -> str | None:
+    """Why Triton kernels cannot run there."""
+    if s.device is None or s.device.triton:
+        return None
+    if s.device.kind == "cpu":
+        return "Triton kernels run on a GPU (on a CPU only in Triton's interpreter, TRITON_INTERPRET=1)"
+    return "Triton is not installed, or not for this GPU"
+
+
+def _uncompiled_gpu(s: Situation) -> str | None:
+    """Compiled blocks keep PyTorch's pointwise operators, which inductor fuses with what is around them."""
+    return "not compiled" if s.device is not None and s.device.kind == "cuda" and not s.compiled else None
+
+
+def triton_form(refuses: Rule = _never, best: Rule = _uncompiled_gpu) -> Form:
+    """The Triton form of a pointwise operator."""
+    return Form("triton", lambda s: triton_missing(s) or refuses(s), best, backend="triton")
+
+
+def _short_compiled_rows(s: Situation) -> str | None:
+    short = s.config.data.sequence_length <= MATMUL_LONGEST
+    on_cpu = s.device is not None and s.device.kind == "cpu"
+    return f"compiled on a CPU, rows up to {MATMUL_LONGEST}" if short and on_cpu and s.compiled else None
+
+
+TORCH = Form("torch")
+FORMS: Mapping[str, tuple[Form, ...]] = {
+    "linear": (TORCH,),
+    "norm": (TORCH,),
+    "rotation": (TORCH,),
+    "activation": (TORCH,),
+    "dropout_add": (TORCH,),
+    "attention": (Form("matmul", best=_short_compiled_rows), Form("sdpa")),
+    "head_loss": (Form("full"),),
+    "gradient_norm": (TORCH,),
+    "adamw": (TORCH,),
+}
+"""The forms of each operator, in the order in which they are considered; the last one runs everywhere."""
+
+
+def choose_operators(loaded: Loaded, situation: Situation) -> tuple[dict[str, Choice], list[Mistake]]:
+    """The form of every operator, and what is wrong with the forms that the configuration asks for."""
+    chosen, mistakes = dict[str, Choice](), list[Mistake]()
+    for operator, forms in FORMS.items():
+        asked = getattr(loaded.config.kernels.operators, operator)
+        choice, refusal = _choose(operator, forms, asked, situation)
+        chosen[operator] = choice
+        if refusal is not None:
+            path = f"kernels.operators.{operator}" if asked != "auto" else "kernels.backend"
+            mistakes.append(loaded.settings.mistake(f"{{0}}: {refusal}", path))
+    return chosen, mistakes
+
+
+def _choose(
+    operator: str, forms: tuple[Form, ...], asked: str, situation: Situation
+) -> tuple[Choice, str | None]:
+    """The choice, and why it cannot be what was asked for."""
+    backend, plain = situation.config.kernels.backend, forms[-1]
+    named = {form.name: form for form in forms}
+    if asked != "auto":
+        form = named.get(asked) or _registered(operator, asked)
+        if form is None:
+            refusal = f"{operator} has no form of this name; its forms are {', '.join(named)}"
+            return Choice(operator, plain.name, "plain PyTorch"), refusal
+        return Choice(operator, form.name, "as given"), form.refuses(situation)
+    if backend == "triton" and "triton" in named:
+        return Choice(operator, "triton", "kernels.backend"), named["triton"].refuses(situation)
+    for form in forms:
+        if backend == "torch" and form.backend != "torch":
+            continue
+        if form.refuses(situation) is None and (reason := form.best(situation)) is not None:
+            return Choice(operator, form.name, reason), None
+    raise AssertionError(f"the last form of {operator} is refused")
+
+
+def _registered(operator: str, name: str) -> Form | None:
+    """The form that other code has registered under this name, if it is one of that operator."""
+    component: Component | None = find("operator", name)
+    if component is None or getattr(component.make, "operator", None) != operator:
+        return None
+    return Form(name, getattr(component.make, "refuses", _never))
+
+
+def show_choices(chosen: Mapping[str, Choice]) -> str:
+    """One line: which form each operator has and why, operators with the same answer together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for choice in chosen.values():
+        groups.setdefault((choice.form, choice.reason), []).append(choice.operator)
+    usual = max(groups, key=lambda key: len(groups[key]))
+    parts = [
+        f"{', '.join(operators)}: {form} ({reason})"
+        for (form, reason), operators in groups.items()
+        if (form, reason) != usual
+    ]
+    return "; ".join([*parts, f"{'the rest' if parts else 'all'}: {usual[0]} ({usual[1]})"])

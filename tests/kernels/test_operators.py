@@ -1,0 +1,42 @@
+"""The table of functions: complete, agreed with the plan's, and replaceable piece by piece."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from llmkit.kernels import norm
+from llmkit.kernels.attention import matmul, sdpa
+from llmkit.kernels.operators import FORMS, FUNCTIONS, PLAIN, TORCH, Operators
+from llmkit.plan import operators as planned
+
+
+def test_plan_and_table_know_the_same_forms() -> None:
+    assert {operator: {form.name for form in forms} for operator, forms in planned.FORMS.items()} == {
+        operator: set(forms) for operator, forms in FORMS.items()
+    }
+    assert {operator: forms[-1].name for operator, forms in planned.FORMS.items()} == dict(PLAIN)
+
+
+def test_every_function_of_every_operator_is_there() -> None:
+    names = [name for functions in FUNCTIONS.values() for name in functions]
+    assert sorted([*names, "forms"]) == sorted(field.name for field in dataclasses.fields(Operators))
+    assert all(callable(getattr(TORCH, name)) for name in names)
+
+
+def test_a_form_replaces_the_functions_of_its_operator_alone() -> None:
+    other = Operators.of({"attention": "matmul"})
+    assert other.attention is matmul and TORCH.attention is sdpa
+    assert other.rms_norm is norm.rms_norm
+    assert other.forms == {**PLAIN, "attention": "matmul"}
+
+
+def test_norms_after_a_sum_are_the_norms_of_the_sum() -> None:
+    x, branch = torch.randn(2, 3, 7, 20).unbind()
+    weight, bias = torch.randn(2, 20).unbind()
+    total, normed = TORCH.add_rms_norm(x, branch, weight, 1e-5)
+    assert torch.equal(total, x + branch) and torch.equal(normed, TORCH.rms_norm(total, weight, 1e-5))
+    total, normed = TORCH.add_layer_norm(x, branch, weight, bias, 1e-5)
+    assert torch.equal(total, x + branch)
+    assert torch.equal(normed, TORCH.layer_norm(total, weight, bias, 1e-5))

@@ -1,0 +1,104 @@
+"""The choice of forms: by rule, by name, and refused with place and reason where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmkit import registry
+from llmkit.config.load import Loaded
+from llmkit.config.schema import Config
+from llmkit.parallel.layout import Layout
+from llmkit.plan import DeviceFacts
+from llmkit.plan import operators as table
+from llmkit.plan.operators import FORMS, Choice, Form, Situation, choose_operators, show_choices
+from llmkit.precision import PRECISIONS
+
+CPU, GPU = DeviceFacts(), DeviceFacts("cuda", has_bf16_units=True, capability=(9, 0), triton=True)
+
+
+def choose(
+    device: DeviceFacts | None = CPU, compiled: bool = False, **kernels: Any
+) -> tuple[dict[str, Choice], list[str]]:
+    """The choices, and the text of what is wrong."""
+    config = Config.model_validate(
+        {"data": {"sources": [{"type": "stdlib"}]}, "train": {"max_steps": 1}, "kernels": kernels}
+    )
+    situation = Situation(config, None, Layout(), PRECISIONS["fp32"], device, compiled)
+    chosen, mistakes = choose_operators(Loaded.of(config), situation)
+    return chosen, [mistake.what for mistake in mistakes]
+
+
+@pytest.fixture(autouse=True)
+def _two_forms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Norms with a Triton form that takes no odd rows; nothing of other code stays registered."""
+    odd = table.triton_form(lambda s: "rows are odd" if s.config.data.sequence_length % 2 else None)
+    monkeypatch.setattr(table, "FORMS", {**FORMS, "norm": (odd, Form("torch"))})
+    before = dict(registry._components)
+    yield
+    registry._components.clear()
+    registry._components.update(before)
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "backend", "form"),
+    [
+        (CPU, False, "auto", "torch"),
+        (None, False, "auto", "torch"),
+        (GPU, False, "auto", "triton"),
+        (GPU, True, "auto", "torch"),
+        (GPU, True, "triton", "triton"),
+        (GPU, False, "torch", "torch"),
+        (replace(GPU, triton=False), False, "auto", "torch"),
+        (replace(CPU, triton=True), False, "auto", "torch"),
+    ],
+)
+def test_triton_serves_gpus_where_nothing_is_compiled(
+    device: DeviceFacts | None, compiled: bool, backend: str, form: str
+) -> None:
+    chosen, mistakes = choose(device, compiled, backend=backend)
+    assert (chosen["norm"].form, mistakes) == (form, [])
+    assert set(chosen) == set(FORMS)
+
+
+def test_what_is_asked_for_and_cannot_be_is_named_all_at_once() -> None:
+    _, mistakes = choose(operators={"norm": "triton", "attention": "flash9"})
+    first, second = mistakes
+    assert first.startswith('kernels.operators.norm "triton" (settings): Triton kernels run on a GPU')
+    assert "attention has no form of this name; its forms are matmul, sdpa" in second
+    _, (only,) = choose(backend="triton")
+    assert only.startswith('kernels.backend "triton" (settings): Triton kernels run on a GPU')
+
+
+def test_a_registered_form_is_one_of_its_operator_alone_and_may_refuse() -> None:
+    @registry.register("operator", "mine")
+    class Mine:
+        operator = "norm"
+
+        @staticmethod
+        def refuses(situation: Situation) -> str | None:
+            return "it is compiled" if situation.compiled else None
+
+    chosen, mistakes = choose(operators={"norm": "mine"})
+    assert (chosen["norm"], mistakes) == (Choice("norm", "mine", "as given"), [])
+    assert choose(compiled=True, operators={"norm": "mine"})[1] == [
+        'kernels.operators.norm "mine" (settings): it is compiled'
+    ]
+    assert "attention has no form" in choose(operators={"attention": "mine"})[1][0]
+
+
+def test_choices_are_shown_in_one_line_with_the_usual_one_last() -> None:
+    odd = {
+        name: Choice(name, form, why)
+        for name, form, why in (
+            ("norm", "triton", "a"),
+            ("attention", "sdpa", "b"),
+            ("linear", "torch", "c"),
+            ("adamw", "torch", "c"),
+        )
+    }
+    assert show_choices(odd) == "norm: triton (a); attention: sdpa (b); the rest: torch (c)"
+    assert show_choices({"norm": Choice("norm", "torch", "x")}) == "all: torch (x)"
