@@ -1,0 +1,229 @@
+"""SwiGLU and GELU, each way in one pass. Contracts: `llmkit.kernels.activation`.
+
+Gate and up are two parts of one projection: they are read where they lie, and their gradients are written
+side by side, so that they are the projection's gradient without a copy (`llmkit.kernels.split`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, resident_programs
+
+COLUMNS = 1024
+"""Elements of a row that a program holds at most: nothing here needs a whole row."""
+
+
+@triton.jit
+def _swiglu_kernel(
+    gate_ptr, up_ptr, y_ptr, rows, size,
+    gate_inner, gate_outer_stride, gate_stride, up_inner, up_outer_stride, up_stride,
+    TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < size)[None, :]
+    at = (row // gate_inner) * gate_outer_stride + (row % gate_inner) * gate_stride
+    gate = tl.load(gate_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
+    at = (row // up_inner) * up_outer_stride + (row % up_inner) * up_stride
+    up = tl.load(up_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
+    y = gate * tl.sigmoid(gate) * up
+    tl.store(y_ptr + row[:, None] * size + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _swiglu_backward_kernel(
+    dy_ptr, gate_ptr, up_ptr, dboth_ptr, rows, size,
+    gate_inner, gate_outer_stride, gate_stride, up_inner, up_outer_stride, up_stride,
+    TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < size)[None, :]
+    at = (row // gate_inner) * gate_outer_stride + (row % gate_inner) * gate_stride
+    gate = tl.load(gate_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
+    at = (row // up_inner) * up_outer_stride + (row % up_inner) * up_stride
+    up = tl.load(up_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
+    dy = tl.load(dy_ptr + row[:, None] * size + column[None, :], mask=inside, other=0.0).to(TYPE)
+    sigmoid = tl.sigmoid(gate)
+    dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    target = dboth_ptr + row[:, None] * (2 * size) + column[None, :]
+    tl.store(target, dgate.to(dboth_ptr.dtype.element_ty), mask=inside)
+    tl.store(target + size, (dy * gate * sigmoid).to(dboth_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gelu_kernel(
+    x_ptr, bias_ptr, y_ptr, rows, size, x_inner, x_outer_stride, x_stride,
+    BIAS: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < size)[None, :]
+    at = (row // x_inner) * x_outer_stride + (row % x_inner) * x_stride
+    x = tl.load(x_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
+    if BIAS:
+        x += tl.load(bias_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]
+    # 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+    twice = tl.full((), 1.5957691216057308, TYPE) * (x + tl.full((), 0.044715, TYPE) * x * x * x)
+    y = x * tl.sigmoid(twice)
+    tl.store(y_ptr + row[:, None] * size + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gelu_backward_kernel(
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, dbias_ptr, rows, size, x_inner, x_outer_stride, x_stride,
+    BIAS: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    dbias = tl.zeros((ROWS, COLUMNS), TYPE)
+    for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
+        row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & (column < size)[None, :]
+        at = (row // x_inner) * x_outer_stride + (row % x_inner) * x_stride
+        x = tl.load(x_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
+        if BIAS:
+            x += tl.load(bias_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]
+        flat = row[:, None] * size + column[None, :]
+        dy = tl.load(dy_ptr + flat, mask=inside, other=0.0).to(TYPE)
+        cubic = tl.full((), 0.044715, TYPE) * x * x
+        slope = tl.full((), 1.5957691216057308, TYPE)
+        sigmoid = tl.sigmoid(slope * x * (1.0 + cubic))
+        dx = dy * (sigmoid + x * sigmoid * (1.0 - sigmoid) * slope * (1.0 + 3.0 * cubic))
+        tl.store(dx_ptr + flat, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+        if BIAS:
+            dbias += dx
+    if BIAS:
+        tl.store(dbias_ptr + tl.program_id(0) * size + column, tl.sum(dbias, axis=0), mask=column < size)
+
+
+def _grid(x: Tensor) -> tuple[int, int, Tile, tuple[int, int]]:
+    """Rows and their size, the tile, and the number of tiles along both."""
+    size = x.shape[-1]
+    rows = x.numel() // max(size, 1)
+    tile = Tile.of(min(size, COLUMNS), rows)
+    return rows, size, tile, (triton.cdiv(rows, tile.rows), triton.cdiv(size, tile.columns))
+
+
+@torch.library.custom_op("llmkit::swiglu", mutates_args=())
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    y = gate.new_empty(gate.shape)
+    rows, size, tile, grid = _grid(gate)
+    if y.numel():
+        of_gate, of_up = Rows.of(gate), Rows.of(up)
+        _swiglu_kernel[grid](
+            of_gate.tensor, of_up.tensor, y, rows, size, *of_gate[1:], *of_up[1:],
+            TYPE=arithmetic(gate), ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
+        )  # fmt: skip
+    return y
+
+
+@_swiglu.register_fake
+def _(gate: Tensor, up: Tensor) -> Tensor:
+    return gate.new_empty(gate.shape)
+
+
+@torch.library.custom_op("llmkit::swiglu_backward", mutates_args=())
+def _swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    """(..., 2 * size): the gradient of gate, and beside it that of up."""
+    dboth = _both(gate)
+    rows, size, tile, grid = _grid(gate)
+    if dy.numel():
+        of_gate, of_up = Rows.of(gate), Rows.of(up)
+        _swiglu_backward_kernel[grid](
+            dy.contiguous(), of_gate.tensor, of_up.tensor, dboth, rows, size, *of_gate[1:], *of_up[1:],
+            TYPE=arithmetic(gate), ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
+        )  # fmt: skip
+    return dboth
+
+
+def _both(gate: Tensor) -> Tensor:
+    return gate.new_empty(*gate.shape[:-1], 2 * gate.shape[-1])
+
+
+@_swiglu_backward.register_fake
+def _(dy: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    return _both(gate)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+_swiglu.register_autograd(
+    lambda ctx, dy: _swiglu_backward(dy, *ctx.saved_tensors).chunk(2, dim=-1), setup_context=_keep_inputs
+)
+
+
+@torch.library.custom_op("llmkit::gelu", mutates_args=())
+def _gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    y = x.new_empty(x.shape)
+    rows, size, tile, grid = _grid(x)
+    if y.numel():
+        of_x = Rows.of(x)
+        _gelu_kernel[grid](
+            of_x.tensor, x if bias is None else bias, y, rows, size, *of_x[1:],
+            BIAS=bias is not None, TYPE=arithmetic(x),
+            ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
+        )  # fmt: skip
+    return y
+
+
+@_gelu.register_fake
+def _(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("llmkit::gelu_backward", mutates_args=())
+def _gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the bias (empty without one)."""
+    dx, dbias = _gelu_gradients(x, bias)
+    rows, size, tile, grid = _grid(x)
+    if dy.numel() == 0:
+        return dx, dbias.zero_()
+    of_x, blocks = Rows.of(x), grid[0]
+    if bias is not None:  # few programs along the rows, so that there are few sums
+        blocks = max(1, resident_programs(x.device, grid[0] * grid[1]) // grid[1])
+    sums = torch.empty(
+        blocks if bias is not None else 0, size,
+        dtype=torch.promote_types(x.dtype, torch.float32), device=x.device,
+    )  # fmt: skip
+    _gelu_backward_kernel[(blocks, grid[1])](
+        dy.contiguous(), of_x.tensor, x if bias is None else bias, dx, sums, rows, size, *of_x[1:],
+        BIAS=bias is not None, TYPE=arithmetic(x),
+        ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
+    )  # fmt: skip
+    return dx, dbias if bias is None else sums.sum(0).to(bias.dtype)
+
+
+def _gelu_gradients(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(0) if bias is None else torch.empty_like(bias)
+
+
+@_gelu_backward.register_fake
+def _(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _gelu_gradients(x, bias)
+
+
+def _differentiate_gelu(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+    x, bias = ctx.saved_tensors
+    dx, dbias = _gelu_backward(dy, x, bias)
+    return dx, None if bias is None else dbias
+
+
+_gelu.register_autograd(_differentiate_gelu, setup_context=_keep_inputs)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """See `llmkit.kernels.activation.swiglu`."""
+    return _swiglu(gate, up)
+
+
+def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """See `llmkit.kernels.activation.gelu`."""
+    return _gelu(x, bias)

@@ -1,0 +1,48 @@
+"""Triton's SwiGLU and GELU against PyTorch's in float64: parts of one projection, odd sizes, every type."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.kernels.float64 import check
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+SHAPES = {"odd": (3, 5, 13), "one row": (1, 70), "many rows": (700, 8), "several blocks": (3, 1500)}
+
+
+def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.gelu(x if bias is None else x + bias, approximate="tanh")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_swiglu_of_two_parts_of_one_projection(device, shape, dtype):
+    from llmkit.kernels.triton.activation import swiglu
+
+    both = (torch.randn(*shape[:-1], 2 * shape[-1], device=device) * 3).to(dtype)
+    gate, up = (each.requires_grad_() for each in both.split(shape[-1], -1))
+    check(swiglu, lambda gate, up: F.silu(gate) * up, [gate, up])
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_gelu_with_the_bias_before_it(device, shape, dtype, bias):
+    from llmkit.kernels.triton.activation import gelu as triton_gelu
+
+    x = (torch.randn(shape, device=device) * 3).to(dtype).requires_grad_()
+    biases = [torch.randn(shape[-1], device=device).to(dtype).requires_grad_()] if bias else []
+    check(triton_gelu, gelu, [x, *biases])
+
+
+def test_large_inputs_saturate(device):
+    from llmkit.kernels.triton.activation import gelu as triton_gelu
+    from llmkit.kernels.triton.activation import swiglu
+
+    x = torch.tensor([-1e4, -90.0, -12.0, 0.0, 12.0, 90.0, 1e4], device=device)
+    wanted = torch.tensor([0.0, 0.0, 0.0, 0.0, 12.0, 90.0, 1e4], device=device)
+    for found in (triton_gelu(x), swiglu(x, torch.ones_like(x))):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
