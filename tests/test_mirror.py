@@ -41,8 +41,6 @@ ELSEWHERE = {
     "loop/launch.py": "loop/test_prepare.py",
     "kernels/adamw.py": "optim/test_build.py",
     "kernels/linear.py": "model/test_layers.py",
-    "kernels/norm.py": "model/test_norm.py",
-    "kernels/activation.py": "model/test_mlp.py",
     "model/rope.py": "kernels/test_rotation.py",
     "plan/facts.py": "test_device.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",

@@ -11,6 +11,6 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation, as in GPT-2."""
-    return F.gelu(x, approximate="tanh")
+def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """GELU of x + bias in its tanh approximation, as in GPT-2. x: (..., size), bias: (size,)."""
+    return F.gelu(x if bias is None else x + bias, approximate="tanh")

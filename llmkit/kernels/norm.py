@@ -1,4 +1,4 @@
-"""Norms over the last dimension, with fp32 statistics whatever the type of the activations."""
+"""Norms over the last dimension, with statistics in fp32 or wider, whatever the type of the activations."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019). x: (..., size), weight: (size,)."""
-    x32 = x.float()
-    x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-    return (x32 * weight.float()).to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * weight.to(wide.dtype)).to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

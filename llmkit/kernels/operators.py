@@ -29,10 +29,10 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
 
 FORMS: Mapping[str, Mapping[str, str]] = {
     "linear": {"torch": "llmkit.kernels.linear"},
-    "norm": {"torch": "llmkit.kernels.norm"},
-    "rotation": {"torch": "llmkit.kernels.rotation"},
-    "activation": {"torch": "llmkit.kernels.activation"},
-    "dropout_add": {"torch": "llmkit.kernels.dropout"},
+    "norm": {"torch": "llmkit.kernels.norm", "triton": "llmkit.kernels.triton.norm"},
+    "rotation": {"torch": "llmkit.kernels.rotation", "triton": "llmkit.kernels.triton.rotation"},
+    "activation": {"torch": "llmkit.kernels.activation", "triton": "llmkit.kernels.triton.activation"},
+    "dropout_add": {"torch": "llmkit.kernels.dropout", "triton": "llmkit.kernels.triton.dropout"},
     "attention": {"sdpa": "llmkit.kernels.attention:sdpa", "matmul": "llmkit.kernels.attention:matmul"},
     "head_loss": {"full": "llmkit.kernels.head_loss"},
     "gradient_norm": {"torch": "llmkit.kernels.gradient_norm"},

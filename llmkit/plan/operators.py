@@ -20,6 +20,9 @@ from llmkit.registry import Component, find
 MATMUL_LONGEST = 512
 """Longest row for which attention is computed in masked matrix products on a CPU."""
 
+WIDEST_NORM = 32_768
+"""Longest row of the Triton norms."""
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -96,13 +99,20 @@ def _short_compiled_rows(s: Situation) -> str | None:
     return f"compiled on a CPU, rows up to {MATMUL_LONGEST}" if short and on_cpu and s.compiled else None
 
 
+def _rows_too_wide(s: Situation) -> str | None:
+    """A program of the Triton norms holds a whole row in registers."""
+    if s.shape is None or s.shape.hidden_size <= WIDEST_NORM:
+        return None
+    return f"the Triton norms take rows of at most {WIDEST_NORM:,}, not {s.shape.hidden_size:,}"
+
+
 TORCH = Form("torch")
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "linear": (TORCH,),
-    "norm": (TORCH,),
-    "rotation": (TORCH,),
-    "activation": (TORCH,),
-    "dropout_add": (TORCH,),
+    "norm": (triton_form(_rows_too_wide), TORCH),
+    "rotation": (triton_form(), TORCH),
+    "activation": (triton_form(), TORCH),
+    "dropout_add": (triton_form(), TORCH),
     "attention": (Form("matmul", best=_short_compiled_rows), Form("sdpa")),
     "head_loss": (Form("full"),),
     "gradient_norm": (TORCH,),
@@ -121,7 +131,7 @@ def choose_operators(loaded: Loaded, situation: Situation) -> tuple[dict[str, Ch
         if refusal is not None:
             path = f"kernels.operators.{operator}" if asked != "auto" else "kernels.backend"
             mistakes.append(loaded.settings.mistake(f"{{0}}: {refusal}", path))
-    return chosen, mistakes
+    return chosen, list(dict.fromkeys(mistakes))
 
 
 def _choose(

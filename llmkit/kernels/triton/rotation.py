@@ -82,7 +82,8 @@ def _dense_last(x: Tensor) -> Tensor:
 @torch.library.custom_op("llmkit::rotate", mutates_args=())
 def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     new_q, new_k = _empty(q, k)
-    _launch(*(_dense_last(each) for each in (q, k, cos, sin)), new_q, new_k, inverse)
+    dense = [_dense_last(each) for each in (q, k, cos, sin)]
+    _launch(dense[0], dense[1], dense[2], dense[3], new_q, new_k, inverse)
     return new_q, new_k
 
 
@@ -134,4 +135,4 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     plain = all(each.stride(-1) == 1 for each in (q, k, cos, sin)) and q.device.type != "meta"
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not plain:
         return _rotated(q, k, cos, sin, False)
-    return _InPlace.apply(q, k, cos, sin)
+    return _InPlace.apply(q, k, cos, sin)  # type: ignore[no-untyped-call]
