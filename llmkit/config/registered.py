@@ -18,6 +18,7 @@ from llmkit.config.entries import (
     settings_of,
 )
 from llmkit.config.model_section import ModelChoice
+from llmkit.config.operators import FUNCTIONS
 from llmkit.config.schema import Config, Optimizer, Schedule
 from llmkit.config.section import Section
 from llmkit.registry import BUILT_IN, Component, Kind, find, names
@@ -60,6 +61,9 @@ def components(config: Config) -> Iterator[Component]:
         found = find(choice.kind, getattr(getattr(config, choice.section), choice.key))
         if found is not None:
             yield found
+    for operator in FUNCTIONS:
+        if (form := find("operator", getattr(config.kernels.operators, operator))) is not None:
+            yield form
     for _, _, component in chosen(config):
         yield component
 

@@ -12,20 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.config.operators import FUNCTIONS
 from llmkit.registry import find
-
-FUNCTIONS: Mapping[str, tuple[str, ...]] = {
-    "linear": ("linear",),
-    "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
-    "rotation": ("rotate",),
-    "activation": ("swiglu", "gelu"),
-    "dropout_add": ("dropout", "dropout_add"),
-    "attention": ("attention",),
-    "head_loss": ("head_loss",),
-    "gradient_norm": ("sum_of_squares",),
-    "adamw": ("adamw",),
-}
-"""Operator -> its functions. The torch form of each (`PLAIN`) is their contract."""
 
 FORMS: Mapping[str, Mapping[str, str]] = {
     "linear": {"torch": "llmkit.kernels.linear"},

@@ -5,17 +5,19 @@ The functions behind the names are in `llmkit.kernels.operators`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import Mistake
+from llmkit.config.operators import FUNCTIONS
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan.facts import DeviceFacts
 from llmkit.precision import Precision
-from llmkit.registry import Component, find
+from llmkit.registry import find
 
 MATMUL_LONGEST = 512
 """Longest row for which attention is computed in masked matrix products on a CPU."""
@@ -140,12 +142,10 @@ def _choose(
     """The choice, and why it cannot be what was asked for."""
     backend, plain = situation.config.kernels.backend, forms[-1]
     named = {form.name: form for form in forms}
+    if asked in named:
+        return Choice(operator, asked, "as given"), named[asked].refuses(situation)
     if asked != "auto":
-        form = named.get(asked) or _registered(operator, asked)
-        if form is None:
-            refusal = f"{operator} has no form of this name; its forms are {', '.join(named)}"
-            return Choice(operator, plain.name, "plain PyTorch"), refusal
-        return Choice(operator, form.name, "as given"), form.refuses(situation)
+        return _registered(operator, asked, plain, situation)
     if backend == "triton" and "triton" in named:
         return Choice(operator, "triton", "kernels.backend"), named["triton"].refuses(situation)
     for form in forms:
@@ -156,23 +156,25 @@ def _choose(
     raise AssertionError(f"the last form of {operator} is refused")
 
 
-def _registered(operator: str, name: str) -> Form | None:
-    """The form that other code has registered under this name, if it is one of that operator."""
-    component: Component | None = find("operator", name)
-    if component is None or getattr(component.make, "operator", None) != operator:
-        return None
-    return Form(name, getattr(component.make, "refuses", _never))
+def _registered(operator: str, name: str, plain: Form, situation: Situation) -> tuple[Choice, str | None]:
+    """The form that other code has registered under this name, or why it cannot be."""
+    component, functions = find("operator", name), FUNCTIONS[operator]
+    if component is None:
+        forms = ", ".join(form.name for form in FORMS[operator])
+        refusal = f"{operator} has no form of this name; it has {forms}, and what plugins register"
+    elif (of := getattr(component.make, "operator", None)) != operator:
+        refusal = f"{component.origin} is a form of {of!r} (its attribute `operator`), not of {operator}"
+    elif not any(callable(getattr(component.make, each, None)) for each in functions):
+        refusal = f"{component.origin} has none of the functions of {operator}: {', '.join(functions)}"
+    else:
+        refuses: Rule = getattr(component.make, "refuses", _never)
+        return Choice(operator, name, f"as given, {component.origin}"), refuses(situation)
+    return Choice(operator, plain.name, "plain PyTorch"), refusal
 
 
-def show_choices(chosen: Mapping[str, Choice]) -> str:
-    """One line: which form each operator has and why, operators with the same answer together."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for choice in chosen.values():
-        groups.setdefault((choice.form, choice.reason), []).append(choice.operator)
-    usual = max(groups, key=lambda key: len(groups[key]))
-    parts = [
-        f"{', '.join(operators)}: {form} ({reason})"
-        for (form, reason), operators in groups.items()
-        if (form, reason) != usual
-    ]
-    return "; ".join([*parts, f"{'the rest' if parts else 'all'}: {usual[0]} ({usual[1]})"])
+def show_choices(chosen: Mapping[str, Choice]) -> list[tuple[str, str, str]]:
+    """(operator, form, why) of each, those with the most common answer together at the end."""
+    answers = Counter((choice.form, choice.reason) for choice in chosen.values())
+    ((usual, _),) = answers.most_common(1)
+    rows = [(c.operator, c.form, c.reason) for c in chosen.values() if (c.form, c.reason) != usual]
+    return [*rows, (f"{'other' if rows else 'all'} operators", *usual)]

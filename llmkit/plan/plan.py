@@ -113,7 +113,13 @@ class Plan:
             "micro_batch_size": self.micro_batch_size,
             "accumulation_steps": self.accumulation_steps,
             "layout": self.layout.to_dict(),
-            "kernels": {"compiled": self.kernels.compiled, "operators": self.kernels.forms},
+            "kernels": {
+                "compiled": self.kernels.compiled,
+                "operators": {
+                    choice.operator: {"form": choice.form, "reason": choice.reason}
+                    for choice in self.kernels.operators.values()
+                },
+            },
             "model": self.model.to_dict(),
             "max_steps": self.config.train.max_steps,
         }

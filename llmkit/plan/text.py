@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from llmkit.config.derive import INTERMEDIATE_SIZES
 from llmkit.config.memory import parameter_bytes, show_bytes
 from llmkit.config.shape import ModelShape
+from llmkit.plan.operators import show_choices
 from llmkit.plan.plan import Plan
 from llmkit.plan.resolve import AT_START, TRAINED, WITH_TOKENIZER
 
@@ -29,6 +30,7 @@ def derived_values(plan: Plan) -> Iterator[Row]:
     yield from _layout(plan)
     yield from _memory(plan)
     yield from _batch(plan)
+    yield from _kernels(plan)
 
 
 def _model(plan: Plan) -> Iterator[Row]:
@@ -96,6 +98,17 @@ def _batch(plan: Plan) -> Iterator[Row]:
         rows = plan.rows_per_rank * ranks
         how = f"of {rows} rows a step only fill: {ranks} ranks do not divide {total} sequences"
         yield "wasted_rows", plan.padding_rows, how
+
+
+def _kernels(plan: Plan) -> Iterator[Row]:
+    if "kernels" in plan.pending:
+        yield "compiled", AT_START, "where torch.compile can work"
+        for choice in plan.kernels.operators.values():
+            if choice.reason.startswith("as given"):
+                yield choice.operator, choice.form, choice.reason
+        return
+    yield "compiled", "yes" if plan.kernels.compiled else "no", "blocks, head and loss, by torch.compile"
+    yield from show_choices(plan.kernels.operators)
 
 
 def _grouped(value: int | str) -> str:

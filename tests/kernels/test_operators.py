@@ -6,9 +6,10 @@ import dataclasses
 
 import torch
 
+from llmkit.config.operators import FUNCTIONS
 from llmkit.kernels import norm
 from llmkit.kernels.attention import matmul, sdpa
-from llmkit.kernels.operators import FORMS, FUNCTIONS, PLAIN, TORCH, Operators
+from llmkit.kernels.operators import FORMS, PLAIN, TORCH, Operators
 from llmkit.plan import operators as planned
 
 

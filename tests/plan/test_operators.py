@@ -68,7 +68,7 @@ def test_what_is_asked_for_and_cannot_be_is_named_all_at_once() -> None:
     _, mistakes = choose(operators={"norm": "triton", "attention": "flash9"})
     first, second = mistakes
     assert first.startswith('kernels.operators.norm "triton" (settings): Triton kernels run on a GPU')
-    assert "attention has no form of this name; its forms are matmul, sdpa" in second
+    assert "attention has no form of this name; it has matmul, sdpa, and" in second
     _, (only,) = choose(backend="triton")
     assert only.startswith('kernels.backend "triton" (settings): Triton kernels run on a GPU')
 
@@ -82,23 +82,24 @@ def test_a_registered_form_is_one_of_its_operator_alone_and_may_refuse() -> None
         def refuses(situation: Situation) -> str | None:
             return "it is compiled" if situation.compiled else None
 
+        @staticmethod
+        def rms_norm(*arguments: Any) -> Any: ...
+
     chosen, mistakes = choose(operators={"norm": "mine"})
-    assert (chosen["norm"], mistakes) == (Choice("norm", "mine", "as given"), [])
+    assert (chosen["norm"].form, mistakes) == ("mine", [])
     assert choose(compiled=True, operators={"norm": "mine"})[1] == [
         'kernels.operators.norm "mine" (settings): it is compiled'
     ]
-    assert "attention has no form" in choose(operators={"attention": "mine"})[1][0]
+    assert ".Mine is a form of 'norm'" in choose(operators={"attention": "mine"})[1][0]
+    Mine.operator = "rotation"
+    (refusal,) = choose(operators={"rotation": "mine"})[1]
+    assert ".Mine has none of the functions of rotation: rotate" in refusal
 
 
-def test_choices_are_shown_in_one_line_with_the_usual_one_last() -> None:
-    odd = {
-        name: Choice(name, form, why)
-        for name, form, why in (
-            ("norm", "triton", "a"),
-            ("attention", "sdpa", "b"),
-            ("linear", "torch", "c"),
-            ("adamw", "torch", "c"),
-        )
-    }
-    assert show_choices(odd) == "norm: triton (a); attention: sdpa (b); the rest: torch (c)"
-    assert show_choices({"norm": Choice("norm", "torch", "x")}) == "all: torch (x)"
+def test_choices_are_shown_with_the_usual_one_last() -> None:
+    answers = {"norm": ("triton", "a"), "attention": ("sdpa", "b"), "linear": ("torch", "c")}
+    chosen = {name: Choice(name, *answer) for name, answer in {**answers, "adamw": ("torch", "c")}.items()}
+    assert show_choices(chosen) == [
+        ("norm", "triton", "a"), ("attention", "sdpa", "b"), ("other operators", "torch", "c")
+    ]  # fmt: skip
+    assert show_choices({"norm": Choice("norm", "torch", "x")}) == [("all operators", "torch", "x")]

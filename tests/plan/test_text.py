@@ -31,6 +31,15 @@ def test_an_automatic_micro_batch_is_said_to_come_later():
     assert (at_start["micro_batch_size"][0], at_start["accumulation_steps"][0]) == (32, 1)
 
 
+def test_forms_of_operators_are_shown_with_their_reasons():
+    early = values(kernels={"operators": {"attention": "matmul"}})
+    assert early["compiled"][0] == "chosen at start" and early["attention"] == ("matmul", "as given")
+    assert "other operators" not in early
+    late = values(Known(1, device=DeviceFacts(compiler_missing="no compiler")))
+    assert late["compiled"][0] == "no" and late["attention"][:1] == ("sdpa",)
+    assert late["other operators"] == ("torch", "plain PyTorch")
+
+
 def test_the_settings_may_say_over_how_many_ranks():
     four = {"parallel": {"world_size": 8, "tensor_parallel_size": 2}, "train": {"micro_batch_size": 2}}
     assert values(**four)["accumulation_steps"][0] == 4

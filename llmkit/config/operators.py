@@ -1,0 +1,18 @@
+"""The operators of the arithmetic of a step, and the functions that a form of each has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+FUNCTIONS: Mapping[str, tuple[str, ...]] = {
+    "linear": ("linear",),
+    "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
+    "rotation": ("rotate",),
+    "activation": ("swiglu", "gelu"),
+    "dropout_add": ("dropout", "dropout_add"),
+    "attention": ("attention",),
+    "head_loss": ("head_loss",),
+    "gradient_norm": ("sum_of_squares",),
+    "adamw": ("adamw",),
+}
+"""Operator -> its functions. Their contracts are the docstrings of the plain forms in `llmkit/kernels`."""
