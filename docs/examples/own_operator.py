@@ -45,7 +45,7 @@ class ByHand:
     @staticmethod
     def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See llmkit.kernels.norm.rms_norm."""
-        normed: Tensor = _RmsNorm.apply(x, weight, eps)
+        normed: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return normed
 
     @staticmethod

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from llmkit.plan.operators import FORMS
+
 FACTORS: dict[str, tuple[Any, ...]] = {
     "model": ("gpt2", "modern", "odd", "qk-norm"),
     "stage": (0, 1, 2, 3),
@@ -27,7 +29,10 @@ stage 1, DeepSpeed from stage 2 on."""
 
 @dataclass(frozen=True)
 class Case:
-    """One combination: `tensor` x `data` processes; the rest as in the configuration."""
+    """One combination: `tensor` x `data` processes; the rest as in the configuration.
+
+    forms: of operators, as in "attention=matmul"; those of others are chosen by rule.
+    """
 
     model: str
     stage: int
@@ -41,6 +46,7 @@ class Case:
     offload: str
     optimizer: str = "adamw"
     engine: str = "auto"
+    forms: str = ""
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
@@ -56,11 +62,17 @@ class Case:
             "masked"
         ] * self.masked
         parts += [self.precision] + ["offload"] * (self.offload != "none")
-        return " ".join(parts + ["muon"] * (self.optimizer == "muon"))
+        parts += ["muon"] * (self.optimizer == "muon") + [self.forms] * bool(self.forms)
+        return " ".join(parts)
 
     @property
     def world_size(self) -> int:
         return self.tensor * self.data
+
+    @property
+    def operators(self) -> dict[str, str]:
+        """The case as the section `kernels.operators` of a configuration."""
+        return dict(each.split("=") for each in self.forms.split())
 
     @property
     def parallel(self) -> dict[str, Any]:
@@ -94,6 +106,15 @@ LARGE = [
     for stage, tensor, data in ((0, 2, 1), (1, 1, 2), (3, 1, 2))
 ]
 """Few, as each of their steps takes as long as a small model's ten."""
+
+FORMED = [
+    Case(model, stage, tensor, data, False, 1, "none", masked, "fp32", "none", forms=f"{operator}={name}")
+    for operator, forms in FORMS.items()
+    if len(names := [form.name for form in forms if form.backend == "torch"]) > 1
+    for name in names
+    for model, stage, tensor, data, masked in (("modern", 0, 2, 1, False), ("gpt2", 1, 1, 2, True))
+]
+"""Each form in PyTorch of operators that have several, under tensor parallelism and under ZeRO."""
 
 
 def all_cases() -> Iterator[Case]:

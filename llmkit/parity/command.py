@@ -17,7 +17,7 @@ from llmkit.errors import RunFault, UserError
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
 from llmkit.parallel.world import process_group
-from llmkit.parity.cases import LARGE, Case
+from llmkit.parity.cases import FORMED, LARGE, Case
 from llmkit.parity.covering import covering
 from llmkit.parity.suite import HEADING, run_cases
 
@@ -34,7 +34,7 @@ def parity_command(everything: bool, environment: Mapping[str, str]) -> int:
     the cases that need them. One of several that a launcher has started takes part in the cases for as
     many; so a cluster is tried with its own network and devices.
     """
-    cases = covering(strength=3 if everything else 2) + LARGE
+    cases = covering(strength=3 if everything else 2) + LARGE + FORMED
     sizes = sorted({case.world_size for case in cases})
     rank_info = rank_info_from_env(environment)
     if rank_info.world_size > 1:

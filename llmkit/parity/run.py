@@ -33,7 +33,7 @@ OPTIMIZER = {"betas": [BETA1, 0.95], "momentum": BETA1, "eps": 1e-5, "weight_dec
 SETTINGS: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
-    "kernels": {"compile": False, "operators": {"attention": "sdpa"}},
+    "kernels": {"compile": False},
 }
 
 
@@ -60,8 +60,9 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
     Raises ValueError, on all of them, unless their pieces of the state are all of it.
     """
     engine = make_engine(
-        MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation, case.optimizer
-    )
+        MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation, case.optimizer,
+        case.operators,
+    )  # fmt: skip
     try:
         engine.write_pieces(RandomWeights(MODELS[case.model]), optimizer_steps=0)
         return train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
@@ -85,14 +86,16 @@ def make_engine(
     precision: str,
     accumulation: int,
     optimizer: str = "adamw",
+    operators: Mapping[str, str] | None = None,
 ) -> Engine:
-    """The engine for the rows of `global_batch`. parallel: settings of that section."""
+    """The engine for the rows of `global_batch`. parallel, operators: settings of those sections."""
     train = {
         **SETTINGS["train"], "precision": precision,
         "micro_batch_size": ROWS // mesh["data"].size // accumulation,
     }  # fmt: skip
     sections = {"train": train, "parallel": dict(parallel), "optimizer": {**OPTIMIZER, "name": optimizer}}
-    plan = plan_for_shape(shape, {**SETTINGS, **sections}, device_facts(device))
+    kernels = {**SETTINGS["kernels"], "operators": dict(operators or {})}
+    plan = plan_for_shape(shape, {**SETTINGS, **sections, "kernels": kernels}, device_facts(device))
     return build_engine(plan, mesh, device=device, buckets=BUCKETS)
 
 

@@ -24,6 +24,7 @@ def run() -> list[Any]:
     with (
         patch.object(command, "covering", lambda strength: CASES),
         patch.object(command, "LARGE", []),
+        patch.object(command, "FORMED", []),
         patch.object(compare, "FP32", strict),
         redirect_stdout(printed),
     ):

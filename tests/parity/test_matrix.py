@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.parity.cases import LARGE, Case
+from llmkit.parity.cases import FORMED, LARGE, Case
 from llmkit.parity.covering import covering
 from tests.ranks import run_ranks
 
@@ -27,8 +27,8 @@ def few(cases: Iterable[Case]) -> Iterator[Case]:
             yield case
 
 
-CASES = covering() + LARGE
-ALWAYS = {*few(covering()), LARGE[-1]}
+CASES = covering() + LARGE + FORMED
+ALWAYS = {*few(covering()), LARGE[-1], *FORMED}
 
 
 @pytest.fixture(scope="module")
