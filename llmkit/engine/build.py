@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,10 +14,12 @@ from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import Source
 from llmkit.errors import RunFault, UserError
+from llmkit.kernels.compile_cache import use_compile_cache
 from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.model.initial import InitialWeights
+from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
 
@@ -33,13 +36,17 @@ def build_engine(
 ) -> Engine:
     """The model of a complete plan, in its engine, ready for its next step.
 
-    note: is called with a message where torch.compile fails. source: weights and moments after
-    `optimizer_steps` updates; default: the initial weights of `run.seed`. All ranks must call it together.
-    Raises UserError for a model with nothing to train.
+    note: is called with a message where torch.compile fails or its cache is damaged. source: weights and
+    moments after `optimizer_steps` updates; default: the initial weights of `run.seed`. All ranks must call
+    it together.
+    Raises UserError for a model with nothing to train, and where compiled code cannot be kept.
     """
     plan.require_complete()
     config, shape, layout, kernels = plan.config, plan.model, plan.layout, plan.kernels
     operators = Operators.of(kernels.forms)
+    if kernels.compiled:
+        with fail_together(mesh):
+            use_compile_cache(os.environ, int(os.environ.get("LOCAL_WORLD_SIZE") or 1), note)
 
     def make_model() -> Model:
         with torch.device(device):

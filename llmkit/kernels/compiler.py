@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -19,14 +20,15 @@ from torch import nn
 def compiler_missing(device: torch.device) -> str | None:
     """The reason why torch.compile cannot work on `device`; None if it can.
 
-    The CPU backend writes C++ that includes Python.h; the GPU backend is Triton, whose launchers are C.
+    The CPU backend writes C++ that includes Python.h; the GPU backend is Triton, whose launchers are C. The
+    variables CXX and CC name another compiler.
     """
     if device.type == "cuda":
         if not importlib.util.find_spec("triton"):
             return "Triton is not installed"
         if torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
             return "Triton needs a GPU of compute capability 7.0 or newer"
-        names, language = ["gcc", "clang", "cc"], "C"
+        names, language = [cc] if (cc := os.environ.get("CC")) else ["gcc", "clang"], "C"  # as Triton
     else:
         from torch._inductor.config import cpp
 
