@@ -21,6 +21,7 @@ from llmkit.batch import Batch
 from llmkit.config.schema import Optimizer
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.compiler import compiler_missing
+from llmkit.parallel.mesh import Mesh
 
 ON_CPU = ("llmkit", "gpt2", "gpt2-compiled", "llama", "llama-compiled", "litgpt", "litgpt-compiled")
 ON_GPU = (*ON_CPU, "llama-liger")
@@ -64,11 +65,19 @@ def contender_shape(name: str, shape: ModelShape) -> ModelShape:
 
 
 def build(
-    name: str, workload: Workload, precision: str, device: torch.device, note: Callable[[str], None]
+    name: str,
+    workload: Workload,
+    precision: str,
+    device: torch.device,
+    note: Callable[[str], None],
+    mesh: Mesh | None = None,
 ) -> Step:
-    """Contender `name`, with its model and optimizer on `device`; whatever goes wrong is raised."""
+    """Contender `name`, with its model and optimizer on `device`; whatever goes wrong is raised.
+
+    mesh: of one process, for llmkit's engines that need a process group.
+    """
     if name == "llmkit":
-        return _build_llmkit(workload, precision, device, note)
+        return _build_llmkit(workload, precision, device, note, mesh or Mesh())
     compiled = name.endswith("-compiled")
     missing = compiler_missing(device) if compiled else None
     if missing:
@@ -87,13 +96,12 @@ def build(
 
 
 def _build_llmkit(
-    workload: Workload, precision: str, device: torch.device, note: Callable[[str], None]
+    workload: Workload, precision: str, device: torch.device, note: Callable[[str], None], mesh: Mesh
 ) -> Step:
     """The model and engine as `llmkit train` builds them."""
     from llmkit.config.load import Loaded
     from llmkit.device import device_facts
     from llmkit.engine.build import build_engine
-    from llmkit.parallel.mesh import Mesh
     from llmkit.plan import Known, resolve_plan
 
     update = {
@@ -106,7 +114,7 @@ def _build_llmkit(
     plan = resolve_plan(Loaded.of(config), known)
     for line in plan.kernels.notes:
         note(line)
-    engine = build_engine(plan, Mesh(), device=device, note=note)
+    engine = build_engine(plan, mesh, device=device, note=note)
     targets = workload.rows * (workload.length - 1)
 
     def step(micro_batches: Sequence[Batch]) -> Tensor:

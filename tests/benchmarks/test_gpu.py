@@ -1,0 +1,282 @@
+"""Every part of the GPU benchmark at toy size, on the CPU: what fails is said, and no row is lost."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.on_gpu import steps
+from benchmarks.on_gpu.measure import compare
+from benchmarks.on_gpu.report import Page, Row
+from benchmarks.on_gpu.setting import OUT_OF_TIME, Setting
+from benchmarks.on_gpu.turn import Task, largest
+from benchmarks.workloads import ROOT
+from tests.limits import HANG
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def path_as_it_was() -> Iterator[None]:
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
+def run_part(part: str, folder: Path, *options: str) -> str:
+    """The page of a part at toy size."""
+    assert gpu.main(["--part", part, "--toy", "--rounds", "1", "--out", str(folder), *options]) == 0
+    (file,) = folder.iterdir()
+    return file.read_text()
+
+
+def tables(page: str) -> dict[str, list[dict[str, str]]]:
+    """Heading -> rows by column."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for section in page.split("\n## ")[1:-1]:
+        title, _, rest = section.partition("\n")
+        lines = [line for line in rest.splitlines() if line.startswith("|")]
+        head, _, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
+        found[title] = [dict(zip(head, row, strict=True)) for row in rows]
+    return found
+
+
+def test_ceilings(tmp_path: Path) -> None:
+    page = run_part("ceilings", tmp_path)
+
+    found = tables(page)
+    assert [row["product"] for row in found["Products"]][:2] == ["square", "toy qkv"]
+    assert all(float(row["x w' TFLOP/s"].split()[0]) > 0 for row in found["Products"])
+    assert [row["pass"] for row in found["Memory"]][-1] == "AdamW"
+    for fact in ("toy sizes, the figures mean nothing", f"torch {torch.__version__}", "commit", "--toy"):
+        assert fact in page
+    assert not re.search(r"(^|[\s`(])/\w", page), "an absolute path"
+
+
+def test_attention(tmp_path: Path) -> None:
+    plain, documents = tables(run_part("attention", tmp_path)).values()
+
+    rows = {row["form"]: row for row in plain}
+    assert rows["SDPA CUDNN_ATTENTION"]["forward us"].startswith("did not run: RuntimeError")
+    assert float(rows["SDPA MATH"]["both TFLOP/s"]) > 0
+    assert float(rows["llmkit sdpa"]["both TFLOP/s"]) > 0
+    assert all(row["form"].startswith("llmkit ") for row in documents)
+
+
+def test_kernels(tmp_path: Path) -> None:
+    from llmkit.kernels.operators import FUNCTIONS
+
+    found = tables(run_part("kernels", tmp_path))
+
+    assert set(found) == set(FUNCTIONS) - {"linear", "attention"}, "an operator has no measurement"
+    errors = [row["error"] for rows in found.values() for row in rows if row.get("error")]
+    assert len(errors) > 15
+    assert max(map(float, errors)) < 1e-4
+    (liger,) = (row for row in found["activation"] if "Liger" in row["operator and form"])
+    assert liger["us"].startswith("did not run: ")
+
+
+def test_steps(tmp_path: Path) -> None:
+    peers = ["llama-compiled", "llama-liger", "litgpt"]
+    (rows,) = tables(run_part("step", tmp_path, "--peers", ",".join(peers))).values()
+
+    assert [row["contender"] for row in rows] == ["llmkit", "llmkit, document masks", *peers]
+    by_name = {row["contender"]: row for row in rows}
+    assert by_name["llama-liger"]["tokens/s"] == "did not run: RuntimeError: Liger's kernels need a GPU"
+    for name in ("llmkit", "llmkit, document masks", "llama-compiled"):
+        first, last = map(float, by_name[name]["loss"].split(" to "))
+        assert last < first < 6.4
+        assert (by_name[name]["turns"], by_name[name]["micro-batch x accumulation"]) == ("2", "4 x 1")
+        assert float(by_name[name]["x llmkit"]) > 0
+    if not importlib.util.find_spec("litgpt"):
+        assert by_name["litgpt"]["tokens/s"].startswith("did not run: ModuleNotFoundError")
+
+
+def test_engines_and_recomputation(tmp_path: Path) -> None:
+    (engines,) = tables(run_part("zero", tmp_path / "zero")).values()
+    (recompute,) = tables(run_part("recompute", tmp_path / "recompute")).values()
+
+    assert [row["contender"] for row in engines] == list(steps.ENGINES)
+    assert len({row["loss"] for row in engines}) == 1
+    assert {row["micro-batch x accumulation"] for row in engines} == {"2 x 2"}
+    assert [row["contender"] for row in recompute] == list(steps.RECOMPUTE)
+    assert len({row["loss"] for row in recompute}) == 1
+
+
+def test_losses_and_fp8(tmp_path: Path) -> None:
+    (losses,) = tables(run_part("loss", tmp_path / "loss")).values()
+    (fp8,) = tables(run_part("fp8", tmp_path / "fp8")).values()
+
+    for row in losses:
+        found = row["largest difference"]
+        assert found.startswith("did not run") or float(found) < 0.02, row
+    assert float(losses[0]["largest difference"]) > 0
+    assert [row["contender"] for row in fp8] == ["bf16", "fp8"]
+
+
+def setting(**changes: object) -> Setting:
+    options = gpu.parse(["--toy", "--rounds", "1"])
+    made = gpu.make_setting(options)
+    return Setting(**{**vars(made), **changes})  # type: ignore[arg-type]
+
+
+def test_what_there_is_no_time_for_is_said() -> None:
+    late = setting(ends=time.monotonic() - 1.0)
+    assert {row.cells["tokens/s"] for row in steps.zero(late)} == {f"did not run: {OUT_OF_TIME}"}
+
+
+def test_a_turn_in_a_process_of_its_own_gives_its_figures_or_its_reason() -> None:
+    alone = setting(isolated=True)
+    task = Task("llmkit", "toy", 4, "fp32", 0.0)
+
+    outcome = steps.turn(task, alone)
+    assert outcome.failed is None
+    assert (outcome.micro_rows, len(outcome.losses)) == (4, 5)
+    impossible = Task("llmkit", "toy", 4, "fp32", 0.0, {"train": {"gradient_clipping": -1.0}})
+    assert steps.turn(impossible, alone).failed.startswith("ValidationError")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("fits", "guess", "tried", "found"),
+    [
+        (16, 4, [4, 8, 16], 16),
+        (4, 16, [16, 8, 4], 4),
+        (4, 4, [4, 8], 4),
+        (1, 16, [16, 8, 4, 2, 1], 1),
+        (0, 2, [2, 1], None),
+        (99, 16, [16], 16),
+    ],
+)
+def test_the_largest_micro_batch_is_found_by_trying(
+    fits: int, guess: int, tried: list[int], found: int | None
+) -> None:
+    attempts: list[int] = []
+
+    def attempt(rows: int) -> tuple[int, int] | None:
+        attempts.append(rows)
+        return (0, rows) if rows <= fits else None
+
+    assert largest([1, 2, 4, 8, 16], guess, attempt, None) == found
+    assert attempts == tried
+
+
+def test_what_cannot_fit_by_proportion_is_not_tried() -> None:
+    attempts: list[int] = []
+
+    def attempt(rows: int) -> tuple[int, int]:
+        attempts.append(rows)
+        return 40, 40 + 10 * rows
+
+    assert largest([1, 2, 4, 8], 1, attempt, total=100) == 4
+    assert attempts == [1, 2, 4]
+
+
+def test_functions_take_turns_and_one_that_fails_says_why() -> None:
+    order: list[str] = []
+    failing = iter([None])
+
+    def fail() -> None:
+        if next(failing, 1):
+            raise ValueError("no kernel for this")
+
+    calls = {"a": lambda: (order.append("a"), time.sleep(0.03)), "bad": fail,
+             "b": lambda: (order.append("b"), time.sleep(0.03))}  # fmt: skip
+    found = compare(calls, CPU, rounds=3)
+
+    assert found["bad"].failed == "did not run: ValueError: no kernel for this"
+    assert [len(found[name].seconds) for name in ("a", "b")] == [3, 3]
+    assert "".join(order[-6:]) == "abbaab"
+    assert found["a"].median >= 0.03
+
+
+def test_each_row_is_on_disk_before_the_next_is_measured(tmp_path: Path) -> None:
+    page = Page(tmp_path / "page.md", "Title", {"device": "a GPU"}, ["a note"])
+
+    def rows() -> Iterator[Row]:
+        yield Row("first", {"name": "a", "us": "1"})
+        assert "| a | 1 |" in page.path.read_text()
+        yield Row("first", {"name": "b", "us": "2 | 3"})
+        yield Row("first", {"name": "a", "us": "4", "error": "0.1"})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(page.fill(rows()))
+    text = page.path.read_text()
+    assert "| a | 4 | 0.1 |\n| b | 2 \\| 3 |  |" in text
+    assert "a note" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--toy", "--shapes", "7b", "--part", "step"], "--shapes: '7b' is not among 124m"),
+        (["--toy", "--peers", "gpt3"], "--peers: 'gpt3' is not among gpt2"),
+        (["--toy", "--wheels", "no/such/folder"], "--wheels no/such/folder cannot be used"),
+    ],
+)
+def test_wrong_options_are_named(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main([*arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_gpu_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--part", "ceilings"]) == 2
+    assert "no GPU is found; --toy" in capsys.readouterr().err
+
+
+def test_wheels_are_unpacked_once_behind_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "kernels_of_ours-1.0-py3-none-any.whl"
+    info = "kernels_of_ours-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in {
+            "kernels_of_ours.py": "VALUE = 7\n",
+            f"{info}/METADATA": "Metadata-Version: 2.1\nName: kernels-of-ours\nVersion: 1.0\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/RECORD": "",
+        }.items():
+            archive.writestr(name, text)
+    gpu.use_wheels(tmp_path)
+    assert sys.path[-1] == str(tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "kernels_of_ours.py").exists()
+
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("unpacked again"))
+    gpu.use_wheels(tmp_path)
+    gpu.use_wheels(tmp_path / "unpacked")  # packages as they are
+    assert sys.path[-1] == str(tmp_path / "unpacked")
+
+
+def test_the_script_starts_without_more_than_the_standard_library(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "gpu.py"
+    code = (
+        f"import sys, runpy; sys.argv = ['gpu.py', '--help']\n"
+        f"try: runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        f"except SystemExit: print([m for m in ('torch', 'numpy', 'llmkit') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=HANG
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_task_survives_its_way_to_the_process() -> None:
+    task = Task("llmkit", "toy", 4, "bf16", 1.5, {"parallel": {"zero_stage": 1}}, micro_rows=2, steps=3)
+    assert Task(**json.loads(task.to_json())) == task
