@@ -92,9 +92,7 @@ class NativeEngine:
         self.masters.reduce()
         norm = self._gradient_norm(device)
         if self.gradient_clipping > 0.0:
-            gradients = [held.tensor.grad for held in self.masters.held if held.tensor.grad is not None]
-            scale = (self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, scale)
+            self._clip((self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0))
         skipped = (~torch.isfinite(norm)).float()
         self._update(skipped, learning_rate)
         loss_sum, extras = sums.over_ranks()
@@ -117,6 +115,15 @@ class NativeEngine:
         for dims, found in sorted(gradients.items()):
             total += self.mesh[tuple({*dims, *partitioned})].sum(self.operators.sum_of_squares(found, device))
         return total.sqrt().float()
+
+    def _clip(self, scale: Tensor) -> None:
+        """Multiplies all gradients by `scale`, () fp32; AdamW does that within the pass of its update."""
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.grad_scale = scale.reciprocal()  # type: ignore[attr-defined]
+                continue
+            tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+            torch._foreach_mul_([each.grad for each in tensors if each.grad is not None], scale)
 
     @torch.no_grad()
     def _update(self, skipped: Tensor, learning_rate: float) -> None:

@@ -13,7 +13,7 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """An optimizer over groups ("params": fp32 tensors, "weight_decay"), with torch.optim.AdamW's state.
 
-    It updates in one pass over memory, and honours `found_inf`: where that device scalar is 1.0, a step
-    changes nothing.
+    It updates in one pass over memory and honours two device scalars, () fp32, that may be set on it:
+    gradients are divided by `grad_scale`, and where `found_inf` is 1.0 a step changes nothing.
     """
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
