@@ -27,7 +27,7 @@ from llmkit.model.base import Model
 from llmkit.model.build import build_model
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.flops import bits_per_byte, perplexity
-from llmkit.plan.batch import choose_micro_batch
+from llmkit.plan.batch import choose_evaluation_batch
 from llmkit.plan.resolve import choose_precision
 from llmkit.precision import Precision, torch_dtype
 from llmkit.prompts import chat_prompt, text_prompt
@@ -167,7 +167,7 @@ def evaluate_checkpoint(
     used = choose_precision(asked, device_facts(device))
     model = load_model(checkpoint, device, used)
     spec = stored_model(checkpoint.model, checkpoint.origin)
-    heldout = HeldOut(data, choose_micro_batch(config, spec, used, device_facts(device)))
+    heldout = HeldOut(data, choose_evaluation_batch(config, spec, used, device_facts(device)))
     if heldout.targets == 0:
         why = nothing_held_out(Loaded.of(config, "the run's settings").settings)
         raise UserError(f"{checkpoint.path}: no held-out token is a target, so there is no loss: {why}")

@@ -26,6 +26,7 @@ from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
 from llmkit.loop.evaluate import evaluate
 from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
+from llmkit.loop.micro_batch_hint import MicroBatchHint
 from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_timer import SaveTimer
@@ -79,8 +80,8 @@ class Trainer:
         budget = None
         if state.max_steps is None:
             budget = Budget.for_run(self.config, self._started, self.clock(), heldout)
-        own = [TimeBudget(budget), SaveTimer(self.config.checkpoint.every_minutes, self.clock())]
-        self.hooks = HookList(own, launch.hooks)
+        timer = SaveTimer(self.config.checkpoint.every_minutes, self.clock())
+        self.hooks = HookList([TimeBudget(budget), timer, MicroBatchHint()], launch.hooks)
         self._recorder = Recorder(self.mesh, COLUMNS, gathers=self.hooks.has_others)
         self._samples = SampleLog(folder.path, self.mesh) if self.config.monitor.log_samples else None
         self._left_out = LeftOutReport(loader, console.note)

@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -109,6 +110,28 @@ def has_bf16_units(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) 
         return False
     features = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
     return any({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()) for line in features)
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes of a GPU's memory.
+
+    held: of this process's tensors now; peak: the most so far. usable: what the process has or could have.
+    """
+
+    held: int
+    peak: int
+    usable: int
+
+
+def gpu_memory(device: torch.device) -> GpuMemory:
+    """What PyTorch's allocator has counted; asks the host only, and does not wait for the device."""
+    free = torch.cuda.mem_get_info(device)[0]
+    return GpuMemory(
+        torch.cuda.memory_allocated(device),
+        torch.cuda.max_memory_allocated(device),
+        free + torch.cuda.memory_reserved(device),
+    )
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -7,9 +7,10 @@ from llmkit.config.derive import rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
+from llmkit.plan.activations import Activations, Arithmetic, forward_bytes, training_bytes
 from llmkit.plan.facts import DeviceFacts
-from llmkit.plan.plan import training_state
-from llmkit.precision import BYTES, Precision
+from llmkit.plan.plan import Kernels, training_state
+from llmkit.precision import Precision
 
 CPU_TOKENS = 16384
 """Tokens of a micro-batch on a CPU: more brings no speed and costs memory."""
@@ -19,39 +20,47 @@ ALONE = Layout()
 
 
 def choose_micro_batch(
-    config: Config, shape: AnyModel, precision: Precision, device: DeviceFacts, layout: Layout = ALONE
+    config: Config,
+    shape: AnyModel,
+    precision: Precision,
+    device: DeviceFacts,
+    kernels: Kernels,
+    layout: Layout = ALONE,
 ) -> int:
     """Returns `train.micro_batch_size`; for "auto" the largest divisor of a rank's sequences that should fit.
 
     On a GPU it is 1 for a registered model, of whose activations nothing is known.
     """
-    requested = config.train.micro_batch_size
-    if requested != "auto":
-        return requested
+    if config.train.micro_batch_size != "auto":
+        return config.train.micro_batch_size
+    state = training_state(config, shape, precision, layout)
+    needed = None
+    if isinstance(shape, ModelShape):
+        needed = training_bytes(shape, Arithmetic(precision, layout, kernels.compiled, kernels.forms))
+    return _largest(config, device, device.free_bytes - state.device - state.gradients, needed, layout)
+
+
+def choose_evaluation_batch(
+    config: Config, shape: AnyModel, precision: Precision, device: DeviceFacts
+) -> int:
+    """Returns how many sequences are evaluated at once on one device that holds the weights, and only them.
+
+    That is `train.micro_batch_size`, or for "auto" what should fit beside them without gradients.
+    """
+    if config.train.micro_batch_size != "auto":
+        return config.train.micro_batch_size
+    needed = None
+    if isinstance(shape, ModelShape):
+        needed = forward_bytes(shape, Arithmetic(precision, ALONE, False, {}))
+    return _largest(config, device, device.free_bytes, needed, ALONE)
+
+
+def _largest(
+    config: Config, device: DeviceFacts, free: int, needed: Activations | None, layout: Layout
+) -> int:
+    """Returns the largest divisor of a rank's sequences whose tokens need at most MEMORY_SHARE of `free`."""
     rows, length = rows_per_rank(config, layout.data_parallel_size), config.data.sequence_length
     tokens = CPU_TOKENS
     if device.kind == "cuda":
-        state = training_state(config, shape, precision, layout)
-        free = MEMORY_SHARE * (device.free_bytes - state.device - state.gradients)
-        tokens = 0
-        if isinstance(shape, ModelShape):
-            tokens = int(free / activation_bytes(shape, precision, layout))
+        tokens = 0 if needed is None else int((MEMORY_SHARE * free - needed.fixed) / needed.token)
     return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= tokens))
-
-
-def activation_bytes(shape: ModelShape, precision: Precision, layout: Layout) -> int:
-    """Returns an upper estimate of the bytes per token of the activations kept for the backward pass.
-
-    34 values of the hidden size and 3 of the MLP's a layer and token (with full recomputation one of the
-    hidden size in the layers that do it, and one full layer), and 10 bytes a logit.
-    """
-    size = BYTES[precision.compute]
-    layer = size * (34 * shape.hidden_size + 3 * shape.intermediate_size)
-    kept = shape.num_hidden_layers
-    if layout.activation_checkpointing == "full":
-        kept = shape.num_hidden_layers - shape.num_hidden_layers // layout.activation_checkpointing_every + 1
-    return (
-        kept * layer
-        + shape.num_hidden_layers * size * shape.hidden_size
-        + 10 * shape.padded_vocab_size // layout.tensor_parallel_size
-    )

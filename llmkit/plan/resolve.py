@@ -51,7 +51,7 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
         pending["precision"] = AT_START
     model = resolved_model(config, vocab_size)
     if known.device is not None:
-        micro_batch = choose_micro_batch(config, model, precision, known.device, layout)
+        micro_batch = choose_micro_batch(config, model, precision, known.device, kernels, layout)
     elif config.train.micro_batch_size == "auto":
         pending["micro_batch_size"], micro_batch = AT_START, 1
     else:

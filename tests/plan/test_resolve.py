@@ -11,7 +11,7 @@ from llmkit.config.schema import Config
 from llmkit.errors import UserError
 from llmkit.parallel.layout import Layout
 from llmkit.plan import DeviceFacts, Known, plan_for_shape, resolve_plan
-from llmkit.plan.batch import choose_micro_batch
+from llmkit.plan.batch import choose_evaluation_batch
 from llmkit.precision import PRECISIONS
 from tests.examples.project import project
 from tests.program import make_project
@@ -148,6 +148,4 @@ def test_an_automatic_micro_batch_on_a_gpu_needs_a_model_whose_memory_is_known(t
         assert resolve_plan(load("tiny.yaml", ["train.micro_batch_size=2"]), gpu).micro_batch_size == 2
         assert resolve_plan(loaded, replace(gpu, device=CPU)).micro_batch_size > 0
         shape = resolve_plan(loaded, replace(gpu, device=CPU)).model
-        assert choose_micro_batch(loaded.config, shape, PRECISIONS["bf16"], GPU) == 1, (
-            "as evaluation takes it"
-        )
+        assert choose_evaluation_batch(loaded.config, shape, PRECISIONS["bf16"], GPU) == 1

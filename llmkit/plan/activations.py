@@ -1,0 +1,145 @@
+"""Memory of a forward and backward pass of our own model, from its sizes; counted, not measured.
+
+The numbers of values that a block keeps for its backward pass were counted on the tensors that autograd and
+the partitioner of torch.compile save; a test counts them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llmkit.config.shape import ModelShape
+from llmkit.parallel.layout import Layout
+from llmkit.precision import BYTES, Precision
+
+Recompute = Literal["none", "selective", "full"]
+FP32 = BYTES["fp32"]
+LOGIT_BYTES = {True: 4, False: 14}
+"""Of a logit where all are stored. Compiled: the logits and their gradient; else fp32 logits and
+logarithms of probabilities, too, with their gradients."""
+CHUNKED_LOGIT_BYTES = 0.1 * FP32
+"""Of a logit where they are made in chunks: a tenth of all of them in fp32 is the most."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of activations.
+
+    token: for each token of a micro-batch, at their largest. fixed: whatever the micro-batch.
+    """
+
+    token: float
+    fixed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the memory of activations depends on, beside the sizes of the model.
+
+    compiled: whether blocks and head are. forms: operator -> form (`llmkit.plan.operators`).
+    """
+
+    precision: Precision
+    layout: Layout
+    compiled: bool
+    forms: Mapping[str, str]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of an activation."""
+        return BYTES[self.precision.compute]
+
+
+def training_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
+    """Returns what a training step needs at its largest, an estimate from above.
+
+    All blocks have run, and then the head with the loss computes, or the last block its gradients.
+    """
+    recompute, every = how.layout.activation_checkpointing, how.layout.activation_checkpointing_every
+    layers = shape.num_hidden_layers
+    recomputed = 0 if recompute == "none" else -(-layers // every)
+    plain = block_bytes(shape, how, "none")
+    kept = recomputed * block_bytes(shape, how, recompute) + (layers - recomputed) * plain
+    head = _head(shape, how)
+    return Activations(kept + max(head.token, plain), head.fixed)
+
+
+def forward_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
+    """Returns what a forward pass without gradients needs at its largest: a block's tensors or the logits."""
+    head = _head(shape, how)
+    return Activations(max(head.token, block_bytes(shape, how, "none")), head.fixed)
+
+
+def _head(shape: ModelShape, how: Arithmetic) -> Activations:
+    """The last norm, the logits and their gradients; in chunks the fp32 gradient of the matrix stays."""
+    logits = shape.padded_vocab_size / how.layout.tensor_parallel_size
+    normed = 2 * how.bytes * shape.hidden_size
+    if how.forms.get("head_loss", "full") == "full":
+        return Activations(normed + LOGIT_BYTES[how.compiled] * logits)
+    return Activations(normed + CHUNKED_LOGIT_BYTES * logits, FP32 * logits * shape.hidden_size)
+
+
+def block_bytes(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
+    """Returns the bytes for each token that a block keeps until its backward pass, on a tensor-parallel rank.
+
+    recompute: what of it is computed again then.
+    """
+    size, layout = how.bytes, how.layout
+    whole = float(size * shape.hidden_size)  # its input
+    sharded, gathered = 0.0, 0.0
+    if recompute != "full":
+        whole += _residual(shape, how, recompute)
+        sharded = _attention(shape, how, recompute) + _mlp(shape, how, recompute)
+        if (
+            layout.sequence_parallel
+        ):  # of the inputs of both column-parallel layers, all of the sequence is kept
+            gathered = 2.0 * size * shape.hidden_size
+            whole -= gathered if recompute == "none" else 0.0
+    pieces = layout.tensor_parallel_size if layout.sequence_parallel else 1
+    return whole / pieces + gathered + sharded / layout.tensor_parallel_size
+
+
+def _residual(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
+    """Beside the block's input: of the residual stream, the norms and the dropouts behind the branches."""
+    size, width = how.bytes, shape.hidden_size
+    if recompute == "selective":  # what products give; compiled, only what the backward pass reads
+        return (1.0 if how.compiled else 2.0) * size * width
+    kept = 3.0 * size * width  # the middle of the residual stream, and what both norms give
+    if _keeps_fp32_norms(shape, how):
+        kept += 2 * (FP32 + size % FP32) * width
+    if shape.hidden_dropout > 0.0:  # a mask of each: of bytes, or in the type of the activations
+        kept += 2 * (1 if how.compiled else size) * width
+    return kept
+
+
+def _attention(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
+    """Queries, keys and values, before and after their rotation; what attention gives, and its statistics."""
+    size, heads = how.bytes, shape.num_attention_heads
+    query, grouped = heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    kept = size * (2.0 * query + 2.0 * grouped) + FP32 * heads
+    if recompute == "none":
+        rotated = query + grouped
+        kept += size * rotated * (shape.position_embedding == "rope")
+        if shape.qk_norm:
+            statistics = FP32 * (heads + shape.num_key_value_heads)
+            fp32 = rotated * (FP32 + (FP32 if size < FP32 else 0)) if _keeps_fp32_norms(shape, how) else 0
+            kept += fp32 + statistics + (size * rotated * (shape.position_embedding != "rope"))
+    return kept
+
+
+def _mlp(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
+    """What the up-projections give, the activation of it, and its product with the gate."""
+    if recompute == "selective":
+        values = 2 if shape.mlp == "swiglu" else 1
+    elif shape.mlp == "swiglu":
+        values = 3 if how.compiled else 4
+    else:
+        values = 2
+    return float(how.bytes * values * shape.intermediate_size)
+
+
+def _keeps_fp32_norms(shape: ModelShape, how: Arithmetic) -> bool:
+    """Whether RMS norms keep fp32 copies: in plain PyTorch, step by step."""
+    return shape.norm == "rmsnorm" and not how.compiled and how.forms.get("norm", "torch") == "torch"

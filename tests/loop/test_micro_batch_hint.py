@@ -1,0 +1,52 @@
+"""The hint at a larger micro-batch after the first steps on a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from llmkit.loop.micro_batch_hint import MicroBatchHint, largest_micro_batch
+from llmkit.monitor.hardware import GpuMemory
+from llmkit.parallel.mesh import Mesh
+
+GIB = 2**30
+MEMORY = GpuMemory(held=20 * GIB, peak=32 * GIB, usable=80 * GIB)
+
+
+def notes(steps: int, memory: GpuMemory = MEMORY, device: str = "cuda", rank: int = 0) -> list[str]:
+    found: list[str] = []
+    trainer: Any = SimpleNamespace(
+        mesh=Mesh(rank, 2, device=torch.device(device)),
+        plan=SimpleNamespace(micro_batch_size=4, rows_per_rank=64),
+        console=SimpleNamespace(note=found.append),
+    )
+    hint, result = MicroBatchHint(lambda _: memory), SimpleNamespace()
+    for _ in range(steps):
+        hint.after_step(trainer, result)
+    return found
+
+
+def test_it_is_given_once_after_the_second_step() -> None:
+    assert notes(1) == []
+    assert notes(5) == [
+        "at most 32.0 GiB of 80.0 GiB of GPU memory were in use: train.micro_batch_size=16 should fit "
+        "(now 4), with 4 micro-batches a step instead of 16"
+    ]
+
+
+def test_nothing_is_said_where_nothing_larger_fits_on_a_cpu_and_on_other_ranks() -> None:
+    assert notes(5, GpuMemory(20 * GIB, 60 * GIB, 80 * GIB)) == []
+    assert notes(5, device="cpu") == []
+    assert notes(5, rank=1) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "now", "peak", "expected"),
+    [(64, 4, 32, 16), (60, 4, 32, 15), (17, 1, 23, 17), (17, 1, 25, 1), (8, 8, 79, 8), (8, 4, 20, 8)],
+)
+def test_it_divides_the_rows_and_leaves_a_tenth_free(rows: int, now: int, peak: int, expected: int) -> None:
+    found = GpuMemory(held=20 * GIB, peak=peak * GIB, usable=80 * GIB)
+    assert largest_micro_batch(rows, now, found) == expected

@@ -1,0 +1,151 @@
+"""The estimate of activations against the tensors that autograd saves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llmkit.config.shape import ModelShape
+from llmkit.kernels.operators import TORCH
+from llmkit.model.activation_checkpointing import KEPT
+from llmkit.model.gpt import Block
+from llmkit.model.positions import AttentionInputs
+from llmkit.model.rope import rope_tables
+from llmkit.parallel.layout import Layout
+from llmkit.parallel.mesh import TensorParallel
+from llmkit.plan.activations import Arithmetic, block_bytes, forward_bytes, training_bytes
+from llmkit.precision import PRECISIONS
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE
+
+LENGTH, ROWS = 40, 2
+ALONE = TensorParallel()
+SHAPES: dict[str, ModelShape] = {
+    "llama": replace(LLAMA_STYLE, hidden_size=64, head_dim=16, intermediate_size=208),
+    "qk norm": replace(LLAMA_STYLE, head_dim=24, qk_norm=True),
+    "gpt2": GPT2_STYLE,
+    "dropout": replace(GPT2_STYLE, hidden_dropout=0.1),
+}
+FORMS = dict(TORCH.forms)
+COMPILER = "aot_eager_decomp_partition"  # decides what is saved as inductor does
+TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def arithmetic(compiled: bool = False, precision: str = "bf16", **layout: Any) -> Arithmetic:
+    return Arithmetic(PRECISIONS[precision], Layout(**layout), compiled, FORMS)
+
+
+def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorParallel) -> float:
+    """Bytes for each token of all memory that the saved tensors of a block hold, parameters left out."""
+    torch._dynamo.reset()
+    block = Block(shape, 0, TORCH, tp, recompute).to(TYPES[how.precision.name])
+    rope = None
+    if shape.position_embedding == "rope":
+        rope = rope_tables(LENGTH, shape.head_dim, shape.rope_theta)
+    known = {each.untyped_storage().data_ptr() for each in (*block.parameters(), *(rope or ()))}
+    kept: dict[int, Tensor] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        kept[saved.untyped_storage().data_ptr()] = saved
+        return saved
+
+    # Of several sequences in pieces, attention on a CPU gives what is copied before the next product.
+    rows = 1 if tp.sequence_parallel else ROWS
+    size = (LENGTH // tp.size, rows) if tp.sequence_parallel else (rows, LENGTH)
+    x = torch.randn(*size, shape.hidden_size, dtype=TYPES[how.precision.name], requires_grad=True)
+    call = block
+    if how.compiled:
+        call = torch.compile(block._call_impl, dynamic=False, backend=COMPILER)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        out = call(x, AttentionInputs(rope))
+    found = (each.untyped_storage().nbytes() for place, each in kept.items() if place not in known)
+    del out
+    state = torch.get_rng_state().nbytes  # of the generator, for numbers that are drawn again
+    return sum(size for size in found if size != state) / (LENGTH * rows)
+
+
+def check(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorParallel = ALONE) -> None:
+    # Statistics of norms are not counted.
+    found = saved_bytes(shape, how, recompute, tp)
+    assert found == pytest.approx(block_bytes(shape, how, recompute), rel=0.01, abs=16)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("precision", TYPES)
+@pytest.mark.parametrize("recompute", ["none", "full"])  # "selective" hides what it keeps from the hooks
+def test_a_block_keeps_what_is_counted(shape, precision, recompute):
+    check(shape, arithmetic(False, precision), recompute)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "recompute"),
+    [
+        ("llama", "fp32", "none"),
+        ("llama", "bf16", "selective"),
+        ("llama", "bf16", "full"),
+        ("qk norm", "bf16", "none"),
+        ("dropout", "bf16", "none"),
+        ("dropout", "fp32", "selective"),
+    ],
+)
+def test_a_compiled_block_keeps_what_is_counted(name, precision, recompute):
+    check(SHAPES[name], arithmetic(True, precision), recompute)
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize(("compiled", "recompute"), [(False, "none"), (True, "none"), (True, "selective")])
+def test_a_sharded_block_keeps_what_is_counted(pieces, compiled, recompute):
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())  # communicates nothing
+    try:
+        tp = TensorParallel(0, 2, dist.group.WORLD, sequence_parallel=pieces)
+        layout = {"world_size": 2, "tensor_parallel_size": 2, "sequence_parallel": pieces}
+        check(SHAPES["llama"], arithmetic(compiled, **layout), recompute, tp)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_selective_recomputation_without_compilation_keeps_the_results_of_products():
+    how, shape = arithmetic(), SHAPES["llama"]
+    x = torch.randn(1, LENGTH, shape.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    block = Block(shape, 0, TORCH, ALONE, "none").bfloat16()
+
+    class Results(TorchDispatchMode):
+        """Bytes of what the operations give that selective recomputation keeps."""
+
+        found = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if function in KEPT:
+                tensors = out if isinstance(out, tuple) else (out,)
+                self.found += sum(each.nbytes for each in tensors if isinstance(each, Tensor))
+            return out
+
+    with Results() as results:
+        block(x, AttentionInputs(rope_tables(LENGTH, shape.head_dim, shape.rope_theta)))
+    found = (results.found + x.nbytes) / LENGTH
+    assert found == pytest.approx(block_bytes(shape, how, "selective"), rel=0.01, abs=16)
+
+
+def test_a_step_adds_up_its_blocks_and_the_larger_of_head_and_block():
+    shape = replace(SHAPES["llama"], num_hidden_layers=5)
+    how = arithmetic(True, activation_checkpointing="full", activation_checkpointing_every=2)
+    plain, full = (block_bytes(shape, how, recompute) for recompute in ("none", "full"))
+    large = replace(shape, vocab_size=100_000, padded_vocab_size=100_000)
+    assert training_bytes(shape, how).token == 3 * full + 2 * plain + max(plain, 4 * 64 + 4 * 104)
+    assert training_bytes(large, how).token == 3 * full + 2 * plain + 4 * 64 + 4 * 100_000
+    assert forward_bytes(large, how).token == 4 * 64 + 4 * 100_000 > forward_bytes(shape, how).token == plain
+
+
+def test_logits_in_chunks_leave_the_fp32_gradient_of_the_matrix():
+    chunked = replace(arithmetic(), forms={**FORMS, "head_loss": "chunked"})
+    large = replace(SHAPES["llama"], vocab_size=100_000, padded_vocab_size=100_000)
+    stored, found = training_bytes(large, arithmetic()), training_bytes(large, chunked)
+    assert found.token < stored.token and stored.fixed == 0
+    assert found.fixed == 4 * 100_000 * large.hidden_size
