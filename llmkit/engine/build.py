@@ -66,7 +66,7 @@ def build_engine(
         engine = NativeEngine(
             make_model(), config.optimizer,
             precision=plan.precision, gradient_clipping=config.train.gradient_clipping, mesh=mesh,
-            zero_stage=layout.zero_stage, buckets=buckets, operators=operators,
+            zero_stage=layout.zero_stage, buckets=buckets, operators=operators, note=note,
         )  # fmt: skip
     else:
         configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda", buckets=buckets)

@@ -6,7 +6,7 @@ masters and moments (stage 1); under tensor parallelism, of this rank's part of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import BUCKET_SIZES, BucketSizes, StepResult, StepSums, evaluate_rows, without_targets
+from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
 from llmkit.kernels.operators import TORCH, Operators
@@ -46,9 +47,11 @@ class NativeEngine:
         zero_stage: int = 0,
         buckets: BucketSizes = BUCKET_SIZES,
         operators: Operators = TORCH,
+        note: Callable[[str], None] = print,
     ) -> None:
         self.model, self.mesh, self.operators = model, mesh or Mesh(), operators
         self.sums = StepSums(self.mesh)
+        self.first_pass = FirstPass(model, operators, self.mesh.world_size == 1, note)
         self.gradient_clipping = gradient_clipping
         self.weights = dict(model.named_parameters())
         self.parts = model.parameter_slices()
@@ -80,23 +83,26 @@ class NativeEngine:
         device = next(iter(self.weights.values())).device
         if targets == 0:
             return without_targets(device)
-        self.masters.zero_gradients()
-        sums = self.sums
-        sums.start(device)
-        for index, batch in enumerate(micro_batches):
-            self.masters.before_backward(index == len(micro_batches) - 1)
-            loss = self.model(batch)
-            (loss.objective / targets).backward()
-            self.masters.after_backward()
-            sums.add(loss)
+        self.first_pass.run(lambda: self._forward_and_backward(micro_batches, targets))
         self.masters.reduce()
         norm = self._gradient_norm(device)
         if self.gradient_clipping > 0.0:
             self._clip((self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0))
         skipped = (~torch.isfinite(norm)).float()
         self._update(skipped, learning_rate)
-        loss_sum, extras = sums.over_ranks()
+        loss_sum, extras = self.sums.over_ranks()
         return StepResult(loss_sum, targets, norm, skipped, extras)
+
+    def _forward_and_backward(self, micro_batches: Sequence[Batch], targets: int) -> None:
+        """The sums and this rank's gradients of a step, whatever those of an earlier one are."""
+        self.masters.zero_gradients()
+        self.sums.start(micro_batches[0].tokens.device)
+        for index, batch in enumerate(micro_batches):
+            self.masters.before_backward(index == len(micro_batches) - 1)
+            loss = self.model(batch)
+            (loss.objective / targets).backward()
+            self.masters.after_backward()
+            self.sums.add(loss)
 
     def _gradient_norm(self, device: torch.device) -> Tensor:
         """The L2 norm of the full model's gradient, of which a rank may hold a part only: () fp32."""
@@ -141,7 +147,11 @@ class NativeEngine:
         The forward pass is the one of training, gradients enabled: torch.compile then has no second
         graph to build, and what it keeps for a backward pass is freed at once.
         """
-        return evaluate_rows(self.model, self.model, batches)
+        return evaluate_rows(
+            self.model,
+            lambda batch: self.first_pass.run(lambda: self.model(batch), with_backward=False),
+            batches,
+        )
 
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each.

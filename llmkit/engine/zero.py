@@ -20,6 +20,7 @@ from llmkit.checkpoint.pieces import Piece
 from llmkit.config.schema import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
+from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.flat import FlatOptimizer
 from llmkit.engine.partitions import held_by_deepspeed, own_partition
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
@@ -84,6 +85,7 @@ class ZeroEngine:
             mark_sharded(self.parameters.values())
         trained = {name: weight for name, weight in self.parameters.items() if weight.requires_grad}
         self.sums, self.use = StepSums(mesh), SameUse(trained, mesh)
+        self.first_pass = FirstPass(model, operators, alone=False)  # DeepSpeed keeps gradients of its own
         self.frozen = {name: weight for name, weight in self.parameters.items() if name not in trained}
         parts = {name: self.parts[name] for name in trained}
         groups = groups_of(parts, optimizer, model.hidden_matrices())
@@ -120,8 +122,22 @@ class ZeroEngine:
             return without_targets(micro_batches[0].tokens.device)
         # DeepSpeed averages over the data-parallel ranks; it must not divide by the micro-batches too.
         share = self.mesh["data", "context"].size / targets
-        sums = self.sums
-        sums.start(micro_batches[0].tokens.device)
+        self.first_pass.run(lambda: self._forward_and_backward(micro_batches, share))
+        self.optimizer.set_learning_rate(learning_rate)
+        self.engine.step()
+        if self.zero.overflow and hasattr(self.zero, "averaged_gradients"):
+            # With offload, DeepSpeed would add the next step's gradients to those that it just refused.
+            self.zero.averaged_gradients.update(dict.fromkeys(self.zero.averaged_gradients))
+        norm = torch.as_tensor(
+            self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.sums.loss.device
+        )
+        skipped = torch.full_like(norm, float(self.zero.overflow))
+        loss_sum, extras = self.sums.over_ranks()
+        return StepResult(loss_sum, targets, norm, skipped, extras)
+
+    def _forward_and_backward(self, micro_batches: Sequence[Batch], share: float) -> None:
+        """The sums of a step, and the gradients of the objective times `share`, which DeepSpeed keeps."""
+        self.sums.start(micro_batches[0].tokens.device)
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss = self.engine(batch)
@@ -129,18 +145,7 @@ class ZeroEngine:
             if not self.model.uses_every_parameter:
                 self.use.check(objective)
             self.engine.backward(objective * share, scale_wrt_gas=False)
-            sums.add(loss)
-        self.optimizer.set_learning_rate(learning_rate)
-        self.engine.step()
-        if self.zero.overflow and hasattr(self.zero, "averaged_gradients"):
-            # With offload, DeepSpeed would add the next step's gradients to those that it just refused.
-            self.zero.averaged_gradients.update(dict.fromkeys(self.zero.averaged_gradients))
-        norm = torch.as_tensor(
-            self.engine.get_global_grad_norm(), dtype=torch.float32, device=sums.loss.device
-        )
-        skipped = torch.full_like(norm, float(self.zero.overflow))
-        loss_sum, extras = sums.over_ranks()
-        return StepResult(loss_sum, targets, norm, skipped, extras)
+            self.sums.add(loss)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
         """See `Engine.evaluate`."""

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sysconfig
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,11 @@ def compile_module(
     A failure comes before anything is computed or after a graph of the module has run, which then runs again.
     Where that graph may contain communication with other ranks, `report` has to raise.
     """
+    import torch._functorch.config
     from torch._dynamo.exc import TorchDynamoException
 
+    # Else the backward pass is compiled when it first runs, and a failure leaves half of the gradients.
+    torch._functorch.config.force_non_lazy_backward_lowering = True
     # It warns against in-place operations under activation checkpointing. There are none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
@@ -64,6 +68,25 @@ def compile_module(
             return module(*arguments, **options)
 
     module._compiled_call_impl = call  # what nn.Module.compile would set, without our way back
+
+
+def run_uncompiled(model: nn.Module) -> None:
+    """Takes back what `compile_module` has done to the modules of `model`."""
+    for module in model.modules():
+        module._compiled_call_impl = None
+
+
+def raised_by_kernels(error: Exception, sends: bool) -> bool:
+    """Whether code that torch.compile or Triton made has raised `error`: not the model, nor a lack of memory.
+
+    sends: whether generated code may exchange tensors with other processes. What such an exchange raises is
+    no fault of the code.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    folders = ("_inductor", "triton")  # of PyTorch, of Triton, and our own that launches its kernels
+    return any(folder in path.parts for path in (files[-1:] if sends else files) for folder in folders)
 
 
 def graph_breaks() -> dict[str, int]:

@@ -8,9 +8,12 @@ imported when it has been chosen. All forms of an operator compute the same.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from llmkit.config.operators import FUNCTIONS
 from llmkit.registry import find
@@ -81,6 +84,18 @@ def _functions(operator: str, form: str) -> dict[str, Callable[..., Any]]:
         if function:
             return {FUNCTIONS[operator][0]: getattr(holder, function)}
     return {name: getattr(holder, name) for name in FUNCTIONS[operator] if hasattr(holder, name)}
+
+
+def replace_functions(model: nn.Module, old: Operators, new: Operators) -> None:
+    """Makes the modules of `model` that hold `old`, or functions of it, hold those of `new`."""
+    names = [name for functions in FUNCTIONS.values() for name in functions]
+    instead: dict[Any, Any] = {getattr(old, name): getattr(new, name) for name in names}
+    for module in model.modules():
+        for attribute, value in vars(module).items():
+            if value is old:
+                setattr(module, attribute, new)
+            elif inspect.isroutine(value) and value in instead:
+                setattr(module, attribute, instead[value])
 
 
 TORCH = Operators.of()

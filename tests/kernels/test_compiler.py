@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from llmkit.kernels.compiler import compile_module, graph_breaks
 
@@ -37,6 +38,17 @@ def test_a_failure_is_reported_once_and_the_module_runs_without_compilation():
         assert layer(x).equal(expected)
     (message,) = told
     assert "Own" in message and "no such instruction" in message and "listing" not in message
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_found_before_anything_is_computed():
+    told: list[str] = []
+    layer = Own(3, 2)
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=failing_backend)
+    compile_module(layer, told.append, backend)
+    layer(torch.randn(4, 3)).sum().backward()
+    assert layer.weight.grad is not None
+    (message,) = told
+    assert "no such instruction" in message
 
 
 def test_an_error_of_the_module_itself_is_no_failure_of_the_compiler():
