@@ -6,7 +6,7 @@ slice (`PartitionedMasters`, ZeRO stage 1). Weights that take no gradient have n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -48,8 +48,15 @@ class Masters(Protocol):
         """After the last backward pass: sums the gradients over the ranks."""
         ...
 
-    def update_weights(self) -> None:
-        """Sets the weights to the masters' values, rounded to their type. Collective."""
+    def rounded(self) -> dict[Tensor, Tensor]:
+        """Master -> the weights of lower precision that follow from it, of the same elements."""
+        ...
+
+    def update_weights(self, written: Collection[Tensor] = ()) -> None:
+        """Sets the weights to the masters' values, rounded to their type. Collective.
+
+        written: masters whose elements of the weights have been set already.
+        """
         ...
 
 
@@ -124,11 +131,16 @@ class ReplicatedMasters:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
 
+    def rounded(self) -> dict[Tensor, Tensor]:
+        """See `Masters.rounded`."""
+        return {} if self.masters is self.weights else dict(zip(self.masters, self.weights, strict=True))
+
     @torch.no_grad()
-    def update_weights(self) -> None:
+    def update_weights(self, written: Collection[Tensor] = ()) -> None:
         """See `Masters.update_weights`. Nothing is sent."""
-        if self.masters is not self.weights:
-            torch._foreach_copy_(self.weights, self.masters)
+        left = {master: weight for master, weight in self.rounded().items() if master not in written}
+        if left:
+            torch._foreach_copy_(list(left.values()), list(left))
 
 
 class PartitionedMasters:
@@ -183,13 +195,20 @@ class PartitionedMasters:
         """See `Masters.reduce`."""
         self.buckets.finish()
 
+    def rounded(self) -> dict[Tensor, Tensor]:
+        """See `Masters.rounded`."""
+        slices = {
+            held.tensor: flat[self.buckets.own(bucket)]
+            for bucket, flat, held in zip(self.buckets.buckets, self.flat_weights, self.held, strict=True)
+        }
+        return {master: mine for master, mine in slices.items() if mine.dtype != torch.float32}
+
     @torch.no_grad()
-    def update_weights(self) -> None:
+    def update_weights(self, written: Collection[Tensor] = ()) -> None:
         """See `Masters.update_weights`. Each rank sends its slices."""
-        for bucket, flat, held in zip(self.buckets.buckets, self.flat_weights, self.held, strict=True):
-            mine = flat[self.buckets.own(bucket)]
-            if mine.dtype != torch.float32:
-                mine.copy_(held.tensor)
+        for master, mine in self.rounded().items():
+            if master not in written:
+                mine.copy_(master)
         self.buckets.all_gather(self.flat_weights)
 
 

@@ -19,6 +19,7 @@ from llmkit.engine.base import BUCKET_SIZES, BucketSizes, StepResult, StepSums, 
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
+from llmkit.kernels.adamw import RoundsWeights
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, groups_of, moments
@@ -77,6 +78,12 @@ class NativeEngine:
             precision=precision,
             operators=operators,
         )
+        rounded, self.written = self.masters.rounded(), set[Tensor]()
+        for adamw in self.optimizers:
+            if isinstance(adamw, RoundsWeights):
+                masters = {master for group in adamw.param_groups for master in group["params"]}
+                adamw.rounded = {master: weight for master, weight in rounded.items() if master in masters}
+                self.written |= adamw.rounded.keys()
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""
@@ -139,7 +146,7 @@ class NativeEngine:
                 group["lr"] = learning_rate
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
             optimizer.step()
-        self.masters.update_weights()
+        self.masters.update_weights(self.written)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
         """See `Engine.evaluate`.

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+class RoundsWeights(torch.optim.AdamW):
+    """AdamW in a form that sets weights of lower precision in the pass in which it updates their masters.
+
+    rounded: master -> the bf16 tensor of the same elements, of all parameters or of none.
+    """
+
+    rounded: Mapping[Tensor, Tensor] = {}
 
 
 def adamw(

@@ -27,7 +27,7 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "attention": {"sdpa": "llmkit.kernels.attention:sdpa", "matmul": "llmkit.kernels.attention:matmul"},
     "head_loss": {"full": "llmkit.kernels.head_loss"},
     "gradient_norm": {"torch": "llmkit.kernels.gradient_norm"},
-    "adamw": {"torch": "llmkit.kernels.adamw"},
+    "adamw": {"torch": "llmkit.kernels.adamw", "triton": "llmkit.kernels.triton.adamw"},
 }
 """Operator -> form -> the module that has its functions, or "module:function" of an operator with one."""
 

@@ -108,6 +108,17 @@ def _rows_too_wide(s: Situation) -> str | None:
     return f"the Triton norms take rows of at most {WIDEST_NORM:,}, not {s.shape.hidden_size:,}"
 
 
+def _optimizer_elsewhere(s: Situation) -> str | None:
+    if s.layout.engine == "deepspeed":
+        return "DeepSpeed takes no other AdamW than PyTorch's"
+    return None
+
+
+def _unmeasured(_: Situation) -> str | None:
+    """PyTorch's fused AdamW is chosen until a GPU has shown that ours is faster."""
+    return None
+
+
 TORCH = Form("torch")
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "linear": (TORCH,),
@@ -118,7 +129,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "attention": (Form("matmul", best=_short_compiled_rows), Form("sdpa")),
     "head_loss": (Form("full"),),
     "gradient_norm": (TORCH,),
-    "adamw": (TORCH,),
+    "adamw": (triton_form(_optimizer_elsewhere, best=_unmeasured), TORCH),
 }
 """The forms of each operator, in the order in which they are considered; the last one runs everywhere."""
 

@@ -40,3 +40,35 @@ def test_a_model_has_the_same_gradients(device, style, how):
     assert found.keys() == wanted.keys(), str(found.keys() ^ wanted.keys())
     for name, each in found.items():
         assert relative_error(each, wanted[name]) < 2e-5, f"{name}: {relative_error(each, wanted[name]):.1e}"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_of_the_engine_end_at_the_same_weights(device, precision):
+    """Clipped, with masters or without; a step whose gradient is not finite changes nothing."""
+    from llmkit.config.schema import Optimizer
+    from llmkit.engine.native import NativeEngine
+    from llmkit.precision import PRECISIONS
+
+    states = []
+    for form in ("torch", "triton"):
+        with torch.device(device):
+            model = randomise(GPT(GPT2_STYLE))
+        engine = NativeEngine(
+            model, Optimizer(eps=1e-3), precision=PRECISIONS[precision], gradient_clipping=0.5,
+            operators=Operators.of({"adamw": form}),
+        )  # fmt: skip
+        for step in range(4):
+            tokens = torch.randint(97, (2, 21), generator=torch.Generator().manual_seed(step)).to(device)
+            if step == 2:
+                kept = [each.detach().clone() for each in model.parameters()]
+            targets = 40 if step != 2 else 1e-300  # the gradient overflows
+            result = engine.train_step([Batch(tokens[:, :-1], tokens[:, 1:])], targets, 0.01)
+            assert float(result.skipped) == (step == 2), f"step {step}: {result}"
+            if step == 2:
+                assert all(map(torch.equal, kept, model.parameters())), "a skipped step changed weights"
+        states.append({(s.parameter, s.kind): s.data.float() for s in engine._state_shards()})
+        for master, weight in engine.masters.rounded().items():
+            assert relative_error(weight, master) < 8e-3, f"{form}: weights are not their masters' values"
+    for name, each in states[0].items():
+        error = relative_error(states[1][name], each)
+        assert error < (1e-5 if precision == "fp32" else 5e-2), f"{name}: {error:.1e}"
