@@ -1,4 +1,5 @@
 # Two commands do everything on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+# On a machine with a GPU: `make test-gpu`, in 10 minutes.
 #
 #   PYTHON=python3.12    another interpreter for the private environment in .venv
 #   SYSTEM_TORCH=1       keep the torch that this interpreter already has (an image's CUDA build, say)
@@ -24,7 +25,7 @@ endif
 SYSTEM_TORCH := $(findstring system-torch,$(MADE_WITH))
 endif
 
-.PHONY: demo test test-all check docs clean
+.PHONY: demo test test-all test-gpu check docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,6 +36,10 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "" $(ARGS)
+
+test-gpu: $(VENV)/.installed-dev
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("torch finds no GPU here")'
+	$(BIN)/python -m pytest -m cuda $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,0 +1,99 @@
+"""Every form of every operator, at the sizes of real models, against plain PyTorch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.on_gpu import operations
+from benchmarks.on_gpu.operations import Operation
+from llmkit.kernels.operators import FORMS, PLAIN, Operators
+from tests.kernels.float64 import check, relative_error
+
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+"""Of products over thousands of elements: what the order of summation changes in the type."""
+TRITON = {name for name, forms in FORMS.items() if "triton" in forms}
+
+
+def made(device: torch.device, dtype: torch.dtype) -> Iterator[Operation]:
+    """Sizes of a 1.5B model on a GPU, of a toy on a CPU."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, device=device, generator=generator).to(dtype)
+
+    if device.type == "cuda":
+        yield from operations.norms(draw, tokens=4099, width=1600)
+        yield from operations.norms(draw, tokens=4096, width=2048)
+        yield from operations.rotation(draw, rows=3, length=1021, heads=32, key_heads=8, head_dim=64)
+        yield from operations.pointwise(draw, tokens=4099, width=1600, inner=6400)
+        yield from operations.head_loss(draw, rows=2, length=509, width=768, vocabulary=50_257)
+    else:
+        yield from operations.norms(draw, tokens=13, width=40)
+        yield from operations.rotation(draw, rows=2, length=11, heads=4, key_heads=2, head_dim=8)
+        yield from operations.pointwise(draw, tokens=13, width=40, inner=72)
+        yield from operations.head_loss(draw, rows=2, length=11, width=40, vocabulary=101)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forms_and_their_gradients(device: torch.device, dtype: torch.dtype) -> None:
+    checked = set()
+    for operation in made(device, dtype):
+        plain = getattr(Operators.of({operation.operator: PLAIN[operation.operator]}), operation.function)
+        for form in FORMS[operation.operator]:
+            if form == "triton" and device.type == "cpu":
+                continue  # tests/kernels/triton: in Triton's interpreter
+            function = getattr(Operators.of({operation.operator: form}), operation.function)
+            names = list(operation.inputs)
+
+            def call(function, *tensors, operation=operation, names=names):
+                return operation.call(function, dict(zip(names, tensors, strict=True)))
+
+            inputs = [each.requires_grad_() for each in operation.inputs.values()]
+            check(
+                lambda *tensors, call=call, function=function: call(function, *tensors),
+                lambda *tensors, call=call, plain=plain: call(plain, *tensors),
+                inputs,
+                TOLERANCE[dtype],
+            )
+            checked.add((operation.function, form))
+    if device.type == "cuda":
+        assert {function for function, form in checked if form == "triton"} or not TRITON
+
+
+@pytest.mark.parametrize("form", FORMS["gradient_norm"])
+def test_the_norm_of_many_large_gradients_is_exact(device: torch.device, form: str) -> None:
+    large = 50_257 * 768 if device.type == "cuda" else 50_257
+    if form == "triton" and device.type == "cpu":
+        pytest.skip("in Triton's interpreter: tests/kernels/triton")
+    tensors = [torch.randn(size, device=device) + 1.0 for size in (large, 3, 1024)]
+    exact = sum(each.double().square().sum().item() for each in tensors)
+    found = Operators.of({"gradient_norm": form}).sum_of_squares(tensors, device)
+    assert found.item() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS["adamw"])
+def test_updates_are_those_of_adamw_in_float64(device: torch.device, form: str) -> None:
+    if form == "triton" and device.type == "cpu":
+        pytest.skip("in Triton's interpreter: tests/kernels/triton")
+    shapes = [(4099, 768), (7,)] if device.type == "cuda" else [(13, 8), (7,)]
+    start = [torch.randn(shape, device=device) for shape in shapes]
+    results = []
+    for dtype, make in (
+        (torch.float32, Operators.of({"adamw": form}).adamw),
+        (torch.float64, lambda groups, **settings: torch.optim.AdamW(groups, foreach=False, **settings)),
+    ):
+        parameters = [torch.nn.Parameter(each.clone().to(dtype)) for each in start]
+        optimizer = make([{"params": parameters, "weight_decay": 0.1}], lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
+        generator = torch.Generator(device).manual_seed(1)
+        for _ in range(4):
+            for each in parameters:
+                each.grad = torch.randn(each.shape, device=device, generator=generator).to(dtype)
+            optimizer.step()
+        results.append(parameters)
+    for found, wanted in zip(*results, strict=True):
+        assert relative_error(found, wanted) < 1e-6
