@@ -48,6 +48,7 @@ def train(
             raise UserError(f"train: {name} must be a list, not {type(given).__name__}; put it into [...]")
     if loaded.config.run.deterministic:
         ask_for_determinism(os.environ)
+    let_segments_grow(os.environ)
     from llmkit.loop.resume import Options
     from llmkit.train import train as run_training
 
@@ -56,6 +57,16 @@ def train(
         started=time.monotonic(), environment=os.environ, hooks=hooks, sinks=sinks,
     )  # fmt: skip
     return Run(Path(loaded.config.run.dir) / loaded.config.run.name)
+
+
+def let_segments_grow(environment: MutableMapping[str, str]) -> None:
+    """Sets how PyTorch takes memory of a GPU, before torch is imported, unless the user has set it.
+
+    Segments that grow leave fewer gaps between tensors of changing sizes (evaluation, checkpoints, gathered
+    weights). Tensors in them cannot be handed to other processes everywhere, which nothing here does.
+    """
+    if not any(environment.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")):
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def ask_for_determinism(environment: MutableMapping[str, str]) -> None:

@@ -89,7 +89,7 @@ def _drop_output() -> None:
 
 
 def _train(options: argparse.Namespace, started: float) -> int:
-    from llmkit.api import ask_for_determinism
+    from llmkit.api import ask_for_determinism, let_segments_grow
     from llmkit.config.load import load
 
     if options.fresh and options.allow_data_change:
@@ -104,6 +104,7 @@ def _train(options: argparse.Namespace, started: float) -> int:
         refuse(error, os.environ)
     if loaded.config.run.deterministic:  # read when torch is imported, so set before
         ask_for_determinism(os.environ)
+    let_segments_grow(os.environ)
     from llmkit.loop.resume import Options
     from llmkit.train import train
 

@@ -118,6 +118,18 @@ def test_a_hook_that_is_in_no_list_is_refused(run, name):
         llmkit.train(llmkit.Loaded, **{name: llmkit.Hook()})
 
 
+@pytest.mark.parametrize("given", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_segments_of_gpu_memory_may_grow_unless_the_user_has_chosen(given: str) -> None:
+    from llmkit.api import let_segments_grow
+
+    variables: dict[str, str] = {}
+    let_segments_grow(variables)
+    assert variables == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    chosen = {given: "max_split_size_mb:512"}
+    let_segments_grow(chosen)
+    assert chosen == {given: "max_split_size_mb:512"}
+
+
 def test_determinism_that_comes_too_late_is_warned_about():
     from llmkit.api import ask_for_determinism
 
