@@ -13,6 +13,8 @@ from llmkit.batch import Batch
 from llmkit.config.schema import Optimizer
 from llmkit.config.shape import ModelShape
 from llmkit.engine.native import NativeEngine
+from llmkit.kernels.operators import FORMS as TABLE
+from llmkit.kernels.operators import PLAIN, TORCH, Operators
 from llmkit.loop.scalars import Scalars
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import moments
@@ -31,31 +33,63 @@ CASES = {
     "gpt2, documents": (GPT2_STYLE, "none", True),
     "gpt2, dropout": (replace(GPT2_STYLE, attention_dropout=0.1, hidden_dropout=0.1), "none", False),
 }
+FORMS = [(operator, form) for operator, forms in TABLE.items() for form in forms if form != PLAIN[operator]]
+"""All that is not plain PyTorch."""
+ADDRESSES = ("adamw", "triton")
+"""A form that takes addresses, which meta tensors do not have: a GPU alone can tell."""
 
 
 def make(
-    shape: ModelShape, device: str, precision: str, optimizer: str, activation_checkpointing: str
+    shape: ModelShape,
+    device: str,
+    precision: str,
+    optimizer: str,
+    activation_checkpointing: str,
+    operators: Operators = TORCH,
 ) -> NativeEngine:
     """An engine as `build_engine` makes one: the model is born on its device."""
     with torch.device(device):
-        model = GPT(shape, activation_checkpointing=activation_checkpointing)
+        model = GPT(shape, operators, activation_checkpointing=activation_checkpointing)
     if device == "meta":
         model.has_weights = True  # none of their values is looked at
     else:
         model.load_state_dict(random_model(shape).state_dict())
     settings = OPTIMIZER.model_copy(update={"name": optimizer})
-    return NativeEngine(model, settings, precision=PRECISIONS[precision], gradient_clipping=0.5)
+    return NativeEngine(
+        model, settings, precision=PRECISIONS[precision], gradient_clipping=0.5, operators=operators
+    )
 
 
+@pytest.fixture
+def fused_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's fused optimizers take meta tensors."""
+    optim = import_module("torch.optim.optimizer")  # no attribute of torch.optim
+    monkeypatch.setattr(optim, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+
+
+@pytest.mark.usefixtures("fused_on_meta")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 @pytest.mark.parametrize("case", CASES)
-def test_no_tensor_is_left_on_the_cpu_and_no_value_is_read(monkeypatch, case, precision, optimizer):
+def test_no_tensor_is_left_on_the_cpu_and_no_value_is_read(case, precision, optimizer):
     """On the meta device either raises an error."""
-    optim = import_module("torch.optim.optimizer")  # no attribute of torch.optim
-    monkeypatch.setattr(optim, "_get_fused_kernels_supported_devices", lambda: ["meta"])
     shape, activation_checkpointing, documents = CASES[case]
-    engine = make(shape, "meta", precision, optimizer, activation_checkpointing)
+    take_steps(make(shape, "meta", precision, optimizer, activation_checkpointing), documents)
+
+
+@pytest.mark.usefixtures("fused_on_meta")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("operator", "form"), [each for each in FORMS if each != ADDRESSES])
+def test_nor_by_any_other_form_of_an_operator(operator, form, case):
+    if form == "triton":
+        pytest.importorskip("triton")
+    shape, activation_checkpointing, documents = CASES[case]
+    operators = Operators.of({operator: form})
+    take_steps(make(shape, "meta", "bf16", "adamw", activation_checkpointing, operators), documents)
+
+
+def take_steps(engine: NativeEngine, documents: bool) -> None:
+    """A step, one without targets and an evaluation, on meta tensors."""
     for each in engine.optimizers:  # as a checkpoint brings it; made in the first step it would be the CPU's
         for master in (p for group in each.param_groups for p in group["params"]):
             zeros = {kind: torch.zeros_like(master) for kind in moments(each)}
@@ -102,8 +136,22 @@ def test_a_gpu_trains_as_a_cpu_does(precision, shape):
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_a_step_and_its_scalars_wait_for_nothing(request, precision, optimizer):
     engine = make(LLAMA_STYLE, "cuda", precision, optimizer, "none")
-    batch, count = on_gpu(LLAMA_STYLE, 0)
-    engine.train_step([batch], count, 1e-2)  # makes the optimizer's state
+    step_without_waiting(engine, LLAMA_STYLE, request)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("operator", "form"), FORMS)
+def test_nor_does_a_step_by_any_other_form(request, operator, form):
+    shape = replace(LLAMA_STYLE, head_dim=16)  # which all attention kernels take
+    step_without_waiting(
+        make(shape, "cuda", "bf16", "adamw", "none", Operators.of({operator: form})), shape, request
+    )
+
+
+def step_without_waiting(engine: NativeEngine, shape: ModelShape, request: pytest.FixtureRequest) -> None:
+    """The first step may wait: it makes the optimizer's state, and compiles kernels."""
+    batch, count = on_gpu(shape, 0)
+    engine.train_step([batch, batch], 2 * count, 1e-2)
     request.getfixturevalue("waiting_is_an_error")
     scalars = []
     for _ in range(3):
