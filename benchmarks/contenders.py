@@ -20,6 +20,7 @@ from benchmarks.workloads import Workload
 from llmkit.batch import Batch
 from llmkit.config.schema import Optimizer
 from llmkit.config.shape import ModelShape
+from llmkit.cores import keep_freed_memory
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.parallel.mesh import Mesh
 
@@ -76,6 +77,8 @@ def build(
 
     mesh: of one process, for llmkit's engines that need a process group.
     """
+    if device.type == "cpu":
+        keep_freed_memory()  # of the whole process, as in training; so the peers have it too
     if name == "llmkit":
         return _build_llmkit(workload, precision, device, note, mesh or Mesh())
     compiled = name.endswith("-compiled")

@@ -159,6 +159,10 @@ def general_notes(peak_label: str, precision: str, device: torch.device) -> list
         f"Data: {BATCHES} batches of random tokens (token i as frequent as 1/(i+1)), the same for all, "
         "step by step. The losses are a sanity check, not a comparison: initial weights differ.",
         bf16 if precision == "bf16" else fp32,
+        *[
+            "Memory that is freed stays in the process, for all contenders, as llmkit has it in training "
+            "(`keep_freed_memory`): else page faults take 4 to 6 % of their time."
+        ][: device.type == "cpu"],
         "Peers: transformers' GPT2LMHeadModel and LlamaForCausalLM with random weights, sdpa attention, "
         "eager or the whole model under torch.compile, Llama also with Liger's kernels; litgpt's GPT, its "
         "loss compiled with the model. They get llmkit's padded vocabulary too. 'the same': "

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,41 @@ def test_a_control_group_holds_a_job_to_less(tmp_path, groups, file, text, expec
 
 def test_a_system_that_does_not_tell_has_no_known_memory(tmp_path):
     assert host_memory(tmp_path) is None
+
+
+FAULTS = """
+import ctypes, resource
+from llmkit.cores import keep_freed_memory
+kept = keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def use():
+    blocks = [libc.malloc(2**24) for _ in range(8)]
+    for block in blocks:
+        ctypes.memset(block, 1, 2**24)
+    for block in blocks:
+        libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    use()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
+def test_freed_memory_is_used_again_without_page_faults_unless_the_user_has_set_malloc() -> None:
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    environment.pop("GLIBC_TUNABLES", None)
+
+    def outcome(**settings: str) -> tuple[str, int]:
+        command = [sys.executable, "-c", FAULTS]
+        done = subprocess.run(command, env=environment | settings, capture_output=True, text=True, check=True)
+        kept, faults = done.stdout.split()
+        return kept, int(faults)
+
+    kept, faults = outcome()
+    assert kept == "True" and faults < 1000  # of 4 x 32,768 pages
+    kept, faults = outcome(MALLOC_TRIM_THRESHOLD_="1048576")
+    assert kept == "False" and faults > 1000

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from llmkit.cores import available_cores
+from llmkit.cores import available_cores, keep_freed_memory
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.agreement import report_once
 from llmkit.parallel.mesh import Mesh, small_group
@@ -59,6 +59,8 @@ def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
     """Makes the default process group and those for small messages."""
     device = _choose_device(info)
     _share_cores(info)
+    if device.type == "cpu":
+        keep_freed_memory()
     if info.world_size == 1 and not needs_group:
         return Mesh(device=device, timeout=timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
