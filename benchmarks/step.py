@@ -23,7 +23,7 @@ from benchmarks.table import page
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
 from llmkit.monitor.hardware import device_peak
-from llmkit.plan.resolve import choose_precision
+from llmkit.plan.precision import choose_precision
 from llmkit.precision import torch_dtype
 
 

@@ -34,7 +34,7 @@ def device_facts(device: torch.device, compiled: bool = False) -> DeviceFacts:
         has_bf16_units=has_bf16_units(device),
         free_bytes=torch.cuda.mem_get_info(device)[0] if on_gpu else 0,
         compiler_missing=compiler_missing(device) if compiled else None,
-        capability=torch.cuda.get_device_capability(device) if on_gpu else None,
+        capability=torch.cuda.get_device_capability(device) if on_gpu and torch.version.hip is None else None,
         triton=triton_runs(device),
     )
 

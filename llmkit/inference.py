@@ -16,6 +16,7 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.custom_model import stored_model
 from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded
+from llmkit.config.shape import ModelShape
 from llmkit.config.stored import read_stored, require_plugins
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -23,13 +24,15 @@ from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
 from llmkit.evaluation_data import heldout_of_run, other_data
 from llmkit.generate import Sampling, stream_text
+from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.flops import bits_per_byte, perplexity
+from llmkit.parallel.layout import Layout
 from llmkit.plan.batch import choose_evaluation_batch
-from llmkit.plan.resolve import choose_precision
-from llmkit.precision import Precision, torch_dtype
+from llmkit.plan.precision import choose_precision, fp8_missing
+from llmkit.precision import PRECISIONS, Precision, torch_dtype
 from llmkit.prompts import chat_prompt, text_prompt
 
 
@@ -41,8 +44,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precisio
     """
     require_plugins(checkpoint.config, checkpoint.origin)
     spec = stored_model(checkpoint.model, checkpoint.origin)
+    operators = Operators.of({"linear": "fp8"} if precision.linear == "fp8" else None)
     with torch.device(device):
-        model = build_model(spec).requires_grad_(False)
+        model = build_model(spec, operators=operators).requires_grad_(False)
     parameters = dict(model.named_parameters())
     for name, parts in model.parameter_slices().items():
         weight = parameters[name].zero_()
@@ -165,8 +169,11 @@ def evaluate_checkpoint(
     # As the run itself evaluates, unless asked otherwise: bf16 and fp32 differ in the fourth digit.
     asked = config.train.precision if precision == "auto" else precision
     used = choose_precision(asked, device_facts(device))
-    model = load_model(checkpoint, device, used)
     spec = stored_model(checkpoint.model, checkpoint.origin)
+    shape = spec if isinstance(spec, ModelShape) else None
+    if used.linear == "fp8" and fp8_missing(shape, Layout(), device_facts(device)) is not None:
+        used = PRECISIONS["bf16"]  # the same weights
+    model = load_model(checkpoint, device, used)
     heldout = HeldOut(data, choose_evaluation_batch(config, spec, used, device_facts(device)))
     if heldout.targets == 0:
         why = nothing_held_out(Loaded.of(config, "the run's settings").settings)

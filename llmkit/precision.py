@@ -17,7 +17,8 @@ class Precision:
     """Which number type each part of the training state and of the arithmetic has.
 
     name: the value of train.precision that stands for it. weights: of the parameters that the forward pass
-    reads. compute: of matrix products (statistics, softmax and loss are always fp32). reduction: in which
+    reads. compute: of matrix products (statistics, softmax and loss are always fp32), but for those of the
+    blocks' linear layers, which are in `linear`; its results are in `compute`. reduction: in which
     gradients are summed over micro-batches and ranks. masters: of the weights that the optimizer updates,
     and of its moments.
     """
@@ -25,6 +26,7 @@ class Precision:
     name: str
     weights: DataType
     compute: DataType
+    linear: DataType | Literal["fp8"]
     reduction: DataType = "fp32"
     masters: DataType = "fp32"
 
@@ -38,8 +40,9 @@ class Precision:
 
 
 PRECISIONS = {
-    "fp32": Precision("fp32", weights="fp32", compute="fp32"),
-    "bf16": Precision("bf16", weights="bf16", compute="bf16"),
+    "fp32": Precision("fp32", weights="fp32", compute="fp32", linear="fp32"),
+    "bf16": Precision("bf16", weights="bf16", compute="bf16", linear="bf16"),
+    "fp8": Precision("fp8", weights="bf16", compute="bf16", linear="fp8"),
 }
 """By the values of train.precision."""
 

@@ -188,8 +188,9 @@ class Train(Section):
     """Sequences a forward pass and data-parallel rank; must divide the sequences such a rank has a step."""
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest global gradient norm; 0 = no clipping."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
     """bf16 = bf16 weights with fp32 masters, moments, statistics, softmax, loss and accumulation;
+    fp8 = bf16, with the products of the blocks' linear layers in 8 bits (GPUs from Ada and Hopper on);
     auto = bf16 where the device has units for it, else fp32."""
     max_nonfinite_steps: Positive = 10
     """A step with a non-finite gradient is skipped; this many in a row end the run."""

@@ -19,7 +19,7 @@ from llmkit.config.operators import FUNCTIONS
 from llmkit.registry import find
 
 FORMS: Mapping[str, Mapping[str, str]] = {
-    "linear": {"torch": "llmkit.kernels.linear"},
+    "linear": {"torch": "llmkit.kernels.linear", "fp8": "llmkit.kernels.fp8"},
     "norm": {"torch": "llmkit.kernels.norm", "triton": "llmkit.kernels.triton.norm"},
     "rotation": {"torch": "llmkit.kernels.rotation", "triton": "llmkit.kernels.triton.rotation"},
     "activation": {"torch": "llmkit.kernels.activation", "triton": "llmkit.kernels.triton.activation"},

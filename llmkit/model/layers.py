@@ -89,9 +89,8 @@ class FusedColumnLinear(Layer):
         operators: Operators = TORCH,
     ) -> None:
         super().__init__()
-        self.in_features, self.projections, self.tp, self.linear = (
-            in_features, projections, tp, operators.linear
-        )  # fmt: skip
+        self.in_features, self.projections, self.tp = in_features, projections, tp
+        self.linear = operators.linear
         self.widths = tuple(
             _share(f"output width of {name}", width, tp) for name, width in projections.items()
         )
@@ -102,6 +101,8 @@ class FusedColumnLinear(Layer):
         """x: (batch, seq, in_features), or its piece -> for each projection (batch, seq, width / tp)."""
         if self.tp.size == 1:
             return self.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+        if self.linear is not TORCH.linear:
+            return self.linear(column_input(x, self.tp), self.weight, self.bias).split(self.widths, dim=-1)
         pieces = self.tp.sequence_parallel
         outputs = column_linear(x, self.weight, self.bias, self.tp.group, pieces=pieces)
         return tuple(sequence_first(each, self.tp) for each in outputs.split(self.widths, dim=-1))
@@ -133,9 +134,8 @@ class RowLinear(Layer):
         operators: Operators = TORCH,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.tp, self.linear = (
-            in_features, out_features, tp, operators.linear
-        )  # fmt: skip
+        self.in_features, self.out_features, self.tp = in_features, out_features, tp
+        self.linear = operators.linear
         share = _share("input width of a RowLinear", in_features, tp)
         self.weight = uninitialized_parameter(out_features, share, sharded_dim=1)
         self.bias = uninitialized_parameter(out_features) if bias else None

@@ -112,8 +112,8 @@ def read_accelerate(environment: Mapping[str, str]) -> AccelerateConfig:
         found |= {name: setting for name, setting in _of_environment(environment) if name == "accumulation"}
     if "accumulation" in found and found["accumulation"].number == 1:
         del found["accumulation"]
-    if "mixed_precision" in found and found["mixed_precision"].value not in ("bf16", "fp32"):
-        mistakes.append(found.pop("mixed_precision").mistake("llmkit trains in bf16 or fp32"))
+    if "mixed_precision" in found and found["mixed_precision"].value not in ("bf16", "fp32", "fp8"):
+        mistakes.append(found.pop("mixed_precision").mistake("llmkit trains in bf16, fp32 or fp8"))
     return AccelerateConfig(**found, passed=passed, notes=tuple(notes), mistakes=tuple(mistakes))
 
 

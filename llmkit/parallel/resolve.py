@@ -49,6 +49,8 @@ class LaunchResolver:
         asked, setting = self.config.train.precision, self.accelerate.mixed_precision
         if setting is None:
             return asked
+        if asked == "fp8" and setting.value == "bf16":  # as the weights are
+            return asked
         if asked not in ("auto", setting.value):
             self._contradiction("train.precision", setting)
         return str(setting.value)

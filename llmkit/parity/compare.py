@@ -29,16 +29,16 @@ more: where a gradient is nearly nothing, AdamW makes full steps of its rounding
 step, when weights are still equal."""
 FLOOR = 0.01
 """Gradients smaller than this share of the whole gradient are measured against that share."""
-BF16_LOSS = 2e-3
+ROUNDED_LOSS = {"bf16": 2e-3, "fp8": 1e-2}
 BF16_SHARE = 2.0
-"""In bf16 all but the loss may differ by this many times what fp32 on one process differs from it."""
+"""In bf16 and fp8 all but the loss may differ by this many times what fp32 on one process differs from it."""
 
 Errors = dict[str, dict[str, float]]
 """Sort of quantity -> where -> relative difference."""
 
 
 class Reference(NamedTuple):
-    """A single process; for a case in bf16 also the same in fp32."""
+    """A single process; for a case in bf16 or fp8 also the same in fp32."""
 
     same: Trajectory
     fp32: Trajectory | None
@@ -71,7 +71,7 @@ def compare(found: Trajectory, reference: Reference, case: Case) -> list[Deviati
         if noise is None:
             allowed = FP32[sort]
         elif sort.endswith("loss"):
-            allowed = BF16_LOSS
+            allowed = ROUNDED_LOSS[case.precision]
         else:
             general = sort.removeprefix("initial ")
             allowed = BF16_SHARE * max([*noise[sort].values(), *noise[general].values()])

@@ -37,13 +37,17 @@ MODELS = {
         tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
     ),
     "qk-norm": replace(MODERN, qk_norm=True, num_attention_heads=8, head_dim=8),
+    "even": replace(
+        MODERN, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96,
+    ),
     "large": replace(
         GPT2, vocab_size=40_501, padded_vocab_size=40_501, hidden_size=256, head_dim=64, num_hidden_layers=1,
     ),
 }  # fmt: skip
 """GPT-2 style: biases, LayerNorm, learned positions, tied head. Modern: RMSNorm, rope, SwiGLU, fewer key
 and value heads than tensor-parallel ranks, a head of its own. Odd: a vocabulary that nothing divides, one
-key and value head, tied. QK-norm: a norm on each head's query and key. Large: an embedding of more than 10
+key and value head, tied. QK-norm: a norm on each head's query and key. Even: sizes that fp8
+takes on two ranks. Large: an embedding of more than 10
 million elements, since a sum in fp32 may be wrong only where it is long."""
 
 

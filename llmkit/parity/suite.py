@@ -74,6 +74,6 @@ def run_cases(
                 alone(case.model, case.masked, precision, device, case.optimizer)
                 for precision in (case.precision, "fp32")
             )
-            differences = compare(found, Reference(same, fp32 if case.precision == "bf16" else None), case)
+            differences = compare(found, Reference(same, None if case.precision == "fp32" else fp32), case)
         if mesh.rank == 0:
             yield Verdict(case, differences, time.monotonic() - start)

@@ -119,9 +119,21 @@ def _unmeasured(_: Situation) -> str | None:
     return None
 
 
+def _fp8(s: Situation) -> str | None:
+    return "train.precision fp8" if s.precision.linear == "fp8" else None
+
+
+def _not_fp8(s: Situation) -> str | None:
+    return None if s.precision.linear == "fp8" else "set train.precision=fp8, which chooses it"
+
+
+def _is_fp8(s: Situation) -> str | None:
+    return "train.precision is fp8, and this form is not" if s.precision.linear == "fp8" else None
+
+
 TORCH = Form("torch")
 FORMS: Mapping[str, tuple[Form, ...]] = {
-    "linear": (TORCH,),
+    "linear": (Form("fp8", _not_fp8, _fp8), Form("torch", _is_fp8)),
     "norm": (triton_form(_rows_too_wide), TORCH),
     "rotation": (triton_form(), TORCH),
     "activation": (triton_form(), TORCH),

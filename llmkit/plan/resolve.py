@@ -19,7 +19,8 @@ from llmkit.plan.batch import choose_micro_batch
 from llmkit.plan.facts import DeviceFacts
 from llmkit.plan.operators import Situation, choose_operators
 from llmkit.plan.plan import Kernels, Known, Plan
-from llmkit.precision import PRECISIONS, Precision
+from llmkit.plan.precision import choose_precision, precision_mistakes, precision_notes
+from llmkit.precision import Precision
 
 AT_START = "chosen at start"
 WITH_TOKENIZER = "known once the tokenizer is loaded"
@@ -103,13 +104,6 @@ def _check_estimate(loaded: Loaded, device: DeviceFacts | None) -> list[Mistake]
     return [loaded.settings.mistake(what, "train.micro_batch_size", "model.type", note="give a number")]
 
 
-def choose_precision(asked: str, device: DeviceFacts | None) -> Precision:
-    """Returns the precision of that name; for "auto" bf16 where the device has units for it, else fp32."""
-    if asked == "auto":
-        asked = "bf16" if device is not None and device.has_bf16_units else "fp32"
-    return PRECISIONS[asked]
-
-
 def _kernels(
     loaded: Loaded,
     layout: Layout,
@@ -136,7 +130,8 @@ def _kernels(
     shape = _gpt_shape(config, vocab_size)
     situation = Situation(config, shape, layout, precision, device, compiled)
     chosen, refused = choose_operators(loaded, situation)
-    return Kernels(compiled, chosen, tuple(notes)), mistakes + refused
+    mistakes += [*refused, *precision_mistakes(loaded, precision, shape, layout, device)]
+    return Kernels(compiled, chosen, (*notes, *precision_notes(precision, device, compiled))), mistakes
 
 
 def _gpt_shape(config: Config, vocab_size: int) -> ModelShape | None:

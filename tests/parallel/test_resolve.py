@@ -179,6 +179,7 @@ def test_precision(config, tmp_path):
         ("auto", {}, "auto"),
         ("auto", environment, "bf16"),
         ("bf16", environment, "bf16"),
+        ("fp8", environment, "fp8"),  # whose weights are bf16
     ):
         plan = resolve_plan(config(f"train.precision={ours}"), Known(4, read_accelerate(told)))
         assert ("auto" if "precision" in plan.pending else plan.precision.name) == expected

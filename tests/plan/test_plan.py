@@ -44,7 +44,7 @@ def test_it_can_be_written_down() -> None:
     assert written == plan.to_json()
     assert written["precision"] == "bf16"
     assert written["number_types"] == {
-        "weights": "bf16", "compute": "bf16", "reduction": "fp32", "masters": "fp32"
+        "weights": "bf16", "compute": "bf16", "linear": "bf16", "reduction": "fp32", "masters": "fp32"
     }  # fmt: skip
     assert written["model"] == LLAMA_STYLE.to_dict()
     assert {"micro_batch_size", "accumulation_steps", "layout", "kernels", "max_steps"} <= written.keys()
