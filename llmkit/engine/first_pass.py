@@ -9,7 +9,7 @@ import torch
 
 from llmkit.errors import RunFault
 from llmkit.kernels.compiler import raised_by_kernels, run_uncompiled
-from llmkit.kernels.operators import TORCH, Operators, replace_functions
+from llmkit.kernels.operators import Operators, replace_functions
 from llmkit.model.base import Model
 
 T = TypeVar("T")
@@ -65,6 +65,6 @@ class FirstPass:
     def _use_plain_pytorch(self) -> None:
         self.proven = True
         run_uncompiled(self.model)
-        replace_functions(self.model, self.operators, TORCH)
+        replace_functions(self.model, self.operators, self.operators.without_triton())
         for parameter in self.model.parameters():
             parameter.grad = None

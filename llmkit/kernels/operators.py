@@ -73,6 +73,12 @@ class Operators:
                 functions |= _functions(operator, form)
         return cls(**functions, forms=forms)
 
+    def without_triton(self) -> Operators:
+        """The same forms, but plain PyTorch in the place of Triton's."""
+        return Operators.of(
+            {name: PLAIN[name] if form == "triton" else form for name, form in self.forms.items()}
+        )
+
 
 def _functions(operator: str, form: str) -> dict[str, Callable[..., Any]]:
     """The functions of an operator that a form has."""
