@@ -15,7 +15,7 @@ from llmkit.cli import main
 from llmkit.data.building.parts import held_out
 from llmkit.inference import load_model, load_tokenizer
 from llmkit.precision import PRECISIONS
-from tests.program import make_project, rows
+from tests.program import make_project, rows, train
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,19 @@ def test_evaluate_gives_the_held_out_loss_of_training(run, capsys):
     assert float(re.search(r"perplexity\s+([\d.]+)", printed)[1]) == pytest.approx(math.exp(loss), rel=1e-3)
     bits = float(re.search(r"bits per byte\s+([\d.]+)", printed)[1])
     assert bits == pytest.approx(wanted["eval_bits_per_byte"], abs=1e-4)
+
+
+def test_a_run_in_fp8_is_evaluated_as_it_evaluates_itself_and_goes_on_in_bf16(project, capsys, monkeypatch):
+    monkeypatch.chdir(project)
+    assert train("train.precision=fp8", "train.max_steps=4", "model.hidden_dropout=0") == 0
+    loss = float(re.search(r"held-out loss\s+([\d.]+)", capsys.readouterr().out)[1])
+    assert main(["evaluate", "runs/tiny"]) == 0
+    assert float(re.search(r"held-out loss\s+([\d.]+)", capsys.readouterr().out)[1]) == loss
+    assert main(["evaluate", "runs/tiny", "--precision", "bf16"]) == 0
+    other = float(re.search(r"held-out loss\s+([\d.]+)", capsys.readouterr().out)[1])
+    assert other != loss and other == pytest.approx(loss, rel=0.01)
+    assert train("train.precision=bf16", "train.max_steps=6", "model.hidden_dropout=0") == 0
+    assert re.search(r"train\.precision: .?fp8.? -> .?bf16", capsys.readouterr().out)
 
 
 def test_held_out_loss_equals_one_document_at_a_time(run):

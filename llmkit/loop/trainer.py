@@ -97,8 +97,8 @@ class Trainer:
         flops = train_flops_per_token(self.plan.model, self.config.data.sequence_length)
         speed = Speed(self.plan.tokens_per_step, flops)
         if self.mesh.rank == 0:  # which alone writes rows; the others need not measure their CPU
-            dtype = torch_dtype(self.plan.precision.compute)
-            speed = Speed(self.plan.tokens_per_step, flops, *device_peak(self.mesh.device, dtype))
+            dtype, fp8 = torch_dtype(self.plan.precision.compute), self.plan.precision.linear == "fp8"
+            speed = Speed(self.plan.tokens_per_step, flops, *device_peak(self.mesh.device, dtype, fp8))
         self.log = StepLog(
             self.state, self.mesh, self.phases, self._recorder, speed, self._write_row,
             self.config.train.max_nonfinite_steps, lambda: self.saved_step,

@@ -44,18 +44,20 @@ MATRIX_SIZES = (512, 1024, 2048)
 _DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
-def device_peak(device: torch.device, dtype: torch.dtype) -> tuple[float | None, str]:
+def device_peak(device: torch.device, dtype: torch.dtype, fp8: bool = False) -> tuple[float | None, str]:
     """FLOP/s to compare training in `dtype` with, and one line that says what the number is.
 
     A GPU: the published dense bf16 rate, whatever `dtype` (the line says so); None if it is not known.
-    A CPU: what a matrix product reaches on the threads of this process.
+    A CPU: what a matrix product reaches on the threads of this process. fp8: whether the label of a GPU is to
+    tell how this relates to its fp8 peak.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         peak = published_peak(name)
         if peak is None:
             return None, f"no published bf16 peak known for {name}"
-        return peak, f"published dense bf16 peak of {name}, {peak / 1e12:.1f} TFLOP/s"
+        relation = ", half of its fp8 peak" if fp8 else ""
+        return peak, f"published dense bf16 peak of {name}, {peak / 1e12:.1f} TFLOP/s{relation}"
     if device.type == "cpu":
         peak = measured_matrix_rate(dtype)
         label, threads = _DTYPE_NAMES.get(dtype, str(dtype)), torch.get_num_threads()

@@ -55,7 +55,7 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
     for name in ("after_save", "after_evaluate"):
         monkeypatch.setattr(uploads, name, lambda t, what: None, raising=False)
         clock.takes(uploads, name, 10.0)
-    monkeypatch.setattr(module, "device_peak", lambda device, dtype: (1e6, "a known peak"))
+    monkeypatch.setattr(module, "device_peak", lambda device, dtype, fp8: (1e6, "a known peak"))
     settings = ["monitor.log_every=4", "checkpoint.every_steps=3", "evaluate.every_steps=5"]
     loaded = load("tiny.yaml", settings)
     assert train(loaded, Options(), started=0.0, environment={}, hooks=[uploads], clock=clock) == 0

@@ -83,6 +83,9 @@ def test_a_gpu_is_compared_with_its_bf16_peak_and_the_label_says_so(monkeypatch:
     peak, label = device_peak(torch.device("cuda"), torch.float32)
     assert peak == pytest.approx(756e12)
     assert label == "published dense bf16 peak of NVIDIA H100 PCIe, 756.0 TFLOP/s"
+    assert device_peak(torch.device("cuda"), torch.bfloat16, fp8=True) == (
+        pytest.approx(756e12), f"{label}, half of its fp8 peak"
+    )  # fmt: skip
 
 
 def test_an_unknown_gpu_has_no_peak_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
