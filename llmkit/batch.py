@@ -50,6 +50,13 @@ class Rows(NamedTuple):
     is_target: Tensor | None = None
     end_of_text: int | None = None
 
+    def pinned_for(self, device: torch.device) -> Rows:
+        """The same rows; for a GPU in page-locked memory, which it reads while the host goes on."""
+        if device.type != "cuda":
+            return self
+        is_target = None if self.is_target is None else self.is_target.pin_memory()
+        return self._replace(tokens=self.tokens.pin_memory(), is_target=is_target)
+
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, made there; nothing waits for the copy if the memory is pinned."""
         row = self.tokens.to(device, non_blocking=True)

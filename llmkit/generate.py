@@ -48,9 +48,14 @@ class Sampling:
         if wrong:
             raise UserError("; ".join(wrong))
 
-    def choose(self, logits: Tensor, seen: Tensor, generator: torch.Generator) -> int:
-        """logits: (vocab,) fp32; seen: (n,) ids so far -> the next id."""
-        if self.repetition_penalty != 1.0:
+    @property
+    def heeds_seen(self) -> bool:
+        """Whether the choice depends on the ids so far."""
+        return self.repetition_penalty != 1.0
+
+    def choose(self, logits: Tensor, seen: Tensor | None, generator: torch.Generator) -> int:
+        """logits: (vocab,) fp32; seen: (n,) ids so far, None unless `heeds_seen` -> the next id."""
+        if seen is not None and self.heeds_seen:
             found = logits[seen]
             penalised = torch.where(
                 found > 0, found / self.repetition_penalty, found * self.repetition_penalty
@@ -95,7 +100,8 @@ def generate(
         logits = model.logits(torch.tensor([unread], device=device), cache)[0]
         if never is not None:
             logits = logits.masked_fill(never, float("-inf"))
-        token = sampling.choose(logits, torch.tensor(seen, device=device).unique(), generator)
+        ids = torch.tensor(seen, device=device).unique() if sampling.heeds_seen else None
+        token = sampling.choose(logits, ids, generator)
         if token in stops:
             return
         yield token

@@ -178,11 +178,11 @@ def evaluate_checkpoint(
     if heldout.targets == 0:
         why = nothing_held_out(Loaded.of(config, "the run's settings").settings)
         raise UserError(f"{checkpoint.path}: no held-out token is a target, so there is no loss: {why}")
-    nats = 0.0
+    nats = torch.zeros((), dtype=torch.float64, device=device)
     with torch.inference_mode():
         for batch in heldout:
-            nats += float(model(batch.to(device)).nats.double().sum())
-    return HeldOutLoss(nats / heldout.targets, heldout.targets, heldout.text_bytes)
+            nats += model(batch.pinned_for(device).to(device)).nats.double().sum()
+    return HeldOutLoss(float(nats) / heldout.targets, heldout.targets, heldout.text_bytes)
 
 
 def evaluate_command(path: Path, *, precision: str, other: str | None = None) -> int:

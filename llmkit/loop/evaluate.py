@@ -40,7 +40,7 @@ def _batches(heldout: HeldOut, device: torch.device, poll: Poll) -> Iterator[Bat
     for batch in heldout:
         if why := poll():
             raise GaveUp(why)
-        yield batch.to(device)
+        yield batch.pinned_for(device).to(device)
 
 
 def take_over_evaluation(state: TrainState, config: Config, metrics: MetricsFile, mesh: Mesh) -> None:
