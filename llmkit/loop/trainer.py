@@ -24,9 +24,9 @@ from llmkit.loop.budget import Budget
 from llmkit.loop.control import NOTHING, Agreed, Control
 from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
 from llmkit.loop.evaluate import evaluate
+from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
 from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
-from llmkit.loop.micro_batch_hint import MicroBatchHint
 from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_timer import SaveTimer
@@ -150,7 +150,8 @@ class Trainer:
             targets = batch.targets
             if targets is None:  # where not every token is a target, each rank knows only its own
                 targets = self.mesh.count_over_data(batch.own_targets)
-            result = self.engine.train_step(micro_batches, targets, self.learning_rate)
+            with named_where_full(self.plan, self.log.warmed_up):
+                result = self.engine.train_step(micro_batches, targets, self.learning_rate)
         self.stop.hold()
         state.step += 1
         state.tokens += targets

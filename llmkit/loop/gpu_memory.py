@@ -1,16 +1,19 @@
-"""What micro-batch would fit, by the memory that the first steps have taken on a GPU."""
+"""The memory of a GPU in a run: what micro-batch would fit, and what to do where one does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from llmkit.config.memory import show_bytes
 from llmkit.engine.base import StepResult
+from llmkit.errors import RunFault, UserError
 from llmkit.loop.hook import Hook
 from llmkit.monitor.hardware import GpuMemory, gpu_memory
+from llmkit.plan import Plan
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -51,3 +54,28 @@ def largest_micro_batch(rows: int, now: int, found: GpuMemory) -> int:
     each = max(1.0, (found.peak - found.held) / now)
     fit = SAFE_SHARE * (found.usable - found.held) / each
     return max(n for n in range(1, rows + 1) if rows % n == 0 and (n <= now or n <= fit))
+
+
+@contextmanager
+def named_where_full(plan: Plan, warmed_up: bool) -> Iterator[None]:
+    """Says what to do where a step does not fit into a GPU's memory.
+
+    warmed_up: whether a step of this process has fitted before. Raises UserError where none has, since the
+    next start would fail alike, else RunFault: memory may be lost in gaps, which a new process does not have.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        now, rows = plan.micro_batch_size, plan.rows_per_rank
+        smaller = max((n for n in range(1, now) if rows % n == 0), default=None)
+        advice = [] if smaller is None else [f"train.micro_batch_size={smaller}"]
+        if plan.layout.activation_checkpointing == "none":
+            advice.append("parallel.activation_checkpointing=selective")
+        if plan.layout.activation_checkpointing != "full":
+            advice.append("parallel.activation_checkpointing=full")
+        advice.append("more sharing (parallel.zero_stage, parallel.tensor_parallel_size)")
+        kind = RunFault if warmed_up else UserError
+        raise kind(
+            f"a step with train.micro_batch_size {now} does not fit into the GPU's memory "
+            f"({str(error).splitlines()[0]}); try {', or '.join(advice)}"
+        ) from error

@@ -1,4 +1,4 @@
-"""The hint at a larger micro-batch after the first steps on a GPU."""
+"""The hint at a larger micro-batch after the first steps on a GPU, and what is said where none fits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from llmkit.loop.micro_batch_hint import MicroBatchHint, largest_micro_batch
+from llmkit.errors import RunFault, UserError
+from llmkit.loop.gpu_memory import MicroBatchHint, largest_micro_batch, named_where_full
 from llmkit.monitor.hardware import GpuMemory
 from llmkit.parallel.mesh import Mesh
 
@@ -50,3 +51,34 @@ def test_nothing_is_said_where_nothing_larger_fits_on_a_cpu_and_on_other_ranks()
 def test_it_divides_the_rows_and_leaves_a_tenth_free(rows: int, now: int, peak: int, expected: int) -> None:
     found = GpuMemory(held=20 * GIB, peak=peak * GIB, usable=80 * GIB)
     assert largest_micro_batch(rows, now, found) == expected
+
+
+@pytest.mark.parametrize(
+    ("warmed_up", "kind", "now", "recompute", "advice"),
+    [
+        (
+            False,
+            UserError,
+            8,
+            "none",
+            "train.micro_batch_size=6, or parallel.activation_checkpointing=selective, or",
+        ),
+        (
+            True,
+            RunFault,
+            8,
+            "selective",
+            "train.micro_batch_size=6, or parallel.activation_checkpointing=full, or",
+        ),
+        (False, UserError, 1, "full", "more sharing (parallel.zero_stage, parallel.tensor_parallel_size)"),
+    ],
+)
+def test_a_step_that_does_not_fit_says_what_to_try(
+    warmed_up: bool, kind: type[Exception], now: int, recompute: str, advice: str
+) -> None:
+    layout = SimpleNamespace(activation_checkpointing=recompute)
+    plan: Any = SimpleNamespace(micro_batch_size=now, rows_per_rank=24, layout=layout)
+    with pytest.raises(kind) as refusal, named_where_full(plan, warmed_up):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+    assert f"train.micro_batch_size {now} does not fit" in str(refusal.value)
+    assert "(CUDA out of memory. Tried to allocate 2 GiB.); try " + advice in str(refusal.value)
