@@ -10,7 +10,7 @@ import torch
 from llmkit.config.schema import Config
 from llmkit.cores import available_cores
 from llmkit.kernels.compiler import compiler_missing
-from llmkit.monitor.hardware import has_bf16_units
+from llmkit.monitor.hardware import has_avx512_bf16, has_bf16_units
 from llmkit.plan import DeviceFacts
 
 AUTO_WORKERS = 4
@@ -36,6 +36,7 @@ def device_facts(device: torch.device, compiled: bool = False) -> DeviceFacts:
         compiler_missing=compiler_missing(device) if compiled else None,
         capability=torch.cuda.get_device_capability(device) if on_gpu and torch.version.hip is None else None,
         triton=triton_runs(device),
+        avx512_bf16=not on_gpu and has_avx512_bf16(),
     )
 
 

@@ -19,7 +19,8 @@ def test_the_facts_of_a_cpu(monkeypatch):
     monkeypatch.setattr(device_module, "triton_runs", lambda device: False)
     for units in (False, True):
         monkeypatch.setattr(device_module, "has_bf16_units", lambda device, units=units: units)
-        assert device_facts(CPU) == DeviceFacts("cpu", has_bf16_units=units)
+        monkeypatch.setattr(device_module, "has_avx512_bf16", lambda units=units: units)
+        assert device_facts(CPU) == DeviceFacts("cpu", has_bf16_units=units, avx512_bf16=units)
     assert device_facts(CPU, compiled=True).compiler_missing == "no compiler"
 
 

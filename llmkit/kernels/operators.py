@@ -19,7 +19,11 @@ from llmkit.config.operators import FUNCTIONS
 from llmkit.registry import find
 
 FORMS: Mapping[str, Mapping[str, str]] = {
-    "linear": {"torch": "llmkit.kernels.linear", "fp8": "llmkit.kernels.fp8"},
+    "linear": {
+        "torch": "llmkit.kernels.linear",
+        "avx512": "llmkit.kernels.cpu.linear",
+        "fp8": "llmkit.kernels.fp8",
+    },
     "norm": {"torch": "llmkit.kernels.norm", "triton": "llmkit.kernels.triton.norm"},
     "rotation": {"torch": "llmkit.kernels.rotation", "triton": "llmkit.kernels.triton.rotation"},
     "activation": {"torch": "llmkit.kernels.activation", "triton": "llmkit.kernels.triton.activation"},

@@ -13,7 +13,7 @@ class DeviceFacts:
     has_bf16_units: whether it multiplies bf16 matrices in hardware. free_bytes: of a GPU's memory, the least
     of all ranks; not used for a CPU. compiler_missing: why torch.compile cannot work here; None where it
     can, or was not asked for. capability: of a GPU of NVIDIA's, else None. triton: whether Triton kernels can
-    run (on a CPU: in its interpreter).
+    run (on a CPU: in its interpreter). avx512_bf16: whether that is the fastest unit for bf16 of a CPU.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
@@ -22,3 +22,4 @@ class DeviceFacts:
     compiler_missing: str | None = None
     capability: tuple[int, int] | None = None
     triton: bool = False
+    avx512_bf16: bool = False

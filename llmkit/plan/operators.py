@@ -131,9 +131,27 @@ def _is_fp8(s: Situation) -> str | None:
     return "train.precision is fp8, and this form is not" if s.precision.linear == "fp8" else None
 
 
+def _no_avx512(s: Situation) -> str | None:
+    """The kernel is compiled when it is first used."""
+    if s.precision.linear != "bf16":
+        return f"this form is for bf16, the precision is {s.precision.name}"
+    if s.device is None or (s.device.avx512_bf16 and s.device.compiler_missing is None):
+        return None
+    return s.device.compiler_missing or "it needs a CPU with AVX-512 BF16, and without AMX"
+
+
+def _compiled_bf16(s: Situation) -> str | None:
+    known = s.device is not None and s.compiled and s.layout.engine == "native"
+    return "bf16 on a CPU with AVX-512" if known else None
+
+
 TORCH = Form("torch")
 FORMS: Mapping[str, tuple[Form, ...]] = {
-    "linear": (Form("fp8", _not_fp8, _fp8), Form("torch", _is_fp8)),
+    "linear": (
+        Form("fp8", _not_fp8, _fp8),
+        Form("avx512", _no_avx512, _compiled_bf16),
+        Form("torch", _is_fp8),
+    ),
     "norm": (triton_form(_rows_too_wide), TORCH),
     "rotation": (triton_form(), TORCH),
     "activation": (triton_form(), TORCH),

@@ -11,6 +11,7 @@ import torch
 
 from llmkit.monitor.hardware import (
     device_peak,
+    has_avx512_bf16,
     has_bf16_units,
     measured_matrix_rate,
     peak_memory_gib,
@@ -143,23 +144,27 @@ def test_measuring_leaves_the_random_numbers_of_a_run_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("line", "expected", "avx512"),
     [
-        ("flags\t\t: fpu avx512f avx512_bf16 sse", True),
-        ("flags\t\t: fpu amx_tile amx_bf16", True),
-        ("Features\t: fp asimd bf16 i8mm", True),
-        ("flags\t\t: fpu avx512f avx2", False),
-        ("model name\t: bf16 avx512_bf16", False),
+        ("flags\t\t: fpu avx512f avx512_bf16 sse", True, True),
+        ("flags\t\t: fpu avx512_bf16 amx_tile amx_bf16", True, False),
+        ("Features\t: fp asimd bf16 i8mm", True, False),
+        ("flags\t\t: fpu avx512f avx2", False, False),
+        ("model name\t: bf16 avx512_bf16", False, False),
     ],
 )
-def test_a_cpus_bf16_units_are_read_from_its_flags(tmp_path: Path, line: str, expected: bool) -> None:
+def test_a_cpus_bf16_units_are_read_from_its_flags(
+    tmp_path: Path, line: str, expected: bool, avx512: bool
+) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\n{line}\n")
     assert has_bf16_units(CPU, cpuinfo) is expected
+    assert has_avx512_bf16(cpuinfo) is avx512
 
 
 def test_a_system_that_does_not_list_its_flags_is_taken_to_have_no_bf16_units(tmp_path: Path) -> None:
     assert has_bf16_units(CPU, tmp_path / "missing") is False
+    assert has_avx512_bf16(tmp_path / "missing") is False
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])

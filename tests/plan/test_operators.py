@@ -21,13 +21,13 @@ CPU, GPU = DeviceFacts(), DeviceFacts("cuda", has_bf16_units=True, capability=(9
 
 
 def choose(
-    device: DeviceFacts | None = CPU, compiled: bool = False, **kernels: Any
+    device: DeviceFacts | None = CPU, compiled: bool = False, precision: str = "fp32", **kernels: Any
 ) -> tuple[dict[str, Choice], list[str]]:
     """The choices, and the text of what is wrong."""
     config = Config.model_validate(
         {"data": {"sources": [{"type": "stdlib"}]}, "train": {"max_steps": 1}, "kernels": kernels}
     )
-    situation = Situation(config, None, Layout(), PRECISIONS["fp32"], device, compiled)
+    situation = Situation(config, None, Layout(), PRECISIONS[precision], device, compiled)
     chosen, mistakes = choose_operators(Loaded.of(config), situation)
     return chosen, [mistake.what for mistake in mistakes]
 
@@ -62,6 +62,22 @@ def test_triton_serves_gpus_where_nothing_is_compiled(
     chosen, mistakes = choose(device, compiled, backend=backend)
     assert (chosen["norm"].form, mistakes) == (form, [])
     assert set(chosen) == set(FORMS)
+
+
+def test_the_avx512_linear_layer_is_for_compiled_bf16_on_such_a_cpu() -> None:
+    able = replace(CPU, has_bf16_units=True, avx512_bf16=True)
+    assert choose(able, True, "bf16")[0]["linear"].form == "avx512"
+    for device, compiled, precision in ((able, False, "bf16"), (able, True, "fp32"), (CPU, True, "bf16")):
+        assert choose(device, compiled, precision)[0]["linear"].form == "torch"
+    forced = {"linear": "avx512"}
+    assert choose(able, False, "bf16", operators=forced)[0]["linear"].form == "avx512"
+    for device, precision, why in (
+        (able, "fp32", "is for bf16"),
+        (CPU, "bf16", "needs a CPU with AVX-512 BF16"),
+        (replace(able, compiler_missing="no C++ compiler is found"), "bf16", "no C++ compiler"),
+    ):
+        (only,) = choose(device, precision=precision, operators=forced)[1]
+        assert why in only
 
 
 def test_what_is_asked_for_and_cannot_be_is_named_all_at_once() -> None:

@@ -1,0 +1,88 @@
+"""The linear layer on CPUs with AVX-512 BF16: the gradient of a bf16 weight by a kernel of our own.
+
+oneDNN reaches 95 % of the matrix rate in the two other products, but 75 to 80 % in this one, whose left
+operand is transposed; `weight_gradient.cpp` reaches 95 %.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("weight_gradient.cpp")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """See `llmkit.kernels.linear.linear`, which is what other types than bf16 and frozen weights get."""
+    if x.dtype != torch.bfloat16 or not (weight.requires_grad and torch.is_grad_enabled()):
+        return F.linear(x, weight, bias)
+    output: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = gradients[0].flatten(0, -2)
+        return (
+            (rows @ weight).view(x.shape) if for_x else None,
+            weight_gradient(rows, x.flatten(0, -2)) if for_weight else None,
+            rows.sum(0) if for_bias else None,
+        )
+
+
+@torch.library.custom_op("llmkit::weight_gradient", mutates_args=(), device_types="cpu")
+def weight_gradient(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """outputs' inputs: (tokens, out), (tokens, in) -> (out, in), all bf16; summed in fp32, rounded once."""
+    result = outputs.new_empty(outputs.shape[1], inputs.shape[1])
+    _multiply(outputs, inputs, result, add=False)
+    return result
+
+
+@weight_gradient.register_fake
+def _(outputs: Tensor, inputs: Tensor) -> Tensor:
+    return outputs.new_empty(outputs.shape[1], inputs.shape[1])
+
+
+@torch.library.custom_op("llmkit::add_weight_gradient_", mutates_args=("total",), device_types="cpu")
+def add_weight_gradient_(total: Tensor, outputs: Tensor, inputs: Tensor) -> None:
+    """total += outputs' inputs, with total (out, in) in fp32."""
+    _multiply(outputs, inputs, total, add=True)
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    left, right = (each if each.stride(1) == 1 else each.contiguous() for each in (left, right))
+    depth, rows, columns = left.shape[0], left.shape[1], right.shape[1]
+    if depth == 0 and not add:
+        out.zero_()
+    _library().weight_gradient(
+        left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), out.data_ptr(), out.stride(0),
+        depth, rows, columns, out.dtype == torch.bfloat16, add, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The kernel, compiled where torch.compile's own code is, by the same compiler."""
+    from torch._inductor.codecache import CppCodeCache
+
+    library: Any = CppCodeCache.load(SOURCE.read_text(encoding="utf-8"))
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.weight_gradient.argtypes = [
+        pointer, size, pointer, size, pointer, size, size, size, size, number, number, number,
+    ]  # fmt: skip
+    library.weight_gradient.restype = None
+    return library
