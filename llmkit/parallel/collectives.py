@@ -29,6 +29,11 @@ def start_all_reduce(x: Tensor, operation: str, group: str) -> Tensor:
     return _ops.all_reduce(x.contiguous(), operation, group)
 
 
+def start_all_reduce_(x: Tensor, operation: str, group: str) -> Tensor:
+    """As `start_all_reduce`, in the memory of x, which is contiguous."""
+    return _ops.all_reduce_(x, operation, group)
+
+
 def start_all_gather(x: Tensor, size: int, group: str) -> Tensor:
     """Starts gathering the x of all `size` ranks, concatenated along dimension 0; `wait` gives them."""
     x = x.contiguous()

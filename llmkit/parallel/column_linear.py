@@ -1,8 +1,9 @@
 """The arithmetic of a column-parallel linear layer, whose backward pass communicates beside a matrix product.
 
 The sum over the ranks of the input's gradient is started before the weight's gradient is computed, and waited
-for after it (Shoeybi et al. 2019, Megatron-LM). On a GPU the collective runs on a stream of its own. It is
-made of PyTorch's functional collectives, so that torch.compile traces it; Inductor keeps this order.
+for after it (Shoeybi et al. 2019, Megatron-LM). On a GPU the collective runs on a stream of its own. Both
+gradients are one operator to torch.compile: Inductor, which orders what it sees by its own rules, often waits
+for a sum before the product.
 """
 
 from __future__ import annotations
@@ -16,10 +17,35 @@ from torch import Tensor
 from llmkit.parallel.collectives import (
     Group,
     start_all_gather,
-    start_all_reduce,
+    start_all_reduce_,
     start_reduce_scatter,
     wait,
 )
+
+
+def _start_sum(of_x: Tensor, pieces: int, group: str) -> Tensor:
+    """Starts the sum of a gradient that nobody else reads, or of this rank's piece of it."""
+    if pieces:
+        return start_reduce_scatter(of_x, pieces, group)
+    return start_all_reduce_(of_x, "sum", group)
+
+
+@torch.library.custom_op("llmkit::column_linear_gradients", mutates_args=())
+def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, pieces: int, group: str) -> tuple[Tensor, Tensor]:
+    """The gradients of x, summed over the ranks, and of the weight.
+
+    gradient: (length, ..., outputs), x: (length, ..., inputs), weight: (outputs, inputs).
+    """
+    rows = gradient.flatten(0, -2)
+    summing = _start_sum((rows @ weight).view(x.shape), pieces, group)
+    of_weight = rows.mT @ x.flatten(0, -2)
+    return wait(summing), of_weight
+
+
+@_gradients.register_fake
+def _(gradient: Tensor, x: Tensor, weight: Tensor, pieces: int, group: str) -> tuple[Tensor, Tensor]:
+    length = x.shape[0] // pieces if pieces else x.shape[0]
+    return x.new_empty(length, *x.shape[1:]), torch.empty_like(weight)
 
 
 class _ColumnLinear(torch.autograd.Function):
@@ -35,22 +61,17 @@ class _ColumnLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        pieces, group = ctx.how
+        (x, weight), (gradient,) = ctx.saved_tensors, gradients
         for_x, for_weight, for_bias, _, _ = ctx.needs_input_grad
-        rows = gradients[0].flatten(0, -2)
-        of_x = of_weight = of_bias = None
-        if for_x:
-            of_x = (rows @ weight).view(x.shape)
-            if pieces:
-                of_x = start_reduce_scatter(of_x, pieces, group)
-            else:
-                of_x = start_all_reduce(of_x, "sum", group)
-        if for_weight:
+        rows = gradient.flatten(0, -2)
+        of_x = of_weight = None
+        if for_x and for_weight:
+            of_x, of_weight = _gradients(gradient, x, weight, *ctx.how)
+        elif for_x:
+            of_x = wait(_start_sum((rows @ weight).view(x.shape), *ctx.how))
+        elif for_weight:
             of_weight = rows.mT @ x.flatten(0, -2)
-        if for_bias:
-            of_bias = rows.sum(0)
-        return None if of_x is None else wait(of_x), of_weight, of_bias, None, None
+        return of_x, of_weight, rows.sum(0) if for_bias else None, None, None
 
 
 def column_linear(

@@ -14,12 +14,11 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx import GraphModule
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
-from llmkit.parallel.column_linear import column_linear
+from llmkit.parallel.column_linear import _gradients, column_linear
 
-COMMUNICATION = {True: "reduce_scatter_tensor", False: "all_reduce"}
-RELEVANT = ("mm", "sum", "wait_tensor", *COMMUNICATION.values())
+COMMUNICATION = {True: "reduce_scatter_tensor", False: "all_reduce_"}
 
 
 @pytest.fixture
@@ -31,20 +30,6 @@ def alone() -> Iterator[dist.ProcessGroup]:
     dist.destroy_process_group()
 
 
-class Order(TorchDispatchMode):
-    """The operations that are called, of those that matter here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.__name__.partition(".")[0]
-        if name in RELEVANT:
-            self.names.append(name)
-        return function(*args, **(kwargs or {}))
-
-
 def tensors() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     sizes = ((6, 3, 5), (7, 5), (7,))
@@ -54,18 +39,21 @@ def tensors() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("pieces", [False, True])
 def test_the_inputs_gradient_is_summed_while_the_weights_is_computed(alone, pieces):
     out = column_linear(*tensors(), alone, pieces=pieces)
-    with Order() as order:
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
         out.sum().backward()
-    assert order.names[-5:] == ["mm", COMMUNICATION[pieces], "mm", "sum", "wait_tensor"]
+    called = sorted(seen.events(), key=lambda event: event.time_range.start)
+    names = [event.name.rpartition("::")[2] for event in called]
+    relevant = ("mm", "wait_tensor", *COMMUNICATION.values())
+    found = [name for name in names if name in relevant]
+    assert found == ["mm", COMMUNICATION[pieces], "mm", "wait_tensor"]
 
 
 @pytest.mark.parametrize("pieces", [False, True])
-def test_compilation_keeps_this_order(alone, pieces):
-    found: list[list[str]] = []
+def test_both_gradients_are_one_operator_to_the_compiler(alone, pieces):
+    found: list[str] = []
 
     def keep(graph: GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        names = (str(node.target).split(".")[-2] for node in graph.graph.nodes if node.op == "call_function")
-        found.append([name for name in names if name in RELEVANT])
+        found.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
         return make_boxed_func(graph)
 
     backend = aot_autograd(
@@ -79,7 +67,18 @@ def test_compilation_keeps_this_order(alone, pieces):
         return column_linear(x, weight, bias, alone, pieces=pieces).square()
 
     torch.compile(layer, backend=backend, fullgraph=True)(*tensors()).sum().backward()
-    assert found == [["mm", COMMUNICATION[pieces], "mm", "sum", "wait_tensor"]]
+    assert sum(name.startswith("llmkit.column_linear_gradients") for name in found) == 1
+    assert not any("mm" in name or "c10d" in name for name in found)
+
+
+@pytest.mark.parametrize("pieces", [0, 2])
+def test_the_operator_says_what_it_gives(alone, pieces):
+    x, weight, _ = tensors()
+    gradient = torch.randn(6, 3, 7)
+    found = _gradients(gradient.to("meta"), x.detach().to("meta"), weight.detach().to("meta"), pieces, "")
+    assert [each.shape for each in found] == [(3 if pieces else 6, 3, 5), (7, 5)]
+    arguments = (gradient, x.detach(), weight.detach(), pieces and 1, alone.group_name)
+    torch.library.opcheck(_gradients, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("pieces", [False, True])
