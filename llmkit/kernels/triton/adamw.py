@@ -21,61 +21,79 @@ from llmkit.kernels.adamw import RoundsWeights
 BLOCK = 2048
 """Elements of a program."""
 COLUMNS = 8
-"""Of the table: addresses of master, gradient, both moments, step count and weight; elements; first block."""
+"""Of the table: places of master, gradient, moments, step count, weight; elements; first block."""
+
+
+@triton.jit
+def _update(
+    row, index, inside, floats_ptr, halves_ptr, gradient_factor, lr, size, root,
+    DECAY: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
+    ROUNDED: tl.constexpr, FLOATS: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    # The product with a constant is how the compiler knows the alignment, and reads 16 bytes at a time.
+    master_ptr = floats_ptr + tl.load(row) * FLOATS + index
+    gradient_ptr = floats_ptr + tl.load(row + 1) * FLOATS + index
+    first_ptr = floats_ptr + tl.load(row + 2) * FLOATS + index
+    second_ptr = floats_ptr + tl.load(row + 3) * FLOATS + index
+    gradient = tl.load(gradient_ptr, mask=inside, other=0.0) * gradient_factor
+    first = BETA1 * tl.load(first_ptr, mask=inside, other=0.0) + (1.0 - BETA1) * gradient
+    second = tl.load(second_ptr, mask=inside, other=0.0)
+    second = BETA2 * second + (1.0 - BETA2) * gradient * gradient
+    master = tl.load(master_ptr, mask=inside, other=0.0)
+    master = master - lr * DECAY * master - size * first / (tl.sqrt(second) / root + EPS)
+    tl.store(master_ptr, master, mask=inside)
+    tl.store(first_ptr, first, mask=inside)
+    tl.store(second_ptr, second, mask=inside)
+    if ROUNDED:
+        weight_ptr = halves_ptr + tl.load(row + 5) * HALVES + index
+        tl.store(weight_ptr, master.to(tl.bfloat16), mask=inside)
 
 
 @triton.jit
 def _kernel(
-    table_ptr, tensor_of_block_ptr, grad_scale_ptr, found_inf_ptr, lr,
+    table_ptr, tensor_of_block_ptr, floats_ptr, halves_ptr, grad_scale_ptr, found_inf_ptr, lr,
     DECAY: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
     LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
-    SCALED: tl.constexpr, ROUNDED: tl.constexpr, ALIGNED: tl.constexpr,
+    SCALED: tl.constexpr, ROUNDED: tl.constexpr, FLOATS: tl.constexpr, HALVES: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = table_ptr + tl.load(tensor_of_block_ptr + tl.program_id(0)).to(tl.int64) * COLUMNS
     # Where a step is skipped, no element is read or written.
     numel = tl.where(tl.load(found_inf_ptr) == 0.0, tl.load(row + 6), 0)
-    index = (tl.program_id(0) - tl.load(row + 7)) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < numel
-    master_ptr = tl.load(row).to(tl.pointer_type(tl.float32))
-    gradient_ptr = tl.load(row + 1).to(tl.pointer_type(tl.float32))
-    first_ptr = tl.load(row + 2).to(tl.pointer_type(tl.float32))
-    second_ptr = tl.load(row + 3).to(tl.pointer_type(tl.float32))
-    if ALIGNED:
-        master_ptr, gradient_ptr = tl.multiple_of(master_ptr, 16), tl.multiple_of(gradient_ptr, 16)
-        first_ptr, second_ptr = tl.multiple_of(first_ptr, 16), tl.multiple_of(second_ptr, 16)
+    begin = (tl.program_id(0) - tl.load(row + 7)) * BLOCK
+    index = begin + tl.arange(0, BLOCK)
     # 1 - beta^step in fp64: in fp32 it would lose four digits at the first steps.
-    step = tl.load(tl.load(row + 4).to(tl.pointer_type(tl.float32))).to(tl.float64)
+    step = tl.load(floats_ptr + tl.load(row + 4)).to(tl.float64)
     size = lr / (1.0 - tl.exp(step * tl.full((), LOG_BETA1, tl.float64))).to(tl.float32)
     root = tl.sqrt(1.0 - tl.exp(step * tl.full((), LOG_BETA2, tl.float64))).to(tl.float32)
-    gradient = tl.load(gradient_ptr + index, mask=inside, other=0.0)
+    factor = 1.0
     if SCALED:
-        gradient = gradient / tl.load(grad_scale_ptr)
-    first = BETA1 * tl.load(first_ptr + index, mask=inside, other=0.0) + (1.0 - BETA1) * gradient
-    second = tl.load(second_ptr + index, mask=inside, other=0.0)
-    second = BETA2 * second + (1.0 - BETA2) * gradient * gradient
-    master = tl.load(master_ptr + index, mask=inside, other=0.0)
-    master = master - lr * DECAY * master - size * first / (tl.sqrt(second) / root + EPS)
-    tl.store(master_ptr + index, master, mask=inside)
-    tl.store(first_ptr + index, first, mask=inside)
-    tl.store(second_ptr + index, second, mask=inside)
-    if ROUNDED:
-        weight_ptr = tl.load(row + 5).to(tl.pointer_type(tl.bfloat16))
-        if ALIGNED:
-            weight_ptr = tl.multiple_of(weight_ptr, 16)
-        tl.store(weight_ptr + index, master.to(tl.bfloat16), mask=inside)
+        factor = 1.0 / tl.load(grad_scale_ptr)
+    if begin + BLOCK <= numel:  # without a mask, so that whole vectors are read
+        _update(
+            row, index, tl.full((BLOCK,), True, tl.int1), floats_ptr, halves_ptr, factor, lr, size, root,
+            DECAY, BETA1, BETA2, EPS, ROUNDED, FLOATS, HALVES,
+        )  # fmt: skip
+    else:
+        _update(
+            row, index, index < numel, floats_ptr, halves_ptr, factor, lr, size, root,
+            DECAY, BETA1, BETA2, EPS, ROUNDED, FLOATS, HALVES,
+        )  # fmt: skip
 
 
 class _Table:
-    """What the kernel must know of the tensors of a group, on the device; sent when an address changes."""
+    """What the kernel must know of the tensors of a group, on the device; sent when an address changes.
+
+    Places in memory are distances from `floats` (fp32) and `halves` (bf16), in elements times `units`.
+    """
 
     def __init__(self) -> None:
         self.addresses: list[list[int]] = []
-        self.rows = self.tensor_of_block = torch.empty(0)
-        self.blocks = 0
+        self.rows = self.tensor_of_block = self.floats = self.halves = torch.empty(0)
+        self.blocks, self.units = 0, (4, 8)
 
     def update(self, addresses: list[list[int]], device: torch.device) -> None:
-        """addresses: the first six columns and the number of elements of each tensor."""
+        """addresses: of each tensor the first six columns, in bytes, and its number of elements."""
         if addresses == self.addresses:
             return
         counts = [triton.cdiv(each[6], BLOCK) for each in addresses]
@@ -83,12 +101,17 @@ class _Table:
             self.blocks = sum(counts)
             owners = torch.arange(len(counts), dtype=torch.int32)
             self.tensor_of_block = _send(owners.repeat_interleave(torch.tensor(counts)), device)
-        begins, rows = 0, []
-        for each, count in zip(addresses, counts, strict=True):
-            rows.append([*each, begins])
-            begins += count
-        self.rows = _send(torch.tensor(rows, dtype=torch.int64), device)
-        self.addresses = addresses
+            self.floats = torch.empty(4, dtype=torch.float32, device=device)
+            self.halves = torch.empty(8, dtype=torch.bfloat16, device=device)
+        aligned = all(address % 16 == 0 for each in addresses for address in (*each[:4], each[5]))
+        self.units = (4, 8) if aligned else (1, 1)
+        rows = torch.tensor([[*each, 0] for each in addresses], dtype=torch.int64)
+        rows[:, :5] = (rows[:, :5] - self.floats.data_ptr()) // 4
+        rows[:, 5] = (rows[:, 5] - self.halves.data_ptr()) // 2
+        rows[:, :4] //= self.units[0]
+        rows[:, 5] //= self.units[1]
+        rows[1:, 7] = torch.tensor(counts).cumsum(0)[:-1]
+        self.rows, self.addresses = _send(rows, device), addresses
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -121,25 +144,20 @@ class AdamW(RoundsWeights):
         states = [self._state_of(each) for each in masters]
         gradients = [_laid_out_as(each.grad, each) for each in masters if each.grad is not None]
         torch._foreach_add_([state["step"] for state in states], 1.0 - skipped)
-        addresses = [
-            [
-                *(
-                    t.data_ptr()
-                    for t in (master, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"])
-                ),
-                self.rounded[master].data_ptr() if self.rounded else 0,
-                master.numel(),
-            ]
-            for master, gradient, state in zip(masters, gradients, states, strict=True)
-        ]
+        addresses = []
+        for master, gradient, state in zip(masters, gradients, states, strict=True):
+            tensors = [master, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"]]
+            rounded = self.rounded[master].data_ptr() if self.rounded else 0
+            addresses.append([*(each.data_ptr() for each in tensors), rounded, master.numel()])
         table.update(addresses, device)
         beta1, beta2 = group["betas"]
         _kernel[(table.blocks,)](
-            table.rows, table.tensor_of_block, skipped if scale is None else scale, skipped, group["lr"],
+            table.rows, table.tensor_of_block, table.floats, table.halves,
+            skipped if scale is None else scale, skipped, group["lr"],
             DECAY=group["weight_decay"], BETA1=beta1, BETA2=beta2, EPS=group["eps"],
             LOG_BETA1=math.log(max(beta1, 1e-300)), LOG_BETA2=math.log(max(beta2, 1e-300)),
             SCALED=scale is not None, ROUNDED=bool(self.rounded),
-            ALIGNED=all(address % 16 == 0 for each in addresses for address in (*each[:4], each[5])),
+            FLOATS=table.units[0], HALVES=table.units[1],
             BLOCK=BLOCK, COLUMNS=COLUMNS, num_warps=4,
         )  # fmt: skip
 
