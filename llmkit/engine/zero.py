@@ -148,9 +148,12 @@ class ZeroEngine:
             self.sums.add(loss)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
-        """See `Engine.evaluate`."""
-        with torch.no_grad():
-            return evaluate_rows(self.model, self.engine, batches)
+        """See `Engine.evaluate`; gradients are enabled, as in the native engine, and for the same reason."""
+        return evaluate_rows(
+            self.model,
+            lambda batch: self.first_pass.run(lambda: self.engine(batch), with_backward=False),
+            batches,
+        )
 
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Of ranks that hold the same slice, the first one gives it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -14,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from llmkit.config.operators import FUNCTIONS
+from llmkit.kernels.operators import PLAIN, Operators, replace_functions
 
 # Dynamo and Inductor take longer to import than torch itself: only functions that need them import them.
 
@@ -40,14 +44,28 @@ def compiler_missing(device: torch.device) -> str | None:
     return None if header.exists() else f"{header} is missing"
 
 
-def compile_module(
-    module: nn.Module, report: Callable[[str], None], backend: str | Callable[..., Any] = "inductor"
-) -> None:
+POINTWISE = ("norm", "rotation", "activation", "dropout_add")
+"""Operators that gain by being compiled even alone: each is several passes over its input otherwise."""
+Backend = str | Callable[..., Any]
+
+
+def compile_module(module: nn.Module, report: Callable[[str], None], backend: Backend = "inductor") -> None:
     """Compiles calls of `module`. Where compilation fails, calls `report` and runs the module uncompiled.
 
     A failure comes before anything is computed or after a graph of the module has run, which then runs again.
     Where that graph may contain communication with other ranks, `report` has to raise.
     """
+    call = compile_function(module._call_impl, report, backend, type(module).__name__)
+    module._compiled_call_impl = call  # what nn.Module.compile would set, without our way back
+
+
+def compile_function(
+    function: Callable[..., Any],
+    report: Callable[[str], None],
+    backend: Backend = "inductor",
+    name: str | None = None,
+) -> Callable[..., Any]:
+    """`function`, compiled when it is first called; uncompiled, after `report`, where that fails."""
     import torch._functorch.config
     from torch._dynamo.exc import TorchDynamoException
 
@@ -56,18 +74,39 @@ def compile_module(
     # It warns against in-place operations under activation checkpointing. There are none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
-    compiled = torch.compile(module._call_impl, dynamic=False, backend=backend)
+    used = compiled = torch.compile(function, dynamic=False, backend=backend)
 
     def call(*arguments: Any, **options: Any) -> Any:
+        nonlocal used
         try:
-            return compiled(*arguments, **options)
+            return used(*arguments, **options)
         except TorchDynamoException as error:
+            if used is not compiled:
+                raise
             reason = " ".join(str(error).split("\n")[:2])
-            report(f"torch.compile failed on {type(module).__name__}, which runs without it: {reason}")
-            module._compiled_call_impl = None
-            return module(*arguments, **options)
+            report(f"torch.compile failed on {name or function.__name__}, which runs without it: {reason}")
+            used = function
+        return used(*arguments, **options)
 
-    module._compiled_call_impl = call  # what nn.Module.compile would set, without our way back
+    return call
+
+
+def compile_pointwise(
+    model: nn.Module,
+    operators: Operators,
+    report: Callable[[str], None],
+    backend: Backend = "inductor",
+) -> None:
+    """Compiles the functions of `operators` in plain PyTorch that modules of `model` call.
+
+    For modules that cannot be compiled themselves. Each function becomes a graph for each shape.
+    """
+    chosen = [name for name in POINTWISE if operators.forms[name] == PLAIN[name]]
+    names = [function for operator in chosen for function in FUNCTIONS[operator]]
+    compiled: dict[str, Any] = {
+        name: compile_function(getattr(operators, name), report, backend) for name in names
+    }
+    replace_functions(model, operators, dataclasses.replace(operators, **compiled))
 
 
 def run_uncompiled(model: nn.Module) -> None:

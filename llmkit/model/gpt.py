@@ -12,7 +12,7 @@ from llmkit.batch import Batch, LossSum
 from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
-from llmkit.kernels.compiler import compile_module
+from llmkit.kernels.compiler import compile_module, compile_pointwise
 from llmkit.kernels.dropout import Key
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.activation_checkpointing import recomputed
@@ -74,7 +74,7 @@ class Block(nn.Module):
     def _forward(self, x: Tensor, inputs: AttentionInputs, attention_key: Key, mlp_key: Key) -> Tensor:
         mixed = self.attention(self.attention_norm(x), inputs)
         if self.dropout == 0.0 or not self.training:
-            x, normed = self.mlp_norm.after_sum(x, mixed)
+            x, normed = self.mlp_norm(x, mixed)
             return x + self.mlp(normed)
         x = self.operators.dropout_add(mixed, x, self.dropout, attention_key)
         x = self.operators.dropout_add(self.mlp(self.mlp_norm(x)), x, self.dropout, mlp_key)
@@ -176,10 +176,16 @@ class GPT(Model):
         """Compiles one block, whose code serves all of them, and the head with the loss.
 
         As fast as compiling the model at once, and compiled in one block's time. What cannot be compiled runs
-        uncompiled, and `report` is called with the reason.
+        uncompiled, and `report` is called with the reason. Of blocks that are recomputed under ZeRO-3, in the
+        midst of which DeepSpeed gathers weights, the pointwise functions are compiled.
         """
-        for part in (*self.blocks, self.head):
-            compile_module(part, report, backend)
+        partitioned = any(hasattr(each, "ds_id") for each in self.parameters())
+        for block in self.blocks:
+            if partitioned and block.activation_checkpointing != "none":
+                compile_pointwise(block, self.operators, report, backend)
+            else:
+                compile_module(block, report, backend)
+        compile_module(self.head, report, backend)
         self.compiled = True
 
     def forward(self, batch: Batch) -> LossSum:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from llmkit.config.model_section import Norm
@@ -22,13 +24,14 @@ class RMSNorm(Layer):
         self.weight = uninitialized_parameter(size)
         self.size, self.eps, self.group, self.operators = size, eps, group, operators
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., size) -> the same shape and dtype."""
-        return self.operators.rms_norm(x, replicated_weight(self.weight, self.group), self.eps)
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
+        """x: (..., size) -> the same shape and dtype; with a branch: x + branch, and the norm of that sum.
 
-    def after_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        """x + branch, and the norm of that sum."""
+        Both in a call of the module: before one, hooks of ZeRO-3 gather the weight.
+        """
         weight = replicated_weight(self.weight, self.group)
+        if branch is None:
+            return self.operators.rms_norm(x, weight, self.eps)
         return self.operators.add_rms_norm(x, branch, weight, self.eps)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
@@ -45,14 +48,11 @@ class LayerNorm(Layer):
         self.bias = uninitialized_parameter(size)
         self.size, self.eps, self.group, self.operators = size, eps, group, operators
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., size) -> the same shape and dtype."""
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
+        """As of RMSNorm."""
         weight, bias = replicated_weight(self.weight, self.group), replicated_weight(self.bias, self.group)
-        return self.operators.layer_norm(x, weight, bias, self.eps)
-
-    def after_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        """x + branch, and the norm of that sum."""
-        weight, bias = replicated_weight(self.weight, self.group), replicated_weight(self.bias, self.group)
+        if branch is None:
+            return self.operators.layer_norm(x, weight, bias, self.eps)
         return self.operators.add_layer_norm(x, branch, weight, bias, self.eps)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:

@@ -36,7 +36,7 @@ def choose_micro_batch(
     state = training_state(config, shape, precision, layout)
     needed = None
     if isinstance(shape, ModelShape):
-        needed = training_bytes(shape, Arithmetic(precision, layout, kernels.compiled, kernels.forms))
+        needed = training_bytes(shape, Arithmetic(precision, layout, kernels.blocks_compiled, kernels.forms))
     return _largest(config, device, device.free_bytes - state.device - state.gradients, needed, layout)
 
 

@@ -36,13 +36,19 @@ class Known:
 class Kernels:
     """How the heavy operators are computed.
 
-    operators: the form of each, by `llmkit.plan.operators`. notes: why something that was
-    left open is not used.
+    compiled: whether torch.compile is used. operators: the form of each, by `llmkit.plan.operators`. notes:
+    why something that was left open is not used. eager_blocks: whether recomputed blocks are not compiled.
     """
 
     compiled: bool
     operators: Mapping[str, Choice]
     notes: tuple[str, ...] = ()
+    eager_blocks: bool = False
+
+    @property
+    def blocks_compiled(self) -> bool:
+        """Whether all blocks are compiled."""
+        return self.compiled and not self.eager_blocks
 
     @property
     def forms(self) -> dict[str, str]:

@@ -123,15 +123,20 @@ def _kernels(
             mistakes.append(loaded.settings.mistake(what, "kernels.compile"))
         notes.append(f"training without torch.compile: {device.compiler_missing}")
         compiled = False
-    if compiled and layout.zero_stage == 3 and layout.activation_checkpointing != "none":
-        # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
+    # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
+    eager_blocks = compiled and layout.zero_stage == 3 and layout.activation_checkpointing != "none"
+    if eager_blocks and isinstance(config.model, Model):
+        what = "head, loss and pointwise functions are"
+        notes.append(f"recomputed blocks under ZeRO-3 are not compiled: {what}")
+    elif eager_blocks:
         notes.append("training without torch.compile: it cannot take recomputed blocks under ZeRO-3")
-        compiled = False
+        compiled = eager_blocks = False
     shape = _gpt_shape(config, vocab_size)
-    situation = Situation(config, shape, layout, precision, device, compiled)
+    situation = Situation(config, shape, layout, precision, device, compiled and not eager_blocks)
     chosen, refused = choose_operators(loaded, situation)
     mistakes += [*refused, *precision_mistakes(loaded, precision, shape, layout, device)]
-    return Kernels(compiled, chosen, (*notes, *precision_notes(precision, device, compiled))), mistakes
+    notes += precision_notes(precision, device, compiled and not eager_blocks)
+    return Kernels(compiled, chosen, tuple(notes), eager_blocks), mistakes
 
 
 def _gpt_shape(config: Config, vocab_size: int) -> ModelShape | None:

@@ -107,7 +107,8 @@ def _kernels(plan: Plan) -> Iterator[Row]:
             if choice.reason.startswith("as given"):
                 yield choice.operator, choice.form, choice.reason
         return
-    yield "compiled", "yes" if plan.kernels.compiled else "no", "blocks, head and loss, by torch.compile"
+    what = "head, loss and pointwise functions" if plan.kernels.eager_blocks else "blocks, head and loss"
+    yield "compiled", "yes" if plan.kernels.compiled else "no", f"{what}, by torch.compile"
     yield from show_choices(plan.kernels.operators)
 
 

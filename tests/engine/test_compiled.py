@@ -1,0 +1,91 @@
+"""Compiled models, in every engine on two processes: the losses of one that is not, and few graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
+
+from llmkit.kernels.compiler import graph_breaks
+from llmkit.kernels.operators import Operators
+from llmkit.model.gpt import GPT
+from llmkit.plan import DeviceFacts, plan_for_shape
+from llmkit.plan.operators import FORMS, Situation
+from tests.engine.compiled_cases import CASES, COMPILER
+from tests.engine.rank_cases import CONFIG
+from tests.engine.test_native import batch_of
+from tests.ranks import run_ranks
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    results = run_ranks(2, "tests.engine.compiled_cases:compare", style="llama")
+    return results[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_training_is_that_of_one_process(found, case):
+    for row, wanted in zip(found[case]["rows"], found["reference"], strict=True):
+        assert row[0] == pytest.approx(wanted[0], rel=1e-6)
+        assert row[1] == pytest.approx(wanted[1], rel=2e-5)
+    assert found[case]["evaluation"] == pytest.approx([1.0, 1.0], rel=1e-5)
+    assert found[case]["again"][0] == pytest.approx(found["native"]["again"][0], rel=1e-5)
+    assert found[case]["told"] == [], "nothing failed to compile"
+
+
+GRAPHS = {
+    "native": 2,  # a block, which serves all, and the head
+    "stage 1": 2,
+    "stage 2": 2,
+    "native, recomputed": 3,
+    "stage 3, recomputed": 5,
+    "stage 3, selective": 5,
+}
+"""Stage 3 without recomputation breaks its graphs where DeepSpeed gathers weights, as often in each block."""
+
+
+def test_graphs_are_few_and_evaluation_adds_none(found):
+    assert {case: found[case]["graphs"] for case in GRAPHS} == GRAPHS
+    for case in CASES:
+        assert found[case]["of evaluations"] == found[case]["of training after them"] == 0, case
+        assert found[case]["limits"] == [], case
+    assert [found[case]["breaks"] for case in GRAPHS] == [0] * len(GRAPHS)
+
+
+FORMS_OF_CPU = [("attention", "sdpa")] + [
+    (operator, form.name)
+    for operator, forms in FORMS.items()
+    for form in forms[:-1]
+    if form.backend == "torch"
+]
+
+
+@pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(("operator", "form"), FORMS_OF_CPU)
+def test_a_model_with_any_form_is_two_graphs_without_a_break(operator, form, shape):
+    plan = plan_for_shape(shape, CONFIG, DeviceFacts())
+    situation = Situation(plan.config, shape, plan.layout, plan.precision, DeviceFacts(), compiled=True)
+    (rules,) = (each for each in FORMS[operator] if each.name == form)
+    if refusal := rules.refuses(situation):
+        pytest.skip(refusal)
+    torch._dynamo.reset()
+    counters.clear()
+    told: list[str] = []
+    gradients = []
+    for compiled in (False, True):
+        model = GPT(shape, Operators.of({operator: form}), seed=None)
+        model.load_state_dict(random_model(shape).state_dict())
+        if compiled:
+            model.compile_parts(told.append, COMPILER)
+        for _ in range(2):
+            model(batch_of(shape, 0)).objective.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert told == []
+    assert graph_breaks() == {}
+    assert counters["stats"]["unique_graphs"] == 2
+    for found, wanted in zip(*gradients, strict=True):
+        assert float((found - wanted).norm() / (wanted.norm() + 1e-3)) < 1e-5
