@@ -31,7 +31,8 @@ stage 1, DeepSpeed from stage 2 on."""
 class Case:
     """One combination: `tensor` x `data` processes; the rest as in the configuration.
 
-    forms: of operators, as in "attention=matmul"; those of others are chosen by rule.
+    forms: of operators, as in "attention=matmul"; those of others are chosen by rule. compiled: by
+    torch.compile; the single process that it is compared with is not.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Case:
     optimizer: str = "adamw"
     engine: str = "auto"
     forms: str = ""
+    compiled: bool = False
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
@@ -63,16 +65,16 @@ class Case:
         ] * self.masked
         parts += [self.precision] + ["offload"] * (self.offload != "none")
         parts += ["muon"] * (self.optimizer == "muon") + [self.forms] * bool(self.forms)
-        return " ".join(parts)
+        return " ".join(parts + ["compiled"] * self.compiled)
 
     @property
     def world_size(self) -> int:
         return self.tensor * self.data
 
     @property
-    def operators(self) -> dict[str, str]:
-        """The case as the section `kernels.operators` of a configuration."""
-        return dict(each.split("=") for each in self.forms.split())
+    def kernels(self) -> dict[str, Any]:
+        """The case as the section `kernels` of a configuration."""
+        return {"compile": self.compiled, "operators": dict(each.split("=") for each in self.forms.split())}
 
     @property
     def parallel(self) -> dict[str, Any]:
@@ -115,6 +117,29 @@ FORMED = [
     for model, stage, tensor, data, masked in (("modern", 0, 2, 1, False), ("gpt2", 1, 1, 2, True))
 ]
 """Each form in PyTorch of operators that have several, under tensor parallelism and under ZeRO."""
+
+
+COMPILED = [
+    Case(model, stage, tensor, data, False, 1, recompute, masked, "fp32", "none", compiled=True)
+    for model, stage, tensor, data, recompute, masked in (
+        ("modern", 0, 1, 1, "none", False),
+        ("gpt2", 0, 1, 1, "selective", True),
+        ("modern", 0, 2, 1, "none", False),
+        ("modern", 3, 1, 2, "full", False),
+    )
+]
+"""Few, as torch.compile takes longer than all steps together."""
+
+ALONE = [
+    Case("modern", stage, 1, 1, False, 3, "none", False, precision, offload, engine="deepspeed")
+    for stage, precision, offload in (
+        (1, "bf16", "none"), (2, "fp32", "none"), (3, "bf16", "none"), (3, "fp32", "cpu")
+    )
+]
+"""DeepSpeed's stages on one process, so that they are tried on a GPU where there is only one."""
+
+
+FURTHER = LARGE + FORMED + ALONE + COMPILED
 
 
 def all_cases() -> Iterator[Case]:

@@ -14,10 +14,11 @@ import torch
 
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import RunFault, UserError
+from llmkit.kernels.compiler import compiler_missing
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
 from llmkit.parallel.world import process_group
-from llmkit.parity.cases import FORMED, LARGE, Case
+from llmkit.parity.cases import FURTHER, Case
 from llmkit.parity.covering import covering
 from llmkit.parity.suite import HEADING, run_cases
 
@@ -34,7 +35,7 @@ def parity_command(everything: bool, environment: Mapping[str, str]) -> int:
     the cases that need them. One of several that a launcher has started takes part in the cases for as
     many; so a cluster is tried with its own network and devices.
     """
-    cases = covering(strength=3 if everything else 2) + LARGE + FORMED
+    cases = covering(strength=3 if everything else 2) + FURTHER
     sizes = sorted({case.world_size for case in cases})
     rank_info = rank_info_from_env(environment)
     if rank_info.world_size > 1:
@@ -55,7 +56,11 @@ def _run(cases: list[Case], rank_info: RankInfo) -> int:
     """The cases, on the processes of this launch; rank 0 prints."""
     import_deepspeed()
     failed = 0
-    with process_group(rank_info, TIMEOUT) as joined:
+    with process_group(rank_info, TIMEOUT, needs_group=True) as joined:
+        if why := compiler_missing(joined.device):
+            if joined.rank == 0:
+                print(f"torch.compile cannot be tried: {why}", flush=True)
+            cases = [case for case in cases if not case.compiled]
 
         @cache
         def mesh(tensor_size: int) -> Mesh:

@@ -61,13 +61,15 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
     """
     engine = make_engine(
         MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation, case.optimizer,
-        case.operators,
+        case.kernels,
     )  # fmt: skip
     try:
         engine.write_pieces(RandomWeights(MODELS[case.model]), optimizer_steps=0)
         return train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
     finally:
         engine.close()
+        if case.compiled:  # graphs of one case would count against the limit of another
+            torch.compiler.reset()
 
 
 def run_alone(
@@ -86,16 +88,17 @@ def make_engine(
     precision: str,
     accumulation: int,
     optimizer: str = "adamw",
-    operators: Mapping[str, str] | None = None,
+    kernels: Mapping[str, Any] | None = None,
 ) -> Engine:
-    """The engine for the rows of `global_batch`. parallel, operators: settings of those sections."""
+    """The engine for the rows of `global_batch`. parallel, kernels: settings of those sections."""
     train = {
         **SETTINGS["train"], "precision": precision,
         "micro_batch_size": ROWS // mesh["data"].size // accumulation,
     }  # fmt: skip
     sections = {"train": train, "parallel": dict(parallel), "optimizer": {**OPTIMIZER, "name": optimizer}}
-    kernels = {**SETTINGS["kernels"], "operators": dict(operators or {})}
-    plan = plan_for_shape(shape, {**SETTINGS, **sections, "kernels": kernels}, device_facts(device))
+    kernels = {**SETTINGS["kernels"], **(kernels or {})}
+    facts = device_facts(device, compiled=kernels["compile"])
+    plan = plan_for_shape(shape, {**SETTINGS, **sections, "kernels": kernels}, facts)
     return build_engine(plan, mesh, device=device, buckets=BUCKETS)
 
 

@@ -23,8 +23,7 @@ def run() -> list[Any]:
     strict = {**compare.FP32, "weight": 0.0}  # no two layouts are that close
     with (
         patch.object(command, "covering", lambda strength: CASES),
-        patch.object(command, "LARGE", []),
-        patch.object(command, "FORMED", []),
+        patch.object(command, "FURTHER", []),
         patch.object(compare, "FP32", strict),
         redirect_stdout(printed),
     ):

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch
 
-from llmkit.parity.cases import FORMED, LARGE, Case
+from llmkit.kernels.compiler import compiler_missing
+from llmkit.parity.cases import ALONE, COMPILED, FORMED, LARGE, Case
 from llmkit.parity.covering import covering
 from tests.ranks import run_ranks
 
@@ -27,8 +29,9 @@ def few(cases: Iterable[Case]) -> Iterator[Case]:
             yield case
 
 
-CASES = covering() + LARGE + FORMED
-ALWAYS = {*few(covering()), LARGE[-1], *FORMED}
+TO_COMPILE = [] if compiler_missing(torch.device("cpu")) else COMPILED
+CASES = covering() + LARGE + FORMED + ALONE + TO_COMPILE
+ALWAYS = {*few(covering()), LARGE[-1], *FORMED, ALONE[-1]}
 
 
 @pytest.fixture(scope="module")
