@@ -32,6 +32,19 @@ def test_any_part_can_be_drawn_alone(monkeypatch):
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_threads_change_no_value():
+    """Not even of parts of another size than a single thread draws."""
+    drawn, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            drawn.append(torch.empty(3 * (1 << 17) + 5))
+            initial.normal_(drawn[-1], 0.02, 7, drawn[-1].shape, ((0, len(drawn[-1])),))
+        finally:
+            torch.set_num_threads(before)
+    assert drawn[0].equal(drawn[1])
+
+
 def test_values_are_standard_normal():
     values = draw(2_000_000).double()
     assert abs(values.mean()) < 4 / math.sqrt(values.numel())
