@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass
+
+import torch
 
 from llmkit.config.shape import ModelShape
 
@@ -27,6 +30,12 @@ ATTENTION = {64: ((450, 420), (400, 600)), 128: ((610, 400), (510, 650))}
 """Head dim -> forward and backward: TFLOP/s on an H100 for long rows, and the length at which it is half."""
 TARGETS = {"124m": 0.44, "355m": 0.50, "1558m": 0.54, "llama-1b": 0.58, "llama-3b": 0.62}
 """MFU, full convention, that llmkit is to reach in bf16 on one H100."""
+PREDICTED = (
+    ("124m", 1024, 32_768), ("355m", 1024, 32_768), ("1558m", 1024, 16_384), ("llama-1b", 2048, 16_384),
+    ("llama-1b", 8192, 16_384), ("llama-3b", 4096, 8192),
+)
+"""Shape, length of a row and tokens of a micro-batch of the rows that `python -m` prints."""
+STEP_TOKENS = 524_288
 # fmt: on
 
 
@@ -134,3 +143,29 @@ def causal_flops(shape: ModelShape, length: int) -> float:
     blocks = shape.num_hidden_layers * sum(n * k for n, k in matrices(shape))
     attention = 6 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * length
     return 6 * (blocks + shape.padded_vocab_size * shape.hidden_size) + attention
+
+
+def table(name: str) -> str:
+    """What is predicted for a GPU of that name, as Markdown; nothing of it is measured."""
+    from benchmarks.workloads import make_workload
+    from llmkit.monitor.flops import train_flops_per_token
+    from llmkit.monitor.hardware import published_peak
+
+    rates, peak = rates_of(name), published_peak(name)
+    if rates is None or peak is None:
+        raise SystemExit(f"nothing is predicted for {name!r}: no rates of it are known")
+    lines = ["| shape | row | tokens/s: bound | predicted | MFU: bound | predicted | target on one H100 |"]
+    lines += ["| --- | --: | --: | --: | --: | --: | --: |"]
+    for shape_name, length, micro_tokens in PREDICTED:
+        shape = make_workload(shape_name, torch.device("cpu")).shape
+        rate = STEP_TOKENS / step_seconds(shape, length, micro_tokens, STEP_TOKENS, rates)
+        share = rate * train_flops_per_token(shape, length) / peak
+        lines.append(
+            f"| {shape_name} | {length} | {rate:,.0f} | {REACHED * rate:,.0f} | {share:.1%} | "
+            f"{REACHED * share:.1%} | {TARGETS[shape_name]:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table(" ".join(sys.argv[1:]) or "NVIDIA H100 80GB HBM3"))

@@ -14,14 +14,14 @@ from typing import Any
 
 from benchmarks.contenders import contender_shape
 from benchmarks.on_gpu.report import Row
-from benchmarks.on_gpu.roofline import REACHED, TARGETS, causal_flops, memory, step_seconds
+from benchmarks.on_gpu.roofline import REACHED, STEP_TOKENS, TARGETS, causal_flops, memory, step_seconds
 from benchmarks.on_gpu.setting import OUT_OF_TIME, Setting
 from benchmarks.on_gpu.turn import Outcome, Task, measure
 from benchmarks.timing import reason
 from benchmarks.workloads import ROOT, make_workload
 from llmkit.monitor.flops import train_flops_per_token, utilization
 
-STEP_TOKENS, TOY_ROWS = 524_288, 4
+TOY_ROWS = 4
 ENGINE_TOKENS = 131_072
 """Of a step that compares engines: fewer micro-batches, so that the update counts."""
 LOSS_STEPS, LOSS_ROWS = 20, 32

@@ -14,8 +14,9 @@ from benchmarks.on_gpu.roofline import (
     product_seconds,
     rates_of,
     step_seconds,
+    table,
 )
-from benchmarks.workloads import make_workload
+from benchmarks.workloads import ROOT, make_workload
 from llmkit.monitor.flops import train_flops_per_token
 from llmkit.monitor.hardware import published_peak
 
@@ -63,6 +64,14 @@ def test_the_matrices_are_those_of_the_model() -> None:
         shape = make_workload(name, CPU).shape
         weights = sum(n * k for n, k in matrices(shape))
         assert weights == pytest.approx(shape.num_block_parameters, rel=0.02)
+
+
+def test_the_documented_predictions_are_these() -> None:
+    documented = (ROOT / "docs" / "benchmarks.md").read_text()
+    for line in table("NVIDIA H100 80GB HBM3").splitlines()[2:]:
+        assert line in documented
+    with pytest.raises(SystemExit, match="nothing is predicted for 'NVIDIA GeForce RTX 3060'"):
+        table("NVIDIA GeForce RTX 3060")
 
 
 def test_gpus_that_nothing_is_known_of_get_no_prediction() -> None:
