@@ -44,7 +44,7 @@ def build_engine(
     plan.require_complete()
     config, shape, layout, kernels = plan.config, plan.model, plan.layout, plan.kernels
     operators = Operators.of(kernels.forms)
-    if kernels.compiled:
+    if kernels.compiled or operators.generated:
         with fail_together(mesh):
             use_compile_cache(os.environ, int(os.environ.get("LOCAL_WORLD_SIZE") or 1), note)
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 class FirstPass:
     """Watches passes until a backward pass has gone well; after that it does nothing.
 
-    Kernels that torch.compile or Triton made may fail when they are first launched, in the forward pass or,
+    Kernels that were compiled on this machine may fail when they are first launched, in the forward pass or,
     with gradients half-way, in the backward pass. A process alone then computes both again in plain PyTorch,
     and goes on so. One of several cannot: its peers may have received what it sent.
 
@@ -30,7 +30,7 @@ class FirstPass:
         self, model: Model, operators: Operators, alone: bool, note: Callable[[str], None] = print
     ) -> None:
         self.model, self.operators, self.alone, self.note = model, operators, alone, note
-        self.proven = not model.compiled and "triton" not in operators.forms.values()
+        self.proven = not model.compiled and not operators.generated
 
     def run(self, passes: Callable[[], T], with_backward: bool = True) -> T:
         """passes(), which begins by clearing what it adds to; with_backward: whether both passes are in it.
@@ -65,6 +65,6 @@ class FirstPass:
     def _use_plain_pytorch(self) -> None:
         self.proven = True
         run_uncompiled(self.model)
-        replace_functions(self.model, self.operators, self.operators.without_triton())
+        replace_functions(self.model, self.operators, self.operators.without_generated())
         for parameter in self.model.parameters():
             parameter.grad = None

@@ -35,6 +35,9 @@ FORMS: Mapping[str, Mapping[str, str]] = {
 }
 """Operator -> form -> the module that has its functions, or "module:function" of an operator with one."""
 
+GENERATED = frozenset(("triton", "avx512"))
+"""Forms that are compiled on the machine that they run on, and so may fail there when they are first used."""
+
 PLAIN: Mapping[str, str] = {operator: next(iter(forms)) for operator, forms in FORMS.items()}
 """Operator -> the form in plain PyTorch that runs everywhere."""
 
@@ -77,10 +80,15 @@ class Operators:
                 functions |= _functions(operator, form)
         return cls(**functions, forms=forms)
 
-    def without_triton(self) -> Operators:
-        """The same forms, but plain PyTorch in the place of Triton's."""
+    @property
+    def generated(self) -> bool:
+        """Whether any form is compiled on the machine that it runs on, by itself."""
+        return not GENERATED.isdisjoint(self.forms.values())
+
+    def without_generated(self) -> Operators:
+        """The same forms, but plain PyTorch in the place of those that are compiled on the machine."""
         return Operators.of(
-            {name: PLAIN[name] if form == "triton" else form for name, form in self.forms.items()}
+            {name: PLAIN[name] if form in GENERATED else form for name, form in self.forms.items()}
         )
 
 

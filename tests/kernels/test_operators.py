@@ -33,10 +33,10 @@ def test_a_form_replaces_the_functions_of_its_operator_alone() -> None:
     assert other.forms == {**PLAIN, "attention": "matmul"}
 
 
-def test_what_is_not_tritons_stays_where_triton_has_failed() -> None:
+def test_what_is_not_generated_stays_where_a_generated_kernel_has_failed() -> None:
     chosen = Operators.of({"attention": "matmul", "linear": "fp8"})
     failed = dataclasses.replace(chosen, forms={**chosen.forms, "norm": "triton"})
-    assert failed.without_triton() == chosen
+    assert failed.without_generated() == chosen
 
 
 def test_norms_after_a_sum_are_the_norms_of_the_sum() -> None:
