@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Nothing but the standard library is imported before the folder of wheels is on the path.
 
-PARTS = ("ceilings", "attention", "kernels", "step", "zero", "recompute", "fp8", "loss")
+PARTS = ("ceilings", "attention", "kernels", "step", "zero", "recompute", "fp8", "loss", "profile")
 MINUTES = 8.5
 
 
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 def part(name: str) -> tuple[Sequence[str], Callable[[Setting], Iterator[Row]]]:
     """The notes of a part, and the part."""
-    from benchmarks.on_gpu import attention, ceilings, kernels, steps
+    from benchmarks.on_gpu import attention, ceilings, kernels, profiling, steps
 
     return {
         "ceilings": (ceilings.NOTES, ceilings.measure),
@@ -99,6 +99,7 @@ def part(name: str) -> tuple[Sequence[str], Callable[[Setting], Iterator[Row]]]:
         "recompute": (steps.NOTES, steps.recompute),
         "fp8": (steps.NOTES, steps.fp8),
         "loss": (steps.LOSS_NOTES, steps.loss),
+        "profile": (profiling.NOTES, profiling.measure),
     }[name]
 
 
@@ -108,12 +109,10 @@ def make_setting(options: argparse.Namespace) -> Setting:
 
     from benchmarks.on_gpu.roofline import rates_of
     from benchmarks.on_gpu.setting import Setting
-    from benchmarks.on_gpu.steps import SHAPES
     from llmkit.device import choose_device
     from llmkit.monitor.hardware import device_peak
 
     device = torch.device("cpu") if options.toy else choose_device()
-    toy_shapes, shapes = ["toy"], [name for name in SHAPES if name != "toy"]
     return Setting(
         device=device,
         toy=options.toy,
@@ -123,7 +122,7 @@ def make_setting(options: argparse.Namespace) -> Setting:
         precision=options.precision or ("fp32" if options.toy else "bf16"),
         rounds=options.rounds,
         seconds=0.0 if options.toy else options.seconds,
-        shapes=options.shapes or (toy_shapes if options.toy else shapes),
+        shapes=options.shapes or (),
         peers=options.peers or (),
         isolated=not options.toy,
         wheels=options.wheels,
@@ -163,7 +162,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--part", choices=PARTS, default="ceilings", help="what is measured (default: ceilings)")
-    add("--shapes", type=_names, metavar="A,B", help="of whole steps (part step; default: all)")
+    add("--shapes", type=_names, metavar="A,B", help="of whole steps (parts step and profile)")
     add(
         "--peers",
         type=_names,

@@ -20,8 +20,8 @@ class Setting:
 
     toy: sizes that a CPU does in seconds. ends: `time.monotonic()` after which nothing new is begun. rates:
     what the GPU should reach; None where nothing is predicted. peak: FLOP/s that MFU refers to. shapes,
-    peers: of whole steps. isolated: whether a whole step is measured in a process of its own. wheels: a
-    folder of packages for these processes. note: is called with one line on what goes on.
+    peers: of whole steps; empty = those of the part. isolated: whether a whole step is measured in a process
+    of its own. wheels: a folder of packages for these processes. note: is called with a line on what goes on.
     """
 
     device: torch.device

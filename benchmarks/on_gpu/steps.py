@@ -87,16 +87,16 @@ class Case:
 
 def step(setting: Setting) -> Iterator[Row]:
     """llmkit beside its peers, a table a shape."""
-    for name in setting.shapes:
+    for name in setting.shapes or (("toy",) if setting.toy else [name for name in SHAPES if name != "toy"]):
         workload, changes = SHAPES[name]
         model = make_workload(workload, setting.device, changes).shape
-        ours = _task(setting, "llmkit", name)
+        ours = task_of(setting, "llmkit", name)
         cases = [Case("llmkit", ours, predicted=True)]
         if model.mlp == "swiglu":
             masked = _merged(ours.changes, DOCUMENTS)
             cases.append(Case("llmkit, document masks", dataclasses.replace(ours, changes=masked)))
         peers = [peer for peer in setting.peers or PEERS[model.mlp] if peer != "llmkit"]
-        cases += [Case(peer, _task(setting, peer, name)) for peer in peers]
+        cases += [Case(peer, task_of(setting, peer, name)) for peer in peers]
         yield from run(cases, f"Steps: {name}", name, setting)
 
 
@@ -118,7 +118,7 @@ def fp8(setting: Setting) -> Iterator[Row]:
     """fp8 against bf16."""
     for name in ("toy",) if setting.toy else ("llama-1b", "124m"):
         cases = [
-            Case(precision, dataclasses.replace(_task(setting, "llmkit", name), precision=precision))
+            Case(precision, dataclasses.replace(task_of(setting, "llmkit", name), precision=precision))
             for precision in ("bf16", "fp8")
         ]
         yield from run(cases, f"fp8: {name}", name, setting)
@@ -128,7 +128,7 @@ def loss(setting: Setting) -> Iterator[Row]:
     """How far losses of 20 steps are from those in fp32."""
     name, steps = ("toy", 4) if setting.toy else ("124m", LOSS_STEPS)
     plain: dict[str, Any] = {"kernels": {"backend": "torch", "compile": False}}
-    base = _task(setting, "llmkit", name)
+    base = task_of(setting, "llmkit", name)
     base = dataclasses.replace(
         base, rows=min(LOSS_ROWS, base.rows), micro_rows=min(8, base.rows), steps=steps, precision="bf16"
     )
@@ -195,7 +195,7 @@ def turn(task: Task, setting: Setting) -> Outcome:
         return Outcome(failed=f"exit code {done.returncode}: {reason(RuntimeError(last[0]))}")
 
 
-def _task(setting: Setting, contender: str, name: str, tokens: int = STEP_TOKENS) -> Task:
+def task_of(setting: Setting, contender: str, name: str, tokens: int = STEP_TOKENS) -> Task:
     """The contender at a shape. Where the largest micro-batch is asked for, the roofline's is tried first."""
     workload, changes = SHAPES[name]
     work = make_workload(workload, setting.device, changes)
@@ -219,7 +219,7 @@ def _variants(
     tokens: int,
     micro_rows: int | None = None,
 ) -> Iterator[Row]:
-    base = _task(setting, "llmkit", name, tokens)
+    base = task_of(setting, "llmkit", name, tokens)
     cases = [
         Case(
             label,
@@ -241,7 +241,7 @@ def _cells(case: Case, turns: Sequence[Outcome], name: str, setting: Setting) ->
     """A row of figures, or the reason why there are none."""
     first = turns[0]
     if first.failed is not None:
-        return {"contender": case.name, "tokens/s": _why(first.failed)}
+        return {"contender": case.name, "tokens/s": why(first.failed)}
     workload, changes = SHAPES[name]
     work = make_workload(workload, setting.device, changes)
     shape, task = contender_shape(case.task.contender, work.shape), case.task
@@ -274,7 +274,8 @@ def _cells(case: Case, turns: Sequence[Outcome], name: str, setting: Setting) ->
     }
 
 
-def _why(failed: str) -> str:
+def why(failed: str) -> str:
+    """What a row says in the place of figures."""
     return failed if failed == OUT_OF_TIME else f"did not run: {failed}"
 
 
@@ -290,7 +291,7 @@ def _ratio(base: str, name: str, turns: Mapping[str, Sequence[Outcome]]) -> dict
 def _agreement(label: str, expected: Outcome, found: Outcome) -> dict[str, str]:
     failed = found.failed or (expected.failed and f"its reference: {expected.failed}")
     if failed:
-        return {"contender": label, "largest difference": _why(failed)}
+        return {"contender": label, "largest difference": why(failed)}
     differences = [abs(a - b) for a, b in zip(expected.losses, found.losses, strict=True)]
     return {
         "contender": label,

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.contenders import build
+from benchmarks.on_gpu.profiling import kernel_times
 from benchmarks.on_gpu.report import clocks
 from benchmarks.timing import Runner, reason, release
 from benchmarks.workloads import Workload, make_batches, make_workload
@@ -37,6 +37,7 @@ class Task:
 
     micro_rows: of a micro-batch; None = the most that fit, the search beginning at `guess`. seconds: about
     how long the timed steps take. steps: exactly so many, without warm-up, for the sake of their losses.
+    profile: whether each kernel's time is taken in one more step.
     """
 
     contender: str
@@ -48,6 +49,7 @@ class Task:
     micro_rows: int | None = None
     guess: int = 1
     steps: int | None = None
+    profile: bool = False
 
     def to_json(self) -> str:
         """For the command line of the process."""
@@ -56,7 +58,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a turn gave. seconds: of each timed step. kept, peak: GiB between steps and at the most."""
+    """What a turn gave. seconds: of each timed step. peak: GiB. kernels: name, seconds, calls in a step."""
 
     failed: str | None = None
     micro_rows: int = 0
@@ -66,6 +68,7 @@ class Outcome:
     peak: float = 0.0
     clocks: str = ""
     notes: Sequence[str] = ()
+    kernels: Sequence[tuple[str, float, int]] = ()
 
 
 def measure(task: Task, device: torch.device) -> Outcome:
@@ -77,7 +80,8 @@ def measure(task: Task, device: torch.device) -> Outcome:
     except Exception as error:
         return Outcome(failed=reason(error), notes=notes)
     finally:
-        release()
+        if device.type == "cuda":
+            release()
 
 
 @contextmanager
@@ -92,11 +96,18 @@ def _world(task: Task) -> Iterator[Mesh]:
 
 
 def _measure(task: Task, mesh: Mesh, device: torch.device, notes: list[str]) -> Outcome:
-    micro_rows = task.micro_rows
+    micro_rows = task.micro_rows if device.type == "cuda" else task.micro_rows or task.rows
     if micro_rows is None:
         candidates = [n for n in range(1, task.rows + 1) if task.rows % n == 0]
-        total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
-        micro_rows = largest(candidates, task.guess, partial(_attempt, task, mesh, device), total)
+        total = torch.cuda.mem_get_info(device)[1]
+
+        def attempt(rows: int) -> tuple[int, int] | None:
+            try:
+                return _attempt(task, mesh, device, rows)
+            finally:
+                release()
+
+        micro_rows = largest(candidates, task.guess, attempt, total)
         if micro_rows is None:
             return Outcome(failed="one row does not fit into the memory", notes=notes)
     work = _workload(task, micro_rows, device)
@@ -110,7 +121,8 @@ def _measure(task: Task, mesh: Mesh, device: torch.device, notes: list[str]) -> 
     seconds = runner.turn(task.steps - 1) if task.steps else _timed(runner, task.seconds)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     losses = [float(loss) for loss in runner.losses]
-    return Outcome(None, micro_rows, first_step, seconds, losses, peak, clocks(device), notes)
+    kernels = kernel_times(lambda: runner.turn(1), device) if task.profile else []
+    return Outcome(None, micro_rows, first_step, seconds, losses, peak, clocks(device), notes, kernels)
 
 
 def _timed(runner: Runner, seconds: float) -> list[float]:
@@ -131,7 +143,6 @@ def largest(
     found = None
     while 0 <= index < len(candidates):
         measured = attempt(candidates[index])
-        release()
         if measured is None and found is not None:
             break
         if measured is None:
@@ -150,8 +161,6 @@ def largest(
 
 def _attempt(task: Task, mesh: Mesh, device: torch.device, micro_rows: int) -> tuple[int, int] | None:
     """Two steps of up to two micro-batches: the optimizer's state is there in the second."""
-    if device.type != "cuda":
-        return 0, 0
     torch.cuda.reset_peak_memory_stats(device)
     try:
         work = _workload(task, micro_rows, device, rows=min(task.rows, 2 * micro_rows))

@@ -9,19 +9,21 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.on_gpu import steps
+from benchmarks.on_gpu import profiling, steps, turn
 from benchmarks.on_gpu.measure import compare
 from benchmarks.on_gpu.report import Page, Row
 from benchmarks.on_gpu.setting import OUT_OF_TIME, Setting
 from benchmarks.on_gpu.turn import Task, largest
-from benchmarks.workloads import ROOT
+from benchmarks.peers import Step
+from benchmarks.workloads import ROOT, Workload, make_batches, make_workload
+from llmkit.batch import Batch
 from tests.limits import HANG
 
 CPU = torch.device("cpu")
@@ -114,6 +116,34 @@ def test_engines_and_recomputation(tmp_path: Path) -> None:
     assert len({row["loss"] for row in recompute}) == 1
 
 
+def test_where_a_step_goes(tmp_path: Path) -> None:
+    (rows,) = tables(run_part("profile", tmp_path)).values()
+
+    kinds = {row["kernel"]: row for row in rows if row["kernel"].startswith("all: ")}
+    assert "all: products" in kinds
+    assert sum(float(row["share"].rstrip("%")) for row in kinds.values()) == pytest.approx(100, abs=1)
+    assert len(rows) > len(kinds) + 5
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT", "products"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16_128x256>", "products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x256x64", "products"),
+        ("void flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, 128, 4>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+        ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_0", "fused by torch.compile"),
+        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "over all parameters"),
+        ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", "between GPUs"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("void at::native::elementwise_kernel<128, 4>", "the rest"),
+    ],
+)
+def test_kernels_have_their_kind(kernel: str, kind: str) -> None:
+    assert profiling.kind_of(kernel) == kind
+
+
 def test_losses_and_fp8(tmp_path: Path) -> None:
     (losses,) = tables(run_part("loss", tmp_path / "loss")).values()
     (fp8,) = tables(run_part("fp8", tmp_path / "fp8")).values()
@@ -136,7 +166,9 @@ def test_what_there_is_no_time_for_is_said() -> None:
     assert {row.cells["tokens/s"] for row in steps.zero(late)} == {OUT_OF_TIME}
 
 
-def test_a_turn_in_a_process_of_its_own_gives_its_figures_or_its_reason() -> None:
+def test_a_turn_in_a_process_of_its_own_gives_its_figures_or_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     alone = setting(isolated=True)
     task = Task("llmkit", "toy", 4, "fp32", 0.0)
 
@@ -144,7 +176,9 @@ def test_a_turn_in_a_process_of_its_own_gives_its_figures_or_its_reason() -> Non
     assert outcome.failed is None
     assert (outcome.micro_rows, len(outcome.losses)) == (4, 5)
     impossible = Task("llmkit", "toy", 4, "fp32", 0.0, {"train": {"gradient_clipping": -1.0}})
-    assert steps.turn(impossible, alone).failed.startswith("ValidationError")  # type: ignore[union-attr]
+    assert turn.measure(impossible, CPU).failed.startswith("ValidationError")  # type: ignore[union-attr]
+    monkeypatch.setattr(sys, "executable", "false")
+    assert steps.turn(task, alone).failed == "exit code 1: RuntimeError: printed no result"
 
 
 @pytest.mark.parametrize(
@@ -198,6 +232,86 @@ def test_functions_take_turns_and_one_that_fails_says_why() -> None:
     assert [len(found[name].seconds) for name in ("a", "b")] == [3, 3]
     assert "".join(order[-6:]) == "abbaab"
     assert found["a"].median >= 0.03
+
+
+class Event:
+    """A CUDA event on a clock that each call of a kernel advances."""
+
+    clock = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = Event.clock
+
+    def elapsed_time(self, later: Event) -> float:
+        return later.at - self.at
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """torch.cuda without a GPU; what is returned holds the bytes that are allocated, and the most."""
+    memory = {"now": 100, "most": 0}
+
+    def reset(device: torch.device) -> None:
+        memory["most"] = memory["now"]
+
+    for name, stand_in in {
+        "Event": Event,
+        "_sleep": lambda cycles: None,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "is_available": lambda: True,
+        "reset_peak_memory_stats": reset,
+        "memory_allocated": lambda device: memory["now"],
+        "max_memory_allocated": lambda device: memory["most"],
+        "max_memory_reserved": lambda device: memory["most"],
+        "mem_get_info": lambda device: (900, 1000),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return memory
+
+
+def test_a_gpu_is_timed_by_its_events_and_its_memory_is_counted(cuda: dict[str, int]) -> None:
+    def kernel() -> None:
+        Event.clock += 0.5  # ms
+        cuda["most"] = max(cuda["most"], cuda["now"] + 40)
+
+    found = compare({"kernel": kernel}, torch.device("cuda"), rounds=3)
+    assert found["kernel"].seconds == pytest.approx([0.0005] * 3)
+    assert found["kernel"].peak == 40
+
+
+def test_the_largest_micro_batch_on_a_gpu(cuda: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 bytes a row beside 100 that are kept: 16 rows fit into 1,000, but not 32."""
+    work = make_workload("toy", CPU)
+    monkeypatch.setattr(
+        turn, "make_workload", lambda name, device, changes: make_workload(name, CPU, changes)
+    )
+    monkeypatch.setattr(turn, "make_batches", lambda work, device: make_batches(work, CPU))
+    monkeypatch.setattr(turn, "clocks", lambda device: "1980 MHz")
+    monkeypatch.setattr(turn, "release", lambda: None)
+
+    def build(contender: str, work: Workload, *_: object) -> Step:
+        def step(micro_batches: Sequence[Batch]) -> torch.Tensor:
+            Event.clock += 20.0
+            needed = cuda["now"] + 40 * len(micro_batches[0].tokens)
+            if needed > 1000:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            cuda["most"] = max(cuda["most"], needed)
+            return torch.tensor(6.0)
+
+        return step
+
+    monkeypatch.setattr(turn, "build", build)
+    for guess in (1, 64):
+        outcome = turn.measure(Task("llmkit", work.name, 64, "bf16", 0.1, guess=guess), torch.device("cuda"))
+        assert outcome.failed is None
+        assert outcome.micro_rows == 16
+        assert outcome.seconds == pytest.approx([0.02] * 5)
+        assert outcome.peak == pytest.approx(740 / 2**30)
+        assert outcome.clocks == "1980 MHz"
 
 
 def test_each_row_is_on_disk_before_the_next_is_measured(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_run_stops_goes_on_and_is_used(device, folder, monkeypatch, capsys):
     at_step(monkeypatch, stop, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main(arguments) == 75
     assert main(arguments) == 0
-    tolerance = 2e-3 if device.type == "cuda" else 1e-6
+    tolerance = 1e-2 if device.type == "cuda" else 1e-6
     assert losses(folder) == pytest.approx(whole, abs=tolerance)
     assert whole[max(whole)] < whole[min(whole)] - 0.05
 
