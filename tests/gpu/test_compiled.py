@@ -60,11 +60,14 @@ def test_graphs_hold_together_and_are_made_once(device, name, precision, masked)
         for batch in batches:
             losses[compiled].append(made.train_step([batch, batch], 128, 1e-3).loss_sum.item() / 128)
             graphs.append(counters["stats"]["unique_graphs"])
-        made.evaluate([batches[0]])
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[:5] == [0] * 5, "the uncompiled model compiled something"
-    assert len(set(graphs[5:])) == 1, "a later step or an evaluation compiled again"
-    assert graphs[-1] > 0
+        for _ in range(2):
+            made.evaluate([batches[0]])
+            graphs.append(counters["stats"]["unique_graphs"])
+    uncompiled, steps, evaluations = graphs[:6], graphs[6:10], graphs[10:]
+    assert uncompiled == [0] * 6
+    assert min(steps) == max(steps) > 0, "a later step compiled again"
+    assert evaluations[0] <= steps[-1] + 1, "more than a head without gradients"
+    assert evaluations[1] == evaluations[0], "a later evaluation compiled again"
     assert graph_breaks() == {}
     tolerance = 1e-5 if precision == "fp32" else 1e-2
     assert losses[True] == pytest.approx(losses[False], rel=tolerance)
