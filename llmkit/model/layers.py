@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmkit.errors import UserError
 from llmkit.kernels.operators import TORCH, Operators
+from llmkit.kernels.split import split
 from llmkit.parallel.collectives import (
     all_gather,
     copy_to_group,
@@ -100,12 +101,12 @@ class FusedColumnLinear(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x: (batch, seq, in_features), or its piece -> for each projection (batch, seq, width / tp)."""
         if self.tp.size == 1:
-            return self.linear(x, self.weight, self.bias).split(self.widths, dim=-1)
+            return split(self.linear(x, self.weight, self.bias), self.widths)
         if self.linear is not TORCH.linear:
-            return self.linear(column_input(x, self.tp), self.weight, self.bias).split(self.widths, dim=-1)
+            return split(self.linear(column_input(x, self.tp), self.weight, self.bias), self.widths)
         pieces = self.tp.sequence_parallel
         outputs = column_linear(x, self.weight, self.bias, self.tp.group, pieces=pieces)
-        return tuple(sequence_first(each, self.tp) for each in outputs.split(self.widths, dim=-1))
+        return tuple(sequence_first(each, self.tp) for each in split(outputs, self.widths))
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parameter_slices`."""

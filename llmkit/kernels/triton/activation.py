@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, resident_programs
+from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, in_memory_order, resident_programs
 
 COLUMNS = 1024
 """Elements of a row that a program holds at most: nothing here needs a whole row."""
@@ -219,11 +219,13 @@ def _differentiate_gelu(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
 _gelu.register_autograd(_differentiate_gelu, setup_context=_keep_inputs)
 
 
+@in_memory_order
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """See `llmkit.kernels.activation.swiglu`."""
     return _swiglu(gate, up)
 
 
+@in_memory_order
 def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `llmkit.kernels.activation.gelu`."""
     return _gelu(x, bias)

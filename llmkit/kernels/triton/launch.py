@@ -6,6 +6,8 @@ enough loads are under way, in few enough registers that several programs share 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +56,25 @@ class Rows(NamedTuple):
         if len(merged) == 2:
             return cls(x, merged[1][0], merged[0][1], merged[1][1])
         return cls(x, 1, merged[0][1] if merged else 0, 0)
+
+
+def in_memory_order(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with batch and sequence exchanged where x (batch, seq, ...) lies in memory the other way.
+
+    The result then lies as x does, as that of PyTorch's own pointwise operators: nothing is copied.
+    """
+
+    @wraps(function)
+    def ordered(x: Tensor, *others: Any) -> Tensor:
+        if x.dim() < 3 or 1 in x.shape[:2] or x.stride(0) >= x.stride(1):
+            return function(x, *others)
+        exchanged = [
+            other.transpose(0, 1) if isinstance(other, Tensor) and other.dim() == x.dim() else other
+            for other in others
+        ]
+        return function(x.transpose(0, 1), *exchanged).transpose(0, 1)
+
+    return ordered
 
 
 class Tile(NamedTuple):

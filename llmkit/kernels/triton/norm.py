@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, resident_programs
+from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, in_memory_order, resident_programs
 
 
 @triton.jit
@@ -177,6 +177,7 @@ def _gradients(ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Any) -> t
 _norm.register_autograd(_gradients, setup_context=_keep)
 
 
+@in_memory_order
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `llmkit.kernels.norm.rms_norm`."""
     return _norm(x, None, weight, None, eps)[1]

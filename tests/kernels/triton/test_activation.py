@@ -46,3 +46,23 @@ def test_large_inputs_saturate(device):
     wanted = torch.tensor([0.0, 0.0, 0.0, 0.0, 12.0, 90.0, 1e4], device=device)
     for found in (triton_gelu(x), swiglu(x, torch.ones_like(x))):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_lies_sequence_first_stays_so_and_gradients_of_one_projection_are_not_copied(device):
+    from llmkit.kernels.split import split
+    from llmkit.kernels.triton.activation import gelu as triton_gelu
+    from llmkit.kernels.triton.activation import swiglu
+
+    for exchange in (False, True):
+        both = torch.randn(5, 3, 14, device=device, requires_grad=True)
+        seen = []
+        both.register_hook(lambda gradient: seen.append(gradient._base is not None))  # noqa: B023
+        gate, up = (each.transpose(0, 1) if exchange else each for each in split(both, (7, 7)))
+        y = swiglu(gate, up)
+        assert (y.transpose(0, 1) if exchange else y).is_contiguous(), "copied"
+        y.square().sum().backward()
+        wanted = both.detach().double().requires_grad_()
+        (F.silu(wanted[..., :7]) * wanted[..., 7:]).square().sum().backward()
+        torch.testing.assert_close(both.grad.double(), wanted.grad, rtol=1e-5, atol=1e-5)
+        assert seen == [True], "gradients were copied together"
+        assert triton_gelu(gate).stride() == y.stride(), "gelu"
