@@ -98,14 +98,18 @@ class FusedColumnLinear(Layer):
         self.weight = uninitialized_parameter(sum(self.widths), in_features, sharded_dim=0)
         self.bias = uninitialized_parameter(sum(self.widths), sharded_dim=0) if bias else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x: (batch, seq, in_features), or its piece -> for each projection (batch, seq, width / tp)."""
+    def forward(self, x: Tensor, add_bias: bool = True) -> tuple[Tensor, ...]:
+        """x: (batch, seq, in_features), or its piece -> for each projection (batch, seq, width / tp).
+
+        add_bias: False where what follows adds it.
+        """
+        bias = self.bias if add_bias else None
         if self.tp.size == 1:
-            return split(self.linear(x, self.weight, self.bias), self.widths)
+            return split(self.linear(x, self.weight, bias), self.widths)
         if self.linear is not TORCH.linear:
-            return split(self.linear(column_input(x, self.tp), self.weight, self.bias), self.widths)
+            return split(self.linear(column_input(x, self.tp), self.weight, bias), self.widths)
         pieces = self.tp.sequence_parallel
-        outputs = column_linear(x, self.weight, self.bias, self.tp.group, pieces=pieces)
+        outputs = column_linear(x, self.weight, bias, self.tp.group, pieces=pieces)
         return tuple(sequence_first(each, self.tp) for each in split(outputs, self.widths))
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:

@@ -48,11 +48,13 @@ class GELU(nn.Module):
         self.up_proj = FusedColumnLinear(hidden_size, {"up_proj": intermediate_size}, bias, tp, operators)
         self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp, operators)
         self.activation = operators.gelu
+        self.activation_adds_bias = bias and getattr(operators.gelu, "adds_bias", False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
-        (up,) = self.up_proj(x)  # (batch, seq, intermediate / tp)
-        return self.down_proj(self.activation(up))
+        (up,) = self.up_proj(x, add_bias=not self.activation_adds_bias)  # (batch, seq, intermediate / tp)
+        bias = self.up_proj.bias if self.activation_adds_bias else None
+        return self.down_proj(self.activation(up, bias))
 
 
 MLPS: dict[Mlp, type[SwiGLU] | type[GELU]] = {"swiglu": SwiGLU, "gelu": GELU}

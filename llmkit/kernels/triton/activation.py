@@ -229,3 +229,6 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `llmkit.kernels.activation.gelu`."""
     return _gelu(x, bias)
+
+
+gelu.adds_bias = True  # type: ignore[attr-defined]

@@ -20,6 +20,8 @@ SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE, "qk_norm": replace(LLAMA_STY
 def gradients(shape: ModelShape, operators: Operators, device: str, how: str) -> dict[str, torch.Tensor]:
     with torch.device(device):
         model = randomise(GPT(shape, operators=operators, activation_checkpointing=how))
+    if shape.mlp == "gelu":
+        assert model.blocks[0].mlp.activation_adds_bias == (operators is not TORCH), "who adds the bias"
     tokens = torch.randint(shape.vocab_size, (2, 21), generator=torch.Generator().manual_seed(3)).to(device)
     loss = model(Batch(tokens[:, :-1], tokens[:, 1:]))
     loss.objective.backward()
