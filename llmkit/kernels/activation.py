@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,4 +18,10 @@ def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     A form whose attribute `adds_bias` is true adds the bias and sums its gradient in the passes that it
     makes anyway; models then leave it out of the matrix product before it.
     """
-    return F.gelu(x if bias is None else x + bias, approximate="tanh")
+    x = x if bias is None else x + bias
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    # 0.5 (1 + tanh(u)) = sigmoid(2 u): compiled for a CPU it takes less than half of the time of tanh.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    twice_u = 1.5957691216057308 * (wide + 0.044715 * wide * wide * wide)  # 2 sqrt(2 / pi) (x + ...)
+    return (wide * torch.sigmoid(twice_u)).to(x.dtype)

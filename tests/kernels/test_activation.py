@@ -25,3 +25,12 @@ def test_values_and_gradients(dtype):
     check(swiglu, lambda gate, up: gate / (1 + torch.exp(-gate)) * up, [gate, up], allowed)
     check(gelu, gelu_formula, [gate], allowed)
     check(gelu, gelu_formula, [gate, both[0, 0, :13].detach().clone().requires_grad_()], allowed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_gelu_in_compiled_code_is_the_same_function(dtype):
+    x = (torch.randn(7, 13, generator=torch.Generator().manual_seed(1)) * 4).to(dtype).requires_grad_()
+    compiled = torch.compile(gelu, backend="eager", fullgraph=True, dynamic=False)
+    check(compiled, gelu_formula, [x], 8e-3 if dtype == torch.bfloat16 else None)
+    large = torch.tensor([-1e4, -90.0, 90.0, 1e4])
+    torch.testing.assert_close(compiled(large), torch.tensor([0.0, 0.0, 90.0, 1e4]))
