@@ -273,7 +273,7 @@ class OperatorForms(Section):
     dropout_add: str = "auto"
     """Dropout, with the residual sum behind it."""
     attention: str = "auto"
-    """Causal attention: sdpa (PyTorch's fused one), matmul (masked products) and others."""
+    """Causal attention: sdpa (PyTorch's fused one), blocks or matmul (products by blocks) and others."""
     head_loss: str = "auto"
     """Output head with the loss."""
     gradient_norm: str = "auto"

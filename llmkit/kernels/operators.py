@@ -28,7 +28,11 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "rotation": {"torch": "llmkit.kernels.rotation", "triton": "llmkit.kernels.triton.rotation"},
     "activation": {"torch": "llmkit.kernels.activation", "triton": "llmkit.kernels.triton.activation"},
     "dropout_add": {"torch": "llmkit.kernels.dropout", "triton": "llmkit.kernels.triton.dropout"},
-    "attention": {"sdpa": "llmkit.kernels.attention:sdpa", "matmul": "llmkit.kernels.attention:matmul"},
+    "attention": {
+        "sdpa": "llmkit.kernels.attention:sdpa",
+        "blocks": "llmkit.kernels.attention_blocks:blocks",
+        "matmul": "llmkit.kernels.attention_blocks:matmul",
+    },
     "head_loss": {"full": "llmkit.kernels.head_loss"},
     "gradient_norm": {"torch": "llmkit.kernels.gradient_norm"},
     "adamw": {"torch": "llmkit.kernels.adamw", "triton": "llmkit.kernels.triton.adamw"},

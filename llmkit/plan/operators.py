@@ -19,9 +19,6 @@ from llmkit.plan.facts import DeviceFacts
 from llmkit.precision import Precision
 from llmkit.registry import find
 
-MATMUL_LONGEST = 512
-"""Longest row for which attention is computed in masked matrix products on a CPU."""
-
 WIDEST_NORM = 32_768
 """Longest row of the Triton norms."""
 
@@ -95,10 +92,9 @@ def triton_form(refuses: Rule = _never, best: Rule = _uncompiled_gpu) -> Form:
     return Form("triton", lambda s: triton_missing(s) or refuses(s), best, backend="triton")
 
 
-def _short_compiled_rows(s: Situation) -> str | None:
-    short = s.config.data.sequence_length <= MATMUL_LONGEST
+def _compiled_on_cpu(s: Situation) -> str | None:
     on_cpu = s.device is not None and s.device.kind == "cpu"
-    return f"compiled on a CPU, rows up to {MATMUL_LONGEST}" if short and on_cpu and s.compiled else None
+    return "compiled on a CPU" if on_cpu and s.compiled else None
 
 
 def _rows_too_wide(s: Situation) -> str | None:
@@ -156,7 +152,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "rotation": (triton_form(), TORCH),
     "activation": (triton_form(), TORCH),
     "dropout_add": (triton_form(), TORCH),
-    "attention": (Form("matmul", best=_short_compiled_rows), Form("sdpa")),
+    "attention": (Form("blocks", best=_compiled_on_cpu), Form("matmul", best=_never), Form("sdpa")),
     "head_loss": (Form("full"),),
     "gradient_norm": (TORCH,),
     "adamw": (triton_form(_optimizer_elsewhere, best=_unmeasured), TORCH),

@@ -1,4 +1,4 @@
-"""Both forms of attention against a plain fp64 reference, position by position."""
+"""The forms of attention against a plain fp64 reference, position by position."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from llmkit.kernels.attention import attention_mask, matmul, sdpa
+from llmkit.kernels.attention import sdpa
+from llmkit.kernels.attention_blocks import blocks, matmul
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -39,7 +40,7 @@ def inputs(queries, keys, heads=6, kv_heads=2, width=10):
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("attention", [sdpa, matmul])
+@pytest.mark.parametrize("attention", [sdpa, blocks, matmul])
 @pytest.mark.parametrize("masked", [False, True], ids=["one-document", "documents"])
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 @pytest.mark.parametrize(("queries", "keys", "kv_heads"), [(13, 13, 2), (13, 13, 6), (1, 9, 2), (5, 9, 1)])
@@ -56,7 +57,7 @@ def test_equals_the_reference(queries, keys, kv_heads, window, masked, attention
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", [sdpa, matmul])
+@pytest.mark.parametrize("attention", [sdpa, blocks, matmul])
 def test_dropout_keeps_the_mean(attention):
     q, k, v = inputs(8, 8)
     torch.manual_seed(0)
@@ -67,14 +68,10 @@ def test_dropout_keeps_the_mean(attention):
     torch.testing.assert_close(many.mean(0), plain, rtol=0, atol=0.25)
 
 
-def test_softmax_is_in_fp32_under_bf16():
+@pytest.mark.parametrize("attention", [blocks, matmul])
+def test_softmax_is_in_fp32_under_bf16(attention):
     q, k, v = (t.detach().bfloat16() for t in inputs(12, 12))
     q = q * 8  # large scores: bf16 softmax would be off by per cents
-    found = matmul(q, k, v).double()
+    found = attention(q, k, v).double()
     wanted = reference(q, k, v, None, None)
     assert (found - wanted).norm() / wanted.norm() < 8e-3
-
-
-def test_mask_shows_a_position_itself_and_what_is_before():
-    assert attention_mask(3, 3, None, None, CPU).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert attention_mask(2, 3, 2, None, CPU).tolist() == [[1, 1, 0], [0, 1, 1]]

@@ -8,7 +8,8 @@ import torch
 
 from llmkit.config.operators import FUNCTIONS
 from llmkit.kernels import norm
-from llmkit.kernels.attention import matmul, sdpa
+from llmkit.kernels.attention import sdpa
+from llmkit.kernels.attention_blocks import matmul
 from llmkit.kernels.operators import FORMS, PLAIN, TORCH, Operators
 from llmkit.plan import operators as planned
 

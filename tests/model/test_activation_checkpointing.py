@@ -63,7 +63,7 @@ def matmuls(model: GPT) -> int:
     return sum(event.count for event in seen.key_averages() if event.key in MATMULS)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocks", "matmul"])
 @pytest.mark.parametrize("activation_checkpointing", ["selective", "full"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_loss_and_gradients_are_bit_equal(name, activation_checkpointing, attention):

@@ -53,7 +53,7 @@ def by_head(layer: Attention, x: torch.Tensor, documents: torch.Tensor, rope: Ro
     return layer.o_proj(out)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocks", "matmul"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.no_grad()
 def test_every_head_by_its_formula(shape, attention):

@@ -88,7 +88,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocks", "matmul"])
 @pytest.mark.parametrize(("shape", "make", "translate"), PAIRS)
 def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, attention):
     theirs = make()
@@ -123,7 +123,7 @@ def test_loss_and_every_gradient_equal_hugging_face(shape, make, translate, atte
             assert relative(found, wanted) <= TOLERANCE, part.name
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocks", "matmul"])
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
 def test_document_masks_equal_one_document_at_a_time(shape, attention):
     model = random_model(shape, attention)
@@ -174,7 +174,7 @@ def test_sliding_window_hides_what_lies_further_back():
     assert difference[3:7].min() > 0
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "blocks", "matmul"])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("shape", [GPT2_STYLE, replace(LLAMA_STYLE, qk_norm=True)], ids=["gpt2", "modern"])
 def test_cached_logits_equal_uncached_ones(shape, window, attention):

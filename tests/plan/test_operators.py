@@ -84,7 +84,7 @@ def test_what_is_asked_for_and_cannot_be_is_named_all_at_once() -> None:
     _, mistakes = choose(operators={"norm": "triton", "attention": "flash9"})
     first, second = mistakes
     assert first.startswith('kernels.operators.norm "triton" (settings): Triton kernels run on a GPU')
-    assert "attention has no form of this name; it has matmul, sdpa, and" in second
+    assert "attention has no form of this name; it has blocks, matmul, sdpa, and" in second
     _, (only,) = choose(backend="triton")
     assert only.startswith('kernels.backend "triton" (settings): Triton kernels run on a GPU')
 

@@ -68,8 +68,7 @@ def test_precision_is_bf16_where_there_are_units_for_it(config, asked, device, c
 @pytest.mark.parametrize(
     ("overrides", "device", "compiled", "attention"),
     [
-        (["kernels.compile=true"], CPU, True, "matmul"),
-        (["kernels.compile=true", "data.sequence_length=1024"], CPU, True, "sdpa"),
+        (["kernels.compile=true"], CPU, True, "blocks"),
         (["kernels.compile=false"], CPU, False, "sdpa"),
         (["kernels.compile=auto"], NO_COMPILER, False, "sdpa"),
         (["kernels.compile=true"], GPU, True, "sdpa"),
