@@ -38,12 +38,14 @@ class Activations:
 class Arithmetic:
     """What the memory of activations depends on, beside the sizes of the model.
 
-    compiled: whether blocks and head are. forms: operator -> form (`llmkit.plan.operators`).
+    compiled: whether the blocks are; head_compiled: whether head and loss are. forms: operator -> form
+    (`llmkit.plan.operators`).
     """
 
     precision: Precision
     layout: Layout
     compiled: bool
+    head_compiled: bool
     forms: Mapping[str, str]
 
     @property
@@ -77,7 +79,7 @@ def _head(shape: ModelShape, how: Arithmetic) -> Activations:
     logits = shape.padded_vocab_size / how.layout.tensor_parallel_size
     normed = 2 * how.bytes * shape.hidden_size
     if how.forms.get("head_loss", "full") == "full":
-        return Activations(normed + LOGIT_BYTES[how.compiled] * logits)
+        return Activations(normed + LOGIT_BYTES[how.head_compiled] * logits)
     return Activations(normed + CHUNKED_LOGIT_BYTES * logits, FP32 * logits * shape.hidden_size)
 
 

@@ -36,7 +36,8 @@ def choose_micro_batch(
     state = training_state(config, shape, precision, layout)
     needed = None
     if isinstance(shape, ModelShape):
-        needed = training_bytes(shape, Arithmetic(precision, layout, kernels.blocks_compiled, kernels.forms))
+        how = Arithmetic(precision, layout, kernels.blocks_compiled, kernels.compiled, kernels.forms)
+        needed = training_bytes(shape, how)
     return _largest(config, device, device.free_bytes - state.device - state.gradients, needed, layout)
 
 
@@ -51,7 +52,7 @@ def choose_evaluation_batch(
         return config.train.micro_batch_size
     needed = None
     if isinstance(shape, ModelShape):
-        needed = forward_bytes(shape, Arithmetic(precision, ALONE, False, {}))
+        needed = forward_bytes(shape, Arithmetic(precision, ALONE, False, False, {}))
     return _largest(config, device, device.free_bytes, needed, ALONE)
 
 
