@@ -173,7 +173,7 @@ class GPT(Model):
         return super().to_empty(device=device, recurse=recurse)
 
     def compile_parts(self, report: Callable[[str], None], backend: str = "inductor") -> None:
-        """Compiles one block, whose code serves all of them, and the head with the loss.
+        """Compiles one block, whose code serves all of them, the last norm, and the head with the loss.
 
         As fast as compiling the model at once, and compiled in one block's time. What cannot be compiled runs
         uncompiled, and `report` is called with the reason. Of blocks that are recomputed under ZeRO-3, in the
@@ -185,7 +185,8 @@ class GPT(Model):
                 compile_pointwise(block, self.operators, report, backend)
             else:
                 compile_module(block, report, backend)
-        compile_module(self.head, report, backend)
+        for part in (self.norm, self.head):
+            compile_module(part, report, backend)
         self.compiled = True
 
     def forward(self, batch: Batch) -> LossSum:
