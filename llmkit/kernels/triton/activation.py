@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, in_memory_order, resident_programs
+from llmkit.kernels.triton.operation import Operation
 
 COLUMNS = 1024
 """Elements of a row that a program holds at most: nothing here needs a whole row."""
@@ -110,8 +111,7 @@ def _grid(x: Tensor) -> tuple[int, int, Tile, tuple[int, int]]:
     return rows, size, tile, (triton.cdiv(rows, tile.rows), triton.cdiv(size, tile.columns))
 
 
-@torch.library.custom_op("llmkit::swiglu", mutates_args=())
-def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     y = gate.new_empty(gate.shape)
     rows, size, tile, grid = _grid(gate)
     if y.numel():
@@ -123,13 +123,7 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
-@_swiglu.register_fake
-def _(gate: Tensor, up: Tensor) -> Tensor:
-    return gate.new_empty(gate.shape)
-
-
-@torch.library.custom_op("llmkit::swiglu_backward", mutates_args=())
-def _swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+def _swiglu_gradients(dy: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """(..., 2 * size): the gradient of gate, and beside it that of up."""
     dboth = _both(gate)
     rows, size, tile, grid = _grid(gate)
@@ -146,22 +140,17 @@ def _both(gate: Tensor) -> Tensor:
     return gate.new_empty(*gate.shape[:-1], 2 * gate.shape[-1])
 
 
-@_swiglu_backward.register_fake
-def _(dy: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-    return _both(gate)
-
-
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-_swiglu.register_autograd(
-    lambda ctx, dy: _swiglu_backward(dy, *ctx.saved_tensors).chunk(2, dim=-1), setup_context=_keep_inputs
+_swiglu_backward = Operation("swiglu_backward", _swiglu_gradients, lambda dy, gate, up: _both(gate))
+_swiglu = Operation("swiglu", _swiglu_forward, lambda gate, up: gate.new_empty(gate.shape)).with_gradients(
+    _keep_inputs, lambda ctx, dy: _swiglu_backward(dy, *ctx.saved_tensors).chunk(2, dim=-1)
 )
 
 
-@torch.library.custom_op("llmkit::gelu", mutates_args=())
-def _gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+def _gelu_forward(x: Tensor, bias: Tensor | None) -> Tensor:
     y = x.new_empty(x.shape)
     rows, size, tile, grid = _grid(x)
     if y.numel():
@@ -174,15 +163,9 @@ def _gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-@_gelu.register_fake
-def _(x: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.custom_op("llmkit::gelu_backward", mutates_args=())
-def _gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _gelu_gradients(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the bias (empty without one)."""
-    dx, dbias = _gelu_gradients(x, bias)
+    dx, dbias = _empty_gelu_gradients(dy, x, bias)
     rows, size, tile, grid = _grid(x)
     if dy.numel() == 0:
         return dx, dbias.zero_()
@@ -201,13 +184,8 @@ def _gelu_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, 
     return dx, dbias if bias is None else sums.sum(0).to(bias.dtype)
 
 
-def _gelu_gradients(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _empty_gelu_gradients(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(0) if bias is None else torch.empty_like(bias)
-
-
-@_gelu_backward.register_fake
-def _(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _gelu_gradients(x, bias)
 
 
 def _differentiate_gelu(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -216,7 +194,10 @@ def _differentiate_gelu(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
     return dx, None if bias is None else dbias
 
 
-_gelu.register_autograd(_differentiate_gelu, setup_context=_keep_inputs)
+_gelu_backward = Operation("gelu_backward", _gelu_gradients, _empty_gelu_gradients)
+_gelu = Operation("gelu", _gelu_forward, lambda x, bias: x.new_empty(x.shape)).with_gradients(
+    _keep_inputs, _differentiate_gelu
+)
 
 
 @in_memory_order

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmkit.kernels.triton.launch import arithmetic
+from llmkit.kernels.triton.operation import Operation
 
 BLOCK = 1024
 """Elements of a program."""
@@ -52,30 +53,18 @@ def _launch(branch: Tensor, x: Tensor | None, y: Tensor, probability: float, key
     )  # fmt: skip
 
 
-@torch.library.custom_op("llmkit::dropout_add", mutates_args=())
-def _dropout_add(branch: Tensor, x: Tensor, probability: float, key: Tensor) -> Tensor:
+def _forward(branch: Tensor, x: Tensor, probability: float, key: Tensor) -> Tensor:
     y = x.new_empty(x.shape)
     if y.numel():
         _launch(branch, x, y, probability, key)
     return y
 
 
-@_dropout_add.register_fake
-def _(branch: Tensor, x: Tensor, probability: float, key: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.custom_op("llmkit::dropout_backward", mutates_args=())
-def _dropout_backward(dy: Tensor, probability: float, key: Tensor) -> Tensor:
+def _backward(dy: Tensor, probability: float, key: Tensor) -> Tensor:
     dbranch = dy.new_empty(dy.shape)
     if dy.numel():
         _launch(dy, None, dbranch, probability, key)
     return dbranch
-
-
-@_dropout_backward.register_fake
-def _(dy: Tensor, probability: float, key: Tensor) -> Tensor:
-    return dy.new_empty(dy.shape)
 
 
 def _keep_key(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,7 +77,12 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
     return _dropout_backward(dy, ctx.probability, key), dy, None, None
 
 
-_dropout_add.register_autograd(_gradients, setup_context=_keep_key)
+_dropout_backward = Operation(
+    "dropout_backward", _backward, lambda dy, probability, key: dy.new_empty(dy.shape)
+)
+_dropout_add = Operation(
+    "dropout_add", _forward, lambda branch, x, probability, key: x.new_empty(x.shape)
+).with_gradients(_keep_key, _gradients)
 
 
 def dropout_add(branch: Tensor, x: Tensor, probability: float, key: Tensor | None = None) -> Tensor:

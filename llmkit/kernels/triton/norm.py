@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, in_memory_order, resident_programs
+from llmkit.kernels.triton.operation import Operation
 
 
 @triton.jit
@@ -86,8 +87,7 @@ def _backward_kernel(
         tl.store(dbias_ptr + own, tl.sum(dbias, axis=0), mask=column < size)
 
 
-@torch.library.custom_op("llmkit::norm", mutates_args=())
-def _norm(
+def _forward(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x + branch, or nothing without a branch; its norm; mean; 1 / deviation): a layer norm if with bias."""
@@ -109,7 +109,7 @@ def _norm(
 
 
 def _outputs(x: Tensor, branch: Tensor | None, layer: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Memory for the outputs of `_norm`, contiguous."""
+    """Memory for the outputs of `_forward`, contiguous."""
     statistics = torch.promote_types(x.dtype, torch.float32)
     dtype = x.dtype if branch is None else torch.promote_types(x.dtype, branch.dtype)
     shape = x.shape[:-1]
@@ -121,13 +121,7 @@ def _outputs(x: Tensor, branch: Tensor | None, layer: bool) -> tuple[Tensor, Ten
     )
 
 
-@_norm.register_fake
-def _(x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> Any:
-    return _outputs(x, branch, bias is not None)
-
-
-@torch.library.custom_op("llmkit::norm_backward", mutates_args=())
-def _norm_backward(
+def _backward(
     dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias (empty for an RMS norm), from those of the norm and of the sum."""
@@ -151,8 +145,9 @@ def _norm_backward(
     return dx, summed[0].clone() if layer else summed[0], summed[1].clone() if layer else weight.new_empty(0)
 
 
-@_norm_backward.register_fake
-def _(dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> Any:
+def _empty_gradients(
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     layer = mean.numel() > 0
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return dx, torch.empty_like(weight), weight.new_empty(weight.shape if layer else (0,))
@@ -174,7 +169,10 @@ def _gradients(ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Any) -> t
     return dx, dx if ctx.add else None, dweight, dbias if ctx.layer else None, None
 
 
-_norm.register_autograd(_gradients, setup_context=_keep)
+_norm_backward = Operation("norm_backward", _backward, _empty_gradients)
+_norm = Operation(
+    "norm", _forward, lambda x, branch, weight, bias, eps: _outputs(x, branch, bias is not None)
+).with_gradients(_keep, _gradients)
 
 
 @in_memory_order

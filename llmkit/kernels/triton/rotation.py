@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from llmkit.kernels.triton.launch import arithmetic
+from llmkit.kernels.triton.operation import Operation, recorded
 
 
 @triton.jit
@@ -79,21 +79,15 @@ def _dense_last(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("llmkit::rotate", mutates_args=())
-def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     new_q, new_k = _empty(q, k)
     dense = [_dense_last(each) for each in (q, k, cos, sin)]
     _launch(dense[0], dense[1], dense[2], dense[3], new_q, new_k, inverse)
     return new_q, new_k
 
 
-def _empty(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def _empty(q: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
-
-
-@_rotated.register_fake
-def _(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    return _empty(q, k)
 
 
 def _keep_angles(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -105,7 +99,7 @@ def _rotate_back(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
     return *_rotated(dq, dk, *ctx.saved_tensors, not ctx.inverse), None, None, None
 
 
-_rotated.register_autograd(_rotate_back, setup_context=_keep_angles)
+_rotated = Operation("rotate", _forward, _empty).with_gradients(_keep_angles, _rotate_back)
 
 
 class _InPlace(torch.autograd.Function):
@@ -132,7 +126,7 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     They do not where operations are recorded: by torch.compile, or by activation checkpointing that keeps
     the projection and rotates it a second time.
     """
-    plain = all(each.stride(-1) == 1 for each in (q, k, cos, sin)) and q.device.type != "meta"
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or not plain:
-        return _rotated(q, k, cos, sin, False)
+    if recorded(q) or any(each.stride(-1) != 1 for each in (q, k, cos, sin)):
+        rotated: tuple[Tensor, Tensor] = _rotated(q, k, cos, sin, False)
+        return rotated
     return _InPlace.apply(q, k, cos, sin)  # type: ignore[no-untyped-call]
