@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import subprocess
 import sys
 import time
@@ -40,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.turn is not None:
         return print_turn(options.turn)
+    if not options.toy:  # as in training, and so for the peers, too: turns inherit it
+        from llmkit.api import let_segments_grow
+
+        let_segments_grow(os.environ)
     return run(options)
 
 

@@ -14,6 +14,8 @@ from benchmarks.timing import reason
 
 ROUND_SECONDS = 0.02
 """A turn calls a function as often as takes about this long, so that the clock's grain does not count."""
+CLOCK = 2e9
+"""Cycles a second at the most, of a GPU that waits."""
 
 
 @dataclass
@@ -43,25 +45,30 @@ def compare(calls: Mapping[str, Callable[[], Any]], device: torch.device, rounds
     The first two calls of each, in which things are compiled and allocated, are not timed.
     """
     found = {name: Figures() for name in calls}
-    repeats = {}
+    repeats, waits = dict[str, int](), dict[str, float]()
     for name, call in calls.items():
         try:
             call()
             found[name].peak = _peak_of(call, device)
             once = seconds_of(call, 1, device)
             repeats[name] = max(1, min(1000, round(ROUND_SECONDS / max(once, 1e-7))))
+            waits[name] = host_seconds(call, device)
         except Exception as error:
             found[name].failed = "did not run: " + reason(error)
             release(device)
     for number in range(rounds):
         order = list(repeats) if number % 2 == 0 else list(reversed(repeats))
         for name in order:
-            found[name].seconds.append(seconds_of(calls[name], repeats[name], device))
+            found[name].seconds.append(seconds_of(calls[name], repeats[name], device, waits[name]))
     return found
 
 
-def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Seconds of a call, the mean of `repeats`; on a GPU between two events of its stream."""
+def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device, host: float = 0.0) -> float:
+    """Seconds of a call, the mean of `repeats`; on a GPU between two events of its stream.
+
+    host: seconds that the host takes to launch a call. Before the first event the GPU waits as long as for
+    all of them, so that it is the GPU that is timed: it finds all kernels launched.
+    """
     if device.type != "cuda":
         begin = time.perf_counter()
         for _ in range(repeats):
@@ -69,13 +76,22 @@ def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device) -> f
         return (time.perf_counter() - begin) / repeats
     new_event: Any = torch.cuda.Event
     begin, end = new_event(enable_timing=True), new_event(enable_timing=True)
-    torch.cuda._sleep(20_000 * repeats)  # cycles, about 10 us a call, in which the host gets ahead
+    torch.cuda._sleep(int(host * repeats * CLOCK) + 1)
     begin.record()
     for _ in range(repeats):
         call()
     end.record()
     torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1e3 / repeats
+
+
+def host_seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until a call returns; on a GPU its kernels may run later."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def release(device: torch.device) -> None:

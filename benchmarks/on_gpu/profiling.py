@@ -71,6 +71,8 @@ def kernel_times(step: Callable[[], Any], device: torch.device) -> list[tuple[st
         step()
     found = []
     for event in profiler.key_averages():
+        if event.is_user_annotation:
+            continue  # a range of kernels, which are counted themselves
         if (event.device_type == torch.autograd.DeviceType.CUDA) == on_gpu:
             microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             found.append((event.key[:100], microseconds / 1e6, event.count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -123,6 +124,15 @@ def test_where_a_step_goes(tmp_path: Path) -> None:
     assert "all: products" in kinds
     assert sum(float(row["share"].rstrip("%")) for row in kinds.values()) == pytest.approx(100, abs=1)
     assert len(rows) > len(kinds) + 5
+
+
+def test_ranges_of_kernels_are_no_kernels() -> None:
+    def step() -> None:
+        with torch.profiler.record_function("Optimizer.step"):
+            torch.ones(8, 8) @ torch.ones(8, 8)
+
+    found = [name for name, _, _ in profiling.kernel_times(step, CPU)]
+    assert "aten::mm" in found and "Optimizer.step" not in found
 
 
 @pytest.mark.parametrize(
@@ -252,14 +262,14 @@ class Event:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """torch.cuda without a GPU; what is returned holds the bytes that are allocated, and the most."""
-    memory = {"now": 100, "most": 0}
+    memory = {"now": 100, "most": 0, "slept": 0}
 
     def reset(device: torch.device) -> None:
         memory["most"] = memory["now"]
 
     for name, stand_in in {
         "Event": Event,
-        "_sleep": lambda cycles: None,
+        "_sleep": lambda cycles: memory.update(slept=cycles),
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
         "is_available": lambda: True,
@@ -276,11 +286,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_a_gpu_is_timed_by_its_events_and_its_memory_is_counted(cuda: dict[str, int]) -> None:
     def kernel() -> None:
         Event.clock += 0.5  # ms
+        time.sleep(0.001)
         cuda["most"] = max(cuda["most"], cuda["now"] + 40)
 
     found = compare({"kernel": kernel}, torch.device("cuda"), rounds=3)
     assert found["kernel"].seconds == pytest.approx([0.0005] * 3)
     assert found["kernel"].peak == 40
+    assert cuda["slept"] > 40 * 0.001 * 1.5e9, "the GPU does not wait until 40 calls are launched"
 
 
 def test_the_largest_micro_batch_on_a_gpu(cuda: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,8 +363,10 @@ def test_without_a_gpu_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
     assert gpu.main(["--part", "ceilings"]) == 2
     assert "no GPU is found; --toy" in capsys.readouterr().err
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True", "not as in training"
 
 
 def test_wheels_are_unpacked_once_behind_what_is_installed(
