@@ -125,5 +125,5 @@ def make_batches(workload: Workload, device: torch.device) -> list[list[Batch]]:
             tokens = tokens.masked_fill(ends, end_of_text)
         tokens = torch.cat((tokens, tokens[:, :1]), dim=1)
         micro_batches = tokens.split(workload.micro_rows)
-        batches.append([Rows(each, is_target, end_of_text).to(device) for each in micro_batches])
+        batches.append([Rows.of(each, is_target, end_of_text).to(device) for each in micro_batches])
     return batches

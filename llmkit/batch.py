@@ -21,20 +21,19 @@ class Batch(NamedTuple):
     labels: (batch, seq) int64, `labels[b, t]` is the token that follows `tokens[b, t]`, or IGNORE.
     documents: (batch, seq) int32 or None. Where given, a position attends only to positions of the
         same row with the same number; numbers never decrease along a row.
+    bounds: the same as `document_bounds` gives it, int32, or None: not known on the host.
     """
 
     tokens: Tensor
     labels: Tensor
     documents: Tensor | None = None
+    bounds: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; the copy does not wait if the memory is pinned."""
-        documents = self.documents
-        if documents is not None:
-            documents = documents.to(device, non_blocking=True)
-        return Batch(
-            self.tokens.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), documents
-        )
+        tokens, labels = (each.to(device, non_blocking=True) for each in self[:2])
+        masks = (None if each is None else each.to(device, non_blocking=True) for each in self[2:])
+        return Batch(tokens, labels, *masks)
 
 
 class Rows(NamedTuple):
@@ -44,11 +43,21 @@ class Rows(NamedTuple):
     is_target: (batch, seq) bool, which labels are targets; None = all.
     end_of_text: its id where documents are masked from each other: as an input it opens the next one. None
         where a position attends to all before it.
+    bounds: of the documents, as `document_bounds` gives it; `of` computes it.
     """
 
     tokens: Tensor
     is_target: Tensor | None = None
     end_of_text: int | None = None
+    bounds: Tensor | None = None
+
+    @classmethod
+    def of(cls, tokens: Tensor, is_target: Tensor | None, end_of_text: int | None) -> Rows:
+        """Rows with the bounds of their documents, which lie in pinned memory where the tokens do."""
+        bounds = None if end_of_text is None else document_bounds(tokens[:, :-1] == end_of_text)
+        if bounds is not None and tokens.is_pinned():
+            bounds = bounds.pin_memory()
+        return cls(tokens, is_target, end_of_text, bounds)
 
     def pinned_for(self, device: torch.device) -> Rows:
         """The same rows; for a GPU in page-locked memory, which it reads while the host goes on."""
@@ -66,7 +75,8 @@ class Rows(NamedTuple):
         documents = None
         if self.end_of_text is not None:
             documents = (tokens == self.end_of_text).cumsum(1, dtype=torch.int32)
-        return Batch(tokens, labels, documents)
+        bounds = None if self.bounds is None else self.bounds.to(device, non_blocking=True)
+        return Batch(tokens, labels, documents, bounds)
 
 
 class LossSum(NamedTuple):
@@ -97,14 +107,17 @@ class LossSum(NamedTuple):
         return sum((extra for extra in self.extras.values() if extra.requires_grad), self.nats.sum())
 
 
-def cu_seqlens(documents: Tensor) -> tuple[Tensor, int]:
-    """Where documents begin if a batch's rows are laid end to end, as kernels of variable length take it.
+def document_bounds(begins: Tensor) -> Tensor:
+    """Where documents begin if rows are laid end to end, as kernels of variable length take it.
 
-    documents: (batch, seq), as in `Batch`. Returns ((count + 1,) int32: 0, the later beginnings, batch * seq)
-    and the length of the longest document. Waits for the device that `documents` is on.
+    begins: (batch, seq) bool on the host, which positions open a document; the first of a row always does.
+    Returns int32: 0, the later beginnings, and batch * seq so often that the length is a power of two: few
+    shapes occur.
     """
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    begins = begins.clone()
+    begins[:, 0] = True
     starts = begins.flatten().nonzero().flatten()
-    bounds = torch.cat([starts, starts.new_tensor([documents.numel()])]).int()
-    return bounds, int(bounds.diff().max())
+    size = max(16, 1 << starts.numel().bit_length())
+    bounds = torch.full((size,), begins.numel(), dtype=torch.int32)
+    bounds[: starts.numel()] = starts
+    return bounds

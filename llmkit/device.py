@@ -37,6 +37,7 @@ def device_facts(device: torch.device, compiled: bool = False) -> DeviceFacts:
         capability=torch.cuda.get_device_capability(device) if on_gpu and torch.version.hip is None else None,
         triton=triton_runs(device),
         avx512_bf16=not on_gpu and has_avx512_bf16(),
+        varlen=importlib.util.find_spec("torch.nn.attention.varlen") is not None,
     )
 
 

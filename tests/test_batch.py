@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from llmkit.batch import IGNORE, Rows, cu_seqlens
+from llmkit.batch import IGNORE, Rows, document_bounds
 from llmkit.kernels.attention import sdpa as attention
 
 
 def test_the_bounds_of_documents_are_those_at_which_attention_ends():
     torch.manual_seed(0)
     documents = torch.tensor([[0, 0, 1, 1, 1, 4, 4], [2, 2, 2, 2, 2, 2, 2], [0, 1, 2, 3, 4, 5, 6]]).int()
-    bounds, longest = cu_seqlens(documents)
-    assert (bounds.tolist(), bounds.dtype, longest) == ([0, 2, 5, 7, *range(14, 22)], torch.int32, 7)
+    begins = torch.zeros(3, 7, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    bounds = document_bounds(begins)
+    assert (bounds.tolist(), bounds.dtype) == ([0, 2, 5, 7, *range(14, 21), *[21] * 5], torch.int32)
+    assert not begins[:, 0].any()  # what was given is as it was
+    assert document_bounds(torch.ones(1, 64, dtype=torch.bool)).tolist() == [*range(64), *[64] * 64]
     q, k, v = torch.randn(3, 3, 7, 2, 4).unbind()  # (batch, seq, heads, head_dim)
     whole = attention(q, k, v, documents=documents).flatten(0, 1)
     for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -24,15 +28,16 @@ def test_rows_become_a_batch_where_it_is_used():
     text = torch.tensor([[9, 0, 5, 5, 0, 0, 7, 3], [0, 1, 1, 1, 1, 1, 0, 2]], dtype=torch.int32)
     is_target = torch.ones(2, 7, dtype=torch.bool)
     is_target[0, :3] = False
-    batch = Rows(text, is_target, end_of_text=0).to(torch.device("cpu"))
-    assert [each.dtype for each in batch if each is not None] == [torch.int64, torch.int64, torch.int32]
+    batch = Rows.of(text, is_target, 0).to(torch.device("cpu"))
+    assert [each.dtype for each in batch if each is not None] == [torch.int64] * 2 + [torch.int32] * 2
     assert all(each.is_contiguous() for each in batch if each is not None)
     assert batch.tokens.tolist() == text[:, :-1].tolist()
     assert batch.labels.tolist() == [[IGNORE, IGNORE, IGNORE, 0, 0, 7, 3], [1, 1, 1, 1, 1, 0, 2]]
     assert batch.documents is not None
     assert batch.documents.tolist() == [[0, 1, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
-    plain = Rows(text).to(torch.device("cpu"))
-    assert (plain.labels.tolist(), plain.documents) == (text[:, 1:].tolist(), None)
+    assert batch.bounds is not None and batch.bounds.tolist() == [0, 1, 4, 5, 7, 13, *[14] * 10]
+    plain = Rows.of(text, None, None).to(torch.device("cpu"))
+    assert (plain.labels.tolist(), *plain[2:]) == (text[:, 1:].tolist(), None, None)
 
 
 def test_rows_for_a_gpu_are_pinned_and_others_left_as_they_are(monkeypatch):

@@ -133,5 +133,5 @@ def documents_of(case: Case, device: torch.device) -> dict[str, Any]:
     tokens = torch.zeros(case.rows, case.length + 1, dtype=torch.int32)
     for number in range(1, case.documents):
         tokens[:, number * case.length // case.documents] = 1
-    batch = Rows(tokens, end_of_text=1).to(device)
-    return {"documents": batch.documents}
+    batch = Rows.of(tokens, None, 1).to(device)
+    return {"documents": batch.documents, "bounds": batch.bounds}

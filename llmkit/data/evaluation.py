@@ -56,4 +56,4 @@ class HeldOut:
                 text[place, : stop - start] = reader.read(start, stop)
                 is_target[place, : stop - start - 1] = True if known is None else known[1:]
             boundary = tokenizer.end_of_text_id if self._prepared.document_masks else None
-            yield Rows(torch.from_numpy(text), torch.from_numpy(is_target), boundary)
+            yield Rows.of(torch.from_numpy(text), torch.from_numpy(is_target), boundary)

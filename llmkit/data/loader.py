@@ -332,7 +332,7 @@ class TrainLoader:
         texts = block.text.split(self._micro)
         masks = [None] * len(texts) if block.is_target is None else block.is_target.split(self._micro)
         micro_batches = [
-            Rows(text, is_target, self._boundary) for text, is_target in zip(texts, masks, strict=True)
+            Rows.of(text, is_target, self._boundary) for text, is_target in zip(texts, masks, strict=True)
         ]
         own, sources = block.targets.tolist(), block.sources.reshape(steps, count, self._micro)
         everything = None if block.has_masks else self._batch_rows * self._config.sequence_length

@@ -30,6 +30,7 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "dropout_add": {"torch": "llmkit.kernels.dropout", "triton": "llmkit.kernels.triton.dropout"},
     "attention": {
         "sdpa": "llmkit.kernels.attention:sdpa",
+        "varlen": "llmkit.kernels.attention_varlen:varlen",
         "blocks": "llmkit.kernels.attention_blocks:blocks",
         "matmul": "llmkit.kernels.attention_blocks:matmul",
     },

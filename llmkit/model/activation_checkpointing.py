@@ -30,10 +30,13 @@ KEPT = frozenset(
     )
 )
 """Results that "selective" keeps: of matrix products, attention and communication."""
+KEPT_BY_NAME = frozenset(("torch_attn::_varlen_attn",))
+"""The same of operations that PyTorch registers when their module is imported."""
 
 
 def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    kept = operation in KEPT or getattr(operation, "_name", None) in KEPT_BY_NAME
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def recomputed(how: str, function: Callable[..., Tensor], *arguments: Any, random: bool) -> Tensor:

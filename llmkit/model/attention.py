@@ -54,6 +54,7 @@ class Attention(nn.Module):
             q, k, v,
             window=self.window,
             documents=inputs.documents,
+            bounds=inputs.bounds,
             dropout=self.dropout if self.training else 0.0,
         )  # fmt: skip
         return self.o_proj(mixed.flatten(-2))

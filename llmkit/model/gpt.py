@@ -192,7 +192,9 @@ class GPT(Model):
     def forward(self, batch: Batch) -> LossSum:
         """The loss of each sequence, summed over its targets; the same on all tensor-parallel ranks."""
         with group_dropout(self.shape, self.tp, self.training, batch.tokens.device) as keys:
-            return self.head(self.hidden(batch.tokens, batch.documents, keys=keys), batch.labels)
+            return self.head(
+                self.hidden(batch.tokens, batch.documents, keys=keys, bounds=batch.bounds), batch.labels
+            )
 
     def hidden(
         self,
@@ -200,10 +202,11 @@ class GPT(Model):
         documents: Tensor | None = None,
         cache: KeyValueCache | None = None,
         keys: DropoutKeys | None = None,
+        bounds: Tensor | None = None,
     ) -> Tensor:
         """tokens: (batch, seq) -> output of the last norm (batch, seq, hidden), or its piece of the sequence.
 
-        keys: of the dropouts; None: PyTorch's generators serve.
+        keys: of the dropouts; None: PyTorch's generators serve. bounds: of the documents, see `Batch`.
         """
         if not self.has_weights:
             raise RuntimeError(
@@ -212,7 +215,9 @@ class GPT(Model):
             )
         keys = keys or DropoutKeys(None, [None] * len(self.blocks), [None] * len(self.blocks))
         span = Span.of(tokens, cache)
-        inputs = AttentionInputs(self.rope and span.rope(self.rope), documents, cache)
+        if self.compiled and bounds is not None:
+            torch._dynamo.mark_dynamic(bounds, 0)  # another number of documents is not compiled anew
+        inputs = AttentionInputs(self.rope and span.rope(self.rope), documents, bounds, cache)
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions(span.ids(documents, tokens.device))

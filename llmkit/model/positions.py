@@ -22,11 +22,13 @@ class AttentionInputs(NamedTuple):
     """What attention is given beside the hidden states, the same for all blocks.
 
     rope: the tables of these positions, None without rotary positions. documents: (batch, seq) int32 or None,
-    see `llmkit.batch.Batch`. cache: keys and values of earlier positions, to be extended by these.
+    bounds: theirs, see `llmkit.batch.Batch`. cache: keys and values of earlier positions, to be extended by
+    these.
     """
 
     rope: RopeTables | None = None
     documents: Tensor | None = None
+    bounds: Tensor | None = None
     cache: KeyValueCache | None = None
 
 

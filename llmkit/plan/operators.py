@@ -93,8 +93,38 @@ def triton_form(refuses: Rule = _never, best: Rule = _uncompiled_gpu) -> Form:
 
 
 def _compiled_on_cpu(s: Situation) -> str | None:
+    """Selective recomputation would keep the scores of blocks."""
     on_cpu = s.device is not None and s.device.kind == "cpu"
-    return "compiled on a CPU" if on_cpu and s.compiled else None
+    selective = s.layout.activation_checkpointing == "selective"
+    return "compiled on a CPU" if on_cpu and s.compiled and not selective else None
+
+
+def _varlen_refuses(s: Situation) -> str | None:
+    """What flash attention of variable length cannot do, or a loop over documents on a CPU."""
+    if s.shape is not None and s.shape.attention_dropout > 0.0:
+        return "attention of variable length has no dropout"
+    if s.device is None:
+        return None
+    if s.device.kind == "cpu":
+        return "on a CPU it is a loop over documents, which cannot be compiled" if s.compiled else None
+    if s.device.capability is None or s.device.capability < (8, 0):
+        return "flash attention of variable length needs an NVIDIA GPU of compute capability 8.0 or newer"
+    if s.precision.compute != "bf16":
+        return f"flash attention of variable length computes in bf16, not {s.precision.compute}"
+    if s.shape is not None and (s.shape.head_dim % 8 or s.shape.head_dim > 256):
+        return f"flash attention of variable length takes heads of 8, 16, ... 256, not {s.shape.head_dim}"
+    if not s.device.varlen:
+        return "this version of PyTorch has no torch.nn.attention.varlen (2.11 and newer have it)"
+    return None
+
+
+def _documents_or_window(s: Situation) -> str | None:
+    if s.config.data.document_masks:
+        return "documents are masked"
+    on_gpu = s.device is not None and s.device.kind == "cuda"
+    window = None if s.shape is None else s.shape.sliding_window
+    windowed = window is not None and window < s.config.data.sequence_length
+    return "windows" if on_gpu and windowed else None
 
 
 def _rows_too_wide(s: Situation) -> str | None:
@@ -152,7 +182,12 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "rotation": (triton_form(), TORCH),
     "activation": (triton_form(), TORCH),
     "dropout_add": (triton_form(), TORCH),
-    "attention": (Form("blocks", best=_compiled_on_cpu), Form("matmul", best=_never), Form("sdpa")),
+    "attention": (
+        Form("varlen", _varlen_refuses, _documents_or_window),
+        Form("blocks", best=_compiled_on_cpu),
+        Form("matmul", best=_never),
+        Form("sdpa"),
+    ),
     "head_loss": (Form("full"),),
     "gradient_norm": (TORCH,),
     "adamw": (triton_form(_optimizer_elsewhere, best=_unmeasured), TORCH),

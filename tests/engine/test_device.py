@@ -97,7 +97,8 @@ def take_steps(engine: NativeEngine, documents: bool) -> None:
             zeros = {kind: torch.zeros_like(master) for kind in moments(each)}
             each.state[master] = {"step": torch.zeros((), device="meta"), **zeros}
     tokens = torch.zeros(2, 16, dtype=torch.int64, device="meta")
-    batch = Batch(tokens, tokens.clone(), (tokens == 3).cumsum(1, dtype=torch.int32) if documents else None)
+    masked = (tokens == 3).cumsum(1, dtype=torch.int32), torch.zeros(16, dtype=torch.int32, device="meta")
+    batch = Batch(tokens, tokens.clone(), *(masked if documents else ()))
     result = engine.train_step([batch, batch], 64, 1e-3)
     for scalar in (result.loss_sum, result.grad_norm, result.skipped):
         assert (scalar.device.type, scalar.shape) == ("meta", ())

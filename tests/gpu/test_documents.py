@@ -51,7 +51,7 @@ def test_documents_do_not_see_each_other(device, dtype):
     lengths = [3001, 1, 517, 4096, 578] if device.type == "cuda" else [13, 1, 7, 20, 8]
     row = rows_of(lengths)
     made = model(device, dtype, sum(lengths), masked=True)
-    together = made(Rows(torch.cat((row, row[:, :1]), 1), end_of_text=END).to(device))
+    together = made(Rows.of(torch.cat((row, row[:, :1]), 1), None, END).to(device))
     together.nats.sum().backward()
     gradients = {name: each.grad.double() for name, each in made.named_parameters()}
     made.zero_grad()
@@ -59,7 +59,7 @@ def test_documents_do_not_see_each_other(device, dtype):
     for part in row.split(lengths, dim=1):
         # The last target of a document is the end-of-text that opens the next one.
         follows = torch.full_like(part[:, :1], END)
-        alone = made(Rows(torch.cat((part, follows), 1), end_of_text=END).to(device))
+        alone = made(Rows.of(torch.cat((part, follows), 1), None, END).to(device))
         alone.nats.sum().backward()
         nats += alone.nats.sum().item()
     loss, gradient = (1e-5, 1e-4) if dtype == torch.float32 else (5e-3, 5e-2)
@@ -75,7 +75,7 @@ def test_masks_take_no_memory_to_speak_of(device):
     for masked in (False, True):
         made = model(device, torch.bfloat16, length, masked)
         row = rows_of([length // 4] * 4)
-        batch = Rows(torch.cat((row, row[:, :1]), 1), end_of_text=END if masked else None).to(device)
+        batch = Rows.of(torch.cat((row, row[:, :1]), 1), None, END if masked else None).to(device)
         for _ in range(2):
             if device.type == "cuda":
                 torch.cuda.synchronize()

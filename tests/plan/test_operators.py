@@ -11,6 +11,7 @@ import pytest
 from llmkit import registry
 from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan import DeviceFacts
 from llmkit.plan import operators as table
@@ -80,11 +81,66 @@ def test_the_avx512_linear_layer_is_for_compiled_bf16_on_such_a_cpu() -> None:
         assert why in only
 
 
+H100 = replace(GPU, varlen=True)
+WINDOWED = ModelShape(
+    vocab_size=99, padded_vocab_size=99, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2, head_dim=32, intermediate_size=64, max_position_embeddings=2048,
+    sliding_window=128,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "changes", "form"),
+    [
+        (CPU, True, {}, "blocks"),
+        (CPU, True, {"documents": True}, "blocks"),
+        (CPU, True, {"activation_checkpointing": "selective"}, "sdpa"),
+        (CPU, False, {}, "sdpa"),
+        (CPU, False, {"documents": True}, "varlen"),
+        (H100, True, {}, "sdpa"),
+        (H100, True, {"documents": True}, "varlen"),
+        (H100, True, {"shape": WINDOWED}, "varlen"),
+        (H100, True, {"shape": replace(WINDOWED, sliding_window=5000)}, "sdpa"),
+        (H100, True, {"documents": True, "shape": replace(WINDOWED, attention_dropout=0.1)}, "sdpa"),
+        (H100, True, {"documents": True, "shape": replace(WINDOWED, head_dim=30)}, "sdpa"),
+        (H100, True, {"documents": True, "precision": "fp32"}, "sdpa"),
+        (replace(H100, capability=(7, 5)), True, {"documents": True}, "sdpa"),
+        (replace(H100, varlen=False), True, {"documents": True}, "sdpa"),
+    ],
+)
+def test_attention_is_the_form_that_skips_most(
+    device: DeviceFacts, compiled: bool, changes: dict[str, Any], form: str
+) -> None:
+    config = Config.model_validate(
+        {
+            "data": {"sources": [{"type": "stdlib"}], "document_masks": changes.get("documents", False)},
+            "train": {"max_steps": 1},
+        }
+    )
+    layout = Layout(activation_checkpointing=changes.get("activation_checkpointing", "none"))
+    precision = PRECISIONS[changes.get("precision", "bf16")]
+    situation = Situation(config, changes.get("shape"), layout, precision, device, compiled)
+    chosen, mistakes = choose_operators(Loaded.of(config), situation)
+    assert (chosen["attention"].form, mistakes) == (form, [])
+
+
+def test_attention_of_variable_length_is_refused_with_the_reason() -> None:
+    forced = {"attention": "varlen"}
+    for device, precision, why in (
+        (replace(H100, varlen=False), "bf16", "2.11 and newer have it"),
+        (replace(H100, capability=(7, 5)), "bf16", "compute capability 8.0"),
+        (H100, "fp32", "computes in bf16, not fp32"),
+        (CPU, "fp32", "cannot be compiled"),
+    ):
+        (only,) = choose(device, True, precision, operators=forced)[1]
+        assert why in only
+
+
 def test_what_is_asked_for_and_cannot_be_is_named_all_at_once() -> None:
     _, mistakes = choose(operators={"norm": "triton", "attention": "flash9"})
     first, second = mistakes
     assert first.startswith('kernels.operators.norm "triton" (settings): Triton kernels run on a GPU')
-    assert "attention has no form of this name; it has blocks, matmul, sdpa, and" in second
+    assert "attention has no form of this name; it has varlen, blocks, matmul, sdpa, and" in second
     _, (only,) = choose(backend="triton")
     assert only.startswith('kernels.backend "triton" (settings): Triton kernels run on a GPU')
 
