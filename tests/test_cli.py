@@ -21,6 +21,7 @@ HEAVY = (
     "deepspeed",
     "accelerate",
     "pydantic",
+    "triton",
 )
 
 

@@ -136,4 +136,4 @@ def test_one_graph_serves_all_recomputed_blocks():
     model.load_state_dict(random_model(model.shape).state_dict())
     model.compile_parts(print, COMPILER)
     backward(model)
-    assert counters["stats"]["unique_graphs"] == 4  # a block as it is, one recomputed, the last norm, the head
+    assert counters["stats"]["unique_graphs"] == 4  # a block, one recomputed, the last norm, the head

@@ -70,7 +70,7 @@ def test_the_first_steps_have_their_bias_correction_in_full(device):
     optimizer = adamw([{"params": made, "weight_decay": 0.0}], lr=1.0, betas=(0.9, 0.999), eps=1e-12)
     made[0].grad = torch.full((100,), 0.37, device=device)
     optimizer.step()
-    assert relative_error(made[0], torch.full((100,), -1.0)) < 1e-6, str(made[0][0])
+    assert relative_error(made[0], torch.full((100,), -1.0, device=device)) < 1e-6, str(made[0][0])
 
 
 def test_tensors_at_odd_addresses_and_gradients_in_another_order(device):
