@@ -31,6 +31,8 @@ NOTES = (
 
 
 SIZES: tuple[tuple[Callable[..., list[Operation]], dict[str, int], dict[str, int]], ...] = (
+    (operations.linear, {"tokens": 16_384, "outputs": 16_384, "inputs": 2048}, {"tokens": 512}),
+    (operations.linear, {"tokens": 16_384, "outputs": 2304, "inputs": 768}, {"tokens": 512}),
     (operations.norms, {"tokens": 16_384, "width": 2048}, {"tokens": 509}),
     (operations.norms, {"tokens": 16_384, "width": 1600}, {"tokens": 509}),
     (
@@ -50,6 +52,7 @@ SIZES: tuple[tuple[Callable[..., list[Operation]], dict[str, int], dict[str, int
 )  # fmt: skip
 """What makes operations, its sizes, and those that the error is taken at."""
 TOY: tuple[tuple[Callable[..., list[Operation]], dict[str, int], dict[str, int]], ...] = (
+    (operations.linear, {"tokens": 32, "outputs": 48, "inputs": 32}, {}),
     (operations.norms, {"tokens": 24, "width": 40}, {}),
     (operations.rotation, {"rows": 2, "length": 12, "heads": 4, "key_heads": 2, "head_dim": 8}, {}),
     (operations.pointwise, {"tokens": 24, "width": 40, "inner": 72}, {}),

@@ -39,6 +39,17 @@ Draw = Callable[..., Tensor]
 """A random tensor of a size, on the device and in the type of the measurement."""
 
 
+def linear(draw: Draw, tokens: int, outputs: int, inputs: int) -> list[Operation]:
+    """A linear layer; its products are bound by arithmetic, so that the bytes are no bound."""
+    x, weight = draw(tokens, inputs), draw(outputs, inputs)
+    return [
+        Operation(
+            f"linear, {tokens} x {outputs} x {inputs}", "linear", "linear", {"x": x, "weight": weight},
+            lambda f, i: (f(i["x"], i["weight"]),), 2 * (x.nbytes + weight.nbytes) + 2 * tokens * outputs * 2,
+        )
+    ]  # fmt: skip
+
+
 def norms(draw: Draw, tokens: int, width: int) -> list[Operation]:
     """RMSNorm and LayerNorm, alone and with the sum before them."""
     x, branch, weight, bias = draw(tokens, width), draw(tokens, width), draw(width), draw(width)
@@ -101,7 +112,7 @@ def rotation(
 def pointwise(draw: Draw, tokens: int, width: int, inner: int) -> list[Operation]:
     """Activations of the MLP, and dropout of a branch."""
     gate, up, x, branch = draw(tokens, inner), draw(tokens, inner), draw(tokens, width), draw(tokens, width)
-    key = torch.tensor(7, device=x.device)
+    bias, key = draw(inner), torch.tensor(7, device=x.device)
     return [
         Operation(
             f"swiglu, {inner}", "activation", "swiglu", {"gate": gate, "up": up},
@@ -109,7 +120,8 @@ def pointwise(draw: Draw, tokens: int, width: int, inner: int) -> list[Operation
             {"Liger": lambda i: (_liger().liger_swiglu(i["gate"], i["up"]),)},
         ),
         Operation(
-            f"gelu, {inner}", "activation", "gelu", {"x": gate}, lambda f, i: (f(i["x"]),), 5 * gate.nbytes
+            f"gelu with bias, {inner}", "activation", "gelu", {"x": gate, "bias": bias},
+            lambda f, i: (f(i["x"], i["bias"]),), 5 * gate.nbytes,
         ),
         Operation(
             f"gelu with bias, {inner}", "activation", "gelu", {"x": gate, "bias": draw(inner)},

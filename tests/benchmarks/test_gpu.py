@@ -82,8 +82,9 @@ def test_kernels(tmp_path: Path) -> None:
 
     found = tables(run_part("kernels", tmp_path))
 
-    assert set(found) == set(FUNCTIONS) - {"linear", "attention"}, "an operator has no measurement"
-    errors = [row["error"] for rows in found.values() for row in rows if row.get("error")]
+    assert set(found) == set(FUNCTIONS) - {"attention"}, "an operator has no measurement"
+    exact = [rows for operator, rows in found.items() if operator != "linear"]  # fp8 rounds
+    errors = [row["error"] for rows in exact for row in rows if row.get("error")]
     assert len(errors) > 15
     assert max(map(float, errors)) < 1e-4
     (liger,) = (row for row in found["activation"] if "Liger" in row["operator and form"])

@@ -56,7 +56,7 @@ def rows(lengths: tuple[int, ...] | None, length: int, scale: int) -> Rows:
         for part in parts:
             row[at] = END
             at += part * scale
-    return Rows(tokens, end_of_text=END if lengths else None)
+    return Rows.of(tokens, None, END if lengths else None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -81,7 +81,9 @@ def test_forms_and_their_gradients(device, name, dtype):
             continue
         tried.append(form)
         check(
-            lambda q, k, v, attend=table.attention: attend(q, k, v, window=window, documents=batch.documents),
+            lambda q, k, v, attend=table.attention: attend(
+                q, k, v, window=window, documents=batch.documents, bounds=batch.bounds
+            ),
             lambda q, k, v: reference(q, k, v, window, batch.documents),
             [each.requires_grad_() for each in inputs],
             TOLERANCE[dtype],

@@ -51,7 +51,7 @@ def test_graphs_hold_together_and_are_made_once(device, name, precision, masked)
     counters.clear()
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randint(97, (2, 33), generator=generator, dtype=torch.int32) for _ in range(4)]
-    batches = [Rows(each, None, 5 if masked else None).to(device) for each in tokens]
+    batches = [Rows.of(each, None, 5 if masked else None).to(device) for each in tokens]
     losses = {}
     graphs = []
     for compiled in (False, True):
