@@ -131,12 +131,13 @@ def _rows_too_wide(s: Situation) -> str | None:
     """A program of the Triton norms holds a whole row in registers."""
     if s.shape is None or s.shape.hidden_size <= WIDEST_NORM:
         return None
-    return f"the Triton norms take rows of at most {WIDEST_NORM:,}, not {s.shape.hidden_size:,}"
+    wide = f"the Triton norms take rows of at most {WIDEST_NORM:,}, not {s.shape.hidden_size:,}"
+    return f"{wide}; set kernels.operators.norm to torch"
 
 
 def _optimizer_elsewhere(s: Situation) -> str | None:
     if s.layout.engine == "deepspeed":
-        return "DeepSpeed takes no other AdamW than PyTorch's"
+        return "DeepSpeed takes no other AdamW than PyTorch's; set kernels.operators.adamw to torch"
     return None
 
 

@@ -17,18 +17,25 @@ from llmkit.plan import DeviceFacts
 from llmkit.plan import operators as table
 from llmkit.plan.operators import FORMS, Choice, Form, Situation, choose_operators, show_choices
 from llmkit.precision import PRECISIONS
+from tests.shapes import LLAMA_STYLE
 
 CPU, GPU = DeviceFacts(), DeviceFacts("cuda", has_bf16_units=True, capability=(9, 0), triton=True)
+ONE_PROCESS = Layout()
 
 
 def choose(
-    device: DeviceFacts | None = CPU, compiled: bool = False, precision: str = "fp32", **kernels: Any
+    device: DeviceFacts | None = CPU,
+    compiled: bool = False,
+    precision: str = "fp32",
+    layout: Layout = ONE_PROCESS,
+    shape: ModelShape | None = None,
+    **kernels: Any,
 ) -> tuple[dict[str, Choice], list[str]]:
     """The choices, and the text of what is wrong."""
     config = Config.model_validate(
         {"data": {"sources": [{"type": "stdlib"}]}, "train": {"max_steps": 1}, "kernels": kernels}
     )
-    situation = Situation(config, None, Layout(), PRECISIONS[precision], device, compiled)
+    situation = Situation(config, shape, layout, PRECISIONS[precision], device, compiled)
     chosen, mistakes = choose_operators(Loaded.of(config), situation)
     return chosen, [mistake.what for mistake in mistakes]
 
@@ -143,6 +150,20 @@ def test_what_is_asked_for_and_cannot_be_is_named_all_at_once() -> None:
     assert "attention has no form of this name; it has varlen, blocks, matmul, sdpa, and" in second
     _, (only,) = choose(backend="triton")
     assert only.startswith('kernels.backend "triton" (settings): Triton kernels run on a GPU')
+
+
+def test_triton_forms_refuse_what_they_cannot_serve_and_say_what_to_set(monkeypatch) -> None:
+    layout = Layout(engine="deepspeed", zero_stage=2)
+    assert choose(GPU, layout=layout, backend="triton")[1] == [
+        'kernels.backend "triton" (settings): DeepSpeed takes no other AdamW than PyTorch\'s; '
+        "set kernels.operators.adamw to torch"
+    ]
+    assert choose(GPU, layout=layout, backend="triton", operators={"adamw": "torch"})[1] == []
+    monkeypatch.setattr(table, "FORMS", FORMS)
+    wide = replace(LLAMA_STYLE, hidden_size=40_960)
+    assert choose(GPU, shape=wide)[0]["norm"].form == "torch"
+    (mistake,) = choose(GPU, shape=wide, operators={"norm": "triton"})[1]
+    assert "rows of at most 32,768, not 40,960; set kernels.operators.norm to torch" in mistake
 
 
 def test_a_registered_form_is_one_of_its_operator_alone_and_may_refuse() -> None:
