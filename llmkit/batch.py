@@ -63,8 +63,10 @@ class Rows(NamedTuple):
         """The same rows; for a GPU in page-locked memory, which it reads while the host goes on."""
         if device.type != "cuda":
             return self
-        is_target = None if self.is_target is None else self.is_target.pin_memory()
-        return self._replace(tokens=self.tokens.pin_memory(), is_target=is_target)
+        is_target, bounds = (
+            None if each is None else each.pin_memory() for each in (self.is_target, self.bounds)
+        )
+        return self._replace(tokens=self.tokens.pin_memory(), is_target=is_target, bounds=bounds)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, made there; nothing waits for the copy if the memory is pinned."""

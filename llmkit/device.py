@@ -9,6 +9,7 @@ import torch
 
 from llmkit.config.schema import Config
 from llmkit.cores import available_cores
+from llmkit.kernels.attention_varlen import kernel_parameters
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.monitor.hardware import has_avx512_bf16, has_bf16_units
 from llmkit.plan import DeviceFacts
@@ -37,7 +38,7 @@ def device_facts(device: torch.device, compiled: bool = False) -> DeviceFacts:
         capability=torch.cuda.get_device_capability(device) if on_gpu and torch.version.hip is None else None,
         triton=triton_runs(device),
         avx512_bf16=not on_gpu and has_avx512_bf16(),
-        varlen=importlib.util.find_spec("torch.nn.attention.varlen") is not None,
+        varlen=on_gpu and "window_size" in kernel_parameters(),
     )
 
 

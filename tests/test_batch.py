@@ -43,10 +43,10 @@ def test_rows_become_a_batch_where_it_is_used():
 def test_rows_for_a_gpu_are_pinned_and_others_left_as_they_are(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(self), self.clone())[1])
-    rows = Rows(torch.zeros(1, 3, dtype=torch.int32), torch.ones(1, 2, dtype=torch.bool), end_of_text=7)
+    rows = Rows.of(torch.zeros(1, 3, dtype=torch.int32), torch.ones(1, 2, dtype=torch.bool), end_of_text=7)
     assert rows.pinned_for(torch.device("cpu")) is rows and not pinned
     found = rows.pinned_for(torch.device("cuda"))
-    assert {id(each) for each in pinned} == {id(rows.tokens), id(rows.is_target)}
+    assert {id(each) for each in pinned} == {id(each) for each in (rows.tokens, rows.is_target, rows.bounds)}
     assert torch.equal(found.tokens, rows.tokens) and found.tokens is not rows.tokens
     assert found.is_target is not rows.is_target and found.end_of_text == 7
     assert rows._replace(is_target=None).pinned_for(torch.device("cuda")).is_target is None

@@ -29,9 +29,11 @@ def test_the_free_memory_of_a_gpu(monkeypatch):
     monkeypatch.setattr(device_module, "has_bf16_units", lambda device: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(device_module, "triton_runs", lambda device: True)
-    assert device_facts(torch.device("cuda", 0)) == DeviceFacts(
-        "cuda", has_bf16_units=True, free_bytes=5, capability=(9, 0), triton=True
-    )
+    for parameters, varlen in ((frozenset({"window_size"}), True), (frozenset(), False)):
+        monkeypatch.setattr(device_module, "kernel_parameters", lambda found=parameters: found)
+        assert device_facts(torch.device("cuda", 0)) == DeviceFacts(
+            "cuda", has_bf16_units=True, free_bytes=5, capability=(9, 0), triton=True, varlen=varlen
+        )
 
 
 def test_triton_runs_on_gpus_that_it_knows_and_elsewhere_in_its_interpreter(monkeypatch):

@@ -6,12 +6,28 @@ window. On a CPU documents are computed one after the other, which cannot be com
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from llmkit.kernels.attention import sdpa
+
+
+def kernel_parameters() -> frozenset[str]:
+    """What PyTorch's kernel can be asked for: `window_size` from 2.11 on, `enable_gqa` from 2.12 on.
+
+    It takes groups before that, too. Importing it takes a second.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+GROUPS = {"enable_gqa": True}
+if torch.version.cuda is not None and "enable_gqa" not in kernel_parameters():
+    GROUPS = {}
 
 
 def varlen(
@@ -47,8 +63,7 @@ def varlen(
     # No document is longer than a row: with its own length, each longest document would be compiled anew.
     out = varlen_attn(
         query, key, value, bounds, bounds, keys, keys, scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q.shape[2] != k.shape[2],
+        window_size=(-1 if window is None else window - 1, 0), **GROUPS,
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out.view_as(q)

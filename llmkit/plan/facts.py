@@ -14,7 +14,7 @@ class DeviceFacts:
     of all ranks; not used for a CPU. compiler_missing: why torch.compile cannot work here; None where it
     can, or was not asked for. capability: of a GPU of NVIDIA's, else None. triton: whether Triton kernels can
     run (on a CPU: in its interpreter). avx512_bf16: whether that is the fastest unit for bf16 of a CPU.
-    varlen: whether PyTorch has attention of variable length.
+    varlen: whether PyTorch has attention of variable length with windows, for a GPU.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"

@@ -114,7 +114,7 @@ def _varlen_refuses(s: Situation) -> str | None:
     if s.shape is not None and (s.shape.head_dim % 8 or s.shape.head_dim > 256):
         return f"flash attention of variable length takes heads of 8, 16, ... 256, not {s.shape.head_dim}"
     if not s.device.varlen:
-        return "this version of PyTorch has no torch.nn.attention.varlen (2.11 and newer have it)"
+        return "this PyTorch has no attention of variable length with windows (2.11 and newer have it)"
     return None
 
 

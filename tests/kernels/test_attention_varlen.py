@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llmkit.batch import document_bounds
-from llmkit.kernels.attention_varlen import varlen
+from llmkit.kernels import attention_varlen
+from llmkit.kernels.attention_varlen import kernel_parameters, varlen
 from tests.kernels.dense_attention import dense, documents_of, tensors
 from tests.kernels.float64 import check
 
@@ -72,6 +73,24 @@ def test_the_kernel_is_asked_for_causal_windows_of_documents(monkeypatch, docume
         assert varlen(q, k, k, window=window, **given).shape == q.shape
     options = {"scale": None, "window_size": (left, 0), "enable_gqa": True}
     assert asked.calls == [((300, 6, 16), (300, 2, 16), bounds, 150, options)]
+
+
+def of_pytorch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    """Its kernel's parameters."""
+
+
+def test_older_versions_are_not_asked_for_what_they_do_not_know(monkeypatch):
+    """2.11 takes groups without being asked; 2.10 has no windows."""
+    from torch.nn.attention import varlen as module
+
+    assert kernel_parameters() >= {"scale", "window_size", "enable_gqa"}
+    monkeypatch.setattr(attention_varlen, "GROUPS", {})
+    calls = Asked(monkeypatch).calls
+    with torch.device("meta"):
+        varlen(torch.empty(2, 150, 6, 16), *[torch.empty(2, 150, 2, 16)] * 2, window=40)
+    assert calls[0][-1].keys() == {"scale", "window_size"}
+    monkeypatch.setattr(module, "varlen_attn", of_pytorch_2_10)
+    assert "window_size" not in kernel_parameters()
 
 
 def test_another_number_of_documents_is_not_compiled_anew():
