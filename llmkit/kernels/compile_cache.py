@@ -175,8 +175,11 @@ def _is_whole_source(path: Path) -> bool:
 
 def _set_up_inductor(environment: MutableMapping[str, str], local_size: int) -> None:
     """This process's share of the cores, no needless trials, and compiled headers in a private folder."""
+    import torch._functorch.config
     from torch._inductor import codecache, config
 
+    # The cache's key holds both graphs of an autograd.Function; else models with one are compiled anew.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     if "TORCHINDUCTOR_COMPILE_THREADS" not in environment:
         config.compile_threads = max(1, min(MOST_THREADS, available_cores() // local_size))
     if config.cpp.vec_isa_ok is None:

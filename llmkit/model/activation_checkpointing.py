@@ -39,6 +39,11 @@ def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) ->
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+_SELECTIVE: Any = partial(create_selective_checkpoint_contexts, _policy)
+# What PyTorch's cache of compiled code knows the policy by; without it nothing that uses it is kept.
+_SELECTIVE.cache_hash = " ".join(sorted(map(str, KEPT)))
+
+
 def recomputed(how: str, function: Callable[..., Tensor], *arguments: Any, random: bool) -> Tensor:
     """function(*arguments), some of whose activations are computed again in the backward pass.
 
@@ -49,5 +54,5 @@ def recomputed(how: str, function: Callable[..., Tensor], *arguments: Any, rando
         return function(*arguments)
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": random}
     if how == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+        options["context_fn"] = _SELECTIVE
     return checkpoint(function, *arguments, **options)

@@ -38,12 +38,12 @@ def test_compiled_training_is_that_of_one_process(found, case):
 
 
 GRAPHS = {
-    "native": 2,  # a block, which serves all, and the head
-    "stage 1": 2,
-    "stage 2": 2,
-    "native, recomputed": 3,
-    "stage 3, recomputed": 5,
-    "stage 3, selective": 5,
+    "native": 3,  # a block, which serves all, the last norm, and the head
+    "stage 1": 3,
+    "stage 2": 3,
+    "native, recomputed": 4,
+    "stage 3, recomputed": 6,
+    "stage 3, selective": 6,
 }
 """Stage 3 without recomputation breaks its graphs where DeepSpeed gathers weights, as often in each block."""
 
@@ -66,7 +66,7 @@ FORMS_OF_CPU = [("attention", "sdpa")] + [
 
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
 @pytest.mark.parametrize(("operator", "form"), FORMS_OF_CPU)
-def test_a_model_with_any_form_is_two_graphs_without_a_break(operator, form, shape):
+def test_a_model_with_any_form_is_three_graphs_without_a_break(operator, form, shape):
     plan = plan_for_shape(shape, CONFIG, DeviceFacts())
     situation = Situation(plan.config, shape, plan.layout, plan.precision, DeviceFacts(), compiled=True)
     (rules,) = (each for each in FORMS[operator] if each.name == form)
@@ -86,6 +86,6 @@ def test_a_model_with_any_form_is_two_graphs_without_a_break(operator, form, sha
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert told == []
     assert graph_breaks() == {}
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == 3
     for found, wanted in zip(*gradients, strict=True):
         assert float((found - wanted).norm() / (wanted.norm() + 1e-3)) < 1e-5

@@ -6,6 +6,7 @@ import fcntl
 import operator
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch._inductor import codecache
 from llmkit.errors import UserError
 from llmkit.kernels.compile_cache import VARIABLE, refusal, remove_truncated, use_compile_cache
 from llmkit.kernels.compiler import compiler_missing
+from llmkit.model.activation_checkpointing import recomputed
 
 NO_COMPILER = compiler_missing(torch.device("cpu"))
 
@@ -103,36 +105,57 @@ def test_what_is_being_written_is_left_alone(tmp_path):
     assert not library.exists()
 
 
+NEGATIVE = False
+
+
+class Scaled(torch.autograd.Function):
+    """Its backward pass is no consequence of its forward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy.neg() if NEGATIVE else dy * 2.0
+
+
 def compute(x: torch.Tensor) -> torch.Tensor:
-    return (x.sin() + 1.0).square().sum()
+    return recomputed("selective", lambda y: Scaled.apply(y) + 1.0, x, random=False).sum()
 
 
-def start() -> tuple[torch.Tensor, int]:
-    """A process's first use of compiled code: the gradient, and how many graphs came out of the cache."""
+def start() -> tuple[float, dict[str, int]]:
+    """A process's first use of compiled code: the gradient's sum, and whether the cache knew the graph."""
     torch._dynamo.reset()
     torch._inductor.utils.clear_caches()
     counters = torch._dynamo.utils.counters
     counters.clear()
     x = torch.linspace(0.0, 1.0, 40, requires_grad=True)
     torch.compile(compute, dynamic=False)(x).backward()
-    return x.grad, counters["inductor"]["fxgraph_cache_hit"]
+    assert not counters["graph_break"]
+    return float(x.grad.sum()), {
+        name: counters["aot_autograd"][f"autograd_cache_{name}"] for name in ("hit", "miss", "bypass")
+    }
+
+
+HIT = {"hit": 1, "miss": 0, "bypass": 0}
+MISS = {"hit": 0, "miss": 1, "bypass": 0}
 
 
 @pytest.mark.skipif(NO_COMPILER is not None, reason=str(NO_COMPILER))
-def test_a_second_start_compiles_nothing_and_damaged_files_are_made_anew(asked):
+def test_a_second_start_compiles_nothing_and_damaged_files_are_made_anew(asked, monkeypatch):
     told: list[str] = []
     use_compile_cache(os.environ, 1, told.append)
     inductor.cpp_cache_precompile_headers = False  # they pay for many files only
-    expected, hits = start()
-    assert hits == 0
+    assert start() == (80.0, MISS)
     use_compile_cache(os.environ, 1, told.append)
     assert told == [], "nothing of a sound cache is taken for damaged"
-    assert start()[1] == 2, "forward and backward graph"
+    assert start() == (80.0, HIT)
+    monkeypatch.setattr(sys.modules[__name__], "NEGATIVE", True)
+    assert start() == (-40.0, MISS), "another backward pass is another graph"
     for path in [each for each in asked.rglob("*") if each.is_file() and each.suffix in (".so", ".py", "")]:
         os.truncate(path, path.stat().st_size // 2)
     use_compile_cache(os.environ, 1, told.append)
     (line,) = told
     assert "truncated files in the cache of compiled code are removed and made anew" in line
-    gradient, hits = start()
-    assert hits == 0
-    assert gradient.equal(expected)
+    assert start() == (-40.0, MISS)
