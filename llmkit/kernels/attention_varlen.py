@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def kernel_parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-GROUPS = {"enable_gqa": True}
+GROUPS: dict[str, Any] = {"enable_gqa": True}
 if torch.version.cuda is not None and "enable_gqa" not in kernel_parameters():
     GROUPS = {}
 
