@@ -68,6 +68,8 @@ def _check_custom_model(s: Settings) -> Iterator[Mistake]:
         "data.document_masks": config.data.document_masks,
         "kernels.compile": config.kernels.compile is True,
         "parallel.sequence_parallel": config.parallel.sequence_parallel and size > 1,
+        "train.z_loss": config.train.z_loss > 0.0,
+        "train.label_smoothing": config.train.label_smoothing > 0.0,
     }
     for path in (path for path, wanted in asked.items() if wanted):
         feature = path.rpartition(".")[2]

@@ -39,7 +39,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules(
         "warned", "the same weights compute something else", "model",
-        "norm_eps rope_theta sliding_window attention_dropout hidden_dropout",
+        "norm_eps rope_theta sliding_window attention_dropout hidden_dropout final_logit_softcapping",
     ),
     **_rules(
         "warned", "learned positions are weights, which are compared; others may become more", "model",
@@ -80,7 +80,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("warned", "changes no number of steps that it has become before", "train", "max_minutes"),
     **_rules(
         "warned", "changes what each step computes", "train",
-        "global_batch_size gradient_clipping precision",
+        "global_batch_size gradient_clipping precision z_loss label_smoothing",
     ),
     **_rules("free", "the loss is a sum over the whole batch", "train", "micro_batch_size"),
     **_rules("free", "a limit", "train", "max_nonfinite_steps"),

@@ -188,6 +188,12 @@ class Train(Section):
     """Sequences a forward pass and data-parallel rank; must divide the sequences such a rank has a step."""
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest global gradient norm; 0 = no clipping."""
+    z_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Times log(sum of exp(logits))^2 is added to the loss of each target (PaLM: 1e-4), which keeps logits
+    small; recorded as `z_loss`, not part of the recorded loss."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of each target that is spread evenly over the vocabulary; what it adds is recorded as
+    `label_smoothing`, not part of the recorded loss."""
     precision: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
     """bf16 = bf16 weights with fp32 masters, moments, statistics, softmax, loss and accumulation;
     fp8 = bf16, with the products of the blocks' linear layers in 8 bits (GPUs from Ada and Hopper on);

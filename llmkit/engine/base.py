@@ -15,6 +15,7 @@ from llmkit.checkpoint.pieces import Piece
 from llmkit.engine.state_shards import Source
 from llmkit.errors import UserError
 from llmkit.model.base import Model
+from llmkit.model.vocabulary import Head
 from llmkit.parallel.agreement import check_same_on_all_ranks
 from llmkit.parallel.mesh import Mesh
 
@@ -161,6 +162,10 @@ def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: It
     """Loss of each row of the batches, dropout off; `forward` is how the engine calls `model`."""
     if model.has_dropout:
         model.eval()
+    for module in model.modules():  # others stay in the mode in which they were compiled
+        if isinstance(module, Head):
+            module.eval()
+    model.evaluating = True
     nats, targets = [], []
     try:
         for batch in batches:
@@ -170,4 +175,5 @@ def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: It
             del rows  # and with it what a backward pass would need, before the next batch is computed
     finally:  # the iterator of the batches may raise
         model.train()
+        model.evaluating = False
     return LossSum(torch.cat(nats), torch.cat(targets))

@@ -15,6 +15,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import Source
 from llmkit.errors import RunFault, UserError
 from llmkit.kernels.compile_cache import use_compile_cache
+from llmkit.kernels.head_loss import LossTerms
 from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
@@ -51,8 +52,9 @@ def build_engine(
     def make_model() -> Model:
         with torch.device(device):
             tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
+            terms = LossTerms(z_loss=config.train.z_loss, label_smoothing=config.train.label_smoothing)
             every = layout.activation_checkpointing_every
-            model = build_model(shape, tp, operators, layout.activation_checkpointing, every)
+            model = build_model(shape, tp, operators, layout.activation_checkpointing, every, terms)
         for parameter in model.parameters():  # engines and checkpoints take them for flat row-major storage
             parameter.data = parameter.data.contiguous()
         if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -1,6 +1,8 @@
-"""The output head and the loss as one call, so that kernels which never hold all logits fit behind it."""
+"""The output head and the loss as one call, so that forms which never hold all logits fit behind it."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +12,33 @@ from llmkit.batch import IGNORE, LossSum
 from llmkit.parallel.collectives import Group, all_reduce_max, reduce_from_group
 
 
-def output_logits(hidden: Tensor, weight: Tensor, vocab_size: int, first: int = 0) -> Tensor:
+class LossTerms(NamedTuple):
+    """What is added to the cross-entropy, and how logits are bounded; 0 = nothing of it.
+
+    softcap: logits z become softcap * tanh(z / softcap) (Gemma 2). z_loss: times log(sum exp(z))^2 is added
+    for each target (PaLM). label_smoothing: this share of each target is spread evenly over the vocabulary
+    (Szegedy et al. 2016).
+    """
+
+    softcap: float = 0.0
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+
+CROSS_ENTROPY = LossTerms()
+"""Cross-entropy alone."""
+
+
+def output_logits(
+    hidden: Tensor, weight: Tensor, vocab_size: int, first: int = 0, softcap: float = 0.0
+) -> Tensor:
     """hidden: (..., hidden), weight: (rows, hidden) -> (..., rows) fp32: logits of tokens from `first` on.
 
     Tokens from vocab_size on are padding: their logits are -inf, so they get no probability and no gradient.
     """
     logits = F.linear(hidden, weight).float()
+    if softcap:
+        logits = softcap * (logits / softcap).tanh()
     if first + weight.shape[0] > vocab_size:
         padding = torch.arange(weight.shape[0], device=logits.device) >= vocab_size - first
         logits = logits.masked_fill(padding, float("-inf"))
@@ -23,34 +46,54 @@ def output_logits(hidden: Tensor, weight: Tensor, vocab_size: int, first: int = 
 
 
 def head_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, group: Group = None, first: int = 0
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    vocab_size: int,
+    group: Group = None,
+    first: int = 0,
+    *,
+    terms: LossTerms = CROSS_ENTROPY,
+    gradients: bool = True,
+    compiled: bool = False,
 ) -> LossSum:
     """Cross-entropy of softmax(hidden weight') summed over the targets of each sequence, in fp32.
 
     hidden: (batch, seq, hidden); weight: (padded_vocab, hidden); labels: (batch, seq), IGNORE where
     a position is no target. With a group, each rank holds the rows of the weight of tokens first, first + 1,
-    ...; the loss is the same on every rank.
+    ...; the loss is the same on every rank. terms: `nats` is the cross-entropy whatever is added to it; what
+    is added are the extras "z_loss" and "label_smoothing", sums over the batch. gradients: False where no
+    backward pass will follow; a form may then return values without a gradient. compiled: whether a form
+    may compile parts of its own. This form keeps all logits, and leaves both to its caller.
     """
-    logits = output_logits(hidden, weight, vocab_size, first)
-    if group is None:
+    logits = output_logits(hidden, weight, vocab_size, first, terms.softcap)
+    is_target = labels != IGNORE
+    if group is None and not (terms.z_loss or terms.label_smoothing):
         flat = logits.flatten(0, 1)
         nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORE, reduction="none")
-    else:
-        nats = _sharded_cross_entropy(logits, labels, first, group)
-    return LossSum(nats.view_as(labels).sum(-1), (labels != IGNORE).sum(-1))
+        return LossSum(nats.view_as(labels).sum(-1), is_target.sum(-1))
+    log_sum, target = _statistics(logits, labels - first, group)
+    extras: dict[str, Tensor] = {}
+    if terms.z_loss:
+        extras["z_loss"] = terms.z_loss * log_sum.square().where(is_target, 0.0).sum()
+    if terms.label_smoothing:
+        all_logits = logits.where(logits > float("-inf"), 0.0).sum(-1)
+        mean = reduce_from_group(all_logits, group) / vocab_size
+        extras["label_smoothing"] = terms.label_smoothing * (target - mean).where(is_target, 0.0).sum()
+    return LossSum((log_sum - target).where(is_target, 0.0).sum(-1), is_target.sum(-1), extras)
 
 
-def _sharded_cross_entropy(logits: Tensor, labels: Tensor, first: int, group: Group) -> Tensor:
-    """log(sum exp(logits)) - logits[label] over the tokens of all ranks, (batch, seq) fp32; 0 at IGNORE.
+def _statistics(logits: Tensor, column: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """log(sum exp(logits)) and logits[column] over the tokens of all ranks, each (batch, seq) fp32.
 
-    logits: (batch, seq, rows), those of this rank's tokens. For each position the ranks exchange three
-    numbers: the largest logit, the sum of exponentials and the target's logit.
+    logits: (batch, seq, rows), those of this rank's tokens; column: (batch, seq), may be another rank's or
+    no token's. For each position the ranks exchange three numbers: the largest logit, the sum of
+    exponentials and the target's logit, which is found by comparison, so that its gradient is computed
+    where the exponentials' is.
     """
     largest = all_reduce_max(logits.detach().amax(-1), group)
-    column = labels - first
-    on_other_rank = (column < 0) | (column >= logits.shape[-1])
-    shifted = logits - largest[..., None]
-    target = shifted.gather(-1, column.masked_fill(on_other_rank, 0)[..., None]).squeeze(-1)
-    sums = torch.stack((shifted.exp().sum(-1), target.masked_fill(on_other_rank, 0.0)))
+    hit = torch.arange(logits.shape[-1], device=logits.device) == column[..., None]
+    target = logits.where(hit, 0.0).sum(-1)
+    sums = torch.stack(((logits - largest[..., None]).exp().sum(-1), target))
     total, target = reduce_from_group(sums, group)
-    return (total.log() - target).masked_fill(labels == IGNORE, 0.0)
+    return total.log() + largest, target

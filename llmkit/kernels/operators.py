@@ -34,7 +34,11 @@ FORMS: Mapping[str, Mapping[str, str]] = {
         "blocks": "llmkit.kernels.attention_blocks:blocks",
         "matmul": "llmkit.kernels.attention_blocks:matmul",
     },
-    "head_loss": {"full": "llmkit.kernels.head_loss"},
+    "head_loss": {
+        "full": "llmkit.kernels.head_loss",
+        "chunked": "llmkit.kernels.head_loss_chunks",
+        "triton": "llmkit.kernels.triton.cross_entropy",
+    },
     "gradient_norm": {"torch": "llmkit.kernels.gradient_norm"},
     "adamw": {"torch": "llmkit.kernels.adamw", "triton": "llmkit.kernels.triton.adamw"},
 }
@@ -42,6 +46,9 @@ FORMS: Mapping[str, Mapping[str, str]] = {
 
 GENERATED = frozenset(("triton", "avx512"))
 """Forms that are compiled on the machine that they run on, and so may fail there when they are first used."""
+
+COMPILE_PARTS = ("chunked", "triton")
+"""Forms of `head_loss` that are not compiled as a whole: they compile what they can gain from themselves."""
 
 PLAIN: Mapping[str, str] = {operator: next(iter(forms)) for operator, forms in FORMS.items()}
 """Operator -> the form in plain PyTorch that runs everywhere."""

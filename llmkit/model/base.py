@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llmkit.batch import Batch, LossSum
 from llmkit.config.custom_model import CustomModel
 from llmkit.errors import UserError
+from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.cache import KeyValueCache
 from llmkit.model.layers import Layer
@@ -36,6 +37,7 @@ class ModelContext:
     vocab_size: tokens it must know. sequence_length: tokens of a sequence. operators: the
     functions that the run has chosen for its arithmetic (`operators.attention`, ...). tp: the ranks that
     share each layer. activation_checkpointing: "none", "selective" or "full", for every n-th block.
+    loss_terms: what the run adds to the cross-entropy, for `llmkit.layers.Head`.
     """
 
     vocab_size: int
@@ -44,6 +46,7 @@ class ModelContext:
     tp: TensorParallel = ALONE
     activation_checkpointing: str = "none"
     activation_checkpointing_every: int = 1
+    loss_terms: LossTerms = CROSS_ENTROPY
 
 
 class Model(nn.Module):
@@ -63,11 +66,14 @@ class Model(nn.Module):
     """Which of these it uses; a run that asks for another one is refused: "activation_checkpointing" (as the
     context says), "document_masks" (`Batch.documents`), "compile" (by a `compile_parts` of its own),
     "sequence_parallel" (between sharded layers it may hold this rank's piece of the sequence, (seq / tp,
-    batch, width): its norms have `context.tp.sequence_group`, and nothing there looks at positions)."""
+    batch, width): its norms have `context.tp.sequence_group`, and nothing there looks at positions), "z_loss"
+    and "label_smoothing" (it gives `context.loss_terms` to its `llmkit.layers.Head`, or computes them)."""
     uses_every_parameter: ClassVar[bool] = False
     """Whether every batch uses every parameter; else DeepSpeed's engine checks that it is so."""
     compiled: bool = False
     """Whether `compile_parts` has compiled anything."""
+    evaluating: bool = False
+    """Whether an engine computes losses that need no gradient; the mode of modules may still be training."""
     has_weights: bool = True
     """Whether the parameters have values; engines set it once they have written them."""
 
@@ -85,7 +91,8 @@ class Model(nn.Module):
         depends on no parameter that requires a gradient."""
         name = type(self).__name__
         loss = check_loss(super().__call__(batch), batch, name)
-        if self.training and torch.is_grad_enabled() and not loss.objective.requires_grad:
+        needed = self.training and torch.is_grad_enabled() and not self.evaluating
+        if needed and not loss.objective.requires_grad:
             raise UserError(
                 f"the loss that forward(batch) of {name} returns has no gradient; do not detach it"
             )

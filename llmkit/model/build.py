@@ -7,6 +7,7 @@ from collections import Counter
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
+from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model, ModelContext
 from llmkit.model.gpt import GPT
@@ -22,13 +23,14 @@ def build_model(
     operators: Operators = TORCH,
     activation_checkpointing: str = "none",
     activation_checkpointing_every: int = 1,
+    loss_terms: LossTerms = CROSS_ENTROPY,
 ) -> Model:
     """The model on the current device, with unset weights; the arguments are those of `ModelContext`.
 
     Raises UserError where a registered class makes something that llmkit cannot use (see `checked_model`).
     """
     tp = tp or TensorParallel()
-    how = (operators, tp, activation_checkpointing, activation_checkpointing_every)
+    how = (operators, tp, activation_checkpointing, activation_checkpointing_every, loss_terms)
     if isinstance(spec, ModelShape):
         model: Model = GPT(spec, *how, seed=None)
     else:

@@ -14,7 +14,9 @@ from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.compiler import compile_module, compile_pointwise
 from llmkit.kernels.dropout import Key
-from llmkit.kernels.operators import TORCH, Operators
+from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
+from llmkit.kernels.head_loss_rows import report_to
+from llmkit.kernels.operators import COMPILE_PARTS, TORCH, Operators
 from llmkit.model.activation_checkpointing import recomputed
 from llmkit.model.attention import Attention
 from llmkit.model.base import Initial, Model
@@ -86,8 +88,8 @@ class GPT(Model):
 
     operators: the functions that it calls. tp: the ranks over which the model is sharded.
     activation_checkpointing: what every n-th block computes again in the backward pass ("none", "selective"
-    or "full"), n being `activation_checkpointing_every`. seed: of the initial weights; None leaves them
-    unset, for weights that are read from a checkpoint.
+    or "full"), n being `activation_checkpointing_every`. loss_terms: what is added to the cross-entropy.
+    seed: of the initial weights; None leaves them unset, for weights that are read from a checkpoint.
 
     has_weights: whether the parameters have been set since their memory was taken; without that (seed None,
     the meta device, `to_empty`) the model does not compute. Who sets them one by one sets this, too.
@@ -102,6 +104,7 @@ class GPT(Model):
         tp: TensorParallel = NO_TENSOR_PARALLELISM,
         activation_checkpointing: str = "none",
         activation_checkpointing_every: int = 1,
+        loss_terms: LossTerms = CROSS_ENTROPY,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
@@ -123,7 +126,8 @@ class GPT(Model):
             Block(shape, layer, operators, tp, how) for layer, how in enumerate(checkpointing)
         )
         self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group, operators)
-        self.head = Head(*sizes, self.embedding if shape.tie_word_embeddings else None, operators)
+        terms = loss_terms._replace(softcap=shape.final_logit_softcapping or 0.0)
+        self.head = Head(*sizes, self.embedding if shape.tie_word_embeddings else None, operators, terms)
         self.compiled = False
         if seed is not None and self._has_memory():
             draw(self, seed)
@@ -185,8 +189,13 @@ class GPT(Model):
                 compile_pointwise(block, self.operators, report, backend)
             else:
                 compile_module(block, report, backend)
-        for part in (self.norm, self.head):
-            compile_module(part, report, backend)
+        compile_module(self.norm, report, backend)
+        if self.operators.forms["head_loss"] in COMPILE_PARTS:
+            self.head.compiled = "parts"
+            report_to(report)
+        else:
+            self.head.compiled = "whole"
+            compile_module(self.head, report, backend)
         self.compiled = True
 
     def forward(self, batch: Batch) -> LossSum:

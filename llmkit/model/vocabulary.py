@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmkit.batch import LossSum
 from llmkit.config.shape import ModelShape
-from llmkit.kernels.head_loss import output_logits
+from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms, output_logits
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import (
     Layer,
@@ -61,7 +64,12 @@ class Embedding(VocabularyLayer):
 
 
 class Head(VocabularyLayer):
-    """The output projection with the loss; `tied` is the embedding whose matrix it uses, if any."""
+    """The output projection with the loss; `tied` is the embedding whose matrix it uses, if any.
+
+    compiled: what of it torch.compile has compiled: all of this module, parts of the loss, or nothing.
+    """
+
+    compiled: Literal["whole", "parts", ""] = ""
 
     def __init__(
         self,
@@ -71,25 +79,39 @@ class Head(VocabularyLayer):
         padded_vocab_size: int = 0,
         tied: Embedding | None = None,
         operators: Operators = TORCH,
+        terms: LossTerms = CROSS_ENTROPY,
     ) -> None:
         super().__init__(vocab_size, hidden_size, tp, padded_vocab_size)
-        self.operators = operators
+        self.operators, self.terms = operators, terms
         if tied is None:
             self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
         else:
             self.weight = tied.weight
 
     def forward(self, hidden: Tensor, labels: Tensor) -> LossSum:
-        """hidden: (batch, seq, hidden) or its piece, labels: (batch, seq) -> the loss of each sequence."""
+        """hidden: (batch, seq, hidden) or its piece, labels: (batch, seq) -> the loss of each sequence.
+
+        In evaluation mode without a gradient, unless that is another graph to compile.
+        """
         hidden = column_input(hidden, self.tp)
         loss: LossSum = self.operators.head_loss(
-            hidden, self.weight, labels, self.vocab_size, self.tp.group, self.first
+            hidden,
+            self.weight,
+            labels,
+            self.vocab_size,
+            self.tp.group,
+            self.first,
+            terms=self.terms,
+            gradients=self.compiled == "whole" or (self.training and torch.is_grad_enabled()),
+            compiled=self.compiled == "parts",
         )
         return loss
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., hidden) -> (..., vocab), fp32; of a model that is not sharded."""
-        return output_logits(hidden, self.weight, self.vocab_size)[..., : self.vocab_size]
+        return output_logits(hidden, self.weight, self.vocab_size, softcap=self.terms.softcap)[
+            ..., : self.vocab_size
+        ]
 
 
 class Positions(Layer):

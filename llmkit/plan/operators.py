@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from llmkit.config.derive import rows_per_rank
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import Mistake
 from llmkit.config.operators import FUNCTIONS
@@ -16,11 +17,15 @@ from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan.facts import DeviceFacts
-from llmkit.precision import Precision
+from llmkit.precision import BYTES, Precision
 from llmkit.registry import find
 
 WIDEST_NORM = 32_768
 """Longest row of the Triton norms."""
+
+
+FEW_LOGITS = 2**25
+"""Bytes of a micro-batch's logits that a CPU's last cache holds: chunks gain nothing then."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,29 @@ def _optimizer_elsewhere(s: Situation) -> str | None:
     return None
 
 
+def _on_gpu(s: Situation) -> str | None:
+    return "no logits are kept" if s.device is not None and s.device.kind == "cuda" else None
+
+
+def _many_logits(s: Situation) -> str | None:
+    """Compiled on a CPU, few logits are computed faster all at once, and take no more memory."""
+    return "few logits are kept" if _few_compiled_logits(s) is None else None
+
+
+def _few_compiled_logits(s: Situation) -> str | None:
+    if s.shape is None or s.device is None or s.device.kind != "cpu" or not s.compiled:
+        return None
+    micro, length = s.config.train.micro_batch_size, s.config.data.sequence_length
+    rows = rows_per_rank(s.config, s.layout.data_parallel_size) if micro == "auto" else micro
+    columns = s.shape.padded_vocab_size // s.layout.tensor_parallel_size
+    size = rows * length * columns * BYTES[s.precision.compute]
+    return "compiled on a CPU, few logits" if size <= FEW_LOGITS else None
+
+
+def _full(s: Situation) -> str:
+    return _few_compiled_logits(s) or "plain PyTorch"
+
+
 def _unmeasured(_: Situation) -> str | None:
     """PyTorch's fused AdamW is chosen until a GPU has shown that ours is faster."""
     return None
@@ -189,7 +217,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("matmul", best=_never),
         Form("sdpa"),
     ),
-    "head_loss": (Form("full"),),
+    "head_loss": (triton_form(best=_on_gpu), Form("chunked", best=_many_logits), Form("full", best=_full)),
     "gradient_norm": (TORCH,),
     "adamw": (triton_form(_optimizer_elsewhere, best=_unmeasured), TORCH),
 }

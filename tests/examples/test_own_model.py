@@ -66,6 +66,7 @@ def test_what_it_cannot_do_is_refused_before_anything_is_built(folder, capsys):
         ("parallel.activation_checkpointing=full", "has no effect on model.type"),
         ("data.document_masks=true", "data.document_masks true (command line) has no effect on model.type"),
         ("kernels.compile=true", "has no effect on model.type"),
+        ("train.z_loss=1e-4", "has no effect on model.type"),
         ("parallel={tensor_parallel_size: 2, sequence_parallel: true}", "true (command line) has no effect"),
     ):
         assert main(["config", "tiny.yaml", override]) == 2

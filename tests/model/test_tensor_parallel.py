@@ -14,7 +14,10 @@ from torch.profiler import profile
 
 from llmkit.batch import IGNORE, Batch
 from llmkit.config.shape import ModelShape
-from llmkit.kernels import attention as kernels
+from llmkit.kernels import attention_blocks as kernels
+from llmkit.kernels import head_loss_chunks
+from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
+from llmkit.kernels.head_loss_chunks import BUFFER_BYTES
 from llmkit.kernels.operators import Operators
 from llmkit.model.build import check_placements
 from llmkit.model.gpt import GPT
@@ -75,9 +78,11 @@ def piece(full: Tensor, part: ParameterSlice) -> Tensor:
 
 
 @torch.no_grad()
-def sharded_model(full: GPT, tp: TensorParallel, attention: str = "sdpa", **options: Any) -> GPT:
+def sharded_model(
+    full: GPT, tp: TensorParallel, attention: str = "sdpa", head: str = "chunked", **options: Any
+) -> GPT:
     """The full model's weights in a sharded one."""
-    model = GPT(full.shape, Operators.of({"attention": attention}), tp, **options)
+    model = GPT(full.shape, Operators.of({"attention": attention, "head_loss": head}), tp, **options)
     weights = tensors(full, gradients=False)
     check_placements(model)
     for name, parameter in model.named_parameters():
@@ -129,20 +134,30 @@ def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if case.get("bf16"):
             reference.bfloat16()
         tp = mesh.tensor_parallel(shape.num_key_value_heads, case["sequence"])
-        model = sharded_model(reference, tp, case.get("attention", "sdpa"), **case.get("options", {}))
+        terms = LossTerms(*case.get("terms", CROSS_ENTROPY))
+        reference.head.terms = terms
+        head_loss_chunks.BUFFER_BYTES = 0 if case.get("head") == "in chunks" else BUFFER_BYTES
+        model = sharded_model(
+            reference,
+            tp,
+            case.get("attention", "sdpa"),
+            case.get("head", "chunked").removeprefix("in ").replace("chunks", "chunked"),
+            **case.get("options", {}),
+        )
+        model.head.terms = terms
         if case.get("compiled"):
             torch._dynamo.reset()
             model.compile_parts(print, COMPILER)
         batch = batch_of(shape, case["documents"])
         wanted, found = reference(batch), model(batch)
-        wanted.nats.sum().backward()
+        wanted.objective.backward()
         sent = None
         if "options" in case:
             with profile() as seen:
-                found.nats.sum().backward()
+                found.objective.backward()
             sent = sum(event.count for event in seen.key_averages() if event.key in SENT)
         else:
-            found.nats.sum().backward()
+            found.objective.backward()
         errors = differences(model, reference)
         if case.get("bf16"):  # as far from fp32 as the uncut model is: the ratio of the two distances
             exact = random_model(shape)
@@ -157,6 +172,7 @@ def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         results.append(
             {
                 "loss": float(((found.nats - wanted.nats).abs() / wanted.nats.clamp(min=1.0)).max()),
+                "extras": [float(found.extras[name] / extra) for name, extra in wanted.extras.items()],
                 "targets": bool((found.targets == wanted.targets).all()),
                 "same": same_on_all_ranks(model, mesh),
                 "sent": sent,
@@ -178,6 +194,12 @@ CASES += [
     {"shape": "grouped", "size": 4, "sequence": True, "documents": True, "attention": "matmul"},
     {"shape": "gpt2", "size": 4, "sequence": False, "documents": False, "attention": "matmul"},
 ]
+TERMS = LossTerms(softcap=3.0, z_loss=1e-2, label_smoothing=0.1)
+CASES += [
+    {"shape": "gpt2", "size": size, "sequence": sequence, "documents": False, "head": head, "terms": TERMS}
+    for size, sequence, head in ((4, False, "chunked"), (2, True, "in chunks"), (4, False, "full"))
+]
+CASES += [{"shape": "unpadded", "size": 4, "sequence": True, "documents": False, "head": "in chunks"}]
 RECOMPUTED = [
     {
         "shape": shape,
@@ -224,11 +246,12 @@ def pair() -> list[dict[str, Any]]:
 
 def case_name(case: dict[str, Any]) -> str:
     options = case.get("options", {})
-    return "-".join(str(value) for value in (case | options).values() if not isinstance(value, dict))
+    return "-".join(str(value) for value in (case | options).values() if isinstance(value, str | int))
 
 
 def check(found: dict[str, Any]) -> None:
     assert found["loss"] <= 1e-6 and found["targets"]
+    assert found["extras"] == pytest.approx([1.0] * len(found["extras"]), rel=2e-6)
     assert found["gradient"][0] <= 2e-6, found["gradient"]
     assert found["attention"][0] <= 1e-4, found["attention"]  # of queries and keys: small differences
     assert found["same"] and not found["breaks"]

@@ -1,0 +1,347 @@
+"""Linear + cross-entropy that never holds all logits in fp32, and most often not all of them.
+
+Each row of logits is read once, between the matrix product that makes it and those that use its gradient,
+which takes its place. Two ways, chosen by size alone:
+
+- *kept*: the gradients of all logits fit into `BUFFER_BYTES`. The backward pass multiplies them with the
+  weight and with the hidden states, times the gradient of each row's loss.
+- *in chunks* of tokens through one buffer: the gradients of hidden states and weight are computed in the
+  forward pass, for a gradient of 1 of each row's loss, and the backward pass multiplies them with the real
+  one. Where that is not known to be the same for all rows, the backward pass computes them anew, exact for
+  any: 6 matrix products instead of 3.
+
+The gradient of the weight is summed in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmkit.batch import IGNORE, LossSum
+from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
+from llmkit.kernels.head_loss_rows import RowPass, RowSpec, row_pass
+from llmkit.parallel.collectives import Group, start_all_gather, wait
+
+BUFFER_BYTES = 2**28
+"""Logits of a chunk, as much as costs little on any device; of more tokens:"""
+BUFFER_SHARE = 0.08
+"""of what all logits would take in fp32."""
+ROW_BYTES = {"cpu": 2**21, "cuda": 2**25}
+"""What PyTorch's passes over some rows may take in fp32: on a CPU they stay in its caches."""
+PRODUCT_ROWS = 512
+"""Rows of a matrix product on a CPU, whose logits are in a cache when the rows are passed over."""
+
+
+class _Head:
+    """A call's sizes: N tokens of a rank, V columns."""
+
+    def __init__(
+        self, weight: Tensor, vocab_size: int, first: int, group: str, ranks: int, terms: LossTerms, rows: str
+    ) -> None:
+        columns = weight.shape[0]
+        self.weight, self.first, self.group, self.ranks = weight, first, group, ranks
+        self.spec = RowSpec(max(0, min(columns, vocab_size - first)), vocab_size, terms)
+        self.rows: RowPass = row_pass(rows)
+        kind = weight.device.type
+        self.block = max(8, ROW_BYTES.get(kind, 2**25) // (4 * columns)) if rows != "triton" else 2**30
+        self.product = max(self.block, PRODUCT_ROWS // self.block * self.block) if kind == "cpu" else 2**30
+
+    def padded(self, tokens: int) -> int:
+        """`tokens`, and as many more as make the last block a whole one: code is compiled for one size."""
+        block = min(self.block, tokens)
+        return -(-tokens // block) * block
+
+    def buffer(self, tokens: int) -> Tensor:
+        """Memory for the logits of `tokens`."""
+        return self.weight.new_empty(self.padded(tokens), self.weight.shape[0])
+
+    def logits(self, hidden: Tensor, buffer: Tensor) -> None:
+        """Logits of hidden, (tokens, width), in the first rows of the buffer."""
+        torch.mm(hidden, self.weight.t(), out=buffer[: len(hidden)])
+
+    def values(
+        self, hidden: Tensor, column: Tensor, weights: Tensor, buffer: Tensor, needed: bool = True
+    ) -> Tensor:
+        """(3, tokens), as `RowPass.whole`; leaves the gradients of the logits in the buffer if `needed`.
+
+        hidden: (tokens, width); column: (tokens,); weights: (3, tokens).
+        """
+        tokens = len(hidden)
+        if len(buffer) > tokens:
+            column = torch.nn.functional.pad(column, (0, len(buffer) - tokens), value=-1)
+            weights = torch.nn.functional.pad(weights, (0, len(buffer) - tokens))
+        found, block = [], min(self.block, len(buffer))
+        if self.ranks > 1:
+            self.logits(hidden, buffer)
+            found = [self._over_ranks(buffer, column, weights, block, needed)]
+        else:
+            for start in range(0, tokens, self.product):
+                part = hidden[start : start + self.product]
+                self.logits(part, buffer[start:])
+                for row in range(start, start + len(part), block):
+                    own = slice(row, row + block)
+                    found.append(
+                        self.rows.whole(buffer[own], column[own], weights[:, own].contiguous(), self.spec)
+                    )
+        return torch.cat(found, 1)[:, :tokens]
+
+    def _over_ranks(
+        self, buffer: Tensor, column: Tensor, weights: Tensor, block: int, needed: bool
+    ) -> Tensor:
+        """The same, of a vocabulary of which each rank has a part, with one exchange of 4 numbers a token."""
+        blocks = [slice(row, row + block) for row in range(0, len(buffer), block)]
+        own = [self.rows.statistics(buffer[each], column[each], self.spec) for each in blocks]
+        mine = torch.cat(own, 1)
+        ranks = wait(start_all_gather(mine, self.ranks, self.group)).unflatten(0, (self.ranks, 4))
+        largest = ranks[:, 0].amax(0)
+        sums = (ranks[:, 1] * (ranks[:, 0] - largest).exp()).sum(0)
+        log_sum = largest + sums.log()
+        for each in blocks if needed else ():
+            one = weights[:, each].contiguous()
+            self.rows.gradient(buffer[each], column[each], one, log_sum[each].contiguous(), self.spec)
+        return torch.stack((log_sum, ranks[:, 2].sum(0), ranks[:, 3].sum(0)))
+
+
+def chunk_tokens(tokens: int, columns: int, element_size: int) -> int:
+    """Tokens of a chunk: as many as fit the buffer, chunks of equal size."""
+    limit = max(BUFFER_BYTES, int(BUFFER_SHARE * 4 * tokens * columns))
+    chunks = -(-tokens * columns * element_size // limit)
+    return -(-tokens // max(chunks, 1))
+
+
+def _columns(labels: Tensor, head: _Head) -> Tensor:
+    """(tokens,): the targets' columns; -1 where there is none, or another rank has it."""
+    column = labels.flatten() - head.first
+    if head.ranks > 1:
+        return column.where((column >= 0) & (column < head.spec.valid), -1)
+    return column.clamp(min=-1)  # a label outside the vocabulary is an error then
+
+
+def _unit_weights(labels: Tensor) -> Tensor:
+    return (labels != IGNORE).flatten().float().expand(3, -1)
+
+
+def _add_product(total: Tensor | None, gradient: Tensor, hidden: Tensor) -> Tensor:
+    """total + gradient^T hidden, (columns, width). gradient: (tokens, columns); hidden: (tokens, width)."""
+    shape, transposed = (gradient.shape[1], hidden.shape[1]), gradient.t()
+    first = total is None
+    if total is None:
+        total = hidden.new_empty(shape, dtype=torch.float32)
+    if hidden.dtype == torch.float32:
+        return torch.mm(transposed, hidden, out=total) if first else total.addmm_(transposed, hidden)
+    if hidden.is_cuda and torch.version.hip is None:
+        if first:
+            return torch.mm(transposed, hidden, out_dtype=torch.float32, out=total)
+        return torch.addmm(total, transposed, hidden, out_dtype=torch.float32, out=total)
+    rows = max(1, 2**21 // shape[1])  # what is added is in a cache then
+    for part, into in zip(transposed.split(rows), total.split(rows), strict=True):
+        into.copy_(torch.mm(part, hidden)) if first else into.add_(torch.mm(part, hidden))
+    return total
+
+
+def _chunked(
+    head: _Head, hidden: Tensor, labels: Tensor, weights: Tensor, weight_gradient: bool, needed: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(3, tokens) values, and for these weights the gradients of hidden (tokens, width) and of the weight.
+
+    The latter are empty where not `needed`; that of the weight is in fp32.
+    """
+    tokens, columns = len(hidden), _columns(labels, head)
+    size = chunk_tokens(tokens, head.weight.shape[0], head.weight.element_size())
+    if not needed and head.ranks == 1:
+        size = min(size, head.product)
+    buffer, found = head.buffer(size), []
+    for_hidden, for_weight = (torch.empty_like(hidden) if needed else hidden.new_empty(0)), None
+    for start in range(0, tokens, size):
+        own = slice(start, min(start + size, tokens))
+        used = buffer[: head.padded(own.stop - start)]
+        found.append(head.values(hidden[own], columns[own], weights[:, own], used, needed))
+        if not needed:
+            continue
+        logits = used[: own.stop - own.start]
+        torch.mm(logits, head.weight, out=for_hidden[own])
+        if weight_gradient:
+            for_weight = _add_product(for_weight, logits, hidden[own])
+    nothing = hidden.new_empty(0, dtype=torch.float32)
+    return torch.cat(found, 1), for_hidden, nothing if for_weight is None else for_weight
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, ranks: int,
+    softcap: float, z_loss: float, label_smoothing: float, rows: str, gradients: bool, weight_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(batch,) each: nats, z-loss, label smoothing; and what the backward pass needs.
+
+    That is, *kept*, the gradients of the logits and nothing; *in chunks* those of hidden states and weight.
+    """
+    terms = LossTerms(softcap, z_loss, label_smoothing)
+    head = _Head(weight, vocab_size, first, group, ranks, terms, rows)
+    flat, weights = hidden.reshape(-1, hidden.shape[-1]), _unit_weights(labels)
+    if gradients and _is_kept(labels, weight):
+        one, other = head.buffer(len(flat)), hidden.new_empty(0)
+        values = head.values(flat, _columns(labels, head), weights, one)
+        one = one[: len(flat)]
+    else:
+        values, one, other = _chunked(head, flat, labels, weights, weight_gradient, gradients)
+    log_sum, target, total = values
+    nats = (log_sum - target).where(weights[0] > 0, 0.0)
+    of_z = z_loss * log_sum.square() * weights[0] if z_loss else torch.zeros_like(nats)
+    smoothing = label_smoothing * (target - total / vocab_size) * weights[0]
+    if not label_smoothing:
+        smoothing = torch.zeros_like(nats)
+    by_row = torch.stack((nats, of_z, smoothing)).view(3, *labels.shape).sum(-1)
+    nats, of_z, smoothing = (each.clone() for each in by_row)
+    return nats, of_z, smoothing, one, other
+
+
+_forward_operator = torch.library.custom_op("llmkit::head_loss", _forward, mutates_args=())
+
+
+def _is_kept(labels: Tensor, weight: Tensor) -> bool:
+    return chunk_tokens(labels.numel(), weight.shape[0], weight.element_size()) >= labels.numel()
+
+
+@_forward_operator.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, ranks: int,
+    softcap: float, z_loss: float, label_smoothing: float, rows: str, gradients: bool, weight_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    sums = [hidden.new_empty(len(labels), dtype=torch.float32) for _ in range(3)]
+    tokens, width = labels.numel(), hidden.shape[-1]
+    if not gradients:
+        one, other = hidden.new_empty(0), hidden.new_empty(0, dtype=torch.float32)
+    elif _is_kept(labels, weight):
+        one, other = hidden.new_empty(tokens, weight.shape[0]), hidden.new_empty(0)
+    else:
+        shape = weight.shape if weight_gradient else (0,)
+        one, other = hidden.new_empty(tokens, width), hidden.new_empty(shape, dtype=torch.float32)
+    return sums[0], sums[1], sums[2], one, other
+
+
+def _backward(
+    of_nats: Tensor, of_z: Tensor | None, of_smoothing: Tensor | None, one: Tensor, other: Tensor,
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, ranks: int,
+    softcap: float, z_loss: float, label_smoothing: float, rows: str, weight_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of hidden and of the weight (empty if not wanted), from those of the sums."""
+    flat, kept = hidden.reshape(-1, hidden.shape[-1]), _is_kept(labels, weight)
+    nothing = weight.new_empty(0)
+    terms = [of_z] * (z_loss > 0.0) + [of_smoothing] * (label_smoothing > 0.0)
+    if all(_same(each, of_nats) for each in terms):
+        if kept:
+            scale = of_nats.repeat_interleave(labels.shape[1], output_size=labels.numel())[:, None]
+            for_hidden = (torch.mm(one, weight) * scale).to(hidden.dtype).view_as(hidden)
+            scaled = (flat * scale).to(hidden.dtype)
+            return for_hidden, torch.mm(one.t(), scaled) if weight_gradient else nothing
+        if _uniform(of_nats):
+            scale = of_nats[0]
+            for_weight = torch.empty_like(weight) if weight_gradient else nothing
+            if weight_gradient:
+                torch.mul(other, scale, out=for_weight)
+            return (one * scale).view_as(hidden), for_weight
+    zero = torch.zeros_like(of_nats)
+    by_row = torch.stack([of_nats, *(zero if each is None else each for each in (of_z, of_smoothing))])
+    weights = by_row.repeat_interleave(labels.shape[1], 1, output_size=labels.numel()) * _unit_weights(labels)
+    head = _Head(weight, vocab_size, first, group, ranks, LossTerms(softcap, z_loss, label_smoothing), rows)
+    _, for_hidden, for_weight = _chunked(head, flat, labels, weights, weight_gradient)
+    return for_hidden.view_as(hidden), for_weight.to(weight.dtype)
+
+
+_backward_operator = torch.library.custom_op("llmkit::head_loss_backward", _backward, mutates_args=())
+
+
+@_backward_operator.register_fake
+def _(
+    of_nats: Tensor, of_z: Tensor | None, of_smoothing: Tensor | None, one: Tensor, other: Tensor,
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, ranks: int,
+    softcap: float, z_loss: float, label_smoothing: float, rows: str, weight_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    for_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    return for_hidden, weight.new_empty(weight.shape if weight_gradient else (0,))
+
+
+def _uniform(gradient: Tensor) -> bool:
+    """Whether all elements are known to be the same: one number, expanded. On a CPU they are looked at."""
+    if gradient.numel() <= 1 or gradient.stride(0) == 0:
+        return True
+    return gradient.is_cpu and bool((gradient == gradient[0]).all())
+
+
+def _same(one: Tensor | None, other: Tensor) -> bool:
+    """Whether two gradients, (batch,) each, are known to be equal: one tensor, as those of a sum are."""
+    if one is None:
+        return False
+    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+        return True
+    return one.is_cpu and torch.equal(one, other)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, labels, *settings, _, _ = inputs
+    ctx.save_for_backward(hidden, weight, labels, *output[3:])
+    ctx.settings = settings
+    ctx.mark_non_differentiable(*output[3:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    hidden, weight, labels, one, other = ctx.saved_tensors
+    of_nats, of_z, of_smoothing = upstream[:3]
+    if of_nats is None:
+        of_nats = torch.zeros(len(labels), device=hidden.device)
+    compute: Any = _backward_operator if torch.compiler.is_compiling() else _backward
+    for_hidden, for_weight = compute(
+        of_nats,
+        of_z,
+        of_smoothing,
+        one,
+        other,
+        hidden,
+        weight,
+        labels,
+        *ctx.settings,
+        ctx.needs_input_grad[1],
+    )
+    return for_hidden, for_weight if ctx.needs_input_grad[1] else None, *[None] * 11
+
+
+_forward_operator.register_autograd(_gradients, setup_context=_keep)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """The same for eager code: within custom operators nothing that is compiled runs compiled."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_gradients)
+
+
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    vocab_size: int,
+    group: Group = None,
+    first: int = 0,
+    *,
+    terms: LossTerms = CROSS_ENTROPY,
+    gradients: bool = True,
+    compiled: bool = False,
+    rows: str = "",
+) -> LossSum:
+    """See `llmkit.kernels.head_loss.head_loss`. rows: the way to pass over rows; default: by `compiled`."""
+    if not gradients:
+        hidden, weight = hidden.detach(), weight.detach()
+    compute: Any = _forward_operator if torch.compiler.is_compiling() else _HeadLoss.apply
+    nats, z_loss, label_smoothing, _, _ = compute(
+        hidden, weight, labels, vocab_size, first,
+        "" if group is None else group.group_name, 1 if group is None else group.size(),
+        *terms, rows or ("compiled" if compiled else "torch"),
+        gradients and (hidden.requires_grad or weight.requires_grad), weight.requires_grad,
+    )  # fmt: skip
+    extras = {"z_loss": z_loss, "label_smoothing": label_smoothing}
+    extras = {name: extra.sum() for name, extra in extras.items() if getattr(terms, name)}
+    return LossSum(nats, (labels != IGNORE).sum(-1), extras)
