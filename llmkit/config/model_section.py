@@ -57,6 +57,8 @@ class Model(ModelChoice):
     """RMSNorm over each head's query and key before the rotation."""
     sliding_window: Positive | None = None
     """How many positions back a position sees, itself included; default: all."""
+    attn_logit_softcapping: Annotated[float, Field(gt=0.0)] | None = None
+    """Attention scores become c * tanh(score / c), c being this (Gemma 2); default: they stay as they are."""
     final_logit_softcapping: Annotated[float, Field(gt=0.0)] | None = None
     """Logits are bounded by this: c tanh(logit / c) (Gemma 2); default: not bounded."""
     tie_word_embeddings: bool = True

@@ -39,7 +39,8 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules(
         "warned", "the same weights compute something else", "model",
-        "norm_eps rope_theta sliding_window attention_dropout hidden_dropout final_logit_softcapping",
+        "norm_eps rope_theta sliding_window attention_dropout hidden_dropout "
+        "final_logit_softcapping attn_logit_softcapping",
     ),
     **_rules(
         "warned", "learned positions are weights, which are compared; others may become more", "model",

@@ -45,6 +45,7 @@ class ModelShape:
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: int | None = None
+    attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     tie_word_embeddings: bool = True
     attention_dropout: float = 0.0

@@ -5,6 +5,8 @@ Other forms: `llmkit.kernels.attention_blocks`, for CPUs.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,6 +45,9 @@ def sdpa(
             q, k, v, window=window, documents=documents, dropout=dropout, softcap=softcap, scale=scale
         )
     queries, keys = q.shape[1], k.shape[1]
+    if window is not None and queries == 1:
+        k, v, keys = k[:, -window:], v[:, -window:], min(keys, window)
+        documents = None if documents is None else documents[:, -window:]
     if window is not None and window >= keys:
         window = None
     plain = window is None and documents is None
@@ -56,6 +61,21 @@ def sdpa(
         ours = q[:, :, tile.queries], k[:, :, tile.keys], v[:, :, tile.keys]
         parts.append(_attend(*ours, mask, dropout, False, scale).transpose(1, 2))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def decoding(device: torch.device) -> AbstractContextManager[None]:
+    """Where tokens are generated one by one: flash attention first on a GPU.
+
+    cuDNN's attention, which PyTorch prefers on Hopper, builds a plan for each new number of keys, which takes
+    longer than the token.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    context: AbstractContextManager[None] = sdpa_kernel(order, set_priority=True)
+    return context
 
 
 def _attend(

@@ -27,7 +27,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.operators, self.tp = layer, operators, tp
         self.head_dim, self.window = shape.head_dim, shape.sliding_window
-        self.dropout = shape.attention_dropout
+        self.dropout, self.softcap = shape.attention_dropout, shape.attn_logit_softcapping
         query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
         widths = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
         self.qkv = FusedColumnLinear(shape.hidden_size, widths, shape.attention_bias, tp, operators)
@@ -56,5 +56,6 @@ class Attention(nn.Module):
             documents=inputs.documents,
             bounds=inputs.bounds,
             dropout=self.dropout if self.training else 0.0,
+            softcap=self.softcap,
         )  # fmt: skip
         return self.o_proj(mixed.flatten(-2))

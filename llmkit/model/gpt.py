@@ -12,6 +12,7 @@ from llmkit.batch import Batch, LossSum
 from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
+from llmkit.kernels.attention import decoding
 from llmkit.kernels.compiler import compile_module, compile_pointwise
 from llmkit.kernels.dropout import Key
 from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
@@ -243,7 +244,8 @@ class GPT(Model):
     def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """See `Model.logits`. For a model that is not sharded."""
         assert self.tp.size == 1
-        last = self.hidden(tokens, cache=cache)[:, -1]
+        with decoding(tokens.device):
+            last = self.hidden(tokens, cache=cache)[:, -1]
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.head.logits(last)

@@ -108,6 +108,8 @@ def _varlen_refuses(s: Situation) -> str | None:
     """What flash attention of variable length cannot do, or a loop over documents on a CPU."""
     if s.shape is not None and s.shape.attention_dropout > 0.0:
         return "attention of variable length has no dropout"
+    if s.shape is not None and s.shape.attn_logit_softcapping is not None:
+        return "attention of variable length has no soft cap"
     if s.device is None:
         return None
     if s.device.kind == "cpu":

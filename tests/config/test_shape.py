@@ -133,7 +133,7 @@ def test_a_stored_shape_without_a_size_is_refused() -> None:
 
 def test_what_a_stored_shape_does_not_have_yet_is_the_default_of_the_settings() -> None:
     with_default = [field for field in fields(ModelShape) if field.default is not MISSING]
-    assert len(with_default) == 16
+    assert len(with_default) == 17
     for field in with_default:
         assert field.default == Model.model_fields[field.name].default
         stored = shape(**SMALL).to_dict()

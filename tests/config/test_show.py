@@ -114,6 +114,7 @@ def configs(draw: st.DrawFn) -> Config:
             rope_theta=draw(positive),
             qk_norm=draw(st.booleans()),
             sliding_window=draw(st.none() | st.just(5)),
+            attn_logit_softcapping=draw(st.none() | st.just(30.0)),
         ),
         data=data,
         train=Train(max_steps=draw(st.integers(100, 10**12)), max_minutes=draw(st.none() | positive)),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from llmkit.kernels.attention import sdpa
+from llmkit.kernels.attention import decoding, sdpa
 from llmkit.kernels.attention_blocks import blocks, matmul
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -75,3 +75,20 @@ def test_softmax_is_in_fp32_under_bf16(attention):
     found = attention(q, k, v).double()
     wanted = reference(q, k, v, None, None)
     assert (found - wanted).norm() / wanted.norm() < 8e-3
+
+
+def test_tokens_are_generated_without_cudnn_on_a_gpu():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with decoding(GPU):
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    with decoding(CPU):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+def test_a_query_behind_a_window_needs_no_mask(monkeypatch):
+    monkeypatch.setattr("llmkit.kernels.attention.tile_mask", None)
+    q, k, v = inputs(1, 50)
+    torch.testing.assert_close(
+        sdpa(q, k, v, window=7).double(), reference(q, k, v, 7, None), rtol=1e-5, atol=1e-6
+    )

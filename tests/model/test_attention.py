@@ -19,6 +19,7 @@ LENGTH = 9
 SHAPES = {
     "grouped": LLAMA_STYLE,
     "norms and biases": replace(LLAMA_STYLE, attention_bias=True, qk_norm=True, sliding_window=4),
+    "soft cap": replace(LLAMA_STYLE, attn_logit_softcapping=0.5),
 }
 
 
@@ -48,12 +49,15 @@ def by_head(layer: Attention, x: torch.Tensor, documents: torch.Tensor, rope: Ro
                     j for j in range(at + 1)
                     if documents[row, j] == documents[row, at] and at - j < (layer.window or LENGTH)
                 ]  # fmt: skip
-                weights = (key[row, seen] @ query[row, at] / width**0.5).softmax(0)
+                scores = key[row, seen] @ query[row, at] / width**0.5
+                if layer.softcap is not None:
+                    scores = layer.softcap * (scores / layer.softcap).tanh()
+                weights = scores.softmax(0)
                 out[row, at, head * width : (head + 1) * width] = weights @ value[row, seen]
     return layer.o_proj(out)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "blocks", "matmul"])
+@pytest.mark.parametrize("attention", ["sdpa", "varlen", "blocks", "matmul"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.no_grad()
 def test_every_head_by_its_formula(shape, attention):

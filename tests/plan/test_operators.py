@@ -109,6 +109,7 @@ WINDOWED = ModelShape(
         (H100, True, {"shape": WINDOWED}, "varlen"),
         (H100, True, {"shape": replace(WINDOWED, sliding_window=5000)}, "sdpa"),
         (H100, True, {"documents": True, "shape": replace(WINDOWED, attention_dropout=0.1)}, "sdpa"),
+        (H100, True, {"documents": True, "shape": replace(WINDOWED, attn_logit_softcapping=50.0)}, "sdpa"),
         (H100, True, {"documents": True, "shape": replace(WINDOWED, head_dim=30)}, "sdpa"),
         (H100, True, {"documents": True, "precision": "fp32"}, "sdpa"),
         (replace(H100, capability=(7, 5)), True, {"documents": True}, "sdpa"),
