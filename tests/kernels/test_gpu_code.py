@@ -54,12 +54,52 @@ def launch_adamw() -> None:
     optimizer.step()
 
 
+def launch_rows_of_logits() -> None:
+    """GPT-2's vocabulary, padded; nothing, and all that there is, added to the loss."""
+    from llmkit.kernels.head_loss import LossTerms
+    from llmkit.kernels.head_loss_rows import RowSpec
+    from llmkit.kernels.triton.cross_entropy import TritonRows
+
+    x, column = torch.zeros(4, 50304, dtype=BF16), torch.zeros(4, dtype=torch.int64)
+    weights = torch.ones(3, 4)
+    for terms in (LossTerms(), LossTerms(30.0, 1e-4, 0.1)):
+        spec = RowSpec(50257, 50257, terms)
+        TritonRows().whole(x, column, weights, spec)
+        TritonRows().gradient(x, column, weights, weights[0], spec)
+
+
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_kernels_compile_for_an_h100(tmp_path: Path) -> None:
     with compiled_for_h100(tmp_path) as codes:
         launch_pointwise()
         launch_adamw()
-    assert len(codes) == 21, "every launch above compiles one"
+        launch_rows_of_logits()
+    assert len(codes) == 25, "every launch above compiles one"
     for code in codes:
         assert code.spilled == 0 and code.registers <= 128, code
         assert code.load == code.store == 128, code
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_kernels_compile_for_other_types_and_odd_sizes(tmp_path: Path) -> None:
+    """What the interpreter forgives and the compiler does not: types that do not meet, shapes of loops."""
+    from llmkit.kernels.head_loss import LossTerms
+    from llmkit.kernels.head_loss_rows import RowSpec
+    from llmkit.kernels.triton import activation, dropout, norm
+    from llmkit.kernels.triton.cross_entropy import TritonRows
+
+    x = torch.zeros(7, 1031, dtype=torch.float32).requires_grad_()
+    weight, columns = torch.zeros(1031), torch.zeros(7, dtype=torch.int64)
+    with compiled_for_h100(tmp_path) as codes:
+        for y in (
+            norm.add_layer_norm(x, x, weight, weight, 1e-5)[1],
+            activation.swiglu(x, x),
+            activation.gelu(x, weight),
+            dropout.dropout_add(x, x, 0.1, torch.tensor(1)),
+        ):
+            torch.autograd.grad(y, x, torch.ones_like(y))
+        spec, rows = RowSpec(1000, 1031, LossTerms(30.0, 1e-4, 0.1)), TritonRows()
+        rows.statistics(x.detach(), columns, spec)
+        rows.gradient(x.detach(), columns, torch.ones(3, 7), weight[:7], spec)
+    assert len(codes) == 10
+    assert all(code.spilled <= 64 for code in codes), codes

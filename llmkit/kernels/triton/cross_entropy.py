@@ -47,7 +47,8 @@ def _rows_kernel(
         sums = tl.full((), 0.0, tl.float32)
         for start in range(0, valid, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            x = tl.load(x_ptr + column, mask=column < valid, other=0.0).to(tl.float32)
+            # Padding is read, too: rows end at multiples of 16 bytes, read at a time; tokens need not.
+            x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
             x = tl.where(column < valid, _capped(x, SOFTCAP), float("-inf"))
             if SMOOTHING != 0.0:
                 total += tl.sum(tl.where(column < valid, x, 0.0), axis=0)
@@ -79,7 +80,7 @@ def _rows_kernel(
         tl.debug_barrier()  # no warp writes into the row before all have read the target's logit
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            x = tl.load(x_ptr + column, mask=column < valid, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
             capped = _capped(x, SOFTCAP)
             gradient = tl.exp(capped - log_sum) * coefficient - evenly
             gradient = tl.where(column == target_column, gradient - at_target, gradient)
