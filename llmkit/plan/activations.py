@@ -19,8 +19,10 @@ FP32 = BYTES["fp32"]
 LOGIT_BYTES = {True: 4, False: 14}
 """Of a logit where all are stored. Compiled: the logits and their gradient; else fp32 logits and
 logarithms of probabilities, too, with their gradients."""
-CHUNKED_LOGIT_BYTES = 0.1 * FP32
-"""Of a logit where they are made in chunks: a tenth of all of them in fp32 is the most."""
+CHUNKED_LOGIT_BYTES = 0.08 * FP32
+"""Of a logit where they are made in chunks: the share of all of them in fp32 that is held, or else"""
+CHUNK_BYTES = 2**28
+"""so much, whichever is larger (`llmkit.kernels.head_loss_chunks`)."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,13 @@ def forward_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
 
 
 def _head(shape: ModelShape, how: Arithmetic) -> Activations:
-    """The last norm, the logits and their gradients; in chunks the fp32 gradient of the matrix stays."""
+    """The last norm, and the logits with their gradients; in chunks the gradients of states and weight."""
     logits = shape.padded_vocab_size / how.layout.tensor_parallel_size
     normed = 2 * how.bytes * shape.hidden_size
     if how.forms.get("head_loss", "full") == "full":
         return Activations(normed + LOGIT_BYTES[how.head_compiled] * logits)
-    return Activations(normed + CHUNKED_LOGIT_BYTES * logits, FP32 * logits * shape.hidden_size)
+    weight = (FP32 + how.bytes) * logits * shape.hidden_size
+    return Activations(normed + CHUNKED_LOGIT_BYTES * logits, weight + CHUNK_BYTES)
 
 
 def block_bytes(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:

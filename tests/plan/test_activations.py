@@ -13,6 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmkit.config.shape import ModelShape
+from llmkit.kernels.head_loss_chunks import BUFFER_BYTES, BUFFER_SHARE
 from llmkit.kernels.operators import TORCH
 from llmkit.model.activation_checkpointing import KEPT
 from llmkit.model.gpt import Block
@@ -20,7 +21,14 @@ from llmkit.model.positions import AttentionInputs
 from llmkit.model.rope import rope_tables
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import TensorParallel
-from llmkit.plan.activations import Arithmetic, block_bytes, forward_bytes, training_bytes
+from llmkit.plan.activations import (
+    CHUNK_BYTES,
+    CHUNKED_LOGIT_BYTES,
+    Arithmetic,
+    block_bytes,
+    forward_bytes,
+    training_bytes,
+)
 from llmkit.precision import PRECISIONS
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
@@ -142,12 +150,13 @@ def test_a_step_adds_up_its_blocks_and_the_larger_of_head_and_block():
     assert forward_bytes(large, how).token == 4 * 64 + 4 * 100_000 > forward_bytes(shape, how).token == plain
 
 
-def test_logits_in_chunks_leave_the_fp32_gradient_of_the_matrix():
+def test_logits_in_chunks_leave_a_buffer_and_the_gradient_of_the_matrix():
+    assert (CHUNK_BYTES, CHUNKED_LOGIT_BYTES) == (BUFFER_BYTES, 4 * BUFFER_SHARE)
     chunked = replace(arithmetic(), forms={**FORMS, "head_loss": "chunked"})
     large = replace(SHAPES["llama"], vocab_size=100_000, padded_vocab_size=100_000)
     stored, found = training_bytes(large, arithmetic()), training_bytes(large, chunked)
     assert found.token < stored.token and stored.fixed == 0
-    assert found.fixed == 4 * 100_000 * large.hidden_size
+    assert found.fixed == (4 + 2) * 100_000 * large.hidden_size + 2**28
 
 
 def test_a_compiled_head_behind_blocks_that_are_not_keeps_fewer_bytes_a_logit():
