@@ -124,10 +124,6 @@ def pointwise(draw: Draw, tokens: int, width: int, inner: int) -> list[Operation
             lambda f, i: (f(i["x"], i["bias"]),), 5 * gate.nbytes,
         ),
         Operation(
-            f"gelu with bias, {inner}", "activation", "gelu", {"x": gate, "bias": draw(inner)},
-            lambda f, i: (f(i["x"], i["bias"]),), 5 * gate.nbytes,
-        ),
-        Operation(
             f"dropout_add, {width}", "dropout_add", "dropout_add", {"branch": branch, "x": x},
             lambda f, i: (f(i["branch"], i["x"], DROPPED, key),), 6 * x.nbytes,
         ),

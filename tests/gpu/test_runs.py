@@ -29,8 +29,15 @@ def losses(folder: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows(folder) if "loss" in row}
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's tokenizer and tokens, made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    (tmp_path / "data-cache").symlink_to(cache)
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "tiny"
