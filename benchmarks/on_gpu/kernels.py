@@ -91,6 +91,8 @@ def _rows(small: Operation, operation: Operation, setting: Setting) -> Iterator[
         yield Row(operation.operator, {"operator and form": operation.name, "us": OUT_OF_TIME})
         return
     setting.note(operation.name)
+    # torch.compile keeps eight versions of the code of a function, and runs later ones uncompiled.
+    torch.compiler.reset()
     plain = _form(operation, PLAIN[operation.operator])
     contenders = _contenders(operation, plain)
     figures = compare(

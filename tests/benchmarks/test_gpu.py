@@ -77,9 +77,12 @@ def test_attention(tmp_path: Path) -> None:
     assert all(row["form"].startswith("llmkit ") for row in documents)
 
 
-def test_kernels(tmp_path: Path) -> None:
+def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+
     from llmkit.kernels.operators import FUNCTIONS
 
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     found = tables(run_part("kernels", tmp_path))
 
     assert set(found) == set(FUNCTIONS) - {"attention"}, "an operator has no measurement"
@@ -89,6 +92,8 @@ def test_kernels(tmp_path: Path) -> None:
     assert max(map(float, errors)) < 1e-4
     (liger,) = (row for row in found["activation"] if "Liger" in row["operator and form"])
     assert liger["us"].startswith("did not run: ")
+    compiled = [row for rows in found.values() for row in rows if "torch.compile" in row["operator and form"]]
+    assert len(compiled) > 8 and not any("did not run" in str(row) for row in compiled), str(compiled)
 
 
 def test_steps(tmp_path: Path) -> None:
