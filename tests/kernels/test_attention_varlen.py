@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from llmkit.batch import document_bounds
+from llmkit.batch import Batch, document_bounds
 from llmkit.kernels import attention_varlen
 from llmkit.kernels.attention_varlen import kernel_parameters, varlen
+from llmkit.kernels.operators import Operators
+from llmkit.model.gpt import GPT
 from tests.kernels.dense_attention import dense, documents_of, tensors
 from tests.kernels.float64 import check
+from tests.shapes import LLAMA_STYLE
 
 LENGTHS = [[150], [1, 63, 1, 85]]
 
@@ -109,3 +113,35 @@ def test_another_number_of_documents_is_not_compiled_anew():
             compiled(q, q, q, documents=documents, bounds=bounds).sum().backward()
     assert seen.frame_count == 1
     assert q.grad is not None and q.grad.shape == q.shape
+
+
+@pytest.mark.parametrize("how", ["none", "selective"])
+def test_compiled_blocks_take_any_number_of_documents(how):
+    """As on a GPU, with tensors that have no values. Selective recomputation runs the kernel once, too."""
+    from functorch.compile import min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._dynamo.utils import counters
+
+    kernels = []
+
+    def count(graph, _):
+        kernels.extend(node.target._name for node in graph.graph.nodes if "varlen" in str(node.target))
+        return graph
+
+    backend = aot_autograd(
+        fw_compiler=count, bw_compiler=count, partition_fn=min_cut_rematerialization_partition
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    shape = replace(LLAMA_STYLE, head_dim=16, num_hidden_layers=2, sliding_window=30)
+    with torch.device("meta"):
+        model = GPT(shape, Operators.of({"attention": "varlen"}), activation_checkpointing=how).bfloat16()
+    model.has_weights = True
+    model.compile_parts(pytest.fail, backend)
+    for size in (16, 32, 64):
+        with torch.device("meta"):
+            tokens = torch.empty(2, 40, dtype=torch.int64)
+            documents, bounds = torch.empty(2, 40, dtype=torch.int32), torch.empty(size, dtype=torch.int32)
+        model(Batch(tokens, tokens, documents, bounds)).objective.backward()
+    assert kernels == ["torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"]
+    assert not counters["graph_break"]
