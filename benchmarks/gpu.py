@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
 # Nothing but the standard library is imported before the folder of wheels is on the path.
 
-PARTS = ("ceilings", "attention", "kernels", "step", "zero", "recompute", "fp8", "loss", "profile")
+PARTS = (
+    "ceilings",
+    "attention",
+    "kernels",
+    "step",
+    "zero",
+    "recompute",
+    "fp8",
+    "loss",
+    "profile",
+    "generate",
+)
 MINUTES = 8.5
 
 
@@ -93,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
 
 def part(name: str) -> tuple[Sequence[str], Callable[[Setting], Iterator[Row]]]:
     """The notes of a part, and the part."""
-    from benchmarks.on_gpu import attention, ceilings, kernels, profiling, steps
+    from benchmarks.on_gpu import attention, ceilings, generation, kernels, profiling, steps
 
     return {
         "ceilings": (ceilings.NOTES, ceilings.measure),
@@ -105,6 +116,7 @@ def part(name: str) -> tuple[Sequence[str], Callable[[Setting], Iterator[Row]]]:
         "fp8": (steps.NOTES, steps.fp8),
         "loss": (steps.LOSS_NOTES, steps.loss),
         "profile": (profiling.NOTES, profiling.measure),
+        "generate": (generation.NOTES, generation.measure),
     }[name]
 
 

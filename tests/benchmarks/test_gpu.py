@@ -160,6 +160,13 @@ def test_kernels_have_their_kind(kernel: str, kind: str) -> None:
     assert profiling.kind_of(kernel) == kind
 
 
+def test_generation(tmp_path: Path) -> None:
+    (rows,) = tables(run_part("generate", tmp_path)).values()
+
+    assert [row["tokens before"] for row in rows] == ["3", "20"]
+    assert all(float(row["first token ms"]) > 0 for row in rows)
+
+
 def test_losses_and_fp8(tmp_path: Path) -> None:
     (losses,) = tables(run_part("loss", tmp_path / "loss")).values()
     (fp8,) = tables(run_part("fp8", tmp_path / "fp8")).values()
