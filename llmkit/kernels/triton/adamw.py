@@ -158,7 +158,7 @@ class AdamW(RoundsWeights):
             LOG_BETA1=math.log(max(beta1, 1e-300)), LOG_BETA2=math.log(max(beta2, 1e-300)),
             SCALED=scale is not None, ROUNDED=bool(self.rounded),
             FLOATS=table.units[0], HALVES=table.units[1],
-            BLOCK=BLOCK, COLUMNS=COLUMNS, num_warps=4,
+            BLOCK=BLOCK, COLUMNS=COLUMNS, num_warps=8,
         )  # fmt: skip
 
     def _state_of(self, master: Tensor) -> dict[str, Tensor]:
