@@ -101,7 +101,7 @@ def refusal(folder: Path) -> str | None:
                 return f"{path} belongs to another user"
             shared = stat.S_IWOTH | (stat.S_IWGRP if path == resolved else 0)
             if found.st_mode & shared and (path == resolved or not found.st_mode & stat.S_ISVTX):
-                return f"other users can write to {path}"
+                return f"other users can write to {path} (chmod go-w takes that away)"
         _try_lock(resolved / "llmkit.lock")
     except OSError as error:
         return str(error)

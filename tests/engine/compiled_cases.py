@@ -40,6 +40,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def full_parameters(model: torch.nn.Module) -> int:
+    """How many parameters this rank holds whole."""
+    return sum(parameter.numel() > 0 for parameter in model.parameters())
+
+
 def compare(style: str) -> dict[str, Any]:
     """Each case: its rows, and the graphs made by training and by evaluations; one process, not compiled."""
     compile_parts = GPT.compile_parts
@@ -64,7 +69,7 @@ def compare(style: str) -> dict[str, Any]:
             source=Weights(random_model(shape)), buckets=BUCKETS,
         )  # fmt: skip
         rows = train(engine, shape, mesh, 1, range(3))
-        graphs = counters["stats"]["unique_graphs"]
+        graphs, held = counters["stats"]["unique_graphs"], [full_parameters(engine.model)]
         nats = [mesh["data"].sum(engine.evaluate(unseen).nats.double().sum()).item() for _ in range(2)]
         after = counters["stats"]["unique_graphs"]
         found[name] = {
@@ -74,6 +79,7 @@ def compare(style: str) -> dict[str, Any]:
             "evaluation": [each / wanted for each in nats],
             "again": train(engine, shape, mesh, 1, [3])[0],
             "of training after them": counters["stats"]["unique_graphs"] - after,
+            "held": [*held, full_parameters(engine.model)],
             "limits": [str(reason) for reason in counters["graph_break"] if "limit" in str(reason)],
             "breaks": sum(counters["graph_break"].values()),
             "told": told,

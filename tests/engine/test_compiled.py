@@ -53,6 +53,8 @@ def test_graphs_are_few_and_evaluation_adds_none(found):
     for case in CASES:
         assert found[case]["of evaluations"] == found[case]["of training after them"] == 0, case
         assert found[case]["limits"] == [], case
+        before, after = found[case]["held"]
+        assert before == after, "ZeRO-3 lets go of weights in the step after an evaluation, too"
     assert [found[case]["breaks"] for case in GRAPHS] == [0] * len(GRAPHS)
 
 
