@@ -109,7 +109,7 @@ def test_no_mask_of_long_rows_is_made_at_once(form, keys):
 def test_compiled_blocks_of_a_model_have_the_same_gradients(how):
     from torch._dynamo.utils import counters
 
-    rows = Rows(torch.randint(9, (2, 131), dtype=torch.int32), end_of_text=0)
+    rows = Rows.of(torch.randint(9, (2, 131), dtype=torch.int32), None, 0)
     found = []
     counters.clear()
     for compiled in (False, True):
