@@ -31,6 +31,7 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "attention": {
         "sdpa": "llmkit.kernels.attention:sdpa",
         "varlen": "llmkit.kernels.attention_varlen:varlen",
+        "avx512": "llmkit.kernels.cpu.attention",
         "blocks": "llmkit.kernels.attention_blocks:blocks",
         "matmul": "llmkit.kernels.attention_blocks:matmul",
     },

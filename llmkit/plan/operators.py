@@ -190,11 +190,25 @@ def _is_fp8(s: Situation) -> str | None:
 
 def _no_avx512(s: Situation) -> str | None:
     """The kernel is compiled when it is first used."""
-    if s.precision.linear != "bf16":
+    if s.precision.compute != "bf16":
         return f"this form is for bf16, the precision is {s.precision.name}"
     if s.device is None or (s.device.avx512_bf16 and s.device.compiler_missing is None):
         return None
     return s.device.compiler_missing or "it needs a CPU with AVX-512 BF16, and without AMX"
+
+
+def _no_avx512_linear(s: Situation) -> str | None:
+    return _is_fp8(s) or _no_avx512(s)
+
+
+def _plain_causal(s: Situation) -> str | None:
+    """Where its kernel is used in every layer: what else is asked of attention it leaves to `blocks`."""
+    if s.shape is None or s.shape.attention_dropout or s.shape.attn_logit_softcapping:
+        return None
+    if s.config.data.document_masks or s.layout.activation_checkpointing == "selective":
+        return None
+    window = s.shape.sliding_window
+    return _compiled_bf16(s) if window is None or window >= s.config.data.sequence_length else None
 
 
 def _compiled_bf16(s: Situation) -> str | None:
@@ -206,7 +220,7 @@ TORCH = Form("torch")
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "linear": (
         Form("fp8", _not_fp8, _fp8),
-        Form("avx512", _no_avx512, _compiled_bf16),
+        Form("avx512", _no_avx512_linear, _compiled_bf16),
         Form("torch", _is_fp8),
     ),
     "norm": (triton_form(_rows_too_wide), TORCH),
@@ -214,6 +228,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "activation": (triton_form(), TORCH),
     "dropout_add": (triton_form(), TORCH),
     "attention": (
+        Form("avx512", _no_avx512, _plain_causal),
         Form("varlen", _varlen_refuses, _documents_or_window),
         Form("blocks", best=_compiled_on_cpu),
         Form("matmul", best=_never),

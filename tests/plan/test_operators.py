@@ -144,11 +144,26 @@ def test_attention_of_variable_length_is_refused_with_the_reason() -> None:
         assert why in only
 
 
+def test_the_avx512_attention_is_for_causal_attention_without_more() -> None:
+    able = replace(CPU, has_bf16_units=True, avx512_bf16=True)
+
+    def form(shape: ModelShape | None, device: DeviceFacts = able, documents: bool = False) -> str:
+        settings = {"sources": [{"type": "stdlib"}], "sequence_length": 64, "document_masks": documents}
+        config = Config.model_validate({"data": settings, "train": {"max_steps": 1}})
+        situation = Situation(config, shape, Layout(), PRECISIONS["bf16"], device, compiled=True)
+        return choose_operators(Loaded.of(config), situation)[0]["attention"].form
+
+    shape = replace(LLAMA_STYLE, sliding_window=None, attention_dropout=0.0)
+    assert form(shape) == form(replace(shape, sliding_window=64)) == "avx512"
+    assert form(replace(shape, sliding_window=63)) == form(replace(shape, attention_dropout=0.1)) == "blocks"
+    assert form(shape, documents=True) == form(None) == form(shape, CPU) == "blocks"
+
+
 def test_what_is_asked_for_and_cannot_be_is_named_all_at_once() -> None:
     _, mistakes = choose(operators={"norm": "triton", "attention": "flash9"})
     first, second = mistakes
     assert first.startswith('kernels.operators.norm "triton" (settings): Triton kernels run on a GPU')
-    assert "attention has no form of this name; it has varlen, blocks, matmul, sdpa, and" in second
+    assert "attention has no form of this name; it has avx512, varlen, blocks, matmul, sdpa, and" in second
     _, (only,) = choose(backend="triton")
     assert only.startswith('kernels.backend "triton" (settings): Triton kernels run on a GPU')
 

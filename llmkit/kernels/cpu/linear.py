@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("weight_gradient.cpp")
+from llmkit.kernels.cpu.load import load
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -76,10 +75,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The kernel, compiled where torch.compile's own code is, by the same compiler."""
-    from torch._inductor.codecache import CppCodeCache
-
-    library: Any = CppCodeCache.load(SOURCE.read_text(encoding="utf-8"))
+    library: Any = load("weight_gradient.cpp")
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.weight_gradient.argtypes = [
         pointer, size, pointer, size, pointer, size, size, size, size, number, number, number,
