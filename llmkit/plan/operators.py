@@ -20,9 +20,8 @@ from llmkit.plan.facts import DeviceFacts
 from llmkit.precision import BYTES, Precision
 from llmkit.registry import find
 
-WIDEST_NORM = 32_768
-"""Longest row of the Triton norms."""
-
+WIDEST_NORM = 8192
+"""Longest row of the Triton norms: the registers of a GPU's multiprocessor do not hold longer ones."""
 
 FEW_LOGITS = 2**25
 """Bytes of a micro-batch's logits that a CPU's last cache holds: chunks gain nothing then."""

@@ -56,6 +56,7 @@ def test_a_native_step_waits_for_nothing_whatever_it_is_made_of(compiled: bool) 
     """Scalars included (tests/engine/test_device.py); here at the forms that the plan chooses on a GPU."""
     device = torch.device("cuda")
     for changes in ({}, {"data": {"document_masks": True}}, {"model": {"hidden_dropout": 0.1}}):
+        torch.compiler.reset()  # else the last of them runs uncompiled: it keeps eight versions of a function
         work = make_workload("14m", device, {**changes, "kernels": {"compile": compiled}})
         step, batches = build("llmkit", work, "bf16", device, print), make_batches(work, device)
         for batch in batches[:3]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmkit.plan.operators import WIDEST_NORM
 from tests.kernels.gpu_code import compiled_for_h100
 
 BF16 = torch.bfloat16
@@ -90,7 +91,10 @@ def test_kernels_compile_for_other_types_and_odd_sizes(tmp_path: Path) -> None:
 
     x = torch.zeros(7, 1031, dtype=torch.float32).requires_grad_()
     weight, columns = torch.zeros(1031), torch.zeros(7, dtype=torch.int64)
+    widest = torch.zeros(2, WIDEST_NORM, dtype=BF16).requires_grad_()
     with compiled_for_h100(tmp_path) as codes:
+        y = norm.add_layer_norm(widest, widest, widest[0].detach(), widest[0].detach(), 1e-5)[1]
+        torch.autograd.grad(y, widest, torch.ones_like(y))
         for y in (
             norm.add_layer_norm(x, x, weight, weight, 1e-5)[1],
             activation.swiglu(x, x),
@@ -101,5 +105,6 @@ def test_kernels_compile_for_other_types_and_odd_sizes(tmp_path: Path) -> None:
         spec, rows = RowSpec(1000, 1031, LossTerms(30.0, 1e-4, 0.1)), TritonRows()
         rows.statistics(x.detach(), columns, spec)
         rows.gradient(x.detach(), columns, torch.ones(3, 7), weight[:7], spec)
-    assert len(codes) == 10
+    assert len(codes) == 12
+    assert codes[0].spilled == codes[1].spilled == 0, "the widest norm"
     assert all(code.spilled <= 64 for code in codes), codes

@@ -179,7 +179,7 @@ def test_triton_forms_refuse_what_they_cannot_serve_and_say_what_to_set(monkeypa
     wide = replace(LLAMA_STYLE, hidden_size=40_960)
     assert choose(GPU, shape=wide)[0]["norm"].form == "torch"
     (mistake,) = choose(GPU, shape=wide, operators={"norm": "triton"})[1]
-    assert "rows of at most 32,768, not 40,960; set kernels.operators.norm to torch" in mistake
+    assert "rows of at most 8,192, not 40,960; set kernels.operators.norm to torch" in mistake
 
 
 def test_a_registered_form_is_one_of_its_operator_alone_and_may_refuse() -> None:
