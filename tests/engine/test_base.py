@@ -72,6 +72,25 @@ def test_evaluation_is_without_dropout_and_gives_the_rows_of_all_batches(has_dro
     assert model.training
 
 
+def test_the_head_makes_no_gradients_in_an_evaluation_though_blocks_stay_as_they_are():
+    model = random_model(LLAMA_STYLE)
+    model.head.operators = Operators.of({"head_loss": "chunked"})
+    tokens = torch.randint(LLAMA_STYLE.vocab_size, (2, 9))
+    batch, modes = Batch(tokens, tokens), []
+
+    def forward(batch: Batch) -> LossSum:
+        modes.append((model.blocks[0].training, model.head.training))
+        loss = model(batch)
+        assert not loss.nats.requires_grad
+        return loss
+
+    found = evaluate_rows(model, forward, [batch])
+    assert modes == [(True, False)]
+    loss = model(batch)
+    assert loss.nats.requires_grad and not model.evaluating
+    torch.testing.assert_close(found.nats, loss.nats.detach())
+
+
 def test_the_model_trains_on_after_an_evaluation_that_was_given_up():
     def batches():
         yield Batch(torch.zeros(1, 3, dtype=torch.int64), None)

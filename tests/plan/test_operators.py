@@ -212,3 +212,26 @@ def test_choices_are_shown_with_the_usual_one_last() -> None:
         ("norm", "triton", "a"), ("attention", "sdpa", "b"), ("other operators", "torch", "c")
     ]  # fmt: skip
     assert show_choices({"norm": Choice("norm", "torch", "x")}) == [("all operators", "torch", "x")]
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "micro", "form"),
+    [
+        (CPU, True, 1, "full"),
+        (CPU, True, 65_536, "chunked"),
+        (CPU, False, 1, "chunked"),
+        (GPU, True, 1, "triton"),
+        (GPU, False, 65_536, "triton"),
+        (replace(GPU, triton=False), True, 1, "chunked"),
+    ],
+)
+def test_the_loss_keeps_few_logits(device, compiled, micro, form):
+    config = Config.model_validate(
+        {
+            "data": {"sources": [{"type": "stdlib"}], "sequence_length": 8},
+            "train": {"max_steps": 1, "global_batch_size": micro, "micro_batch_size": micro},
+        }
+    )
+    situation = Situation(config, LLAMA_STYLE, ONE_PROCESS, PRECISIONS["bf16"], device, compiled)
+    chosen, mistakes = choose_operators(Loaded.of(config), situation)
+    assert chosen["head_loss"].form == form and not mistakes
