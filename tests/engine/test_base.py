@@ -7,8 +7,10 @@ import torch
 
 from llmkit.batch import Batch, LossSum
 from llmkit.engine.base import StepSums, evaluate_rows, without_targets
+from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
 from llmkit.parallel.mesh import Mesh
+from tests.shapes import LLAMA_STYLE, random_model
 
 CPU = torch.device("cpu")
 
