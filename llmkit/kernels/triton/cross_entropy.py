@@ -117,7 +117,7 @@ class TritonRows:
         rows, columns = x.shape
         block = min(BLOCK, triton.next_power_of_2(columns))
         softcap, z_loss, smoothing = spec.terms
-        if rows:
+        if rows and not x.is_meta:  # of meta tensors there is nothing to compute
             _rows_kernel[(rows,)](
                 x, column, weights, log_sum, found, rows, columns, spec.valid, spec.vocab_size,
                 SOFTCAP=softcap, Z_LOSS=z_loss, SMOOTHING=smoothing, STATISTICS=statistics, GRADIENT=gradient,
