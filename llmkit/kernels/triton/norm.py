@@ -122,10 +122,10 @@ def _outputs(x: Tensor, branch: Tensor | None, layer: bool) -> tuple[Tensor, Ten
 
 
 def _backward(
-    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, layer: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias (empty for an RMS norm), from those of the norm and of the sum."""
-    size, layer = x.shape[-1], mean.numel() > 0
+    size = x.shape[-1]
     rows = x.numel() // max(size, 1)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if rows == 0:
@@ -146,9 +146,8 @@ def _backward(
 
 
 def _empty_gradients(
-    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, layer: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layer = mean.numel() > 0
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return dx, torch.empty_like(weight), weight.new_empty(weight.shape if layer else (0,))
 
@@ -165,7 +164,7 @@ def _gradients(ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Any) -> t
     x, weight, mean, rstd = ctx.saved_tensors
     if dy is None:  # only the sum was used
         return dtotal, dtotal if ctx.add else None, None, None, None
-    dx, dweight, dbias = _norm_backward(dy, dtotal if ctx.add else None, x, weight, mean, rstd)
+    dx, dweight, dbias = _norm_backward(dy, dtotal if ctx.add else None, x, weight, mean, rstd, ctx.layer)
     return dx, dx if ctx.add else None, dweight, dbias if ctx.layer else None, None
 
 

@@ -35,7 +35,7 @@ def _rotate_heads(
 
 @triton.jit
 def _kernel(
-    q_ptr, k_ptr, new_q_ptr, new_k_ptr, cos_ptr, sin_ptr, seq, q_heads, k_heads, half, angle_stride,
+    q_ptr, k_ptr, new_q_ptr, new_k_ptr, cos_ptr, sin_ptr, seq, q_heads, k_heads, half, cos_stride, sin_stride,
     q_batch, q_seq, q_head, k_batch, k_seq, k_head,
     new_q_batch, new_q_seq, new_q_head, new_k_batch, new_k_seq, new_k_head,
     INVERSE: tl.constexpr, TYPE: tl.constexpr,
@@ -44,8 +44,8 @@ def _kernel(
     row = tl.program_id(0).to(tl.int64) // seq
     position = tl.program_id(0).to(tl.int64) % seq
     pair = tl.arange(0, HALF)
-    cos = tl.load(cos_ptr + position * angle_stride + pair, mask=pair < half, other=0.0).to(TYPE)
-    sin = tl.load(sin_ptr + position * angle_stride + pair, mask=pair < half, other=0.0).to(TYPE)
+    cos = tl.load(cos_ptr + position * cos_stride + pair, mask=pair < half, other=0.0).to(TYPE)
+    sin = tl.load(sin_ptr + position * sin_stride + pair, mask=pair < half, other=0.0).to(TYPE)
     if INVERSE:
         sin = -sin
     _rotate_heads(
@@ -68,7 +68,7 @@ def _launch(
         return
     widths = [triton.next_power_of_2(size) for size in (q_heads, k_heads, half)]
     _kernel[(batch * seq,)](
-        q, k, new_q, new_k, cos, sin, seq, q_heads, k_heads, half, cos.stride(0),
+        q, k, new_q, new_k, cos, sin, seq, q_heads, k_heads, half, cos.stride(0), sin.stride(0),
         *q.stride()[:3], *k.stride()[:3], *new_q.stride()[:3], *new_k.stride()[:3],
         INVERSE=inverse, TYPE=arithmetic(q), Q_HEADS=widths[0], K_HEADS=widths[1], HALF=widths[2],
         num_warps=min(8, max(1, widths[0] * widths[2] // 256)),
@@ -120,13 +120,20 @@ class _InPlace(torch.autograd.Function):
         return *_rotated(dq, dk, *ctx.saved_tensors, True), None, None
 
 
+def _overlap(q: Tensor, k: Tensor) -> bool:
+    """Whether elements share memory, as those of an expanded tensor, or of q and k that are the same."""
+    expanded = any(0 in each.stride() and each.numel() for each in (q, k))
+    return expanded or q.data_ptr() == k.data_ptr()
+
+
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """See `llmkit.kernels.rotation.rotate`. Afterwards q and k may hold the rotated values.
 
     They do not where operations are recorded: by torch.compile, or by activation checkpointing that keeps
-    the projection and rotates it a second time.
+    the projection and rotates it a second time. Nor where two elements lie in one place.
     """
-    if recorded(q) or any(each.stride(-1) != 1 for each in (q, k, cos, sin)):
+    dense = all(each.stride(-1) == 1 for each in (q, k, cos, sin))
+    if recorded(q) or not dense or _overlap(q, k):
         rotated: tuple[Tensor, Tensor] = _rotated(q, k, cos, sin, False)
         return rotated
     return _InPlace.apply(q, k, cos, sin)  # type: ignore[no-untyped-call]

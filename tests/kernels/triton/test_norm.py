@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.kernels.float64 import check
 
 EPS = 1e-5
-SHAPES = {"odd": (3, 5, 13), "one row": (1, 70), "many rows": (1100, 8), "wide": (7, 1031)}
+SHAPES = {"odd": (3, 5, 13), "one row": (1, 70), "many rows": (1100, 8), "wide": (7, 1031), "none": (0, 5)}
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:

@@ -65,6 +65,26 @@ def test_parts_of_one_projection_are_rotated_in_place_and_the_rest_is_left_alone
         assert relative_error(one, other) < 2e-6, f"tensor {number}"
 
 
+@pytest.mark.parametrize("shared", ["elements of q", "q and k"])
+def test_what_shares_memory_is_not_rotated_in_place(device, shared):
+    from llmkit.kernels.triton.rotation import rotate
+
+    cos, sin = tables(SEQ, 3, device)
+    q = torch.randn(BATCH, SEQ, 1, 6, device=device)
+    q, k = (q, q) if shared == "q and k" else (q.expand(BATCH, SEQ, 4, 6), q + 1.0)
+    wanted = complex_rotate(q.double(), k.double(), cos.double(), sin.double())
+    for one, other in zip(rotate(q, k, cos, sin), wanted):
+        assert relative_error(one, other) < 2e-6
+
+
+def test_cosines_and_sines_may_lie_in_different_tables(device):
+    from llmkit.kernels.triton.rotation import rotate
+
+    cos, sin = tables(SEQ, 3, device)
+    q, k = (torch.randn(BATCH, SEQ, heads, 6, device=device).requires_grad_() for heads in (4, 2))
+    check(rotate, complex_rotate, [q, k, torch.cat((cos, sin), -1)[:, :3], sin])
+
+
 @pytest.mark.parametrize("how", ["full", "selective"])
 def test_a_projection_that_is_rotated_twice_is_rotated_once(device, how):
     """Selective checkpointing keeps the product and computes what follows again."""
