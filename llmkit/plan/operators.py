@@ -68,7 +68,7 @@ class Form:
     """One way to compute an operator.
 
     refuses: why it cannot be used in a situation; None where it can. best: why it is chosen where nothing is
-    asked for; None where it is not. backend: "triton" or "torch".
+    asked for; None where it is not. backend: of whose kernels it is made, "triton", "avx512" or "torch".
     """
 
     name: str
@@ -219,7 +219,7 @@ TORCH = Form("torch")
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "linear": (
         Form("fp8", _not_fp8, _fp8),
-        Form("avx512", _no_avx512_linear, _compiled_bf16),
+        Form("avx512", _no_avx512_linear, _compiled_bf16, backend="avx512"),
         Form("torch", _is_fp8),
     ),
     "norm": (triton_form(_rows_too_wide), TORCH),
@@ -227,7 +227,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "activation": (triton_form(), TORCH),
     "dropout_add": (triton_form(), TORCH),
     "attention": (
-        Form("avx512", _no_avx512, _plain_causal),
+        Form("avx512", _no_avx512, _plain_causal, backend="avx512"),
         Form("varlen", _varlen_refuses, _documents_or_window),
         Form("blocks", best=_compiled_on_cpu),
         Form("matmul", best=_never),

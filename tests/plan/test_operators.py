@@ -75,6 +75,7 @@ def test_triton_serves_gpus_where_nothing_is_compiled(
 def test_the_avx512_linear_layer_is_for_compiled_bf16_on_such_a_cpu() -> None:
     able = replace(CPU, has_bf16_units=True, avx512_bf16=True)
     assert choose(able, True, "bf16")[0]["linear"].form == "avx512"
+    assert choose(able, True, "bf16", backend="torch")[0]["linear"].form == "torch"
     for device, compiled, precision in ((able, False, "bf16"), (able, True, "fp32"), (CPU, True, "bf16")):
         assert choose(device, compiled, precision)[0]["linear"].form == "torch"
     forced = {"linear": "avx512"}
