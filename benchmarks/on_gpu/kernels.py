@@ -78,9 +78,7 @@ def _draw(setting: Setting) -> operations.Draw:
     generator = torch.Generator(setting.device).manual_seed(0)
 
     def draw(*size: int) -> Tensor:
-        scale = 0.02 if len(size) == 2 and size[0] > size[1] else 1.0
-        drawn = torch.randn(size, device=setting.device, generator=generator) * scale
-        return drawn.to(setting.dtype)
+        return torch.randn(size, device=setting.device, generator=generator).to(setting.dtype)
 
     return draw
 

@@ -132,7 +132,8 @@ def pointwise(draw: Draw, tokens: int, width: int, inner: int) -> list[Operation
 
 def head_loss(draw: Draw, rows: int, length: int, width: int, vocabulary: int) -> list[Operation]:
     """The output head and the loss."""
-    hidden, weight = draw(rows, length, width), draw(vocabulary, width)
+    # Logits as large as those of a model: of large ones bf16 leaves little.
+    hidden, weight = draw(rows, length, width), draw(vocabulary, width) * width**-0.5
     labels = torch.randint(vocabulary, (rows, length), device=hidden.device)
     labels[:, -1] = IGNORE
 

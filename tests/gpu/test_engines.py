@@ -35,7 +35,8 @@ def losses(precision: str, device: torch.device, changes: dict[str, Any]) -> lis
 def test_engines_train_alike(device: torch.device, precision: str) -> None:
     native = losses(precision, device, PLAIN)
     assert native[-1] < native[0]
-    tolerance = 1e-5 if precision == "fp32" else 3e-3
+    # A GPU's backward pass of attention in fp32 adds up in another order each time.
+    tolerance = 3e-3 if precision == "bf16" else 1e-4 if device.type == "cuda" else 1e-5
     for name, parallel in OTHERS.items():
         found = losses(precision, device, {**PLAIN, "parallel": parallel})
         assert found == pytest.approx(native, abs=tolerance), name
