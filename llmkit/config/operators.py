@@ -1,4 +1,4 @@
-"""The operators of the arithmetic of a step, and the functions that a form of each has."""
+"""The operators of the arithmetic of a step: what the plan and the table of functions both know of them."""
 
 from __future__ import annotations
 
@@ -16,3 +16,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "adamw": ("adamw",),
 }
 """Operator -> its functions. Their contracts are the docstrings of the plain forms in `llmkit/kernels`."""
+
+GENERATED = frozenset(("triton", "avx512"))
+"""Forms that are kernels of llmkit's own: compiled on the machine that they run on, where they may fail when
+they are first used. `kernels.backend: torch` takes none of them."""

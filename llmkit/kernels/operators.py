@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from llmkit.config.operators import FUNCTIONS
+from llmkit.config.operators import FUNCTIONS, GENERATED
 from llmkit.registry import find
 
 FORMS: Mapping[str, Mapping[str, str]] = {
@@ -44,9 +44,6 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "adamw": {"torch": "llmkit.kernels.adamw", "triton": "llmkit.kernels.triton.adamw"},
 }
 """Operator -> form -> the module that has its functions, or "module:function" of an operator with one."""
-
-GENERATED = frozenset(("triton", "avx512"))
-"""Forms that are compiled on the machine that they run on, and so may fail there when they are first used."""
 
 COMPILE_PARTS = ("chunked", "triton")
 """Forms of `head_loss` that are not compiled as a whole: they compile what they can gain from themselves."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from llmkit.config.operators import GENERATED
 from llmkit.plan.operators import FORMS
 
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -113,13 +114,12 @@ FORMED = [
     Case(model, stage, tensor, data, False, 1, "none", masked, "fp32", "none", forms=f"{operator}={name}")
     for operator, forms in FORMS.items()
     if operator != "linear"
-    if len(names := [form.name for form in forms if form.backend == "torch"]) > 1
+    if len(names := [form.name for form in forms if form.name not in GENERATED]) > 1
     for name in names
     for model, stage, tensor, data, masked in (("modern", 0, 2, 1, False), ("gpt2", 1, 1, 2, True))
 ]
 """Each form in PyTorch of operators that have several, under tensor parallelism and under ZeRO. Those of
 linear layers are each for another number type or processor."""
-
 
 COMPILED = [
     Case(model, stage, tensor, data, False, 1, recompute, masked, "fp32", "none", compiled=True)
@@ -142,7 +142,6 @@ ALONE = [
     )
 ]
 """DeepSpeed's stages on one process, so that they are tried on a GPU where there is only one."""
-
 
 FURTHER = LARGE + FORMED + ALONE + COMPILED
 

@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from llmkit.device import device_facts
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import RunFault, UserError
 from llmkit.kernels.compiler import compiler_missing
@@ -20,6 +21,7 @@ from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
 from llmkit.parallel.world import process_group
 from llmkit.parity.cases import FURTHER, Case
 from llmkit.parity.covering import covering
+from llmkit.parity.run import refusal
 from llmkit.parity.suite import HEADING, run_cases
 
 TIMEOUT = timedelta(minutes=30)
@@ -61,6 +63,12 @@ def _run(cases: list[Case], rank_info: RankInfo) -> int:
             if joined.rank == 0:
                 print(f"torch.compile cannot be tried: {why}", flush=True)
             cases = [case for case in cases if not case.compiled]
+        facts = device_facts(joined.device)
+        refused = {case: why for case in cases if case.forms and (why := refusal(case, facts))}
+        cases = [case for case in cases if case not in refused]
+        if joined.rank == 0:
+            for case, why in refused.items():
+                print(f"{case} is left out: {why}", flush=True)
 
         @cache
         def mesh(tensor_size: int) -> Mesh:

@@ -17,7 +17,8 @@ from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
 from llmkit.parity.state import State, drifted, gather_state
 from llmkit.parity.subjects import LENGTH, MODELS, ROWS, RandomWeights, count_targets, global_batch, share
-from llmkit.plan import plan_for_shape
+from llmkit.plan import DeviceFacts, Plan, plan_for_shape
+from llmkit.plan.operators import FORMS, Situation
 
 STEPS = 10
 GRADIENT_STEPS = (0, 4, 9)
@@ -80,6 +81,19 @@ def run_alone(
     return run_case(alone, Mesh(), device)
 
 
+def refusal(case: Case, device: DeviceFacts) -> str | None:
+    """Why a form that the case names cannot be computed on the device; None where all of them can."""
+    plan = make_plan(MODELS[case.model], case.parallel, ROWS // case.data, device, case.precision)
+    situation = Situation(plan.config, MODELS[case.model], plan.layout, plan.precision, device, case.compiled)
+    reasons = (
+        form.refuses(situation)
+        for operator, name in case.kernels["operators"].items()
+        for form in FORMS[operator]
+        if form.name == name
+    )
+    return next(filter(None, reasons), None)
+
+
 def make_engine(
     shape: ModelShape,
     parallel: Mapping[str, Any],
@@ -91,15 +105,31 @@ def make_engine(
     kernels: Mapping[str, Any] | None = None,
 ) -> Engine:
     """The engine for the rows of `global_batch`. parallel, kernels: settings of those sections."""
-    train = {
-        **SETTINGS["train"], "precision": precision,
-        "micro_batch_size": ROWS // mesh["data"].size // accumulation,
-    }  # fmt: skip
-    sections = {"train": train, "parallel": dict(parallel), "optimizer": {**OPTIMIZER, "name": optimizer}}
     kernels = {**SETTINGS["kernels"], **(kernels or {})}
+    micro = ROWS // mesh["data"].size // accumulation
     facts = device_facts(device, compiled=kernels["compile"])
-    plan = plan_for_shape(shape, {**SETTINGS, **sections, "kernels": kernels}, facts)
+    plan = make_plan(shape, parallel, micro, facts, precision, optimizer, kernels)
     return build_engine(plan, mesh, device=device, buckets=BUCKETS)
+
+
+def make_plan(
+    shape: ModelShape,
+    parallel: Mapping[str, Any],
+    micro_batch_size: int,
+    device: DeviceFacts,
+    precision: str,
+    optimizer: str = "adamw",
+    kernels: Mapping[str, Any] = SETTINGS["kernels"],
+) -> Plan:
+    """The plan for the rows of `global_batch`. parallel, kernels: settings of those sections."""
+    settings = {
+        **SETTINGS,
+        "train": {**SETTINGS["train"], "precision": precision, "micro_batch_size": micro_batch_size},
+        "parallel": dict(parallel),
+        "optimizer": {**OPTIMIZER, "name": optimizer},
+        "kernels": dict(kernels),
+    }
+    return plan_for_shape(shape, settings, device)
 
 
 def train(

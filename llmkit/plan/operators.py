@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import Mistake
-from llmkit.config.operators import FUNCTIONS
+from llmkit.config.operators import FUNCTIONS, GENERATED
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
@@ -68,13 +68,12 @@ class Form:
     """One way to compute an operator.
 
     refuses: why it cannot be used in a situation; None where it can. best: why it is chosen where nothing is
-    asked for; None where it is not. backend: of whose kernels it is made, "triton", "avx512" or "torch".
+    asked for; None where it is not.
     """
 
     name: str
     refuses: Rule = _never
     best: Rule = _always
-    backend: str = "torch"
 
 
 def triton_missing(s: Situation) -> str | None:
@@ -93,7 +92,7 @@ def _uncompiled_gpu(s: Situation) -> str | None:
 
 def triton_form(refuses: Rule = _never, best: Rule = _uncompiled_gpu) -> Form:
     """The Triton form of a pointwise operator."""
-    return Form("triton", lambda s: triton_missing(s) or refuses(s), best, backend="triton")
+    return Form("triton", lambda s: triton_missing(s) or refuses(s), best)
 
 
 def _compiled_on_cpu(s: Situation) -> str | None:
@@ -219,7 +218,7 @@ TORCH = Form("torch")
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "linear": (
         Form("fp8", _not_fp8, _fp8),
-        Form("avx512", _no_avx512_linear, _compiled_bf16, backend="avx512"),
+        Form("avx512", _no_avx512_linear, _compiled_bf16),
         Form("torch", _is_fp8),
     ),
     "norm": (triton_form(_rows_too_wide), TORCH),
@@ -227,7 +226,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     "activation": (triton_form(), TORCH),
     "dropout_add": (triton_form(), TORCH),
     "attention": (
-        Form("avx512", _no_avx512, _plain_causal, backend="avx512"),
+        Form("avx512", _no_avx512, _plain_causal),
         Form("varlen", _varlen_refuses, _documents_or_window),
         Form("blocks", best=_compiled_on_cpu),
         Form("matmul", best=_never),
@@ -266,7 +265,7 @@ def _choose(
     if backend == "triton" and "triton" in named:
         return Choice(operator, "triton", "kernels.backend"), named["triton"].refuses(situation)
     for form in forms:
-        if backend == "torch" and form.backend != "torch":
+        if backend == "torch" and form.name in GENERATED:
             continue
         if form.refuses(situation) is None and (reason := form.best(situation)) is not None:
             return Choice(operator, form.name, reason), None

@@ -9,6 +9,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
+from llmkit.config.operators import GENERATED
 from llmkit.kernels.compiler import graph_breaks
 from llmkit.kernels.operators import Operators
 from llmkit.model.gpt import GPT
@@ -62,7 +63,7 @@ FORMS_OF_CPU = [("attention", "sdpa")] + [
     (operator, form.name)
     for operator, forms in FORMS.items()
     for form in forms[:-1]
-    if form.backend == "torch"
+    if form.name not in GENERATED
 ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import torch
 
-from llmkit.config.operators import FUNCTIONS
+from llmkit.config.operators import FUNCTIONS, GENERATED
 from llmkit.kernels import norm
 from llmkit.kernels.attention import sdpa
 from llmkit.kernels.attention_blocks import matmul
@@ -19,6 +21,16 @@ def test_plan_and_table_know_the_same_forms() -> None:
         operator: set(forms) for operator, forms in FORMS.items()
     }
     assert {operator: forms[-1].name for operator, forms in planned.FORMS.items()} == dict(PLAIN)
+    assert {name for forms in FORMS.values() for name in forms} > GENERATED
+
+
+def test_the_documented_table_is_this_one() -> None:
+    text = (Path(__file__).parents[2] / "docs/kernels.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (`[\w`, ]+`) \| ([\w, ]+) \|$", text, re.MULTILINE)
+    assert [(operator, names.replace("`", ""), forms) for operator, names, forms in rows] == [
+        (operator, ", ".join(FUNCTIONS[operator]), ", ".join(form.name for form in forms))
+        for operator, forms in planned.FORMS.items()
+    ]
 
 
 def test_every_function_of_every_operator_is_there() -> None:

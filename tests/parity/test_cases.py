@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llmkit.parity.cases import LARGE, all_cases
+from llmkit.parity.cases import FORMED, LARGE, all_cases
+from llmkit.parity.run import refusal
 from llmkit.parity.subjects import LENGTH, MODELS
 from llmkit.plan import DeviceFacts, plan_for_shape
 
@@ -30,3 +31,12 @@ def test_a_case_tells_its_layout():
     assert (layout.zero_stage, layout.offload, layout.sequence_parallel) == (3, "cpu", True)
     assert (layout.activation_checkpointing, layout.activation_checkpointing_every) == ("full", 2)
     assert len({str(each) for each in all_cases()}) == len(list(all_cases()))
+
+
+def test_forms_are_tried_where_the_device_takes_them():
+    assert [refusal(case, DeviceFacts()) for case in FORMED] == [None] * len(FORMED)
+    gpu = DeviceFacts("cuda", has_bf16_units=True, capability=(9, 0), triton=True, varlen=True)
+    left_out = {case.forms: why for case in FORMED if (why := refusal(case, gpu))}
+    assert left_out == {
+        "attention=varlen": "flash attention of variable length computes in bf16, not fp32"
+    }
