@@ -1,4 +1,4 @@
-"""What every part of a run is told."""
+"""The settings of a run that all of its parts share."""
 
 from __future__ import annotations
 

@@ -164,5 +164,5 @@ def row_pass(name: str) -> RowPass:
 
 
 def report_to(report: Callable[[str], None]) -> None:
-    """Where a failure of compilation is told from now on; before that it is a warning."""
+    """Sets what is called with the reason where compilation fails; by default that is a warning."""
     ROW_PASSES["compiled"] = CompiledRows(report)

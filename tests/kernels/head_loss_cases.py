@@ -67,7 +67,7 @@ OBJECTIVES: dict[str, Callable[[LossSum], Tensor]] = {
     "without the extras": lambda loss: loss.nats.sum() * 0.5,
     "one row": lambda loss: loss.nats[0],
 }
-"""What is minimised. Only of the first two is the gradient of each row's loss known to be the same."""
+"""What is minimised. Only in the first one is the gradient of all sums the same number."""
 
 
 def check(

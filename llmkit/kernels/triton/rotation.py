@@ -105,8 +105,9 @@ _rotated = Operation("rotate", _forward, _empty).with_gradients(_keep_angles, _r
 class _InPlace(torch.autograd.Function):
     """q and k themselves, with their values overwritten.
 
-    They are views of one projection, of which PyTorch lets nothing be changed in place: were it told, it
-    would refuse v. Neither the projection nor a norm behind it needs its own output in the backward pass.
+    They are not marked as changed (`mark_dirty`): with v they are views of one projection, and PyTorch then
+    refuses the use of v. Neither the projection nor a norm behind it needs its own output in the backward
+    pass.
     """
 
     @staticmethod
