@@ -21,6 +21,7 @@ from llmkit.loop.resume import ResumePoint, changed_settings, settings_of
 from llmkit.loop.samples import cut_back_samples
 from llmkit.monitor.jsonlines import Row
 from llmkit.monitor.metrics import MetricsFile
+from llmkit.plan import Plan
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -49,7 +50,7 @@ def begin(
     fields["config"] = folder.keep_config(to_yaml(loaded.config, loaded.origins))
     if checkpoint is not None:
         fields["changes"] = [change.to_json() for change in changed_settings(checkpoint, loaded).all]
-        for name, old, new in _changed_surroundings(checkpoint, t.plan.precision.name):
+        for name, old, new in _changed_surroundings(checkpoint, t.plan):
             fields["changes"].append({"setting": name, "old": old, "new": new, "origin": ""})
             note(f"changed since the checkpoint: {name} {old} -> {new}")
         if (change := rate_change(checkpoint, loaded.config, state)) is not None:
@@ -71,13 +72,14 @@ def begin(
         folder.write_json(name, content)
 
 
-def _changed_surroundings(checkpoint: Checkpoint, precision: str) -> Iterator[tuple[str, str, str]]:
-    """What is no setting: its name, what it was and what it is.
-
-    precision: of now, as the device decided where the settings leave it open.
-    """
-    if (before := checkpoint.state["precision"]) != precision:
-        yield "precision in use", before, precision
+def _changed_surroundings(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """What is no setting, or was decided by the device: its name, what it was and what it is."""
+    if (before := checkpoint.state["precision"]) != plan.precision.name:
+        yield "precision in use", before, plan.precision.name
+    kernels = checkpoint.state.get("kernels", {})  # checkpoints until 2026-11-28 do not tell
+    for name, new in plan.kernels.in_use.items():
+        if (old := kernels.get(name, new)) != new:
+            yield f"{name} in use", old, new
     now = {"llmkit": __version__, "torch": str(torch.__version__)}
     for name, old in checkpoint.manifest.versions.items():
         if name in now and now[name] != old:

@@ -55,6 +55,11 @@ class Kernels:
         """Operator -> form, as `llmkit.kernels.operators.Operators.of` takes it."""
         return {operator: choice.form for operator, choice in self.operators.items()}
 
+    @property
+    def in_use(self) -> dict[str, str]:
+        """For a checkpoint: the forms, and whether torch.compile is used."""
+        return {**self.forms, "torch.compile": "yes" if self.compiled else "no"}
+
 
 def training_state(config: Config, model: AnyModel, precision: Precision, layout: Layout) -> State:
     """Returns the least bytes of one process of this layout for weights, gradients, masters and moments."""

@@ -66,6 +66,13 @@ def test_other_versions_and_another_precision_are_told(finished, monkeypatch, ca
     assert changed == ["train.max_steps", "train.precision", "precision in use", "version of llmkit"]
 
 
+def test_another_form_of_an_operator_is_told(finished, capsys):
+    assert train("train.max_steps=13", "kernels.operators.attention=matmul") == 0
+    assert "changed since the checkpoint: attention in use sdpa -> matmul" in capsys.readouterr().out
+    changed = [change["setting"] for change in recorded("resume")[0]["changes"]]
+    assert changed == ["train.max_steps", "kernels.operators.attention", "attention in use"]
+
+
 def test_a_model_that_is_written_otherwise_but_is_the_same_goes_on(finished):
     assert train("train.max_steps=13", "model.head_dim=8", "model.vocab_size=257") == 0
 
