@@ -21,8 +21,11 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "source": ("stdlib", "text", "jsonl", "parquet", "arrow", "hub", "shards", "megatron"),
-}
-"""Names that llmkit's own components have."""
+    "operator": (
+        "auto", "torch", "triton", "avx512", "fp8", "sdpa", "varlen", "blocks", "matmul", "full", "chunked",
+    ),
+}  # fmt: skip
+"""Names that llmkit's own components have; of operators those of forms."""
 
 C = TypeVar("C", bound=Callable[..., Any])
 

@@ -61,6 +61,7 @@ def test_defining_a_component_again_replaces_it(write):
     [
         ("model", "gpt", "is llmkit's own"),
         ("optimizer", "muon", "is llmkit's own"),
+        ("operator", "torch", "is llmkit's own"),
         ("models", "mine", "there is no kind 'models'; the kinds are model, optimizer"),
         ("model", "two words", "may have letters, digits"),
         ("model", "", "may have letters, digits"),

@@ -14,6 +14,7 @@ from llmkit.kernels.attention import sdpa
 from llmkit.kernels.attention_blocks import matmul
 from llmkit.kernels.operators import FORMS, PLAIN, TORCH, Operators
 from llmkit.plan import operators as planned
+from llmkit.registry import BUILT_IN
 
 
 def test_plan_and_table_know_the_same_forms() -> None:
@@ -21,7 +22,9 @@ def test_plan_and_table_know_the_same_forms() -> None:
         operator: set(forms) for operator, forms in FORMS.items()
     }
     assert {operator: forms[-1].name for operator, forms in planned.FORMS.items()} == dict(PLAIN)
-    assert {name for forms in FORMS.values() for name in forms} > GENERATED
+    names = {name for forms in FORMS.values() for name in forms}
+    assert names > GENERATED
+    assert names | {"auto"} == set(BUILT_IN["operator"]), "or another's code could take the name"
 
 
 def test_the_documented_table_is_this_one() -> None:
