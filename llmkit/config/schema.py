@@ -266,7 +266,7 @@ class Parallel(Section):
 
 
 class OperatorForms(Section):
-    """The form of each operator: a name in docs/kernels.md, or of a registered one; auto = by rule."""
+    """The form of each operator: one of docs/kernels.md or a registered one; auto = by `kernels.backend`."""
 
     linear: str = "auto"
     """Linear layers of the blocks."""
@@ -295,7 +295,8 @@ class Kernels(Section):
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; auto = where a compiler is at hand."""
     backend: Literal["auto", "triton", "torch"] = "auto"
-    """Whose operators: Triton's wherever there are any, PyTorch's, or by operator what serves best."""
+    """auto = the best form of each operator, by device, types and sizes; triton = Triton kernels wherever
+    there are any; torch = PyTorch alone. What `kernels.operators` names comes first."""
     operators: OperatorForms = OperatorForms()
 
 
