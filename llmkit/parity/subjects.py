@@ -6,9 +6,10 @@ import zlib
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.batch import IGNORE, Batch
+from llmkit.batch import IGNORE, Batch, document_bounds
 from llmkit.config.shape import ModelShape
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
@@ -97,8 +98,14 @@ def share(batch: Batch, data_rank: int, data_size: int, accumulation: int) -> li
     def split(rows: Tensor) -> list[Tensor]:
         return list(rows.chunk(data_size)[data_rank].chunk(accumulation))
 
-    documents = [None] * accumulation if batch.documents is None else split(batch.documents)
-    return [Batch(*each) for each in zip(split(batch.tokens), split(batch.labels), documents, strict=True)]
+    micro_batches = [Batch(*each) for each in zip(split(batch.tokens), split(batch.labels), strict=True)]
+    if batch.documents is None:
+        return micro_batches
+    numbers = split(batch.documents)
+    bounds = [document_bounds(F.pad(each.diff() != 0, (1, 0), value=True)) for each in numbers]
+    return [
+        b._replace(documents=n, bounds=at) for b, n, at in zip(micro_batches, numbers, bounds, strict=True)
+    ]
 
 
 def count_targets(batch: Batch) -> int:

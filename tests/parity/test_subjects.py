@@ -21,6 +21,15 @@ def test_shares_are_the_batch_once_and_differ_in_targets(data_size, accumulation
     assert sum(counts) == count_targets(batch)
 
 
+def test_documents_end_where_their_bounds_say():
+    for micro_batch in share(global_batch(MODELS["odd"], 0, masked=True), 1, 2, 3):
+        rows = torch.arange(len(micro_batch.documents))[:, None] * 100
+        numbers = (micro_batch.documents + rows).flatten()
+        lengths = micro_batch.bounds.diff()
+        assert micro_batch.bounds[-1] == numbers.numel()
+        assert torch.equal(lengths[lengths > 0].long(), numbers.unique_consecutive(return_counts=True)[1])
+
+
 def test_every_row_has_several_documents_that_never_go_back():
     documents = global_batch(MODELS["gpt2"], 3, masked=True).documents
     assert documents.shape == (ROWS, LENGTH) and (documents.diff() >= 0).all()
