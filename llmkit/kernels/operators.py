@@ -7,15 +7,17 @@ imported when it has been chosen. All forms of an operator compute the same.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from llmkit.config.operators import FUNCTIONS, GENERATED
+from llmkit.errors import UserError
 from llmkit.registry import find
 
 FORMS: Mapping[str, Mapping[str, str]] = {
@@ -50,6 +52,15 @@ COMPILE_PARTS = ("chunked", "triton")
 
 PLAIN: Mapping[str, str] = {operator: next(iter(forms)) for operator, forms in FORMS.items()}
 """Operator -> the form in plain PyTorch that runs everywhere."""
+
+
+LIKE: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("rms_norm", "layer_norm", "swiglu", "gelu"), (0,)),
+    **dict.fromkeys(("dropout", "dropout_add", "attention"), (0,)),
+    **dict.fromkeys(("add_rms_norm", "add_layer_norm"), (0, 0)),
+    "rotate": (0, 1),
+}
+"""Function -> for each of its results the argument that has its shape and type."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +116,47 @@ class Operators:
 def _functions(operator: str, form: str) -> dict[str, Callable[..., Any]]:
     """The functions of an operator that a form has."""
     if (registered := find("operator", form)) is not None:
-        holder: Any = registered.make
-    else:
-        module, _, function = FORMS[operator][form].partition(":")
-        holder = importlib.import_module(module)
-        if function:
-            return {FUNCTIONS[operator][0]: getattr(holder, function)}
+        own = {name: getattr(registered.make, name, None) for name in FUNCTIONS[operator]}
+        return {
+            name: _checked(name, registered.origin, function)
+            for name, function in own.items()
+            if function is not None
+        }
+    module, _, function = FORMS[operator][form].partition(":")
+    holder = importlib.import_module(module)
+    if function:
+        return {FUNCTIONS[operator][0]: getattr(holder, function)}
     return {name: getattr(holder, name) for name in FUNCTIONS[operator] if hasattr(holder, name)}
+
+
+def _checked(name: str, origin: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of other code; it raises UserError where its result has another shape or type than it must.
+
+    Such a result would fail far from where it was made, or be broadcast without a word.
+    """
+    if (like := LIKE.get(name)) is None:
+        return function  # models and optimizers check these
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        result = function(*arguments, **options)
+        found = _described(result if len(like) > 1 else (result,))
+        if found != (wanted := _described([arguments[index] for index in like])):
+            raise UserError(f"{origin}.{name} must return {wanted}; it returned {found}")
+        return result
+
+    return call
+
+
+def _described(values: Any) -> str:
+    """Shape and type of each value, as in "(2, 3) torch.bfloat16"."""
+    if not isinstance(values, (tuple, list)):
+        return f"no tuple but {type(values).__name__}"
+    shown = [
+        f"{tuple(each.shape)} {each.dtype}" if isinstance(each, Tensor) else type(each).__name__
+        for each in values
+    ]
+    return " and ".join(shown)
 
 
 def replace_functions(model: nn.Module, old: Operators, new: Operators) -> None:

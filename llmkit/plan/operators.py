@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.load import Loaded
@@ -179,7 +180,8 @@ def _fp8(s: Situation) -> str | None:
 
 
 def _not_fp8(s: Situation) -> str | None:
-    return None if s.precision.linear == "fp8" else "set train.precision=fp8, which chooses it"
+    why = "the precision is not fp8; set train.precision=fp8, which chooses this form"
+    return None if s.precision.linear == "fp8" else why
 
 
 def _is_fp8(s: Situation) -> str | None:
@@ -187,10 +189,12 @@ def _is_fp8(s: Situation) -> str | None:
 
 
 def _no_avx512(s: Situation) -> str | None:
-    """The kernel is compiled when it is first used."""
+    """The kernel is compiled when it is first used. Without a device the precision may still be open."""
+    if s.device is None:
+        return None
     if s.precision.compute != "bf16":
         return f"this form is for bf16, the precision is {s.precision.name}"
-    if s.device is None or (s.device.avx512_bf16 and s.device.compiler_missing is None):
+    if s.device.avx512_bf16 and s.device.compiler_missing is None:
         return None
     return s.device.compiler_missing or "it needs a CPU with AVX-512 BF16, and without AMX"
 
@@ -248,7 +252,8 @@ def choose_operators(loaded: Loaded, situation: Situation) -> tuple[dict[str, Ch
         chosen[operator] = choice
         if refusal is not None:
             path = f"kernels.operators.{operator}" if asked != "auto" else "kernels.backend"
-            mistakes.append(loaded.settings.mistake(f"{{0}}: {refusal}", path))
+            note = f"{path}=auto takes a form that can serve this run"
+            mistakes.append(loaded.settings.mistake(f"{{0}}: {refusal}", path, note=note))
     return chosen, list(dict.fromkeys(mistakes))
 
 
@@ -283,8 +288,10 @@ def _registered(operator: str, name: str, plain: Form, situation: Situation) -> 
     elif not any(callable(getattr(component.make, each, None)) for each in functions):
         refusal = f"{component.origin} has none of the functions of {operator}: {', '.join(functions)}"
     else:
-        refuses: Rule = getattr(component.make, "refuses", _never)
-        return Choice(operator, name, f"as given, {component.origin}"), refuses(situation)
+        answer: Any = getattr(component.make, "refuses", _never)(situation)
+        if answer is not None and not (isinstance(answer, str) and answer):
+            answer = f"{component.origin}.refuses must return a reason, or None; it returned {answer!r}"
+        return Choice(operator, name, f"as given, {component.origin}"), answer
     return Choice(operator, plain.name, "plain PyTorch"), refusal
 
 

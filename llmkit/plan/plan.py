@@ -38,12 +38,14 @@ class Kernels:
 
     compiled: whether torch.compile is used. operators: the form of each, by `llmkit.plan.operators`. notes:
     why something that was left open is not used. eager_blocks: whether recomputed blocks are not compiled.
+    uncompiled: why torch.compile is not used, where it is not.
     """
 
     compiled: bool
     operators: Mapping[str, Choice]
     notes: tuple[str, ...] = ()
     eager_blocks: bool = False
+    uncompiled: str = "as given"
 
     @property
     def blocks_compiled(self) -> bool:

@@ -115,28 +115,30 @@ def _kernels(
     """Chooses whether modules are compiled, and the form of each operator."""
     config, asked = loaded.config, loaded.config.kernels
     compiled, notes, mistakes = asked.compile is not False, list[str](), list[Mistake]()
+    uncompiled = "as given"
     if device is None:
         pending["kernels"] = AT_START
     elif compiled and device.compiler_missing is not None:
         if asked.compile is True:
             what = f"{{0}}: torch.compile cannot work here: {device.compiler_missing}"
             mistakes.append(loaded.settings.mistake(what, "kernels.compile"))
-        notes.append(f"training without torch.compile: {device.compiler_missing}")
-        compiled = False
+        compiled, uncompiled = False, device.compiler_missing
+        notes.append(f"training without torch.compile: {uncompiled}")
     # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
     eager_blocks = compiled and layout.zero_stage == 3 and layout.activation_checkpointing != "none"
     if eager_blocks and isinstance(config.model, Model):
         what = "head, loss and pointwise functions are"
         notes.append(f"recomputed blocks under ZeRO-3 are not compiled: {what}")
     elif eager_blocks:
-        notes.append("training without torch.compile: it cannot take recomputed blocks under ZeRO-3")
+        uncompiled = "it cannot take recomputed blocks under ZeRO-3"
+        notes.append(f"training without torch.compile: {uncompiled}")
         compiled = eager_blocks = False
     shape = _gpt_shape(config, vocab_size)
     situation = Situation(config, shape, layout, precision, device, compiled and not eager_blocks)
     chosen, refused = choose_operators(loaded, situation)
     mistakes += [*refused, *precision_mistakes(loaded, precision, shape, layout, device)]
     notes += precision_notes(precision, device, compiled and not eager_blocks)
-    return Kernels(compiled, chosen, tuple(notes), eager_blocks), mistakes
+    return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled), mistakes
 
 
 def _gpt_shape(config: Config, vocab_size: int) -> ModelShape | None:

@@ -103,12 +103,16 @@ def _batch(plan: Plan) -> Iterator[Row]:
 def _kernels(plan: Plan) -> Iterator[Row]:
     if "kernels" in plan.pending:
         yield "compiled", AT_START, "where torch.compile can work"
+        yield "operators", AT_START, "a form of each, by device, number types and sizes"
         for choice in plan.kernels.operators.values():
             if choice.reason.startswith("as given"):
                 yield choice.operator, choice.form, choice.reason
         return
     what = "head, loss and pointwise functions" if plan.kernels.eager_blocks else "blocks, head and loss"
-    yield "compiled", "yes" if plan.kernels.compiled else "no", f"{what}, by torch.compile"
+    if plan.kernels.compiled:
+        yield "compiled", "yes", f"{what}, by torch.compile"
+    else:
+        yield "compiled", "no", plan.kernels.uncompiled
     yield from show_choices(plan.kernels.operators)
 
 

@@ -79,6 +79,7 @@ def test_the_avx512_linear_layer_is_for_compiled_bf16_on_such_a_cpu() -> None:
     for device, compiled, precision in ((able, False, "bf16"), (able, True, "fp32"), (CPU, True, "bf16")):
         assert choose(device, compiled, precision)[0]["linear"].form == "torch"
     forced = {"linear": "avx512"}
+    assert choose(None, precision="fp32", operators=forced)[1] == [], "precision is open"
     assert choose(able, False, "bf16", operators=forced)[0]["linear"].form == "avx512"
     for device, precision, why in (
         (able, "fp32", "is for bf16"),
@@ -200,6 +201,10 @@ def test_a_registered_form_is_one_of_its_operator_alone_and_may_refuse() -> None
     assert choose(compiled=True, operators={"norm": "mine"})[1] == [
         'kernels.operators.norm "mine" (settings): it is compiled'
     ]
+    for answer in (True, ""):
+        Mine.refuses = staticmethod(lambda situation, answer=answer: answer)
+        (refusal,) = choose(operators={"norm": "mine"})[1]
+        assert f".Mine.refuses must return a reason, or None; it returned {answer!r}" in refusal
     assert ".Mine is a form of 'norm'" in choose(operators={"attention": "mine"})[1][0]
     Mine.operator = "rotation"
     (refusal,) = choose(operators={"rotation": "mine"})[1]

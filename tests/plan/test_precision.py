@@ -77,5 +77,5 @@ def test_what_fp8_cannot_have_is_refused_with_the_place(planned, device, overrid
 def test_a_form_that_contradicts_the_precision_is_refused(planned):
     with pytest.raises(UserError, match=r'operators.linear "torch" .*: train.precision is fp8'):
         planned(HOPPER, "kernels.operators.linear=torch")
-    with pytest.raises(UserError, match=r'operators.linear "fp8" .*: set train.precision=fp8'):
+    with pytest.raises(UserError, match=r'operators.linear "fp8" .*; set train.precision=fp8'):
         planned(HOPPER, "kernels.operators.linear=fp8", "train.precision=bf16")

@@ -34,9 +34,11 @@ def test_an_automatic_micro_batch_is_said_to_come_later():
 def test_forms_of_operators_are_shown_with_their_reasons():
     early = values(kernels={"operators": {"attention": "matmul"}})
     assert early["compiled"][0] == "chosen at start" and early["attention"] == ("matmul", "as given")
-    assert "other operators" not in early
+    assert "other operators" not in early and early["operators"][0] == "chosen at start"
     late = values(Known(1, device=DeviceFacts(compiler_missing="no compiler")))
-    assert late["compiled"][0] == "no" and late["attention"][:1] == ("sdpa",)
+    assert late["compiled"] == ("no", "no compiler") and late["attention"][:1] == ("sdpa",)
+    asked = values(Known(1, device=DeviceFacts()), kernels={"compile": False})
+    assert asked["compiled"] == ("no", "as given")
     assert late["other operators"] == ("torch", "plain PyTorch")
 
 
