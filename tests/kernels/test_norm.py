@@ -40,3 +40,17 @@ def test_values_and_gradients(dtype):
         tensors,
         allowed,
     )
+
+
+def test_gradients_of_many_rows_are_summed_in_fp32():
+    """By PyTorch's kernel for CPUs those of a layer norm's weight and bias in bf16 are not."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(size, generator=generator).bfloat16().requires_grad_() for size in ((2048, 24), 24, 24)
+    )
+    check(
+        lambda x, w, b: layer_norm(x, w, b, EPS),
+        lambda x, w, b: F.layer_norm(x, w.shape, w, b, EPS),
+        [x, weight, bias],
+    )
+    check(lambda x, w: rms_norm(x, w, EPS), lambda x, w: F.rms_norm(x, w.shape, w, EPS), [x, weight])
