@@ -46,7 +46,7 @@ class FirstPass:
         except Exception as error:
             if not raised_by_kernels(error, sends=not self.alone):
                 raise
-            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            reason = _first_line(error)
             if not self.alone:
                 raise RunFault(
                     f"a generated kernel failed in its first pass: {reason}. Set kernels.compile=false and "
@@ -62,9 +62,25 @@ class FirstPass:
             torch.cuda.set_rng_state(states[1], device)
         return passes()
 
+    def update(self, step: Callable[[], object]) -> None:
+        """step(), which updates weights. Raises RunFault where a kernel of it fails: it cannot be undone."""
+        try:
+            step()
+        except Exception as error:
+            if not raised_by_kernels(error, sends=False):
+                raise
+            raise RunFault(
+                f"a generated kernel failed in the update of the weights: {_first_line(error)}. Set "
+                "kernels.operators.adamw=torch"
+            ) from error
+
     def _use_plain_pytorch(self) -> None:
         self.proven = True
         run_uncompiled(self.model)
         replace_functions(self.model, self.operators, self.operators.without_generated())
         for parameter in self.model.parameters():
             parameter.grad = None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -145,7 +145,7 @@ class NativeEngine:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
-            optimizer.step()
+            self.first_pass.update(optimizer.step)
         self.masters.update_weights(self.written)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:

@@ -117,6 +117,18 @@ def test_one_of_several_processes_ends_with_what_to_set(where):
     assert told == []
 
 
+def test_an_update_that_fails_says_what_to_set():
+    engine = make(TORCH, [])
+    (optimizer,) = engine.optimizers
+    batch = batch_of(LLAMA_STYLE, 0)
+    optimizer.step = TRITON["launch"]
+    with pytest.raises(RunFault, match=r"update of the weights: .*\. Set kernels.operators.adamw=torch$"):
+        engine.train_step([batch], targets(batch), 1e-2)
+    optimizer.step = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        engine.train_step([batch], targets(batch), 1e-2)
+
+
 @pytest.mark.parametrize("error", [ValueError("of the model"), torch.OutOfMemoryError("no room")])
 def test_other_errors_stay_what_they_are(error):
     def passes() -> None:
