@@ -11,6 +11,7 @@ from llmkit.errors import RunFault
 from llmkit.kernels.compiler import raised_by_kernels, run_uncompiled
 from llmkit.kernels.operators import Operators, replace_functions
 from llmkit.model.base import Model
+from llmkit.model.vocabulary import Head
 
 T = TypeVar("T")
 
@@ -77,6 +78,9 @@ class FirstPass:
     def _use_plain_pytorch(self) -> None:
         self.proven = True
         run_uncompiled(self.model)
+        for module in self.model.modules():
+            if isinstance(module, Head):
+                module.compiled = ""
         replace_functions(self.model, self.operators, self.operators.without_generated())
         for parameter in self.model.parameters():
             parameter.grad = None

@@ -107,9 +107,13 @@ class Operators:
         return not GENERATED.isdisjoint(self.forms.values())
 
     def without_generated(self) -> Operators:
-        """The same forms, but plain PyTorch in the place of those that are compiled on the machine."""
+        """The same forms, but plain PyTorch in the place of those that are compiled on the machine.
+
+        In as little memory: the micro-batch may have been chosen for it.
+        """
+        instead = {**PLAIN, "head_loss": "chunked"}
         return Operators.of(
-            {name: PLAIN[name] if form in GENERATED else form for name, form in self.forms.items()}
+            {name: instead[name] if form in GENERATED else form for name, form in self.forms.items()}
         )
 
 

@@ -13,6 +13,7 @@ from llmkit.config.schema import Optimizer
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
+from llmkit.kernels.head_loss_rows import ROW_PASSES
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.gpt import GPT
 from llmkit.precision import PRECISIONS
@@ -115,6 +116,24 @@ def test_one_of_several_processes_ends_with_what_to_set(where):
     with pytest.raises(RunFault, match=r"out of resource: shared memory\. Set kernels.compile=false and"):
         engine.train_step([batch], targets(batch), 1e-2)
     assert told == []
+
+
+def test_a_loss_of_which_parts_are_compiled_goes_on_uncompiled(monkeypatch):
+    class Failing:
+        def whole(self, *_):
+            TRITON["launch"]()
+
+    told: list[str] = []
+    monkeypatch.setitem(ROW_PASSES, "compiled", Failing())
+    engine, plain = (make(Operators.of({"head_loss": "chunked"}), told) for _ in range(2))
+    engine.model.head.compiled = "parts"
+    engine.first_pass.proven = False
+    batch = batch_of(LLAMA_STYLE, 0)
+    torch.manual_seed(3)
+    found = engine.train_step([batch], targets(batch), 1e-2)
+    torch.manual_seed(3)
+    assert found.grad_norm.equal(plain.train_step([batch], targets(batch), 1e-2).grad_norm)
+    assert len(told) == 1
 
 
 def test_an_update_that_fails_says_what_to_set():

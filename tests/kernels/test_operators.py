@@ -56,6 +56,8 @@ def test_what_is_not_generated_stays_where_a_generated_kernel_has_failed() -> No
     chosen = Operators.of({"attention": "matmul", "linear": "fp8"})
     failed = dataclasses.replace(chosen, forms={**chosen.forms, "norm": "triton"})
     assert failed.without_generated() == chosen
+    failed = dataclasses.replace(chosen, forms={**chosen.forms, "head_loss": "triton"})
+    assert failed.without_generated().forms["head_loss"] == "chunked", "all logits would take more memory"
 
 
 def test_results_of_another_form_must_have_the_shapes_and_types_of_the_contract(monkeypatch) -> None:
