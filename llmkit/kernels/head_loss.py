@@ -80,7 +80,13 @@ def head_loss(
         all_logits = logits.where(logits > float("-inf"), 0.0).sum(-1)
         mean = reduce_from_group(all_logits, group) / vocab_size
         extras["label_smoothing"] = terms.label_smoothing * (target - mean).where(is_target, 0.0).sum()
-    return LossSum((log_sum - target).where(is_target, 0.0).sum(-1), is_target.sum(-1), extras)
+    nats = infinite_outside(log_sum - target, labels, vocab_size).where(is_target, 0.0)
+    return LossSum(nats.sum(-1), is_target.sum(-1), extras)
+
+
+def infinite_outside(nats: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
+    """The loss of each label, infinite where it is no token, since no rank has a column for it."""
+    return nats.masked_fill((labels < 0) | (labels >= vocab_size), float("inf"))
 
 
 def _statistics(logits: Tensor, column: Tensor, group: Group) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmkit.batch import IGNORE, LossSum
-from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
+from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms, infinite_outside
 from llmkit.kernels.head_loss_rows import RowPass, RowSpec, row_pass
 from llmkit.parallel.collectives import Group, start_all_gather, wait
 
@@ -114,10 +114,12 @@ def chunk_tokens(tokens: int, columns: int, element_size: int) -> int:
 
 def _columns(labels: Tensor, head: _Head) -> Tensor:
     """(tokens,): the targets' columns; -1 where there is none, or another rank has it."""
-    column = labels.flatten() - head.first
+    labels = labels.flatten()
+    column = labels - head.first
     if head.ranks > 1:
         return column.where((column >= 0) & (column < head.spec.valid), -1)
-    return column.clamp(min=-1)  # a label outside the vocabulary is an error then
+    # A label outside the vocabulary is an error then, below it as well as above it.
+    return column.where(column >= 0, head.weight.shape[0]).where(labels != IGNORE, -1)
 
 
 def _unit_weights(labels: Tensor) -> Tensor:
@@ -187,12 +189,13 @@ def _forward(
     else:
         values, one, other = _chunked(head, flat, labels, weights, weight_gradient, gradients)
     log_sum, target, total = values
-    nats = (log_sum - target).where(weights[0] > 0, 0.0)
-    of_z = z_loss * log_sum.square() * weights[0] if z_loss else torch.zeros_like(nats)
-    smoothing = label_smoothing * (target - total / vocab_size) * weights[0]
+    of_z = z_loss * log_sum.square() if z_loss else torch.zeros_like(log_sum)
+    smoothing = label_smoothing * (target - total / vocab_size)
     if not label_smoothing:
-        smoothing = torch.zeros_like(nats)
-    by_row = torch.stack((nats, of_z, smoothing)).view(3, *labels.shape).sum(-1)
+        smoothing = torch.zeros_like(log_sum)
+    nats = infinite_outside(log_sum - target, labels.flatten(), vocab_size)
+    by_token = torch.stack((nats, of_z, smoothing)).where(weights > 0, 0.0)
+    by_row = by_token.view(3, *labels.shape).sum(-1)
     nats, of_z, smoothing = (each.clone() for each in by_row)
     return nats, of_z, smoothing, one, other
 

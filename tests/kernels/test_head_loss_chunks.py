@@ -94,6 +94,29 @@ def test_a_frozen_weight_takes_no_product(way):
     assert torch.equal(alone, hidden.grad) and weight.grad is not None
 
 
+@pytest.mark.parametrize("label", [-1, 40, 1000], ids=["below", "padding", "above"])
+@pytest.mark.parametrize("form", [head_loss.head_loss, head_loss_chunks.head_loss], ids=["full", "chunked"])
+@pytest.mark.parametrize("terms", [TERMS["plain"], TERMS["all"]], ids=["plain", "all"])
+def test_a_label_outside_the_vocabulary_is_an_error_or_an_infinite_loss(form, label, terms):
+    case = Case.of(torch.float32)
+    case.labels[0, 3] = label
+    try:
+        loss = form(*case, terms=terms)
+    except (IndexError, RuntimeError) as error:
+        assert "out of bounds" in str(error)
+    else:
+        assert loss.nats.isinf().tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("form", [head_loss.head_loss, head_loss_chunks.head_loss], ids=["full", "chunked"])
+def test_what_is_no_target_may_be_anything(form):
+    case = Case.of(torch.float32)
+    wanted = form(*case, terms=TERMS["all"])
+    case.hidden[1, 5] = float("nan")
+    found = form(*case, terms=TERMS["all"])
+    assert torch.equal(found.nats, wanted.nats) and found.extras == wanted.extras
+
+
 class Memory(TorchDispatchMode):
     """The most bytes at a time of tensors made under it, `given` ones and views of them left out."""
 
