@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.on_gpu.measure import compare, release
+from benchmarks.on_gpu.operations import forms_on
 from benchmarks.on_gpu.report import Row
 from benchmarks.on_gpu.roofline import attention_seconds
 from benchmarks.on_gpu.setting import Setting
 from llmkit.batch import Rows
-from llmkit.kernels.operators import FORMS, Operators
+from llmkit.kernels.operators import Operators
 
 NOTES = (
     "q, k and v in the precision of the title, causal; microseconds of a call, median (least to most). "
@@ -107,7 +108,7 @@ def forms(case: Case, setting: Setting) -> dict[str, Callable[..., Tensor]]:
     if not case.documents:
         calls |= {f"SDPA {name}": partial(_sdpa, name) for name in SDPA}
     options = documents_of(case, setting.device)
-    for form in FORMS["attention"]:
+    for form in forms_on(setting.device, "attention"):
         calls[f"llmkit {form}"] = partial(_ours, form, options)
     return calls
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.batch import IGNORE
+from llmkit.kernels.operators import FORMS
 from llmkit.model.rope import rope_tables
 
 Function = Callable[..., Any]
@@ -33,6 +34,12 @@ class Operation:
     call: Callable[[Function, Mapping[str, Tensor]], tuple[Tensor, ...]]
     moved: int
     others: Mapping[str, Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]] = field(default_factory=dict)
+
+
+def forms_on(device: torch.device, operator: str) -> list[str]:
+    """The forms of an operator, without those that are kernels of a CPU where it is none."""
+    forms = FORMS[operator].items()
+    return [form for form, module in forms if device.type == "cpu" or ".kernels.cpu." not in module]
 
 
 Draw = Callable[..., Tensor]

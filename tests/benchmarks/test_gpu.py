@@ -18,6 +18,7 @@ from benchmarks import gpu
 from benchmarks.on_gpu import profiling, steps
 from benchmarks.on_gpu.report import Page, Row
 from benchmarks.workloads import ROOT
+from llmkit.kernels.operators import FORMS
 from tests.limits import HANG
 
 CPU = torch.device("cpu")
@@ -68,6 +69,13 @@ def test_attention(tmp_path: Path) -> None:
     assert float(rows["SDPA MATH"]["both TFLOP/s"]) > 0
     assert float(rows["llmkit sdpa"]["both TFLOP/s"]) > 0
     assert all(row["form"].startswith("llmkit ") for row in documents)
+
+
+def test_a_gpu_is_not_measured_by_the_kernels_of_a_cpu() -> None:
+    for operator, forms in FORMS.items():
+        assert forms_on(CPU, operator) == list(forms)
+        assert set(forms) - set(forms_on(torch.device("cuda"), operator)) <= {"avx512"}
+    assert "avx512" not in forms_on(torch.device("cuda"), "linear")
 
 
 def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
