@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +55,9 @@ PLAIN: Mapping[str, str] = {operator: next(iter(forms)) for operator, forms in F
 
 
 LIKE: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("rms_norm", "layer_norm", "swiglu", "gelu"), (0,)),
-    **dict.fromkeys(("dropout", "dropout_add", "attention"), (0,)),
-    **dict.fromkeys(("add_rms_norm", "add_layer_norm"), (0, 0)),
-    "rotate": (0, 1),
-}
+    "rms_norm": (0,), "layer_norm": (0,), "add_rms_norm": (0, 0), "add_layer_norm": (0, 0), "rotate": (0, 1),
+    "swiglu": (0,), "gelu": (0,), "dropout": (0,), "dropout_add": (0,), "attention": (0,),
+}  # fmt: skip
 """Function -> for each of its results the argument that has its shape and type."""
 
 
@@ -144,12 +142,24 @@ def _checked(name: str, origin: str, function: Callable[..., Any]) -> Callable[.
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
         result = function(*arguments, **options)
-        found = _described(result if len(like) > 1 else (result,))
-        if found != (wanted := _described([arguments[index] for index in like])):
-            raise UserError(f"{origin}.{name} must return {wanted}; it returned {found}")
+        found, wanted = result if len(like) > 1 else (result,), [arguments[index] for index in like]
+        if not _alike(found, wanted):
+            raise UserError(
+                f"{origin}.{name} must return {_described(wanted)}; it returned {_described(found)}"
+            )
         return result
 
     return call
+
+
+def _alike(found: Any, wanted: Sequence[Tensor]) -> bool:
+    """Whether `found` are tensors of the shapes and types of `wanted`."""
+    if not isinstance(found, (tuple, list)) or len(found) != len(wanted):
+        return False
+    return all(
+        isinstance(one, Tensor) and one.shape == other.shape and one.dtype == other.dtype
+        for one, other in zip(found, wanted, strict=True)
+    )
 
 
 def _described(values: Any) -> str:

@@ -95,6 +95,13 @@ def test_results_of_another_form_must_have_the_shapes_and_types_of_the_contract(
         mine.add_layer_norm(x, x, weight, weight, 1e-5)
 
 
+def test_checking_results_breaks_no_graph() -> None:
+    checked = _checked("add_rms_norm", "mine", TORCH.add_rms_norm)
+    compiled = torch.compile(checked, fullgraph=True, backend="eager", dynamic=True)
+    x, weight = torch.randn(2, 3, 8), torch.randn(8)
+    assert torch.equal(compiled(x, x, weight, 1e-5)[1], TORCH.add_rms_norm(x, x, weight, 1e-5)[1])
+
+
 def test_functions_with_checked_results_return_what_resembles_their_arguments() -> None:
     q, k, weight = torch.randn(2, 5, 4, 8), torch.randn(2, 5, 2, 8), torch.randn(8)
     made = {
