@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.on_gpu import profiling, steps
+from benchmarks.on_gpu.operations import forms_on
 from benchmarks.on_gpu.report import Page, Row
 from benchmarks.workloads import ROOT
 from llmkit.kernels.operators import FORMS
