@@ -125,7 +125,9 @@ AVX512 void backward(const Sizes& z, Heads q, Heads k, Heads v, Heads out, Heads
   const int width = int(z.width), length = int(z.length);
   auto keys = buffer<uint16_t>(panels(length, width, 16 * S)), values = buffer<uint16_t>(panels(length, width, 16 * S));
   auto keys_down = buffer<uint16_t>(panels(width, length, 16 * O));
-  auto queries = buffer<uint16_t>(panels(BLOCK, width, TALL)), left = buffer<uint16_t>(panels(row_size, row_size, TALL));
+  auto queries = buffer<uint16_t>(panels(BLOCK, width, TALL));
+  // queries by keys, and the other way round
+  auto left = buffer<uint16_t>(std::max(panels(BLOCK, row_size, TALL), panels(row_size, BLOCK, TALL)));
   auto right = buffer<uint16_t>(panels(width, BLOCK, 16 * O));
   auto scores = buffer<float>(BLOCK * row_size), slopes = buffer<float>(BLOCK * row_size);
   auto weights = buffer<uint16_t>(BLOCK * row_size), changes = buffer<uint16_t>(BLOCK * row_size);
