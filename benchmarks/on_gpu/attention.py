@@ -16,6 +16,7 @@ from benchmarks.on_gpu.report import Row
 from benchmarks.on_gpu.roofline import attention_seconds
 from benchmarks.on_gpu.setting import Setting
 from llmkit.batch import Rows
+from llmkit.kernels.attention_backends import ORDERS
 from llmkit.kernels.operators import Operators
 
 NOTES = (
@@ -109,6 +110,8 @@ def forms(case: Case, setting: Setting) -> dict[str, Callable[..., Tensor]]:
         calls |= {f"SDPA {name}": partial(_sdpa, name) for name in SDPA}
     options = documents_of(case, setting.device)
     for form in forms_on(setting.device, "attention"):
+        if form in ORDERS:  # which are SDPA's kernels above
+            continue
         calls[f"llmkit {form}"] = partial(_ours, form, options)
     return calls
 

@@ -13,7 +13,7 @@ import platform
 import stat
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 import torch
@@ -52,11 +52,16 @@ def use_compile_cache(
     return folder
 
 
+def user_cache(environment: Mapping[str, str]) -> Path:
+    """The folder for what this user's later starts can use again; it need not be there."""
+    home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "llmkit"
+
+
 def _own_folder(environment: MutableMapping[str, str]) -> Path:
     """The first usable of a folder in the user's cache and one in the folder for temporary files."""
-    home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     tried = []
-    for base in (Path(home) / "llmkit", _temporary()):
+    for base in (user_cache(environment), _temporary()):
         folder = base / "compiled" / _kind_of_machine()
         if (why := refusal(folder)) is None:
             return folder
@@ -180,6 +185,9 @@ def _set_up_inductor(environment: MutableMapping[str, str], local_size: int) -> 
 
     # The cache's key holds both graphs of an autograd.Function; else models with one are compiled anew.
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    # So it does of what puts a kernel of attention first, whose arguments are constants in the graph.
+    for name in ("_backend_from_string", "_sdpa_kernel"):
+        config.unsafe_marked_cacheable_functions[f"torch.nn.attention.{name}"] = torch.__version__
     if "TORCHINDUCTOR_COMPILE_THREADS" not in environment:
         config.compile_threads = max(1, min(MOST_THREADS, available_cores() // local_size))
     if config.cpp.vec_isa_ok is None:

@@ -32,6 +32,9 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "dropout_add": {"torch": "llmkit.kernels.dropout", "triton": "llmkit.kernels.triton.dropout"},
     "attention": {
         "sdpa": "llmkit.kernels.attention:sdpa",
+        "cudnn": "llmkit.kernels.attention_backends:cudnn",
+        "flash": "llmkit.kernels.attention_backends:flash",
+        "efficient": "llmkit.kernels.attention_backends:efficient",
         "varlen": "llmkit.kernels.attention_varlen:varlen",
         "avx512": "llmkit.kernels.cpu.attention",
         "blocks": "llmkit.kernels.attention_blocks:blocks",

@@ -34,7 +34,7 @@ def opening_lines(t: Trainer, launch: Launch, checkpoint: Checkpoint | None) -> 
     yield from lane_lines(t.data, t.mesh["data"].size)
     processes = t.mesh.world_size
     over = f" x {processes} processes ({_layout_name(t.plan.layout)})" if processes > 1 else ""
-    on = f"{_device_name(t.mesh.device)}{over}"
+    on = f"{device_name(t.mesh.device)}{over}"
     yield f"training on {on} in {t.plan.precision}; run folder {t.folder.path}"
 
 
@@ -43,7 +43,7 @@ def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
     return {
         **software_versions(),
         "host": platform.node(),
-        "device": _device_name(t.mesh.device),
+        "device": device_name(t.mesh.device),
         "command": sys.argv,
         "config": str(loaded.path),
         **t.plan.to_json(),
@@ -78,7 +78,8 @@ def _layout_name(layout: Layout) -> str:
     return name
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The kind of a device, as manifest.json names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"the CPU ({torch.get_num_threads()} threads)"

@@ -18,6 +18,7 @@ from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts, make_deterministic
+from llmkit.loop.attention_choice import choose_attention
 from llmkit.loop.launch import Launch
 from llmkit.loop.resume import check_same_model
 from llmkit.loop.room import require_disk, require_memory
@@ -57,6 +58,9 @@ def prepare_run(
         )
         known = replace(known, tokenizer_size=data.tokenizer.vocab_size, holds_out=data.heldout_targets > 0)
         plan = resolve_plan(launch.loaded, known)
+    choice = choose_attention(plan, mesh, folder, checkpoint is not None, note)
+    with fail_together(mesh):
+        plan = resolve_plan(launch.loaded, replace(known, attention=choice))
         note(show_plan(plan).rstrip())
         for line in plan.kernels.notes:
             note(line)

@@ -29,11 +29,21 @@ FEW_LOGITS = 2**25
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The form of an operator, and why it was chosen."""
+
+    operator: str
+    form: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Situation:
     """What the rules of forms look at.
 
     shape: None for a registered model, and where the settings contradict each other. device: None where it
-    is not known yet; rules then judge by the rest. compiled: whether blocks and head are compiled.
+    is not known yet; rules then judge by the rest. compiled: whether blocks and head are compiled. measured:
+    the choice of an operator that was measured, or recorded, for this run.
     """
 
     config: Config
@@ -42,15 +52,7 @@ class Situation:
     precision: Precision
     device: DeviceFacts | None
     compiled: bool
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The form of an operator, and why it was chosen."""
-
-    operator: str
-    form: str
-    reason: str
+    measured: Choice | None = None
 
 
 Rule = Callable[[Situation], str | None]
@@ -69,12 +71,14 @@ class Form:
     """One way to compute an operator.
 
     refuses: why it cannot be used in a situation; None where it can. best: why it is chosen where nothing is
-    asked for; None where it is not.
+    asked for; None where it is not. timed: whether it is one of those of which, where several can serve, only
+    measuring tells the fastest.
     """
 
     name: str
     refuses: Rule = _never
     best: Rule = _always
+    timed: bool = False
 
 
 def triton_missing(s: Situation) -> str | None:
@@ -131,6 +135,47 @@ def _documents_or_window(s: Situation) -> str | None:
     window = None if s.shape is None else s.shape.sliding_window
     windowed = window is not None and window < s.config.data.sequence_length
     return "windows" if on_gpu and windowed else None
+
+
+def _masked(s: Situation) -> bool:
+    """Whether attention is more than causal; what fused attention then needs is a mask."""
+    window = None if s.shape is None else s.shape.sliding_window
+    return s.config.data.document_masks or (window is not None and window < s.config.data.sequence_length)
+
+
+def _backend_refuses(s: Situation, kernel: str, widest: int) -> str | None:
+    """What no fused kernel of PyTorch for a GPU can do, but for the memory-efficient one."""
+    if s.shape is not None and s.shape.attn_logit_softcapping is not None:
+        return f"{kernel} has no soft cap"
+    if s.device is None:
+        return None
+    if s.device.kind != "cuda":
+        return f"{kernel} needs a GPU"
+    if s.device.capability is None or s.device.capability < (8, 0):
+        return f"{kernel} needs an NVIDIA GPU of compute capability 8.0 or newer"
+    if s.precision.compute != "bf16":
+        return f"{kernel} computes in bf16, not {s.precision.compute}"
+    if _masked(s):
+        return f"{kernel} is for causal attention without masks of documents or windows"
+    if s.shape is not None and (s.shape.head_dim % 8 or s.shape.head_dim > widest):
+        return f"{kernel} takes heads of 8, 16, ... {widest}, not {s.shape.head_dim}"
+    return None
+
+
+def _cudnn_refuses(s: Situation) -> str | None:
+    return _backend_refuses(s, "cuDNN's attention", 128)
+
+
+def _flash_refuses(s: Situation) -> str | None:
+    return _backend_refuses(s, "flash attention", 256)
+
+
+def _efficient_refuses(s: Situation) -> str | None:
+    """Of groups of heads it would need copies of keys and values."""
+    kernel = "memory-efficient attention"
+    if s.shape is not None and s.shape.num_key_value_heads != s.shape.num_attention_heads:
+        return f"{kernel} takes as many key and value heads as query heads"
+    return _backend_refuses(s, kernel, 256)
 
 
 def _rows_too_wide(s: Situation) -> str | None:
@@ -234,6 +279,9 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("varlen", _varlen_refuses, _documents_or_window),
         Form("blocks", best=_compiled_on_cpu),
         Form("matmul", best=_never),
+        Form("cudnn", _cudnn_refuses, _never, timed=True),
+        Form("flash", _flash_refuses, _never, timed=True),
+        Form("efficient", _efficient_refuses, _never, timed=True),
         Form("sdpa"),
     ),
     "head_loss": (triton_form(best=_on_gpu), Form("chunked", best=_many_logits), Form("full", best=_full)),
@@ -257,11 +305,24 @@ def choose_operators(loaded: Loaded, situation: Situation) -> tuple[dict[str, Ch
     return chosen, list(dict.fromkeys(mistakes))
 
 
+def timed_forms(situation: Situation) -> tuple[str, ...]:
+    """The forms of attention that serve a run alike, so that the fastest is found by measuring; or none.
+
+    A form that is asked for is not measured, nor is anything in a run that must repeat itself bit by bit.
+    """
+    config, shape = situation.config, situation.shape
+    left_open = config.kernels.operators.attention == "auto" and not config.run.deterministic
+    if not left_open or shape is None or situation.device is None:
+        return ()
+    forms = tuple(form.name for form in FORMS["attention"] if form.timed and form.refuses(situation) is None)
+    return forms if len(forms) > 1 else ()
+
+
 def _choose(
     operator: str, forms: tuple[Form, ...], asked: str, situation: Situation
 ) -> tuple[Choice, str | None]:
     """The choice, and why it cannot be what was asked for."""
-    backend, plain = situation.config.kernels.backend, forms[-1]
+    backend, plain, measured = situation.config.kernels.backend, forms[-1], situation.measured
     named = {form.name: form for form in forms}
     if asked in named:
         return Choice(operator, asked, "as given"), named[asked].refuses(situation)
@@ -269,6 +330,8 @@ def _choose(
         return _registered(operator, asked, plain, situation)
     if backend == "triton" and "triton" in named:
         return Choice(operator, "triton", "kernels.backend"), named["triton"].refuses(situation)
+    if measured is not None and measured.operator == operator and measured.form in timed_forms(situation):
+        return measured, None
     for form in forms:
         if backend == "torch" and form.name in GENERATED:
             continue

@@ -22,7 +22,8 @@ class Known:
     """What is known beside the settings; None = not yet.
 
     world_size: processes of the run. accelerate: the launcher's configuration. tokenizer_size: tokens of the
-    tokenizer. holds_out: whether the data have held-out documents.
+    tokenizer. holds_out: whether the data have held-out documents. attention: the form that was measured or
+    recorded.
     """
 
     world_size: int | None = None
@@ -30,6 +31,7 @@ class Known:
     tokenizer_size: int | None = None
     holds_out: bool | None = None
     device: DeviceFacts | None = None
+    attention: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Kernels:
     compiled: whether torch.compile is used. operators: the form of each, by `llmkit.plan.operators`. notes:
     why something that was left open is not used. eager_blocks: whether recomputed blocks are not compiled.
     uncompiled: why torch.compile is not used, where it is not.
+    timed: the forms of attention of which the fastest is found by measuring (`timed_forms`).
     """
 
     compiled: bool
@@ -46,6 +49,7 @@ class Kernels:
     notes: tuple[str, ...] = ()
     eager_blocks: bool = False
     uncompiled: str = "as given"
+    timed: tuple[str, ...] = ()
 
     @property
     def blocks_compiled(self) -> bool:

@@ -17,7 +17,7 @@ from llmkit.parallel.layout import Layout
 from llmkit.parallel.resolve import LaunchResolver
 from llmkit.plan.batch import choose_micro_batch
 from llmkit.plan.facts import DeviceFacts
-from llmkit.plan.operators import Situation, choose_operators
+from llmkit.plan.operators import Situation, choose_operators, timed_forms
 from llmkit.plan.plan import Kernels, Known, Plan
 from llmkit.plan.precision import choose_precision, precision_mistakes, precision_notes
 from llmkit.precision import Precision
@@ -43,7 +43,7 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
     asked = launch.precision()
     precision = choose_precision(asked, known.device)
     vocab_size = _vocab_size(config, known, pending)
-    kernels, on_device = _kernels(loaded, layout, precision, vocab_size, known.device, pending)
+    kernels, on_device = _kernels(loaded, layout, precision, vocab_size, known, pending)
     on_device += _check_estimate(loaded, known.device)
     found = [with_location(loaded, mistake) for mistake in launch.mistakes + on_device]
     if mistakes := check_again(loaded, facts) + found:
@@ -109,13 +109,13 @@ def _kernels(
     layout: Layout,
     precision: Precision,
     vocab_size: int,
-    device: DeviceFacts | None,
+    known: Known,
     pending: dict[str, str],
 ) -> tuple[Kernels, list[Mistake]]:
     """Chooses whether modules are compiled, and the form of each operator."""
     config, asked = loaded.config, loaded.config.kernels
-    compiled, notes, mistakes = asked.compile is not False, list[str](), list[Mistake]()
-    uncompiled = "as given"
+    device, compiled, uncompiled = known.device, asked.compile is not False, "as given"
+    notes, mistakes = list[str](), list[Mistake]()
     if device is None:
         pending["kernels"] = AT_START
     elif compiled and device.compiler_missing is not None:
@@ -134,11 +134,14 @@ def _kernels(
         notes.append(f"training without torch.compile: {uncompiled}")
         compiled = eager_blocks = False
     shape = _gpt_shape(config, vocab_size)
-    situation = Situation(config, shape, layout, precision, device, compiled and not eager_blocks)
+    situation = Situation(
+        config, shape, layout, precision, device, compiled and not eager_blocks, known.attention
+    )
     chosen, refused = choose_operators(loaded, situation)
     mistakes += [*refused, *precision_mistakes(loaded, precision, shape, layout, device)]
     notes += precision_notes(precision, device, compiled and not eager_blocks)
-    return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled), mistakes
+    timed = timed_forms(situation)
+    return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled, timed), mistakes
 
 
 def _gpt_shape(config: Config, vocab_size: int) -> ModelShape | None:

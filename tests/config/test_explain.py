@@ -167,7 +167,7 @@ WRONG_VALUES = [
         "micro_batch_size: 4",
         "precision: fp16",
         22,
-        'must be one of auto, bf16, fp32; it is the text "fp16"; did you mean',
+        'must be one of auto, bf16, fp32, fp8; it is the text "fp16"; did you mean',
     ),
     (
         "learning_rate: 1e-3",

@@ -1,18 +1,23 @@
-"""What the ranks of tests/loop/test_trainer.py do: runs with a clock that is set, and with hooks."""
+"""What the ranks of tests of this folder do: runs with a clock that is set, with hooks, with measuring."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from llmkit.config.load import load
 from llmkit.errors import AlreadyReported
+from llmkit.kernels import attention_timing
 from llmkit.loop.hook import Hook, Request
 from llmkit.loop.resume import Options
+from llmkit.plan import operators
+from llmkit.plan.operators import FORMS, Form
 from llmkit.train import train
 
 
@@ -85,3 +90,33 @@ def runs(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dic
                 code = f"{type(error).__name__}: {error}"
         found.append({"code": code, "end": clock.end, "now": clock.now, "errors": errors.getvalue()})
     return found
+
+
+def measurable() -> dict[str, tuple[Form, ...]]:
+    """The table of forms, in which the two of attention that any CPU computes are timed."""
+    timed = [replace(form, timed=form.name in ("sdpa", "blocks")) for form in FORMS["attention"]]
+    return {**FORMS, "attention": tuple(timed)}
+
+
+def measures_attention(folder: str) -> dict[str, Any]:
+    """A run of which each rank would measure something else; what this one did and got."""
+    rank, asked, forms = int(os.environ["RANK"]), list[Any](), list[str]()
+
+    def measure(*arguments: Any) -> dict[str, float]:
+        asked.append(arguments)
+        return {"sdpa": 2.0 - rank, "blocks": 1.0 + rank}
+
+    class Look(Hook):
+        def on_end(self, t: Any) -> None:
+            forms.append(t.plan.kernels.forms["attention"])
+
+    os.chdir(folder)
+    environment = dict(os.environ, XDG_CACHE_HOME=f"{folder}/cache-{rank}")
+    with (
+        patch.dict(os.environ, environment),
+        patch.object(operators, "FORMS", measurable()),
+        patch.object(attention_timing, "measured", measure),
+    ):
+        loaded = load("tiny.yaml", ["run.deterministic=false", "train.max_steps=2"])
+        code = train(loaded, Options(), started=0.0, environment=environment, hooks=[Look()])
+    return {"code": code, "measured": len(asked), "form": forms[0]}

@@ -146,6 +146,82 @@ def test_attention_of_variable_length_is_refused_with_the_reason() -> None:
         assert why in only
 
 
+def situation_of(shape: ModelShape | None, device: DeviceFacts | None = H100, **changes: Any) -> Situation:
+    """A situation in bf16; changes: of attention's settings, or the precision."""
+    settings = {
+        "data": {"sources": [{"type": "stdlib"}], "document_masks": changes.get("documents", False)},
+        "train": {"max_steps": 1},
+        "run": {"deterministic": changes.get("deterministic", False)},
+        "kernels": {"operators": {"attention": changes.get("asked", "auto")}},
+    }
+    precision = PRECISIONS[changes.get("precision", "bf16")]
+    return Situation(Config.model_validate(settings), shape, Layout(), precision, device, True)
+
+
+PLAIN = replace(WINDOWED, sliding_window=None)
+ALL = ("cudnn", "flash", "efficient")
+
+
+@pytest.mark.parametrize(
+    ("situation", "forms"),
+    [
+        (situation_of(PLAIN), ALL),
+        (situation_of(replace(WINDOWED, sliding_window=5000)), ALL),
+        (situation_of(replace(PLAIN, num_key_value_heads=1)), ("cudnn", "flash")),
+        (situation_of(replace(PLAIN, head_dim=192)), ("flash", "efficient")),
+        (situation_of(replace(PLAIN, head_dim=264)), ()),
+        (situation_of(replace(PLAIN, head_dim=192, num_key_value_heads=1)), ()),
+        (situation_of(replace(PLAIN, head_dim=36)), ()),
+        (situation_of(WINDOWED), ()),
+        (situation_of(PLAIN, documents=True), ()),
+        (situation_of(replace(PLAIN, attn_logit_softcapping=50.0)), ()),
+        (situation_of(PLAIN, precision="fp32"), ()),
+        (situation_of(PLAIN, replace(H100, capability=(7, 5))), ()),
+        (situation_of(PLAIN, CPU), ()),
+        (situation_of(PLAIN, None), ()),
+        (situation_of(None), ()),
+        (situation_of(PLAIN, deterministic=True), ()),
+        (situation_of(PLAIN, asked="flash"), ()),
+    ],
+)
+def test_kernels_are_timed_where_several_serve(situation: Situation, forms: tuple[str, ...]) -> None:
+    assert table.timed_forms(situation) == forms
+
+
+def test_a_measured_form_is_chosen_where_it_was_to_be_measured() -> None:
+    fastest = Choice("attention", "flash", "measured: flash 1.00 ms, cudnn 2.00 ms")
+
+    def choice(situation: Situation) -> Choice:
+        return choose_operators(Loaded.of(situation.config), replace(situation, measured=fastest))[0][
+            "attention"
+        ]
+
+    assert choice(situation_of(PLAIN)) == fastest
+    assert choice(situation_of(PLAIN, asked="efficient")) == Choice("attention", "efficient", "as given")
+    assert choice(situation_of(PLAIN, precision="fp32")).form == "sdpa"
+    assert choice(situation_of(WINDOWED)).form == "varlen"
+
+
+def test_kernels_of_a_gpu_are_refused_with_the_reason() -> None:
+    for shape, device, precision, form, why in (
+        (PLAIN, CPU, "bf16", "flash", "flash attention needs a GPU"),
+        (PLAIN, H100, "fp32", "cudnn", "cuDNN's attention computes in bf16, not fp32"),
+        (WINDOWED, H100, "bf16", "flash", "without masks of documents or windows"),
+        (replace(PLAIN, head_dim=136), H100, "bf16", "cudnn", "takes heads of 8, 16, ... 128, not 136"),
+        (replace(PLAIN, num_key_value_heads=1), H100, "bf16", "efficient", "as many key and value heads"),
+        (
+            replace(PLAIN, attn_logit_softcapping=9.0),
+            None,
+            "bf16",
+            "flash",
+            "flash attention has no soft cap",
+        ),
+        (PLAIN, replace(H100, capability=None), "bf16", "efficient", "compute capability 8.0 or newer"),
+    ):
+        (only,) = choose(device, True, precision, shape=shape, operators={"attention": form})[1]
+        assert why in only
+
+
 def test_the_avx512_attention_is_for_causal_attention_without_more() -> None:
     able = replace(CPU, has_bf16_units=True, avx512_bf16=True)
 
@@ -165,7 +241,7 @@ def test_what_is_asked_for_and_cannot_be_is_named_all_at_once() -> None:
     _, mistakes = choose(operators={"norm": "triton", "attention": "flash9"})
     first, second = mistakes
     assert first.startswith('kernels.operators.norm "triton" (settings): Triton kernels run on a GPU')
-    assert "attention has no form of this name; it has avx512, varlen, blocks, matmul, sdpa, and" in second
+    assert "attention has no form of this name; it has avx512, varlen, blocks, matmul, cudnn, " in second
     _, (only,) = choose(backend="triton")
     assert only.startswith('kernels.backend "triton" (settings): Triton kernels run on a GPU')
 

@@ -1,0 +1,157 @@
+"""Times of forms are measured once, kept, and made anew where the file that has them is not sound."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmkit.kernels import attention_timing
+from llmkit.kernels.attention_timing import Sizes, measured, milliseconds
+from llmkit.kernels.operators import Operators
+
+CPU = torch.device("cpu")
+FORMS = ("sdpa", "blocks")
+SIZES = Sizes(2, 72, heads=4, kv_heads=2, head_dim=8, dropout=0.0, dtype="torch.float32")
+TIMES = {"sdpa": 2.5, "blocks": 1.5}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Where measuring is made to find `TIMES`: how often it did."""
+    counted = []
+
+    def measure(*arguments: Any) -> dict[str, float]:
+        counted.append(arguments)
+        return dict(TIMES)
+
+    monkeypatch.setattr(attention_timing, "measured", measure)
+    return counted
+
+
+def ask(folder: Path, told: list[str], sizes: Sizes = SIZES, name: str = "a device") -> dict[str, float]:
+    return milliseconds(FORMS, sizes, CPU, name, folder, told.append)
+
+
+def test_forward_and_backward_pass_of_each_form_are_measured(monkeypatch):
+    made, passes = [], {"sdpa": 0, "blocks": 0}
+    table = Operators.of
+
+    def of(chosen):
+        def counting(q, k, v, **how):
+            passes[chosen["attention"]] += 1
+            made.append((q.shape, k.shape, v.shape, q.dtype, how))
+            return table(chosen).attention(q, k, v, **how)
+
+        return replace(table(chosen), attention=counting)
+
+    monkeypatch.setattr(attention_timing.Operators, "of", of)
+    state = torch.get_rng_state()
+    times = measured(FORMS, SIZES, CPU)
+    assert list(times) == ["sdpa", "blocks"]
+    assert all(value > 0.0 for value in times.values())
+    assert passes == dict.fromkeys(FORMS, 1 + attention_timing.ROUNDS * attention_timing.CALLS)
+    query, shared = (2, 72, 4, 8), (2, 72, 2, 8)
+    assert set(map(str, made)) == {
+        str((torch.Size(query), torch.Size(shared), torch.Size(shared), torch.float32, {"dropout": 0.0}))
+    }
+    assert torch.equal(torch.get_rng_state(), state), "the run's random numbers are what they would be"
+
+
+def test_the_median_of_rounds_in_turns(monkeypatch):
+    """A second form that is slow in one round is no slower for that."""
+    clock, order = [0.0], []
+
+    def run(form: str, inputs: list[Any], sizes: Sizes, calls: int) -> None:
+        order.append(form)
+        slow = form == "blocks" and order.count("blocks") == 4
+        clock[0] += calls * (9.0 if slow else {"sdpa": 0.002, "blocks": 0.001}[form])
+
+    monkeypatch.setattr(attention_timing, "_run", run)
+    monkeypatch.setattr(attention_timing, "_now", lambda device: clock[0])
+    assert measured(FORMS, SIZES, CPU) == pytest.approx({"sdpa": 2.0, "blocks": 1.0})
+    assert order == ["sdpa", "blocks"] * (1 + attention_timing.ROUNDS)
+
+
+def test_a_form_that_fails_is_left_out(monkeypatch):
+    table = Operators.of
+
+    def of(chosen):
+        if chosen["attention"] == "blocks":
+            raise torch.OutOfMemoryError("too much")
+        return table(chosen)
+
+    monkeypatch.setattr(attention_timing.Operators, "of", of)
+    assert list(measured(FORMS, SIZES, CPU)) == ["sdpa"]
+
+
+def test_what_was_measured_is_kept_by_device_and_sizes(tmp_path, calls):
+    folder, told = tmp_path / "new" / "cache", []
+    assert ask(folder, told) == ask(folder, told) == TIMES
+    assert len(calls) == 1
+    assert ask(folder, told, replace(SIZES, rows=3)) == ask(folder, told, name="another") == TIMES
+    assert len(calls) == 3
+    assert len(list(folder.iterdir())) == 3
+    assert told == []
+
+
+BROKEN = {
+    "empty": b"",
+    "cut": b'{"key": {"dev',
+    "a list": b"[1, 2]",
+    "nested": b"[" * 20_000,
+    "of another key": json.dumps({"key": {"device": "x"}, "milliseconds": TIMES}).encode(),
+    "large": b'{"milliseconds": {}, "key": "' + b"x" * attention_timing.LARGEST_FILE + b'"}',
+}
+WRONG_TIMES = (
+    None,
+    [1.0],
+    {"varlen": 1.0},
+    {"sdpa": "fast"},
+    {"sdpa": -1.0},
+    {"sdpa": float("nan")},
+    {"sdpa": True},
+)
+
+
+def test_a_file_that_is_not_sound_is_made_anew_with_one_line(tmp_path, calls):
+    ask(tmp_path, [])
+    (path,) = tmp_path.iterdir()
+    good = json.loads(path.read_bytes())
+    wrong = [json.dumps(good | {"milliseconds": times}).encode() for times in WRONG_TIMES]
+    for number, content in enumerate([*BROKEN.values(), *wrong], start=2):
+        path.write_bytes(content)
+        told: list[str] = []
+        assert ask(tmp_path, told) == TIMES
+        assert len(calls) == number, content[:80]
+        (line,) = told
+        assert line.startswith(f"{path} is not used, and attention is measured anew: ")
+        assert json.loads(path.read_bytes()) == good
+
+
+def test_a_file_of_another_user_and_a_link_are_not_used(tmp_path, calls, monkeypatch):
+    ask(tmp_path, [])
+    (path,) = tmp_path.iterdir()
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+        if path.stat().st_uid != 0:
+            ask(tmp_path, told)
+            assert "it is not a file of this user" in told.pop()
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    ask(tmp_path, told)
+    assert "it is not a file of this user" in told.pop()
+    assert not path.is_symlink()
+
+
+def test_where_nothing_can_be_kept_a_line_says_so(tmp_path, calls):
+    (tmp_path / "file").write_text("")
+    told: list[str] = []
+    assert ask(tmp_path / "file", told) == TIMES
+    assert "cannot be kept for the next start" in told[-1]
