@@ -6,7 +6,7 @@ slice (`PartitionedMasters`, ZeRO stage 1). Weights that take no gradient have n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -38,10 +38,6 @@ class Masters(Protocol):
 
     def before_backward(self, last: bool) -> None:
         """last: whether it is the last backward pass of the step."""
-        ...
-
-    def after_backward(self) -> None:
-        """Adds the weights' gradients to those of the masters."""
         ...
 
     def reduce(self) -> None:
@@ -97,6 +93,9 @@ class ReplicatedMasters:
             gradients = {weight: view for b in self.buckets.buckets for weight, view in b.views()}
             for weight, master in zip(self.weights, self.masters, strict=True):
                 master.grad = gradients[weight]
+        elif precision.keeps_masters:
+            for weight, master in zip(self.weights, self.masters, strict=True):
+                weight.register_post_accumulate_grad_hook(_adds_to(master))
 
     def zero_gradients(self) -> None:
         """See `Masters.zero_gradients`."""
@@ -109,19 +108,6 @@ class ReplicatedMasters:
         """See `Masters.before_backward`."""
         if self.buckets is not None:
             self.buckets.last_micro_batch = last
-
-    def after_backward(self) -> None:
-        """See `Masters.after_backward`. fp32 weights are their own masters; buckets do it by themselves."""
-        if self.masters is self.weights or self.buckets is not None:
-            return
-        for master, weight in zip(self.masters, self.weights, strict=True):
-            if weight.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = weight.grad.float()
-            else:
-                master.grad += weight.grad
-            weight.grad = None
 
     def reduce(self) -> None:
         """See `Masters.reduce`. A weight that took no part has a gradient of zero, as it has in buckets."""
@@ -141,6 +127,20 @@ class ReplicatedMasters:
         left = {master: weight for master, weight in self.rounded().items() if master not in written}
         if left:
             torch._foreach_copy_(list(left.values()), list(left))
+
+
+def _adds_to(master: Tensor) -> Callable[[Tensor], None]:
+    """Moves a gradient to its master as soon as it is there: out of caches, and never are all kept twice."""
+
+    def accumulated(weight: Tensor) -> None:
+        assert weight.grad is not None
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad
+        weight.grad = None
+
+    return accumulated
 
 
 class PartitionedMasters:
@@ -187,9 +187,6 @@ class PartitionedMasters:
     def before_backward(self, last: bool) -> None:
         """See `Masters.before_backward`."""
         self.buckets.last_micro_batch = last
-
-    def after_backward(self) -> None:
-        """See `Masters.after_backward`: the buckets do it by themselves."""
 
     def reduce(self) -> None:
         """See `Masters.reduce`."""

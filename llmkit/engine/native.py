@@ -108,7 +108,6 @@ class NativeEngine:
             self.masters.before_backward(index == len(micro_batches) - 1)
             loss = self.model(batch)
             (loss.objective / targets).backward()
-            self.masters.after_backward()
             self.sums.add(loss)
 
     def _gradient_norm(self, device: torch.device) -> Tensor:

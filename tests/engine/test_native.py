@@ -120,6 +120,19 @@ def test_bf16_gradients_are_accumulated_in_fp32():
         torch.testing.assert_close(a, b, rtol=1e-2, atol=float(b.abs().max()) * 1e-2)
 
 
+def test_a_bf16_gradient_is_freed_within_the_backward_pass():
+    """Each weight's as soon as its master has it: gradients of all weights never lie in memory twice."""
+    engine, kept = make(LLAMA_STYLE, "bf16"), []
+    weights = engine.masters.weights
+    for weight in weights:
+        weight.register_post_accumulate_grad_hook(
+            lambda _: kept.append(sum(each.grad is not None for each in weights))
+        )
+    batch = batch_of(LLAMA_STYLE, 0)
+    engine.train_step([batch, batch], 2 * targets(batch), 0.0)
+    assert kept == [0] * 2 * len(weights)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])

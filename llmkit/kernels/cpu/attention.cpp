@@ -6,8 +6,9 @@
 
 namespace {
 
-constexpr int BLOCK = 64;    // queries
-constexpr int S = 3, O = 2;  // vectors of columns in the tiles of scores and of outputs
+constexpr int BLOCK = 64;            // queries
+constexpr int PIECE = 192;           // keys whose scores the backward pass keeps in fp32
+constexpr int S = 3, O = 2;          // vectors of columns in the tiles of scores and of outputs
 
 struct Sizes {
   int64_t batch, length, heads, kv_heads, width;
@@ -35,17 +36,19 @@ int64_t panels(int64_t count, int64_t depth, int width) {
   return (padded(count, 96) / width + 1) * panel_size(int(padded(depth, 2) / 2), width);
 }
 
-AVX512 inline __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order NaN stays NaN
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 y = _mm512_set1_ps(1.9875691500e-4f);  // Cephes' expf
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+constexpr float LOG2_E = 1.44269504f;
+
+AVX512 inline __m512 power_of_two(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // in this order NaN stays NaN
+  const __m512 n = _mm512_roundscale_ps(x, 8), r = _mm512_sub_ps(x, n);
+  __m512 y = _mm512_set1_ps(1.535336188319500e-4f);  // Cephes' exp2f
+  for (float c : {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f, 2.402264791363012e-1f,
+                  6.931472028550421e-1f, 1.0f})
     y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(c));
-  y = _mm512_fmadd_ps(y, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
   return _mm512_scalef_ps(y, n);
 }
+
+AVX512 inline __mmask16 first(int count) { return count >= 16 ? 0xffff : (1u << std::max(count, 0)) - 1; }
 
 AVX512 inline void round_to(uint16_t* place, __m512 value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(place), (__m256i)_mm512_cvtneps_pbh(value));
@@ -55,130 +58,158 @@ AVX512 inline __m512 widen(__mmask16 mask, const uint16_t* place) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, place)), 16));
 }
 
-// out (rows, columns) = left right, of packed matrices.
-template <int V>
-AVX512 void product(const uint16_t* left, const uint16_t* right, int depth, int rows, int columns, float* sums,
-                    int64_t stride, bool add, uint16_t* rounded = nullptr, int64_t rounded_stride = 0) {
-  const int pairs = (depth + 1) / 2;
-  for (int j = 0; j < columns; j += 16 * V)
-    for (int i = 0; i < rows; i += TALL)
-      tile<V>(left + i / TALL * panel_size(pairs, TALL), right + j / (16 * V) * panel_size(pairs, 16 * V), pairs,
-              sums ? sums + i * stride + j : nullptr, stride, add, rounded ? rounded + i * rounded_stride + j : nullptr,
-              rounded_stride, std::min(TALL, rows - i), std::min(16 * V, columns - j));
-}
+// Where a product of a block of queries begins at query `from`: which pairs in depth a tile with first row i and
+// first column j needs, as the first of them and their number. The others are of keys that come after the queries.
+struct Pairs {
+  int first, count;
+};
 
-// As `product`, where the right matrix was packed for more depth than is used.
-template <int V>
-AVX512 void partial_product(const uint16_t* left, const uint16_t* right, int depth, int64_t right_depth, int rows,
-                            int columns, uint16_t* rounded, int64_t rounded_stride) {
-  const int pairs = depth / 2;
+// out (rows, columns) = left right, of packed matrices: in fp32 (`sums`, to which it is added if `add`), or rounded.
+// left_pairs, right_pairs: of the depth for which they were packed. needed(i, j): the `Pairs` of a tile; of none
+// nothing is written.
+template <int V, class Needed>
+AVX512 void product(const uint16_t* left, int left_pairs, const uint16_t* right, int right_pairs, int rows, int columns,
+                    Needed needed, float* sums, int64_t stride, bool add, uint16_t* rounded = nullptr,
+                    int64_t rounded_stride = 0) {
   for (int j = 0; j < columns; j += 16 * V)
-    for (int i = 0; i < rows; i += TALL)
-      tile<V>(left + i / TALL * panel_size(pairs, TALL),
-              right + j / (16 * V) * panel_size(int((right_depth + 1) / 2), 16 * V), pairs, nullptr, 0, false,
-              rounded + i * rounded_stride + j, rounded_stride, std::min(TALL, rows - i), std::min(16 * V, columns - j));
+    for (int i = 0; i < rows; i += TALL) {
+      const Pairs pairs = needed(i, j);
+      if (pairs.count > 0)
+        tile<V>(left + i / TALL * panel_size(left_pairs, TALL) + pairs.first * 2 * TALL,
+                right + j / (16 * V) * panel_size(right_pairs, 16 * V) + int64_t(pairs.first) * 32 * V, pairs.count,
+                sums ? sums + i * stride + j : nullptr, stride, add, rounded ? rounded + i * rounded_stride + j : nullptr,
+                rounded_stride, std::min(TALL, rows - i), std::min(16 * V, columns - j));
+    }
 }
 
 AVX512 void forward(const Sizes& z, Heads q, Heads k, Heads v, Heads out, float* logs, int64_t index) {
   const int64_t b = index / z.heads, h = index % z.heads, kv = h / (z.heads / z.kv_heads), row_size = padded(z.length, 64);
-  auto keys = buffer<uint16_t>(panels(z.length, z.width, 16 * S)), values = buffer<uint16_t>(panels(z.width, z.length, 16 * O));
-  auto queries = buffer<uint16_t>(panels(BLOCK, z.width, TALL)), left = buffer<uint16_t>(panels(BLOCK, row_size, TALL));
-  auto scores = buffer<float>(BLOCK * row_size);
+  const int width = int(z.width), length = int(z.length), deep = width / 2, wide = int(padded(width, 16));
+  auto keys = buffer<uint16_t>(panels(length, width, 16 * S)), values = buffer<uint16_t>(panels(width, length, 16 * O));
+  auto queries = buffer<uint16_t>(panels(BLOCK, width, TALL)), left = buffer<uint16_t>(panels(BLOCK, row_size, TALL));
+  auto scores = buffer<float>(BLOCK * row_size), outputs = buffer<float>(BLOCK * wide);
   auto weights = buffer<uint16_t>(BLOCK * row_size);
-  pack_rows<16 * S>(k.of(b, kv), int(z.width), int(z.length), keys.get());
-  pack<16 * O>(v.of(b, kv), int(z.length), int(z.width), values.get());
-  for (int64_t from = 0; from < z.length; from += BLOCK) {
-    const int rows = int(std::min<int64_t>(BLOCK, z.length - from)), seen = int(from) + rows, even = seen + seen % 2;
-    pack_rows<TALL>(q.of(b, h, from), int(z.width), rows, queries.get());
-    product<S>(queries.get(), keys.get(), int(z.width), rows, seen, scores.get(), row_size, false);
+  float shares[BLOCK];
+  pack_rows<16 * S>(k.of(b, kv), width, length, keys.get());
+  pack<16 * O>(v.of(b, kv), length, width, values.get());
+  for (int from = 0; from < length; from += BLOCK) {
+    const int rows = std::min(BLOCK, length - from), seen = from + rows, even = seen + seen % 2;
+    pack_rows<TALL>(q.of(b, h, from), width, rows, queries.get());
+    product<S>(queries.get(), deep, keys.get(), deep, rows, seen,
+               [=](int i, int j) { return Pairs{0, j < from + i + TALL ? deep : 0}; }, scores.get(), row_size, false);
+    const __m512 scale = _mm512_set1_ps(z.scale * LOG2_E);
     for (int i = 0; i < rows; i++) {
-      float* row = scores.get() + i * row_size;
-      const int count = int(from) + i + 1;
+      const float* row = scores.get() + i * row_size;
+      const int count = from + i + 1;
       __m512 most = _mm512_set1_ps(-INFINITY);
-      for (int j = 0; j < count; j += 16) {
-        const __mmask16 mask = count - j >= 16 ? 0xffff : (1u << (count - j)) - 1;
-        most = _mm512_mask_max_ps(most, mask, most, _mm512_maskz_loadu_ps(mask, row + j));
-      }
-      const float largest = _mm512_reduce_max_ps(most) * z.scale;
+      for (int j = 0; j < count; j += 16) most = _mm512_mask_max_ps(most, first(count - j), most, _mm512_loadu_ps(row + j));
+      const float largest = _mm512_reduce_max_ps(most) * z.scale * LOG2_E;
       __m512 sum = _mm512_setzero_ps();
-      for (int j = 0; j < count; j += 16) {
-        const __mmask16 mask = count - j >= 16 ? 0xffff : (1u << (count - j)) - 1;
-        const __m512 x = _mm512_fmsub_ps(_mm512_maskz_loadu_ps(mask, row + j), _mm512_set1_ps(z.scale), _mm512_set1_ps(largest));
-        const __m512 e = _mm512_maskz_mov_ps(mask, exponential(x));
+      for (int j = 0; j < even; j += 16) {
+        const __mmask16 mask = first(count - j);
+        const __m512 x = _mm512_fmsub_ps(_mm512_maskz_loadu_ps(mask, row + j), scale, _mm512_set1_ps(largest));
+        const __m512 e = _mm512_maskz_mov_ps(mask, power_of_two(x));
         sum = _mm512_add_ps(sum, e);
-        _mm512_storeu_ps(row + j, e);
+        round_to(weights.get() + i * row_size + j, e);
       }
       const float total = _mm512_reduce_add_ps(sum);
-      logs[index * z.length + from + i] = largest + std::log(total);
-      const __m512 share = _mm512_set1_ps(1.0f / total);
-      for (int j = 0; j < even; j += 16)
-        round_to(weights.get() + i * row_size + j, j < count ? _mm512_mul_ps(_mm512_loadu_ps(row + j), share) : _mm512_setzero_ps());
+      logs[index * length + from + i] = largest / LOG2_E + std::log(total);
+      shares[i] = 1.0f / total;
     }
     pack_rows<TALL>({weights.get(), row_size}, even, rows, left.get());
-    partial_product<O>(left.get(), values.get(), even, z.length, rows, int(z.width), out.values + b * out.batch + h * out.head + from * out.row, out.row);
+    product<O>(left.get(), even / 2, values.get(), (length + 1) / 2, rows, width,
+               [=](int i, int) { return Pairs{0, std::min(even, from + i + TALL) / 2}; }, outputs.get(), wide,
+               false);
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < width; j += 16) {
+        const __m512 o = _mm512_mul_ps(_mm512_loadu_ps(outputs.get() + i * wide + j), _mm512_set1_ps(shares[i]));
+        _mm256_mask_storeu_epi16(out.values + b * out.batch + h * out.head + (from + i) * out.row + j, first(width - j),
+                                 (__m256i)_mm512_cvtneps_pbh(o));
+      }
   }
+}
+
+// The weights of a block of queries and the gradients of its scores, in bf16, of `count` keys from `at` on.
+// means: of each query's gradient times its output, summed.
+AVX512 void differentiate(const float* scores, const float* slopes, float scale, const float* logs, const float* means,
+                          int from, int rows, int at, int count, uint16_t* weights, uint16_t* changes, int64_t row_size) {
+  for (int i = 0; i < rows; i++) {
+    const __m512 log = _mm512_set1_ps(logs[from + i] * LOG2_E), mean = _mm512_set1_ps(means[i]);
+    for (int j = 0; j < count; j += 16) {
+      const __mmask16 mask = first(from + i + 1 - at - j);
+      const __m512 score = _mm512_maskz_loadu_ps(mask, scores + i * PIECE + j);
+      const __m512 weight = power_of_two(_mm512_fmsub_ps(score, _mm512_set1_ps(scale * LOG2_E), log));
+      const __m512 slope = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, slopes + i * PIECE + j), mean);
+      round_to(weights + i * row_size + at + j, _mm512_maskz_mov_ps(mask, weight));
+      round_to(changes + i * row_size + at + j, _mm512_maskz_mul_ps(mask, _mm512_mul_ps(weight, slope), _mm512_set1_ps(scale)));
+    }
+  }
+}
+
+AVX512 float dot(const Matrix& one, const Matrix& other, int row, int width) {
+  const uint16_t *a = one.values + row * one.stride, *b = other.values + row * other.stride;
+  __m512 sum = _mm512_setzero_ps();
+  for (int j = 0; j < width; j += 16) {
+    _mm_prefetch(a + AHEAD * one.stride + j, _MM_HINT_T0);
+    _mm_prefetch(b + AHEAD * other.stride + j, _MM_HINT_T0);
+    sum = _mm512_fmadd_ps(widen(first(width - j), a + j), widen(first(width - j), b + j), sum);
+  }
+  return _mm512_reduce_add_ps(sum);
 }
 
 AVX512 void backward(const Sizes& z, Heads q, Heads k, Heads v, Heads out, Heads grad, Heads dq, Heads dk, Heads dv,
                      const float* logs, int64_t index) {
   const int64_t b = index / z.kv_heads, kv = index % z.kv_heads, group = z.heads / z.kv_heads, row_size = padded(z.length, 64);
-  const int width = int(z.width), length = int(z.length);
+  const int width = int(z.width), length = int(z.length), deep = width / 2;
   auto keys = buffer<uint16_t>(panels(length, width, 16 * S)), values = buffer<uint16_t>(panels(length, width, 16 * S));
   auto keys_down = buffer<uint16_t>(panels(width, length, 16 * O));
-  auto queries = buffer<uint16_t>(panels(BLOCK, width, TALL));
+  auto queries = buffer<uint16_t>(panels(BLOCK, width, TALL)), gradients = buffer<uint16_t>(panels(BLOCK, width, TALL));
   // queries by keys, and the other way round
   auto left = buffer<uint16_t>(std::max(panels(BLOCK, row_size, TALL), panels(row_size, BLOCK, TALL)));
   auto right = buffer<uint16_t>(panels(width, BLOCK, 16 * O));
-  auto scores = buffer<float>(BLOCK * row_size), slopes = buffer<float>(BLOCK * row_size);
+  auto scores = buffer<float>(BLOCK * PIECE), slopes = buffer<float>(BLOCK * PIECE);
   auto weights = buffer<uint16_t>(BLOCK * row_size), changes = buffer<uint16_t>(BLOCK * row_size);
   auto key_sums = buffer<float>(length * width), value_sums = buffer<float>(length * width);
+  float means[BLOCK];
   std::fill_n(key_sums.get(), length * width, 0.0f);
   std::fill_n(value_sums.get(), length * width, 0.0f);
   pack_rows<16 * S>(k.of(b, kv), width, length, keys.get());
   pack_rows<16 * S>(v.of(b, kv), width, length, values.get());
   pack<16 * O>(k.of(b, kv), length, width, keys_down.get());
   for (int64_t h = kv * group; h < (kv + 1) * group; h++)
-    for (int64_t from = 0; from < length; from += BLOCK) {
-      const int rows = int(std::min<int64_t>(BLOCK, length - from)), seen = int(from) + rows, even = seen + seen % 2;
+    for (int from = 0; from < length; from += BLOCK) {
+      const int rows = std::min(BLOCK, length - from), seen = from + rows, even = seen + seen % 2;
       const Matrix g = grad.of(b, h, from), o = out.of(b, h, from), queries_here = q.of(b, h, from);
+      for (int i = 0; i < rows; i++) means[i] = dot(g, o, i, width);
       pack_rows<TALL>(queries_here, width, rows, queries.get());
-      product<S>(queries.get(), keys.get(), width, rows, seen, scores.get(), row_size, false);
-      pack_rows<TALL>(g, width, rows, queries.get());
-      product<S>(queries.get(), values.get(), width, rows, seen, slopes.get(), row_size, false);
-      for (int i = 0; i < rows; i++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int j = 0; j < width; j += 16) {
-          const __mmask16 mask = width - j >= 16 ? 0xffff : (1u << (width - j)) - 1;
-          sum = _mm512_fmadd_ps(widen(mask, g.values + i * g.stride + j), widen(mask, o.values + i * o.stride + j), sum);
-        }
-        const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum)), scale = _mm512_set1_ps(z.scale);
-        const __m512 log = _mm512_set1_ps(logs[(b * z.heads + h) * z.length + from + i]);
-        const int count = int(from) + i + 1;
-        for (int j = 0; j < even; j += 16) {
-          const __mmask16 mask = count - j >= 16 ? 0xffff : count > j ? (1u << (count - j)) - 1 : 0;
-          const __m512 x = _mm512_fmsub_ps(_mm512_maskz_loadu_ps(mask, scores.get() + i * row_size + j), scale, log);
-          const __m512 weight = _mm512_maskz_mov_ps(mask, exponential(x));
-          const __m512 slope = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, slopes.get() + i * row_size + j), mean);
-          round_to(weights.get() + i * row_size + j, weight);
-          round_to(changes.get() + i * row_size + j, _mm512_mul_ps(_mm512_mul_ps(weight, slope), scale));
-        }
+      pack_rows<TALL>(g, width, rows, gradients.get());
+      for (int at = 0; at < seen; at += PIECE) {
+        const auto visible = [=](int i, int j) { return Pairs{0, at + j < from + i + TALL ? deep : 0}; };
+        const int64_t panel = at / (16 * S) * panel_size(deep, 16 * S);
+        const int count = std::min(PIECE, seen - at);
+        product<S>(queries.get(), deep, keys.get() + panel, deep, rows, count, visible, scores.get(), PIECE, false);
+        product<S>(gradients.get(), deep, values.get() + panel, deep, rows, count, visible, slopes.get(), PIECE, false);
+        differentiate(scores.get(), slopes.get(), z.scale, logs + (b * z.heads + h) * length, means, from, rows, at,
+                      std::min(PIECE, even - at), weights.get(), changes.get(), row_size);
       }
       pack_rows<TALL>({changes.get(), row_size}, even, rows, left.get());
-      partial_product<O>(left.get(), keys_down.get(), even, length, rows, width, dq.values + b * dq.batch + h * dq.head + from * dq.row, dq.row);
+      product<O>(left.get(), even / 2, keys_down.get(), (length + 1) / 2, rows, width,
+                 [=](int i, int) { return Pairs{0, std::min(even, from + i + TALL) / 2}; }, nullptr, 0, false,
+                 dq.values + b * dq.batch + h * dq.head + from * dq.row, dq.row);
+      const int pairs = (rows + 1) / 2;
+      const auto after = [=](int i, int) { return Pairs{std::max(0, i - from) / 2, pairs - std::max(0, i - from) / 2}; };
       pack<TALL>({weights.get(), row_size}, rows, seen, left.get());
       pack<16 * O>(g, rows, width, right.get());
-      product<O>(left.get(), right.get(), rows, seen, width, value_sums.get(), width, true);
+      product<O>(left.get(), pairs, right.get(), pairs, seen, width, after, value_sums.get(), width, true);
       pack<TALL>({changes.get(), row_size}, rows, seen, left.get());
       pack<16 * O>(queries_here, rows, width, right.get());
-      product<O>(left.get(), right.get(), rows, seen, width, key_sums.get(), width, true);
+      product<O>(left.get(), pairs, right.get(), pairs, seen, width, after, key_sums.get(), width, true);
     }
   for (int64_t i = 0; i < length; i++)
-    for (int j = 0; j < width; j += 16) {
-      const __mmask16 mask = width - j >= 16 ? 0xffff : (1u << (width - j)) - 1;
+    for (int j = 0; j < width; j += 16)
       for (auto [sums, to] : {std::pair{key_sums.get(), &dk}, std::pair{value_sums.get(), &dv}})
-        _mm256_mask_storeu_epi16(to->values + b * to->batch + kv * to->head + i * to->row + j, mask,
-                                 (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, sums + i * width + j)));
-    }
+        _mm256_mask_storeu_epi16(to->values + b * to->batch + kv * to->head + i * to->row + j, first(width - j),
+                                 (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(first(width - j), sums + i * width + j)));
 }
 
 }  // namespace

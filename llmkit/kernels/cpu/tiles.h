@@ -73,6 +73,8 @@ AVX512 void pack_rows(Matrix from, int depth, int count, uint16_t* to) {
       const __mmask16 mask = (1u << left) - 1;
       __m512i r[8], t[8], u[8];
 #pragma GCC unroll 8
+      for (int i = 0; i < 8; i++) _mm_prefetch(from.values + (row + AHEAD + i) * from.stride + 2 * pair, _MM_HINT_T0);
+#pragma GCC unroll 8
       for (int i = 0; i < 8; i++)
         r[i] = _mm512_maskz_loadu_epi32(row + i < count ? mask : 0, from.values + (row + i) * from.stride + 2 * pair);
 #pragma GCC unroll 4

@@ -24,7 +24,7 @@ def draw(batch: int, length: int, heads: int, kv_heads: int, width: int) -> list
 
 @pytest.mark.parametrize(
     "size",
-    [(2, 70, 3, 1, 64), (1, 1, 2, 2, 10), (2, 131, 4, 2, 50), (1, 64, 1, 1, 2), (1, 200, 2, 1, 128)],
+    [(2, 70, 3, 1, 64), (1, 1, 2, 2, 10), (2, 131, 4, 2, 50), (1, 64, 1, 1, 2), (1, 401, 2, 1, 128)],
     ids=str,
 )
 def test_values_and_gradients(size: tuple[int, int, int, int, int]) -> None:
