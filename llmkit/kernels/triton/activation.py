@@ -13,7 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, in_memory_order, resident_programs
+from llmkit.kernels.triton.launch import (
+    Rows,
+    Tile,
+    arithmetic,
+    in_memory_order,
+    require_shape,
+    resident_programs,
+)
 from llmkit.kernels.triton.operation import Operation
 
 COLUMNS = 1024
@@ -112,6 +119,7 @@ def _grid(x: Tensor) -> tuple[int, int, Tile, tuple[int, int]]:
 
 
 def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
+    require_shape("up", up, *gate.shape)
     y = gate.new_empty(gate.shape)
     rows, size, tile, grid = _grid(gate)
     if y.numel():
@@ -153,6 +161,7 @@ _swiglu = Operation("swiglu", _swiglu_forward, lambda gate, up: gate.new_empty(g
 def _gelu_forward(x: Tensor, bias: Tensor | None) -> Tensor:
     y = x.new_empty(x.shape)
     rows, size, tile, grid = _grid(x)
+    require_shape("the bias", bias, size)
     if y.numel():
         of_x = Rows.of(x)
         _gelu_kernel[grid](

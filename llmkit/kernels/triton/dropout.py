@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmkit.kernels.triton.launch import arithmetic
+from llmkit.kernels.triton.launch import arithmetic, require_shape
 from llmkit.kernels.triton.operation import Operation
 
 BLOCK = 1024
@@ -54,6 +54,7 @@ def _launch(branch: Tensor, x: Tensor | None, y: Tensor, probability: float, key
 
 
 def _forward(branch: Tensor, x: Tensor, probability: float, key: Tensor) -> Tensor:
+    require_shape("the branch", branch, *x.shape)
     y = x.new_empty(x.shape)
     if y.numel():
         _launch(branch, x, y, probability, key)

@@ -26,6 +26,12 @@ def arithmetic(*tensors: Tensor) -> Any:
     return tl.float64 if any(each.dtype == torch.float64 for each in tensors) else tl.float32
 
 
+def require_shape(what: str, tensor: Tensor | None, *shape: int) -> None:
+    """Raises ValueError where a tensor has another shape: a kernel would read what lies behind it."""
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"{what} has the shape {tuple(tensor.shape)}, not {shape}")
+
+
 class Rows(NamedTuple):
     """Where the rows of a tensor (..., size) begin: r at (r // inner) * outer_stride + (r % inner) * stride.
 

@@ -14,7 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmkit.kernels.triton.launch import Rows, Tile, arithmetic, in_memory_order, resident_programs
+from llmkit.kernels.triton.launch import (
+    Rows,
+    Tile,
+    arithmetic,
+    in_memory_order,
+    require_shape,
+    resident_programs,
+)
 from llmkit.kernels.triton.operation import Operation
 
 
@@ -94,6 +101,9 @@ def _forward(
     total, y, mean, rstd = outputs = _outputs(x, branch, bias is not None)
     size = x.shape[-1]
     rows = x.numel() // max(size, 1)
+    require_shape("the branch", branch, *x.shape)
+    require_shape("the weight", weight, size)
+    require_shape("the bias", bias, size)
     if rows == 0:
         return outputs
     of_x = Rows.of(x)

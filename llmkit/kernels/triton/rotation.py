@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmkit.kernels.triton.launch import arithmetic
+from llmkit.kernels.triton.launch import arithmetic, require_shape
 from llmkit.kernels.triton.operation import Operation, recorded
 
 
@@ -64,6 +64,9 @@ def _launch(
     """Writes the rotated q and k into new_q and new_k, which may be q and k."""
     batch, seq, q_heads, head_dim = q.shape
     k_heads, half = k.shape[2], head_dim // 2
+    require_shape("k", k, batch, seq, k_heads, head_dim)
+    require_shape("the cosines of positions", cos, seq, half)
+    require_shape("the sines of positions", sin, seq, half)
     if q.numel() == 0:
         return
     widths = [triton.next_power_of_2(size) for size in (q_heads, k_heads, half)]

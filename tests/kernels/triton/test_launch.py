@@ -47,3 +47,35 @@ def test_tiles_are_powers_of_two_that_hold_whole_rows(columns, rows):
     tile = Tile.of(columns, rows)
     assert tile.columns >= columns and tile.rows * tile.columns <= max(TILE, 2 * columns), str(tile)
     assert all(each & (each - 1) == 0 for each in tile) and tile.warps <= 16, str(tile)
+
+
+def misfits(device):
+    """Calls in which a tensor is shorter than what a kernel would read."""
+    from llmkit.kernels.triton import activation, dropout, norm, rotation
+
+    def randn(*shape):
+        return torch.randn(shape, device=device)
+
+    x, short, key = randn(2, 9, 8), randn(8, 8), torch.full((), 5, device=device)
+    heads, table = x.unflatten(-1, (2, 4)), randn(9, 2)
+    return {
+        "positions behind the tables": lambda: rotation.rotate(heads, heads + 1.0, table[:5], table[:5]),
+        "fewer sines": lambda: rotation._rotated(heads, heads, table, table[:5], False),
+        "fewer keys": lambda: rotation.rotate(heads, heads[:1] + 1.0, table, table),
+        "weight": lambda: norm.rms_norm(x, short[0, :4], 1e-5),
+        "bias of a norm": lambda: norm.layer_norm(x, short[0], short[0, :4], 1e-5),
+        "branch": lambda: norm.add_rms_norm(x, short[:1], short[0], 1e-5),
+        "up": lambda: activation.swiglu(x, x[:, :1]),
+        "bias": lambda: activation.gelu(x, short[0, :1]),
+        "dropped branch": lambda: dropout.dropout_add(x[:1], x, 0.5, key),
+    }
+
+
+def test_what_is_shorter_than_a_kernel_would_read_is_refused(device):
+    for name, call in misfits(device).items():
+        try:
+            call()
+        except ValueError as error:
+            assert "has the shape" in str(error), name
+        else:
+            raise AssertionError(f"{name}: no error")
