@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from llmkit.kernels import linear as plain
-from llmkit.kernels.cpu.linear import add_weight_gradient_, linear, weight_gradient
+from llmkit.kernels.cpu.linear import add_weight_gradient_, biased, linear, weight_gradient
 from llmkit.monitor.hardware import has_avx512_bf16
 from tests.kernels.float64 import check, relative_error
 
@@ -84,10 +85,20 @@ def test_inputs_and_weights_that_take_no_gradient_get_none() -> None:
     assert weight.grad is not None
 
 
-def test_the_layer_passes_through_a_graph() -> None:
-    x, weight = (each.requires_grad_() for each in (draw(4, 9, 50), draw(33, 50, seed=1)))
-    compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
-    found, wanted = (
-        torch.autograd.grad(form(x, weight).square().sum(), (x, weight)) for form in (compiled, linear)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_layer_passes_through_a_graph(with_bias: bool) -> None:
+    x, weight, bias = (
+        each.requires_grad_() for each in (draw(4, 9, 50), draw(33, 50, seed=1), draw(33, seed=2))
     )
+    inputs = (x, weight, bias) if with_bias else (x, weight)
+    compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
+    found, wanted = (torch.autograd.grad(form(*inputs).square().sum(), inputs) for form in (compiled, linear))
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_the_product_with_a_bias_is_an_operator_of_its_own() -> None:
+    """Inductor takes oneDNN's operator with constant weights only, so graphs must not show it."""
+    x, weight, bias = draw(4, 9, 50), draw(33, 50, seed=1), draw(33, seed=2)
+    torch.library.opcheck(biased, (x, weight, bias))
+    graph = make_fx(biased, tracing_mode="fake")(x, weight, bias)
+    assert "mkldnn" not in graph.code
