@@ -132,15 +132,18 @@ def _documents_or_window(s: Situation) -> str | None:
     if s.config.data.document_masks:
         return "documents are masked"
     on_gpu = s.device is not None and s.device.kind == "cuda"
-    window = None if s.shape is None else s.shape.sliding_window
-    windowed = window is not None and window < s.config.data.sequence_length
-    return "windows" if on_gpu and windowed else None
+    return "windows" if on_gpu and _windowed(s) else None
 
 
 def _masked(s: Situation) -> bool:
     """Whether attention is more than causal; what fused attention then needs is a mask."""
+    return s.config.data.document_masks or _windowed(s)
+
+
+def _windowed(s: Situation) -> bool:
+    """Whether a position cannot see the whole row before it."""
     window = None if s.shape is None else s.shape.sliding_window
-    return s.config.data.document_masks or (window is not None and window < s.config.data.sequence_length)
+    return window is not None and window < s.config.data.sequence_length
 
 
 def _backend_refuses(s: Situation, kernel: str, widest: int) -> str | None:
@@ -252,10 +255,8 @@ def _plain_causal(s: Situation) -> str | None:
     """Where its kernel is used in every layer: what else is asked of attention it leaves to `blocks`."""
     if s.shape is None or s.shape.attention_dropout or s.shape.attn_logit_softcapping:
         return None
-    if s.config.data.document_masks or s.layout.activation_checkpointing == "selective":
-        return None
-    window = s.shape.sliding_window
-    return _compiled_bf16(s) if window is None or window >= s.config.data.sequence_length else None
+    selective = s.layout.activation_checkpointing == "selective"
+    return None if selective or _masked(s) else _compiled_bf16(s)
 
 
 def _compiled_bf16(s: Situation) -> str | None:
