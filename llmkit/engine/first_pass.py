@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from llmkit.errors import RunFault
-from llmkit.kernels.compiler import raised_by_kernels, run_uncompiled
+from llmkit.kernels.compiler import raised_by_kernels, reason_of, run_uncompiled
 from llmkit.kernels.operators import Operators, replace_functions
 from llmkit.model.base import Model
 from llmkit.model.vocabulary import Head
@@ -87,4 +87,4 @@ class FirstPass:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {reason_of(error)}"

@@ -54,7 +54,9 @@ def use_compile_cache(
 
 def user_cache(environment: Mapping[str, str]) -> Path:
     """The folder for what this user's later starts can use again; it need not be there."""
-    home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = environment.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):  # the XDG specification wants relative ones ignored
+        home = os.path.expanduser("~/.cache")
     return Path(home) / "llmkit"
 
 
@@ -148,7 +150,7 @@ def _truncated(folder: Path) -> Iterator[Path]:
             try:
                 if (
                     (name.endswith(".so") and not _is_whole_library(path))
-                    or (name.endswith(".cpp") and path.stat().st_size == 0)
+                    or (name.endswith(".cpp") and not path.read_bytes().rstrip().endswith(b"}"))
                     or (name.endswith(".py") and path.parent.parent == folder and not _is_whole_source(path))
                     or (pickled and path.read_bytes()[-1:] != b".")  # the opcode that ends every pickle
                 ):

@@ -83,12 +83,21 @@ def compile_function(
         except TorchDynamoException as error:
             if used is not compiled:
                 raise
-            reason = " ".join(str(error).split("\n")[:2])
-            report(f"torch.compile failed on {name or function.__name__}, which runs without it: {reason}")
+            what = name or function.__name__
+            report(f"torch.compile failed on {what}, which runs without it: {reason_of(error, lines=2)}")
             used = function
         return used(*arguments, **options)
 
     return call
+
+
+def reason_of(error: Exception, lines: int = 1) -> str:
+    """The first lines of what has failed, as one; of a C++ compiler's output the first complaint."""
+    text = str(error).strip()
+    said = " ".join(text.split("\n")[:lines]).strip()
+    output = text.partition("\nOutput:\n")[2].splitlines()
+    complaint = next((line.strip() for line in output if "error" in line or "No space" in line), "")
+    return f"{said}: {complaint}" if complaint else said
 
 
 def compile_pointwise(

@@ -41,12 +41,15 @@ def asked(tmp_path, monkeypatch):
     return tmp_path / "asked"
 
 
-def test_the_default_is_a_private_folder_in_the_users_cache(tmp_path):
+def test_the_default_is_a_private_folder_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     folder = use_compile_cache(environment, 1, pytest.fail)
     assert folder.parent == tmp_path / "cache/llmkit/compiled"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert environment[VARIABLE] == str(folder)
+    for home in ("", "here"):
+        assert use_compile_cache({"XDG_CACHE_HOME": home}, 1, pytest.fail).is_relative_to(tmp_path / "home")
     assert Path(codecache._HEADER_DIR).is_relative_to(tmp_path), "not a name in /tmp that others may take"
 
 
@@ -91,6 +94,14 @@ def test_ranks_share_the_cores_unless_a_number_is_set(asked, monkeypatch):
     inductor.compile_threads = 5
     use_compile_cache({**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "5"}, 8, pytest.fail)
     assert inductor.compile_threads == 5
+
+
+def test_sources_that_end_in_the_midst_are_removed(tmp_path):
+    (tmp_path / "ab").mkdir()
+    for name, text in (("whole", "void f() {\n}\n"), ("part", "void f() {\n  g("), ("empty", "")):
+        (tmp_path / "ab" / f"{name}.cpp").write_text(text)
+    assert remove_truncated(tmp_path) == 2
+    assert [path.name for path in (tmp_path / "ab").iterdir()] == ["whole.cpp"]
 
 
 def test_what_is_being_written_is_left_alone(tmp_path):

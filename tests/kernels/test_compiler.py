@@ -7,8 +7,9 @@ import torch
 import torch._dynamo
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.exc import CppCompileError
 
-from llmkit.kernels.compiler import compile_module, graph_breaks
+from llmkit.kernels.compiler import compile_module, graph_breaks, reason_of
 
 
 def failing_backend(graph, inputs):
@@ -64,6 +65,14 @@ class Breaks(nn.Module):
         y = x + 1
         torch._dynamo.graph_break()
         return y * 2
+
+
+def test_the_reason_of_a_failure_has_the_compilers_first_complaint():
+    failed = CppCompileError(["g++", "x.cpp"], "x.cpp: In function f:\nx.cpp:3:1: error: no f\n3 | f()\n")
+    assert reason_of(failed) == "C++ compile error: x.cpp:3:1: error: no f"
+    full = CppCompileError(["g++"], "ld: final link failed: No space left on device\ncollect2: error: ld\n")
+    assert reason_of(full).endswith(": ld: final link failed: No space left on device")
+    assert reason_of(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
 
 
 def test_graph_breaks_are_counted_by_their_reason():
