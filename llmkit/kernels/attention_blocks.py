@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SMALLEST_BLOCK = 64
 BLOCKS = 8
@@ -145,6 +146,7 @@ class _Blocks(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable  # second derivatives would be wrong, not missing
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, documents, out, normalizers = ctx.saved_tensors
         rule = ctx.rule

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from llmkit.batch import IGNORE, LossSum
 from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms, infinite_outside
@@ -319,7 +320,7 @@ class _HeadLoss(torch.autograd.Function):
 
     forward = staticmethod(_forward)
     setup_context = staticmethod(_keep)
-    backward = staticmethod(_gradients)
+    backward: Any = staticmethod(once_differentiable(_gradients))
 
 
 def head_loss(

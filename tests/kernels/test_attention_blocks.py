@@ -120,3 +120,10 @@ def test_compiled_blocks_of_a_model_have_the_same_gradients(how):
         found.append([each.grad for each in model.parameters()])
     assert not counters["graph_break"]
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_second_derivatives_are_refused():
+    q, k, v = tensors((1, 6, 6), (2, 1), 4, torch.float64)
+    (gradient,) = torch.autograd.grad(blocks(q, k, v).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -117,6 +117,15 @@ def test_what_is_no_target_may_be_anything(form):
     assert torch.equal(found.nats, wanted.nats) and found.extras == wanted.extras
 
 
+def test_second_derivatives_are_refused(way):
+    case = Case.of(torch.float32)
+    hidden = case.hidden.requires_grad_()
+    loss = head_loss_chunks.head_loss(*case).nats.square().sum()
+    (gradient,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 class Memory(TorchDispatchMode):
     """The most bytes at a time of tensors made under it, `given` ones and views of them left out."""
 

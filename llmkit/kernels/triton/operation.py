@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -46,7 +47,7 @@ class Operation:
             keep(ctx, arguments, output)
             return output
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(gradients))}
         direct: Any = type("Direct", (torch.autograd.Function,), methods)
 
         def call(x: torch.Tensor, *arguments: Any) -> Any:

@@ -47,3 +47,10 @@ def test_both_ways_compute_the_same_with_gradients(device):
     assert torch.equal(found, wanted) and "test_sum.default" in seen.names, f"{found}, {seen.names}"
     assert call(torch.empty(3, device="meta"), 2.5).is_meta
     assert len(calls) == 4, str(calls)
+    (gradient,) = torch.autograd.grad(call(x, 2.5).square().sum(), x, create_graph=True)
+    try:
+        gradient.sum().backward()
+    except RuntimeError as error:
+        assert "once_differentiable" in str(error)
+    else:
+        raise AssertionError("second derivatives, which nobody has written down")
