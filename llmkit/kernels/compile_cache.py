@@ -150,7 +150,7 @@ def _truncated(folder: Path) -> Iterator[Path]:
             try:
                 if (
                     (name.endswith(".so") and not _is_whole_library(path))
-                    or (name.endswith(".cpp") and not path.read_bytes().rstrip().endswith(b"}"))
+                    or (name.endswith(".cpp") and not _is_whole_cpp(path.read_bytes()))
                     or (name.endswith(".py") and path.parent.parent == folder and not _is_whole_source(path))
                     or (pickled and path.read_bytes()[-1:] != b".")  # the opcode that ends every pickle
                 ):
@@ -171,6 +171,11 @@ def _is_whole_library(path: Path) -> bool:
     (table,) = struct.unpack_from(f"{order}Q", head, 0x28)
     size, count = struct.unpack_from(f"{order}HH", head, 0x3A)
     return path.stat().st_size >= table + size * count
+
+
+def _is_whole_cpp(source: bytes) -> bool:
+    """Whether C++ that was generated, or is ours, goes on to its last brace."""
+    return source.rstrip().endswith(b"}") and source.count(b"{") == source.count(b"}")
 
 
 def _is_whole_source(path: Path) -> bool:

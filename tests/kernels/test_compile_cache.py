@@ -98,7 +98,7 @@ def test_ranks_share_the_cores_unless_a_number_is_set(asked, monkeypatch):
 
 def test_sources_that_end_in_the_midst_are_removed(tmp_path):
     (tmp_path / "ab").mkdir()
-    for name, text in (("whole", "void f() {\n}\n"), ("part", "void f() {\n  g("), ("empty", "")):
+    for name, text in (("whole", "void f() {\n}\n"), ("part", "void f() {\n  { g(); }"), ("empty", "")):
         (tmp_path / "ab" / f"{name}.cpp").write_text(text)
     assert remove_truncated(tmp_path) == 2
     assert [path.name for path in (tmp_path / "ab").iterdir()] == ["whole.cpp"]
