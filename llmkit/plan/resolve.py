@@ -21,6 +21,7 @@ from llmkit.plan.operators import Situation, choose_operators, timed_forms
 from llmkit.plan.plan import Kernels, Known, Plan
 from llmkit.plan.precision import choose_precision, precision_mistakes, precision_notes
 from llmkit.precision import Precision
+from llmkit.registry import find
 
 AT_START = "chosen at start"
 WITH_TOKENIZER = "known once the tokenizer is loaded"
@@ -116,6 +117,8 @@ def _kernels(
     config, asked = loaded.config, loaded.config.kernels
     device, compiled, uncompiled = known.device, asked.compile is not False, "as given"
     notes, mistakes = list[str](), list[Mistake]()
+    if compiled and not _takes_compilation(config):
+        compiled, uncompiled = False, f"model type {config.model.type} does not support it"
     if device is None:
         pending["kernels"] = AT_START
     elif compiled and device.compiler_missing is not None:
@@ -142,6 +145,12 @@ def _kernels(
     notes += precision_notes(precision, device, compiled and not eager_blocks)
     timed = timed_forms(situation)
     return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled, timed), mistakes
+
+
+def _takes_compilation(config: Config) -> bool:
+    """Whether the model has parts to compile; a registered one says so in its `supports`."""
+    found = find("model", config.model.type)
+    return found is None or "compile" in getattr(found.make, "supports", ())
 
 
 def _gpt_shape(config: Config, vocab_size: int) -> ModelShape | None:
