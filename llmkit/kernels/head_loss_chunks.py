@@ -30,9 +30,12 @@ BUFFER_BYTES = 2**28
 """Logits of a chunk, as much as costs little on any device; of more tokens:"""
 BUFFER_SHARE = 0.08
 """of what all logits would take in fp32."""
+SMALL_TOTAL, SMALL_BUFFER = 2**25, 2**24
+"""On a CPU a chunk is the latter where the weight's gradient in fp32 takes at most the former, which a cache
+holds: malloc keeps memory of this size; more would come from the system each time, page by page."""
 ROW_BYTES = {"cpu": 2**21, "cuda": 2**25}
 """What PyTorch's passes over some rows may take in fp32: on a CPU they stay in its caches."""
-PRODUCT_ROWS = 512
+PRODUCT_ROWS = 256
 """Rows of a matrix product on a CPU, whose logits are in a cache when the rows are passed over."""
 
 
@@ -47,12 +50,14 @@ class _Head:
         self.spec = RowSpec(max(0, min(columns, vocab_size - first)), vocab_size, terms)
         self.rows: RowPass = row_pass(rows)
         kind = weight.device.type
-        self.block = max(8, ROW_BYTES.get(kind, 2**25) // (4 * columns)) if rows != "triton" else 2**30
-        self.product = max(self.block, PRODUCT_ROWS // self.block * self.block) if kind == "cpu" else 2**30
+        self.product = self.block = PRODUCT_ROWS if kind == "cpu" else 2**30
+        if not self.rows.any_size:
+            self.block = max(8, ROW_BYTES.get(kind, 2**25) // (4 * columns))
+            self.product = max(self.block, self.product // self.block * self.block)
 
     def padded(self, tokens: int) -> int:
-        """`tokens`, and as many more as make the last block a whole one: code is compiled for one size."""
-        block = min(self.block, tokens)
+        """`tokens`, and as many more as make the last block a whole one, where blocks have one size."""
+        block = 1 if self.rows.any_size else min(self.block, tokens)
         return -(-tokens // block) * block
 
     def buffer(self, tokens: int) -> Tensor:
@@ -106,10 +111,12 @@ class _Head:
         return torch.stack((log_sum, ranks[:, 2].sum(0), ranks[:, 3].sum(0)))
 
 
-def chunk_tokens(tokens: int, columns: int, element_size: int) -> int:
-    """Tokens of a chunk: as many as fit the buffer, chunks of equal size."""
-    limit = max(BUFFER_BYTES, int(BUFFER_SHARE * 4 * tokens * columns))
-    chunks = -(-tokens * columns * element_size // limit)
+def chunk_tokens(tokens: int, weight: Tensor) -> int:
+    """Tokens of a chunk: as many as fit the buffer, chunks of equal size. weight: (columns, width)."""
+    small = weight.device.type == "cpu" and 4 * weight.numel() <= SMALL_TOTAL
+    least = min(BUFFER_BYTES, SMALL_BUFFER) if small else BUFFER_BYTES
+    limit = max(least, int(BUFFER_SHARE * 4 * tokens * weight.shape[0]))
+    chunks = -(-tokens * weight.shape[0] * weight.element_size() // limit)
     return -(-tokens // max(chunks, 1))
 
 
@@ -127,24 +134,6 @@ def _unit_weights(labels: Tensor) -> Tensor:
     return (labels != IGNORE).flatten().float().expand(3, -1)
 
 
-def _add_product(total: Tensor | None, gradient: Tensor, hidden: Tensor) -> Tensor:
-    """total + gradient^T hidden, (columns, width). gradient: (tokens, columns); hidden: (tokens, width)."""
-    shape, transposed = (gradient.shape[1], hidden.shape[1]), gradient.t()
-    first = total is None
-    if total is None:
-        total = hidden.new_empty(shape, dtype=torch.float32)
-    if hidden.dtype == torch.float32:
-        return torch.mm(transposed, hidden, out=total) if first else total.addmm_(transposed, hidden)
-    if hidden.is_cuda and torch.version.hip is None:
-        if first:
-            return torch.mm(transposed, hidden, out_dtype=torch.float32, out=total)
-        return torch.addmm(total, transposed, hidden, out_dtype=torch.float32, out=total)
-    rows = max(1, 2**21 // shape[1])  # what is added is in a cache then
-    for part, into in zip(transposed.split(rows), total.split(rows), strict=True):
-        into.copy_(torch.mm(part, hidden)) if first else into.add_(torch.mm(part, hidden))
-    return total
-
-
 def _chunked(
     head: _Head, hidden: Tensor, labels: Tensor, weights: Tensor, weight_gradient: bool, needed: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +142,7 @@ def _chunked(
     The latter are empty where not `needed`; that of the weight is in fp32.
     """
     tokens, columns = len(hidden), _columns(labels, head)
-    size = chunk_tokens(tokens, head.weight.shape[0], head.weight.element_size())
+    size = chunk_tokens(tokens, head.weight)
     if not needed and head.ranks == 1:
         size = min(size, head.product)
     buffer, found = head.buffer(size), []
@@ -167,7 +156,7 @@ def _chunked(
         logits = used[: own.stop - own.start]
         torch.mm(logits, head.weight, out=for_hidden[own])
         if weight_gradient:
-            for_weight = _add_product(for_weight, logits, hidden[own])
+            for_weight = head.rows.add_product(for_weight, logits, hidden[own])
     nothing = hidden.new_empty(0, dtype=torch.float32)
     return torch.cat(found, 1), for_hidden, nothing if for_weight is None else for_weight
 
@@ -205,7 +194,7 @@ _forward_operator = torch.library.custom_op("llmkit::head_loss", _forward, mutat
 
 
 def _is_kept(labels: Tensor, weight: Tensor) -> bool:
-    return chunk_tokens(labels.numel(), weight.shape[0], weight.element_size()) >= labels.numel()
+    return chunk_tokens(labels.numel(), weight) >= labels.numel()
 
 
 @_forward_operator.register_fake
@@ -239,7 +228,7 @@ def _backward(
             scale = of_nats.repeat_interleave(labels.shape[1], output_size=labels.numel())[:, None]
             for_hidden = (torch.mm(one, weight) * scale).to(hidden.dtype).view_as(hidden)
             scaled = (flat * scale).to(hidden.dtype)
-            return for_hidden, torch.mm(one.t(), scaled) if weight_gradient else nothing
+            return for_hidden, row_pass(rows).product(one, scaled) if weight_gradient else nothing
         if _uniform(of_nats):
             scale = of_nats[0]
             for_weight = torch.empty_like(weight) if weight_gradient else nothing

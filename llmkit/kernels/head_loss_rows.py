@@ -33,7 +33,10 @@ class RowPass(Protocol):
 
     x: (rows, columns) logits, row-major. column: (rows,) int64, where the target is; -1: not among these.
     weights: (3, rows) fp32, the gradients of each row's nats, z-loss and label smoothing.
+    any_size: whether it takes as many rows as there are; else blocks of one size, which stay in a cache.
     """
+
+    any_size: bool
 
     def whole(self, x: Tensor, column: Tensor, weights: Tensor, spec: RowSpec) -> Tensor:
         """Makes x the gradient of the logits. Returns (3, rows) fp32: log(sum exp), the target's logit, and
@@ -47,6 +50,17 @@ class RowPass(Protocol):
 
     def gradient(self, x: Tensor, column: Tensor, weights: Tensor, log_sum: Tensor, spec: RowSpec) -> None:
         """Makes x the gradient of the logits; log_sum: (rows,) log(sum exp) over the columns of all ranks."""
+        ...
+
+    def product(self, gradient: Tensor, hidden: Tensor) -> Tensor:
+        """gradient' hidden, the gradient of the weight.
+
+        gradient: (tokens, columns); hidden: (tokens, width).
+        """
+        ...
+
+    def add_product(self, total: Tensor | None, gradient: Tensor, hidden: Tensor) -> Tensor:
+        """total + gradient' hidden in fp32, in the memory of `total`, if there is one."""
         ...
 
 
@@ -135,16 +149,44 @@ def gradient(x: Tensor, column: Tensor, weights: Tensor, log_sum: Tensor, spec: 
     _store(x, probability, slope, column, weights, spec)
 
 
-class PlainRows:
+class Products:
+    """The products with the gradients of logits, in PyTorch."""
+
+    def product(self, gradient: Tensor, hidden: Tensor) -> Tensor:
+        """See `RowPass.product`."""
+        return torch.mm(gradient.t(), hidden)
+
+    def add_product(self, total: Tensor | None, gradient: Tensor, hidden: Tensor) -> Tensor:
+        """See `RowPass.add_product`."""
+        shape, transposed = (gradient.shape[1], hidden.shape[1]), gradient.t()
+        first = total is None
+        if total is None:
+            total = hidden.new_empty(shape, dtype=torch.float32)
+        if hidden.dtype == torch.float32:
+            return torch.mm(transposed, hidden, out=total) if first else total.addmm_(transposed, hidden)
+        if hidden.is_cuda and torch.version.hip is None:
+            if first:
+                return torch.mm(transposed, hidden, out_dtype=torch.float32, out=total)
+            return torch.addmm(total, transposed, hidden, out_dtype=torch.float32, out=total)
+        rows = max(1, 2**21 // shape[1])  # what is added is in a cache then
+        for part, into in zip(transposed.split(rows), total.split(rows), strict=True):
+            into.copy_(torch.mm(part, hidden)) if first else into.add_(torch.mm(part, hidden))
+        return total
+
+
+class PlainRows(Products):
     """In plain PyTorch."""
 
+    any_size = False
     whole = staticmethod(whole)
     statistics = staticmethod(statistics)
     gradient = staticmethod(gradient)
 
 
-class CompiledRows:
+class CompiledRows(Products):
     """The same, compiled. Where that fails, `report` is called with the reason, and it is plain PyTorch."""
+
+    any_size = False
 
     def __init__(self, report: Callable[[str], None], backend: str | Callable[..., Any] = "inductor") -> None:
         self.whole, self.statistics, self.gradient = (

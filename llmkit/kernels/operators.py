@@ -44,13 +44,14 @@ FORMS: Mapping[str, Mapping[str, str]] = {
         "full": "llmkit.kernels.head_loss",
         "chunked": "llmkit.kernels.head_loss_chunks",
         "triton": "llmkit.kernels.triton.cross_entropy",
+        "avx512": "llmkit.kernels.cpu.head_loss",
     },
     "gradient_norm": {"torch": "llmkit.kernels.gradient_norm"},
     "adamw": {"torch": "llmkit.kernels.adamw", "triton": "llmkit.kernels.triton.adamw"},
 }
 """Operator -> form -> the module that has its functions, or "module:function" of an operator with one."""
 
-COMPILE_PARTS = ("chunked", "triton")
+COMPILE_PARTS = ("chunked", "triton", "avx512")
 """Forms of `head_loss` that are not compiled as a whole: they compile what they can gain from themselves."""
 
 PLAIN: Mapping[str, str] = {operator: next(iter(forms)) for operator, forms in FORMS.items()}

@@ -285,7 +285,12 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("efficient", _efficient_refuses, _never, timed=True),
         Form("sdpa"),
     ),
-    "head_loss": (triton_form(best=_on_gpu), Form("chunked", best=_many_logits), Form("full", best=_full)),
+    "head_loss": (
+        triton_form(best=_on_gpu),
+        Form("avx512", _no_avx512, _compiled_bf16),
+        Form("chunked", best=_many_logits),
+        Form("full", best=_full),
+    ),
     "gradient_norm": (TORCH,),
     "adamw": (triton_form(_optimizer_elsewhere, best=_unmeasured), TORCH),
 }

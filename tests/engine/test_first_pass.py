@@ -13,7 +13,7 @@ from llmkit.config.schema import Optimizer
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
-from llmkit.kernels.head_loss_rows import ROW_PASSES
+from llmkit.kernels.head_loss_rows import ROW_PASSES, PlainRows
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.gpt import GPT
 from llmkit.precision import PRECISIONS
@@ -119,7 +119,7 @@ def test_one_of_several_processes_ends_with_what_to_set(where):
 
 
 def test_a_loss_of_which_parts_are_compiled_goes_on_uncompiled(monkeypatch):
-    class Failing:
+    class Failing(PlainRows):
         def whole(self, *_):
             TRITON["launch"]()
 

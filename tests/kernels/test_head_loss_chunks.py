@@ -77,7 +77,7 @@ def test_without_gradients_there_are_no_products_for_them(way, monkeypatch):
     hidden, weight = case.hidden.requires_grad_(), case.weight.requires_grad_()
     found = head_loss_chunks.head_loss(hidden, weight, *case[2:], gradients=False)
     tokens = case.labels.numel()
-    size = tokens if way == "kept" else chunk_tokens(tokens, 48, 4)
+    size = tokens if way == "kept" else chunk_tokens(tokens, weight)
     assert len(products) == -(-tokens // size)
     assert not found.nats.requires_grad
     torch.testing.assert_close(found.nats, wanted.nats)
@@ -170,10 +170,24 @@ def test_memory_is_a_tenth_of_the_logits_in_fp32(monkeypatch, dtype):
 @pytest.mark.parametrize("element_size", [2, 4])
 def test_chunks_of_large_vocabularies_are_a_tenth_of_the_logits_in_fp32(element_size):
     tokens, columns = 8192, 128_256
-    size = chunk_tokens(tokens, columns, element_size)
+    dtype = torch.bfloat16 if element_size == 2 else torch.float32
+    size = chunk_tokens(tokens, torch.empty(columns, 8, dtype=dtype, device="meta"))
     assert size * columns * element_size < 0.1 * 4 * tokens * columns
     assert -(-tokens // size) == (7 if element_size == 2 else 13)
-    assert chunk_tokens(4096, 8192, 2) == 4096
+
+
+@pytest.mark.parametrize(
+    ("device", "tokens", "columns", "width", "chunks"),
+    [
+        ("cpu", 2048, 4096, 192, 1),
+        ("cpu", 4096, 8192, 384, 4),
+        ("cpu", 2048, 50_304, 768, 1),
+        ("meta", 4096, 8192, 384, 1),
+    ],
+)
+def test_chunks_are_small_on_a_cpu_where_their_sum_stays_in_its_cache(device, tokens, columns, width, chunks):
+    size = chunk_tokens(tokens, torch.empty(columns, width, dtype=torch.bfloat16, device=device))
+    assert -(-tokens // size) == chunks
 
 
 def test_it_passes_through_torch_compile_without_a_break(way):

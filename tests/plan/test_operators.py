@@ -72,8 +72,11 @@ def test_triton_serves_gpus_where_nothing_is_compiled(
     assert set(chosen) == set(FORMS)
 
 
+AVX512 = replace(CPU, has_bf16_units=True, avx512_bf16=True)
+
+
 def test_the_avx512_linear_layer_is_for_compiled_bf16_on_such_a_cpu() -> None:
-    able = replace(CPU, has_bf16_units=True, avx512_bf16=True)
+    able = AVX512
     assert choose(able, True, "bf16")[0]["linear"].form == "avx512"
     assert choose(able, True, "bf16", backend="torch")[0]["linear"].form == "torch"
     for device, compiled, precision in ((able, False, "bf16"), (able, True, "fp32"), (CPU, True, "bf16")):
@@ -223,7 +226,7 @@ def test_kernels_of_a_gpu_are_refused_with_the_reason() -> None:
 
 
 def test_the_avx512_attention_is_for_causal_attention_without_more() -> None:
-    able = replace(CPU, has_bf16_units=True, avx512_bf16=True)
+    able = AVX512
 
     def form(shape: ModelShape | None, device: DeviceFacts = able, documents: bool = False) -> str:
         settings = {"sources": [{"type": "stdlib"}], "sequence_length": 64, "document_masks": documents}
@@ -302,6 +305,9 @@ def test_choices_are_shown_with_the_usual_one_last() -> None:
         (CPU, True, 1, "full"),
         (CPU, True, 65_536, "chunked"),
         (CPU, False, 1, "chunked"),
+        (AVX512, True, 1, "avx512"),
+        (AVX512, False, 1, "chunked"),
+        (replace(AVX512, compiler_missing="no C++ compiler"), True, 65_536, "chunked"),
         (GPU, True, 1, "triton"),
         (GPU, False, 65_536, "triton"),
         (replace(GPU, triton=False), True, 1, "chunked"),

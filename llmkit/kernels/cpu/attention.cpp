@@ -2,7 +2,6 @@
 // after the block are not looked at. Scores, softmax and sums are in fp32; weights and the gradient of scores
 // are rounded to bf16 for their products. Of the forward pass only the logarithms of the sums are kept.
 #include <cmath>
-#include <memory>
 
 namespace {
 
@@ -22,40 +21,10 @@ struct Heads {
   Matrix of(int64_t b, int64_t h, int64_t from = 0) const { return {values + b * batch + h * head + from * row, row}; }
 };
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-std::unique_ptr<T[], Free> buffer(int64_t count) {
-  return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
-}
-
 constexpr int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 int64_t panels(int64_t count, int64_t depth, int width) {
   return (padded(count, 96) / width + 1) * panel_size(int(padded(depth, 2) / 2), width);
-}
-
-constexpr float LOG2_E = 1.44269504f;
-
-AVX512 inline __m512 power_of_two(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // in this order NaN stays NaN
-  const __m512 n = _mm512_roundscale_ps(x, 8), r = _mm512_sub_ps(x, n);
-  __m512 y = _mm512_set1_ps(1.535336188319500e-4f);  // Cephes' exp2f
-  for (float c : {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f, 2.402264791363012e-1f,
-                  6.931472028550421e-1f, 1.0f})
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(c));
-  return _mm512_scalef_ps(y, n);
-}
-
-AVX512 inline __mmask16 first(int count) { return count >= 16 ? 0xffff : (1u << std::max(count, 0)) - 1; }
-
-AVX512 inline void round_to(uint16_t* place, __m512 value) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(place), (__m256i)_mm512_cvtneps_pbh(value));
-}
-
-AVX512 inline __m512 widen(__mmask16 mask, const uint16_t* place) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, place)), 16));
 }
 
 // Where a product of a block of queries begins at query `from`: which pairs in depth a tile with first row i and

@@ -63,7 +63,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def weight_gradient(outputs: Tensor, inputs: Tensor) -> Tensor:
     """outputs' inputs: (tokens, out), (tokens, in) -> (out, in), all bf16; summed in fp32, rounded once."""
     result = outputs.new_empty(outputs.shape[1], inputs.shape[1])
-    _multiply(outputs, inputs, result, add=False)
+    multiply_into(outputs, inputs, result, add=False)
     return result
 
 
@@ -75,10 +75,13 @@ def _(outputs: Tensor, inputs: Tensor) -> Tensor:
 @torch.library.custom_op("llmkit::add_weight_gradient_", mutates_args=("total",), device_types="cpu")
 def add_weight_gradient_(total: Tensor, outputs: Tensor, inputs: Tensor) -> None:
     """total += outputs' inputs, with total (out, in) in fp32."""
-    _multiply(outputs, inputs, total, add=True)
+    multiply_into(outputs, inputs, total, add=True)
 
 
-def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+def multiply_into(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    """out = left' right, or out += that where `add`, which needs an `out` in fp32."""
+    if out.is_meta:
+        return
     left, right = (each if each.stride(1) == 1 else each.contiguous() for each in (left, right))
     depth, rows, columns = left.shape[0], left.shape[1], right.shape[1]
     if depth == 0 and not add:

@@ -1,4 +1,4 @@
-// What the kernels of this folder share: products of bf16 matrices with sums in fp32, tile by tile.
+// What the kernels of this folder share: products of bf16 matrices with sums in fp32, tile by tile; exponentials.
 //
 // vdpbf16ps, the instruction that multiplies bf16, takes neighbours in depth as pairs. Packed matrices are panels
 // in which two neighbours are interleaved (Goto and van de Geijn 2008): a panel of the right matrix is used from
@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 
 namespace {
 
@@ -18,6 +19,14 @@ constexpr int AHEAD = 16;                                  // rows that packing 
 constexpr int PADDING = 32;  // between panels, which would else lie a power of two apart and share cache sets
 
 constexpr int64_t panel_size(int pairs, int width) { return int64_t(pairs) * 2 * width + PADDING; }
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+template <class T>
+std::unique_ptr<T[], Free> buffer(int64_t count) {
+  return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
+}
 
 struct Matrix {
   const uint16_t* values;
@@ -144,6 +153,28 @@ AVX512 void tile(const uint16_t* left, const uint16_t* right, int pairs, float* 
 #pragma GCC unroll 3
       for (int j = 0; j < VECTORS; j++) _mm512_mask_storeu_ps(row + 16 * j, mask[j], total[i][j]);
   }
+}
+
+constexpr float LOG2_E = 1.44269504f;
+
+AVX512 inline __m512 power_of_two(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // in this order NaN stays NaN
+  const __m512 n = _mm512_roundscale_ps(x, 8), r = _mm512_sub_ps(x, n);
+  __m512 y = _mm512_set1_ps(1.535336188319500e-4f);  // Cephes' exp2f
+  for (float c : {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f, 2.402264791363012e-1f,
+                  6.931472028550421e-1f, 1.0f})
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(c));
+  return _mm512_scalef_ps(y, n);
+}
+
+AVX512 inline __mmask16 first(int count) { return count >= 16 ? 0xffff : (1u << std::max(count, 0)) - 1; }
+
+AVX512 inline void round_to(uint16_t* place, __m512 value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(place), (__m256i)_mm512_cvtneps_pbh(value));
+}
+
+AVX512 inline __m512 widen(__mmask16 mask, const uint16_t* place) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, place)), 16));
 }
 
 }  // namespace

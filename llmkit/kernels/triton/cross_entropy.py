@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmkit.kernels import head_loss_chunks
-from llmkit.kernels.head_loss_rows import ROW_PASSES, RowSpec
+from llmkit.kernels.head_loss_rows import ROW_PASSES, Products, RowSpec
 
 BLOCK = 8192
 """Columns that a program holds at a time."""
@@ -90,8 +90,10 @@ def _rows_kernel(
             tl.store(x_ptr + column, gradient.to(x_ptr.dtype.element_ty), mask=column < columns)
 
 
-class TritonRows:
+class TritonRows(Products):
     """See `RowPass`."""
+
+    any_size = True
 
     def whole(self, x: Tensor, column: Tensor, weights: Tensor, spec: RowSpec) -> Tensor:
         """See `RowPass.whole`."""
