@@ -59,6 +59,7 @@ def bias_of_every_rank() -> Any:
     real = layers.row_output
 
     def forward(self: layers.RowLinear, x: Tensor) -> Tensor:
+        x = layers.sequence_first(x, self.tp)
         return real(torch.nn.functional.linear(x, self.weight, self.bias), self.tp)
 
     return patch.object(layers.RowLinear, "forward", forward)
