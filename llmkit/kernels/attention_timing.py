@@ -64,6 +64,8 @@ def milliseconds(
     except (OSError, ValueError, RecursionError) as error:
         note(f"{path} is not used, and attention is measured anew: {error}")
     found = measured(forms, sizes, device)
+    if not found:  # for want of memory, say: the next start tries again
+        return found
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with write_atomic(path) as file:
@@ -83,7 +85,7 @@ def _read(path: Path, key: Mapping[str, Any], forms: Sequence[str]) -> dict[str,
     if not isinstance(content, dict) or content.get("key") != key:
         raise ValueError("it does not hold what its name says")
     times = content.get("milliseconds")
-    if not isinstance(times, dict) or not all(
+    if not isinstance(times, dict) or not times or not all(
         form in forms and isinstance(value, float) and math.isfinite(value) and value > 0.0
         for form, value in times.items()
     ):

@@ -150,6 +150,12 @@ def test_a_file_of_another_user_and_a_link_are_not_used(tmp_path, calls, monkeyp
     assert not path.is_symlink()
 
 
+def test_a_start_that_could_measure_nothing_leaves_it_to_the_next(tmp_path, monkeypatch):
+    found = iter([{}, dict(TIMES)])
+    monkeypatch.setattr(attention_timing, "measured", lambda *arguments: next(found))
+    assert [ask(tmp_path, []), ask(tmp_path, []), ask(tmp_path, [])] == [{}, TIMES, TIMES]
+
+
 def test_where_nothing_can_be_kept_a_line_says_so(tmp_path, calls):
     (tmp_path / "file").write_text("")
     told: list[str] = []
