@@ -15,6 +15,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import Source
 from llmkit.errors import RunFault, UserError
 from llmkit.kernels.compile_cache import use_compile_cache
+from llmkit.kernels.compiler import each_once
 from llmkit.kernels.head_loss import LossTerms
 from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
@@ -60,7 +61,7 @@ def build_engine(
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(f"{type(model).__name__} has no parameter that requires a gradient to train")
         if kernels.compiled:
-            model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else note)
+            model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else each_once(note))
         return model
 
     engine: Engine

@@ -91,6 +91,18 @@ def compile_function(
     return call
 
 
+def each_once(report: Callable[[str], None]) -> Callable[[str], None]:
+    """`report`, but for messages that it has had before: all layers fail to compile for the same reason."""
+    reported = set[str]()
+
+    def call(message: str) -> None:
+        if message not in reported:
+            reported.add(message)
+            report(message)
+
+    return call
+
+
 def reason_of(error: Exception, lines: int = 1) -> str:
     """The first lines of what has failed, as one; of a C++ compiler's output the first complaint."""
     text = str(error).strip()

@@ -10,9 +10,11 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 from llmkit.config.operators import GENERATED
+from llmkit.engine.build import build_engine
 from llmkit.kernels.compiler import graph_breaks
 from llmkit.kernels.operators import Operators
 from llmkit.model.gpt import GPT
+from llmkit.parallel.mesh import Mesh
 from llmkit.plan import DeviceFacts, plan_for_shape
 from llmkit.plan.operators import FORMS, Situation
 from tests.engine.compiled_cases import CASES, COMPILER
@@ -92,3 +94,22 @@ def test_a_model_with_any_form_is_three_graphs_without_a_break(operator, form, s
     assert counters["stats"]["unique_graphs"] == 3
     for found, wanted in zip(*gradients, strict=True):
         assert float((found - wanted).norm() / (wanted.norm() + 1e-3)) < 1e-5
+
+
+def test_what_fails_to_compile_is_reported_once_for_all_layers(monkeypatch):
+    def failing(graph, inputs):
+        raise RuntimeError("no such instruction")
+
+    compile_parts = GPT.compile_parts
+    monkeypatch.setattr(GPT, "compile_parts", lambda self, report: compile_parts(self, report, failing))
+    monkeypatch.setattr("llmkit.engine.build.use_compile_cache", lambda *_: None)
+    torch._dynamo.reset()
+    kernels = {"compile": True, "operators": {"attention": "sdpa", "head_loss": "full"}}
+    plan = plan_for_shape(LLAMA_STYLE, CONFIG | {"kernels": kernels}, DeviceFacts())
+    told: list[str] = []
+    engine = build_engine(plan, Mesh(), device=torch.device("cpu"), note=told.append)
+    engine.train_step([batch_of(LLAMA_STYLE, 0)], 100, 1e-3)
+    assert LLAMA_STYLE.num_hidden_layers > 1
+    kinds = sorted(message.removeprefix("torch.compile failed on ").partition(",")[0] for message in told)
+    assert len(kinds) == len(set(kinds)) == 3 and "Block" in kinds, told
+    assert all("no such instruction" in message for message in told)
