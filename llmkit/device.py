@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import torch
 
+from llmkit.config.operators import FLASH_PACKAGES
 from llmkit.config.schema import Config
 from llmkit.cores import available_cores
 from llmkit.kernels.attention_varlen import kernel_parameters
@@ -39,7 +41,28 @@ def device_facts(device: torch.device, compiled: bool = False) -> DeviceFacts:
         triton=triton_runs(device),
         avx512_bf16=not on_gpu and has_avx512_bf16(),
         varlen=on_gpu and "window_size" in kernel_parameters(),
+        flash=flash_packages() if on_gpu else frozenset(),
     )
+
+
+def flash_packages() -> frozenset[str]:
+    """The forms of attention whose package is installed, and that this PyTorch can call. Imports none."""
+    from torch.nn import attention  # takes a second
+
+    known = getattr(attention, "list_flash_attention_impls", list[str])()
+    return frozenset(
+        form
+        for form, (implementation, package, file) in FLASH_PACKAGES.items()
+        if implementation in known and _installed(package, file)
+    )
+
+
+def _installed(package: str, file: str) -> bool:
+    """Whether the package is found, with this file in it; "": whatever is in it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not file:
+        return spec is not None
+    return any(Path(folder, file).is_file() for folder in spec.submodule_search_locations or ())
 
 
 def triton_runs(device: torch.device) -> bool:

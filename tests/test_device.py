@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -29,11 +31,30 @@ def test_the_free_memory_of_a_gpu(monkeypatch):
     monkeypatch.setattr(device_module, "has_bf16_units", lambda device: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(device_module, "triton_runs", lambda device: True)
+    monkeypatch.setattr(device_module, "flash_packages", lambda: frozenset({"flash3"}))
     for parameters, varlen in ((frozenset({"window_size"}), True), (frozenset(), False)):
         monkeypatch.setattr(device_module, "kernel_parameters", lambda found=parameters: found)
         assert device_facts(torch.device("cuda", 0)) == DeviceFacts(
-            "cuda", has_bf16_units=True, free_bytes=5, capability=(9, 0), triton=True, varlen=varlen
-        )
+            "cuda", has_bf16_units=True, free_bytes=5, capability=(9, 0), triton=True, varlen=varlen,
+            flash=frozenset({"flash3"}),
+        )  # fmt: skip
+
+
+def test_packages_of_flash_attention_are_found_and_not_imported(tmp_path, monkeypatch):
+    """Flash attention 2 has the same package as 4, without its file."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert device_module.flash_packages() == frozenset()
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    for file, found in (
+        ("flash_attn/__init__.py", set()),
+        ("flash_attn_interface.py", {"flash3"}),
+        ("flash_attn/cute/interface.py", {"flash3", "flash4"}),
+    ):
+        (tmp_path / file).write_text("raise AssertionError('imported')")
+        importlib.invalidate_caches()
+        assert device_module.flash_packages() == found
+    monkeypatch.delattr(torch.nn.attention, "list_flash_attention_impls")
+    assert device_module.flash_packages() == frozenset(), "of an older PyTorch"
 
 
 def test_triton_runs_on_gpus_that_it_knows_and_elsewhere_in_its_interpreter(monkeypatch):

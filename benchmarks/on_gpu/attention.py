@@ -16,7 +16,8 @@ from benchmarks.on_gpu.report import Row
 from benchmarks.on_gpu.roofline import attention_seconds
 from benchmarks.on_gpu.setting import Setting
 from llmkit.batch import Rows
-from llmkit.kernels.attention_backends import ORDERS
+from llmkit.config.operators import FLASH_PACKAGES
+from llmkit.kernels.attention_backends import ORDERS, prepare
 from llmkit.kernels.operators import Operators
 
 NOTES = (
@@ -110,7 +111,7 @@ def forms(case: Case, setting: Setting) -> dict[str, Callable[..., Tensor]]:
         calls |= {f"SDPA {name}": partial(_sdpa, name) for name in SDPA}
     options = documents_of(case, setting.device)
     for form in forms_on(setting.device, "attention"):
-        if form in ORDERS:  # which are SDPA's kernels above
+        if form in ORDERS or (case.documents and form in FLASH_PACKAGES):  # SDPA's kernels above, or none
             continue
         calls[f"llmkit {form}"] = partial(_ours, form, options)
     return calls
@@ -120,6 +121,7 @@ def _sdpa(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's attention in one of its kernels; raises where that does not take these tensors."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    prepare("flash")
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))
     with sdpa_kernel(getattr(SDPBackend, kernel)):
         grouped = q.shape[1] != k.shape[1]
@@ -127,6 +129,7 @@ def _sdpa(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _ours(form: str, options: dict[str, Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    prepare(form if form in FLASH_PACKAGES else "flash")
     return Operators.of({"attention": form}).attention(q, k, v, **options)
 
 

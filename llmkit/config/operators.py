@@ -20,3 +20,10 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
 GENERATED = frozenset(("triton", "avx512"))
 """Forms that are kernels of llmkit's own: compiled on the machine that they run on, where they may fail when
 they are first used. `kernels.backend: torch` takes none of them."""
+
+FLASH_PACKAGES: Mapping[str, tuple[str, str, str]] = {
+    "flash3": ("FA3", "flash_attn_interface", ""),
+    "flash4": ("FA4", "flash_attn", "cute/interface.py"),
+}
+"""Form of attention by a package of others -> PyTorch's name of it, the package, and a file that the package
+has. `kernels.backend: torch` takes none of them unless asked by name."""

@@ -279,8 +279,9 @@ class OperatorForms(Section):
     dropout_add: str = "auto"
     """Dropout, with the residual sum behind it."""
     attention: str = "auto"
-    """Causal attention: sdpa (PyTorch's fused one; cudnn, flash, efficient: by this kernel), varlen (windows
-    and documents without masks), blocks or matmul (products by blocks) and others."""
+    """Causal attention: sdpa (PyTorch's fused one; cudnn, flash, efficient: by this kernel; flash3, flash4:
+    by this package), varlen (windows and documents without masks), blocks or matmul (products by blocks) and
+    others."""
     head_loss: str = "auto"
     """Output head with the loss."""
     gradient_norm: str = "auto"

@@ -11,8 +11,11 @@ from typing import Any
 
 from torch import Tensor
 from torch.backends import cuda
+from torch.nn import attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llmkit.config.operators import FLASH_PACKAGES
+from llmkit.errors import UserError
 from llmkit.kernels.attention import sdpa
 
 _LAST = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -24,13 +27,38 @@ ORDERS: Mapping[str, list[SDPBackend]] = {
 """Form -> the backends in the order in which they are tried: each call is served by the first that can."""
 
 
+def prepare(form: str) -> None:
+    """Makes PyTorch's flash attention that of a form: its own, or that of another package; of others nothing.
+
+    It holds for the whole process, until the next call: PyTorch replaces what its operators of flash
+    attention run on a GPU. Compiled code calls the same operators, so it needs no other graph and no other
+    entry in the cache. Raises UserError where the package cannot be used.
+    """
+    if form not in ("flash", *FLASH_PACKAGES) or not hasattr(attention, "current_flash_attention_impl"):
+        return  # an older PyTorch has its own only
+    wanted = FLASH_PACKAGES[form][0] if form in FLASH_PACKAGES else None
+    if attention.current_flash_attention_impl() == wanted:
+        return
+    if wanted is None:
+        attention.restore_flash_attention_impl()
+        return
+    try:
+        attention.activate_flash_attention_impl(wanted)
+    except Exception as error:  # importing what others wrote can raise anything
+        raise UserError(
+            f"kernels.operators.attention {form}: PyTorch cannot use the package "
+            f"{FLASH_PACKAGES[form][1]} ({type(error).__name__}: {error}); "
+            "set kernels.operators.attention=flash"
+        ) from error
+
+
 def cudnn(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
     """As `llmkit.kernels.attention.sdpa`, by cuDNN."""
     return _ordered("cudnn", q, k, v, how)
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
-    """As `llmkit.kernels.attention.sdpa`, by flash attention."""
+    """As `llmkit.kernels.attention.sdpa`, by flash attention: the one that `prepare` was last called for."""
     return _ordered("flash", q, k, v, how)
 
 
@@ -55,7 +83,7 @@ def serves(form: str, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
     params = cuda.SDPAParams(q, k, v, None, dropout, True, k.shape[1] != q.shape[1])
     ask = {
         "cudnn": cuda.can_use_cudnn_attention,
-        "flash": cuda.can_use_flash_attention,
+        **dict.fromkeys(("flash", *FLASH_PACKAGES), cuda.can_use_flash_attention),
         "efficient": cuda.can_use_efficient_attention,
     }
     return ask[form](params)

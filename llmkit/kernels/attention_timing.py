@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,12 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmkit.config.operators import FLASH_PACKAGES
 from llmkit.files import write_atomic
-from llmkit.kernels.attention_backends import ORDERS, serves
+from llmkit.kernels.attention_backends import ORDERS, prepare, serves
 from llmkit.kernels.operators import Operators
 
 ROUNDS, CALLS = 5, 4
 """The forms take turns for some rounds of some calls each; the first call of each form is not counted."""
+AGREES = 0.03
+"""Most that flash attention of another package may differ from PyTorch's, as a share of each result's norm:
+several times what two correct ones in bf16 do."""
 LARGEST_FILE = 2**16
 """Bytes; ours have some hundred."""
 
@@ -50,11 +55,12 @@ def milliseconds(
 ) -> dict[str, float]:
     """Milliseconds of a forward and a backward pass, by form; from `folder`, or measured and kept there.
 
-    device_name: the kind of device. There is one file for each kind of device, PyTorch, sizes and list of
+    device_name: the kind of device. There is one file for each kind of device, software, sizes and list of
     forms. One that is damaged or not this user's is not used and is made anew, with one line to `note`;
     where it cannot be written, there is a line, too.
     """
-    software = {"torch": str(torch.__version__), "cudnn": torch.backends.cudnn.version()}
+    software: dict[str, Any] = {"torch": str(torch.__version__), "cudnn": torch.backends.cudnn.version()}
+    software |= {form: _versions(FLASH_PACKAGES[form][1]) for form in forms if form in FLASH_PACKAGES}
     key = {"device": device_name, "forms": list(forms)} | software | asdict(sizes)
     digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
     path = folder / f"attention-{digest}.json"
@@ -63,8 +69,12 @@ def milliseconds(
             return _read(path, key, forms)
     except (OSError, ValueError, RecursionError) as error:
         note(f"{path} is not used, and attention is measured anew: {error}")
-    found = measured(forms, sizes, device)
-    if not found:  # for want of memory, say: the next start tries again
+    try:
+        tried = measured(forms, sizes, device)
+    except torch.OutOfMemoryError:
+        return {}
+    found = {form: value for form, value in tried.items() if math.isfinite(value)}
+    if not found or len(found) < len(tried):  # memory may be free at the next start, which tries again
         return found
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -73,6 +83,12 @@ def milliseconds(
     except OSError as error:
         note(f"the times of attention cannot be kept for the next start: {error}")
     return found
+
+
+def _versions(package: str) -> list[str]:
+    """What is installed that has files in the package, with its version."""
+    found = set(metadata.packages_distributions().get(package, ()))
+    return sorted(f"{name} {metadata.version(name)}" for name in found)
 
 
 def _read(path: Path, key: Mapping[str, Any], forms: Sequence[str]) -> dict[str, float]:
@@ -96,25 +112,32 @@ def _read(path: Path, key: Mapping[str, Any], forms: Sequence[str]) -> dict[str,
 def measured(forms: Sequence[str], sizes: Sizes, device: torch.device) -> dict[str, float]:
     """Milliseconds of a forward and a backward pass, by form: medians of rounds in turns.
 
-    Not compiled, as torch.compile calls the same kernels. Forms that cannot serve the sizes, or for which
-    there is not enough memory, are left out.
+    Not compiled, as torch.compile calls the same kernels. Forms that cannot serve the sizes are left out;
+    one for which there is not enough memory has an infinite time. Afterwards PyTorch's own flash attention is
+    in use.
     """
+    short = dict[str, float]()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         inputs = _inputs(sizes, device)
         spent: dict[str, list[float]] = {}
         for form in forms:
-            if _serves(form, inputs, sizes, device):
-                spent[form] = []
+            try:
+                if _serves(form, inputs, sizes, device):
+                    spent[form] = []
+            except torch.OutOfMemoryError:
+                short[form] = math.inf
         for _ in range(ROUNDS):
             for form, times in spent.items():
+                Operators.of({"attention": form})  # puts its kernels in place, outside of the time
                 begun = _now(device)
                 _run(form, inputs, sizes, CALLS)
                 times.append((_now(device) - begun) * 1000.0 / CALLS)
     del inputs
+    prepare("flash")
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return {form: median(times) for form, times in spent.items()}
+    return {form: median(times) for form, times in spent.items()} | short
 
 
 def _inputs(sizes: Sizes, device: torch.device) -> list[Tensor]:
@@ -129,22 +152,40 @@ def _inputs(sizes: Sizes, device: torch.device) -> list[Tensor]:
 
 
 def _serves(form: str, inputs: list[Tensor], sizes: Sizes, device: torch.device) -> bool:
-    """Whether a form can compute it, by trying; a backend that cannot would leave it to the next one."""
+    """Whether a form can compute it, by trying; a backend that cannot would leave it to the next one.
+
+    What another package computes must be what PyTorch does. Raises OutOfMemoryError.
+    """
     q, k, v, _ = inputs
-    if device.type == "cuda" and form in ORDERS and not serves(form, q, k, v, sizes.dropout):
+    asked = device.type == "cuda" and form in (*ORDERS, *FLASH_PACKAGES)
+    if asked and not serves(form, q, k, v, sizes.dropout):
         return False
     try:
-        _run(form, inputs, sizes, 1)
-    except RuntimeError:  # of which running out of memory is one
-        return False
-    return True
+        found = _run(form, inputs, sizes, 1)
+        return form not in FLASH_PACKAGES or _alike(found, _run("flash", inputs, sizes, 1))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if form in FLASH_PACKAGES or isinstance(error, RuntimeError):  # kernels of others raise anything
+            return False
+        raise
 
 
-def _run(form: str, inputs: list[Tensor], sizes: Sizes, calls: int) -> None:
+def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether each of the tensors is the other but for rounding; nothing that is not finite is."""
+    pairs = [(one.float(), other.float()) for one, other in zip(found, wanted, strict=True)]
+    return all(bool((one - other).norm() <= AGREES * other.norm()) for one, other in pairs)
+
+
+def _run(form: str, inputs: list[Tensor], sizes: Sizes, calls: int) -> tuple[Tensor, ...]:
+    """What attention gives, and the gradients of queries, keys and values."""
     attend = Operators.of({"attention": form}).attention
     *inputs, gradient = inputs
+    found: tuple[Tensor, ...] = ()
     for _ in range(calls):
-        torch.autograd.grad(attend(*inputs, dropout=sizes.dropout), inputs, gradient)
+        output = attend(*inputs, dropout=sizes.dropout)
+        found = (output.detach(), *torch.autograd.grad(output, inputs, gradient))
+    return found
 
 
 def _now(device: torch.device) -> float:

@@ -34,6 +34,8 @@ FORMS: Mapping[str, Mapping[str, str]] = {
         "sdpa": "llmkit.kernels.attention:sdpa",
         "cudnn": "llmkit.kernels.attention_backends:cudnn",
         "flash": "llmkit.kernels.attention_backends:flash",
+        "flash3": "llmkit.kernels.attention_backends:flash",
+        "flash4": "llmkit.kernels.attention_backends:flash",
         "efficient": "llmkit.kernels.attention_backends:efficient",
         "varlen": "llmkit.kernels.attention_varlen:varlen",
         "avx512": "llmkit.kernels.cpu.attention",
@@ -49,7 +51,9 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "gradient_norm": {"torch": "llmkit.kernels.gradient_norm"},
     "adamw": {"torch": "llmkit.kernels.adamw", "triton": "llmkit.kernels.triton.adamw"},
 }
-"""Operator -> form -> the module that has its functions, or "module:function" of an operator with one."""
+"""Operator -> form -> the module that has its functions, or "module:function" of an operator with one.
+
+Where the module has a function `prepare`, it is called with the form's name whenever the form is chosen."""
 
 COMPILE_PARTS = ("chunked", "triton", "avx512")
 """Forms of `head_loss` that are not compiled as a whole: they compile what they can gain from themselves."""
@@ -130,6 +134,8 @@ def _functions(operator: str, form: str) -> dict[str, Callable[..., Any]]:
         }
     module, _, function = FORMS[operator][form].partition(":")
     holder = importlib.import_module(module)
+    if hasattr(holder, "prepare"):
+        holder.prepare(form)
     if function:
         return {FUNCTIONS[operator][0]: getattr(holder, function)}
     return {name: getattr(holder, name) for name in FUNCTIONS[operator] if hasattr(holder, name)}

@@ -14,7 +14,8 @@ class DeviceFacts:
     of all ranks; not used for a CPU. compiler_missing: why torch.compile cannot work here; None where it
     can, or was not asked for. capability: of a GPU of NVIDIA's, else None. triton: whether Triton kernels can
     run (on a CPU: in its interpreter). avx512_bf16: whether that is the fastest unit for bf16 of a CPU.
-    varlen: whether PyTorch has attention of variable length with windows, for a GPU.
+    varlen: whether PyTorch has attention of variable length with windows, for a GPU. flash: the forms of
+    flash attention by other packages that are installed and that PyTorch can call.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
@@ -25,3 +26,4 @@ class DeviceFacts:
     triton: bool = False
     avx512_bf16: bool = False
     varlen: bool = False
+    flash: frozenset[str] = frozenset()

@@ -13,7 +13,7 @@ from typing import Any
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import Mistake
-from llmkit.config.operators import FUNCTIONS, GENERATED
+from llmkit.config.operators import FLASH_PACKAGES, FUNCTIONS, GENERATED
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
@@ -173,6 +173,25 @@ def _flash_refuses(s: Situation) -> str | None:
     return _backend_refuses(s, "flash attention", 256)
 
 
+def _package_refuses(s: Situation, form: str, generations: tuple[int, ...], widest: int) -> str | None:
+    """What flash attention by another package cannot do."""
+    kernel = f"flash attention {form[-1]}"
+    if s.shape is not None and s.shape.attention_dropout > 0.0:
+        return f"{kernel} has no dropout"
+    if (refusal := _backend_refuses(s, kernel, widest)) is not None or s.device is None:
+        return refusal
+    if s.device.capability is None or s.device.capability[0] not in generations:
+        shown = " or ".join(f"{each}.x" for each in generations)
+        return f"{kernel} needs an NVIDIA GPU of compute capability {shown}"
+    if form not in s.device.flash:
+        implementation, package, file = FLASH_PACKAGES[form]
+        return (
+            f"{kernel} is not installed ({f'{package}/{file}' if file else package}), or this PyTorch cannot "
+            f'call it (2.13 can: activate_flash_attention_impl("{implementation}"))'
+        )
+    return None
+
+
 def _efficient_refuses(s: Situation) -> str | None:
     """Of groups of heads it would need copies of keys and values."""
     kernel = "memory-efficient attention"
@@ -282,6 +301,8 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form("matmul", best=_never),
         Form("cudnn", _cudnn_refuses, _never, timed=True),
         Form("flash", _flash_refuses, _never, timed=True),
+        Form("flash3", lambda s: _package_refuses(s, "flash3", (9,), 256), _never, timed=True),
+        Form("flash4", lambda s: _package_refuses(s, "flash4", (9, 10), 128), _never, timed=True),
         Form("efficient", _efficient_refuses, _never, timed=True),
         Form("sdpa"),
     ),
@@ -320,7 +341,9 @@ def timed_forms(situation: Situation) -> tuple[str, ...]:
     left_open = config.kernels.operators.attention == "auto" and not config.run.deterministic
     if not left_open or shape is None or situation.device is None:
         return ()
-    forms = tuple(form.name for form in FORMS["attention"] if form.timed and form.refuses(situation) is None)
+    without = FLASH_PACKAGES if config.kernels.backend == "torch" else ()
+    timed = [form for form in FORMS["attention"] if form.timed and form.name not in without]
+    forms = tuple(form.name for form in timed if form.refuses(situation) is None)
     return forms if len(forms) > 1 else ()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llmkit.batch import Batch
+from llmkit.config.operators import FLASH_PACKAGES
 from llmkit.config.schema import Optimizer
 from llmkit.config.shape import ModelShape
 from llmkit.engine.native import NativeEngine
@@ -33,8 +34,13 @@ CASES = {
     "gpt2, documents": (GPT2_STYLE, "none", True),
     "gpt2, dropout": (replace(GPT2_STYLE, attention_dropout=0.1, hidden_dropout=0.1), "none", False),
 }
-FORMS = [(operator, form) for operator, forms in TABLE.items() for form in forms if form != PLAIN[operator]]
-"""All that is not plain PyTorch."""
+FORMS = [
+    (operator, form)
+    for operator, forms in TABLE.items()
+    for form in forms
+    if form != PLAIN[operator] and form not in FLASH_PACKAGES
+]
+"""All that is not plain PyTorch, nor needs a package of others."""
 ON_GPU = [each for each in FORMS if not TABLE[each[0]][each[1]].startswith("llmkit.kernels.cpu")]
 EVEN = {"head_dim": 16, "intermediate_size": 96}
 """Sizes that all forms take."""

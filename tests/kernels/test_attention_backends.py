@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor import codecache
 from torch.nn.attention import _cur_sdpa_kernel_backends
 
+from llmkit.errors import UserError
 from llmkit.kernels import attention_backends
 from llmkit.kernels.attention_backends import ORDERS, serves
 from llmkit.kernels.compile_cache import VARIABLE, use_compile_cache
@@ -61,6 +63,64 @@ def test_compiled_code_calls_the_kernel_that_was_put_first():
     flash = "aten._scaled_dot_product_flash_attention_for_cpu"
     assert kernels_of("flash") == [f"{flash}.default", f"{flash}_backward.default"]
     assert kernels_of("efficient") == []
+
+
+PACKAGES = {
+    "flash3": (
+        "flash_attn_interface.py",
+        "from torch.library import Library\n"
+        "ours = Library('flash_attn_3', 'DEF')\n"
+        "ours.define('fwd(Tensor q) -> Tensor')\n"
+        "ours.define('bwd(Tensor q) -> Tensor')\n",
+    ),
+    "flash4": ("flash_attn/cute/interface.py", "_flash_attn_fwd = _flash_attn_bwd = print\n"),
+}
+"""What PyTorch looks for in the packages of flash attention."""
+
+
+def replaced() -> list[bool]:
+    """Whether the forward and the backward pass have a kernel for a GPU, which none has on a CPU."""
+    name = "aten::_scaled_dot_product_flash_attention"
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [has(each, "CUDA") for each in (name, f"{name}_backward")]
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """Packages of flash attention that can be imported, for the time of a test."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for file, content in PACKAGES.values():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(content)
+    before = set(sys.modules)
+    yield
+    attention_backends.prepare("flash")
+    for name in set(sys.modules) - before:
+        if name.startswith("flash_attn"):
+            del sys.modules[name]
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch has kernels of its own for a GPU")
+def test_flash_attention_of_a_package_is_in_place_until_another_form_is_chosen(packages):
+    current = torch.nn.attention.current_flash_attention_impl
+    for form, name in (("flash3", "FA3"), ("flash4", "FA4"), ("flash4", "FA4"), ("flash3", "FA3")):
+        assert Operators.of({"attention": form}).attention is attention_backends.flash
+        assert (current(), replaced()) == (name, [True, True])
+        Operators.of({"attention": "sdpa"})
+        assert current() == name
+    Operators.of({"attention": "flash"})
+    assert (current(), replaced()) == (None, [False, False])
+    q, k, v = tensors((1, 8, 8), (2, 2), 8, torch.float32)
+    Operators.of({"attention": "flash"}).attention(q, k, v)
+
+
+def test_a_package_that_cannot_be_used_is_named(monkeypatch):
+    def activate(name: str) -> None:
+        raise AttributeError(f"{name} is of another version")
+
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activate)
+    with pytest.raises(UserError, match="attention flash4: PyTorch cannot use the package flash_attn "):
+        attention_backends.prepare("flash4")
 
 
 def test_a_backend_serves_what_this_pytorch_says(monkeypatch):

@@ -87,7 +87,50 @@ def test_a_form_that_fails_is_left_out(monkeypatch):
         return table(chosen)
 
     monkeypatch.setattr(attention_timing.Operators, "of", of)
-    assert list(measured(FORMS, SIZES, CPU)) == ["sdpa"]
+    assert measured(FORMS, SIZES, CPU)["blocks"] == float("inf")
+    monkeypatch.setattr(attention_timing.Operators, "of", lambda chosen: fail(RuntimeError("it cannot")))
+    assert measured(FORMS, SIZES, CPU) == {}
+
+
+def fail(error: Exception) -> Any:
+    raise error
+
+
+def test_another_package_must_compute_what_pytorch_does(monkeypatch):
+    """It may fail in any way, and is then left out; ours may not."""
+    right = [torch.ones(4), torch.arange(4.0)]
+    for wrong in (0.01, 0.1, float("nan")):
+        results = {"flash": right, "flash4": [right[0], right[1] * (1 + wrong)]}
+        monkeypatch.setattr(attention_timing, "_run", lambda form, *_, results=results: results[form])
+        assert attention_timing._serves("flash4", [*right, *right], SIZES, CPU) is (wrong == 0.01)
+    monkeypatch.setattr(attention_timing, "_run", lambda *_: fail(TypeError("no argument `out`")))
+    assert attention_timing._serves("flash4", [*right, *right], SIZES, CPU) is False
+    with pytest.raises(TypeError):
+        attention_timing._serves("flash", [*right, *right], SIZES, CPU)
+
+
+def test_times_without_all_forms_for_want_of_memory_are_not_kept(tmp_path, monkeypatch):
+    inf = float("inf")
+    found: list[Any] = [{"sdpa": 2.5, "blocks": inf}, torch.OutOfMemoryError("too much"), {"sdpa": 3.0}]
+
+    def measure(*arguments: Any) -> dict[str, float]:
+        one = found.pop(0)
+        return fail(one) if isinstance(one, Exception) else one
+
+    monkeypatch.setattr(attention_timing, "measured", measure)
+    answers = [ask(tmp_path, []) for _ in range(4)]
+    assert answers == [{"sdpa": 2.5}, {}, {"sdpa": 3.0}, {"sdpa": 3.0}]
+
+
+def test_times_are_kept_by_the_version_of_a_package(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention_timing, "measured", lambda *_: asked.append(1) or {"flash4": 1.0})
+    metadata = attention_timing.metadata
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"flash_attn": ["flash-attn-4"] * 2})
+    for version in ("4.0", "4.0", "4.1"):
+        monkeypatch.setattr(metadata, "version", lambda name, version=version: version)
+        milliseconds(("flash", "flash4"), SIZES, CPU, "a device", tmp_path, pytest.fail)
+    assert len(asked) == 2
 
 
 def test_what_was_measured_is_kept_by_device_and_sizes(tmp_path, calls):

@@ -94,6 +94,7 @@ def test_the_avx512_linear_layer_is_for_compiled_bf16_on_such_a_cpu() -> None:
 
 
 H100 = replace(GPU, varlen=True)
+PACKAGES = replace(H100, flash=frozenset({"flash3", "flash4"}))
 WINDOWED = ModelShape(
     vocab_size=99, padded_vocab_size=99, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
     num_key_value_heads=2, head_dim=32, intermediate_size=64, max_position_embeddings=2048,
@@ -150,12 +151,15 @@ def test_attention_of_variable_length_is_refused_with_the_reason() -> None:
 
 
 def situation_of(shape: ModelShape | None, device: DeviceFacts | None = H100, **changes: Any) -> Situation:
-    """A situation in bf16; changes: of attention's settings, or the precision."""
+    """A situation in bf16; changes: of attention's settings, the backend, or the precision."""
     settings = {
         "data": {"sources": [{"type": "stdlib"}], "document_masks": changes.get("documents", False)},
         "train": {"max_steps": 1},
         "run": {"deterministic": changes.get("deterministic", False)},
-        "kernels": {"operators": {"attention": changes.get("asked", "auto")}},
+        "kernels": {
+            "backend": changes.get("backend", "auto"),
+            "operators": {"attention": changes.get("asked", "auto")},
+        },
     }
     precision = PRECISIONS[changes.get("precision", "bf16")]
     return Situation(Config.model_validate(settings), shape, Layout(), precision, device, True)
@@ -169,6 +173,15 @@ ALL = ("cudnn", "flash", "efficient")
     ("situation", "forms"),
     [
         (situation_of(PLAIN), ALL),
+        (situation_of(PLAIN, PACKAGES), ("cudnn", "flash", "flash3", "flash4", "efficient")),
+        (situation_of(PLAIN, PACKAGES, backend="torch"), ALL),
+        (
+            situation_of(PLAIN, replace(PACKAGES, capability=(10, 0))),
+            ("cudnn", "flash", "flash4", "efficient"),
+        ),
+        (situation_of(PLAIN, replace(PACKAGES, capability=(12, 0))), ALL),
+        (situation_of(replace(PLAIN, head_dim=192), PACKAGES), ("flash", "flash3", "efficient")),
+        (situation_of(replace(PLAIN, attention_dropout=0.1), PACKAGES), ALL),
         (situation_of(replace(WINDOWED, sliding_window=5000)), ALL),
         (situation_of(replace(PLAIN, num_key_value_heads=1)), ("cudnn", "flash")),
         (situation_of(replace(PLAIN, head_dim=192)), ("flash", "efficient")),
@@ -219,6 +232,10 @@ def test_kernels_of_a_gpu_are_refused_with_the_reason() -> None:
             "flash",
             "flash attention has no soft cap",
         ),
+        (PLAIN, H100, "bf16", "flash3", "flash attention 3 is not installed (flash_attn_interface), or this"),
+        (PLAIN, H100, "bf16", "flash4", "flash attention 4 is not installed (flash_attn/cute/interface.py)"),
+        (PLAIN, replace(PACKAGES, capability=(8, 0)), "bf16", "flash3", "GPU of compute capability 9.x"),
+        (replace(PLAIN, attention_dropout=0.1), PACKAGES, "bf16", "flash4", "attention 4 has no dropout"),
         (PLAIN, replace(H100, capability=None), "bf16", "efficient", "compute capability 8.0 or newer"),
     ):
         (only,) = choose(device, True, precision, shape=shape, operators={"attention": form})[1]
