@@ -119,7 +119,8 @@ def start(
 def _server() -> socket.socket:
     """The way to the server of this process, which is started at first use."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    of_children = ("OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE")  # a test may have set them for its own
+    environment = {name: value for name, value in os.environ.items() if name not in of_children}
     environment["OPENBLAS_NUM_THREADS"] = "1"  # it would start threads as numpy is imported
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin stand still on a busy machine
     environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a driver that is in use is lost in copies
@@ -198,6 +199,9 @@ def _main(descriptor: int) -> None:
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if "torch._dynamo.config" in sys.modules:  # read the variable when it was imported
+        compiler: Any = sys.modules["torch._dynamo.config"]
+        compiler.disable = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
     runpy.run_module(call["module"], run_name="__main__", alter_sys=True)
 
 

@@ -22,6 +22,11 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")  # a process group of one process leaves it behind
+
+
 def losses(precision: str, device: torch.device, changes: dict[str, Any]) -> list[float]:
     """Of four steps of two micro-batches: a small model on a GPU, a toy on a CPU."""
     name = "14m" if device.type == "cuda" else "toy"

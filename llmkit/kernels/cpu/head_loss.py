@@ -1,16 +1,17 @@
 """Linear + cross-entropy on CPUs with AVX-512 BF16: `llmkit.kernels.head_loss_chunks`, with own kernels
-for rows of logits (`cross_entropy.cpp`) and the gradient of the weight (`weight_gradient.cpp`). For bf16.
+for rows of logits (`cross_entropy.cpp`) and the gradient of the weight (`weight_gradient.cpp`).
 """
 
 from __future__ import annotations
 
 import ctypes
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmkit.batch import LossSum
 from llmkit.kernels import head_loss_chunks
 from llmkit.kernels.cpu.linear import multiply_into
 from llmkit.kernels.cpu.load import load
@@ -83,4 +84,9 @@ def _library() -> ctypes.CDLL:
 
 
 ROW_PASSES["avx512"] = Avx512Rows()
-head_loss = partial(head_loss_chunks.head_loss, rows="avx512")
+
+
+def head_loss(hidden: Tensor, weight: Tensor, *arguments: Any, **options: Any) -> LossSum:
+    """See `llmkit.kernels.head_loss.head_loss`. Of other types than bf16 PyTorch passes over the rows."""
+    rows = "avx512" if hidden.dtype == weight.dtype == torch.bfloat16 else ""
+    return head_loss_chunks.head_loss(hidden, weight, *arguments, **options, rows=rows)
