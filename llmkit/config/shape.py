@@ -11,10 +11,8 @@ from typing import Any, Literal
 
 from llmkit import __version__
 from llmkit.config.model_section import Mlp, Norm, PositionEmbedding
+from llmkit.config.parameters import named_parameters
 from llmkit.errors import UserError
-
-INTO_MLP: dict[Mlp, int] = {"swiglu": 2, "gelu": 1}
-"""Matrices from the residual stream into the MLP."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,14 @@ class ModelShape:
                 f"padded_vocab_size {self.padded_vocab_size} is smaller than vocab_size {self.vocab_size}"
             )
 
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every full tensor: see `llmkit.config.parameters.named_parameters`."""
+        return dict(named_parameters(self))
+
     @property
     def num_parameters(self) -> int:
         """Weights in all: vocabulary without padding, tied ones once, learned positions included."""
-        return (
-            self.num_embedding_parameters
-            + self.num_position_parameters
-            + self.num_hidden_layers * self.num_block_parameters
-            + self._norm_parameters
-        )
-
-    @property
-    def num_embedding_parameters(self) -> int:
-        """Weights of the embedding, and of the head where it has its own."""
-        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return sum(math.prod(size) for size in self.parameters().values())
 
     @property
     def num_position_parameters(self) -> int:
@@ -93,23 +85,10 @@ class ModelShape:
 
     @property
     def num_block_parameters(self) -> int:
-        """Weights of one transformer block."""
-        width, inner = self.hidden_size, self.intermediate_size
-        query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        attention = width * (2 * query + 2 * key_value)
-        if self.attention_bias:
-            attention += query + 2 * key_value + width
-        if self.qk_norm:
-            attention += 2 * self.head_dim
-        into_mlp = INTO_MLP[self.mlp]
-        mlp = (into_mlp + 1) * width * inner
-        if self.mlp_bias:
-            mlp += into_mlp * inner + width
-        return attention + mlp + 2 * self._norm_parameters
-
-    @property
-    def _norm_parameters(self) -> int:
-        return self.hidden_size * (2 if self.norm == "layernorm" else 1)
+        """Weights of all transformer blocks."""
+        return sum(
+            math.prod(size) for name, size in self.parameters().items() if name.startswith("blocks.")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values that JSON can hold."""

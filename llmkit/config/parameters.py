@@ -1,0 +1,65 @@
+"""Names and shapes of the full tensors of a GPT, from its sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmkit.config.model_section import Mlp
+
+if TYPE_CHECKING:
+    from llmkit.config.shape import ModelShape
+
+Named = tuple[str, tuple[int, ...]]
+
+INTO_MLP: dict[Mlp, tuple[str, ...]] = {"swiglu": ("gate_proj", "up_proj"), "gelu": ("up_proj",)}
+"""Matrices from the residual stream into the MLP."""
+
+
+def named_parameters(shape: ModelShape) -> Iterator[Named]:
+    """Name and shape of every full tensor as in a checkpoint, in the model's order; vocabulary unpadded.
+
+    q, k and v, and the matrices into the MLP, are tensors of their own, though a model fuses them.
+    """
+    vocabulary = (shape.vocab_size, shape.hidden_size)
+    yield "embedding.weight", vocabulary
+    if shape.position_embedding == "learned":
+        yield "positions.weight", (shape.max_position_embeddings, shape.hidden_size)
+    for layer in range(shape.num_hidden_layers):
+        yield from _block(shape, f"blocks.{layer}")
+    yield from _norm(shape, "norm")
+    if not shape.tie_word_embeddings:
+        yield "head.weight", vocabulary
+
+
+def _block(shape: ModelShape, path: str) -> Iterator[Named]:
+    yield from _norm(shape, f"{path}.attention_norm")
+    yield from _attention(shape, f"{path}.attention")
+    yield from _norm(shape, f"{path}.mlp_norm")
+    width, inner = shape.hidden_size, shape.intermediate_size
+    into = dict.fromkeys(INTO_MLP[shape.mlp], inner)
+    yield from _linear(f"{path}.mlp", into, width, shape.mlp_bias)
+    yield from _linear(f"{path}.mlp", {"down_proj": width}, inner, shape.mlp_bias)
+
+
+def _attention(shape: ModelShape, path: str) -> Iterator[Named]:
+    query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
+    into = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
+    yield from _linear(path, into, shape.hidden_size, shape.attention_bias)
+    yield from _linear(path, {"o_proj": shape.hidden_size}, query, shape.attention_bias)
+    if shape.qk_norm:
+        yield f"{path}.q_norm.weight", (shape.head_dim,)
+        yield f"{path}.k_norm.weight", (shape.head_dim,)
+
+
+def _linear(path: str, outputs: dict[str, int], inputs: int, bias: bool) -> Iterator[Named]:
+    """Projections of one input that a model fuses: all their weights, then all their biases."""
+    yield from ((f"{path}.{name}.weight", (width, inputs)) for name, width in outputs.items())
+    if bias:
+        yield from ((f"{path}.{name}.bias", (width,)) for name, width in outputs.items())
+
+
+def _norm(shape: ModelShape, path: str) -> Iterator[Named]:
+    yield f"{path}.weight", (shape.hidden_size,)
+    if shape.norm == "layernorm":
+        yield f"{path}.bias", (shape.hidden_size,)

@@ -1,0 +1,44 @@
+"""The names and shapes of the tensors that a shape says are those of the model which is built."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from llmkit.config.parameters import named_parameters
+from tests.config.test_shape import SMALL, shape
+
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "mlp": ("swiglu", "gelu"),
+    "norm": ("rmsnorm", "layernorm"),
+    "position_embedding": ("rope", "learned"),
+    "attention_bias": (False, True),
+    "mlp_bias": (False, True),
+    "qk_norm": (False, True),
+    "tie_word_embeddings": (True, False),
+}
+"""Every setting that adds tensors, with its values."""
+
+
+def test_they_are_those_of_the_model_for_every_combination() -> None:
+    torch = pytest.importorskip("torch")
+    gpt = pytest.importorskip("llmkit.model.gpt")
+    for values in product(*SETTINGS.values()):
+        settings = dict(zip(SETTINGS, values, strict=True))
+        wanted = shape(num_key_value_heads=2, head_dim=6, **SMALL, **settings)
+        with torch.device("meta"):
+            model = gpt.GPT(wanted, seed=None)
+        built = [part for parts in model.parameter_slices().values() for part in parts]
+        assert list(named_parameters(wanted)) == [(each.name, each.shape) for each in built], settings
+
+
+def test_a_few_by_hand() -> None:
+    found = shape(num_key_value_heads=2, intermediate_size=70, **SMALL).parameters()
+    assert found["embedding.weight"] == (100, 32)
+    assert found["blocks.1.attention.k_proj.weight"] == (16, 32)
+    assert found["blocks.0.mlp.gate_proj.weight"] == (70, 32)
+    assert found["blocks.0.mlp.down_proj.weight"] == (32, 70)
+    assert found["norm.weight"] == (32,)
+    assert "head.weight" not in found and "positions.weight" not in found
