@@ -16,6 +16,7 @@ from benchmarks.on_gpu.report import Row
 from benchmarks.on_gpu.setting import OUT_OF_TIME, Setting
 from benchmarks.timing import reason
 from llmkit.kernels.operators import FORMS, PLAIN, Operators
+from llmkit.optim.muon import COEFFICIENTS
 
 Call = Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]
 
@@ -166,7 +167,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 
 def _over_parameters(setting: Setting) -> Iterator[Row]:
-    """The norm of gradients and the update of parameters, which have no backward pass."""
+    """The norm of gradients, updates of parameters, Muon's iteration of 96 matrices: no backward passes."""
     shapes = TOY_PARAMETERS if setting.toy else PARAMETERS
     tensors = [torch.randn(shape, device=setting.device) for shape in shapes]
     size = sum(each.nbytes for each in tensors)
@@ -184,6 +185,13 @@ def _over_parameters(setting: Setting) -> Iterator[Row]:
         adamw = Operators.of({"adamw": form}).adamw([group], lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
         updates[form] = adamw.step
     yield from _simple_rows("adamw", updates, 7 * size, setting)
+    matrices = [each.bfloat16() for each in tensors if each.dim() == 2][-96:]
+    iterations = {
+        form: partial(Operators.of({"muon": form}).orthogonalise, matrices, COEFFICIENTS)
+        for form in FORMS["muon"]
+        if form != "avx512"
+    }
+    yield from _simple_rows("muon", iterations, 2 * sum(each.nbytes for each in matrices), setting)
 
 
 def _simple_rows(

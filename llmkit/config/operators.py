@@ -14,6 +14,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "head_loss": ("head_loss",),
     "gradient_norm": ("sum_of_squares",),
     "adamw": ("adamw",),
+    "muon": ("look_ahead", "orthogonalise", "descend"),
 }
 """Operator -> its functions. Their contracts are the docstrings of the plain forms in `llmkit/kernels`."""
 

@@ -288,6 +288,8 @@ class OperatorForms(Section):
     """The norm of all gradients."""
     adamw: str = "auto"
     """AdamW's update."""
+    muon: str = "auto"
+    """Muon's update."""
 
 
 class Kernels(Section):

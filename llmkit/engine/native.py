@@ -23,6 +23,7 @@ from llmkit.kernels.adamw import RoundsWeights
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
 from llmkit.optim.build import build_optimizers, groups_of, moments
+from llmkit.optim.muon import Muon
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Axis, Mesh
 from llmkit.parallel.placement import placement
@@ -79,11 +80,11 @@ class NativeEngine:
             operators=operators,
         )
         rounded, self.written = self.masters.rounded(), set[Tensor]()
-        for adamw in self.optimizers:
-            if isinstance(adamw, RoundsWeights):
-                masters = {master for group in adamw.param_groups for master in group["params"]}
-                adamw.rounded = {master: weight for master, weight in rounded.items() if master in masters}
-                self.written |= adamw.rounded.keys()
+        for each in self.optimizers:
+            if isinstance(each, (RoundsWeights, Muon)):
+                masters = {master for group in each.param_groups for master in group["params"]}
+                each.rounded = {master: weight for master, weight in rounded.items() if master in masters}
+                self.written |= each.rounded.keys()
 
     def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""
@@ -129,10 +130,10 @@ class NativeEngine:
         return total.sqrt().float()
 
     def _clip(self, scale: Tensor) -> None:
-        """Multiplies all gradients by `scale`, () fp32; AdamW does that within the pass of its update."""
+        """Multiplies all gradients by `scale`, () fp32; AdamW and Muon do that in a pass of their update."""
         for optimizer in self.optimizers:
-            if isinstance(optimizer, torch.optim.AdamW):
-                optimizer.grad_scale = scale.reciprocal()  # type: ignore[attr-defined]
+            if isinstance(optimizer, (torch.optim.AdamW, Muon)):
+                optimizer.grad_scale = scale.reciprocal()  # type: ignore[union-attr]
                 continue
             tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
             torch._foreach_mul_([each.grad for each in tensors if each.grad is not None], scale)

@@ -50,6 +50,7 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     },
     "gradient_norm": {"torch": "llmkit.kernels.gradient_norm"},
     "adamw": {"torch": "llmkit.kernels.adamw", "triton": "llmkit.kernels.triton.adamw"},
+    "muon": {"torch": "llmkit.kernels.muon", "avx512": "llmkit.kernels.cpu.muon"},
 }
 """Operator -> form -> the module that has its functions, or "module:function" of an operator with one.
 
@@ -74,7 +75,7 @@ class Operators:
     """The functions of the chosen forms. Each is a plain function, which torch.compile traces through.
 
     Contracts: `llmkit.kernels.norm`, `.rotation`, `.activation`, `.dropout`, `.attention`, `.head_loss`,
-    `.gradient_norm`, `.adamw`. forms: the choice that they follow from.
+    `.gradient_norm`, `.adamw`, `.muon`. forms: the choice that they follow from.
     """
 
     linear: Callable[..., Any]
@@ -91,6 +92,9 @@ class Operators:
     head_loss: Callable[..., Any]
     sum_of_squares: Callable[..., Any]
     adamw: Callable[..., Any]
+    look_ahead: Callable[..., Any]
+    orthogonalise: Callable[..., Any]
+    descend: Callable[..., Any]
     forms: Mapping[str, str]
 
     @classmethod

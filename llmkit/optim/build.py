@@ -107,6 +107,7 @@ def build_muon(
     *,
     device: torch.device,
     precision: Precision,
+    operators: Operators = TORCH,
 ) -> Muon:
     """Muon over fp32 tensors and their shards. All ranks of the mesh must call it together.
 
@@ -122,6 +123,7 @@ def build_muon(
     return Muon(
         tensors, exchange,
         lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
+        operators=operators,
     )  # fmt: skip
 
 
@@ -154,7 +156,10 @@ def build_optimizers(
     if hidden:
         shapes = matrix_shapes(hidden[0].group.names, parts)
         tensors = [(each.tensor, each.shards(parts)) for each in hidden]
-        optimizers.append(build_muon(tensors, shapes, config, mesh, device=device, precision=precision))
+        muon = build_muon(
+            tensors, shapes, config, mesh, device=device, precision=precision, operators=operators
+        )
+        optimizers.append(muon)
     return optimizers
 
 

@@ -314,6 +314,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
     ),
     "gradient_norm": (TORCH,),
     "adamw": (triton_form(_optimizer_elsewhere, best=_unmeasured), TORCH),
+    "muon": (Form("avx512", _no_avx512, _compiled_bf16), TORCH),
 }
 """The forms of each operator, in the order in which they are considered; the last one runs everywhere."""
 

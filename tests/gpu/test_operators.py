@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.on_gpu import operations
 from benchmarks.on_gpu.operations import Operation
 from llmkit.kernels.operators import FORMS, PLAIN, Operators
+from llmkit.optim.muon import COEFFICIENTS
 from tests.kernels.float64 import check, relative_error
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -97,3 +98,26 @@ def test_updates_are_those_of_adamw_in_float64(device: torch.device, form: str) 
         results.append(parameters)
     for found, wanted in zip(*results, strict=True):
         assert relative_error(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("form", FORMS["muon"])
+def test_an_update_of_muon_is_that_of_float64(device: torch.device, form: str) -> None:
+    if form == "avx512":
+        pytest.skip("for CPUs: tests/kernels/cpu")
+    muon, shapes = Operators.of({"muon": form}), [(1024, 256), (256, 1024), (256, 256), (256, 256)]
+    gradients, buffers, weights = ([torch.randn(s, device=device) for s in shapes] for _ in range(3))
+    momentum, start = [each.double() for each in buffers], [each.double() for each in weights]
+    rounded = [each.bfloat16() for each in weights]
+    none = torch.zeros((), device=device)
+    half = torch.full((), 0.5, device=device)
+    ahead = muon.look_ahead(gradients, buffers, 0.9, scale=half, skipped=none, dtype=torch.bfloat16)
+    results = muon.orthogonalise(ahead, COEFFICIENTS)
+    muon.descend(weights, results, [0.1] * 4, [0.01] * 4, skipped=none, rounded=rounded)
+    for i in range(4):
+        momentum[i].lerp_(0.5 * gradients[i].double(), 0.1)
+        wanted = (0.5 * gradients[i].double()).lerp(momentum[i], 0.9)
+        assert relative_error(ahead[i], wanted) < 3e-3
+        (exact,) = muon.orthogonalise([ahead[i].double()], COEFFICIENTS)
+        assert relative_error(results[i], exact) < 0.03
+        assert relative_error(weights[i], 0.99 * start[i] - 0.1 * results[i].double()) < 1e-6
+        assert torch.equal(rounded[i], weights[i].bfloat16())

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from llmkit.kernels.muon import orthogonalise
 from llmkit.optim.exchange import MatrixExchange, MatrixShard, shards_of
-from llmkit.optim.muon import orthogonalise_all
+from llmkit.optim.muon import COEFFICIENTS
 from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import ParameterSlice, full_box
 
 SHAPES = {"a": (7, 5), "b": (12, 6), "c": (12, 6), "d": (3, 11), "e": (12, 6)}
+
+
+def orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
+    return orthogonalise(matrices, COEFFICIENTS)
 
 
 def full(name: str) -> torch.Tensor:
