@@ -101,9 +101,13 @@ def _read(path: Path, key: Mapping[str, Any], forms: Sequence[str]) -> dict[str,
     if not isinstance(content, dict) or content.get("key") != key:
         raise ValueError("it does not hold what its name says")
     times = content.get("milliseconds")
-    if not isinstance(times, dict) or not times or not all(
-        form in forms and isinstance(value, float) and math.isfinite(value) and value > 0.0
-        for form, value in times.items()
+    if (
+        not isinstance(times, dict)
+        or not times
+        or not all(
+            form in forms and isinstance(value, float) and math.isfinite(value) and value > 0.0
+            for form, value in times.items()
+        )
     ):
         raise ValueError("it holds no times of these forms")
     return times

@@ -13,12 +13,13 @@ and output sizes that are multiples of 16.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from llmkit.kernels.linear_products import PRODUCTS, product_linear
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16
@@ -29,9 +30,7 @@ SMALLEST = 1e-12
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `llmkit.kernels.linear.linear`. Both sizes of the weight must be multiples of 16."""
-    y: Tensor = _Fp8Linear.apply(x.flatten(0, -2), weight)  # type: ignore[no-untyped-call]
-    y = y.unflatten(0, x.shape[:-1])
-    return y if bias is None else y + bias
+    return product_linear(x, weight, bias, "fp8")
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -50,37 +49,44 @@ def _rounded(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.float() * scale).clamp(-largest, largest).to(dtype)
 
 
-class _Fp8Linear(torch.autograd.Function):
-    """x weight' of matrices. Kept for the backward pass: x in 8 bits, and the weight as it is."""
+class Fp8Products:
+    """See `Products`. Kept for the backward pass: x in 8 bits, and the weight as it is."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        x8, x_scale = quantise(x, FORWARD)
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Products.output`."""
+        x8, x_scale = quantise(x.reshape(-1, x.shape[-1]), FORWARD)
         w8, w_scale = quantise(weight, FORWARD)
-        ctx.save_for_backward(x8, x_scale, weight, w_scale)
-        return torch._scaled_mm(x8, w8.t(), x_scale, w_scale, out_dtype=x.dtype, use_fast_accum=True)
+        y = torch._scaled_mm(x8, w8.t(), x_scale, w_scale, out_dtype=x.dtype, use_fast_accum=True)
+        y = y.view(*x.shape[:-1], weight.shape[0])
+        return y if bias is None else y + bias, (x8, x_scale, weight, w_scale)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x8, x_scale, weight, w_scale = ctx.saved_tensors
-        dtype, dx, dweight = gradients[0].dtype, None, None
-        dy8, dy_scale = quantise(gradients[0], BACKWARD)
-        if ctx.needs_input_grad[0]:
+    def operands(
+        self, gradient: Tensor, kept: Sequence[Tensor], for_x: bool, for_weight: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """See `Products.operands`. Both matrices are in rows; the second one is the product's, transposed."""
+        x8, x_scale, weight, w_scale = kept
+        dy8, dy_scale = quantise(gradient, BACKWARD)
+        of_x: list[Tensor] = []
+        of_weight: list[Tensor] = []
+        if for_x:
             w8 = _rounded(weight, w_scale.reciprocal(), FORWARD)
-            dx = torch._scaled_mm(dy8, _columns(w8), dy_scale, w_scale, out_dtype=dtype)
-        if ctx.needs_input_grad[1]:
-            rows = _whole(dy8).t().contiguous()
-            dweight = torch._scaled_mm(rows, _columns(_whole(x8)), dy_scale, x_scale, out_dtype=dtype)
-        return dx, dweight
+            of_x = [dy8, w8.t().contiguous(), dy_scale, w_scale]
+        if for_weight:
+            of_weight = [_whole(dy8).t().contiguous(), _whole(x8).t().contiguous(), dy_scale, x_scale]
+        return of_x, of_weight
 
+    def of_x(self, operands: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """See `Products.of_x`."""
+        left, right, left_scale, right_scale = operands
+        return torch._scaled_mm(left, right.t(), left_scale, right_scale, out_dtype=dtype)
 
-def _columns(matrix: Tensor) -> Tensor:
-    """The same matrix, stored column by column."""
-    return matrix.t().contiguous().t()
+    of_weight = of_x
 
 
 def _whole(matrix: Tensor) -> Tensor:
     """With rows of zeros up to a multiple of 16: rows are what a weight's gradient sums over."""
     missing = -matrix.shape[0] % MULTIPLE
     return F.pad(matrix, (0, 0, 0, missing)) if missing else matrix
+
+
+PRODUCTS["fp8"] = Fp8Products()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.batch import IGNORE, LossSum
+from llmkit.kernels.linear_products import column_linear
 from llmkit.parallel.collectives import Group, all_reduce_max, reduce_from_group
 
 
@@ -29,18 +30,21 @@ CROSS_ENTROPY = LossTerms()
 """Cross-entropy alone."""
 
 
-def output_logits(
-    hidden: Tensor, weight: Tensor, vocab_size: int, first: int = 0, softcap: float = 0.0
-) -> Tensor:
-    """hidden: (..., hidden), weight: (rows, hidden) -> (..., rows) fp32: logits of tokens from `first` on.
+def output_logits(hidden: Tensor, weight: Tensor, vocab_size: int, softcap: float = 0.0) -> Tensor:
+    """hidden: (..., hidden), weight: (rows, hidden) -> (..., rows) fp32: logits, -inf from vocab_size on."""
+    return _bounded(F.linear(hidden, weight), vocab_size, 0, softcap)
+
+
+def _bounded(product: Tensor, vocab_size: int, first: int, softcap: float) -> Tensor:
+    """The logits of tokens from `first` on, in fp32 and capped; product: (..., rows).
 
     Tokens from vocab_size on are padding: their logits are -inf, so they get no probability and no gradient.
     """
-    logits = F.linear(hidden, weight).float()
+    logits = product.float()
     if softcap:
         logits = softcap * (logits / softcap).tanh()
-    if first + weight.shape[0] > vocab_size:
-        padding = torch.arange(weight.shape[0], device=logits.device) >= vocab_size - first
+    if first + logits.shape[-1] > vocab_size:
+        padding = torch.arange(logits.shape[-1], device=logits.device) >= vocab_size - first
         logits = logits.masked_fill(padding, float("-inf"))
     return logits
 
@@ -53,6 +57,7 @@ def head_loss(
     group: Group = None,
     first: int = 0,
     *,
+    pieces: bool = False,
     terms: LossTerms = CROSS_ENTROPY,
     gradients: bool = True,
     compiled: bool = False,
@@ -61,12 +66,19 @@ def head_loss(
 
     hidden: (batch, seq, hidden); weight: (padded_vocab, hidden); labels: (batch, seq), IGNORE where
     a position is no target. With a group, each rank holds the rows of the weight of tokens first, first + 1,
-    ...; the loss is the same on every rank. terms: `nats` is the cross-entropy whatever is added to it; what
+    ...; the loss is the same on every rank, and the gradient of hidden is the sum over the ranks. pieces:
+    hidden is this rank's piece of the sequence, (seq / ranks, batch, hidden), and so is its gradient.
+    terms: `nats` is the cross-entropy whatever is added to it; what
     is added are the extras "z_loss" and "label_smoothing", sums over the batch. gradients: False where no
     backward pass will follow; a form may then return values without a gradient. compiled: whether a form
     may compile parts of its own. This form keeps all logits, and leaves both to its caller.
     """
-    logits = output_logits(hidden, weight, vocab_size, first, terms.softcap)
+    if group is None:
+        product = F.linear(hidden, weight)
+    else:
+        product = column_linear(hidden, weight, None, group, pieces=pieces)
+    logits = _bounded(product, vocab_size, first, terms.softcap)
+    labels, sequence = (labels.t(), 0) if pieces else (labels, -1)
     is_target = labels != IGNORE
     if group is None and not (terms.z_loss or terms.label_smoothing):
         flat = logits.flatten(0, 1)
@@ -81,7 +93,7 @@ def head_loss(
         mean = reduce_from_group(all_logits, group) / vocab_size
         extras["label_smoothing"] = terms.label_smoothing * (target - mean).where(is_target, 0.0).sum()
     nats = infinite_outside(log_sum - target, labels, vocab_size).where(is_target, 0.0)
-    return LossSum(nats.sum(-1), is_target.sum(-1), extras)
+    return LossSum(nats.sum(sequence), is_target.sum(sequence), extras)
 
 
 def infinite_outside(nats: Tensor, labels: Tensor, vocab_size: int) -> Tensor:

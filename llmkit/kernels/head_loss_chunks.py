@@ -10,7 +10,8 @@ which takes its place. Two ways, chosen by size alone:
   one. Where that is not known to be the same for all rows, the backward pass computes them anew, exact for
   any: 6 matrix products instead of 3.
 
-The gradient of the weight is summed in fp32.
+The gradient of the weight is summed in fp32. Where ranks have parts of the vocabulary, the sum over them of
+the hidden states' gradient is on its way while the last product for the weight's is computed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from llmkit.batch import IGNORE, LossSum
 from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms, infinite_outside
+from llmkit.kernels.head_loss_ranks import Ranks
 from llmkit.kernels.head_loss_rows import RowPass, RowSpec, row_pass
 from llmkit.parallel.collectives import Group, start_all_gather, wait
 
@@ -43,10 +45,10 @@ class _Head:
     """A call's sizes: N tokens of a rank, V columns."""
 
     def __init__(
-        self, weight: Tensor, vocab_size: int, first: int, group: str, ranks: int, terms: LossTerms, rows: str
+        self, weight: Tensor, vocab_size: int, first: int, ranks: Ranks, terms: LossTerms, rows: str
     ) -> None:
         columns = weight.shape[0]
-        self.weight, self.first, self.group, self.ranks = weight, first, group, ranks
+        self.weight, self.first, self.ranks = weight, first, ranks
         self.spec = RowSpec(max(0, min(columns, vocab_size - first)), vocab_size, terms)
         self.rows: RowPass = row_pass(rows)
         kind = weight.device.type
@@ -80,7 +82,7 @@ class _Head:
             column = torch.nn.functional.pad(column, (0, len(buffer) - tokens), value=-1)
             weights = torch.nn.functional.pad(weights, (0, len(buffer) - tokens))
         found, block = [], min(self.block, len(buffer))
-        if self.ranks > 1:
+        if self.ranks.group:
             self.logits(hidden, buffer)
             found = [self._over_ranks(buffer, column, weights, block, needed)]
         else:
@@ -101,7 +103,8 @@ class _Head:
         blocks = [slice(row, row + block) for row in range(0, len(buffer), block)]
         own = [self.rows.statistics(buffer[each], column[each], self.spec) for each in blocks]
         mine = torch.cat(own, 1)
-        ranks = wait(start_all_gather(mine, self.ranks, self.group)).unflatten(0, (self.ranks, 4))
+        size, group = self.ranks.size, self.ranks.group
+        ranks = wait(start_all_gather(mine, size, group)).unflatten(0, (size, 4))
         largest = ranks[:, 0].amax(0)
         sums = (ranks[:, 1] * (ranks[:, 0] - largest).exp()).sum(0)
         log_sum = largest + sums.log()
@@ -121,17 +124,16 @@ def chunk_tokens(tokens: int, weight: Tensor) -> int:
 
 
 def _columns(labels: Tensor, head: _Head) -> Tensor:
-    """(tokens,): the targets' columns; -1 where there is none, or another rank has it."""
-    labels = labels.flatten()
+    """(tokens,): the columns of these targets; -1 where there is none, or another rank has it."""
     column = labels - head.first
-    if head.ranks > 1:
+    if head.ranks.group:
         return column.where((column >= 0) & (column < head.spec.valid), -1)
     # A label outside the vocabulary is an error then, below it as well as above it.
     return column.where(column >= 0, head.weight.shape[0]).where(labels != IGNORE, -1)
 
 
 def _unit_weights(labels: Tensor) -> Tensor:
-    return (labels != IGNORE).flatten().float().expand(3, -1)
+    return (labels != IGNORE).float().expand(3, -1)
 
 
 def _chunked(
@@ -139,14 +141,16 @@ def _chunked(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(3, tokens) values, and for these weights the gradients of hidden (tokens, width) and of the weight.
 
-    The latter are empty where not `needed`; that of the weight is in fp32.
+    labels: (tokens,). The gradients are empty where not `needed`. That of hidden is summed over the ranks, or
+    is this rank's piece of the sum; that of the weight is in fp32.
     """
     tokens, columns = len(hidden), _columns(labels, head)
     size = chunk_tokens(tokens, head.weight)
-    if not needed and head.ranks == 1:
+    if not needed and not head.ranks.group:
         size = min(size, head.product)
     buffer, found = head.buffer(size), []
     for_hidden, for_weight = (torch.empty_like(hidden) if needed else hidden.new_empty(0)), None
+    summing = for_hidden
     for start in range(0, tokens, size):
         own = slice(start, min(start + size, tokens))
         used = buffer[: head.padded(own.stop - start)]
@@ -155,39 +159,44 @@ def _chunked(
             continue
         logits = used[: own.stop - own.start]
         torch.mm(logits, head.weight, out=for_hidden[own])
+        if own.stop == tokens:
+            summing = head.ranks.start_sum(for_hidden)
         if weight_gradient:
             for_weight = head.rows.add_product(for_weight, logits, hidden[own])
+    for_hidden = head.ranks.summed(summing) if needed else for_hidden
     nothing = hidden.new_empty(0, dtype=torch.float32)
     return torch.cat(found, 1), for_hidden, nothing if for_weight is None else for_weight
 
 
 def _forward(
-    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, ranks: int,
-    softcap: float, z_loss: float, label_smoothing: float, rows: str, gradients: bool, weight_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, size: int,
+    pieces: bool, softcap: float, z_loss: float, label_smoothing: float, rows: str, gradients: bool,
+    weight_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(batch,) each: nats, z-loss, label smoothing; and what the backward pass needs.
 
     That is, *kept*, the gradients of the logits and nothing; *in chunks* those of hidden states and weight.
+    Then the hidden states of all tokens where `hidden` is a piece of them, else nothing.
     """
-    terms = LossTerms(softcap, z_loss, label_smoothing)
-    head = _Head(weight, vocab_size, first, group, ranks, terms, rows)
-    flat, weights = hidden.reshape(-1, hidden.shape[-1]), _unit_weights(labels)
+    terms, ranks = LossTerms(softcap, z_loss, label_smoothing), Ranks(group, size, pieces)
+    head = _Head(weight, vocab_size, first, ranks, terms, rows)
+    flat, targets = ranks.gathered(hidden), ranks.ordered(labels).flatten()
+    weights = _unit_weights(targets)
     if gradients and _is_kept(labels, weight):
         one, other = head.buffer(len(flat)), hidden.new_empty(0)
-        values = head.values(flat, _columns(labels, head), weights, one)
+        values = head.values(flat, _columns(targets, head), weights, one)
         one = one[: len(flat)]
     else:
-        values, one, other = _chunked(head, flat, labels, weights, weight_gradient, gradients)
+        values, one, other = _chunked(head, flat, targets, weights, weight_gradient, gradients)
     log_sum, target, total = values
     of_z = z_loss * log_sum.square() if z_loss else torch.zeros_like(log_sum)
     smoothing = label_smoothing * (target - total / vocab_size)
     if not label_smoothing:
         smoothing = torch.zeros_like(log_sum)
-    nats = infinite_outside(log_sum - target, labels.flatten(), vocab_size)
+    nats = infinite_outside(log_sum - target, targets, vocab_size)
     by_token = torch.stack((nats, of_z, smoothing)).where(weights > 0, 0.0)
-    by_row = by_token.view(3, *labels.shape).sum(-1)
-    nats, of_z, smoothing = (each.clone() for each in by_row)
-    return nats, of_z, smoothing, one, other
+    nats, of_z, smoothing = (each.clone() for each in ranks.by_row(by_token, len(labels)))
+    return nats, of_z, smoothing, one, other, flat if pieces else hidden.new_empty(0)
 
 
 _forward_operator = torch.library.custom_op("llmkit::head_loss", _forward, mutates_args=())
@@ -199,9 +208,10 @@ def _is_kept(labels: Tensor, weight: Tensor) -> bool:
 
 @_forward_operator.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, ranks: int,
-    softcap: float, z_loss: float, label_smoothing: float, rows: str, gradients: bool, weight_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, size: int,
+    pieces: bool, softcap: float, z_loss: float, label_smoothing: float, rows: str, gradients: bool,
+    weight_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sums = [hidden.new_empty(len(labels), dtype=torch.float32) for _ in range(3)]
     tokens, width = labels.numel(), hidden.shape[-1]
     if not gradients:
@@ -210,37 +220,42 @@ def _(
         one, other = hidden.new_empty(tokens, weight.shape[0]), hidden.new_empty(0)
     else:
         shape = weight.shape if weight_gradient else (0,)
-        one, other = hidden.new_empty(tokens, width), hidden.new_empty(shape, dtype=torch.float32)
-    return sums[0], sums[1], sums[2], one, other
+        own = tokens // size if pieces else tokens
+        one, other = hidden.new_empty(own, width), hidden.new_empty(shape, dtype=torch.float32)
+    return sums[0], sums[1], sums[2], one, other, hidden.new_empty((tokens, width) if pieces else 0)
 
 
 def _backward(
     of_nats: Tensor, of_z: Tensor | None, of_smoothing: Tensor | None, one: Tensor, other: Tensor,
-    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, ranks: int,
-    softcap: float, z_loss: float, label_smoothing: float, rows: str, weight_gradient: bool,
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, size: int,
+    pieces: bool, softcap: float, z_loss: float, label_smoothing: float, rows: str, weight_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of hidden and of the weight (empty if not wanted), from those of the sums."""
-    flat, kept = hidden.reshape(-1, hidden.shape[-1]), _is_kept(labels, weight)
-    nothing = weight.new_empty(0)
+    """Gradients of hidden and of the weight (empty if not wanted), from those of the sums.
+
+    hidden: the states of all tokens, (tokens, width); their gradient is (tokens, width), or a piece of that.
+    """
+    ranks, length, nothing = Ranks(group, size, pieces), labels.shape[1], weight.new_empty(0)
     terms = [of_z] * (z_loss > 0.0) + [of_smoothing] * (label_smoothing > 0.0)
     if all(_same(each, of_nats) for each in terms):
-        if kept:
-            scale = of_nats.repeat_interleave(labels.shape[1], output_size=labels.numel())[:, None]
-            for_hidden = (torch.mm(one, weight) * scale).to(hidden.dtype).view_as(hidden)
-            scaled = (flat * scale).to(hidden.dtype)
-            return for_hidden, row_pass(rows).product(one, scaled) if weight_gradient else nothing
+        if _is_kept(labels, weight):
+            scale = ranks.by_token(of_nats, length)[:, None]
+            summing = ranks.start_sum((torch.mm(one, weight) * scale).to(hidden.dtype))
+            scaled = (hidden * scale).to(hidden.dtype)
+            for_weight = row_pass(rows).product(one, scaled) if weight_gradient else nothing
+            return ranks.summed(summing), for_weight
         if _uniform(of_nats):
             scale = of_nats[0]
             for_weight = torch.empty_like(weight) if weight_gradient else nothing
             if weight_gradient:
                 torch.mul(other, scale, out=for_weight)
-            return (one * scale).view_as(hidden), for_weight
+            return one * scale, for_weight
     zero = torch.zeros_like(of_nats)
     by_row = torch.stack([of_nats, *(zero if each is None else each for each in (of_z, of_smoothing))])
-    weights = by_row.repeat_interleave(labels.shape[1], 1, output_size=labels.numel()) * _unit_weights(labels)
-    head = _Head(weight, vocab_size, first, group, ranks, LossTerms(softcap, z_loss, label_smoothing), rows)
-    _, for_hidden, for_weight = _chunked(head, flat, labels, weights, weight_gradient)
-    return for_hidden.view_as(hidden), for_weight.to(weight.dtype)
+    targets = ranks.ordered(labels).flatten()
+    weights = ranks.by_token(by_row, length) * _unit_weights(targets)
+    head = _Head(weight, vocab_size, first, ranks, LossTerms(softcap, z_loss, label_smoothing), rows)
+    _, for_hidden, for_weight = _chunked(head, hidden, targets, weights, weight_gradient)
+    return for_hidden, for_weight.to(weight.dtype)
 
 
 _backward_operator = torch.library.custom_op("llmkit::head_loss_backward", _backward, mutates_args=())
@@ -249,10 +264,11 @@ _backward_operator = torch.library.custom_op("llmkit::head_loss_backward", _back
 @_backward_operator.register_fake
 def _(
     of_nats: Tensor, of_z: Tensor | None, of_smoothing: Tensor | None, one: Tensor, other: Tensor,
-    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, ranks: int,
-    softcap: float, z_loss: float, label_smoothing: float, rows: str, weight_gradient: bool,
+    hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, size: int,
+    pieces: bool, softcap: float, z_loss: float, label_smoothing: float, rows: str, weight_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    for_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    tokens, width = hidden.shape
+    for_hidden = hidden.new_empty(tokens // size if pieces else tokens, width)
     return for_hidden, weight.new_empty(weight.shape if weight_gradient else (0,))
 
 
@@ -274,9 +290,11 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, labels, *settings, _, _ = inputs
-    ctx.save_for_backward(hidden, weight, labels, *output[3:])
-    ctx.settings = settings
-    ctx.mark_non_differentiable(*output[3:])
+    *_, one, other, gathered = output
+    pieces = settings[4]
+    ctx.save_for_backward(gathered if pieces else hidden, weight, labels, one, other)
+    ctx.shape, ctx.settings = hidden.shape, settings
+    ctx.mark_non_differentiable(one, other, gathered)
     ctx.set_materialize_grads(False)
 
 
@@ -292,13 +310,13 @@ def _gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         of_smoothing,
         one,
         other,
-        hidden,
+        hidden.reshape(-1, hidden.shape[-1]),
         weight,
         labels,
         *ctx.settings,
         ctx.needs_input_grad[1],
     )
-    return for_hidden, for_weight if ctx.needs_input_grad[1] else None, *[None] * 11
+    return for_hidden.view(ctx.shape), for_weight if ctx.needs_input_grad[1] else None, *[None] * 12
 
 
 _forward_operator.register_autograd(_gradients, setup_context=_keep)
@@ -320,6 +338,7 @@ def head_loss(
     group: Group = None,
     first: int = 0,
     *,
+    pieces: bool = False,
     terms: LossTerms = CROSS_ENTROPY,
     gradients: bool = True,
     compiled: bool = False,
@@ -329,10 +348,10 @@ def head_loss(
     if not gradients:
         hidden, weight = hidden.detach(), weight.detach()
     compute: Any = _forward_operator if torch.compiler.is_compiling() else _HeadLoss.apply
-    nats, z_loss, label_smoothing, _, _ = compute(
+    nats, z_loss, label_smoothing, *_ = compute(
         hidden, weight, labels, vocab_size, first,
         "" if group is None else group.group_name, 1 if group is None else group.size(),
-        *terms, rows or ("compiled" if compiled else "torch"),
+        pieces, *terms, rows or ("compiled" if compiled else "torch"),
         gradients and (hidden.requires_grad or weight.requires_grad), weight.requires_grad,
     )  # fmt: skip
     extras = {"z_loss": z_loss, "label_smoothing": label_smoothing}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.errors import UserError
+from llmkit.kernels.linear_products import PRODUCTS, column_linear
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.kernels.split import split
 from llmkit.parallel.collectives import (
@@ -23,7 +24,6 @@ from llmkit.parallel.collectives import (
     reduce_scatter,
     replicated_weight,
 )
-from llmkit.parallel.column_linear import column_linear
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.placement import REPLICATED, place, tensor_sharded
 from llmkit.parallel.slices import ParameterSlice, full_slice
@@ -91,7 +91,7 @@ class FusedColumnLinear(Layer):
     ) -> None:
         super().__init__()
         self.in_features, self.projections, self.tp = in_features, projections, tp
-        self.linear = operators.linear
+        self.operators = operators
         self.widths = tuple(
             _share(f"output width of {name}", width, tp) for name, width in projections.items()
         )
@@ -104,12 +104,13 @@ class FusedColumnLinear(Layer):
         add_bias: False where what follows adds it.
         """
         bias = self.bias if add_bias else None
+        linear, form = self.operators.linear, self.operators.forms["linear"]
         if self.tp.size == 1:
-            return split(self.linear(x, self.weight, bias), self.widths)
-        if self.linear is not TORCH.linear:
-            return split(self.linear(column_input(x, self.tp), self.weight, bias), self.widths)
+            return split(linear(x, self.weight, bias), self.widths)
+        if form not in PRODUCTS:  # of other code, which computes both gradients in one go
+            return split(linear(column_input(x, self.tp), self.weight, bias), self.widths)
         pieces = self.tp.sequence_parallel
-        outputs = column_linear(x, self.weight, bias, self.tp.group, pieces=pieces)
+        outputs = column_linear(x, self.weight, bias, self.tp.group, pieces=pieces, form=form)
         return tuple(sequence_first(each, self.tp) for each in split(outputs, self.widths))
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:

@@ -14,7 +14,6 @@ from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms, output_logits
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import (
     Layer,
-    column_input,
     row_output,
     sequence_first,
     uninitialized_parameter,
@@ -93,7 +92,7 @@ class Head(VocabularyLayer):
 
         In evaluation mode without a gradient, unless that is another graph to compile.
         """
-        hidden = column_input(hidden, self.tp)
+        sharded = {"pieces": self.tp.sequence_parallel} if self.tp.size > 1 else {}
         loss: LossSum = self.operators.head_loss(
             hidden,
             self.weight,
@@ -101,6 +100,7 @@ class Head(VocabularyLayer):
             self.vocab_size,
             self.tp.group,
             self.first,
+            **sharded,
             terms=self.terms,
             gradients=self.compiled == "whole" or (self.training and torch.is_grad_enabled()),
             compiled=self.compiled == "parts",

@@ -50,6 +50,14 @@ def start_reduce_scatter(x: Tensor, size: int, group: str) -> Tensor:
     return _ops.reduce_scatter_tensor(x.contiguous(), "sum", size, group)
 
 
+def start_sum(of_x: Tensor, pieces: int, group: str) -> Tensor:
+    """Starts the sum over the ranks of a gradient that nobody else reads, in its memory.
+
+    pieces: where each rank needs its piece of the sum along dimension 0 only, how many there are; else 0.
+    """
+    return start_reduce_scatter(of_x, pieces, group) if pieces else start_all_reduce_(of_x, "sum", group)
+
+
 def wait(started: Tensor) -> Tensor:
     """The result of what a `start_...` began. Until then the tensor must not be read."""
     return _ops.wait_tensor(started)

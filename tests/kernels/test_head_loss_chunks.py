@@ -153,18 +153,18 @@ def test_memory_is_a_tenth_of_the_logits_in_fp32(monkeypatch, dtype):
     tokens, vocab_size, width = 2048, 4096, 32
     hidden, weight = torch.randn(2, tokens // 2, width).to(dtype), torch.randn(vocab_size, width).to(dtype)
     labels = torch.randint(vocab_size, (2, tokens // 2))
-    settings = (vocab_size, 0, "", 1, *TERMS["plain"], "torch")
+    settings = (vocab_size, 0, "", 1, False, *TERMS["plain"], "torch")
     with Memory(hidden, weight, labels) as memory:
-        *_, one, other = head_loss_chunks._forward(hidden, weight, labels, *settings, True, True)
+        *_, one, other, _ = head_loss_chunks._forward(hidden, weight, labels, *settings, True, True)
         upstream = (torch.ones(()).expand(2), None, None)
         forward = memory.peak
-        saved = (one, other, hidden, weight, labels)
+        saved = (one, other, hidden.flatten(0, 1), weight, labels)
         found = head_loss_chunks._backward(*upstream, *saved, *settings, True)
     all_logits = 4 * tokens * vocab_size
     in_fp32 = 4 * weight.numel()
     assert 0 < forward - in_fp32 - hidden.nbytes < 0.1 * all_logits
     assert memory.peak - in_fp32 - 2 * hidden.nbytes - weight.nbytes < 0.1 * all_logits
-    assert [each.shape for each in found] == [hidden.shape, weight.shape]
+    assert [each.shape for each in found] == [(tokens, width), weight.shape]
 
 
 @pytest.mark.parametrize("element_size", [2, 4])
@@ -211,9 +211,10 @@ def test_no_value_is_read(on_meta):
     """On the meta device that is an error; gradients' values included."""
     hidden, weight = torch.randn(2, 9, 8), torch.randn(40, 8)
     labels = torch.zeros(2, 9, dtype=torch.int64)
-    settings = (33, 0, "", 1, *TERMS["all"], "torch")
-    *sums, one, other = head_loss_chunks._forward(hidden, weight, labels, *settings, True, True)
+    settings = (33, 0, "", 1, False, *TERMS["all"], "torch")
+    *sums, one, other, _ = head_loss_chunks._forward(hidden, weight, labels, *settings, True, True)
+    flat = hidden.flatten(0, 1)
     for upstream in (sums[0].new_ones(()).expand(2), sums[0]):
-        arguments = (upstream, upstream, upstream, one, other, hidden, weight, labels, *settings, True)
+        arguments = (upstream, upstream, upstream, one, other, flat, weight, labels, *settings, True)
         found = head_loss_chunks._backward(*arguments)
-        assert [each.shape for each in found] == [hidden.shape, weight.shape]
+        assert [each.shape for each in found] == [flat.shape, weight.shape]

@@ -197,7 +197,12 @@ CASES += [
 TERMS = LossTerms(softcap=3.0, z_loss=1e-2, label_smoothing=0.1)
 CASES += [
     {"shape": "gpt2", "size": size, "sequence": sequence, "documents": False, "head": head, "terms": TERMS}
-    for size, sequence, head in ((4, False, "chunked"), (2, True, "in chunks"), (4, False, "full"))
+    for size, sequence, head in (
+        (4, False, "chunked"),
+        (2, True, "in chunks"),
+        (4, False, "full"),
+        (2, True, "full"),
+    )
 ]
 CASES += [{"shape": "unpadded", "size": 4, "sequence": True, "documents": False, "head": "in chunks"}]
 RECOMPUTED = [

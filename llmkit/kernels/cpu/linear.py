@@ -7,6 +7,7 @@ operand is transposed; `weight_gradient.cpp` reaches 95 %.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,32 +16,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.kernels.cpu.load import load
+from llmkit.kernels.linear_products import PRODUCTS, TorchProducts, product_linear
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `llmkit.kernels.linear.linear`, which is what other types than bf16 and frozen weights get."""
     if x.dtype != torch.bfloat16 or not (weight.requires_grad and torch.is_grad_enabled()):
         return F.linear(x, weight, bias)
-    output: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return output
+    return product_linear(x, weight, bias, "avx512")
 
 
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.linear(x, weight) if bias is None else biased(x, weight, bias)
+class Avx512Products(TorchProducts):
+    """See `Products`: those of PyTorch for other types than bf16."""
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        rows = gradients[0].flatten(0, -2)
-        return (
-            (rows @ weight).view(x.shape) if for_x else None,
-            weight_gradient(rows, x.flatten(0, -2)) if for_weight else None,
-            rows.sum(0) if for_bias else None,
-        )
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Products.output`."""
+        plain = bias is None or x.dtype != torch.bfloat16
+        return F.linear(x, weight, bias) if plain else biased(x, weight, bias), (x, weight)
+
+    def of_weight(self, operands: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """See `Products.of_weight`."""
+        gradient, x = operands
+        return weight_gradient(gradient, x) if dtype == torch.bfloat16 else gradient.mT @ x
+
+
+PRODUCTS["avx512"] = Avx512Products()
 
 
 @torch.library.custom_op("llmkit::biased", mutates_args=(), device_types="cpu")
