@@ -20,6 +20,7 @@ from llmkit.kernels.triton.launch import (
     in_memory_order,
     require_shape,
     resident_programs,
+    row_offset,
 )
 from llmkit.kernels.triton.operation import Operation
 
@@ -36,9 +37,9 @@ def _swiglu_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < size)[None, :]
-    at = (row // gate_inner) * gate_outer_stride + (row % gate_inner) * gate_stride
+    at = row_offset(row, gate_inner, gate_outer_stride, gate_stride)
     gate = tl.load(gate_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
-    at = (row // up_inner) * up_outer_stride + (row % up_inner) * up_stride
+    at = row_offset(row, up_inner, up_outer_stride, up_stride)
     up = tl.load(up_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
     y = gate * tl.sigmoid(gate) * up
     tl.store(y_ptr + row[:, None] * size + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
@@ -53,9 +54,9 @@ def _swiglu_backward_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < size)[None, :]
-    at = (row // gate_inner) * gate_outer_stride + (row % gate_inner) * gate_stride
+    at = row_offset(row, gate_inner, gate_outer_stride, gate_stride)
     gate = tl.load(gate_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
-    at = (row // up_inner) * up_outer_stride + (row % up_inner) * up_stride
+    at = row_offset(row, up_inner, up_outer_stride, up_stride)
     up = tl.load(up_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
     dy = tl.load(dy_ptr + row[:, None] * size + column[None, :], mask=inside, other=0.0).to(TYPE)
     sigmoid = tl.sigmoid(gate)
@@ -73,7 +74,7 @@ def _gelu_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < size)[None, :]
-    at = (row // x_inner) * x_outer_stride + (row % x_inner) * x_stride
+    at = row_offset(row, x_inner, x_outer_stride, x_stride)
     x = tl.load(x_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
     if BIAS:
         x += tl.load(bias_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]
@@ -93,7 +94,7 @@ def _gelu_backward_kernel(
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < size)[None, :]
-        at = (row // x_inner) * x_outer_stride + (row % x_inner) * x_stride
+        at = row_offset(row, x_inner, x_outer_stride, x_stride)
         x = tl.load(x_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
         if BIAS:
             x += tl.load(bias_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]

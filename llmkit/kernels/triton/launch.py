@@ -64,6 +64,12 @@ class Rows(NamedTuple):
         return cls(x, 1, merged[0][1] if merged else 0, 0)
 
 
+@triton.jit
+def row_offset(row, inner, outer_stride, stride):
+    """In a kernel: where these rows of a tensor begin, in elements; the rest as in `Rows`."""
+    return (row // inner) * outer_stride + (row % inner) * stride
+
+
 def in_memory_order(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function with batch and sequence exchanged where x (batch, seq, ...) lies in memory the other way.
 

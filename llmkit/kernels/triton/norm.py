@@ -21,6 +21,7 @@ from llmkit.kernels.triton.launch import (
     in_memory_order,
     require_shape,
     resident_programs,
+    row_offset,
 )
 from llmkit.kernels.triton.operation import Operation
 
@@ -36,10 +37,10 @@ def _forward_kernel(
     column = tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < size)[None, :]
     flat = row[:, None] * size + column[None, :]
-    at = (row // x_inner) * x_outer_stride + (row % x_inner) * x_stride
+    at = row_offset(row, x_inner, x_outer_stride, x_stride)
     x = tl.load(x_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
     if ADD:
-        at = (row // branch_inner) * branch_outer_stride + (row % branch_inner) * branch_stride
+        at = row_offset(row, branch_inner, branch_outer_stride, branch_stride)
         x += tl.load(branch_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
         rounded = x.to(total_ptr.dtype.element_ty)
         tl.store(total_ptr + flat, rounded, mask=inside)
@@ -71,7 +72,7 @@ def _backward_kernel(
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < size)[None, :]
         flat = row[:, None] * size + column[None, :]
-        at = (row // x_inner) * x_outer_stride + (row % x_inner) * x_stride
+        at = row_offset(row, x_inner, x_outer_stride, x_stride)
         x = tl.load(x_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
         dy = tl.load(dy_ptr + flat, mask=inside, other=0.0).to(TYPE)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
