@@ -43,7 +43,9 @@ ELSEWHERE = {
     "kernels/adamw.py": "optim/test_build.py",
     "kernels/linear.py": "model/test_layers.py",
     "model/rope.py": "kernels/test_rotation.py",
+    "plan/attention_rules.py": "plan/test_operators.py",
     "plan/facts.py": "test_device.py",
+    "plan/form_rules.py": "plan/test_operators.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",
 }
 

@@ -15,7 +15,7 @@ from llmkit.loop.describe import device_name
 from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
-from llmkit.plan.operators import Choice
+from llmkit.plan.form_rules import Choice
 from llmkit.precision import torch_dtype
 from llmkit.run_folder import RunFolder
 

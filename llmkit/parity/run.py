@@ -18,7 +18,8 @@ from llmkit.parity.cases import Case
 from llmkit.parity.state import State, drifted, gather_state
 from llmkit.parity.subjects import LENGTH, MODELS, ROWS, RandomWeights, count_targets, global_batch, share
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
-from llmkit.plan.operators import FORMS, Situation
+from llmkit.plan.form_rules import Situation
+from llmkit.plan.operators import FORMS
 
 STEPS = 10
 GRADIENT_STEPS = (0, 4, 9)

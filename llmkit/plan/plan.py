@@ -13,7 +13,7 @@ from llmkit.config.schema import Config
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
 from llmkit.plan.facts import DeviceFacts
-from llmkit.plan.operators import Choice
+from llmkit.plan.form_rules import Choice
 from llmkit.precision import Precision
 
 

@@ -17,7 +17,8 @@ from llmkit.parallel.layout import Layout
 from llmkit.parallel.resolve import LaunchResolver
 from llmkit.plan.batch import choose_micro_batch
 from llmkit.plan.facts import DeviceFacts
-from llmkit.plan.operators import Situation, choose_operators, timed_forms
+from llmkit.plan.form_rules import Situation
+from llmkit.plan.operators import choose_operators, timed_forms
 from llmkit.plan.plan import Kernels, Known, Plan
 from llmkit.plan.precision import choose_precision, precision_mistakes, precision_notes
 from llmkit.precision import Precision

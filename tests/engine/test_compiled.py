@@ -16,7 +16,8 @@ from llmkit.kernels.operators import Operators
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import DeviceFacts, plan_for_shape
-from llmkit.plan.operators import FORMS, Situation
+from llmkit.plan.form_rules import Situation
+from llmkit.plan.operators import FORMS
 from tests.engine.compiled_cases import CASES, COMPILER
 from tests.engine.rank_cases import CONFIG
 from tests.engine.test_native import batch_of

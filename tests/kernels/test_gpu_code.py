@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmkit.plan.operators import WIDEST_NORM
+from llmkit.plan.form_rules import WIDEST_NORM
 from tests.kernels.gpu_code import compiled_for_h100
 
 BF16 = torch.bfloat16

@@ -15,7 +15,8 @@ from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan import DeviceFacts
 from llmkit.plan import operators as table
-from llmkit.plan.operators import FORMS, Choice, Form, Situation, choose_operators, show_choices
+from llmkit.plan.form_rules import Choice, Situation
+from llmkit.plan.operators import FORMS, Form, choose_operators, show_choices
 from llmkit.precision import PRECISIONS
 from tests.shapes import LLAMA_STYLE
 
