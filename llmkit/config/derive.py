@@ -11,6 +11,7 @@ from llmkit.config.shape import ModelShape
 
 INTERMEDIATE_SIZES: dict[Mlp, tuple[Callable[[int], int], str]] = {
     "gelu": (lambda width: 4 * width, "4 x hidden_size"),
+    "relu2": (lambda width: 4 * width, "4 x hidden_size"),
     "swiglu": (lambda width: _round_up(-(-8 * width // 3), 64), "8/3 x hidden_size, rounded up to 64"),
 }
 """MLP: its default width as a function of hidden_size, and the same in words."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from llmkit.config.section import Positive, Section
 
-Mlp = Literal["swiglu", "gelu"]
+Mlp = Literal["swiglu", "gelu", "relu2"]
 Norm = Literal["rmsnorm", "layernorm"]
 PositionEmbedding = Literal["rope", "learned"]
 
@@ -36,9 +36,9 @@ class Model(ModelChoice):
     head_dim: Positive | None = None
     """Width of a head; default: hidden_size / num_attention_heads."""
     intermediate_size: Positive | None = None
-    """Width of the MLP; default: 4 x hidden_size for gelu, 8/3 of it rounded up to 64 for swiglu."""
+    """Width of the MLP; default: 4 x hidden_size for gelu and relu2, 8/3 of it rounded up to 64 for swiglu."""
     mlp: Mlp = "swiglu"
-    """Gated SiLU (Llama) or GELU with the tanh approximation (GPT-2)."""
+    """Gated SiLU (Llama), GELU with the tanh approximation (GPT-2), or relu(x)^2 (Primer)."""
     norm: Norm = "rmsnorm"
     """RMSNorm, or LayerNorm with bias."""
     norm_eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-5

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 Named = tuple[str, tuple[int, ...]]
 
-INTO_MLP: dict[Mlp, tuple[str, ...]] = {"swiglu": ("gate_proj", "up_proj"), "gelu": ("up_proj",)}
+INTO_MLP: dict[Mlp, tuple[str, ...]] = {
+    "swiglu": ("gate_proj", "up_proj"),
+    "gelu": ("up_proj",),
+    "relu2": ("up_proj",),
+}
 """Matrices from the residual stream into the MLP."""
 
 

@@ -25,3 +25,8 @@ def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     twice_u = 1.5957691216057308 * (wide + 0.044715 * wide * wide * wide)  # 2 sqrt(2 / pi) (x + ...)
     return (wide * torch.sigmoid(twice_u)).to(x.dtype)
+
+
+def relu2(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """relu(x + bias)^2 (So et al. 2021, Primer); the arguments as of `gelu`, and `adds_bias`, too."""
+    return F.relu(x if bias is None else x + bias).square()

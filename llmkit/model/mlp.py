@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from llmkit.config.model_section import Mlp
@@ -33,8 +35,10 @@ class SwiGLU(nn.Module):
         return self.down_proj(self.activation(gate, up))
 
 
-class GELU(nn.Module):
-    """down(gelu(up(x))) with the tanh approximation, as in GPT-2."""
+class Ungated(nn.Module):
+    """down(activation(up(x))). function: the operator that is the activation."""
+
+    function: ClassVar[str]
 
     def __init__(
         self,
@@ -47,8 +51,8 @@ class GELU(nn.Module):
         super().__init__()
         self.up_proj = FusedColumnLinear(hidden_size, {"up_proj": intermediate_size}, bias, tp, operators)
         self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp, operators)
-        self.activation = operators.gelu
-        self.activation_adds_bias = bias and getattr(operators.gelu, "adds_bias", False)
+        self.activation = getattr(operators, self.function)
+        self.activation_adds_bias = bias and getattr(self.activation, "adds_bias", False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
@@ -57,7 +61,19 @@ class GELU(nn.Module):
         return self.down_proj(self.activation(up, bias))
 
 
-MLPS: dict[Mlp, type[SwiGLU] | type[GELU]] = {"swiglu": SwiGLU, "gelu": GELU}
+class GELU(Ungated):
+    """GELU in its tanh approximation, as in GPT-2."""
+
+    function = "gelu"
+
+
+class ReLU2(Ungated):
+    """relu(x)^2 (So et al. 2021, Primer)."""
+
+    function = "relu2"
+
+
+MLPS: dict[Mlp, type[SwiGLU] | type[Ungated]] = {"swiglu": SwiGLU, "gelu": GELU, "relu2": ReLU2}
 
 
 def make_mlp(

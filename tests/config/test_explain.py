@@ -101,7 +101,7 @@ WRONG_VALUES = [
         "num_key_value_heads: 2",
         "mlp: relu",
         8,
-        'model.mlp must be one of swiglu, gelu; it is the text "relu"',
+        'model.mlp must be one of swiglu, gelu, relu2; it is the text "relu"',
     ),
     ("num_key_value_heads: 2", "mlp: swigul", 8, "did you mean swiglu?"),
     ("num_key_value_heads: 2", "qk_norm: yes", 8, 'must be true or false; it is the text "yes"; write true'),

@@ -11,7 +11,7 @@ from llmkit.config.parameters import named_parameters
 from tests.config.test_shape import SMALL, shape
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
-    "mlp": ("swiglu", "gelu"),
+    "mlp": ("swiglu", "gelu", "relu2"),
     "norm": ("rmsnorm", "layernorm"),
     "position_embedding": ("rope", "learned"),
     "attention_bias": (False, True),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkit.kernels.activation import gelu, swiglu
+from llmkit.kernels.activation import gelu, relu2, swiglu
 from tests.kernels.float64 import check
 
 
@@ -24,7 +24,10 @@ def test_values_and_gradients(dtype):
     allowed = 8e-3 if dtype == torch.bfloat16 else None  # silu(gate) and x + bias are rounded in between
     check(swiglu, lambda gate, up: gate / (1 + torch.exp(-gate)) * up, [gate, up], allowed)
     check(gelu, gelu_formula, [gate], allowed)
-    check(gelu, gelu_formula, [gate, both[0, 0, :13].detach().clone().requires_grad_()], allowed)
+    bias = both[0, 0, :13].detach().clone().requires_grad_()
+    check(gelu, gelu_formula, [gate, bias], allowed)
+    check(relu2, lambda x: x.clamp(min=0) ** 2, [gate], allowed)
+    check(relu2, lambda x, bias: (x + bias).clamp(min=0) ** 2, [gate, bias], allowed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -63,6 +63,7 @@ def calls(operators: Operators) -> dict[str, float]:
         "rotate": measure(lambda q, k: operators.rotate(q, k, *angles), heads, heads) / 2,
         "swiglu": measure(operators.swiglu, x, x),
         "gelu": measure(operators.gelu, x, weight),
+        "relu2": measure(operators.relu2, x, weight),
         "dropout_add": measure(lambda y, x: operators.dropout_add(y, x, 0.1, key), x, x),
     }
 

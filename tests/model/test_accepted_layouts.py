@@ -29,7 +29,7 @@ def sections(draw: st.DrawFn) -> tuple[dict[str, object], int]:
         "num_key_value_heads": draw(st.sampled_from([None, *divisors])),
         "head_dim": draw(st.sampled_from([None, 2, 6, 8, 10])),
         "intermediate_size": draw(st.sampled_from([None, 20, 36, 40, 48])),
-        "mlp": draw(st.sampled_from(["swiglu", "gelu"])),
+        "mlp": draw(st.sampled_from(["swiglu", "gelu", "relu2"])),
         "attention_bias": draw(st.booleans()),
         "qk_norm": draw(st.booleans()),
     }, size

@@ -1,4 +1,4 @@
-"""Both MLPs against their formulas in fp64."""
+"""The MLPs against their formulas in fp64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.shapes import randomise
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kind", ["swiglu", "gelu"])
+@pytest.mark.parametrize("kind", ["swiglu", "gelu", "relu2"])
 def test_the_formula(kind, bias):
     mlp = randomise(make_mlp(kind, 5, 7, bias, TensorParallel()))
     x = torch.randn(2, 3, 5)
@@ -27,9 +27,11 @@ def test_the_formula(kind, bias):
     if kind == "swiglu":
         gate, up = linear(wide, "gate_up", slice(0, 7)), linear(wide, "gate_up", slice(7, 14))
         wide = gate / (1 + (-gate).exp()) * up
-    else:
+    elif kind == "gelu":
         up = linear(wide, "up_proj")
         wide = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+    else:
+        wide = linear(wide, "up_proj").clamp(min=0) ** 2
     torch.testing.assert_close(mlp(x).double(), linear(wide, "down_proj"), rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""SwiGLU and GELU, each way in one pass. Contracts: `llmkit.kernels.activation`.
+"""SwiGLU, GELU and squared ReLU, each way in one pass. Contracts: `llmkit.kernels.activation`.
 
 Gate and up are two parts of one projection: they are read where they lie, and their gradients are written
 side by side, so that they are the projection's gradient without a copy (`llmkit.kernels.split`).
@@ -67,9 +67,9 @@ def _swiglu_backward_kernel(
 
 
 @triton.jit
-def _gelu_kernel(
+def _forward_kernel(
     x_ptr, bias_ptr, y_ptr, rows, size, x_inner, x_outer_stride, x_stride,
-    BIAS: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RELU2: tl.constexpr, BIAS: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -78,16 +78,19 @@ def _gelu_kernel(
     x = tl.load(x_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
     if BIAS:
         x += tl.load(bias_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]
-    # 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
-    twice = tl.full((), 1.5957691216057308, TYPE) * (x + tl.full((), 0.044715, TYPE) * x * x * x)
-    y = x * tl.sigmoid(twice)
+    if RELU2:
+        positive = tl.where(x < 0.0, 0.0, x)  # not a maximum, which would make 0 of what is not a number
+        y = positive * positive
+    else:  # 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
+        twice = tl.full((), 1.5957691216057308, TYPE) * (x + tl.full((), 0.044715, TYPE) * x * x * x)
+        y = x * tl.sigmoid(twice)
     tl.store(y_ptr + row[:, None] * size + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _gelu_backward_kernel(
+def _backward_kernel(
     dy_ptr, x_ptr, bias_ptr, dx_ptr, dbias_ptr, rows, size, x_inner, x_outer_stride, x_stride,
-    BIAS: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RELU2: tl.constexpr, BIAS: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     dbias = tl.zeros((ROWS, COLUMNS), TYPE)
@@ -100,10 +103,13 @@ def _gelu_backward_kernel(
             x += tl.load(bias_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]
         flat = row[:, None] * size + column[None, :]
         dy = tl.load(dy_ptr + flat, mask=inside, other=0.0).to(TYPE)
-        cubic = tl.full((), 0.044715, TYPE) * x * x
-        slope = tl.full((), 1.5957691216057308, TYPE)
-        sigmoid = tl.sigmoid(slope * x * (1.0 + cubic))
-        dx = dy * (sigmoid + x * sigmoid * (1.0 - sigmoid) * slope * (1.0 + 3.0 * cubic))
+        if RELU2:
+            dx = dy * 2.0 * tl.where(x < 0.0, 0.0, x)
+        else:
+            cubic = tl.full((), 0.044715, TYPE) * x * x
+            slope = tl.full((), 1.5957691216057308, TYPE)
+            sigmoid = tl.sigmoid(slope * x * (1.0 + cubic))
+            dx = dy * (sigmoid + x * sigmoid * (1.0 - sigmoid) * slope * (1.0 + 3.0 * cubic))
         tl.store(dx_ptr + flat, dx.to(dx_ptr.dtype.element_ty), mask=inside)
         if BIAS:
             dbias += dx
@@ -159,23 +165,24 @@ _swiglu = Operation("swiglu", _swiglu_forward, lambda gate, up: gate.new_empty(g
 )
 
 
-def _gelu_forward(x: Tensor, bias: Tensor | None) -> Tensor:
+def _forward(x: Tensor, bias: Tensor | None, squared: bool) -> Tensor:
+    """squared: relu(x + bias)^2; else GELU."""
     y = x.new_empty(x.shape)
     rows, size, tile, grid = _grid(x)
     require_shape("the bias", bias, size)
     if y.numel():
         of_x = Rows.of(x)
-        _gelu_kernel[grid](
+        _forward_kernel[grid](
             of_x.tensor, x if bias is None else bias, y, rows, size, *of_x[1:],
-            BIAS=bias is not None, TYPE=arithmetic(x),
+            RELU2=squared, BIAS=bias is not None, TYPE=arithmetic(x),
             ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     return y
 
 
-def _gelu_gradients(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _gradients(dy: Tensor, x: Tensor, bias: Tensor | None, squared: bool) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the bias (empty without one)."""
-    dx, dbias = _empty_gelu_gradients(dy, x, bias)
+    dx, dbias = _empty_gradients(dy, x, bias, squared)
     rows, size, tile, grid = _grid(x)
     if dy.numel() == 0:
         return dx, dbias.zero_()
@@ -186,27 +193,32 @@ def _gelu_gradients(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor,
         blocks if bias is not None else 0, size,
         dtype=torch.promote_types(x.dtype, torch.float32), device=x.device,
     )  # fmt: skip
-    _gelu_backward_kernel[(blocks, grid[1])](
+    _backward_kernel[(blocks, grid[1])](
         dy.contiguous(), of_x.tensor, x if bias is None else bias, dx, sums, rows, size, *of_x[1:],
-        BIAS=bias is not None, TYPE=arithmetic(x),
+        RELU2=squared, BIAS=bias is not None, TYPE=arithmetic(x),
         ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return dx, dbias if bias is None else sums.sum(0).to(bias.dtype)
 
 
-def _empty_gelu_gradients(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _empty_gradients(dy: Tensor, x: Tensor, bias: Tensor | None, squared: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(0) if bias is None else torch.empty_like(bias)
 
 
-def _differentiate_gelu(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.squared = inputs[2]
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
     x, bias = ctx.saved_tensors
-    dx, dbias = _gelu_backward(dy, x, bias)
-    return dx, None if bias is None else dbias
+    dx, dbias = _ungated_backward(dy, x, bias, ctx.squared)
+    return dx, None if bias is None else dbias, None
 
 
-_gelu_backward = Operation("gelu_backward", _gelu_gradients, _empty_gelu_gradients)
-_gelu = Operation("gelu", _gelu_forward, lambda x, bias: x.new_empty(x.shape)).with_gradients(
-    _keep_inputs, _differentiate_gelu
+_ungated_backward = Operation("ungated_backward", _gradients, _empty_gradients)
+_ungated = Operation("ungated", _forward, lambda x, bias, squared: x.new_empty(x.shape)).with_gradients(
+    _keep, _differentiate
 )
 
 
@@ -219,7 +231,13 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 @in_memory_order
 def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """See `llmkit.kernels.activation.gelu`."""
-    return _gelu(x, bias)
+    return _ungated(x, bias, False)
 
 
-gelu.adds_bias = True  # type: ignore[attr-defined]
+@in_memory_order
+def relu2(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """See `llmkit.kernels.activation.relu2`."""
+    return _ungated(x, bias, True)
+
+
+gelu.adds_bias = relu2.adds_bias = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Triton's SwiGLU and GELU against PyTorch's in float64: parts of one projection, odd sizes, every type."""
+"""Triton's SwiGLU, GELU and squared ReLU against PyTorch's in float64: parts of one projection, odd sizes, every type."""
 
 from __future__ import annotations
 
@@ -27,15 +27,30 @@ def test_swiglu_of_two_parts_of_one_projection(device, shape, dtype):
     check(swiglu, lambda gate, up: F.silu(gate) * up, [gate, up])
 
 
+def relu2(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.relu(x if bias is None else x + bias) ** 2
+
+
+@pytest.mark.parametrize("function", [gelu, relu2], ids=["gelu", "relu2"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_gelu_with_the_bias_before_it(device, shape, dtype, bias):
-    from llmkit.kernels.triton.activation import gelu as triton_gelu
+def test_an_activation_with_the_bias_before_it(device, shape, dtype, bias, function):
+    from llmkit.kernels.triton import activation
 
     x = (torch.randn(shape, device=device) * 3).to(dtype).requires_grad_()
     biases = [torch.randn(shape[-1], device=device).to(dtype).requires_grad_()] if bias else []
-    check(triton_gelu, gelu, [x, *biases])
+    check(getattr(activation, function.__name__), function, [x, *biases])
+
+
+def test_the_square_of_what_is_no_number_is_none(device):
+    from llmkit.kernels.triton.activation import relu2 as triton_relu2
+
+    x = torch.tensor([float("nan"), -1.0, 0.0, 3.0, float("inf")], device=device, requires_grad=True)
+    found = triton_relu2(x)
+    found.sum().backward()
+    torch.testing.assert_close(found.detach(), F.relu(x.detach()) ** 2, equal_nan=True)
+    assert x.grad[0].isnan() and x.grad[1:4].tolist() == [0.0, 0.0, 6.0]
 
 
 def test_large_inputs_saturate(device):

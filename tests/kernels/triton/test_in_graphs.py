@@ -48,7 +48,7 @@ def test_meta_tensors_pass_through(device):
     found.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["norm", "layer norm", "rotate", "swiglu", "gelu", "dropout_add"])
+@pytest.mark.parametrize("name", ["norm", "layer norm", "rotate", "swiglu", "gelu", "relu2", "dropout_add"])
 def test_registrations_keep_what_they_promise(device, name):
     """Nothing is changed that is not said to be, shapes are known in advance, gradients are registered."""
     from llmkit.kernels.triton import activation, dropout, norm, rotation  # noqa: F401  they register
@@ -64,7 +64,8 @@ def test_registrations_keep_what_they_promise(device, name):
         "layer norm": ("norm", (x, branch, weight, bias, 1e-5)),
         "rotate": ("rotate", (q, q.detach()[:, :, :1].clone(), angle.cos(), angle.sin(), False)),
         "swiglu": ("swiglu", (x, branch)),
-        "gelu": ("gelu", (x, bias)),
+        "gelu": ("ungated", (x, bias, False)),
+        "relu2": ("ungated", (x, bias, True)),
         "dropout_add": ("dropout_add", (branch, x, 0.5, key)),
     }[name]
     torch.library.opcheck(getattr(torch.ops.llmkit, operator).default, arguments)
