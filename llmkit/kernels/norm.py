@@ -7,27 +7,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019). x: (..., size), weight: (size,)."""
-    return F.rms_norm(x, weight.shape, weight, eps).to(x.dtype)
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019). x: (..., size).
+
+    weight: (size,), or None: ones, without a parameter.
+    """
+    return F.rms_norm(x, (x.shape[-1],), weight, eps).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """x + branch, and the RMS norm of that sum."""
     x = x + branch
     return x, rms_norm(x, weight, eps)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). x: (..., size)."""
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). x: (..., size).
+
+    weight, bias: (size,) each, or None both: ones and zeros, without parameters.
+    """
+    if weight is not None and bias is not None and x.dtype == torch.bfloat16 and x.device.type == "cpu":
         # PyTorch's kernel would add up the gradients of weight and bias in bf16: off by 5 % after 2,048 rows.
         return F.layer_norm(x.float(), (x.shape[-1],), weight.float(), bias.float(), eps).to(x.dtype)
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)  # keeps its statistics in fp32
 
 
 def add_layer_norm(
-    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, branch: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """x + branch, and the layer norm of that sum."""
     x = x + branch

@@ -17,11 +17,19 @@ class RMSNorm(Layer):
     """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019).
 
     group: the ranks that apply the same weight to different activations, whose gradients are summed over it.
+    affine: whether it has a weight.
     """
 
-    def __init__(self, size: int, eps: float, group: Group = None, operators: Operators = TORCH) -> None:
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        group: Group = None,
+        operators: Operators = TORCH,
+        affine: bool = True,
+    ) -> None:
         super().__init__()
-        self.weight = uninitialized_parameter(size)
+        self.weight = uninitialized_parameter(size) if affine else None
         self.size, self.eps, self.group, self.operators = size, eps, group, operators
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
@@ -29,7 +37,7 @@ class RMSNorm(Layer):
 
         Both in a call of the module: before one, hooks of ZeRO-3 gather the weight.
         """
-        weight = replicated_weight(self.weight, self.group)
+        weight = _summed(self.weight, self.group)
         if branch is None:
             return self.operators.rms_norm(x, weight, self.eps)
         return self.operators.add_rms_norm(x, branch, weight, self.eps)
@@ -40,17 +48,24 @@ class RMSNorm(Layer):
 
 
 class LayerNorm(Layer):
-    """Layer norm with bias over the last dimension (Ba et al. 2016); group: as for RMSNorm."""
+    """Layer norm over the last dimension (Ba et al. 2016); group, affine: weight and bias, as for RMSNorm."""
 
-    def __init__(self, size: int, eps: float, group: Group = None, operators: Operators = TORCH) -> None:
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        group: Group = None,
+        operators: Operators = TORCH,
+        affine: bool = True,
+    ) -> None:
         super().__init__()
-        self.weight = uninitialized_parameter(size)
-        self.bias = uninitialized_parameter(size)
+        self.weight = uninitialized_parameter(size) if affine else None
+        self.bias = uninitialized_parameter(size) if affine else None
         self.size, self.eps, self.group, self.operators = size, eps, group, operators
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
         """As of RMSNorm."""
-        weight, bias = replicated_weight(self.weight, self.group), replicated_weight(self.bias, self.group)
+        weight, bias = _summed(self.weight, self.group), _summed(self.bias, self.group)
         if branch is None:
             return self.operators.layer_norm(x, weight, bias, self.eps)
         return self.operators.add_layer_norm(x, branch, weight, bias, self.eps)
@@ -60,11 +75,20 @@ class LayerNorm(Layer):
         return {kind: [full_slice(f"{path}.{kind}", (self.size,))] for kind in ("weight", "bias")}
 
 
+def _summed(parameter: Tensor | None, group: Group) -> Tensor | None:
+    return None if parameter is None else replicated_weight(parameter, group)
+
+
 NORMS: dict[Norm, type[RMSNorm] | type[LayerNorm]] = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 
 
 def make_norm(
-    kind: Norm, size: int, eps: float, group: Group = None, operators: Operators = TORCH
+    kind: Norm,
+    size: int,
+    eps: float,
+    group: Group = None,
+    operators: Operators = TORCH,
+    affine: bool = True,
 ) -> RMSNorm | LayerNorm:
-    """The norm that the configuration names."""
-    return NORMS[kind](size, eps, group, operators)
+    """The norm that the configuration names; affine: with its parameters."""
+    return NORMS[kind](size, eps, group, operators, affine)

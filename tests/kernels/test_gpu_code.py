@@ -22,7 +22,7 @@ def launch_pointwise() -> None:
     for total in (x.clone().requires_grad_(), None):
         branch = x.clone().requires_grad_()
         for bias in (weight, None):
-            y = norm._norm(branch, total, weight, bias, 1e-5)[1]
+            y = norm._norm(branch, total, weight, bias, bias is not None, 1e-5)[1]
             torch.autograd.grad(y, branch, torch.ones_like(y))
     qkv = torch.zeros(1, rows, size + 1024, dtype=BF16)
     q, k, _ = (each.unflatten(-1, (-1, 64)) for each in qkv.split([size, 512, 512], -1))

@@ -27,6 +27,8 @@ def test_values_and_gradients(dtype):
         tensors,
         allowed,
     )
+    check(lambda x: rms_norm(x, None, EPS), lambda x: F.rms_norm(x, (13,), None, EPS), tensors[:1])
+    check(lambda x: layer_norm(x, None, None, EPS), lambda x: F.layer_norm(x, (13,), eps=EPS), tensors[:1])
     tensors = [x, branch.requires_grad_(), weight, bias]
     check(
         lambda x, y, w, _: add_rms_norm(x, y, w, EPS),

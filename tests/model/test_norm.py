@@ -19,16 +19,18 @@ def reference(norm: torch.nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tenso
     weights = {name: p.detach().double().requires_grad_() for name, p in norm.named_parameters()}
     x = x.detach().double().requires_grad_()
     if isinstance(norm, RMSNorm):
-        out = F.rms_norm(x, (SIZE,), weights["weight"], EPS)
+        out = F.rms_norm(x, (SIZE,), weights.get("weight"), EPS)
     else:
-        out = F.layer_norm(x, (SIZE,), weights["weight"], weights["bias"], EPS)
+        out = F.layer_norm(x, (SIZE,), weights.get("weight"), weights.get("bias"), EPS)
     out.pow(2).sum().backward()
     return out.detach(), {name: each.grad for name, each in {**weights, "x": x}.items()}
 
 
+@pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
-def test_output_and_gradients(kind):
-    norm = randomise(make_norm(kind, SIZE, EPS))
+def test_output_and_gradients(kind, affine):
+    norm = randomise(make_norm(kind, SIZE, EPS, affine=affine))
+    assert bool(dict(norm.named_parameters())) == affine
     x = (torch.randn(3, 5, SIZE) * 0.1 + 0.3).requires_grad_()
     out = norm(x)
     out.pow(2).sum().backward()

@@ -30,7 +30,7 @@ from llmkit.kernels.triton.operation import Operation
 def _forward_kernel(
     x_ptr, branch_ptr, weight_ptr, bias_ptr, total_ptr, y_ptr, mean_ptr, rstd_ptr,
     rows, size, x_inner, x_outer_stride, x_stride, branch_inner, branch_outer_stride, branch_stride,
-    EPS: tl.constexpr, ADD: tl.constexpr, LAYER: tl.constexpr, TYPE: tl.constexpr,
+    EPS: tl.constexpr, ADD: tl.constexpr, LAYER: tl.constexpr, AFFINE: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -51,10 +51,11 @@ def _forward_kernel(
         x = tl.where(inside, x - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / size + tl.full((), EPS, TYPE))
     tl.store(rstd_ptr + row, rstd, mask=row < rows)
-    weight = tl.load(weight_ptr + column, mask=column < size, other=0.0).to(TYPE)
-    y = x * rstd[:, None] * weight[None, :]
-    if LAYER:
-        y += tl.load(bias_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]
+    y = x * rstd[:, None]
+    if AFFINE:
+        y *= tl.load(weight_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]
+        if LAYER:
+            y += tl.load(bias_ptr + column, mask=column < size, other=0.0).to(TYPE)[None, :]
     tl.store(y_ptr + flat, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -62,10 +63,12 @@ def _forward_kernel(
 def _backward_kernel(
     dy_ptr, dtotal_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dweight_ptr, dbias_ptr,
     rows, size, x_inner, x_outer_stride, x_stride,
-    ADD: tl.constexpr, LAYER: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ADD: tl.constexpr, LAYER: tl.constexpr, AFFINE: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, COLUMNS)
-    weight = tl.load(weight_ptr + column, mask=column < size, other=0.0).to(TYPE)
+    if AFFINE:
+        weight = tl.load(weight_ptr + column, mask=column < size, other=0.0).to(TYPE)
     dweight = tl.zeros((ROWS, COLUMNS), TYPE)
     dbias = tl.zeros((ROWS, COLUMNS), TYPE)
     for block in range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0)):
@@ -79,8 +82,10 @@ def _backward_kernel(
         if LAYER:
             x = tl.where(inside, x - tl.load(mean_ptr + row, mask=row < rows, other=0.0)[:, None], 0.0)
         normed = x * rstd[:, None]
-        dweight += dy * normed
-        dnormed = dy * weight[None, :]
+        dnormed = dy
+        if AFFINE:
+            dweight += dy * normed
+            dnormed = dy * weight[None, :]
         dx = dnormed - normed * (tl.sum(dnormed * normed, axis=1) / size)[:, None]
         if LAYER:
             dbias += dy
@@ -89,17 +94,21 @@ def _backward_kernel(
         if ADD:
             dx += tl.load(dtotal_ptr + flat, mask=inside, other=0.0).to(TYPE)
         tl.store(dx_ptr + flat, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-    own = tl.program_id(0) * size + column
-    tl.store(dweight_ptr + own, tl.sum(dweight, axis=0), mask=column < size)
-    if LAYER:
-        tl.store(dbias_ptr + own, tl.sum(dbias, axis=0), mask=column < size)
+    if AFFINE:
+        own = tl.program_id(0) * size + column
+        tl.store(dweight_ptr + own, tl.sum(dweight, axis=0), mask=column < size)
+        if LAYER:
+            tl.store(dbias_ptr + own, tl.sum(dbias, axis=0), mask=column < size)
 
 
 def _forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor, branch: Tensor | None, weight: Tensor | None, bias: Tensor | None, layer: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x + branch, or nothing without a branch; its norm; mean; 1 / deviation): a layer norm if with bias."""
-    total, y, mean, rstd = outputs = _outputs(x, branch, bias is not None)
+    """(x + branch, or nothing without a branch; its norm; mean; 1 / deviation); layer: a layer norm.
+
+    weight, bias: None: the norm has no parameters.
+    """
+    total, y, mean, rstd = outputs = _outputs(x, branch, layer)
     size = x.shape[-1]
     rows = x.numel() // max(size, 1)
     require_shape("the branch", branch, *x.shape)
@@ -111,12 +120,17 @@ def _forward(
     of_branch = of_x if branch is None else Rows.of(branch)
     tile = Tile.of(size, rows)
     _forward_kernel[(triton.cdiv(rows, tile.rows),)](
-        of_x.tensor, of_branch.tensor, weight, weight if bias is None else bias, total, y, mean, rstd,
+        of_x.tensor, of_branch.tensor, _or(weight, x), _or(bias, x), total, y, mean, rstd,
         rows, size, *of_x[1:], *of_branch[1:],
-        EPS=eps, ADD=branch is not None, LAYER=bias is not None, TYPE=arithmetic(x),
+        EPS=eps, ADD=branch is not None, LAYER=layer, AFFINE=weight is not None, TYPE=arithmetic(x),
         ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
     return outputs
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """A tensor to give to a kernel, which does not read it where it is `other`."""
+    return other if tensor is None else tensor
 
 
 def _outputs(x: Tensor, branch: Tensor | None, layer: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -133,76 +147,98 @@ def _outputs(x: Tensor, branch: Tensor | None, layer: bool) -> tuple[Tensor, Ten
 
 
 def _backward(
-    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, layer: bool
+    dy: Tensor,
+    dtotal: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    layer: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias (empty for an RMS norm), from those of the norm and of the sum."""
+    """Gradients of x, weight and bias (empty where there is none), from those of the norm and of the sum."""
+    outputs = dx, *of_parameters = _empty_gradients(dy, dtotal, x, weight, mean, rstd, layer)
     size = x.shape[-1]
     rows = x.numel() // max(size, 1)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     if rows == 0:
-        return dx, torch.zeros_like(weight), torch.zeros_like(weight) if layer else weight.new_empty(0)
+        for each in of_parameters:
+            each.zero_()
+        return outputs
     of_x = Rows.of(x)
     dy, dtotal = dy.contiguous(), dtotal if dtotal is None else dtotal.contiguous()
     tile = Tile.of(size, rows)
     programs = resident_programs(x.device, triton.cdiv(rows, tile.rows))
-    sums = torch.empty(2 if layer else 1, programs, size, dtype=rstd.dtype, device=x.device)
+    kinds = 0 if weight is None else 2 if layer else 1
+    sums = torch.empty(kinds, programs, size, dtype=rstd.dtype, device=x.device)
     _backward_kernel[(programs,)](
-        dy, dy if dtotal is None else dtotal, of_x.tensor, weight, mean, rstd, dx, sums[0], sums[-1],
-        rows, size, *of_x[1:],
-        ADD=dtotal is not None, LAYER=layer, TYPE=arithmetic(x),
+        dy, _or(dtotal, dy), of_x.tensor, _or(weight, x), mean, rstd, dx,
+        sums[0] if kinds else sums, sums[-1] if kinds else sums, rows, size, *of_x[1:],
+        ADD=dtotal is not None, LAYER=layer, AFFINE=weight is not None, TYPE=arithmetic(x),
         ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
     )  # fmt: skip
-    summed = sums.sum(1).to(weight.dtype)
-    return dx, summed[0].clone() if layer else summed[0], summed[1].clone() if layer else weight.new_empty(0)
+    for out, each in zip(of_parameters, sums.sum(1), strict=False):
+        out.copy_(each)
+    return outputs
 
 
 def _empty_gradients(
-    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, layer: bool
+    dy: Tensor,
+    dtotal: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    layer: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if weight is None:
+        return dx, x.new_empty(0), x.new_empty(0)
     return dx, torch.empty_like(weight), weight.new_empty(weight.shape if layer else (0,))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, branch, weight, bias, _ = inputs
+    x, branch, weight, _, layer, _ = inputs
     total, _, mean, rstd = output
     ctx.save_for_backward(x if branch is None else total, weight, mean, rstd)
-    ctx.add, ctx.layer = branch is not None, bias is not None
+    ctx.add, ctx.layer = branch is not None, layer
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, mean, rstd = ctx.saved_tensors
     if dy is None:  # only the sum was used
-        return dtotal, dtotal if ctx.add else None, None, None, None
+        return dtotal, dtotal if ctx.add else None, None, None, None, None
     dx, dweight, dbias = _norm_backward(dy, dtotal if ctx.add else None, x, weight, mean, rstd, ctx.layer)
-    return dx, dx if ctx.add else None, dweight, dbias if ctx.layer else None, None
+    affine = weight is not None
+    return (
+        dx, dx if ctx.add else None, dweight if affine else None, dbias if affine and ctx.layer else None,
+        None, None,
+    )  # fmt: skip
 
 
 _norm_backward = Operation("norm_backward", _backward, _empty_gradients)
 _norm = Operation(
-    "norm", _forward, lambda x, branch, weight, bias, eps: _outputs(x, branch, bias is not None)
+    "norm", _forward, lambda x, branch, weight, bias, layer, eps: _outputs(x, branch, layer)
 ).with_gradients(_keep, _gradients)
 
 
 @in_memory_order
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """See `llmkit.kernels.norm.rms_norm`."""
-    return _norm(x, None, weight, None, eps)[1]
+    return _norm(x, None, weight, None, False, eps)[1]
 
 
-def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """See `llmkit.kernels.norm.add_rms_norm`."""
-    return _norm(x, branch, weight, None, eps)[:2]
+    return _norm(x, branch, weight, None, False, eps)[:2]
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """See `llmkit.kernels.norm.layer_norm`."""
-    return _norm(x, None, weight, bias, eps)[1]
+    return _norm(x, None, weight, bias, True, eps)[1]
 
 
 def add_layer_norm(
-    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, branch: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """See `llmkit.kernels.norm.add_layer_norm`."""
-    return _norm(x, branch, weight, bias, eps)[:2]
+    return _norm(x, branch, weight, bias, True, eps)[:2]

@@ -60,8 +60,8 @@ def test_registrations_keep_what_they_promise(device, name):
     )
     key = torch.tensor(77, device=device)
     operator, arguments = {
-        "norm": ("norm", (x, None, weight, None, 1e-5)),
-        "layer norm": ("norm", (x, branch, weight, bias, 1e-5)),
+        "norm": ("norm", (x, None, weight, None, False, 1e-5)),
+        "layer norm": ("norm", (x, branch, weight, bias, True, 1e-5)),
         "rotate": ("rotate", (q, q.detach()[:, :, :1].clone(), angle.cos(), angle.sin(), False)),
         "swiglu": ("swiglu", (x, branch)),
         "gelu": ("ungated", (x, bias, False)),

@@ -39,6 +39,28 @@ def test_norms_and_their_gradients(device, shape, dtype):
     check(lambda x, w, b: norm.layer_norm(x, w, b, EPS), layer_norm, [x, weight, bias])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_norms_without_parameters(device, shape, dtype):
+    from llmkit.kernels.triton import norm
+
+    x, size = tensor(shape, dtype, device), shape[-1:]
+    check(lambda x: norm.rms_norm(x, None, EPS), lambda x: F.rms_norm(x, size, None, EPS), [x])
+    check(lambda x: norm.layer_norm(x, None, None, EPS), lambda x: F.layer_norm(x, size, eps=EPS), [x])
+    if dtype != torch.bfloat16:
+        branch = tensor(shape, dtype, device)
+        check(
+            lambda x, y: norm.add_rms_norm(x, y, None, EPS),
+            lambda x, y: (x + y, F.rms_norm(x + y, size, None, EPS)),
+            [x, branch],
+        )
+        check(
+            lambda x, y: norm.add_layer_norm(x, y, None, None, EPS),
+            lambda x, y: (x + y, F.layer_norm(x + y, size, eps=EPS)),
+            [x, branch],
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_sum_with_a_branch_is_an_output_too(device, shape, dtype):
