@@ -162,7 +162,7 @@ def model_shape(options: argparse.Namespace) -> ModelShape:
         position_embedding="rope", rope_theta=1e4, attention_bias=False, mlp_bias=False, qk_norm=False,
         sliding_window=None,
         tie_word_embeddings=True, attention_dropout=0.0, hidden_dropout=0.0, initializer_range=0.02,
-        scaled_residual_init=True, vocab_pad_multiple=128,
+        residual_init="scaled", vocab_pad_multiple=128,
     )  # fmt: skip
 
 

@@ -17,14 +17,14 @@ GPT2_STYLE = ModelShape(
     num_key_value_heads=4, head_dim=12, intermediate_size=100, max_position_embeddings=40, mlp="gelu",
     norm="layernorm", norm_eps=1e-5, position_embedding="learned", rope_theta=1e4, attention_bias=True,
     mlp_bias=True, qk_norm=False, sliding_window=None, tie_word_embeddings=True, attention_dropout=0.0,
-    hidden_dropout=0.0, initializer_range=0.02, scaled_residual_init=True, vocab_pad_multiple=128,
+    hidden_dropout=0.0, initializer_range=0.02, residual_init="scaled", vocab_pad_multiple=128,
 )  # fmt: skip
 LLAMA_STYLE = ModelShape(
     vocab_size=101, padded_vocab_size=104, hidden_size=48, num_hidden_layers=2, num_attention_heads=6,
     num_key_value_heads=2, head_dim=10, intermediate_size=72, max_position_embeddings=48, mlp="swiglu",
     norm="rmsnorm", norm_eps=1e-6, position_embedding="rope", rope_theta=5e3, attention_bias=False,
     mlp_bias=False, qk_norm=False, sliding_window=None, tie_word_embeddings=False, attention_dropout=0.0,
-    hidden_dropout=0.0, initializer_range=0.02, scaled_residual_init=True, vocab_pad_multiple=8,
+    hidden_dropout=0.0, initializer_range=0.02, residual_init="scaled", vocab_pad_multiple=8,
 )  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)

@@ -43,6 +43,10 @@ def check_model(s: Settings) -> Iterator[Mistake]:
             yield s.mistake(what, width, heads, rope)
     if model.num_key_value_heads and model.num_attention_heads % model.num_key_value_heads:
         yield s.mistake("{0} is not divisible by {1}", heads, kv_heads)
+    if model.head_initializer_range is not None and model.tie_word_embeddings:
+        head, tied = "model.head_initializer_range", "model.tie_word_embeddings"
+        note = "a tied head is the embedding: see model.embedding_initializer_range"
+        yield s.mistake("{0} does not go with {1}", head, tied, note=note)
     if model.max_position_embeddings and s.config.data.sequence_length > model.max_position_embeddings:
         yield s.mistake("{0} is longer than {1}", "data.sequence_length", "model.max_position_embeddings")
 

@@ -67,8 +67,10 @@ def _unknown(location: str, path: Path, schema: type[Config]) -> Mistake:
         what += f" in a file; write `{name}:` below `{section}:` (dotted keys are for the command line)"
         return Mistake(location, what, "", (key,))
     if general(key) in RENAMED:
-        new, convert = RENAMED[general(key)]
-        value = "" if convert(20) == 20 else f"; what was 20 is {display(convert(20))}"
+        new, convert, example = RENAMED[general(key)]
+        value = ""
+        if example is not None:
+            value = f"; what was {display(example)} is {display(convert(example))}"
         what = f"{key} is called {numbered(new, key)} now{value}"
         return Mistake(location, what, all_keys()[new].doc, (key, numbered(new, key)))
     right = suggest(key, schema)

@@ -29,16 +29,20 @@ def named_parameters(shape: ModelShape) -> Iterator[Named]:
     yield "embedding.weight", vocabulary
     if shape.position_embedding == "learned":
         yield "positions.weight", (shape.max_position_embeddings, shape.hidden_size)
+    if shape.embedding_norm:
+        yield from _norm(shape, "embedding_norm")
     for layer in range(shape.num_hidden_layers):
-        yield from _block(shape, f"blocks.{layer}")
+        yield from _block(shape, layer, f"blocks.{layer}")
     yield from _norm(shape, "norm")
     if not shape.tie_word_embeddings:
         yield "head.weight", vocabulary
 
 
-def _block(shape: ModelShape, path: str) -> Iterator[Named]:
+def _block(shape: ModelShape, layer: int, path: str) -> Iterator[Named]:
+    if shape.residual_scalars:
+        yield from ((f"{path}.residual_scalars.{name}", (1,)) for name in ("stream", "embedding"))
     yield from _norm(shape, f"{path}.attention_norm")
-    yield from _attention(shape, f"{path}.attention")
+    yield from _attention(shape, layer, f"{path}.attention")
     yield from _norm(shape, f"{path}.mlp_norm")
     width, inner = shape.hidden_size, shape.intermediate_size
     into = dict.fromkeys(INTO_MLP[shape.mlp], inner)
@@ -46,14 +50,17 @@ def _block(shape: ModelShape, path: str) -> Iterator[Named]:
     yield from _linear(f"{path}.mlp", {"down_proj": width}, inner, shape.mlp_bias)
 
 
-def _attention(shape: ModelShape, path: str) -> Iterator[Named]:
+def _attention(shape: ModelShape, layer: int, path: str) -> Iterator[Named]:
     query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
     into = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
     yield from _linear(path, into, shape.hidden_size, shape.attention_bias)
     yield from _linear(path, {"o_proj": shape.hidden_size}, query, shape.attention_bias)
-    if shape.qk_norm:
+    if shape.qk_norm and shape.norm_weight:
         yield f"{path}.q_norm.weight", (shape.head_dim,)
         yield f"{path}.k_norm.weight", (shape.head_dim,)
+    if shape.has_value_embedding(layer):
+        yield f"{path}.value_embedding.weight", (shape.vocab_size, grouped)
+        yield f"{path}.value_embedding.gate", (shape.num_key_value_heads, shape.value_gate_channels)
 
 
 def _linear(path: str, outputs: dict[str, int], inputs: int, bias: bool) -> Iterator[Named]:
@@ -64,6 +71,8 @@ def _linear(path: str, outputs: dict[str, int], inputs: int, bias: bool) -> Iter
 
 
 def _norm(shape: ModelShape, path: str) -> Iterator[Named]:
+    if not shape.norm_weight:
+        return
     yield f"{path}.weight", (shape.hidden_size,)
     if shape.norm == "layernorm":
         yield f"{path}.bias", (shape.hidden_size,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def _same(value: Any) -> Any:
@@ -16,23 +16,38 @@ def _fraction(every: int) -> float:
     return 1.0 / every if every else 0.0
 
 
-RENAMED: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "data.heldout_every": ("data.validation_fraction", _fraction),
-    "data.lanes": ("data.stream_shards", _same),
-    "data.sources.N.write_through": ("data.sources.N.cache_live_tokens", _same),
-    "kernels.attention": ("kernels.operators.attention", _same),
-    "parallel.checkpoint_every": ("parallel.activation_checkpointing_every", _same),
-    "schedule.decay_share": ("schedule.decay_fraction", _same),
-    "schedule.final_share": ("schedule.min_lr_ratio", _same),
+def _residual_init(scaled: bool) -> str:
+    return "scaled" if scaled else "normal"
+
+
+class Renamed(NamedTuple):
+    """new: the dotted name of today, in the same section or below it. convert: an old value into a new one.
+
+    example: an old value whose conversion shows people what to write; None where values are the same.
+    """
+
+    new: str
+    convert: Callable[[Any], Any] = _same
+    example: Any = None
+
+
+RENAMED: dict[str, Renamed] = {
+    "data.heldout_every": Renamed("data.validation_fraction", _fraction, 20),
+    "data.lanes": Renamed("data.stream_shards"),
+    "data.sources.N.write_through": Renamed("data.sources.N.cache_live_tokens"),
+    "kernels.attention": Renamed("kernels.operators.attention"),
+    "model.scaled_residual_init": Renamed("model.residual_init", _residual_init, True),
+    "parallel.checkpoint_every": Renamed("parallel.activation_checkpointing_every"),
+    "schedule.decay_share": Renamed("schedule.decay_fraction"),
+    "schedule.final_share": Renamed("schedule.min_lr_ratio"),
 }
-"""Old dotted name (N for an index in a list): the new one in the same section or below it, and how a value
-is converted."""
+"""Old dotted name (N for an index in a list): its new name."""
 
 
 def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings, as a dict of JSON values, under the names of today; the rest is copied as it is."""
     known = copy.deepcopy(dict(content))
-    for old, (new, convert) in RENAMED.items():
+    for old, (new, convert, _) in RENAMED.items():
         *sections, name = old.split(".")
         for section in _sections(known, sections):
             if name in section:

@@ -35,12 +35,14 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules(
         "fixed", "decides which weights the model has", "model",
         "type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "intermediate_size mlp norm position_embedding attention_bias mlp_bias qk_norm tie_word_embeddings",
+        "intermediate_size mlp norm norm_weight position_embedding attention_bias mlp_bias qk_norm "
+        "tie_word_embeddings embedding_norm value_embeddings residual_scalars",
     ),
     **_rules(
         "warned", "the same weights compute something else", "model",
         "norm_eps rope_theta sliding_window attention_dropout hidden_dropout "
-        "final_logit_softcapping attn_logit_softcapping",
+        "final_logit_softcapping attn_logit_softcapping embedding_multiplier attention_multiplier "
+        "residual_multiplier logits_scaling",
     ),
     **_rules(
         "warned", "learned positions are weights, which are compared; others may become more", "model",
@@ -48,7 +50,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules(
         "warned", "has no effect: only the initial weights depend on it", "model",
-        "initializer_range scaled_residual_init",
+        "initializer_range embedding_initializer_range head_initializer_range residual_init",
     ),
     **_rules("free", "padding is in no checkpoint and in no loss", "model", "vocab_pad_multiple"),
     **_rules(

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmkit import __version__
-from llmkit.config.model_section import Mlp, Norm, PositionEmbedding
+from llmkit.config.model_section import Mlp, Norm, PositionEmbedding, ResidualInit
 from llmkit.config.parameters import named_parameters
+from llmkit.config.renamed import with_new_names
 from llmkit.errors import UserError
+
+VALUE_GATE_CHANNELS = 32
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class ModelShape:
     max_position_embeddings: int
     mlp: Mlp = "swiglu"
     norm: Norm = "rmsnorm"
+    norm_weight: bool = True
     norm_eps: float = 1e-5
     position_embedding: PositionEmbedding = "rope"
     rope_theta: float = 10000.0
@@ -46,10 +50,19 @@ class ModelShape:
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     tie_word_embeddings: bool = True
+    embedding_norm: bool = False
+    value_embeddings: bool = False
+    residual_scalars: bool = False
+    embedding_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    residual_multiplier: float = 1.0
+    logits_scaling: float = 1.0
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     initializer_range: float = 0.02
-    scaled_residual_init: bool = True
+    embedding_initializer_range: float | None = None
+    head_initializer_range: float | None = None
+    residual_init: ResidualInit = "scaled"
     vocab_pad_multiple: int = 128
 
     def __post_init__(self) -> None:
@@ -69,6 +82,20 @@ class ModelShape:
                 f"padded_vocab_size {self.padded_vocab_size} is smaller than vocab_size {self.vocab_size}"
             )
 
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether this layer adds value embeddings: every second one does, counted from the last."""
+        return self.value_embeddings and (self.num_hidden_layers - 1 - layer) % 2 == 0
+
+    @property
+    def value_gate_channels(self) -> int:
+        """Channels of the residual stream that the gates of value embeddings read."""
+        return min(VALUE_GATE_CHANNELS, self.hidden_size)
+
+    @property
+    def attention_scale(self) -> float:
+        """Attention scores as multiples of those that are divided by sqrt(head_dim)."""
+        return 1.0 if self.attention_multiplier is None else self.attention_multiplier * self.head_dim**0.5
+
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every full tensor: see `llmkit.config.parameters.named_parameters`."""
         return dict(named_parameters(self))
@@ -84,11 +111,18 @@ class ModelShape:
         return self.max_position_embeddings * self.hidden_size * (self.position_embedding == "learned")
 
     @property
+    def num_value_parameters(self) -> int:
+        """Weights of the tables of value embeddings."""
+        return sum(
+            math.prod(size)
+            for name, size in self.parameters().items()
+            if name.endswith(".value_embedding.weight")
+        )
+
+    @property
     def num_block_parameters(self) -> int:
         """Weights of all transformer blocks."""
-        return sum(
-            math.prod(size) for name, size in self.parameters().items() if name.startswith("blocks.")
-        )
+        return sum(math.prod(size) for name, size in self.parameters().items() if name.startswith("blocks."))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values that JSON can hold."""
@@ -100,7 +134,7 @@ class ModelShape:
 
         origin: names the checkpoint and its version. Raises UserError for unknown, missing or wrong values.
         """
-        types = _types()
+        values, types = with_new_names({"model": values})["model"], _types()
         required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         for problem, names in (
             (f"settings that llmkit {__version__} does not know", values.keys() - types),

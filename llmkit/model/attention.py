@@ -10,12 +10,13 @@ from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.model.norm import RMSNorm
 from llmkit.model.positions import AttentionInputs
+from llmkit.model.value_embedding import ValueEmbedding
 from llmkit.parallel.collectives import all_gather
 from llmkit.parallel.mesh import TensorParallel
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biases, grouped heads, QK-norm and rotary positions as configured.
+    """Multi-head attention with biases, grouped heads, QK-norm, rotary positions and value embeddings.
 
     Tensor parallelism shards it by heads. Where there are fewer key and value heads than ranks, each rank
     computes a piece of one and gathers the rest of it from its neighbours.
@@ -32,13 +33,18 @@ class Attention(nn.Module):
         widths = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
         self.qkv = FusedColumnLinear(shape.hidden_size, widths, shape.attention_bias, tp, operators)
         self.o_proj = RowLinear(query, shape.hidden_size, shape.attention_bias, tp, operators)
-        norm = (shape.head_dim, shape.norm_eps, tp.group, operators)
+        norm = (shape.head_dim, shape.norm_eps, tp.group, operators, shape.norm_weight)
         self.q_norm = RMSNorm(*norm) if shape.qk_norm else None
         self.k_norm = RMSNorm(*norm) if shape.qk_norm else None
+        self.value_embedding = ValueEmbedding(shape, tp) if shape.has_value_embedding(layer) else None
+        # With rotary positions the tables hold the scale.
+        self.query_scale = 1.0 if shape.position_embedding == "rope" else shape.attention_scale
 
     def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
         """x: (batch, seq, hidden), or its piece of the sequence -> the same shape."""
         q, k, v = self.qkv(x)  # (batch, seq, heads / tp * head_dim)
+        if self.value_embedding is not None:
+            v = v + self.value_embedding(inputs.tokens, x)
         if self.tp.head_group is not None:
             k, v = all_gather(torch.stack((k, v)), 3, self.tp.head_group).unbind()
         q, k, v = (
@@ -48,6 +54,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if inputs.rope is not None:
             q, k = self.operators.rotate(q, k, *inputs.rope)
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self.layer, k, v)  # (batch, cached + seq, kv_heads, head_dim)
         mixed = self.operators.attention(

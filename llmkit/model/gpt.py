@@ -14,18 +14,15 @@ from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.attention import decoding
 from llmkit.kernels.compiler import compile_module, compile_pointwise
-from llmkit.kernels.dropout import Key
 from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
 from llmkit.kernels.head_loss_rows import report_to
 from llmkit.kernels.operators import COMPILE_PARTS, TORCH, Operators
-from llmkit.model.activation_checkpointing import recomputed
-from llmkit.model.attention import Attention
 from llmkit.model.base import Initial, Model
+from llmkit.model.block import Block
 from llmkit.model.cache import KeyValueCache
 from llmkit.model.dropout import DropoutKeys, group_dropout
 from llmkit.model.initial import draw
-from llmkit.model.mlp import make_mlp
-from llmkit.model.norm import make_norm
+from llmkit.model.norm import residual_norm
 from llmkit.model.positions import AttentionInputs, RopeTables, Span
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
@@ -34,54 +31,7 @@ from llmkit.parallel.slices import Shape
 
 NO_TENSOR_PARALLELISM = TensorParallel()
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
-"""Matrices that write into the residual stream: GPT-2 starts them smaller."""
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
-
-    activation_checkpointing: what is computed again in the backward pass ("none", "selective" or "full").
-    """
-
-    def __init__(
-        self,
-        shape: ModelShape,
-        layer: int,
-        operators: Operators,
-        tp: TensorParallel,
-        activation_checkpointing: str,
-    ) -> None:
-        super().__init__()
-        norm = (shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group, operators)
-        mlp = (shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tp, operators)
-        self.attention_norm = make_norm(*norm)
-        self.attention = Attention(shape, layer, tp, operators)
-        self.mlp_norm = make_norm(*norm)
-        self.mlp = make_mlp(*mlp)
-        self.operators = operators
-        self.dropout, self.activation_checkpointing = shape.hidden_dropout, activation_checkpointing
-        self.random = shape.hidden_dropout > 0.0 or shape.attention_dropout > 0.0
-
-    def forward(
-        self, x: Tensor, inputs: AttentionInputs, attention_key: Key = None, mlp_key: Key = None
-    ) -> Tensor:
-        """x: (batch, seq, hidden), or its piece (seq / tp, batch, hidden) -> the same shape.
-
-        attention_key, mlp_key: of the dropouts behind the two halves, see `llmkit.model.dropout`.
-        """
-        random = self.random and self.training
-        return recomputed(
-            self.activation_checkpointing, self._forward, x, inputs, attention_key, mlp_key, random=random
-        )
-
-    def _forward(self, x: Tensor, inputs: AttentionInputs, attention_key: Key, mlp_key: Key) -> Tensor:
-        mixed = self.attention(self.attention_norm(x), inputs)
-        if self.dropout == 0.0 or not self.training:
-            x, normed = self.mlp_norm(x, mixed)
-            return x + self.mlp(normed)
-        x = self.operators.dropout_add(mixed, x, self.dropout, attention_key)
-        x = self.operators.dropout_add(self.mlp(self.mlp_norm(x)), x, self.dropout, mlp_key)
-        return x
+"""Matrices that write into the residual stream."""
 
 
 class GPT(Model):
@@ -118,7 +68,8 @@ class GPT(Model):
         if shape.position_embedding == "learned":
             self.positions = Positions(shape, tp)
         else:  # no buffers, so that they stay in fp32 whatever the type of the weights
-            self.rope = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
+            self.rope = self._rope_tables()
+        self.embedding_norm = residual_norm(shape, tp, operators) if shape.embedding_norm else None
         checkpointing = [
             "none" if layer % activation_checkpointing_every else activation_checkpointing
             for layer in range(shape.num_hidden_layers)
@@ -126,9 +77,10 @@ class GPT(Model):
         self.blocks = nn.ModuleList(
             Block(shape, layer, operators, tp, how) for layer, how in enumerate(checkpointing)
         )
-        self.norm = make_norm(shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group, operators)
+        self.norm = residual_norm(shape, tp, operators)
         terms = loss_terms._replace(softcap=shape.final_logit_softcapping or 0.0)
-        self.head = Head(*sizes, self.embedding if shape.tie_word_embeddings else None, operators, terms)
+        tied = self.embedding if shape.tie_word_embeddings else None
+        self.head = Head(*sizes, tied, operators, terms, shape.logits_scaling)
         self.compiled = False
         if seed is not None and self._has_memory():
             draw(self, seed)
@@ -168,9 +120,14 @@ class GPT(Model):
         """Makes the rotary tables anew where the parameters are, unless they are there."""
         device = self.embedding.weight.device
         if self.rope is not None and self.rope[0].device != device:
-            shape = self.shape
             with torch.device(device):
-                self.rope = rope_tables(shape.max_position_embeddings, shape.head_dim, shape.rope_theta)
+                self.rope = self._rope_tables()
+
+    def _rope_tables(self) -> RopeTables:
+        shape = self.shape
+        return rope_tables(
+            shape.max_position_embeddings, shape.head_dim, shape.rope_theta, shape.attention_scale**0.5
+        )
 
     def to_empty(self, *, device: str | torch.device | int | None, recurse: bool = True) -> GPT:
         """See `nn.Module.to_empty`; afterwards the weights are not set."""
@@ -227,15 +184,26 @@ class GPT(Model):
         span = Span.of(tokens, cache)
         if self.compiled and bounds is not None:
             torch._dynamo.mark_dynamic(bounds, 0)  # another number of documents is not compiled anew
-        inputs = AttentionInputs(self.rope and span.rope(self.rope), documents, bounds, cache)
+        read_again = tokens if self.shape.value_embeddings else None
+        inputs = AttentionInputs(self.rope and span.rope(self.rope), documents, bounds, cache, read_again)
+        x = self._embed(tokens, span, documents, keys)
+        x0 = x if self.shape.residual_scalars else None
+        for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
+            x = block(x, inputs, attention_key, mlp_key, x0)
+        return self.norm(x)
+
+    def _embed(self, tokens: Tensor, span: Span, documents: Tensor | None, keys: DropoutKeys) -> Tensor:
+        """What enters the first block."""
         x = self.embedding(tokens)
+        if self.shape.embedding_multiplier != 1.0:
+            x = x * self.shape.embedding_multiplier
         if self.positions is not None:
             x = x + self.positions(span.ids(documents, tokens.device))
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         if self.training:
             x = self.operators.dropout(x, self.shape.hidden_dropout, keys.embedding)
-        for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
-            x = block(x, inputs, attention_key, mlp_key)
-        return self.norm(x)
+        return x
 
     def new_cache(self) -> KeyValueCache:
         """See `Model.new_cache`."""
@@ -255,10 +223,22 @@ class GPT(Model):
         """Whether any dropout is at work in training."""
         return self.shape.attention_dropout > 0.0 or self.shape.hidden_dropout > 0.0
 
+    def hidden_matrices(self) -> frozenset[str]:
+        """See `Model.hidden_matrices`; value embeddings and their gates are none."""
+        return frozenset(name for name in super().hidden_matrices() if ".value_embedding." not in name)
+
     def initial(self, name: str, shape: Shape) -> Initial:
-        """See `Model.initial`; matrices that write to the residual stream may start smaller, as in GPT-2."""
-        if name.endswith(("norm.weight", ".bias")):
-            return Initial(float(name.endswith(".weight")), 0.0)
-        scaled = self.shape.scaled_residual_init and name.endswith(RESIDUAL_OUTPUTS)
-        depth = (2 * self.shape.num_hidden_layers) ** -0.5 if scaled else 1.0
-        return Initial(0.0, self.shape.initializer_range * depth)
+        """See `Model.initial`. Matrices that write to the residual stream may start smaller, as in GPT-2."""
+        if name.endswith(("norm.weight", ".residual_scalars.stream")):
+            return Initial(1.0, 0.0)
+        if name.endswith((".bias", ".residual_scalars.embedding", ".value_embedding.gate")):
+            return Initial(0.0, 0.0)
+        std = self.shape.initializer_range
+        if name.endswith(RESIDUAL_OUTPUTS):
+            layers = self.shape.num_hidden_layers
+            std *= {"normal": 1.0, "scaled": (2 * layers) ** -0.5, "zero": 0.0}[self.shape.residual_init]
+        own = {
+            "embedding.weight": self.shape.embedding_initializer_range,
+            "head.weight": self.shape.head_initializer_range,
+        }.get(name)
+        return Initial(0.0, std if own is None else own)

@@ -7,9 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from llmkit.config.model_section import Norm
+from llmkit.config.shape import ModelShape
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import Layer, uninitialized_parameter
 from llmkit.parallel.collectives import Group, replicated_weight
+from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
@@ -92,3 +94,10 @@ def make_norm(
 ) -> RMSNorm | LayerNorm:
     """The norm that the configuration names; affine: with its parameters."""
     return NORMS[kind](size, eps, group, operators, affine)
+
+
+def residual_norm(shape: ModelShape, tp: TensorParallel, operators: Operators) -> RMSNorm | LayerNorm:
+    """A norm of the residual stream as the settings describe it."""
+    return make_norm(
+        shape.norm, shape.hidden_size, shape.norm_eps, tp.sequence_group, operators, shape.norm_weight
+    )

@@ -23,13 +23,14 @@ class AttentionInputs(NamedTuple):
 
     rope: the tables of these positions, None without rotary positions. documents: (batch, seq) int32 or None,
     bounds: theirs, see `llmkit.batch.Batch`. cache: keys and values of earlier positions, to be extended by
-    these.
+    these. tokens: (batch, seq), for value embeddings.
     """
 
     rope: RopeTables | None = None
     documents: Tensor | None = None
     bounds: Tensor | None = None
     cache: KeyValueCache | None = None
+    tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class Embedding(VocabularyLayer):
 class Head(VocabularyLayer):
     """The output projection with the loss; `tied` is the embedding whose matrix it uses, if any.
 
-    compiled: what of it torch.compile has compiled: all of this module, parts of the loss, or nothing.
+    logits_scaling: logits are divided by it. compiled: what of it torch.compile has compiled: all of this
+    module, parts of the loss, or nothing.
     """
 
     compiled: Literal["whole", "parts", ""] = ""
@@ -79,9 +80,10 @@ class Head(VocabularyLayer):
         tied: Embedding | None = None,
         operators: Operators = TORCH,
         terms: LossTerms = CROSS_ENTROPY,
+        logits_scaling: float = 1.0,
     ) -> None:
         super().__init__(vocab_size, hidden_size, tp, padded_vocab_size)
-        self.operators, self.terms = operators, terms
+        self.operators, self.terms, self.logits_scaling = operators, terms, logits_scaling
         if tied is None:
             self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
         else:
@@ -94,7 +96,7 @@ class Head(VocabularyLayer):
         """
         sharded = {"pieces": self.tp.sequence_parallel} if self.tp.size > 1 else {}
         loss: LossSum = self.operators.head_loss(
-            hidden,
+            self._scaled(hidden),
             self.weight,
             labels,
             self.vocab_size,
@@ -107,8 +109,12 @@ class Head(VocabularyLayer):
         )
         return loss
 
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        return hidden if self.logits_scaling == 1.0 else hidden / self.logits_scaling
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (..., hidden) -> (..., vocab), fp32; of a model that is not sharded."""
+        hidden = self._scaled(hidden)
         return output_logits(hidden, self.weight, self.vocab_size, softcap=self.terms.softcap)[
             ..., : self.vocab_size
         ]

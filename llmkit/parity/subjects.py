@@ -24,7 +24,7 @@ GPT2 = ModelShape(
     num_key_value_heads=4, head_dim=12, intermediate_size=100, max_position_embeddings=40, mlp="gelu",
     norm="layernorm", norm_eps=1e-5, position_embedding="learned", rope_theta=1e4, attention_bias=True,
     mlp_bias=True, qk_norm=False, sliding_window=None, tie_word_embeddings=True, attention_dropout=0.0,
-    hidden_dropout=0.0, initializer_range=0.02, scaled_residual_init=True, vocab_pad_multiple=1,
+    hidden_dropout=0.0, initializer_range=0.02, residual_init="scaled", vocab_pad_multiple=1,
 )  # fmt: skip
 MODERN = replace(
     GPT2, num_key_value_heads=2, head_dim=10, intermediate_size=72, mlp="swiglu", norm="rmsnorm",

@@ -38,6 +38,10 @@ CONTRADICTIONS = [
         "data.sequence_length 128 (c.yaml:18) is longer than model.max_position_embeddings 64",
     ),
     (
+        ["model.head_initializer_range=0"],
+        "model.head_initializer_range 0.0 (command line) does not go with model.tie_word_embeddings true",
+    ),
+    (
         ["model.vocab_size=511"],
         "model.vocab_size 511 (command line) is smaller than data.tokenizer.vocab_size 512 (c.yaml:12)",
     ),

@@ -11,8 +11,12 @@ from llmkit.config.parameters import named_parameters
 from tests.config.test_shape import SMALL, shape
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
-    "mlp": ("swiglu", "gelu", "relu2"),
+    "mlp": ("swiglu", "relu2"),
     "norm": ("rmsnorm", "layernorm"),
+    "norm_weight": (True, False),
+    "embedding_norm": (False, True),
+    "value_embeddings": (False, True),
+    "residual_scalars": (False, True),
     "position_embedding": ("rope", "learned"),
     "attention_bias": (False, True),
     "mlp_bias": (False, True),

@@ -17,6 +17,9 @@ from llmkit.errors import UserError
 BASE = "data: {sources: [{type: stdlib}]}\ntrain: {max_steps: 3}\n"
 OLD = {
     "kernels.attention=matmul": "kernels.attention is called kernels.operators.attention now",
+    "model.scaled_residual_init=false": (
+        'model.scaled_residual_init is called model.residual_init now; what was true is "scaled"'
+    ),
     "parallel.checkpoint_every=2": (
         "parallel.checkpoint_every is called parallel.activation_checkpointing_every now"
     ),
@@ -31,7 +34,7 @@ OLD = {
 
 
 def test_every_old_name_is_unknown_and_every_new_one_known() -> None:
-    for old, (new, _) in RENAMED.items():
+    for old, (new, _, _) in RENAMED.items():
         assert old not in all_keys() and new in all_keys()
     assert len(OLD) == len(RENAMED)
 
@@ -59,6 +62,7 @@ def test_stored_settings_are_read_under_the_names_of_today() -> None:
     stored: dict[str, Any] = {
         "kernels": {"compile": False, "attention": "matmul"},
         "data": {"sources": sources, "heldout_every": 6, "lanes": 7},
+        "model": {"scaled_residual_init": False},
         "parallel": {"checkpoint_every": 3},
         "schedule": {"decay_share": 0.3, "final_share": 0.4},
     }
@@ -68,6 +72,7 @@ def test_stored_settings_are_read_under_the_names_of_today() -> None:
     assert (config.data.heldout_every, config.data.stream_shards) == (6, 7)
     assert [source.cache_live_tokens for source in config.data.sources] == [False, True]
     assert (config.kernels.compile, config.kernels.operators.attention) == (False, "matmul")
+    assert config.model.residual_init == "normal"
     assert config.parallel.activation_checkpointing_every == 3
     assert (config.schedule.decay_fraction, config.schedule.min_lr_ratio) == (0.3, 0.4)
     assert "heldout_every" in stored["data"]  # what was given is left as it is

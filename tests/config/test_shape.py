@@ -131,9 +131,23 @@ def test_a_stored_shape_without_a_size_is_refused() -> None:
         ModelShape.from_dict(stored, "step-2 (llmkit 0.9)")
 
 
+@pytest.mark.parametrize(("old", "new"), [(True, "scaled"), (False, "normal")])
+def test_a_stored_shape_is_read_under_the_names_of_today(old: bool, new: str) -> None:
+    stored = shape(**SMALL).to_dict()
+    del stored["residual_init"]
+    assert ModelShape.from_dict(stored | {"scaled_residual_init": old}).residual_init == new
+
+
+def test_value_embeddings_are_in_every_second_layer_up_to_the_last() -> None:
+    for layers, wanted in ((4, [1, 3]), (3, [0, 2]), (1, [0])):
+        found = shape(**SMALL | {"num_hidden_layers": layers}, value_embeddings=True)
+        assert [each for each in range(layers) if found.has_value_embedding(each)] == wanted
+        assert found.num_value_parameters == len(wanted) * 100 * 32
+
+
 def test_what_a_stored_shape_does_not_have_yet_is_the_default_of_the_settings() -> None:
     with_default = [field for field in fields(ModelShape) if field.default is not MISSING]
-    assert len(with_default) == 17
+    assert len(with_default) == 27
     for field in with_default:
         assert field.default == Model.model_fields[field.name].default
         stored = shape(**SMALL).to_dict()

@@ -129,10 +129,28 @@ def test_padding_changes_no_weight_and_is_zero():
         assert not a[b.shape[0] :].any(), name
 
 
-@pytest.mark.parametrize(("scaled", "expected"), [(True, 0.02 / 2.0), (False, 0.02)])
-def test_residual_outputs_start_smaller(scaled, expected):
-    shape = replace(LLAMA_STYLE, hidden_size=120, num_hidden_layers=2, scaled_residual_init=scaled)
+@pytest.mark.parametrize(("how", "expected"), [("scaled", 0.02 / 2.0), ("normal", 0.02), ("zero", 0.0)])
+def test_residual_outputs_start_smaller(how, expected):
+    shape = replace(LLAMA_STYLE, hidden_size=120, num_hidden_layers=2, residual_init=how)
     model = initial_model(shape, 0)
     assert model.blocks[0].mlp.down_proj.weight.std().item() == pytest.approx(expected, rel=0.05)
+    assert model.blocks[1].attention.o_proj.weight.std().item() == pytest.approx(expected, rel=0.05)
     assert model.blocks[0].mlp.gate_up.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert bool((model.norm.weight == 1.0).all())
+
+
+def test_embedding_and_head_start_as_their_own_settings_say():
+    other = {"embedding_initializer_range": 0.8, "head_initializer_range": 0.001, "hidden_size": 120}
+    model = initial_model(replace(LLAMA_STYLE, **other), 0)
+    rows = slice(LLAMA_STYLE.vocab_size)
+    assert model.embedding.weight[rows].std().item() == pytest.approx(0.8, rel=0.05)
+    assert model.head.weight[rows].std().item() == pytest.approx(0.001, rel=0.05)
+    assert not initial_model(replace(LLAMA_STYLE, head_initializer_range=0.0), 0).head.weight.any()
+
+
+def test_value_embeddings_and_scalars_start_neutral():
+    shape = replace(LLAMA_STYLE, value_embeddings=True, residual_scalars=True, norm_weight=False)
+    block = initial_model(shape, 0).blocks[1]
+    scalars, values = block.residual_scalars, block.attention.value_embedding
+    assert (scalars.stream.tolist(), scalars.embedding.tolist()) == ([1.0], [0.0])
+    assert not values.gate.any() and values.weight.std().item() == pytest.approx(0.02, rel=0.05)

@@ -17,7 +17,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.kernels.head_loss_chunks import BUFFER_BYTES, BUFFER_SHARE
 from llmkit.kernels.operators import TORCH
 from llmkit.model.activation_checkpointing import KEPT
-from llmkit.model.gpt import Block
+from llmkit.model.block import Block
 from llmkit.model.positions import AttentionInputs
 from llmkit.model.rope import rope_tables
 from llmkit.parallel.layout import Layout

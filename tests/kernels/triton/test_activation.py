@@ -1,4 +1,4 @@
-"""Triton's SwiGLU, GELU and squared ReLU against PyTorch's in float64: parts of one projection, odd sizes, every type."""
+"""Triton's activations against PyTorch's in float64: parts of one projection, odd sizes, every type."""
 
 from __future__ import annotations
 

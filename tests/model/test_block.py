@@ -1,0 +1,108 @@
+"""Every setting of the model against plain formulas in float64, and with the cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmkit.batch import Batch
+from llmkit.kernels.operators import Operators
+from llmkit.model.cache import KeyValueCache
+from llmkit.model.gpt import GPT
+from tests.model.plain_gpt import full_tensors, logits
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model, randomise
+
+EVERYTHING = replace(
+    LLAMA_STYLE, num_hidden_layers=3, mlp="relu2", norm_weight=False, qk_norm=True, embedding_norm=True,
+    value_embeddings=True, residual_scalars=True, embedding_multiplier=1.7, attention_multiplier=0.41,
+    residual_multiplier=0.6, logits_scaling=1.3, final_logit_softcapping=4.0,
+)  # fmt: skip
+SHAPES = {
+    "gpt2": GPT2_STYLE,
+    "llama": LLAMA_STYLE,
+    "everything": EVERYTHING,
+    "layer norm without parameters": replace(GPT2_STYLE, norm_weight=False, embedding_norm=True, mlp="relu2"),
+    "value embeddings and biases": replace(GPT2_STYLE, value_embeddings=True, residual_scalars=True),
+    "multipliers with learned positions": replace(
+        GPT2_STYLE, embedding_multiplier=3.0, attention_multiplier=0.1, residual_multiplier=0.3
+    ),
+}
+COUNT = 23
+
+
+def tokens_of(shape, rows=2):
+    return torch.randint(shape.vocab_size, (rows, COUNT + 1), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_loss_and_every_gradient_equal_the_formulas(shape, recompute):
+    model = randomise(GPT(shape, activation_checkpointing=recompute))
+    full, tokens = full_tensors(model), tokens_of(shape)
+    weights = dict(model.named_parameters())
+    loss = model(Batch(tokens[:, :-1], tokens[:, 1:])).nats.sum()
+    loss.backward()
+    wanted = torch.nn.functional.cross_entropy(
+        logits(shape, full, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
+    )
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert list(full) == list(shape.parameters())
+    for name, parts in model.parameter_slices().items():
+        for part in parts:
+            found, exact = weights[name].grad[part.start : part.stop].double(), full[part.name].grad
+            if part.name.endswith("k_proj.bias") and not shape.qk_norm:
+                continue  # softmax ignores it: its true gradient is 0
+            assert (found - exact).norm() <= 1e-5 * exact.norm(), part.name
+            assert exact.norm() > 0, part.name
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "blocks", "matmul"])
+@pytest.mark.parametrize("name", ["everything", "multipliers with learned positions"])
+def test_cached_logits_equal_uncached_ones(name, attention):
+    shape = SHAPES[name]
+    model = randomise(GPT(shape, Operators.of({"attention": attention}))).eval()
+    tokens = tokens_of(shape)
+    cache = KeyValueCache(shape, 2, COUNT, model.embedding.weight)
+    with torch.no_grad():
+        for low, high in ((0, 7), (7, 8), (8, 13), (13, COUNT)):
+            cached = model.logits(tokens[:, low:high], cache)
+            torch.testing.assert_close(cached, model.logits(tokens[:, :high]), rtol=1e-4, atol=1e-5)
+    wanted = logits(shape, full_tensors(model), tokens[:, :COUNT])[:, -1]
+    torch.testing.assert_close(cached.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_documents_of_one_row_do_not_see_each_other():
+    model = random_model(EVERYTHING)
+    tokens, labels = tokens_of(EVERYTHING, 1)[:, :-1], tokens_of(EVERYTHING, 1)[:, 1:]
+    cut = 9
+    documents = (torch.arange(COUNT) >= cut).int()[None]
+    packed = model(Batch(tokens, labels, documents)).nats.sum()
+    alone = [
+        model(Batch(tokens[:, part], labels[:, part])).nats.sum() for part in (slice(cut), slice(cut, None))
+    ]
+    assert packed.item() == pytest.approx(sum(alone).item(), rel=1e-6)
+
+
+def test_compiled_it_is_the_same():
+    model = random_model(EVERYTHING)
+    batch = Batch(tokens_of(EVERYTHING)[:, :-1], tokens_of(EVERYTHING)[:, 1:])
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            model.compile_parts(pytest.fail, backend="aot_eager")
+        model.zero_grad()
+        loss = model(batch).nats.sum()
+        loss.backward()
+        found.append([loss.detach(), *(each.grad.clone() for each in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_updates_neither_value_embeddings_nor_their_gates():
+    hidden = GPT(EVERYTHING).hidden_matrices()
+    assert {name.split(".", 2)[2] for name in hidden} == {
+        "attention.qkv.weight", "attention.o_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight",
+    }  # fmt: skip
