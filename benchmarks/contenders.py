@@ -121,7 +121,7 @@ def _build_llmkit(
     targets = workload.rows * (workload.length - 1)
 
     def step(micro_batches: Sequence[Batch]) -> Tensor:
-        return engine.train_step(micro_batches, targets, OPTIMIZER.learning_rate).loss_sum / targets
+        return engine.train_step(micro_batches, targets).loss_sum / targets
 
     return step
 

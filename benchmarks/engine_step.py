@@ -98,7 +98,7 @@ def make_runner(name: str, shape: str, mesh: Mesh) -> Runner:
         (batch,) = micro_batches
         tokens, labels = (each[mesh["data"].rank :: ranks] for each in (batch.tokens, batch.labels))
         targets = int((batch.labels != IGNORE).sum())
-        return engine.train_step([Batch(tokens, labels)], targets, 1e-3).loss_sum / targets
+        return engine.train_step([Batch(tokens, labels)], targets).loss_sum / targets
 
     return Runner(step, make_batches(work, mesh.device), mesh.device)
 

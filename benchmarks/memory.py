@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     for _ in range(2):
         before_update.clear()
-        engine.train_step([batch, batch], 4 * batch.labels.numel(), 1e-4)
+        engine.train_step([batch, batch], 4 * batch.labels.numel())
     gc.collect()
     figures = {
         "stage": layout.zero_stage,

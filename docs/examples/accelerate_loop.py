@@ -27,7 +27,7 @@ with process_group(rank_info_from_env(os.environ), timedelta(minutes=10)) as mes
     model = GPT.build(config, data.tokenizer.vocab_size).to(accelerator.device)
     parameters = dict(model.named_parameters())
     groups = groups_of(model.parameter_slices(), config.optimizer, hidden_matrices=())
-    tensors = [([parameters[name] for name in group.names], group.weight_decay) for group in groups]
+    tensors = [(group, [parameters[name] for name in group.names]) for group in groups]
     model, optimizer = accelerator.prepare(model, build_simple("adamw", tensors, config.optimizer))
     batches = TrainLoader(data, config.data, config.run.seed, rows * size, rows, mesh.rank, size)
     for step, batch in zip(range(config.train.max_steps or 100), batches):

@@ -19,7 +19,7 @@ GROUPS = (("model",), ("optimizer", "schedule"), ("data.tokenizer",))
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.hidden_size": ("model.num_attention_heads", "model.head_dim", "model.intermediate_size"),
     "optimizer.name": ("optimizer", "schedule"),
-    "schedule.name": ("schedule.min_lr_ratio", "schedule.decay_fraction"),
+    "schedule.name": ("schedule.min_lr_ratio", "schedule.decay_fraction", "schedule.decay_shape"),
     "data.tokenizer.type": ("data.tokenizer",),
     "data.tokenizer.path": ("data.tokenizer.end_of_text", "data.tokenizer.chat_template"),
     "data.tokenizer.name": (

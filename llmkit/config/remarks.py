@@ -40,6 +40,7 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "schedule.steps": (lambda c: c.schedule.name == "constant", "schedule.name"),
     "schedule.min_lr_ratio": (lambda c: c.schedule.name == "constant", "schedule.name"),
     "schedule.decay_fraction": (lambda c: c.schedule.name != "wsd", "schedule.name"),
+    "schedule.decay_shape": (lambda c: c.schedule.name != "wsd", "schedule.name"),
 }
 """A setting: when it has no effect, and the setting that is the reason."""
 

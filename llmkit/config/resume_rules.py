@@ -94,7 +94,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules(
         "warned", "changes the learning rate", "schedule",
-        "name steps warmup_steps min_lr_ratio decay_fraction",
+        "name steps warmup_steps min_lr_ratio decay_fraction decay_shape",
     ),
     **_rules(
         "free", "how the run is spread over its processes, not what it computes", "parallel",

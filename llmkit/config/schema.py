@@ -224,7 +224,7 @@ class Schedule(Section):
     """The learning rate over the steps."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Shape after the warm-up; wsd = constant, then a linear decay over the last `decay_fraction`."""
+    """Shape after the warm-up; wsd = constant, then a decay over the last `decay_fraction`."""
     steps: Positive | None = None
     """Steps that it spans, warm-up included; then the learning rate stays at its end. Default: all steps of
     the run, so that another train.max_steps changes it (not for constant)."""
@@ -234,6 +234,9 @@ class Schedule(Section):
     """Learning rate at the end, as a share of the peak (not for constant)."""
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """Share of the steps that decay (only for wsd)."""
+    decay_shape: Literal["linear", "sqrt", "cosine"] = "linear"
+    """Of the decay, t being the share of it that is over: linear = 1 - t; sqrt = 1 - sqrt(t) (Haegele et al.
+    2024); cosine = half a cosine wave (only for wsd)."""
 
 
 class Parallel(Section):

@@ -16,6 +16,7 @@ from llmkit.engine.state_shards import Source
 from llmkit.errors import UserError
 from llmkit.model.base import Model
 from llmkit.model.vocabulary import Head
+from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import check_same_on_all_ranks
 from llmkit.parallel.mesh import Mesh
 
@@ -115,11 +116,14 @@ class Engine(Protocol):
 
     model: Model
 
-    def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[Batch], targets: int, values: StepValues = AS_CONFIGURED
+    ) -> StepResult:
         """One update: the gradient is that of the summed loss divided by `targets`, the global count.
 
         Without a target anywhere there is no gradient, and no update: weights, moments and their count stay.
-        micro_batches: of this data-parallel rank; as many, and of the same shape, on every rank.
+        micro_batches: of this data-parallel rank; as many, and of the same shape, on every rank. values: what
+        the step multiplies the optimizers' settings by.
         """
         ...
 

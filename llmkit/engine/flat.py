@@ -26,12 +26,6 @@ class FlatOptimizer(torch.optim.Optimizer):
         for optimizer in self.optimizers.values():
             optimizer.state = self.state
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Of the steps that follow."""
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload

@@ -22,8 +22,9 @@ from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, loa
 from llmkit.kernels.adamw import RoundsWeights
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
-from llmkit.optim.build import build_optimizers, groups_of, moments
+from llmkit.optim.build import build_optimizers, groups_of, moments, set_values
 from llmkit.optim.muon import Muon
+from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Axis, Mesh
 from llmkit.parallel.placement import placement
@@ -86,7 +87,9 @@ class NativeEngine:
                 each.rounded = {master: weight for master, weight in rounded.items() if master in masters}
                 self.written |= each.rounded.keys()
 
-    def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[Batch], targets: int, values: StepValues = AS_CONFIGURED
+    ) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""
         device = next(iter(self.weights.values())).device
         if targets == 0:
@@ -97,7 +100,7 @@ class NativeEngine:
         if self.gradient_clipping > 0.0:
             self._clip((self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0))
         skipped = (~torch.isfinite(norm)).float()
-        self._update(skipped, learning_rate)
+        self._update(skipped, values)
         loss_sum, extras = self.sums.over_ranks()
         return StepResult(loss_sum, targets, norm, skipped, extras)
 
@@ -139,11 +142,10 @@ class NativeEngine:
             torch._foreach_mul_([each.grad for each in tensors if each.grad is not None], scale)
 
     @torch.no_grad()
-    def _update(self, skipped: Tensor, learning_rate: float) -> None:
+    def _update(self, skipped: Tensor, values: StepValues) -> None:
         """One optimizer step; where `skipped` is 1.0 the optimizers leave everything as it was."""
+        set_values(self.optimizers, values)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
             self.first_pass.update(optimizer.step)
         self.masters.update_weights(self.written)

@@ -27,7 +27,8 @@ from llmkit.engine.state_shards import Source, StateShard, load_shards, to_piece
 from llmkit.engine.used import SameUse
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
-from llmkit.optim.build import build_optimizers, groups_of, moments
+from llmkit.optim.build import build_optimizers, groups_of, moments, set_values
+from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.placement import placement
@@ -116,14 +117,16 @@ class ZeroEngine:
                     for key, hook in list(hooks.items()):
                         hooks[key] = torch.compiler.disable(hook)
 
-    def train_step(self, micro_batches: Sequence[Batch], targets: int, learning_rate: float) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[Batch], targets: int, values: StepValues = AS_CONFIGURED
+    ) -> StepResult:
         """See `Engine.train_step`."""
         if targets == 0:
             return without_targets(micro_batches[0].tokens.device)
         # DeepSpeed averages over the data-parallel ranks; it must not divide by the micro-batches too.
         share = self.mesh["data", "context"].size / targets
         self.first_pass.run(lambda: self._forward_and_backward(micro_batches, share))
-        self.optimizer.set_learning_rate(learning_rate)
+        set_values(self.optimizer.optimizers.values(), values)
         self.engine.step()
         if self.zero.overflow and hasattr(self.zero, "averaged_gradients"):
             # With offload, DeepSpeed would add the next step's gradients to those that it just refused.

@@ -40,7 +40,7 @@ from llmkit.monitor.flops import train_flops_per_token
 from llmkit.monitor.hardware import device_peak
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.sink import Sink
-from llmkit.optim.schedule import learning_rate_at
+from llmkit.optim.schedule import step_values
 from llmkit.parallel.randomness import seed_step
 from llmkit.plan import Plan
 from llmkit.precision import torch_dtype
@@ -145,13 +145,14 @@ class Trainer:
             "compile" if compiles else "step", limit=60.0 * self.config.parallel.timeout_minutes
         ):
             micro_batches = [micro.to(self.mesh.device) for micro in batch.micro_batches]
-            self.learning_rate = learning_rate_at(state.step + 1, state.max_steps, self.config)
+            values = step_values(state.step + 1, state.max_steps, self.config)
+            self.learning_rate = self.config.optimizer.learning_rate * values.learning_rate
             seed_step(self.config.run.seed, state.step, self.mesh["data", "context"].rank)
             targets = batch.targets
             if targets is None:  # where not every token is a target, each rank knows only its own
                 targets = self.mesh.count_over_data(batch.own_targets)
             with named_where_full(self.plan, self.log.warmed_up):
-                result = self.engine.train_step(micro_batches, targets, self.learning_rate)
+                result = self.engine.train_step(micro_batches, targets, values)
         self.stop.hold()
         state.step += 1
         state.tokens += targets

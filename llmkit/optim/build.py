@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from llmkit.kernels.operators import TORCH, Operators
 from llmkit.optim.base import Optimizer as Registered
 from llmkit.optim.exchange import MatrixExchange, MatrixShard, shards_of
 from llmkit.optim.muon import Muon
+from llmkit.optim.schedule import StepValues
 from llmkit.parallel.mesh import DIMENSIONS, Mesh
 from llmkit.parallel.slices import Fragment, ParameterSlice, Shape
 from llmkit.precision import Precision, torch_dtype
@@ -25,12 +26,33 @@ from llmkit.registry import find
 class Group:
     """Parameters that one optimizer updates alike. names: in the model's order.
 
-    optimizer: "adamw", "muon" or the name of a registered one.
+    optimizer: "adamw", "muon" or the name of a registered one. The values are those of the configuration,
+    some of which each step multiplies (`set_values`).
     """
 
     optimizer: str
-    weight_decay: float
     names: tuple[str, ...]
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    momentum: float
+
+    def of(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
+        """The group as PyTorch's optimizers take one, over the tensors that hold its parameters."""
+        values = {"weight_decay": self.weight_decay, "betas": self.betas, "eps": self.eps}
+        values |= {"lr": self.learning_rate, "momentum": self.momentum}
+        return {"params": list(tensors), **values, "group": self}
+
+
+def set_values(optimizers: Iterable[torch.optim.Optimizer], values: StepValues) -> None:
+    """Sets what the next step of optimizers uses, whose groups were made by `Group.of`."""
+    for optimizer in optimizers:
+        for each in optimizer.param_groups:
+            group: Group = each["group"]
+            each["lr"] = group.learning_rate * values.learning_rate
+            each["weight_decay"] = group.weight_decay * values.weight_decay
+            each["momentum"] = group.momentum * values.momentum
 
 
 class Held(NamedTuple):
@@ -66,25 +88,30 @@ def groups_of(
     hidden = [n for n in parts if config.name == "muon" and n in hidden_matrices]
     matrices = [name for name in parts if dimensions[name] >= 2 and name not in hidden]
     vectors = [name for name in parts if dimensions[name] < 2]
+
+    def group(optimizer: str, names: Sequence[str], weight_decay: float) -> Group:
+        rest = config.betas, config.eps, config.momentum
+        return Group(optimizer, tuple(names), config.learning_rate, weight_decay, *rest)
+
     groups = [
-        Group(name, config.weight_decay, tuple(matrices)),
-        Group(name, 0.0, tuple(vectors)),
-        Group("muon", config.weight_decay, tuple(hidden)),
+        group(name, matrices, config.weight_decay),
+        group(name, vectors, 0.0),
+        group("muon", hidden, config.weight_decay),
     ]
     return [group for group in groups if group.names]
 
 
 def build_simple(
     name: str,
-    groups: Iterable[tuple[Sequence[Tensor], float]],
+    groups: Iterable[tuple[Group, Sequence[Tensor]]],
     config: Optimizer,
     operators: Operators = TORCH,
 ) -> torch.optim.Optimizer:
-    """AdamW, or the registered optimizer `name`, over (fp32 tensors, weight decay) groups.
+    """AdamW, or the registered optimizer `name`, over groups with the fp32 tensors of their parameters.
 
     Raises UserError where what is registered is no optimizer that llmkit can use.
     """
-    described = [{"params": list(tensors), "weight_decay": decay} for tensors, decay in groups]
+    described = [group.of(tensors) for group, tensors in groups]
     if (registered := find("optimizer", name)) is not None:
         make = registered.make
         if not (isinstance(make, type) and issubclass(make, Registered)):
@@ -100,31 +127,29 @@ def build_simple(
 
 
 def build_muon(
-    tensors: Sequence[tuple[Tensor, Sequence[MatrixShard]]],
+    groups: Iterable[tuple[Group, Sequence[Tensor]]],
+    shards: Mapping[Tensor, Sequence[MatrixShard]],
     matrices: Mapping[str, Shape],
-    config: Optimizer,
     mesh: Mesh,
     *,
     device: torch.device,
     precision: Precision,
     operators: Operators = TORCH,
 ) -> Muon:
-    """Muon over fp32 tensors and their shards. All ranks of the mesh must call it together.
+    """Muon over groups with the fp32 tensors of their parameters. All ranks must call it together.
 
-    matrices: name -> shape of what the ranks together hold. device, precision: of the iteration.
+    shards: of each tensor. matrices: name -> shape of what the ranks together hold. device, precision: of
+    the iteration.
     """
+    described = [group.of(tensors) for group, tensors in groups]
     exchange = MatrixExchange(
-        [shard for _, shards in tensors for shard in shards],
+        [shard for group in described for tensor in group["params"] for shard in shards[tensor]],
         matrices,
         mesh[DIMENSIONS],
         device=device,
         dtype=torch_dtype(precision.compute),
     )
-    return Muon(
-        tensors, exchange,
-        lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay,
-        operators=operators,
-    )  # fmt: skip
+    return Muon(described, shards, exchange, operators=operators)
 
 
 def matrix_shapes(names: Iterable[str], parts: Mapping[str, Sequence[ParameterSlice]]) -> dict[str, Shape]:
@@ -146,20 +171,23 @@ def build_optimizers(
 
     device, precision: of products of matrices; the tensors are fp32 and may be on the host.
     """
-    simple = [each for each in held if each.group.optimizer != "muon"]
-    hidden = [each for each in held if each.group.optimizer == "muon"]
-    optimizers = []
-    if simple:
-        decays = dict.fromkeys(each.group.weight_decay for each in simple)
-        groups = [([each.tensor for each in simple if each.group.weight_decay == d], d) for d in decays]
-        optimizers.append(build_simple(simple[0].group.optimizer, groups, config, operators))
-    if hidden:
-        shapes = matrix_shapes(hidden[0].group.names, parts)
-        tensors = [(each.tensor, each.shards(parts)) for each in hidden]
-        muon = build_muon(
-            tensors, shapes, config, mesh, device=device, precision=precision, operators=operators
-        )
-        optimizers.append(muon)
+    by_optimizer: dict[str, dict[Group, list[Tensor]]] = {}
+    for each in held:
+        groups = by_optimizer.setdefault(each.group.optimizer, {})
+        groups.setdefault(each.group, []).append(each.tensor)
+    optimizers: list[torch.optim.Optimizer] = []
+    for name in sorted(by_optimizer, key=lambda name: name == "muon"):
+        groups = by_optimizer[name]
+        if name == "muon":
+            shapes = matrix_shapes([name for group in groups for name in group.names], parts)
+            shards = {each.tensor: each.shards(parts) for each in held if each.group in groups}
+            muon = build_muon(
+                groups.items(), shards, shapes, mesh,
+                device=device, precision=precision, operators=operators,
+            )  # fmt: skip
+            optimizers.append(muon)
+        else:
+            optimizers.append(build_simple(name, groups.items(), config, operators))
     return optimizers
 
 

@@ -6,7 +6,7 @@ from all of them at once. For hidden matrices only: embeddings, norms and biases
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -26,8 +26,9 @@ learning rate and one weight decay then serve both optimizers."""
 class Muon(torch.optim.Optimizer):
     """Muon over tensors that hold matrices, or any elements of them.
 
-    tensors: (fp32 tensor of any shape, its shards); elements in no shard are padding. A stacked q/k/v
-    projection holds three matrices. exchange: made of all shards in this order; it assembles full matrices.
+    groups: as PyTorch's optimizers take them, of fp32 tensors of any shape, each with "lr", "momentum" and
+    "weight_decay". shards: of each tensor; elements in no shard are padding. A stacked q/k/v projection holds
+    three matrices. exchange: made of all shards, in the order of the tensors; it assembles full matrices.
 
     PyTorch's own (torch.optim.Muon) takes one full matrix a parameter: no stacks, no shards. And like
     PyTorch's fused optimizers, this one takes two device scalars: gradients are divided by `grad_scale`, and
@@ -41,19 +42,15 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        tensors: Sequence[tuple[Tensor, Sequence[MatrixShard]]],
+        groups: Sequence[dict[str, Any]],
+        shards: Mapping[Tensor, Sequence[MatrixShard]],
         exchange: MatrixExchange,
         *,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
         operators: Operators = TORCH,
     ) -> None:
-        super().__init__(
-            [tensor for tensor, _ in tensors], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        )
-        self.tensors = [tensor for tensor, _ in tensors]
-        self.shards = [list(shards) for _, shards in tensors]
+        super().__init__(list(groups), {})
+        self.tensors: list[Tensor] = [tensor for group in self.param_groups for tensor in group["params"]]
+        self.shards = [list(shards[tensor]) for tensor in self.tensors]
         self.exchange, self.operators = exchange, operators
 
     @overload
@@ -64,24 +61,22 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update from the gradients; parameters without one are left alone."""
         assert closure is None
-        (group,) = self.param_groups
+        groups = [group for group in self.param_groups for _ in group["params"]]
         skipped = self.found_inf
         if skipped is None:
             skipped = torch.zeros((), device=self.tensors[0].device)
-        ahead = self._look_ahead(group["momentum"], skipped)
+        ahead = {tensor: a for group in self.param_groups for tensor, a in self._look_ahead(group, skipped)}
         results = self.exchange.apply(
-            self._views(ahead), lambda matrices: self.operators.orthogonalise(matrices, COEFFICIENTS)
+            self._views([ahead[tensor] for tensor in self.tensors]),
+            lambda matrices: self.operators.orthogonalise(matrices, COEFFICIENTS),
         )
-        shards = [shard for held in self.shards for shard in held]
-        rate: float = group["lr"]
-        decays = [
-            0.0 if tensor.grad is None else rate * group["weight_decay"]
-            for tensor, held in zip(self.tensors, self.shards, strict=True)
-            for _ in held
-        ]
+        sizes, decays = [], []
+        for group, tensor, held in zip(groups, self.tensors, self.shards, strict=True):
+            decay = 0.0 if tensor.grad is None else group["lr"] * group["weight_decay"]
+            decays += [decay] * len(held)
+            sizes += [group["lr"] * RMS * max(shard.shape) ** 0.5 for shard in held]
         self.operators.descend(
-            self._views(self.tensors), results, [rate * RMS * max(shard.shape) ** 0.5 for shard in shards],
-            decays, skipped=skipped,
+            self._views(self.tensors), results, sizes, decays, skipped=skipped,
             rounded=self._views([self.rounded[each] for each in self.tensors] if self.rounded else []),
         )  # fmt: skip
         return None
@@ -94,25 +89,26 @@ class Muon(torch.optim.Optimizer):
             for shard in held
         ]
 
-    def _look_ahead(self, beta: float, skipped: Tensor) -> list[Tensor]:
-        """Advances the momentum; Nesterov's look-ahead of every tensor, zeros where there is no gradient."""
-        used = [tensor for tensor in self.tensors if tensor.grad is not None]
+    def _look_ahead(self, group: dict[str, Any], skipped: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Advances the momentum of a group; each tensor with Nesterov's look-ahead, zeros if unused."""
+        used = [tensor for tensor in group["params"] if tensor.grad is not None]
         for tensor in used:
             if not self.state[tensor]:
                 self.state[tensor]["step"] = torch.zeros((), device=tensor.device)
                 self.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
-        states = [self.state[tensor] for tensor in used]
-        if states:
+        found: dict[Tensor, Tensor] = {}
+        if used:
+            states = [self.state[tensor] for tensor in used]
             torch._foreach_add_([state["step"] for state in states], 1.0 - skipped)
-        scale = None if self.grad_scale is None else self.grad_scale.reciprocal()
-        ahead = self.operators.look_ahead(
-            [tensor.grad for tensor in used], [state["momentum_buffer"] for state in states], beta,
-            scale=scale, skipped=skipped, dtype=self.exchange.dtype,
-        )  # fmt: skip
-        found = dict(zip(used, ahead, strict=True))
-        return [
-            found[t] if t in found else torch.zeros_like(t, dtype=self.exchange.dtype) for t in self.tensors
-        ]
+            ahead = self.operators.look_ahead(
+                [tensor.grad for tensor in used], [state["momentum_buffer"] for state in states],
+                group["momentum"], scale=None if self.grad_scale is None else self.grad_scale.reciprocal(),
+                skipped=skipped, dtype=self.exchange.dtype,
+            )  # fmt: skip
+            found = dict(zip(used, ahead, strict=True))
+        for tensor in group["params"]:
+            unused = tensor not in found
+            yield tensor, torch.zeros_like(tensor, dtype=self.exchange.dtype) if unused else found[tensor]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Not used: checkpoints hold pieces, which the engine writes into the state."""

@@ -1,8 +1,9 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to step twice."""
+"""What changes from step to step, as a pure function of the step: nothing to save, nothing to step twice."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from llmkit.config.schema import Config, Schedule
 from llmkit.errors import UserError
@@ -12,9 +13,28 @@ UNKNOWN_END = 10**9
 """Stands for the number of steps until a time budget has become one: no decay begins before that."""
 
 
+class StepValues(NamedTuple):
+    """Factors of the optimizers' settings in one step; 1.0 = as configured.
+
+    Each parameter group's learning rate, weight decay and momentum (Muon's) is multiplied by its factor.
+    """
+
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+    momentum: float = 1.0
+
+
+AS_CONFIGURED = StepValues()
+
+
+def step_values(step: int, max_steps: int | None, config: Config) -> StepValues:
+    """Factors of the update that makes step `step`; max_steps: of the run, None if not known yet."""
+    return StepValues(lr_factor(step, max_steps or UNKNOWN_END, config.schedule))
+
+
 def learning_rate_at(step: int, max_steps: int | None, config: Config) -> float:
-    """Learning rate of the update that makes step `step`; max_steps: of the run, None if not known yet."""
-    return config.optimizer.learning_rate * lr_factor(step, max_steps or UNKNOWN_END, config.schedule)
+    """`optimizer.learning_rate` in the update that makes step `step`; max_steps: as in `step_values`."""
+    return config.optimizer.learning_rate * step_values(step, max_steps, config).learning_rate
 
 
 def lr_factor(step: int, max_steps: int, schedule: Schedule) -> float:
@@ -22,7 +42,7 @@ def lr_factor(step: int, max_steps: int, schedule: Schedule) -> float:
 
     max_steps: of the run, which the schedule spans unless it has `steps` of its own. The warm-up rises
     linearly and reaches the peak at its last step; the decay reaches `min_lr_ratio` at the end of the span.
-    WSD: warm-up, stable, linear decay (Hu et al. 2024). A registered schedule is asked after the warm-up.
+    WSD: warm-up, stable, decay (Hu et al. 2024). A registered schedule is asked after the warm-up.
     """
     span = schedule.steps or max_steps
     if step <= schedule.warmup_steps:
@@ -32,12 +52,18 @@ def lr_factor(step: int, max_steps: int, schedule: Schedule) -> float:
     if schedule.name == "constant":
         return 1.0
     start = schedule.warmup_steps
-    if schedule.name == "wsd":
+    shape: str = schedule.name
+    if shape == "wsd":
+        shape = schedule.decay_shape
         start = max(start, span - round(schedule.decay_fraction * span))
     if step <= start:
         return 1.0
     done = min(1.0, (step - start) / (span - start)) if span > start else 1.0
-    left = (1.0 + math.cos(math.pi * done)) / 2.0 if schedule.name == "cosine" else 1.0 - done
+    left = 1.0 - done
+    if shape == "cosine":
+        left = (1.0 + math.cos(math.pi * done)) / 2.0
+    elif shape == "sqrt":
+        left = 1.0 - math.sqrt(done)
     return schedule.min_lr_ratio + (1.0 - schedule.min_lr_ratio) * left
 
 

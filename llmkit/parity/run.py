@@ -26,12 +26,13 @@ GRADIENT_STEPS = (0, 4, 9)
 """Steps of which every parameter's gradient is compared."""
 LARGE, LARGE_STEPS = 10**6, 2
 """A model with so many parameters takes few steps, and all of its gradients are compared."""
-LEARNING_RATE = 1e-3
 BETA1 = 0.9
 """Decay of the first moments, Muon's too."""
 BUCKETS = BucketSizes(native=32_000, deepspeed=3000, persistent=500)
 """Small models are partitioned and sent in as many parts as large ones."""
-OPTIMIZER = {"betas": [BETA1, 0.95], "momentum": BETA1, "eps": 1e-5, "weight_decay": 0.1}
+OPTIMIZER = {
+    "learning_rate": 1e-3, "betas": [BETA1, 0.95], "momentum": BETA1, "eps": 1e-5, "weight_decay": 0.1,
+}  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
@@ -150,7 +151,7 @@ def train(
         micro_batches = [
             each.to(device) for each in share(batch, mesh["data"].rank, mesh["data"].size, accumulation)
         ]
-        result = engine.train_step(micro_batches, count_targets(batch), LEARNING_RATE)
+        result = engine.train_step(micro_batches, count_targets(batch))
         found.losses.append(float(result.loss_sum) / result.targets)
         found.norms.append(float(result.grad_norm))
         if before:

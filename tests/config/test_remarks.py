@@ -30,6 +30,7 @@ IDLE_CASES = {
     "schedule.steps": (["schedule.steps=90", "schedule.name=constant"], '"constant"'),
     "schedule.min_lr_ratio": (["schedule.min_lr_ratio=0.5", "schedule.name=constant"], '"constant"'),
     "schedule.decay_fraction": (["schedule.decay_fraction=0.5"], 'schedule.name "cosine" (c.yaml:27)'),
+    "schedule.decay_shape": (["schedule.decay_shape=sqrt"], 'schedule.name "cosine" (c.yaml:27)'),
 }
 
 

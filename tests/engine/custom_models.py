@@ -85,7 +85,7 @@ def make(
         "train": {
             "max_steps": 9, "gradient_clipping": 0.5, "global_batch_size": ROWS, "precision": precision,
         },
-        "optimizer": {"eps": 1e-5, **optimizer},
+        "optimizer": {"eps": 1e-5, "learning_rate": 0.01, **optimizer},
         "parallel": {"world_size": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size, **parallel},
         "kernels": {"compile": False},
         "model": model,
@@ -120,7 +120,7 @@ def train(engine: Engine, mesh: Mesh) -> list[float]:
             labels[row, : 2 * row] = IGNORE
         targets = int((labels != IGNORE).sum())
         mine = slice(mesh["data"].rank, None, mesh["data"].size)
-        result = engine.train_step([Batch(tokens[mine], labels[mine])], targets, 0.01)
+        result = engine.train_step([Batch(tokens[mine], labels[mine])], targets)
         losses += [float(total) / targets for total in (result.loss_sum, *result.extras.values())]
     return losses
 

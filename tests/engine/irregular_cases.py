@@ -88,7 +88,7 @@ def make(mesh: Mesh, model: dict[str, Any], optimizer: str, **parallel: Any) -> 
             "micro_batch_size": 1,
             "precision": "fp32",
         },
-        "optimizer": {"eps": 1e-5, "name": optimizer},
+        "optimizer": {"eps": 1e-5, "learning_rate": 0.01, "name": optimizer},
         "parallel": {"world_size": mesh.world_size, **parallel},
         "kernels": {"compile": False},
         "model": {"type": "irregular-test-model", **model},
@@ -122,7 +122,7 @@ def train(engine: Engine, mesh: Mesh) -> list[list[float]]:
         targets = int((labels != IGNORE).sum())
         mine = slice(mesh["data"].rank, None, mesh["data"].size)
         batches = [Batch(t[None], y[None]) for t, y in zip(tokens[mine], labels[mine], strict=True)]
-        result = engine.train_step(batches, targets, 0.01)
+        result = engine.train_step(batches, targets)
         rows.append([float(result.loss_sum) / targets, float(result.grad_norm), float(result.skipped)])
     return rows
 

@@ -83,7 +83,7 @@ def train(engine: Engine, shape: ModelShape, mesh: Mesh, accumulation: int, step
     for step in steps:
         micro_batches, targets = step_batches(shape, step, mesh, accumulation)
         device = next(iter(engine.model.parameters())).device
-        result = engine.train_step([batch.to(device) for batch in micro_batches], targets, 1e-2)
+        result = engine.train_step([batch.to(device) for batch in micro_batches], targets)
         rows.append([float(result.loss_sum) / targets, float(result.grad_norm), float(result.skipped)])
     return rows
 
@@ -203,7 +203,7 @@ def void_steps(precision: str, stages: list[str], offload: str) -> dict:
         before = {(p.kind, p.name, p.range): p.data.clone() for p in engine.read_pieces()}
         micro_batches = step_batches(shape, 2, mesh, 2)[0]
         empty = [b._replace(labels=torch.full_like(b.labels, IGNORE)) for b in micro_batches]
-        engine.train_step(empty, 0, 1e-2)
+        engine.train_step(empty, 0)
         untouched = all(p.data.equal(before[p.kind, p.name, p.range]) for p in engine.read_pieces())
         poisoned = True
         refused = train(engine, shape, mesh, 2, [2])[0]

@@ -106,11 +106,11 @@ def take_steps(engine: NativeEngine, documents: bool) -> None:
     tokens = torch.zeros(2, 16, dtype=torch.int64, device="meta")
     masked = (tokens == 3).cumsum(1, dtype=torch.int32), torch.zeros(16, dtype=torch.int32, device="meta")
     batch = Batch(tokens, tokens.clone(), *(masked if documents else ()))
-    result = engine.train_step([batch, batch], 64, 1e-3)
+    result = engine.train_step([batch, batch], 64)
     for scalar in (result.loss_sum, result.grad_norm, result.skipped):
         assert (scalar.device.type, scalar.shape) == ("meta", ())
     assert (result.loss_sum.dtype, result.grad_norm.dtype) == (torch.float64, torch.float32)
-    empty = engine.train_step([batch, batch], 0, 1e-3)
+    empty = engine.train_step([batch, batch], 0)
     assert [scalar.dtype for scalar in (empty.loss_sum, empty.grad_norm)] == [torch.float64, torch.float32]
     assert engine.evaluate([batch]).nats.device.type == "meta"
 
@@ -135,8 +135,8 @@ def test_a_gpu_trains_as_a_cpu_does(precision, shape):
     loss, norm = (1e-5, 1e-4) if precision == "fp32" else (2e-2, 1e-1)
     for step in range(5):
         batch, count = on_gpu(shape, step)
-        a = cpu.train_step([batch_of(shape, step)], count, 1e-2)
-        b = gpu.train_step([batch], count, 1e-2)
+        a = cpu.train_step([batch_of(shape, step)], count)
+        b = gpu.train_step([batch], count)
         assert b.loss_sum.item() == pytest.approx(a.loss_sum.item(), rel=loss)
         assert b.grad_norm.item() == pytest.approx(a.grad_norm.item(), rel=norm)
 
@@ -163,11 +163,11 @@ def test_nor_does_a_step_by_any_other_form(request, operator, form):
 def step_without_waiting(engine: NativeEngine, shape: ModelShape, request: pytest.FixtureRequest) -> None:
     """The first step may wait: it makes the optimizer's state, and compiles kernels."""
     batch, count = on_gpu(shape, 0)
-    engine.train_step([batch, batch], 2 * count, 1e-2)
+    engine.train_step([batch, batch], 2 * count)
     request.getfixturevalue("waiting_is_an_error")
     scalars = []
     for _ in range(3):
-        result = engine.train_step([batch, batch], 2 * count, 1e-2)
+        result = engine.train_step([batch, batch], 2 * count)
         scalars.append(Scalars([result.loss_sum, result.grad_norm, result.skipped]))
     torch.cuda.set_sync_debug_mode("default")
     losses = [each.read()[0] for each in scalars]
@@ -180,16 +180,16 @@ def step_without_waiting(engine: NativeEngine, shape: ModelShape, request: pytes
 def test_an_infinite_gradient_or_no_target_leaves_a_gpus_state_alone(precision, optimizer):
     engine = make(LLAMA_STYLE, "cuda", precision, optimizer, "none")
     batch, count = on_gpu(LLAMA_STYLE, 0)
-    engine.train_step([batch], count, 1e-2)
+    engine.train_step([batch], count)
     before = [piece.data.clone() for piece in engine.read_pieces()]
     handle = list(engine.weights.values())[3].register_hook(lambda gradient: gradient.fill_(float("inf")))
-    assert engine.train_step([batch], count, 1e-2).skipped.item() == 1.0
+    assert engine.train_step([batch], count).skipped.item() == 1.0
     handle.remove()
-    assert engine.train_step([batch], 0, 1e-2).skipped.item() == 0.0
+    assert engine.train_step([batch], 0).skipped.item() == 0.0
     assert engine.optimizer_steps == 1
     for old, piece in zip(before, engine.read_pieces(), strict=True):
         assert torch.equal(old, piece.data), piece.name
-    assert engine.train_step([batch], count, 1e-2).skipped.item() == 0.0
+    assert engine.train_step([batch], count).skipped.item() == 0.0
     assert engine.optimizer_steps == 2
 
 

@@ -76,9 +76,9 @@ def test_a_process_alone_goes_on_in_plain_pytorch_as_if_nothing_had_been(where, 
     for step in range(3):
         batch = batch_of(LLAMA_STYLE, step)
         torch.manual_seed(step)
-        found = engine.train_step(split(batch, 2), targets(batch), 1e-2)
+        found = engine.train_step(split(batch, 2), targets(batch))
         torch.manual_seed(step)
-        expected = plain.train_step(split(batch, 2), targets(batch), 1e-2)
+        expected = plain.train_step(split(batch, 2), targets(batch))
         assert found.loss_sum.equal(expected.loss_sum)
         assert found.grad_norm.equal(expected.grad_norm)
     for (name, a), b in zip(engine.model.named_parameters(), plain.model.parameters(), strict=True):
@@ -103,7 +103,7 @@ def test_what_an_evaluation_has_launched_may_still_fail_in_the_backward_pass():
     batch = batch_of(LLAMA_STYLE, 0)
     engine.evaluate([batch])
     assert told == []
-    engine.train_step([batch], targets(batch), 1e-2)
+    engine.train_step([batch], targets(batch))
     assert len(told) == 1
 
 
@@ -114,7 +114,7 @@ def test_one_of_several_processes_ends_with_what_to_set(where):
     engine.first_pass.alone = False
     batch = batch_of(LLAMA_STYLE, 0)
     with pytest.raises(RunFault, match=r"out of resource: shared memory\. Set kernels.compile=false and"):
-        engine.train_step([batch], targets(batch), 1e-2)
+        engine.train_step([batch], targets(batch))
     assert told == []
 
 
@@ -130,9 +130,9 @@ def test_a_loss_of_which_parts_are_compiled_goes_on_uncompiled(monkeypatch):
     engine.first_pass.proven = False
     batch = batch_of(LLAMA_STYLE, 0)
     torch.manual_seed(3)
-    found = engine.train_step([batch], targets(batch), 1e-2)
+    found = engine.train_step([batch], targets(batch))
     torch.manual_seed(3)
-    assert found.grad_norm.equal(plain.train_step([batch], targets(batch), 1e-2).grad_norm)
+    assert found.grad_norm.equal(plain.train_step([batch], targets(batch)).grad_norm)
     assert len(told) == 1
 
 
@@ -142,10 +142,10 @@ def test_an_update_that_fails_says_what_to_set():
     batch = batch_of(LLAMA_STYLE, 0)
     optimizer.step = TRITON["launch"]
     with pytest.raises(RunFault, match=r"update of the weights: .*\. Set kernels.operators.adamw=torch$"):
-        engine.train_step([batch], targets(batch), 1e-2)
+        engine.train_step([batch], targets(batch))
     optimizer.step = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        engine.train_step([batch], targets(batch), 1e-2)
+        engine.train_step([batch], targets(batch))
 
 
 @pytest.mark.parametrize("error", [ValueError("of the model"), torch.OutOfMemoryError("no room")])
@@ -176,6 +176,6 @@ def test_a_compiled_model_runs_uncompiled_afterwards():
     engine.model.compile_parts(told.append, backend)
     engine.first_pass = FirstPass(engine.model, TORCH, alone=True, note=told.append)
     batch = batch_of(LLAMA_STYLE, 0)
-    engine.train_step([batch], targets(batch), 1e-2)
+    engine.train_step([batch], targets(batch))
     torch._dynamo.reset()
     assert len(told) == 1 and "not compiled" in told[0]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from llmkit.config.schema import Optimizer
 from llmkit.engine.flat import FlatOptimizer
+from llmkit.optim.build import Group, build_simple, set_values
+from llmkit.optim.schedule import StepValues
 
 
 def made() -> tuple[FlatOptimizer, list[torch.Tensor]]:
@@ -16,13 +19,14 @@ def made() -> tuple[FlatOptimizer, list[torch.Tensor]]:
     flats = [torch.ones(5, requires_grad=True), torch.ones(4, requires_grad=True)]
     for group, flat in zip(optimizer.param_groups, flats, strict=True):
         group["params"] = [flat]
-    optimizer.bind({flat: torch.optim.AdamW([flat], lr=1.0, weight_decay=0.0) for flat in flats})
+    group = Group("adamw", ("w",), 1.0, 0.5, betas=(0.9, 0.95), eps=1e-8, momentum=0.9)
+    optimizer.bind({flat: build_simple("adamw", [(group, [flat])], Optimizer()) for flat in flats})
     return optimizer, flats
 
 
-def test_each_flat_tensor_is_updated_by_its_optimizer_at_the_rate_that_was_set():
+def test_each_flat_tensor_is_updated_by_its_optimizer_with_the_values_of_the_step():
     optimizer, flats = made()
-    optimizer.set_learning_rate(0.25)
+    set_values(optimizer.optimizers.values(), StepValues(0.25, weight_decay=0.0))
     for flat in flats:
         flat.grad = torch.full_like(flat, 3.0)
     optimizer.step()

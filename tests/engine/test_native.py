@@ -14,6 +14,7 @@ from llmkit.checkpoint.write import save
 from llmkit.config.schema import Optimizer
 from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
+from llmkit.optim.schedule import StepValues
 from llmkit.precision import PRECISIONS
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
@@ -79,7 +80,7 @@ def test_ten_clipped_steps_equal_the_plain_loop(shape, parts):
     engine = make(shape)
     for step in range(10):
         batch = batch_of(shape, step)
-        result = engine.train_step(split(batch, parts), targets(batch), 1e-2 / (1 + step))
+        result = engine.train_step(split(batch, parts), targets(batch), StepValues(1 / (1 + step)))
         assert result.loss_sum.item() / result.targets == pytest.approx(losses[step], rel=1e-6)
         assert result.grad_norm.item() == pytest.approx(norms[step], rel=3e-6)
         assert result.skipped.item() == 0.0
@@ -96,7 +97,7 @@ def test_bf16_trains_masters_that_the_weights_round(shape):
     engine = make(shape, "bf16")
     for step in range(10):
         batch = batch_of(shape, step)
-        result = engine.train_step(split(batch, 2), targets(batch), 1e-2 / (1 + step))
+        result = engine.train_step(split(batch, 2), targets(batch), StepValues(1 / (1 + step)))
         assert result.loss_sum.item() / result.targets == pytest.approx(losses[step], rel=2e-2)
     masters = {held.fragments[0].parameter: held.tensor for held in engine.masters.held}
     for name, weight in engine.model.named_parameters():
@@ -112,9 +113,9 @@ def test_bf16_gradients_are_accumulated_in_fp32():
     """From 256 equal parts on, a sum in bf16 would not grow any more."""
     engine = make(replace(LLAMA_STYLE, num_hidden_layers=1), "bf16", clipping=0.0)
     batch = batch_of(LLAMA_STYLE, 0, rows=1)
-    engine.train_step([batch] * 300, targets(batch) * 300, 0.0)
+    engine.train_step([batch] * 300, targets(batch) * 300, StepValues(0.0))
     accumulated = [held.tensor.grad.clone() for held in engine.masters.held]
-    engine.train_step([batch], targets(batch), 0.0)
+    engine.train_step([batch], targets(batch), StepValues(0.0))
     once = [held.tensor.grad for held in engine.masters.held]
     for a, b in zip(accumulated, once, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=float(b.abs().max()) * 1e-2)
@@ -129,7 +130,7 @@ def test_a_bf16_gradient_is_freed_within_the_backward_pass():
             lambda _: kept.append(sum(each.grad is not None for each in weights))
         )
     batch = batch_of(LLAMA_STYLE, 0)
-    engine.train_step([batch, batch], 2 * targets(batch), 0.0)
+    engine.train_step([batch, batch], 2 * targets(batch), StepValues(0.0))
     assert kept == [0] * 2 * len(weights)
 
 
@@ -139,19 +140,19 @@ def test_a_bf16_gradient_is_freed_within_the_backward_pass():
 def test_a_non_finite_gradient_changes_nothing(precision, poison, optimizer):
     engine = make(LLAMA_STYLE, precision, optimizer=OPTIMIZER.model_copy(update={"name": optimizer}))
     batch = batch_of(LLAMA_STYLE, 0)
-    engine.train_step([batch], targets(batch), 1e-2)
+    engine.train_step([batch], targets(batch))
     before = [piece.data.clone() for piece in engine.read_pieces()]
     weights = [weight.detach().clone() for weight in engine.weights.values()]
 
     handle = list(engine.weights.values())[3].register_hook(lambda gradient: gradient.fill_(poison))
-    result = engine.train_step(split(batch, 2), targets(batch), 1e-2)
+    result = engine.train_step(split(batch, 2), targets(batch))
     handle.remove()
     assert result.skipped.item() == 1.0 and engine.optimizer_steps == 1
     for old, piece in zip(before, engine.read_pieces(), strict=True):
         assert torch.equal(old, piece.data), piece.name
     assert all(torch.equal(a, b) for a, b in zip(weights, engine.weights.values(), strict=True))
 
-    assert engine.train_step([batch], targets(batch), 1e-2).skipped.item() == 0.0
+    assert engine.train_step([batch], targets(batch)).skipped.item() == 0.0
     assert engine.optimizer_steps == 2
 
 
@@ -161,15 +162,15 @@ def test_a_step_without_a_target_changes_nothing(precision, optimizer):
     """Weight decay, moments and their count would otherwise go on."""
     engine = make(LLAMA_STYLE, precision, optimizer=OPTIMIZER.model_copy(update={"name": optimizer}))
     batch = batch_of(LLAMA_STYLE, 0)
-    engine.train_step([batch], targets(batch), 1e-2)
+    engine.train_step([batch], targets(batch))
     before = [piece.data.clone() for piece in engine.read_pieces()]
     empty = batch._replace(labels=torch.full_like(batch.labels, IGNORE))
-    result = engine.train_step([empty, empty], 0, 1e-2)
+    result = engine.train_step([empty, empty], 0)
     assert (result.targets, result.loss_sum.item(), result.skipped.item()) == (0, 0.0, 0.0)
     assert engine.optimizer_steps == 1
     for old, piece in zip(before, engine.read_pieces(), strict=True):
         assert torch.equal(old, piece.data), piece.name
-    engine.train_step([batch], targets(batch), 1e-2)
+    engine.train_step([batch], targets(batch))
     assert engine.optimizer_steps == 2
 
 
@@ -180,7 +181,7 @@ def test_an_engine_goes_on_bit_for_bit_from_its_pieces(tmp_path, shape, precisio
     settings = OPTIMIZER.model_copy(update={"name": optimizer})
     first = make(shape, precision, optimizer=settings)
     for step in range(3):
-        first.train_step([batch_of(shape, step)], 50, 1e-2)
+        first.train_step([batch_of(shape, step)], 50)
     folder = save(
         tmp_path,
         3,
@@ -194,8 +195,8 @@ def test_an_engine_goes_on_bit_for_bit_from_its_pieces(tmp_path, shape, precisio
     second = NativeEngine(GPT(shape), settings, precision=PRECISIONS[precision], gradient_clipping=CLIPPING)
     second.write_pieces(load(folder), first.optimizer_steps)
     for step in range(3, 6):
-        a = first.train_step([batch_of(shape, step)], 50, 1e-2)
-        b = second.train_step([batch_of(shape, step)], 50, 1e-2)
+        a = first.train_step([batch_of(shape, step)], 50)
+        b = second.train_step([batch_of(shape, step)], 50)
         assert a.loss_sum.item() == b.loss_sum.item() and a.grad_norm.item() == b.grad_norm.item()
     for a, b in zip(first.read_pieces(), second.read_pieces(), strict=True):
         assert (a.name, a.kind) == (b.name, b.kind) and torch.equal(a.data, b.data), a.name
@@ -211,7 +212,7 @@ def test_pieces_before_the_first_step_are_the_initial_weights(tmp_path):
 def test_muon_moves_the_blocks_matrices_and_adamw_the_rest():
     engine = make(GPT2_STYLE, optimizer=OPTIMIZER.model_copy(update={"name": "muon"}))
     batch = batch_of(GPT2_STYLE, 0)
-    engine.train_step([batch], targets(batch), 1e-2)
+    engine.train_step([batch], targets(batch))
     kinds: dict[str, set[str]] = {}
     for piece in engine.read_pieces():
         kinds.setdefault(piece.kind, set()).add(piece.name)
@@ -240,5 +241,5 @@ def test_evaluation_does_not_change_the_next_step():
     batch = batch_of(LLAMA_STYLE, 0)
     two.evaluate([batch])
     for engine in (one, two):
-        engine.train_step([batch], targets(batch), 1e-2)
+        engine.train_step([batch], targets(batch))
     assert all(torch.equal(a, b) for a, b in zip(one.weights.values(), two.weights.values(), strict=True))

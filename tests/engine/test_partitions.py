@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,10 @@ from llmkit.engine.partitions import held_by_deepspeed
 from llmkit.optim.build import Group
 from llmkit.parallel.slices import Fragment
 
-GROUPS = [Group("muon", 0.1, ("a", "b")), Group("adamw", 0.0, ("c",))]
+GROUPS = [
+    Group(optimizer, names, 0.01, 0.1, (0.9, 0.95), 1e-8, 0.95)
+    for optimizer, names in (("muon", ("a", "b")), ("adamw", ("c",)))
+]
 
 
 def parameters(*sizes: int) -> dict[str, nn.Parameter]:
@@ -30,7 +34,7 @@ def test_stage_3_gives_each_rank_an_equal_share_the_last_of_which_is_padded(rank
     zero = SimpleNamespace(fp32_partitioned_groups_flat=flats, grad_position=position, get_param_id=id)
     a, b, c = held_by_deepspeed(zero, 3, named, GROUPS, rank)
     assert [each.tensor for each in (a, b, c)] == flats
-    assert (a.group, b.group) == (Group("muon", 0.1, ("a",)), Group("muon", 0.1, ("b",)))
+    assert (a.group, b.group) == tuple(replace(GROUPS[0], names=(n,)) for n in "ab")
     assert c.group == GROUPS[1]
     assert a.fragments == [Fragment("a", 0, 4 * rank, 4 - rank)]
     assert b.fragments == [Fragment("b", 0, 2 * rank, 2)]

@@ -56,7 +56,7 @@ def test_each_update_is_lions(folder):
         model = random_model(LLAMA_STYLE)
         model.load_state_dict(before)
         (model(BATCH).nats.sum() / 16).backward()
-        engine.train_step([BATCH], 16, 0.003)
+        engine.train_step([BATCH], 16)
         for name, parameter in model.named_parameters():
             decay = 0.1 if parameter.dim() > 1 else 0.0
             direction = (0.9 * momentum[name] + 0.1 * parameter.grad).sign()

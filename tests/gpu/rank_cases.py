@@ -33,6 +33,7 @@ def train(stage: int, delayed: bool) -> dict[str, Any]:
             "train": {"max_steps": 3, "global_batch_size": ROWS, "micro_batch_size": 1, "precision": "bf16"},
             "parallel": {"world_size": joined.world_size, "zero_stage": stage},
             "kernels": {"compile": False, "backend": "torch"},
+            "optimizer": {"learning_rate": 1e-2},
         }
         shape = MODELS["modern"]
         plan = plan_for_shape(shape, settings, device_facts(joined.device))
@@ -43,7 +44,7 @@ def train(stage: int, delayed: bool) -> dict[str, Any]:
         for step in range(3):
             batch = global_batch(shape, step, masked=False)
             mine = share(batch, mesh["data"].rank, mesh["data"].size, plan.accumulation_steps)
-            result = engine.train_step([each.to(joined.device) for each in mine], count_targets(batch), 1e-2)
+            result = engine.train_step([each.to(joined.device) for each in mine], count_targets(batch))
             losses.append(float(result.loss_sum) / result.targets)
         masters = gather_state(engine, mesh, ["master"])["master"]
         norms = {name: float(tensor.double().norm()) for name, tensor in masters.items()}

@@ -129,7 +129,7 @@ def losses(precision: str, steps: int) -> list[float]:
     for _ in range(steps):
         tokens = torch.randint(SHAPE.vocab_size, (8, 1), generator=generator)
         rows = (tokens + 7 * torch.arange(25)) % SHAPE.vocab_size
-        result = engine.train_step([Batch(rows[:, :-1], rows[:, 1:])], 8 * 24, 3e-3)
+        result = engine.train_step([Batch(rows[:, :-1], rows[:, 1:])], 8 * 24)
         found.append(float(result.loss_sum) / result.targets)
     return found
 

@@ -46,7 +46,8 @@ class Bigram(Model):
 
 
 def start(model: Model) -> NativeEngine:
-    engine = NativeEngine(model, Optimizer(eps=1e-5), precision=PRECISIONS["fp32"], gradient_clipping=0.0)
+    settings = Optimizer(eps=1e-5, learning_rate=0.01)
+    engine = NativeEngine(model, settings, precision=PRECISIONS["fp32"], gradient_clipping=0.0)
     engine.write_pieces(InitialWeights(model, 3), 0)
     return engine
 
@@ -91,9 +92,7 @@ def test_a_foreign_model_trains_as_plain_pytorch_would():
         lr=0.01, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1,
     )  # fmt: skip
     for _ in range(5):
-        result = engine.train_step(
-            [Batch(TOKENS[:1], LABELS[:1]), Batch(TOKENS[1:], LABELS[1:])], TARGETS, 0.01
-        )
+        result = engine.train_step([Batch(TOKENS[:1], LABELS[:1]), Batch(TOKENS[1:], LABELS[1:])], TARGETS)
         reference.zero_grad()
         loss = twin(BATCH).nats.sum()
         (loss / TARGETS).backward()
@@ -111,7 +110,7 @@ def test_an_extra_with_a_gradient_is_minimised_and_all_extras_are_summed():
     (loss.objective / TARGETS).backward()
     wanted = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
     expected = {name: value.item() for name, value in loss.extras.items()}
-    result, without = balanced.train_step(halves, TARGETS, 0.01), plain.train_step(halves, TARGETS, 0.01)
+    result, without = balanced.train_step(halves, TARGETS), plain.train_step(halves, TARGETS)
     assert float(result.grad_norm) == pytest.approx(wanted, rel=1e-5) != float(without.grad_norm)
     assert float(result.loss_sum) == pytest.approx(float(without.loss_sum), rel=1e-6)  # extras are no loss
     assert float(result.extras["balance"]) == pytest.approx(expected["balance"], rel=1e-5)
@@ -157,7 +156,7 @@ def test_what_is_no_loss_of_the_batch_is_refused(loss, problem):
     with pytest.raises(
         UserError, match=rf"forward\(batch\) of Wrong must return .* 3 sequences; .*{problem}"
     ):
-        engine.train_step([BATCH], TARGETS, 0.01)
+        engine.train_step([BATCH], TARGETS)
 
 
 def test_a_model_without_a_forward_says_so():

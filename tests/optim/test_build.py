@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,18 @@ import llmkit
 from llmkit import registry
 from llmkit.config.schema import Optimizer
 from llmkit.errors import UserError
-from llmkit.optim.build import Held, build_optimizers, build_simple, groups_of, matrix_shapes, moments
+from llmkit.optim.build import (
+    Group,
+    Held,
+    build_optimizers,
+    build_simple,
+    groups_of,
+    matrix_shapes,
+    moments,
+    set_values,
+)
 from llmkit.optim.muon import Muon
+from llmkit.optim.schedule import StepValues
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import Fragment, ParameterSlice, full_slice
 from llmkit.precision import PRECISIONS
@@ -27,6 +38,7 @@ SLICES = {
     "down.weight": [full_slice("down.weight", (4, 8))],
 }
 SHAPES = {"embedding.weight": (11, 4), "qkv.weight": (6, 4), "norm.weight": (4,), "down.weight": (4, 8)}
+GROUP = Group("adamw", ("w",), 0.5, 0.25, (0.9, 0.95), 1e-8, 0.8)
 HIDDEN = {"qkv.weight", "down.weight"}
 
 
@@ -80,6 +92,18 @@ def test_the_optimizers_own_all_parameters_once():
     assert adamw.param_groups[0]["betas"] == (0.6, 0.7) and adamw.param_groups[0]["eps"] == 1e-3
 
 
+def test_a_step_multiplies_what_is_configured():
+    slow = replace(GROUP, names=("v",), learning_rate=0.125, weight_decay=0.0)
+    optimizer = build_simple("adamw", [(GROUP, [torch.zeros(3)]), (slow, [torch.zeros(2)])], Optimizer())
+    for values in (StepValues(0.5, 0.25, 0.75), StepValues(1.0, 0.5, 0.5), StepValues()):
+        set_values([optimizer], values)
+        found = [(g["lr"], g["weight_decay"], g["momentum"]) for g in optimizer.param_groups]
+        rate, decay, momentum = values
+        assert found == [
+            (0.5 * rate, 0.25 * decay, 0.8 * momentum), (0.125 * rate, 0.0, 0.8 * momentum),
+        ]  # fmt: skip
+
+
 class NoUpdate(llmkit.Optimizer):
     pass
 
@@ -96,4 +120,4 @@ def test_what_is_registered_but_no_optimizer_is_refused(monkeypatch, made, probl
     monkeypatch.setattr(registry, "_components", {})
     registry.register("optimizer", "other")(made)
     with pytest.raises(UserError, match=re.escape(problem)):
-        build_simple("other", [([torch.zeros(3)], 0.0)], Optimizer())
+        build_simple("other", [(GROUP, [torch.zeros(3)])], Optimizer())

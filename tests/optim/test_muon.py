@@ -17,17 +17,17 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def muon(matrices, *, dtype=torch.float32, **settings) -> Muon:
     """Muon on one rank over (parameter, rows of each matrix in it)."""
-    tensors, shapes = [], {}
+    shards, shapes = {}, {}
     for i, (parameter, rows) in enumerate(matrices):
         parts = []
         for start, stop in rows:
             shape = (stop - start, parameter.shape[1])
             parts.append(ParameterSlice(f"{i}.{start}", shape, full_box(shape), start, stop))
         shapes |= {part.name: part.shape for part in parts}
-        tensors.append((parameter, list(shards_of(parts, 0, parameter.numel()))))
-    shards = [shard for _, held in tensors for shard in held]
-    exchange = MatrixExchange(shards, shapes, Axis(), device=torch.device("cpu"), dtype=dtype)
-    return Muon(tensors, exchange, **settings)
+        shards[parameter] = list(shards_of(parts, 0, parameter.numel()))
+    held = [shard for each in shards.values() for shard in each]
+    exchange = MatrixExchange(held, shapes, Axis(), device=torch.device("cpu"), dtype=dtype)
+    return Muon([{"params": list(shards), **settings}], shards, exchange)
 
 
 def test_ten_steps_equal_pytorchs_muon():
@@ -75,3 +75,27 @@ def test_an_update_is_as_large_as_one_of_adamw():
     parameter.grad = random(64, 128)
     optimizer.step()
     assert parameter.detach().square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_groups_have_rates_momentum_and_decay_of_their_own():
+    """Each moves as it does in an optimizer of its own; the second group has two shapes."""
+    values = [random(8, 12, seed=i) for i in range(2)] + [random(6, 4, seed=2)]
+    settings = [
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0},
+        {"lr": 0.02, "momentum": 0.5, "weight_decay": 0.3},
+    ]
+    together, apart = ([torch.nn.Parameter(value.clone()) for value in values] for _ in range(2))
+    shards = muon([(p, [(0, p.shape[0])]) for p in together], **settings[0])
+    groups = [{"params": p, **each} for p, each in zip((together[:1], together[1:]), settings, strict=True)]
+    optimizers = [Muon(groups, dict(zip(together, shards.shards, strict=True)), shards.exchange)]
+    for parameters, each in zip((apart[:1], apart[1:]), settings, strict=True):
+        optimizers.append(muon([(p, [(0, p.shape[0])]) for p in parameters], **each))
+    for step in range(3):
+        for i, (a, b) in enumerate(zip(together, apart, strict=True)):
+            a.grad = random(*a.shape, seed=10 * step + i)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b, before in zip(together, apart, values, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(a, before)

@@ -1,4 +1,4 @@
-"""The learning rate at each step, as a share of its peak."""
+"""The values of each step, as factors of those that are configured."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from llmkit.optim.schedule import lr_factor
         ({"name": "cosine", "warmup_steps": 0, "min_lr_ratio": 0.0}, {25: 0.853553, 50: 0.5, 100: 0.0}),
         ({"name": "cosine", "warmup_steps": 20, "min_lr_ratio": 0.2}, {20: 1.0, 60: 0.6, 100: 0.2, 101: 0.2}),
         ({"name": "wsd", "warmup_steps": 10, "min_lr_ratio": 0.0}, {10: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
+        (
+            {"name": "wsd", "warmup_steps": 10, "min_lr_ratio": 0.2, "decay_shape": "sqrt"},
+            {80: 1.0, 85: 0.6, 100: 0.2, 101: 0.2},
+        ),
+        (
+            {"name": "wsd", "min_lr_ratio": 0.0, "steps": 200, "decay_fraction": 0.5}
+            | {"decay_shape": "cosine"},
+            {50: 0.5, 100: 1.0, 125: 0.853553, 150: 0.5, 200: 0.0},
+        ),
         ({"name": "wsd", "warmup_steps": 95, "min_lr_ratio": 0.0}, {95: 1.0, 100: 0.0}),
         ({"name": "cosine", "warmup_steps": 200, "min_lr_ratio": 0.0}, {100: 0.5}),
     ],

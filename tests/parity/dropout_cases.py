@@ -22,7 +22,7 @@ from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parallel.randomness import seed_step
 from llmkit.parity.compare import relative_error
-from llmkit.parity.run import LEARNING_RATE, make_engine
+from llmkit.parity.run import make_engine
 from llmkit.parity.state import State, gather_state
 from llmkit.parity.subjects import MODELS, RandomWeights, count_targets, global_batch
 
@@ -99,7 +99,7 @@ def _step(mesh: Mesh, layout: dict[str, Any]) -> _Seen:
     batch = global_batch(SHAPE, 0, masked=False)
     seed_step(0, 0, mesh["data"].rank)
     rows = slice(0, 3)
-    engine.train_step([Batch(batch.tokens[rows], batch.labels[rows])], count_targets(batch), LEARNING_RATE)
+    engine.train_step([Batch(batch.tokens[rows], batch.labels[rows])], count_targets(batch))
     for handle in handles:
         handle.remove()
     seen.gradients = gather_state(engine, mesh, ["exp_avg"])

@@ -14,7 +14,7 @@ from llmkit.checkpoint.write import save
 from llmkit.engine.base import Engine
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.compare import relative_error
-from llmkit.parity.run import LEARNING_RATE, make_engine
+from llmkit.parity.run import make_engine
 from llmkit.parity.state import gather_state
 from llmkit.parity.subjects import MODELS, RandomWeights, count_targets, global_batch, share
 from tests.parity.launched import mesh_maker
@@ -112,7 +112,7 @@ def train(engine: Engine, mesh: Mesh, first: int, last: int) -> None:
     for step in range(first, last):
         batch = global_batch(SHAPE, step, masked=True)
         micro_batches = share(batch, mesh["data"].rank, mesh["data"].size, 1)
-        engine.train_step(micro_batches, count_targets(batch), LEARNING_RATE)
+        engine.train_step(micro_batches, count_targets(batch))
 
 
 def errors(engine: Engine, mesh: Mesh, expected: read.Checkpoint, keys: bool = True) -> dict[str, float]:

@@ -94,9 +94,9 @@ def mean_of_means() -> Iterator[None]:
     """Each rank divides by its own targets, and the ranks' means are averaged."""
 
     def own_mean(real: Callable[..., Any]) -> Callable[..., Any]:
-        def train_step(self: Any, micro_batches: Sequence[Batch], targets: int, rate: float) -> Any:
+        def train_step(self: Any, micro_batches: Sequence[Batch], targets: int) -> Any:
             own = sum(map(count_targets, micro_batches)) * self.mesh["data"].size
-            return real(self, micro_batches, own, rate)._replace(targets=targets)
+            return real(self, micro_batches, own)._replace(targets=targets)
 
         return train_step
 

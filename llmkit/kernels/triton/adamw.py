@@ -26,8 +26,8 @@ COLUMNS = 8
 
 @triton.jit
 def _update(
-    row, index, inside, floats_ptr, halves_ptr, gradient_factor, lr, size, root,
-    DECAY: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
+    row, index, inside, floats_ptr, halves_ptr, gradient_factor, shrinkage, size, root,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
     ROUNDED: tl.constexpr, FLOATS: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     # The product with a constant is how the compiler knows the alignment, and reads 16 bytes at a time.
@@ -40,7 +40,7 @@ def _update(
     second = tl.load(second_ptr, mask=inside, other=0.0)
     second = BETA2 * second + (1.0 - BETA2) * gradient * gradient
     master = tl.load(master_ptr, mask=inside, other=0.0)
-    master = master - lr * DECAY * master - size * first / (tl.sqrt(second) / root + EPS)
+    master = master - shrinkage * master - size * first / (tl.sqrt(second) / root + EPS)
     tl.store(master_ptr, master, mask=inside)
     tl.store(first_ptr, first, mask=inside)
     tl.store(second_ptr, second, mask=inside)
@@ -51,8 +51,8 @@ def _update(
 
 @triton.jit
 def _kernel(
-    table_ptr, tensor_of_block_ptr, floats_ptr, halves_ptr, grad_scale_ptr, found_inf_ptr, lr,
-    DECAY: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
+    table_ptr, tensor_of_block_ptr, floats_ptr, halves_ptr, grad_scale_ptr, found_inf_ptr, lr, shrinkage,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
     LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
     SCALED: tl.constexpr, ROUNDED: tl.constexpr, FLOATS: tl.constexpr, HALVES: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
@@ -71,13 +71,13 @@ def _kernel(
         factor = 1.0 / tl.load(grad_scale_ptr)
     if begin + BLOCK <= numel:  # without a mask, so that whole vectors are read
         _update(
-            row, index, tl.full((BLOCK,), True, tl.int1), floats_ptr, halves_ptr, factor, lr, size, root,
-            DECAY, BETA1, BETA2, EPS, ROUNDED, FLOATS, HALVES,
+            row, index, tl.full((BLOCK,), True, tl.int1), floats_ptr, halves_ptr, factor, shrinkage, size,
+            root, BETA1, BETA2, EPS, ROUNDED, FLOATS, HALVES,
         )  # fmt: skip
     else:
         _update(
-            row, index, index < numel, floats_ptr, halves_ptr, factor, lr, size, root,
-            DECAY, BETA1, BETA2, EPS, ROUNDED, FLOATS, HALVES,
+            row, index, index < numel, floats_ptr, halves_ptr, factor, shrinkage, size, root,
+            BETA1, BETA2, EPS, ROUNDED, FLOATS, HALVES,
         )  # fmt: skip
 
 
@@ -153,8 +153,8 @@ class AdamW(RoundsWeights):
         beta1, beta2 = group["betas"]
         _kernel[(table.blocks,)](
             table.rows, table.tensor_of_block, table.floats, table.halves,
-            skipped if scale is None else scale, skipped, group["lr"],
-            DECAY=group["weight_decay"], BETA1=beta1, BETA2=beta2, EPS=group["eps"],
+            skipped if scale is None else scale, skipped, group["lr"], group["lr"] * group["weight_decay"],
+            BETA1=beta1, BETA2=beta2, EPS=group["eps"],
             LOG_BETA1=math.log(max(beta1, 1e-300)), LOG_BETA2=math.log(max(beta2, 1e-300)),
             SCALED=scale is not None, ROUNDED=bool(self.rounded),
             FLOATS=table.units[0], HALVES=table.units[1],

@@ -56,15 +56,15 @@ def test_steps_of_the_engine_end_at_the_same_weights(device, precision):
         with torch.device(device):
             model = randomise(GPT(GPT2_STYLE))
         engine = NativeEngine(
-            model, Optimizer(eps=1e-3), precision=PRECISIONS[precision], gradient_clipping=0.5,
-            operators=Operators.of({"adamw": form}),
+            model, Optimizer(eps=1e-3, learning_rate=0.01),
+            precision=PRECISIONS[precision], gradient_clipping=0.5, operators=Operators.of({"adamw": form}),
         )  # fmt: skip
         for step in range(4):
             tokens = torch.randint(97, (2, 21), generator=torch.Generator().manual_seed(step)).to(device)
             if step == 2:
                 kept = [each.detach().clone() for each in model.parameters()]
             targets = 40 if step != 2 else 1e-300  # the gradient overflows
-            result = engine.train_step([Batch(tokens[:, :-1], tokens[:, 1:])], targets, 0.01)
+            result = engine.train_step([Batch(tokens[:, :-1], tokens[:, 1:])], targets)
             assert float(result.skipped) == (step == 2), f"step {step}: {result}"
             if step == 2:
                 assert all(map(torch.equal, kept, model.parameters())), "a skipped step changed weights"
