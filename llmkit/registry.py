@@ -64,6 +64,7 @@ def register(kind: Kind, name: str) -> Callable[[C], C]:
         raise UserError(f"register: the name {name!r} of a {kind} may have letters, digits and -_. only")
 
     def add(make: C) -> C:
+        """Registers `make` and returns it, as a decorator does."""
         new = Component(kind, name, make, getattr(make, "Config", None))
         before = _components.get((kind, name))
         if name in BUILT_IN.get(kind, ()):

@@ -51,6 +51,7 @@ def build_engine(
             use_compile_cache(os.environ, int(os.environ.get("LOCAL_WORLD_SIZE") or 1), note)
 
     def make_model() -> Model:
+        """The model on its device, without values; for DeepSpeed's stage 3 made within its own context."""
         with torch.device(device):
             tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
             terms = LossTerms(z_loss=config.train.z_loss, label_smoothing=config.train.label_smoothing)

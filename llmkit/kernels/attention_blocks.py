@@ -130,6 +130,7 @@ class _Blocks(torch.autograd.Function):
         scale: float,
         softcap: float | None,
     ) -> Tensor:
+        """Tile by tile: scores, the logarithms of their sums (`normalizers`), weights times values."""
         rule = Rule(window, scale, softcap)
         keys, values = _stacked(k), _stacked(v)
         parts, normalizers = [], []
@@ -148,6 +149,10 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # second derivatives would be wrong, not missing
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Tile by tile the scores once more; with weights w, d score = w (gradient value' - mean).
+
+        mean: of each query, its output times the gradient of that, summed.
+        """
         q, k, v, documents, out, normalizers = ctx.saved_tensors
         rule = ctx.rule
         keys, values = _stacked(k), _stacked(v)

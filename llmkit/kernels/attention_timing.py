@@ -21,6 +21,7 @@ from torch import Tensor
 from llmkit.config.operators import FLASH_PACKAGES
 from llmkit.files import write_atomic
 from llmkit.kernels.attention_backends import ORDERS, prepare, serves
+from llmkit.kernels.compiler import reason_of
 from llmkit.kernels.operators import Operators
 
 ROUNDS, CALLS = 5, 4
@@ -57,7 +58,7 @@ def milliseconds(
 
     device_name: the kind of device. There is one file for each kind of device, software, sizes and list of
     forms. One that is damaged or not this user's is not used and is made anew, with one line to `note`;
-    where it cannot be written, there is a line, too.
+    where it cannot be written, there is a line, too, and on each package that is left out of measuring.
     """
     software: dict[str, Any] = {"torch": str(torch.__version__), "cudnn": torch.backends.cudnn.version()}
     software |= {form: _versions(FLASH_PACKAGES[form][1]) for form in forms if form in FLASH_PACKAGES}
@@ -70,7 +71,7 @@ def milliseconds(
     except (OSError, ValueError, RecursionError) as error:
         note(f"{path} is not used, and attention is measured anew: {error}")
     try:
-        tried = measured(forms, sizes, device)
+        tried = measured(forms, sizes, device, note)
     except torch.OutOfMemoryError:
         return {}
     found = {form: value for form, value in tried.items() if math.isfinite(value)}
@@ -113,12 +114,14 @@ def _read(path: Path, key: Mapping[str, Any], forms: Sequence[str]) -> dict[str,
     return times
 
 
-def measured(forms: Sequence[str], sizes: Sizes, device: torch.device) -> dict[str, float]:
+def measured(
+    forms: Sequence[str], sizes: Sizes, device: torch.device, note: Callable[[str], None]
+) -> dict[str, float]:
     """Milliseconds of a forward and a backward pass, by form: medians of rounds in turns.
 
-    Not compiled, as torch.compile calls the same kernels. Forms that cannot serve the sizes are left out;
-    one for which there is not enough memory has an infinite time. Afterwards PyTorch's own flash attention is
-    in use.
+    Not compiled, as torch.compile calls the same kernels. Forms that cannot serve the sizes are left out,
+    with one line to `note` on each of another package; one for which there is not enough memory has an
+    infinite time. Afterwards PyTorch's own flash attention is in use.
     """
     short = dict[str, float]()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -127,8 +130,12 @@ def measured(forms: Sequence[str], sizes: Sizes, device: torch.device) -> dict[s
         spent: dict[str, list[float]] = {}
         for form in forms:
             try:
-                if _serves(form, inputs, sizes, device):
+                refusal = _refusal(form, inputs, sizes, device)
+                if refusal is None:
                     spent[form] = []
+                elif form in FLASH_PACKAGES:
+                    package = ", ".join(_versions(FLASH_PACKAGES[form][1])) or FLASH_PACKAGES[form][1]
+                    note(f"attention is not measured with {form} ({package}): {refusal}")
             except torch.OutOfMemoryError:
                 short[form] = math.inf
         for _ in range(ROUNDS):
@@ -155,30 +162,34 @@ def _inputs(sizes: Sizes, device: torch.device) -> list[Tensor]:
     return [*(x.requires_grad_() for x in (q, k, v)), gradient]
 
 
-def _serves(form: str, inputs: list[Tensor], sizes: Sizes, device: torch.device) -> bool:
-    """Whether a form can compute it, by trying; a backend that cannot would leave it to the next one.
+def _refusal(form: str, inputs: list[Tensor], sizes: Sizes, device: torch.device) -> str | None:
+    """Why a form cannot compute it, by trying; a backend that cannot would leave it to the next one.
 
     What another package computes must be what PyTorch does. Raises OutOfMemoryError.
     """
     q, k, v, _ = inputs
     asked = device.type == "cuda" and form in (*ORDERS, *FLASH_PACKAGES)
     if asked and not serves(form, q, k, v, sizes.dropout):
-        return False
+        return f"PyTorch says that it does not take {sizes}"
     try:
         found = _run(form, inputs, sizes, 1)
-        return form not in FLASH_PACKAGES or _alike(found, _run("flash", inputs, sizes, 1))
+        return _difference(found, _run("flash", inputs, sizes, 1)) if form in FLASH_PACKAGES else None
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         if form in FLASH_PACKAGES or isinstance(error, RuntimeError):  # kernels of others raise anything
-            return False
+            return f"it failed with {type(error).__name__}: {reason_of(error)}"
         raise
 
 
-def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    """Whether each of the tensors is the other but for rounding; nothing that is not finite is."""
-    pairs = [(one.float(), other.float()) for one, other in zip(found, wanted, strict=True)]
-    return all(bool((one - other).norm() <= AGREES * other.norm()) for one, other in pairs)
+def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str | None:
+    """What of these tensors differs by more than rounding, or is not finite; None where nothing does."""
+    names = ("the output", "the gradient of q", "the gradient of k", "the gradient of v")
+    for name, one, other in zip(names, found, wanted, strict=True):
+        share = float((one.float() - other.float()).norm() / other.float().norm())
+        if not share <= AGREES:
+            return f"{name} is {share:.1%} away from what PyTorch's flash attention gives"
+    return None
 
 
 def _run(form: str, inputs: list[Tensor], sizes: Sizes, calls: int) -> tuple[Tensor, ...]:

@@ -77,6 +77,7 @@ def compile_function(
     used = compiled = torch.compile(function, dynamic=False, backend=backend)
 
     def call(*arguments: Any, **options: Any) -> Any:
+        """The compiled function until it has failed, and `function` itself from then on."""
         nonlocal used
         try:
             return used(*arguments, **options)

@@ -113,6 +113,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Between ranks both products are one operator, if both are needed."""
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         (form, pieces, group), dtype = ctx.how, gradients[0].dtype
         products, rows = PRODUCTS[form], gradients[0].reshape(-1, gradients[0].shape[-1])

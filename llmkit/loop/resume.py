@@ -61,6 +61,7 @@ def find_resume_point(
     checkpoint = newest(folder.checkpoints, passed_over.append, mesh)
 
     def check() -> str:
+        """On rank 0, refuses another run than that of the folder; what a `ResumePoint` says, as JSON."""
         for line in passed_over:
             note(line)
         if checkpoint is None:

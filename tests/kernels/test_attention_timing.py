@@ -52,7 +52,7 @@ def test_forward_and_backward_pass_of_each_form_are_measured(monkeypatch):
 
     monkeypatch.setattr(attention_timing.Operators, "of", of)
     state = torch.get_rng_state()
-    times = measured(FORMS, SIZES, CPU)
+    times = measured(FORMS, SIZES, CPU, pytest.fail)
     assert list(times) == ["sdpa", "blocks"]
     assert all(value > 0.0 for value in times.values())
     assert passes == dict.fromkeys(FORMS, 1 + attention_timing.ROUNDS * attention_timing.CALLS)
@@ -74,7 +74,7 @@ def test_the_median_of_rounds_in_turns(monkeypatch):
 
     monkeypatch.setattr(attention_timing, "_run", run)
     monkeypatch.setattr(attention_timing, "_now", lambda device: clock[0])
-    assert measured(FORMS, SIZES, CPU) == pytest.approx({"sdpa": 2.0, "blocks": 1.0})
+    assert measured(FORMS, SIZES, CPU, pytest.fail) == pytest.approx({"sdpa": 2.0, "blocks": 1.0})
     assert order == ["sdpa", "blocks"] * (1 + attention_timing.ROUNDS)
 
 
@@ -87,9 +87,9 @@ def test_a_form_that_fails_is_left_out(monkeypatch):
         return table(chosen)
 
     monkeypatch.setattr(attention_timing.Operators, "of", of)
-    assert measured(FORMS, SIZES, CPU)["blocks"] == float("inf")
+    assert measured(FORMS, SIZES, CPU, pytest.fail)["blocks"] == float("inf")
     monkeypatch.setattr(attention_timing.Operators, "of", lambda chosen: fail(RuntimeError("it cannot")))
-    assert measured(FORMS, SIZES, CPU) == {}
+    assert measured(FORMS, SIZES, CPU, pytest.fail) == {}
 
 
 def fail(error: Exception) -> Any:
@@ -98,15 +98,33 @@ def fail(error: Exception) -> Any:
 
 def test_another_package_must_compute_what_pytorch_does(monkeypatch):
     """It may fail in any way, and is then left out; ours may not."""
-    right = [torch.ones(4), torch.arange(4.0)]
-    for wrong in (0.01, 0.1, float("nan")):
-        results = {"flash": right, "flash4": [right[0], right[1] * (1 + wrong)]}
+    right = [torch.ones(4), torch.arange(4.0), torch.ones(2), torch.ones(2)]
+    for wrong, share in ((0.01, None), (0.1, "10.0%"), (float("nan"), "nan%")):
+        results = {"flash": right, "flash4": [right[0], right[1] * (1 + wrong), *right[2:]]}
         monkeypatch.setattr(attention_timing, "_run", lambda form, *_, results=results: results[form])
-        assert attention_timing._serves("flash4", [*right, *right], SIZES, CPU) is (wrong == 0.01)
+        refusal = attention_timing._refusal("flash4", right, SIZES, CPU)
+        away = f"the gradient of q is {share} away from what PyTorch's flash attention gives"
+        assert refusal == (share and away)
     monkeypatch.setattr(attention_timing, "_run", lambda *_: fail(TypeError("no argument `out`")))
-    assert attention_timing._serves("flash4", [*right, *right], SIZES, CPU) is False
+    refusal = attention_timing._refusal("flash4", right, SIZES, CPU)
+    assert refusal == "it failed with TypeError: no argument `out`"
     with pytest.raises(TypeError):
-        attention_timing._serves("flash", [*right, *right], SIZES, CPU)
+        attention_timing._refusal("flash", right, SIZES, CPU)
+
+
+def test_a_package_that_is_left_out_has_a_line_with_the_reason(monkeypatch):
+    monkeypatch.setattr(attention_timing, "_versions", lambda package: [f"{package} 4.1"])
+    run, told = attention_timing._run, list[str]()
+
+    def fails(form: str, *rest: Any) -> Any:
+        return fail(TypeError("no argument `out`")) if form == "flash4" else run(form, *rest)
+
+    monkeypatch.setattr(attention_timing, "_run", fails)
+    assert list(measured(("sdpa", "flash4"), SIZES, CPU, told.append)) == ["sdpa"]
+    (line,) = told
+    assert line == (
+        "attention is not measured with flash4 (flash_attn 4.1): it failed with TypeError: no argument `out`"
+    )
 
 
 def test_times_without_all_forms_for_want_of_memory_are_not_kept(tmp_path, monkeypatch):

@@ -176,6 +176,13 @@ def test_chunks_of_large_vocabularies_are_a_tenth_of_the_logits_in_fp32(element_
     assert -(-tokens // size) == (7 if element_size == 2 else 13)
 
 
+def test_chunks_of_very_many_tokens_take_a_gibibyte():
+    """Where the share of all logits would take 2.6."""
+    weight = torch.empty(128_256, 8, dtype=torch.bfloat16, device="meta")
+    size = chunk_tokens(2**16, weight)
+    assert 0.9 * 2**30 < size * 128_256 * 2 <= 2**30 < 0.08 * 4 * 2**16 * 128_256
+
+
 @pytest.mark.parametrize(
     ("device", "tokens", "columns", "width", "chunks"),
     [

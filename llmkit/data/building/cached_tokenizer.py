@@ -54,6 +54,7 @@ def cached_tokenizer(
     folder = Path(config.cache_dir) / f"tokenizer-{content_key(described)}"
 
     def fill(workplace: Path) -> None:
+        """Makes the tokenizer, in the folder `whole` of the workplace."""
         check()
         tokenizer = make_tokenizer(spec, _texts(config, readable))
         if spec.type == "bpe":

@@ -59,6 +59,7 @@ def check_documents(
     folder = Path(cache_dir) / f"{name}-checked-{content_key(described)}"
 
     def fill(workplace: Path) -> None:
+        """Checks the documents, and leaves the folder `whole` in the workplace as a sign of it."""
         check()
         many = f"{rows.documents:,} documents"
         report(f"data: {name}: looking whether each of {many} ends with end-of-text, once for these files")

@@ -153,6 +153,7 @@ def _settings(read: Callable[[str], str | None], setting: str) -> dict[str, Any]
     """
 
     def read_object(name: str) -> dict[str, Any]:
+        """The JSON object in this file; empty where there is no such file, or no object in it."""
         try:
             found: Any = json.loads(read(name) or "{}")
         except (ValueError, RecursionError) as error:

@@ -184,17 +184,17 @@ AVX512 void backward(const Sizes& z, Heads q, Heads k, Heads v, Heads out, Heads
 }  // namespace
 
 // sizes: batch, length, heads, kv_heads, width. heads: of each tensor the address and its strides of batch, row
-// and head, in the order q, k, v, out, and in the backward pass grad, dq, dk, dv.
-extern "C" void attention(const int64_t* sizes, double scale, const int64_t* heads, float* logs, int is_backward, int threads) {
+// and head, in the order q, k, v, out, and in the backward pass grad, dq, dk, dv. Returns whether memory was missing.
+extern "C" int attention(const int64_t* sizes, double scale, const int64_t* heads, float* logs, int is_backward, int threads) {
   const Sizes z{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], float(scale)};
   Heads t[8] = {};
   for (int i = 0; i < (is_backward ? 8 : 4); i++)
     t[i] = {reinterpret_cast<uint16_t*>(heads[4 * i]), heads[4 * i + 1], heads[4 * i + 2], heads[4 * i + 3]};
   const int64_t tasks = z.batch * (is_backward ? z.kv_heads : z.heads);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t index = 0; index < tasks; index++)
+  return in_parallel(tasks, threads, [&](int64_t index) {
     if (is_backward)
       backward(z, t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], logs, index);
     else
       forward(z, t[0], t[1], t[2], t[3], logs, index);
+  });
 }

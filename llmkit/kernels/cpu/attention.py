@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmkit.kernels.attention_blocks import blocks
-from llmkit.kernels.cpu.load import load
+from llmkit.kernels.cpu.load import enough_memory, load
 
 
 def attention(
@@ -100,5 +100,5 @@ def _library() -> ctypes.CDLL:
     library: Any = load("attention.cpp")
     array = ctypes.POINTER(ctypes.c_int64)
     library.attention.argtypes = [array, ctypes.c_double, array, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-    library.attention.restype = None
+    library.attention.restype, library.attention.errcheck = ctypes.c_int, enough_memory
     return library

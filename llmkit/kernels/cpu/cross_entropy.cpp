@@ -79,16 +79,15 @@ AVX512 void pass_over(uint16_t* x, const Spec& s, int64_t target, const float* w
 
 }  // namespace
 
-// x: (rows, columns) row-major. Of `log_sum` only GRADIENT reads, to `found` the others write.
-extern "C" void cross_entropy(uint16_t* x, int64_t rows, const int64_t* sizes, const double* terms, const int64_t* target,
-                              const float* weights, const float* log_sum, float* found, int pass, int threads) {
+// x: (rows, columns) row-major. Of `log_sum` only GRADIENT reads, to `found` the others write. Returns whether memory
+// was missing.
+extern "C" int cross_entropy(uint16_t* x, int64_t rows, const int64_t* sizes, const double* terms, const int64_t* target,
+                             const float* weights, const float* log_sum, float* found, int pass, int threads) {
   const Spec s{int(sizes[0]), int(sizes[1]), int(sizes[2]), float(terms[0]), float(terms[1]), float(terms[2])};
-#pragma omp parallel num_threads(threads)
-  {
+  return in_parallel(threads, threads, [&](int64_t part) {
     auto kept = buffer<float>(s.columns + 16);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows; i++)
+    for (int64_t i = rows * part / threads; i < rows * (part + 1) / threads; i++)
       (s.softcap != 0.0f ? pass_over<true> : pass_over<false>)(x + i * sizes[0], s, target[i], weights + i, log_sum + i,
                                                                found + i, rows, Pass(pass), kept.get());
-  }
+  });
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from llmkit.batch import LossSum
 from llmkit.kernels import head_loss_chunks
 from llmkit.kernels.cpu.linear import multiply_into
-from llmkit.kernels.cpu.load import load
+from llmkit.kernels.cpu.load import enough_memory, load
 from llmkit.kernels.head_loss_rows import ROW_PASSES, RowSpec
 
 _WHOLE, _STATISTICS, _GRADIENT = range(3)
@@ -79,7 +79,7 @@ def _library() -> ctypes.CDLL:
         pointer, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_double),
         pointer, pointer, pointer, pointer, number, number,
     ]  # fmt: skip
-    library.cross_entropy.restype = None
+    library.cross_entropy.restype, library.cross_entropy.errcheck = number, enough_memory
     return library
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmkit.kernels.cpu.load import load
+from llmkit.kernels.cpu.load import enough_memory, load
 from llmkit.kernels.linear_products import PRODUCTS, TorchProducts, product_linear
 
 
@@ -99,5 +99,5 @@ def _library() -> ctypes.CDLL:
     library.weight_gradient.argtypes = [
         pointer, size, pointer, size, pointer, size, size, size, size, number, number, number,
     ]  # fmt: skip
-    library.weight_gradient.restype = None
+    library.weight_gradient.restype, library.weight_gradient.errcheck = number, enough_memory
     return library

@@ -210,10 +210,11 @@ extern "C" void descend(float* const* weights, const uint16_t* const* updates, u
       descend_along(weights[k] + i, updates[k] + i, rounded ? rounded[k] + i : nullptr, std::min(BLOCK, numels[k] - i), kept[k], sizes[k]);
 }
 
-// matrices: `count` of them, contiguous; results go to `out`. coefficients: three a round.
-
-extern "C" void orthogonalise(const uint16_t* const* matrices, uint16_t* const* out, const int64_t* rows, const int64_t* columns, int64_t count,
-                              const float* coefficients, int rounds, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t i = 0; i < count; i++) iterate(matrices[i], out[i], int(rows[i]), int(columns[i]), coefficients, rounds);
+// matrices: `count` of them, contiguous; results go to `out`. coefficients: three a round. Returns whether memory was
+// missing.
+extern "C" int orthogonalise(const uint16_t* const* matrices, uint16_t* const* out, const int64_t* rows, const int64_t* columns, int64_t count,
+                             const float* coefficients, int rounds, int threads) {
+  return in_parallel(count, threads, [&](int64_t i) {
+    iterate(matrices[i], out[i], int(rows[i]), int(columns[i]), coefficients, rounds);
+  });
 }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llmkit.kernels import muon as plain
-from llmkit.kernels.cpu.load import load
+from llmkit.kernels.cpu.load import enough_memory, load
 from llmkit.kernels.muon import Coefficients
 
 
@@ -91,6 +91,6 @@ def _library() -> ctypes.CDLL:
     library.look_ahead.argtypes = [pointer, pointer, pointer, pointer, size, real, real, number, number]
     library.orthogonalise.argtypes = [pointer, pointer, pointer, pointer, size, pointer, number, number]
     library.descend.argtypes = [pointer, pointer, pointer, pointer, size, pointer, pointer, number]
-    for function in (library.look_ahead, library.orthogonalise, library.descend):
-        function.restype = None
+    library.look_ahead.restype = library.descend.restype = None
+    library.orthogonalise.restype, library.orthogonalise.errcheck = number, enough_memory
     return library

@@ -6,9 +6,11 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
 
 namespace {
 
@@ -23,9 +25,29 @@ constexpr int64_t panel_size(int pairs, int width) { return int64_t(pairs) * 2 *
 struct Free {
   void operator()(void* p) const { std::free(p); }
 };
+// Memory for `count` values, of which none is set. Throws std::bad_alloc.
 template <class T>
 std::unique_ptr<T[], Free> buffer(int64_t count) {
-  return std::unique_ptr<T[], Free>(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
+  void* memory = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
+  if (!memory) throw std::bad_alloc();
+  return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
+}
+
+// Calls work(0), ..., work(count - 1), each on a thread that is free. Returns 0, or 1 where one of them got no memory:
+// an exception that left a parallel region would end the process.
+template <class Work>
+int in_parallel(int64_t count, int threads, const Work& work) {
+  std::atomic<int> failed{0};
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t index = 0; index < count; index++) {
+    if (failed) continue;
+    try {
+      work(index);
+    } catch (const std::bad_alloc&) {
+      failed = 1;
+    }
+  }
+  return failed;
 }
 
 struct Matrix {

@@ -22,10 +22,10 @@ AVX512 void multiply(Matrix left, Matrix right, Output out, int64_t depth, int64
   const int64_t left_panels = (ROWS + 32) / TALL, right_panels = (COLUMNS + 32) / WIDE + 1;
   const int64_t sizes[] = {2 * left_panels * panel_size(DEPTH / 2, TALL), 2 * right_panels * panel_size(DEPTH / 2, WIDE),
                            out.bf16 ? 4 * int64_t(WAITING) : 0};
-  auto* memory = static_cast<char*>(std::aligned_alloc(64, (sizes[0] + sizes[1] + sizes[2] + 63) / 64 * 64));
-  auto* packed_left = reinterpret_cast<uint16_t*>(memory);
-  auto* packed_right = reinterpret_cast<uint16_t*>(memory + sizes[0]);
-  auto* waiting = reinterpret_cast<float*>(memory + sizes[0] + sizes[1]);
+  const auto memory = buffer<char>(sizes[0] + sizes[1] + sizes[2]);
+  auto* packed_left = reinterpret_cast<uint16_t*>(memory.get());
+  auto* packed_right = reinterpret_cast<uint16_t*>(memory.get() + sizes[0]);
+  auto* waiting = reinterpret_cast<float*>(memory.get() + sizes[0] + sizes[1]);
   for (int64_t column = 0; column < columns; column += COLUMNS) {
     const int wide = std::min<int64_t>(COLUMNS, columns - column);
     const int64_t height = out.bf16 ? WAITING / wide / ROWS * ROWS : rows;
@@ -51,25 +51,24 @@ AVX512 void multiply(Matrix left, Matrix right, Output out, int64_t depth, int64
       }
     }
   }
-  std::free(memory);
 }
 
 }  // namespace
 
-// add: to what is in `out`, which then must be fp32. Each thread computes a rectangle of `out`.
-extern "C" void weight_gradient(const uint16_t* left, int64_t left_stride, const uint16_t* right, int64_t right_stride,
-                                void* out, int64_t out_stride, int64_t depth, int64_t rows, int64_t columns, int bf16,
-                                int add, int threads) {
+// add: to what is in `out`, which then must be fp32. Each thread computes a rectangle of `out`. Returns whether memory
+// was missing.
+extern "C" int weight_gradient(const uint16_t* left, int64_t left_stride, const uint16_t* right, int64_t right_stride,
+                               void* out, int64_t out_stride, int64_t depth, int64_t rows, int64_t columns, int bf16,
+                               int add, int threads) {
   int across = 1;  // rectangles side by side: those whose sides are shortest pack least
   for (int i = 1; i <= threads; i++)
     if (threads % i == 0 && rows * i / threads + columns / i < rows * across / threads + columns / across) across = i;
   const int down = threads / across;
   const int64_t tall = ((rows + down - 1) / down + 31) / 32 * 32, wide = ((columns + across - 1) / across + 31) / 32 * 32;
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int index = 0; index < threads; index++) {
+  return in_parallel(threads, threads, [&](int64_t index) {
     const int64_t row = index % down * tall, column = index / down * wide;
     auto* place = static_cast<char*>(out) + (row * out_stride + column) * (bf16 ? 2 : 4);
     multiply({left + row, left_stride}, {right + column, right_stride}, {place, out_stride, bf16 != 0}, depth,
              std::min(tall, rows - row), std::min(wide, columns - column), add != 0);
-  }
+  });
 }

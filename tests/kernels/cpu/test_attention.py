@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llmkit.kernels.attention_blocks import blocks
-from llmkit.kernels.cpu.attention import attention, causal_attention
+from llmkit.kernels.cpu.attention import _call, attention, causal_attention
 from llmkit.monitor.hardware import has_avx512_bf16
 from tests.kernels.float64 import check
 
@@ -78,3 +78,11 @@ def test_it_passes_through_a_graph() -> None:
         torch.autograd.grad(form(q, k, v).square().sum(), (q, k, v)) for form in (compiled, attention)
     )
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_too_little_memory_is_an_error_of_python() -> None:
+    q = torch.zeros(64).bfloat16().expand(1, 2**40, 1, 64)
+    for backward in (False, True):
+        tensors = (q,) * (8 if backward else 4)
+        with pytest.raises(MemoryError, match="buffers of the kernel attention; use a smaller"):
+            _call(tensors, torch.zeros(1), 1.0, backward)
