@@ -24,7 +24,8 @@ TINY = 1e-10
 class NorMuon:
     """Updates matrices; those of one shape together.
 
-    dtype: of the products. compiled: whether torch.compile makes one function of an update.
+    dtype: of the products. compiled: whether torch.compile makes one function of what is done to each weight
+    at the end; of the whole update it cannot (PyTorch 2.13 on a CPU).
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, dtype: torch.dtype, compiled: bool) -> None:
@@ -33,9 +34,9 @@ class NorMuon:
             by_shape.setdefault(parameter.shape, []).append(parameter)
         self._groups = list(by_shape.values())
         self._momenta = [torch.zeros(len(group), *group[0].shape) for group in self._groups]
-        self._seconds = [_second_moment(momentum) for momentum in self._momenta]
+        self._seconds = [torch.zeros_like(_squares(momentum)) for momentum in self._momenta]
         self._dtype = dtype
-        self._update: Any = torch.compile(update, dynamic=False) if compiled else update
+        self._moved: Any = torch.compile(moved, dynamic=False) if compiled else moved
 
     @torch.no_grad()
     def step(self, *, rate: float, momentum: float, weight_decay: float) -> None:
@@ -44,61 +45,57 @@ class NorMuon:
             rows, columns = group[0].shape
             scaled = rate * max(1.0, rows / columns) ** 0.5
             # Tensors, not numbers: compiled code is made anew for each number it was not made for.
-            values = [torch.tensor(value) for value in (scaled, momentum, weight_decay)]
-            weights = torch.stack(list(group))
+            rates = torch.tensor(scaled), torch.tensor(scaled * weight_decay)
             gradients = torch.stack([_gradient(parameter) for parameter in group])
-            updated = self._update(weights, gradients, moment, second, *values, self._dtype)
-            torch._foreach_copy_(list(group), list(updated.unbind()))
+            moment.lerp_(gradients, 1.0 - momentum)
+            x = orthogonal(torch.lerp(gradients, moment, momentum), self._dtype)
+            weights = self._moved(torch.stack(list(group)), x, even(x, second), *rates)
+            torch._foreach_copy_(list(group), list(weights.unbind()))
 
 
-def update(
-    weights: Tensor, gradients: Tensor, moment: Tensor, second: Tensor,
-    rate: Tensor, momentum: Tensor, weight_decay: Tensor, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """New weights of matrices of one shape, (count, rows, columns); `moment` and `second` are advanced."""
-    moment.lerp_(gradients, 1.0 - momentum)
-    ahead = torch.lerp(gradients, moment, momentum)
-    direction = normed(orthogonal(ahead.to(dtype)).float(), second)
-    cautious = (direction * weights >= 0.0) * weights
-    return weights - rate * (direction + weight_decay * cautious)
+def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest semi-orthogonal matrices, of rows that are made equally long first (arXiv 2603.28254).
 
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrices, of rows that were made equally long first (arXiv 2603.28254).
-
-    Then all of a matrix is scaled to the norm that an orthogonal one has (arXiv 2602.21545).
+    matrices: (count, rows, columns), fp32. dtype: of the products and the result.
     """
-    rows, columns = matrices.shape[-2:]
-    long = matrices.float().norm(dim=-1, keepdim=True)
-    mean = long.norm(dim=-2, keepdim=True) / rows**0.5
-    x = matrices * (mean / long.clamp_min(1e-6)).to(matrices.dtype)
-    x = x.mT if rows > columns else x
-    x = x / (1.01 * x.norm(dim=(-2, -1), keepdim=True) + 1e-6)
+    lengths = matrices.norm(dim=-1, keepdim=True)
+    all_of_it = lengths.norm(dim=-2, keepdim=True)
+    mean = all_of_it / matrices.shape[-2] ** 0.5
+    x = (matrices * (mean / lengths.clamp_min(1e-6) / (1.01 * all_of_it + 1e-6))).to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    size = x.float().norm(dim=(-2, -1), keepdim=True).clamp_min(1e-6)
-    x = x * (min(rows, columns) ** 0.5 / size).to(x.dtype)
-    return x.mT if rows > columns else x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
-def normed(direction: Tensor, second: Tensor) -> Tensor:
-    """Evens out the rows (of a wide matrix the columns) by their second moment; the whole norm stays."""
-    squares = direction.square().mean(dim=_within(direction), keepdim=True)
-    second.lerp_(squares, 1.0 - SECOND_BETA)
+def even(x: Tensor, second: Tensor) -> Tensor:
+    """What to multiply rows (of a wide matrix columns) by, so that they become alike; `second` is advanced.
+
+    By the second moment of each over the steps; all of a matrix then has the norm of an orthogonal one
+    (arXiv 2602.21545).
+    """
+    shorter = min(x.shape[-2:])
+    squares = _squares(x)
+    to_norm = shorter / squares.sum(dim=(-2, -1), keepdim=True).clamp_min(TINY)
+    squares = squares * to_norm
+    second.lerp_(squares / shorter, 1.0 - SECOND_BETA)
     scale = second.clamp_min(TINY).rsqrt()
-    before = squares.sum(dim=(-2, -1), keepdim=True).sqrt()
-    after = (squares * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
-    return direction * (scale * before / after.clamp_min(TINY))
+    after = (squares * scale.square()).sum(dim=(-2, -1), keepdim=True).clamp_min(TINY)
+    return scale * (to_norm * shorter / after).sqrt()
 
 
-def _within(matrices: Tensor) -> int:
-    """The dimension along which a second moment is one: rows of a tall matrix, columns of a wide one."""
-    return -1 if matrices.shape[-2] >= matrices.shape[-1] else -2
+def moved(weights: Tensor, x: Tensor, scale: Tensor, rate: Tensor, decay: Tensor) -> Tensor:
+    """The new weights: less the update, and less a share of those that it makes smaller."""
+    x = x.float() * scale
+    return weights - rate * x - decay * (x * weights >= 0.0) * weights
 
 
-def _second_moment(matrices: Tensor) -> Tensor:
-    return torch.zeros_like(matrices.mean(dim=_within(matrices), keepdim=True))
+def _squares(x: Tensor) -> Tensor:
+    """Of each row of a tall matrix, of each column of a wide one: the sum, fp32."""
+    dim = -1 if x.shape[-2] >= x.shape[-1] else -2
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32).square()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
