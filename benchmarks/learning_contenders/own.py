@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from llmkit.config.load import Loaded
 from llmkit.config.schema import Config, Optimizer
 from llmkit.device import device_facts
 from llmkit.engine.build import build_engine
-from llmkit.optim.schedule import learning_rate_at
+from llmkit.optim.schedule import step_values
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Known, resolve_plan
 
@@ -58,8 +57,7 @@ class Own:
         """As the trainer takes it."""
         self._number += 1
         targets = int((batch.labels != IGNORE).sum())
-        rate = learning_rate_at(self._number, self._steps, self._config)
-        self._engine.train_step([batch], targets, rate)
+        self._engine.train_step([batch], targets, step_values(self._number, self._steps, self._config))
 
     def nats(self, batch: Batch) -> Tensor:
         """By the engine's evaluation."""
@@ -68,5 +66,8 @@ class Own:
 
 def scaled(optimizer: Optimizer, factor: float) -> Optimizer:
     """The same optimizer with all its learning rates times `factor`."""
-    update: dict[str, Any] = {"learning_rate": factor * optimizer.learning_rate}
-    return copy.copy(optimizer).model_copy(update=update)
+    settings = optimizer.model_dump()
+    for section in (settings, *settings.get("groups", [])):
+        if section["learning_rate"] is not None:
+            section["learning_rate"] *= factor
+    return type(optimizer).model_validate(settings)
