@@ -74,6 +74,22 @@ def test_in_bf16_as_much_is_allowed_as_rounding_does(alone):
     ]
 
 
+@pytest.mark.parametrize(("share", "wrong"), [(1.4, []), (1.6, ["gradient"]), (3.1, ["norm", "gradient"])])
+def test_in_fp8_a_norm_may_differ_by_more_than_a_tensor(alone, share, wrong):
+    case = Case("gpt2", 0, 1, 1, False, 1, "none", True, "fp8", "none")
+
+    def changed(trajectory: Trajectory, step: int, by: float) -> Trajectory:
+        found = copy.deepcopy(trajectory)
+        found.norms[step] *= 1.0 + by
+        for gradient in found.gradients[step].values():
+            gradient.mul_(1.0 + by)
+        return found
+
+    rounded = changed(alone, 4, by=0.01)
+    found = changed(rounded, 9, by=0.01 * share)
+    assert [each.sort for each in compare(found, Reference(rounded, alone), case) if each.is_failure] == wrong
+
+
 def test_errors_are_relative_to_the_whole_tensor():
     assert relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])) == 0.0
     assert relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0])) == pytest.approx(0.1)
