@@ -132,6 +132,20 @@ COMPILED = [
 ]
 """Few, as torch.compile takes longer than all steps together."""
 
+SETTINGS = [
+    Case("everything", stage, tensor, data, pieces, 3, recompute, masked, "fp32", "none", optimizer)
+    for stage, tensor, data, pieces, recompute, masked, optimizer in (
+        (0, 2, 1, False, "none", True, "muon"),
+        (0, 2, 1, True, "selective", False, "adamw"),
+        (0, 2, 1, True, "full/2", True, "muon"),
+        (1, 1, 2, False, "full", True, "muon"),
+        (3, 1, 2, False, "selective", True, "muon"),
+        (0, 4, 1, False, "none", False, "adamw"),
+        (3, 2, 2, True, "none", True, "adamw"),
+    )
+]
+"""The settings of recent small recipes, all at once, under each way to share their parameters."""
+
 ALONE = [
     Case("modern", stage, 1, 1, False, 3, "none", False, precision, offload, engine="deepspeed")
     for stage, precision, offload in (
@@ -143,7 +157,7 @@ ALONE = [
 ]
 """DeepSpeed's stages on one process, so that they are tried on a GPU where there is only one."""
 
-FURTHER = LARGE + FORMED + ALONE + COMPILED
+FURTHER = LARGE + FORMED + SETTINGS + ALONE + COMPILED
 
 
 def all_cases() -> Iterator[Case]:

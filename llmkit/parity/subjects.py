@@ -41,6 +41,11 @@ MODELS = {
     "even": replace(
         MODERN, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96,
     ),
+    "everything": replace(
+        MODERN, mlp="relu2", norm_weight=False, qk_norm=True, embedding_norm=True, value_embeddings=True,
+        residual_scalars=True, embedding_multiplier=1.5, attention_multiplier=0.4, residual_multiplier=0.7,
+        logits_scaling=1.25, final_logit_softcapping=5.0,
+    ),
     "large": replace(
         GPT2, vocab_size=40_501, padded_vocab_size=40_501, hidden_size=256, head_dim=64, num_hidden_layers=1,
     ),
@@ -48,7 +53,7 @@ MODELS = {
 """GPT-2 style: biases, LayerNorm, learned positions, tied head. Modern: RMSNorm, rope, SwiGLU, fewer key
 and value heads than tensor-parallel ranks, a head of its own. Odd: a vocabulary that nothing divides, one
 key and value head, tied. QK-norm: a norm on each head's query and key. Even: sizes that fp8
-takes on two ranks. Large: an embedding of more than 10
+takes on two ranks. Everything: what recent small recipes add. Large: an embedding of more than 10
 million elements, since a sum in fp32 may be wrong only where it is long."""
 
 
@@ -64,7 +69,7 @@ class RandomWeights:
             model = GPT(shape, seed=None)
         for name, size in InitialWeights(model, 0).shapes.items():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            self.tensors[name] = torch.randn(size, generator=generator) * 0.1 + name.endswith("norm.weight")
+            self.tensors[name] = torch.randn(size, generator=generator) * 0.1 + name.endswith(("norm.weight", ".stream"))
 
     def kinds(self) -> list[str]:
         """See `Source.kinds`."""

@@ -32,6 +32,10 @@ def sections(draw: st.DrawFn) -> tuple[dict[str, object], int]:
         "mlp": draw(st.sampled_from(["swiglu", "gelu", "relu2"])),
         "attention_bias": draw(st.booleans()),
         "qk_norm": draw(st.booleans()),
+        "norm_weight": draw(st.booleans()),
+        "embedding_norm": draw(st.booleans()),
+        "value_embeddings": draw(st.booleans()),
+        "residual_scalars": draw(st.booleans()),
     }, size
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmkit.kernels.compiler import compiler_missing
-from llmkit.parity.cases import ALONE, COMPILED, FORMED, LARGE, Case
+from llmkit.parity.cases import ALONE, COMPILED, FORMED, LARGE, SETTINGS, Case
 from llmkit.parity.covering import covering
 from tests.ranks import run_ranks
 
@@ -30,8 +30,8 @@ def few(cases: Iterable[Case]) -> Iterator[Case]:
 
 
 TO_COMPILE = [] if compiler_missing(torch.device("cpu")) else COMPILED
-CASES = covering() + LARGE + FORMED + ALONE + TO_COMPILE
-ALWAYS = {*few(covering()), LARGE[-1], *FORMED, ALONE[-1]}
+CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + TO_COMPILE
+ALWAYS = {*few(covering()), LARGE[-1], *FORMED, *SETTINGS, ALONE[-1]}
 
 
 @pytest.fixture(scope="module")
