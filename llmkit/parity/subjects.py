@@ -69,7 +69,8 @@ class RandomWeights:
             model = GPT(shape, seed=None)
         for name, size in InitialWeights(model, 0).shapes.items():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            self.tensors[name] = torch.randn(size, generator=generator) * 0.1 + name.endswith(("norm.weight", ".stream"))
+            mean = float(name.endswith(("norm.weight", ".stream")))
+            self.tensors[name] = torch.randn(size, generator=generator) * 0.1 + mean
 
     def kinds(self) -> list[str]:
         """See `Source.kinds`."""
