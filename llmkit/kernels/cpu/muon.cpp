@@ -7,9 +7,11 @@
 
 namespace {
 
-// out = alpha left right + beta source, where `packed` holds `right` as panels of 16 VECTORS columns.
+constexpr int WIDE = 32;  // columns of a tile
+
+// out = alpha left right + beta source, of (rows, depth) and (depth, columns), where `packed` holds `right` as panels.
 //
-// left: (rows, depth), of which rows up to a multiple of TALL can be read, with depth even.
+// left: rows up to a multiple of TALL can be read, and so can depth up to an even number.
 struct Product {
   const uint16_t* left;
   int64_t left_stride;
@@ -21,23 +23,22 @@ struct Product {
   const uint16_t* source;  // like out; not read where beta is 0
 };
 
-template <int VECTORS>
 AVX512 void product_tile(const Product& p, int row, int column, const uint16_t* right) {
-  __m512 total[TALL][VECTORS];
+  __m512 total[TALL][2];
 #pragma GCC unroll 8
   for (int i = 0; i < TALL; i++)
-#pragma GCC unroll 3
-    for (int j = 0; j < VECTORS; j++) total[i][j] = _mm512_setzero_ps();
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) total[i][j] = _mm512_setzero_ps();
   const uint16_t* left = p.left + row * p.left_stride;
-  for (int depth = 0; depth < p.depth; depth += 2, right += 32 * VECTORS) {
-    __m512bh b[VECTORS];
-#pragma GCC unroll 3
-    for (int j = 0; j < VECTORS; j++) b[j] = (__m512bh)_mm512_load_si512(right + 32 * j);
+  for (int at = 0; at < p.depth; at += 2, right += 2 * WIDE) {
+    __m512bh b[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) b[j] = (__m512bh)_mm512_load_si512(right + 32 * j);
 #pragma GCC unroll 8
     for (int i = 0; i < TALL; i++) {
-      const __m512bh a = (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int*>(left + i * p.left_stride + depth));
-#pragma GCC unroll 3
-      for (int j = 0; j < VECTORS; j++) total[i][j] = _mm512_dpbf16_ps(total[i][j], a, b[j]);
+      const __m512bh a = (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int*>(left + i * p.left_stride + at));
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; j++) total[i][j] = _mm512_dpbf16_ps(total[i][j], a, b[j]);
     }
   }
   const __m512 alpha = _mm512_set1_ps(p.alpha), beta = _mm512_set1_ps(p.beta);
@@ -45,8 +46,8 @@ AVX512 void product_tile(const Product& p, int row, int column, const uint16_t* 
   for (int i = 0; i < TALL; i++) {
     if (row + i >= p.rows) continue;
     const int64_t at = (row + i) * p.out_stride + column;
-#pragma GCC unroll 3
-    for (int j = 0; j < VECTORS; j++) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
       const __mmask16 mask = first(p.columns - column - 16 * j);
       __m512 value = _mm512_mul_ps(total[i][j], alpha);
       if (p.beta != 0.0f) value = _mm512_fmadd_ps(beta, widen(mask, p.source + at + 16 * j), value);
@@ -89,14 +90,13 @@ AVX512 void transpose(const uint16_t* from, int64_t from_stride, uint16_t* to, i
 }
 
 // symmetric: the product is; its lower half is not computed but mirrored.
-template <int VECTORS>
 AVX512 void product(const Product& p, bool symmetric) {
-  constexpr int WIDE = 16 * VECTORS;
   const int64_t panel = panel_size(p.depth / 2, WIDE);
   for (int column = 0; column < p.columns; column += WIDE) {
     const int rows = symmetric ? std::min(p.rows, column + WIDE) : p.rows;
-    for (int row = 0; row < rows; row += TALL) product_tile<VECTORS>(p, row, column, p.packed + column / WIDE * panel);
-    if (symmetric) transpose(p.out + column, p.out_stride, p.out + column * p.out_stride, p.out_stride, column, std::min(WIDE, p.columns - column));
+    for (int row = 0; row < rows; row += TALL) product_tile(p, row, column, p.packed + column / WIDE * panel);
+    if (symmetric)
+      transpose(p.out + column, p.out_stride, p.out + column * p.out_stride, p.out_stride, column, std::min(WIDE, p.columns - column));
   }
 }
 
@@ -109,18 +109,16 @@ struct Scratch {
   Scratch(int rows, int columns) : stride(up(columns, 32) + 32), size(up(rows, TALL) * stride), values(buffer<uint16_t>(size)) {
     std::fill_n(values.get(), size, 0);
   }
+  Matrix matrix() const { return {values.get(), stride}; }
 };
-
-// columns of a matrix: three vectors side by side unless two leave fewer that are not there.
-bool three(int columns) { return up(columns, 48) <= up(columns, 32); }
 
 AVX512 void iterate(const uint16_t* from, uint16_t* to, int rows, int columns, const float* coefficients, int rounds) {
   const bool tall = rows > columns;
   const int m = std::min(rows, columns), n = std::max(rows, columns);
-  Scratch x(m, n), next(m, n), gram(m, m), poly(m, m);
-  const int deepest = up(n, 2), even = up(m, 2);
-  const int64_t room = std::max((up(m, 96) / 32) * panel_size(deepest / 2, 48), (up(n, 96) / 32) * panel_size(even / 2, 48));
-  auto packed = buffer<uint16_t>(room);
+  Scratch x(m, n), next(m, n), gram(m, m), polynomial(m, m);
+  const int even_m = up(m, 2), even_n = up(n, 2);
+  const int64_t panels = up(m, WIDE) / WIDE * panel_size(even_n / 2, WIDE), across = up(n, WIDE) / WIDE * panel_size(even_m / 2, WIDE);
+  auto packed = buffer<uint16_t>(std::max(panels, across));
   if (tall) transpose(from, columns, x.values.get(), x.stride, rows, columns);
   else
     for (int row = 0; row < m; row++) std::copy_n(from + row * int64_t(n), n, x.values.get() + row * x.stride);
@@ -138,22 +136,16 @@ AVX512 void iterate(const uint16_t* from, uint16_t* to, int rows, int columns, c
     round_to(x.values.get() + i, _mm512_mul_ps(widen(0xffff, x.values.get() + i), scale));
   for (int round = 0; round < rounds; round++, coefficients += 3) {
     const float a = coefficients[0], b = coefficients[1], c = coefficients[2];
-    auto multiply = [&](auto pack_panels, Scratch& left, int depth, int width, Scratch& out, float alpha, float beta, const Scratch& source, bool symmetric) {
-      const Product p{left.values.get(), left.stride, packed.get(), depth, m, width, out.values.get(), out.stride, alpha, beta, source.values.get()};
-      pack_panels();
-      three(width) ? product<3>(p, symmetric) : product<2>(p, symmetric);
+    auto multiply = [&](const Scratch& left, int depth, int width, Scratch& out, float alpha, float beta, const Scratch& source) {
+      product({left.values.get(), left.stride, packed.get(), depth, m, width, out.values.get(), out.stride, alpha, beta, source.values.get()},
+              &out != &next);
     };
-    auto pack_across = [&](Scratch& from, int depth, int count) {  // panels of from'
-      const Matrix matrix{from.values.get(), from.stride};
-      three(count) ? pack_rows<48>(matrix, depth, count, packed.get()) : pack_rows<32>(matrix, depth, count, packed.get());
-    };
-    auto pack_down = [&](Scratch& from, int depth, int count) {
-      const Matrix matrix{from.values.get(), from.stride};
-      three(count) ? pack<48>(matrix, depth, count, packed.get()) : pack<32>(matrix, depth, count, packed.get());
-    };
-    multiply([&] { pack_across(x, deepest, m); }, x, deepest, m, gram, 1.0f, 0.0f, gram, true);
-    multiply([&] { pack_down(gram, even, m); }, gram, even, m, poly, c, b, gram, true);
-    multiply([&] { pack_down(x, even, n); }, poly, even, n, next, 1.0f, a, x, false);
+    pack_rows<WIDE>(x.matrix(), even_n, m, packed.get());
+    multiply(x, even_n, m, gram, 1.0f, 0.0f, gram);
+    pack<WIDE>(gram.matrix(), even_m, m, packed.get());
+    multiply(gram, even_m, m, polynomial, c, b, gram);
+    pack<WIDE>(x.matrix(), even_m, n, packed.get());
+    multiply(polynomial, even_m, n, next, 1.0f, a, x);
     std::swap(x.values, next.values);
   }
   if (tall) transpose(x.values.get(), x.stride, to, columns, m, n);
