@@ -28,6 +28,7 @@ from benchmarks.learning_page import page
 from benchmarks.learning_run import CPU, Result, measure_steps, train
 from benchmarks.learning_sizes import SIZES, Size, Text
 from benchmarks.learning_store import KINDS, Findings, Job, Line, Store, digest
+from benchmarks.timing import reason
 from llmkit.cores import keep_freed_memory
 from llmkit.device import device_facts
 from llmkit.errors import UserError
@@ -57,6 +58,7 @@ class Judge:
         for (size, name), recipe in recipes.items():
             self.store.check(size, name, recipe)
         self.digests = {key: digest(recipe) for key, recipe in recipes.items()}
+        self.failed: dict[tuple[str, str], str] = {}
         self.end = time.monotonic() + 60.0 * options.budget_minutes
 
     def run(self) -> None:
@@ -93,15 +95,18 @@ class Judge:
             "command": f"`{command_line(self.options)}`",
         }
         findings = [self.findings(each) for each in self.sizes]
-        text = page(findings, NAMES, f"Learning, {today}, {device}", facts)
+        failed = [f"{size}/{name} did not run: {why}" for (size, name), why in self.failed.items()]
+        text = page(findings, NAMES, f"Learning, {today}, {device}", facts, failed)
         self.options.output.parent.mkdir(parents=True, exist_ok=True)
         self.options.output.write_text(text, encoding="utf-8")
         return text
 
     def contenders(self, size: Size) -> list[str]:
-        """Those that were asked for; one that is another one at this size is left out."""
-        same = {"nanochat-mha"} if size.heads == size.kv_heads else set()
-        return [name for name in self.options.contenders if name not in same]
+        """Those that were asked for, without one that is another one at this size, or cannot run."""
+        left_out = {name for place, name in self.failed if place == size.name}
+        if size.heads == size.kv_heads:
+            left_out.add("nanochat-mha")
+        return [name for name in self.options.contenders if name not in left_out]
 
     def _recipe(self, size: Size, name: str) -> dict[str, Any]:
         text = {"vocabulary": size.vocabulary, "length": size.length, "rows": size.rows}
@@ -122,19 +127,34 @@ class Judge:
         if job.kind == "pace":
             self._measure(size, job)
         else:
-            result = train(job.contender, self._task(job))
-            self._add(job, result)
-            progress(f"{job.name}: {result.bits_per_byte} bits per byte, {result.step_seconds:.3f} s a step")
+            try:
+                result = train(job.contender, self._task(job))
+            except Exception as error:
+                self._fail(size, job.contender, error)
+            else:
+                self._add(job, result)
+                progress(
+                    f"{job.name}: {result.bits_per_byte} bits per byte, {result.step_seconds:.3f} s a step"
+                )
         self.write_page()
+
+    def _fail(self, size: Size, name: str, error: Exception) -> None:
+        """A contender that cannot run has no more runs, and the page says why; ours is a fault."""
+        if name == OURS:
+            raise error
+        self.failed[size.name, name] = reason(error)
+        progress(f"{size.name}/{name} did not run: {reason(error)}")
 
     def _measure(self, size: Size, job: Job) -> None:
         """What a step of each contender costs that lacks it, beside llmkit's."""
         findings = self.findings(size)
         lacking = [name for name in self.contenders(size) if findings.pace(name) is None]
-        results = measure_steps({name: self._task(job) for name in (OURS, *lacking)})
+        tasks = {name: self._task(job) for name in dict.fromkeys((OURS, *lacking))}
+        results = measure_steps(tasks, lambda name, error: self._fail(size, name, error))
         reference = results[OURS].step_seconds, self.digests[size.name, OURS]
         for name in lacking:
-            self._add(replace(job, contender=name), results[name], reference)
+            if name in results:
+                self._add(replace(job, contender=name), results[name], reference)
         progress(", ".join(f"{name} {each.step_seconds:.3f} s a step" for name, each in results.items()))
 
     def _add(self, job: Job, result: Result, reference: tuple[float, str] | None = None) -> None:

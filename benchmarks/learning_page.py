@@ -33,12 +33,15 @@ NOTES = (
 
 
 def page(
-    all_findings: Sequence[Findings], contenders: Sequence[str], title: str, facts: Mapping[str, str]
-) -> str:
-    """The whole page."""
+    all_findings: Sequence[Findings], contenders: Sequence[str], title: str, facts: Mapping[str, str],
+    failed: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """The whole page. failed: sentences on what could not run."""
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     for findings in all_findings:
         lines += _section(findings, contenders)
+    if failed:
+        lines += [*(f"- {sentence}" for sentence in failed), ""]
     return "\n".join([*lines, "## How to read this", "", *(f"- {note}" for note in NOTES)]) + "\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -55,20 +55,23 @@ def evaluate(contender: Contender, text: Text) -> float:
     return bits
 
 
-def measure_steps(tasks: Mapping[str, Task]) -> dict[str, Result]:
+def measure_steps(tasks: Mapping[str, Task], failed: Callable[[str, Exception], None]) -> dict[str, Result]:
     """What a step of each contender costs; they take turns, A B C A B C ...
 
-    So what else the machine does meanwhile slows all alike.
+    So what else the machine does slows all alike. A contender that cannot run is handed to `failed`.
     """
     release()
     running: dict[str, tuple[Contender, list[Batch]]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for name, task in tasks.items():
-        contender = learning_contenders.build(name, task)
         batches = [rows.to(CPU) for rows in task.text.training(task.seed, TURN_STEPS)]
-        running[name] = contender, batches
-        for batch in batches[:UNTIMED]:
-            contender.step(batch)
+        try:
+            contender = learning_contenders.build(name, task)
+            for batch in batches[:UNTIMED]:
+                contender.step(batch)
+            running[name] = contender, batches
+        except Exception as error:
+            failed(name, error)
     for _ in range(TURNS):
         for name, (contender, batches) in running.items():
             contender.step(batches[0])  # fills the caches anew after the other contenders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,20 @@ def test_a_comparison_that_was_stopped_goes_on(
     monkeypatch.setattr(learning, "train", lambda name, task: made.append(name) or whole(name, task))
     assert learning.main(toy(tmp_path, *names)) == 0
     assert made.count("llmkit") == made.count("nanogpt") == 4, "two factors and two seeds"
+
+
+@pytest.mark.usefixtures("short")
+def test_a_contender_that_cannot_run_is_reported_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    for kinds in ("pace", "tune"):
+        few = ["--contenders", "llama,nanogpt", "--only", kinds]
+        assert learning.main(toy(tmp_path / kinds, *few)) == 0
+        page = (tmp_path / kinds / "learning.md").read_text()
+        assert "- toy/llama did not run: ModuleNotFoundError" in page
+        assert {row[0] for row in table_rows(page)} == {"nanogpt"}
 
 
 def test_nothing_begins_that_does_not_fit_into_the_time(
