@@ -121,6 +121,19 @@ FORMED = [
 """Each form in PyTorch of operators that have several, under tensor parallelism and under ZeRO. Those of
 linear layers are each for another number type or processor; those that are timed, for bf16 on a GPU."""
 
+AVX512 = [
+    Case(
+        model, stage, tensor, data, pieces, accumulation, recompute, False, "bf16", "none", optimizer,
+        forms="linear=avx512 attention=avx512 head_loss=avx512 muon=avx512",
+    )
+    for model, stage, tensor, data, pieces, accumulation, recompute, optimizer in (
+        ("modern", 0, 2, 1, False, 1, "none", "adamw"),
+        ("gpt2", 0, 2, 1, True, 1, "none", "adamw"),
+        ("gpt2", 1, 1, 2, False, 3, "full", "muon"),
+    )
+]  # fmt: skip
+"""All kernels for CPUs with AVX-512 BF16 at once."""
+
 COMPILED = [
     Case(model, stage, tensor, data, False, 1, recompute, masked, "fp32", "none", compiled=True)
     for model, stage, tensor, data, recompute, masked in (
@@ -157,7 +170,7 @@ ALONE = [
 ]
 """DeepSpeed's stages on one process, so that they are tried on a GPU where there is only one."""
 
-FURTHER = LARGE + FORMED + SETTINGS + ALONE + COMPILED
+FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED
 
 
 def all_cases() -> Iterator[Case]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llmkit.kernels.compiler import compiler_missing
-from llmkit.parity.cases import ALONE, COMPILED, FORMED, LARGE, SETTINGS, Case
+from llmkit.monitor.hardware import has_avx512_bf16
+from llmkit.parity.cases import ALONE, AVX512, COMPILED, FORMED, LARGE, SETTINGS, Case
 from llmkit.parity.covering import covering
 from tests.ranks import run_ranks
 
@@ -30,8 +31,9 @@ def few(cases: Iterable[Case]) -> Iterator[Case]:
 
 
 TO_COMPILE = [] if compiler_missing(torch.device("cpu")) else COMPILED
-CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + TO_COMPILE
-ALWAYS = {*few(covering()), LARGE[-1], *FORMED, *SETTINGS, ALONE[-1]}
+BY_AVX512 = AVX512 if has_avx512_bf16() and TO_COMPILE else []
+CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + TO_COMPILE + BY_AVX512
+ALWAYS = {*few(covering()), LARGE[-1], *FORMED, *SETTINGS, ALONE[-1], *BY_AVX512}
 
 
 @pytest.fixture(scope="module")
