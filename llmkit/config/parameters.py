@@ -29,6 +29,8 @@ def named_parameters(shape: ModelShape) -> Iterator[Named]:
     yield "embedding.weight", vocabulary
     if shape.position_embedding == "learned":
         yield "positions.weight", (shape.max_position_embeddings, shape.hidden_size)
+    if shape.bigram_embedding is not None:
+        yield "bigram_embedding.weight", (shape.bigram_embedding, shape.hidden_size)
     if shape.embedding_norm:
         yield from _norm(shape, "embedding_norm")
     for layer in range(shape.num_hidden_layers):
@@ -39,8 +41,7 @@ def named_parameters(shape: ModelShape) -> Iterator[Named]:
 
 
 def _block(shape: ModelShape, layer: int, path: str) -> Iterator[Named]:
-    if shape.residual_scalars:
-        yield from ((f"{path}.residual_scalars.{name}", (1,)) for name in ("stream", "embedding"))
+    yield from ((f"{path}.residual_scalars.{name}", (1,)) for name in shape.residual_scalar_names)
     yield from _norm(shape, f"{path}.attention_norm")
     yield from _attention(shape, layer, f"{path}.attention")
     yield from _norm(shape, f"{path}.mlp_norm")
@@ -60,7 +61,7 @@ def _attention(shape: ModelShape, layer: int, path: str) -> Iterator[Named]:
         yield f"{path}.k_norm.weight", (shape.head_dim,)
     if shape.has_value_embedding(layer):
         yield f"{path}.value_embedding.weight", (shape.vocab_size, grouped)
-        yield f"{path}.value_embedding.gate", (shape.num_key_value_heads, shape.value_gate_channels)
+        yield f"{path}.value_embedding.gate.weight", (shape.num_key_value_heads, shape.gate_channels)
 
 
 def _linear(path: str, outputs: dict[str, int], inputs: int, bias: bool) -> Iterator[Named]:

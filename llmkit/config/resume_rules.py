@@ -36,11 +36,11 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "fixed", "decides which weights the model has", "model",
         "type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
         "intermediate_size mlp norm norm_weight position_embedding attention_bias mlp_bias qk_norm "
-        "tie_word_embeddings embedding_norm value_embeddings residual_scalars",
+        "tie_word_embeddings embedding_norm bigram_embedding value_embeddings residual_scalars",
     ),
     **_rules(
         "warned", "the same weights compute something else", "model",
-        "norm_eps rope_theta sliding_window attention_dropout hidden_dropout "
+        "norm_eps rope_theta key_shift sliding_window attention_dropout hidden_dropout "
         "final_logit_softcapping attn_logit_softcapping embedding_multiplier attention_multiplier "
         "residual_multiplier logits_scaling",
     ),

@@ -15,7 +15,9 @@ from llmkit.config.parameters import named_parameters
 from llmkit.config.renamed import with_new_names
 from llmkit.errors import UserError
 
-VALUE_GATE_CHANNELS = 32
+ONLY_ADDED = ("positions.weight", "value_embedding.weight", "bigram_embedding.weight")
+GATE_CHANNELS = 12
+"""Channels of a layer's input that gates of its heads read (nanochat)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ModelShape:
     final_logit_softcapping: float | None = None
     tie_word_embeddings: bool = True
     embedding_norm: bool = False
+    key_shift: float = 0.0
+    bigram_embedding: int | None = None
     value_embeddings: bool = False
     residual_scalars: bool = False
     embedding_multiplier: float = 1.0
@@ -87,9 +91,20 @@ class ModelShape:
         return self.value_embeddings and (self.num_hidden_layers - 1 - layer) % 2 == 0
 
     @property
-    def value_gate_channels(self) -> int:
-        """Channels of the residual stream that the gates of value embeddings read."""
-        return min(VALUE_GATE_CHANNELS, self.hidden_size)
+    def residual_scalar_names(self) -> tuple[str, ...]:
+        """The learned numbers of a block: of the stream, of what entered the first block, of pairs."""
+        names = ("stream", "embedding") if self.residual_scalars else ()
+        return names if self.bigram_embedding is None else (*names, "bigram")
+
+    @property
+    def gate_channels(self) -> int:
+        """Channels of a layer's input that gates of its heads read."""
+        return min(GATE_CHANNELS, self.hidden_size)
+
+    @property
+    def shifted_key_channels(self) -> int:
+        """Channels of each key, the last ones, that come from the position before."""
+        return max(1, round(self.key_shift * self.head_dim)) if self.key_shift else 0
 
     @property
     def attention_scale(self) -> float:
@@ -106,18 +121,10 @@ class ModelShape:
         return sum(math.prod(size) for size in self.parameters().values())
 
     @property
-    def num_position_parameters(self) -> int:
-        """Weights of the learned positions."""
-        return self.max_position_embeddings * self.hidden_size * (self.position_embedding == "learned")
-
-    @property
-    def num_value_parameters(self) -> int:
-        """Weights of the tables of value embeddings."""
-        return sum(
-            math.prod(size)
-            for name, size in self.parameters().items()
-            if name.endswith(".value_embedding.weight")
-        )
+    def num_added_parameters(self) -> int:
+        """Weights that are only looked up and added: of learned positions, values and pairs of tokens."""
+        sizes = self.parameters().items()
+        return sum(math.prod(size) for name, size in sizes if name.endswith(ONLY_ADDED))
 
     @property
     def num_block_parameters(self) -> int:

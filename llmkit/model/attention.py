@@ -9,14 +9,14 @@ from llmkit.config.shape import ModelShape
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.model.norm import RMSNorm
-from llmkit.model.positions import AttentionInputs
+from llmkit.model.positions import BlockInputs, shift
 from llmkit.model.value_embedding import ValueEmbedding
 from llmkit.parallel.collectives import all_gather
 from llmkit.parallel.mesh import TensorParallel
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biases, grouped heads, QK-norm, rotary positions and value embeddings.
+    """Multi-head attention with biases, grouped heads, QK-norm, rotary positions, value embeddings.
 
     Tensor parallelism shards it by heads. Where there are fewer key and value heads than ranks, each rank
     computes a piece of one and gathers the rest of it from its neighbours.
@@ -37,10 +37,11 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(*norm) if shape.qk_norm else None
         self.k_norm = RMSNorm(*norm) if shape.qk_norm else None
         self.value_embedding = ValueEmbedding(shape, tp) if shape.has_value_embedding(layer) else None
+        self.shifted = shape.shifted_key_channels
         # With rotary positions the tables hold the scale.
         self.query_scale = 1.0 if shape.position_embedding == "rope" else shape.attention_scale
 
-    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """x: (batch, seq, hidden), or its piece of the sequence -> the same shape."""
         q, k, v = self.qkv(x)  # (batch, seq, heads / tp * head_dim)
         if self.value_embedding is not None:
@@ -50,6 +51,10 @@ class Attention(nn.Module):
         q, k, v = (
             each.unflatten(-1, (-1, self.head_dim)) for each in (q, k, v)
         )  # (batch, seq, heads, head_dim)
+        if self.shifted:
+            before = None if inputs.cache is None else inputs.cache.before(self.layer, k)
+            earlier = shift(k, inputs.begins, before)
+            k = torch.cat((k[..., : -self.shifted], earlier[..., -self.shifted :]), -1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if inputs.rope is not None:

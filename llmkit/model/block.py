@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
 from llmkit.config.shape import ModelShape
@@ -12,31 +15,37 @@ from llmkit.model.attention import Attention
 from llmkit.model.layers import Layer, uninitialized_parameter
 from llmkit.model.mlp import make_mlp
 from llmkit.model.norm import residual_norm
-from llmkit.model.positions import AttentionInputs
+from llmkit.model.positions import BlockInputs
 from llmkit.parallel.collectives import Group, replicated_weight
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
 class ResidualScalars(Layer):
-    """stream * x + embedding * x0: two learned numbers before a block (Jordan et al. 2024, modded-nanogpt).
+    """stream * x + embedding * x0 + bigram * pairs, by learned numbers (Jordan et al. 2024, modded-nanogpt).
 
-    group: as of `RMSNorm`.
+    names: of the three numbers, those that there are; without "stream" x stays as it is. group: as of
+    `RMSNorm`.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, names: Sequence[str], group: Group) -> None:
         super().__init__()
-        self.stream, self.embedding = uninitialized_parameter(1), uninitialized_parameter(1)
-        self.group = group
+        self.names, self.group = names, group
+        for name in names:
+            self.register_parameter(name, uninitialized_parameter(1))
 
-    def forward(self, x: Tensor, x0: Tensor) -> Tensor:
-        """x, x0: (..., hidden), x0 being what entered the first block -> the same shape."""
-        stream, embedding = (replicated_weight(each, self.group) for each in (self.stream, self.embedding))
-        return stream * x + embedding * x0
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """x: (batch, seq, hidden), or its piece -> the same shape."""
+        terms: dict[str, Any] = {"stream": x, "embedding": inputs.embedding, "bigram": inputs.bigram}
+        mixed: Any = x if "stream" not in self.names else None
+        for name in self.names:
+            term = replicated_weight(getattr(self, name), self.group) * terms[name]
+            mixed = term if mixed is None else mixed + term
+        return mixed
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parameter_slices`."""
-        return {kind: [full_slice(f"{path}.{kind}", (1,))] for kind in ("stream", "embedding")}
+        return {name: [full_slice(f"{path}.{name}", (1,))] for name in self.names}
 
 
 class Block(nn.Module):
@@ -54,8 +63,9 @@ class Block(nn.Module):
         activation_checkpointing: str,
     ) -> None:
         super().__init__()
+        names = shape.residual_scalar_names
         mlp = (shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tp, operators)
-        self.residual_scalars = ResidualScalars(tp.sequence_group) if shape.residual_scalars else None
+        self.residual_scalars = ResidualScalars(names, tp.sequence_group) if names else None
         self.attention_norm = residual_norm(shape, tp, operators)
         self.attention = Attention(shape, layer, tp, operators)
         self.mlp_norm = residual_norm(shape, tp, operators)
@@ -67,26 +77,24 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        inputs: AttentionInputs,
+        inputs: BlockInputs,
         attention_key: Key = None,
         mlp_key: Key = None,
-        x0: Tensor | None = None,
     ) -> Tensor:
         """x: (batch, seq, hidden), or its piece (seq / tp, batch, hidden) -> the same shape.
 
-        attention_key, mlp_key: of the dropouts behind the two halves, see `llmkit.model.dropout`. x0: what
-        entered the first block, for residual scalars.
+        attention_key, mlp_key: of the dropouts behind the two halves, see `llmkit.model.dropout`.
         """
         random = self.random and self.training
         return recomputed(
-            self.activation_checkpointing, self._forward, x, inputs, attention_key, mlp_key, x0, random=random
+            self.activation_checkpointing, self._forward, x, inputs, attention_key, mlp_key, random=random
         )
 
     def _forward(
-        self, x: Tensor, inputs: AttentionInputs, attention_key: Key, mlp_key: Key, x0: Tensor | None
+        self, x: Tensor, inputs: BlockInputs, attention_key: Key, mlp_key: Key
     ) -> Tensor:
         if self.residual_scalars is not None:
-            x = self.residual_scalars(x, x0)
+            x = self.residual_scalars(x, inputs)
         mixed = self._scaled(self.attention(self.attention_norm(x), inputs))
         if self.dropout == 0.0 or not self.training:
             x, normed = self.mlp_norm(x, mixed)

@@ -23,7 +23,7 @@ from llmkit.model.cache import KeyValueCache
 from llmkit.model.dropout import DropoutKeys, group_dropout
 from llmkit.model.initial import draw
 from llmkit.model.norm import residual_norm
-from llmkit.model.positions import AttentionInputs, RopeTables, Span
+from llmkit.model.positions import BlockInputs, RopeTables, Span, first_tokens, shift
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.mesh import TensorParallel
@@ -69,6 +69,8 @@ class GPT(Model):
             self.positions = Positions(shape, tp)
         else:  # no buffers, so that they stay in fp32 whatever the type of the weights
             self.rope = self._rope_tables()
+        rows = shape.bigram_embedding
+        self.bigram_embedding = None if rows is None else Embedding(rows, shape.hidden_size, tp)
         self.embedding_norm = residual_norm(shape, tp, operators) if shape.embedding_norm else None
         checkpointing = [
             "none" if layer % activation_checkpointing_every else activation_checkpointing
@@ -184,13 +186,32 @@ class GPT(Model):
         span = Span.of(tokens, cache)
         if self.compiled and bounds is not None:
             torch._dynamo.mark_dynamic(bounds, 0)  # another number of documents is not compiled anew
-        read_again = tokens if self.shape.value_embeddings else None
-        inputs = AttentionInputs(self.rope and span.rope(self.rope), documents, bounds, cache, read_again)
+        shape, begins = self.shape, None
+        if documents is not None and (shape.key_shift or self.bigram_embedding is not None):
+            begins = first_tokens(documents)
         x = self._embed(tokens, span, documents, keys)
-        x0 = x if self.shape.residual_scalars else None
+        inputs = BlockInputs(
+            rope=self.rope and span.rope(self.rope),
+            documents=documents,
+            bounds=bounds,
+            cache=cache,
+            tokens=tokens if shape.value_embeddings else None,
+            begins=begins,
+            embedding=x if shape.residual_scalars else None,
+            bigram=self._pairs(tokens, begins, cache),
+        )
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
-            x = block(x, inputs, attention_key, mlp_key, x0)
+            x = block(x, inputs, attention_key, mlp_key)
         return self.norm(x)
+
+    def _pairs(self, tokens: Tensor, begins: Tensor | None, cache: KeyValueCache | None) -> Tensor | None:
+        """The vectors of each token with the one before it, in a row of the table that a hash chooses."""
+        if self.bigram_embedding is None:
+            return None
+        before = None if cache is None else cache.token_before(tokens)
+        row = (tokens * 36313 ^ shift(tokens, begins, before) * 27191) % self.bigram_embedding.vocab_size
+        pairs: Tensor = self.bigram_embedding(row)
+        return pairs
 
     def _embed(self, tokens: Tensor, span: Span, documents: Tensor | None, keys: DropoutKeys) -> Tensor:
         """What enters the first block."""
@@ -231,8 +252,10 @@ class GPT(Model):
         """See `Model.initial`. Matrices that write to the residual stream may start smaller, as in GPT-2."""
         if name.endswith(("norm.weight", ".residual_scalars.stream")):
             return Initial(1.0, 0.0)
-        if name.endswith((".bias", ".residual_scalars.embedding", ".value_embedding.gate")):
+        if name.endswith((".bias", ".residual_scalars.embedding", ".gate.weight", "bigram_embedding.weight")):
             return Initial(0.0, 0.0)
+        if name.endswith(".residual_scalars.bigram"):
+            return Initial(0.05, 0.0)
         std = self.shape.initializer_range
         if name.endswith(RESIDUAL_OUTPUTS):
             layers = self.shape.num_hidden_layers

@@ -18,12 +18,14 @@ RopeTables = tuple[Tensor, Tensor]
 """Cosines and sines, (positions, head_dim // 2) fp32 each; see `llmkit.model.rope`."""
 
 
-class AttentionInputs(NamedTuple):
-    """What attention is given beside the hidden states, the same for all blocks.
+class BlockInputs(NamedTuple):
+    """What a block is given beside the residual stream, the same for all blocks.
 
     rope: the tables of these positions, None without rotary positions. documents: (batch, seq) int32 or None,
     bounds: theirs, see `llmkit.batch.Batch`. cache: keys and values of earlier positions, to be extended by
-    these. tokens: (batch, seq), for value embeddings.
+    these. tokens: (batch, seq), for value embeddings. begins: (batch, seq) bool, the first tokens of
+    documents, for what looks at the position before. embedding: what entered the first block, bigram: the
+    vectors of pairs of tokens, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`.
     """
 
     rope: RopeTables | None = None
@@ -31,6 +33,9 @@ class AttentionInputs(NamedTuple):
     bounds: Tensor | None = None
     cache: KeyValueCache | None = None
     tokens: Tensor | None = None
+    begins: Tensor | None = None
+    embedding: Tensor | None = None
+    bigram: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,24 @@ class Span:
         positions = torch.arange(self.start, self.stop, device=device)
         if documents is None:
             return positions
-        begins = torch.ones_like(documents, dtype=torch.bool)
-        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        return positions - torch.where(begins, positions, 0).cummax(-1).values
+        return positions - torch.where(first_tokens(documents), positions, 0).cummax(-1).values
+
+
+def first_tokens(documents: Tensor) -> Tensor:
+    """(batch, seq) numbers of documents -> bool: whether a token is the first of its document in the row."""
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return begins
+
+
+def shift(x: Tensor, begins: Tensor | None = None, before: Tensor | None = None) -> Tensor:
+    """At each position what x (batch, seq, ...) has at the one before; zeros where a document begins.
+
+    begins: of `first_tokens`, None where rows are not divided. before: (batch, 1, ...), what precedes x; None
+    where nothing does.
+    """
+    before = torch.zeros_like(x[:, :1]) if before is None else before
+    shifted = torch.cat((before, x[:, :-1]), 1)
+    if begins is None:
+        return shifted
+    return shifted.masked_fill(begins[(..., *[None] * (x.dim() - 2))], 0)

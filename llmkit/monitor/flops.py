@@ -10,18 +10,16 @@ from llmkit.config.custom_model import AnyModel, CustomModel
 def train_flops_per_token(shape: AnyModel, sequence_length: int) -> int:
     """FLOPs of forward and backward for one token, without recomputation.
 
-    6 N + 12 L d s: N parameters (embeddings included, tied ones once; learned positions and value
-    embeddings left out, as they are only added), L layers, d = heads x head_dim, s = sequence length
-    (Chowdhery et al. 2022, PaLM, appendix B). This convention counts attention as if every position saw
-    all of its row; most published figures use it. A registered model counts its own.
+    6 N + 12 L d s: N parameters (embeddings included, tied ones once; left out is what is only looked up and
+    added: learned positions, embeddings of values and of pairs of tokens), L layers, d = heads x head_dim,
+    s = sequence length (Chowdhery et al. 2022, PaLM, appendix B). This convention counts attention as if
+    every position saw all of its row; most published figures use it. A registered model counts its own.
     """
     if isinstance(shape, CustomModel):
         return shape.flops_per_token
-    added = shape.num_position_parameters + shape.num_value_parameters
     attention_width = shape.num_attention_heads * shape.head_dim
-    return (
-        6 * (shape.num_parameters - added) + 12 * shape.num_hidden_layers * attention_width * sequence_length
-    )
+    parameters = shape.num_parameters - shape.num_added_parameters
+    return 6 * parameters + 12 * shape.num_hidden_layers * attention_width * sequence_length
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float | None:

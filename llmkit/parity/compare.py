@@ -29,6 +29,8 @@ more: where a gradient is nearly nothing, AdamW makes full steps of its rounding
 step, when weights are still equal."""
 FLOOR = 0.01
 """Gradients smaller than this share of the whole gradient are measured against that share."""
+NUMBER_FLOOR = 0.05
+"""The same of a number alone that multiplies activations: its gradient sums as many terms as there are."""
 ROUNDED_LOSS = {"bf16": 2e-3, "fp8": 1e-2}
 ROUNDED_SHARE = {"bf16": 2.0, "fp8": 1.5}
 """Tensors may differ by this many times what fp32 on one process differs from it. In fp8, in which each rank
@@ -100,28 +102,31 @@ def errors(found: Trajectory, expected: Trajectory, case: Case) -> Errors:
         result[f"{initial}loss"][f"step {step}"] = abs(found.losses[step] / loss - 1)
         result[f"{initial}norm"][f"step {step}"] = abs(found.norms[step] / norm - 1)
         if step in expected.gradients:
-            pairs = _tensor_errors(found.gradients[step], expected.gradients[step], case, FLOOR)
+            pairs = _tensor_errors(found.gradients[step], expected.gradients[step], case, floors=True)
             result[f"{initial}gradient"] |= {f"{name}, step {step}": error for name, error in pairs.items()}
     kinds = {"master": "weight", "first": "first moment", "exp_avg_sq": "second moment"}
     for kind, sort in kinds.items():
-        floor = FLOOR if kind == "first" else 0.0
-        result[sort] = _tensor_errors(found.state[kind], expected.state[kind], case, floor)
+        result[sort] = _tensor_errors(found.state[kind], expected.state[kind], case, floors=kind == "first")
     return result
 
 
 def _tensor_errors(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], case: Case, floor: float = 0.0
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], case: Case, floors: bool
 ) -> dict[str, float]:
     """Of each tensor; one that is missing on either side is infinitely far.
 
-    floor: share of the size of all tensors together. What is smaller is measured against it: its rounding
-    is that of the large terms that have cancelled out in it.
+    floors: of gradients, what is smaller than a share of all of them together is measured against that: its
+    rounding is that of the large terms that have cancelled out in it.
     """
     size = float(torch.stack([tensor.double().norm() for tensor in expected.values()]).norm())
     names = [name for name in sorted({*found, *expected}) if not _is_noise(name, case)]
     both = {name for name in names if name in found and name in expected}
+
+    def floor(name: str) -> float:
+        return size * (NUMBER_FLOOR if expected[name].numel() == 1 else FLOOR) if floors else 0.0
+
     return {
-        name: relative_error(found[name], expected[name], floor * size) if name in both else float("inf")
+        name: relative_error(found[name], expected[name], floor(name)) if name in both else float("inf")
         for name in names
     }
 

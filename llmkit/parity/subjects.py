@@ -44,7 +44,7 @@ MODELS = {
     "everything": replace(
         MODERN, mlp="relu2", norm_weight=False, qk_norm=True, embedding_norm=True, value_embeddings=True,
         residual_scalars=True, embedding_multiplier=1.5, attention_multiplier=0.4, residual_multiplier=0.7,
-        logits_scaling=1.25, final_logit_softcapping=5.0,
+        logits_scaling=1.25, key_shift=0.5, bigram_embedding=77, final_logit_softcapping=5.0,
     ),
     "large": replace(
         GPT2, vocab_size=40_501, padded_vocab_size=40_501, hidden_size=256, head_dim=64, num_hidden_layers=1,

@@ -16,10 +16,10 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "norm_weight": (True, False),
     "embedding_norm": (False, True),
     "value_embeddings": (False, True),
+    "bigram_embedding": (None, 7),
     "residual_scalars": (False, True),
     "position_embedding": ("rope", "learned"),
     "attention_bias": (False, True),
-    "mlp_bias": (False, True),
     "qk_norm": (False, True),
     "tie_word_embeddings": (True, False),
 }
@@ -31,6 +31,7 @@ def test_they_are_those_of_the_model_for_every_combination() -> None:
     gpt = pytest.importorskip("llmkit.model.gpt")
     for values in product(*SETTINGS.values()):
         settings = dict(zip(SETTINGS, values, strict=True))
+        settings["mlp_bias"] = settings["attention_bias"]
         wanted = shape(num_key_value_heads=2, head_dim=6, **SMALL, **settings)
         with torch.device("meta"):
             model = gpt.GPT(wanted, seed=None)

@@ -35,7 +35,7 @@ def test_gpt2_has_its_published_number_of_weights() -> None:
         mlp_bias=True,
     )
     assert gpt2.num_parameters == 124_439_808
-    assert gpt2.num_position_parameters == 1024 * 768
+    assert gpt2.num_added_parameters == 1024 * 768
     assert gpt2.padded_vocab_size == 50304
 
 
@@ -142,12 +142,12 @@ def test_value_embeddings_are_in_every_second_layer_up_to_the_last() -> None:
     for layers, wanted in ((4, [1, 3]), (3, [0, 2]), (1, [0])):
         found = shape(**SMALL | {"num_hidden_layers": layers}, value_embeddings=True)
         assert [each for each in range(layers) if found.has_value_embedding(each)] == wanted
-        assert found.num_value_parameters == len(wanted) * 100 * 32
+        assert found.num_added_parameters == len(wanted) * 100 * 32
 
 
 def test_what_a_stored_shape_does_not_have_yet_is_the_default_of_the_settings() -> None:
     with_default = [field for field in fields(ModelShape) if field.default is not MISSING]
-    assert len(with_default) == 27
+    assert len(with_default) == 29
     for field in with_default:
         assert field.default == Model.model_fields[field.name].default
         stored = shape(**SMALL).to_dict()

@@ -34,6 +34,10 @@ def hidden(shape: ModelShape, full: Tensors, tokens: Tensor) -> Tensor:
         if shape.residual_scalars:
             stream, embedding = (full[f"{at}.residual_scalars.{each}"] for each in ("stream", "embedding"))
             x = stream * x + embedding * x0
+        if shape.bigram_embedding is not None:
+            before = torch.nn.functional.pad(tokens[:, :-1], (1, 0))
+            pairs = (tokens * 36313 ^ before * 27191) % shape.bigram_embedding
+            x = x + full[f"{at}.residual_scalars.bigram"] * full["bigram_embedding.weight"][pairs]
         mixed = attention(
             shape, full, f"{at}.attention", norm(shape, full, f"{at}.attention_norm", x), tokens
         )
@@ -67,10 +71,11 @@ def attention(shape: ModelShape, full: Tensors, at: str, x: Tensor, tokens: Tens
         for each in "qkv"
     )  # (batch, heads, seq, head_dim)
     if f"{at}.value_embedding.weight" in full:
-        weight = full[f"{at}.value_embedding.gate"]
-        gate = 2 * torch.sigmoid(x[..., : weight.shape[1]] @ weight.T)
+        gate = head_gates(full, f"{at}.value_embedding.gate", x)
         table = full[f"{at}.value_embedding.weight"][tokens].view(batch, seq, -1, shape.head_dim)
         v = v + (gate[..., None] * table).transpose(1, 2)
+    if n := shape.shifted_key_channels:
+        k = torch.cat((k[..., :-n], torch.nn.functional.pad(k[:, :, :-1, -n:], (0, 0, 1, 0))), -1)
     if shape.qk_norm:
         q, k = norm(shape, full, f"{at}.q_norm", q, rms=True), norm(shape, full, f"{at}.k_norm", k, rms=True)
     if shape.position_embedding == "rope":
@@ -81,7 +86,14 @@ def attention(shape: ModelShape, full: Tensors, at: str, x: Tensor, tokens: Tens
     scores = (q @ k.transpose(-1, -2)) * scale
     future = torch.ones(seq, seq, dtype=torch.bool).triu(1)
     mixed = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
-    return linear(full, f"{at}.o_proj", mixed.transpose(1, 2).reshape(batch, seq, -1))
+    mixed = mixed.transpose(1, 2)  # (batch, seq, heads, head_dim)
+    return linear(full, f"{at}.o_proj", mixed.reshape(batch, seq, -1))
+
+
+def head_gates(full: Tensors, at: str, x: Tensor) -> Tensor:
+    """x: (batch, seq, hidden) -> (batch, seq, heads)."""
+    weight = full[f"{at}.weight"]
+    return 2 * torch.sigmoid(x[..., : weight.shape[1]] @ weight.T)
 
 
 def rotated(shape: ModelShape, x: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ def sections(draw: st.DrawFn) -> tuple[dict[str, object], int]:
         "qk_norm": draw(st.booleans()),
         "norm_weight": draw(st.booleans()),
         "embedding_norm": draw(st.booleans()),
+        "bigram_embedding": draw(st.sampled_from([None, 41])),
         "value_embeddings": draw(st.booleans()),
         "residual_scalars": draw(st.booleans()),
     }, size

@@ -10,7 +10,7 @@ import torch
 from llmkit.kernels.operators import Operators
 from llmkit.model.attention import Attention
 from llmkit.model.norm import RMSNorm
-from llmkit.model.positions import AttentionInputs, RopeTables
+from llmkit.model.positions import BlockInputs, RopeTables
 from llmkit.model.rope import rope_tables
 from llmkit.parallel.mesh import TensorParallel
 from tests.shapes import LLAMA_STYLE, randomise
@@ -65,6 +65,6 @@ def test_every_head_by_its_formula(shape, attention):
     x = torch.randn(2, LENGTH, shape.hidden_size)
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9], dtype=torch.int32)
     rope = rope_tables(LENGTH, shape.head_dim, 1e3)
-    found = layer(x, AttentionInputs(rope, documents))
+    found = layer(x, BlockInputs(rope, documents))
     wanted = by_head(layer, x, documents, rope)
     assert float((found.double() - wanted).norm() / wanted.norm()) < 1e-6

@@ -149,8 +149,9 @@ def test_embedding_and_head_start_as_their_own_settings_say():
 
 
 def test_value_embeddings_and_scalars_start_neutral():
-    shape = replace(LLAMA_STYLE, value_embeddings=True, residual_scalars=True, norm_weight=False)
+    shape = replace(LLAMA_STYLE, value_embeddings=True, residual_scalars=True, bigram_embedding=30)
     block = initial_model(shape, 0).blocks[1]
     scalars, values = block.residual_scalars, block.attention.value_embedding
     assert (scalars.stream.tolist(), scalars.embedding.tolist()) == ([1.0], [0.0])
-    assert not values.gate.any() and values.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not values.gate.weight.any() and scalars.bigram.tolist() == [pytest.approx(0.05)]
+    assert values.weight.std().item() == pytest.approx(0.02, rel=0.05)

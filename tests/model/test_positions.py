@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmkit.model.cache import KeyValueCache
-from llmkit.model.positions import Span
+from llmkit.model.positions import Span, first_tokens, shift
 from llmkit.model.rope import rope_tables
 from tests.shapes import LLAMA_STYLE
 
@@ -30,3 +30,11 @@ def test_rotary_tables_are_those_of_the_positions():
     tables = rope_tables(20, 6, 1e4)
     for found, table in zip(Span(5, 12).rope(tables), tables, strict=True):
         assert torch.equal(found, table[[5, 6, 7, 8, 9, 10, 11]])
+
+
+def test_what_is_shifted_comes_from_the_position_before_in_the_same_document():
+    x = torch.arange(1.0, 15.0).view(1, 7, 2).expand(2, 7, 2)
+    documents = torch.tensor([[0, 0, 0, 2, 2, 5, 6], [3] * 7], dtype=torch.int32)
+    assert shift(x)[1, :, 0].tolist() == [0, 1, 3, 5, 7, 9, 11]
+    assert shift(x, first_tokens(documents))[0, :, 0].tolist() == [0, 1, 3, 0, 7, 0, 0]
+    assert torch.equal(shift(x[:, 3:], before=x[:, 2:3]), shift(x)[:, 3:])

@@ -18,7 +18,7 @@ from llmkit.kernels.head_loss_chunks import BUFFER_BYTES, BUFFER_SHARE
 from llmkit.kernels.operators import TORCH
 from llmkit.model.activation_checkpointing import KEPT
 from llmkit.model.block import Block
-from llmkit.model.positions import AttentionInputs
+from llmkit.model.positions import BlockInputs
 from llmkit.model.rope import rope_tables
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import TensorParallel
@@ -87,7 +87,7 @@ def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorPa
     if how.compiled:
         call = torch.compile(block._call_impl, dynamic=False, backend=COMPILER)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        out = call(x, AttentionInputs(rope))
+        out = call(x, BlockInputs(rope))
     found = (each.untyped_storage().nbytes() for place, each in kept.items() if place not in known)
     del out
     state = torch.get_rng_state().nbytes  # of the generator, for numbers that are drawn again
@@ -151,7 +151,7 @@ def test_selective_recomputation_without_compilation_keeps_the_results_of_produc
             return out
 
     with Results() as results:
-        block(x, AttentionInputs(rope_tables(LENGTH, shape.head_dim, shape.rope_theta)))
+        block(x, BlockInputs(rope_tables(LENGTH, shape.head_dim, shape.rope_theta)))
     found = (results.found + x.nbytes) / LENGTH
     assert found == pytest.approx(block_bytes(shape, how, "selective"), rel=0.01, abs=16)
 
