@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from llmkit import __version__
 from llmkit.errors import AlreadyReported, RunFault, UserError
+from llmkit.recipes.options import add_ladder_options, add_new_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,6 +217,18 @@ def _doctor(options: argparse.Namespace, started: float) -> int:
     return doctor_command(os.environ)
 
 
+def _new(options: argparse.Namespace, started: float) -> int:
+    from llmkit.recipes.new import new_command
+
+    return new_command(options)
+
+
+def _ladder(options: argparse.Namespace, started: float) -> int:
+    from llmkit.recipes.ladder import ladder_command
+
+    return ladder_command(Path(options.folder))
+
+
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
@@ -237,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         _train_parser, _config_parser, _data_parser, _generate_parser, _evaluate_parser, _doctor_parser,
+        _new_parser, _ladder_parser,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -325,6 +339,18 @@ def _doctor_parser(commands: Commands) -> None:
     doctor.add_argument("--parity", action="store_true", help="compare layouts with one process, in a table")
     doctor.add_argument("--all", action="store_true", help="with --parity: many more of them")
     doctor.set_defaults(command=_doctor, parser=doctor)
+
+
+def _new_parser(commands: Commands) -> None:
+    new = commands.add_parser("new", help="write a compute-optimal configuration, of one number")
+    add_new_options(new)
+    new.set_defaults(command=_new, parser=new)
+
+
+def _ladder_parser(commands: Commands) -> None:
+    ladder = commands.add_parser("ladder", help="predict a loss from smaller runs, of `new --ladder`")
+    add_ladder_options(ladder)
+    ladder.set_defaults(command=_ladder, parser=ladder)
 
 
 def _count(text: str, least: int = 0) -> int:

@@ -16,12 +16,9 @@ from llmkit.data.located import located, missing_paths
 from llmkit.data.position import Fingerprint, read_position
 from llmkit.data.prepared import HeldOutSource, Prepared
 from llmkit.data.shards.reader import ShardReader
-from llmkit.data.sources.formats import suffixes_of
+from llmkit.data.sources.formats import type_of_files
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-
-_TYPES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
-"""Type of a source by the suffix of its files; others are text."""
 
 
 def heldout_of_run(
@@ -74,7 +71,7 @@ def other_data(
         raise UserError(f"--data {path}: there is no such file or folder")
     # Rows of two tokens: a text that does not fill a row of the run is evaluated, too.
     everything = rows | {"validation_fraction": 0.0, "sequence_length": 2}
-    one = _only(config.data, path, _type_of(path)).model_copy(update=everything)
+    one = _only(config.data, path, type_of_files(path)).model_copy(update=everything)
     data = prepare(one, report, tokenizer=tokenizer)
     stored = [(source.name, source.stored) for source in data.train]
     readers = tuple(HeldOutSource(name, rows) for name, rows in stored if isinstance(rows, ShardReader))
@@ -99,17 +96,6 @@ def _only(data: schema.Data, path: str, kind: str) -> schema.Data:
     spec = like or schema.Source.model_validate({"type": kind, "path": path})
     update = {"path": path, "name": "data", "weight": 1.0, "live": False, "heldout_path": None}
     return data.model_copy(update={"sources": [spec.model_copy(update=update | {"max_epochs": None})]})
-
-
-def _type_of(path: str) -> str:
-    """The type of a source by its files; of a folder, by the first file in it."""
-    local = Path(path)
-    if (local / "index.json").exists():
-        return "shards"
-    names = [path]
-    if local.is_dir():
-        names = [name for _, _, files in os.walk(local) for name in sorted(files) if name[0] != "."]
-    return _TYPES.get(suffixes_of(names[0])[0], "text") if names else "text"
 
 
 def _check_heldout(checkpoint: Checkpoint, data: Prepared) -> None:

@@ -18,7 +18,7 @@ LAYERS = (
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
     {"model", "device"},
     {"engine", "layers", "generate", "evaluation_data", "doctor"},
-    {"inference", "parity"},
+    {"inference", "parity", "recipes"},
     {"loop"},
     {"train"},
     {"api"},

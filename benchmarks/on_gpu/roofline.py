@@ -149,7 +149,7 @@ def table(name: str) -> str:
     """What is predicted for a GPU of that name, as Markdown; nothing of it is measured."""
     from benchmarks.workloads import make_workload
     from llmkit.monitor.flops import train_flops_per_token
-    from llmkit.monitor.hardware import published_peak
+    from llmkit.monitor.peaks import published_peak
 
     rates, peak = rates_of(name), published_peak(name)
     if rates is None or peak is None:

@@ -79,11 +79,11 @@ def _lines(config: Config) -> Iterator[tuple[str, str]]:
             continue
         heading = holds_sections(value)
         indent = "  " * (depth - len(dash) // 2)
-        yield f"{indent}{dash}{name}:" + ("" if heading else f" {_value(value)}"), "" if heading else path
+        yield f"{indent}{dash}{name}:" + ("" if heading else f" {yaml_value(value)}"), "" if heading else path
         dash = ""
 
 
-def _value(value: Any) -> str:
+def yaml_value(value: Any) -> str:
     """A setting as one YAML scalar, flow list or flow mapping."""
     if value is None:
         return "null"
@@ -92,9 +92,9 @@ def _value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_quoted(v) if isinstance(v, str) else _value(v) for v in value) + "]"
+        return "[" + ", ".join(_quoted(v) if isinstance(v, str) else yaml_value(v) for v in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_quoted(name)}: {_value(v)}" for name, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_quoted(name)}: {yaml_value(v)}" for name, v in value.items()) + "}"
     plain = value[:1] in _PLAIN_FIRST and set(value) <= _PLAIN and isinstance(resolve(value), str)
     return value if plain else _quoted(value)
 

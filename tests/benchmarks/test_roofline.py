@@ -18,7 +18,7 @@ from benchmarks.on_gpu.roofline import (
 )
 from benchmarks.workloads import ROOT, make_workload
 from llmkit.monitor.flops import train_flops_per_token
-from llmkit.monitor.hardware import published_peak
+from llmkit.monitor.peaks import published_peak
 
 CPU = torch.device("cpu")
 PEAK = 989.4e12

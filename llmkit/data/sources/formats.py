@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import os
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ _HUB_SUFFIXES = {
     ".txt": "text",
     ".text": "text",
 }
+_FILE_TYPES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}
+"""Type of a source by the suffix of its files; others are text."""
 _OTHER_COMPRESSIONS = frozenset({".bz2", ".xz", ".zip", ".lz4", ".7z", ".rar", ".tar", ".tgz"})
 
 
@@ -76,3 +79,14 @@ def suffixes_of(path: str) -> tuple[str, str | None]:
     name = PurePosixPath(urlsplit(path).path if is_web else path)
     compression = COMPRESSIONS.get(name.suffix.lower())
     return (name.with_suffix("") if compression else name).suffix.lower(), compression
+
+
+def type_of_files(path: str) -> str:
+    """The type of a source by its files; of a folder, by the first file in it."""
+    local = Path(path)
+    if (local / "index.json").exists():
+        return "shards"
+    names = [path]
+    if local.is_dir():
+        names = [name for _, _, files in os.walk(local) for name in sorted(files) if name[0] != "."]
+    return _FILE_TYPES.get(suffixes_of(names[0])[0], "text") if names else "text"

@@ -1,0 +1,111 @@
+"""A whole configuration from a size, a budget and a text: the recipe's settings, scaled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.recipes import recipe
+from llmkit.recipes.devices import Device
+from llmkit.recipes.document import Sections, plain
+from llmkit.recipes.layout import fitting_layout
+from llmkit.recipes.recipe import Setting
+from llmkit.recipes.rules import Budget, Size, best_batch, counted_parameters, weight_decay
+
+ROWS_OF_METRICS, EVALUATIONS, CHECKPOINTS = 200, 10, 10
+"""About so many in the course of a run."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model reads: one entry of data.sources, and data.tokenizer, whose size may be left open."""
+
+    entry: dict[str, Any]
+    tokenizer: dict[str, Any]
+
+
+def compose(
+    name: str, size: Size, trained: Budget, source: Source, device: Device | None, gpus: int
+) -> Sections:
+    """The sections of a configuration, each value with the reason for it.
+
+    Raises UserError if the model does not fit into the memory of the devices.
+    """
+    sections = {
+        "run": {"name": Setting(name)},
+        "model": size.model,
+        "data": _data(size, source),
+        "train": _train(size, trained),
+        "optimizer": _optimizer(size, trained),
+        "schedule": _schedule(trained),
+        "parallel": {},
+        "checkpoint": {"every_steps": Setting(max(1, trained.steps // CHECKPOINTS))},
+        "evaluate": {"every_steps": Setting(max(1, trained.steps // EVALUATIONS))},
+        "monitor": {"log_every": Setting(max(1, trained.steps // ROWS_OF_METRICS))},
+    }
+    if device is not None:
+        others = plain({part: settings for part, settings in sections.items() if part != "model"})
+        sections["parallel"] = fitting_layout(name, size.shape, others, device, gpus)
+    return sections
+
+
+def _data(size: Size, source: Source) -> dict[str, Setting]:
+    tokenizer = {key: Setting(value) for key, value in source.tokenizer.items()}
+    if source.tokenizer["type"] == "bpe":
+        why = "32 for each of the width, as a power of 2, at most 32,768"
+        tokenizer["vocab_size"] = Setting(size.vocab_size, why)
+    return {
+        "sources": Setting([source.entry]),
+        "tokenizer": Setting(tokenizer),
+        "sequence_length": Setting(
+            size.sequence_length, "at most twice the width: attention stays a small share of the FLOPs"
+        ),
+    }
+
+
+def _train(size: Size, trained: Budget) -> dict[str, Setting]:
+    counted = counted_parameters(size.shape)
+    ratio = trained.tokens / counted
+    best = best_batch(trained.tokens)
+    return {
+        "max_steps": Setting(
+            trained.steps,
+            f"{trained.tokens / 1e6:,.4g}M tokens: {ratio:.3g} for each of the {counted / 1e6:,.4g}M weights "
+            "of blocks and head",
+        ),
+        "global_batch_size": Setting(
+            trained.rows,
+            f"rows; {trained.rows * size.sequence_length:,} tokens, the power of 2 next to {best:,.0f}, by "
+            f"tokens^{recipe.BATCH_EXPONENT} with {recipe.LEAST_STEPS:,} steps at least",
+        ),
+        **recipe.TRAIN,
+    }
+
+
+def _optimizer(size: Size, trained: Budget) -> dict[str, Setting]:
+    rate = rounded(recipe.MATRICES.at(size.width))
+    decay = rounded(weight_decay(rate, trained.steps))
+    return {
+        **recipe.OPTIMIZER,
+        "learning_rate": Setting(rate, _scaled(recipe.MATRICES)),
+        "weight_decay": Setting(
+            decay,
+            f"{recipe.WEIGHT_DECAY} at {recipe.WIDTH} wide and {recipe.STEPS:,} steps; rate x decay x steps "
+            "stays the same",
+        ),
+    }
+
+
+def _scaled(rate: recipe.Rate) -> str:
+    """How a learning rate came about."""
+    return f"{rate.value:g} at {recipe.WIDTH} wide, times width^{rate.exponent:g}"
+
+
+def _schedule(trained: Budget) -> dict[str, Setting]:
+    warmup = max(1, round(recipe.WARMUP * trained.steps))
+    return {**recipe.SCHEDULE, "warmup_steps": Setting(warmup, f"{recipe.WARMUP:.0%} of the steps")}
+
+
+def rounded(value: float) -> float:
+    """To three significant digits."""
+    return float(f"{value:.3g}")

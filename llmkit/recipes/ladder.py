@@ -1,0 +1,154 @@
+"""`llmkit ladder`: the runs of a folder that `llmkit new --ladder` wrote, and what they predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.config.derive import resolved_model
+from llmkit.config.load import Loaded, load
+from llmkit.config.shape import ModelShape
+from llmkit.errors import UserError
+from llmkit.files import read_json
+from llmkit.monitor.flops import train_flops_per_token
+from llmkit.monitor.metrics import MetricsFile
+from llmkit.recipes.fit import SHARE, fit, interval
+from llmkit.recipes.new import TARGET
+from llmkit.run_folder import DONE
+
+LEAST = 3
+"""Finished rungs that a fit needs."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A finished run."""
+
+    file: Path
+    loaded: Loaded
+    vocab_size: int
+    parameters: int
+    tokens: int
+    flops: float
+    loss: float
+    bits: float | None
+
+
+def ladder_command(folder: Path, show: Callable[[str], None] = print) -> int:
+    """Shows the runs of a ladder, their law, how well it predicts the largest, and what it predicts."""
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        raise UserError(
+            f"ladder: {folder} has no *.yaml in it; name the folder that `llmkit new --ladder` wrote"
+        )
+    rungs, missing, target = [], [], None
+    for file in files:
+        loaded = load(file)
+        found = read_rung(file, loaded)
+        if file.stem == TARGET:
+            target = (loaded, found if isinstance(found, Rung) else None)
+        elif isinstance(found, Rung):
+            rungs.append(found)
+        else:
+            missing.append(found)
+    if len(rungs) < LEAST:
+        raise UserError(
+            f"ladder: {folder}: {len(rungs)} runs are finished, and a fit needs {LEAST}"
+            + "".join(f"\n  {m}" for m in missing)
+        )
+    _require_alike(rungs)
+    rungs.sort(key=lambda rung: rung.flops)
+    for note in missing:
+        show(f"left out: {note}")
+    for line in _report(rungs, target):
+        show(line)
+    return 0
+
+
+def read_rung(file: Path, loaded: Loaded) -> Rung | str:
+    """The run of a configuration; where it has no final loss yet, a sentence that says why."""
+    run = Path(loaded.config.run.dir) / loaded.config.run.name
+    if not (run / "metrics.jsonl").exists():
+        return f"{file}: its run {run} is not there; `llmkit train {file}` makes it"
+    metrics = MetricsFile(run / "metrics.jsonl")
+    steps = loaded.config.train.max_steps
+    row = None if steps is None else metrics.evaluation_at(steps)
+    if not (run / DONE).exists() or row is None or not isinstance(row["eval_loss"], float):
+        last = max((each["step"] for each in metrics.rows() if isinstance(each.get("step"), int)), default=0)
+        what = "has no held-out loss at its end" if (run / DONE).exists() else "is not finished"
+        return f"{file}: its run {run} {what} (step {last} of {steps}); `llmkit train {file}` goes on with it"
+    manifest = read_json(run / "manifest.json", "train this rung again")
+    shape = ModelShape.from_dict(manifest["model"], f"{run}/manifest.json")
+    tokens = steps * loaded.config.train.global_batch_size * loaded.config.data.sequence_length
+    flops = float(tokens) * train_flops_per_token(shape, loaded.config.data.sequence_length)
+    bits = row.get("eval_bits_per_byte")
+    return Rung(file, loaded, shape.vocab_size, shape.num_parameters, tokens, flops, row["eval_loss"], bits)
+
+
+def planned_flops(loaded: Loaded, vocab_size: int) -> float:
+    """FLOPs of the run of a configuration that says how many steps it has.
+
+    vocab_size: tokens of its tokenizer.
+    """
+    config = loaded.config
+    assert config.train.max_steps is not None
+    length = config.data.sequence_length
+    tokens = config.train.max_steps * config.train.global_batch_size * length
+    return float(tokens) * train_flops_per_token(resolved_model(config, vocab_size), length)
+
+
+def _require_alike(rungs: list[Rung]) -> None:
+    """Raises UserError where losses cannot be compared: other text, tokens or contexts."""
+    first = rungs[0]
+    for rung in rungs[1:]:
+        for key in ("data.sources", "data.tokenizer", "data.sequence_length", "data.validation_fraction"):
+            mine, other = (getattr(each.loaded.config.data, key.partition(".")[2]) for each in (first, rung))
+            if mine != other:
+                raise UserError(
+                    f"ladder: {first.file} and {rung.file} have another {key}, so their losses cannot be "
+                    "compared; train them on the same text, in tokens of the same tokenizer"
+                )
+
+
+def _report(rungs: list[Rung], target: tuple[Loaded, Rung | None] | None) -> Iterator[str]:
+    flops, losses = [rung.flops for rung in rungs], [rung.loss for rung in rungs]
+    law = fit(flops, losses)
+    yield (
+        f"{'rung':<24} {'parameters':>14} {'tokens':>16} {'FLOPs':>9} {'loss':>8} {'bits/byte':>9} {'law':>8}"
+    )
+    for rung in rungs:
+        bits = "" if rung.bits is None else f"{rung.bits:.4f}"
+        yield (
+            f"{rung.file.stem:<24} {rung.parameters:>14,} {rung.tokens:>16,} {rung.flops:>9.2e} "
+            f"{rung.loss:>8.4f} {bits:>9} {law.loss(rung.flops):>8.4f}"
+        )
+    yield f"law: loss = {law.floor:.3f} + {law.scale:.3f} / (FLOPs / {law.unit:.2e})^{law.exponent:.3f}"
+    if len(rungs) > LEAST:
+        last = rungs[-1]
+        yield _against(
+            f"{last.file.stem}, predicted by the rungs below it",
+            fit(flops[:-1], losses[:-1]).loss(last.flops),
+            last,
+        )
+    if target is not None:
+        yield from _prediction(rungs, *target)
+
+
+def _prediction(rungs: list[Rung], loaded: Loaded, done: Rung | None) -> Iterator[str]:
+    """What the rungs predict for the target, and how it came out where it is trained."""
+    flops, losses = [rung.flops for rung in rungs], [rung.loss for rung in rungs]
+    at = planned_flops(loaded, rungs[-1].vocab_size)
+    predicted, (low, high) = fit(flops, losses).loss(at), interval(flops, losses, at)
+    bits = rungs[-1].bits
+    shown = "" if bits is None else f", {predicted * bits / rungs[-1].loss:.4f} bits per byte"
+    yield (
+        f"{loaded.config.run.name} ({at:.2e} FLOPs): {predicted:.4f} nats a token{shown}; {SHARE:.0%} "
+        f"between {low:.4f} and {high:.4f}, if the law holds so far"
+    )
+    if done is not None:
+        yield _against(f"{loaded.config.run.name}, predicted by all rungs", predicted, done)
+
+
+def _against(what: str, predicted: float, rung: Rung) -> str:
+    return f"{what}: {predicted:.4f}, trained {rung.loss:.4f}: {abs(predicted / rung.loss - 1):.2%} off"
