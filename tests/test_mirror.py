@@ -45,6 +45,7 @@ ELSEWHERE = {
     "model/rope.py": "kernels/test_rotation.py",
     "plan/attention_rules.py": "plan/test_operators.py",
     "plan/facts.py": "test_device.py",
+    "recipes/recipe.py": "recipes/test_rules.py",
     "plan/form_rules.py": "plan/test_operators.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",
 }

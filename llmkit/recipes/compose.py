@@ -39,9 +39,9 @@ def compose(
         "optimizer": _optimizer(size, trained),
         "schedule": _schedule(trained),
         "parallel": {},
-        "checkpoint": {"every_steps": Setting(max(1, trained.steps // CHECKPOINTS))},
-        "evaluate": {"every_steps": Setting(max(1, trained.steps // EVALUATIONS))},
-        "monitor": {"log_every": Setting(max(1, trained.steps // ROWS_OF_METRICS))},
+        "checkpoint": {"every_steps": Setting(max(1, trained.steps // CHECKPOINTS), "ten in all")},
+        "evaluate": {"every_steps": Setting(max(1, trained.steps // EVALUATIONS), "ten in all")},
+        "monitor": {"log_every": Setting(max(1, trained.steps // ROWS_OF_METRICS), "200 rows")},
     }
     if device is not None:
         others = plain({part: settings for part, settings in sections.items() if part != "model"})
@@ -58,7 +58,7 @@ def _data(size: Size, source: Source) -> dict[str, Setting]:
         "sources": Setting([source.entry]),
         "tokenizer": Setting(tokenizer),
         "sequence_length": Setting(
-            size.sequence_length, "at most twice the width: attention stays a small share of the FLOPs"
+            size.sequence_length, "at most twice the width: attention stays a small share"
         ),
     }
 
@@ -70,13 +70,13 @@ def _train(size: Size, trained: Budget) -> dict[str, Setting]:
     return {
         "max_steps": Setting(
             trained.steps,
-            f"{trained.tokens / 1e6:,.4g}M tokens: {ratio:.3g} for each of the {counted / 1e6:,.4g}M weights "
-            "of blocks and head",
+            f"{trained.tokens / 1e6:,.4g}M tokens, {ratio:.3g} for each of {counted / 1e6:,.4g}M weights "
+            "(matrices of the blocks, head)",
         ),
         "global_batch_size": Setting(
             trained.rows,
-            f"rows; {trained.rows * size.sequence_length:,} tokens, the power of 2 next to {best:,.0f}, by "
-            f"tokens^{recipe.BATCH_EXPONENT} with {recipe.LEAST_STEPS:,} steps at least",
+            f"rows; {trained.rows * size.sequence_length:,} tokens, the power of 2 next to {best:,.0f}: "
+            f"grows with all tokens^{recipe.BATCH_EXPONENT}, but {recipe.LEAST_STEPS:,} steps at least",
         ),
         **recipe.TRAIN,
     }
@@ -90,8 +90,8 @@ def _optimizer(size: Size, trained: Budget) -> dict[str, Setting]:
         "learning_rate": Setting(rate, _scaled(recipe.MATRICES)),
         "weight_decay": Setting(
             decay,
-            f"{recipe.WEIGHT_DECAY} at {recipe.WIDTH} wide and {recipe.STEPS:,} steps; rate x decay x steps "
-            "stays the same",
+            f"{recipe.WEIGHT_DECAY:g} over {recipe.STEPS:,} steps at rate {recipe.MATRICES.value:g}: "
+            "rate x decay x steps stays the same",
         ),
     }
 

@@ -22,7 +22,7 @@ def to_text(sections: Sections, heading: str) -> str:
     heading: paragraphs between blank lines.
     """
     lines = [
-        f"# {line}".rstrip() for part in heading.split("\n") for line in textwrap.wrap(part, LINE) or [""]
+        f"# {line}".rstrip() for part in heading.split("\n") for line in textwrap.wrap(part, LINE - 2) or [""]
     ]
     for name, settings in sections.items():
         if settings:
@@ -64,6 +64,10 @@ def _explained(line: str, why: str) -> Iterator[str]:
     if not why:
         yield line
         return
-    first, *others = textwrap.wrap(why, LINE - WHY)
-    yield f"{line:<{WHY - 2}}  # {first}"
+    first, *others = textwrap.wrap(why, LINE - WHY - 2)
+    if len(line) > WHY - 2:
+        yield line
+        others.insert(0, first)
+    else:
+        yield f"{line:<{WHY - 2}}  # {first}"
     yield from (f"{'':<{WHY}}# {other}" for other in others)

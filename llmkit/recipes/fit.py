@@ -14,11 +14,13 @@ import numpy as np
 
 HUBER = 1e-3
 """Log-residuals beyond this count linearly."""
-EXPONENTS = np.geomspace(0.01, 1.0, 400)
+EXPONENTS = np.geomspace(0.01, 1.0, 200)
 """Among which alpha is found; published ones are 0.05 (Kaplan et al. 2020) to 0.3."""
 NOISE = 0.003
 """Relative standard deviation of a run's loss that is assumed at least: that of its seeds, about."""
-DRAWS, SHARE = 200, 0.9
+REWEIGHTINGS = 10
+"""Rounds of least squares for a Huber loss."""
+DRAWS, SHARE = 100, 0.9
 """Fits to losses that are moved at random, and the share of their predictions that an interval holds."""
 
 
@@ -44,30 +46,27 @@ def fit(flops: Sequence[float], losses: Sequence[float]) -> Law:
     """
     assert len(flops) == len(losses) >= 3
     unit = float(np.exp(np.mean(np.log(flops))))
-    x, y = np.asarray(flops) / unit, np.asarray(losses)
-    best, found = np.inf, (0.0, 0.0, 0.0)
-    for exponent in EXPONENTS:
-        floor, scale = _linear(x**-exponent, y)
-        cost = float(_huber(np.log((floor + scale * x**-exponent) / y)).sum())
-        if cost < best:
-            best, found = cost, (floor, scale, float(exponent))
-    return Law(*found, unit)
+    powers = (np.asarray(flops) / unit) ** -EXPONENTS[:, None]
+    y = np.asarray(losses)
+    floors, scales = _linear(powers, y)
+    costs = _huber(np.log((floors[:, None] + scales[:, None] * powers) / y)).sum(axis=1)
+    best = int(costs.argmin())
+    return Law(float(floors[best]), float(scales[best]), float(EXPONENTS[best]), unit)
 
 
-def _linear(power: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Floor and scale, both at least 0, of `y` over a power of the FLOPs."""
-    weights = 1.0 / y
-    floor = scale = 0.0
-    for _ in range(10):
-        columns = np.stack([np.ones_like(power), power], axis=1) * weights[:, None]
-        (floor, scale), *_ = np.linalg.lstsq(columns, y * weights, rcond=None)
-        if floor < 0.0:
-            floor, scale = 0.0, float((columns[:, 1] @ (y * weights)) / (columns[:, 1] @ columns[:, 1]))
-        elif scale < 0.0:
-            floor, scale = float((columns[:, 0] @ (y * weights)) / (columns[:, 0] @ columns[:, 0])), 0.0
-        residuals = np.abs((floor + scale * power) / y - 1.0)
-        weights = np.minimum(1.0, HUBER / np.maximum(residuals, 1e-12)) ** 0.5 / y
-    return float(floor), float(scale)
+def _linear(powers: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Floor and scale, both at least 0, of `y` (runs) over powers of the FLOPs (exponents, runs)."""
+    weights = np.broadcast_to(y**-2, powers.shape)
+    for _ in range(REWEIGHTINGS):
+        ones, linear, square = (((weights * powers**k).sum(axis=1)) for k in range(3))
+        sums, products = (weights * y).sum(axis=1), (weights * powers * y).sum(axis=1)
+        scales = (ones * products - linear * sums) / (ones * square - linear**2)
+        floors = (sums - scales * linear) / ones
+        floors, scales = np.where(scales < 0.0, sums / ones, floors), np.maximum(scales, 0.0)
+        scales, floors = np.where(floors < 0.0, products / square, scales), np.maximum(floors, 0.0)
+        residuals = np.abs((floors[:, None] + scales[:, None] * powers) / y - 1.0)
+        weights = np.minimum(1.0, HUBER / np.maximum(residuals, 1e-12)) / y**2
+    return floors, scales
 
 
 def _huber(residuals: np.ndarray) -> np.ndarray:

@@ -68,20 +68,22 @@ def ladder_command(folder: Path, show: Callable[[str], None] = print) -> int:
 
 def read_rung(file: Path, loaded: Loaded) -> Rung | str:
     """The run of a configuration; where it has no final loss yet, a sentence that says why."""
-    run = Path(loaded.config.run.dir) / loaded.config.run.name
+    config = loaded.config
+    run, steps = Path(config.run.dir) / config.run.name, config.train.max_steps
+    if steps is None:
+        return f"{file}: train.max_steps is not set, so its FLOPs are not known"
     if not (run / "metrics.jsonl").exists():
         return f"{file}: its run {run} is not there; `llmkit train {file}` makes it"
-    metrics = MetricsFile(run / "metrics.jsonl")
-    steps = loaded.config.train.max_steps
-    row = None if steps is None else metrics.evaluation_at(steps)
-    if not (run / DONE).exists() or row is None or not isinstance(row["eval_loss"], float):
+    metrics, done = MetricsFile(run / "metrics.jsonl"), (run / DONE).exists()
+    row = metrics.evaluation_at(steps)
+    if not done or row is None or not isinstance(row["eval_loss"], float):
         last = max((each["step"] for each in metrics.rows() if isinstance(each.get("step"), int)), default=0)
-        what = "has no held-out loss at its end" if (run / DONE).exists() else "is not finished"
+        what = "has no held-out loss at its end" if done else "is not finished"
         return f"{file}: its run {run} {what} (step {last} of {steps}); `llmkit train {file}` goes on with it"
     manifest = read_json(run / "manifest.json", "train this rung again")
-    shape = ModelShape.from_dict(manifest["model"], f"{run}/manifest.json")
-    tokens = steps * loaded.config.train.global_batch_size * loaded.config.data.sequence_length
-    flops = float(tokens) * train_flops_per_token(shape, loaded.config.data.sequence_length)
+    shape = ModelShape.from_dict(manifest.get("model", {}), f"{run}/manifest.json")
+    tokens = steps * config.train.global_batch_size * config.data.sequence_length
+    flops = planned_flops(loaded, shape.vocab_size)
     bits = row.get("eval_bits_per_byte")
     return Rung(file, loaded, shape.vocab_size, shape.num_parameters, tokens, flops, row["eval_loss"], bits)
 

@@ -13,7 +13,7 @@ from llmkit.config.load import load
 from llmkit.config.mistakes import printable
 from llmkit.config.schema import Run
 from llmkit.errors import UserError
-from llmkit.files import write_atomic
+from llmkit.files import may_exist, write_atomic
 from llmkit.recipes import text
 from llmkit.recipes.compose import Source, compose
 from llmkit.recipes.devices import Device, device
@@ -23,7 +23,7 @@ from llmkit.recipes.rules import Budget, Size, Text, budget, by_depth, by_flops,
 RUNGS = 4
 """Runs of a ladder below its target."""
 RUNG_RATIO = 4.0
-"""FLOPs of a rung, over those of the one below it."""
+"""FLOPs of a rung, over those of the one below it, about: each has the optimal training of its size."""
 TARGET = "target"
 """Name of the file, in a ladder's folder, whose loss is to be predicted."""
 BYTES_PER_TOKEN = 4
@@ -103,8 +103,9 @@ def _rungs(name: str, size: Size, trained: Budget) -> dict[str, tuple[str, Size,
     files = {}
     for rung in range(1, RUNGS + 1):
         flops = trained.flops / RUNG_RATIO ** (RUNGS + 1 - rung)
-        chosen = _spending(flops, text, f"--ladder, rung {rung} (as FLOPs),")
-        files[os.path.join(name, f"rung-{rung}.yaml")] = (_name(f"{name}-rung-{rung}"), *chosen)
+        chosen = by_flops(flops, text, f"--ladder, rung {rung} (as FLOPs),")
+        run = _name(f"{name}-rung-{rung}")
+        files[os.path.join(name, f"rung-{rung}.yaml")] = (run, chosen, budget(chosen))
     sizes = [rung.shape.num_parameters for _, rung, _ in files.values()] + [size.shape.num_parameters]
     if sorted(set(sizes)) != sizes:
         raise UserError(
@@ -152,7 +153,7 @@ def _summary(size: Size, trained: Budget, on: Device | None, gpus: int) -> str:
 
 def _write(texts: dict[str, str], out: Path, force: bool) -> None:
     """Writes all files, or none where one is there already. Raises UserError."""
-    if not out.is_dir():
+    if not may_exist(out):
         raise UserError(f"new: --out {out}: there is no such folder; make it first")
     paths = {out / file: text for file, text in texts.items()}
     if (there := [path for path in paths if os.path.lexists(path)]) and not force:

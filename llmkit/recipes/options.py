@@ -45,7 +45,7 @@ def add_ladder_options(parser: argparse.ArgumentParser) -> None:
 def quantity(text: str) -> float:
     """A positive number such as 124m, 1.5b or 1e19."""
     found = re.fullmatch(
-        r"(\d{1,20}(?:\.\d{1,20})?(?:[eE][+-]?\d{1,3})?)([kmbt]?)", text.strip(), re.IGNORECASE
+        r"(\d{1,20}(?:\.\d{1,20})?(?:[eE][+-]?\d{1,3})?)([kmbt]?)", text.strip(), re.IGNORECASE | re.ASCII
     )
     value = float(found[1]) * _UNITS[found[2].lower()] if found else math.nan
     if not 0.0 < value < math.inf:

@@ -5,9 +5,11 @@ The rules with their sources are in docs/recipes.md, their constants in `recipe.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from llmkit.config.derive import resolved_model
 from llmkit.config.schema import Config
@@ -17,7 +19,7 @@ from llmkit.monitor.flops import train_flops_per_token
 from llmkit.recipes import recipe
 from llmkit.recipes.recipe import Setting
 
-DEEPEST = 256
+DEEPEST = 128
 """Blocks of the largest model that a rule is asked about."""
 MOST_VOCABULARY, MOST_CONTEXT = 32768, 2048
 
@@ -55,7 +57,7 @@ class Size:
             **recipe.MODEL,
         }
 
-    @property
+    @cached_property
     def shape(self) -> ModelShape:
         """With every default filled in."""
         model = {name: setting.value for name, setting in self.model.items()}
@@ -98,9 +100,17 @@ class Budget:
 
 
 def counted_parameters(shape: ModelShape) -> int:
-    """Weights of the blocks' matrices and of the head (a tied one too), which tokens are counted by."""
-    head = shape.vocab_size * shape.hidden_size
-    return shape.num_hidden_layers * shape.num_block_parameters + head
+    """Weights of the blocks' matrices and of the head (a tied one too), which tokens are counted by.
+
+    Tables that are only looked up in do not count.
+    """
+    matrices = sum(
+        rows * columns
+        for name, (rows, *others) in shape.parameters().items()
+        if name.startswith("blocks.") and "value_embedding" not in name
+        for columns in others
+    )
+    return matrices + shape.vocab_size * shape.hidden_size
 
 
 def best_batch(tokens: float) -> float:
@@ -154,15 +164,15 @@ def _nearest(target: float, asked: str, measure: Callable[[Size], float], text: 
 
     Of equally near ones that with the usual width for its depth.
     """
-    depth = 1
-    while depth < DEEPEST and measure(by_depth(depth, text)) < target:
-        depth += 1
+    depths = range(1, DEEPEST)
+    depth = 1 + bisect.bisect_left(depths, target, key=lambda depth: measure(by_depth(depth, text)))
     least, most = recipe.WIDTHS_PER_LAYER
-    sizes = [by_depth(1, text)]
+    sizes = []
     for blocks in range(max(1, depth - 2), min(DEEPEST, depth + 2) + 1):
-        step = head_dim(recipe.WIDTH_PER_LAYER * blocks)
-        widths = range(-(-least * blocks // step) * step, most * blocks + 1, step)
-        sizes += [sized(blocks, width, text) for width in widths if head_dim(width) == step]
+        for width in range(32, (most + 1) * blocks + 128, 32):
+            step = head_dim(width)
+            if width % step == 0 and least * blocks - step < width < most * blocks + step:
+                sizes.append(sized(blocks, width, text))
 
     def distance(size: Size) -> float:
         usual = math.log(size.width / size.depth / recipe.WIDTH_PER_LAYER)
