@@ -71,7 +71,7 @@ def test_every_command_runs_in_order(project, capsys):
             more = SMALLER
         assert main([*command, *more]) == 0, command
         ran.add(command[0])
-    assert ran == {"train", "generate", "evaluate", "config", "data", "doctor"}
+    assert ran == {"train", "generate", "evaluate", "config", "data", "doctor", "new"}
     assert "bits per byte" in capsys.readouterr().out
 
 
