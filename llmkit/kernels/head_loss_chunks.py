@@ -162,7 +162,7 @@ def _chunked(
         if not needed:
             continue
         logits = used[: own.stop - own.start]
-        torch.mm(logits, head.weight, out=for_hidden[own])
+        head.rows.of_hidden(logits, head.weight, for_hidden[own])
         if own.stop == tokens:
             summing = head.ranks.start_sum(for_hidden)
         if weight_gradient:
@@ -243,7 +243,8 @@ def _backward(
     if all(_same(each, of_nats) for each in terms):
         if _is_kept(labels, weight):
             scale = ranks.by_token(of_nats, length)[:, None]
-            summing = ranks.start_sum((torch.mm(one, weight) * scale).to(hidden.dtype))
+            found = row_pass(rows).of_hidden(one, weight, hidden.new_empty(hidden.shape))
+            summing = ranks.start_sum((found * scale).to(hidden.dtype))
             scaled = (hidden * scale).to(hidden.dtype)
             for_weight = row_pass(rows).product(one, scaled) if weight_gradient else nothing
             return ranks.summed(summing), for_weight

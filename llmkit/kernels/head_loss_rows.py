@@ -52,6 +52,13 @@ class RowPass(Protocol):
         """Makes x the gradient of the logits; log_sum: (rows,) log(sum exp) over the columns of all ranks."""
         ...
 
+    def of_hidden(self, gradient: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+        """out = gradient weight, the gradient of the hidden states.
+
+        gradient: (tokens, columns); weight: (columns, width); out: (tokens, width).
+        """
+        ...
+
     def product(self, gradient: Tensor, hidden: Tensor) -> Tensor:
         """gradient' hidden, the gradient of the weight.
 
@@ -151,6 +158,10 @@ def gradient(x: Tensor, column: Tensor, weights: Tensor, log_sum: Tensor, spec: 
 
 class Products:
     """The products with the gradients of logits, in PyTorch."""
+
+    def of_hidden(self, gradient: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+        """See `RowPass.of_hidden`."""
+        return torch.mm(gradient, weight, out=out)
 
     def product(self, gradient: Tensor, hidden: Tensor) -> Tensor:
         """See `RowPass.product`."""

@@ -1,5 +1,5 @@
 """Linear + cross-entropy on CPUs with AVX-512 BF16: `llmkit.kernels.head_loss_chunks`, with own kernels
-for rows of logits (`cross_entropy.cpp`) and the gradient of the weight (`weight_gradient.cpp`).
+for rows of logits (`cross_entropy.cpp`) and the gradients of weight and hidden states (`gradients.cpp`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmkit.batch import LossSum
 from llmkit.kernels import head_loss_chunks
-from llmkit.kernels.cpu.linear import multiply_into
+from llmkit.kernels.cpu.linear import multiply_into, multiply_rows_into
 from llmkit.kernels.cpu.load import enough_memory, load
 from llmkit.kernels.head_loss_rows import ROW_PASSES, RowSpec
 
@@ -40,6 +40,10 @@ class Avx512Rows:
     def gradient(self, x: Tensor, column: Tensor, weights: Tensor, log_sum: Tensor, spec: RowSpec) -> None:
         """See `RowPass.gradient`."""
         self._call(_GRADIENT, x, column, weights, log_sum, log_sum, spec)
+
+    def of_hidden(self, gradient: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+        """See `RowPass.of_hidden`."""
+        return multiply_rows_into(gradient, weight, out)
 
     def product(self, gradient: Tensor, hidden: Tensor) -> Tensor:
         """See `RowPass.product`."""

@@ -1,7 +1,7 @@
-"""The linear layer on CPUs with AVX-512 BF16: the gradient of a bf16 weight by a kernel of our own.
+"""The linear layer on CPUs with AVX-512 BF16: gradients in bf16 by kernels of our own (`gradients.cpp`).
 
-oneDNN reaches 95 % of the matrix rate in the two other products, but 75 to 80 % in this one, whose left
-operand is transposed; `weight_gradient.cpp` reaches 95 %.
+oneDNN reaches 90 to 95 % of the matrix rate in the forward pass, but 75 to 80 % in the weight's gradient,
+whose left operand is transposed, and in the gradient of the head's input, whose sums are long.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product_linear(x, weight, bias, "avx512")
 
 
+LEAST_DEPTH = 512
+"""Outputs of a layer from which on the gradient of its input is computed by our kernel: where there are
+fewer, to interleave the operands takes longer than oneDNN loses."""
+
+
 class Avx512Products(TorchProducts):
     """See `Products`: those of PyTorch for other types than bf16."""
 
@@ -33,6 +38,13 @@ class Avx512Products(TorchProducts):
         """See `Products.output`."""
         plain = bias is None or x.dtype != torch.bfloat16
         return F.linear(x, weight, bias) if plain else biased(x, weight, bias), (x, weight)
+
+    def of_x(self, operands: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """See `Products.of_x`."""
+        gradient, weight = operands
+        if dtype == torch.bfloat16 and len(weight) >= LEAST_DEPTH:
+            return input_gradient(gradient, weight)
+        return gradient @ weight
 
     def of_weight(self, operands: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """See `Products.of_weight`."""
@@ -57,6 +69,31 @@ def biased(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 @biased.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("llmkit::input_gradient", mutates_args=(), device_types="cpu")
+def input_gradient(outputs: Tensor, weight: Tensor) -> Tensor:
+    """outputs weight: (tokens, out), (out, in) -> (tokens, in), all bf16; summed in fp32, rounded once."""
+    return multiply_rows_into(outputs, weight, outputs.new_empty(len(outputs), weight.shape[1]))
+
+
+@input_gradient.register_fake
+def _(outputs: Tensor, weight: Tensor) -> Tensor:
+    return outputs.new_empty(len(outputs), weight.shape[1])
+
+
+def multiply_rows_into(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """out = left right, all bf16; by PyTorch where the depth is odd."""
+    left, right = (each if each.stride(1) == 1 else each.contiguous() for each in (left, right))
+    if out.is_meta:
+        return out
+    if not left.shape[1] or left.shape[1] % 2:
+        return torch.mm(left, right, out=out)
+    _library().input_gradient(
+        left.data_ptr(), left.stride(0), right.data_ptr(), right.stride(0), out.data_ptr(), out.stride(0),
+        left.shape[1], len(left), right.shape[1], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
 
 
 @torch.library.custom_op("llmkit::weight_gradient", mutates_args=(), device_types="cpu")
@@ -94,10 +131,11 @@ def multiply_into(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library: Any = load("weight_gradient.cpp")
+    library: Any = load("gradients.cpp")
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.weight_gradient.argtypes = [
-        pointer, size, pointer, size, pointer, size, size, size, size, number, number, number,
-    ]  # fmt: skip
-    library.weight_gradient.restype, library.weight_gradient.errcheck = number, enough_memory
+    common = [pointer, size, pointer, size, pointer, size, size, size, size]
+    library.weight_gradient.argtypes = [*common, number, number, number]
+    library.input_gradient.argtypes = [*common, number]
+    for function in (library.weight_gradient, library.input_gradient):
+        function.restype, function.errcheck = number, enough_memory
     return library

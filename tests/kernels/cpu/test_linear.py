@@ -8,7 +8,15 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from llmkit.kernels import linear as plain
-from llmkit.kernels.cpu.linear import add_weight_gradient_, biased, linear, weight_gradient
+from llmkit.kernels.cpu.linear import (
+    LEAST_DEPTH,
+    add_weight_gradient_,
+    biased,
+    input_gradient,
+    linear,
+    multiply_rows_into,
+    weight_gradient,
+)
 from llmkit.monitor.hardware import has_avx512_bf16
 from tests.kernels.float64 import check, relative_error
 
@@ -33,6 +41,18 @@ def test_sums_are_those_of_float64_rounded_once(size: tuple[int, int, int]) -> N
     torch.testing.assert_close(total.double() - 3.0, exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [*SIZES, (0, 9, 7), (8, 800, 3), (1300, 30, 801)])
+def test_the_inputs_gradient_is_that_of_float64_rounded_once(size: tuple[int, int, int]) -> None:
+    rows, depth, columns = size
+    left, right = draw(rows, depth), draw(depth, columns, seed=1)
+    found = input_gradient(left, right)
+    torch.testing.assert_close(found.double(), left.double() @ right.double(), rtol=8e-3, atol=1e-4)
+    wide = torch.zeros(rows, columns + 9).bfloat16()
+    multiply_rows_into(left.T.contiguous().T, right, wide[:, 4 : columns + 4])
+    assert torch.equal(wide[:, 4 : columns + 4], found)
+    assert not wide[:, :4].any() and not wide[:, columns + 4 :].any()
+
+
 def test_views_and_transposed_matrices_are_read_where_they_lie() -> None:
     left, right = draw(90, 64)[:, 5:40], draw(50, 90, seed=1).T
     found = weight_gradient(left, right)
@@ -55,10 +75,10 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     try:
         for count in (1, 2, 3, 8):
             torch.set_num_threads(count)
-            found.append(weight_gradient(left, right))
+            found.append((weight_gradient(left, right), input_gradient(left.T[:, :514], right[:514])))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(each, found[0]) for each in found)
+    assert all(torch.equal(one, other) for each in found for one, other in zip(each, found[0]))
 
 
 def test_values_that_are_not_finite_reach_the_gradient() -> None:
@@ -66,12 +86,15 @@ def test_values_that_are_not_finite_reach_the_gradient() -> None:
     left[7, 3] = float("inf")
     assert not weight_gradient(left, right)[3].isfinite().any()
     assert weight_gradient(left, right)[4].isfinite().all()
+    assert not input_gradient(left.T, right)[3].isfinite().any()
+    assert input_gradient(left.T, right)[4].isfinite().all()
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_layer_and_its_gradients(bias: bool, dtype: torch.dtype) -> None:
-    x, weight, shift = draw(3, 37, 50), draw(33, 50, seed=1), draw(33, seed=2)
+@pytest.mark.parametrize("outputs", [33, LEAST_DEPTH + 1, LEAST_DEPTH + 2])
+def test_the_layer_and_its_gradients(bias: bool, dtype: torch.dtype, outputs: int) -> None:
+    x, weight, shift = draw(3, 37, 50), draw(outputs, 50, seed=1), draw(outputs, seed=2)
     inputs = [each.to(dtype).requires_grad_() for each in ((x, weight, shift) if bias else (x, weight))]
     check(linear, plain.linear, inputs)
 
@@ -88,7 +111,7 @@ def test_inputs_and_weights_that_take_no_gradient_get_none() -> None:
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_the_layer_passes_through_a_graph(with_bias: bool) -> None:
     x, weight, bias = (
-        each.requires_grad_() for each in (draw(4, 9, 50), draw(33, 50, seed=1), draw(33, seed=2))
+        each.requires_grad_() for each in (draw(4, 9, 50), draw(600, 50, seed=1), draw(600, seed=2))
     )
     inputs = (x, weight, bias) if with_bias else (x, weight)
     compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)

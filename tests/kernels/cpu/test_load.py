@@ -9,6 +9,6 @@ pytestmark = pytest.mark.skipif(not has_avx512_bf16(), reason="needs a CPU with 
 
 
 def test_a_source_becomes_a_library_once_and_a_wrong_name_is_none() -> None:
-    assert load("weight_gradient.cpp").weight_gradient
+    assert load("gradients.cpp").weight_gradient
     with pytest.raises(FileNotFoundError):
         load("absent.cpp")

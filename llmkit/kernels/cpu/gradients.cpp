@@ -1,8 +1,9 @@
-// out (+)= left' right of bf16 matrices with sums in fp32: the gradient of a linear layer's weight.
+// The gradients of a linear layer, products of bf16 matrices with sums in fp32: of its weight, out (+)= left' right, and
+// of its input, out = left right.
 //
-// left: (depth, rows), right: (depth, columns), out: (rows, columns), in fp32 or bf16. oneDNN transposes the left
-// matrix for such a product; here two rows of a matrix are interleaved, which costs a fraction of that. The
-// order of the sums depends on the sizes alone, not on the number of threads.
+// left: (depth, rows), or (rows, depth) for the input; right: (depth, columns), out: (rows, columns), in fp32 or bf16.
+// oneDNN transposes the left matrix of the former; here two rows of a matrix are interleaved, which costs a fraction of
+// that. The order of the sums depends on the sizes alone, not on the number of threads.
 namespace {
 
 constexpr int VECTORS = 3, WIDE = 16 * VECTORS;
@@ -16,7 +17,8 @@ struct Output {
   bool bf16;
 };
 
-// The product for one thread.
+// The product for one thread. ROWWISE: left is (rows, depth).
+template <bool ROWWISE>
 AVX512 void multiply(Matrix left, Matrix right, Output out, int64_t depth, int64_t rows, int64_t columns, bool add) {
   if (rows <= 0 || columns <= 0) return;
   const int64_t left_panels = (ROWS + 32) / TALL, right_panels = (COLUMNS + 32) / WIDE + 1;
@@ -37,7 +39,10 @@ AVX512 void multiply(Matrix left, Matrix right, Output out, int64_t depth, int64
         pack<WIDE>({right.values + begin * right.stride + column, right.stride}, deep, wide, packed_right);
         for (int64_t row = band; row < band_end; row += ROWS) {
           const int tall = std::min<int64_t>(ROWS, band_end - row);
-          pack<TALL>({left.values + begin * left.stride + row, left.stride}, deep, tall, packed_left);
+          if constexpr (ROWWISE)
+            pack_rows<TALL>({left.values + row * left.stride + begin, left.stride}, deep, tall, packed_left);
+          else
+            pack<TALL>({left.values + begin * left.stride + row, left.stride}, deep, tall, packed_left);
           for (int j = 0; j < wide; j += WIDE)
             for (int i = 0; i < tall; i += TALL) {
               const int64_t at = (row + i) * out.stride + column + j;
@@ -53,13 +58,9 @@ AVX512 void multiply(Matrix left, Matrix right, Output out, int64_t depth, int64
   }
 }
 
-}  // namespace
-
-// add: to what is in `out`, which then must be fp32. Each thread computes a rectangle of `out`. Returns whether memory
-// was missing.
-extern "C" int weight_gradient(const uint16_t* left, int64_t left_stride, const uint16_t* right, int64_t right_stride,
-                               void* out, int64_t out_stride, int64_t depth, int64_t rows, int64_t columns, int bf16,
-                               int add, int threads) {
+// Each thread computes a rectangle of `out`. Returns whether memory was missing.
+template <bool ROWWISE>
+int in_rectangles(Matrix left, Matrix right, Output out, int64_t depth, int64_t rows, int64_t columns, bool add, int threads) {
   int across = 1;  // rectangles side by side: those whose sides are shortest pack least
   for (int i = 1; i <= threads; i++)
     if (threads % i == 0 && rows * i / threads + columns / i < rows * across / threads + columns / across) across = i;
@@ -67,8 +68,25 @@ extern "C" int weight_gradient(const uint16_t* left, int64_t left_stride, const 
   const int64_t tall = ((rows + down - 1) / down + 31) / 32 * 32, wide = ((columns + across - 1) / across + 31) / 32 * 32;
   return in_parallel(threads, threads, [&](int64_t index) {
     const int64_t row = index % down * tall, column = index / down * wide;
-    auto* place = static_cast<char*>(out) + (row * out_stride + column) * (bf16 ? 2 : 4);
-    multiply({left + row, left_stride}, {right + column, right_stride}, {place, out_stride, bf16 != 0}, depth,
-             std::min(tall, rows - row), std::min(wide, columns - column), add != 0);
+    auto* place = static_cast<char*>(out.values) + (row * out.stride + column) * (out.bf16 ? 2 : 4);
+    multiply<ROWWISE>({left.values + (ROWWISE ? row * left.stride : row), left.stride}, {right.values + column, right.stride},
+                      {place, out.stride, out.bf16}, depth, std::min(tall, rows - row), std::min(wide, columns - column), add);
   });
+}
+
+}  // namespace
+
+// add: to what is in `out`, which then must be fp32.
+extern "C" int weight_gradient(const uint16_t* left, int64_t left_stride, const uint16_t* right, int64_t right_stride,
+                               void* out, int64_t out_stride, int64_t depth, int64_t rows, int64_t columns, int bf16,
+                               int add, int threads) {
+  return in_rectangles<false>({left, left_stride}, {right, right_stride}, {out, out_stride, bf16 != 0}, depth, rows,
+                              columns, add != 0, threads);
+}
+
+// depth: even. out: in bf16.
+extern "C" int input_gradient(const uint16_t* left, int64_t left_stride, const uint16_t* right, int64_t right_stride,
+                              void* out, int64_t out_stride, int64_t depth, int64_t rows, int64_t columns, int threads) {
+  return in_rectangles<true>({left, left_stride}, {right, right_stride}, {out, out_stride, true}, depth, rows, columns,
+                             false, threads);
 }
