@@ -18,7 +18,7 @@ from benchmarks import peers
 from benchmarks.peers import Step
 from benchmarks.workloads import Workload
 from llmkit.batch import Batch
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.config.shape import ModelShape
 from llmkit.cores import keep_freed_memory
 from llmkit.kernels.compiler import compiler_missing

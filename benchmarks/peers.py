@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.batch import Batch
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.config.shape import ModelShape
 
 Step = Callable[[Sequence[Batch]], Tensor]

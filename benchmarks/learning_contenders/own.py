@@ -12,7 +12,8 @@ from benchmarks.learning_contenders import Task
 from benchmarks.learning_sizes import Size
 from llmkit.batch import IGNORE, Batch
 from llmkit.config.load import Loaded
-from llmkit.config.schema import Config, Optimizer
+from llmkit.config.optimizer_section import Optimizer
+from llmkit.config.schema import Config
 from llmkit.device import device_facts
 from llmkit.engine.build import build_engine
 from llmkit.optim.schedule import step_values

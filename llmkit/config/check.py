@@ -15,6 +15,7 @@ from llmkit.config.check_layout import (
     check_zero,
 )
 from llmkit.config.entries import chosen, common_fields, own_settings, settings_of
+from llmkit.config.groups import check_groups
 from llmkit.config.heldout import may_hold_out, nothing_held_out
 from llmkit.config.mistakes import Mistake, display, listed
 from llmkit.config.paths import check_paths
@@ -35,7 +36,8 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     settings = Settings(config, origins, facts or Facts())
     data = (_tokenizer, _sources, _entries, _curriculum, check_paths)
     layout = (check_world, check_tensor_parallel, check_zero)
-    checks = (check_model, check_vocabulary, *data, check_batch, _evaluate, check_optimizer, *layout)
+    update = (check_optimizer, check_groups)
+    checks = (check_model, check_vocabulary, *data, check_batch, _evaluate, *update, *layout)
     return [mistake for one in checks for mistake in one(settings)]
 
 

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from llmkit.config.model_section import ModelChoice
+from llmkit.config.parameters import FullTensor
 from llmkit.config.registered import CHOICES, section_of
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.registry import Component, find, names
 
-NOT_STORED = {"takes_tensor_parallel", "supports", "scalars"}
+NOT_STORED = {"takes_tensor_parallel", "supports", "scalars", "tensors"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class CustomModel:
 
     settings: of its section, as plain values. flops_per_token: of forward and backward, in sequences of
     `max_position_embeddings` tokens. takes_tensor_parallel: whether all its parameters lie in layers that can
-    be sharded. supports: see `Model.supports`. scalars: names of parameters without dimensions. These three
-    are not kept in checkpoints.
+    be sharded. supports: see `Model.supports`. scalars: names of parameters without dimensions. tensors: all
+    parameters. These four are not kept in checkpoints.
     """
 
     type: str
@@ -38,6 +39,7 @@ class CustomModel:
     takes_tensor_parallel: bool = False
     supports: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
+    tensors: tuple[FullTensor, ...] = ()
 
     @property
     def component(self) -> Component:

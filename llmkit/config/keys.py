@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,12 +138,18 @@ def suggest(path: str, schema: type[Config] = Config) -> list[str]:
         return [OTHER_NAMES[wanted]]
     if close := difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.75):
         return [siblings[close[0]]]
-    if same := [p for p in known if p.rpartition(".")[2] == wanted]:
-        return same[:3]
+    if same := _of_name(wanted, known):
+        return same
     names = {p.rpartition(".")[2] for p in known}
     if far := difflib.get_close_matches(wanted, names, n=1, cutoff=0.75):
-        return [p for p in known if p.rpartition(".")[2] == far[0]][:3]
+        return _of_name(far[0], known)
     return [siblings[n] for n in difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.55)]
+
+
+def _of_name(name: str, known: Iterable[str]) -> list[str]:
+    """The keys of this name that lie least deep, at most three."""
+    found = [path for path in known if path.rpartition(".")[2] == name]
+    return [path for path in found if path.count(".") == min(each.count(".") for each in found)][:3]
 
 
 def key_of(path: str, schema: type[Config] = Config) -> Key | None:

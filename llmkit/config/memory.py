@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from llmkit.config.custom_model import AnyModel
@@ -25,7 +26,7 @@ class State:
 def state_bytes(
     shape: AnyModel,
     precision: Precision,
-    optimizer: str,
+    optimizers: Collection[str],
     *,
     data_parallel_size: int = 1,
     tensor_parallel_size: int = 1,
@@ -34,9 +35,9 @@ def state_bytes(
 ) -> State:
     """Returns a lower bound of the bytes of weights, gradients, masters and moments.
 
-    Activations and communication buffers are not included.
+    Activations and communication buffers are not included. optimizers: see `Optimizer.rules`.
     """
-    weight, gradient, kept = parameter_bytes(precision, optimizer)
+    weight, gradient, kept = parameter_bytes(precision, optimizers)
     shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
     mine = shape.num_parameters / tensor_parallel_size
     optimizer_state, gradients, weights = (
@@ -49,19 +50,23 @@ def state_bytes(
     return State(0, gradients, weights + optimizer_state)
 
 
-def parameter_bytes(precision: Precision, optimizer: str) -> tuple[int, int, int]:
+def parameter_bytes(precision: Precision, optimizers: Collection[str]) -> tuple[int, int, int]:
     """Returns the bytes per parameter of the weight, of its gradient, and of its master and moments."""
-    kept = _moments(optimizer) + precision.keeps_masters
+    kept = _moments(optimizers) + precision.keeps_masters
     return BYTES[precision.weights], BYTES[precision.reduction], kept * BYTES[precision.masters]
 
 
-def checkpoint_bytes(optimizer: str) -> int:
+def checkpoint_bytes(optimizers: Collection[str]) -> int:
     """Returns the bytes per parameter of a checkpoint: its fp32 value and moments."""
-    return BYTES["fp32"] * (1 + _moments(optimizer))
+    return BYTES["fp32"] * (1 + _moments(optimizers))
 
 
-def _moments(optimizer: str) -> int:
+def _moments(optimizers: Collection[str]) -> int:
     """Moments per parameter, at least: Muon has AdamW's two for all but the hidden matrices."""
+    return min(map(_moments_of, optimizers))
+
+
+def _moments_of(optimizer: str) -> int:
     registered = find("optimizer", optimizer)
     if registered is not None:
         return len(getattr(registered.make, "states", ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmkit.config.model_section import Mlp
 
@@ -18,6 +18,41 @@ INTO_MLP: dict[Mlp, tuple[str, ...]] = {
     "relu2": ("up_proj",),
 }
 """Matrices from the residual stream into the MLP."""
+
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Projections that are one matrix in memory."""
+
+
+class FullTensor(NamedTuple):
+    """A parameter of the unsharded, unfused model.
+
+    hidden: whether it is a matrix that Muon can update. stored_in: name of the parameter that holds it, which
+    is the same for tensors that are one matrix in memory.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    hidden: bool
+    stored_in: str
+
+
+def full_tensors(shape: ModelShape) -> tuple[FullTensor, ...]:
+    """All full tensors of a GPT, in the model's order."""
+    found = named_parameters(shape)
+    return tuple(FullTensor(name, size, _is_hidden(name, size), _stored(name)) for name, size in found)
+
+
+def _is_hidden(name: str, size: tuple[int, ...]) -> bool:
+    """Whether it is a matrix of a block; value embeddings and their gates are none."""
+    return name.startswith("blocks.") and len(size) == 2 and ".value_embedding." not in name
+
+
+def _stored(name: str) -> str:
+    """A full tensor's name, with the projections that are fused with it in place of its own."""
+    *path, layer, kind = name.split(".")
+    fused = next(("+".join(each) for each in FUSED if layer in each), layer)
+    return ".".join((*path, fused, kind))
 
 
 def named_parameters(shape: ModelShape) -> Iterator[Named]:

@@ -19,7 +19,8 @@ from llmkit.config.entries import (
 )
 from llmkit.config.model_section import ModelChoice
 from llmkit.config.operators import FUNCTIONS
-from llmkit.config.schema import Config, Optimizer, Schedule
+from llmkit.config.optimizer_section import Optimizer, Schedule
+from llmkit.config.schema import Config
 from llmkit.config.section import Section
 from llmkit.registry import BUILT_IN, Component, Kind, find, names
 

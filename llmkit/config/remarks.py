@@ -36,7 +36,7 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.shuffle_window": (_none_live, "data.sources.0.live"),
     "data.workers": (_none_live, "data.sources.0.live"),
     "train.max_minutes": (lambda c: c.train.max_steps is not None, "train.max_steps"),
-    "optimizer.momentum": (lambda c: c.optimizer.name != "muon", "optimizer.name"),
+    "optimizer.momentum": (lambda c: "muon" not in c.optimizer.rules, "optimizer.name"),
     "schedule.steps": (lambda c: c.schedule.name == "constant", "schedule.name"),
     "schedule.min_lr_ratio": (lambda c: c.schedule.name == "constant", "schedule.name"),
     "schedule.decay_fraction": (lambda c: c.schedule.name != "wsd", "schedule.name"),

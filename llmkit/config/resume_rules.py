@@ -93,6 +93,14 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "learning_rate betas eps momentum weight_decay",
     ),
     **_rules(
+        "warned", "changes what each step computes", "optimizer.groups.N",
+        "params learning_rate betas eps momentum weight_decay",
+    ),
+    **_rules(
+        "warned", "the moments of a parameter that another rule updates start at zero", "optimizer.groups.N",
+        "name",
+    ),
+    **_rules(
         "warned", "changes the learning rate", "schedule",
         "name steps warmup_steps min_lr_ratio decay_fraction decay_shape",
     ),

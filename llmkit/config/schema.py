@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llmkit.config.model_section import Model
-from llmkit.config.section import NonNegative, Positive, Section, Share
+from llmkit.config.optimizer_section import Optimizer, Schedule
+from llmkit.config.section import NonNegative, Positive, Section
 
 BPE_VOCAB_SIZE = 4096
 """Tokens of a trained tokenizer, unless said otherwise."""
@@ -200,43 +201,6 @@ class Train(Section):
     auto = bf16 where the device has units for it, else fp32."""
     max_nonfinite_steps: Positive = 10
     """A step with a non-finite gradient is skipped; this many in a row end the run."""
-
-
-class Optimizer(Section):
-    """The rule that turns gradients into updates."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw = AdamW (Loshchilov and Hutter 2019); muon = Muon (Jordan et al. 2024) for the matrices of
-    the blocks, scaled so that AdamW's learning rate suits it, and AdamW for the rest."""
-    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 6e-4
-    """Peak learning rate."""
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.95)
-    """Decay of the first and second moments."""
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8
-    """Added to the root of the second moment."""
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
-    """Decay of Muon's momentum (only for muon)."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
-    """Decoupled weight decay, on matrices only (embeddings too; not norms and biases)."""
-
-
-class Schedule(Section):
-    """The learning rate over the steps."""
-
-    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Shape after the warm-up; wsd = constant, then a decay over the last `decay_fraction`."""
-    steps: Positive | None = None
-    """Steps that it spans, warm-up included; then the learning rate stays at its end. Default: all steps of
-    the run, so that another train.max_steps changes it (not for constant)."""
-    warmup_steps: NonNegative = 100
-    """Steps of linear warm-up from 0."""
-    min_lr_ratio: Share = 0.1
-    """Learning rate at the end, as a share of the peak (not for constant)."""
-    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
-    """Share of the steps that decay (only for wsd)."""
-    decay_shape: Literal["linear", "sqrt", "cosine"] = "linear"
-    """Of the decay, t being the share of it that is over: linear = 1 - t; sqrt = 1 - sqrt(t) (Haegele et al.
-    2024); cosine = half a cosine wave (only for wsd)."""
 
 
 class Parallel(Section):

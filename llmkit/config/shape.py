@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from llmkit import __version__
 from llmkit.config.model_section import Mlp, Norm, PositionEmbedding, ResidualInit
-from llmkit.config.parameters import named_parameters
+from llmkit.config.parameters import FullTensor, full_tensors, named_parameters
 from llmkit.config.renamed import with_new_names
 from llmkit.errors import UserError
 
@@ -114,6 +114,11 @@ class ModelShape:
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every full tensor: see `llmkit.config.parameters.named_parameters`."""
         return dict(named_parameters(self))
+
+    @property
+    def tensors(self) -> tuple[FullTensor, ...]:
+        """The same, with what decides how they are updated."""
+        return full_tensors(self)
 
     @property
     def num_parameters(self) -> int:

@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from llmkit.config.groups import Group
 from llmkit.engine.reduce import Bucket, GradientBuckets
-from llmkit.optim.build import Group, Held
+from llmkit.optim.build import Held
 from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import Fragment
 from llmkit.precision import Precision, torch_dtype

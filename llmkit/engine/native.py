@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import BUCKET_SIZES, BucketSizes, StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters

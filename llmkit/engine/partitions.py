@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmkit.optim.build import Group, Held
+from llmkit.config.groups import Group
+from llmkit.optim.build import Held
 from llmkit.parallel.slices import Fragment
 
 

@@ -6,7 +6,7 @@ slices that begin and end anywhere in a parameter (ZeRO). A `StateShard` describ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -33,8 +33,8 @@ class StateShard(NamedTuple):
 class Source(Protocol):
     """Something that state can be taken from: a checkpoint, or the initial weights."""
 
-    def kinds(self) -> Sequence[str]:
-        """What is there: "master", and moments unless no step was taken."""
+    def names(self, kind: str) -> Collection[str]:
+        """The full tensors of which it has state of this kind: "master" all; moments none before a step."""
         ...
 
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
@@ -54,16 +54,18 @@ def to_pieces(shards: Iterable[StateShard], parts: Mapping[str, Sequence[Paramet
 def load_shards(
     shards: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]], source: Source
 ) -> None:
-    """Sets the shards to what the source has of them, and to zero where it has nothing.
+    """Sets the shards to what the source has of them, and moments that it has not to zero.
 
     A rank reads only its own elements.
     """
-    kinds = source.kinds()
+    there: dict[str, frozenset[str]] = {}
     for shard in shards:
         shard.data.zero_()
         for part in parts[shard.parameter]:
             shared = part.overlap(shard.start, shard.start + shard.data.numel())
-            if shared and shard.kind in kinds:
+            if shard.kind not in there:
+                there[shard.kind] = frozenset(source.names(shard.kind))
+            if shared and (shard.kind == "master" or part.name in there[shard.kind]):
                 _view(shard, part, shared).copy_(source.read(part.name, shard.kind, part.box, shared))
 
 

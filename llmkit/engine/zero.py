@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
 from llmkit.engine.first_pass import FirstPass

@@ -37,7 +37,7 @@ def _require(loaded: Loaded, plan: Plan, needed: int, there: int | None, who: st
         return
     names = _SIZES if isinstance(plan.model, ModelShape) else ("type",)
     sizes = ", ".join(loaded.settings.describe(f"model.{name}") for name in names)
-    each = sum(parameter_bytes(plan.precision, loaded.config.optimizer.name))
+    each = sum(parameter_bytes(plan.precision, loaded.config.optimizer.rules))
     raise UserError(
         f"a model of {plan.model.num_parameters:,} parameters does not fit into memory: weights, gradients "
         f"and optimizer state ({each} bytes a parameter in {plan.precision}, shared out as the settings say) "
@@ -53,5 +53,5 @@ def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
     While a save is under way there is one more than is kept; those that are there need no more.
     """
     copies = max(1, loaded.config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
-    each = checkpoint_bytes(loaded.config.optimizer.name) * plan.model.num_parameters
+    each = checkpoint_bytes(loaded.config.optimizer.rules) * plan.model.num_parameters
     folder.require_space(each * copies)

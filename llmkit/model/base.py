@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llmkit.batch import Batch, LossSum
 from llmkit.config.custom_model import CustomModel
+from llmkit.config.parameters import FullTensor
 from llmkit.errors import UserError
 from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
 from llmkit.kernels.operators import TORCH, Operators
@@ -173,6 +174,7 @@ class Model(nn.Module):
                     f"{cls.__name__} makes its parameter {name} in {parameter.dtype}; make it in "
                     "torch.float32: train.precision chooses the type that it is trained in"
                 )
+        hidden = model.hidden_matrices()
         owned = {p for module in model.modules() if isinstance(module, Layer) for p in module.parameters()}
         return CustomModel(
             type=settings.type,
@@ -183,6 +185,11 @@ class Model(nn.Module):
             takes_tensor_parallel=owned.issuperset(model.parameters()),
             supports=cls.supports,
             scalars=tuple(name for name, parameter in model.named_parameters() if parameter.dim() == 0),
+            tensors=tuple(
+                FullTensor(part.name, part.shape, stored in hidden, stored)
+                for stored, parts in model.parameter_slices().items()
+                for part in parts
+            ),
             settings=settings.model_dump(mode="json"),
         )
 

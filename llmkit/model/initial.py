@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -27,9 +28,9 @@ class InitialWeights:
         self.shapes = {part.name: part.shape for each in model.parameter_slices().values() for part in each}
         self.model, self.seed = model, seed
 
-    def kinds(self) -> list[str]:
-        """The state there is: no moments."""
-        return ["master"]
+    def names(self, kind: str) -> Collection[str]:
+        """The full tensors; there are no moments."""
+        return self.shapes if kind == "master" else ()
 
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
         """A region of a full tensor, fp32 on the CPU; see `Checkpoint.read`. The kind is "master"."""

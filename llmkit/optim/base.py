@@ -8,7 +8,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 
-from llmkit.config.schema import Optimizer as Settings
+from llmkit.config.optimizer_section import Optimizer as Settings
 
 
 class Optimizer(torch.optim.Optimizer):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmkit.config.schema import Optimizer
+from llmkit.config.groups import Group, assign
+from llmkit.config.mistakes import listed
+from llmkit.config.optimizer_section import Optimizer
+from llmkit.config.parameters import FullTensor
 from llmkit.errors import UserError
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.optim.base import Optimizer as Registered
@@ -22,31 +25,15 @@ from llmkit.precision import Precision, torch_dtype
 from llmkit.registry import find
 
 
-@dataclass(frozen=True)
-class Group:
-    """Parameters that one optimizer updates alike. names: in the model's order.
-
-    optimizer: "adamw", "muon" or the name of a registered one. The values are those of the configuration,
-    some of which each step multiplies (`set_values`).
-    """
-
-    optimizer: str
-    names: tuple[str, ...]
-    learning_rate: float
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    momentum: float
-
-    def of(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
-        """The group as PyTorch's optimizers take one, over the tensors that hold its parameters."""
-        values = {"weight_decay": self.weight_decay, "betas": self.betas, "eps": self.eps}
-        values |= {"lr": self.learning_rate, "momentum": self.momentum}
-        return {"params": list(tensors), **values, "group": self}
+def param_group(group: Group, tensors: Iterable[Tensor]) -> dict[str, Any]:
+    """A group as PyTorch's optimizers take one, over the tensors that hold its parameters."""
+    values = {"weight_decay": group.weight_decay, "betas": group.betas, "eps": group.eps}
+    values |= {"lr": group.learning_rate, "momentum": group.momentum}
+    return {"params": list(tensors), **values, "group": group}
 
 
 def set_values(optimizers: Iterable[torch.optim.Optimizer], values: StepValues) -> None:
-    """Sets what the next step of optimizers uses, whose groups were made by `Group.of`."""
+    """Sets what the next step of optimizers uses, whose groups `param_group` has made."""
     for optimizer in optimizers:
         for each in optimizer.param_groups:
             group: Group = each["group"]
@@ -77,28 +64,27 @@ class Held(NamedTuple):
 def groups_of(
     parts: Mapping[str, Sequence[ParameterSlice]], config: Optimizer, hidden_matrices: Collection[str]
 ) -> list[Group]:
-    """Every parameter in its group; the same on all ranks.
+    """Every parameter in its group (`llmkit.config.groups.assign`); the same on all ranks.
 
-    Weight decay is for matrices, not for norms and biases; Muon, if asked for, for the hidden matrices
-    (`Model.hidden_matrices`). What is a matrix is read from the parts: under ZeRO-3 a parameter that is not
-    in use has no shape.
+    hidden_matrices: parameters that Muon can update (`Model.hidden_matrices`). Sizes are read from the parts:
+    under ZeRO-3 a parameter that is not in use has no shape.
+    Raises UserError for a parameter whose full tensors are in several groups.
     """
-    name = config.name if config.name not in ("adamw", "muon") else "adamw"
-    dimensions = {name: len(parts[name][0].shape) for name in parts}
-    hidden = [n for n in parts if config.name == "muon" and n in hidden_matrices]
-    matrices = [name for name in parts if dimensions[name] >= 2 and name not in hidden]
-    vectors = [name for name in parts if dimensions[name] < 2]
-
-    def group(optimizer: str, names: Sequence[str], weight_decay: float) -> Group:
-        rest = config.betas, config.eps, config.momentum
-        return Group(optimizer, tuple(names), config.learning_rate, weight_decay, *rest)
-
-    groups = [
-        group(name, matrices, config.weight_decay),
-        group(name, vectors, 0.0),
-        group("muon", hidden, config.weight_decay),
-    ]
-    return [group for group in groups if group.names]
+    tensors = dict.fromkeys(
+        FullTensor(part.name, part.shape, name in hidden_matrices, name)
+        for name, each in parts.items()
+        for part in each
+    )
+    groups = assign(list(tensors), config)
+    number = {name: index for index, group in enumerate(groups) for name in group.names}
+    stored: list[list[str]] = [[] for _ in groups]
+    for name, each in parts.items():
+        found = {number[part.name] for part in each}
+        if len(found) > 1:
+            what = f"{listed([part.name for part in each])} are one matrix in memory"
+            raise UserError(f"optimizer.groups: {what}; match all of them or none")
+        stored[found.pop()].append(name)
+    return [replace(group, names=tuple(names)) for group, names in zip(groups, stored, strict=True)]
 
 
 def build_simple(
@@ -111,7 +97,7 @@ def build_simple(
 
     Raises UserError where what is registered is no optimizer that llmkit can use.
     """
-    described = [group.of(tensors) for group, tensors in groups]
+    described = [param_group(group, tensors) for group, tensors in groups]
     if (registered := find("optimizer", name)) is not None:
         make = registered.make
         if not (isinstance(make, type) and issubclass(make, Registered)):
@@ -141,7 +127,7 @@ def build_muon(
     shards: of each tensor. matrices: name -> shape of what the ranks together hold. device, precision: of
     the iteration.
     """
-    described = [group.of(tensors) for group, tensors in groups]
+    described = [param_group(group, tensors) for group, tensors in groups]
     exchange = MatrixExchange(
         [shard for group in described for tensor in group["params"] for shard in shards[tensor]],
         matrices,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from llmkit.config.schema import Config, Schedule
+from llmkit.config.optimizer_section import Schedule
+from llmkit.config.schema import Config
 from llmkit.errors import UserError
 from llmkit.registry import Component, find
 

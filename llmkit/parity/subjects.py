@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -72,9 +73,9 @@ class RandomWeights:
             mean = float(name.endswith(("norm.weight", ".stream")))
             self.tensors[name] = torch.randn(size, generator=generator) * 0.1 + mean
 
-    def kinds(self) -> list[str]:
-        """See `Source.kinds`."""
-        return ["master"]
+    def names(self, kind: str) -> Collection[str]:
+        """See `Source.names`."""
+        return self.tensors if kind == "master" else ()
 
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
         """See `Source.read`."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmkit.config.derive import INTERMEDIATE_SIZES
+from llmkit.config.groups import describe_groups
 from llmkit.config.memory import parameter_bytes, show_bytes
+from llmkit.config.mistakes import listed
 from llmkit.config.shape import ModelShape
 from llmkit.plan.operators import show_choices
 from llmkit.plan.plan import Plan
@@ -27,6 +29,7 @@ def show_plan(plan: Plan) -> str:
 def derived_values(plan: Plan) -> Iterator[Row]:
     """All derived values, in the order in which they are worth reading."""
     yield from _model(plan)
+    yield from _groups(plan)
     yield from _layout(plan)
     yield from _memory(plan)
     yield from _batch(plan)
@@ -60,6 +63,16 @@ def _gpt(plan: Plan, shape: ModelShape, known: bool) -> Iterator[Row]:
     yield "max_position_embeddings", shape.max_position_embeddings, length_how
 
 
+def _groups(plan: Plan) -> Iterator[Row]:
+    """What is updated alike, where the settings name groups of parameters."""
+    optimizer, known = plan.config.optimizer, plan.pending.get("vocab_size") != WITH_TOKENIZER
+    groups = describe_groups(optimizer, plan.model.tensors) if optimizer.groups else []
+    for number, group in enumerate(groups, start=1):
+        kinds, elements = group.pop("parameters"), group.pop("elements")
+        values = ", ".join(f"{name} {value}" for name, value in group.items())
+        yield f"parameter_group_{number}", elements if known else WITH_TOKENIZER, f"{listed(kinds)}: {values}"
+
+
 def _layout(plan: Plan) -> Iterator[Row]:
     asked, layout = plan.config.parallel.zero_stage, plan.layout
     how = f"ZeRO stage {layout.zero_stage}"
@@ -75,7 +88,7 @@ def _memory(plan: Plan) -> Iterator[Row]:
     if plan.pending.get("vocab_size") == WITH_TOKENIZER:
         return
     state, precision = plan.state, plan.precision
-    each = sum(parameter_bytes(precision, plan.config.optimizer.name))
+    each = sum(parameter_bytes(precision, plan.config.optimizer.rules))
     how = f"at least, a process: weights, gradients, optimizer state; {each} bytes a parameter in {precision}"
     if plan.layout.offload == "cpu":
         how += f", of which {show_bytes(state.gradients + state.host)} on the host"

@@ -37,6 +37,11 @@ def test_they_are_those_of_the_model_for_every_combination() -> None:
             model = gpt.GPT(wanted, seed=None)
         built = [part for parts in model.parameter_slices().values() for part in parts]
         assert list(named_parameters(wanted)) == [(each.name, each.shape) for each in built], settings
+        hidden, tensors = model.hidden_matrices(), {tensor.name: tensor for tensor in wanted.tensors}
+        for stored, parts in model.parameter_slices().items():
+            assert {tensors[part.name].hidden for part in parts} == {stored in hidden}, (stored, settings)
+            assert len({tensors[part.name].stored_in for part in parts}) == 1, (stored, settings)
+        assert len({tensor.stored_in for tensor in tensors.values()}) == len(model.parameter_slices())
 
 
 def test_a_few_by_hand() -> None:

@@ -9,9 +9,10 @@ from pydantic import Field, ValidationError
 
 from llmkit.config.keys import all_keys, key_of, suggest
 from llmkit.config.load import load
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.config.registered import config_class
 from llmkit.config.resume import compare
-from llmkit.config.schema import Config, Optimizer, Section
+from llmkit.config.schema import Config, Section
 from llmkit.config.show import show_keys, to_yaml
 from llmkit.config.stored import read_stored
 from llmkit.errors import UserError

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from llmkit.config.load import Loaded, load
 from llmkit.config.model_section import Model
-from llmkit.config.schema import Config, Data, Monitor, Optimizer, Run, Source, Stage, Tokenizer, Train
+from llmkit.config.optimizer_section import Optimizer
+from llmkit.config.schema import Config, Data, Monitor, Run, Source, Stage, Tokenizer, Train
 from llmkit.config.show import show, show_keys, to_yaml
 from llmkit.plan import resolve_plan
 from llmkit.plan.text import show_plan

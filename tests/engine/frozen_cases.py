@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ class Stored(RandomWeights):
     def __init__(self, state: State) -> None:
         self.state = state
 
-    def kinds(self) -> list[str]:
-        return list(self.state)
+    def names(self, kind: str) -> Collection[str]:
+        return self.state.get(kind, ())
 
     def read(self, name: str, kind: str, *arguments: Any) -> Tensor:
         self.tensors = self.state[kind]

@@ -11,7 +11,7 @@ import torch
 
 from llmkit.batch import Batch
 from llmkit.config.operators import FLASH_PACKAGES
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.config.shape import ModelShape
 from llmkit.engine.native import NativeEngine
 from llmkit.kernels.operators import FORMS as TABLE

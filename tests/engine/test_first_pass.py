@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault

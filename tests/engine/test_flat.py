@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from llmkit.config.schema import Optimizer
+from llmkit.config.groups import Group
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.flat import FlatOptimizer
-from llmkit.optim.build import Group, build_simple, set_values
+from llmkit.optim.build import build_simple, set_values
 from llmkit.optim.schedule import StepValues
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.native import NativeEngine
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.precision import PRECISIONS

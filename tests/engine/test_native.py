@@ -11,7 +11,7 @@ from torch import Tensor
 from llmkit.batch import IGNORE, Batch
 from llmkit.checkpoint.read import load
 from llmkit.checkpoint.write import save
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
 from llmkit.optim.schedule import StepValues
@@ -89,6 +89,48 @@ def test_ten_clipped_steps_equal_the_plain_loop(shape, parts):
         if not name.endswith("qkv.bias"):  # the key bias has no true gradient: AdamW makes noise of it
             assert (weight - weights[name]).norm() <= 1e-5 * weights[name].norm(), name
     assert engine.optimizer_steps == 10
+
+
+ENTRIES = [
+    {"params": ["embedding.weight"], "learning_rate": 3e-2, "betas": [0.8, 0.9], "weight_decay": 0.0},
+    {"params": ["*norm.weight", "*norm.bias"], "learning_rate": 5e-3, "eps": 1e-4, "weight_decay": 0.3},
+    {"params": ["blocks.1.attention.[qkv]_proj.*"], "learning_rate": 2e-2, "weight_decay": 0.2},
+]
+
+
+@pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
+def test_steps_of_groups_equal_the_plain_loops(shape):
+    """PyTorch's AdamW with groups by hand, whose rates and decay follow the step."""
+    model, engine = random_model(shape), make(shape, optimizer=OPTIMIZER.model_validate(
+        {**OPTIMIZER.model_dump(), "groups": ENTRIES}
+    ))  # fmt: skip
+    groups = []
+    for name, parameter in model.named_parameters():
+        values = {"lr": 1e-2, "weight_decay": 0.1 * (parameter.dim() > 1), "betas": (0.9, 0.95), "eps": 1e-5}
+        if name == "embedding.weight":
+            values |= {"lr": 3e-2, "betas": (0.8, 0.9), "weight_decay": 0.0}
+        elif "norm." in name:
+            values |= {"lr": 5e-3, "eps": 1e-4, "weight_decay": 0.3}
+        elif name.startswith("blocks.1.attention.qkv."):
+            values |= {"lr": 2e-2, "weight_decay": 0.2}
+        groups.append({"params": [parameter], **values})
+    peaks = [(group["lr"], group["weight_decay"]) for group in groups]
+    optimizer = torch.optim.AdamW(groups, foreach=False)
+    for step in range(5):
+        batch = batch_of(shape, step)
+        values = StepValues(1 / (1 + step), weight_decay=1 - step / 5)
+        result = engine.train_step(split(batch, 3), targets(batch), values)
+        optimizer.zero_grad()
+        (model(batch).nats.sum() / targets(batch)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
+        assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+        for group, (rate, decay) in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = rate * values.learning_rate
+            group["weight_decay"] = decay * values.weight_decay
+        optimizer.step()
+    for (name, weight), wanted in zip(engine.model.named_parameters(), model.parameters(), strict=True):
+        if not name.endswith("qkv.bias"):  # the key bias has no true gradient: AdamW makes noise of it
+            assert (weight - wanted).norm() <= 1e-5 * wanted.norm(), name
 
 
 @pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])

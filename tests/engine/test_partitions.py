@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from llmkit.config.groups import Group
 from llmkit.engine.partitions import held_by_deepspeed
-from llmkit.optim.build import Group
 from llmkit.parallel.slices import Fragment
 
 GROUPS = [

@@ -20,8 +20,8 @@ PARTS = {"stack": [A, B]}
 class Numbers:
     """Element i of a tensor's flat storage is i, plus 1000 for "b"."""
 
-    def kinds(self):
-        return ["master"]
+    def names(self, kind):
+        return {"master": ["a", "b"], "momentum_buffer": ["b"]}.get(kind, [])
 
     def read(self, name, kind, box=None, range=None):
         part = A if name == "a" else B
@@ -48,6 +48,17 @@ def test_filling_gives_each_element_its_value_and_padding_zero(cuts):
     assert flat[:10].tolist() == list(range(10))
     assert flat[10:25].tolist() == [1020.0 + i for i in range(15)]
     assert flat[25:].eq(0.0).all()
+
+
+def test_moments_that_the_source_has_not_are_zero_and_masters_are_read_whatever_it_says():
+    moment = StateShard("stack", "momentum_buffer", torch.full((35,), float("nan")), 0)
+    load_shards([moment], PARTS, Numbers())
+    assert moment.data[:10].eq(0.0).all() and moment.data[10:25].tolist() == [1020.0 + i for i in range(15)]
+    damaged = Numbers()
+    damaged.names = lambda kind: []
+    (master,) = slots([])
+    load_shards([master], PARTS, damaged)
+    assert master.data[:10].tolist() == list(range(10))
 
 
 @given(CUTS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmkit.batch import Batch
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.native import NativeEngine
 from llmkit.kernels.fp8 import BACKWARD, FORWARD, linear, quantise
 from llmkit.kernels.operators import TORCH, Operators

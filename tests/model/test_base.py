@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmkit.batch import IGNORE, Batch, LossSum
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import UserError
 from llmkit.model.base import Initial, Model

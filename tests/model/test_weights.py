@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 
 from llmkit.batch import Batch
 from llmkit.config.load import load
-from llmkit.config.schema import Optimizer
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights

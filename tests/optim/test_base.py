@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmkit.config.schema import Optimizer as Settings
+from llmkit.config.optimizer_section import Optimizer as Settings
 from llmkit.optim.base import Optimizer
 from llmkit.optim.build import Held, build_optimizers, groups_of, moments
 from llmkit.parallel.mesh import Mesh

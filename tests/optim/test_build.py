@@ -10,10 +10,10 @@ import torch
 
 import llmkit
 from llmkit import registry
-from llmkit.config.schema import Optimizer
+from llmkit.config.groups import Group
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.errors import UserError
 from llmkit.optim.build import (
-    Group,
     Held,
     build_optimizers,
     build_simple,
@@ -102,6 +102,39 @@ def test_a_step_multiplies_what_is_configured():
         assert found == [
             (0.5 * rate, 0.25 * decay, 0.8 * momentum), (0.125 * rate, 0.0, 0.8 * momentum),
         ]  # fmt: skip
+
+
+def test_a_parameter_of_stacked_matrices_has_one_group():
+    settings = Optimizer.model_validate({"groups": [{"params": ["q", "k"], "learning_rate": 0.5}]})
+    assert [g.names for g in groups_of(SLICES, settings, HIDDEN)] == [
+        ("embedding.weight", "down.weight"), ("norm.weight",), ("qkv.weight",),
+    ]  # fmt: skip
+    split = Optimizer.model_validate({"groups": [{"params": ["q"]}]})
+    with pytest.raises(UserError, match="q and k are one matrix in memory; match all of them or none"):
+        groups_of(SLICES, split, HIDDEN)
+
+
+def test_each_group_has_its_values_in_the_optimizer_that_updates_it():
+    entries = [
+        {"params": ["embedding.weight"], "learning_rate": 2.0, "betas": [0.5, 0.6], "eps": 1e-4},
+        {"params": ["down.weight"], "learning_rate": 0.25, "momentum": 0.7, "weight_decay": 0.3},
+    ]
+    settings = Optimizer.model_validate({"name": "muon", "learning_rate": 0.5, "groups": entries})
+    masters = {name: torch.zeros(shape, requires_grad=True) for name, shape in SHAPES.items()}
+    held = [
+        Held(group, masters[name], [Fragment(name, 0, 0, masters[name].numel())])
+        for group in groups_of(SLICES, settings, HIDDEN)
+        for name in group.names
+    ]
+    adamw, muon = build_optimizers(
+        held, SLICES, settings, Mesh(), device=torch.device("cpu"), precision=PRECISIONS["fp32"]
+    )
+    vectors, embedding = adamw.param_groups
+    assert vectors["params"][0] is masters["norm.weight"] and vectors["lr"] == 0.5
+    assert (embedding["lr"], embedding["betas"], embedding["eps"]) == (2.0, (0.5, 0.6), 1e-4)
+    found = [(g["lr"], g["momentum"], g["weight_decay"]) for g in muon.param_groups]
+    assert found == [(0.5, 0.95, 0.1), (0.25, 0.7, 0.3)]
+    assert [g["params"][0] is masters[n] for g, n in zip(muon.param_groups, ("qkv.weight", "down.weight"))]
 
 
 class NoUpdate(llmkit.Optimizer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmkit.config.schema import Schedule
+from llmkit.config.optimizer_section import Schedule
 from llmkit.optim.schedule import lr_factor
 
 

@@ -96,3 +96,18 @@ def test_the_engine_and_the_precision():
 
 def test_every_value_says_how_it_came_about():
     assert all(how for _, how in values().values())
+
+
+def test_groups_of_parameters_are_shown_with_their_sizes():
+    entries = [{"params": ["embedding.weight"], "learning_rate": 0.25, "weight_decay": 0.0}]
+    found = values(optimizer={"name": "muon", "groups": entries}, data={"tokenizer": {"type": "bytes"}})
+    assert "parameter_group_1" not in values()
+    assert found["parameter_group_2"] == (
+        257 * 768,
+        "embedding.weight: optimizer adamw, learning_rate 0.25, betas [0.9, 0.95], eps 1e-08, "
+        "weight_decay 0.0",
+    )
+    sizes = [size for name, (size, _) in found.items() if name.startswith("parameter_group_")]
+    assert sum(sizes) == found["parameters"][0]
+    later = values(optimizer={"groups": entries}, data={"tokenizer": {"type": "file", "path": "x"}})
+    assert later["parameter_group_3"][0] == "known once the tokenizer is loaded"

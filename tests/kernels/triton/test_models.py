@@ -47,7 +47,7 @@ def test_a_model_has_the_same_gradients(device, style, how):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_steps_of_the_engine_end_at_the_same_weights(device, precision):
     """Clipped, with masters or without; a step whose gradient is not finite changes nothing."""
-    from llmkit.config.schema import Optimizer
+    from llmkit.config.optimizer_section import Optimizer
     from llmkit.engine.native import NativeEngine
     from llmkit.precision import PRECISIONS
 

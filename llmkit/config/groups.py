@@ -1,0 +1,181 @@
+"""Which parameters are updated alike: the rules for all, and what `optimizer.groups` says of some."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import cache
+from math import prod
+from typing import Any
+
+from llmkit.config.derive import known_vocab_size, resolved_model
+from llmkit.config.mistakes import Mistake, display, listed
+from llmkit.config.optimizer_section import Optimizer
+from llmkit.config.parameters import FullTensor
+from llmkit.config.settings import Settings
+from llmkit.errors import UserError
+
+SHOWN = 3
+"""Parameters that a message names at most."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that one optimizer updates alike. names: in the model's order.
+
+    optimizer: "adamw", "muon" or the name of a registered one. The values are those of the configuration;
+    each step multiplies some of them.
+    """
+
+    optimizer: str
+    names: tuple[str, ...]
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    momentum: float
+
+
+def assign(tensors: Sequence[FullTensor], config: Optimizer) -> list[Group]:
+    """Every full tensor in its group, in an order that is the same for every layout.
+
+    Where no entry of `optimizer.groups` matches: Muon, if asked for, for the hidden matrices, AdamW or a
+    registered optimizer for the rest; weight decay for what has two dimensions or more. An entry replaces
+    the values that it gives for the parameters that its patterns match; its weight decay is for all of them.
+    """
+    entries = entries_of([tensor.name for tensor in tensors], config)
+    found: dict[tuple[bool, int, bool], list[str]] = {}
+    for tensor in tensors:
+        entry = entries[tensor.name][0] if tensor.name in entries else -1
+        name = (config.groups[entry].name if entry >= 0 else None) or config.name
+        key = name == "muon" and tensor.hidden, entry, len(tensor.shape) < 2
+        found.setdefault(key, []).append(tensor.name)
+    return [_group(config, *key, tuple(names)) for key, names in sorted(found.items())]
+
+
+def _group(config: Optimizer, muon: bool, entry: int, vectors: bool, names: tuple[str, ...]) -> Group:
+    given = config.groups[entry] if entry >= 0 else None
+    name = (given and given.name) or config.name
+    own = {} if given is None else given.model_dump(exclude={"params", "name"}, exclude_none=True)
+    decay = 0.0 if vectors else config.weight_decay
+    values = {
+        "learning_rate": config.learning_rate, "weight_decay": decay, "betas": config.betas,
+        "eps": config.eps, "momentum": config.momentum, **own,
+    }  # fmt: skip
+    return Group("muon" if muon else "adamw" if name == "muon" else name, names, **values)
+
+
+def entries_of(names: Sequence[str], config: Optimizer) -> dict[str, list[int]]:
+    """Name of a full tensor -> indices of the entries of `optimizer.groups` that match it, where any does."""
+    found: dict[str, list[int]] = {}
+    for index, entry in enumerate(config.groups):
+        for name in names:
+            if any(matches(pattern, name) for pattern in entry.params):
+                found.setdefault(name, []).append(index)
+    return found
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern))
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern matches a name: * is any text, dots included, ? a character, [ab] one of these."""
+    return _compiled(pattern).match(name) is not None
+
+
+def check_groups(s: Settings) -> Iterator[Mistake]:
+    """Checks that each pattern matches something, that no parameter is in two groups or half in one, that
+    Muon gets hidden matrices only, and the betas."""
+    config, at = s.config.optimizer, "optimizer.groups"
+    if not config.groups:
+        return
+    try:  # the size of the vocabulary changes no name
+        tensors = resolved_model(s.config, known_vocab_size(s.config, s.facts.tokenizer_size) or 1).tensors
+    except (UserError, ValueError):
+        return  # see check_model
+    names = [tensor.name for tensor in tensors]
+    entries = entries_of(names, config)
+    for index, entry in enumerate(config.groups):
+        path = f"{at}.{index}"
+        for pattern in entry.params:
+            if not any(matches(pattern, name) for name in names):
+                what = f"{{0}}: no parameter matches {display(pattern)}"
+                yield s.mistake(what, f"{path}.params", note=nearest(pattern, names))
+        mine = [tensor for tensor in tensors if index in entries.get(tensor.name, ())]
+        if entry.name == "muon" and (others := [tensor.name for tensor in mine if not tensor.hidden]):
+            note = (
+                "it takes the matrices of the blocks; give the others a group without `name`, or with adamw"
+            )
+            what = f"{{0}} cannot update {listed(others, SHOWN)}"
+            yield s.mistake(what, f"{path}.name", note=note)
+        if entry.betas is not None and max(entry.betas) >= 1.0:
+            note = "with 1 a moment never moves"
+            yield s.mistake("{0} must both be below 1", f"{path}.betas", note=note)
+    yield from _overlaps(s, entries)
+    yield from _split(s, tensors, entries)
+
+
+def _overlaps(s: Settings, entries: Mapping[str, Sequence[int]]) -> Iterator[Mistake]:
+    twice: dict[tuple[int, int], list[str]] = {}
+    for name, indices in entries.items():
+        for second in indices[1:]:
+            twice.setdefault((indices[0], second), []).append(name)
+    for pair, names in twice.items():
+        what = f"{{0}} and {{1}} both match {listed(names, SHOWN)}"
+        note = "a parameter can be in one group only: narrow one of the patterns"
+        yield s.mistake(what, *(f"optimizer.groups.{index}.params" for index in pair), note=note)
+
+
+def _split(
+    s: Settings, tensors: Sequence[FullTensor], entries: Mapping[str, Sequence[int]]
+) -> Iterator[Mistake]:
+    """Full tensors of one stored parameter that are not in the same group; one message a group."""
+    stored: dict[str, list[str]] = {}
+    for tensor in tensors:
+        stored.setdefault(tensor.stored_in, []).append(tensor.name)
+    told: set[int] = set()
+    for together in stored.values():
+        found = [(entries.get(name) or [-1])[0] for name in together]
+        index = max(found)
+        if len(set(found)) == 1 or index in told:
+            continue
+        told.add(index)
+        inside = [name for name, entry in zip(together, found, strict=True) if entry == index]
+        outside = [name for name, entry in zip(together, found, strict=True) if entry != index]
+        what = f"{{0}} matches {listed(inside)}, but not {listed(outside)}"
+        note = "these lie in one matrix in memory, which one group must have: match all of them or none"
+        yield s.mistake(what, f"optimizer.groups.{index}.params", note=note)
+
+
+def nearest(pattern: str, names: Sequence[str]) -> str:
+    """The kinds of parameters whose names resemble a pattern most; all kinds where none does."""
+    kinds = kinds_of(names)
+    close = difflib.get_close_matches(pattern[:200], kinds, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"the parameters are {listed(kinds, 40)}"
+
+
+def kinds_of(names: Sequence[str]) -> list[str]:
+    """Names with * for the numbers in them, each once: "blocks.*.norm.weight" for all blocks."""
+    return list(dict.fromkeys(re.sub(r"(?<=\.)[0-9]+(?=\.|$)", "*", name) for name in names))
+
+
+def describe_groups(config: Optimizer, tensors: Sequence[FullTensor]) -> list[dict[str, Any]]:
+    """What each group has, and its values, for the manifest and for people."""
+    sizes = {tensor.name: prod(tensor.shape) for tensor in tensors}
+    return [
+        {
+            "parameters": kinds_of(group.names),
+            "elements": sum(sizes[name] for name in group.names),
+            "optimizer": group.optimizer,
+            "learning_rate": group.learning_rate,
+            **({"betas": list(group.betas), "eps": group.eps} if group.optimizer == "adamw" else {}),
+            **({"momentum": group.momentum} if group.optimizer == "muon" else {}),
+            "weight_decay": group.weight_decay,
+        }
+        for group in assign(tensors, config)
+    ]
