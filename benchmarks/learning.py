@@ -1,8 +1,8 @@
 """Compares recipes by what they learn: bits per byte at equal tokens and at equal processor seconds.
 
-llmkit's recipe (configs/demo.yaml) beside nanoGPT's, transformers' Llama at its defaults and nanochat's, each
-with the learning rates that a sweep finds best. This takes hours. It can be stopped at any time: the same
-command goes on. Two processes may work in one folder at once, one for each core.
+llmkit's recipe (configs/demo.yaml, at other sizes that of `llmkit new`) beside nanoGPT's, transformers' Llama
+at its defaults and nanochat's, each with the learning rates that a sweep finds best. This takes hours. It can
+be stopped at any time: the same command goes on. Two processes may work in one folder, one for each core.
 """
 
 from __future__ import annotations

@@ -12,23 +12,26 @@ from benchmarks.learning_store import KINDS, Findings, Kind, Line, tuning_steps
 HEAD = ("contender", "parameters", "rates x", "CPU s a step", "x llmkit", "steps", "bits per byte", "seeds",
         "minus llmkit")  # fmt: skip
 NOTES = (
-    "Bits per byte of the held-out files after the last step: mean and standard deviation over the seeds. A "
-    "seed is another set of initial weights and another order of the text; of one seed all contenders get "
-    "the same batches in the same order.",
+    "Bits per byte of the held-out files after the last step: mean and standard deviation over the seeds. "
+    "A seed is another set of initial weights and another order of the text; of one seed all contenders "
+    "get the same batches in the same order.",
     "Rates x: the factor times all learning rates of the recipe, the best of a sweep with one seed and a "
     "quarter of the steps, the same for every contender: 1/4 to 4 by factors of two, and further outwards "
     "while the best one lay at an end.",
-    "CPU s a step: processor seconds of the whole process (forward, backward, update; not compilation, text "
-    "or evaluation), the median of steps that the contenders took in turns in one process, so that other "
-    "work on the machine slows all alike. At equal seconds each contender has as many steps as fit into "
-    "those of llmkit's run at equal tokens, and its schedule spans exactly these.",
+    "CPU s a step: processor seconds of the whole process (forward, backward, update; not compilation, "
+    "text or evaluation), the median of steps that the contenders took in turns in one process, so that "
+    "other work on the machine slows all alike. At equal seconds each contender has as many steps as fit "
+    "into those of llmkit's run at equal tokens, and its schedule spans exactly these.",
     "Minus llmkit: the difference of the means; negative = better than llmkit. `*`: larger than twice its "
     "standard error.",
-    "nanogpt: AdamW 6e-4, betas 0.9 and 0.95, weight decay 0.1, cosine to a tenth. llama: transformers' "
-    "LlamaConfig, AdamW as its Trainer's defaults (5e-5, linear, betas 0.9 and 0.999, no decay). nanochat: "
-    "its recipe of summer 2026 with the size's heads of keys and values; nanochat-mha: with as many as "
-    "heads, as published.",
-    "Everything is compiled by torch.compile, with products in the precision of this page's head.",
+    "llmkit: configs/demo.yaml; at other sizes what `llmkit new` writes for that depth, width and number "
+    "of steps. nanogpt: AdamW 6e-4, betas 0.9 and 0.95, weight decay 0.1, cosine to a tenth. llama: "
+    "transformers' LlamaConfig, AdamW as its Trainer's defaults (5e-5, linear, betas 0.9 and 0.999, no "
+    "decay). nanochat: its recipe of summer 2026 with the size's heads of keys and values; nanochat-mha: "
+    "with as many as heads, as published.",
+    "Everything is compiled by torch.compile, with products in the precision of this page's head. llmkit "
+    "has kernels of its own for this processor, the peers those of PyTorch; at equal tokens that is no "
+    "difference.",
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from benchmarks.workloads import ROOT
 from llmkit.batch import Rows
@@ -17,6 +18,9 @@ from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
 from llmkit.errors import UserError
+from llmkit.recipes import rules
+from llmkit.recipes.compose import Source, compose
+from llmkit.recipes.document import plain
 
 DEMO = ROOT / "configs" / "demo.yaml"
 HELDOUT_ROWS = 16
@@ -30,8 +34,8 @@ class Size:
     """A shape of the peers, and how much text they see.
 
     kv_heads: of the contenders that share key and value heads. vocabulary: tokens that the tokenizer is
-    trained to. length: tokens of a row. rows: of a step. steps: of the run at equal tokens. overrides: what
-    llmkit's settings are beside those of configs/demo.yaml and the shape of the data.
+    trained to. length: tokens of a row. rows: of a step. steps: of the run at equal tokens. tokenizer: its
+    type. source: an entry of `data.sources`.
     """
 
     name: str
@@ -43,7 +47,8 @@ class Size:
     length: int
     rows: int
     steps: int
-    overrides: tuple[str, ...] = ()
+    tokenizer: str = "bpe"
+    source: Mapping[str, str] = field(default_factory=lambda: {"type": "stdlib"})
 
     @property
     def step_tokens(self) -> int:
@@ -56,42 +61,42 @@ class Size:
         return self.steps * self.step_tokens
 
     def config(self, seed: int, steps: int, cache: Path) -> Config:
-        """llmkit's settings: the recipe, and the data of everybody. cache: where tokens are kept."""
-        overrides = [
-            f"run.seed={seed}",
-            f"train.max_steps={steps}",
-            "train.max_minutes=null",
-            f"train.global_batch_size={self.rows}",
-            f"train.micro_batch_size={self.rows}",
-            f"data.sequence_length={self.length}",
-            f"data.tokenizer.vocab_size={self.vocabulary}",
-            f"data.cache_dir={cache}",
-            *self.overrides,
-        ]
-        return load(DEMO, overrides).config
+        """llmkit's settings: configs/demo.yaml, or what `llmkit new` writes for the size, and the text.
 
+        cache: where tokens are kept.
+        """
+        sections = load(DEMO).config.model_dump() if self.name == "demo" else self._new(steps)
+        sections["run"] |= {"seed": seed}
+        sections["train"] |= {
+            "max_steps": steps, "max_minutes": None, "global_batch_size": self.rows,
+            "micro_batch_size": self.rows,
+        }  # fmt: skip
+        size = self.vocabulary if self.tokenizer == "bpe" else None
+        sections["data"] |= {
+            "sources": [self.source], "tokenizer": {"type": self.tokenizer, "vocab_size": size},
+            "sequence_length": self.length, "cache_dir": str(cache),
+        }  # fmt: skip
+        return Config.model_validate(sections)
 
-def _with_shape(
-    name: str, shape: tuple[int, int, int, int], rest: tuple[int, int, int, int], *further: str
-) -> Size:
-    """A size at which llmkit, too, has the shape (layers, width, heads, heads of keys and values)."""
-    keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
-    overrides = [f"model.{key}={value}" for key, value in zip(keys, shape, strict=True)]
-    return Size(name, *shape, *rest, overrides=(*overrides, "model.intermediate_size=null", *further))
+    def _new(self, steps: int) -> dict[str, Any]:
+        """The settings that `llmkit new` writes for this depth, width and number of steps."""
+        model = rules.Size(self.layers, self.width, self.vocabulary, self.length)
+        budget = rules.Budget(steps * self.step_tokens, self.rows, steps, flops=0.0)
+        source = Source(dict(self.source), {"type": self.tokenizer})
+        return plain(compose(self.name, model, budget, source, device=None, gpus=1))
 
 
 SIZES = {
     each.name: each
     for each in (
         Size("demo", 4, 192, 3, 1, vocabulary=4096, length=256, rows=8, steps=1361),
-        _with_shape("5m", (6, 256, 4, 2), (4096, 512, 8, 900)),
-        _with_shape("14m", (6, 384, 6, 6), (8192, 256, 16, 900)),
+        Size("5m", 6, 256, 4, 2, vocabulary=4096, length=512, rows=8, steps=900),
+        Size("14m", 6, 384, 6, 6, vocabulary=8192, length=256, rows=16, steps=900),
     )
 }
-TOY = _with_shape(
-    "toy", (2, 64, 2, 1), (257, 32, 4, 8),
-    "data.tokenizer.type=bytes", "data.tokenizer.vocab_size=null", "schedule.warmup_steps=2",
-    f"data.sources=[{{type: text, path: '{ROOT}/benchmarks/*.py'}}]",
+TOY = Size(
+    "toy", 2, 64, 2, 1, vocabulary=257, length=32, rows=4, steps=8, tokenizer="bytes",
+    source={"type": "text", "path": f"{ROOT}/benchmarks/*.py"},
 )  # fmt: skip
 """Seconds on any machine: for the tests, and to see that all contenders run."""
 
@@ -108,7 +113,7 @@ def find(name: str) -> Size:
 class Text:
     """What is trained on and evaluated with, the same for all contenders, by llmkit's own loader."""
 
-    def __init__(self, size: Size, cache: Path, report=lambda line: None) -> None:
+    def __init__(self, size: Size, cache: Path, report: Callable[[str], None] = lambda line: None) -> None:
         self.size = size
         self._cache = cache
         self._prepared: Prepared = prepare(size.config(0, size.steps, cache).data, report)

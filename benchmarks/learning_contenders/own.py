@@ -1,4 +1,4 @@
-"""llmkit's recipe: configs/demo.yaml, in the engine that `llmkit train` builds."""
+"""llmkit's recipe, in the engine that `llmkit train` builds."""
 
 from __future__ import annotations
 
