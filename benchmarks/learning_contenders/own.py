@@ -66,9 +66,10 @@ class Own:
 
 
 def scaled(optimizer: Optimizer, factor: float) -> Optimizer:
-    """The same optimizer with all its learning rates times `factor`."""
-    settings = optimizer.model_dump()
-    for section in (settings, *settings.get("groups", [])):
-        if section["learning_rate"] is not None:
-            section["learning_rate"] *= factor
-    return type(optimizer).model_validate(settings)
+    """The same optimizer with all its learning rates times `factor`, the groups' too."""
+    groups = [
+        group.model_copy(update={"learning_rate": group.learning_rate and factor * group.learning_rate})
+        for group in optimizer.groups
+    ]
+    update: dict[str, Any] = {"learning_rate": factor * optimizer.learning_rate, "groups": groups}
+    return optimizer.model_copy(update=update)

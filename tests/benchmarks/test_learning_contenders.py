@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.learning_contenders import NAMES, nanochat, nanogpt, normuon, settings
+from benchmarks.learning_contenders import NAMES, nanochat, nanogpt, normuon, own, settings
 from benchmarks.learning_contenders.plain import adamw_update
 from benchmarks.learning_sizes import SIZES, TOY
+from llmkit.config.optimizer_section import Optimizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 VOCABULARY = 96
@@ -201,12 +202,12 @@ def test_normuon_updates_as_an_independent_computation_does(shape: tuple[int, in
     muon = normuon.NorMuon(parameters, dtype=torch.float32, compiled=False)
 
     for number in range(3):
-        for parameter, own in zip(parameters, gradients, strict=True):
-            parameter.grad = own[number]
+        for parameter, each in zip(parameters, gradients, strict=True):
+            parameter.grad = each[number]
         muon.step(rate=0.05, momentum=0.9, weight_decay=0.3)
 
-    for parameter, start, own in zip(parameters, before, gradients, strict=True):
-        expected = reference_update(start, own, 0.05, 0.9, 0.3)
+    for parameter, start, each in zip(parameters, before, gradients, strict=True):
+        expected = reference_update(start, each, 0.05, 0.9, 0.3)
         torch.testing.assert_close(parameter.double(), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -236,6 +237,21 @@ def test_rates_of_adamw_follow_the_schedule_and_matrices_alone_decay() -> None:
     weight = (before[0] * (1 - 0.05) - 0.1) * (1 - 0.025) - 0.05
     torch.testing.assert_close(model.weight.detach(), weight)
     torch.testing.assert_close(model.bias.detach(), before[1] - 0.15)
+
+
+def test_a_factor_holds_for_all_rates_of_llmkit_and_for_nothing_else() -> None:
+    optimizer = Optimizer.model_validate(
+        {
+            "learning_rate": 0.01,
+            "groups": [{"params": ["a"], "learning_rate": 0.5}, {"params": ["b"], "eps": 1.0}],
+        }
+    )
+
+    changed = own.scaled(optimizer, 4.0)
+
+    assert changed.learning_rate == 0.04
+    assert [group.learning_rate for group in changed.groups] == [2.0, None]
+    assert own.scaled(changed, 0.25) == optimizer
 
 
 def test_settings_say_all_of_a_recipe() -> None:
