@@ -30,9 +30,15 @@ BETA1 = 0.9
 """Decay of the first moments, Muon's too."""
 BUCKETS = BucketSizes(native=32_000, deepspeed=3000, persistent=500)
 """Small models are partitioned and sent in as many parts as large ones."""
-OPTIMIZER = {
+OPTIMIZER: dict[str, Any] = {
     "learning_rate": 1e-3, "betas": [BETA1, 0.95], "momentum": BETA1, "eps": 1e-5, "weight_decay": 0.1,
+    "groups": [
+        {"params": ["embedding.weight"], "learning_rate": 3e-3, "betas": [BETA1, 0.9], "weight_decay": 0.0},
+        {"params": ["blocks.0.attention.o_proj.*"], "learning_rate": 2e-3, "weight_decay": 0.3},
+        {"params": ["blocks.0.mlp.*_proj.weight"], "name": "adamw", "eps": 1e-4},
+    ],
 }  # fmt: skip
+"""Its groups match names that all models have, of matrices and of biases."""
 SETTINGS: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
