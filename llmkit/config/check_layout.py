@@ -144,6 +144,10 @@ def check_optimizer(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} does not go with {1}", "optimizer.name", _TENSOR_SIZE, note=note)
     if max(s.config.optimizer.betas) >= 1.0:
         yield s.mistake("{0} must both be below 1", "optimizer.betas", note="with 1 a moment never moves")
+    settings = s.config.optimizer
+    if settings.momentum_warmup_steps and settings.momentum_start > settings.momentum:
+        paths = "optimizer.momentum_start", "optimizer.momentum"
+        yield s.mistake("{0} is larger than {1}", *paths, note="the momentum rises in its warm-up")
 
 
 def check_world(s: Settings) -> Iterator[Mistake]:

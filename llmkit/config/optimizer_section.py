@@ -50,6 +50,11 @@ class Optimizer(Section):
     """Added to the root of the second moment."""
     momentum: Momentum = 0.95
     """Decay of Muon's momentum (only for muon)."""
+    momentum_warmup_steps: NonNegative = 0
+    """Steps in which Muon's momentum rises linearly from `momentum_start`, in all groups by the same factors;
+    0 = it is constant (only for muon)."""
+    momentum_start: Momentum = 0.85
+    """Muon's momentum in the first step of its warm-up."""
     weight_decay: Decay = 0.1
     """Decoupled weight decay, on matrices only (embeddings too; not norms and biases)."""
     groups: list[ParameterGroup] = []

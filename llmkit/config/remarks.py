@@ -37,11 +37,15 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.workers": (_none_live, "data.sources.0.live"),
     "train.max_minutes": (lambda c: c.train.max_steps is not None, "train.max_steps"),
     "optimizer.momentum": (lambda c: "muon" not in c.optimizer.rules, "optimizer.name"),
+    "optimizer.momentum_warmup_steps": (lambda c: "muon" not in c.optimizer.rules, "optimizer.name"),
+    "optimizer.momentum_start": (
+        lambda c: c.optimizer.momentum_warmup_steps == 0, "optimizer.momentum_warmup_steps"
+    ),
     "schedule.steps": (lambda c: c.schedule.name == "constant", "schedule.name"),
     "schedule.min_lr_ratio": (lambda c: c.schedule.name == "constant", "schedule.name"),
     "schedule.decay_fraction": (lambda c: c.schedule.name != "wsd", "schedule.name"),
     "schedule.decay_shape": (lambda c: c.schedule.name != "wsd", "schedule.name"),
-}
+}  # fmt: skip
 """A setting: when it has no effect, and the setting that is the reason."""
 
 

@@ -90,7 +90,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("fixed", "the checkpoint holds the moments of this optimizer", "optimizer", "name"),
     **_rules(
         "warned", "changes what each step computes", "optimizer",
-        "learning_rate betas eps momentum weight_decay",
+        "learning_rate betas eps momentum momentum_warmup_steps momentum_start weight_decay",
     ),
     **_rules(
         "warned", "changes what each step computes", "optimizer.groups.N",

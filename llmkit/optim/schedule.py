@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from llmkit.config.optimizer_section import Schedule
+from llmkit.config.optimizer_section import Optimizer, Schedule
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
 from llmkit.registry import Component, find
@@ -30,12 +30,27 @@ AS_CONFIGURED = StepValues()
 
 def step_values(step: int, max_steps: int | None, config: Config) -> StepValues:
     """Factors of the update that makes step `step`; max_steps: of the run, None if not known yet."""
-    return StepValues(lr_factor(step, max_steps or UNKNOWN_END, config.schedule))
+    return StepValues(
+        lr_factor(step, max_steps or UNKNOWN_END, config.schedule),
+        momentum=momentum_factor(step, config.optimizer),
+    )
 
 
 def learning_rate_at(step: int, max_steps: int | None, config: Config) -> float:
     """`optimizer.learning_rate` in the update that makes step `step`; max_steps: as in `step_values`."""
     return config.optimizer.learning_rate * step_values(step, max_steps, config).learning_rate
+
+
+def momentum_factor(step: int, optimizer: Optimizer) -> float:
+    """Share of `optimizer.momentum` for the update that makes step `step` (1 = the first).
+
+    It rises linearly from `momentum_start` on (Jordan et al. 2024).
+    """
+    done = (step - 1) / optimizer.momentum_warmup_steps if optimizer.momentum_warmup_steps else 1.0
+    if done >= 1.0 or optimizer.momentum == 0.0:
+        return 1.0
+    start = optimizer.momentum_start / optimizer.momentum
+    return start + (1.0 - start) * done
 
 
 def lr_factor(step: int, max_steps: int, schedule: Schedule) -> float:

@@ -60,6 +60,10 @@ CONTRADICTIONS = [
     ),
     (["optimizer.betas=[0.9, 1.0]"], "must both be below 1"),
     (
+        ["optimizer.name=muon", "optimizer.momentum_warmup_steps=9", "optimizer.momentum=0.8"],
+        "optimizer.momentum_start 0.85 (default) is larger than optimizer.momentum 0.8 (command line)",
+    ),
+    (
         ["parallel.world_size=6", "parallel.tensor_parallel_size=4"],
         "parallel.world_size 6 (command line) is not a multiple of parallel.tensor_parallel_size 4",
     ),

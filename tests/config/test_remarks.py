@@ -27,6 +27,8 @@ IDLE_CASES = {
     "data.workers": (["data.workers=7"], "data.sources.0.live false"),
     "train.max_minutes": (["train.max_minutes=5"], "train.max_steps 200 (c.yaml:"),
     "optimizer.momentum": (["optimizer.momentum=0.5"], 'optimizer.name "adamw"'),
+    "optimizer.momentum_warmup_steps": (["optimizer.momentum_warmup_steps=9"], 'optimizer.name "adamw"'),
+    "optimizer.momentum_start": (["optimizer.momentum_start=0.5"], "momentum_warmup_steps 0 (default)"),
     "schedule.steps": (["schedule.steps=90", "schedule.name=constant"], '"constant"'),
     "schedule.min_lr_ratio": (["schedule.min_lr_ratio=0.5", "schedule.name=constant"], '"constant"'),
     "schedule.decay_fraction": (["schedule.decay_fraction=0.5"], 'schedule.name "cosine" (c.yaml:27)'),

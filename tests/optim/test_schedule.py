@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmkit.config.optimizer_section import Schedule
-from llmkit.optim.schedule import lr_factor
+from llmkit.config.schema import Config
+from llmkit.optim.schedule import lr_factor, step_values
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,15 @@ def test_the_end_does_not_show_before_the_decay():
     assert [lr_factor(s, 10**9, schedule) for s in range(1, 51)] == [
         lr_factor(s, 700, schedule) for s in range(1, 51)
     ]
+
+
+def test_the_momentum_rises_to_what_is_configured():
+    sources = {"sources": [{"type": "stdlib"}]}
+    optimizer = {"name": "muon", "momentum": 0.95, "momentum_start": 0.75, "momentum_warmup_steps": 20}
+    config = Config.model_validate({"data": sources, "optimizer": optimizer, "schedule": {"warmup_steps": 2}})
+    momenta = {step: 0.95 * step_values(step, 100, config).momentum for step in (1, 6, 16, 21, 22, 100)}
+    assert momenta == pytest.approx({1: 0.75, 6: 0.80, 16: 0.90, 21: 0.95, 22: 0.95, 100: 0.95})
+    constant = Config.model_validate({"data": sources})
+    assert {step_values(step, None, constant).momentum for step in (1, 2, 50)} == {1.0}
+    values = step_values(1, 100, config)
+    assert (values.learning_rate, values.weight_decay) == (0.5, 1.0)
