@@ -67,13 +67,22 @@ def training_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
     plain = block_bytes(shape, how, "none")
     kept = recomputed * block_bytes(shape, how, recompute) + (layers - recomputed) * plain
     head = _head(shape, how)
-    return Activations(kept + max(head.token, plain), head.fixed)
+    return Activations(kept + _before_blocks(shape, how) + max(head.token, plain), head.fixed)
 
 
 def forward_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
     """Returns what a forward pass without gradients needs at its largest: a block's tensors or the logits."""
     head = _head(shape, how)
     return Activations(max(head.token, block_bytes(shape, how, "none")), head.fixed)
+
+
+def _before_blocks(shape: ModelShape, how: Arithmetic) -> float:
+    """What the norm of the embedding keeps, and the vectors of pairs of tokens that all blocks are given."""
+    fp32 = FP32 + how.bytes % FP32 if _keeps_fp32_norms(shape, how) else 0
+    norm = (how.bytes + fp32) * shape.embedding_norm
+    pairs = how.bytes * (shape.bigram_embedding is not None)
+    pieces = how.layout.tensor_parallel_size if how.layout.sequence_parallel else 1
+    return float(norm + pairs) * shape.hidden_size / pieces
 
 
 def _head(shape: ModelShape, how: Arithmetic) -> Activations:
@@ -113,7 +122,9 @@ def _residual(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float
         return (1.0 if how.compiled else 2.0) * size * width
     kept = 3.0 * size * width  # the middle of the residual stream, and what both norms give
     if _keeps_fp32_norms(shape, how):
-        kept += 2 * (FP32 + size % FP32) * width
+        kept += 2 * (FP32 * shape.norm_weight + size % FP32) * width
+    if shape.residual_scalars and not how.compiled:  # the stream before and after them
+        kept += size * width
     if shape.hidden_dropout > 0.0:  # a mask of each: of bytes, or in the type of the activations
         kept += 2 * (1 if how.compiled else size) * width
     return kept
@@ -129,8 +140,12 @@ def _attention(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> floa
         kept += size * rotated * (shape.position_embedding == "rope")
         if shape.qk_norm:
             statistics = FP32 * (heads + shape.num_key_value_heads)
-            fp32 = rotated * (FP32 + (FP32 if size < FP32 else 0)) if _keeps_fp32_norms(shape, how) else 0
+            copies = FP32 * shape.norm_weight + (FP32 if size < FP32 else 0)
+            fp32 = rotated * copies if _keeps_fp32_norms(shape, how) else 0
+            kept += size * grouped * (shape.key_shift > 0.0)
             kept += fp32 + statistics + (size * rotated * (shape.position_embedding != "rope"))
+        if shape.value_embeddings:  # counted in every block, though every second one has them
+            kept += size * (2.0 * grouped + 2.0 * shape.num_key_value_heads)
     return kept
 
 
