@@ -36,7 +36,7 @@ class Optimizer(torch.optim.Optimizer):
         """Changes `parameter` and `state` in place by one update.
 
         state: the tensors that `states` names, and "step", how many updates there were with this one, a
-        scalar tensor. group: "lr" and "weight_decay" among others.
+        scalar tensor. group: "lr", "weight_decay", "betas", "eps" and "momentum" of this step.
         """
         raise NotImplementedError(f"{type(self).__name__} has no update(parameter, gradient, state, group)")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmkit.config.optimizer_section import Optimizer as Settings
+from llmkit.config.optimizer_section import ParameterGroup
 from llmkit.optim.base import Optimizer
 from llmkit.optim.build import Held, build_optimizers, groups_of, moments
 from llmkit.parallel.mesh import Mesh
@@ -83,4 +84,14 @@ def test_its_groups_carry_its_name():
     parts = {"blocks.0.m": [full_slice("blocks.0.m", (2, 3))], "v": [full_slice("v", (3,))]}
     assert [(g.optimizer, g.names) for g in groups_of(parts, SETTINGS, {"blocks.0.m"})] == [
         ("averaged", ("blocks.0.m",)), ("averaged", ("v",)),
+    ]  # fmt: skip
+
+
+def test_groups_give_it_other_values_and_some_parameters_to_others():
+    parts = {name: [full_slice(name, (2, 3))] for name in ("m", "n", "o")}
+    groups = [ParameterGroup(params=["m"], learning_rate=0.125), ParameterGroup(params=["o"], name="adamw")]
+    settings = SETTINGS.model_copy(update={"groups": groups})
+    found = [(g.optimizer, g.learning_rate, g.weight_decay, g.names) for g in groups_of(parts, settings, ())]
+    assert found == [
+        ("averaged", 0.5, 0.25, ("n",)), ("averaged", 0.125, 0.25, ("m",)), ("adamw", 0.5, 0.25, ("o",)),
     ]  # fmt: skip

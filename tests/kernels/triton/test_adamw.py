@@ -19,7 +19,8 @@ def parameters(device: str, dtype: torch.dtype = torch.float32) -> list[nn.Param
 
 
 def groups(made: list[nn.Parameter]) -> list[dict]:
-    return [{"params": made[:2], "weight_decay": 0.1}, {"params": made[2:], "weight_decay": 0.0}]
+    own = {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-6}
+    return [{"params": made[:2], "weight_decay": 0.1, **own}, {"params": made[2:], "weight_decay": 0.0}]
 
 
 def gradients(step: int) -> list[Tensor]:
@@ -35,6 +36,8 @@ def run(optimizer: torch.optim.Optimizer, made: list[nn.Parameter], steps: range
         optimizer.found_inf = torch.tensor(float(step == 2), device=made[0].device)
         if step == 2:
             made[0].grad.fill_(float("nan"))
+        for group in optimizer.param_groups:  # as a schedule does
+            group["lr"], group["weight_decay"] = 0.9 * group["lr"], 0.5 * group["weight_decay"]
         optimizer.step()
 
 
