@@ -68,9 +68,10 @@ def _groups(plan: Plan) -> Iterator[Row]:
     optimizer, known = plan.config.optimizer, plan.pending.get("vocab_size") != WITH_TOKENIZER
     groups = describe_groups(optimizer, plan.model.tensors) if optimizer.groups else []
     for number, group in enumerate(groups, start=1):
-        kinds, elements = group.pop("parameters"), group.pop("elements")
+        kinds, elements, rule = (group.pop(name) for name in ("parameters", "elements", "optimizer"))
         values = ", ".join(f"{name} {value}" for name, value in group.items())
-        yield f"parameter_group_{number}", elements if known else WITH_TOKENIZER, f"{listed(kinds)}: {values}"
+        how = f"{rule}, {values}: {listed(kinds)}"
+        yield f"parameter_group_{number}", elements if known else WITH_TOKENIZER, how
 
 
 def _layout(plan: Plan) -> Iterator[Row]:

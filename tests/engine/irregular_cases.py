@@ -88,11 +88,14 @@ def make(mesh: Mesh, model: dict[str, Any], optimizer: str, **parallel: Any) -> 
             "micro_batch_size": 1,
             "precision": "fp32",
         },
-        "optimizer": {"eps": 1e-5, "learning_rate": 0.01, "name": optimizer},
+        "optimizer": {
+            "eps": 1e-5, "learning_rate": 0.01, "name": optimizer,
+            "groups": [{"params": ["scale"], "learning_rate": 0.03, "weight_decay": 0.1}],  # one element
+        },
         "parallel": {"world_size": mesh.world_size, **parallel},
         "kernels": {"compile": False},
         "model": {"type": "irregular-test-model", **model},
-    }
+    }  # fmt: skip
     config = config_class(content).model_validate(content)
     known = Known(mesh.world_size, tokenizer_size=VOCABULARY, device=DeviceFacts())
     buckets = BucketSizes(native=1500, deepspeed=512, persistent=20)

@@ -104,8 +104,7 @@ def test_groups_of_parameters_are_shown_with_their_sizes():
     assert "parameter_group_1" not in values()
     assert found["parameter_group_2"] == (
         257 * 768,
-        "embedding.weight: optimizer adamw, learning_rate 0.25, betas [0.9, 0.95], eps 1e-08, "
-        "weight_decay 0.0",
+        "adamw, learning_rate 0.25, betas [0.9, 0.95], eps 1e-08, weight_decay 0.0: embedding.weight",
     )
     sizes = [size for name, (size, _) in found.items() if name.startswith("parameter_group_")]
     assert sum(sizes) == found["parameters"][0]
