@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmkit.config.load import Loaded, load
 from llmkit.config.model_section import Model
-from llmkit.config.optimizer_section import Optimizer
+from llmkit.config.optimizer_section import Optimizer, ParameterGroup
 from llmkit.config.schema import Config, Data, Monitor, Run, Source, Stage, Tokenizer, Train
 from llmkit.config.show import show, show_keys, to_yaml
 from llmkit.plan import resolve_plan
@@ -86,6 +86,16 @@ def shown(loaded: Loaded) -> str:
     return show(loaded, show_plan(resolve_plan(loaded)))
 
 
+groups = st.builds(
+    ParameterGroup,
+    params=st.lists(st.sampled_from(["*norm.weight", "embedding.?eight", "blocks.[01].mlp.*"]), min_size=1),
+    name=st.none() | st.just("adamw"),
+    learning_rate=st.none() | st.just(1e-5),
+    betas=st.none() | st.tuples(below_one, below_one),
+    eps=st.none() | positive,
+)
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     count = draw(st.integers(1, 3))
@@ -119,9 +129,12 @@ def configs(draw: st.DrawFn) -> Config:
         ),
         data=data,
         train=Train(max_steps=draw(st.integers(100, 10**12)), max_minutes=draw(st.none() | positive)),
-        optimizer=Optimizer(betas=(draw(below_one), draw(below_one)), eps=draw(positive)),
+        optimizer=Optimizer(
+            betas=(draw(below_one), draw(below_one)), eps=draw(positive),
+            groups=draw(st.just([]) | st.lists(groups, min_size=1, max_size=1)),
+        ),
         monitor=Monitor(sample=draw(texts | st.none())),
-    )
+    )  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
