@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from torch import Tensor
@@ -52,7 +53,7 @@ class Placement:
     def _those(self, *kinds: type[Along]) -> tuple[str, ...]:
         return tuple(name for name in DIMENSIONS if isinstance(self[name], kinds))
 
-    @property
+    @cached_property  # every step asks for that of every parameter
     def sharded(self) -> tuple[str, ...]:
         """Dimensions along which no two ranks hold the same: squares of the gradient are summed over them."""
         return self._those(Shard)

@@ -16,7 +16,11 @@ def seed_step(seed: int, step: int, data_rank: int = 0) -> None:
     What dropout draws in a step then does not depend on earlier steps: a resumed run draws what the
     uninterrupted one drew.
     """
-    torch.manual_seed(_digest(f"{seed}:{step}:{data_rank}") >> 1)
+    number = _digest(f"{seed}:{step}:{data_rank}") >> 1
+    # torch.manual_seed also notes a stack for each kind of device that is not in use: 0.2 to 0.5 ms.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
 
 
 @contextmanager

@@ -42,18 +42,18 @@ AVX512 void product_tile(const Product& p, int row, int column, const uint16_t* 
     }
   }
   const __m512 alpha = _mm512_set1_ps(p.alpha), beta = _mm512_set1_ps(p.beta);
+  const __mmask16 mask[2] = {first(p.columns - column), first(p.columns - column - 16)};
+  const __mmask32 both = mask[0] | __mmask32(mask[1]) << 16;
 #pragma GCC unroll 8
   for (int i = 0; i < TALL; i++) {
     if (row + i >= p.rows) continue;
     const int64_t at = (row + i) * p.out_stride + column;
 #pragma GCC unroll 2
     for (int j = 0; j < 2; j++) {
-      const __mmask16 mask = first(p.columns - column - 16 * j);
-      __m512 value = _mm512_mul_ps(total[i][j], alpha);
-      if (p.beta != 0.0f) value = _mm512_fmadd_ps(beta, widen(mask, p.source + at + 16 * j), value);
-      const __m512i half = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(value));
-      _mm512_mask_storeu_epi16(p.out + at + 16 * j, mask, half);
+      total[i][j] = _mm512_mul_ps(total[i][j], alpha);
+      if (p.beta != 0.0f) total[i][j] = _mm512_fmadd_ps(beta, widen(mask[j], p.source + at + 16 * j), total[i][j]);
     }
+    _mm512_mask_storeu_epi16(p.out + at, both, (__m512i)_mm512_cvtne2ps_pbh(total[i][1], total[i][0]));
   }
 }
 
