@@ -109,7 +109,7 @@ def check_groups(s: Settings) -> Iterator[Mistake]:
         mine = [tensor for tensor in tensors if index in entries.get(tensor.name, ())]
         if entry.name == "muon" and (others := [tensor.name for tensor in mine if not tensor.hidden]):
             note = (
-                "it takes the matrices of the blocks; give the others a group without `name`, or with adamw"
+                "Muon is for the matrices of the blocks; put the others into a group of their own"
             )
             what = f"{{0}} cannot update {listed(others, SHOWN)}"
             yield s.mistake(what, f"{path}.name", note=note)
@@ -155,7 +155,7 @@ def _split(
 def nearest(pattern: str, names: Sequence[str]) -> str:
     """The kinds of parameters whose names resemble a pattern most; all kinds where none does."""
     kinds = kinds_of(names)
-    close = difflib.get_close_matches(pattern[:200], kinds, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(pattern[:200], kinds, n=3, cutoff=0.8)
     return f"did you mean {' or '.join(close)}?" if close else f"the parameters are {listed(kinds, 40)}"
 
 

@@ -134,8 +134,8 @@ def suggest(path: str, schema: type[Config] = Config) -> list[str]:
     wanted = name.lower().replace("-", "_")
     if len(wanted) > MAX_NAME:
         return []
-    if OTHER_NAMES.get(wanted) in known:
-        return [OTHER_NAMES[wanted]]
+    if (right := OTHER_NAMES.get(wanted)) in known:
+        return [siblings.get(right.rpartition(".")[2], right)]
     if close := difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.75):
         return [siblings[close[0]]]
     if same := _of_name(wanted, known):

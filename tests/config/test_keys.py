@@ -47,6 +47,8 @@ def test_names_of_other_toolkits_lead_to_settings_that_exist() -> None:
         ("learning_rate", ["optimizer.learning_rate"]),
         ("lerning_rate", ["optimizer.learning_rate"]),
         ("model.LR", ["optimizer.learning_rate"]),
+        ("optimizer.lr", ["optimizer.learning_rate"]),
+        ("optimizer.groups.0.lr", ["optimizer.groups.N.learning_rate"]),
         ("sources", ["data.sources"]),
         ("data.sources.3.txt_field", ["data.sources.N.text_field"]),
         ("train.every_steps", ["checkpoint.every_steps", "evaluate.every_steps"]),
