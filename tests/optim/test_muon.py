@@ -99,3 +99,18 @@ def test_groups_have_rates_momentum_and_decay_of_their_own():
     for a, b, before in zip(together, apart, values, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
         assert not torch.equal(a, before)
+
+
+def test_gradients_are_divided_by_the_scale_and_weights_rounded_in_the_step():
+    found = []
+    for scale, factor in ((None, 0.25), (torch.tensor(4.0), 1.0)):
+        parameter = torch.nn.Parameter(random(24, 8))
+        optimizer = muon([(parameter, [(0, 16), (16, 24)])], lr=0.1, momentum=0.9, weight_decay=0.1)
+        weight = torch.zeros(24, 8, dtype=torch.bfloat16)
+        optimizer.grad_scale, optimizer.rounded = scale, {parameter: weight}
+        for seed in (1, 2):
+            parameter.grad = factor * random(24, 8, seed=seed)
+            optimizer.step()
+        assert torch.equal(weight, parameter.detach().bfloat16())
+        found.append((parameter.detach(), optimizer.state[parameter]["momentum_buffer"]))
+    torch.testing.assert_close(found[0], found[1])
