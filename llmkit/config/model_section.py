@@ -69,8 +69,9 @@ class Model(ModelChoice):
     embedding_norm: bool = False
     """A norm, of the kind of the others, on what enters the first block (nanochat)."""
     key_shift: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """This share of the channels of each key, before norm and rotation, comes from the position before, so
-    that one layer can find what followed an earlier occurrence of a token (modded-nanogpt)."""
+    """This share of each key, before norm and rotation, comes from the position before, so that one layer can
+    find what followed an earlier occurrence of a token (modded-nanogpt): the pairs of channels that rotate
+    slowest."""
     bigram_embedding: Positive | None = None
     """Rows of a table with a vector for each token and the one before it, found by a hash of both, which is
     added before each block, times a learned number a layer (modded-nanogpt); default: no such table."""

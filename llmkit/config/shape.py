@@ -102,9 +102,10 @@ class ModelShape:
         return min(GATE_CHANNELS, self.hidden_size)
 
     @property
-    def shifted_key_channels(self) -> int:
-        """Channels of each key, the last ones, that come from the position before."""
-        return max(1, round(self.key_shift * self.head_dim)) if self.key_shift else 0
+    def shifted_key_pairs(self) -> int:
+        """Pairs of channels of each key that come from the position before: the last ones of both halves."""
+        most = self.head_dim // 2
+        return min(most, max(1, round(self.key_shift * self.head_dim / 2))) if self.key_shift else 0
 
     @property
     def attention_scale(self) -> float:

@@ -137,7 +137,7 @@ class GPT(Model):
         return super().to_empty(device=device, recurse=recurse)
 
     def compile_parts(self, report: Callable[[str], None], backend: str = "inductor") -> None:
-        """Compiles one block, whose code serves all of them, the last norm, and the head with the loss.
+        """Compiles one block, whose code serves all of them, the other norms, and the head with the loss.
 
         As fast as compiling the model at once, and compiled in one block's time. What cannot be compiled runs
         uncompiled, and `report` is called with the reason. Of blocks that are recomputed under ZeRO-3, in the
@@ -149,7 +149,9 @@ class GPT(Model):
                 compile_pointwise(block, self.operators, report, backend)
             else:
                 compile_module(block, report, backend)
-        compile_module(self.norm, report, backend)
+        for norm in (self.norm, self.embedding_norm):
+            if norm is not None:
+                compile_module(norm, report, backend)
         if self.operators.forms["head_loss"] in COMPILE_PARTS:
             self.head.compiled = "parts"
             report_to(report)

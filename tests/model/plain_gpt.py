@@ -74,8 +74,10 @@ def attention(shape: ModelShape, full: Tensors, at: str, x: Tensor, tokens: Tens
         gate = head_gates(full, f"{at}.value_embedding.gate", x)
         table = full[f"{at}.value_embedding.weight"][tokens].view(batch, seq, -1, shape.head_dim)
         v = v + (gate[..., None] * table).transpose(1, 2)
-    if n := shape.shifted_key_channels:
-        k = torch.cat((k[..., :-n], torch.nn.functional.pad(k[:, :, :-1, -n:], (0, 0, 1, 0))), -1)
+    if shape.key_shift:
+        half = shape.head_dim // 2
+        slow = torch.arange(shape.head_dim) % half >= half - round(shape.key_shift * half)
+        k = torch.where(slow, torch.nn.functional.pad(k[:, :, :-1], (0, 0, 1, 0)), k)
     if shape.qk_norm:
         q, k = norm(shape, full, f"{at}.q_norm", q, rms=True), norm(shape, full, f"{at}.k_norm", k, rms=True)
     if shape.position_embedding == "rope":

@@ -17,7 +17,7 @@ from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model, randomise
 EVERYTHING = replace(
     LLAMA_STYLE, num_hidden_layers=3, mlp="relu2", norm_weight=False, qk_norm=True, embedding_norm=True,
     value_embeddings=True, residual_scalars=True, embedding_multiplier=1.7, attention_multiplier=0.41,
-    key_shift=0.3, bigram_embedding=37, residual_multiplier=0.6, logits_scaling=1.3,
+    key_shift=0.4, bigram_embedding=37, residual_multiplier=0.6, logits_scaling=1.3,
     final_logit_softcapping=4.0,
 )  # fmt: skip
 SHAPES = {
