@@ -64,9 +64,9 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 def use():
-    blocks = [libc.malloc(2**24) for _ in range(8)]
-    for block in blocks:
-        ctypes.memset(block, 1, 2**24)
+    blocks = {libc.malloc(size): size for size in (2**24, 2**26, 3 * 2**24, 5000)}
+    for block, size in blocks.items():
+        ctypes.memset(block, 1, size)
     for block in blocks:
         libc.free(block)
 use()
