@@ -51,7 +51,8 @@ OWN_FILES = {
 }  # fmt: skip
 DEMO = [
     str(ROOT / "configs" / "demo.yaml"), "model.hidden_size=36", "model.num_hidden_layers=2",
-    "model.intermediate_size=68", "model.num_attention_heads=2", "data.sources=[{type: text, path: corpus}]",
+    "model.intermediate_size=68", "model.num_attention_heads=2", "model.num_key_value_heads=1",
+    "data.sources=[{type: text, path: corpus}]",
     "data.tokenizer={type: bytes, vocab_size: null}", "data.sequence_length=32", "train.max_minutes=null",
     "train.global_batch_size=4", "train.precision=fp32", "run.deterministic=true", "kernels.compile=false",
     "optimizer.eps=1e-5", "schedule.warmup_steps=5", f"schedule.steps={STEPS * len(LAUNCHES)}",
