@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.config.derive import known_vocab_size, resolved_model
 from llmkit.config.mistakes import Mistake, display, listed
-from llmkit.config.optimizer_section import Optimizer
+from llmkit.config.optimizer_section import Optimizer, ParameterGroup
 from llmkit.config.parameters import FullTensor
 from llmkit.config.settings import Settings
 from llmkit.errors import UserError
@@ -47,25 +47,30 @@ def assign(tensors: Sequence[FullTensor], config: Optimizer) -> list[Group]:
     the values that it gives for the parameters that its patterns match; its weight decay is for all of them.
     """
     entries = entries_of([tensor.name for tensor in tensors], config)
-    found: dict[tuple[bool, int, bool], list[str]] = {}
+    found: dict[tuple[bool, int, bool, str], list[str]] = {}
     for tensor in tensors:
         entry = entries[tensor.name][0] if tensor.name in entries else -1
-        name = (config.groups[entry].name if entry >= 0 else None) or config.name
-        key = name == "muon" and tensor.hidden, entry, len(tensor.shape) < 2
+        rule = _rule(config, config.groups[entry] if entry >= 0 else None, tensor)
+        key = rule == "muon", entry, len(tensor.shape) < 2, rule
         found.setdefault(key, []).append(tensor.name)
-    return [_group(config, *key, tuple(names)) for key, names in sorted(found.items())]
+    return [_group(config, *key[1:], tuple(names)) for key, names in sorted(found.items())]
 
 
-def _group(config: Optimizer, muon: bool, entry: int, vectors: bool, names: tuple[str, ...]) -> Group:
+def _rule(config: Optimizer, entry: ParameterGroup | None, tensor: FullTensor) -> str:
+    """Name of the optimizer of a tensor that this entry matches, or none."""
+    name = (entry and entry.name) or config.name
+    return "adamw" if name == "muon" and not tensor.hidden else name
+
+
+def _group(config: Optimizer, entry: int, vectors: bool, rule: str, names: tuple[str, ...]) -> Group:
     given = config.groups[entry] if entry >= 0 else None
-    name = (given and given.name) or config.name
     own = {} if given is None else given.model_dump(exclude={"params", "name"}, exclude_none=True)
     decay = 0.0 if vectors else config.weight_decay
     values = {
         "learning_rate": config.learning_rate, "weight_decay": decay, "betas": config.betas,
         "eps": config.eps, "momentum": config.momentum, **own,
     }  # fmt: skip
-    return Group("muon" if muon else "adamw" if name == "muon" else name, names, **values)
+    return Group(rule, names, **values)
 
 
 def entries_of(names: Sequence[str], config: Optimizer) -> dict[str, list[int]]:
@@ -92,12 +97,9 @@ def check_groups(s: Settings) -> Iterator[Mistake]:
     """Checks that each pattern matches something, that no parameter is in two groups or half in one, that
     Muon gets hidden matrices only, and the betas."""
     config, at = s.config.optimizer, "optimizer.groups"
-    if not config.groups:
+    tensors = _tensors(s)
+    if not config.groups or not tensors:
         return
-    try:  # the size of the vocabulary changes no name
-        tensors = resolved_model(s.config, known_vocab_size(s.config, s.facts.tokenizer_size) or 1).tensors
-    except (UserError, ValueError):
-        return  # see check_model
     names = [tensor.name for tensor in tensors]
     entries = entries_of(names, config)
     for index, entry in enumerate(config.groups):
@@ -108,9 +110,7 @@ def check_groups(s: Settings) -> Iterator[Mistake]:
                 yield s.mistake(what, f"{path}.params", note=nearest(pattern, names))
         mine = [tensor for tensor in tensors if index in entries.get(tensor.name, ())]
         if entry.name == "muon" and (others := [tensor.name for tensor in mine if not tensor.hidden]):
-            note = (
-                "Muon is for the matrices of the blocks; put the others into a group of their own"
-            )
+            note = "Muon is for the matrices of the blocks; put the others into a group of their own"
             what = f"{{0}} cannot update {listed(others, SHOWN)}"
             yield s.mistake(what, f"{path}.name", note=note)
         if entry.betas is not None and max(entry.betas) >= 1.0:
@@ -118,6 +118,28 @@ def check_groups(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} must both be below 1", f"{path}.betas", note=note)
     yield from _overlaps(s, entries)
     yield from _split(s, tensors, entries)
+
+
+def group_remarks(s: Settings) -> Iterator[str]:
+    """Notes on values of groups that the optimizers of their parameters do not have."""
+    config = s.config.optimizer
+    tensors = _tensors(s) if config.groups else ()
+    entries = entries_of([tensor.name for tensor in tensors], config)
+    for index, entry in enumerate(config.groups):
+        rules = {_rule(config, entry, each) for each in tensors if index in entries.get(each.name, ())}
+        idle = {"muon": ("betas", "eps"), "adamw": ("momentum",)}.get("".join(rules), ())
+        for name in idle:
+            if getattr(entry, name) is not None:
+                given = s.describe(f"optimizer.groups.{index}.{name}")
+                yield f"{given} has no effect: {''.join(rules)} updates all parameters of the group"
+
+
+def _tensors(s: Settings) -> Sequence[FullTensor]:
+    """All parameters; none where the sizes make no model: see `check_model`."""
+    try:  # the size of the vocabulary changes no name
+        return resolved_model(s.config, known_vocab_size(s.config, s.facts.tokenizer_size) or 1).tensors
+    except (UserError, ValueError):
+        return ()
 
 
 def _overlaps(s: Settings, entries: Mapping[str, Sequence[int]]) -> Iterator[Mistake]:

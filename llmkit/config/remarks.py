@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llmkit.config.derive import size_of
+from llmkit.config.groups import group_remarks
 from llmkit.config.layers import Layers
 from llmkit.config.mistakes import display
 from llmkit.config.schema import Config
@@ -61,6 +62,7 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
             continue
         if display(s.value(path)) != layers.default(path) and is_idle(s.config):
             yield f"{s.describe(path)} has no effect: {s.describe(reason)}"
+    yield from group_remarks(s)
     yield from vocabulary_remarks(s)
     if s.config.train.max_steps is not None:
         yield from length_remarks(s, s.config.train.max_steps)

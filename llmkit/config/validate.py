@@ -41,10 +41,11 @@ def validate(tree: Node) -> tuple[Config | None, list[Mistake]]:
         try:
             config = schema.model_validate(tree.plain())
         except ValidationError as fault:
+            faults: list[tuple[Path, FaultKind, bool]] = []
             for path, kind in _now(_by_key(fault.errors(include_url=False), schema)):
-                brief = len(mistakes) >= SHOWN
-                mistakes += explain(tree, path, kind, brief, schema)
-                wrong.add(_mend(tree, path, kind, brief, schema))
+                faults.append((path, kind, len(mistakes) >= SHOWN))
+                mistakes += explain(tree, *faults[-1], schema)
+            wrong |= {_mend(tree, *each, schema) for each in faults}
             continue
         for found in check(config, origins(config, tree)):
             if not any(_touches(key, bad) for key in found.keys for bad in wrong):
@@ -123,14 +124,10 @@ def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool, schema: type[Con
     key = dotted(path)
     if path[:2] in (("data",), ("data", "sources")) and (len(path) <= 3 or path[3] == "type"):
         return _stub_sources(tree, path)
-    if dotted(path[:2]) == "data.curriculum" and len(path) <= 3:  # no mapping: nothing in it can be judged
-        data = find(tree, ("data",))
-        assert data is not None and isinstance(data.value, dict)
-        data.value.pop("curriculum", None)
-        return "data.curriculum"
+    path = _judged_alone(path, schema)
     parent = find(tree, path[:-1])
-    assert parent is not None
-    assert isinstance(parent.value, dict)
+    if parent is None or not isinstance(parent.value, dict):  # it went with another mistake
+        return key
     removed = parent.value.pop(str(path[-1]), None)
     if kind != "unknown" or removed is None or brief:
         return key
@@ -146,6 +143,16 @@ def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool, schema: type[Con
         return right[0]
     parent.value[name] = removed if there is None else merge(removed, there)
     return key
+
+
+def _judged_alone(path: Path, schema: type[Config]) -> Path:
+    """What is taken out with a mistake: all of a list where an entry is no mapping or lacks a required key."""
+    if isinstance(path[-1], int):
+        return path[:-1]
+    found = key_of(dotted(path), schema)
+    if found is not None and found.default == "required" and isinstance(path[-2], int):
+        return path[:-2]
+    return path
 
 
 def _stub_sources(tree: Node, path: Path) -> str:

@@ -63,6 +63,20 @@ def test_a_setting_with_effect_or_at_its_default_is_not(overrides: list[str], wr
     assert load(write(), overrides).remarks == ()
 
 
+def test_values_of_groups_without_effect_are_noted(write: Write) -> None:
+    groups = (
+        "[{params: [embedding.weight], momentum: 0.5, eps: 1e-6}, {params: ['*.mlp.*'], betas: [0.8, 0.9]}, "
+        "{params: ['blocks.*.attention*'], betas: [0.8, 0.9], momentum: 0.8}]"
+    )
+    section = f"optimizer={{name: muon, learning_rate: 1, betas: [0, 0], groups: {groups}}}"
+    assert load(write(), [section, "schedule.warmup_steps=9"]).remarks == (
+        "optimizer.groups.0.momentum 0.5 (command line) has no effect: adamw updates all parameters of the "
+        "group",
+        "optimizer.groups.1.betas [0.8, 0.9] (command line) has no effect: muon updates all parameters of "
+        "the group",
+    )  # the norm of attention is AdamW's, its matrices are Muon's
+
+
 def test_a_setting_that_a_later_one_overrules_is_not(base: str, write: Write) -> None:
     write("train: {max_minutes: 5}\n", "timed.yaml")
     assert load(write("extends: timed.yaml\n" + base)).remarks == ()

@@ -52,3 +52,27 @@ def test_missing_sources_are_named(text: str, refused: Refused) -> None:
     line = 1 if "data" not in text else 2
     assert f"c.yaml:{line}: data.sources is required" in message
     assert "1 mistake" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("optimizer.groups=[null]", "optimizer.groups.0 must be a section (a mapping of keys); it is null"),
+        ("monitor.sinks=[{type: tensorboard}, [3]]", "monitor.sinks.1 must be a section"),
+        ("optimizer.groups=[{params: x}]", "optimizer.groups.0.params must be a list of texts"),
+        ("optimizer.groups=[{learning_rate: 0.1}]", "optimizer.groups.0.params is required"),
+    ],
+)
+def test_a_wrong_entry_of_a_list_is_one_mistake(
+    override: str, what: str, refused_for_one: Callable[[list[str], str], None]
+) -> None:
+    refused_for_one([override], what)
+
+
+def test_each_wrong_entry_of_a_list_is_named(base: str, refused: Refused) -> None:
+    groups = "[null, {params: 3}, {params: [norm.weight], eps: 0}, {params: [norm.weight]}]"
+    message = refused(base, f"optimizer.groups={groups}", "train.max_steps=0")
+    assert "4 mistakes" in message
+    for what in ("groups.0 must be a section", "groups.1.params must", "groups.2.eps must", "max_steps must"):
+        assert what in message
+    assert "is required" not in message
