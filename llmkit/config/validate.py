@@ -146,7 +146,7 @@ def _mend(tree: Node, path: Path, kind: FaultKind, brief: bool, schema: type[Con
 
 
 def _judged_alone(path: Path, schema: type[Config]) -> Path:
-    """What is taken out with a mistake: all of a list where an entry is no mapping or lacks a required key."""
+    """What goes with a mistake: all of a list where an entry is no mapping, or lacks a required key."""
     if isinstance(path[-1], int):
         return path[:-1]
     found = key_of(dotted(path), schema)
