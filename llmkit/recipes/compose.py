@@ -83,29 +83,24 @@ def _train(size: Size, trained: Budget) -> dict[str, Setting]:
 
 
 def _optimizer(size: Size, trained: Budget) -> dict[str, Setting]:
-    rate = rounded(recipe.MATRICES.at(size.width))
-    decay = rounded(weight_decay(rate, trained.steps))
+    rate = recipe.MATRICES.setting(size.width)
+    decay = recipe.rounded(weight_decay(rate.value, trained.steps))
+    over = f"{recipe.WEIGHT_DECAY:g} over {recipe.STEPS:,} steps at rate {recipe.MATRICES.value:g}"
+    groups = [_group(group, size.width) for group in recipe.GROUPS]
     return {
         **recipe.OPTIMIZER,
-        "learning_rate": Setting(rate, _scaled(recipe.MATRICES)),
-        "weight_decay": Setting(
-            decay,
-            f"{recipe.WEIGHT_DECAY:g} over {recipe.STEPS:,} steps at rate {recipe.MATRICES.value:g}: "
-            "rate x decay x steps stays the same",
-        ),
+        "learning_rate": rate,
+        "weight_decay": Setting(decay, f"{over}: rate x decay x steps stays the same"),
+        **({"groups": Setting(groups, "whose rates are not that of the rest")} if groups else {}),
     }
 
 
-def _scaled(rate: recipe.Rate) -> str:
-    """How a learning rate came about."""
-    return f"{rate.value:g} at {recipe.WIDTH} wide, times width^{rate.exponent:g}"
+def _group(group: recipe.Group, width: int) -> dict[str, Setting]:
+    rate = {} if group.rate is None else {"learning_rate": group.rate.setting(width)}
+    others = {name: Setting(value) for name, value in group.others.items()}
+    return {"params": Setting(list(group.params), group.why), **rate, **others}
 
 
 def _schedule(trained: Budget) -> dict[str, Setting]:
     warmup = max(1, round(recipe.WARMUP * trained.steps))
     return {**recipe.SCHEDULE, "warmup_steps": Setting(warmup, f"{recipe.WARMUP:.0%} of the steps")}
-
-
-def rounded(value: float) -> float:
-    """To three significant digits."""
-    return float(f"{value:.3g}")

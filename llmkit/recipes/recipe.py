@@ -6,6 +6,8 @@ every rule, and what was measured.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 WIDTH = 192
@@ -28,26 +30,8 @@ grows with the tokens of a run (Bergsma et al. 2025)."""
 LEAST_STEPS = STEPS
 """Where the line above leaves fewer steps than this, the batch is smaller."""
 
-WARMUP, DECAY = 0.03, "cosine"
-"""Share of the steps that warm up; shape of the decay."""
-
-
-class Rate(NamedTuple):
-    """A learning rate, tuned at `WIDTH`, and the exponent of width that it scales by."""
-
-    value: float
-    exponent: float
-
-    def at(self, width: int) -> float:
-        """The rate for another width."""
-        return self.value * (width / WIDTH) ** self.exponent
-
-
-MATRICES = Rate(8.0e-3, -0.5)
-"""Of Muon. Its updates have the RMS 0.2 at any shape, hence a spectral norm that grows with the root of the
-width; features change alike at any width where it stays the same (Yang et al. 2023)."""
-WEIGHT_DECAY = 0.1
-"""At `WIDTH` and `STEPS`."""
+WARMUP = 0.03
+"""Share of the steps that warm up."""
 
 
 class Setting(NamedTuple):
@@ -57,16 +41,83 @@ class Setting(NamedTuple):
     why: str = ""
 
 
+class Scaled(NamedTuple):
+    """A value tuned at `WIDTH`, and the exponent of width that it scales by."""
+
+    value: float
+    exponent: float = 0.0
+
+    def at(self, width: int) -> float:
+        """The value for another width, to three significant digits."""
+        return rounded(self.value * (width / WIDTH) ** self.exponent)
+
+    def setting(self, width: int, why: str = "") -> Setting:
+        """The same, with how it came about."""
+        how = f"{self.value:g} at {WIDTH} wide, times width^{self.exponent:g}" if self.exponent else ""
+        return Setting(self.at(width), "; ".join(part for part in (why, how) if part))
+
+
+class Group(NamedTuple):
+    """An entry of optimizer.groups: parameters by patterns, their rate, and what else differs."""
+
+    params: tuple[str, ...]
+    why: str
+    rate: Scaled | None = None
+    others: Mapping[str, Any] = MappingProxyType({})
+
+
+def rounded(value: float) -> float:
+    """To three significant digits."""
+    return float(f"{value:.3g}")
+
+
+MATRICES = Scaled(1.0e-2, -0.5)
+"""Muon's rate. Its updates have the RMS 0.2 at any shape, hence a spectral norm that grows with the root of
+the width; features change alike at any width where it stays the same (Yang et al. 2023)."""
+WEIGHT_DECAY = 0.1
+"""At `WIDTH` and `STEPS`."""
+INITIAL = Scaled(0.07, -0.5)
+"""Standard deviation of the initial matrices: about 1 / sqrt(width), so that products keep the size of what
+they are given."""
+
 MODEL = {
+    "mlp": Setting("relu2", "as good as a gated MLP of as many weights, and cheaper"),
     "qk_norm": Setting(True, "bounds the attention scores, so that large rates stay stable"),
+    "key_shift": Setting(0.5, "lets one layer find what followed an earlier occurrence of a token"),
+    "tie_word_embeddings": Setting(False, "embedding and head want rates and initial weights of their own"),
+    "embedding_norm": Setting(True),
+    "value_embeddings": Setting(True, "tables of weights that cost next to no time"),
+    "residual_scalars": Setting(True),
+    "final_logit_softcapping": Setting(15.0),
+    "embedding_initializer_range": Setting(0.8),
+    "head_initializer_range": Setting(0.001, "the first loss is that of a uniform guess"),
 }
 """Settings of the model that do not depend on its size."""
-TRAIN: dict[str, Setting] = {}
+TRAIN = {"gradient_clipping": Setting(0.0, "Muon's updates have the same size whatever the gradient's")}
 """Likewise of the section `train`."""
-OPTIMIZER = {"name": Setting("muon", "for the blocks' matrices; AdamW for the rest")}
+OPTIMIZER = {
+    "name": Setting("muon", "for the blocks' matrices; AdamW for the rest"),
+    "betas": Setting([0.8, 0.95], "AdamW's: short runs want a short memory"),
+    "eps": Setting(1e-10),
+}
 """Likewise of the section `optimizer`."""
+GROUPS = (
+    Group(
+        ("embedding.weight",), "a token's row has a gradient in few steps only", Scaled(0.6, -0.5),
+        {"betas": [0.8, 0.995], "weight_decay": 0.001},
+    ),
+    Group(
+        ("*.value_embedding.weight",), "likewise", Scaled(0.3, -0.5),
+        {"betas": [0.8, 0.995], "weight_decay": 0.01},
+    ),
+    Group(("head.weight",), "", Scaled(0.016, -0.5), {"betas": [0.8, 0.96], "weight_decay": 0.01}),
+    Group(("*.residual_scalars.embedding",), "a number a layer", Scaled(0.1), {"betas": [0.96, 0.95]}),
+    Group(("*.residual_scalars.stream",), "a number a layer, which acts on all layers above", Scaled(0.005)),
+)  # fmt: skip
+"""Parameters with rates of their own."""
 SCHEDULE = {
-    "name": Setting(DECAY),
-    "min_lr_ratio": Setting(0.02, "of the peak"),
+    "name": Setting("wsd", "constant, then linear down"),
+    "decay_fraction": Setting(0.65),
+    "min_lr_ratio": Setting(0.05, "of the peak"),
 }
 """Likewise of the section `schedule`."""

@@ -54,7 +54,9 @@ class Size:
             "hidden_size": Setting(self.width, f"{self.width / self.depth:.0f} for each block"),
             "num_hidden_layers": Setting(self.depth),
             "num_attention_heads": Setting(heads, f"of {self.head_dim} each"),
+            "num_key_value_heads": Setting(heads, "fewer save memory when generating, and cost loss"),
             **recipe.MODEL,
+            "initializer_range": recipe.INITIAL.setting(self.width),
         }
 
     @cached_property

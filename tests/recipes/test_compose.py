@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from llmkit.config.derive import resolved_model
 from llmkit.config.load import load
 from llmkit.config.schema import Config
 from llmkit.recipes import recipe
-from llmkit.recipes.compose import Source, compose, rounded
+from llmkit.recipes.compose import Source, compose
 from llmkit.recipes.document import plain
 from llmkit.recipes.rules import Size, budget
 
@@ -28,9 +30,8 @@ def test_the_recipe_at_the_demos_size_is_the_demo():
     assert made.optimizer == DEMO.optimizer
     assert made.data == DEMO.data
     assert made.schedule.model_copy(update={"warmup_steps": DEMO.schedule.warmup_steps}) == DEMO.schedule
-    assert abs(made.schedule.warmup_steps - DEMO.schedule.warmup_steps) <= 2
-    shapes = [replace(resolved_model(each), num_key_value_heads=1) for each in (made, DEMO)]
-    assert shapes[0] == shapes[1]
+    assert abs(made.schedule.warmup_steps - DEMO.schedule.warmup_steps) <= 3
+    assert resolved_model(made) == resolved_model(DEMO)
 
 
 def test_a_wider_and_longer_run_has_other_rates():
@@ -40,8 +41,8 @@ def test_a_wider_and_longer_run_has_other_rates():
     )
     assert large.learning_rate < small.learning_rate
     spans = [each.learning_rate * each.weight_decay * steps for each, steps in ((small, 1), (large, 4))]
-    assert spans[0] == rounded(spans[1])
+    assert spans[0] == pytest.approx(spans[1], rel=0.01)
 
 
 def test_numbers_have_three_digits():
-    assert [rounded(value) for value in (0.123456, 12345.6, 8e-3)] == [0.123, 12300.0, 8e-3]
+    assert [recipe.rounded(value) for value in (0.123456, 12345.6, 8e-3)] == [0.123, 12300.0, 8e-3]

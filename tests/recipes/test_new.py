@@ -51,7 +51,7 @@ def test_numbers_that_follow_from_the_size_say_how(here):
         "hidden_size", "num_attention_heads", "qk_norm", "vocab_size", "sequence_length", "max_steps",
         "global_batch_size", "learning_rate", "weight_decay", "warmup_steps",
     ):  # fmt: skip
-        (line,) = (line for line in lines if line.strip().startswith(f"{key}:"))
+        line = next(line for line in lines if line.strip().startswith(f"{key}:"))
         assert "  # " in line, line
 
 

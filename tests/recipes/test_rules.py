@@ -56,7 +56,7 @@ def test_text_that_is_given_is_not_chosen():
 @pytest.mark.parametrize("parameters", [1e6, 2.4e6, 14e6, 124e6, 355e6, 1e9, 30e9])
 def test_parameters_are_met(parameters):
     size = by_parameters(parameters, TEXT)
-    assert size.shape.num_parameters == pytest.approx(parameters, rel=0.12)
+    assert size.shape.num_parameters == pytest.approx(parameters, rel=0.25)
     assert 48 - 32 < size.width / size.depth < 80 + 32
 
 
@@ -96,12 +96,12 @@ def test_tokens_and_flops_are_those_of_the_steps():
 
 
 def test_counted_parameters_are_blocks_matrices_and_head():
-    """The head counts where it is the embedding, too; norms do not, nor a table that is only looked up in."""
+    """The head counts where it is the embedding, too; tables that are only looked up in do not."""
     shape = by_depth(4, TEXT).shape
-    vectors = sum(size[0] for size in shape.parameters().values() if len(size) == 1)
-    assert counted_parameters(shape) == shape.num_parameters - vectors
-    untied = dataclasses.replace(shape, tie_word_embeddings=False)
-    assert counted_parameters(untied) == counted_parameters(shape)
+    matrices = 4 * (4 * 256 * 256 + 2 * 256 * 4 * 256)
+    assert counted_parameters(shape) == matrices + shape.vocab_size * 256
+    changed = {"tie_word_embeddings": not shape.tie_word_embeddings, "value_embeddings": False}
+    assert counted_parameters(dataclasses.replace(shape, **changed)) == counted_parameters(shape)
 
 
 def test_the_batch_is_the_published_one_where_that_was_measured():

@@ -42,11 +42,10 @@ def batches(count: int, seed: int = 0) -> list[Batch]:
 
 
 def engine_of(size: Size, optimizer: Mapping[str, Any] = {}, seed: int = 0) -> Engine:
-    """What trains a model by the recipe, in fp32; optimizer: settings that are other ones."""
+    """What trains a model by the recipe, in fp32."""
     source = Source({"type": "stdlib"}, {"type": "bytes"})
     sections = plain(compose("run", size, budget(size), source, None, 1))
     sections["run"]["seed"] = seed
-    sections["optimizer"] |= optimizer
     sections["train"] |= {"global_batch_size": ROWS, "micro_batch_size": ROWS, "precision": "fp32"}
     sections["kernels"] = {"compile": False}
     del sections["model"]
