@@ -199,7 +199,8 @@ class GPT(Model):
             cache=cache,
             tokens=tokens if shape.value_embeddings else None,
             begins=begins,
-            embedding=x if shape.residual_scalars else None,
+            # Not x itself: that one argument is the other would be compiled for the first block alone.
+            embedding=x.view_as(x) if shape.residual_scalars else None,
             bigram=self._pairs(tokens, begins, cache),
         )
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):

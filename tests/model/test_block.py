@@ -107,6 +107,15 @@ def test_compiled_it_is_the_same():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_blocks_that_are_alike_are_compiled_once():
+    graphs = []
+    model = random_model(replace(EVERYTHING, num_hidden_layers=4))
+    model.compile_parts(pytest.fail, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    tokens = tokens_of(EVERYTHING)
+    model(Batch(tokens[:, :-1], tokens[:, 1:])).nats.sum().backward()
+    assert len(graphs) == 4, "of norms, of blocks with value embeddings and without, of the head"
+
+
 def test_muon_updates_neither_value_embeddings_nor_their_gates():
     hidden = GPT(EVERYTHING).hidden_matrices()
     assert {name.split(".", 2)[2] for name in hidden} == {
