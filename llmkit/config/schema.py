@@ -21,6 +21,9 @@ BPE_VOCAB_SIZE = 4096
 BYTES_VOCABULARY = 257
 """Tokens of the tokenizer of type bytes: the bytes, and end-of-text."""
 
+BPE_LARGEST = 2**24
+"""Tokens of the largest tokenizer that is trained."""
+
 
 PLUGIN = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 """Name of a module, as in my_package.models."""
@@ -45,7 +48,7 @@ class Tokenizer(Section):
     type: Literal["bpe", "bytes", "file", "hub"] = "bpe"
     """bpe = byte-level BPE trained on the sources; bytes = one token a byte; file = a local
     tokenizer.json; hub = a model's tokenizer by its hub id."""
-    vocab_size: Annotated[int, Field(ge=257, le=2**24)] | None = None
+    vocab_size: Annotated[int, Field(ge=BYTES_VOCABULARY, le=BPE_LARGEST)] | None = None
     """Size to train a bpe tokenizer to, end-of-text included (only for bpe; default 4096)."""
     path: str | None = None
     """The tokenizer.json (only for file). The names of its tokens and its chat template are read from the

@@ -7,11 +7,20 @@ from typing import Any
 
 from llmkit.recipes import recipe
 from llmkit.recipes.devices import Device
-from llmkit.recipes.document import Sections, plain
+from llmkit.recipes.document import Sections, amount, plain
 from llmkit.recipes.layout import fitting_layout
 from llmkit.recipes.recipe import Setting
-from llmkit.recipes.rules import Budget, Size, best_batch, counted_parameters, weight_decay
+from llmkit.recipes.rules import (
+    Budget,
+    Size,
+    best_batch,
+    context,
+    counted_parameters,
+    vocabulary,
+    weight_decay,
+)
 
+GIVEN = "as the command gave it, or the target of the ladder has it"
 ROWS_OF_METRICS, EVALUATIONS, CHECKPOINTS = 200, 10, 10
 """About so many in the course of a run."""
 
@@ -39,9 +48,9 @@ def compose(
         "optimizer": _optimizer(size, trained),
         "schedule": _schedule(trained),
         "parallel": {},
-        "checkpoint": {"every_steps": Setting(max(1, trained.steps // CHECKPOINTS), "ten in all")},
-        "evaluate": {"every_steps": Setting(max(1, trained.steps // EVALUATIONS), "ten in all")},
-        "monitor": {"log_every": Setting(max(1, trained.steps // ROWS_OF_METRICS), "200 rows")},
+        "checkpoint": {"every_steps": Setting(max(1, trained.steps // CHECKPOINTS), "about ten in all")},
+        "evaluate": {"every_steps": Setting(max(1, trained.steps // EVALUATIONS), "about ten in all")},
+        "monitor": {"log_every": Setting(max(1, trained.steps // ROWS_OF_METRICS), "about 200 in all")},
     }
     if device is not None:
         others = plain({part: settings for part, settings in sections.items() if part != "model"})
@@ -52,14 +61,15 @@ def compose(
 def _data(size: Size, source: Source) -> dict[str, Setting]:
     tokenizer = {key: Setting(value) for key, value in source.tokenizer.items()}
     if source.tokenizer["type"] == "bpe":
-        why = "32 for each of the width, as a power of 2, at most 32,768"
-        tokenizer["vocab_size"] = Setting(size.vocab_size, why)
+        by_width = size.vocab_size == vocabulary(size.width)
+        why = "32 times the width, rounded down to a power of 2, at most 32,768"
+        tokenizer["vocab_size"] = Setting(size.vocab_size, why if by_width else GIVEN)
+    by_width = size.sequence_length == context(size.width)
+    why = "twice the width, rounded down to a power of 2, at most 2,048: attention stays a small share"
     return {
         "sources": Setting([source.entry]),
         "tokenizer": Setting(tokenizer),
-        "sequence_length": Setting(
-            size.sequence_length, "at most twice the width: attention stays a small share"
-        ),
+        "sequence_length": Setting(size.sequence_length, why if by_width else GIVEN),
     }
 
 
@@ -70,13 +80,14 @@ def _train(size: Size, trained: Budget) -> dict[str, Setting]:
     return {
         "max_steps": Setting(
             trained.steps,
-            f"{trained.tokens / 1e6:,.4g}M tokens, {ratio:.3g} for each of {counted / 1e6:,.4g}M weights "
+            f"{amount(trained.tokens)} tokens, {ratio:.3g} for each of {amount(counted)} weights "
             "(matrices of the blocks, head)",
         ),
         "global_batch_size": Setting(
             trained.rows,
-            f"rows; {trained.rows * size.sequence_length:,} tokens, the power of 2 next to {best:,.0f}: "
-            f"grows with all tokens^{recipe.BATCH_EXPONENT}, but {recipe.LEAST_STEPS:,} steps at least",
+            f"rows, {trained.rows * size.sequence_length:,} tokens: a power of 2 near {best:,.0f}, the best "
+            f"batch, which grows with the tokens of the run^{recipe.BATCH_EXPONENT} and leaves "
+            f"{recipe.LEAST_STEPS:,} steps",
         ),
         **recipe.TRAIN,
     }

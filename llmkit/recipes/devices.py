@@ -43,10 +43,11 @@ class Device:
 
 
 def device(name: str) -> Device:
-    """The device of this name: one of `GPUS`, or cpu, whose matrix rate is measured here.
+    """The device of this name, in either case: one of `GPUS`, or cpu, whose matrix rate is measured here.
 
     Raises UserError for another name.
     """
+    name = name.lower()
     if name == "cpu":
         return _this_cpu()
     if name not in GPUS:
@@ -54,7 +55,7 @@ def device(name: str) -> Device:
     full, memory = GPUS[name]
     peak = published_peak(full)
     assert peak is not None, "a test asks for the peak of every name"
-    how = f"{GPU_UTILIZATION:.0%} of the published {peak / 1e12:.0f} TFLOP/s of a {full}, which is assumed"
+    how = f"{GPU_UTILIZATION:.0%} of the published {peak / 1e12:.0f} TFLOP/s of one {full}, which is assumed"
     free = int(FREE_MEMORY * memory * 1e9)
     facts = DeviceFacts(kind="cuda", has_bf16_units=True, free_bytes=free, triton=True, varlen=True)
     return Device(name, GPU_UTILIZATION * peak, how, facts)

@@ -16,6 +16,15 @@ WHY = 44
 """Column at which the reasons begin; they go below each other from there."""
 
 
+def amount(value: float) -> str:
+    """A number of weights or tokens to three digits, such as 97.5M or 11.9B."""
+    value = float(f"{value:.3g}")
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
 def to_text(sections: Sections, heading: str) -> str:
     """The file: a heading as comments, then the sections.
 

@@ -17,7 +17,7 @@ from llmkit.files import may_exist, write_atomic
 from llmkit.recipes import text
 from llmkit.recipes.compose import Source, compose
 from llmkit.recipes.devices import Device, device
-from llmkit.recipes.document import to_text
+from llmkit.recipes.document import amount, to_text
 from llmkit.recipes.rules import Budget, Size, Text, budget, by_depth, by_flops, by_parameters
 
 RUNGS = 4
@@ -26,6 +26,8 @@ RUNG_RATIO = 4.0
 """FLOPs of a rung, over those of the one below it, about: each has the optimal training of its size."""
 TARGET = "target"
 """Name of the file, in a ladder's folder, whose loss is to be predicted."""
+FEWEST_STEPS = 100
+"""Fewer are no training that the rules know of."""
 BYTES_PER_TOKEN = 4
 """Of text, about; only for the note on how much of it is needed."""
 
@@ -47,6 +49,8 @@ def new_command(options: argparse.Namespace, show: Callable[[str], None] = print
     files = {f"{name}.yaml": (name, size, trained)}
     if options.ladder:
         files = _rungs(name, size, trained)
+    for run, rung, budgeted in files.values():
+        _require_steps(run, rung, budgeted, options.gpus)
     texts = {
         file: _text(run, rung, budgeted, source, on, options) for file, (run, rung, budgeted) in files.items()
     }
@@ -59,6 +63,21 @@ def new_command(options: argparse.Namespace, show: Callable[[str], None] = print
             "own library has 0.01: name other text with --data"
         )
     return 0
+
+
+def _require_steps(run: str, size: Size, trained: Budget, gpus: int) -> None:
+    """Raises UserError for a training of next to no steps, or one that leaves devices without rows."""
+    if trained.steps < FEWEST_STEPS:
+        raise UserError(
+            f"new: {run}: its {amount(trained.tokens)} tokens are {trained.steps} steps of one row of "
+            f"{size.sequence_length:,}, and a training takes {FEWEST_STEPS} steps at least; ask for shorter "
+            "rows by --sequence-length, or for a larger model"
+        )
+    if trained.rows < gpus:
+        raise UserError(
+            f"new: {run}: its best batch has {trained.rows} rows, too few for {gpus} devices; give --gpus "
+            f"{trained.rows} at most, or ask for a larger model"
+        )
 
 
 def _name(asked: str) -> str:
@@ -133,27 +152,33 @@ def _command(options: argparse.Namespace) -> str:
     words = ["llmkit", "new", options.name]
     for key in ("depth", "params", "flops", "hours", "device", "data", "tokenizer", "sequence_length"):
         if (value := getattr(options, key)) is not None:
-            words += [f"--{key.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+            text = _shortest(value) if isinstance(value, float) else str(value)
+            words += [f"--{key.replace('_', '-')}", text]
     words += ["--gpus", str(options.gpus)] if options.gpus > 1 else []
     return printable(shlex.join(words + (["--ladder"] if options.ladder else [])), 600)
+
+
+def _shortest(value: float) -> str:
+    """A number in the fewest digits that are read back as the same."""
+    return next(text for digits in range(1, 18) if float(text := f"{value:.{digits}g}") == value)
 
 
 def _summary(size: Size, trained: Budget, on: Device | None, gpus: int) -> str:
     """A run in a line."""
     line = (
-        f"{size.shape.num_parameters / 1e6:,.4g}M parameters ({size.depth} blocks of {size.width}), "
-        f"{trained.tokens / 1e6:,.4g}M tokens, {trained.flops:.3g} FLOPs"
+        f"{amount(size.shape.num_parameters)} parameters ({size.depth} block{'s' * (size.depth > 1)} of "
+        f"{size.width}), {amount(trained.tokens)} tokens, {trained.flops:.3g} FLOPs"
     )
     if on is None:
         return line
     hours = trained.flops / (on.flops * gpus) / 3600
-    time = f"{hours:,.3g} hours" if hours >= 1 else f"{60 * hours:,.3g} minutes"
-    return f"{line}; about {time} at {on.how}" + (f", on {gpus}" if gpus > 1 else "")
+    time = f"{hours:,.3g} h" if hours >= 1 else f"{60 * hours:,.3g} min"
+    return f"{line}; about {time} at {on.how}" + (f", on {gpus} of them" if gpus > 1 else "")
 
 
 def _write(texts: dict[str, str], out: Path, force: bool) -> None:
     """Writes all files, or none where one is there already. Raises UserError."""
-    if not may_exist(out):
+    if not may_exist(out) or (os.path.exists(out) and not os.path.isdir(out)):
         raise UserError(f"new: --out {out}: there is no such folder; make it first")
     paths = {out / file: text for file, text in texts.items()}
     if (there := [path for path in paths if os.path.lexists(path)]) and not force:

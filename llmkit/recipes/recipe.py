@@ -53,7 +53,7 @@ class Scaled(NamedTuple):
 
     def setting(self, width: int, why: str = "") -> Setting:
         """The same, with how it came about."""
-        how = f"{self.value:g} at {WIDTH} wide, times width^{self.exponent:g}" if self.exponent else ""
+        how = f"{self.value:g} times (width / {WIDTH})^{self.exponent:g}" if self.exponent else ""
         return Setting(self.at(width), "; ".join(part for part in (why, how) if part))
 
 

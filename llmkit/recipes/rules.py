@@ -127,7 +127,8 @@ def budget(size: Size, tokens: float | None = None) -> Budget:
     if tokens is None:
         tokens = recipe.TOKENS_PER_PARAMETER * counted_parameters(shape)
     length = size.sequence_length
-    rows = 2 ** max(0, round(math.log2(best_batch(tokens) / length)))
+    most = math.floor(math.log2(tokens / recipe.LEAST_STEPS / length) + 1e-9)
+    rows = 2 ** max(0, min(round(math.log2(best_batch(tokens) / length)), most))
     steps = max(1, round(tokens / (rows * length)))
     trained = steps * rows * length
     return Budget(trained, rows, steps, float(trained) * train_flops_per_token(shape, length))
@@ -164,7 +165,8 @@ def by_flops(flops: float, text: Text, asked: str = "--flops") -> Size:
 def _nearest(target: float, asked: str, measure: Callable[[Size], float], text: Text) -> Size:
     """The model for which `measure`, which grows with depth and width, comes nearest to the target.
 
-    Of equally near ones that with the usual width for its depth.
+    A width that is not the usual one for its depth counts as a distance, too. Up to 3 blocks may be wider or
+    narrower by less than a head, as there are few widths of whole heads otherwise.
     """
     depths = range(1, DEEPEST)
     depth = 1 + bisect.bisect_left(depths, target, key=lambda depth: measure(by_depth(depth, text)))
@@ -173,7 +175,8 @@ def _nearest(target: float, asked: str, measure: Callable[[Size], float], text: 
     for blocks in range(max(1, depth - 2), min(DEEPEST, depth + 2) + 1):
         for width in range(32, (most + 1) * blocks + 128, 32):
             step = head_dim(width)
-            if width % step == 0 and least * blocks - step < width < most * blocks + step:
+            slack = step - 1 if blocks <= 3 else 0
+            if width % step == 0 and least * blocks - slack <= width <= most * blocks + slack:
                 sizes.append(sized(blocks, width, text))
 
     def distance(size: Size) -> float:
@@ -183,8 +186,9 @@ def _nearest(target: float, asked: str, measure: Callable[[Size], float], text: 
     best = min(sizes, key=distance)
     found = measure(best)
     if not 0.5 < found / target < 2.0:
+        end = "largest" if found < target else "smallest"
         raise UserError(
-            f"new: {asked} asks for {target:.3g}; the model of this family that comes nearest has "
-            f"{found:.3g} ({best.depth} blocks of {best.width})"
+            f"new: {asked} asks for {target:.3g}; the {end} model of this family has {found:.3g} "
+            f"({best.depth} blocks of {best.width}): ask for {'less' if found < target else 'more'}"
         )
     return best

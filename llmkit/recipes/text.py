@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llmkit.config.schema import BYTES_VOCABULARY
+from llmkit.config.schema import BPE_LARGEST, BYTES_VOCABULARY
 from llmkit.config.schema import Tokenizer as TokenizerSettings
 from llmkit.data.sources.formats import type_of_files
 from llmkit.errors import UserError
 from llmkit.files import may_exist
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_BPE = re.compile(r"bpe(:(?P<size>\d{1,8}))?")
+_BPE = re.compile(r"bpe(:(?P<size>\d{1,20}))?")
 
 
 def source(data: str | None) -> dict[str, Any]:
@@ -43,9 +43,10 @@ def tokenizer(asked: str | None) -> tuple[dict[str, Any], int | None]:
     """
     if asked is None or (found := _BPE.fullmatch(asked)):
         size = int(found["size"]) if asked and found and found["size"] else None
-        if size is not None and size < BYTES_VOCABULARY:
+        if size is not None and not BYTES_VOCABULARY <= size <= BPE_LARGEST:
             raise UserError(
-                f"new: --tokenizer {asked}: a bpe tokenizer has at least {BYTES_VOCABULARY} tokens"
+                f"new: --tokenizer {asked}: a bpe tokenizer has from {BYTES_VOCABULARY} to "
+                f"{BPE_LARGEST:,} tokens"
             )
         return {"type": "bpe"}, size
     if asked == "bytes":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmkit.config.mistakes import Mistake
 from llmkit.config.yaml_reader import read_file
-from llmkit.recipes.document import plain, to_text
+from llmkit.recipes.document import amount, plain, to_text
 from llmkit.recipes.recipe import Setting
 
 SECTIONS = {
@@ -45,3 +45,10 @@ def test_lines_are_short_and_every_reason_stands_in_them():
     assert max(map(len, text.splitlines())) <= 110
     for reason in ("all there is", "few", "two", "slow", "by name"):
         assert f"# {reason}\n" in text
+
+
+def test_amounts_have_three_digits_and_a_unit():
+    values = (950, 69_950, 5.36e6, 97.54e6, 999.9e6, 1.17e9, 11.89e9, 2e13)
+    assert [amount(value) for value in values] == [
+        "950", "70k", "5.36M", "97.5M", "1B", "1.17B", "11.9B", "20T",
+    ]  # fmt: skip

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from llmkit.cli import main
 from llmkit.config.load import load
+from llmkit.config.show import to_yaml
+from llmkit.data.located import located
 from llmkit.plan import resolve_plan
 from llmkit.recipes.fit import Law
 from llmkit.recipes.ladder import planned_flops
@@ -25,16 +28,18 @@ def ladder(tmp_path, monkeypatch):
     return tmp_path / "tiny"
 
 
-def trained(file: Path, off: float = 1.0) -> Path:
+def trained(file: Path, *overrides: str, off: float = 1.0) -> Path:
     """The run folder that a training leaves which follows LAW; off: a factor of its loss."""
-    loaded = load(file)
+    loaded = load(file, overrides)
     steps, run = loaded.config.train.max_steps, Path("runs") / loaded.config.run.name
     assert steps is not None
     run.mkdir(parents=True)
-    loss = off * LAW.loss(planned_flops(loaded, 257))
+    loss = off * LAW.loss(planned_flops(loaded.config, 257))
     evaluation = {"eval_loss": loss, "eval_bits_per_byte": loss / 0.7}
     rows = [{"step": steps, "loss": 1.0}, {"step": steps, **evaluation}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = located(loaded.config.data, Path.cwd())
+    (run / "config.yaml").write_text(to_yaml(loaded.config.model_copy(update={"data": data})))
     (run / "manifest.json").write_text(json.dumps({"model": resolve_plan(loaded).model.to_dict()}))
     (run / "DONE").touch()
     return run
@@ -48,7 +53,7 @@ def test_the_law_of_the_rungs_predicts_the_target(ladder, capsys):
     shown = capsys.readouterr().out
     assert all(name in shown for name in FILES[:4])
     assert "rung-4, predicted by the rungs below it: " in shown and "0.0" in shown.split("trained")[1]
-    expected = LAW.loss(planned_flops(load(ladder / "target.yaml"), 257))
+    expected = LAW.loss(planned_flops(load(ladder / "target.yaml").config, 257))
     (line,) = (line for line in shown.splitlines() if line.startswith("tiny ("))
     assert float(line.split("FLOPs): ")[1].split()[0]) == pytest.approx(expected, rel=2e-3)
     low, high = (float(part) for part in line.split("between ")[1].split(",")[0].split(" and "))
@@ -66,7 +71,7 @@ def test_runs_that_are_missing_or_unfinished_are_named(ladder, capsys):
     capsys.readouterr()
     assert main(["ladder", "tiny"]) == 2
     message = capsys.readouterr().err
-    assert "1 runs are finished, and a fit needs 3" in message
+    assert "a fit needs finished runs of 3 sizes, and there are 1" in message
     assert (
         "tiny/rung-1.yaml: its run runs/tiny-rung-1 is not there; `llmkit train tiny/rung-1.yaml`" in message
     )
@@ -99,7 +104,63 @@ def test_losses_that_cannot_be_compared_are_refused(ladder, capsys, old, new, ke
     capsys.readouterr()
     assert main(["ladder", "tiny"]) == 2
     message = capsys.readouterr().err
-    assert f"tiny/rung-1.yaml and tiny/rung-2.yaml have another {key}" in message
+    assert f"the runs of tiny/rung-1.yaml and tiny/rung-2.yaml differ in {key}," in message
+
+
+def test_a_run_counts_as_it_was_trained_whatever_its_file_says(ladder, capsys):
+    for name in FILES[1:4]:
+        trained(ladder / f"{name}.yaml")
+    longer = load(ladder / "rung-1.yaml", ["train.max_steps=4000"]).config
+    trained(ladder / "rung-1.yaml", "train.max_steps=4000")
+    capsys.readouterr()
+    assert main(["ladder", "tiny"]) == 0
+    shown = capsys.readouterr().out
+    tokens = 4000 * longer.train.global_batch_size * longer.data.sequence_length
+    (line,) = (line for line in shown.splitlines() if line.startswith("rung-1 "))
+    assert f" {tokens:,} " in line
+    assert float(line.split()[-1]) == pytest.approx(float(line.split()[-3]), rel=3e-3)
+
+
+def test_overrides_and_a_target_on_other_text_are_refused(ladder, capsys):
+    (Path("other.txt")).write_text("text\n" * 100)
+    other = "data.sources=[{type: text, path: other.txt}]"
+    for name in FILES[1:4]:
+        trained(ladder / f"{name}.yaml")
+    run = trained(ladder / "rung-1.yaml", other)
+    capsys.readouterr()
+    assert main(["ladder", "tiny"]) == 2
+    message = capsys.readouterr().err
+    assert "the runs of tiny/rung-1.yaml and tiny/rung-2.yaml differ in data.sources" in message
+    shutil.rmtree(run)
+    target = ladder / "target.yaml"
+    target.write_text(target.read_text().replace("type: stdlib", "{type: text, path: other.txt}"))
+    assert main(["ladder", "tiny"]) == 2
+    message = capsys.readouterr().err
+    assert "the runs of tiny/rung-2.yaml and tiny/target.yaml differ in data.sources" in message
+
+
+def test_copies_of_one_run_are_one_size(ladder, capsys):
+    trained(ladder / "rung-1.yaml")
+    for copy in ("rung-5", "rung-6"):
+        (ladder / f"{copy}.yaml").write_text((ladder / "rung-1.yaml").read_text())
+    capsys.readouterr()
+    assert main(["ladder", "tiny"]) == 2
+    assert "finished runs of 3 sizes, and there are 1" in capsys.readouterr().err
+
+
+def test_damaged_records_are_named(ladder, capsys):
+    runs = [trained(ladder / f"{name}.yaml") for name in FILES[:4]]
+    with (runs[0] / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 12, "eval_lo')
+    capsys.readouterr()
+    assert main(["ladder", "tiny"]) == 0, "a torn line is no row"
+    capsys.readouterr()
+    for name, content in (("manifest.json", "[1]"), ("config.yaml", "model: [")):
+        whole = (runs[1] / name).read_text()
+        (runs[1] / name).write_text(content)
+        assert main(["ladder", "tiny"]) == 2
+        assert f"tiny-rung-2/{name}" in capsys.readouterr().err
+        (runs[1] / name).write_text(whole)
 
 
 def test_a_folder_without_configurations_is_refused(tmp_path, capsys):

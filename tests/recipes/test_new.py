@@ -55,6 +55,26 @@ def test_numbers_that_follow_from_the_size_say_how(here):
         assert "  # " in line, line
 
 
+def test_text_that_was_given_is_not_said_to_follow_from_the_width(here):
+    assert new("run --depth 4 --tokenizer bpe:600 --sequence-length 96 --ladder") == 0
+    for file in ("rung-1", "target"):
+        text = (here / f"run/{file}.yaml").read_text()
+        for key in ("vocab_size", "sequence_length"):
+            (line,) = re.findall(rf"^ +{key}: .*", text, re.MULTILINE)
+            assert "# as the command gave it" in line
+    assert new("plain --depth 2") == 0
+    assert "as the command gave it" not in (here / "plain.yaml").read_text()
+
+
+@pytest.mark.parametrize("dial", ["--params 123456789", "--hours 0.1 --device H100", "--flops 1.5e18"])
+def test_the_command_in_the_file_writes_the_same_again(here, dial):
+    assert new(f"run {dial}") == 0
+    written = (here / "run.yaml").read_text()
+    command = re.search("`llmkit new ([^`]+)`", written.replace("\n# ", " "))
+    assert command and new(f"{command[1]} --force") == 0
+    assert (here / "run.yaml").read_text() == written
+
+
 def test_hours_of_a_device_become_tokens(here, capsys):
     assert new("short --hours 1 --device h100") == 0
     assert new("long --hours 8 --device h100") == 0
@@ -62,7 +82,7 @@ def test_hours_of_a_device_become_tokens(here, capsys):
     steps = {name: load(f"{name}.yaml").config for name in ("short", "long", "many")}
     assert steps["long"].model == steps["many"].model != steps["short"].model
     assert steps["long"].train == steps["many"].train
-    assert "about 1 hours at 40%" in capsys.readouterr().out
+    assert "about 1 h at 40%" in capsys.readouterr().out
 
 
 def test_a_ladder_is_four_sizes_below_the_target_alike_in_text(here):
@@ -88,6 +108,13 @@ def test_a_ladder_is_four_sizes_below_the_target_alike_in_text(here):
         (f"{'x' * 70} --depth 4", "cannot be the name of a run"),
         ("run --depth 4 --gpus 0", "--gpus is 0"),
         ("run --depth 4 --sequence-length 1", "--sequence-length is 1"),
+        ("run --depth 1 --sequence-length 1000000", "run: its .* tokens are . steps of one row"),
+        ("run --depth 4 --gpus 1024", "run: its best batch has [0-9]+ rows, too few for 1024"),
+        ("run --depth 12 --gpus 100 --ladder", "run-rung-1: its best batch has [0-9]+ rows, too few for 100"),
+        ("run --depth 4 --out /dev/null", "--out /dev/null: there is no such folder"),
+        ("run --depth 4 --tokenizer bpe:99999999", "a bpe tokenizer has from 257 to 16,777,216 tokens"),
+        ("run --params 1", "the smallest model of this family has .*: ask for more"),
+        ("run --params 1e15", "the largest model of this family has .*: ask for less"),
         ("run --depth 4 --out missing", "--out missing: there is no such folder"),
         ("run --depth 4 --data missing.txt", "there is no such file or folder"),
         ("run --depth 4 --tokenizer missing.json/x/y", "there is no such file"),

@@ -57,7 +57,7 @@ def test_text_that_is_given_is_not_chosen():
 def test_parameters_are_met(parameters):
     size = by_parameters(parameters, TEXT)
     assert size.shape.num_parameters == pytest.approx(parameters, rel=0.25)
-    assert 48 - 32 < size.width / size.depth < 80 + 32
+    assert size.depth <= 3 or 48 <= size.width / size.depth <= 80
 
 
 @pytest.mark.parametrize("flops", [1e14, 1e16, 1e18, 1e19, 3e20, 1e22])
@@ -74,9 +74,9 @@ def test_flops_are_met_by_the_optimal_training_of_a_size(flops):
         (lambda: by_depth(300, TEXT), "--depth is 300"),
         (
             lambda: by_parameters(100.0, TEXT),
-            "--params asks for 100; the model of this family that comes nearest",
+            "--params asks for 100; the smallest model of this family has .*: ask for more",
         ),
-        (lambda: by_flops(1e40, TEXT), "--flops asks for 1e[+]40; the model of this family"),
+        (lambda: by_flops(1e40, TEXT), "--flops asks for 1e[+]40; the largest model of this family"),
     ],
 )
 def test_what_the_family_does_not_have_is_refused(call, says):
@@ -113,7 +113,7 @@ def test_small_runs_have_a_smaller_batch_so_that_there_are_steps():
     assert best_batch(2.8e6) == 2.8e6 / recipe.LEAST_STEPS
     sizes = [by_depth(depth, TEXT) for depth in range(1, 40)]
     trained = [budget(size) for size in sizes]
-    assert all(each.steps >= 0.6 * recipe.LEAST_STEPS for each in trained)
+    assert all(each.steps >= recipe.LEAST_STEPS - 1 for each in trained)
     rows = [each.rows * size.sequence_length for each, size in zip(trained, sizes)]
     assert rows == sorted(rows)
 
