@@ -17,7 +17,7 @@ def test_only_the_data_must_be_given() -> None:
     config = Config.model_validate({"data": {"sources": [{"type": "stdlib"}]}})
     assert {key.path for key in keys() if key.default == "required"} <= {
         "data.sources.N.type", "data.curriculum.N.step", "data.curriculum.N.weights",
-        "hooks.N.type", "monitor.sinks.N.type",
+        "hooks.N.type", "monitor.sinks.N.type", "optimizer.groups.N.params",
     }  # fmt: skip
     assert config.parallel.zero_stage == "auto"
 
