@@ -98,7 +98,7 @@ def check_groups(s: Settings) -> Iterator[Mistake]:
     Muon gets hidden matrices only, and the betas."""
     config, at = s.config.optimizer, "optimizer.groups"
     tensors = _tensors(s)
-    if not config.groups or not tensors:
+    if not tensors:
         return
     names = [tensor.name for tensor in tensors]
     entries = entries_of(names, config)
@@ -123,7 +123,7 @@ def check_groups(s: Settings) -> Iterator[Mistake]:
 def group_remarks(s: Settings) -> Iterator[str]:
     """Notes on values of groups that the optimizers of their parameters do not have."""
     config = s.config.optimizer
-    tensors = _tensors(s) if config.groups else ()
+    tensors = _tensors(s)
     entries = entries_of([tensor.name for tensor in tensors], config)
     for index, entry in enumerate(config.groups):
         rules = {_rule(config, entry, each) for each in tensors if index in entries.get(each.name, ())}
@@ -135,7 +135,9 @@ def group_remarks(s: Settings) -> Iterator[str]:
 
 
 def _tensors(s: Settings) -> Sequence[FullTensor]:
-    """All parameters; none where the sizes make no model: see `check_model`."""
+    """All parameters, where there are groups; none where the sizes make no model: see `check_model`."""
+    if not s.config.optimizer.groups:
+        return ()
     try:  # the size of the vocabulary changes no name
         return resolved_model(s.config, known_vocab_size(s.config, s.facts.tokenizer_size) or 1).tensors
     except (UserError, ValueError):
