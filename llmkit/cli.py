@@ -342,13 +342,13 @@ def _doctor_parser(commands: Commands) -> None:
 
 
 def _new_parser(commands: Commands) -> None:
-    new = commands.add_parser("new", help="write a compute-optimal configuration, of one number")
+    new = commands.add_parser("new", help="write a compute-optimal configuration, from one number")
     add_new_options(new)
     new.set_defaults(command=_new, parser=new)
 
 
 def _ladder_parser(commands: Commands) -> None:
-    ladder = commands.add_parser("ladder", help="predict a loss from smaller runs, of `new --ladder`")
+    ladder = commands.add_parser("ladder", help="predict a loss from the smaller runs of `new --ladder`")
     add_ladder_options(ladder)
     ladder.set_defaults(command=_ladder, parser=ladder)
 

@@ -102,7 +102,7 @@ def _optimizer(size: Size, trained: Budget) -> dict[str, Setting]:
         **recipe.OPTIMIZER,
         "learning_rate": rate,
         "weight_decay": Setting(decay, f"{over}: rate x decay x steps stays the same"),
-        **({"groups": Setting(groups, "whose rates are not that of the rest")} if groups else {}),
+        **({"groups": Setting(groups, "with rates of their own, nanochat's")} if groups else {}),
     }
 
 

@@ -85,11 +85,11 @@ MODEL = {
     "qk_norm": Setting(True, "bounds the attention scores, so that large rates stay stable"),
     "key_shift": Setting(0.5, "lets one layer find what followed an earlier occurrence of a token"),
     "tie_word_embeddings": Setting(False, "embedding and head want rates and initial weights of their own"),
-    "embedding_norm": Setting(True),
-    "value_embeddings": Setting(True, "tables of weights that cost next to no time"),
-    "residual_scalars": Setting(True),
-    "final_logit_softcapping": Setting(15.0),
-    "embedding_initializer_range": Setting(0.8),
+    "embedding_norm": Setting(True, "blocks get the same size of input, however the embedding grows"),
+    "value_embeddings": Setting(True, "tables of weights that cost little time (3 % of a step of the demo)"),
+    "residual_scalars": Setting(True, "nanochat's; within the noise of runs in the demo"),
+    "final_logit_softcapping": Setting(15.0, "no logit grows without bound"),
+    "embedding_initializer_range": Setting(0.8, "nanochat's, as its rate is"),
     "head_initializer_range": Setting(0.001, "the first loss is that of a uniform guess"),
 }
 """Settings of the model that do not depend on its size."""
@@ -97,8 +97,8 @@ TRAIN = {"gradient_clipping": Setting(0.0, "Muon's updates have the same size wh
 """Likewise of the section `train`."""
 OPTIMIZER = {
     "name": Setting("muon", "for the blocks' matrices; AdamW for the rest"),
-    "betas": Setting([0.8, 0.95], "AdamW's: short runs want a short memory"),
-    "eps": Setting(1e-10),
+    "betas": Setting([0.8, 0.95], "AdamW's, as nanochat has them"),
+    "eps": Setting(1e-10, "AdamW's: gradients of rare tokens are small"),
 }
 """Likewise of the section `optimizer`."""
 GROUPS = (
@@ -110,14 +110,17 @@ GROUPS = (
         ("*.value_embedding.weight",), "likewise", Scaled(0.3, -0.5),
         {"betas": [0.8, 0.995], "weight_decay": 0.01},
     ),
-    Group(("head.weight",), "", Scaled(0.016, -0.5), {"betas": [0.8, 0.96], "weight_decay": 0.01}),
+    Group(
+        ("head.weight",), "not a matrix for Muon: each row is a token", Scaled(0.016, -0.5),
+        {"betas": [0.8, 0.96], "weight_decay": 0.01},
+    ),
     Group(("*.residual_scalars.embedding",), "a number a layer", Scaled(0.1), {"betas": [0.96, 0.95]}),
     Group(("*.residual_scalars.stream",), "a number a layer, which acts on all layers above", Scaled(0.005)),
 )  # fmt: skip
 """Parameters with rates of their own."""
 SCHEDULE = {
     "name": Setting("wsd", "constant, then linear down"),
-    "decay_fraction": Setting(0.65),
+    "decay_fraction": Setting(0.65, "of the steps: nanochat's, and better than 1.0 in the demo"),
     "min_lr_ratio": Setting(0.05, "of the peak"),
 }
 """Likewise of the section `schedule`."""
