@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
@@ -185,7 +186,18 @@ def nearest(pattern: str, names: Sequence[str]) -> str:
 
 def kinds_of(names: Sequence[str]) -> list[str]:
     """Names with * for the numbers in them, each once: "blocks.*.norm.weight" for all blocks."""
-    return list(dict.fromkeys(re.sub(r"(?<=\.)[0-9]+(?=\.|$)", "*", name) for name in names))
+    return list(dict.fromkeys(map(_kind, names)))
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"(?<=\.)[0-9]+(?=\.|$)", "*", name)
+
+
+def _shown(names: Sequence[str], all_names: Sequence[str]) -> list[str]:
+    """The kinds of which these are all names; of other kinds each name."""
+    there, every = Counter(map(_kind, names)), Counter(map(_kind, all_names))
+    kinds = {name: _kind(name) for name in names}
+    return list(dict.fromkeys(kind if there[kind] == every[kind] else name for name, kind in kinds.items()))
 
 
 def describe_groups(config: Optimizer, tensors: Sequence[FullTensor]) -> list[dict[str, Any]]:
@@ -193,7 +205,7 @@ def describe_groups(config: Optimizer, tensors: Sequence[FullTensor]) -> list[di
     sizes = {tensor.name: prod(tensor.shape) for tensor in tensors}
     return [
         {
-            "parameters": kinds_of(group.names),
+            "parameters": _shown(group.names, list(sizes)),
             "elements": sum(sizes[name] for name in group.names),
             "optimizer": group.optimizer,
             "learning_rate": group.learning_rate,

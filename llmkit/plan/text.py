@@ -70,7 +70,7 @@ def _groups(plan: Plan) -> Iterator[Row]:
     for number, group in enumerate(groups, start=1):
         kinds, elements, rule = (group.pop(name) for name in ("parameters", "elements", "optimizer"))
         values = ", ".join(f"{name} {value}" for name, value in group.items())
-        how = f"{rule}, {values}: {listed(kinds)}"
+        how = f"{rule}, {values}: {listed(kinds, 30)}"
         yield f"parameter_group_{number}", elements if known else WITH_TOKENIZER, how
 
 

@@ -153,3 +153,12 @@ def test_a_group_is_described_by_what_it_has():
         "weight_decay": 0.0,
     }  # fmt: skip
     assert described[-1]["optimizer"] == "muon" and described[-1]["momentum"] == 0.95
+
+
+def test_blocks_are_named_where_a_group_has_not_all_of_them():
+    config = Optimizer.model_validate({"groups": [{"params": ["blocks.0.*.down_proj.*", "*.o_proj.*"]}]})
+    tensors = replace(LLAMA_STYLE, num_hidden_layers=2).tensors
+    rest, norms, group = describe_groups(config, tensors)
+    assert group["parameters"] == ["blocks.*.attention.o_proj.weight", "blocks.0.mlp.down_proj.weight"]
+    assert rest["parameters"][-2:] == ["blocks.1.mlp.down_proj.weight", "head.weight"]
+    assert "blocks.*.mlp.up_proj.weight" in rest["parameters"] and "norm.weight" in norms["parameters"]
