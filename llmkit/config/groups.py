@@ -209,8 +209,8 @@ def describe_groups(config: Optimizer, tensors: Sequence[FullTensor]) -> list[di
             "elements": sum(sizes[name] for name in group.names),
             "optimizer": group.optimizer,
             "learning_rate": group.learning_rate,
-            **({"betas": list(group.betas), "eps": group.eps} if group.optimizer == "adamw" else {}),
-            **({"momentum": group.momentum} if group.optimizer == "muon" else {}),
+            **({} if group.optimizer == "muon" else {"betas": list(group.betas), "eps": group.eps}),
+            **({} if group.optimizer == "adamw" else {"momentum": group.momentum}),
             "weight_decay": group.weight_decay,
         }
         for group in assign(tensors, config)

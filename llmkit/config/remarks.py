@@ -28,6 +28,10 @@ def _window_sees_all(config: Config) -> bool:
     return (config.model.sliding_window or 0) >= config.data.sequence_length
 
 
+def _adamw_alone(config: Config) -> bool:
+    return config.optimizer.rules == {"adamw"}  # a registered optimizer is given the momentum, too
+
+
 IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "model.rope_theta": (lambda c: c.model.position_embedding != "rope", "model.position_embedding"),
     "model.sliding_window": (_window_sees_all, "data.sequence_length"),
@@ -37,8 +41,8 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.shuffle_window": (_none_live, "data.sources.0.live"),
     "data.workers": (_none_live, "data.sources.0.live"),
     "train.max_minutes": (lambda c: c.train.max_steps is not None, "train.max_steps"),
-    "optimizer.momentum": (lambda c: "muon" not in c.optimizer.rules, "optimizer.name"),
-    "optimizer.momentum_warmup_steps": (lambda c: "muon" not in c.optimizer.rules, "optimizer.name"),
+    "optimizer.momentum": (_adamw_alone, "optimizer.name"),
+    "optimizer.momentum_warmup_steps": (_adamw_alone, "optimizer.name"),
     "optimizer.momentum_start": (
         lambda c: c.optimizer.momentum_warmup_steps == 0, "optimizer.momentum_warmup_steps"
     ),

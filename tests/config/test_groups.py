@@ -162,3 +162,11 @@ def test_blocks_are_named_where_a_group_has_not_all_of_them():
     assert group["parameters"] == ["blocks.*.attention.o_proj.weight", "blocks.0.mlp.down_proj.weight"]
     assert rest["parameters"][-2:] == ["blocks.1.mlp.down_proj.weight", "head.weight"]
     assert "blocks.*.mlp.up_proj.weight" in rest["parameters"] and "norm.weight" in norms["parameters"]
+
+
+def test_a_registered_optimizer_is_shown_with_all_that_it_is_given():
+    config = Optimizer.model_validate({"groups": [{"params": ["norm.weight"], "momentum": 0.5}]})
+    described = describe_groups(config.model_copy(update={"name": "lion"}), TENSORS)
+    assert {each["optimizer"] for each in described} == {"lion"}
+    assert [each["momentum"] for each in described if each["parameters"] == ["norm.weight"]] == [0.5]
+    assert all(each["betas"] == [0.9, 0.95] and each["eps"] == 1e-8 for each in described)

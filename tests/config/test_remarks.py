@@ -77,6 +77,13 @@ def test_values_of_groups_without_effect_are_noted(write: Write) -> None:
     )  # the norm of attention is AdamW's, its matrices are Muon's
 
 
+def test_the_momentum_of_a_registered_optimizer_has_effect(write: Write) -> None:
+    config = load(write(), ["optimizer.momentum=0.5"]).config
+    own = config.optimizer.model_copy(update={"name": "lion"})
+    idle, _ = IDLE["optimizer.momentum"]
+    assert idle(config) and not idle(config.model_copy(update={"optimizer": own}))
+
+
 def test_a_setting_that_a_later_one_overrules_is_not(base: str, write: Write) -> None:
     write("train: {max_minutes: 5}\n", "timed.yaml")
     assert load(write("extends: timed.yaml\n" + base)).remarks == ()
