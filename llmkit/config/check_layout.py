@@ -131,7 +131,7 @@ def check_batch(s: Settings) -> Iterator[Mistake]:
 
 
 def check_optimizer(s: Settings) -> Iterator[Mistake]:
-    """Checks the betas, and that the optimizer gets full tensors where it needs them."""
+    """Checks that the optimizer gets full tensors where it needs them, and that the momentum can rise."""
     registered, parallel = find("optimizer", s.config.optimizer.name), s.config.parallel
     if registered is not None and not getattr(registered.make, "elementwise", False):
         stage = parallel.zero_stage if s.facts.zero_stage is None else s.facts.zero_stage
@@ -142,8 +142,6 @@ def check_optimizer(s: Settings) -> Iterator[Mistake]:
             )
         if parallel.tensor_parallel_size > 1:
             yield s.mistake("{0} does not go with {1}", "optimizer.name", _TENSOR_SIZE, note=note)
-    if max(s.config.optimizer.betas) >= 1.0:
-        yield s.mistake("{0} must both be below 1", "optimizer.betas", note="with 1 a moment never moves")
     settings = s.config.optimizer
     if settings.momentum_warmup_steps and settings.momentum_start > settings.momentum:
         paths = "optimizer.momentum_start", "optimizer.momentum"

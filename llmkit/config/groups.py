@@ -21,6 +21,8 @@ from llmkit.errors import UserError
 
 SHOWN = 3
 """Parameters that a message names at most."""
+NO_ENTRY = -1
+"""Stands for the index of an entry of `optimizer.groups` where none matches."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def assign(tensors: Sequence[FullTensor], config: Optimizer) -> list[Group]:
     entries = entries_of([tensor.name for tensor in tensors], config)
     found: dict[tuple[bool, int, bool, str], list[str]] = {}
     for tensor in tensors:
-        entry = entries[tensor.name][0] if tensor.name in entries else -1
-        rule = _rule(config, config.groups[entry] if entry >= 0 else None, tensor)
+        entry = entries[tensor.name][0] if tensor.name in entries else NO_ENTRY
+        rule = _rule(config, None if entry == NO_ENTRY else config.groups[entry], tensor)
         key = rule == "muon", entry, len(tensor.shape) < 2, rule
         found.setdefault(key, []).append(tensor.name)
     return [_group(config, *key[1:], tuple(names)) for key, names in sorted(found.items())]
@@ -64,7 +66,7 @@ def _rule(config: Optimizer, entry: ParameterGroup | None, tensor: FullTensor) -
 
 
 def _group(config: Optimizer, entry: int, vectors: bool, rule: str, names: tuple[str, ...]) -> Group:
-    given = config.groups[entry] if entry >= 0 else None
+    given = None if entry == NO_ENTRY else config.groups[entry]
     own = {} if given is None else given.model_dump(exclude={"params", "name"}, exclude_none=True)
     decay = 0.0 if vectors else config.weight_decay
     values = {
@@ -95,8 +97,8 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def check_groups(s: Settings) -> Iterator[Mistake]:
-    """Checks that each pattern matches something, that no parameter is in two groups or half in one, that
-    Muon gets hidden matrices only, and the betas."""
+    """Checks that each pattern matches something, that no parameter is in two groups or half in one, and that
+    Muon gets hidden matrices only."""
     config, at = s.config.optimizer, "optimizer.groups"
     tensors = _tensors(s)
     if not tensors:
@@ -114,9 +116,6 @@ def check_groups(s: Settings) -> Iterator[Mistake]:
             note = "Muon is for the matrices of the blocks; put the others into a group of their own"
             what = f"{{0}} cannot update {listed(others, SHOWN)}"
             yield s.mistake(what, f"{path}.name", note=note)
-        if entry.betas is not None and max(entry.betas) >= 1.0:
-            note = "with 1 a moment never moves"
-            yield s.mistake("{0} must both be below 1", f"{path}.betas", note=note)
     yield from _overlaps(s, entries)
     yield from _split(s, tensors, entries)
 
@@ -128,11 +127,12 @@ def group_remarks(s: Settings) -> Iterator[str]:
     entries = entries_of([tensor.name for tensor in tensors], config)
     for index, entry in enumerate(config.groups):
         rules = {_rule(config, entry, each) for each in tensors if index in entries.get(each.name, ())}
-        idle = {"muon": ("betas", "eps"), "adamw": ("momentum",)}.get("".join(rules), ())
+        rule = rules.pop() if len(rules) == 1 else ""
+        idle = {"muon": ("betas", "eps"), "adamw": ("momentum",)}.get(rule, ())
         for name in idle:
             if getattr(entry, name) is not None:
                 given = s.describe(f"optimizer.groups.{index}.{name}")
-                yield f"{given} has no effect: {''.join(rules)} updates all parameters of the group"
+                yield f"{given} has no effect: {rule} updates all parameters of the group"
 
 
 def _tensors(s: Settings) -> Sequence[FullTensor]:
@@ -163,13 +163,13 @@ def _split(
     stored: dict[str, list[str]] = {}
     for tensor in tensors:
         stored.setdefault(tensor.stored_in, []).append(tensor.name)
-    told: set[int] = set()
+    reported: set[int] = set()
     for together in stored.values():
-        found = [(entries.get(name) or [-1])[0] for name in together]
+        found = [(entries.get(name) or [NO_ENTRY])[0] for name in together]
         index = max(found)
-        if len(set(found)) == 1 or index in told:
+        if len(set(found)) == 1 or index in reported:
             continue
-        told.add(index)
+        reported.add(index)
         inside = [name for name, entry in zip(together, found, strict=True) if entry == index]
         outside = [name for name, entry in zip(together, found, strict=True) if entry != index]
         what = f"{{0}} matches {listed(inside)}, but not {listed(outside)}"

@@ -9,10 +9,10 @@ from pydantic import Field
 from llmkit.config.section import NonNegative, Positive, Section, Share
 
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]
-Betas = Annotated[tuple[Share, Share], Field(strict=False)]
 AboveZero = Annotated[float, Field(gt=0.0)]
 Decay = Annotated[float, Field(ge=0.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+Betas = Annotated[tuple[Momentum, Momentum], Field(strict=False)]
 
 
 class ParameterGroup(Section):

@@ -19,7 +19,6 @@ INTO_MLP: dict[Mlp, tuple[str, ...]] = {
 }
 """Matrices from the residual stream into the MLP."""
 
-
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Projections that are one matrix in memory."""
 
@@ -44,7 +43,7 @@ def full_tensors(shape: ModelShape) -> tuple[FullTensor, ...]:
 
 
 def _is_hidden(name: str, size: tuple[int, ...]) -> bool:
-    """Whether it is a matrix of a block; value embeddings and their gates are none."""
+    """Whether Muon can update it: matrices of blocks, without value embeddings and their gates."""
     return name.startswith("blocks.") and len(size) == 2 and ".value_embedding." not in name
 
 

@@ -16,6 +16,7 @@ from llmkit.config.renamed import with_new_names
 from llmkit.errors import UserError
 
 ONLY_ADDED = ("positions.weight", "value_embedding.weight", "bigram_embedding.weight")
+"""Ends of the names of tables whose rows are looked up and added: no matrix product reads them."""
 GATE_CHANNELS = 12
 """Channels of a layer's input that gates of its heads read (nanochat)."""
 
@@ -92,7 +93,7 @@ class ModelShape:
 
     @property
     def residual_scalar_names(self) -> tuple[str, ...]:
-        """The learned numbers of a block: of the stream, of what entered the first block, of pairs."""
+        """Learned numbers of a block, by which it multiplies the stream, its first input, and bigrams."""
         names = ("stream", "embedding") if self.residual_scalars else ()
         return names if self.bigram_embedding is None else (*names, "bigram")
 
@@ -128,7 +129,7 @@ class ModelShape:
 
     @property
     def num_added_parameters(self) -> int:
-        """Weights that are only looked up and added: of learned positions, values and pairs of tokens."""
+        """Weights of the tables in `ONLY_ADDED`: learned positions, value embeddings, bigrams."""
         sizes = self.parameters().items()
         return sum(math.prod(size) for name, size in sizes if name.endswith(ONLY_ADDED))
 

@@ -29,16 +29,16 @@ from llmkit.kernels.head_loss_rows import RowPass, RowSpec, row_pass
 from llmkit.parallel.collectives import Group, start_all_gather, wait
 
 BUFFER_BYTES = 2**28
-"""Logits of a chunk, as much as costs little on any device; of more tokens:"""
+"""What the logits of a chunk may take in any case: it is little on any device."""
 BUFFER_SHARE = 0.08
-"""of what all logits would take in fp32, but at most:"""
+"""What they may take where that is more: this share of all logits in fp32, up to `LARGEST_BUFFER`."""
 LARGEST_BUFFER = 2**30
 """At a vocabulary of 128,256 in bf16 that is 4,186 tokens. Larger chunks save nothing but to read and write
 the fp32 sum of the weight's gradient: 8 bytes an element and chunk, beside 6 operations an element and token,
 8 % of the products' time on an H100 (3.3 TB/s, 800 TFLOP/s) at 4,186 tokens, less as their number grows."""
 SMALL_TOTAL, SMALL_BUFFER = 2**25, 2**24
-"""On a CPU a chunk is the latter where the weight's gradient in fp32 takes at most the former, which a cache
-holds: malloc keeps memory of this size; more would come from the system each time, page by page."""
+"""On a CPU the logits of a chunk take at most the latter, in bytes, where the weight's gradient in fp32 takes
+at most the former: a cache then holds both."""
 ROW_BYTES = {"cpu": 2**21, "cuda": 2**25}
 """What PyTorch's passes over some rows may take in fp32: on a CPU they stay in its caches."""
 PRODUCT_ROWS = 256

@@ -97,7 +97,7 @@ def _(
 
 
 class _Linear(torch.autograd.Function):
-    """x weight' + bias. group: whose ranks have parts of the weight, ""; none. pieces: see `start_sum`."""
+    """x weight' + bias. group: whose ranks have parts of the weight; "" = none. pieces: see `start_sum`."""
 
     @staticmethod
     def forward(

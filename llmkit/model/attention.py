@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(*norm) if shape.qk_norm else None
         self.k_norm = RMSNorm(*norm) if shape.qk_norm else None
         self.value_embedding = ValueEmbedding(shape, tp) if shape.has_value_embedding(layer) else None
-        self.shifted = shape.shifted_key_pairs
+        self.shifted_pairs = shape.shifted_key_pairs
         # With rotary positions the tables hold the scale.
         self.query_scale = 1.0 if shape.position_embedding == "rope" else shape.attention_scale
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         q, k, v = (
             each.unflatten(-1, (-1, self.head_dim)) for each in (q, k, v)
         )  # (batch, seq, heads, head_dim)
-        if self.shifted:
+        if self.shifted_pairs:
             k = self._partly_shifted(k, inputs)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -72,14 +72,10 @@ class Attention(nn.Module):
         return self.o_proj(mixed.flatten(-2))
 
     def _partly_shifted(self, k: Tensor, inputs: BlockInputs) -> Tensor:
-        """k: (batch, seq, kv_heads, head_dim); its last pairs become those of the position before."""
-        before = None if inputs.cache is None else inputs.cache.before(self.layer, k)
-        earlier = shift(k, inputs.begins, before)
-        half, last = self.head_dim // 2, self.head_dim - self.shifted  # channel i rotates with i + half
-        parts = (
-            k[..., : half - self.shifted],
-            earlier[..., half - self.shifted : half],
-            k[..., half:last],
-            earlier[..., last:],
-        )
-        return torch.cat(parts, -1)
+        """k: (batch, seq, kv_heads, head_dim); its slowest pairs become those of the position before."""
+        cached = None if inputs.cache is None else inputs.cache.before(self.layer, k)
+        earlier = shift(k, inputs.begins, cached)
+        half = self.head_dim // 2  # channel i rotates with channel half + i, the slower the larger i
+        kept = half - self.shifted_pairs
+        own, before = (each.unflatten(-1, (2, half)) for each in (k, earlier))
+        return torch.cat((own[..., :kept], before[..., kept:]), -1).flatten(-2)

@@ -22,9 +22,9 @@ from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
 class ResidualScalars(Layer):
-    """stream * x + embedding * x0 + bigram * pairs, by learned numbers (Jordan et al. 2024, modded-nanogpt).
+    """stream * x + embedding * x0 + bigram * vectors of bigrams (Jordan et al. 2024, modded-nanogpt).
 
-    names: of the three numbers, those that there are; without "stream" x stays as it is. group: as of
+    names: which of the three learned numbers there are; without "stream" x stays as it is. group: see
     `RMSNorm`.
     """
 
@@ -75,11 +75,7 @@ class Block(nn.Module):
         self.random = shape.hidden_dropout > 0.0 or shape.attention_dropout > 0.0
 
     def forward(
-        self,
-        x: Tensor,
-        inputs: BlockInputs,
-        attention_key: Key = None,
-        mlp_key: Key = None,
+        self, x: Tensor, inputs: BlockInputs, attention_key: Key = None, mlp_key: Key = None
     ) -> Tensor:
         """x: (batch, seq, hidden), or its piece (seq / tp, batch, hidden) -> the same shape.
 
@@ -90,9 +86,7 @@ class Block(nn.Module):
             self.activation_checkpointing, self._forward, x, inputs, attention_key, mlp_key, random=random
         )
 
-    def _forward(
-        self, x: Tensor, inputs: BlockInputs, attention_key: Key, mlp_key: Key
-    ) -> Tensor:
+    def _forward(self, x: Tensor, inputs: BlockInputs, attention_key: Key, mlp_key: Key) -> Tensor:
         if self.residual_scalars is not None:
             x = self.residual_scalars(x, inputs)
         mixed = self._scaled(self.attention(self.attention_norm(x), inputs))
@@ -101,8 +95,7 @@ class Block(nn.Module):
             return x + self._scaled(self.mlp(normed))
         x = self.operators.dropout_add(mixed, x, self.dropout, attention_key)
         branch = self._scaled(self.mlp(self.mlp_norm(x)))
-        x = self.operators.dropout_add(branch, x, self.dropout, mlp_key)
-        return x
+        return self.operators.dropout_add(branch, x, self.dropout, mlp_key)
 
     def _scaled(self, branch: Tensor) -> Tensor:
         return branch if self.residual_multiplier == 1.0 else branch * self.residual_multiplier

@@ -201,20 +201,23 @@ class GPT(Model):
             begins=begins,
             # Not x itself: that one argument is the other would be compiled for the first block alone.
             embedding=x.view_as(x) if shape.residual_scalars else None,
-            bigram=self._pairs(tokens, begins, cache),
+            bigram=self._bigrams(tokens, begins, cache),
         )
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
             x = block(x, inputs, attention_key, mlp_key)
         return self.norm(x)
 
-    def _pairs(self, tokens: Tensor, begins: Tensor | None, cache: KeyValueCache | None) -> Tensor | None:
-        """The vectors of each token with the one before it, in a row of the table that a hash chooses."""
+    def _bigrams(self, tokens: Tensor, begins: Tensor | None, cache: KeyValueCache | None) -> Tensor | None:
+        """The vector of each token with the one before it, (batch, seq, hidden) or this rank's piece.
+
+        A hash of both chooses the row of the table (modded-nanogpt; its constants).
+        """
         if self.bigram_embedding is None:
             return None
         before = None if cache is None else cache.token_before(tokens)
         row = (tokens * 36313 ^ shift(tokens, begins, before) * 27191) % self.bigram_embedding.vocab_size
-        pairs: Tensor = self.bigram_embedding(row)
-        return pairs
+        vectors: Tensor = self.bigram_embedding(row)
+        return vectors
 
     def _embed(self, tokens: Tensor, span: Span, documents: Tensor | None, keys: DropoutKeys) -> Tensor:
         """What enters the first block."""
@@ -248,8 +251,9 @@ class GPT(Model):
         return self.shape.attention_dropout > 0.0 or self.shape.hidden_dropout > 0.0
 
     def hidden_matrices(self) -> frozenset[str]:
-        """See `Model.hidden_matrices`; value embeddings and their gates are none."""
-        return frozenset(name for name in super().hidden_matrices() if ".value_embedding." not in name)
+        """See `Model.hidden_matrices`; which they are is known from the settings (`FullTensor.hidden`)."""
+        hidden = {tensor.name for tensor in self.shape.tensors if tensor.hidden}
+        return frozenset(name for name, parts in self.parameter_slices().items() if parts[0].name in hidden)
 
     def initial(self, name: str, shape: Shape) -> Initial:
         """See `Model.initial`. Matrices that write to the residual stream may start smaller, as in GPT-2."""

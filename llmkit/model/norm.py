@@ -78,6 +78,7 @@ class LayerNorm(Layer):
 
 
 def _summed(parameter: Tensor | None, group: Group) -> Tensor | None:
+    """The parameter, if there is one, with its gradient summed over the group."""
     return None if parameter is None else replicated_weight(parameter, group)
 
 

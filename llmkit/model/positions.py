@@ -25,7 +25,7 @@ class BlockInputs(NamedTuple):
     bounds: theirs, see `llmkit.batch.Batch`. cache: keys and values of earlier positions, to be extended by
     these. tokens: (batch, seq), for value embeddings. begins: (batch, seq) bool, the first tokens of
     documents, for what looks at the position before. embedding: what entered the first block, bigram: the
-    vectors of pairs of tokens, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`.
+    vectors of bigrams, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`.
     """
 
     rope: RopeTables | None = None

@@ -106,12 +106,7 @@ def counted_parameters(shape: ModelShape) -> int:
 
     Tables that are only looked up in do not count.
     """
-    matrices = sum(
-        rows * columns
-        for name, (rows, *others) in shape.parameters().items()
-        if name.startswith("blocks.") and "value_embedding" not in name
-        for columns in others
-    )
+    matrices = sum(math.prod(tensor.shape) for tensor in shape.tensors if tensor.hidden)
     return matrices + shape.vocab_size * shape.hidden_size
 
 
@@ -147,9 +142,9 @@ def by_depth(depth: int, text: Text) -> Size:
     """The model of so many blocks."""
     if not 1 <= depth <= DEEPEST:
         raise UserError(f"new: --depth is {depth}; it must be from 1 to {DEEPEST}")
-    wished = recipe.WIDTH_PER_LAYER * depth
-    step = head_dim(wished)
-    return sized(depth, max(1, round(wished / step)) * step, text)
+    usual = recipe.WIDTH_PER_LAYER * depth
+    step = head_dim(usual)
+    return sized(depth, max(1, round(usual / step)) * step, text)
 
 
 def by_parameters(parameters: float, text: Text) -> Size:

@@ -41,8 +41,9 @@ def tokenizer(asked: str | None) -> tuple[dict[str, Any], int | None]:
     asked: bpe, bpe:SIZE, bytes, a tokenizer.json, or a model of the hub, whose tokenizer is then fetched.
     Raises UserError for what is none of them.
     """
-    if asked is None or (found := _BPE.fullmatch(asked)):
-        size = int(found["size"]) if asked and found and found["size"] else None
+    asked = "bpe" if asked is None else asked
+    if found := _BPE.fullmatch(asked):
+        size = int(found["size"]) if found["size"] else None
         if size is not None and not BYTES_VOCABULARY <= size <= BPE_LARGEST:
             raise UserError(
                 f"new: --tokenizer {asked}: a bpe tokenizer has from {BYTES_VOCABULARY} to "

@@ -58,7 +58,6 @@ CONTRADICTIONS = [
         ["train.micro_batch_size=5"],
         "train.micro_batch_size 5 (command line) does not divide train.global_batch_size 16 (c.yaml:21), nor",
     ),
-    (["optimizer.betas=[0.9, 1.0]"], "must both be below 1"),
     (
         ["optimizer.name=muon", "optimizer.momentum_warmup_steps=9", "optimizer.momentum=0.8"],
         "optimizer.momentum_start 0.85 (default) is larger than optimizer.momentum 0.8 (command line)",

@@ -105,7 +105,10 @@ MISTAKES = [
         "[{params: ['*.gate_proj.weight'], learning_rate: 1}, {params: ['*.up_proj.weight']}]",
         "matches blocks.0.mlp.up_proj.weight, but not blocks.0.mlp.gate_proj.weight",
     ),
-    ("[{params: [norm.weight], betas: [0.9, 1.0]}]", "groups.0.betas [0.9, 1.0] (command line) must"),
+    (
+        "[{params: [norm.weight], betas: [0.9, 1.0]}]",
+        "each a number of at least 0 and below 1, or null; it is [0.9, 1.0]",
+    ),
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def test_a_group_gives_what_it_changes():
         {"params": "embedding.weight"},
         {"params": ["*"], "learning_rate": 0.0},
         {"params": ["*"], "momentum": 1.0},
+        {"params": ["*"], "betas": [0.9, 1.0]},
         {"params": ["*"], "weight_decay": -0.1},
         {"params": ["*"], "name": "sgd"},
         {"learning_rate": 0.1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import product
 from typing import Any
 
@@ -24,12 +25,14 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True, False),
 }
 """Every setting that adds tensors, with its values."""
+SAMPLE = 64
+"""Of their 2,048 combinations; of any three settings nearly all combinations are among them."""
 
 
-def test_they_are_those_of_the_model_for_every_combination() -> None:
+def test_they_are_those_of_the_model_in_any_combination() -> None:
     torch = pytest.importorskip("torch")
     gpt = pytest.importorskip("llmkit.model.gpt")
-    for values in product(*SETTINGS.values()):
+    for values in random.Random(0).sample(list(product(*SETTINGS.values())), SAMPLE):
         settings = dict(zip(SETTINGS, values, strict=True))
         settings["mlp_bias"] = settings["attention_bias"]
         wanted = shape(num_key_value_heads=2, head_dim=6, **SMALL, **settings)
