@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 
 from llmkit.config.custom_model import AnyModel
+from llmkit.config.groups import assign
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.precision import BYTES, Precision
 from llmkit.registry import find
 
@@ -26,7 +28,7 @@ class State:
 def state_bytes(
     shape: AnyModel,
     precision: Precision,
-    optimizers: Collection[str],
+    moments: float,
     *,
     data_parallel_size: int = 1,
     tensor_parallel_size: int = 1,
@@ -35,9 +37,9 @@ def state_bytes(
 ) -> State:
     """Returns a lower bound of the bytes of weights, gradients, masters and moments.
 
-    Activations and communication buffers are not included. optimizers: see `Optimizer.rules`.
+    Activations and communication buffers are not included. moments: see `mean_moments`.
     """
-    weight, gradient, kept = parameter_bytes(precision, optimizers)
+    weight, gradient, kept = parameter_bytes(precision, moments)
     shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
     mine = shape.num_parameters / tensor_parallel_size
     optimizer_state, gradients, weights = (
@@ -50,20 +52,22 @@ def state_bytes(
     return State(0, gradients, weights + optimizer_state)
 
 
-def parameter_bytes(precision: Precision, optimizers: Collection[str]) -> tuple[int, int, int]:
+def parameter_bytes(precision: Precision, moments: float) -> tuple[int, int, float]:
     """Returns the bytes per parameter of the weight, of its gradient, and of its master and moments."""
-    kept = _moments(optimizers) + precision.keeps_masters
+    kept = moments + precision.keeps_masters
     return BYTES[precision.weights], BYTES[precision.reduction], kept * BYTES[precision.masters]
 
 
-def checkpoint_bytes(optimizers: Collection[str]) -> int:
+def checkpoint_bytes(moments: float) -> float:
     """Returns the bytes per parameter of a checkpoint: its fp32 value and moments."""
-    return BYTES["fp32"] * (1 + _moments(optimizers))
+    return BYTES["fp32"] * (1 + moments)
 
 
-def _moments(optimizers: Collection[str]) -> int:
-    """Moments per parameter, at least: Muon has AdamW's two for all but the hidden matrices."""
-    return min(map(_moments_of, optimizers))
+def mean_moments(model: AnyModel, optimizer: Optimizer) -> float:
+    """Returns the moments per parameter, on average: Muon's matrices have one, what AdamW updates has two."""
+    sizes = {tensor.name: prod(tensor.shape) for tensor in model.tensors}
+    kept = {group: sum(sizes[name] for name in group.names) for group in assign(model.tensors, optimizer)}
+    return sum(_moments_of(group.optimizer) * size for group, size in kept.items()) / sum(sizes.values())
 
 
 def _moments_of(optimizer: str) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from llmkit.checkpoint.read import folders
 from llmkit.config.load import Loaded
-from llmkit.config.memory import checkpoint_bytes, parameter_bytes, show_bytes
+from llmkit.config.memory import checkpoint_bytes, mean_moments, parameter_bytes, show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.cores import host_memory
 from llmkit.errors import UserError
@@ -37,12 +37,12 @@ def _require(loaded: Loaded, plan: Plan, needed: int, there: int | None, who: st
         return
     names = _SIZES if isinstance(plan.model, ModelShape) else ("type",)
     sizes = ", ".join(loaded.settings.describe(f"model.{name}") for name in names)
-    each = sum(parameter_bytes(plan.precision, loaded.config.optimizer.rules))
+    each = sum(parameter_bytes(plan.precision, mean_moments(plan.model, loaded.config.optimizer)))
     raise UserError(
         f"a model of {plan.model.num_parameters:,} parameters does not fit into memory: weights, gradients "
-        f"and optimizer state ({each} bytes a parameter in {plan.precision}, shared out as the settings say) "
-        f"take at least {show_bytes(needed)} for {who}, and there is {show_bytes(there)}; make it smaller "
-        f"({sizes}), or share out more (parallel.zero_stage, parallel.tensor_parallel_size, "
+        f"and optimizer state ({each:.4g} bytes a parameter in {plan.precision}, shared out as the settings "
+        f"say) take at least {show_bytes(needed)} for {who}, and there is {show_bytes(there)}; make it "
+        f"smaller ({sizes}), or share out more (parallel.zero_stage, parallel.tensor_parallel_size, "
         "parallel.offload, machines)"
     )
 
@@ -53,5 +53,5 @@ def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
     While a save is under way there is one more than is kept; those that are there need no more.
     """
     copies = max(1, loaded.config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
-    each = checkpoint_bytes(loaded.config.optimizer.rules) * plan.model.num_parameters
-    folder.require_space(each * copies)
+    moments = mean_moments(plan.model, loaded.config.optimizer)
+    folder.require_space(int(checkpoint_bytes(moments) * plan.model.num_parameters) * copies)

@@ -9,7 +9,7 @@ from typing import Any
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.groups import describe_groups
-from llmkit.config.memory import State, state_bytes
+from llmkit.config.memory import State, mean_moments, state_bytes
 from llmkit.config.schema import Config
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
@@ -71,7 +71,7 @@ class Kernels:
 def training_state(config: Config, model: AnyModel, precision: Precision, layout: Layout) -> State:
     """Returns the least bytes of one process of this layout for weights, gradients, masters and moments."""
     return state_bytes(
-        model, precision, config.optimizer.rules,
+        model, precision, mean_moments(model, config.optimizer),
         data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
         zero_stage=layout.zero_stage, offload=layout.offload,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llmkit.config.derive import INTERMEDIATE_SIZES
 from llmkit.config.groups import describe_groups
-from llmkit.config.memory import parameter_bytes, show_bytes
+from llmkit.config.memory import mean_moments, parameter_bytes, show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.config.shape import ModelShape
 from llmkit.plan.operators import show_choices
@@ -89,8 +89,9 @@ def _memory(plan: Plan) -> Iterator[Row]:
     if plan.pending.get("vocab_size") == WITH_TOKENIZER:
         return
     state, precision = plan.state, plan.precision
-    each = sum(parameter_bytes(precision, plan.config.optimizer.rules))
-    how = f"at least, a process: weights, gradients, optimizer state; {each} bytes a parameter in {precision}"
+    each = sum(parameter_bytes(precision, mean_moments(plan.model, plan.config.optimizer)))
+    how = "at least, a process: weights, gradients, optimizer state; "
+    how += f"{each:.4g} bytes a parameter in {precision}"
     if plan.layout.offload == "cpu":
         how += f", of which {show_bytes(state.gradients + state.host)} on the host"
     yield "training_state", show_bytes(state.device + state.gradients + state.host), how

@@ -82,7 +82,7 @@ def test_the_memory_of_the_state_is_told_with_what_a_parameter_takes():
     assert "18 bytes a parameter in bf16" in bf16["training_state"][1]
     assert "on the host" in bf16["training_state"][1]
     muon = values(train={"precision": "fp32"}, optimizer={"name": "muon"})
-    assert "12 bytes a parameter in fp32" in muon["training_state"][1]
+    assert "12.14 bytes a parameter in fp32" in muon["training_state"][1]
 
 
 def test_the_engine_and_the_precision():
