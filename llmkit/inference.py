@@ -50,8 +50,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precisio
     parameters = dict(model.named_parameters())
     for name, parts in model.parameter_slices().items():
         weight = parameters[name].zero_()
+        rows = torch.atleast_1d(weight)  # one number may have no dimension
         for part in parts:
-            weight[part.start : part.stop] = checkpoint.read(part.name, "master", part.box)
+            rows[part.start : part.stop] = checkpoint.read(part.name, "master", part.box)
         weight.data = weight.data.to(torch_dtype(precision.weights))
     model.has_weights = True
     return model.eval()

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import llmkit
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
+from llmkit.config.custom_model import CustomModel
 from llmkit.data.building.parts import held_out
 from llmkit.inference import load_model, load_tokenizer
 from llmkit.precision import PRECISIONS
+from tests.examples.project import forgotten
 from tests.program import make_project, rows, train
 
 
@@ -165,3 +169,20 @@ def test_evaluate_asks_for_the_held_out_text_alone_and_tells_what_it_builds(tmp_
     printed = capsys.readouterr()
     assert printed.out.splitlines() == before
     assert "data: text-0: 40 documents" in printed.err
+
+
+def test_a_parameter_without_dimensions_is_read():
+    with forgotten():
+
+        @llmkit.register("model", "number-test-model")
+        class Number(llmkit.Model):
+            def __init__(self, config, context):
+                super().__init__()
+                self.scale = torch.nn.Parameter(torch.empty(()))
+
+        name = "number-test-model"
+        stored = CustomModel(name, 11, 4, 1, 6, {"type": name}).to_dict()
+        number = torch.tensor(2.5)
+        checkpoint = SimpleNamespace(config={}, origin="here", model=stored, read=lambda *_: number)
+        model = load_model(checkpoint, torch.device("cpu"), PRECISIONS["fp32"])
+    assert model.scale.shape == () and float(model.scale) == 2.5
