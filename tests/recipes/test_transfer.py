@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llmkit.cli import main
-from llmkit.recipes import recipe
+from llmkit.recipes import new, recipe
 from llmkit.recipes.rules import Size
 from tests.program import rows
 from tests.recipes.training import LENGTH, VOCABULARY, engine_of, features, train
@@ -51,6 +51,7 @@ def test_a_deeper_model_is_better_at_its_own_budget(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recipe, "TOKENS_PER_PARAMETER", 0.25)
     monkeypatch.setattr(recipe, "LEAST_STEPS", 60)
+    monkeypatch.setattr(new, "FEWEST_STEPS", 60)
     text = Path(sysconfig.get_paths()["stdlib"]) / "[a-d]*.py"
     losses = [final_loss(depth, ["--data", str(text), "--tokenizer", "bytes"]) for depth in (1, 2)]
     assert losses[1] < losses[0] - 0.1
