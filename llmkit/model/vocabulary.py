@@ -94,6 +94,7 @@ class Head(VocabularyLayer):
 
         In evaluation mode without a gradient, unless that is another graph to compile.
         """
+        # Only between ranks: a form that others register for one process need not know the argument.
         sharded = {"pieces": self.tp.sequence_parallel} if self.tp.size > 1 else {}
         loss: LossSum = self.operators.head_loss(
             self._scaled(hidden),
