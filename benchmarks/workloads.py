@@ -11,7 +11,6 @@ import torch
 
 from llmkit.batch import Batch, Rows
 from llmkit.config.derive import resolved_model
-from llmkit.config.load import load
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
@@ -24,12 +23,15 @@ GPT2 = {
     "vocab_size": 50257, "mlp": "gelu", "norm": "layernorm", "position_embedding": "learned",
     "attention_bias": True, "mlp_bias": True,
 }  # fmt: skip
+DEMO = {"vocab_size": 4096, "num_key_value_heads": 1, "intermediate_size": 512, "qk_norm": True}
+"""Of the size of configs/demo.yaml, without what peers do not have."""
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "intermediate_size": 8192}
 DOCUMENT_LENGTH = 600
 """Mean length of the documents where they are masked from each other, in tokens."""
 
 # name: (layers, hidden size, heads, further settings of the model, sequence length, rows on a CPU, on a GPU)
 _TABLE: dict[str, tuple[int, int, int, dict[str, Any], int, int, int]] = {
+    "demo": (4, 192, 3, DEMO, 256, 8, 8),
     "toy": (2, 64, 2, {"vocab_size": 500}, 32, 4, 4),
     "14m": (6, 384, 6, {"vocab_size": 8192}, 256, 16, 16),
     "124m": (12, 768, 12, GPT2, 1024, 2, 32),
@@ -38,7 +40,7 @@ _TABLE: dict[str, tuple[int, int, int, dict[str, Any], int, int, int]] = {
     "llama-1b": (16, 2048, 32, LLAMA, 2048, 1, 4),
     "llama-3b": (28, 3072, 24, LLAMA, 4096, 1, 1),
 }
-NAMES = ("demo", *_TABLE)
+NAMES = tuple(_TABLE)
 ON_CPU = ("demo", "14m", "124m")
 """What is measured where nothing is asked for."""
 ON_GPU = (*ON_CPU, "355m", "1558m", "llama-1b")
@@ -90,8 +92,6 @@ def make_workload(
 
 
 def _config(name: str, device: torch.device) -> Config:
-    if name == "demo":
-        return load(ROOT / "configs" / "demo.yaml").config
     if name not in _TABLE:
         raise UserError(f"there is no shape named {name!r}; choose among {', '.join(NAMES)}")
     layers, width, heads, further, length, cpu_rows, gpu_rows = _TABLE[name]

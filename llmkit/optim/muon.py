@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
         found: dict[Tensor, Tensor] = {}
         if used:
             states = [self.state[tensor] for tensor in used]
-            torch._foreach_add_([state["step"] for state in states], 1.0 - skipped)
+            torch._foreach_add_([state["step"] for state in states], [1.0 - skipped] * len(states))
             ahead = self.operators.look_ahead(
                 [tensor.grad for tensor in used], [state["momentum_buffer"] for state in states],
                 group["momentum"], scale=None if self.grad_scale is None else self.grad_scale.reciprocal(),
