@@ -36,7 +36,9 @@ class Times:
         self.times, self.asked = times, list[attention_timing.Sizes]()
         patch.setattr(attention_timing, "measured", self)
 
-    def __call__(self, forms: Any, sizes: attention_timing.Sizes, device: torch.device) -> dict[str, float]:
+    def __call__(
+        self, forms: Any, sizes: attention_timing.Sizes, device: torch.device, note: Any
+    ) -> dict[str, float]:
         self.asked.append(sizes)
         return dict(self.times)
 
