@@ -183,7 +183,7 @@ WRONG_VALUES = [
         "optimizer.betas must be a list of 2, each a number of at least 0 and below 1; it is 0.9",
     ),
     ("betas: [0.9, 0.99]", "betas: [0.9]", 25, "optimizer.betas must be a list of 2"),
-    ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", 25, "each a number of at least 0 and below 1; it is [0.9, 1.5]"),
+    ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", 25, "a number of at least 0 and below 1; it is [0.9, 1.5]"),
     ("betas: [0.9, 0.99]", "betas: [x, [y]]", 25, 'it is ["x", ["y"]]'),
     ("name: cosine", "name: cosin", 27, "schedule.name must be one of cosine, linear, constant, wsd"),
     (
