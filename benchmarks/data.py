@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import machine
+from benchmarks.command_line import progress
 from benchmarks.data_contenders import NAMES, Contender, find
 from benchmarks.data_corpus import Facts, make_corpus, read_facts
 from benchmarks.data_page import Outcome, page
@@ -160,11 +160,6 @@ def turn(what: str, each: Outcome, folder: Path, options: argparse.Namespace, to
             return json.loads(result.read_text())
         lines = log.read_text(errors="replace").strip().splitlines()[-1:]
         return {"failed": reason(RuntimeError(lines[0] if lines else f"exit code {process.returncode}"))}
-
-
-def progress(text: str) -> None:
-    """One line on stderr, so that a long run shows where it is."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 import torch._dynamo
 
 from benchmarks import learning_contenders, learning_sizes, machine
+from benchmarks.command_line import list_among, progress
 from benchmarks.learning_contenders import NAMES, OURS, Task
 from benchmarks.learning_page import page
 from benchmarks.learning_run import CPU, Result, measure_steps, train
@@ -216,16 +217,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add, sizes = parser.add_argument, (*SIZES, learning_sizes.TOY.name)
     add(
-        "--sizes", type=_list_among(sizes), default=list(SIZES), metavar="A,B",
+        "--sizes", type=list_among(sizes), default=list(SIZES), metavar="A,B",
         help=f"among {', '.join(sizes)} (default: all but the last)",
     )  # fmt: skip
     add(
-        "--contenders", type=_list_among(NAMES), default=list(NAMES), metavar="A,B",
+        "--contenders", type=list_among(NAMES), default=list(NAMES), metavar="A,B",
         help=f"among {', '.join(NAMES)} (default: all)",
     )  # fmt: skip
     add("--seeds", type=_seeds, default=[0, 1, 2], metavar="A,B", help="default 0,1,2")
     add(
-        "--only", type=_list_among(KINDS), default=list(KINDS), metavar="A,B",
+        "--only", type=list_among(KINDS), default=list(KINDS), metavar="A,B",
         help=f"which runs, among {', '.join(KINDS)}: costs of a step, the sweep, equal tokens, equal seconds",
     )  # fmt: skip
     add("--budget-minutes", type=float, default=math.inf, metavar="N", help="begin nothing that ends later")
@@ -260,28 +261,10 @@ def command_line(options: argparse.Namespace) -> str:
     )
 
 
-def progress(text: str) -> None:
-    """One line on stderr, so that a long run shows where it is."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
 def _facts() -> dict[str, str]:
     """What the page says of a run beside its figures."""
     load = f"{os.getloadavg()[0]:.1f}"
     return {"date": datetime.date.today().isoformat(), "commit": machine.commit(), "load": load}
-
-
-def _list_among(allowed: Sequence[str]) -> Callable[[str], list[str]]:
-    """A reader of comma-separated names."""
-
-    def read(text: str) -> list[str]:
-        names = list(dict.fromkeys(text.split(",")))
-        unknown = [name for name in names if name not in allowed]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not among {', '.join(allowed)}")
-        return names
-
-    return read
 
 
 def _seeds(text: str) -> list[int]:

@@ -9,8 +9,7 @@ import argparse
 import datetime
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import contenders, machine, workloads
+from benchmarks.command_line import list_among, progress
 from benchmarks.compare import Plan, compare
 from benchmarks.table import page
 from llmkit.device import choose_device, device_facts
@@ -79,11 +79,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     shapes, peers = ", ".join(workloads.NAMES), ", ".join(contenders.NAMES)
     add(
-        "--shapes", type=_list_among(workloads.NAMES), metavar="A,B",
+        "--shapes", type=list_among(workloads.NAMES), metavar="A,B",
         help=f"among {shapes} (default: those that suit the device)",
     )  # fmt: skip
     add(
-        "--peers", type=_list_among(contenders.NAMES), metavar="A,B",
+        "--peers", type=list_among(contenders.NAMES), metavar="A,B",
         help=f"contenders, among {peers} (default: those that suit the device)",
     )  # fmt: skip
     add("--steps", type=_at_least_one, default=5, metavar="N", help="timed steps a round (default 5)")
@@ -104,24 +104,6 @@ def command_line(names: Sequence[str], options: argparse.Namespace, precision: s
         f"python benchmarks/step.py --shapes {','.join(names)} --peers {','.join(options.peers)} "
         f"--steps {options.steps} --warmup {options.warmup} --rounds {options.rounds} --precision {precision}"
     )
-
-
-def progress(text: str) -> None:
-    """One line on stderr, so that a long run shows where it is."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
-def _list_among(allowed: Sequence[str]) -> Callable[[str], list[str]]:
-    """A reader of comma-separated names."""
-
-    def read(text: str) -> list[str]:
-        names = list(dict.fromkeys(text.split(",")))
-        unknown = [name for name in names if name not in allowed]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not among {', '.join(allowed)}")
-        return names
-
-    return read
 
 
 def _at_least_one(text: str) -> int:

@@ -29,10 +29,14 @@ PLUGIN = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 """Name of a module, as in my_package.models."""
 
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What the name of a run may be."""
+
+
 class Run(Section):
     """Which run this is."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    name: Annotated[str, Field(pattern=RUN_NAME)] = "run"
     """Name of the run; its folder is `run.dir`/`run.name`."""
     dir: str = "runs"
     """Folder that holds the run folders."""

@@ -103,6 +103,7 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, form: str, pieces: int, group: str
     ) -> Tensor:
+        """The output; keeps what the form's backward pass needs, of the gathered x."""
         if pieces:
             x = wait(start_all_gather(x, pieces, group))
         y, kept = PRODUCTS[form].output(x, weight, bias)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmkit.config.load import load
 from llmkit.config.mistakes import printable
-from llmkit.config.schema import Run
+from llmkit.config.schema import RUN_NAME
 from llmkit.errors import UserError
 from llmkit.files import may_exist, write_atomic
 from llmkit.recipes import text
@@ -83,8 +83,7 @@ def _require_steps(run: str, size: Size, trained: Budget, gpus: int) -> None:
 def _name(asked: str) -> str:
     """The name of the run: its file's, too. Raises UserError for what cannot be one."""
     name = re.sub(r"\.ya?ml$", "", asked)
-    pattern = next(rule.pattern for rule in Run.model_fields["name"].metadata if hasattr(rule, "pattern"))
-    if not re.fullmatch(pattern, name):
+    if not re.fullmatch(RUN_NAME, name):
         raise UserError(
             f"new: {printable(asked, 80)!r} cannot be the name of a run: letters, digits, '.', '_' and '-', "
             "at most 64 of them and a letter or digit first; the folder is named by --out"
