@@ -13,7 +13,6 @@ GPU_UTILIZATION = 0.4
 weights on H100s stand at 0.41 to 0.50 (nanochat), smaller models lower. No measurement of llmkit's."""
 CPU_UTILIZATION = 0.5
 """Of a CPU's matrix rate: measured with llmkit on an EPYC, 0.34 (the demo, two threads) to 0.86 (124M)."""
-GIB = 2**30
 FREE_MEMORY = 0.95
 """Share of a GPU's memory that a process has: the rest is the driver's and the context's."""
 
