@@ -14,12 +14,12 @@ from llmkit.config.load import Loaded, load
 from llmkit.errors import UserError
 
 if TYPE_CHECKING:
-    from llmkit.checkpoint.read import Checkpoint
     from llmkit.config.schema import Config
     from llmkit.inference import HeldOutLoss
     from llmkit.loop.hook import Hook
     from llmkit.model.base import Model
     from llmkit.monitor.sink import Sink
+    from llmkit.weights import Weights
 
 DETERMINISTIC = {"MKL_CBWR": "COMPATIBLE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """What MKL and cuBLAS must find in the environment when torch is imported, for `run.deterministic`."""
@@ -122,7 +122,7 @@ class Run:
         """The model of the newest good checkpoint, in evaluation mode; device: default the GPU, if any."""
         from llmkit.inference import load_for_use
 
-        return load_for_use(self._checkpoint(), device, precision)[0]
+        return load_for_use(self._weights(), device, precision)[0]
 
     def generate(
         self, prompt: str, max_new_tokens: int = 100, *, temperature: float = 0.8, top_k: int = 0,
@@ -133,7 +133,7 @@ class Run:
         from llmkit.inference import load_for_use
         from llmkit.prompts import text_prompt
 
-        model, tokenizer = load_for_use(self._checkpoint())
+        model, tokenizer = load_for_use(self._weights())
         asked = text_prompt(tokenizer, prompt, False)
         sampling = Sampling(temperature, top_k, top_p, seed=seed)
         return prompt + "".join(stream_text(model, tokenizer, asked, max_new_tokens, sampling))
@@ -142,14 +142,14 @@ class Run:
         self, data: str | None = None, precision: str = "auto", note: Callable[[str], None] = print
     ) -> HeldOutLoss:
         """The held-out loss of the newest model; data: other text, as `llmkit evaluate --data` takes it."""
-        from llmkit.inference import evaluate_checkpoint
+        from llmkit.inference import evaluate_weights
 
-        return evaluate_checkpoint(self._checkpoint(), precision, data, note)
+        return evaluate_weights(self._weights(), precision, data, note)
 
-    def _checkpoint(self) -> Checkpoint:
-        from llmkit.checkpoint.read import open
+    def _weights(self) -> Weights:
+        from llmkit.weights import open_weights
 
-        return open(self.path)
+        return open_weights(self.path)
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         from llmkit.monitor.jsonlines import JsonLines

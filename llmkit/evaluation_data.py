@@ -11,6 +11,7 @@ from llmkit.checkpoint.read import Checkpoint
 from llmkit.config import schema
 from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded, load
+from llmkit.config.stored import read_stored
 from llmkit.data.building.prepare import prepare
 from llmkit.data.located import located, missing_paths
 from llmkit.data.position import Fingerprint, read_position
@@ -19,6 +20,7 @@ from llmkit.data.shards.reader import ShardReader
 from llmkit.data.sources.formats import type_of_files
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
+from llmkit.weights import Weights, model_of
 
 
 def heldout_of_run(
@@ -76,6 +78,19 @@ def other_data(
     stored = [(source.name, source.stored) for source in data.train]
     readers = tuple(HeldOutSource(name, rows) for name, rows in stored if isinstance(rows, ShardReader))
     return replace(data, heldout=readers, sequence_length=config.data.sequence_length)
+
+
+def settings_for(weights: Weights, other: str, report: Callable[[str], None]) -> schema.Config:
+    """The settings by which `other_data` is read: those of the run that made the weights.
+
+    Where no run made them: the defaults, in rows of at most as many tokens as the model reads.
+    """
+    if weights.config:
+        return read_stored(weights.config, weights.origin, report)
+    longest = model_of(weights).max_position_embeddings
+    length = min(schema.Data.model_fields["sequence_length"].default, longest)
+    data = {"sources": [{"type": "text", "path": other}], "sequence_length": length}
+    return schema.Config.model_validate({"data": data})
 
 
 def _bases(checkpoint: Checkpoint, config: schema.Config) -> list[Path]:

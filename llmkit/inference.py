@@ -1,83 +1,86 @@
-"""Loading the model of a checkpoint, sampling from it and evaluating it."""
+"""Loading a trained model, sampling from it and evaluating it."""
 
 from __future__ import annotations
 
 import io
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from llmkit.checkpoint.read import Checkpoint
-from llmkit.checkpoint.read import open as open_checkpoint
-from llmkit.config.custom_model import stored_model
 from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded
 from llmkit.config.shape import ModelShape
-from llmkit.config.stored import read_stored, require_plugins
+from llmkit.config.stored import read_stored
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
-from llmkit.evaluation_data import heldout_of_run, other_data
+from llmkit.evaluation_data import heldout_of_run, other_data, settings_for
 from llmkit.generate import Sampling, stream_text
 from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
-from llmkit.model.build import build_model
+from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.parallel.layout import Layout
+from llmkit.parallel.mesh import Mesh
 from llmkit.plan.batch import choose_evaluation_batch
 from llmkit.plan.precision import choose_precision, fp8_missing
 from llmkit.precision import PRECISIONS, Precision, torch_dtype
 from llmkit.prompts import chat_prompt, text_prompt
+from llmkit.weights import CheckpointWeights, Weights, model_of, open_weights
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Model:
-    """The model of a checkpoint on `device`, in evaluation mode.
+def load_model(
+    weights: Weights, device: torch.device, precision: Precision, mesh: Mesh | None = None
+) -> Model:
+    """The model of stored weights on `device`, in evaluation mode, its parameters rounded to `precision`.
 
-    Weights are rounded from the fp32 masters, as in training. Raises UserError where the checkpoint
-    does not hold what its model needs.
+    mesh: of several ranks; along its tensor dimension each rank holds, and reads, only its slices.
+    Raises UserError where the weights are not those that the model needs.
     """
-    require_plugins(checkpoint.config, checkpoint.origin)
-    spec = stored_model(checkpoint.model, checkpoint.origin)
+    spec = model_of(weights)
     operators = Operators.of({"linear": "fp8"} if precision.linear == "fp8" else None)
-    with torch.device(device):
-        model = build_model(spec, operators=operators).requires_grad_(False)
+    tp = None if mesh is None else tensor_parallel_of(spec, mesh, sequence_parallel=False)
+    with torch.device(device), _parameters_of(torch_dtype(precision.weights)):
+        model = build_model(spec, tp, operators).requires_grad_(False)
     parameters = dict(model.named_parameters())
     for name, parts in model.parameter_slices().items():
         weight = parameters[name].zero_()
         rows = torch.atleast_1d(weight)  # one number may have no dimension
         for part in parts:
-            rows[part.start : part.stop] = checkpoint.read(part.name, "master", part.box)
-        weight.data = weight.data.to(torch_dtype(precision.weights))
+            rows[part.start : part.stop] = weights.read(part.name, part.box)
     model.has_weights = True
     return model.eval()
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that the model of a checkpoint was trained with."""
-    config = json.loads(checkpoint.extra_file("tokenizer_config.json"))
-    tokenizer = Tokenizer.from_config(checkpoint.tokenizer_json(), config, str(checkpoint.path))
-    known = stored_model(checkpoint.model, checkpoint.origin).vocab_size
-    if tokenizer.vocab_size > known:
-        raise UserError(
-            f"{checkpoint.path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
-            f"but the model knows only {known} tokens"
-        )
-    return tokenizer
+@contextmanager
+def _parameters_of(dtype: torch.dtype) -> Iterator[None]:
+    """In here, modules hold their parameters in this type as soon as they have made them; buffers stay."""
+
+    def convert(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        parameter.data = parameter.data.to(dtype)
+
+    handle = register_module_parameter_registration_hook(convert)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def load_for_use(
-    checkpoint: Checkpoint, device: str | None = None, precision: str = "auto"
+    weights: Weights, device: str | None = None, precision: str = "auto"
 ) -> tuple[Model, Tokenizer]:
-    """The model and the tokenizer of a checkpoint. device: as torch names it; default: the GPU, if any."""
+    """The model and the tokenizer of some weights. device: as torch names it; default: the GPU, if any."""
     where = choose_device() if device is None else torch.device(device)
     used = choose_precision(precision, device_facts(where))
-    return load_model(checkpoint, where, used), load_tokenizer(checkpoint)
+    return load_model(weights, where, used), weights.tokenizer()
 
 
 def generate_command(
@@ -99,16 +102,16 @@ def generate_command(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
         sys.stdout.reconfigure(errors="replace")
-    checkpoint = open_checkpoint(path)
+    weights = open_weights(path)
     device = choose_device()
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = weights.tokenizer()
     asked = [
         chat_prompt(tokenizer, prompt, system) if chat else text_prompt(tokenizer, prompt, control_tokens)
         for prompt in prompts
     ]
     if not chat and not control_tokens:
-        _note_chats(checkpoint, tokenizer, prompts)
-    model = load_model(checkpoint, device, choose_precision(precision, device_facts(device)))
+        _note_chats(weights, tokenizer, prompts)
+    model = load_model(weights, device, choose_precision(precision, device_facts(device)))
     for number, prompt in enumerate(asked):
         print("\n" * (number > 0) + prompt.shown, end="", flush=True)
         for text in stream_text(model, tokenizer, prompt, max_new_tokens, sampling, use_cache):
@@ -117,9 +120,10 @@ def generate_command(
     return 0
 
 
-def _note_chats(checkpoint: Checkpoint, tokenizer: Tokenizer, prompts: list[str]) -> None:
+def _note_chats(weights: Weights, tokenizer: Tokenizer, prompts: list[str]) -> None:
     """Says that prompts are taken as text where something else may be meant."""
-    if any(source["record"] == "chat" for source in checkpoint.config["data"]["sources"]):
+    sources = weights.config.get("data", {}).get("sources", [])
+    if any(source.get("record") == "chat" for source in sources):
         _to_stderr(
             "note: this model was trained on chats, and the prompt is plain text to it; ask with --chat"
         )
@@ -153,32 +157,35 @@ class HeldOutLoss:
         return bits_per_byte(self.loss * self.targets, self.text_bytes)
 
 
-def evaluate_checkpoint(
-    checkpoint: Checkpoint, precision: str, other: str | None, note: Callable[[str], None]
+def evaluate_weights(
+    weights: Weights, precision: str, other: str | None, note: Callable[[str], None]
 ) -> HeldOutLoss:
-    """The loss of a checkpoint on what its run held out, or on other data (`evaluation_data.other_data`).
+    """The loss of a model on what its run held out, or on other data (`evaluation_data.other_data`).
 
     Raises UserError where there is nothing to evaluate on.
     """
-    config = read_stored(checkpoint.config, checkpoint.origin, note)
-    tokenizer = load_tokenizer(checkpoint)
-    if other is None:
-        data = heldout_of_run(checkpoint, config, tokenizer, note)
-    else:
+    spec, tokenizer = model_of(weights), weights.tokenizer()
+    if other is not None:
+        config = settings_for(weights, other, note)
         data = other_data(other, config, tokenizer, note)
+    elif weights.config and isinstance(weights, CheckpointWeights):
+        config = read_stored(weights.config, weights.origin, note)
+        data = heldout_of_run(weights.checkpoint, config, tokenizer, note)
+    else:
+        why = "no run of llmkit made it, so no text is held out"
+        raise UserError(f"{weights.path}: {why}; name data with --data")
     device = choose_device()
     # As the run itself evaluates, unless asked otherwise: bf16 and fp32 differ in the fourth digit.
     asked = config.train.precision if precision == "auto" else precision
     used = choose_precision(asked, device_facts(device))
-    spec = stored_model(checkpoint.model, checkpoint.origin)
     shape = spec if isinstance(spec, ModelShape) else None
     if used.linear == "fp8" and fp8_missing(shape, Layout(), device_facts(device)) is not None:
         used = PRECISIONS["bf16"]  # the same weights
-    model = load_model(checkpoint, device, used)
+    model = load_model(weights, device, used)
     heldout = HeldOut(data, choose_evaluation_batch(config, spec, used, device_facts(device)))
     if heldout.targets == 0:
         why = nothing_held_out(Loaded.of(config, "the run's settings").settings)
-        raise UserError(f"{checkpoint.path}: no held-out token is a target, so there is no loss: {why}")
+        raise UserError(f"{weights.path}: no held-out token is a target, so there is no loss: {why}")
     nats = torch.zeros((), dtype=torch.float64, device=device)
     with torch.inference_mode():
         for batch in heldout:
@@ -187,13 +194,13 @@ def evaluate_checkpoint(
 
 
 def evaluate_command(path: Path, *, precision: str, other: str | None = None) -> int:
-    """`llmkit evaluate`: held-out loss, perplexity and bits per byte of the newest checkpoint.
+    """`llmkit evaluate`: held-out loss, perplexity and bits per byte of a model (of a run the newest).
 
     other: names other data than the run's held-out text (see `evaluation_data.other_data`).
     """
-    checkpoint = open_checkpoint(path)
-    found = evaluate_checkpoint(checkpoint, precision, other, _to_stderr)
-    print(f"checkpoint     {checkpoint.path}")
+    weights = open_weights(path)
+    found = evaluate_weights(weights, precision, other, _to_stderr)
+    print(f"checkpoint     {weights.path}")
     if other is not None:
         print(f"data           {other}")
     print(f"held-out loss  {found.loss:.4f} nats a token, {found.targets:,} tokens")

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import llmkit
-from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from llmkit.config.custom_model import CustomModel
 from llmkit.data.building.parts import held_out
-from llmkit.inference import load_model, load_tokenizer
+from llmkit.inference import evaluate_weights, load_model
+from llmkit.parallel.mesh import TensorParallel
 from llmkit.precision import PRECISIONS
+from llmkit.weights import CheckpointWeights, open_weights
 from tests.examples.project import forgotten
 from tests.program import make_project, rows, train
 
@@ -62,11 +63,48 @@ def test_a_run_in_fp8_is_evaluated_as_it_evaluates_itself_and_goes_on_in_bf16(pr
     assert re.search(r"train\.precision: .?fp8.? -> .?bf16", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_tensor_parallel_rank_reads_its_slices_alone(run, rank):
+    stored, read = open_weights(run), []
+
+    class Noted(CheckpointWeights):
+        def read(self, name, region):
+            tensor = super().read(name, region)
+            read.append(tensor.numel())
+            return tensor
+
+    mesh = SimpleNamespace(tensor_parallel=lambda heads, sequence_parallel: TensorParallel(rank, 2))
+    bf16 = PRECISIONS["bf16"]
+    model = load_model(Noted(stored.checkpoint), torch.device("cpu"), bf16, mesh)
+    own = sum(parameter.numel() for parameter in model.parameters())
+    whole = sum(parameter.numel() for parameter in load_model(stored, torch.device("cpu"), bf16).parameters())
+    assert own < 0.6 * whole and sum(read) <= own
+    for name, parts in model.parameter_slices().items():
+        parameter = model.get_parameter(name)
+        assert parameter.dtype == torch.bfloat16
+        for part in parts:
+            wanted = stored.read(part.name, part.box).bfloat16()
+            assert torch.equal(parameter[part.start : part.stop], wanted), name
+
+
+def test_evaluate_on_other_data_needs_no_settings_of_a_run(run, capsys):
+    """As for weights that no run of ours has made."""
+    weights = open_weights(run)
+    bare = SimpleNamespace(
+        path=weights.path, origin="here", config={}, model=weights.model,
+        tokenizer=weights.tokenizer, read=weights.read,
+    )  # fmt: skip
+    with pytest.raises(llmkit.UserError, match="no text is held out; name data with --data"):
+        evaluate_weights(bare, "fp32", None, print)
+    loss = evaluate_weights(bare, "fp32", "corpus/001.txt", print).loss
+    assert loss == pytest.approx(evaluate_weights(weights, "fp32", "corpus/001.txt", print).loss, rel=1e-6)
+
+
 def test_held_out_loss_equals_one_document_at_a_time(run):
     """The definition itself: each held-out document behind an end-of-text, and the end after it."""
-    checkpoint = open_checkpoint(run)
-    model = load_model(checkpoint, torch.device("cpu"), PRECISIONS["fp32"])
-    tokenizer = load_tokenizer(checkpoint)
+    weights = open_weights(run)
+    model = load_model(weights, torch.device("cpu"), PRECISIONS["fp32"])
+    tokenizer = weights.tokenizer()
     from llmkit.config.load import load
     from llmkit.data.building.prepare import prepare
 
@@ -183,6 +221,6 @@ def test_a_parameter_without_dimensions_is_read():
         name = "number-test-model"
         stored = CustomModel(name, 11, 4, 1, 6, {"type": name}).to_dict()
         number = torch.tensor(2.5)
-        checkpoint = SimpleNamespace(config={}, origin="here", model=stored, read=lambda *_: number)
-        model = load_model(checkpoint, torch.device("cpu"), PRECISIONS["fp32"])
+        weights = SimpleNamespace(config={}, origin="here", model=stored, read=lambda *_: number)
+        model = load_model(weights, torch.device("cpu"), PRECISIONS["fp32"])
     assert model.scale.shape == () and float(model.scale) == 2.5

@@ -17,6 +17,7 @@ LAYERS = (
     {"kernels"},
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
     {"model", "device"},
+    {"weights"},
     {"engine", "layers", "generate", "evaluation_data", "doctor"},
     {"inference", "parity", "recipes"},
     {"loop"},

@@ -24,6 +24,7 @@ from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.prompts import chat_prompt, text_prompt
 from llmkit.stopping import Stopped
+from llmkit.weights import CheckpointWeights
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -141,4 +142,5 @@ def _whole_model(t: Trainer) -> Iterator[Model]:
         yield t.engine.model
         t.engine.model.train()
     else:
-        yield load_model(load_checkpoint(t.checkpoint), torch.device("cpu"), t.plan.precision)
+        weights = CheckpointWeights(load_checkpoint(t.checkpoint))
+        yield load_model(weights, torch.device("cpu"), t.plan.precision)

@@ -12,8 +12,8 @@ from llmkit.config.schema import BPE_VOCAB_SIZE
 from llmkit.data.tokens.make_tokenizer import make_tokenizer, read_template
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
-from llmkit.inference import load_tokenizer
 from llmkit.loop.resume import changed_settings, settings_of
+from llmkit.weights import CheckpointWeights
 
 SECTION = "data.tokenizer"
 
@@ -24,7 +24,7 @@ def tokenizer_of_run(checkpoint: Checkpoint, loaded: Loaded) -> Tokenizer:
     A file, and what other settings name, is compared with it. The chat template is that of the settings.
     Raises UserError where the settings ask for another tokenizer.
     """
-    stored = load_tokenizer(checkpoint)
+    stored = CheckpointWeights(checkpoint).tokenizer()
     spec = loaded.config.data.tokenizer
     changed = [
         difference

@@ -1,0 +1,161 @@
+"""Trained weights, whatever the format they are stored in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+from xxhash import xxh64_hexdigest
+
+from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint.read import Checkpoint
+from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.config.custom_model import AnyModel, stored_model
+from llmkit.config.stored import require_plugins
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import UserError
+from llmkit.files import may_exist
+from llmkit.parallel.slices import Box, Shape
+
+
+class Weights(Protocol):
+    """The full tensors of a trained model, read region by region; nothing is kept in memory.
+
+    Names are those of checkpoints (`llmkit.config.parameters`).
+    """
+
+    @property
+    def path(self) -> Path:
+        """The folder that holds them."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """The folder, and what wrote it if that is known, for messages."""
+        ...
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The stored model: what `ModelShape.to_dict` or `CustomModel.to_dict` gave."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings of the run that made them, as stored; empty where no run of ours did."""
+        ...
+
+    def names(self) -> Collection[str]:
+        """The full tensors."""
+        ...
+
+    def shape(self, name: str) -> Shape:
+        """The shape of a full tensor."""
+        ...
+
+    def read(self, name: str, region: Box) -> Tensor:
+        """A region of a full tensor: a new CPU tensor of the region's shape, of the type that is stored."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model. Raises UserError where there is none, or it has more ids than the
+        model knows."""
+        ...
+
+    def digest(self) -> str:
+        """What tells these weights from others: equal for equal content, wherever the folder lies."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointWeights:
+    """The weights of a checkpoint: its fp32 masters, or what an import kept."""
+
+    checkpoint: Checkpoint
+
+    @property
+    def path(self) -> Path:
+        """See `Weights.path`."""
+        return self.checkpoint.path
+
+    @property
+    def origin(self) -> str:
+        """See `Weights.origin`."""
+        return self.checkpoint.origin
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """See `Weights.model`."""
+        return self.checkpoint.model
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """See `Weights.config`."""
+        return self.checkpoint.config
+
+    def names(self) -> Collection[str]:
+        """See `Weights.names`."""
+        return self.checkpoint.names("master")
+
+    def shape(self, name: str) -> Shape:
+        """See `Weights.shape`."""
+        return self.checkpoint.shape(name, "master")
+
+    def read(self, name: str, region: Box) -> Tensor:
+        """See `Weights.read`. Raises Damaged where the bytes are not what was written."""
+        return self.checkpoint.read(name, "master", region)
+
+    def tokenizer(self) -> Tokenizer:
+        """See `Weights.tokenizer`."""
+        content = self.checkpoint.tokenizer_json()
+        config = json.loads(self.checkpoint.extra_file("tokenizer_config.json"))
+        tokenizer = Tokenizer.from_config(content, config, str(self.path))
+        check_vocabulary(self, tokenizer)
+        return tokenizer
+
+    def digest(self) -> str:
+        """See `Weights.digest`. The manifest has the checksums of all other files."""
+        return xxh64_hexdigest(fmt.canonical(self.checkpoint.manifest.model_dump(mode="json")))
+
+
+def open_weights(path: Path) -> Weights:
+    """The weights at a path: a run folder (of its newest good checkpoint), a folder of checkpoints, a
+    checkpoint, or an import.
+
+    Raises UserError where there are none, and Damaged for a damaged checkpoint.
+    """
+    if not may_exist(path):
+        raise UserError(
+            f"{path}: no such folder; name a run folder, a checkpoint or an import{_not_downloaded(path)}"
+        )
+    return CheckpointWeights(open_checkpoint(path))
+
+
+def _not_downloaded(path: Path) -> str:
+    """A hint where the path looks like a URL, or like the name of a model of the hub."""
+    is_name = len(path.parts) == 2 and not may_exist(path.parent)
+    if not is_name and ":/" not in str(path):
+        return ""
+    return ". Nothing is downloaded: fetch a model of the hub with `hf download NAME --local-dir FOLDER`"
+
+
+def model_of(weights: Weights) -> AnyModel:
+    """The model that the weights are of, with the plugins imported that it needs.
+
+    Raises UserError where a plugin cannot be imported, or the stored model is not valid.
+    """
+    require_plugins(weights.config, weights.origin)
+    return stored_model(weights.model, weights.origin)
+
+
+def check_vocabulary(weights: Weights, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the tokenizer has ids that the model does not know."""
+    known = model_of(weights).vocab_size
+    if tokenizer.vocab_size > known:
+        raise UserError(
+            f"{weights.path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model knows "
+            f"only {known} tokens"
+        )

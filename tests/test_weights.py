@@ -1,0 +1,62 @@
+"""Weights from anywhere: what is read, and what is said where there are none."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.errors import UserError
+from llmkit.weights import CheckpointWeights, open_weights
+from tests.program import make_project, train
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a finished run of two steps."""
+    folder = tmp_path_factory.mktemp("weights")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train("train.max_steps=2") == 0
+    return folder
+
+
+def test_the_weights_of_a_run_are_the_masters_of_its_newest_checkpoint(project):
+    weights, checkpoint = open_weights(project / "runs/tiny"), open_checkpoint(project / "runs/tiny")
+    assert isinstance(weights, CheckpointWeights) and weights.path.name == "step-00000002"
+    assert set(weights.names()) == set(checkpoint.names("master"))
+    name = "blocks.1.mlp.down_proj.weight"
+    rows, columns = weights.shape(name)
+    region = ((1, rows), (2, columns - 3))
+    assert torch.equal(weights.read(name, region), checkpoint.read(name, "master")[1:, 2:-3])
+    assert weights.tokenizer().vocab_size == 257
+
+
+def test_a_copy_has_the_digest_of_the_original_and_another_step_another_one(project, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(open_weights(project / "runs/tiny").path, copy)
+    assert open_weights(copy).digest() == open_weights(project / "runs/tiny").digest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        assert train("run.name=longer", "train.max_steps=3") == 0
+    assert open_weights(project / "runs/longer").digest() != open_weights(copy).digest()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nowhere", "nowhere: no such folder; name a run folder"),
+        ("meta-llama/Llama-3.2-1B", "Nothing is downloaded: fetch a model of the hub"),
+        ("https://example.org/model", "Nothing is downloaded: fetch a model of the hub"),
+        ("tiny.yaml", "tiny.yaml: is no folder; name a run folder"),
+        ("corpus", "there is no checkpoint in it"),
+    ],
+)
+def test_what_holds_no_weights_is_one_message(project, path, says, monkeypatch):
+    monkeypatch.chdir(project)
+    with pytest.raises(UserError, match=says):
+        open_weights(Path(path))
