@@ -90,18 +90,27 @@ class LossSum(NamedTuple):
         One that requires a gradient is added to what is minimised. The names must be the same on all ranks
         and in all batches of a run; each is recorded as a mean over targets, as the loss is. Tensor-parallel
         ranks must have the same value: a sum over sharded activations needs `layers.reduce_from_group`.
+    likeliest: (batch,) int64, how many of the row's targets are the token that the model finds likeliest;
+        None = not counted. Needed only to score answers, in `Engine.score`.
     """
 
     nats: Tensor
     targets: Tensor
     extras: Mapping[str, Tensor] = MappingProxyType({})
+    likeliest: Tensor | None = None
 
     @classmethod
     def of_logits(cls, logits: Tensor, labels: Tensor) -> LossSum:
-        """Cross-entropy in fp32. logits: (batch, seq, vocab); labels: (batch, seq), as in `Batch`."""
+        """Cross-entropy in fp32. logits: (batch, seq, vocab); labels: (batch, seq), as in `Batch`.
+
+        Where gradients are off, `likeliest` is counted, too.
+        """
         flat, wanted = logits.flatten(0, 1).float(), labels.flatten()
         nats = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="none")
-        return cls(nats.view_as(labels).sum(-1), (labels != IGNORE).sum(-1))
+        loss = cls(nats.view_as(labels).sum(-1), (labels != IGNORE).sum(-1))
+        if torch.is_grad_enabled():
+            return loss
+        return loss._replace(likeliest=(logits.argmax(-1) == labels).sum(-1))
 
     @property
     def objective(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -134,6 +135,13 @@ class Engine(Protocol):
         """
         ...
 
+    def score(self, batches: Iterable[Batch]) -> LossSum:
+        """As `evaluate`, with `LossSum.likeliest`, and for batches of any shape: nothing is compiled.
+
+        Data-parallel ranks give as many batches each. Raises UserError for a model that does not count.
+        """
+        ...
+
     def read_pieces(self) -> Iterator[Piece]:
         """Masters and moments, as checkpoint pieces; with `optimizer_steps` they are the complete state.
 
@@ -164,20 +172,47 @@ class Engine(Protocol):
 
 def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: Iterable[Batch]) -> LossSum:
     """Loss of each row of the batches, dropout off; `forward` is how the engine calls `model`."""
+    training = model.training
     if model.has_dropout:
         model.eval()
-    for module in model.modules():  # others stay in the mode in which they were compiled
-        if isinstance(module, Head):
-            module.eval()
+    for head in heads(model):  # others stay in the mode in which they were compiled
+        head.eval()
     model.evaluating = True
-    nats, targets = [], []
+    found = []
     try:
         for batch in batches:
             rows = forward(batch)
-            nats.append(rows.nats.detach())
-            targets.append(rows.targets)
+            found.append(LossSum(rows.nats.detach(), rows.targets, likeliest=rows.likeliest))
             del rows  # and with it what a backward pass would need, before the next batch is computed
     finally:  # the iterator of the batches may raise
-        model.train()
+        model.train(training)
         model.evaluating = False
-    return LossSum(torch.cat(nats), torch.cat(targets))
+    likeliest = [rows.likeliest for rows in found if rows.likeliest is not None]
+    return LossSum(
+        torch.cat([rows.nats for rows in found]),
+        torch.cat([rows.targets for rows in found]),
+        likeliest=torch.cat(likeliest) if likeliest else None,
+    )
+
+
+def score_rows(model: Model, forward: Callable[[Batch], LossSum], batches: Iterable[Batch]) -> LossSum:
+    """See `Engine.score`; `forward` is how the engine calls `model`."""
+    for head in heads(model):
+        head.counts_likeliest = True
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if model.compiled else nullcontext():
+            rows = evaluate_rows(model, forward, batches)
+    finally:
+        for head in heads(model):
+            head.counts_likeliest = False
+    if rows.likeliest is None:
+        raise UserError(
+            f"{type(model).__name__} does not say which targets it finds likeliest; give LossSum.likeliest in "
+            "its forward(batch), or compute the loss by llmkit.layers.Head or LossSum.of_logits"
+        )
+    return rows
+
+
+def heads(model: Model) -> list[Head]:
+    """The output heads of a model."""
+    return [module for module in model.modules() if isinstance(module, Head)]

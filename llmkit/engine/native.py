@@ -15,7 +15,15 @@ from torch import Tensor
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.optimizer_section import Optimizer
-from llmkit.engine.base import BUCKET_SIZES, BucketSizes, StepResult, StepSums, evaluate_rows, without_targets
+from llmkit.engine.base import (
+    BUCKET_SIZES,
+    BucketSizes,
+    StepResult,
+    StepSums,
+    evaluate_rows,
+    score_rows,
+    without_targets,
+)
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
@@ -161,6 +169,10 @@ class NativeEngine:
             lambda batch: self.first_pass.run(lambda: self.model(batch), with_backward=False),
             batches,
         )
+
+    def score(self, batches: Iterable[Batch]) -> LossSum:
+        """See `Engine.score`."""
+        return score_rows(self.model, self.model, batches)
 
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each.

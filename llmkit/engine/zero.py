@@ -18,7 +18,7 @@ from torch import Tensor
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.optimizer_section import Optimizer
-from llmkit.engine.base import StepResult, StepSums, evaluate_rows, without_targets
+from llmkit.engine.base import StepResult, StepSums, evaluate_rows, score_rows, without_targets
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.flat import FlatOptimizer
@@ -157,6 +157,10 @@ class ZeroEngine:
             lambda batch: self.first_pass.run(lambda: self.engine(batch), with_backward=False),
             batches,
         )
+
+    def score(self, batches: Iterable[Batch]) -> LossSum:
+        """See `Engine.score`."""
+        return score_rows(self.model, self.engine, batches)
 
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Of ranks that hold the same slice, the first one gives it.

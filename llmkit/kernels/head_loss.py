@@ -32,10 +32,10 @@ CROSS_ENTROPY = LossTerms()
 
 def output_logits(hidden: Tensor, weight: Tensor, vocab_size: int, softcap: float = 0.0) -> Tensor:
     """hidden: (..., hidden), weight: (rows, hidden) -> (..., rows) fp32: logits, -inf from vocab_size on."""
-    return _bounded(F.linear(hidden, weight), vocab_size, 0, softcap)
+    return bounded(F.linear(hidden, weight), vocab_size, 0, softcap)
 
 
-def _bounded(product: Tensor, vocab_size: int, first: int, softcap: float) -> Tensor:
+def bounded(product: Tensor, vocab_size: int, first: int, softcap: float) -> Tensor:
     """The logits of tokens from `first` on, in fp32 and capped; product: (..., rows).
 
     Tokens from vocab_size on are padding: their logits are -inf, so they get no probability and no gradient.
@@ -77,14 +77,14 @@ def head_loss(
         product = F.linear(hidden, weight)
     else:
         product = column_linear(hidden, weight, None, group, pieces=pieces)
-    logits = _bounded(product, vocab_size, first, terms.softcap)
+    logits = bounded(product, vocab_size, first, terms.softcap)
     labels, sequence = (labels.t(), 0) if pieces else (labels, -1)
     is_target = labels != IGNORE
     if group is None and not (terms.z_loss or terms.label_smoothing):
         flat = logits.flatten(0, 1)
         nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORE, reduction="none")
         return LossSum(nats.view_as(labels).sum(-1), is_target.sum(-1))
-    log_sum, target = _statistics(logits, labels - first, group)
+    log_sum, target = statistics(logits, labels - first, group)
     extras: dict[str, Tensor] = {}
     if terms.z_loss:
         extras["z_loss"] = terms.z_loss * log_sum.square().where(is_target, 0.0).sum()
@@ -101,7 +101,7 @@ def infinite_outside(nats: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     return nats.masked_fill((labels < 0) | (labels >= vocab_size), float("inf"))
 
 
-def _statistics(logits: Tensor, column: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+def statistics(logits: Tensor, column: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     """log(sum exp(logits)) and logits[column] over the tokens of all ranks, each (batch, seq) fp32.
 
     logits: (batch, seq, rows), those of this rank's tokens; column: (batch, seq), may be another rank's or

@@ -12,6 +12,7 @@ from llmkit.batch import LossSum
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms, output_logits
 from llmkit.kernels.operators import TORCH, Operators
+from llmkit.kernels.target_scores import score_targets
 from llmkit.model.layers import (
     Layer,
     row_output,
@@ -66,10 +67,12 @@ class Head(VocabularyLayer):
     """The output projection with the loss; `tied` is the embedding whose matrix it uses, if any.
 
     logits_scaling: logits are divided by it. compiled: what of it torch.compile has compiled: all of this
-    module, parts of the loss, or nothing.
+    module, parts of the loss, or nothing. counts_likeliest: whether the loss has `LossSum.likeliest`; then
+    gradients are off, and nothing is compiled.
     """
 
     compiled: Literal["whole", "parts", ""] = ""
+    counts_likeliest: bool = False
 
     def __init__(
         self,
@@ -94,6 +97,17 @@ class Head(VocabularyLayer):
 
         In evaluation mode without a gradient, unless that is another graph to compile.
         """
+        if self.counts_likeliest:
+            return score_targets(
+                self._scaled(hidden),
+                self.weight,
+                labels,
+                self.vocab_size,
+                self.tp.group,
+                self.first,
+                pieces=self.tp.sequence_parallel,
+                softcap=self.terms.softcap,
+            )
         # Only between ranks: a form that others register for one process need not know the argument.
         sharded = {"pieces": self.tp.sequence_parallel} if self.tp.size > 1 else {}
         loss: LossSum = self.operators.head_loss(
