@@ -200,15 +200,16 @@ def score_rows(model: Model, forward: Callable[[Batch], LossSum], batches: Itera
     for head in heads(model):
         head.counts_likeliest = True
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager") if model.compiled else nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if model.compiled else nullcontext()
+        with torch.no_grad(), eager:
             rows = evaluate_rows(model, forward, batches)
     finally:
         for head in heads(model):
             head.counts_likeliest = False
     if rows.likeliest is None:
         raise UserError(
-            f"{type(model).__name__} does not say which targets it finds likeliest; give LossSum.likeliest in "
-            "its forward(batch), or compute the loss by llmkit.layers.Head or LossSum.of_logits"
+            f"{type(model).__name__} does not say which targets it finds likeliest; give LossSum.likeliest "
+            "in its forward(batch), or compute the loss by llmkit.layers.Head or LossSum.of_logits"
         )
     return rows
 
