@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from llmkit import __version__
+from llmkit.command_line import CommandParser, Commands, add_config, add_run, count, positive, unicode_text
 from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.recipes.options import add_ladder_options, add_new_options
 
@@ -180,23 +180,13 @@ def _generate(options: argparse.Namespace, started: float) -> int:
     sampling = Sampling(
         options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
     )
-    prompts = [_text("--prompt", prompt) for prompt in options.prompt]
-    system = None if options.system is None else _text("--system", options.system)
+    prompts = [unicode_text("generate", "--prompt", prompt) for prompt in options.prompt]
+    system = None if options.system is None else unicode_text("generate", "--system", options.system)
     return generate_command(
         Path(options.run), prompts, options.max_new_tokens, sampling,
         chat=options.chat, system=system, control_tokens=options.control_tokens,
         precision=options.precision, use_cache=not options.no_cache,
     )  # fmt: skip
-
-
-def _text(option: str, argument: str) -> str:
-    """A text of the command line, which is UTF-8 in every locale. Raises UserError if it is not."""
-    from llmkit.config.override import as_utf8
-
-    text = as_utf8(argument)
-    if any("\udc80" <= letter <= "\udcff" for letter in text):  # what stands for bytes that are none
-        raise UserError(f"generate: {option} holds bytes that are no UTF-8")
-    return text
 
 
 def _evaluate(options: argparse.Namespace, started: float) -> int:
@@ -229,23 +219,8 @@ def _ladder(options: argparse.Namespace, started: float) -> int:
     return ladder_command(Path(options.folder))
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Names the choice that was probably meant by one that does not exist, commands included."""
-
-    def _check_value(self, action: argparse.Action, value: object) -> None:
-        if action.choices is None or value in action.choices:
-            return
-        choices = [str(choice) for choice in action.choices]
-        close = difflib.get_close_matches(str(value)[:40], choices, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
-        raise argparse.ArgumentError(action, f"there is no {str(value)[:40]!r}; {hint}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="llmkit", description="Pretrains GPT-style models from one YAML file.")
+    parser = CommandParser(prog="llmkit", description="Pretrains GPT-style models from one YAML file.")
     parser.add_argument("--version", action="version", version=f"llmkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
@@ -258,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_parser(commands: Commands) -> None:
     train = commands.add_parser("train", help="train; goes on from the newest good checkpoint by itself")
-    _add_config(train)
+    add_config(train)
     train.add_argument("--fresh", action="store_true", help="refuse a run folder that has checkpoints")
     train.add_argument(
         "--allow-data-change",
@@ -270,7 +245,7 @@ def _train_parser(commands: Commands) -> None:
 
 def _config_parser(commands: Commands) -> None:
     config = commands.add_parser("config", help="print the resolved settings and where each came from")
-    _add_config(config, nargs="?")
+    add_config(config, nargs="?")
     config.add_argument(
         "--keys",
         action="store_true",
@@ -289,17 +264,17 @@ def _data_parser(commands: Commands) -> None:
         ("inspect", "show figures of the sources, and rows as the model sees them"),
     ):
         action = actions.add_parser(name, help=what)
-        _add_config(action)
-        action.add_argument("--workers", type=_positive, help="processes that tokenize; default: all cores")
+        add_config(action)
+        action.add_argument("--workers", type=positive, help="processes that tokenize; default: all cores")
         action.set_defaults(command=_data, parser=action)
         if name == "inspect":
-            action.add_argument("--count", type=_count, default=1, help="rows shown per source")
+            action.add_argument("--count", type=count, default=1, help="rows shown per source")
             action.add_argument("--color", choices=["auto", "always", "never"], default="auto")
 
 
 def _generate_parser(commands: Commands) -> None:
     generate = commands.add_parser("generate", help="continue a text with a trained model")
-    _add_run(generate)
+    add_run(generate)
     generate.add_argument("--prompt", action="append", required=True, help="may be given several times")
     generate.add_argument(
         "--chat", action="store_true", help="ask the assistant, by the chat template that was trained"
@@ -308,14 +283,14 @@ def _generate_parser(commands: Commands) -> None:
     generate.add_argument(
         "--control-tokens", action="store_true", help="control tokens that the prompt spells are meant"
     )
-    generate.add_argument("--max-new-tokens", type=_positive, default=200)
+    generate.add_argument("--max-new-tokens", type=positive, default=200)
     generate.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest token")
-    generate.add_argument("--top-k", type=_count, default=0, help="only the k likeliest tokens; 0 = all")
+    generate.add_argument("--top-k", type=count, default=0, help="only the k likeliest tokens; 0 = all")
     generate.add_argument(
         "--top-p", type=float, default=1.0, help="only the likeliest tokens of this total probability"
     )
     generate.add_argument("--repetition-penalty", type=float, default=1.0)
-    generate.add_argument("--seed", type=_count, default=0)
+    generate.add_argument("--seed", type=count, default=0)
     generate.add_argument(
         "--no-cache", action="store_true", help="compute every position anew for each token"
     )
@@ -324,7 +299,7 @@ def _generate_parser(commands: Commands) -> None:
 
 def _evaluate_parser(commands: Commands) -> None:
     evaluate = commands.add_parser("evaluate", help="held-out loss, perplexity and bits per byte")
-    _add_run(evaluate)
+    add_run(evaluate)
     evaluate.add_argument(
         "--data",
         metavar="CONFIG_OR_PATH",
@@ -351,31 +326,3 @@ def _ladder_parser(commands: Commands) -> None:
     ladder = commands.add_parser("ladder", help="predict a loss from the smaller runs of `new --ladder`")
     add_ladder_options(ladder)
     ladder.set_defaults(command=_ladder, parser=ladder)
-
-
-def _count(text: str, least: int = 0) -> int:
-    if len(text) > 40 or not text.strip().lstrip("+-").isdecimal() or not least <= int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to 2^63 - 1")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    return _count(text, least=1)
-
-
-def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    parser.add_argument(
-        "config", metavar="CONFIG", nargs=nargs, help="a YAML file, such as configs/demo.yaml"
-    )
-    parser.add_argument(
-        "overrides",
-        metavar="section.key=value",
-        nargs="*",
-        default=[],  # else argparse counts them among what is required
-        help="settings that win over the file's",
-    )
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")

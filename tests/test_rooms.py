@@ -13,7 +13,7 @@ LAYERS = (
     {"errors", "precision", "cores"},
     {"files", "file_lock", "registry", "stopping", "batch"},
     {"config"},
-    {"parallel", "data", "run_folder"},
+    {"parallel", "data", "run_folder", "command_line"},
     {"kernels"},
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
     {"model", "device"},

@@ -1,0 +1,71 @@
+"""What the command lines of all commands share; nothing heavy is imported.
+
+A command is a function `add_X_command(commands)` in a module of its room that imports nothing heavy either.
+It adds the parser and sets two defaults of it: `command`, which is called as command(options, started), and
+`parser` itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from typing import TypeAlias
+
+from llmkit.errors import UserError
+
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Names the choice that was probably meant by one that does not exist, commands included."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        close = difflib.get_close_matches(str(value)[:40], choices, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+        raise argparse.ArgumentError(action, f"there is no {str(value)[:40]!r}; {hint}")
+
+
+def count(text: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """The number of an option, for argparse's `type`. Raises ArgumentTypeError out of least .. most."""
+    if len(text) > 40 or not text.strip().lstrip("+-").isdecimal() or not least <= int(text) <= most:
+        shown = "2^63 - 1" if most == 2**63 - 1 else str(most)
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to {shown}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """As `count`, of at least 1."""
+    return count(text, least=1)
+
+
+def add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """Adds CONFIG and its overrides."""
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs=nargs, help="a YAML file, such as configs/demo.yaml"
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="section.key=value",
+        nargs="*",
+        default=[],  # else argparse counts them among what is required
+        help="settings that win over the file's",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds RUN and --precision, of commands that use a trained model."""
+    parser.add_argument("run", metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+
+
+def unicode_text(command: str, option: str, argument: str) -> str:
+    """A text of the command line, which is UTF-8 in every locale. Raises UserError if it is not."""
+    from llmkit.config.override import as_utf8
+
+    text = as_utf8(argument)
+    if any("\udc80" <= letter <= "\udcff" for letter in text):  # what stands for bytes that are none
+        raise UserError(f"{command}: {option} holds bytes that are no UTF-8")
+    return text

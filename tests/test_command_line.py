@@ -1,0 +1,45 @@
+"""What the command lines of all commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from llmkit.command_line import CommandParser, add_run, count, positive, unicode_text
+from llmkit.errors import UserError
+
+
+def test_numbers_within_bounds():
+    assert (count("0"), count(" 7 "), positive("1"), count("65535", most=65535)) == (0, 7, 1, 65535)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "says"),
+    [
+        ("-1", count, r"from 0 to 2\^63 - 1"),
+        ("1.5", count, "no whole number"),
+        ("9" * 50, count, "no whole number"),
+        (str(2**63), count, "no whole number"),
+        ("0", positive, "from 1"),
+        ("70000", lambda text: count(text, most=65535), "to 65535"),
+    ],
+)
+def test_other_numbers_are_refused(text, rule, says):
+    with pytest.raises(argparse.ArgumentTypeError, match=says):
+        rule(text)
+
+
+def test_bytes_that_are_no_text_are_refused_with_command_and_option():
+    assert unicode_text("inspect", "--prompt", "é") == "é"
+    with pytest.raises(UserError, match=r"inspect: --prompt .*UTF-8"):
+        unicode_text("inspect", "--prompt", "a\udc80")
+
+
+def test_a_choice_that_was_probably_meant_is_named(capsys):
+    parser = CommandParser()
+    add_run(parser)
+    assert parser.parse_args(["runs/demo"]).precision == "auto"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["runs/demo", "--precision", "fp23"])
+    assert "did you mean fp32?" in capsys.readouterr().err
