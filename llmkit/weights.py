@@ -19,6 +19,7 @@ from llmkit.config.stored import require_plugins
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import may_exist
+from llmkit.hf.folder import HFFolder, is_hf_folder
 from llmkit.parallel.slices import Box, Shape
 
 
@@ -123,7 +124,7 @@ class CheckpointWeights:
 
 def open_weights(path: Path) -> Weights:
     """The weights at a path: a run folder (of its newest good checkpoint), a folder of checkpoints, a
-    checkpoint, or an import.
+    checkpoint, an import, or a folder in Hugging Face's format.
 
     Raises UserError where there are none, and Damaged for a damaged checkpoint.
     """
@@ -131,7 +132,7 @@ def open_weights(path: Path) -> Weights:
         raise UserError(
             f"{path}: no such folder; name a run folder, a checkpoint or an import{_not_downloaded(path)}"
         )
-    return CheckpointWeights(open_checkpoint(path))
+    return HFFolder(path) if is_hf_folder(path) else CheckpointWeights(open_checkpoint(path))
 
 
 def _not_downloaded(path: Path) -> str:

@@ -40,6 +40,7 @@ ELSEWHERE = {
     "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
     "loop/hook_list.py": "loop/test_hook.py",
     "loop/launch.py": "loop/test_prepare.py",
+    "hf/tensor_files.py": "hf/test_folder.py",
     "kernels/adamw.py": "optim/test_build.py",
     "kernels/linear.py": "model/test_layers.py",
     "model/rope.py": "kernels/test_rotation.py",

@@ -16,7 +16,7 @@ LAYERS = (
     {"parallel", "data", "run_folder", "command_line"},
     {"kernels"},
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
-    {"model", "device"},
+    {"model", "device", "hf"},
     {"weights"},
     {"engine", "layers", "generate", "evaluation_data", "doctor"},
     {"inference", "parity", "recipes"},

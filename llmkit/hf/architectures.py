@@ -1,0 +1,280 @@
+"""The classes of transformers that are settings of the one GPT: their config.json, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from llmkit.config.shape import ModelShape
+from llmkit.hf import names
+from llmkit.hf.config_json import ConfigKeys
+from llmkit.hf.names import Naming
+from llmkit.hf.rope import read_rope, write_rope
+
+Fields = dict[str, Any]
+
+
+class Architecture:
+    """A class of transformers. The base class is Llama's; others say what differs.
+
+    class_name, model_type: as in config.json. naming: of its tensors. sizes: keys that must be there -> our
+    fields. fields: other keys -> our field and the value that transformers takes where the key is absent.
+    fixed: keys -> the values with which transformers computes what our model does; the first of them is
+    transformers' own where the key is absent, and is written. settings: our fields that it always has.
+    """
+
+    class_name: ClassVar[str] = "LlamaForCausalLM"
+    model_type: ClassVar[str] = "llama"
+    naming: ClassVar[Naming] = names.LLAMA
+    sizes: ClassVar[Mapping[str, str]] = {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_hidden_layers": "num_hidden_layers",
+        "num_attention_heads": "num_attention_heads",
+    }
+    fields: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "num_key_value_heads": ("num_key_value_heads", None),
+        "head_dim": ("head_dim", None),
+        "max_position_embeddings": ("max_position_embeddings", 2048),
+        "rms_norm_eps": ("norm_eps", 1e-6),
+        "initializer_range": ("initializer_range", 0.02),
+        "tie_word_embeddings": ("tie_word_embeddings", False),
+        "attention_bias": ("attention_bias", False),
+        "mlp_bias": ("mlp_bias", False),
+        "attention_dropout": ("attention_dropout", 0.0),
+    }
+    fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "hidden_act": ("silu", "swish"),
+        "rope_interleaved": (False,),
+    }
+    written: ClassVar[frozenset[str]] = frozenset({"hidden_act"})
+    """Those of `fixed` that are written; the others are keys that few files have."""
+    settings: ClassVar[Fields] = {"mlp": "swiglu", "norm": "rmsnorm", "position_embedding": "rope"}
+
+    def read(self, keys: ConfigKeys) -> Fields:
+        """The fields of ModelShape that a config.json says; notes in `keys` what cannot be."""
+        found: Fields = dict(self.settings)
+        for key, field in self.sizes.items():
+            found[field] = keys.need(key)
+        for key, (field, default) in self.fields.items():
+            value = keys.take(key, default)
+            found[field] = default if value is None else value
+        for key, values in self.fixed.items():
+            keys.expect(key, *values)
+        heads, width = found["num_attention_heads"], found["hidden_size"]
+        if found.get("num_key_value_heads") is None:
+            found["num_key_value_heads"] = heads
+        if found.get("head_dim") is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+            if width % heads:
+                keys.refuse("hidden_size", width, f"it cannot be shared out to {heads} heads")
+            found["head_dim"] = width // heads
+        return found | self.read_more(keys, found)
+
+    def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
+        """What depends on several keys."""
+        return read_rope(keys, found["max_position_embeddings"])
+
+    def write(self, shape: ModelShape) -> dict[str, Any]:
+        """The config.json of a model, which may say less than the shape: see `choose.differences`."""
+        written = {key: getattr(shape, field) for key, field in self.sizes.items()}
+        written |= {key: getattr(shape, field) for key, (field, _) in self.fields.items()}
+        written |= {key: values[0] for key, values in self.fixed.items() if key in self.written}
+        return {
+            "architectures": [self.class_name],
+            "model_type": self.model_type,
+            **written,
+            **self.write_more(shape),
+        }
+
+    def refused_sizes(self, shape: ModelShape) -> tuple[str, ...]:
+        """Sizes that transformers refuses for this class, though config.json can say them."""
+        return ("hidden_size", "num_attention_heads") if shape.hidden_size % shape.num_attention_heads else ()
+
+    def write_more(self, shape: ModelShape) -> dict[str, Any]:
+        """What depends on several fields."""
+        return write_rope(shape)
+
+
+class Mistral(Architecture):
+    """Llama without biases, and with a window."""
+
+    class_name = "MistralForCausalLM"
+    model_type = "mistral"
+    fields: ClassVar = {
+        key: field
+        for key, field in Architecture.fields.items()
+        if key not in ("attention_bias", "mlp_bias", "max_position_embeddings", "num_key_value_heads")
+    } | {
+        "num_key_value_heads": ("num_key_value_heads", 8),
+        "max_position_embeddings": ("max_position_embeddings", 131072),
+    }
+    fixed: ClassVar = {"hidden_act": ("silu", "swish")}
+
+    def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
+        """Adds the window, which is there unless it is null."""
+        return super().read_more(keys, found) | {"sliding_window": keys.take("sliding_window", 4096)}
+
+    def write_more(self, shape: ModelShape) -> dict[str, Any]:
+        """Adds the window."""
+        return {**super().write_more(shape), "sliding_window": shape.sliding_window}
+
+    def refused_sizes(self, shape: ModelShape) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+
+class Qwen3(Architecture):
+    """Llama with a norm of each head's queries and keys, and maybe windows."""
+
+    class_name = "Qwen3ForCausalLM"
+    model_type = "qwen3"
+    fields: ClassVar = {key: field for key, field in Architecture.fields.items() if key != "mlp_bias"} | {
+        "head_dim": ("head_dim", 128),
+        "max_position_embeddings": ("max_position_embeddings", 32768),
+    }
+    fixed: ClassVar = {"hidden_act": ("silu", "swish")}
+    settings: ClassVar = {**Architecture.settings, "qk_norm": True}
+
+    def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
+        """Adds the window, which all layers must have, or none."""
+        wanted, window = keys.take("use_sliding_window", False), keys.take("sliding_window", 4096)
+        first, types = keys.take("max_window_layers", 28), keys.take("layer_types")
+        layers = found["num_hidden_layers"] or 0
+        if not wanted or window is None:
+            types = types or ["full_attention"] * layers
+        elif types is None:
+            types = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
+        if (
+            set(types) - {"full_attention", "sliding_attention"}
+            or len(set(types)) > 1
+            or len(types) != layers
+        ):
+            keys.refuse("layer_types", types, "all layers must have a window, or none")
+        slides = "sliding_attention" in types
+        return super().read_more(keys, found) | {"sliding_window": window if slides and wanted else None}
+
+    def write_more(self, shape: ModelShape) -> dict[str, Any]:
+        """Adds the window of all layers."""
+        slides = shape.sliding_window is not None
+        return {
+            **super().write_more(shape),
+            "use_sliding_window": slides,
+            "sliding_window": shape.sliding_window,
+            "max_window_layers": 0 if slides else shape.num_hidden_layers,
+        }
+
+    def refused_sizes(self, shape: ModelShape) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+
+class Qwen2(Qwen3):
+    """Llama with biases on queries, keys and values alone, and maybe windows."""
+
+    class_name = "Qwen2ForCausalLM"
+    model_type = "qwen2"
+    fields: ClassVar = {key: field for key, field in Qwen3.fields.items() if key != "attention_bias"} | {
+        "head_dim": ("head_dim", None),
+    }
+    settings: ClassVar = {
+        **Architecture.settings, "attention_bias": True, "attention_output_bias": False, "mlp_bias": False,
+    }  # fmt: skip
+
+
+class Olmo2(Architecture):
+    """Llama with norms behind attention and MLP, and of all queries and all keys together."""
+
+    class_name = "Olmo2ForCausalLM"
+    model_type = "olmo2"
+    naming = names.OLMO2
+    fields: ClassVar = {key: field for key, field in Architecture.fields.items() if key != "mlp_bias"} | {
+        "rms_norm_eps": ("norm_eps", 1e-5),
+    }
+    fixed: ClassVar = {"hidden_act": ("silu", "swish")}
+    settings: ClassVar = {**Architecture.settings, "qk_norm": "full", "norm_placement": "post"}
+
+
+class Granite(Architecture):
+    """Llama with multipliers."""
+
+    class_name = "GraniteForCausalLM"
+    model_type = "granite"
+    fields: ClassVar = {
+        **Architecture.fields,
+        "embedding_multiplier": ("embedding_multiplier", 1.0),
+        "attention_multiplier": ("attention_multiplier", 1.0),
+        "residual_multiplier": ("residual_multiplier", 1.0),
+        "logits_scaling": ("logits_scaling", 1.0),
+    }
+    fixed: ClassVar = {"hidden_act": ("silu", "swish")}
+
+    def write(self, shape: ModelShape) -> dict[str, Any]:
+        """Says the multiplier of attention where the shape has the default."""
+        multiplier = shape.attention_multiplier
+        return {
+            **super().write(shape),
+            "attention_multiplier": shape.head_dim**-0.5 if multiplier is None else multiplier,
+        }
+
+
+class GPT2(Architecture):
+    """Learned positions, LayerNorm, biases, an MLP without gate; matrices stored transposed."""
+
+    class_name = "GPT2LMHeadModel"
+    model_type = "gpt2"
+    naming = names.GPT2
+    sizes: ClassVar = {
+        "vocab_size": "vocab_size",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+    }
+    fields: ClassVar = {
+        "n_inner": ("intermediate_size", None),
+        "n_positions": ("max_position_embeddings", 1024),
+        "layer_norm_epsilon": ("norm_eps", 1e-5),
+        "initializer_range": ("initializer_range", 0.02),
+        "attn_pdrop": ("attention_dropout", 0.1),
+        "resid_pdrop": ("hidden_dropout", 0.1),
+        "tie_word_embeddings": ("tie_word_embeddings", True),
+    }
+    fixed: ClassVar = {
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    }
+    written = frozenset()
+    settings: ClassVar = {
+        "norm": "layernorm", "position_embedding": "learned", "attention_bias": True, "mlp_bias": True,
+        "residual_init": "scaled",
+    }  # fmt: skip
+    activations: ClassVar = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu2": "relu2"}
+    """Their activation -> our MLP; the first that has it is written."""
+
+    def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
+        """Adds the activation, the width of the MLP, and the dropouts, which must agree."""
+        activation, dropout = keys.take("activation_function", "gelu_new"), keys.take("embd_pdrop", 0.1)
+        if activation not in self.activations:
+            keys.refuse("activation_function", activation, f"supported are {', '.join(self.activations)}")
+        if dropout != found["hidden_dropout"]:
+            keys.refuse(
+                "embd_pdrop", dropout, f"resid_pdrop is {found['hidden_dropout']}; they must be equal"
+            )
+        width = found["intermediate_size"]
+        if width is None and isinstance(found["hidden_size"], int):
+            width = 4 * found["hidden_size"]
+        return {"mlp": self.activations.get(activation), "intermediate_size": width}
+
+    def write_more(self, shape: ModelShape) -> dict[str, Any]:
+        """Adds the activation, and the dropout that is one number here."""
+        activation = next(
+            (theirs for theirs, ours in self.activations.items() if ours == shape.mlp), "gelu_new"
+        )
+        return {"activation_function": activation, "embd_pdrop": shape.hidden_dropout}
+
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Architecture(), Mistral(), Qwen3(), GPT2(), Granite(),
+)  # fmt: skip
+"""All that are known. A model is exported as the first that can express it."""

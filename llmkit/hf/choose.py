@@ -1,0 +1,91 @@
+"""Which class of transformers a config.json is of, and which one can express a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.config.shape import ModelShape
+from llmkit.errors import UserError
+from llmkit.hf.architectures import ARCHITECTURES, Architecture
+from llmkit.hf.config_json import ConfigKeys
+
+VOCAB_PAD_MULTIPLE = 128
+"""To a multiple of this the vocabulary of a model that is read is padded in memory."""
+OF_TRAINING = frozenset({
+    "padded_vocab_size", "vocab_pad_multiple", "initializer_range", "embedding_initializer_range",
+    "head_initializer_range", "residual_init", "attention_dropout", "hidden_dropout",
+})  # fmt: skip
+"""Fields that say nothing of what a trained model computes."""
+
+
+def architecture_of(config: Mapping[str, Any], origin: str) -> Architecture:
+    """The class of a config.json. Raises UserError for one that is not known, or is more than a model."""
+    if "quantization_config" in config:
+        method = config["quantization_config"]
+        method = method.get("quant_method", "?") if isinstance(method, dict) else method
+        raise UserError(
+            f"{origin}: the weights are quantised (quantization_config: {method}); take the model's folder "
+            "with weights in bf16, fp16 or fp32"
+        )
+    if "auto_map" in config:
+        raise UserError(
+            f"{origin}: the model is defined by Python code in its own folder (auto_map), and such code is "
+            "never run; take a version of it for a class of transformers itself"
+        )
+    kind, named = config.get("model_type"), config.get("architectures") or []
+    for each in ARCHITECTURES:
+        if kind == each.model_type and named in ([], [each.class_name]):
+            return each
+    known = ", ".join(each.class_name for each in ARCHITECTURES)
+    what = ", ".join(map(str, named)) if isinstance(named, list) and named else f"model_type {kind!r}"
+    raise UserError(f"{origin}: {what} is not supported; supported are {known}")
+
+
+def read_shape(config: Mapping[str, Any], origin: str, architecture: Architecture) -> ModelShape:
+    """The model of a config.json. Raises UserError for whatever of it cannot be computed, all at once."""
+    keys = ConfigKeys(config, origin)
+    fields = architecture.read(keys)
+    keys.finish()
+    size = fields["vocab_size"]
+    if not isinstance(size, int):
+        raise UserError(f"{origin}: vocab_size = {size!r} is not a number of tokens")
+    padded = -(-size // VOCAB_PAD_MULTIPLE) * VOCAB_PAD_MULTIPLE
+    padding = {"padded_vocab_size": padded, "vocab_pad_multiple": VOCAB_PAD_MULTIPLE}
+    return ModelShape.from_dict({**fields, **padding}, origin)
+
+
+def architecture_for(shape: ModelShape) -> Architecture:
+    """The first class that can express a model. Raises UserError, naming what the nearest one cannot."""
+    found = [(differences(each, shape), each) for each in ARCHITECTURES]
+    missing, nearest = min(found, key=lambda pair: len(pair[0]))
+    if missing:
+        settings = ", ".join(f"model.{name} = {getattr(shape, name)}" for name in missing)
+        raise UserError(
+            f"no class of transformers computes what this model does: {nearest.class_name}, the nearest, "
+            f"cannot express {settings}. Its checkpoints are of use to llmkit alone; to train a model "
+            "that can be exported, start from a file in configs/models"
+        )
+    return nearest
+
+
+def differences(architecture: Architecture, shape: ModelShape) -> list[str]:
+    """The fields of a model that this class cannot express: those lost where it is written and read again."""
+    keys = ConfigKeys(architecture.write(shape), architecture.class_name)
+    defaults = {each.name: each.default for each in dataclasses.fields(ModelShape)}
+    wanted, found = _effective(shape.to_dict()), _effective({**defaults, **architecture.read(keys)})
+    lost = [name for name in wanted if name not in OF_TRAINING and wanted[name] != found[name]]
+    return lost + [name for name in architecture.refused_sizes(shape) if name not in lost]
+
+
+def _effective(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a model, alike where models with different ones compute the same."""
+    found, width = dict(fields), fields["head_dim"]
+    multiplier = found["attention_multiplier"]
+    found["attention_multiplier"] = 1.0 if multiplier is None else round(multiplier * width**0.5, 9)
+    if found["sliding_window"] is not None and found["sliding_window"] >= found["max_position_embeddings"]:
+        found["sliding_window"] = None
+    if found["position_embedding"] == "learned":
+        found |= {name: None for name in found if name.startswith("rope_")}
+    return found

@@ -1,0 +1,77 @@
+"""The keys of a config.json: each is mapped, known to be without effect, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.errors import UserError
+
+NO_EFFECT = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures",
+    "attn_implementation", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
+    "finetuning_task", "gradient_checkpointing", "id2label", "is_llama_config",
+    "keys_to_ignore_at_inference", "label2id", "model_max_length", "model_type", "n_ctx", "num_labels",
+    "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",
+    "reorder_and_upcast_attn", "return_dict", "sep_token_id", "summary_activation",
+    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    "task_specific_params", "torch_dtype", "transformers.js_config", "transformers_version",
+    "unsloth_fixed", "unsloth_version", "use_cache", "use_return_dict",
+})  # fmt: skip
+"""Keys that say nothing of what the model computes from tokens: names, ids of tokens, ways to compute it."""
+
+OF_GENERATION = frozenset({
+    "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty",
+    "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
+    "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length", "min_length",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores",
+    "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
+    "temperature", "tf_legacy_loss", "top_k", "top_p", "torchscript", "typical_p", "use_bfloat16",
+})  # fmt: skip
+"""Keys that older versions of transformers wrote into config.json: how to sample, not what the model is."""
+
+
+class ConfigKeys:
+    """The keys of a config.json, taken one by one; what is wrong is collected and raised by `finish`.
+
+    origin: the file, for messages. A key that is null sets nothing, except where null is one of its values.
+    """
+
+    def __init__(self, values: Mapping[str, Any], origin: str) -> None:
+        self.origin = origin
+        self._left = dict(values)
+        self._problems: list[str] = []
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or this default where it is absent."""
+        return self._left.pop(key, default)
+
+    def need(self, key: str) -> Any:
+        """The value of a key that must be there."""
+        value = self.take(key)
+        if value is None:
+            self._problems.append(f"{key} is missing")
+        return value
+
+    def expect(self, key: str, *values: Any) -> None:
+        """Refuses a key with another value than these; the first of them holds where it is absent."""
+        value = self.take(key)
+        if value is not None and (
+            value not in values or isinstance(value, bool) != isinstance(values[0], bool)
+        ):
+            self.refuse(key, value, f"only {' or '.join(json.dumps(each) for each in values)} is supported")
+
+    def refuse(self, key: str, value: Any, why: str) -> None:
+        """Notes that a key has a value with which the model cannot be built."""
+        self._problems.append(f"{key} = {json.dumps(value):.120} ({why})")
+
+    def finish(self) -> None:
+        """Raises UserError for all that was noted, and for the keys that nobody took."""
+        for key, value in self._left.items():
+            if value is not None and key not in NO_EFFECT and key not in OF_GENERATION:
+                self.refuse(
+                    key, value, "llmkit does not know this key, so the model might compute something else"
+                )
+        if self._problems:
+            raise UserError(f"{self.origin}: this model cannot be used: {'; '.join(self._problems)}")

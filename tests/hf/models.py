@@ -1,0 +1,70 @@
+"""Small random models of transformers' own classes: odd sizes, no bias at zero, no norm at one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tests.shapes import randomise
+
+LLAMA: dict[str, Any] = {
+    "vocab_size": 101, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 5e3},
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
+}  # fmt: skip
+GPT2: dict[str, Any] = {
+    "vocab_size": 97, "n_embd": 44, "n_inner": 100, "n_layer": 3, "n_head": 4, "n_positions": 64,
+    "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.2,
+}  # fmt: skip
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", LLAMA),
+    "llama-biases-tied": (
+        "llama",
+        LLAMA | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 10},
+    ),
+    "mistral": ("mistral", LLAMA | {"sliding_window": None}),
+    "mistral-window": ("mistral", LLAMA | {"sliding_window": 7, "head_dim": 14}),
+    "qwen3": ("qwen3", LLAMA | {"head_dim": 14, "num_attention_heads": 5, "num_key_value_heads": 5}),
+    "qwen3-window": (
+        "qwen3",
+        LLAMA | {"head_dim": 10, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0},
+    ),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2-untied": ("gpt2", GPT2 | {"n_inner": None, "tie_word_embeddings": False}),
+    "granite": (
+        "granite",
+        LLAMA | {
+            "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.7,
+            "logits_scaling": 2.5,
+        },
+    ),
+}  # fmt: skip
+"""Name -> model_type and the keys of its config.json."""
+
+
+def make(case: str, **changes: Any) -> PreTrainedModel:
+    """A model of transformers in fp32, the same every time."""
+    kind, settings = CASES[case]
+    config = AutoConfig.for_model(kind, **settings | changes)
+    return randomise(AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval())
+
+
+def save(case: str, folder: Path, shard: str = "1GB", **changes: Any) -> PreTrainedModel:
+    """The same, saved as transformers saves it."""
+    model = make(case, **changes)
+    model.save_pretrained(folder, max_shard_size=shard)
+    return model
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """(batch, seq, vocab) of transformers."""
+    return model(input_ids=tokens).logits
+
+
+Make = Callable[..., PreTrainedModel]

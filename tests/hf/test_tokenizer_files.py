@@ -1,0 +1,36 @@
+"""Which token of a tokenizer in Hugging Face's format ends a text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.errors import UserError
+from llmkit.hf.tokenizer_files import end_of_text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    bytes_tokenizer("<|end|>").save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    return tmp_path
+
+
+@pytest.mark.parametrize("named", ["<s>", {"content": "<s>", "lstrip": False}])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_the_files_name_it(folder, file, named):
+    (folder / file).write_text(json.dumps({"eos_token": named}))
+    assert end_of_text(folder, {"eos_token_id": 256}) == "<s>"
+
+
+@pytest.mark.parametrize("number", [256, [256, 3]])
+def test_else_the_id_in_config_json_does(folder, number):
+    assert end_of_text(folder, {"eos_token_id": number}) == "<|end|>"
+
+
+@pytest.mark.parametrize("number", [None, 999, []])
+def test_else_it_is_one_message(folder, number):
+    with pytest.raises(UserError, match="names the token that ends a text"):
+        end_of_text(folder, {"eos_token_id": number})
