@@ -16,6 +16,7 @@ from pathlib import Path
 from llmkit import __version__
 from llmkit.command_line import CommandParser, Commands, add_config, add_run, count, positive, unicode_text
 from llmkit.errors import AlreadyReported, RunFault, UserError
+from llmkit.inspect.options import add_inspect_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
 
 
@@ -225,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         _train_parser, _config_parser, _data_parser, _generate_parser, _evaluate_parser, _doctor_parser,
-        _new_parser, _ladder_parser,
+        _new_parser, _ladder_parser, add_inspect_command,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -20,7 +20,7 @@ LAYERS = (
     {"weights"},
     {"engine", "layers", "generate", "evaluation_data", "doctor"},
     {"inference", "parity", "recipes"},
-    {"loop"},
+    {"loop", "inspect"},
     {"train"},
     {"api"},
     {"cli"},

@@ -1,0 +1,57 @@
+"""`llmkit inspect` on a run, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from llmkit.cli import main
+from tests.program import make_project, train
+
+PROMPT = "the model <b>reads</b>"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspect")
+    make_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert train("train.max_steps=4", "checkpoint.every_steps=0") == 0
+    return folder / "runs" / "tiny"
+
+
+def test_a_page_is_written_once_and_replaced_when_asked(run, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    command = ["inspect", str(run), "--prompt", PROMPT, "--output", str(page)]
+    assert main(command) == 0
+    assert f"wrote {page}" in capsys.readouterr().out
+    text = page.read_text()
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert len(data["losses"]) == 1 + len(PROMPT)
+    mean = sum(data["losses"][:-1]) / len(PROMPT)
+    written = float(re.search(r"([\d.]+) nats a token", text)[1])
+    assert written == pytest.approx(mean, abs=1e-3) and 3 < written < 7
+    assert "step-00000004" in text and "<b>" not in text
+    assert main(command) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--prompt": ""}, "--prompt is empty"),
+        ({"--prompt": "x" * 32}, r"33 tokens .* room for 32"),
+        ({"--output": "missing/page.html"}, "--output missing/page.html cannot be written"),
+    ],
+)
+def test_bad_input_is_one_message(run, changes, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"--prompt": "a", "--output": "page.html"} | changes
+    assert main(["inspect", str(run), *(part for pair in options.items() for part in pair)]) == 2
+    captured = capsys.readouterr().err
+    assert re.search(says, captured) and captured.count("\n") == 1
+    assert not list(tmp_path.iterdir())
