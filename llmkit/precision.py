@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -52,3 +54,16 @@ def torch_dtype(kind: DataType) -> torch.dtype:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
+
+
+@contextmanager
+def default_type(kind: torch.dtype) -> Iterator[None]:
+    """Inside, new tensors are of this type unless they are given another one."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

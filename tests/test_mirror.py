@@ -8,6 +8,7 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "llmkit"
 ELSEWHERE = {
     # Module -> the file of the tests that know it, by way of the module that uses it.
+    "config/lora_section.py": "config/test_adapters.py",
     "config/operators.py": "kernels/test_operators.py",
     "data/blocks.py": "data/test_loader.py",
     "data/building/assemble.py": "data/building/test_build_source.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from llmkit.config.adapters import check_lora
 from llmkit.config.check_layout import (
     check_batch,
     check_model,
@@ -36,7 +37,7 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     settings = Settings(config, origins, facts or Facts())
     data = (_tokenizer, _sources, _entries, _curriculum, check_paths)
     layout = (check_world, check_tensor_parallel, check_zero)
-    update = (check_optimizer, check_groups)
+    update = (check_optimizer, check_groups, check_lora)
     checks = (check_model, check_vocabulary, *data, check_batch, _evaluate, *update, *layout)
     return [mistake for one in checks for mistake in one(settings)]
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import translate
-from functools import cache
 from math import prod
 from typing import Any
 
+from llmkit.config.adapters import trained_tensors
 from llmkit.config.derive import known_vocab_size, resolved_model
 from llmkit.config.mistakes import Mistake, display, listed
 from llmkit.config.optimizer_section import Optimizer, ParameterGroup
 from llmkit.config.parameters import FullTensor
+from llmkit.config.patterns import kind_of, matches, nearest
 from llmkit.config.settings import Settings
 from llmkit.errors import UserError
 
@@ -86,16 +84,6 @@ def entries_of(names: Sequence[str], config: Optimizer) -> dict[str, list[int]]:
     return found
 
 
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(translate(pattern))
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern matches a name: * is any text, dots included, ? a character, [ab] one of these."""
-    return _compiled(pattern).match(name) is not None
-
-
 def check_groups(s: Settings) -> Iterator[Mistake]:
     """Checks that each pattern matches something, that no parameter is in two groups or half in one, and that
     Muon gets hidden matrices only."""
@@ -136,11 +124,12 @@ def group_remarks(s: Settings) -> Iterator[str]:
 
 
 def _tensors(s: Settings) -> Sequence[FullTensor]:
-    """All parameters, where there are groups; none where the sizes make no model: see `check_model`."""
+    """All that is trained, where there are groups; none where the sizes make no model: see `check_model`."""
     if not s.config.optimizer.groups:
         return ()
     try:  # the size of the vocabulary changes no name
-        return resolved_model(s.config, known_vocab_size(s.config, s.facts.tokenizer_size) or 1).tensors
+        model = resolved_model(s.config, known_vocab_size(s.config, s.facts.tokenizer_size) or 1)
+        return trained_tensors(model.tensors, s.config.train.lora)
     except (UserError, ValueError):
         return ()
 
@@ -177,26 +166,10 @@ def _split(
         yield s.mistake(what, f"optimizer.groups.{index}.params", note=note)
 
 
-def nearest(pattern: str, names: Sequence[str]) -> str:
-    """The kinds of parameters whose names resemble a pattern most; all kinds where none does."""
-    kinds = kinds_of(names)
-    close = difflib.get_close_matches(pattern[:200], kinds, n=3, cutoff=0.8)
-    return f"did you mean {' or '.join(close)}?" if close else f"the parameters are {listed(kinds, 40)}"
-
-
-def kinds_of(names: Sequence[str]) -> list[str]:
-    """Names with * for the numbers in them, each once: "blocks.*.norm.weight" for all blocks."""
-    return list(dict.fromkeys(map(_kind, names)))
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"(?<=\.)[0-9]+(?=\.|$)", "*", name)
-
-
 def _shown(names: Sequence[str], all_names: Sequence[str]) -> list[str]:
     """The kinds of which these are all names; of other kinds each name."""
-    there, every = Counter(map(_kind, names)), Counter(map(_kind, all_names))
-    kinds = {name: _kind(name) for name in names}
+    there, every = Counter(map(kind_of, names)), Counter(map(kind_of, all_names))
+    kinds = {name: kind_of(name) for name in names}
     return list(dict.fromkeys(kind if there[kind] == every[kind] else name for name, kind in kinds.items()))
 
 

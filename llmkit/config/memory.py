@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from llmkit.config.custom_model import AnyModel
 from llmkit.config.groups import assign
 from llmkit.config.optimizer_section import Optimizer
+from llmkit.config.parameters import FullTensor
 from llmkit.precision import BYTES, Precision
 from llmkit.registry import find
 
@@ -26,10 +27,11 @@ class State:
 
 
 def state_bytes(
-    shape: AnyModel,
+    parameters: int,
     precision: Precision,
     moments: float,
     *,
+    frozen: int = 0,
     data_parallel_size: int = 1,
     tensor_parallel_size: int = 1,
     zero_stage: int = 0,
@@ -37,14 +39,16 @@ def state_bytes(
 ) -> State:
     """Returns a lower bound of the bytes of weights, gradients, masters and moments.
 
-    Activations and communication buffers are not included. moments: see `mean_moments`.
+    Activations and communication buffers are not included. parameters: those that are trained; frozen:
+    others. moments: see `mean_moments`.
     """
     weight, gradient, kept = parameter_bytes(precision, moments)
     shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
-    mine = shape.num_parameters / tensor_parallel_size
-    optimizer_state, gradients, weights = (
-        int(mine * size / ranks) for size, ranks in zip((kept, gradient, weight), shared, strict=True)
+    mine, all_mine = parameters / tensor_parallel_size, (parameters + frozen) / tensor_parallel_size
+    optimizer_state, gradients = (
+        int(mine * size / ranks) for size, ranks in zip((kept, gradient), shared[:2], strict=True)
     )
+    weights = int(all_mine * weight / shared[2])
     if offload == "none":
         return State(weights + optimizer_state, gradients)
     if zero_stage < 3:
@@ -63,10 +67,10 @@ def checkpoint_bytes(moments: float) -> float:
     return BYTES["fp32"] * (1 + moments)
 
 
-def mean_moments(model: AnyModel, optimizer: Optimizer) -> float:
+def mean_moments(tensors: Sequence[FullTensor], optimizer: Optimizer) -> float:
     """Returns the moments per parameter, on average: Muon's matrices have one, what AdamW updates has two."""
-    sizes = {tensor.name: prod(tensor.shape) for tensor in model.tensors}
-    kept = {group: sum(sizes[name] for name in group.names) for group in assign(model.tensors, optimizer)}
+    sizes = {tensor.name: prod(tensor.shape) for tensor in tensors}
+    kept = {group: sum(sizes[name] for name in group.names) for group in assign(tensors, optimizer)}
     return sum(_moments_of(group.optimizer) * size for group, size in kept.items()) / sum(sizes.values())
 
 

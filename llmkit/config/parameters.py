@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmkit.config.model_section import Mlp
@@ -27,22 +28,32 @@ class FullTensor(NamedTuple):
     """A parameter of the unsharded, unfused model.
 
     hidden: whether it is a matrix that Muon can update. stored_in: name of the parameter that holds it, which
-    is the same for tensors that are one matrix in memory.
+    is the same for tensors that are one matrix in memory. linear: whether it is the weight of a linear layer
+    of a block, which can have an adapter.
     """
 
     name: str
     shape: tuple[int, ...]
     hidden: bool
     stored_in: str
+    linear: bool = False
+
+
+def count_elements(tensors: Iterable[FullTensor]) -> int:
+    """The elements of these tensors together."""
+    return sum(prod(tensor.shape) for tensor in tensors)
 
 
 def full_tensors(shape: ModelShape) -> tuple[FullTensor, ...]:
     """All full tensors of a GPT, in the model's order."""
     found = named_parameters(shape)
-    return tuple(FullTensor(name, size, _is_hidden(name, size), _stored(name)) for name, size in found)
+    return tuple(
+        FullTensor(name, size, is_hidden(name, size), _stored(name), name.endswith("_proj.weight"))
+        for name, size in found
+    )
 
 
-def _is_hidden(name: str, size: tuple[int, ...]) -> bool:
+def is_hidden(name: str, size: tuple[int, ...]) -> bool:
     """Whether Muon can update it: matrices of blocks, without value embeddings and their gates."""
     return name.startswith("blocks.") and len(size) == 2 and ".value_embedding." not in name
 

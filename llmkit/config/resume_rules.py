@@ -86,6 +86,8 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "global_batch_size gradient_clipping precision z_loss label_smoothing",
     ),
     **_rules("free", "the loss is a sum over the whole batch", "train", "micro_batch_size"),
+    **_rules("fixed", "decides which adapters there are", "train.lora", "rank targets"),
+    **_rules("warned", "the same adapters compute something else", "train.lora", "alpha input_dropout"),
     **_rules("free", "a limit", "train", "max_nonfinite_steps"),
     **_rules("fixed", "the checkpoint holds the moments of this optimizer", "optimizer", "name"),
     **_rules(

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmkit.config.lora_section import Lora
 from llmkit.config.model_section import Model
 from llmkit.config.optimizer_section import Optimizer, Schedule
 from llmkit.config.section import NonNegative, Positive, Section
@@ -206,6 +207,8 @@ class Train(Section):
     """bf16 = bf16 weights with fp32 masters, moments, statistics, softmax, loss and accumulation;
     fp8 = bf16, with the products of the blocks' linear layers in 8 bits (GPUs from Ada and Hopper on);
     auto = bf16 where the device has units for it, else fp32."""
+    lora: Lora = Lora()
+    """Low-rank adapters."""
     max_nonfinite_steps: Positive = 10
     """A step with a non-finite gradient is skipped; this many in a row end the run."""
 

@@ -12,7 +12,7 @@ import torch
 from llmkit.engine.base import BUCKET_SIZES, BucketSizes, Engine
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
-from llmkit.engine.state_shards import Source
+from llmkit.engine.state_shards import AdaptedWeights, Source
 from llmkit.errors import RunFault, UserError
 from llmkit.kernels.compile_cache import use_compile_cache
 from llmkit.kernels.compiler import each_once
@@ -21,9 +21,11 @@ from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.model.initial import InitialWeights
+from llmkit.model.lora import add_adapters
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
+from llmkit.precision import default_type, torch_dtype
 
 
 def build_engine(
@@ -33,18 +35,21 @@ def build_engine(
     device: torch.device,
     note: Callable[[str], None] = print,
     source: Source | None = None,
+    base: Source | None = None,
     optimizer_steps: int = 0,
     buckets: BucketSizes = BUCKET_SIZES,
 ) -> Engine:
     """The model of a complete plan, in its engine, ready for its next step.
 
     note: is called with a message where torch.compile fails or its cache is damaged. source: weights and
-    moments after `optimizer_steps` updates; default: the initial weights of `run.seed`. All ranks must call
-    it together.
+    moments after `optimizer_steps` updates; default: the initial weights of `run.seed`. base: the frozen
+    weights of a model with adapters, whose `source` has the adapters alone; default: initial weights too. All
+    ranks must call it together.
     Raises UserError for a model with nothing to train, and where compiled code cannot be kept.
     """
     plan.require_complete()
     config, shape, layout, kernels = plan.config, plan.model, plan.layout, plan.kernels
+    lora = config.train.lora
     operators = Operators.of(kernels.forms)
     if kernels.compiled or operators.generated:
         with fail_together(mesh):
@@ -56,7 +61,12 @@ def build_engine(
             tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
             terms = LossTerms(z_loss=config.train.z_loss, label_smoothing=config.train.label_smoothing)
             every = layout.activation_checkpointing_every
-            model = build_model(shape, tp, operators, layout.activation_checkpointing, every, terms)
+            # Frozen weights have no master, so that they can have the type in which they are used at once.
+            frozen = torch_dtype(plan.precision.weights) if lora.rank else torch.get_default_dtype()
+            with default_type(frozen):
+                model = build_model(shape, tp, operators, layout.activation_checkpointing, every, terms)
+            if lora.rank:
+                add_adapters(model, lora)
         for parameter in model.parameters():  # engines and checkpoints take them for flat row-major storage
             parameter.data = parameter.data.contiguous()
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -75,7 +85,9 @@ def build_engine(
     else:
         configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda", buckets=buckets)
         engine = _zero_engine(make_model, configure, plan, mesh, operators)
-    engine.write_pieces(source or InitialWeights(engine.model, config.run.seed), optimizer_steps)
+    initial = InitialWeights(engine.model, config.run.seed)
+    source = source or initial
+    engine.write_pieces(AdaptedWeights(base or initial, source) if lora.rank else source, optimizer_steps)
     return engine
 
 

@@ -68,7 +68,7 @@ class NativeEngine:
         self.parts = model.parameter_slices()
         self.placements = {name: placement(weight) for name, weight in self.weights.items()}
         trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
-        parts = {name: self.parts[name] for name in trained}
+        parts = self.trained = {name: self.parts[name] for name in trained}
         groups = groups_of(parts, optimizer, model.hidden_matrices())
         # Parameters whose gradients are summed over other ranks would need buckets of their own.
         (self.summed,) = {along.summed for along in self.placements.values()}
@@ -177,10 +177,11 @@ class NativeEngine:
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each.
 
-        A frozen weight has no master: its value, rounded as it is, stands for one.
+        A frozen weight has no master: its value, rounded as it is, stands for one, unless it is in no
+        checkpoint (`Model.adapted`).
         """
         mine = set()
-        for index, name in enumerate(self.weights):
+        for index, name in enumerate(self.trained if self.model.adapted else self.weights):
             copies = self.mesh[self._copies(name)]
             if index % copies.size == copies.rank:
                 mine.add(name)

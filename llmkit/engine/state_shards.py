@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llmkit.checkpoint.pieces import Piece
+from llmkit.config.adapters import is_adapter
 from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import Box, ParameterSlice, Range
 
@@ -40,6 +41,22 @@ class Source(Protocol):
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
         """The elements `range` of the box, counted row by row, fp32."""
         ...
+
+
+class AdaptedWeights:
+    """A source for a model with adapters: these and their moments from one source, the rest from another."""
+
+    def __init__(self, base: Source, adapters: Source) -> None:
+        self.base, self.adapters = base, adapters
+
+    def names(self, kind: str) -> Collection[str]:
+        """See `Source.names`."""
+        own = [name for name in self.adapters.names(kind) if is_adapter(name)]
+        return own if kind != "master" else [*self.base.names(kind), *own]
+
+    def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
+        """See `Source.read`."""
+        return (self.adapters if is_adapter(name) else self.base).read(name, kind, box, range)
 
 
 def to_pieces(shards: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]]) -> Iterator[Piece]:

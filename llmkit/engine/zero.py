@@ -32,7 +32,7 @@ from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.placement import placement
-from llmkit.precision import Precision, torch_dtype
+from llmkit.precision import Precision, default_type, torch_dtype
 
 
 @contextmanager
@@ -43,19 +43,15 @@ def zero3_init(config: dict[str, Any], mesh: Mesh, precision: Precision) -> Iter
     tables of rotations included: here only parameters get it, as PyTorch's default type.
     """
     zero = import_deepspeed().zero
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch_dtype(precision.weights))
-    try:
-        # Not by its `mpu` argument: that is ignored, and parameters would be partitioned over all ranks.
-        with zero.Init(
-            data_parallel_group=mesh.group(("data", "context")),
-            config_dict_or_path=config,
-            mem_efficient_linear=False,
-            tensor_overrides=None,
-        ):
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    # Not by its `mpu` argument: that is ignored, and parameters would be partitioned over all ranks.
+    partitioned = zero.Init(
+        data_parallel_group=mesh.group(("data", "context")),
+        config_dict_or_path=config,
+        mem_efficient_linear=False,
+        tensor_overrides=None,
+    )
+    with default_type(torch_dtype(precision.weights)), partitioned:
+        yield
 
 
 class ZeroEngine:
@@ -165,9 +161,11 @@ class ZeroEngine:
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Of ranks that hold the same slice, the first one gives it.
 
-        A frozen weight has no master: its value, rounded as it is, stands for one.
+        A frozen weight has no master: its value, rounded as it is, stands for one, unless it is in no
+        checkpoint (`Model.adapted`).
         """
-        mine = {name for name in self.parameters if self.mesh[self._copies(name)].rank == 0}
+        kept_here = (name for name in self.parameters if name not in self.frozen or not self.model.adapted)
+        mine = {name for name in kept_here if self.mesh[self._copies(name)].rank == 0}
         kept = (
             shard._replace(data=shard.data.float()) for shard in self._shards() if shard.parameter in mine
         )

@@ -37,12 +37,13 @@ def _require(loaded: Loaded, plan: Plan, needed: int, there: int | None, who: st
         return
     names = _SIZES if isinstance(plan.model, ModelShape) else ("type",)
     sizes = ", ".join(loaded.settings.describe(f"model.{name}") for name in names)
-    each = sum(parameter_bytes(plan.precision, mean_moments(plan.model, loaded.config.optimizer)))
+    each = sum(parameter_bytes(plan.precision, mean_moments(plan.trained, loaded.config.optimizer)))
+    trained = " trained" if loaded.config.train.lora.rank else ""
     raise UserError(
         f"a model of {plan.model.num_parameters:,} parameters does not fit into memory: weights, gradients "
-        f"and optimizer state ({each:.4g} bytes a parameter in {plan.precision}, shared out as the settings "
-        f"say) take at least {show_bytes(needed)} for {who}, and there is {show_bytes(there)}; make it "
-        f"smaller ({sizes}), or share out more (parallel.zero_stage, parallel.tensor_parallel_size, "
+        f"and optimizer state ({each:.4g} bytes a{trained} parameter in {plan.precision}, shared out as the "
+        f"settings say) take at least {show_bytes(needed)} for {who}, and there is {show_bytes(there)}; make "
+        f"it smaller ({sizes}), or share out more (parallel.zero_stage, parallel.tensor_parallel_size, "
         "parallel.offload, machines)"
     )
 
@@ -53,5 +54,5 @@ def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
     While a save is under way there is one more than is kept; those that are there need no more.
     """
     copies = max(1, loaded.config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
-    moments = mean_moments(plan.model, loaded.config.optimizer)
-    folder.require_space(int(checkpoint_bytes(moments) * plan.model.num_parameters) * copies)
+    moments = mean_moments(plan.trained, loaded.config.optimizer)
+    folder.require_space(int(checkpoint_bytes(moments) * plan.num_trained) * copies)

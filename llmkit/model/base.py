@@ -17,7 +17,7 @@ from llmkit.errors import UserError
 from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.cache import KeyValueCache
-from llmkit.model.layers import Layer
+from llmkit.model.layers import FusedColumnLinear, Layer, RowLinear
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import ParameterSlice, Shape, full_slice
 
@@ -75,6 +75,9 @@ class Model(nn.Module):
     """Whether `compile_parts` has compiled anything."""
     evaluating: bool = False
     """Whether an engine computes losses that need no gradient; the mode of modules may still be training."""
+    adapted: bool = False
+    """Whether only adapters are trained: the frozen weights are read from their base at every start, and are
+    in no checkpoint; see `llmkit.model.lora`."""
     has_weights: bool = True
     """Whether the parameters have values; engines set it once they have written them."""
 
@@ -175,6 +178,11 @@ class Model(nn.Module):
                     "torch.float32: train.precision chooses the type that it is trained in"
                 )
         hidden = model.hidden_matrices()
+        linear = {
+            f"{path}.weight"
+            for path, module in model.named_modules()
+            if isinstance(module, (FusedColumnLinear, RowLinear)) and f"{path}.weight" in hidden
+        }
         owned = {p for module in model.modules() if isinstance(module, Layer) for p in module.parameters()}
         return CustomModel(
             type=settings.type,
@@ -186,7 +194,7 @@ class Model(nn.Module):
             supports=cls.supports,
             scalars=tuple(name for name, parameter in model.named_parameters() if parameter.dim() == 0),
             tensors=tuple(
-                FullTensor(part.name, part.shape, stored in hidden, stored)
+                FullTensor(part.name, part.shape, stored in hidden, stored, stored in linear)
                 for stored, parts in model.parameter_slices().items()
                 for part in parts
             ),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llmkit.batch import Batch, LossSum
 from llmkit.config.derive import resolved_model
+from llmkit.config.parameters import is_hidden
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.attention import decoding
@@ -248,12 +249,12 @@ class GPT(Model):
     @property
     def has_dropout(self) -> bool:
         """Whether any dropout is at work in training."""
-        return self.shape.attention_dropout > 0.0 or self.shape.hidden_dropout > 0.0
+        return any(block.random for block in self.blocks) or self.shape.hidden_dropout > 0.0
 
     def hidden_matrices(self) -> frozenset[str]:
-        """See `Model.hidden_matrices`; which they are is known from the settings (`FullTensor.hidden`)."""
-        hidden = {tensor.name for tensor in self.shape.tensors if tensor.hidden}
-        return frozenset(name for name, parts in self.parameter_slices().items() if parts[0].name in hidden)
+        """See `Model.hidden_matrices`; their names say which they are (`FullTensor.hidden`)."""
+        slices = self.parameter_slices().items()
+        return frozenset(name for name, (first, *_) in slices if is_hidden(first.name, first.shape))
 
     def initial(self, name: str, shape: Shape) -> Initial:
         """See `Model.initial`. Matrices that write to the residual stream may start smaller, as in GPT-2."""

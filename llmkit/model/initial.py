@@ -14,7 +14,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from llmkit.model.base import Model
+from llmkit.config.adapters import LORA_A, is_adapter
+from llmkit.model.base import Initial, Model
 from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, check_box, full_box
 
 _CHUNK = 1 << 17  # elements drawn at a time by a thread: the temporaries stay in its core's cache
@@ -40,7 +41,7 @@ class InitialWeights:
         check_box(shape, box)
         lo, hi = (0, box_size(box)) if range is None else range
         out = torch.empty(hi - lo, dtype=torch.float32, device="cpu")
-        mean, std = self.model.initial(name, shape)
+        mean, std = _of_adapter(name, shape) if is_adapter(name) else self.model.initial(name, shape)
         if std:
             normal_(out, std, stream_key(self.seed, name), shape, box, lo)
             if mean:
@@ -48,6 +49,11 @@ class InitialWeights:
         else:
             out.fill_(mean)
         return out.view(box_shape(box)) if range is None else out
+
+
+def _of_adapter(name: str, shape: Shape) -> Initial:
+    """B is 0; A has the variance of PyTorch's and PEFT's uniform one: 1 / (3 inputs)."""
+    return Initial(0.0, (3 * shape[1]) ** -0.5 if name.endswith(LORA_A) else 0.0)
 
 
 @torch.no_grad()

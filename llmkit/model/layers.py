@@ -97,13 +97,18 @@ class FusedColumnLinear(Layer):
         )
         self.weight = uninitialized_parameter(sum(self.widths), in_features, sharded_dim=0)
         self.bias = uninitialized_parameter(sum(self.widths), sharded_dim=0) if bias else None
+        self.adapter: nn.Module | None = None
+        """Adds to the outputs, as `llmkit.model.lora.ColumnAdapter`."""
 
     def forward(self, x: Tensor, add_bias: bool = True) -> tuple[Tensor, ...]:
         """x: (batch, seq, in_features), or its piece -> for each projection (batch, seq, width / tp).
 
         add_bias: False where what follows adds it.
         """
-        bias = self.bias if add_bias else None
+        outputs = self._outputs(x, self.bias if add_bias else None)
+        return outputs if self.adapter is None else self.adapter(x, outputs)
+
+    def _outputs(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
         linear, form = self.operators.linear, self.operators.forms["linear"]
         if self.tp.size == 1:
             return split(linear(x, self.weight, bias), self.widths)
@@ -145,15 +150,22 @@ class RowLinear(Layer):
         share = _share("input width of a RowLinear", in_features, tp)
         self.weight = uninitialized_parameter(out_features, share, sharded_dim=1)
         self.bias = uninitialized_parameter(out_features) if bias else None
+        self.adapter: nn.Module | None = None
+        """Gives this rank's term of what is added to the output, as `llmkit.model.lora.RowAdapter`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, in_features / tp) -> (batch, seq, out_features), or its piece of the sequence."""
         if self.tp.size == 1:
-            return self.linear(x, self.weight, self.bias)
-        x = row_output(self.linear(sequence_first(x, self.tp), self.weight), self.tp)
+            return self._output(x, self.bias)
+        x = row_output(self._output(sequence_first(x, self.tp)), self.tp)
         if self.bias is None:
             return x
         return x + replicated_weight(self.bias, self.tp.sequence_group)
+
+    def _output(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """This rank's term of the output."""
+        output: Tensor = self.linear(x, self.weight, bias)
+        return output if self.adapter is None else output + self.adapter(x)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parameter_slices`."""

@@ -33,7 +33,8 @@ class Case:
     """One combination: `tensor` x `data` processes; the rest as in the configuration.
 
     forms: of operators, as in "attention=matmul"; those of others are chosen by rule. compiled: by
-    torch.compile; the single process that it is compared with is not.
+    torch.compile; the single process that it is compared with is not. adapters: of all linear layers, which
+    alone are trained.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Case:
     engine: str = "auto"
     forms: str = ""
     compiled: bool = False
+    adapters: bool = False
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
@@ -66,7 +68,7 @@ class Case:
         ] * self.masked
         parts += [self.precision] + ["offload"] * (self.offload != "none")
         parts += ["muon"] * (self.optimizer == "muon") + [self.forms] * bool(self.forms)
-        return " ".join(parts + ["compiled"] * self.compiled)
+        return " ".join(parts + ["compiled"] * self.compiled + ["lora"] * self.adapters)
 
     @property
     def world_size(self) -> int:
@@ -170,7 +172,23 @@ ALONE = [
 ]
 """DeepSpeed's stages on one process, so that they are tried on a GPU where there is only one."""
 
-FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED
+ADAPTERS = [
+    Case(model, stage, tensor, data, pieces, 3, recompute, masked, precision, "none", optimizer, engine,
+         adapters=True)
+    for model, stage, tensor, data, pieces, recompute, masked, precision, optimizer, engine in (
+        ("odd", 0, 2, 1, False, "none", False, "fp32", "muon", "auto"),
+        ("gpt2", 0, 2, 1, True, "full", True, "fp32", "adamw", "auto"),
+        ("modern", 0, 1, 2, False, "selective", False, "bf16", "adamw", "auto"),
+        ("modern", 1, 1, 2, False, "full/2", False, "fp32", "muon", "auto"),
+        ("gpt2", 1, 1, 2, False, "none", True, "bf16", "adamw", "deepspeed"),
+        ("odd", 2, 1, 2, False, "none", False, "fp32", "adamw", "auto"),
+        ("gpt2", 3, 1, 2, False, "full", False, "bf16", "adamw", "auto"),
+        ("odd", 3, 2, 2, True, "selective", True, "fp32", "muon", "auto"),
+    )
+]  # fmt: skip
+"""Low-rank adapters under each engine, stage and way to share a layer."""
+
+FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS
 
 
 def all_cases() -> Iterator[Case]:

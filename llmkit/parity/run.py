@@ -16,7 +16,16 @@ from llmkit.engine.build import build_engine
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
 from llmkit.parity.state import State, drifted, gather_state
-from llmkit.parity.subjects import LENGTH, MODELS, ROWS, RandomWeights, count_targets, global_batch, share
+from llmkit.parity.subjects import (
+    ADAPTERS,
+    LENGTH,
+    MODELS,
+    ROWS,
+    RandomWeights,
+    count_targets,
+    global_batch,
+    share,
+)
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
 from llmkit.plan.form_rules import Situation
 from llmkit.plan.operators import FORMS
@@ -39,6 +48,7 @@ OPTIMIZER: dict[str, Any] = {
     ],
 }  # fmt: skip
 """Its groups match names that all models have, of matrices and of biases."""
+ADAPTER_GROUPS = [{"params": ["blocks.0.*.lora_B"], "learning_rate": 4e-3, "name": "adamw"}]
 SETTINGS: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
     "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
@@ -70,10 +80,10 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
     """
     engine = make_engine(
         MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation, case.optimizer,
-        case.kernels,
+        case.kernels, case.adapters,
     )  # fmt: skip
     try:
-        engine.write_pieces(RandomWeights(MODELS[case.model]), optimizer_steps=0)
+        engine.write_pieces(RandomWeights(MODELS[case.model], case.adapters), optimizer_steps=0)
         return train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
     finally:
         engine.close()
@@ -82,10 +92,15 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
 
 
 def run_alone(
-    model: str, masked: bool, precision: str, device: torch.device, optimizer: str = "adamw"
+    model: str,
+    masked: bool,
+    precision: str,
+    device: torch.device,
+    optimizer: str = "adamw",
+    adapters: bool = False,
 ) -> Trajectory:
     """The same on a single process: no layout, all rows at once, nothing recomputed."""
-    alone = Case(model, 0, 1, 1, False, 1, "none", masked, precision, "none", optimizer)
+    alone = Case(model, 0, 1, 1, False, 1, "none", masked, precision, "none", optimizer, adapters=adapters)
     return run_case(alone, Mesh(), device)
 
 
@@ -111,12 +126,13 @@ def make_engine(
     accumulation: int,
     optimizer: str = "adamw",
     kernels: Mapping[str, Any] | None = None,
+    adapters: bool = False,
 ) -> Engine:
     """The engine for the rows of `global_batch`. parallel, kernels: settings of those sections."""
     kernels = {**SETTINGS["kernels"], **(kernels or {})}
     micro = ROWS // mesh["data"].size // accumulation
     facts = device_facts(device, compiled=kernels["compile"])
-    plan = make_plan(shape, parallel, micro, facts, precision, optimizer, kernels)
+    plan = make_plan(shape, parallel, micro, facts, precision, optimizer, kernels, adapters)
     return build_engine(plan, mesh, device=device, buckets=BUCKETS)
 
 
@@ -128,13 +144,15 @@ def make_plan(
     precision: str,
     optimizer: str = "adamw",
     kernels: Mapping[str, Any] = SETTINGS["kernels"],
+    adapters: bool = False,
 ) -> Plan:
     """The plan for the rows of `global_batch`. parallel, kernels: settings of those sections."""
+    train = {**SETTINGS["train"], "precision": precision, "micro_batch_size": micro_batch_size}
     settings = {
         **SETTINGS,
-        "train": {**SETTINGS["train"], "precision": precision, "micro_batch_size": micro_batch_size},
+        "train": {**train, "lora": ADAPTERS.model_dump()} if adapters else train,
         "parallel": dict(parallel),
-        "optimizer": {**OPTIMIZER, "name": optimizer},
+        "optimizer": {**OPTIMIZER, "name": optimizer, **({"groups": ADAPTER_GROUPS} if adapters else {})},
         "kernels": dict(kernels),
     }
     return plan_for_shape(shape, settings, device)

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmkit.batch import IGNORE, Batch, document_bounds
+from llmkit.config.lora_section import Lora
 from llmkit.config.shape import ModelShape
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
+from llmkit.model.lora import add_adapters
 from llmkit.parallel.slices import Box, Range, box_shape, full_box
 
 ROWS = 6
@@ -58,16 +60,21 @@ takes on two ranks. Everything: what recent small recipes add. Large: an embeddi
 million elements, since a sum in fp32 may be wrong only where it is long."""
 
 
+ADAPTERS = Lora(rank=3, alpha=7.0)
+
+
 class RandomWeights:
     """Start weights as a source of state, random in every part.
 
     Biases that start at 0 and norms that start at 1 would hide mistakes in their use.
     """
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, adapters: bool = False) -> None:
         self.tensors: dict[str, Tensor] = {}
         with torch.device("meta"):
             model = GPT(shape, seed=None)
+            if adapters:
+                add_adapters(model, ADAPTERS)
         for name, size in InitialWeights(model, 0).shapes.items():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             mean = float(name.endswith(("norm.weight", ".stream")))

@@ -71,7 +71,7 @@ def run_cases(
             if mesh.rank > 0:
                 continue
             same, fp32 = (
-                alone(case.model, case.masked, precision, device, case.optimizer)
+                alone(case.model, case.masked, precision, device, case.optimizer, case.adapters)
                 for precision in (case.precision, "fp32")
             )
             differences = compare(found, Reference(same, None if case.precision == "fp32" else fp32), case)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
+from llmkit.config.adapters import trained_tensors
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.groups import describe_groups
 from llmkit.config.memory import State, mean_moments, state_bytes
+from llmkit.config.parameters import FullTensor, count_elements
 from llmkit.config.schema import Config
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
@@ -70,8 +73,12 @@ class Kernels:
 
 def training_state(config: Config, model: AnyModel, precision: Precision, layout: Layout) -> State:
     """Returns the least bytes of one process of this layout for weights, gradients, masters and moments."""
+    trained = trained_tensors(model.tensors, config.train.lora)
+    adapters = count_elements(trained) if config.train.lora.rank else None
     return state_bytes(
-        model, precision, mean_moments(model, config.optimizer),
+        model.num_parameters if adapters is None else adapters,
+        precision, mean_moments(trained, config.optimizer),
+        frozen=0 if adapters is None else model.num_parameters,
         data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
         zero_stage=layout.zero_stage, offload=layout.offload,
     )  # fmt: skip
@@ -108,6 +115,16 @@ class Plan:
         """Sequences of a step that only fill: where the ranks do not divide the global batch."""
         return self.rows_per_rank * self.layout.data_parallel_size - self.config.train.global_batch_size
 
+    @cached_property
+    def trained(self) -> tuple[FullTensor, ...]:
+        """The full tensors that are trained."""
+        return trained_tensors(self.model.tensors, self.config.train.lora)
+
+    @property
+    def num_trained(self) -> int:
+        """Elements of the full tensors that are trained."""
+        return count_elements(self.trained)
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens of an optimizer step, over all ranks."""
@@ -139,7 +156,7 @@ class Plan:
                 },
             },
             "model": self.model.to_dict(),
-            "parameter_groups": describe_groups(self.config.optimizer, self.model.tensors),
+            "parameter_groups": describe_groups(self.config.optimizer, self.trained),
             "max_steps": self.config.train.max_steps,
         }
 

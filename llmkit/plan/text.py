@@ -47,6 +47,9 @@ def _model(plan: Plan) -> Iterator[Row]:
         yield from _gpt(plan, shape, known)
     counted = "without padding, tied weights once"
     yield "parameters", shape.num_parameters if known else WITH_TOKENIZER, counted
+    if (lora := plan.config.train.lora).rank:
+        count = len({tensor.name.rpartition(".")[0] for tensor in plan.trained})
+        yield "trained_parameters", plan.num_trained, f"adapters of rank {lora.rank} at {count} linear layers"
 
 
 def _gpt(plan: Plan, shape: ModelShape, known: bool) -> Iterator[Row]:
@@ -66,7 +69,7 @@ def _gpt(plan: Plan, shape: ModelShape, known: bool) -> Iterator[Row]:
 def _groups(plan: Plan) -> Iterator[Row]:
     """What is updated alike, where the settings name groups of parameters."""
     optimizer, known = plan.config.optimizer, plan.pending.get("vocab_size") != WITH_TOKENIZER
-    groups = describe_groups(optimizer, plan.model.tensors) if optimizer.groups else []
+    groups = describe_groups(optimizer, plan.trained) if optimizer.groups else []
     for number, group in enumerate(groups, start=1):
         kinds, elements, rule = (group.pop(name) for name in ("parameters", "elements", "optimizer"))
         values = ", ".join(f"{name} {value}" for name, value in group.items())
@@ -89,9 +92,9 @@ def _memory(plan: Plan) -> Iterator[Row]:
     if plan.pending.get("vocab_size") == WITH_TOKENIZER:
         return
     state, precision = plan.state, plan.precision
-    each = sum(parameter_bytes(precision, mean_moments(plan.model, plan.config.optimizer)))
+    each = sum(parameter_bytes(precision, mean_moments(plan.trained, plan.config.optimizer)))
     how = "at least, a process: weights, gradients, optimizer state; "
-    how += f"{each:.4g} bytes a parameter in {precision}"
+    how += f"{each:.4g} bytes a{' trained' * (plan.config.train.lora.rank > 0)} parameter in {precision}"
     if plan.layout.offload == "cpu":
         how += f", of which {show_bytes(state.gradients + state.host)} on the host"
     yield "training_state", show_bytes(state.device + state.gradients + state.host), how

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmkit.config.groups import assign, describe_groups, matches
+from llmkit.config.groups import assign, describe_groups
 from llmkit.config.load import load
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.errors import UserError
@@ -60,21 +60,6 @@ def test_a_group_of_all_kinds_keeps_the_rules_for_each():
         (name, 1.5, decay, names) for name, _, decay, names in groups(name="muon")
     ]
     assert groups(groups=[{"params": MATRICES, "name": "muon"}])[-1] == ("muon", 0.5, 0.25, MATRICES)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "name", "does"),
-    [
-        ("blocks.*.mlp.*", "blocks.11.mlp.up_proj.weight", True),
-        ("blocks.?.mlp.*", "blocks.11.mlp.up_proj.weight", False),
-        ("blocks.[02].*", "blocks.2.attention_norm.weight", True),
-        ("norm.weight", "blocks.0.mlp_norm.weight", False),
-        ("*norm.weight", "norm.weight", True),
-        ("embedding", "embedding.weight", False),
-    ],
-)
-def test_patterns(pattern, name, does):
-    assert matches(pattern, name) is does
 
 
 Q, K = "blocks.0.attention.q_proj.weight", "blocks.1.attention.k_proj.weight"

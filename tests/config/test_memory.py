@@ -41,35 +41,35 @@ def test_each_group_keeps_the_moments_of_its_optimizer() -> None:
             states = ("a", "b", "c")
 
         own = Optimizer().model_copy(update={"name": "three-states"})
-        assert mean_moments(SHAPE, own) == 3.0
-    assert mean_moments(SHAPE, Optimizer()) == 2.0
+        assert mean_moments(SHAPE.tensors, own) == 3.0
+    assert mean_moments(SHAPE.tensors, Optimizer()) == 2.0
     hidden = sum(math.prod(each.shape) for each in SHAPE.tensors if each.hidden)
-    assert mean_moments(SHAPE, Optimizer(name="muon")) * N == pytest.approx(2 * N - hidden)
+    assert mean_moments(SHAPE.tensors, Optimizer(name="muon")) * N == pytest.approx(2 * N - hidden)
     attention = {"params": ["*.attention.*"], "name": "adamw"}
     groups = Optimizer.model_validate({"name": "muon", "groups": [attention]})
     mlp = 12 * 3 * 768 * 3072
-    assert mean_moments(SHAPE, groups) * N == pytest.approx(2 * N - mlp)
+    assert mean_moments(SHAPE.tensors, groups) * N == pytest.approx(2 * N - mlp)
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), list(enumerate([18.0, 9.0, 6.0, 4.5])))
 def test_each_stage_shares_out_more(stage: int, bytes_each: float) -> None:
-    state = state_bytes(SHAPE, BF16, 2, data_parallel_size=4, zero_stage=stage)
+    state = state_bytes(N, BF16, 2, data_parallel_size=4, zero_stage=stage)
     assert (state.device + state.gradients) / N == pytest.approx(bytes_each, abs=0.01)
     assert state.host == 0
 
 
 def test_tensor_parallelism_shares_out_everything() -> None:
     cut, zero3 = (
-        state_bytes(SHAPE, BF16, 2, tensor_parallel_size=4),
-        state_bytes(SHAPE, BF16, 2, data_parallel_size=4, zero_stage=3),
+        state_bytes(N, BF16, 2, tensor_parallel_size=4),
+        state_bytes(N, BF16, 2, data_parallel_size=4, zero_stage=3),
     )
     assert (cut.device, cut.gradients) == pytest.approx((zero3.device, zero3.gradients), rel=1e-6)
 
 
 def test_offloading_moves_the_optimizer_and_at_stage_3_the_weights() -> None:
     one = {"zero_stage": 1, "offload": "cpu"}
-    assert state_bytes(SHAPE, BF16, 2, **one) == State(2 * N, 4 * N, 12 * N)  # type: ignore[arg-type]
-    assert state_bytes(SHAPE, BF16, 2, zero_stage=3, offload="cpu") == State(0, 4 * N, 14 * N)
+    assert state_bytes(N, BF16, 2, **one) == State(2 * N, 4 * N, 12 * N)  # type: ignore[arg-type]
+    assert state_bytes(N, BF16, 2, zero_stage=3, offload="cpu") == State(0, 4 * N, 14 * N)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.monitor.hardware import has_avx512_bf16
-from llmkit.parity.cases import ALONE, AVX512, COMPILED, FORMED, LARGE, SETTINGS, Case
+from llmkit.parity.cases import ADAPTERS, ALONE, AVX512, COMPILED, FORMED, LARGE, SETTINGS, Case
 from llmkit.parity.covering import covering
 from tests.ranks import run_ranks
 
@@ -32,8 +32,8 @@ def few(cases: Iterable[Case]) -> Iterator[Case]:
 
 TO_COMPILE = [] if compiler_missing(torch.device("cpu")) else COMPILED
 BY_AVX512 = AVX512 if has_avx512_bf16() and TO_COMPILE else []
-CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + TO_COMPILE + BY_AVX512
-ALWAYS = {*few(covering()), LARGE[-1], *FORMED, *SETTINGS, ALONE[-1], *BY_AVX512}
+CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + BY_AVX512
+ALWAYS = {*few(covering()), LARGE[-1], *FORMED, *SETTINGS, *ADAPTERS, ALONE[-1], *BY_AVX512}
 
 
 @pytest.fixture(scope="module")

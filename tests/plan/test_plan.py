@@ -33,7 +33,7 @@ def test_the_ranks_share_the_batch_with_padding(processes: int, rows: int, paddi
 def test_its_state_is_that_of_its_layout() -> None:
     plan = planned(parallel={"world_size": 4, "zero_stage": 2, "tensor_parallel_size": 2})
     assert plan.state == state_bytes(
-        LLAMA_STYLE, PRECISIONS["bf16"], 2,
+        LLAMA_STYLE.num_parameters, PRECISIONS["bf16"], 2,
         data_parallel_size=2, tensor_parallel_size=2, zero_stage=2,
     )  # fmt: skip
 

@@ -1,0 +1,105 @@
+"""Low-rank adapters against plain PyTorch in float64. Ranks: the cases `ADAPTERS` of tests/parity."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llmkit.batch import Batch
+from llmkit.config.lora_section import Lora
+from llmkit.config.shape import ModelShape
+from llmkit.errors import UserError
+from llmkit.model.gpt import GPT
+from llmkit.model.initial import InitialWeights
+from llmkit.model.lora import add_adapters
+from llmkit.parity.compare import relative_error
+from tests.model.plain_gpt import full_tensors, logits
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, randomise
+
+LORA = Lora(rank=3, alpha=7.0)
+SCALE = LORA.alpha / LORA.rank
+SOME = replace(LLAMA_STYLE, attention_bias=True), ["q_proj", "v_proj", "blocks.1.mlp.down_proj"]
+
+
+def adapted(shape: ModelShape, lora: Lora = LORA) -> GPT:
+    model = GPT(shape, seed=None)
+    add_adapters(model, lora)
+    model.has_weights = True
+    return randomise(model)
+
+
+def batch_of(shape: ModelShape) -> Batch:
+    tokens = torch.randint(shape.vocab_size, (2, 12), generator=torch.Generator().manual_seed(3))
+    return Batch(tokens[:, :-1], tokens[:, 1:].clone())
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets"), [(GPT2_STYLE, ["*_proj"]), (LLAMA_STYLE, ["*_proj"]), SOME], ids=str
+)
+def test_loss_and_gradients_are_those_of_the_formula(shape, targets):
+    model = adapted(shape, LORA.model_copy(update={"targets": targets}))
+    batch = batch_of(shape)
+    loss = model(batch).objective
+    loss.backward()
+    full = full_tensors(model)
+    merged = dict(full)
+    for name in full:
+        if name.endswith(".lora_A"):
+            layer = name.removesuffix(".lora_A")
+            change = full[f"{layer}.lora_B"] @ full[name]
+            merged[f"{layer}.weight"] = full[f"{layer}.weight"] + SCALE * change
+    scores, labels = logits(shape, merged, batch.tokens).flatten(0, 1), batch.labels.flatten()
+    wanted = F.cross_entropy(scores, labels, reduction="sum")
+    wanted.backward()
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-6, atol=0.0)
+    weights, seen = dict(model.named_parameters()), 0
+    for stored, parts in model.parameter_slices().items():
+        gradient = weights[stored].grad
+        assert (gradient is not None) is (".lora_" in parts[0].name)
+        for part in parts if gradient is not None else ():
+            seen += 1
+            assert relative_error(gradient[part.start : part.stop].double(), full[part.name].grad) < 1e-5
+    assert seen == 2 * sum(name.endswith(".lora_A") for name in full) > 0
+
+
+def test_at_the_start_the_adapters_add_nothing_and_their_a_is_as_peft_draws_it():
+    plain, model = GPT(LLAMA_STYLE, seed=5), GPT(LLAMA_STYLE, seed=None)
+    add_adapters(model, LORA)
+    source = InitialWeights(model, 5)
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parts in model.parameter_slices().items():
+            for part in parts:
+                weights[name][part.start : part.stop] = source.read(part.name, "master", part.box)
+    model.has_weights = True
+    batch = batch_of(LLAMA_STYLE)
+    assert torch.equal(model(batch).nats, plain(batch).nats)
+    drawn = torch.nn.Linear(200, 300).weight  # uniform, as PyTorch's and PEFT's
+    name = "blocks.0.mlp.down_proj.lora_A"
+    mine = source.read(name, "master")
+    ratio = mine.std() * mine.shape[1] ** 0.5 / (drawn.detach().std() * 200**0.5)
+    assert float(ratio) == pytest.approx(1.0, abs=0.15)
+
+
+def test_dropout_is_on_the_input_of_the_adapters_alone():
+    model = adapted(LLAMA_STYLE, Lora(rank=3, alpha=7.0, input_dropout=0.5))
+    batch = batch_of(LLAMA_STYLE)
+    assert model.has_dropout and all(block.random for block in model.blocks)
+    first, second = (model(batch).nats.detach() for _ in range(2))
+    assert not torch.equal(first, second)
+    model.eval()
+    assert torch.equal(model(batch).nats, model(batch).nats)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("lora_B"):
+                weight.zero_()
+    evaluated = model(batch).nats
+    assert torch.equal(model.train()(batch).nats, evaluated)
+
+
+def test_a_pattern_without_a_layer_is_refused():
+    with pytest.raises(UserError, match='no linear layer of GPT matches "head"'):
+        add_adapters(GPT(LLAMA_STYLE), Lora(rank=1, targets=["q_proj", "head"]))
