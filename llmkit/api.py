@@ -129,7 +129,8 @@ class Run:
         top_p: float = 1.0, seed: int = 0,
     ) -> str:  # fmt: skip
         """The prompt and what the newest model makes of it; temperature 0 takes the likeliest token."""
-        from llmkit.generate import Sampling, stream_text
+        from llmkit.generation.sampling import Sampling
+        from llmkit.generation.text import stream_text
         from llmkit.inference import load_for_use
         from llmkit.prompts import text_prompt
 

@@ -165,8 +165,8 @@ def _wants_color(asked: str) -> bool:
 
 
 def _generate(options: argparse.Namespace, started: float) -> int:
-    from llmkit.generate import Sampling
-    from llmkit.inference import generate_command
+    from llmkit.generation.command import generate_command
+    from llmkit.generation.sampling import Sampling
 
     if options.system is not None and not options.chat:
         raise UserError("generate: --system goes with --chat")

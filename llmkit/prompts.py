@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +16,12 @@ from llmkit.errors import UserError
 @dataclass(frozen=True)
 class Prompt:
     """shown: what stands before the answer, for people. ids: the prompt, which opens a document. stops: ids
-    that end the answer. stop_text: text that ends it, too; "" = none."""
+    that end the answer. stop_texts: texts that end it, too."""
 
     shown: str
     ids: list[int]
     stops: frozenset[int]
-    stop_text: str = ""
+    stop_texts: tuple[str, ...] = ()
 
 
 def text_prompt(tokenizer: Tokenizer, text: str, control_tokens: bool = False) -> Prompt:
@@ -38,25 +38,33 @@ def chat_prompt(tokenizer: Tokenizer, question: str, system: str | None = None) 
 
     Raises UserError where the tokenizer has no template, or the template refuses the chat.
     """
+    messages = [{"role": "user", "content": question}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return messages_prompt(tokenizer, messages)
+
+
+def messages_prompt(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> Prompt:
+    """A chat so far (`role` and `content` of each message) that the assistant is to go on with.
+
+    Raises UserError as `chat_prompt`.
+    """
     if tokenizer.chat_template is None:
         raise UserError(
             f"{tokenizer.origin}: has no chat template, as the run was not trained on chats; ask without "
             "--chat"
         )
-    messages = [{"role": "user", "content": question}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
     encoder = RecordEncoder(tokenizer)
     try:
         ids, (stop, stop_text) = encoder.prompt(messages), encoder.end_of_turn(messages)
     except RefusedError as error:
         raise UserError(
             f"{tokenizer.origin}: its chat template refuses the chat: {error}; ask in another way"
-            + (", or without --system" if system is not None else "")
+            + (", or without --system" if messages[0]["role"] == "system" else "")
         ) from error
     shown = "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
     stops = frozenset({tokenizer.end_of_text_id} if stop is None else {tokenizer.end_of_text_id, stop})
-    return Prompt(shown, _opened(tokenizer, ids), stops, stop_text)
+    return Prompt(shown, _opened(tokenizer, ids), stops, (stop_text,) if stop_text else ())
 
 
 def _opened(tokenizer: Tokenizer, ids: np.ndarray) -> list[int]:
@@ -65,20 +73,3 @@ def _opened(tokenizer: Tokenizer, ids: np.ndarray) -> list[int]:
     while found and found[0] == end:
         del found[0]
     return [end, *found]
-
-
-def until(texts: Iterator[str], stop: str) -> Iterator[str]:
-    """The texts up to `stop`, which is not given out; what may be its beginning is held back. "" = all."""
-    held = ""
-    for text in texts:
-        held += text
-        before, found, _ = held.partition(stop) if stop else (held, "", "")
-        if found:
-            yield before
-            return
-        kept = next((n for n in range(len(stop) - 1, 0, -1) if before.endswith(stop[:n])), 0)
-        if given := before[: len(before) - kept]:
-            yield given
-        held = before[len(before) - kept :]
-    if held:
-        yield held

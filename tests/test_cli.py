@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_sampling_does_not_import_the_compiler():
     code = (
-        "import sys, llmkit.generate, llmkit.inference\n"
+        "import sys, llmkit.generation.command, llmkit.inference\n"
         "print([name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from llmkit.data.sources.records import Chat, Pair
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
-from llmkit.prompts import chat_prompt, text_prompt, until
+from llmkit.prompts import chat_prompt, text_prompt
 from tests.data.tokens.tokenizers_for_tests import byte_level, sentencepiece, tokenizer
 from tests.program import make_project
 
@@ -93,7 +93,7 @@ def test_an_answer_ends_as_the_template_ends_it(template, stop, text, in_text):
     made = tokenizer(byte_level(), chat_template=template, control_tokens_in_text=in_text)
     prompt = chat_prompt(made, "hello")
     assert prompt.stops == {made.end_of_text_id, made.control_tokens.get(stop, made.end_of_text_id)}
-    assert prompt.stop_text == text
+    assert prompt.stop_texts == ((text,) if text else ())
 
 
 def test_what_cannot_be_asked_is_named():
@@ -104,21 +104,6 @@ def test_what_cannot_be_asked_is_named():
         UserError, match=r"refuses the chat: .*no system; ask in another way, or without --sys"
     ):
         chat_prompt(tokenizer(byte_level(), chat_template=fussy), "x", "y")
-
-
-@pytest.mark.parametrize(
-    ("pieces", "stop", "given"),
-    [
-        (["ab", "c<", "end>d"], "<end>", "abc"),
-        (["ab<", "en", "x"], "<end>", "ab<enx"),
-        (["<end"], "<end>", "<end"),
-        (["aab", "b"], "ab", "a"),
-        (["a", "b"], "", "ab"),
-        ([], "x", ""),
-    ],
-)
-def test_texts_up_to_a_stop(pieces, stop, given):
-    assert "".join(until(iter(pieces), stop)) == given
 
 
 def test_the_space_before_the_first_word_of_an_answer_is_shown():

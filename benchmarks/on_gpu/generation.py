@@ -11,7 +11,8 @@ import torch
 from benchmarks.on_gpu.report import Row
 from benchmarks.on_gpu.setting import Setting
 from benchmarks.workloads import make_workload
-from llmkit.generate import Sampling, generate
+from llmkit.generation.sampling import Sampling
+from llmkit.generation.session import generate
 from llmkit.model.gpt import GPT
 
 TOKENS, TOY_TOKENS = 64, 4

@@ -63,6 +63,34 @@ def sdpa(
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
+def masked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    *,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """As `sdpa`, but each query attends to the keys where `visible` (batch, queries, keys) bool is true.
+
+    For rows of different lengths in generation, whose queries are few. No gradients.
+    """
+    queries, groups = q.shape[1], q.shape[2] // k.shape[2]
+    # The query heads of a group become further queries: so its keys and values need no copies.
+    # q: (batch, kv_heads, queries * groups, head_dim); k, v: (batch, kv_heads, keys, head_dim).
+    q = q.unflatten(2, (-1, groups)).transpose(1, 2).flatten(2, 3)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    visible = visible[:, None].repeat_interleave(groups, 2)  # (batch, 1, queries * groups, keys)
+    if softcap is None:
+        mixed = F.scaled_dot_product_attention(q, k, v, visible, scale=scale)
+    else:
+        scores = (q @ k.transpose(-1, -2)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+        scores = ((scores / softcap).tanh() * softcap).masked_fill(~visible, float("-inf"))
+        mixed = scores.softmax(-1).to(v.dtype) @ v
+    return mixed.unflatten(2, (queries, groups)).transpose(1, 2).flatten(2, 3)
+
+
 def decoding(device: torch.device) -> AbstractContextManager[None]:
     """Where tokens are generated one by one: flash attention first on a GPU.
 

@@ -15,7 +15,8 @@ import torch
 from llmkit.checkpoint.read import load as load_checkpoint
 from llmkit.data.prepared import Prepared
 from llmkit.errors import UserError
-from llmkit.generate import Sampling, stream_text
+from llmkit.generation.sampling import Sampling
+from llmkit.generation.text import stream_text
 from llmkit.inference import load_model
 from llmkit.loop.suggestions import generate_options
 from llmkit.model.base import Model

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.config.shape import ModelShape
+from llmkit.kernels.attention import masked
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.model.norm import RMSNorm
@@ -56,20 +57,32 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if inputs.rope is not None:
-            q, k = self.operators.rotate(q, k, *inputs.rope)
+            q, k = self._rotated(q, k, *inputs.rope)
         if self.query_scale != 1.0:
             q = q * self.query_scale
         if inputs.cache is not None:
             k, v = inputs.cache.extend(self.layer, k, v)  # (batch, cached + seq, kv_heads, head_dim)
-        mixed = self.operators.attention(
-            q, k, v,
-            window=self.window,
-            documents=inputs.documents,
-            bounds=inputs.bounds,
-            dropout=self.dropout if self.training else 0.0,
-            softcap=self.softcap,
-        )  # fmt: skip
+        if inputs.cache is not None and not inputs.cache.even:
+            mixed = masked(q, k, v, inputs.cache.visible(self.window), softcap=self.softcap)
+        else:
+            mixed = self.operators.attention(
+                q, k, v,
+                window=self.window,
+                documents=inputs.documents,
+                bounds=inputs.bounds,
+                dropout=self.dropout if self.training else 0.0,
+                softcap=self.softcap,
+            )  # fmt: skip
         return self.o_proj(mixed.flatten(-2))
+
+    def _rotated(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k by the tables of `BlockInputs`."""
+        if cos.dim() == 2:
+            return self.operators.rotate(q, k, cos, sin)
+        # Of rows with positions of their own: as one row, which is what the operator takes.
+        tables = cos.flatten(0, 1), sin.flatten(0, 1)
+        turned = self.operators.rotate(q.flatten(0, 1)[None], k.flatten(0, 1)[None], *tables)
+        return turned[0].view_as(q), turned[1].view_as(k)
 
     def _partly_shifted(self, k: Tensor, inputs: BlockInputs) -> Tensor:
         """k: (batch, seq, kv_heads, head_dim); its slowest pairs become those of the position before."""

@@ -204,12 +204,13 @@ class Model(nn.Module):
     def logits(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """Logits of what follows the last token: (batch, seq) -> (batch, vocab), fp32. Needed only to sample.
 
-        cache: what `new_cache` made; with one, `tokens` are only those that it does not hold yet.
+        cache: `CacheRows` of what `new_cache` made; with them, `tokens` are only those that they do not hold
+        yet, and a row with fewer of them than others has padding behind.
         """
         raise UserError(f"{type(self).__name__} defines no logits(tokens), so there is no sampling from it")
 
     def new_cache(self) -> KeyValueCache | None:
-        """An empty cache for sampling one sequence; None where the model keeps none."""
+        """An empty cache for sampling; None where the model keeps none."""
         return None
 
 

@@ -20,7 +20,7 @@ from llmkit.kernels.head_loss_rows import report_to
 from llmkit.kernels.operators import COMPILE_PARTS, TORCH, Operators
 from llmkit.model.base import Initial, Model
 from llmkit.model.block import Block
-from llmkit.model.cache import KeyValueCache
+from llmkit.model.cache import CacheRows, KeyValueCache
 from llmkit.model.dropout import DropoutKeys, group_dropout
 from llmkit.model.initial import draw
 from llmkit.model.norm import residual_norm
@@ -172,7 +172,7 @@ class GPT(Model):
         self,
         tokens: Tensor,
         documents: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: CacheRows | None = None,
         keys: DropoutKeys | None = None,
         bounds: Tensor | None = None,
     ) -> Tensor:
@@ -208,7 +208,7 @@ class GPT(Model):
             x = block(x, inputs, attention_key, mlp_key)
         return self.norm(x)
 
-    def _bigrams(self, tokens: Tensor, begins: Tensor | None, cache: KeyValueCache | None) -> Tensor | None:
+    def _bigrams(self, tokens: Tensor, begins: Tensor | None, cache: CacheRows | None) -> Tensor | None:
         """The vector of each token with the one before it, (batch, seq, hidden) or this rank's piece.
 
         A hash of both chooses the row of the table (modded-nanogpt; its constants).
@@ -235,16 +235,17 @@ class GPT(Model):
 
     def new_cache(self) -> KeyValueCache:
         """See `Model.new_cache`."""
-        return KeyValueCache(self.shape, 1, self.context_length, self.embedding.weight)
+        return KeyValueCache(self.shape, self.embedding.weight, self.tp.size)
 
-    def logits(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """See `Model.logits`. For a model that is not sharded."""
-        assert self.tp.size == 1
+    def logits(self, tokens: Tensor, cache: CacheRows | None = None) -> Tensor:
+        """See `Model.logits`. Collective under tensor parallelism; the same on all ranks."""
+        assert not self.tp.sequence_parallel
         with decoding(tokens.device):
-            last = self.hidden(tokens, cache=cache)[:, -1]
-        if cache is not None:
-            cache.length += tokens.shape[1]
-        return self.head.logits(last)
+            hidden = self.hidden(tokens, cache=cache)
+        if cache is None:
+            return self.head.logits(hidden[:, -1])
+        cache.advance()
+        return self.head.logits(cache.last_of(hidden)[:, 0])
 
     @property
     def has_dropout(self) -> bool:

@@ -12,26 +12,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmkit.model.cache import KeyValueCache
+from llmkit.model.cache import CacheRows
 
 RopeTables = tuple[Tensor, Tensor]
-"""Cosines and sines, (positions, head_dim // 2) fp32 each; see `llmkit.model.rope`."""
+"""Cosines and sines, (positions, head_dim // 2) fp32 each; see `llmkit.model.rope`.
+
+In a pass whose rows have positions of their own: (batch, seq, head_dim // 2)."""
 
 
 class BlockInputs(NamedTuple):
     """What a block is given beside the residual stream, the same for all blocks.
 
     rope: the tables of these positions, None without rotary positions. documents: (batch, seq) int32 or None,
-    bounds: theirs, see `llmkit.batch.Batch`. cache: keys and values of earlier positions, to be extended by
-    these. tokens: (batch, seq), for value embeddings. begins: (batch, seq) bool, the first tokens of
-    documents, for what looks at the position before. embedding: what entered the first block, bigram: the
+    bounds: theirs, see `llmkit.batch.Batch`. cache: rows of keys and values of earlier positions, to be
+    extended by these. tokens: (batch, seq), for value embeddings. begins: (batch, seq) bool, the first tokens
+    of documents, for what looks at the position before. embedding: what entered the first block, bigram: the
     vectors of bigrams, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`.
     """
 
     rope: RopeTables | None = None
     documents: Tensor | None = None
     bounds: Tensor | None = None
-    cache: KeyValueCache | None = None
+    cache: CacheRows | None = None
     tokens: Tensor | None = None
     begins: Tensor | None = None
     embedding: Tensor | None = None
@@ -40,24 +42,34 @@ class BlockInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """The positions start .. stop - 1, which the tokens of one forward pass have in each sequence."""
+    """The positions start .. stop - 1, which the tokens of one forward pass have in each sequence.
+
+    own: (batch, seq) int64, the positions where each sequence has its own instead; else None.
+    """
 
     start: int
     stop: int
+    own: Tensor | None = None
 
     @classmethod
-    def of(cls, tokens: Tensor, cache: KeyValueCache | None) -> Span:
+    def of(cls, tokens: Tensor, cache: CacheRows | None) -> Span:
         """The positions of tokens (batch, seq) that follow those in the cache."""
-        start = 0 if cache is None else cache.length
+        if cache is not None and not cache.even:
+            return cls(0, 0, cache.positions.clamp(max=cache.cache.context_length - 1))  # padding, too
+        start = 0 if cache is None else cache.starts[0]
         return cls(start, start + tokens.shape[1])
 
     def rope(self, tables: RopeTables) -> RopeTables:
         """The rows of these positions. Rotary positions are relative: documents need not begin at 0."""
         cos, sin = tables
+        if self.own is not None:
+            return cos[self.own], sin[self.own]
         return cos[self.start : self.stop], sin[self.start : self.stop]
 
     def ids(self, documents: Tensor | None, device: torch.device) -> Tensor:
-        """The positions, (seq,) int64; with documents, (batch, seq) counted from each one's first token."""
+        """The positions, (seq,) or (batch, seq) int64; with documents counted from each one's first token."""
+        if self.own is not None:
+            return self.own
         positions = torch.arange(self.start, self.stop, device=device)
         if documents is None:
             return positions

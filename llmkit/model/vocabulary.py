@@ -19,7 +19,7 @@ from llmkit.model.layers import (
     sequence_first,
     uninitialized_parameter,
 )
-from llmkit.parallel.collectives import replicated_weight
+from llmkit.parallel.collectives import all_gather, replicated_weight
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import ParameterSlice, full_slice
 
@@ -128,11 +128,12 @@ class Head(VocabularyLayer):
         return hidden if self.logits_scaling == 1.0 else hidden / self.logits_scaling
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., hidden) -> (..., vocab), fp32; of a model that is not sharded."""
+        """hidden: (..., hidden), not a piece -> (..., vocab), fp32. Collective under tensor parallelism."""
         hidden = self._scaled(hidden)
-        return output_logits(hidden, self.weight, self.vocab_size, softcap=self.terms.softcap)[
-            ..., : self.vocab_size
-        ]
+        ours = output_logits(hidden, self.weight, self.vocab_size - self.first, softcap=self.terms.softcap)
+        if self.tp.group is not None:
+            ours = all_gather(ours, ours.dim() - 1, self.tp.group)
+        return ours[..., : self.vocab_size]
 
 
 class Positions(Layer):

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from llmkit.kernels.attention import decoding, sdpa
+from llmkit.kernels.attention import decoding, masked, sdpa
 from llmkit.kernels.attention_blocks import blocks, matmul
+from tests.kernels.dense_attention import dense
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -41,12 +42,12 @@ def inputs(queries, keys, heads=6, kv_heads=2, width=10):
 
 
 @pytest.mark.parametrize("attention", [sdpa, blocks, matmul])
-@pytest.mark.parametrize("masked", [False, True], ids=["one-document", "documents"])
+@pytest.mark.parametrize("packed", [False, True], ids=["one-document", "documents"])
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 @pytest.mark.parametrize(("queries", "keys", "kv_heads"), [(13, 13, 2), (13, 13, 6), (1, 9, 2), (5, 9, 1)])
-def test_equals_the_reference(queries, keys, kv_heads, window, masked, attention):
+def test_equals_the_reference(queries, keys, kv_heads, window, packed, attention):
     tensors = inputs(queries, keys, kv_heads=kv_heads)
-    documents = torch.tensor([[0] * 3 + [1] * (keys - 3), [5] * (keys - 1) + [6]]) if masked else None
+    documents = torch.tensor([[0] * 3 + [1] * (keys - 3), [5] * (keys - 1) + [6]]) if packed else None
     found = attention(*tensors, window=window, documents=documents)
     wanted = reference(*tensors, window, documents)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
@@ -92,3 +93,18 @@ def test_a_query_behind_a_window_needs_no_mask(monkeypatch):
     torch.testing.assert_close(
         sdpa(q, k, v, window=7).double(), reference(q, k, v, 7, None), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("queries", "kv_heads", "scale"), [(1, 2, None), (3, 1, 0.4), (2, 6, None)])
+def test_each_row_sees_the_keys_of_its_mask(queries, kv_heads, scale, softcap):
+    """Rows of different lengths: each as the attention of its own keys alone."""
+    q, k, v = (x.detach() for x in inputs(queries, 12, kv_heads=kv_heads))
+    lengths = (7, 12)
+    query = torch.tensor(lengths)[:, None] - queries + torch.arange(queries)
+    visible = torch.arange(12) <= query[..., None]
+    found = masked(q, k, v, visible, softcap=softcap, scale=scale)
+    for row, length in enumerate(lengths):
+        own = (x[row : row + 1, :length] for x in (k, v))
+        wanted = dense(q[row : row + 1], *own, softcap=softcap, scale=scale)
+        torch.testing.assert_close(found[row : row + 1], wanted, rtol=1e-5, atol=1e-6)

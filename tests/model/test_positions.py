@@ -15,9 +15,19 @@ TOKENS = torch.zeros(2, 7, dtype=torch.int64)
 
 def test_tokens_follow_what_the_cache_holds():
     assert Span.of(TOKENS, None) == Span(0, 7)
-    cache = KeyValueCache(LLAMA_STYLE, 2, 20, torch.zeros(()))
-    cache.length = 5
-    assert Span.of(TOKENS, cache) == Span(5, 12)
+    cache = KeyValueCache(LLAMA_STYLE, torch.zeros(()))
+    cache.rows([5, 5]).advance()
+    assert Span.of(TOKENS, cache.rows([7, 7])) == Span(5, 12)
+
+
+def test_rows_of_different_lengths_have_positions_of_their_own_within_the_context():
+    cache = KeyValueCache(LLAMA_STYLE, torch.zeros(()))
+    cache.rows([3, 46]).advance()
+    span = Span.of(TOKENS[:, :3], cache.rows([3, 2]))
+    assert span.ids(None, CPU).tolist() == [[3, 4, 5], [46, 47, 47]]
+    tables = rope_tables(48, 6, 1e4)
+    for found, table in zip(span.rope(tables), tables, strict=True):
+        assert torch.equal(found[0], table[3:6]) and torch.equal(found[1, :2], table[46:])
 
 
 def test_positions_begin_anew_with_each_document():
