@@ -22,12 +22,15 @@ class Batch(NamedTuple):
     documents: (batch, seq) int32 or None. Where given, a position attends only to positions of the
         same row with the same number; numbers never decrease along a row.
     bounds: the same as `document_bounds` gives it, int32, or None: not known on the host.
+    reference: of pairs, (batch / 2, 2) fp32: the log-probabilities of both sequences under the reference
+        model. Rows 2 k and 2 k + 1 are then the chosen and the rejected sequence of pair k.
     """
 
     tokens: Tensor
     labels: Tensor
     documents: Tensor | None = None
     bounds: Tensor | None = None
+    reference: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; the copy does not wait if the memory is pinned."""
@@ -44,29 +47,40 @@ class Rows(NamedTuple):
     end_of_text: its id where documents are masked from each other: as an input it opens the next one. None
         where a position attends to all before it.
     bounds: of the documents, as `document_bounds` gives it; `of` computes it.
+    reference: as in `Batch`.
     """
 
     tokens: Tensor
     is_target: Tensor | None = None
     end_of_text: int | None = None
     bounds: Tensor | None = None
+    reference: Tensor | None = None
 
     @classmethod
-    def of(cls, tokens: Tensor, is_target: Tensor | None, end_of_text: int | None) -> Rows:
+    def of(
+        cls,
+        tokens: Tensor,
+        is_target: Tensor | None,
+        end_of_text: int | None,
+        reference: Tensor | None = None,
+    ) -> Rows:
         """Rows with the bounds of their documents, which lie in pinned memory where the tokens do."""
         bounds = None if end_of_text is None else document_bounds(tokens[:, :-1] == end_of_text)
         if bounds is not None and tokens.is_pinned():
             bounds = bounds.pin_memory()
-        return cls(tokens, is_target, end_of_text, bounds)
+        return cls(tokens, is_target, end_of_text, bounds, reference)
 
     def pinned_for(self, device: torch.device) -> Rows:
         """The same rows; for a GPU in page-locked memory, which it reads while the host goes on."""
         if device.type != "cuda":
             return self
-        is_target, bounds = (
-            None if each is None else each.pin_memory() for each in (self.is_target, self.bounds)
+        is_target, bounds, reference = (
+            None if each is None else each.pin_memory()
+            for each in (self.is_target, self.bounds, self.reference)
         )
-        return self._replace(tokens=self.tokens.pin_memory(), is_target=is_target, bounds=bounds)
+        return self._replace(
+            tokens=self.tokens.pin_memory(), is_target=is_target, bounds=bounds, reference=reference
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, made there; nothing waits for the copy if the memory is pinned."""
@@ -77,8 +91,23 @@ class Rows(NamedTuple):
         documents = None
         if self.end_of_text is not None:
             documents = (tokens == self.end_of_text).cumsum(1, dtype=torch.int32)
-        bounds = None if self.bounds is None else self.bounds.to(device, non_blocking=True)
-        return Batch(tokens, labels, documents, bounds)
+        bounds, reference = (
+            None if each is None else each.to(device, non_blocking=True)
+            for each in (self.bounds, self.reference)
+        )
+        return Batch(tokens, labels, documents, bounds, reference)
+
+
+def split_pairs(rows: Tensor, labels: int = 1) -> Tensor:
+    """The sequences of pairs, (2 * pairs, L + labels), in the same kind of memory.
+
+    rows: (pairs, 2 L + labels), of which a pair's sequences overlap by `labels` tokens: 1 where the last
+    token of one is the first input of the next, 0 for what is given for each label.
+    """
+    length = (rows.shape[1] - labels) // 2
+    parts = rows.unfold(1, length + labels, length)
+    shape = (2 * len(rows), length + labels)
+    return torch.empty(shape, dtype=rows.dtype, pin_memory=rows.is_pinned()).copy_(parts.reshape(shape))
 
 
 class LossSum(NamedTuple):

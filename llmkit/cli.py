@@ -17,6 +17,7 @@ from llmkit import __version__
 from llmkit.command_line import CommandParser, Commands, add_config, add_run, count, positive, unicode_text
 from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.inspect.options import add_inspect_command
+from llmkit.preference.options import add_reference_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
 
 
@@ -226,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         _train_parser, _config_parser, _data_parser, _generate_parser, _evaluate_parser, _doctor_parser,
-        _new_parser, _ladder_parser, add_inspect_command,
+        _new_parser, _ladder_parser, add_inspect_command, add_reference_command,
     ):  # fmt: skip
         add(commands)
     return parser

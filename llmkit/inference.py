@@ -126,6 +126,11 @@ def evaluate_weights(
     shape = spec if isinstance(spec, ModelShape) else None
     if used.linear == "fp8" and fp8_missing(shape, Layout(), device_facts(device)) is not None:
         used = PRECISIONS["bf16"]  # the same weights
+    if data.has_pairs:
+        raise UserError(
+            f"{weights.path}: what the run held out are pairs of answers, whose loss is in its metrics.jsonl "
+            "(eval_loss, eval_rewards/...); name text with --data"
+        )
     model = load_model(weights, device, used)
     heldout = HeldOut(data, choose_evaluation_batch(config, spec, used, device_facts(device)))
     if heldout.targets == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llmkit.batch import IGNORE, Rows, document_bounds
+from llmkit.batch import IGNORE, Rows, document_bounds, split_pairs
 from llmkit.kernels.attention import sdpa as attention
 
 
@@ -37,7 +37,7 @@ def test_rows_become_a_batch_where_it_is_used():
     assert batch.documents.tolist() == [[0, 1, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
     assert batch.bounds is not None and batch.bounds.tolist() == [0, 1, 4, 5, 7, 13, *[14] * 10]
     plain = Rows.of(text, None, None).to(torch.device("cpu"))
-    assert (plain.labels.tolist(), *plain[2:]) == (text[:, 1:].tolist(), None, None)
+    assert (plain.labels.tolist(), *plain[2:]) == (text[:, 1:].tolist(), None, None, None)
 
 
 def test_rows_for_a_gpu_are_pinned_and_others_left_as_they_are(monkeypatch):
@@ -50,3 +50,9 @@ def test_rows_for_a_gpu_are_pinned_and_others_left_as_they_are(monkeypatch):
     assert torch.equal(found.tokens, rows.tokens) and found.tokens is not rows.tokens
     assert found.is_target is not rows.is_target and found.end_of_text == 7
     assert rows._replace(is_target=None).pinned_for(torch.device("cuda")).is_target is None
+
+
+def test_pairs_become_two_sequences_that_share_a_token() -> None:
+    rows = torch.arange(14).view(2, 7)
+    assert split_pairs(rows).tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [7, 8, 9, 10], [10, 11, 12, 13]]
+    assert split_pairs(rows[:, :6], 0).tolist() == [[0, 1, 2], [3, 4, 5], [7, 8, 9], [10, 11, 12]]

@@ -10,6 +10,7 @@ ELSEWHERE = {
     # Module -> the file of the tests that know it, by way of the module that uses it.
     "config/lora_section.py": "config/test_adapters.py",
     "config/operators.py": "kernels/test_operators.py",
+    "config/preference_section.py": "config/test_check_preference.py",
     "data/blocks.py": "data/test_loader.py",
     "data/building/assemble.py": "data/building/test_build_source.py",
     "data/building/given.py": "data/test_prepared.py",
@@ -48,6 +49,7 @@ ELSEWHERE = {
     "model/rope.py": "kernels/test_rotation.py",
     "plan/attention_rules.py": "plan/test_operators.py",
     "plan/facts.py": "test_device.py",
+    "preference/options.py": "preference/test_command.py",
     "recipes/recipe.py": "recipes/test_rules.py",
     "plan/form_rules.py": "plan/test_operators.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",

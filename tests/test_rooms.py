@@ -20,7 +20,7 @@ LAYERS = (
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor"},
     {"inference", "parity", "recipes"},
-    {"generation"},
+    {"generation", "preference"},
     {"loop", "inspect"},
     {"train"},
     {"api"},

@@ -15,6 +15,7 @@ from llmkit.config.check_layout import (
     check_world,
     check_zero,
 )
+from llmkit.config.check_preference import check_preference
 from llmkit.config.entries import chosen, common_fields, own_settings, settings_of
 from llmkit.config.groups import check_groups
 from llmkit.config.heldout import may_hold_out, nothing_held_out
@@ -37,8 +38,8 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     settings = Settings(config, origins, facts or Facts())
     data = (_tokenizer, _sources, _entries, _curriculum, check_paths)
     layout = (check_world, check_tensor_parallel, check_zero)
-    update = (check_optimizer, check_groups, check_lora)
-    checks = (check_model, check_vocabulary, *data, check_batch, _evaluate, *update, *layout)
+    update = (check_preference, _evaluate, check_optimizer, check_groups, check_lora)
+    checks = (check_model, check_vocabulary, *data, check_batch, *update, *layout)
     return [mistake for one in checks for mistake in one(settings)]
 
 
@@ -80,17 +81,21 @@ _SOURCE_FIELDS = {
     "messages_field": _RECORDS,
     "prompt_field": _RECORDS,
     "completion_field": _RECORDS,
+    "chosen_field": _RECORDS,
+    "rejected_field": _RECORDS,
     "ids_field": _RECORDS,
     "separator": ("text",),
     "heldout_path": ("shards",),
 }
 """The types of sources that a field is for."""
 _RECORD_FIELDS = {
-    "text_field": "text",
-    "messages_field": "chat",
-    "prompt_field": "prompt_completion",
-    "completion_field": "prompt_completion",
-    "ids_field": "ids",
+    "text_field": ("text",),
+    "messages_field": ("chat",),
+    "prompt_field": ("prompt_completion", "preference"),
+    "completion_field": ("prompt_completion",),
+    "chosen_field": ("preference",),
+    "rejected_field": ("preference",),
+    "ids_field": ("ids",),
 }
 
 
@@ -106,8 +111,8 @@ def _sources(s: Settings) -> Iterator[Mistake]:
             if name in given and source.type not in types:
                 note = f"{name} is only for sources of type {listed(types)}; leave it out"
                 yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.type", note=note)
-            elif name in given and source.record != _RECORD_FIELDS.get(name, source.record):
-                note = f"{name} is only for records of kind {_RECORD_FIELDS[name]}; leave it out"
+            elif name in given and source.record not in _RECORD_FIELDS.get(name, (source.record,)):
+                note = f"{name} is only for records of kind {listed(_RECORD_FIELDS[name])}; leave it out"
                 yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.record", note=note)
         if source.type in _SOURCE_FIELDS["path"] and not source.path:
             note = "a file, a folder or a glob pattern, or a list of them"

@@ -21,7 +21,7 @@ def _none_live(config: Config) -> bool:
 
 
 def _no_chats(config: Config) -> bool:
-    return not any(source.record == "chat" for source in config.data.sources)
+    return not any(source.record in ("chat", "preference") for source in config.data.sources)
 
 
 def _window_sees_all(config: Config) -> bool:

@@ -65,7 +65,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules(
         "data", "decides what is read, and in which order", "data.sources.N",
         "type name subset split revision live weight record text_field messages_field prompt_field "
-        "completion_field ids_field separator",
+        "completion_field chosen_field rejected_field ids_field separator",
     ),
     **_rules("free", "where tokens are kept", "data.sources.N", "cache_live_tokens"),
     **_rules("free", "a limit, which is checked at the start", "data.sources.N", "max_epochs"),
@@ -84,6 +84,11 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules(
         "warned", "changes what each step computes", "train",
         "global_batch_size gradient_clipping precision z_loss label_smoothing",
+    ),
+    **_rules("fixed", "decides what is learned", "train", "objective"),
+    **_rules("warned", "changes what each step computes", "train.dpo", "beta loss label_smoothing"),
+    **_rules(
+        "content", "the log-probabilities that it gives are compared", "train.dpo", "reference",
     ),
     **_rules("free", "the loss is a sum over the whole batch", "train", "micro_batch_size"),
     **_rules("fixed", "decides which adapters there are", "train.lora", "rank targets"),

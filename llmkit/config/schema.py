@@ -14,6 +14,7 @@ from pydantic import Field
 from llmkit.config.lora_section import Lora
 from llmkit.config.model_section import Model
 from llmkit.config.optimizer_section import Optimizer, Schedule
+from llmkit.config.preference_section import Dpo
 from llmkit.config.section import NonNegative, Positive, Section
 
 BPE_VOCAB_SIZE = 4096
@@ -106,17 +107,23 @@ class Source(Section):
     max_epochs: Positive | None = None
     """How often the source may be read as a whole; a run that needs more is refused, or, with a live source,
     ends when all of it was read so often. Default: no limit."""
-    record: Literal["text", "chat", "prompt_completion", "ids"] = "text"
+    record: Literal["text", "chat", "prompt_completion", "preference", "ids"] = "text"
     """What a record holds: a text; a chat, of which the model learns the assistant's words; a prompt and
-    its completion, of which it learns the completion; ids of tokens."""
+    its completion, of which it learns the completion; a prompt with a chosen and a rejected answer (for
+    `train.objective: dpo`); ids of tokens."""
     text_field: str = "text"
     """The field of a record that holds the text."""
     messages_field: str = "messages"
     """The field with a chat: a list of {role, content}."""
     prompt_field: str = "prompt"
-    """The field with the prompt."""
+    """The field with the prompt. Of preferences it may be absent where the answers are chats that begin
+    with it."""
     completion_field: str = "completion"
     """The field with the completion."""
+    chosen_field: str = "chosen"
+    """The field with the answer that is preferred: a string, or a list of {role, content}."""
+    rejected_field: str = "rejected"
+    """The field with the answer that is not preferred, of the same kind as the other one."""
     ids_field: str = "input_ids"
     """The field with token ids of data.tokenizer; an end-of-text behind them is not needed."""
     separator: str | None = None
@@ -149,7 +156,8 @@ class Data(Section):
     curriculum: list[Stage] = []
     """Changes of the sources' weights in the course of training."""
     sequence_length: Annotated[int, Field(ge=2)] = 1024
-    """Tokens a row."""
+    """Tokens a row. Of preferences: tokens of the prompt with one of its answers; longer ones are left out,
+    and counted."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
     """concatenate = one document after the other; best_fit = in the order in which as few documents as
     possible are cut by a row's end (planned when shards are built; live sources are concatenated)."""
@@ -176,6 +184,21 @@ class Data(Section):
     """Waiting this long for a source ends the run with a message that names it."""
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether a row is a pair of sequences, one with the chosen answer, one with the rejected one."""
+        return any(source.record == "preference" for source in self.sources)
+
+    @property
+    def sequences_per_row(self) -> int:
+        """Sequences that a model is given for a row."""
+        return 2 if self.has_pairs else 1
+
+    @property
+    def row_length(self) -> int:
+        """Tokens that a row takes of the stream of its source: those of both sequences of a pair."""
+        return self.sequence_length * self.sequences_per_row
+
+    @property
     def heldout_every(self) -> int:
         """One document in this many is held out; 0 = none."""
         return round(1.0 / self.validation_fraction) if self.validation_fraction else 0
@@ -184,6 +207,11 @@ class Data(Section):
 class Train(Section):
     """How long, on how much at once, in which precision."""
 
+    objective: Literal["causal_lm", "dpo"] = "causal_lm"
+    """What is learned: causal_lm = the next token; dpo = which of two answers is preferred
+    (docs/finetuning.md)."""
+    dpo: Dpo = Dpo()
+    """Preference optimisation (only for the objective dpo)."""
     max_steps: Positive | None = None
     """Optimizer steps; where absent, `max_minutes` decides."""
     max_minutes: Annotated[float, Field(gt=0.0)] | None = None
@@ -192,9 +220,9 @@ class Train(Section):
     run is saved in time and ends with exit code 75; the same command does the rest. Not used if max_steps
     is set."""
     global_batch_size: Positive = 32
-    """Sequences a step, over all processes."""
+    """Sequences a step, over all processes; with the objective dpo: pairs of them."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
-    """Sequences a forward pass and data-parallel rank; must divide the sequences such a rank has a step."""
+    """Sequences, or pairs, a forward pass and data-parallel rank; must divide those that it has a step."""
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest global gradient norm; 0 = no clipping."""
     z_loss: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

@@ -51,7 +51,8 @@ class RowsOfBlock:
     -1 for a row that only fills. targets: (steps,), how many. has_masks: whether a source has tokens that are
     no targets. hashes: (steps, rows) uint64, 0 for rows that only fill. cursors: for each step, where the
     lanes of live sources stand after it (source, lane, cursor). left_out: for each step, what was
-    left out of live sources (source, counts). notes: what the user should know.
+    left out of live sources (source, counts). notes: what the user should know. reference: of pairs,
+    (steps * rows, 2) float32, the log-probabilities under the reference model.
     """
 
     text: Tensor
@@ -63,6 +64,7 @@ class RowsOfBlock:
     cursors: list[list[tuple[int, int, list[int]]]]
     left_out: list[list[tuple[int, Counter[str]]]]
     notes: list[str]
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class BlockMaker:
         workers: int,
     ) -> None:
         self._reading: str | None = "the order of the rows"  # None = whatever the server of lanes does
-        self._sources, self._length = prepared.train, config.sequence_length
+        self._sources, self._length = prepared.train, config.row_length
         self._end_of_text = prepared.tokenizer.end_of_text_id
         self._order, self._batch_rows, self._rank, self._world = order, batch_rows, rank, world_size
         self._rows = round_up(round_up(batch_rows, world_size) // world_size, micro_batch_size)
@@ -113,6 +115,8 @@ class BlockMaker:
             for source in prepared.train
         )
         self._has_masks = any(source.rows.has_targets for source in prepared.train)
+        self._has_pairs = prepared.has_pairs
+        self._has_reference = any(source.reference is not None for source in prepared.train)
         live = [(place, each.rows) for place, each in enumerate(prepared.train)]
         self._tables = {place: rows.lane_table for place, rows in live if isinstance(rows, LiveSource)}
         self._served = {place: served_lanes(table, rank, world_size) for place, table in self._tables.items()}
@@ -194,15 +198,21 @@ class BlockMaker:
             target_memory = torch.ones((flat.size, self._length), dtype=torch.bool, pin_memory=self._pin)
             is_target = target_memory.numpy()
             is_target[filling] = False
+        reference = None
+        if self._has_reference:
+            reference = torch.zeros((flat.size, 2), dtype=torch.float32, pin_memory=self._pin)
         cursors: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(steps)]
         left_out: list[list[tuple[int, Counter[str]]]] = [[] for _ in range(steps)]
         self._notes: list[str] = []
         for place in np.flatnonzero(np.bincount(flat[~filling])).tolist():
             if place not in self._tables:
                 self._read(place, flat == place, plan, text, is_target)
+                self._read_reference(place, flat == place, plan, reference)
         for place in self._tables:
             self._take(place, plan, text, is_target, cursors, left_out)
-        if self._has_masks and is_target is not None:
+        if self._has_pairs:
+            targets = np.count_nonzero(plan.sources >= 0, axis=1)
+        elif self._has_masks and is_target is not None:
             targets = np.count_nonzero(is_target.reshape(steps, -1), axis=1)
         else:
             targets = np.count_nonzero(plan.sources >= 0, axis=1) * self._length
@@ -216,6 +226,7 @@ class BlockMaker:
             cursors=cursors,
             left_out=left_out,
             notes=self._notes,
+            reference=reference,
         )
 
     def _read(
@@ -236,6 +247,12 @@ class BlockMaker:
             targets = source.rows.targets(index, self._length)
             if targets is not None:
                 is_target[here] = targets
+
+    def _read_reference(self, place: int, here: np.ndarray, plan: _Plan, reference: Tensor | None) -> None:
+        """The reference's log-probabilities of the pairs of a source, into their places."""
+        known = self._sources[place].reference
+        if reference is not None and known is not None:
+            reference.numpy()[here] = known[plan.rows.ravel()[here] % len(known)]
 
     def _take(
         self,

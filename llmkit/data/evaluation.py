@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from llmkit.batch import Rows
+from llmkit.batch import Rows, split_pairs
 from llmkit.data.prepared import Prepared
 
 
@@ -17,10 +17,11 @@ class HeldOut:
     """The held-out rows of all sources, one source after the other; may be iterated again and again.
 
     Row g is read by the rank g % world_size. All batches have the shape (batch_rows, sequence_length) and
-    all ranks as many of them; what does not fill a row or a batch is no target.
+    all ranks as many of them; what does not fill a row or a batch is no target. Of pairs: (2 * batch_rows,
+    half of that length), where a row is a pair.
 
-    text_bytes: UTF-8 bytes of all the held-out documents, over all ranks, for bits per byte.
-    targets: how many, over all ranks.
+    text_bytes: UTF-8 bytes of all the held-out documents, over all ranks, for bits per byte; 0 for pairs.
+    targets: how many, over all ranks; of pairs, their number.
     """
 
     def __init__(self, prepared: Prepared, batch_rows: int, rank: int = 0, world_size: int = 1) -> None:
@@ -28,7 +29,7 @@ class HeldOut:
         assert 0 <= rank < world_size, (rank, world_size)
         self._prepared, self._batch_rows = prepared, batch_rows
         self._rank, self._world = rank, world_size
-        self.text_bytes = prepared.heldout_bytes
+        self.text_bytes = 0 if prepared.has_pairs else prepared.heldout_bytes
         self.targets = prepared.heldout_targets
         length = prepared.sequence_length
         self._starts = [range(0, source.reader.tokens - 1, length) for source in prepared.heldout]
@@ -44,16 +45,25 @@ class HeldOut:
         for batch in range(len(self)):
             text = np.full((self._batch_rows, length + 1), tokenizer.end_of_text_id, dtype=np.int32)
             is_target = np.zeros((self._batch_rows, length), dtype=bool)
+            reference = np.zeros((self._batch_rows, 2), dtype=np.float32)
             mine = range(batch * self._batch_rows, (batch + 1) * self._batch_rows)
             for place, number in enumerate(self._rank + self._world * k for k in mine):
                 if number >= self._rows:
                     break
                 source = bisect_right(self._ends, number)
-                reader = self._prepared.heldout[source].reader
-                start = self._starts[source][number - self._ends[source]]  # counted from the last
+                held = self._prepared.heldout[source]
+                reader, row = held.reader, number - self._ends[source]  # counted from the last
+                start = self._starts[source][row]
                 stop = min(start + length + 1, reader.tokens)
                 known = reader.read_targets(start, stop)
                 text[place, : stop - start] = reader.read(start, stop)
                 is_target[place, : stop - start - 1] = True if known is None else known[1:]
+                if held.reference is not None:
+                    reference[place] = held.reference[row]
             boundary = tokenizer.end_of_text_id if self._prepared.document_masks else None
-            yield Rows.of(torch.from_numpy(text), torch.from_numpy(is_target), boundary)
+            tokens, targets = torch.from_numpy(text), torch.from_numpy(is_target)
+            if self._prepared.has_pairs:
+                known_rows = torch.from_numpy(reference)
+                yield Rows.of(split_pairs(tokens), split_pairs(targets, 0), boundary, known_rows)
+            else:
+                yield Rows.of(tokens, targets, boundary)

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import JsonValue
 from xxhash import xxh64_intdigest
 
-from llmkit.batch import Rows
+from llmkit.batch import Rows, split_pairs
 from llmkit.config import schema
 from llmkit.data.blocks import BlockMaker, RowsOfBlock, round_up, run_dry
 from llmkit.data.curriculum import Curriculum, Shortage, check_supply, shortages, supplies
@@ -99,7 +99,7 @@ class TrainLoader:
     ) -> None:
         assert min(batch_rows, micro_batch_size) > 0, (batch_rows, micro_batch_size)
         assert 0 <= rank < world_size, (rank, world_size)
-        assert config.sequence_length == prepared.sequence_length, "prepared with other settings"
+        assert config.row_length == prepared.sequence_length, "prepared with other settings"
         self.left_out: dict[str, Counter[str]] = {}
         self.notes: list[str] = []
         self.give_up: Callable[[], int] = lambda: 0
@@ -142,7 +142,7 @@ class TrainLoader:
 
     def _size(self, place: int, version: int) -> int | None:
         """Tokens of an epoch of a source; None for a live one."""
-        rows, length = self._prepared.train[place].rows, self._config.sequence_length
+        rows, length = self._prepared.train[place].rows, self._config.row_length
         if isinstance(rows, LiveSource):
             return None
         if version == 2:  # which left out what did not fill a row
@@ -329,13 +329,13 @@ class TrainLoader:
         """
         steps, rows = block.sources.shape
         self._left, count = steps, rows // self._micro
-        texts = block.text.split(self._micro)
-        masks = [None] * len(texts) if block.is_target is None else block.is_target.split(self._micro)
-        micro_batches = [
-            Rows.of(text, is_target, self._boundary) for text, is_target in zip(texts, masks, strict=True)
-        ]
+        micro_batches = self._micro_batches(block)
         own, sources = block.targets.tolist(), block.sources.reshape(steps, count, self._micro)
-        everything = None if block.has_masks else self._batch_rows * self._config.sequence_length
+        everything: int | None = self._batch_rows * self._config.sequence_length
+        if self._prepared.has_pairs:
+            everything = self._batch_rows
+        elif block.has_masks:
+            everything = None
         self.notes += block.notes
         for step in range(steps):
             self._moved.clear()
@@ -352,3 +352,17 @@ class TrainLoader:
                 self._batch_rows, self.position, sources[step],
                 None if block.hashes is None else block.hashes[step],
             )  # fmt: skip
+
+    def _micro_batches(self, block: RowsOfBlock) -> list[Rows]:
+        """Those of all steps, one after the other."""
+        text, is_target, sequences = block.text, block.is_target, self._micro
+        if self._prepared.has_pairs:
+            assert is_target is not None, "pairs have tokens that are no targets"
+            text, is_target, sequences = split_pairs(text), split_pairs(is_target, 0), 2 * self._micro
+        texts = text.split(sequences)
+        masks = [None] * len(texts) if is_target is None else is_target.split(sequences)
+        known = [None] * len(texts) if block.reference is None else block.reference.split(self._micro)
+        return [
+            Rows.of(text, is_target, self._boundary, reference)
+            for text, is_target, reference in zip(texts, masks, known, strict=True)
+        ]

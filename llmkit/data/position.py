@@ -38,6 +38,7 @@ class Fingerprint(_Record):
     """What the order of the rows depends on, beside the seed and the weights.
 
     packing, lanes: of the settings; None in checkpoints of version 2, lanes also where no source is live.
+    reference: of pairs, the digest of the model that their log-probabilities are of.
     """
 
     tokenizer: str
@@ -45,6 +46,7 @@ class Fingerprint(_Record):
     document_masks: bool
     packing: Literal["concatenate", "best_fit"] | None = None
     lanes: Count | None = None
+    reference: str | None = None
     sources: list[SourcePrint]
 
     @property

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmkit.config import schema
@@ -54,13 +55,15 @@ class TrainSource:
     """What a source gives to train on.
 
     weight: share of the rows relative to the other sources. max_epochs: how often it may be read; None = no
-    limit. rows: tokens on disk, or what tokenizes while training.
+    limit. rows: tokens on disk, or what tokenizes while training. reference: of pairs, (pairs, 2) float32,
+    the log-probabilities of their sequences under the reference model.
     """
 
     name: str
     weight: float
     max_epochs: int | None
     rows: RowSource | LiveSource
+    reference: np.ndarray | None = None
 
     @property
     def kind(self) -> Literal["shards", "megatron", "live"]:
@@ -77,10 +80,14 @@ class TrainSource:
 
 @dataclass(frozen=True)
 class HeldOutSource:
-    """A source's held-out tokens; `reader.index.extra` may have what general compressors make of the text."""
+    """A source's held-out tokens; `reader.index.extra` may have what general compressors make of the text.
+
+    reference: as in `TrainSource`.
+    """
 
     name: str
     reader: ShardReader
+    reference: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ class Prepared:
 
     folders: what was built for each source, by name. heldout: sources that have held-out documents, maybe
     none. left_out: for each source, how many documents were left out or mended when it was built, by
-    reason. fingerprint: what the order of the rows depends on, by content and not by path; JSON.
+    reason. sequence_length: tokens of a row of the stream (`Data.row_length`). fingerprint: what the order of
+    the rows depends on, by content and not by path; JSON. has_pairs: whether a row is a pair.
     """
 
     folders: dict[str, Path]
@@ -100,6 +108,7 @@ class Prepared:
     sequence_length: int
     document_masks: bool
     fingerprint: dict[str, Any]
+    has_pairs: bool = False
 
     @property
     def train_tokens(self) -> int:
@@ -118,7 +127,9 @@ class Prepared:
 
     @cached_property
     def heldout_targets(self) -> int:
-        """Tokens of the held-out text that are targets of the loss."""
+        """Tokens of the held-out text that are targets of the loss; of pairs, their number."""
+        if self.has_pairs:
+            return sum(source.reader.documents for source in self.heldout)
         return sum(source.reader.count_targets() for source in self.heldout)
 
 
@@ -143,9 +154,10 @@ def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Pl
         train=tuple(train),
         heldout=tuple(heldout),
         left_out=left_out,
-        sequence_length=config.sequence_length,
+        sequence_length=config.row_length,
         document_masks=config.document_masks,
         fingerprint=_fingerprint(config, tokenizer, places, train, heldout),
+        has_pairs=config.has_pairs,
     )
 
 
@@ -243,12 +255,13 @@ def _fingerprint(
     train: list[TrainSource],
     heldout: list[HeldOutSource],
 ) -> dict[str, Any]:
-    chats = {place.name for place in places if place.spec.record == "chat" and (place.folder or place.live)}
+    kinds = ("chat", "preference")
+    chats = {place.name for place in places if place.spec.record in kinds and (place.folder or place.live)}
     template = RecordEncoder(tokenizer).template_key if chats else None
     held = {source.name: source.reader.digest for source in heldout}
     return {
         "tokenizer": tokenizer.hash,
-        "sequence_length": config.sequence_length,
+        "sequence_length": config.row_length,
         "document_masks": config.document_masks,
         "packing": config.packing,
         "lanes": config.stream_shards if any(source.kind == "live" for source in train) else None,

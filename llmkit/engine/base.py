@@ -21,6 +21,14 @@ from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import check_same_on_all_ranks
 from llmkit.parallel.mesh import Mesh
 
+Objective = Callable[[LossSum, Batch], LossSum]
+"""Makes what is minimised of the loss that the model gives for a batch, still as sums of rows."""
+
+
+def next_token(loss: LossSum, batch: Batch) -> LossSum:
+    """The objective of pretraining: the loss as it is."""
+    return loss
+
 
 class StepResult(NamedTuple):
     """Outcome of one optimizer step over the global batch, the same on all ranks.
@@ -129,7 +137,7 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
-        """Loss of each row without updating anything; rows of all batches behind each other.
+        """Loss of each row without updating anything; rows of all batches behind each other, extras summed.
 
         The rows are those of this data-parallel rank: sums over all are the caller's.
         """
@@ -178,11 +186,14 @@ def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: It
     for head in heads(model):  # others stay in the mode in which they were compiled
         head.eval()
     model.evaluating = True
-    found = []
+    found, extras = [], dict[str, Tensor]()
     try:
         for batch in batches:
             rows = forward(batch)
             found.append(LossSum(rows.nats.detach(), rows.targets, likeliest=rows.likeliest))
+            for name, extra in rows.extras.items():
+                value = extra.detach().double()
+                extras[name] = extras[name] + value if name in extras else value
             del rows  # and with it what a backward pass would need, before the next batch is computed
     finally:  # the iterator of the batches may raise
         model.train(training)
@@ -191,6 +202,7 @@ def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: It
     return LossSum(
         torch.cat([rows.nats for rows in found]),
         torch.cat([rows.targets for rows in found]),
+        extras,
         likeliest=torch.cat(likeliest) if likeliest else None,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llmkit.engine.base import BUCKET_SIZES, BucketSizes, Engine
+from llmkit.engine.base import BUCKET_SIZES, BucketSizes, Engine, Objective, next_token
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import AdaptedWeights, Source
@@ -38,13 +38,14 @@ def build_engine(
     base: Source | None = None,
     optimizer_steps: int = 0,
     buckets: BucketSizes = BUCKET_SIZES,
+    objective: Objective = next_token,
 ) -> Engine:
     """The model of a complete plan, in its engine, ready for its next step.
 
     note: is called with a message where torch.compile fails or its cache is damaged. source: weights and
     moments after `optimizer_steps` updates; default: the initial weights of `run.seed`. base: the frozen
-    weights of a model with adapters, whose `source` has the adapters alone; default: initial weights too. All
-    ranks must call it together.
+    weights of a model with adapters, whose `source` has the adapters alone; default: initial weights too.
+    objective: what is minimised. All ranks must call it together.
     Raises UserError for a model with nothing to train, and where compiled code cannot be kept.
     """
     plan.require_complete()
@@ -80,11 +81,12 @@ def build_engine(
         engine = NativeEngine(
             make_model(), config.optimizer,
             precision=plan.precision, gradient_clipping=config.train.gradient_clipping, mesh=mesh,
-            zero_stage=layout.zero_stage, buckets=buckets, operators=operators, note=note,
+            zero_stage=layout.zero_stage, buckets=buckets, operators=operators, objective=objective,
+            note=note,
         )  # fmt: skip
     else:
         configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda", buckets=buckets)
-        engine = _zero_engine(make_model, configure, plan, mesh, operators)
+        engine = _zero_engine(make_model, configure, plan, mesh, operators, objective)
     initial = InitialWeights(engine.model, config.run.seed)
     source = source or initial
     engine.write_pieces(AdaptedWeights(base or initial, source) if lora.rank else source, optimizer_steps)
@@ -97,6 +99,7 @@ def _zero_engine(
     plan: Plan,
     mesh: Mesh,
     operators: Operators,
+    objective: Objective,
 ) -> Engine:
     """DeepSpeed's engine. configure: its settings; at stage 3 they are needed before there is a model."""
     from llmkit.engine.zero import ZeroEngine, zero3_init
@@ -110,7 +113,7 @@ def _zero_engine(
         settings = configure(largest_parameter=max(p.numel() for p in model.parameters()))
     return ZeroEngine(
         model, plan.config.optimizer,
-        precision=plan.precision, config=settings, mesh=mesh, operators=operators,
+        precision=plan.precision, config=settings, mesh=mesh, operators=operators, objective=objective,
     )  # fmt: skip
 
 

@@ -18,9 +18,11 @@ from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import (
     BUCKET_SIZES,
     BucketSizes,
+    Objective,
     StepResult,
     StepSums,
     evaluate_rows,
+    next_token,
     score_rows,
     without_targets,
 )
@@ -44,7 +46,7 @@ class NativeEngine:
 
     The model comes in fp32. In bf16 its values become the masters, and the model keeps rounded
     copies, renewed after each update. Parameters that require no gradient are never updated; they have no
-    master, gradient or moment. zero_stage: 0 or 1.
+    master, gradient or moment. zero_stage: 0 or 1. objective: what is minimised.
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class NativeEngine:
         zero_stage: int = 0,
         buckets: BucketSizes = BUCKET_SIZES,
         operators: Operators = TORCH,
+        objective: Objective = next_token,
         note: Callable[[str], None] = print,
     ) -> None:
         self.model, self.mesh, self.operators = model, mesh or Mesh(), operators
+        self.objective = objective
         self.sums = StepSums(self.mesh)
         self.first_pass = FirstPass(model, operators, self.mesh.world_size == 1, note)
         self.gradient_clipping = gradient_clipping
@@ -118,7 +122,7 @@ class NativeEngine:
         self.sums.start(micro_batches[0].tokens.device)
         for index, batch in enumerate(micro_batches):
             self.masters.before_backward(index == len(micro_batches) - 1)
-            loss = self.model(batch)
+            loss = self.objective(self.model(batch), batch)
             (loss.objective / targets).backward()
             self.sums.add(loss)
 
@@ -166,7 +170,9 @@ class NativeEngine:
         """
         return evaluate_rows(
             self.model,
-            lambda batch: self.first_pass.run(lambda: self.model(batch), with_backward=False),
+            lambda batch: self.first_pass.run(
+                lambda: self.objective(self.model(batch), batch), with_backward=False
+            ),
             batches,
         )
 

@@ -18,7 +18,15 @@ from torch import Tensor
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.optimizer_section import Optimizer
-from llmkit.engine.base import StepResult, StepSums, evaluate_rows, score_rows, without_targets
+from llmkit.engine.base import (
+    Objective,
+    StepResult,
+    StepSums,
+    evaluate_rows,
+    next_token,
+    score_rows,
+    without_targets,
+)
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.flat import FlatOptimizer
@@ -60,7 +68,7 @@ class ZeroEngine:
     model: of fp32 parameters; for stage 3 made inside `zero3_init`. Its values do not matter: state comes
     by `write_pieces`. Parameters that require no gradient when the engine is made are never updated; they
     have no master, gradient or moment, and at stage 3 are partitioned as the others are. config: DeepSpeed's,
-    see `deepspeed_config`.
+    see `deepspeed_config`. objective: what is minimised.
     """
 
     def __init__(
@@ -72,9 +80,10 @@ class ZeroEngine:
         config: dict[str, Any],
         mesh: Mesh,
         operators: Operators = TORCH,
+        objective: Objective = next_token,
     ) -> None:
         deepspeed = import_deepspeed()
-        self.model, self.mesh, self.config = model, mesh, config
+        self.model, self.mesh, self.config, self.objective = model, mesh, config, objective
         self.stage: int = config["zero_optimization"]["stage"]
         self.parts = model.parameter_slices()
         self.parameters = dict(model.named_parameters())
@@ -139,7 +148,7 @@ class ZeroEngine:
         self.sums.start(micro_batches[0].tokens.device)
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            loss = self.engine(batch)
+            loss = self.objective(self.engine(batch), batch)
             objective = loss.objective
             if not self.model.uses_every_parameter:
                 self.use.check(objective)
@@ -150,7 +159,9 @@ class ZeroEngine:
         """See `Engine.evaluate`; gradients are enabled, as in the native engine, and for the same reason."""
         return evaluate_rows(
             self.model,
-            lambda batch: self.first_pass.run(lambda: self.engine(batch), with_backward=False),
+            lambda batch: self.first_pass.run(
+                lambda: self.objective(self.engine(batch), batch), with_backward=False
+            ),
             batches,
         )
 

@@ -83,7 +83,7 @@ def sizes_of(plan: Plan) -> Sizes:
     model, ranks = plan.model, plan.layout.tensor_parallel_size
     assert isinstance(model, ModelShape), "of other models no form of attention is measured"
     return Sizes(
-        plan.micro_batch_size, plan.config.data.sequence_length,
+        plan.micro_batch_size * plan.config.data.sequences_per_row, plan.config.data.sequence_length,
         heads=model.num_attention_heads // ranks, kv_heads=max(1, model.num_key_value_heads // ranks),
         head_dim=model.head_dim, dropout=model.attention_dropout,
         dtype=str(torch_dtype(plan.precision.compute)),

@@ -13,6 +13,7 @@ from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
 from llmkit.device import choose_workers
+from llmkit.engine.base import next_token
 from llmkit.engine.build import build_engine
 from llmkit.loop.begin import begin
 from llmkit.loop.describe import opening_lines
@@ -32,6 +33,7 @@ from llmkit.monitor.tensorboard import TensorBoardSink
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
+from llmkit.preference.loss import DpoLoss
 from llmkit.run_folder import RunFolder
 
 
@@ -67,6 +69,7 @@ def _build(
     engine = build_engine(
         plan, mesh, device=mesh.device, note=note,
         source=checkpoint, optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
+        objective=DpoLoss(config.train.dpo) if config.train.objective == "dpo" else next_token,
     )  # fmt: skip
     stack.callback(engine.close)
     trainer = Trainer(

@@ -20,6 +20,7 @@ from llmkit.monitor.flops import bits_per_byte
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
+from llmkit.preference.loss import MEASURES
 
 
 def evaluate(
@@ -30,9 +31,13 @@ def evaluate(
     Raises GaveUp, on all of them, where one is asked to stop meanwhile.
     """
     rows = engine.evaluate(_batches(heldout, mesh.device, Poll(control, stop_code)))
-    total = float(mesh["data", "context"].sum(rows.nats.double().sum()))
-    nats = float(mesh.broadcast_text(repr(total)))  # the very same everywhere: it may end the run
-    return Evaluation(step, nats / heldout.targets, bits_per_byte(nats, heldout.text_bytes))
+    measured = [name for name in MEASURES if name in rows.extras]
+    sums = torch.stack([rows.nats.double().sum(), *(rows.extras[name] for name in measured)])
+    totals = mesh["data", "context"].sum(sums).tolist()
+    # The very same everywhere: it may end the run. JSON knows NaN and infinity as Python writes them.
+    nats, *others = json.loads(mesh.broadcast_text(json.dumps(totals)))
+    means = {name: value / heldout.targets for name, value in zip(measured, others, strict=True)}
+    return Evaluation(step, nats / heldout.targets, bits_per_byte(nats, heldout.text_bytes), means)
 
 
 def _batches(heldout: HeldOut, device: torch.device, poll: Poll) -> Iterator[Batch]:

@@ -97,6 +97,8 @@ def heldout_facts(t: Trainer) -> dict[str, str]:
     loss = t.state.eval_loss
     if loss is None:
         return {} if t.state.evaluated_step is None else {"held-out loss": "not finite"}
+    if t.data.has_pairs:
+        return {"held-out loss": f"{loss:.4f} a pair"}
     facts = {"held-out loss": f"{loss:.4f} nats a token, perplexity {perplexity(loss):.2f}"}
     assert t.heldout is not None
     bits = bits_per_byte(loss * t.heldout.targets, t.heldout.text_bytes)
@@ -125,7 +127,7 @@ def sample(t: Trainer, text: str) -> str:
     if not t.plan.layout.full_weights and t.plan.model.num_parameters > SAMPLED_PARAMETERS:
         return f"no sample of a model of this size: {_command('generate', t)}"
     try:
-        only_chats = all(spec.record == "chat" for spec in t.config.data.sources)
+        only_chats = all(spec.record in ("chat", "preference") for spec in t.config.data.sources)
         prompt = (chat_prompt if only_chats else text_prompt)(t.data.tokenizer, text)
         # Every length would be compiled anew.
         with torch.compiler.set_stance("force_eager"), _whole_model(t) as model:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,13 @@ class Evaluation:
     """Outcome of an evaluation, the same on all ranks.
 
     loss: held-out loss in nats per target; not finite where the model's is not. bits_per_byte: None where
-    the held-out tokens stand for no text.
+    the held-out tokens stand for no text. measures: means over pairs by name, with the objective dpo.
     """
 
     step: int
     loss: float
     bits_per_byte: float | None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Hook:

@@ -13,6 +13,7 @@ from llmkit.config.schema import Data
 from llmkit.data.building.opened import Found
 from llmkit.data.building.prepare import prepare
 from llmkit.data.building.probe import find_remote
+from llmkit.data.position import read_position
 from llmkit.data.prepared import Prepared
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
@@ -27,7 +28,9 @@ from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan, resolve_plan
 from llmkit.plan.text import show_plan
+from llmkit.preference.reference import reference_path, with_reference
 from llmkit.run_folder import RunFolder
+from llmkit.weights import open_weights
 
 
 def prepare_run(
@@ -36,6 +39,7 @@ def prepare_run(
     """Prepares the data and completes the plan; everything that can be wrong is found here."""
     config, mesh, device = launch.config, launch.mesh, launch.mesh.device
     remote = _find_remote(config.data, mesh)
+    reference = _reference_digest(launch, checkpoint)
     with fail_together(mesh):
         if config.run.deterministic:
             make_deterministic()
@@ -56,6 +60,8 @@ def prepare_run(
         data = prepare(
             config.data, note, seed=config.run.seed, known=remote, tokenizer=tokenizer, accept=accept
         )
+        if reference is not None:
+            data = with_reference(data, launch.loaded, reference)
         known = replace(known, tokenizer_size=data.tokenizer.vocab_size, holds_out=data.heldout_targets > 0)
         plan = resolve_plan(launch.loaded, known)
     choice = choose_attention(plan, mesh, folder, checkpoint is not None, note)
@@ -66,6 +72,18 @@ def prepare_run(
             note(line)
     check_same_on_all_ranks(mesh, plan.facts() | _data_facts(data))
     return data, plan
+
+
+def _reference_digest(launch: Launch, checkpoint: Checkpoint | None) -> str | None:
+    """What tells the reference model of preferences from others; None where there is none. Collective.
+
+    That of a run that goes on is the one that it began with: the model need not be there any more.
+    """
+    if launch.config.train.objective != "dpo":
+        return None
+    if checkpoint is not None:
+        return read_position(checkpoint.state["data"]).fingerprint.reference
+    return on_rank_zero(launch.mesh, lambda: open_weights(reference_path(launch.loaded)).digest())
 
 
 def _require_room(launch: Launch, folder: RunFolder, plan: Plan, device: torch.device) -> None:

@@ -20,7 +20,7 @@ PROMPT_CHARACTERS = 100
 
 def generate_options(config: Config, data: Prepared) -> list[str]:
     """Options of `llmkit generate` that fit the data of a run."""
-    chats = [spec.record == "chat" for spec in config.data.sources]
+    chats = [spec.record in ("chat", "preference") for spec in config.data.sources]
     found = ["--chat --prompt 'Hello'"] if any(chats) else []
     if not all(chats):
         texts = [source for source, chat in zip(data.train, chats, strict=True) if not chat]

@@ -298,6 +298,7 @@ class Trainer:
         state.record_evaluation(found.loss, self.config.evaluate.early_stopping)
         self._write_row(
             {"step": found.step, "eval_loss": found.loss, "eval_bits_per_byte": found.bits_per_byte}
+            | {f"eval_{name}": value for name, value in found.measures.items()}
         )
         if state.stopped_early:
             self.events.record("early_stopping", step=state.step, best=state.best_eval_loss)

@@ -72,7 +72,8 @@ class Console(Sink):
     def write(self, row: Mapping[str, Any]) -> None:
         """Prints a row of metrics.jsonl, of a step or of an evaluation, as a line that stays."""
         if "eval_loss" in row:
-            self.evaluation(row["step"], row["eval_loss"], row["eval_bits_per_byte"])
+            accuracy = row.get("eval_rewards/accuracy")
+            self.evaluation(row["step"], row["eval_loss"], row["eval_bits_per_byte"], accuracy)
         else:
             self.row(row)
 
@@ -104,10 +105,18 @@ class Console(Sink):
             self._live.start()
         self._live.update(line, refresh=True)
 
-    def evaluation(self, step: int, loss: float | None, bits_per_byte: float | None) -> None:
-        """Prints the result of an evaluation; no bits per byte where no text is held out."""
+    def evaluation(
+        self, step: int, loss: float | None, bits_per_byte: float | None, accuracy: float | None = None
+    ) -> None:
+        """Prints the result of an evaluation; no bits per byte where no text is held out.
+
+        accuracy: of pairs of answers, the share of which the better one is known.
+        """
         parts = [self._step(step), f"held-out loss {_number(loss, '.4f')}"]
-        parts.append(f"bits per byte {shown_bits(bits_per_byte)}")
+        if accuracy is None:
+            parts.append(f"bits per byte {shown_bits(bits_per_byte)}")
+        else:
+            parts.append(f"accuracy {100 * accuracy:.1f} %")
         self._print("  ".join(parts))
 
     def note(self, text: str) -> None:

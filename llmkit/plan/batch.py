@@ -60,7 +60,7 @@ def _largest(
     config: Config, device: DeviceFacts, free: int, needed: Activations | None, layout: Layout
 ) -> int:
     """Returns the largest divisor of a rank's sequences whose tokens need at most MEMORY_SHARE of `free`."""
-    rows, length = rows_per_rank(config, layout.data_parallel_size), config.data.sequence_length
+    rows, length = rows_per_rank(config, layout.data_parallel_size), config.data.row_length
     tokens = CPU_TOKENS
     if device.kind == "cuda":
         tokens = 0 if needed is None else int((MEMORY_SHARE * free - needed.fixed) / needed.token)

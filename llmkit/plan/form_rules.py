@@ -105,7 +105,7 @@ def few_compiled_logits(s: Situation) -> str | None:
     """Compiled on a CPU, a micro-batch's logits fit the last cache."""
     if s.shape is None or s.device is None or s.device.kind != "cpu" or not s.compiled:
         return None
-    micro, length = s.config.train.micro_batch_size, s.config.data.sequence_length
+    micro, length = s.config.train.micro_batch_size, s.config.data.row_length
     rows = rows_per_rank(s.config, s.layout.data_parallel_size) if micro == "auto" else micro
     columns = s.shape.padded_vocab_size // s.layout.tensor_parallel_size
     size = rows * length * columns * BYTES[s.precision.compute]

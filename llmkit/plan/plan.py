@@ -128,7 +128,7 @@ class Plan:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of an optimizer step, over all ranks."""
-        return self.config.train.global_batch_size * self.config.data.sequence_length
+        return self.config.train.global_batch_size * self.config.data.row_length
 
     @property
     def state(self) -> State:

@@ -110,7 +110,8 @@ def _batch(plan: Plan) -> Iterator[Row]:
     micro_how = "auto" if train.micro_batch_size == "auto" else "as given"
     yield "micro_batch_size", AT_START if later else plan.micro_batch_size, micro_how
     steps = AT_START if later else plan.accumulation_steps
-    yield "accumulation_steps", steps, f"{total} sequences{over} / micro_batch_size"
+    what = "pairs" if plan.config.data.has_pairs else "sequences"
+    yield "accumulation_steps", steps, f"{total} {what}{over} / micro_batch_size"
     yield "tokens_per_step", plan.tokens_per_step, f"{total} sequences x {length} tokens"
     if plan.padding_rows:
         rows = plan.rows_per_rank * ranks

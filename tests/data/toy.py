@@ -81,12 +81,15 @@ def toy(
     ]
     prepared = SimpleNamespace(
         train=tuple(
-            SimpleNamespace(name=spec.name, rows=rows, weight=spec.weight, max_epochs=spec.max_epochs)
+            SimpleNamespace(
+                name=spec.name, rows=rows, weight=spec.weight, max_epochs=spec.max_epochs, reference=None
+            )
             for spec, rows in zip(specs, sources.values(), strict=True)
         ),
         tokenizer=SimpleNamespace(end_of_text_id=END, hash="toy"),
         sequence_length=config.sequence_length,
         document_masks=config.document_masks,
+        has_pairs=False,
         fingerprint={
             "tokenizer": "toy",
             "sequence_length": config.sequence_length,

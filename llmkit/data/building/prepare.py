@@ -51,10 +51,10 @@ def prepare(
     here = [source for source in sources if source.place not in (known or {})]
     tokenizer = tokenizer or cached_tokenizer(config, sources, report, lambda: check_sources(here))
     accept(tokenizer)
-    has_chats = any(spec.record == "chat" for spec in config.sources)
+    has_chats = any(spec.record in ("chat", "preference") for spec in config.sources)
     if has_chats:  # whoever talks to the model needs it too
         tokenizer.chat_template = tokenizer.chat_template or CHATML
-    encoder = RecordEncoder(tokenizer)
+    encoder = RecordEncoder(tokenizer, pair_length=config.sequence_length if config.has_pairs else None)
     if has_chats and config.document_masks and encoder.splits_chats:
         report(
             f"data: WARNING: the chat template writes end-of-text ({tokenizer.end_of_text}) between turns, "
@@ -127,7 +127,7 @@ def _place(
         built = builder.build(source)
         with opening_cache():
             tokens = read_index(built / "train", rebuild_remedy(built)).tokens
-        require_row(source.name, tokens, config.sequence_length)
+        require_row(source.name, tokens, config.row_length)
         return Place(source.name, source.spec, built)
     live = LiveSource.of(source.live, config, encoder)
     folder = builder.build_heldout(source, source.live) if config.heldout_every else None

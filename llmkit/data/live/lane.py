@@ -9,6 +9,7 @@ target, and so are all rows that follow.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import JsonValue
@@ -176,7 +177,7 @@ class Lane:
                 item.content = next(tokens)
             self._windows.keep(item)
 
-    def _tokens_of(self, unit: int, records: list[tuple[int, Record]]) -> list[Encoded | LeftOut]:
+    def _tokens_of(self, unit: int, records: Sequence[tuple[int, Record]]) -> list[Encoded | LeftOut]:
         """What the encoder makes of candidates: (number, record)."""
         reader = self._source.reader
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llmkit.data.live.kept_tokens import DamagedError, Item, KeptUnit, UnitKeeper
 from llmkit.data.live.row import Cursor
 from llmkit.data.live.source import LiveSource
-from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Record
+from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Record, Text
 from llmkit.errors import RunFault, UserError
 
 WINDOW_CHARACTERS = 2 << 20
@@ -209,4 +209,4 @@ def _size(record: Record | LeftOut) -> int:
         return len(record.prompt) + len(record.completion)
     if isinstance(record, Ids):
         return 4 * int(record.ids.size)
-    return 0 if isinstance(record, LeftOut) else len(record.text)
+    return len(record.text) if isinstance(record, Text) else 0

@@ -37,12 +37,15 @@ NO_OBJECT = "no JSON object"
 NO_FIELD = "without the field"
 NO_STRING = "no string"
 NO_MESSAGES = "no list of {role, content}"
+NO_PROMPT = "answers without a prompt"
+SAME_ANSWERS = "with the same answer chosen and rejected"
 TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
 TOOL_CALLS = "chat with tool calls"
 MENDED = "mended with U+FFFD"
 SPELLED_END = "with the letters of end-of-text at the end, which stay text (take them away there)"
 """Keys of the counters; all but the last two are candidates left out."""
 
+Messages = tuple[dict[str, str], ...]
 Policy = Literal["skip", "replace", "raise"]
 """What to do with a bad candidate (data.errors)."""
 
@@ -80,7 +83,14 @@ class Ids(NamedTuple):
     learned: np.ndarray | None = None
 
 
-Record = Text | Chat | Pair | Ids
+class Preference(NamedTuple):
+    """Two answers to the same prompt, both of the same type; only the answers are learned."""
+
+    chosen: Chat | Pair
+    rejected: Chat | Pair
+
+
+Record = Text | Chat | Pair | Preference | Ids
 
 
 class LeftOut(NamedTuple):
@@ -116,6 +126,7 @@ def fields_of(spec: schema.Source) -> dict[str, str]:
         "text": ("text_field",),
         "chat": ("messages_field",),
         "prompt_completion": ("prompt_field", "completion_field"),
+        "preference": ("chosen_field", "rejected_field"),
         "ids": ("ids_field",),
     }[spec.record]
     return {setting: getattr(spec, setting) for setting in settings}
@@ -123,7 +134,7 @@ def fields_of(spec: schema.Source) -> dict[str, str]:
 
 def extras_of(spec: schema.Source) -> tuple[str, ...]:
     """Fields that are read, too, where a record has them."""
-    return BESIDE_IDS if spec.record == "ids" else ()
+    return {"ids": BESIDE_IDS, "preference": (spec.prompt_field,)}.get(spec.record, ())
 
 
 class Extractor:
@@ -136,6 +147,7 @@ class Extractor:
             "text": self._text,
             "chat": self._chat,
             "prompt_completion": self._pair,
+            "preference": self._preference,
             "ids": self._ids,
         }
         self._make = makers[spec.record]
@@ -224,15 +236,66 @@ class Extractor:
         return Pair(first, second)
 
     def _chat(self, value: Any) -> Chat:
-        field = self._fields[0]
+        messages, context = self._messages(value, self._fields[0])
+        if not any(message["content"].strip() for message in messages):
+            raise UnusableError(EMPTY, "no message has any text")
+        return Chat(messages, context)
+
+    def _messages(self, value: Any, field: str) -> tuple[Messages, frozenset[int]]:
+        """The messages of a list, and the numbers of the assistant's that are not learned."""
         if not isinstance(value, list):
             raise UnusableError(NO_MESSAGES, f"field {field!r} is {shown(value)}, not a list of messages")
         messages = tuple(self._message(message, f"{field}[{i}]") for i, message in enumerate(value))
-        if not any(message["content"].strip() for message in messages):
-            raise UnusableError(EMPTY, "no message has any text")
         learned = [message_is_learned(message, f"{field}[{i}]") for i, message in enumerate(value)]
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        return Chat(messages, frozenset(i for i in answers if not learned[i]))
+        return messages, frozenset(i for i in answers if not learned[i])
+
+    def _preference(self, chosen: Any, rejected: Any, prompt: Any) -> Preference:
+        answers = dict(zip(self._fields, (chosen, rejected), strict=True))
+        if any(isinstance(answer, list) for answer in answers.values()) or isinstance(prompt, list):
+            return self._preferred_chat(answers, prompt)
+        texts = [self._string(answer, f"field {field!r}") for field, answer in answers.items()]
+        if prompt is None:
+            detail = f"there is no field {self._extras[0]!r}, the prompt of both answers (it may be empty)"
+            raise UnusableError(NO_PROMPT, detail)
+        asked = self._string(prompt, f"field {self._extras[0]!r}")
+        if not all(text.strip() for text in texts):
+            raise UnusableError(EMPTY, "an answer is empty")
+        return self._different(*(Pair(asked, text) for text in texts))
+
+    def _preferred_chat(self, answers: dict[str, Any], prompt: Any) -> Preference:
+        """Two chats: of both, only what follows the prompt is learned.
+
+        The prompt is a list of messages; or a string, before answers that begin with the assistant; else it
+        is what both chats begin with.
+        """
+        found = []
+        for field, answer in answers.items():
+            if isinstance(answer, str | bytes) and isinstance(prompt, list):
+                answer = [{"role": "assistant", "content": answer}]
+            found.append(self._messages(answer, field))
+        (chosen, _), (rejected, _) = found
+        before: Messages = ()
+        if isinstance(prompt, list):
+            before, _ = self._messages(prompt, self._extras[0])
+        elif prompt is not None and all(each[:1] and each[0]["role"] == "assistant" for each, _ in found):
+            before = ({"role": "user", "content": self._string(prompt, f"field {self._extras[0]!r}")},)
+        known = len(before)
+        if not known:
+            pairs = zip(chosen, rejected, strict=False)
+            shorter = min(len(chosen), len(rejected))
+            known = next((i for i, (one, other) in enumerate(pairs) if one != other), shorter)
+        chats = []
+        for messages, context in found:
+            whole = (*before, *messages)
+            earlier = {i for i, each in enumerate(whole[:known]) if each["role"] == "assistant"}
+            chats.append(Chat(whole, frozenset(earlier | {i + len(before) for i in context})))
+        return self._different(*chats)
+
+    def _different(self, chosen: Chat | Pair, rejected: Chat | Pair) -> Preference:
+        if chosen == rejected:
+            raise UnusableError(SAME_ANSWERS, "the chosen and the rejected answer are the same")
+        return Preference(chosen, rejected)
 
     def _message(self, message: Any, what: str) -> dict[str, str]:
         if not isinstance(message, dict):

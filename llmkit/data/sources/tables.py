@@ -200,6 +200,8 @@ def _check_columns(names: pa.Schema, spec: schema.Source, place: str, file: str)
         elif spec.record == "ids":
             fits = _is_list(kind) and pa.types.is_integer(_plain(kind.value_type))
             what = "a list of whole numbers"
+        elif spec.record == "preference":
+            fits, what = _is_text(kind) or _is_list(kind), "text or a list of messages"
         else:
             fits, what = _is_text(kind) or pa.types.is_null(kind), "text"
         if not fits:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from xxhash import xxh64_hexdigest
 
-from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Record, Text
+from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Preference, Record, Text
 from llmkit.data.tokens.chat import CHATML, ChatTemplate, Rendered
 from llmkit.data.tokens.marked import Span
+from llmkit.data.tokens.pairs import join_pair
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.data.tokens.turns import RefusedError
 
@@ -52,20 +53,31 @@ class RecordEncoder:
     Where records are stored, an end-of-text stands before and after each: those that a record has itself at
     both ends are taken away.
 
-    chat_template: Jinja template of chats; default: the tokenizer's, else ChatML.
+    chat_template: Jinja template of chats; default: the tokenizer's, else ChatML. pair_length: tokens of each
+    sequence of a pair; only for preferences.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: str | None = None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, chat_template: str | None = None, pair_length: int | None = None
+    ) -> None:
+        self.tokenizer, self.pair_length = tokenizer, pair_length
         self.chat_template = chat_template or tokenizer.chat_template or CHATML
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RecordEncoder, (self.tokenizer, self.chat_template)
+        return RecordEncoder, (self.tokenizer, self.chat_template, self.pair_length)
 
     def key_of(self, record: str) -> str:
         """Hash of what decides the ids and targets of records; record: their kind in a source's settings."""
         if record == "text" and not self.tokenizer.control_tokens_in_text:
             return self.tokenizer.hash
+        if record == "preference":
+            parts = [
+                f"version {VERSION}",
+                self.tokenizer.hash,
+                self.template_key,
+                f"pairs {self.pair_length}",
+            ]
+            return xxh64_hexdigest("\0".join(parts).encode())
         template = self.template_key if record == "chat" else ""
         if record == "chat" and self._template.closes:  # before, their chats of several turns were left out
             template += "\0closed"
@@ -96,6 +108,8 @@ class RecordEncoder:
                     text, size = prompt + completion, self.tokenizer.text_bytes(completion)
                     spans = [(len(prompt), len(text))]
                     found.append(self._partly(text, spans, spans, [], size))
+                case Preference():
+                    found.append(self._preference(record))
                 case Ids(given, learned):
                     found.append(self._ids(given, learned))
         return found
@@ -107,6 +121,8 @@ class RecordEncoder:
                 said = text
             case Chat(messages, _):
                 said = messages[-1]["content"]
+            case Preference(chosen, rejected):
+                return self.spells_end(chosen) or self.spells_end(rejected)
             case _:
                 return False
         in_text = self.tokenizer.control_tokens_in_text
@@ -172,6 +188,13 @@ class RecordEncoder:
             size = sum(self.tokenizer.text_bytes(text[start:end]) for start, end in spans)
             size -= sum(len(text[a:b].encode()) for a, b in controls if any(s <= a < e for s, e in spans))
         return self._partly(text, spans, learned, controls, size)
+
+    def _preference(self, record: Preference) -> Encoded | LeftOut:
+        assert self.pair_length is not None, "an encoder of pairs needs their length"
+        chosen, rejected = self.encode(record)
+        if isinstance(chosen, LeftOut) or isinstance(rejected, LeftOut):
+            return chosen if isinstance(chosen, LeftOut) else rejected
+        return join_pair(chosen, rejected, self.pair_length, self.tokenizer.end_of_text_id)
 
     def _without_end(self, rendered: Rendered) -> Rendered:
         """The chat without white space behind an end-of-text, which ends it where it is stored."""
@@ -249,4 +272,6 @@ def text_of(record: Record) -> str:
             return "\n".join(message["content"] for message in messages)
         case Pair(prompt, completion):
             return prompt + completion
+        case Preference(chosen, rejected):
+            return f"{text_of(chosen)}\n{text_of(rejected)}"
     return ""

@@ -16,6 +16,7 @@ from llmkit.data.sources.records import (
     Ids,
     LeftOut,
     Pair,
+    Preference,
     Text,
     left_out_summary,
 )
@@ -281,3 +282,67 @@ def test_what_is_left_out_is_told_in_one_line() -> None:
     assert left_out_summary(kept) == f"4 mended with U+FFFD; 2 {SPELLED_END}"
     assert left_out_summary(Counter({"empty": 1})) == "1 document left out: 1 empty"
     assert left_out_summary(Counter()) == ""
+
+
+ASK, YES, NO = (
+    {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "y"), ("assistant", "n"))
+)
+EARLIER = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+PREFERENCES: list[tuple[dict[str, Any], Any]] = [
+    ({"prompt": "q", "chosen": "y", "rejected": "n"}, Preference(Pair("q", "y"), Pair("q", "n"))),
+    ({"prompt": "", "chosen": "y", "rejected": "n"}, Preference(Pair("", "y"), Pair("", "n"))),
+    ({"prompt": [ASK], "chosen": [YES], "rejected": [NO]}, Preference(Chat((ASK, YES)), Chat((ASK, NO)))),
+    ({"prompt": [ASK], "chosen": "y", "rejected": "n"}, Preference(Chat((ASK, YES)), Chat((ASK, NO)))),
+    ({"prompt": "q", "chosen": [YES], "rejected": [NO]}, Preference(Chat((ASK, YES)), Chat((ASK, NO)))),
+    (  # as in UltraFeedback, where the prompt stands in both chats, too
+        {"prompt": "q", "chosen": [ASK, YES], "rejected": [ASK, NO]},
+        Preference(Chat((ASK, YES)), Chat((ASK, NO))),
+    ),
+    (
+        {"chosen": [*EARLIER, ASK, YES], "rejected": [*EARLIER, ASK, NO]},
+        Preference(
+            Chat((*EARLIER, ASK, YES), frozenset({1})),  # type: ignore[arg-type]
+            Chat((*EARLIER, ASK, NO), frozenset({1})),  # type: ignore[arg-type]
+        ),
+    ),
+    (
+        {"prompt": [*EARLIER, ASK], "chosen": [YES | {"weight": 0}, ASK, NO], "rejected": [NO]},
+        Preference(
+            Chat((*EARLIER, ASK, YES, ASK, NO), frozenset({1, 3})),  # type: ignore[arg-type]
+            Chat((*EARLIER, ASK, NO), frozenset({1})),  # type: ignore[arg-type]
+        ),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "expected"), PREFERENCES)
+def test_a_preference_is_two_answers_to_a_prompt(content: dict[str, Any], expected: Preference) -> None:
+    assert from_json(content, record="preference").record == expected
+
+
+BAD_PREFERENCES: list[tuple[dict[str, Any], str, str]] = [
+    ({"prompt": "q", "chosen": "y"}, "without the field", "the record has no field 'rejected'"),
+    ({"chosen": "y", "rejected": "n"}, "answers without a prompt", "no field 'prompt', the prompt of both"),
+    ({"prompt": "q", "chosen": "y", "rejected": " "}, "empty", "an answer is empty"),
+    ({"prompt": "q", "chosen": "y", "rejected": 5}, "no string", "field 'rejected' is 5, not a string"),
+    ({"prompt": 7, "chosen": "y", "rejected": "n"}, "no string", "field 'prompt' is 7, not a string"),
+    (
+        {"prompt": "q", "chosen": [YES], "rejected": "n"},
+        "no list of {role, content}",
+        "field 'rejected' is \"n\", not a list of messages",
+    ),
+    (
+        {"prompt": [ASK], "chosen": [YES], "rejected": [YES]},
+        "with the same answer chosen and rejected",
+        "are the same",
+    ),
+    ({"prompt": "q", "chosen": "y", "rejected": "y"}, "with the same answer chosen and rejected", "the same"),
+]
+
+
+@pytest.mark.parametrize(("content", "reason", "detail"), BAD_PREFERENCES)
+def test_a_bad_preference_says_what_is_wrong_with_it(
+    content: dict[str, Any], reason: str, detail: str
+) -> None:
+    found = left_out(content, record="preference")
+    assert found[0] == reason and detail in found[1]

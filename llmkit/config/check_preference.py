@@ -1,0 +1,39 @@
+"""Checks of settings that concern training on preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmkit.config.mistakes import Mistake
+from llmkit.config.preference_section import Dpo
+from llmkit.config.settings import Settings
+
+_OBJECTIVE = "train.objective"
+
+
+def check_preference(s: Settings) -> Iterator[Mistake]:
+    """That objective, sources and what belongs to pairs alone go together."""
+    train, data = s.config.train, s.config.data
+    is_dpo = train.objective == "dpo"
+    for number, source in enumerate(data.sources):
+        at = f"data.sources.{number}"
+        if is_dpo != (source.record == "preference"):
+            note = "train.objective dpo reads records of kind preference, and nothing else does"
+            yield s.mistake("{0} does not go with {1}", f"{at}.record", _OBJECTIVE, note=note)
+        elif is_dpo and source.live:
+            note = "the reference's log-probabilities are computed before training; set live to false"
+            yield s.mistake("{0} does not go with {1}", f"{at}.live", f"{at}.record", note=note)
+    if not is_dpo:
+        for name, field in Dpo.model_fields.items():
+            if getattr(train.dpo, name) != field.default:
+                yield s.mistake("{0} does not belong to {1}", f"train.dpo.{name}", _OBJECTIVE)
+        return
+    if data.packing != "concatenate":
+        note = "a pair is a row of its own; leave packing out"
+        yield s.mistake("{0} does not go with {1}", "data.packing", _OBJECTIVE, note=note)
+    for name in ("z_loss", "label_smoothing"):
+        if getattr(train, name):
+            note = "the loss is one of pairs, not of tokens; train.dpo has a label_smoothing of its own"
+            yield s.mistake("{0} does not go with {1}", f"train.{name}", _OBJECTIVE, note=note)
+    if train.dpo.label_smoothing and train.dpo.loss != "sigmoid":
+        yield s.mistake("{0} does not go with {1}", "train.dpo.label_smoothing", "train.dpo.loss")

@@ -1,0 +1,1 @@
+"""What the training loop in `llmkit.train` is made of."""

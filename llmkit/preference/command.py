@@ -1,0 +1,207 @@
+"""`llmkit reference`: computes what training on preferences needs of the reference model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from llmkit.batch import Rows, split_pairs
+from llmkit.config.load import Loaded
+from llmkit.config.shape import ModelShape
+from llmkit.data.building.prepare import prepare
+from llmkit.data.prepared import Prepared
+from llmkit.data.shards.rows import RowSource
+from llmkit.device import device_facts
+from llmkit.errors import RunFault, UserError
+from llmkit.files import may_exist, sync_folder, write_atomic
+from llmkit.inference import load_model
+from llmkit.model.base import Model
+from llmkit.parallel.accelerate import read_accelerate
+from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
+from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.rank_info import rank_info_from_env
+from llmkit.parallel.world import process_group
+from llmkit.plan import Known, resolve_plan
+from llmkit.plan.batch import choose_evaluation_batch
+from llmkit.plan.precision import choose_precision
+from llmkit.precision import PRECISIONS
+from llmkit.preference.reference import (
+    DTYPE,
+    Pairs,
+    ReferenceRecord,
+    pairs_of,
+    reference_path,
+    write,
+)
+from llmkit.weights import Weights, model_of, open_weights
+
+CHUNK = 1024
+"""Pairs of a file of the workplace: what a rank computes at a time, and what a killed command loses."""
+
+
+class Reference(NamedTuple):
+    """The reference model, ready to be asked.
+
+    weights: where it comes from. batch_pairs: pairs of a forward pass. precision: the name of its numbers.
+    """
+
+    weights: Weights
+    digest: str
+    model: Model
+    batch_pairs: int
+    precision: str
+
+
+def reference_command(loaded: Loaded, environment: Mapping[str, str]) -> int:
+    """Computes the log-probabilities of all pairs of a configuration, over the ranks of a launch.
+
+    What is there is kept, also of a command that was killed. Raises UserError and RunFault as training does.
+    """
+    config = loaded.config
+    if config.train.objective != "dpo":
+        raise UserError(
+            f"reference: {loaded.settings.describe('train.objective')} needs no reference model; name a "
+            "configuration with the objective dpo"
+        )
+    rank_info = rank_info_from_env(environment)
+    layout = resolve_plan(loaded, Known(rank_info.world_size, read_accelerate(environment))).layout
+    timeout = timedelta(minutes=config.parallel.timeout_minutes)
+    with process_group(rank_info, timeout) as world:
+        mesh = world.split(tensor=layout.tensor_parallel_size)
+        report: Callable[[str], None] = print if mesh.rank == 0 else (lambda line: None)
+        path = reference_path(loaded)
+        digest = on_rank_zero(mesh, lambda: open_weights(path).digest())
+        with fail_together(mesh):
+            weights = open_weights(path)
+            data = prepare(config.data, report, seed=config.run.seed)
+            check_tokenizer(weights, data, loaded)
+        check_same_on_all_ranks(mesh, {"data": str(data.fingerprint)})
+        sources = list(pairs_of(data, config, digest))
+        there = on_rank_zero(mesh, lambda: ",".join(str(int(may_exist(one.folder))) for one in sources))
+        missing = [one for one, found in zip(sources, there.split(","), strict=True) if found == "0"]
+        if missing:
+            reference = _load(weights, digest, loaded, mesh)
+        for pairs in missing:
+            _compute_source(pairs, data, reference, mesh, report)
+        for pairs in sources:
+            report(f"reference: {pairs.folder} has the log-probabilities of the pairs of {pairs.name}")
+    return 0
+
+
+def check_tokenizer(weights: Weights, data: Prepared, loaded: Loaded) -> None:
+    """Raises UserError where the reference has another tokenizer than the pairs."""
+    known = weights.tokenizer()
+    if known.hash != data.tokenizer.hash:
+        raise UserError(
+            f"{weights.path}: the reference model has another tokenizer (hash {known.hash}) than the data "
+            f"(hash {data.tokenizer.hash}): name the reference's as data.tokenizer, in {loaded.path}"
+        )
+
+
+def _load(weights: Weights, digest: str, loaded: Loaded, mesh: Mesh) -> Reference:
+    config, spec, facts = loaded.config, model_of(weights), device_facts(mesh.device)
+    if isinstance(spec, ModelShape) and config.data.sequence_length > spec.max_position_embeddings:
+        raise UserError(
+            f"{loaded.settings.describe('data.sequence_length')} is longer than the context of the reference "
+            f"model, {spec.max_position_embeddings} tokens ({weights.path}); lower it"
+        )
+    used = choose_precision(config.train.precision, facts)
+    if used.linear == "fp8":  # the same weights
+        used = PRECISIONS["bf16"]
+    with fail_together(mesh):
+        model = load_model(weights, mesh.device, used, mesh)
+    batch = choose_evaluation_batch(config, spec, used, facts)
+    return Reference(weights, digest, model, batch, used.name)
+
+
+def _compute_source(
+    pairs: Pairs, data: Prepared, reference: Reference, mesh: Mesh, report: Callable[[str], None]
+) -> None:
+    """Makes the folder of a source. Collective; each data-parallel rank computes a share of the chunks."""
+    workplace = pairs.folder.with_name(f".building-{pairs.folder.name}")
+    missing = json.loads(on_rank_zero(mesh, lambda: json.dumps(_missing_chunks(pairs, workplace))))
+    ranks = mesh["data"]
+    for done in range(0, len(missing), ranks.size):
+        mine = missing[done + ranks.rank : done + ranks.rank + 1]
+        found = []
+        for split, first in mine:  # outside of what follows: tensor-parallel ranks wait for each other
+            rows = pairs.splits[split]
+            index = np.arange(first, min(first + CHUNK, rows.documents))
+            found.append(log_probabilities(rows, index, data, reference, mesh.device))
+        with fail_together(mesh):
+            for (split, first), values in zip(mine, found, strict=True):
+                _check_finite(values, first, pairs, reference)
+                if mesh["tensor"].rank == 0:
+                    with write_atomic(_chunk(workplace, split, first)) as file:
+                        file.write(values.astype(DTYPE).tobytes())
+        count = min(done + ranks.size, len(missing))
+        report(f"reference: {pairs.name}: {count:,} of {len(missing):,} parts of {CHUNK:,} pairs")
+    on_rank_zero(mesh, lambda: _assemble(pairs, workplace, reference))
+
+
+def _chunk(workplace: Path, split: str, first: int) -> Path:
+    return workplace / f"{split}-{first:09d}.f32"
+
+
+def _missing_chunks(pairs: Pairs, workplace: Path) -> list[tuple[str, int]]:
+    """The split and the first pair of each chunk that no earlier command has left."""
+    workplace.mkdir(parents=True, exist_ok=True)
+    chunks = [(s, first) for s, rows in pairs.splits.items() for first in range(0, rows.documents, CHUNK)]
+    return [(s, first) for s, first in chunks if not may_exist(_chunk(workplace, s, first))]
+
+
+def log_probabilities(
+    rows: RowSource, index: np.ndarray, data: Prepared, reference: Reference, device: torch.device
+) -> np.ndarray:
+    """(pairs, 2) float32: the log-probability of each answer given its prompt. index: numbers of pairs."""
+    boundary = data.tokenizer.end_of_text_id if data.document_masks else None
+    found = []
+    for start in range(0, len(index), reference.batch_pairs):
+        some = index[start : start + reference.batch_pairs]
+        targets = rows.targets(some, data.sequence_length)
+        assert targets is not None, "pairs have tokens that are no targets"
+        tokens = torch.from_numpy(rows.rows(some, data.sequence_length).astype(np.int32))
+        batch = Rows.of(split_pairs(tokens), split_pairs(torch.from_numpy(targets), 0), boundary)
+        with torch.inference_mode():
+            nats = reference.model(batch.pinned_for(device).to(device)).nats
+        found.append(-nats.view(-1, 2).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _check_finite(values: np.ndarray, first: int, pairs: Pairs, reference: Reference) -> None:
+    if not np.isfinite(values).all():
+        number = first + int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+        raise RunFault(
+            f"{reference.weights.path}: the reference gives pair {number} of source {pairs.name} a "
+            "log-probability that is not finite; try train.precision=fp32, or another reference"
+        )
+
+
+def _assemble(pairs: Pairs, workplace: Path, reference: Reference) -> str:
+    """Puts the chunks of a source together, and gives the folder its name."""
+    arrays = {}
+    for split, rows in pairs.splits.items():
+        paths = [_chunk(workplace, split, first) for first in range(0, rows.documents, CHUNK)]
+        values = np.frombuffer(b"".join(path.read_bytes() for path in paths), dtype=DTYPE).reshape(-1, 2)
+        if len(values) != rows.documents:
+            raise RunFault(f"{workplace}: holds {len(values)} pairs of {rows.documents}; delete it")
+        arrays[split] = values
+    record = ReferenceRecord(
+        model=str(reference.weights.path), digest=reference.digest, precision=reference.precision, splits={}
+    )
+    whole = workplace / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    write(whole, arrays, record)
+    if not pairs.folder.exists():  # where it does, another command was first
+        os.rename(whole, pairs.folder)
+        sync_folder(pairs.folder.parent)
+    shutil.rmtree(workplace, ignore_errors=True)
+    return ""
