@@ -21,6 +21,7 @@ LAYERS = (
     {"engine", "layers", "evaluation_data", "doctor"},
     {"inference", "parity", "recipes"},
     {"generation", "preference"},
+    {"evaluation"},
     {"loop", "inspect"},
     {"train"},
     {"api"},

@@ -1,0 +1,1 @@
+"""Evaluation of a model by tasks: scores of answers, and EleutherAI's lm-eval on top of them."""

@@ -1,0 +1,134 @@
+"""A model of ours and the same of transformers, with a tokenizer and tasks of lm-eval in local files."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Encoder
+
+from llmkit.config.shape import ModelShape
+from llmkit.data.tokens.byte_level import byte_symbols
+from llmkit.data.tokens.chat import CHATML
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.model.gpt import GPT
+from tests.shapes import LLAMA_STYLE, random_model
+
+BOS, END, CHAT = "<s>", "</s>", ("<|im_start|>", "<|im_end|>")
+WORDS = "the model reads a row of tokens and learns which one follows every other in it".split()
+CONTEXT = 88
+NAMES = ("toy_choice", "toy_rolling", "toy_last_word")
+
+
+def sentence(draw: random.Random, words: int) -> str:
+    return " ".join(draw.choice(WORDS) for _ in range(words))
+
+
+@cache
+def tokenizer(puts_bos: bool = True) -> Tokenizer:
+    """Byte-level BPE. puts_bos: transformers puts bos before every text, as Llama's tokenizer does."""
+    encoder = Encoder(models.BPE())
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoder.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in (BOS, END, *CHAT)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=301, special_tokens=special, initial_alphabet=byte_symbols(), show_progress=False
+    )
+    encoder.train_from_iterator([sentence(random.Random(0), 300)], trainer)
+    if puts_bos:
+        first = encoder.token_to_id(BOS)
+        encoder.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, first)]
+        )
+    named = {"bos_token": BOS, "eos_token": END}
+    return Tokenizer(encoder.to_str(), END, chat_template=CHATML, named_tokens=named)
+
+
+@cache
+def shape() -> ModelShape:
+    size = tokenizer().vocab_size
+    return replace(LLAMA_STYLE, vocab_size=size, padded_vocab_size=size + 3, max_position_embeddings=CONTEXT)
+
+
+def model() -> GPT:
+    """Ours, with random values in every part."""
+    return random_model(shape()).eval()
+
+
+def hugging_face(ours: GPT) -> Any:
+    """transformers' Llama with the weights of ours."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.model.test_gpt import from_llama
+
+    s = ours.shape
+    config = LlamaConfig(
+        vocab_size=s.vocab_size, hidden_size=s.hidden_size, intermediate_size=s.intermediate_size,
+        num_hidden_layers=s.num_hidden_layers, num_attention_heads=s.num_attention_heads,
+        num_key_value_heads=s.num_key_value_heads, head_dim=s.head_dim, rms_norm_eps=s.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": s.rope_theta}, tie_word_embeddings=False,
+        max_position_embeddings=CONTEXT, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = LlamaForCausalLM(config).float().eval()
+    state, own = theirs.state_dict(), dict(ours.named_parameters())
+    with torch.no_grad():
+        for name, parts in ours.parameter_slices().items():
+            for part in parts:
+                from_llama(state, part.name).copy_(own[name][part.start : part.stop])
+    return theirs
+
+
+def make_tasks(folder: Path) -> Path:
+    """Tasks of three kinds: questions with answers to choose from, texts, and last words."""
+    folder.mkdir()
+    draw = random.Random(1)
+    choices = [
+        {
+            "question": sentence(draw, draw.choice([3, 9, 60])),
+            "choices": [sentence(draw, draw.choice([1, 1, 4])) for _ in range(3)],
+            "gold": draw.randrange(3),
+        }
+        for _ in range(13)
+    ]
+    texts = [{"text": sentence(draw, words)} for words in (1, 7, 30, 90)]
+    last = [{"text": sentence(draw, 6), "last": draw.choice(WORDS)} for _ in range(5)]
+    write_task(
+        folder, "toy_choice", choices, output_type="multiple_choice", doc_to_text="Question: {{question}}\nAnswer:",
+        doc_to_choice="{{choices}}", doc_to_target="gold", num_fewshot=1, fewshot_split="test",
+        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
+    )  # fmt: skip
+    write_task(
+        folder, "toy_rolling", texts, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text}}",
+        metric_list=[{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+    )  # fmt: skip
+    write_task(
+        folder, "toy_last_word", last, output_type="loglikelihood", doc_to_text="{{text}}",
+        doc_to_target="{{' ' + last}}", metric_list=[{"metric": "perplexity"}, {"metric": "acc"}],
+    )  # fmt: skip
+    return folder
+
+
+def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **settings: Any) -> None:
+    """A task whose questions lie beside it."""
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": name, "dataset_path": "json", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(data)}}, "metadata": {"version": 1.0}, **settings,
+    }  # fmt: skip
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+
+
+def answers(results: dict[str, Any]) -> dict[str, list[Any]]:
+    """What the model answered to every question of every task."""
+    return {
+        task: [sample["resps"] for sample in sorted(samples, key=lambda each: each["doc_id"])]
+        for task, samples in results["samples"].items()
+    }
