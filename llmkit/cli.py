@@ -16,6 +16,7 @@ from pathlib import Path
 from llmkit import __version__
 from llmkit.command_line import CommandParser, Commands, add_config, add_run, count, positive, unicode_text
 from llmkit.errors import AlreadyReported, RunFault, UserError
+from llmkit.evaluation.options import add_evaluate_command
 from llmkit.inspect.options import add_inspect_command
 from llmkit.preference.options import add_reference_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
@@ -191,12 +192,6 @@ def _generate(options: argparse.Namespace, started: float) -> int:
     )  # fmt: skip
 
 
-def _evaluate(options: argparse.Namespace, started: float) -> int:
-    from llmkit.inference import evaluate_command
-
-    return evaluate_command(Path(options.run), precision=options.precision, other=options.data)
-
-
 def _doctor(options: argparse.Namespace, started: float) -> int:
     if options.parity:
         from llmkit.parity.command import parity_command
@@ -226,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        _train_parser, _config_parser, _data_parser, _generate_parser, _evaluate_parser, _doctor_parser,
+        _train_parser, _config_parser, _data_parser, _generate_parser, add_evaluate_command, _doctor_parser,
         _new_parser, _ladder_parser, add_inspect_command, add_reference_command,
     ):  # fmt: skip
         add(commands)
@@ -297,18 +292,6 @@ def _generate_parser(commands: Commands) -> None:
         "--no-cache", action="store_true", help="compute every position anew for each token"
     )
     generate.set_defaults(command=_generate, parser=generate)
-
-
-def _evaluate_parser(commands: Commands) -> None:
-    evaluate = commands.add_parser("evaluate", help="held-out loss, perplexity and bits per byte")
-    add_run(evaluate)
-    evaluate.add_argument(
-        "--data",
-        metavar="CONFIG_OR_PATH",
-        help="evaluate what this configuration holds out, or all of this text, jsonl, parquet or shards, "
-        "instead of what the run held out",
-    )
-    evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
 
 def _doctor_parser(commands: Commands) -> None:

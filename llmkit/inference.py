@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.flops import bits_per_byte, perplexity
+from llmkit.monitor.jsonlines import plain
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan.batch import choose_evaluation_batch
@@ -143,13 +145,23 @@ def evaluate_weights(
     return HeldOutLoss(float(nats) / heldout.targets, heldout.targets, heldout.text_bytes)
 
 
-def evaluate_command(path: Path, *, precision: str, other: str | None = None) -> int:
+def evaluate_command(
+    path: Path, *, precision: str, other: str | None = None, as_json: bool = False
+) -> int:
     """`llmkit evaluate`: held-out loss, perplexity and bits per byte of a model (of a run the newest).
 
-    other: names other data than the run's held-out text (see `evaluation_data.other_data`).
+    other: names other data than the run's held-out text (see `evaluation_data.other_data`). as_json: prints
+    one JSON object.
     """
     weights = open_weights(path)
     found = evaluate_weights(weights, precision, other, _to_stderr)
+    if as_json:
+        figures = {
+            "checkpoint": str(weights.path), "data": other, "loss": found.loss, "targets": found.targets,
+            "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte,
+        }  # fmt: skip
+        print(json.dumps(plain(figures)))
+        return 0
     print(f"checkpoint     {weights.path}")
     if other is not None:
         print(f"data           {other}")

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "generation/command.py": "test_inference.py",
     "engine/build.py": "engine/test_custom_models.py",
     "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
+    "evaluation/harness_model.py": "evaluation/test_harness.py",
     "loop/hook_list.py": "loop/test_hook.py",
     "loop/launch.py": "loop/test_prepare.py",
     "hf/tensor_files.py": "hf/test_folder.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import logging
 import os
 import random
@@ -19,6 +20,7 @@ import torch
 from llmkit.errors import UserError
 from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.team import Lead
+from llmkit.monitor.jsonlines import plain
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -62,11 +64,13 @@ def run_tasks(
 ) -> dict[str, Any]:
     """lm-eval's results (its `EvalResults`), fit for JSON. On rank 0, inside `team.led`.
 
-    facts: of the model, which are part of them. quiet: no progress bars, no warnings of lm-eval. The
-    states of random generators are left as they were. Raises UserError for a task that is not there or cannot be loaded.
+    facts: of the model, which are part of them. quiet: no progress bars, no warnings of lm-eval. The states
+    of random generators are left as they were. Raises UserError for a task that is not there or that cannot
+    be loaded.
     """
     check_installed()
     from lm_eval import evaluator
+    from lm_eval.utils import handle_non_serializable
 
     from llmkit.evaluation.harness_model import HarnessModel
 
@@ -87,7 +91,8 @@ def run_tasks(
             fewshot_as_multiturn=tasks.apply_chat_template,
         )
     asked = {"limit": tasks.limit, "apply_chat_template": tasks.apply_chat_template}
-    return {**found, **asked, "model": dict(facts)}
+    results = {**found, **asked, "model": dict(facts)}  # with functions, and numbers of numpy
+    return dict(plain(json.loads(json.dumps(results, default=handle_non_serializable))))
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from llmkit.errors import from_report, to_report
 from llmkit.evaluation.score import Question, Score, Scorer, loglikelihoods
 
+Result = TypeVar("Result")
 PORTION = 4096
 """Questions that are sent at once."""
 
@@ -38,14 +40,15 @@ class Lead:
         return [scores[i] for i in range(len(questions))]
 
 
-def led(scorer: Scorer, work: Callable[[Lead], str]) -> str:
-    """Collective. `work` on rank 0, whose result all ranks get, and whose errors are raised on all.
+def led(scorer: Scorer, work: Callable[[Lead], Result]) -> Result | None:
+    """Collective. The result of `work` on rank 0, which alone runs it; its errors are raised on all ranks.
 
     An error that is no user's mistake or fault of the run is a RunFault on the other ranks.
     """
     mesh = scorer.mesh
     if mesh.rank > 0:
-        return _follow(scorer)
+        _follow(scorer)
+        return None
     lead = Lead(scorer)
     try:
         result = work(lead)
@@ -53,11 +56,11 @@ def led(scorer: Scorer, work: Callable[[Lead], str]) -> str:
         if not lead.together:  # else the others have failed with this rank, or will find it gone
             mesh.broadcast_text(json.dumps({"failed": to_report(error)}))
         raise
-    mesh.broadcast_text(json.dumps({"result": result}))
+    mesh.broadcast_text("{}")
     return result
 
 
-def _follow(scorer: Scorer) -> str:
+def _follow(scorer: Scorer) -> None:
     """Computes what rank 0 asks for until it has its result."""
     while True:
         message = json.loads(scorer.mesh.broadcast_text(""))
@@ -66,4 +69,4 @@ def _follow(scorer: Scorer) -> str:
         elif "failed" in message:
             raise from_report(message["failed"])
         else:
-            return str(message["result"])
+            return

@@ -86,6 +86,26 @@ def check_placements(model: Model) -> None:
 
 
 def tensor_parallel_of(spec: AnyModel, mesh: Mesh, sequence_parallel: bool) -> TensorParallel:
-    """The tensor-parallel ranks as a model sees them; only ours shares key and value heads between ranks."""
+    """The tensor-parallel ranks as a model sees them; only ours shares key and value heads between ranks.
+
+    Raises UserError where so many cannot share the model.
+    """
+    if mesh["tensor"].size > 1 and (why := _not_shared(spec, mesh["tensor"].size)):
+        raise UserError(f"{mesh['tensor'].size} processes cannot share this model: {why}")
     heads = spec.num_key_value_heads if isinstance(spec, ModelShape) else mesh["tensor"].size
     return mesh.tensor_parallel(heads, sequence_parallel)
+
+
+def _not_shared(spec: AnyModel, size: int) -> str:
+    """Why `size` tensor-parallel ranks cannot share a model of ours; "" = they can."""
+    if not isinstance(spec, ModelShape):
+        return ""  # the layers of which it is made know
+    heads, groups = spec.num_attention_heads, spec.num_key_value_heads
+    sharing = max(1, size // groups)
+    rules = [
+        (heads % size == 0, f"its {heads} heads are not divisible by {size}"),
+        (spec.intermediate_size % size == 0, f"its MLP's width {spec.intermediate_size} is not divisible"),
+        (groups % size == 0 or size % groups == 0, f"its {groups} key and value heads cannot be dealt out"),
+        (spec.head_dim % sharing == 0, f"a head's width {spec.head_dim} is not divisible by {sharing}"),
+    ]
+    return next((why for good, why in rules if not good), "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -18,10 +18,12 @@ from llmkit.errors import RunFault, UserError
 from llmkit.parallel.agreement import report_once
 from llmkit.parallel.mesh import Mesh, small_group
 from llmkit.parallel.network import choose_gloo_interface
-from llmkit.parallel.rank_info import RankInfo
+from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
 from llmkit.parallel.roll_call import RollCall
 from llmkit.stopping import LAUNCHERS
 
+TIMEOUT = timedelta(minutes=10)
+"""How long the ranks of a command that does not train wait for each other."""
 _joined = itertools.count()
 """Numbers the worlds that this process joins, one after another: as many in all processes of a launch."""
 
@@ -53,6 +55,23 @@ def process_group(info: RankInfo, timeout: timedelta, *, needs_group: bool = Fal
             mesh.roll_call.close()
         if mesh.world_size == 1 and mesh.control is not None:
             dist.destroy_process_group()
+
+
+@contextmanager
+def launched(tensor_size: int, environment: Mapping[str, str]) -> Iterator[Mesh]:
+    """The processes of this launch, for a command that uses a trained model: `tensor_size` of them share each
+    copy of it. Errors as of `process_group`.
+
+    Raises UserError where that does not divide their number.
+    """
+    info = rank_info_from_env(environment)
+    if info.world_size % tensor_size:
+        raise UserError(
+            f"--tensor-parallel-size {tensor_size} does not divide the number of processes, "
+            f"{info.world_size}; start the command by torchrun --nproc-per-node {tensor_size}, or a multiple"
+        )
+    with process_group(info, TIMEOUT) as mesh:
+        yield mesh.split(tensor=tensor_size) if mesh.world_size > 1 else mesh
 
 
 def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:

@@ -56,6 +56,19 @@ def choose_evaluation_batch(
     return _largest(config, device, device.free_bytes, needed, ALONE)
 
 
+def choose_scoring_tokens(shape: AnyModel, precision: Precision, device: DeviceFacts, layout: Layout) -> int:
+    """Returns how many tokens a batch of any shape may have on a device that holds the weights already.
+
+    0 on a GPU for a registered model, of whose activations nothing is known.
+    """
+    if device.kind != "cuda":
+        return CPU_TOKENS
+    if not isinstance(shape, ModelShape):
+        return 0
+    needed = forward_bytes(shape, Arithmetic(precision, layout, False, False, {}))
+    return max(0, int((MEMORY_SHARE * device.free_bytes - needed.fixed) / needed.token))
+
+
 def _largest(
     config: Config, device: DeviceFacts, free: int, needed: Activations | None, layout: Layout
 ) -> int:

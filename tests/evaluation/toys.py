@@ -19,10 +19,11 @@ from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.model.gpt import GPT
+from tests.program import SENTENCE
 from tests.shapes import LLAMA_STYLE, random_model
 
 BOS, END, CHAT = "<s>", "</s>", ("<|im_start|>", "<|im_end|>")
-WORDS = "the model reads a row of tokens and learns which one follows every other in it".split()
+WORDS = SENTENCE.split()
 CONTEXT = 88
 NAMES = ("toy_choice", "toy_rolling", "toy_last_word")
 
@@ -100,12 +101,14 @@ def make_tasks(folder: Path) -> Path:
     texts = [{"text": sentence(draw, words)} for words in (1, 7, 30, 90)]
     last = [{"text": sentence(draw, 6), "last": draw.choice(WORDS)} for _ in range(5)]
     write_task(
-        folder, "toy_choice", choices, output_type="multiple_choice", doc_to_text="Question: {{question}}\nAnswer:",
-        doc_to_choice="{{choices}}", doc_to_target="gold", num_fewshot=1, fewshot_split="test",
+        folder, "toy_choice", choices, output_type="multiple_choice",
+        doc_to_text="Question: {{question}}\nAnswer:", doc_to_choice="{{choices}}", doc_to_target="gold",
+        num_fewshot=1, fewshot_split="test",
         metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
     )  # fmt: skip
     write_task(
-        folder, "toy_rolling", texts, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{text}}",
+        folder, "toy_rolling", texts, output_type="loglikelihood_rolling",
+        doc_to_text="", doc_to_target="{{text}}",
         metric_list=[{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
     )  # fmt: skip
     write_task(
@@ -132,3 +135,22 @@ def answers(results: dict[str, Any]) -> dict[str, list[Any]]:
         task: [sample["resps"] for sample in sorted(samples, key=lambda each: each["doc_id"])]
         for task, samples in results["samples"].items()
     }
+
+
+def by_lm_eval(folder: Path, names: tuple[str, ...], scratch: Path) -> dict[str, Any]:
+    """What lm-eval's own adapter finds for transformers' model of the same weights."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoTokenizer
+
+    tokenizer().save(scratch)
+    tokens = AutoTokenizer.from_pretrained(scratch)
+    theirs = HFLM(hugging_face(model()), tokenizer=tokens, batch_size=3)
+    assert theirs.max_length == CONTEXT
+    found = lm_eval.simple_evaluate(
+        theirs, tasks=list(names), bootstrap_iters=0, log_samples=True,
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+    )  # fmt: skip
+    assert found is not None
+    return dict(found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-import torch
 from torch import nn
 
 from llmkit.batch import Batch, LossSum
+from llmkit.config.custom_model import CustomModel
 from llmkit.errors import UserError
 from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model, ModelContext
@@ -93,7 +95,21 @@ def test_only_ours_shares_heads(monkeypatch):
     asked: list[int] = []
     monkeypatch.setattr(Mesh, "tensor_parallel", lambda self, heads, sequence: asked.append(heads))
     mesh = Mesh(0, 8, {"tensor": 8})
-    tensor_parallel_of(LLAMA_STYLE, mesh, False)
-    foreign: object = torch.nn.Identity()
+    tensor_parallel_of(replace(LLAMA_STYLE, num_attention_heads=8, head_dim=12), mesh, False)
+    foreign = CustomModel("other", 11, 5, 7, 42, {})
     tensor_parallel_of(foreign, mesh, False)
     assert asked == [LLAMA_STYLE.num_key_value_heads, 8]
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "why"),
+    [
+        (4, {}, "its 6 heads are not divisible by 4"),
+        (3, {"intermediate_size": 70}, "its MLP's width 70 is not divisible"),
+        (3, {}, "its 2 key and value heads cannot be dealt out"),
+        (6, {}, "a head's width 10 is not divisible by 3"),
+    ],
+)
+def test_a_model_that_so_many_cannot_share_is_refused(size, changes, why):
+    with pytest.raises(UserError, match=f"{size} processes cannot share this model: {why}"):
+        tensor_parallel_of(replace(LLAMA_STYLE, **changes), Mesh(0, size, {"tensor": size}), False)
