@@ -16,7 +16,7 @@ from llmkit.cli import main
 from llmkit.config.custom_model import CustomModel
 from llmkit.data.building.parts import held_out
 from llmkit.inference import evaluate_weights, load_model
-from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.mesh import Mesh, TensorParallel
 from llmkit.precision import PRECISIONS
 from llmkit.weights import CheckpointWeights, open_weights
 from tests.examples.project import forgotten
@@ -64,7 +64,7 @@ def test_a_run_in_fp8_is_evaluated_as_it_evaluates_itself_and_goes_on_in_bf16(pr
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_tensor_parallel_rank_reads_its_slices_alone(run, rank):
+def test_a_tensor_parallel_rank_reads_its_slices_alone(run, rank, monkeypatch):
     stored, read = open_weights(run), []
 
     class Noted(CheckpointWeights):
@@ -73,7 +73,8 @@ def test_a_tensor_parallel_rank_reads_its_slices_alone(run, rank):
             read.append(tensor.numel())
             return tensor
 
-    mesh = SimpleNamespace(tensor_parallel=lambda heads, sequence_parallel: TensorParallel(rank, 2))
+    monkeypatch.setattr(Mesh, "tensor_parallel", lambda self, heads, sequence: TensorParallel(rank, 2))
+    mesh = Mesh(rank, 2, {"tensor": 2})
     bf16 = PRECISIONS["bf16"]
     model = load_model(Noted(stored.checkpoint), torch.device("cpu"), bf16, mesh)
     own = sum(parameter.numel() for parameter in model.parameters())
