@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmkit import __version__
 from llmkit.command_line import CommandParser, Commands, add_config, add_run, count, positive, unicode_text
+from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.evaluation.options import add_evaluate_command
 from llmkit.inspect.options import add_inspect_command
@@ -222,7 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         _train_parser, _config_parser, _data_parser, _generate_parser, add_evaluate_command, _doctor_parser,
-        _new_parser, _ladder_parser, add_inspect_command, add_reference_command,
+        _new_parser, _ladder_parser, add_inspect_command, add_reference_command, add_import_command,
+        add_export_command,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -22,7 +22,7 @@ LAYERS = (
     {"inference", "parity", "recipes"},
     {"generation", "preference"},
     {"evaluation"},
-    {"loop", "inspect"},
+    {"loop", "inspect", "convert"},
     {"train"},
     {"api"},
     {"cli"},

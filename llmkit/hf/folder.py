@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmkit.checkpoint.format import DTYPES
 from llmkit.config import schema
 from llmkit.data.tokens.make_tokenizer import make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -74,6 +76,12 @@ class HFFolder:
     def config(self) -> Mapping[str, Any]:
         """See `Weights.config`: no run of ours made it, as far as can be known."""
         return {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model's weights."""
+        names = (self._file_name(each.name) for each in self.stored)
+        return sum(math.prod(self._files.shapes[n]) * DTYPES[self._files.dtypes[n]].itemsize for n in names)
 
     def names(self) -> Collection[str]:
         """See `Weights.names`."""

@@ -1,0 +1,82 @@
+"""`llmkit export`: a trained model in Hugging Face's format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from llmkit.checkpoint.files import write_file
+from llmkit.config.shape import ModelShape
+from llmkit.config.show import to_yaml
+from llmkit.config.stored import read_stored
+from llmkit.convert.aside import built_aside, refuse_existing, require_room
+from llmkit.convert.card import CARD, SETTINGS, model_card
+from llmkit.convert.companions import config_files, tokenizer_files
+from llmkit.convert.proof import cannot_prove, prove
+from llmkit.convert.shards import Planned, plan, split, write_shards
+from llmkit.errors import UserError
+from llmkit.hf.choose import architecture_for
+from llmkit.weights import Weights, model_of, open_weights
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def export_command(path: Path, out: Path, *, dtype: str | None, max_shard_size: int, check: bool) -> int:
+    """`llmkit export`: writes a folder that transformers, vLLM and others load, with a model card.
+
+    dtype: to which weights are rounded; None: as they are stored. max_shard_size: bytes of a file.
+    check: compare logits and ids with those of transformers, where it is installed and there is memory.
+
+    Raises UserError where no class of transformers can express the model, naming every setting.
+    """
+    refuse_existing(out)
+    weights, rounded = open_weights(path), DTYPES[dtype] if dtype else None
+    shape = _shape(weights)
+    architecture, tokenizer = architecture_for(shape), weights.tokenizer()
+    tensors = plan(weights, architecture.naming.stored(shape.parameters()), rounded)
+    shards, size, main_type = (
+        split(tensors, max_shard_size),
+        sum(each.nbytes for each in tensors),
+        _main_type(tensors),
+    )
+    require_room(out, size)
+    unproved = cannot_prove(shape) if check else "it was not asked for (--no-check)"
+    files = config_files(architecture, shape, main_type, tokenizer)
+    files |= tokenizer_files(tokenizer, shape.max_position_embeddings)
+    config = read_stored(weights.config, weights.origin, print) if weights.config else None
+    if config is not None:
+        files[SETTINGS] = to_yaml(config).encode()
+    with built_aside(out) as folder:
+        write_shards(folder, weights, shards)
+        for name, content in files.items():
+            write_file(folder / name, [memoryview(content)])
+        proof = None if unproved else str(prove(weights, shape, tokenizer, folder, rounded))
+        card = model_card(weights, config, shape, architecture, main_type, proof)
+        write_file(folder / CARD, [memoryview(card.encode())])
+    kind = str(main_type).removeprefix("torch.")
+    print(f"exported   {weights.path}")
+    print(f"to         {out}: {architecture.class_name}, {shape.num_parameters:,} weights in {kind}")
+    print(f"files      {len(shards)} of weights, {size / 1e9:.3f} GB; {', '.join(sorted([*files, CARD]))}")
+    print(f"proof      {proof or f'none: {unproved}'}")
+    return 0
+
+
+def _shape(weights: Weights) -> ModelShape:
+    shape = model_of(weights)
+    if not isinstance(shape, ModelShape):
+        raise UserError(
+            f"{weights.path}: its model is of the type {shape.type}, which a plugin defines; only llmkit's "
+            "own can be exported"
+        )
+    return shape
+
+
+def _main_type(tensors: Sequence[Planned]) -> torch.dtype:
+    """The type of most of the bytes."""
+    counted = Counter[torch.dtype]()
+    for tensor in tensors:
+        counted[tensor.dtype] += tensor.nbytes
+    return counted.most_common(1)[0][0]

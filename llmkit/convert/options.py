@@ -1,0 +1,62 @@
+"""The command lines of `llmkit import` and `llmkit export`; imported by every command, so nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from llmkit.command_line import Commands
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def add_import_command(commands: Commands) -> None:
+    """Adds `llmkit import`."""
+    parser = commands.add_parser("import", help="make a checkpoint of a model in Hugging Face's format")
+    parser.add_argument("source", metavar="HF_DIR", help="a folder with config.json and safetensors files")
+    parser.add_argument("out", metavar="OUT", help="the checkpoint, a folder that must not exist")
+    parser.set_defaults(command=_import, parser=parser)
+
+
+def add_export_command(commands: Commands) -> None:
+    """Adds `llmkit export`."""
+    parser = commands.add_parser("export", help="write a model in Hugging Face's format, and prove it")
+    parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint, or an import")
+    parser.add_argument("out", metavar="OUT", help="a folder that must not exist")
+    parser.add_argument(
+        "--dtype", choices=["bf16", "fp16", "fp32"], help="round the weights to this type; default: as stored"
+    )
+    parser.add_argument(
+        "--max-shard-size", type=_size, default=_size("5GB"), metavar="SIZE", help="of a file; default: 5GB"
+    )
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not compare the logits of transformers with llmkit's"
+    )
+    parser.set_defaults(command=_export, parser=parser)
+
+
+def _import(options: argparse.Namespace, started: float) -> int:
+    from llmkit.convert.importing import import_command
+
+    return import_command(Path(options.source), Path(options.out))
+
+
+def _export(options: argparse.Namespace, started: float) -> int:
+    from llmkit.convert.export import export_command
+
+    return export_command(
+        Path(options.run),
+        Path(options.out),
+        dtype=options.dtype,
+        max_shard_size=options.max_shard_size,
+        check=not options.no_check,
+    )
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(KB|MB|GB)", text.strip().upper(), re.ASCII)
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size such as 500MB or 5GB")
+    return size

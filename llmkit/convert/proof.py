@@ -1,0 +1,129 @@
+"""Whether transformers, loading an export, computes what llmkit does, and reads text into the same ids."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from llmkit.config.shape import ModelShape
+from llmkit.data.tokens.hard_texts import HARD_TEXTS
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.errors import RunFault
+from llmkit.inference import load_model
+from llmkit.precision import PRECISIONS
+from llmkit.weights import Weights
+
+TOLERANCE = 1e-5
+"""Largest difference of logits in fp32, as a norm relative to theirs."""
+TOKENS = 128
+"""Most tokens that are compared."""
+MEMORY = 1.25
+"""Memory that a comparison takes, as a multiple of the fp32 weights: of one model at a time."""
+TEXT = """\
+The quick brown fox jumps over the lazy dog. In 1998, 7 of 12 engineers said: "It's faster!" By 0.3 %, it was.
+
+def mean(values):
+    total = sum(values)  # may be empty
+    return total / len(values) if values else 0.0
+
+Zwölf Boxkämpfer jagen Viktor quer über den Deich. Le cœur déçu mais l'âme plutôt naïve. 日本語の文章。
+"""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared. version: of transformers. difference: of the logits, ||ours - theirs|| / ||theirs||.
+
+    tokens: compared. texts: on which the tokenizers agree.
+    """
+
+    version: str
+    difference: float
+    tokens: int
+    texts: int
+
+    def __str__(self) -> str:
+        """In one line."""
+        return (
+            f"transformers {self.version} gives llmkit's logits: relative difference {self.difference:.1e} "
+            f"in fp32 on {self.tokens} tokens; the same ids of {self.texts} hard texts"
+        )
+
+
+def cannot_prove(shape: ModelShape) -> str | None:
+    """Why an export cannot be compared here; None where it can."""
+    if importlib.util.find_spec("transformers") is None:
+        return "transformers is not installed (pip install 'llmkit[hf]')"
+    needed, free = MEMORY * 4 * shape.num_parameters, psutil.virtual_memory().available
+    if needed > free:
+        return f"it takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+    return None
+
+
+def prove(
+    weights: Weights, shape: ModelShape, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None
+) -> Proof:
+    """Compares an exported folder, as transformers loads it, with the weights that it was made of.
+
+    dtype: to which the weights were rounded. Raises RunFault where they differ.
+    """
+    import transformers
+
+    tokens = torch.from_numpy(tokenizer.encode(TEXT)[: min(TOKENS, shape.max_position_embeddings)]).long()[
+        None
+    ]
+    ours = _our_logits(weights, tokens, dtype)
+    theirs = _their_logits(folder, tokens)
+    difference = float((ours - theirs).norm() / theirs.norm())
+    if not difference <= TOLERANCE:
+        raise RunFault(
+            "the exported model does not compute what this one does: the logits of transformers "
+            f"{transformers.__version__} differ by {difference:.1e} (relative norm; rounding makes at most "
+            f"{TOLERANCE:.0e}); nothing was written. Please report this, with the model's settings; "
+            "--no-check leaves the comparison out"
+        )
+    texts = _compare_tokenizers(tokenizer, folder)
+    return Proof(transformers.__version__, difference, tokens.shape[1], texts)
+
+
+@torch.inference_mode()
+def _our_logits(weights: Weights, tokens: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """(seq, vocab) logits in fp32."""
+    model: Any = load_model(weights, torch.device("cpu"), PRECISIONS["fp32"])
+    if dtype is not None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype).float()
+    found: Tensor = model.head.logits(model.hidden(tokens))[0]
+    return found
+
+
+@torch.inference_mode()
+def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    found: Tensor = model(input_ids=tokens).logits[0]
+    return found
+
+
+def _compare_tokenizers(tokenizer: Tokenizer, folder: Path) -> int:
+    """How many texts were compared. Raises RunFault for one that AutoTokenizer reads otherwise."""
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    texts = [text for text in (*HARD_TEXTS, TEXT) if not tokenizer.spelled_controls(text)]
+    for text, ids in zip(texts, tokenizer.encode_batch(texts, threads=False), strict=True):
+        if theirs(text, add_special_tokens=False, verbose=False)["input_ids"] != ids.tolist():
+            raise RunFault(
+                f"the exported tokenizer does not read text as this one does: {text[:60]!r}; nothing was "
+                "written. Please report this, with the tokenizer.json; --no-check leaves the comparison out"
+            )
+    return len(texts)

@@ -1,0 +1,59 @@
+"""`llmkit import`: a checkpoint of the weights alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from llmkit.checkpoint.read import verify
+from llmkit.cli import main
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.hf.folder import HFFolder
+from llmkit.weights import CheckpointWeights, open_weights
+from tests.hf.models import save
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder as from the hub, in bf16, with a template."""
+    monkeypatch.chdir(tmp_path)
+    save("gpt2", tmp_path / "hub", vocab_size=260).bfloat16().save_pretrained(tmp_path / "hub")
+    bytes_tokenizer("<|end|>").save(tmp_path / "hub")
+    (tmp_path / "hub/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    return tmp_path / "hub"
+
+
+def test_an_import_is_a_checkpoint_with_the_types_and_the_template(hub):
+    assert main(["import", "hub", "imported"]) == 0
+    assert verify(hub.parent / "imported") == []
+    ours, theirs = open_weights(hub.parent / "imported"), HFFolder(hub)
+    assert isinstance(ours, CheckpointWeights)
+    assert ours.model == theirs.model and set(ours.names()) == set(theirs.names())
+    for name in theirs.names():
+        box = tuple((0, size) for size in theirs.shape(name))
+        found = ours.read(name, box)
+        assert found.dtype == torch.bfloat16 and torch.equal(found, theirs.read(name, box))
+    assert ours.tokenizer().hash == theirs.tokenizer().hash
+    assert ours.tokenizer().chat_template == "{{ messages[0]['content'] }}"
+
+
+def test_text_can_be_generated_from_it(hub, capsys):
+    assert main(["import", "hub", "imported"]) == 0
+    capsys.readouterr()
+    outputs = []
+    for path in ("hub", "imported"):
+        assert main(["generate", path, "--prompt", "a", "--max-new-tokens", "5", "--precision", "fp32"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and len(outputs[0]) > 2
+
+
+def test_nothing_is_left_of_what_cannot_be_imported(hub, capsys):
+    config = json.loads((hub / "config.json").read_text()) | {"add_cross_attention": True}
+    (hub / "config.json").write_text(json.dumps(config))
+    assert main(["import", "hub", "imported"]) == 2
+    assert "add_cross_attention = true" in capsys.readouterr().err
+    assert main(["import", "hub", "step-00000007"]) == 2
+    assert "that is the name of a checkpoint of a run" in capsys.readouterr().err
+    assert sorted(path.name for path in hub.parent.iterdir()) == ["hub"]
