@@ -12,6 +12,7 @@ import numpy as np
 from llmkit.config.schema import Config
 from llmkit.data.building.packing import are_cut
 from llmkit.data.curriculum import Curriculum
+from llmkit.data.inspect_pairs import pair_lines, sequences
 from llmkit.data.live.lane import Lane
 from llmkit.data.live.source import LiveSource
 from llmkit.data.mixing import shares
@@ -61,7 +62,7 @@ def inspect_command(config: Config, prepared: Prepared, count: int, color: bool)
 def inspect(config: Config, prepared: Prepared, count: int, color: bool) -> Iterator[str]:
     """Lines that show the data of a run; of each source `count` rows. color: mark them by colours."""
     for source in prepared.train:
-        yield from source_lines(source, prepared, config.data.sequence_length)
+        yield from source_lines(source, prepared, config.data.row_length)
         yield ""
     yield from mixture_lines(config, prepared)
     how = marks(prepared.tokenizer.end_of_text, color)
@@ -99,6 +100,9 @@ def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> It
     size_told = f", {shown_size(text)}" if text else ""
     if text:  # that of a chat is only what is to be learned
         size_told += " to learn" if stored.has_targets else f" ({text / stored.tokens:.2f} bytes a token)"
+    if prepared.has_pairs:
+        yield from pair_lines(stored, row_length)
+        return
     yield f"  {stored.documents:,} documents, {stored.tokens:,} tokens{size_told}"
     end_of_text = prepared.tokenizer.end_of_text_id
     places = _sample_places(stored)
@@ -192,7 +196,7 @@ def mixture_lines(config: Config, prepared: Prepared) -> Iterator[str]:
         parts = zip(names, weights, shares(weights), strict=True)
         listed = ", ".join(f"{name} {weight:g} ({share:.1%})" for name, weight, share in parts)
         yield f"mixture from step {step}: {listed}"
-    length = data.sequence_length
+    length = data.row_length
     sizes = [source.stored.period if source.stored else None for source in prepared.train]
     needed = None
     if steps is not None:
@@ -221,7 +225,7 @@ def sample_rows(
 
     A content is tokens (T+1,) and label targets (T,) or None, or, of a lane that has no row, why.
     """
-    length = config.data.sequence_length
+    length = config.data.row_length
     if isinstance(source.rows, LiveSource):
         for number in range(min(count, source.rows.lanes)):
             yield f"first row of lane {number}", _first_row(source.rows, number)
@@ -231,7 +235,12 @@ def sample_rows(
     _, _, numbers = order.rows(0, min(count, int(rows_before(1, size, length))))
     targets = source.rows.targets(numbers, length)
     for k, tokens in enumerate(source.rows.rows(numbers, length)):
-        yield f"row {numbers[k]}", (tokens, None if targets is None else targets[k])
+        known = None if targets is None else targets[k]
+        if config.data.has_pairs and known is not None:
+            for side, content in sequences(tokens, known):
+                yield f"pair {numbers[k]}, {side}", content
+        else:
+            yield f"row {numbers[k]}", (tokens, known)
 
 
 def _first_row(source: LiveSource, number: int) -> tuple[np.ndarray, np.ndarray | None] | str:
