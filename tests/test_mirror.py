@@ -47,7 +47,6 @@ ELSEWHERE = {
     "hf/tensor_files.py": "hf/test_folder.py",
     "kernels/adamw.py": "optim/test_build.py",
     "kernels/linear.py": "model/test_layers.py",
-    "model/rope.py": "kernels/test_rotation.py",
     "plan/attention_rules.py": "plan/test_operators.py",
     "plan/facts.py": "test_device.py",
     "preference/options.py": "preference/test_command.py",

@@ -115,9 +115,7 @@ def _rows(small: Operation, operation: Operation, setting: Setting) -> Iterator[
 def _contenders(operation: Operation, plain: Function) -> dict[str, Call]:
     """Name -> the operation on its inputs."""
     device = next(iter(operation.inputs.values())).device
-    forms = {
-        form: _form(operation, form) for form in operations.forms_on(device, operation.operator)
-    }
+    forms = {form: _form(operation, form) for form in operations.forms_on(device, operation.operator)}
     compiled = torch.compile(lambda inputs: operation.call(plain, inputs), dynamic=False)
     return {
         **{form: _refused(each) if isinstance(each, Exception) else partial(operation.call, each)

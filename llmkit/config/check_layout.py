@@ -13,6 +13,7 @@ from llmkit.config.derive import (
     rows_per_rank,
 )
 from llmkit.config.mistakes import Mistake
+from llmkit.config.model_rules import contradictions
 from llmkit.config.model_section import Model
 from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY
 from llmkit.config.settings import Settings
@@ -49,6 +50,8 @@ def check_model(s: Settings) -> Iterator[Mistake]:
         yield s.mistake("{0} does not go with {1}", head, tied, note=note)
     if model.max_position_embeddings and s.config.data.sequence_length > model.max_position_embeddings:
         yield s.mistake("{0} is longer than {1}", "data.sequence_length", "model.max_position_embeddings")
+    for found in contradictions(model):
+        yield s.mistake(found.what, *(f"model.{name}" for name in found.names), note=found.note)
 
 
 def _check_custom_model(s: Settings) -> Iterator[Mistake]:

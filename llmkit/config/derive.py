@@ -10,6 +10,7 @@ from llmkit.config.schema import BPE_VOCAB_SIZE, BYTES_VOCABULARY, Config, Token
 from llmkit.config.shape import ModelShape
 
 INTERMEDIATE_SIZES: dict[Mlp, tuple[Callable[[int], int], str]] = {
+    "geglu": (lambda width: _round_up(-(-8 * width // 3), 64), "8/3 x hidden_size, rounded up to 64"),
     "gelu": (lambda width: 4 * width, "4 x hidden_size"),
     "relu2": (lambda width: 4 * width, "4 x hidden_size"),
     "swiglu": (lambda width: _round_up(-(-8 * width // 3), 64), "8/3 x hidden_size, rounded up to 64"),
@@ -36,7 +37,7 @@ def resolved_model(config: Config, vocab_size: int | None = None) -> AnyModel:
         raise ValueError(
             f"width {model.hidden_size} cannot be shared out to {model.num_attention_heads} heads"
         )
-    copied = model.model_dump(exclude={"type"})
+    copied = {name: getattr(model, name) for name in Model.model_fields if name != "type"}
     return ModelShape(
         **copied
         | {

@@ -8,10 +8,16 @@ from pydantic import Field
 
 from llmkit.config.section import Positive, Section
 
-Mlp = Literal["swiglu", "gelu", "relu2"]
+Mlp = Literal["swiglu", "geglu", "gelu", "relu2"]
 Norm = Literal["rmsnorm", "layernorm"]
 ResidualInit = Literal["scaled", "normal", "zero"]
 PositionEmbedding = Literal["rope", "learned"]
+NormPlacement = Literal["pre", "post", "both"]
+QkNorm = bool | Literal["full"]
+LayerType = Literal["full_attention", "sliding_attention"]
+LayerTypes = Annotated[tuple[LayerType, ...], Field(strict=False, min_length=1)]
+RopeType = Literal["default", "linear", "llama3", "yarn"]
+AboveZero = Annotated[float, Field(gt=0.0)]
 
 
 class ModelChoice(Section):
@@ -21,6 +27,42 @@ class ModelChoice(Section):
     """Which model: gpt, with the settings below, or one that a plugin registers, with settings of its own."""
     vocab_size: Positive | Literal["auto"] = "auto"
     """Tokens the model knows; auto = as many as the tokenizer has."""
+
+
+class RopeScaling(Section):
+    """How rotary frequencies are changed for contexts longer than those of the first training.
+
+    Names and meanings as in transformers' `rope_scaling`."""
+
+    rope_type: RopeType = "default"
+    """default = not at all; linear = all divided by factor (Chen et al. 2023); llama3 = slow ones divided,
+    those between slow and fast in part (Llama 3.1); yarn = the same with another ramp between them, and
+    scores are scaled (Peng et al. 2023)."""
+    factor: Annotated[float, Field(ge=1.0)] | None = None
+    """How much longer the contexts become (all types but default)."""
+    original_max_position_embeddings: Positive | None = None
+    """Longest context of the first training (llama3, yarn)."""
+    low_freq_factor: AboveZero | None = None
+    """Frequencies that turn less often than this in the old context are divided in full (llama3)."""
+    high_freq_factor: AboveZero | None = None
+    """Frequencies that turn more often than this in the old context stay (llama3)."""
+    beta_fast: AboveZero | None = None
+    """Turns within the old context above which frequencies stay (yarn); default: 32."""
+    beta_slow: AboveZero | None = None
+    """Turns within the old context below which frequencies are divided in full (yarn); default: 1."""
+    attention_factor: AboveZero | None = None
+    """Rotated queries and keys are multiplied by this (yarn); default: 0.1 ln(factor) + 1, or by mscale."""
+    mscale: AboveZero | None = None
+    """With mscale_all_dim: attention_factor is (0.1 mscale ln(factor) + 1) / (the same with mscale_all_dim)
+    (yarn, DeepSeek)."""
+    mscale_all_dim: AboveZero | None = None
+    """See mscale."""
+    truncate: bool | None = None
+    """The bounds between frequencies are rounded to whole channels (yarn); default: true."""
+
+
+UNSCALED = RopeScaling()
+"""Rotary frequencies as they are."""
 
 
 class Model(ModelChoice):
@@ -39,27 +81,47 @@ class Model(ModelChoice):
     intermediate_size: Positive | None = None
     """Width of the MLP; default: 4 x hidden_size; for swiglu 8/3 of it rounded up to 64."""
     mlp: Mlp = "swiglu"
-    """Gated SiLU (Llama), GELU with the tanh approximation (GPT-2), or relu(x)^2 (Primer)."""
+    """Gated SiLU (Llama), gated GELU with the tanh approximation (Gemma), the same without a gate (GPT-2), or
+    relu(x)^2 (Primer)."""
     norm: Norm = "rmsnorm"
     """RMSNorm, or LayerNorm with bias."""
     norm_weight: bool = True
     """The norms have weights (and biases); without, they only normalise, those of queries and keys too."""
     norm_eps: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-5
     """Added to the variance in every norm."""
+    norm_weight_offset: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Added to the norms' weights before they are applied; with 1 they are stored less one (Gemma)."""
+    norm_placement: NormPlacement = "pre"
+    """Norms on what enters attention and MLP (pre, GPT-2 and Llama), on what they add to the residual stream
+    (post, OLMo 2), or both (Gemma 2)."""
     position_embedding: PositionEmbedding = "rope"
     """Rotary positions, or a learned vector a position (GPT-2)."""
     rope_theta: Annotated[float, Field(gt=0.0)] = 10000.0
     """Base of the rotary frequencies."""
+    sliding_rope_theta: AboveZero | None = None
+    """The same in layers with a sliding window, where rope_scaling does not act then (Gemma 3); default: they
+    are as the others."""
+    rope_scaling: RopeScaling = UNSCALED
+    """How rotary frequencies are changed for contexts longer than those of the first training."""
+    partial_rotary_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the channels of each head that is rotated, the first ones (GPT-NeoX, Phi)."""
     max_position_embeddings: Positive | None = None
     """Longest context; default: data.sequence_length."""
     attention_bias: bool = False
     """Biases in the attention projections."""
+    attention_output_bias: bool | None = None
+    """A bias in the output projection of attention; default: as attention_bias (Qwen2: not, beside biases of
+    queries, keys and values)."""
     mlp_bias: bool = False
     """Biases in the MLP projections."""
-    qk_norm: bool = False
-    """RMSNorm over each head's query and key before the rotation."""
+    qk_norm: QkNorm = False
+    """RMSNorm over each head's query and key before the rotation (Qwen3); full = over those of all heads
+    at once (OLMo 2)."""
     sliding_window: Positive | None = None
     """How many positions back a position sees, itself included; default: all."""
+    layer_types: LayerTypes | None = None
+    """Which layers have the sliding window, from the first layer on, repeated where they are fewer than the
+    layers; default: all have it."""
     attn_logit_softcapping: Annotated[float, Field(gt=0.0)] | None = None
     """Attention scores become c * tanh(score / c), c being this (Gemma 2); default: they stay as they are."""
     final_logit_softcapping: Annotated[float, Field(gt=0.0)] | None = None

@@ -8,7 +8,7 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "linear": ("linear",),
     "norm": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm"),
     "rotation": ("rotate",),
-    "activation": ("swiglu", "gelu", "relu2"),
+    "activation": ("swiglu", "geglu", "gelu", "relu2"),
     "dropout_add": ("dropout", "dropout_add"),
     "attention": ("attention",),
     "head_loss": ("head_loss",),

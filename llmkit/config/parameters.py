@@ -15,6 +15,7 @@ Named = tuple[str, tuple[int, ...]]
 
 INTO_MLP: dict[Mlp, tuple[str, ...]] = {
     "swiglu": ("gate_proj", "up_proj"),
+    "geglu": ("gate_proj", "up_proj"),
     "gelu": ("up_proj",),
     "relu2": ("up_proj",),
 }
@@ -87,23 +88,31 @@ def named_parameters(shape: ModelShape) -> Iterator[Named]:
 
 def _block(shape: ModelShape, layer: int, path: str) -> Iterator[Named]:
     yield from ((f"{path}.residual_scalars.{name}", (1,)) for name in shape.residual_scalar_names)
-    yield from _norm(shape, f"{path}.attention_norm")
+    before, behind = shape.norm_placement != "post", shape.norm_placement != "pre"
+    if before:
+        yield from _norm(shape, f"{path}.attention_norm")
     yield from _attention(shape, layer, f"{path}.attention")
-    yield from _norm(shape, f"{path}.mlp_norm")
+    if behind:
+        yield from _norm(shape, f"{path}.attention_post_norm")
+    if before:
+        yield from _norm(shape, f"{path}.mlp_norm")
     width, inner = shape.hidden_size, shape.intermediate_size
     into = dict.fromkeys(INTO_MLP[shape.mlp], inner)
     yield from _linear(f"{path}.mlp", into, width, shape.mlp_bias)
     yield from _linear(f"{path}.mlp", {"down_proj": width}, inner, shape.mlp_bias)
+    if behind:
+        yield from _norm(shape, f"{path}.mlp_post_norm")
 
 
 def _attention(shape: ModelShape, layer: int, path: str) -> Iterator[Named]:
     query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
     into = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
     yield from _linear(path, into, shape.hidden_size, shape.attention_bias)
-    yield from _linear(path, {"o_proj": shape.hidden_size}, query, shape.attention_bias)
+    yield from _linear(path, {"o_proj": shape.hidden_size}, query, shape.output_bias)
     if shape.qk_norm and shape.norm_weight:
-        yield f"{path}.q_norm.weight", (shape.head_dim,)
-        yield f"{path}.k_norm.weight", (shape.head_dim,)
+        full = shape.qk_norm == "full"
+        yield f"{path}.q_norm.weight", (query if full else shape.head_dim,)
+        yield f"{path}.k_norm.weight", (grouped if full else shape.head_dim,)
     if shape.has_value_embedding(layer):
         yield f"{path}.value_embedding.weight", (shape.vocab_size, grouped)
         yield f"{path}.value_embedding.gate.weight", (shape.num_key_value_heads, shape.gate_channels)

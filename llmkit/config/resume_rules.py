@@ -35,14 +35,21 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules(
         "fixed", "decides which weights the model has", "model",
         "type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "intermediate_size mlp norm norm_weight position_embedding attention_bias mlp_bias qk_norm "
+        "intermediate_size mlp norm norm_weight norm_placement position_embedding attention_bias "
+        "attention_output_bias mlp_bias qk_norm "
         "tie_word_embeddings embedding_norm bigram_embedding value_embeddings residual_scalars",
     ),
     **_rules(
         "warned", "the same weights compute something else", "model",
-        "norm_eps rope_theta key_shift sliding_window attention_dropout hidden_dropout "
+        "norm_eps norm_weight_offset rope_theta sliding_rope_theta partial_rotary_factor key_shift "
+        "sliding_window layer_types attention_dropout hidden_dropout "
         "final_logit_softcapping attn_logit_softcapping embedding_multiplier attention_multiplier "
         "residual_multiplier logits_scaling",
+    ),
+    **_rules(
+        "warned", "the same weights compute something else", "model.rope_scaling",
+        "rope_type factor original_max_position_embeddings low_freq_factor high_freq_factor beta_fast "
+        "beta_slow attention_factor mscale mscale_all_dim truncate",
     ),
     **_rules(
         "warned", "learned positions are weights, which are compared; others may become more", "model",

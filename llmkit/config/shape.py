@@ -7,10 +7,24 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union
+
+from pydantic import ValidationError
 
 from llmkit import __version__
-from llmkit.config.model_section import Mlp, Norm, PositionEmbedding, ResidualInit
+from llmkit.config.model_rules import contradictions
+from llmkit.config.model_section import (
+    UNSCALED,
+    LayerType,
+    Mlp,
+    Norm,
+    NormPlacement,
+    PositionEmbedding,
+    QkNorm,
+    ResidualInit,
+    RopeScaling,
+)
 from llmkit.config.parameters import FullTensor, full_tensors, named_parameters
 from llmkit.config.renamed import with_new_names
 from llmkit.errors import UserError
@@ -44,12 +58,19 @@ class ModelShape:
     norm: Norm = "rmsnorm"
     norm_weight: bool = True
     norm_eps: float = 1e-5
+    norm_weight_offset: float = 0.0
+    norm_placement: NormPlacement = "pre"
     position_embedding: PositionEmbedding = "rope"
     rope_theta: float = 10000.0
+    sliding_rope_theta: float | None = None
+    rope_scaling: RopeScaling = UNSCALED
+    partial_rotary_factor: float = 1.0
     attention_bias: bool = False
+    attention_output_bias: bool | None = None
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: QkNorm = False
     sliding_window: int | None = None
+    layer_types: tuple[LayerType, ...] | None = None
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     tie_word_embeddings: bool = True
@@ -86,10 +107,32 @@ class ModelShape:
             raise UserError(
                 f"padded_vocab_size {self.padded_vocab_size} is smaller than vocab_size {self.vocab_size}"
             )
+        for found in contradictions(self):
+            raise UserError(found.text(self))
 
     def has_value_embedding(self, layer: int) -> bool:
         """Whether this layer adds value embeddings: every second one does, counted from the last."""
         return self.value_embeddings and (self.num_hidden_layers - 1 - layer) % 2 == 0
+
+    def window(self, layer: int) -> int | None:
+        """How many positions back a layer sees, itself included; None: all."""
+        types = self.layer_types
+        return None if types and types[layer % len(types)] == "full_attention" else self.sliding_window
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that are rotated, the first ones."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def tables_hold_scale(self) -> bool:
+        """Whether the scale of attention is part of the rotary tables, which then act on all channels."""
+        return self.position_embedding == "rope" and self.rotary_dim == self.head_dim
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether the output projection of attention has a bias."""
+        return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
 
     @property
     def residual_scalar_names(self) -> tuple[str, ...]:
@@ -140,7 +183,9 @@ class ModelShape:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values that JSON can hold."""
-        return dataclasses.asdict(self)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        types = None if self.layer_types is None else list(self.layer_types)
+        return values | {"rope_scaling": self.rope_scaling.model_dump(), "layer_types": types}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str = "the stored model shape") -> ModelShape:
@@ -148,7 +193,7 @@ class ModelShape:
 
         origin: names the checkpoint and its version. Raises UserError for unknown, missing or wrong values.
         """
-        values, types = with_new_names({"model": values})["model"], _types()
+        values, types = _restored(with_new_names({"model": values})["model"], origin), _types()
         required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         for problem, names in (
             (f"settings that llmkit {__version__} does not know", values.keys() - types),
@@ -163,6 +208,19 @@ class ModelShape:
         return cls(**values)
 
 
+def _restored(values: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+    """The values of fields that JSON holds as lists and dicts in their types."""
+    found: dict[str, Any] = {}
+    if isinstance(types := values.get("layer_types"), list):
+        found["layer_types"] = tuple(types)
+    if isinstance(scaling := values.get("rope_scaling"), dict):
+        try:
+            found["rope_scaling"] = RopeScaling.model_validate(scaling)
+        except ValidationError as error:
+            raise UserError(f"{origin}: its model has a wrong rope_scaling: {error}") from None
+    return {**values, **found}
+
+
 def _types() -> dict[str, Any]:
     """The type of each field."""
     return typing.get_type_hints(ModelShape)
@@ -170,6 +228,10 @@ def _types() -> dict[str, Any]:
 
 def _fits(value: object, kind: Any) -> bool:
     """Whether a JSON value is of a field's type; a whole number is also a float, a bool no number."""
+    if typing.get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, each) for each in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(each, typing.get_args(kind)[0]) for each in value)
     if typing.get_origin(kind) is Literal:
         return isinstance(value, str) and value in typing.get_args(kind)
     if kind is float:

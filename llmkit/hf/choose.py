@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from llmkit.config.model_section import UNSCALED
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.hf.architectures import ARCHITECTURES, Architecture
@@ -84,8 +85,14 @@ def _effective(fields: dict[str, Any]) -> dict[str, Any]:
     found, width = dict(fields), fields["head_dim"]
     multiplier = found["attention_multiplier"]
     found["attention_multiplier"] = 1.0 if multiplier is None else round(multiplier * width**0.5, 9)
-    if found["sliding_window"] is not None and found["sliding_window"] >= found["max_position_embeddings"]:
-        found["sliding_window"] = None
+    found["rope_scaling"] = UNSCALED.model_copy(update=dict(found["rope_scaling"]))
+    if found["attention_output_bias"] is None:
+        found["attention_output_bias"] = found["attention_bias"]
+    window, types = found["sliding_window"], found["layer_types"] or ["sliding_attention"]
+    if window is not None and window >= found["max_position_embeddings"]:
+        window = None
+    slide = [types[layer % len(types)] == "sliding_attention" for layer in range(found["num_hidden_layers"])]
+    found |= {"sliding_window": window, "layer_types": None if window is None else slide}
     if found["position_embedding"] == "learned":
         found |= {name: None for name in found if name.startswith("rope_")}
     return found

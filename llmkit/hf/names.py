@@ -112,7 +112,8 @@ OLMO2 = Naming(
     "model.",
     "layers",
     _LLAMA_TOP,
-    _LLAMA_BLOCK | {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"},
+    _LLAMA_BLOCK
+    | {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"},
 )
 GPT2 = Naming(
     "transformer.",

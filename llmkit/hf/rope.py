@@ -59,5 +59,6 @@ def read_rope(keys: ConfigKeys, longest: int) -> dict[str, Any]:
 
 def write_rope(shape: ModelShape) -> dict[str, Any]:
     """The keys that say the same to transformers 4 and 5."""
-    scaling = getattr(shape, "rope_scaling", None)
+    scaled = shape.rope_scaling.rope_type != "default"
+    scaling = shape.rope_scaling.model_dump(exclude_none=True) if scaled else None
     return {"rope_theta": shape.rope_theta, "rope_scaling": scaling}

@@ -12,6 +12,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) * up (Shazeer 2020), in the tanh approximation; the arguments as of `swiglu`."""
+    return gelu(gate) * up
+
+
 def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """GELU of x + bias in its tanh approximation, as in GPT-2. x: (..., size), bias: (size,).
 

@@ -10,8 +10,10 @@ from torch import Tensor
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019). x: (..., size).
 
-    weight: (size,), or None: ones, without a parameter.
+    weight: (size,), or None: ones, without a parameter; it may be of a wider type than x.
     """
+    if weight is not None and weight.dtype != x.dtype:
+        return F.rms_norm(x.to(weight.dtype), (x.shape[-1],), weight, eps).to(x.dtype)
     return F.rms_norm(x, (x.shape[-1],), weight, eps).to(x.dtype)
 
 
@@ -24,9 +26,11 @@ def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor | None, eps: float) -
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016). x: (..., size).
 
-    weight, bias: (size,) each, or None both: ones and zeros, without parameters.
+    weight, bias: (size,) each, or None both: ones and zeros, without parameters. The weight may be of a wider
+    type than x.
     """
-    if weight is not None and bias is not None and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+    on_cpu = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    if weight is not None and bias is not None and (on_cpu or weight.dtype != x.dtype):
         # PyTorch's kernel would add up the gradients of weight and bias in bf16: off by 5 % after 2,048 rows.
         return F.layer_norm(x.float(), (x.shape[-1],), weight.float(), bias.float(), eps).to(x.dtype)
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)  # keeps its statistics in fp32

@@ -65,7 +65,8 @@ PLAIN: Mapping[str, str] = {operator: next(iter(forms)) for operator, forms in F
 
 LIKE: Mapping[str, tuple[int, ...]] = {
     "rms_norm": (0,), "layer_norm": (0,), "add_rms_norm": (0, 0), "add_layer_norm": (0, 0), "rotate": (0, 1),
-    "swiglu": (0,), "gelu": (0,), "relu2": (0,), "dropout": (0,), "dropout_add": (0,), "attention": (0,),
+    "swiglu": (0,), "geglu": (0,), "gelu": (0,), "relu2": (0,), "dropout": (0,), "dropout_add": (0,),
+    "attention": (0,),
 }  # fmt: skip
 """Function -> for each of its results the argument that has its shape and type."""
 
@@ -85,6 +86,7 @@ class Operators:
     add_layer_norm: Callable[..., Any]
     rotate: Callable[..., Any]
     swiglu: Callable[..., Any]
+    geglu: Callable[..., Any]
     gelu: Callable[..., Any]
     relu2: Callable[..., Any]
     dropout: Callable[..., Any]

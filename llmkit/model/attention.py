@@ -9,8 +9,8 @@ from llmkit.config.shape import ModelShape
 from llmkit.kernels.attention import masked
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import FusedColumnLinear, RowLinear
-from llmkit.model.norm import RMSNorm
-from llmkit.model.positions import BlockInputs, shift
+from llmkit.model.norm import RMSNorm, WidthRMSNorm
+from llmkit.model.positions import BlockInputs, RopeTables, shift
 from llmkit.model.value_embedding import ValueEmbedding
 from llmkit.parallel.collectives import all_gather
 from llmkit.parallel.mesh import TensorParallel
@@ -28,25 +28,33 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.operators, self.tp = layer, operators, tp
-        self.head_dim, self.window = shape.head_dim, shape.sliding_window
+        self.head_dim, self.rotary_dim, self.window = shape.head_dim, shape.rotary_dim, shape.window(layer)
         self.dropout, self.softcap = shape.attention_dropout, shape.attn_logit_softcapping
         query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
         widths = {"q_proj": query, "k_proj": grouped, "v_proj": grouped}
         self.qkv = FusedColumnLinear(shape.hidden_size, widths, shape.attention_bias, tp, operators)
-        self.o_proj = RowLinear(query, shape.hidden_size, shape.attention_bias, tp, operators)
-        norm = (shape.head_dim, shape.norm_eps, tp.group, operators, shape.norm_weight)
-        self.q_norm = RMSNorm(*norm) if shape.qk_norm else None
-        self.k_norm = RMSNorm(*norm) if shape.qk_norm else None
+        self.o_proj = RowLinear(query, shape.hidden_size, shape.output_bias, tp, operators)
+        self.qk_norm = shape.qk_norm
+        how = (operators, shape.norm_weight, shape.norm_weight_offset)
+        self.q_norm: nn.Module | None = None
+        self.k_norm: nn.Module | None = None
+        if shape.qk_norm == "full":
+            self.q_norm = WidthRMSNorm(query, shape.norm_eps, tp, *how)
+            self.k_norm = WidthRMSNorm(grouped, shape.norm_eps, tp, *how)
+        elif shape.qk_norm:
+            self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps, tp.group, *how)
+            self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps, tp.group, *how)
         self.value_embedding = ValueEmbedding(shape, tp) if shape.has_value_embedding(layer) else None
         self.shifted_pairs = shape.shifted_key_pairs
-        # With rotary positions the tables hold the scale.
-        self.query_scale = 1.0 if shape.position_embedding == "rope" else shape.attention_scale
+        self.query_scale = 1.0 if shape.tables_hold_scale else shape.attention_scale
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         """x: (batch, seq, hidden), or its piece of the sequence -> the same shape."""
         q, k, v = self.qkv(x)  # (batch, seq, heads / tp * head_dim)
         if self.value_embedding is not None:
             v = v + self.value_embedding(inputs.tokens, x)
+        if self.qk_norm == "full":
+            q, k = self._normed(q, k)
         if self.tp.head_group is not None:
             k, v = all_gather(torch.stack((k, v)), 3, self.tp.head_group).unbind()
         q, k, v = (
@@ -54,10 +62,11 @@ class Attention(nn.Module):
         )  # (batch, seq, heads, head_dim)
         if self.shifted_pairs:
             k = self._partly_shifted(k, inputs)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if self.qk_norm is True:
+            q, k = self._normed(q, k)
         if inputs.rope is not None:
-            q, k = self._rotated(q, k, *inputs.rope)
+            other = None if self.window is None else inputs.sliding_rope
+            q, k = self._rotated(q, k, other or inputs.rope)
         if self.query_scale != 1.0:
             q = q * self.query_scale
         if inputs.cache is not None:
@@ -75,7 +84,19 @@ class Attention(nn.Module):
             )  # fmt: skip
         return self.o_proj(mixed.flatten(-2))
 
-    def _rotated(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.q_norm is not None and self.k_norm is not None
+        return self.q_norm(q), self.k_norm(k)
+
+    def _rotated(self, q: Tensor, k: Tensor, rope: RopeTables) -> tuple[Tensor, Tensor]:
+        """q, k: (batch, seq, heads, head_dim), of each head the first `rotary_dim` channels rotated."""
+        if self.rotary_dim == self.head_dim:
+            return self._turned(q, k, *rope)
+        (q, rest_q), (k, rest_k) = (each.tensor_split((self.rotary_dim,), -1) for each in (q, k))
+        q, k = self._turned(q, k, *rope)
+        return torch.cat((q, rest_q), -1), torch.cat((k, rest_k), -1)
+
+    def _turned(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """q and k by the tables of `BlockInputs`."""
         if cos.dim() == 2:
             return self.operators.rotate(q, k, cos, sin)

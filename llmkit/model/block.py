@@ -51,6 +51,7 @@ class ResidualScalars(Layer):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); each branch times `residual_multiplier`.
 
+    Norms may also be on what attention and MLP give, or only there (`ModelShape.norm_placement`).
     activation_checkpointing: what is computed again in the backward pass ("none", "selective" or "full").
     """
 
@@ -66,10 +67,14 @@ class Block(nn.Module):
         names = shape.residual_scalar_names
         mlp = (shape.mlp, shape.hidden_size, shape.intermediate_size, shape.mlp_bias, tp, operators)
         self.residual_scalars = ResidualScalars(names, tp.sequence_group) if names else None
-        self.attention_norm = residual_norm(shape, tp, operators)
+        before, behind = shape.norm_placement != "post", shape.norm_placement != "pre"
+        norm = (shape, tp, operators)
+        self.attention_norm = residual_norm(*norm) if before else None
         self.attention = Attention(shape, layer, tp, operators)
-        self.mlp_norm = residual_norm(shape, tp, operators)
+        self.attention_post_norm = residual_norm(*norm) if behind else None
+        self.mlp_norm = residual_norm(*norm) if before else None
         self.mlp = make_mlp(*mlp)
+        self.mlp_post_norm = residual_norm(*norm) if behind else None
         self.operators, self.residual_multiplier = operators, shape.residual_multiplier
         self.dropout, self.activation_checkpointing = shape.hidden_dropout, activation_checkpointing
         self.random = shape.hidden_dropout > 0.0 or shape.attention_dropout > 0.0
@@ -89,13 +94,24 @@ class Block(nn.Module):
     def _forward(self, x: Tensor, inputs: BlockInputs, attention_key: Key, mlp_key: Key) -> Tensor:
         if self.residual_scalars is not None:
             x = self.residual_scalars(x, inputs)
-        mixed = self._scaled(self.attention(self.attention_norm(x), inputs))
-        if self.dropout == 0.0 or not self.training:
+        normed = x if self.attention_norm is None else self.attention_norm(x)
+        mixed = self._branch(self.attention(normed, inputs), self.attention_post_norm)
+        dropped = self.dropout > 0.0 and self.training
+        if dropped or self.mlp_norm is None:
+            x = self._added(mixed, x, attention_key)
+            normed = x if self.mlp_norm is None else self.mlp_norm(x)
+        else:
             x, normed = self.mlp_norm(x, mixed)
-            return x + self._scaled(self.mlp(normed))
-        x = self.operators.dropout_add(mixed, x, self.dropout, attention_key)
-        branch = self._scaled(self.mlp(self.mlp_norm(x)))
-        return self.operators.dropout_add(branch, x, self.dropout, mlp_key)
+        return self._added(self._branch(self.mlp(normed), self.mlp_post_norm), x, mlp_key)
 
-    def _scaled(self, branch: Tensor) -> Tensor:
+    def _added(self, branch: Tensor, x: Tensor, key: Key) -> Tensor:
+        """x + branch, with dropout on the branch in training."""
+        if self.dropout == 0.0 or not self.training:
+            return x + branch
+        added: Tensor = self.operators.dropout_add(branch, x, self.dropout, key)
+        return added
+
+    def _branch(self, branch: Tensor, norm: nn.Module | None) -> Tensor:
+        """What attention or MLP add to the residual stream."""
+        branch = branch if norm is None else norm(branch)
         return branch if self.residual_multiplier == 1.0 else branch * self.residual_multiplier

@@ -66,10 +66,11 @@ class GPT(Model):
         self.embedding = Embedding(*sizes)
         self.positions: Positions | None = None
         self.rope: RopeTables | None = None
+        self.sliding_rope: RopeTables | None = None
         if shape.position_embedding == "learned":
             self.positions = Positions(shape, tp)
         else:  # no buffers, so that they stay in fp32 whatever the type of the weights
-            self.rope = self._rope_tables()
+            self._make_rope()
         rows = shape.bigram_embedding
         self.bigram_embedding = None if rows is None else Embedding(rows, shape.hidden_size, tp)
         self.embedding_norm = residual_norm(shape, tp, operators) if shape.embedding_norm else None
@@ -124,13 +125,15 @@ class GPT(Model):
         device = self.embedding.weight.device
         if self.rope is not None and self.rope[0].device != device:
             with torch.device(device):
-                self.rope = self._rope_tables()
+                self._make_rope()
 
-    def _rope_tables(self) -> RopeTables:
+    def _make_rope(self) -> None:
         shape = self.shape
-        return rope_tables(
-            shape.max_position_embeddings, shape.head_dim, shape.rope_theta, shape.attention_scale**0.5
-        )
+        scale = shape.attention_scale**0.5 if shape.tables_hold_scale else 1.0
+        size = shape.max_position_embeddings, shape.rotary_dim
+        self.rope = rope_tables(*size, shape.rope_theta, shape.rope_scaling, scale)
+        if shape.sliding_rope_theta is not None:
+            self.sliding_rope = rope_tables(*size, shape.sliding_rope_theta, scale=scale)
 
     def to_empty(self, *, device: str | torch.device | int | None, recurse: bool = True) -> GPT:
         """See `nn.Module.to_empty`; afterwards the weights are not set."""
@@ -195,6 +198,7 @@ class GPT(Model):
         x = self._embed(tokens, span, documents, keys)
         inputs = BlockInputs(
             rope=self.rope and span.rope(self.rope),
+            sliding_rope=self.sliding_rope and span.rope(self.sliding_rope),
             documents=documents,
             bounds=bounds,
             cache=cache,
@@ -259,7 +263,9 @@ class GPT(Model):
 
     def initial(self, name: str, shape: Shape) -> Initial:
         """See `Model.initial`. Matrices that write to the residual stream may start smaller, as in GPT-2."""
-        if name.endswith(("norm.weight", ".residual_scalars.stream")):
+        if name.endswith("norm.weight"):
+            return Initial(1.0 - self.shape.norm_weight_offset, 0.0)
+        if name.endswith(".residual_scalars.stream"):
             return Initial(1.0, 0.0)
         if name.endswith((".bias", ".residual_scalars.embedding", ".gate.weight", "bigram_embedding.weight")):
             return Initial(0.0, 0.0)

@@ -12,8 +12,10 @@ from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.parallel.mesh import TensorParallel
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+class Gated(nn.Module):
+    """down(activation(gate(x), up(x))) (Shazeer 2020). function: the operator that is the activation."""
+
+    function: ClassVar[str]
 
     def __init__(
         self,
@@ -27,12 +29,24 @@ class SwiGLU(nn.Module):
         widths = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         self.gate_up = FusedColumnLinear(hidden_size, widths, bias, tp, operators)
         self.down_proj = RowLinear(intermediate_size, hidden_size, bias, tp, operators)
-        self.activation = operators.swiglu
+        self.activation = getattr(operators, self.function)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> (batch, seq, hidden)."""
         gate, up = self.gate_up(x)  # (batch, seq, intermediate / tp) each
         return self.down_proj(self.activation(gate, up))
+
+
+class SwiGLU(Gated):
+    """silu(gate) * up, as in Llama."""
+
+    function = "swiglu"
+
+
+class GeGLU(Gated):
+    """gelu(gate) * up in the tanh approximation, as in Gemma."""
+
+    function = "geglu"
 
 
 class Ungated(nn.Module):
@@ -73,7 +87,12 @@ class ReLU2(Ungated):
     function = "relu2"
 
 
-MLPS: dict[Mlp, type[SwiGLU] | type[Ungated]] = {"swiglu": SwiGLU, "gelu": GELU, "relu2": ReLU2}
+MLPS: dict[Mlp, type[Gated] | type[Ungated]] = {
+    "swiglu": SwiGLU,
+    "geglu": GeGLU,
+    "gelu": GELU,
+    "relu2": ReLU2,
+}
 
 
 def make_mlp(

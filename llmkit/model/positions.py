@@ -23,11 +23,12 @@ In a pass whose rows have positions of their own: (batch, seq, head_dim // 2).""
 class BlockInputs(NamedTuple):
     """What a block is given beside the residual stream, the same for all blocks.
 
-    rope: the tables of these positions, None without rotary positions. documents: (batch, seq) int32 or None,
-    bounds: theirs, see `llmkit.batch.Batch`. cache: rows of keys and values of earlier positions, to be
-    extended by these. tokens: (batch, seq), for value embeddings. begins: (batch, seq) bool, the first tokens
-    of documents, for what looks at the position before. embedding: what entered the first block, bigram: the
-    vectors of bigrams, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`.
+    rope: the tables of these positions, None without rotary positions; sliding_rope: those of layers with a
+    window, where they have others. documents: (batch, seq) int32 or None, bounds: theirs, see
+    `llmkit.batch.Batch`. cache: rows of keys and values of earlier positions, to be extended by these.
+    tokens: (batch, seq), for value embeddings. begins: (batch, seq) bool, the first tokens of documents, for
+    what looks at the position before. embedding: what entered the first block, bigram: the vectors of
+    bigrams, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`.
     """
 
     rope: RopeTables | None = None
@@ -38,6 +39,7 @@ class BlockInputs(NamedTuple):
     begins: Tensor | None = None
     embedding: Tensor | None = None
     bigram: Tensor | None = None
+    sliding_rope: RopeTables | None = None
 
 
 @dataclass(frozen=True)

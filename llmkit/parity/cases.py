@@ -148,18 +148,23 @@ COMPILED = [
 """Few, as torch.compile takes longer than all steps together."""
 
 SETTINGS = [
-    Case("everything", stage, tensor, data, pieces, 3, recompute, masked, "fp32", "none", optimizer)
-    for stage, tensor, data, pieces, recompute, masked, optimizer in (
-        (0, 2, 1, False, "none", True, "muon"),
-        (0, 2, 1, True, "selective", False, "adamw"),
-        (0, 2, 1, True, "full/2", True, "muon"),
-        (1, 1, 2, False, "full", True, "muon"),
-        (3, 1, 2, False, "selective", True, "muon"),
-        (0, 4, 1, False, "none", False, "adamw"),
-        (3, 2, 2, True, "none", True, "adamw"),
+    Case(model, stage, tensor, data, pieces, 3, recompute, masked, "fp32", "none", optimizer)
+    for model, stage, tensor, data, pieces, recompute, masked, optimizer in (
+        ("everything", 0, 2, 1, False, "none", True, "muon"),
+        ("everything", 0, 2, 1, True, "selective", False, "adamw"),
+        ("everything", 0, 2, 1, True, "full/2", True, "muon"),
+        ("everything", 1, 1, 2, False, "full", True, "muon"),
+        ("everything", 3, 1, 2, False, "selective", True, "muon"),
+        ("everything", 0, 4, 1, False, "none", False, "adamw"),
+        ("everything", 3, 2, 2, True, "none", True, "adamw"),
+        ("olmo", 0, 4, 1, False, "none", False, "adamw"),
+        ("olmo", 3, 2, 2, True, "selective", True, "muon"),
+        ("gemma", 0, 2, 1, True, "full/2", True, "muon"),
+        ("gemma", 3, 2, 2, False, "selective", False, "adamw"),
     )
 ]
-"""The settings of recent small recipes, all at once, under each way to share their parameters."""
+"""The settings of recent small recipes, and of published families, all at once, under each way to share their
+parameters."""
 
 ALONE = [
     Case("modern", stage, 1, 1, False, 3, "none", False, precision, offload, engine="deepspeed")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmkit.batch import IGNORE, Batch, document_bounds
 from llmkit.config.lora_section import Lora
+from llmkit.config.model_section import RopeScaling
 from llmkit.config.shape import ModelShape
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
@@ -49,6 +50,19 @@ MODELS = {
         residual_scalars=True, embedding_multiplier=1.5, attention_multiplier=0.4, residual_multiplier=0.7,
         logits_scaling=1.25, key_shift=0.5, bigram_embedding=77, final_logit_softcapping=5.0,
     ),
+    "olmo": replace(
+        MODERN, norm_placement="post", qk_norm="full", mlp="geglu", attention_bias=True,
+        partial_rotary_factor=0.6, attention_output_bias=False, attention_multiplier=0.4,
+        rope_scaling=RopeScaling(
+            rope_type="yarn", factor=4.0, original_max_position_embeddings=12, beta_fast=3.0
+        ),
+    ),
+    "gemma": replace(
+        MODERN, norm_placement="both", norm_weight_offset=1.0, qk_norm=True, mlp="geglu", sliding_window=9,
+        layer_types=("sliding_attention", "full_attention"), sliding_rope_theta=30.0,
+        attn_logit_softcapping=3.0, final_logit_softcapping=5.0, embedding_multiplier=1.5,
+        rope_scaling=RopeScaling(rope_type="linear", factor=8.0), tie_word_embeddings=True,
+    ),
     "large": replace(
         GPT2, vocab_size=40_501, padded_vocab_size=40_501, hidden_size=256, head_dim=64, num_hidden_layers=1,
     ),
@@ -56,7 +70,8 @@ MODELS = {
 """GPT-2 style: biases, LayerNorm, learned positions, tied head. Modern: RMSNorm, rope, SwiGLU, fewer key
 and value heads than tensor-parallel ranks, a head of its own. Odd: a vocabulary that nothing divides, one
 key and value head, tied. QK-norm: a norm on each head's query and key. Even: sizes that fp8
-takes on two ranks. Everything: what recent small recipes add. Large: an embedding of more than 10
+takes on two ranks. Everything: what recent small recipes add. Olmo, Gemma: what
+published families add. Large: an embedding of more than 10
 million elements, since a sum in fp32 may be wrong only where it is long."""
 
 
@@ -77,7 +92,7 @@ class RandomWeights:
                 add_adapters(model, ADAPTERS)
         for name, size in InitialWeights(model, 0).shapes.items():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            mean = float(name.endswith(("norm.weight", ".stream")))
+            mean = model.initial(name, size).mean
             self.tensors[name] = torch.randn(size, generator=generator) * 0.1 + mean
 
     def names(self, kind: str) -> Collection[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from llmkit.config.parameters import INTO_MLP
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.precision import BYTES, Precision
@@ -120,9 +121,10 @@ def _residual(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float
     size, width = how.bytes, shape.hidden_size
     if recompute == "selective":  # what products give; compiled, only what the backward pass reads
         return (1.0 if how.compiled else 2.0) * size * width
-    kept = 3.0 * size * width  # the middle of the residual stream, and what both norms give
+    norms = 4 if shape.norm_placement == "both" else 2
+    kept = (1.0 + norms) * size * width  # the middle of the residual stream, and what all norms give
     if _keeps_fp32_norms(shape, how):
-        kept += 2 * (FP32 * shape.norm_weight + size % FP32) * width
+        kept += norms * (FP32 * shape.norm_weight + size % FP32) * width
     if shape.residual_scalars and not how.compiled:  # the stream before and after them
         kept += size * width
     if shape.hidden_dropout > 0.0:  # a mask of each: of bytes, or in the type of the activations
@@ -152,8 +154,8 @@ def _attention(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> floa
 def _mlp(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
     """What the up-projections give, the activation of it, and its product with the gate."""
     if recompute == "selective":
-        values = 2 if shape.mlp == "swiglu" else 1
-    elif shape.mlp == "swiglu":
+        values = len(INTO_MLP[shape.mlp])
+    elif len(INTO_MLP[shape.mlp]) == 2:
         values = 3 if how.compiled else 4
     else:
         values = 2

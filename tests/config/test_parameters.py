@@ -12,21 +12,23 @@ from llmkit.config.parameters import named_parameters
 from tests.config.test_shape import SMALL, shape
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
-    "mlp": ("swiglu", "relu2"),
+    "mlp": ("swiglu", "relu2", "geglu"),
     "norm": ("rmsnorm", "layernorm"),
     "norm_weight": (True, False),
+    "norm_placement": ("pre", "post", "both"),
     "embedding_norm": (False, True),
     "value_embeddings": (False, True),
     "bigram_embedding": (None, 7),
     "residual_scalars": (False, True),
     "position_embedding": ("rope", "learned"),
     "attention_bias": (False, True),
-    "qk_norm": (False, True),
+    "attention_output_bias": (None, False, True),
+    "qk_norm": (False, True, "full"),
     "tie_word_embeddings": (True, False),
 }
 """Every setting that adds tensors, with its values."""
 SAMPLE = 64
-"""Of their 2,048 combinations; of any three settings nearly all combinations are among them."""
+"""Of their 82,944 combinations; of any three settings nearly all combinations are among them."""
 
 
 def test_they_are_those_of_the_model_in_any_combination() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmkit.config.derive import resolved_model
-from llmkit.config.model_section import Model
+from llmkit.config.model_section import Model, RopeScaling
 from llmkit.config.schema import Config, Data, Source
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
@@ -95,7 +95,9 @@ def test_every_setting_of_the_model_is_a_field() -> None:
 
 
 def test_through_json_and_back() -> None:
-    wanted = shape(**SMALL, sliding_window=7)
+    scaling = RopeScaling(rope_type="yarn", factor=2.5, original_max_position_embeddings=8)
+    types = ("sliding_attention", "full_attention")
+    wanted = shape(**SMALL, sliding_window=7, layer_types=types, rope_scaling=scaling, qk_norm="full")
     assert ModelShape.from_dict(json.loads(json.dumps(wanted.to_dict()))) == wanted
 
 
@@ -114,6 +116,11 @@ def test_through_json_and_back() -> None:
         ({"norm_eps": float("nan")}, "norm_eps = nan"),
         ({"qk_norm": 1}, "qk_norm = 1"),
         ({"sliding_window": "all"}, "sliding_window = 'all'"),
+        ({"sliding_window": 4, "layer_types": ["local"]}, "layer_types = "),
+        ({"layer_types": ["sliding_attention"]}, "names layers with a window, but there is none"),
+        ({"rope_scaling": {"rope_type": "ntk"}}, "wrong rope_scaling: 1 validation error"),
+        ({"rope_scaling": 2.0}, "rope_scaling = 2.0"),
+        ({"rope_scaling": {"rope_type": "linear"}}, 'rope_type "linear" needs model.rope_scaling.factor'),
         ({"num_key_value_heads": 3}, "not divisible by"),
         ({"head_dim": 7}, "is odd"),
         ({"padded_vocab_size": 99}, "smaller than vocab_size 100"),
@@ -145,9 +152,16 @@ def test_value_embeddings_are_in_every_second_layer_up_to_the_last() -> None:
         assert found.num_added_parameters == len(wanted) * 100 * 32
 
 
+def test_a_pattern_of_windows_is_repeated_up_to_the_last_layer() -> None:
+    types = ("sliding_attention", "sliding_attention", "full_attention")
+    found = shape(**SMALL | {"num_hidden_layers": 5}, sliding_window=7, layer_types=types)
+    assert [found.window(layer) for layer in range(5)] == [7, 7, None, 7, 7]
+    assert shape(**SMALL, sliding_window=7).window(1) == 7 and shape(**SMALL).window(1) is None
+
+
 def test_what_a_stored_shape_does_not_have_yet_is_the_default_of_the_settings() -> None:
     with_default = [field for field in fields(ModelShape) if field.default is not MISSING]
-    assert len(with_default) == 29
+    assert len(with_default) == 36
     for field in with_default:
         assert field.default == Model.model_fields[field.name].default
         stored = shape(**SMALL).to_dict()

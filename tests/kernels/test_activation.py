@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmkit.kernels.activation import gelu, relu2, swiglu
+from llmkit.kernels.activation import geglu, gelu, relu2, swiglu
 from tests.kernels.float64 import check
 
 
@@ -23,6 +23,7 @@ def test_values_and_gradients(dtype):
     gate, up = (each.requires_grad_() for each in both.split(13, -1))
     allowed = 8e-3 if dtype == torch.bfloat16 else None  # silu(gate) and x + bias are rounded in between
     check(swiglu, lambda gate, up: gate / (1 + torch.exp(-gate)) * up, [gate, up], allowed)
+    check(geglu, lambda gate, up: gelu_formula(gate) * up, [gate, up], allowed)
     check(gelu, gelu_formula, [gate], allowed)
     bias = both[0, 0, :13].detach().clone().requires_grad_()
     check(gelu, gelu_formula, [gate, bias], allowed)

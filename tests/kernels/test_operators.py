@@ -107,7 +107,7 @@ def test_functions_with_checked_results_return_what_resembles_their_arguments() 
     made = {
         "rms_norm": (q, weight, 1e-5), "layer_norm": (q, weight, weight, 1e-5), "swiglu": (q, q),
         "add_rms_norm": (q, q, weight, 1e-5), "add_layer_norm": (q, q, weight, weight, 1e-5), "gelu": (q,),
-        "relu2": (q,),
+        "relu2": (q,), "geglu": (q, q),
         "dropout": (q, 0.5), "dropout_add": (q, q, 0.5), "attention": (q, k, k),
         "rotate": (q, k, torch.ones(5, 4), torch.ones(5, 4)),
     }  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llmkit.batch import Batch
+from llmkit.config.model_section import RopeScaling
 from llmkit.kernels.operators import Operators
 from llmkit.model.cache import KeyValueCache
 from llmkit.model.gpt import GPT
@@ -20,10 +21,25 @@ EVERYTHING = replace(
     key_shift=0.4, bigram_embedding=37, residual_multiplier=0.6, logits_scaling=1.3,
     final_logit_softcapping=4.0,
 )  # fmt: skip
+YARN = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=12, beta_fast=3.0)
+OLMO = replace(
+    LLAMA_STYLE, norm_placement="post", qk_norm="full", rope_scaling=YARN, partial_rotary_factor=0.6,
+    attention_multiplier=0.5, mlp="geglu", attention_bias=True, attention_output_bias=False,
+)  # fmt: skip
+GEMMA = replace(
+    LLAMA_STYLE, num_hidden_layers=3, norm_placement="both", norm_weight_offset=1.0, qk_norm=True,
+    mlp="geglu", sliding_window=6, layer_types=("sliding_attention", "full_attention"),
+    sliding_rope_theta=30.0, rope_scaling=RopeScaling(rope_type="linear", factor=8.0),
+    attn_logit_softcapping=3.0, attention_multiplier=0.4, tie_word_embeddings=True, embedding_norm=True,
+)  # fmt: skip
 SHAPES = {
     "gpt2": GPT2_STYLE,
     "llama": LLAMA_STYLE,
     "everything": EVERYTHING,
+    "olmo": OLMO,
+    "olmo without weights of norms": replace(OLMO, norm_weight=False, attention_output_bias=True),
+    "gemma": GEMMA,
+    "layer norm behind": replace(GPT2_STYLE, norm_placement="both", norm_weight_offset=0.5),
     "layer norm without parameters": replace(GPT2_STYLE, norm_weight=False, embedding_norm=True, mlp="relu2"),
     "value embeddings and biases": replace(
         GPT2_STYLE, value_embeddings=True, residual_scalars=True, key_shift=1.0
@@ -66,7 +82,7 @@ def test_loss_and_every_gradient_equal_the_formulas(shape, recompute):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "blocks", "matmul"])
-@pytest.mark.parametrize("name", ["everything", "multipliers with learned positions"])
+@pytest.mark.parametrize("name", ["everything", "olmo", "gemma", "multipliers with learned positions"])
 def test_cached_logits_equal_uncached_ones(name, attention):
     shape = SHAPES[name]
     model = randomise(GPT(shape, Operators.of({"attention": attention}))).eval()
@@ -80,9 +96,10 @@ def test_cached_logits_equal_uncached_ones(name, attention):
     torch.testing.assert_close(cached.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_documents_of_one_row_do_not_see_each_other():
-    model = random_model(EVERYTHING)
-    tokens, labels = tokens_of(EVERYTHING, 1)[:, :-1], tokens_of(EVERYTHING, 1)[:, 1:]
+@pytest.mark.parametrize("shape", [EVERYTHING, OLMO, GEMMA], ids=["everything", "olmo", "gemma"])
+def test_documents_of_one_row_do_not_see_each_other(shape):
+    model = random_model(shape)
+    tokens, labels = tokens_of(shape, 1)[:, :-1], tokens_of(shape, 1)[:, 1:]
     cut = 9
     documents = (torch.arange(COUNT) >= cut).int()[None]
     packed = model(Batch(tokens, labels, documents)).nats.sum()
@@ -92,9 +109,10 @@ def test_documents_of_one_row_do_not_see_each_other():
     assert packed.item() == pytest.approx(sum(alone).item(), rel=1e-6)
 
 
-def test_compiled_it_is_the_same():
-    model = random_model(EVERYTHING)
-    batch = Batch(tokens_of(EVERYTHING)[:, :-1], tokens_of(EVERYTHING)[:, 1:])
+@pytest.mark.parametrize("shape", [EVERYTHING, OLMO, GEMMA], ids=["everything", "olmo", "gemma"])
+def test_compiled_it_is_the_same(shape):
+    model = random_model(shape)
+    batch = Batch(tokens_of(shape)[:, :-1], tokens_of(shape)[:, 1:])
     found = []
     for compiled in (False, True):
         if compiled:
@@ -108,6 +126,7 @@ def test_compiled_it_is_the_same():
 
 
 def test_blocks_that_are_alike_are_compiled_once():
+    torch._dynamo.reset()
     graphs = []
     model = random_model(replace(EVERYTHING, num_hidden_layers=4))
     model.compile_parts(pytest.fail, backend=lambda graph, _: graphs.append(graph) or graph.forward)

@@ -13,7 +13,7 @@ from tests.shapes import randomise
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kind", ["swiglu", "gelu", "relu2"])
+@pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu", "relu2"])
 def test_the_formula(kind, bias):
     mlp = randomise(make_mlp(kind, 5, 7, bias, TensorParallel()))
     x = torch.randn(2, 3, 5)
@@ -24,12 +24,15 @@ def test_the_formula(kind, bias):
         return out + weights[f"{name}.bias"][rows] if bias else out
 
     wide = x.double()
-    if kind == "swiglu":
+
+    def gelu(x):
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    if kind in ("swiglu", "geglu"):
         gate, up = linear(wide, "gate_up", slice(0, 7)), linear(wide, "gate_up", slice(7, 14))
-        wide = gate / (1 + (-gate).exp()) * up
+        wide = (gelu(gate) if kind == "geglu" else gate / (1 + (-gate).exp())) * up
     elif kind == "gelu":
-        up = linear(wide, "up_proj")
-        wide = 0.5 * up * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+        wide = gelu(linear(wide, "up_proj"))
     else:
         wide = linear(wide, "up_proj").clamp(min=0) ** 2
     torch.testing.assert_close(mlp(x).double(), linear(wide, "down_proj"), rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""SwiGLU, GELU and squared ReLU, each way in one pass. Contracts: `llmkit.kernels.activation`.
+"""SwiGLU, GeGLU, GELU and squared ReLU, each way in one pass. Contracts: `llmkit.kernels.activation`.
 
 Gate and up are two parts of one projection: they are read where they lie, and their gradients are written
 side by side, so that they are the projection's gradient without a copy (`llmkit.kernels.split`).
@@ -29,10 +29,19 @@ COLUMNS = 1024
 
 
 @triton.jit
-def _swiglu_kernel(
+def _gelu_sigmoid(x, TYPE: tl.constexpr):
+    """sigmoid(2 u) = 0.5 (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3); the slope of x sigmoid(2 u)."""
+    cubic = tl.full((), 0.044715, TYPE) * x * x
+    slope = tl.full((), 1.5957691216057308, TYPE)
+    sigmoid = tl.sigmoid(slope * x * (1.0 + cubic))
+    return sigmoid, sigmoid + x * sigmoid * (1.0 - sigmoid) * slope * (1.0 + 3.0 * cubic)
+
+
+@triton.jit
+def _gated_kernel(
     gate_ptr, up_ptr, y_ptr, rows, size,
     gate_inner, gate_outer_stride, gate_stride, up_inner, up_outer_stride, up_stride,
-    TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    GELU: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -41,15 +50,16 @@ def _swiglu_kernel(
     gate = tl.load(gate_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
     at = row_offset(row, up_inner, up_outer_stride, up_stride)
     up = tl.load(up_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
-    y = gate * tl.sigmoid(gate) * up
+    sigmoid = _gelu_sigmoid(gate, TYPE)[0] if GELU else tl.sigmoid(gate)
+    y = gate * sigmoid * up
     tl.store(y_ptr + row[:, None] * size + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _swiglu_backward_kernel(
+def _gated_backward_kernel(
     dy_ptr, gate_ptr, up_ptr, dboth_ptr, rows, size,
     gate_inner, gate_outer_stride, gate_stride, up_inner, up_outer_stride, up_stride,
-    TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    GELU: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -59,8 +69,12 @@ def _swiglu_backward_kernel(
     at = row_offset(row, up_inner, up_outer_stride, up_stride)
     up = tl.load(up_ptr + at[:, None] + column[None, :], mask=inside, other=0.0).to(TYPE)
     dy = tl.load(dy_ptr + row[:, None] * size + column[None, :], mask=inside, other=0.0).to(TYPE)
-    sigmoid = tl.sigmoid(gate)
-    dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    if GELU:
+        sigmoid, slope = _gelu_sigmoid(gate, TYPE)
+    else:
+        sigmoid = tl.sigmoid(gate)
+        slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    dgate = dy * up * slope
     target = dboth_ptr + row[:, None] * (2 * size) + column[None, :]
     tl.store(target, dgate.to(dboth_ptr.dtype.element_ty), mask=inside)
     tl.store(target + size, (dy * gate * sigmoid).to(dboth_ptr.dtype.element_ty), mask=inside)
@@ -81,9 +95,8 @@ def _forward_kernel(
     if RELU2:
         positive = tl.where(x < 0.0, 0.0, x)  # not a maximum, which would make 0 of what is not a number
         y = positive * positive
-    else:  # 0.5 (1 + tanh(u)) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
-        twice = tl.full((), 1.5957691216057308, TYPE) * (x + tl.full((), 0.044715, TYPE) * x * x * x)
-        y = x * tl.sigmoid(twice)
+    else:
+        y = x * _gelu_sigmoid(x, TYPE)[0]
     tl.store(y_ptr + row[:, None] * size + column[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -106,10 +119,7 @@ def _backward_kernel(
         if RELU2:
             dx = dy * 2.0 * tl.where(x < 0.0, 0.0, x)
         else:
-            cubic = tl.full((), 0.044715, TYPE) * x * x
-            slope = tl.full((), 1.5957691216057308, TYPE)
-            sigmoid = tl.sigmoid(slope * x * (1.0 + cubic))
-            dx = dy * (sigmoid + x * sigmoid * (1.0 - sigmoid) * slope * (1.0 + 3.0 * cubic))
+            dx = dy * _gelu_sigmoid(x, TYPE)[1]
         tl.store(dx_ptr + flat, dx.to(dx_ptr.dtype.element_ty), mask=inside)
         if BIAS:
             dbias += dx
@@ -125,28 +135,29 @@ def _grid(x: Tensor) -> tuple[int, int, Tile, tuple[int, int]]:
     return rows, size, tile, (triton.cdiv(rows, tile.rows), triton.cdiv(size, tile.columns))
 
 
-def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
+def _gated_forward(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
+    """gelu: gelu(gate) * up; else silu(gate) * up."""
     require_shape("up", up, *gate.shape)
     y = gate.new_empty(gate.shape)
     rows, size, tile, grid = _grid(gate)
     if y.numel():
         of_gate, of_up = Rows.of(gate), Rows.of(up)
-        _swiglu_kernel[grid](
+        _gated_kernel[grid](
             of_gate.tensor, of_up.tensor, y, rows, size, *of_gate[1:], *of_up[1:],
-            TYPE=arithmetic(gate), ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
+            GELU=gelu, TYPE=arithmetic(gate), ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     return y
 
 
-def _swiglu_gradients(dy: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+def _gated_gradients(dy: Tensor, gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
     """(..., 2 * size): the gradient of gate, and beside it that of up."""
     dboth = _both(gate)
     rows, size, tile, grid = _grid(gate)
     if dy.numel():
         of_gate, of_up = Rows.of(gate), Rows.of(up)
-        _swiglu_backward_kernel[grid](
+        _gated_backward_kernel[grid](
             dy.contiguous(), of_gate.tensor, of_up.tensor, dboth, rows, size, *of_gate[1:], *of_up[1:],
-            TYPE=arithmetic(gate), ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
+            GELU=gelu, TYPE=arithmetic(gate), ROWS=tile.rows, COLUMNS=tile.columns, num_warps=tile.warps,
         )  # fmt: skip
     return dboth
 
@@ -155,13 +166,19 @@ def _both(gate: Tensor) -> Tensor:
     return gate.new_empty(*gate.shape[:-1], 2 * gate.shape[-1])
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.gelu = inputs[2]
 
 
-_swiglu_backward = Operation("swiglu_backward", _swiglu_gradients, lambda dy, gate, up: _both(gate))
-_swiglu = Operation("swiglu", _swiglu_forward, lambda gate, up: gate.new_empty(gate.shape)).with_gradients(
-    _keep_inputs, lambda ctx, dy: _swiglu_backward(dy, *ctx.saved_tensors).chunk(2, dim=-1)
+def _differentiate_gated(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    dgate, dup = _gated_backward(dy, *ctx.saved_tensors, ctx.gelu).chunk(2, dim=-1)
+    return dgate, dup, None
+
+
+_gated_backward = Operation("gated_backward", _gated_gradients, lambda dy, gate, up, gelu: _both(gate))
+_gated = Operation("gated", _gated_forward, lambda gate, up, gelu: gate.new_empty(gate.shape)).with_gradients(
+    _keep_gated, _differentiate_gated
 )
 
 
@@ -225,7 +242,13 @@ _ungated = Operation("ungated", _forward, lambda x, bias, squared: x.new_empty(x
 @in_memory_order
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """See `llmkit.kernels.activation.swiglu`."""
-    return _swiglu(gate, up)
+    return _gated(gate, up, False)
+
+
+@in_memory_order
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """See `llmkit.kernels.activation.geglu`."""
+    return _gated(gate, up, True)
 
 
 @in_memory_order

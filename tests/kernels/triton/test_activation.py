@@ -17,14 +17,16 @@ def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.gelu(x if bias is None else x + bias, approximate="tanh")
 
 
+@pytest.mark.parametrize("name", ["swiglu", "geglu"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_swiglu_of_two_parts_of_one_projection(device, shape, dtype):
-    from llmkit.kernels.triton.activation import swiglu
+def test_a_gate_of_two_parts_of_one_projection(device, shape, dtype, name):
+    from llmkit.kernels.triton import activation
 
     both = (torch.randn(*shape[:-1], 2 * shape[-1], device=device) * 3).to(dtype)
     gate, up = (each.requires_grad_() for each in both.split(shape[-1], -1))
-    check(swiglu, lambda gate, up: F.silu(gate) * up, [gate, up])
+    function = F.silu if name == "swiglu" else gelu
+    check(getattr(activation, name), lambda gate, up: function(gate) * up, [gate, up])
 
 
 def relu2(x: Tensor, bias: Tensor | None = None) -> Tensor:

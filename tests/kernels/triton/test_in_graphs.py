@@ -48,7 +48,9 @@ def test_meta_tensors_pass_through(device):
     found.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["norm", "layer norm", "rotate", "swiglu", "gelu", "relu2", "dropout_add"])
+@pytest.mark.parametrize(
+    "name", ["norm", "layer norm", "rotate", "swiglu", "geglu", "gelu", "relu2", "dropout_add"]
+)
 def test_registrations_keep_what_they_promise(device, name):
     """Nothing is changed that is not said to be, shapes are known in advance, gradients are registered."""
     from llmkit.kernels.triton import activation, dropout, norm, rotation  # noqa: F401  they register
@@ -63,7 +65,8 @@ def test_registrations_keep_what_they_promise(device, name):
         "norm": ("norm", (x, None, weight, None, False, 1e-5)),
         "layer norm": ("norm", (x, branch, weight, bias, True, 1e-5)),
         "rotate": ("rotate", (q, q.detach()[:, :, :1].clone(), angle.cos(), angle.sin(), False)),
-        "swiglu": ("swiglu", (x, branch)),
+        "swiglu": ("gated", (x, branch, False)),
+        "geglu": ("gated", (x, branch, True)),
         "gelu": ("ungated", (x, bias, False)),
         "relu2": ("ungated", (x, bias, True)),
         "dropout_add": ("dropout_add", (branch, x, 0.5, key)),
