@@ -26,8 +26,8 @@ def pair_lines(stored: RowSource, row_length: int) -> Iterator[str]:
         lengths = learned.shape[1] - np.argmax(learned[:, ::-1], axis=1)  # up to the last target
         answers = learned.sum(1)
         yield (
-            f"    {side}: median {int(np.median(lengths)):,} tokens, longest {lengths.max():,}; of the answer "
-            f"median {int(np.median(answers)):,}, longest {answers.max():,}"
+            f"    {side}: median {int(np.median(lengths)):,} tokens, longest {lengths.max():,}; of the "
+            f"answer median {int(np.median(answers)):,}, longest {answers.max():,}"
         )
 
 

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from llmkit.batch import IGNORE, Batch, LossSum
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.config.preference_section import Dpo
+from llmkit.engine.native import NativeEngine
 from llmkit.kernels import head_loss_chunks
+from llmkit.precision import PRECISIONS
 from llmkit.preference.loss import MEASURES, DpoLoss
+from tests.shapes import LLAMA_STYLE, random_model
 
 PAIRS, LENGTH, VOCAB, WIDTH = 5, 7, 11, 6
 SETTINGS = [
@@ -122,3 +126,69 @@ def test_extras_of_the_model_stay() -> None:
     hidden, head, batch = batch_of_pairs()
     loss = LossSum.of_logits(hidden @ head.t(), batch.labels)._replace(extras={"mine": torch.ones(())})
     assert list(DpoLoss(Dpo())(loss, batch).extras) == ["mine", *MEASURES]
+
+
+def pairs_for(step: int) -> Batch:
+    """Four pairs of the Llama-style model, of which the first only fills."""
+    make = torch.Generator().manual_seed(step)
+    tokens, labels = torch.randint(LLAMA_STYLE.vocab_size, (2, 8, 13), generator=make).unbind()
+    labels = labels.clone()
+    for row in range(8):
+        labels[row, : row % 5] = IGNORE
+    labels[:2] = IGNORE
+    reference = -60.0 - 8.0 * torch.rand(4, 2, generator=make)
+    return Batch(tokens, labels, reference=reference)
+
+
+def plain_steps(steps: int) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """Losses, gradient norms and final weights, by the formula and the gradient of each sequence alone."""
+    model = random_model(LLAMA_STYLE)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2, eps=1e-5, weight_decay=0.0, foreach=False)
+    losses, norms = [], []
+    for step in range(steps):
+        batch, total = pairs_for(step), 0.0
+        optimizer.zero_grad()
+        for pair in range(1, 4):
+            log_p, gradients = [], []
+            for row in (2 * pair, 2 * pair + 1):
+                hidden = model.hidden(batch.tokens[row : row + 1])[0]
+                logits = (hidden @ model.head.weight[: LLAMA_STYLE.vocab_size].T).double()
+                value = -torch.nn.functional.cross_entropy(
+                    logits, batch.labels[row], ignore_index=IGNORE, reduction="sum"
+                )
+                gradients.append(torch.autograd.grad(value, list(parameters.values())))
+                log_p.append(float(value.detach()))
+            assert batch.reference is not None
+            chosen, rejected = (log_p[i] - float(batch.reference[pair, i]) for i in (0, 1))
+            wrong = 1.0 / (1.0 + math.exp(0.1 * (chosen - rejected)))  # sigmoid(-beta margin)
+            total -= math.log(1.0 - wrong) / 3
+            for parameter, one, other in zip(parameters.values(), *gradients, strict=True):
+                part = (other - one) * (0.1 * wrong / 3)
+                parameter.grad = part if parameter.grad is None else parameter.grad + part
+        losses.append(total)
+        squares = [p.grad.double().square().sum() for p in parameters.values() if p.grad is not None]
+        norms.append(float(torch.stack(squares).sum().sqrt()))
+        optimizer.step()
+    return losses, norms, {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_steps_of_the_engine_are_those_of_the_formula(parts: int) -> None:
+    losses, norms, weights = plain_steps(4)
+    engine = NativeEngine(
+        random_model(LLAMA_STYLE),
+        Optimizer(learning_rate=1e-2, eps=1e-5, betas=(0.9, 0.999), weight_decay=0.0),
+        precision=PRECISIONS["fp32"], gradient_clipping=0.0, objective=DpoLoss(Dpo()),
+    )  # fmt: skip
+    for step in range(4):
+        whole = pairs_for(step)
+        assert whole.reference is not None
+        pieces = (whole.tokens.chunk(parts), whole.labels.chunk(parts), whole.reference.chunk(parts))
+        batches = [Batch(t, y, reference=r) for t, y, r in zip(*pieces, strict=True)]
+        result = engine.train_step(batches, 3)
+        assert float(result.loss_sum) / 3 == pytest.approx(losses[step], rel=1e-5)
+        assert float(result.grad_norm) == pytest.approx(norms[step], rel=1e-5)
+        assert set(result.extras) == set(MEASURES)
+    for name, weight in engine.model.named_parameters():
+        assert (weight - weights[name]).norm() <= 2e-5 * weights[name].norm(), name
