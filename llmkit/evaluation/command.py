@@ -72,7 +72,6 @@ def evaluate_by_tasks(
         trained = config.get("train", {}).get("precision", "auto")
         precision = "bf16" if trained == "fp8" else trained  # the same weights
     used = choose_precision(precision, device_facts(mesh.device))
-    text = HubText(weights.tokenizer())
     model = load_model(weights, mesh.device, used, mesh)
     layout = Layout(mesh.world_size, tensor_parallel_size=mesh["tensor"].size)
     tokens = choose_scoring_tokens(spec, used, device_facts(mesh.device), layout)
@@ -81,8 +80,8 @@ def evaluate_by_tasks(
         "precision": used.name, "processes": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size,
         "versions": {"llmkit": __version__, "lm_eval": version("lm_eval"), "torch": version("torch")},
     }  # fmt: skip
-    scorer = Scorer.of_model(model, mesh, tokens, rows)
-    return led(scorer, lambda lead: run_tasks(tasks, lead, text, facts))
+    scorer = Scorer.of_model(model, HubText(weights.tokenizer()), mesh, tokens, rows)
+    return led(scorer, lambda lead: run_tasks(tasks, lead, facts))
 
 
 def table(results: Mapping[str, Any]) -> str:

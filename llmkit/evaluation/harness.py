@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from llmkit.errors import UserError
-from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.team import Lead
 from llmkit.monitor.jsonlines import plain
 
@@ -60,7 +59,7 @@ def check_installed() -> None:
 
 
 def run_tasks(
-    tasks: Tasks, lead: Lead, text: HubText, facts: Mapping[str, Any], *, quiet: bool = False
+    tasks: Tasks, lead: Lead, facts: Mapping[str, Any], *, quiet: bool = False
 ) -> dict[str, Any]:
     """lm-eval's results (its `EvalResults`), fit for JSON. On rank 0, inside `team.led`.
 
@@ -79,7 +78,7 @@ def run_tasks(
         np.random.seed(SEED)
         torch.manual_seed(SEED)
         loaded = _load(tasks)
-        model = HarnessModel(lead, text, dict(facts), quiet=quiet)
+        model = HarnessModel(lead, dict(facts), quiet=quiet)
         found = evaluator.evaluate(
             model,
             loaded,

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from llmkit.batch import IGNORE, Batch, LossSum
 from llmkit.engine.base import score_rows
 from llmkit.errors import UserError
+from llmkit.evaluation.hub_text import HubText
 from llmkit.model.base import Model
 from llmkit.parallel.mesh import Mesh
 
@@ -32,16 +33,19 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A model that scores rows, on the ranks that hold it.
+    """A model that scores rows and writes answers, on the ranks that hold it.
 
-    score: as `Engine.score`. context_length: most tokens that a row may have. tokens: of a batch, padding
-    included; a batch has one row at least. rows: of a batch, where that is chosen instead. multiple: the
-    length of a batch is one of this. before_batch: called on all ranks before each of their batches; what it
-    raises on all of them ends the scoring.
+    text: how text becomes tokens. score: as `Engine.score`. model: to write answers, which each data-parallel
+    rank does for itself; all ranks call it together. context_length: most tokens that a row may have. tokens:
+    of a batch, padding included; it has one row at least. rows: of a batch, where that is chosen instead.
+    multiple: the length of a batch is one of this. before_batch: called on all ranks before each of their
+    batches; what it raises on all of them ends the scoring.
     """
 
     mesh: Mesh
+    text: HubText
     score: Callable[[Iterable[Batch]], LossSum]
+    model: Callable[[], Model]
     context_length: int
     tokens: int
     rows: int | None = None
@@ -49,12 +53,14 @@ class Scorer:
     before_batch: Callable[[], object] = lambda: None
 
     @classmethod
-    def of_model(cls, model: Model, mesh: Mesh, tokens: int, rows: int | None = None) -> Scorer:
+    def of_model(
+        cls, model: Model, text: HubText, mesh: Mesh, tokens: int, rows: int | None = None
+    ) -> Scorer:
         """A model that no engine holds, such as one that was loaded; `mesh` is that of its shards."""
         def score(batches: Iterable[Batch]) -> LossSum:
             return score_rows(model, model, batches)
 
-        return cls(mesh, score, model.context_length, tokens, rows)
+        return cls(mesh, text, score, lambda: model, model.context_length, tokens, rows)
 
 
 def loglikelihoods(scorer: Scorer, questions: Sequence[Question]) -> list[Score]:

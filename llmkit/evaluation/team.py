@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from llmkit.errors import from_report, to_report
+from llmkit.evaluation.answers import Prompt, answers, rows_at_once
 from llmkit.evaluation.score import Question, Score, Scorer, loglikelihoods
 
 Result = TypeVar("Result")
 PORTION = 4096
 """Questions that are sent at once."""
+WAVES = 4
+"""Prompts that are sent at once, as a multiple of those that are answered at once."""
 
 
 class Lead:
@@ -19,7 +22,7 @@ class Lead:
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
-        self.context_length = scorer.context_length
+        self.context_length, self.text = scorer.context_length, scorer.text
         self.together = False
         """Whether all ranks compute at this moment; what ends that ends it on all of them."""
 
@@ -38,6 +41,23 @@ class Lead:
             self.together = False
             done(len(numbers))
         return [scores[i] for i in range(len(questions))]
+
+    def answers(
+        self, prompts: Sequence[Prompt], done: Callable[[int], object] = lambda count: None
+    ) -> list[str]:
+        """See `llmkit.evaluation.answers.answers`. done: called after each portion, with its size."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+        portion = WAVES * rows_at_once(self._scorer) * self._scorer.mesh["data"].size
+        found: dict[int, str] = {}
+        for start in range(0, len(order), portion):
+            numbers = order[start : start + portion]
+            asked = [prompts[i] for i in numbers]
+            self._scorer.mesh.broadcast_text(json.dumps({"answer": asked}))
+            self.together = True
+            found.update(zip(numbers, answers(self._scorer, asked), strict=True))
+            self.together = False
+            done(len(numbers))
+        return [found[i] for i in range(len(prompts))]
 
 
 def led(scorer: Scorer, work: Callable[[Lead], Result]) -> Result | None:
@@ -66,6 +86,8 @@ def _follow(scorer: Scorer) -> None:
         message = json.loads(scorer.mesh.broadcast_text(""))
         if "score" in message:
             loglikelihoods(scorer, [Question(*question) for question in message["score"]])
+        elif "answer" in message:
+            answers(scorer, [Prompt(*prompt) for prompt in message["answer"]])
         elif "failed" in message:
             raise from_report(message["failed"])
         else:

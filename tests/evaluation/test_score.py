@@ -10,12 +10,15 @@ import torch
 
 from llmkit.batch import Batch
 from llmkit.errors import UserError
+from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.score import Question, Scorer, loglikelihoods
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh
+from tests.evaluation.toys import tokenizer
 from tests.shapes import LLAMA_STYLE, random_model
 
 MODEL = random_model(LLAMA_STYLE).eval()
+TEXT = HubText(tokenizer())
 LONGEST = LLAMA_STYLE.max_position_embeddings
 
 
@@ -49,7 +52,7 @@ def with_likeliest(model: GPT, question: Question) -> Question:
 def test_each_question_is_scored_as_if_it_were_alone(limits):
     asked = questions(11, 30) + [Question(q.context, q.continuation[:9]) for q in questions(4, 90)]
     asked += [with_likeliest(MODEL, question) for question in questions(3, 12)]
-    found = loglikelihoods(Scorer.of_model(MODEL, Mesh(), **limits), asked)
+    found = loglikelihoods(Scorer.of_model(MODEL, TEXT, Mesh(), **limits), asked)
     wanted = [alone(MODEL, question) for question in asked]
     torch.testing.assert_close(
         torch.tensor([score.log_likelihood for score in found]),
@@ -62,7 +65,7 @@ def test_each_question_is_scored_as_if_it_were_alone(limits):
 
 def test_batches_hold_what_was_asked_for_and_lengths_are_multiples():
     shapes: list[tuple[int, ...]] = []
-    scorer = Scorer.of_model(MODEL, Mesh(), tokens=60)
+    scorer = Scorer.of_model(MODEL, TEXT, Mesh(), tokens=60)
 
     def score(batches):
         seen = list(batches)
@@ -79,7 +82,7 @@ def test_batches_hold_what_was_asked_for_and_lengths_are_multiples():
 
 
 def test_nothing_is_asked_or_too_much():
-    scorer = Scorer.of_model(MODEL, Mesh(), tokens=60)
+    scorer = Scorer.of_model(MODEL, TEXT, Mesh(), tokens=60)
     assert loglikelihoods(scorer, []) == []
     with pytest.raises(UserError, match=f"has 49 tokens, more than the {LONGEST} that the model can see"):
         loglikelihoods(scorer, [Question([1], [2] * 49)])
@@ -93,7 +96,7 @@ def test_what_is_called_before_a_batch_may_end_it_and_the_model_is_as_before():
         if len(calls) == 2:
             raise ZeroDivisionError
 
-    scorer = replace(Scorer.of_model(MODEL, Mesh(), tokens=1), before_batch=stop)
+    scorer = replace(Scorer.of_model(MODEL, TEXT, Mesh(), tokens=1), before_batch=stop)
     with pytest.raises(ZeroDivisionError):
         loglikelihoods(scorer, questions(5, 10))
     assert not MODEL.training and not MODEL.head.counts_likeliest

@@ -8,9 +8,9 @@ from llmkit.evaluation import team
 from llmkit.evaluation.score import Scorer, loglikelihoods
 from llmkit.evaluation.team import Lead, led
 from llmkit.parallel.mesh import Mesh
-from tests.evaluation.test_score import MODEL, questions
+from tests.evaluation.test_score import MODEL, TEXT, questions
 
-SCORER = Scorer.of_model(MODEL, Mesh(), tokens=100)
+SCORER = Scorer.of_model(MODEL, TEXT, Mesh(), tokens=100)
 
 
 def test_a_process_alone_gets_what_its_work_gives_or_raises():

@@ -25,7 +25,7 @@ from tests.shapes import LLAMA_STYLE, random_model
 BOS, END, CHAT = "<s>", "</s>", ("<|im_start|>", "<|im_end|>")
 WORDS = SENTENCE.split()
 CONTEXT = 88
-NAMES = ("toy_choice", "toy_rolling", "toy_last_word")
+NAMES = ("toy_choice", "toy_rolling", "toy_last_word", "toy_answer")
 
 
 def sentence(draw: random.Random, words: int) -> str:
@@ -75,7 +75,8 @@ def hugging_face(ours: GPT) -> Any:
         num_hidden_layers=s.num_hidden_layers, num_attention_heads=s.num_attention_heads,
         num_key_value_heads=s.num_key_value_heads, head_dim=s.head_dim, rms_norm_eps=s.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": s.rope_theta}, tie_word_embeddings=False,
-        max_position_embeddings=CONTEXT, attn_implementation="eager",
+        max_position_embeddings=CONTEXT, attn_implementation="eager", bos_token_id=None,
+        eos_token_id=tokenizer().end_of_text_id,
     )  # fmt: skip
     theirs = LlamaForCausalLM(config).float().eval()
     state, own = theirs.state_dict(), dict(ours.named_parameters())
@@ -87,7 +88,7 @@ def hugging_face(ours: GPT) -> Any:
 
 
 def make_tasks(folder: Path) -> Path:
-    """Tasks of three kinds: questions with answers to choose from, texts, and last words."""
+    """Tasks of four kinds: questions with answers to choose from, texts, last words, answers to write."""
     folder.mkdir()
     draw = random.Random(1)
     choices = [
@@ -114,6 +115,12 @@ def make_tasks(folder: Path) -> Path:
     write_task(
         folder, "toy_last_word", last, output_type="loglikelihood", doc_to_text="{{text}}",
         doc_to_target="{{' ' + last}}", metric_list=[{"metric": "perplexity"}, {"metric": "acc"}],
+    )  # fmt: skip
+    asked = [{"text": sentence(draw, draw.choice([2, 5, 50])), "answer": "a"} for _ in range(7)]
+    write_task(
+        folder, "toy_answer", asked, output_type="generate_until", doc_to_text="{{text}}",
+        doc_to_target="{{answer}}", metric_list=[{"metric": "exact_match"}],
+        generation_kwargs={"until": ["e", "\n\n"], "max_gen_toks": 12},
     )  # fmt: skip
     return folder
 

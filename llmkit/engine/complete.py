@@ -1,0 +1,55 @@
+"""A model that each rank can sample from by itself, of one whose parameters or activations are shared out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmkit.config.shape import ModelShape
+from llmkit.model.base import Model
+from llmkit.model.build import build_model, tensor_parallel_of
+from llmkit.model.lora import add_adapters
+from llmkit.parallel.mesh import Mesh
+from llmkit.plan import Plan
+
+
+def complete_model(model: Model, plan: Plan, mesh: Mesh) -> Model:
+    """`model`, or one with the same weights where its parameters are partitioned (ZeRO-3) or its activations
+    are (sequence parallelism). All ranks call it together; tensor-parallel ranks keep their slices.
+
+    Of partitioned parameters the other model has copies: memory for all weights, as without ZeRO.
+    """
+    parameters = dict(model.named_parameters())
+    partitioned = any(hasattr(each, "ds_id") for each in parameters.values())
+    if not partitioned and not plan.layout.sequence_parallel:
+        return model
+    tp, lora = tensor_parallel_of(plan.model, mesh, sequence_parallel=False), plan.config.train.lora
+    # A registered model may have buffers, whose values its constructor makes.
+    with torch.device("meta" if isinstance(plan.model, ModelShape) else mesh.device):
+        other = build_model(plan.model, tp)
+        if lora.rank:
+            add_adapters(other, lora)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            _set(other, name, _gathered(parameter) if partitioned else parameter.detach())
+    other.to(mesh.device)  # and with it what is no parameter
+    other.has_weights = True
+    return other.requires_grad_(False).eval()
+
+
+def _set(model: Model, name: str, value: Tensor) -> None:
+    """Makes `value` a parameter; one that is tied to others becomes it in all their places."""
+    old = model.get_parameter(name)
+    new = nn.Parameter(value, requires_grad=False)
+    for module in model.modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter is old:
+                module.register_parameter(own, new)
+
+
+def _gathered(parameter: nn.Parameter) -> Tensor:
+    """A copy of a whole parameter that ZeRO-3 partitions. Collective."""
+    from llmkit.engine.deepspeed import import_deepspeed
+
+    with import_deepspeed().zero.GatheredParameters([parameter]):
+        return parameter.data.clone()

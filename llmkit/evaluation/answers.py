@@ -1,0 +1,108 @@
+"""Answers that a model writes, several at once, shared out over the data-parallel ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from llmkit.evaluation.hub_text import HubText
+from llmkit.evaluation.score import Scorer
+from llmkit.generation.sampling import Sampling
+from llmkit.generation.session import Request, Session
+from llmkit.generation.text import StopStrings, without_text
+from llmkit.model.base import Model
+
+MOST_ROWS = 64
+"""Answers that are written at once, at most, unless more are asked for."""
+
+
+class Prompt(NamedTuple):
+    """Ids to go on from, and until when: so many tokens, one of these strings, or the end of a text.
+
+    A string that is a special token means that token; no other string is found in special tokens.
+    """
+
+    ids: list[int]
+    max_new_tokens: int
+    stops: list[str]
+    sampling: dict[str, float]
+
+    def request(self, text: HubText) -> Request:
+        """What a session is asked for."""
+        special = text.tokenizer.control_tokens
+        ends = {text.eos_id, *(special[stop] for stop in self.stops if stop in special)}
+        return Request(self.ids, self.max_new_tokens, Sampling(**self.sampling), ends)  # type: ignore[arg-type]
+
+
+def rows_at_once(scorer: Scorer) -> int:
+    """Answers that a rank writes at once."""
+    return scorer.rows or max(1, min(MOST_ROWS, scorer.tokens // scorer.context_length))
+
+
+def answers(scorer: Scorer, prompts: Sequence[Prompt]) -> list[str]:
+    """What the model writes after each prompt, up to what ends it. Collective; on rank 0, nothing on others.
+
+    Texts are without special tokens, as lm-eval's adapters give them.
+    """
+    scorer.before_batch()
+    data = scorer.mesh["data"]
+    mine = range(data.rank, len(prompts), data.size)
+    with _ready(scorer.model()) as model:
+        found = dict(zip(mine, _written(scorer, model, [prompts[number] for number in mine]), strict=True))
+    own = found if scorer.mesh["context", "tensor"].rank == 0 else {}
+    gathered = scorer.mesh.gather_bytes(json.dumps(own).encode())
+    texts = {int(number): text for part in gathered for number, text in json.loads(part).items()}
+    return [texts[number] for number in range(len(prompts))] if scorer.mesh.rank == 0 else []
+
+
+def _written(scorer: Scorer, model: Model, prompts: Sequence[Prompt]) -> list[str]:
+    """The answers to this rank's prompts."""
+    text, tokenizer = scorer.text, scorer.text.tokenizer
+    special = set(tokenizer.control_tokens.values())
+    session = Session(model, never=without_text(model, tokenizer))
+    waiting = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
+    numbers: dict[int, int] = {}
+    ids: list[list[int]] = [[] for _ in prompts]
+    decoders = [tokenizer.stream(prompt.ids) for prompt in prompts]
+    stops = [StopStrings(prompt.stops) for prompt in prompts]
+    while waiting or len(session):
+        while waiting and len(session) < rows_at_once(scorer):
+            number = waiting.pop()
+            numbers[session.add(prompts[number].request(text))] = number
+        for key, token in session.step():
+            number = numbers[key]
+            if token.end == "stop":
+                continue
+            ids[number].append(token.id)
+            if token.id in special:
+                continue
+            _, stopped = stops[number].push(decoders[number].push(token.id))
+            if stopped and token.end is None:
+                session.drop(key)
+    return [_cut(text.decode(own), prompt.stops) for own, prompt in zip(ids, prompts, strict=True)]
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the strings."""
+    for stop in stops:
+        text = text.partition(stop)[0] if stop else text
+    return text
+
+
+@contextmanager
+def _ready(model: Model) -> Iterator[Model]:
+    """The model without dropout, and nothing of it compiled anew for the shapes of generation."""
+    training = model.training
+    model.eval()
+    try:
+        if model.compiled:
+            with torch.compiler.set_stance("force_eager"):
+                yield model
+        else:
+            yield model
+    finally:
+        model.train(training)
