@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmkit import layers as layers
     from llmkit.api import Run as Run
+    from llmkit.api import load as load
     from llmkit.api import train as train
     from llmkit.batch import Batch as Batch
     from llmkit.batch import LossSum as LossSum
     from llmkit.config.load import Loaded as Loaded
-    from llmkit.config.load import load as load
     from llmkit.config.section import Section as Section
     from llmkit.data.sources.custom import DataSource as DataSource
     from llmkit.engine.base import StepResult as StepResult
@@ -53,7 +53,7 @@ _HOMES = {
     "Trainer": "llmkit.loop.trainer:Trainer",
     "UserError": "llmkit.errors:UserError",
     "layers": "llmkit.layers:",
-    "load": "llmkit.config.load:load",
+    "load": "llmkit.api:load",
     "register": "llmkit.registry:register",
     "train": "llmkit.api:train",
 }

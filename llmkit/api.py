@@ -10,10 +10,12 @@ from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.config.load import Loaded, load
+from llmkit.config.load import Loaded
+from llmkit.config.load import load as load_config
 from llmkit.errors import UserError
 
 if TYPE_CHECKING:
+    from llmkit.config.initial_model import Asked, StoredModel
     from llmkit.config.schema import Config
     from llmkit.inference import HeldOutLoss
     from llmkit.loop.hook import Hook
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
 
 DETERMINISTIC = {"MKL_CBWR": "COMPATIBLE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """What MKL and cuBLAS must find in the environment when torch is imported, for `run.deterministic`."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Reads a configuration file, with `section.key=value` overrides on top.
+
+    Where it starts from weights (`train.init_from`) the settings of the model are read from these.
+    Raises UserError that names every mistake at once, each with its file and line.
+    """
+    return load_config(path, overrides, _read_model)
+
+
+def _read_model(asked: Asked) -> StoredModel:
+    """As `llmkit.weights.read_model`, which imports torch: what that must find is set before."""
+    if asked.deterministic:
+        ask_for_determinism(os.environ)
+    let_segments_grow(os.environ)
+    from llmkit.weights import read_model
+
+    return read_model(asked)
 
 
 def train(
@@ -94,7 +115,7 @@ class Run:
     @property
     def config(self) -> Config:
         """The settings of its last start, all of them."""
-        return load(self.path / "config.yaml").config
+        return load_config(self.path / "config.yaml").config
 
     @property
     def done(self) -> bool:

@@ -94,8 +94,7 @@ def _drop_output() -> None:
 
 
 def _train(options: argparse.Namespace, started: float) -> int:
-    from llmkit.api import ask_for_determinism, let_segments_grow
-    from llmkit.config.load import load
+    from llmkit.api import ask_for_determinism, let_segments_grow, load
 
     if options.fresh and options.allow_data_change:
         raise UserError("train: --fresh begins a run, --allow-data-change goes on with one; leave one out")
@@ -118,7 +117,7 @@ def _train(options: argparse.Namespace, started: float) -> int:
 
 
 def _config(options: argparse.Namespace, started: float) -> int:
-    from llmkit.config.load import load
+    from llmkit.api import load
     from llmkit.config.show import show, show_keys
 
     if options.keys:
@@ -139,12 +138,13 @@ def _config(options: argparse.Namespace, started: float) -> int:
 
 
 def _data(options: argparse.Namespace, started: float) -> int:
-    from llmkit.config.load import load
+    from llmkit.api import load
     from llmkit.data.building.prepare import prepare
 
     loaded = load(options.config, options.overrides)
     config, tokenizer = loaded.config, None
-    if os.path.isdir(os.path.join(config.run.dir, config.run.name, "checkpoints")):
+    begun = os.path.isdir(os.path.join(config.run.dir, config.run.name, "checkpoints"))
+    if begun or config.data.tokenizer.type == "init_from":
         from llmkit.loop.run_tokenizer import tokenizer_of_folder
 
         tokenizer = tokenizer_of_folder(loaded, print)

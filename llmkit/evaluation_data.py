@@ -20,7 +20,7 @@ from llmkit.data.shards.reader import ShardReader
 from llmkit.data.sources.formats import type_of_files
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.weights import Weights, model_of
+from llmkit.weights import Weights, model_of, read_model
 
 
 def heldout_of_run(
@@ -64,7 +64,7 @@ def other_data(
     }
     path = os.path.expanduser(path)
     if path.endswith((".yaml", ".yml")):
-        loaded = load(path)
+        loaded = load(path, read_model=read_model)
         data = prepare(loaded.config.data.model_copy(update=rows), report, tokenizer=tokenizer)
         if not data.heldout:
             raise UserError(f"--data {path}: nothing is held out: {nothing_held_out(loaded.settings)}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +14,10 @@ from torch import Tensor
 from xxhash import xxh64_hexdigest
 
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint.read import Checkpoint
+from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.custom_model import AnyModel, stored_model
+from llmkit.config.initial_model import Asked, StoredModel
 from llmkit.config.stored import require_plugins
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
@@ -133,6 +136,31 @@ def open_weights(path: Path) -> Weights:
             f"{path}: no such folder; name a run folder, a checkpoint or an import{_not_downloaded(path)}"
         )
     return HFFolder(path) if is_hf_folder(path) else CheckpointWeights(open_checkpoint(path))
+
+
+def look_at(path: Path) -> Weights:
+    """The weights at a path as by `open_weights`, of a run its newest checkpoint that can be opened: its
+    tensors are not verified yet. For what needs no more than their description."""
+    if may_exist(path) and not (path / fmt.MANIFEST).exists():
+        below = path / "checkpoints"
+        for folder in reversed(folders(below if below.is_dir() else path)):
+            with suppress(fmt.Damaged):
+                return CheckpointWeights(load(folder))
+    return open_weights(path)
+
+
+def read_model(asked: Asked) -> StoredModel:
+    """The model that a configuration starts from: for `llmkit.config.load`.
+
+    A run that has checkpoints goes on from them, and the folder that it began with need not be there.
+    Raises UserError where there are no weights, or they are those of the run itself.
+    """
+    named, run = (Path(os.path.abspath(path)) for path in (asked.init_from, asked.run))
+    if named == run or run in named.parents:
+        raise UserError(f"{asked.init_from} is the run's own folder; give the new run another run.name")
+    resumed = bool(folders(asked.run / "checkpoints"))
+    weights = look_at(asked.run if resumed else asked.init_from)
+    return StoredModel(model_of(weights), list(weights.config.get("plugins", [])), str(weights.path), resumed)
 
 
 def _not_downloaded(path: Path) -> str:

@@ -63,6 +63,13 @@ def _tokenizer(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} needs {1} to be given", f"{at}.type", f"{at}.{name}", note=note)
     if tokenizer.type == "hub" and tokenizer.name and not _HUB_ID.fullmatch(tokenizer.name):
         yield s.mistake("{0} is no hub id", f"{at}.name", note="such as openai-community/gpt2")
+    if tokenizer.type == "init_from":
+        if s.config.train.init_from is None:
+            yield s.mistake("{0} needs {1} to be given", f"{at}.type", "train.init_from")
+        for name in ("end_of_text", "control_tokens_in_text"):
+            if getattr(tokenizer, name) != Tokenizer.model_fields[name].default:
+                note = "the weights' tokenizer has its own; to choose, take its tokenizer.json by type: file"
+                yield s.mistake("{0} does not belong to {1}", f"{at}.{name}", f"{at}.type", note=note)
     if not tokenizer.end_of_text:
         yield s.mistake("{0} is empty", f"{at}.end_of_text")
 

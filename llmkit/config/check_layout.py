@@ -92,6 +92,10 @@ def check_vocabulary(s: Settings) -> Iterator[Mistake]:
     if size == "auto":
         return
     note = "leave model.vocab_size out to take as many"
+    if s.config.train.init_from is not None:
+        note = "take the tokenizer of the weights (data.tokenizer.type: init_from)"
+        if tokens is not None:
+            note += f", or set model.vocab_size to {tokens} to add rows for the tokens beyond"
     if tokens is not None:
         if size < tokens:
             yield s.mistake(

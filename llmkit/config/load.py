@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmkit.config import initial_model
 from llmkit.config.check import check
 from llmkit.config.file_text import similar
+from llmkit.config.initial_model import ReadModel, differing, with_stored_model
 from llmkit.config.layers import Layer, Layers, flat, mixed, tied
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, error, printable
 from llmkit.config.override import apply_override
@@ -57,9 +59,10 @@ class Loaded:
         return cls(config, {path: name for path, _ in leaves(config)}, Path(name))
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load(path: str | Path, overrides: Sequence[str] = (), read_model: ReadModel | None = None) -> Loaded:
     """Reads a configuration file, with `section.key=value` overrides on top.
 
+    read_model: reads the model that `train.init_from` names; None = what the configuration says is all.
     Raises UserError that names every mistake at once, each with its file and line.
     """
     files = _Files()
@@ -71,16 +74,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
             files.layers.layers[-1].settings.update(flat(node, key))
     if tree is None:
         raise error(files.mistakes, shown)
+    stored = None
+    if read_model is not None:
+        tree, stored = with_stored_model(tree, read_model, files.mistakes)
     _import_plugins(tree, files.mistakes)
     config, mistakes = validate(tree)
     if config is None or files.mistakes:
         raise error(files.mistakes + mistakes, shown)
     files.layers.schema = type(config)
     config, found = with_home(config), origins(config, tree)
-    notes = dict.fromkeys(
-        [*mixed(files.layers), *tied(files.layers), *remarks(Settings(config, found), files.layers)]
-    )
-    return Loaded(config, found, Path(path), tuple(notes))
+    loaded, notes = Loaded(config, found, Path(path)), list[str]()
+    if stored is not None:
+        if unlike := [with_location(loaded, mistake) for mistake in differing(loaded.settings, stored)]:
+            raise error(unlike, shown)
+        notes += initial_model.notes(loaded.settings, stored)
+    notes += [*mixed(files.layers), *tied(files.layers), *remarks(loaded.settings, files.layers)]
+    return replace(loaded, remarks=tuple(dict.fromkeys(notes)))
 
 
 def _import_plugins(tree: Node, mistakes: list[Mistake]) -> None:

@@ -50,7 +50,7 @@ def check_paths(s: Settings) -> Iterator[Mistake]:
             yield s.mistake(f"{{0}} looks like a URL with one / missing: {scheme[1]}://", path)
         elif isinstance(value, list) and "" in value:
             yield s.mistake("{0} has an empty path in it", path)
-        elif value == "" and path in ("run.dir", "data.cache_dir"):
+        elif value == "" and path in ("run.dir", "data.cache_dir", "train.init_from"):
             yield s.mistake("{0} is empty", path, note='the current folder is "."')
 
 
@@ -73,6 +73,9 @@ def with_home(config: Config) -> Config:
     """The settings with the home folder for ~ at the beginning of a path, as a shell would have it."""
     for path, _ in _path_settings(config):
         config = _expanded(config, path.split("."))
+    if config.train.init_from:  # recorded, and found again from any folder
+        train = config.train.model_copy(update={"init_from": os.path.abspath(config.train.init_from)})
+        config = config.model_copy(update={"train": train})
     return config
 
 
@@ -80,6 +83,7 @@ def _path_settings(config: Config) -> Iterator[tuple[str, str]]:
     """The settings that are paths; for those that cannot be URLs, what to do instead."""
     yield "run.dir", _ON_A_DISK
     yield "data.cache_dir", _ON_A_DISK
+    yield "train.init_from", "fetch a model of the hub first (hf download NAME --local-dir FOLDER)"
     yield "data.tokenizer.path", _NO_FILES
     yield "data.tokenizer.chat_template", "download the file"
     for index, source in enumerate(config.data.sources):

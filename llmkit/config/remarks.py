@@ -75,6 +75,8 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
 def vocabulary_remarks(s: Settings) -> Iterator[str]:
     """Yields notes on a vocabulary that is larger than the tokenizer's."""
     asked = s.config.model.vocab_size
+    if s.config.train.init_from is not None:
+        return  # the weights have as many
     size = s.facts.tokenizer_size or size_of(s.config.data.tokenizer)
     if asked != "auto" and size is not None and asked > size:
         yield (

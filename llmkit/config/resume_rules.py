@@ -101,6 +101,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("fixed", "decides which adapters there are", "train.lora", "rank targets"),
     **_rules("warned", "the same adapters compute something else", "train.lora", "alpha input_dropout"),
     **_rules("free", "a limit", "train", "max_nonfinite_steps"),
+    **_rules("fixed", "decides the weights that the run began with", "train", "init_from"),
     **_rules("fixed", "the checkpoint holds the moments of this optimizer", "optimizer", "name"),
     **_rules(
         "warned", "changes what each step computes", "optimizer",

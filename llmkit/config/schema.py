@@ -51,9 +51,10 @@ class Run(Section):
 class Tokenizer(Section):
     """How text becomes tokens."""
 
-    type: Literal["bpe", "bytes", "file", "hub"] = "bpe"
+    type: Literal["bpe", "bytes", "file", "hub", "init_from"] = "bpe"
     """bpe = byte-level BPE trained on the sources; bytes = one token a byte; file = a local
-    tokenizer.json; hub = a model's tokenizer by its hub id."""
+    tokenizer.json; hub = a model's tokenizer by its hub id; init_from = that of the weights which
+    train.init_from names, the default with these."""
     vocab_size: Annotated[int, Field(ge=BYTES_VOCABULARY, le=BPE_LARGEST)] | None = None
     """Size to train a bpe tokenizer to, end-of-text included (only for bpe; default 4096)."""
     path: str | None = None
@@ -221,6 +222,9 @@ class Train(Section):
     is set."""
     global_batch_size: Positive = 32
     """Sequences a step, over all processes; with the objective dpo: pairs of them."""
+    init_from: str | None = None
+    """Folder with the weights that a new run starts from: a run, a checkpoint, an import or a folder in
+    Hugging Face's format. The model's settings come from there. Default: random weights."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
     """Sequences, or pairs, a forward pass and data-parallel rank; must divide those that it has a step."""
     gradient_clipping: Annotated[float, Field(ge=0.0)] = 1.0

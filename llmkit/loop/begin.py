@@ -48,6 +48,8 @@ def begin(
     folder.write_text("config.yaml", to_yaml(_located(loaded.config)))
     fields: dict[str, Any] = {"step": state.step}
     fields["config"] = folder.keep_config(to_yaml(loaded.config, loaded.origins))
+    if checkpoint is None and t.init_from is not None:
+        fields["init_from"] = dict(t.init_from)
     if checkpoint is not None:
         fields["changes"] = [change.to_json() for change in changed_settings(checkpoint, loaded).all]
         for name, old, new in _changed_surroundings(checkpoint, t.plan):

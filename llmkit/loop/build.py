@@ -19,6 +19,7 @@ from llmkit.loop.begin import begin
 from llmkit.loop.describe import opening_lines
 from llmkit.loop.evaluate import take_over_evaluation
 from llmkit.loop.hook_list import instances
+from llmkit.loop.initial_weights import open_initial
 from llmkit.loop.launch import Launch
 from llmkit.loop.prepare import prepare_run
 from llmkit.loop.resume import changed_settings, find_resume_point, resumed_state
@@ -59,24 +60,26 @@ def _build(
         note(f"note: {line}")
     point = find_resume_point(launch.loaded, mesh, folder, launch.options, note)
     checkpoint = point.checkpoint
-    data, plan = prepare_run(launch, folder, checkpoint, note)
+    initial = open_initial(config, mesh, note) if checkpoint is None else None
+    data, plan = prepare_run(launch, folder, checkpoint, initial, note)
     state = TrainState(max_steps=config.train.max_steps)
     if checkpoint is not None:
         state = resumed_state(checkpoint, config, data.fingerprint, note)
     with fail_together(mesh):
         sinks = _sinks(launch, metrics, console, stack)
         loader, data_changes = _open_loader(launch, plan, data, checkpoint, state, stack)
+    updates = 0 if checkpoint is None else checkpoint.state["updates"]
     engine = build_engine(
-        plan, mesh, device=mesh.device, note=note,
-        source=checkpoint, optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
+        plan, mesh, device=mesh.device, note=note, source=checkpoint or initial, optimizer_steps=updates,
         objective=DpoLoss(config.train.dpo) if config.train.objective == "dpo" else next_token,
     )  # fmt: skip
     stack.callback(engine.close)
+    saved_state = {"init_from": initial.record()} if initial is not None else {}
     trainer = Trainer(
         launch, plan, data, loader, _heldout(launch, plan, data, note), engine, state,
         folder=folder, console=console, events=events, sinks=sinks,
         stop=stop, saved_step=None if checkpoint is None else state.step, was_done=point.was_done,
-        saved_state={} if checkpoint is None else checkpoint.state,
+        saved_state=saved_state if checkpoint is None else checkpoint.state,
     )  # fmt: skip
     stack.callback(trainer.close)
     with fail_together(mesh):

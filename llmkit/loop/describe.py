@@ -31,6 +31,8 @@ def opening_lines(t: Trainer, launch: Launch, checkpoint: Checkpoint | None) -> 
     """What a user should know before the first step."""
     yield from launch.plan.notes
     yield from _remarks(checkpoint, launch.loaded, t.state, t.data.tokenizer.vocab_size)
+    if checkpoint is None and t.init_from is not None:
+        yield f"starting from the weights of {t.init_from['path']}"
     yield from lane_lines(t.data, t.mesh["data"].size)
     processes = t.mesh.world_size
     over = f" x {processes} processes ({_layout_name(t.plan.layout)})" if processes > 1 else ""
@@ -48,6 +50,7 @@ def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
         "config": str(loaded.path),
         **t.plan.to_json(),
         "plugins": source_hashes(t.config.plugins, components(t.config)),
+        "init_from": t.init_from,
     }
 
 

@@ -20,10 +20,11 @@ from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts, make_deterministic
 from llmkit.loop.attention_choice import choose_attention
+from llmkit.loop.initial_weights import StartingWeights
 from llmkit.loop.launch import Launch
 from llmkit.loop.resume import check_same_model
 from llmkit.loop.room import require_disk, require_memory
-from llmkit.loop.run_tokenizer import tokenizer_of_run
+from llmkit.loop.run_tokenizer import check_same_ids, tokenizer_of_run, tokenizer_of_weights
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan, resolve_plan
@@ -34,9 +35,16 @@ from llmkit.weights import open_weights
 
 
 def prepare_run(
-    launch: Launch, folder: RunFolder, checkpoint: Checkpoint | None, note: Callable[[str], None]
+    launch: Launch,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    initial: StartingWeights | None,
+    note: Callable[[str], None],
 ) -> tuple[Prepared, Plan]:
-    """Prepares the data and completes the plan; everything that can be wrong is found here."""
+    """Prepares the data and completes the plan; everything that can be wrong is found here.
+
+    initial: the weights that a new run starts from, where these are not random.
+    """
     config, mesh, device = launch.config, launch.mesh, launch.mesh.device
     remote = _find_remote(config.data, mesh)
     reference = _reference_digest(launch, checkpoint)
@@ -49,12 +57,19 @@ def prepare_run(
     with fail_together(mesh):
         # Any vocabulary only adds to what the smallest needs; a trained one may get fewer tokens than asked.
         _require_room(launch, folder, resolve_plan(launch.loaded, replace(known, tokenizer_size=1)), device)
-        tokenizer = None if checkpoint is None else tokenizer_of_run(checkpoint, launch.loaded)
+        tokenizer = None
+        if checkpoint is not None:
+            tokenizer = tokenizer_of_run(checkpoint, launch.loaded)
+        elif initial is not None:
+            tokenizer = tokenizer_of_weights(initial.weights, config)
 
         def accept(tokenizer: Tokenizer) -> None:  # before sources are built, which may take hours
             plan = resolve_plan(launch.loaded, replace(known, tokenizer_size=tokenizer.vocab_size))
             if checkpoint is not None:
                 check_same_model(checkpoint, plan.model)
+            elif initial is not None:
+                check_same_ids(tokenizer, initial.weights)
+                initial.fit(plan.model)
             _require_room(launch, folder, plan, device)
 
         data = prepare(

@@ -8,12 +8,12 @@ from pathlib import Path
 from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.config.load import Loaded
 from llmkit.config.resume import Difference
-from llmkit.config.schema import BPE_VOCAB_SIZE
+from llmkit.config.schema import BPE_VOCAB_SIZE, Config
 from llmkit.data.tokens.make_tokenizer import make_tokenizer, read_template
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.resume import changed_settings, settings_of
-from llmkit.weights import CheckpointWeights
+from llmkit.weights import CheckpointWeights, Weights, look_at
 
 SECTION = "data.tokenizer"
 
@@ -32,7 +32,10 @@ def tokenizer_of_run(checkpoint: Checkpoint, loaded: Loaded) -> Tokenizer:
         if difference.path.startswith(f"{SECTION}.")
     ]
     asked: Tokenizer | None = None
-    if spec.type == "bpe":
+    if spec.type == "init_from":
+        if unlike := [difference for difference in changed if difference.path != f"{SECTION}.chat_template"]:
+            raise _refused(checkpoint, unlike, "")
+    elif spec.type == "bpe":
         size = spec.vocab_size or BPE_VOCAB_SIZE
         before = settings_of(checkpoint).data.tokenizer
         unlike = [difference for difference in changed if difference.path != f"{SECTION}.chat_template"]
@@ -52,14 +55,17 @@ def tokenizer_of_run(checkpoint: Checkpoint, loaded: Loaded) -> Tokenizer:
 
 
 def tokenizer_of_folder(loaded: Loaded, report: Callable[[str], None]) -> Tokenizer | None:
-    """The tokenizer with which the run that the settings name would go on; None for a new run.
+    """The tokenizer with which the run that the settings name would go on, or which comes with the weights
+    that it would start from; None where the settings alone decide.
 
     So `llmkit data` makes and shows what that run reads. Where the run would be refused, `report` gets why.
     """
     root = Path(loaded.config.run.dir) / loaded.config.run.name / "checkpoints"
     found = folders(root)
     if not found:
-        return None
+        if (path := loaded.config.train.init_from) is None:
+            return None
+        return tokenizer_of_weights(look_at(Path(path)), loaded.config)
     try:
         tokenizer = tokenizer_of_run(load(found[-1]), loaded)
     except (UserError, RunFault) as error:
@@ -67,6 +73,37 @@ def tokenizer_of_folder(loaded: Loaded, report: Callable[[str], None]) -> Tokeni
         return None
     report(f"data: with the tokenizer of {found[-1]}, which the run of this name keeps")
     return tokenizer
+
+
+def tokenizer_of_weights(weights: Weights, config: Config) -> Tokenizer | None:
+    """The weights' tokenizer, with the chat template of the settings; None where these name another.
+
+    Raises UserError where the weights come without one.
+    """
+    if config.data.tokenizer.type != "init_from":
+        return None
+    try:
+        tokenizer = weights.tokenizer()
+    except UserError as error:
+        raise UserError(f"{error}; name the tokenizer of the weights under {SECTION}") from error
+    if (template := read_template(config.data.tokenizer)) is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def check_same_ids(tokenizer: Tokenizer, weights: Weights) -> None:
+    """Raises UserError where ids of this tokenizer stand for other text than in the weights' own."""
+    try:
+        own = weights.tokenizer().tokens
+    except UserError:
+        return  # there is none to compare with
+    for token, id in tokenizer.tokens.items():
+        if own.get(token, id) != id:
+            raise UserError(
+                f"{SECTION}: {tokenizer.origin} is another tokenizer than that of {weights.path}: the token "
+                f"{token!r} has the id {id}, and {own[token]} there; take the weights' own ({SECTION}.type: "
+                "init_from)"
+            )
 
 
 def _refused(checkpoint: Checkpoint, changed: list[Difference], other: str) -> UserError:

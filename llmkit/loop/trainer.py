@@ -55,7 +55,8 @@ class Trainer:
     Hooks read `config`, `plan`, `mesh`, `state`, `engine`, `learning_rate` (of the newest step) and
     `phases`, and call `record`. plan: complete. state: counters, as the checkpoint left them. saved_step:
     step of the checkpoint that the run goes on from, None for a new run. was_done: whether the run folder
-    was marked as done. sinks: receive every row. saved_state: that of the checkpoint, empty for a new run.
+    was marked as done. sinks: receive every row. saved_state: that of the checkpoint; for a new run, what
+    its first checkpoint inherits.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Trainer:
         self.phases = launch.phases
         self._started, self._sinks = launch.started, sinks
         self._was_done, self._saved_state = was_done, saved_state
+        self.init_from: Mapping[str, Any] | None = saved_state.get("init_from")
+        """The weights that the run began with: their folder, and a digest of them; None for random ones."""
         self.control = Control(self.mesh)
         budget = None
         if state.max_steps is None:
@@ -255,6 +258,7 @@ class Trainer:
             "started_in": os.getcwd(),  # where relative paths of the settings start from
             "hooks": self.hooks.states(),
             "recorded": self._recorder.state(),
+            **({"init_from": self.init_from} if self.init_from else {}),
         }
 
     def save_last(self) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.config.derive import accumulation_steps, fitting_ranks, known_vocab_size, resolved_model
+from llmkit.config.initial_model import model_settings
 from llmkit.config.load import Loaded, check_again, with_location
 from llmkit.config.mistakes import Mistake, error
 from llmkit.config.model_section import Model
@@ -70,8 +71,7 @@ def plan_for_shape(shape: ModelShape, settings: Mapping[str, Any], device: Devic
 
     settings: the sections of a configuration, but for `model`. Raises UserError as `resolve_plan` does.
     """
-    model = {name: getattr(shape, name) for name in Model.model_fields if name != "type"}
-    config = Config.model_validate({**settings, "model": model})
+    config = Config.model_validate({**settings, "model": model_settings(shape)})
     world_size = config.parallel.world_size or 1
     return resolve_plan(Loaded.of(config), Known(world_size, tokenizer_size=shape.vocab_size, device=device))
 

@@ -77,6 +77,8 @@ def _content(spec: schema.Tokenizer, texts: Iterable[str]) -> tuple[str, dict[st
         content = _read(path, "data.tokenizer.path")
         config = _settings(lambda name: _read_beside(path, name), "data.tokenizer.path")
         return with_special(content, _special_names(config), spec.path), config, spec.path
+    if spec.type == "init_from":
+        raise UserError("data.tokenizer.type: init_from is the tokenizer of weights, and none are named here")
     if spec.name is None:
         raise UserError("data.tokenizer.name: a tokenizer of type hub needs a hub id")
     fetched = _fetch(spec, "tokenizer.json")

@@ -134,6 +134,12 @@ class Tokenizer:
         return self._texts.encode_parts(text, cuts, controls)
 
     @property
+    def tokens(self) -> dict[str, int]:
+        """Every token of the vocabulary, as the tokenizer.json spells it, and its id."""
+        found: dict[str, int] = self._encoder.get_vocab(with_added_tokens=True)
+        return found
+
+    @property
     def known_ids(self) -> np.ndarray:
         """The ids of the vocabulary, ascending, (count,) int64: there may be gaps between them."""
         return np.array(sorted(self._encoder.get_vocab(with_added_tokens=True).values()), dtype=np.int64)
