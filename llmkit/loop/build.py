@@ -60,7 +60,7 @@ def _build(
         note(f"note: {line}")
     point = find_resume_point(launch.loaded, mesh, folder, launch.options, note)
     checkpoint = point.checkpoint
-    initial = open_initial(config, mesh, note) if checkpoint is None else None
+    initial = open_initial(config, mesh, checkpoint, note)
     data, plan = prepare_run(launch, folder, checkpoint, initial, note)
     state = TrainState(max_steps=config.train.max_steps)
     if checkpoint is not None:
@@ -68,9 +68,11 @@ def _build(
     with fail_together(mesh):
         sinks = _sinks(launch, metrics, console, stack)
         loader, data_changes = _open_loader(launch, plan, data, checkpoint, state, stack)
-    updates = 0 if checkpoint is None else checkpoint.state["updates"]
+    adapts = config.train.lora.rank > 0  # then the run's own checkpoints have the adapters alone
     engine = build_engine(
-        plan, mesh, device=mesh.device, note=note, source=checkpoint or initial, optimizer_steps=updates,
+        plan, mesh, device=mesh.device, note=note,
+        source=checkpoint or (None if adapts else initial), base=initial if adapts else None,
+        optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
         objective=DpoLoss(config.train.dpo) if config.train.objective == "dpo" else next_token,
     )  # fmt: skip
     stack.callback(engine.close)

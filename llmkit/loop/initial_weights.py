@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmkit.checkpoint.read import newest
+from llmkit.checkpoint.read import Checkpoint, newest
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.mistakes import listed
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
+from llmkit.files import may_exist
 from llmkit.model.build import build_model
 from llmkit.model.initial import InitialWeights
 from llmkit.parallel.agreement import fail_together, on_rank_zero
@@ -105,15 +106,22 @@ class StartingWeights:
         return {"path": str(self.weights.path), "digest": self.digest}
 
 
-def open_initial(config: Config, mesh: Mesh, note: Callable[[str], None]) -> StartingWeights | None:
-    """The weights that `train.init_from` names; None where it names none. Collective.
+def open_initial(
+    config: Config, mesh: Mesh, checkpoint: Checkpoint | None, note: Callable[[str], None]
+) -> StartingWeights | None:
+    """The weights that `train.init_from` names; None where it names none, or the run has its own. Collective.
 
     Of a run folder that is the newest checkpoint that verifies, of which the ranks read a share each.
-    Raises UserError on all ranks where one of them finds no weights.
+    checkpoint: from which the run goes on. Where it holds adapters alone, the weights that they were trained
+    on are needed again: those, and no others.
+    Raises UserError on all ranks where one of them finds no weights, or others.
     """
-    if config.train.init_from is None:
+    if config.train.init_from is None or (checkpoint is not None and not config.train.lora.rank):
         return None
-    path = Path(config.train.init_from)
+    before = {} if checkpoint is None else checkpoint.state.get("init_from", {})
+    path = Path(before.get("path", config.train.init_from))
+    if not may_exist(path):  # the folder was moved
+        path = Path(config.train.init_from)
     with fail_together(mesh):
         weights = look_at(path)
     if isinstance(weights, CheckpointWeights) and weights.path != path:
@@ -122,4 +130,9 @@ def open_initial(config: Config, mesh: Mesh, note: Callable[[str], None]) -> Sta
             raise UserError(f"train.init_from: none of the checkpoints in {weights.path.parent} is good")
         weights = CheckpointWeights(found)
     digest = on_rank_zero(mesh, weights.digest)
+    if digest != before.get("digest", digest):
+        raise UserError(
+            f"train.init_from: {weights.path} holds other weights than those that the adapters of this run "
+            f"were trained on ({before['path']}, digest {before['digest']}, now {digest}); bring these back"
+        )
     return StartingWeights(weights, digest, model_of(weights).vocab_size)

@@ -67,7 +67,7 @@ def prepare_run(
             plan = resolve_plan(launch.loaded, replace(known, tokenizer_size=tokenizer.vocab_size))
             if checkpoint is not None:
                 check_same_model(checkpoint, plan.model)
-            elif initial is not None:
+            if initial is not None:
                 check_same_ids(tokenizer, initial.weights)
                 initial.fit(plan.model)
             _require_room(launch, folder, plan, device)

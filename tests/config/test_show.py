@@ -205,5 +205,5 @@ def test_the_reference_names_type_default_and_meaning() -> None:
         "train.max_steps\n    a whole number of at least 1, or null (default: null)\n    Optimizer steps"
         in text
     )
-    assert 'data.tokenizer.type\n    one of bpe, bytes, file, hub (default: "bpe")' in text
+    assert 'data.tokenizer.type\n    one of bpe, bytes, file, hub, init_from (default: "bpe")' in text
     assert "shards, megatron (default: required)" in text

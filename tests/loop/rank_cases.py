@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from llmkit.config.load import load
+from llmkit.api import load
 from llmkit.errors import AlreadyReported
 from llmkit.kernels import attention_timing
 from llmkit.loop.hook import Hook, Request
@@ -70,11 +71,14 @@ HOOKS = {"records": Records, "stops": Stops, "fails": Fails}
 def runs(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A run for each case, in a world of its own; what came out of it on this rank.
 
-    A case: its name, overrides, hook, and `seconds` that a step takes by the clock of each rank.
+    A case: its name, overrides, hook, and `seconds` that a step takes by the clock of each rank; `file`: its
+    configuration, tiny.yaml by default; `remove`: a folder that is deleted before it.
     """
     rank, found = int(os.environ["RANK"]), []
     os.chdir(folder)
     for port, case in zip(ports, cases, strict=True):
+        if rank == 0 and "remove" in case:
+            shutil.rmtree(case["remove"])
         environment = dict(os.environ, MASTER_PORT=str(port))
         clock, errors = Clock(case["seconds"][rank]), io.StringIO()
         hooks = [HOOKS[case["hook"]](), clock] if case["hook"] else [clock]
@@ -82,7 +86,7 @@ def runs(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dic
         code: int | str
         with contextlib.redirect_stderr(errors):
             try:
-                loaded = load("tiny.yaml", [f"run.name={case['name']}", *case["overrides"]])
+                loaded = load(case.get("file", "tiny.yaml"), [f"run.name={case['name']}", *case["overrides"]])
                 code = train(
                     loaded, Options(), started=0.0, environment=environment, hooks=hooks, clock=clock
                 )
