@@ -13,6 +13,7 @@ from llmkit.config.derive import resolved_model
 from llmkit.config.mistakes import Mistake, display
 from llmkit.config.model_section import Model
 from llmkit.config.schema import Data, Run
+from llmkit.config.section import Section
 from llmkit.config.settings import Settings
 from llmkit.config.shape import ModelShape
 from llmkit.config.tree import Node, find, merge
@@ -53,9 +54,10 @@ ReadModel = Callable[[Asked], StoredModel]
 
 
 def model_settings(spec: AnyModel) -> dict[str, Any]:
-    """The section `model` that describes a model, every setting with its value."""
+    """The section `model` that describes a model, every setting with its plain value."""
     if isinstance(spec, ModelShape):
-        return {name: getattr(spec, name) for name in Model.model_fields if name != "type"}
+        values = {name: getattr(spec, name) for name in Model.model_fields if name != "type"}
+        return {name: _plain(value) for name, value in values.items()}
     return {**spec.settings, "type": spec.type, "vocab_size": spec.vocab_size}
 
 
@@ -90,7 +92,7 @@ def differing(s: Settings, stored: StoredModel) -> Iterator[Mistake]:
     asked, rotary = s.config.model.vocab_size, _is_rotary(stored.spec)
     for name, value in _compared(s, stored):
         adds_rows = name == "vocab_size" and asked != "auto" and asked > value
-        if not adds_rows and not (rotary and name in TO_LENGTHEN):
+        if not adds_rows and not (rotary and name.partition(".")[0] in TO_LENGTHEN):
             note = f"{stored.origin} has {display(value)}; leave it out"
             yield s.mistake("{0} is not that of the weights", f"model.{name}", note=note)
 
@@ -114,9 +116,9 @@ def _compared(s: Settings, stored: StoredModel) -> Iterator[tuple[str, Any]]:
     if stored.resumed or not isinstance(old, ModelShape) or not isinstance(s.config.model, Model):
         return  # compared with the checkpoint; or by the tensors alone, when they are read
     given_auto = {"vocab_size"} if s.config.model.vocab_size == "auto" else set()  # as the tokenizer has
-    new = resolved_model(s.config, old.vocab_size)
-    for name, value in model_settings(old).items():
-        if name not in MAY_DIFFER and (getattr(new, name) != value or name in given_auto):
+    new = _flat(model_settings(resolved_model(s.config, old.vocab_size)))
+    for name, value in _flat(model_settings(old)).items():
+        if name not in MAY_DIFFER and (new[name] != value or name in given_auto):
             yield name, value
 
 
@@ -144,6 +146,20 @@ def _given(tree: Node, path: str) -> object:
     """The value of a setting in a tree; None if it is not given."""
     node = find(tree, path.split("."))
     return None if node is None else node.plain()
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the settings of a section below it by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        below = value.items() if isinstance(value, Mapping) else ()
+        found |= {f"{name}.{each}": one for each, one in below} or {name: value}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A setting as plain values."""
+    return value.model_dump(mode="json") if isinstance(value, Section) else value
 
 
 def _node(value: Any, location: str) -> Node:

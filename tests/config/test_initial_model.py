@@ -8,10 +8,12 @@ import pytest
 
 from llmkit.config.initial_model import Asked, StoredModel, model_settings
 from llmkit.config.load import load
+from llmkit.config.model_section import RopeScaling
 from llmkit.errors import UserError
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
-ROTARY = replace(LLAMA_STYLE, max_position_embeddings=64)
+SCALED = RopeScaling(rope_type="linear", factor=2.0)
+ROTARY = replace(LLAMA_STYLE, max_position_embeddings=64, rope_scaling=SCALED)
 LEARNED = replace(GPT2_STYLE, max_position_embeddings=64)
 
 
@@ -34,9 +36,10 @@ def loaded(tmp_path, *overrides, spec=ROTARY, resumed=False, model="", asked=Non
 def test_the_model_comes_with_the_weights(tmp_path):
     asked = []
     found = loaded(tmp_path, "run.name=new", "run.deterministic=true", asked=asked)
-    assert {name: getattr(found.config.model, name) for name in model_settings(ROTARY)} == (
-        model_settings(ROTARY)
-    )
+    section = found.config.model.model_dump(mode="json", exclude={"type"})
+    assert section == model_settings(ROTARY)
+    assert found.config.model.rope_scaling == SCALED
+    assert found.origins["model.rope_scaling.factor"] == found.origins["model.hidden_size"]
     assert found.origins["model.hidden_size"] == "weights/base (train.init_from)"
     assert found.config.data.tokenizer.type == "init_from"
     (question,) = asked
@@ -72,6 +75,8 @@ def test_longer_sequences_are_noted_with_rotary_positions_and_refused_with_learn
 def test_a_base_of_rotary_frequencies_may_change_with_a_note(tmp_path):
     (note,) = loaded(tmp_path, "model.rope_theta=500000").remarks
     assert "rope_theta 500000.0 (command line): the weights were trained with" in note
+    (note,) = loaded(tmp_path, "model.rope_scaling.factor=4").remarks
+    assert "rope_scaling" in note and "factor 4.0" in note
 
 
 def test_a_larger_vocabulary_adds_rows_and_a_smaller_one_is_refused(tmp_path):
