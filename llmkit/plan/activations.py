@@ -123,6 +123,8 @@ def _residual(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float
         return (1.0 if how.compiled else 2.0) * size * width
     norms = 4 if shape.norm_placement == "both" else 2
     kept = (1.0 + norms) * size * width  # the middle of the residual stream, and what all norms give
+    if norms == 4 and how.compiled:  # that middle is the sum of two tensors that are kept
+        kept -= size * width
     if _keeps_fp32_norms(shape, how):
         kept += norms * (FP32 * shape.norm_weight + size % FP32) * width
     if shape.residual_scalars and not how.compiled:  # the stream before and after them

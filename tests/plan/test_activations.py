@@ -47,6 +47,13 @@ SHAPES: dict[str, ModelShape] = {
     "key shift, qk norm": replace(LLAMA_STYLE, head_dim=24, key_shift=0.5, qk_norm=True),
     "scalars": replace(LLAMA_STYLE, residual_scalars=True, bigram_embedding=50),
     "pairs": replace(LLAMA_STYLE, bigram_embedding=50),
+    "olmo": replace(LLAMA_STYLE, norm_placement="post", qk_norm="full", head_dim=24),
+    "norms before and behind": replace(LLAMA_STYLE, norm_placement="both", mlp="geglu"),
+    "layer norms behind": replace(GPT2_STYLE, norm_placement="post"),
+    "norms with an offset": replace(
+        LLAMA_STYLE, norm_placement="both", norm_weight_offset=1.0, qk_norm=True, head_dim=24
+    ),
+    "partial rotation": replace(LLAMA_STYLE, partial_rotary_factor=0.6, attention_multiplier=0.1),
 }
 FORMS = dict(TORCH.forms)
 
@@ -79,7 +86,7 @@ def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorPa
     block = Block(shape, last, OPERATORS, tp, recompute).to(TYPES[how.precision.name])
     rope = None
     if shape.position_embedding == "rope":
-        rope = rope_tables(LENGTH, shape.head_dim, shape.rope_theta)
+        rope = rope_tables(LENGTH, shape.rotary_dim, shape.rope_theta)
     kept: dict[int, Tensor] = {}
 
     def pack(saved: Tensor) -> Tensor:
@@ -134,6 +141,9 @@ def test_a_block_keeps_what_is_counted(shape, precision, recompute):
         ("value embeddings", "bf16", "none"),
         ("key shift, qk norm", "bf16", "none"),
         ("scalars", "bf16", "none"),
+        ("olmo", "bf16", "none"),
+        ("norms before and behind", "bf16", "none"),
+        ("partial rotation", "bf16", "none"),
         ("dropout", "fp32", "none"),
         ("dropout", "fp32", "selective"),
     ],
