@@ -37,8 +37,8 @@ class SourcePrint(_Record):
 class Fingerprint(_Record):
     """What the order of the rows depends on, beside the seed and the weights.
 
-    packing, lanes: of the settings; None in checkpoints of version 2, lanes also where no source is live.
-    reference: of pairs, the digest of the model that their log-probabilities are of.
+    sequence_length: of a row. packing, lanes: of the settings; None in checkpoints of version 2, lanes also
+    where no source is live. reference: of pairs, the digest of the model that their log-probabilities are of.
     """
 
     tokenizer: str
@@ -53,6 +53,11 @@ class Fingerprint(_Record):
     def has_live(self) -> bool:
         """Whether a source is tokenized while training."""
         return any(source.kind == "live" for source in self.sources)
+
+    @property
+    def length_setting(self) -> int:
+        """`data.sequence_length`: half of a row where that is a pair."""
+        return self.sequence_length // (1 if self.reference is None else 2)
 
 
 class Change(_Record):
@@ -148,7 +153,7 @@ def data_differences(position: Position, now: Fingerprint) -> list[str]:
     if then.tokenizer != now.tokenizer:
         found.append(f"data.tokenizer had hash {then.tokenizer}, has {now.tokenizer}")
     if then.sequence_length != now.sequence_length:
-        found.append(f"data.sequence_length was {then.sequence_length}, is {now.sequence_length}")
+        found.append(f"data.sequence_length was {then.length_setting}, is {now.length_setting}")
     if then.document_masks != now.document_masks:
         found.append(f"data.document_masks was {then.document_masks}, is {now.document_masks}")
     if None not in (then.packing, now.packing) and then.packing != now.packing:
