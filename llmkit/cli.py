@@ -19,7 +19,6 @@ from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.evaluation.options import add_evaluate_command
 from llmkit.inspect.options import add_inspect_command
-from llmkit.preference.options import add_reference_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
 
 
@@ -160,6 +159,15 @@ def _data(options: argparse.Namespace, started: float) -> int:
     return 0
 
 
+def _reference(options: argparse.Namespace, started: float) -> int:
+    from llmkit.api import load
+    from llmkit.loop.run_tokenizer import tokenizer_of_folder
+    from llmkit.preference.command import reference_command
+
+    loaded = load(options.config, options.overrides)
+    return reference_command(loaded, os.environ, lambda report: tokenizer_of_folder(loaded, report))
+
+
 def _wants_color(asked: str) -> bool:
     """auto = on a terminal, unless NO_COLOR is set (no-color.org)."""
     if asked == "auto":
@@ -223,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         _train_parser, _config_parser, _data_parser, _generate_parser, add_evaluate_command, _doctor_parser,
-        _new_parser, _ladder_parser, add_inspect_command, add_reference_command, add_import_command,
+        _new_parser, _ladder_parser, add_inspect_command, _reference_parser, add_import_command,
         add_export_command,
     ):  # fmt: skip
         add(commands)
@@ -294,6 +302,14 @@ def _generate_parser(commands: Commands) -> None:
         "--no-cache", action="store_true", help="compute every position anew for each token"
     )
     generate.set_defaults(command=_generate, parser=generate)
+
+
+def _reference_parser(commands: Commands) -> None:
+    reference = commands.add_parser(
+        "reference", help="what the reference model gives for pairs of answers, before training on them"
+    )
+    add_config(reference)
+    reference.set_defaults(command=_reference, parser=reference)
 
 
 def _doctor_parser(commands: Commands) -> None:

@@ -49,7 +49,6 @@ ELSEWHERE = {
     "kernels/linear.py": "model/test_layers.py",
     "plan/attention_rules.py": "plan/test_operators.py",
     "plan/facts.py": "test_device.py",
-    "preference/options.py": "preference/test_command.py",
     "recipes/recipe.py": "recipes/test_rules.py",
     "plan/form_rules.py": "plan/test_operators.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",

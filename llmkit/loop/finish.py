@@ -51,7 +51,8 @@ def finish(t: Trainer) -> None:
             t.folder.mark_done()
         seconds = dict(t.phases.seconds)
         t.events.record("done", step=state.step, **counts, phase_seconds=seconds)
-    facts = {"steps": f"{state.step}, {state.tokens / 1e6:.2f}M tokens"}
+    seen = f"{state.tokens:,} pairs" if t.data.has_pairs else f"{state.tokens / 1e6:.2f}M tokens"
+    facts = {"steps": f"{state.step}, {seen}"}
     if state.skipped:
         facts["skipped"] = f"{state.skipped} updates with a non-finite gradient"
     if state.no_targets:
@@ -72,7 +73,7 @@ def finish(t: Trainer) -> None:
     longer = "evaluate.early_stopping=null" if state.stopped_early else f"train.max_steps={2 * state.step}"
     asks = generate_options(t.config, t.data)
     commands = [f"{_command('generate', t)} {options}" for options in asks]
-    if t.heldout:
+    if t.heldout and not t.data.has_pairs:
         commands.append(_command("evaluate", t))
     t.console.note(
         f"\nTry next:\n{''.join(f'  {command}{chr(10)}' for command in commands)}"

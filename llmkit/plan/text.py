@@ -110,12 +110,12 @@ def _batch(plan: Plan) -> Iterator[Row]:
     micro_how = "auto" if train.micro_batch_size == "auto" else "as given"
     yield "micro_batch_size", AT_START if later else plan.micro_batch_size, micro_how
     steps = AT_START if later else plan.accumulation_steps
-    what = "pairs" if plan.config.data.has_pairs else "sequences"
+    what, each = ("pairs", "2 x ") if plan.config.data.has_pairs else ("sequences", "")
     yield "accumulation_steps", steps, f"{total} {what}{over} / micro_batch_size"
-    yield "tokens_per_step", plan.tokens_per_step, f"{total} sequences x {length} tokens"
+    yield "tokens_per_step", plan.tokens_per_step, f"{total} {what} x {each}{length} tokens"
     if plan.padding_rows:
         rows = plan.rows_per_rank * ranks
-        how = f"of {rows} rows a step only fill: {ranks} ranks do not divide {total} sequences"
+        how = f"of {rows} rows a step only fill: {ranks} ranks do not divide {total} {what}"
         yield "wasted_rows", plan.padding_rows, how
 
 

@@ -19,6 +19,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import Prepared
 from llmkit.data.shards.rows import RowSource
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts
 from llmkit.errors import RunFault, UserError
 from llmkit.files import may_exist, sync_folder, write_atomic
@@ -60,10 +61,15 @@ class Reference(NamedTuple):
     precision: str
 
 
-def reference_command(loaded: Loaded, environment: Mapping[str, str]) -> int:
+def reference_command(
+    loaded: Loaded,
+    environment: Mapping[str, str],
+    tokenizer_of: Callable[[Callable[[str], None]], Tokenizer | None] = lambda report: None,
+) -> int:
     """Computes the log-probabilities of all pairs of a configuration, over the ranks of a launch.
 
-    What is there is kept, also of a command that was killed. Raises UserError and RunFault as training does.
+    What is there is kept, also of a command that was killed. tokenizer_of: that of the run, given what takes
+    lines for the user; None = the settings decide. Raises UserError and RunFault as training does.
     """
     config = loaded.config
     if config.train.objective != "dpo":
@@ -81,7 +87,8 @@ def reference_command(loaded: Loaded, environment: Mapping[str, str]) -> int:
         digest = on_rank_zero(mesh, lambda: open_weights(path).digest())
         with fail_together(mesh):
             weights = open_weights(path)
-            data = prepare(config.data, report, seed=config.run.seed)
+            tokenizer = tokenizer_of(report)
+            data = prepare(config.data, report, seed=config.run.seed, tokenizer=tokenizer)
             check_tokenizer(weights, data, loaded)
         check_same_on_all_ranks(mesh, {"data": str(data.fingerprint)})
         sources = list(pairs_of(data, config, digest))
