@@ -17,6 +17,7 @@ from llmkit.cli import main
 from llmkit.errors import UserError
 from llmkit.inference import evaluate_weights
 from llmkit.loop.initial_weights import StartingWeights
+from llmkit.prompts import chat_prompt
 from llmkit.weights import open_weights
 from tests.program import make_project, rows, train
 from tests.ranks import free_ports, run_ranks
@@ -190,3 +191,21 @@ def test_all_layouts_train_alike_and_go_on_exactly_without_the_folder(project: P
             apart -= wanted
             assert float(apart.norm() / wanted.norm()) < 1e-5, (name, tensor)
         assert mine.state["init_from"]["path"].endswith("runs/base/checkpoints/step-00000020")
+
+
+def test_a_tuned_model_answers_as_its_records_do_and_the_first_one_does_not(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("train.max_steps=150", "train.global_batch_size=8", "optimizer.learning_rate=0.01")
+    assert start("style", *more, "data.document_masks=true") == 0
+    ask = ["--prompt", "3+4", "--temperature", "0", "--max-new-tokens", "24", "--precision", "fp32"]
+    capsys.readouterr()
+    assert main(["generate", "runs/style", "--chat", *ask]) == 0
+    answer = capsys.readouterr().out.partition("assistant: ")[2].strip()
+    assert answer.startswith("It is ") and answer.endswith("."), answer
+    assert main(["generate", "runs/tiny", "--chat", *ask]) == 2
+    assert "no chat template" in capsys.readouterr().err
+    tokenizer = open_weights(project / "runs/style").tokenizer()
+    prompt = tokenizer.decode(chat_prompt(tokenizer, "3+4").ids[1:])
+    assert main(["generate", "runs/tiny", *ask[2:], "--prompt", prompt]) == 0
+    assert "It is" not in capsys.readouterr().out.removeprefix(prompt)
