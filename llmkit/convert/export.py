@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,10 @@ def export_command(path: Path, out: Path, *, dtype: str | None, max_shard_size: 
     refuse_existing(out)
     weights, rounded = open_weights(path), DTYPES[dtype] if dtype else None
     shape = _shape(weights)
-    architecture, tokenizer = architecture_for(shape), weights.tokenizer()
-    tensors = plan(weights, architecture.naming.stored(shape.parameters()), rounded)
+    tokenizer = weights.tokenizer()
+    architecture = architecture_for(shape, json.loads(tokenizer.files()["tokenizer.json"]))
+    filled = architecture.filled(shape)
+    tensors = plan(weights, architecture.naming.stored(filled.parameters()), rounded)
     shards, size, main_type = (
         split(tensors, max_shard_size),
         sum(each.nbytes for each in tensors),
@@ -44,7 +47,7 @@ def export_command(path: Path, out: Path, *, dtype: str | None, max_shard_size: 
     )
     require_room(out, size)
     unproved = cannot_prove(shape) if check else "it was not asked for (--no-check)"
-    files = config_files(architecture, shape, main_type, tokenizer)
+    files = config_files(architecture, filled, main_type, tokenizer)
     files |= tokenizer_files(tokenizer, shape.max_position_embeddings)
     config = read_stored(weights.config, weights.origin, print) if weights.config else None
     if config is not None:

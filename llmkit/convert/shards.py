@@ -14,6 +14,7 @@ from torch import Tensor
 from llmkit.checkpoint.files import tensor_bytes, write_file
 from llmkit.checkpoint.format import DTYPE_NAMES
 from llmkit.checkpoint.safetensors_header import TensorSpan, encode_header
+from llmkit.hf.architectures import filling
 from llmkit.hf.names import Stored
 from llmkit.hf.tensor_files import INDEX, SINGLE
 from llmkit.parallel.slices import full_box
@@ -33,10 +34,15 @@ class Planned(NamedTuple):
 
 
 def plan(weights: Weights, stored: Sequence[Stored], dtype: torch.dtype | None) -> list[Planned]:
-    """All tensors with their types: `dtype`, or the one in which each is stored."""
+    """All tensors with their types: `dtype`, or the one in which each is stored.
+
+    One that the weights lack has the type of the first, and is `filling`.
+    """
+
+    known = weights.names()
 
     def kept(tensor: Stored) -> torch.dtype:
-        name, shape = tensor.parts[0]
+        name, shape = tensor.parts[0] if tensor.parts[0][0] in known else stored[0].parts[0]
         return weights.read(name, tuple((0, 1) for _ in shape)).dtype
 
     return [Planned(each, dtype or kept(each)) for each in stored]
@@ -89,6 +95,12 @@ def _write(path: Path, weights: Weights, shard: Sequence[Planned]) -> None:
 
 def _read(weights: Weights, tensor: Planned) -> Tensor:
     """A tensor as it is to be stored, contiguous."""
-    parts = [weights.read(name, full_box(shape)).to(tensor.dtype) for name, shape in tensor.stored.parts]
+    known = weights.names()
+    parts = [
+        weights.read(name, full_box(shape)).to(tensor.dtype)
+        if name in known
+        else torch.full(shape, filling(name), dtype=tensor.dtype)
+        for name, shape in tensor.stored.parts
+    ]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return (whole.t() if tensor.stored.transposed else whole).contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from llmkit.config.shape import ModelShape
@@ -10,12 +11,13 @@ from llmkit.hf import names
 from llmkit.hf.config_json import ConfigKeys
 from llmkit.hf.names import Naming
 from llmkit.hf.rope import read_rope, write_rope
+from llmkit.hf.windows import FULL, SLIDING, layer_types, read_windows
 
 Fields = dict[str, Any]
 
 
 class Architecture:
-    """A class of transformers. The base class is Llama's; others say what differs.
+    """A class of transformers, by Llama's settings; subclasses say what differs.
 
     class_name, model_type: as in config.json. naming: of its tensors. sizes: keys that must be there -> our
     fields. fields: other keys -> our field and the value that transformers takes where the key is absent.
@@ -23,8 +25,8 @@ class Architecture:
     transformers' own where the key is absent, and is written. settings: our fields that it always has.
     """
 
-    class_name: ClassVar[str] = "LlamaForCausalLM"
-    model_type: ClassVar[str] = "llama"
+    class_name: ClassVar[str]
+    model_type: ClassVar[str]
     naming: ClassVar[Naming] = names.LLAMA
     sizes: ClassVar[Mapping[str, str]] = {
         "vocab_size": "vocab_size",
@@ -50,6 +52,10 @@ class Architecture:
     }
     written: ClassVar[frozenset[str]] = frozenset({"hidden_act"})
     """Those of `fixed` that are written; the others are keys that few files have."""
+    nullable: ClassVar[frozenset[str]] = frozenset()
+    """Those of `fields` of which null is a value of its own."""
+    divisible: ClassVar[bool] = False
+    """Whether transformers wants the width to be divisible by the heads, whatever their width is."""
     settings: ClassVar[Fields] = {"mlp": "swiglu", "norm": "rmsnorm", "position_embedding": "rope"}
 
     def read(self, keys: ConfigKeys) -> Fields:
@@ -59,7 +65,7 @@ class Architecture:
             found[field] = keys.need(key)
         for key, (field, default) in self.fields.items():
             value = keys.take(key, default)
-            found[field] = default if value is None else value
+            found[field] = default if value is None and key not in self.nullable else value
         for key, values in self.fixed.items():
             keys.expect(key, *values)
         heads, width = found["num_attention_heads"], found["hidden_size"]
@@ -72,7 +78,11 @@ class Architecture:
         return found | self.read_more(keys, found)
 
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
-        """What depends on several keys."""
+        """What depends on several keys. found: what was read before."""
+        return self.read_rope(keys, found)
+
+    def read_rope(self, keys: ConfigKeys, found: Fields) -> Fields:
+        """The settings of rotary positions."""
         return read_rope(keys, found["max_position_embeddings"])
 
     def write(self, shape: ModelShape) -> dict[str, Any]:
@@ -87,13 +97,38 @@ class Architecture:
             **self.write_more(shape),
         }
 
+    def filled(self, shape: ModelShape) -> ModelShape:
+        """With the tensors that this class always has and ours may lack: `filling` computes the same."""
+        return replace(shape, norm_weight=True)
+
+    def takes_tokenizer(self, spec: Mapping[str, Any]) -> bool:
+        """Whether AutoTokenizer reads a tokenizer.json as it is where config.json is of this class."""
+        return True
+
     def refused_sizes(self, shape: ModelShape) -> tuple[str, ...]:
         """Sizes that transformers refuses for this class, though config.json can say them."""
-        return ("hidden_size", "num_attention_heads") if shape.hidden_size % shape.num_attention_heads else ()
+        odd = self.divisible and shape.hidden_size % shape.num_attention_heads
+        return ("hidden_size", "num_attention_heads") if odd else ()
 
     def write_more(self, shape: ModelShape) -> dict[str, Any]:
         """What depends on several fields."""
+        return self.write_rope(shape)
+
+    def write_rope(self, shape: ModelShape) -> dict[str, Any]:
+        """The keys of rotary positions."""
         return write_rope(shape)
+
+
+class Llama(Architecture):
+    """Llama and SmolLM 2."""
+
+    class_name = "LlamaForCausalLM"
+    model_type = "llama"
+    divisible = True
+
+    def filled(self, shape: ModelShape) -> ModelShape:
+        """With a bias of the output projection where queries, keys and values have one."""
+        return replace(super().filled(shape), attention_output_bias=None if shape.attention_bias else False)
 
 
 class Mistral(Architecture):
@@ -119,10 +154,6 @@ class Mistral(Architecture):
         """Adds the window."""
         return {**super().write_more(shape), "sliding_window": shape.sliding_window}
 
-    def refused_sizes(self, shape: ModelShape) -> tuple[str, ...]:
-        """None."""
-        return ()
-
 
 class Qwen3(Architecture):
     """Llama with a norm of each head's queries and keys, and maybe windows."""
@@ -137,36 +168,31 @@ class Qwen3(Architecture):
     settings: ClassVar = {**Architecture.settings, "qk_norm": True}
 
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
-        """Adds the window, which all layers must have, or none."""
+        """Adds windows, which by default the layers from `max_window_layers` on have."""
         wanted, window = keys.take("use_sliding_window", False), keys.take("sliding_window", 4096)
         first, types = keys.take("max_window_layers", 28), keys.take("layer_types")
-        layers = found["num_hidden_layers"] or 0
-        if not wanted or window is None:
-            types = types or ["full_attention"] * layers
-        elif types is None:
-            types = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
-        if (
-            set(types) - {"full_attention", "sliding_attention"}
-            or len(set(types)) > 1
-            or len(types) != layers
-        ):
-            keys.refuse("layer_types", types, "all layers must have a window, or none")
-        slides = "sliding_attention" in types
-        return super().read_more(keys, found) | {"sliding_window": window if slides and wanted else None}
+        layers, window = found["num_hidden_layers"] or 0, window if wanted else None
+        if types is None:
+            types = [FULL if window is None or layer < first else SLIDING for layer in range(layers)]
+        return super().read_more(keys, found) | read_windows(keys, types, window, layers)
 
     def write_more(self, shape: ModelShape) -> dict[str, Any]:
-        """Adds the window of all layers."""
-        slides = shape.sliding_window is not None
+        """Adds windows."""
+        types = layer_types(shape)
         return {
             **super().write_more(shape),
-            "use_sliding_window": slides,
+            "use_sliding_window": SLIDING in types,
             "sliding_window": shape.sliding_window,
-            "max_window_layers": 0 if slides else shape.num_hidden_layers,
+            "max_window_layers": types.index(SLIDING) if SLIDING in types else shape.num_hidden_layers,
+            **({"layer_types": types} if SLIDING in types else {}),
         }
 
-    def refused_sizes(self, shape: ModelShape) -> tuple[str, ...]:
-        """None."""
-        return ()
+
+QWEN2_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+"""How Qwen 2's tokenizer cuts text before merges (transformers, tokenization_qwen2.py)."""
 
 
 class Qwen2(Qwen3):
@@ -180,6 +206,17 @@ class Qwen2(Qwen3):
     settings: ClassVar = {
         **Architecture.settings, "attention_bias": True, "attention_output_bias": False, "mlp_bias": False,
     }  # fmt: skip
+
+    def takes_tokenizer(self, spec: Mapping[str, Any]) -> bool:
+        """Only Qwen's own: transformers takes but the vocabulary of others, and cuts text as Qwen's does.
+
+        It also adds the token <|endoftext|> where there is none.
+        """
+        steps = (spec.get("pre_tokenizer") or {}).get("pretokenizers", [])
+        cuts = [step.get("pattern", {}).get("Regex") for step in steps if step.get("type") == "Split"]
+        names = {token.get("content") for token in spec.get("added_tokens") or []}
+        composed = (spec.get("normalizer") or {}).get("type") == "NFC"
+        return cuts == [QWEN2_PIECES] and composed and "<|endoftext|>" in names
 
 
 class Olmo2(Architecture):
@@ -266,6 +303,10 @@ class GPT2(Architecture):
             width = 4 * found["hidden_size"]
         return {"mlp": self.activations.get(activation), "intermediate_size": width}
 
+    def filled(self, shape: ModelShape) -> ModelShape:
+        """With biases."""
+        return replace(super().filled(shape), attention_bias=True, mlp_bias=True)
+
     def write_more(self, shape: ModelShape) -> dict[str, Any]:
         """Adds the activation, and the dropout that is one number here."""
         activation = next(
@@ -274,7 +315,6 @@ class GPT2(Architecture):
         return {"activation_function": activation, "embd_pdrop": shape.hidden_dropout}
 
 
-ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture(), Mistral(), Qwen3(), GPT2(), Granite(),
-)  # fmt: skip
-"""All that are known. A model is exported as the first that can express it."""
+def filling(name: str) -> float:
+    """The value of a tensor that a model lacks, with which it computes the same."""
+    return 0.0 if name.endswith(".bias") else 1.0

@@ -9,9 +9,16 @@ from typing import Any
 from llmkit.config.model_section import UNSCALED
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
-from llmkit.hf.architectures import ARCHITECTURES, Architecture
+from llmkit.hf import architectures, gemma
+from llmkit.hf.architectures import Architecture
 from llmkit.hf.config_json import ConfigKeys
 
+ARCHITECTURES: tuple[Architecture, ...] = (
+    architectures.Qwen2(), architectures.Llama(), architectures.Mistral(), architectures.Qwen3(),
+    architectures.Olmo2(), architectures.GPT2(), architectures.Granite(), gemma.Gemma(), gemma.Gemma2(),
+    gemma.Gemma3(),
+)  # fmt: skip
+"""All that are known. A model is exported as the first that can express it."""
 VOCAB_PAD_MULTIPLE = 128
 """To a multiple of this the vocabulary of a model that is read is padded in memory."""
 OF_TRAINING = frozenset({
@@ -54,12 +61,21 @@ def read_shape(config: Mapping[str, Any], origin: str, architecture: Architectur
         raise UserError(f"{origin}: vocab_size = {size!r} is not a number of tokens")
     padded = -(-size // VOCAB_PAD_MULTIPLE) * VOCAB_PAD_MULTIPLE
     padding = {"padded_vocab_size": padded, "vocab_pad_multiple": VOCAB_PAD_MULTIPLE}
-    return ModelShape.from_dict({**fields, **padding}, origin)
+    try:
+        return ModelShape.from_dict({**fields, **padding}, origin)
+    except UserError as error:
+        raise UserError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}") from error
 
 
-def architecture_for(shape: ModelShape) -> Architecture:
-    """The first class that can express a model. Raises UserError, naming what the nearest one cannot."""
-    found = [(differences(each, shape), each) for each in ARCHITECTURES]
+def architecture_for(shape: ModelShape, tokenizer: Mapping[str, Any] | None = None) -> Architecture:
+    """The first class that can express a model, which is `filled` for it.
+
+    tokenizer: a tokenizer.json; a class whose own tokenizer would cut text otherwise comes last.
+    Raises UserError, naming what the nearest class cannot express.
+    """
+    found = [(differences(each, each.filled(shape)), each) for each in ARCHITECTURES]
+    if tokenizer is not None:
+        found.sort(key=lambda pair: not pair[1].takes_tokenizer(tokenizer))
     missing, nearest = min(found, key=lambda pair: len(pair[0]))
     if missing:
         settings = ", ".join(f"model.{name} = {getattr(shape, name)}" for name in missing)
@@ -84,7 +100,8 @@ def _effective(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a model, alike where models with different ones compute the same."""
     found, width = dict(fields), fields["head_dim"]
     multiplier = found["attention_multiplier"]
-    found["attention_multiplier"] = 1.0 if multiplier is None else round(multiplier * width**0.5, 9)
+    found["attention_multiplier"] = _rounded(1.0 if multiplier is None else multiplier * width**0.5)
+    found["embedding_multiplier"] = _rounded(found["embedding_multiplier"])
     found["rope_scaling"] = UNSCALED.model_copy(update=dict(found["rope_scaling"]))
     if found["attention_output_bias"] is None:
         found["attention_output_bias"] = found["attention_bias"]
@@ -93,6 +110,13 @@ def _effective(fields: dict[str, Any]) -> dict[str, Any]:
         window = None
     slide = [types[layer % len(types)] == "sliding_attention" for layer in range(found["num_hidden_layers"])]
     found |= {"sliding_window": window, "layer_types": None if window is None else slide}
+    if found["sliding_rope_theta"] == found["rope_theta"] and found["rope_scaling"] == UNSCALED:
+        found["sliding_rope_theta"] = None
     if found["position_embedding"] == "learned":
         found |= {name: None for name in found if name.startswith("rope_")}
     return found
+
+
+def _rounded(value: float) -> float:
+    """To what a number in fp32 tells apart, about."""
+    return float(f"{value:.6e}")

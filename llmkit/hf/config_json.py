@@ -9,9 +9,9 @@ from typing import Any
 from llmkit.errors import UserError
 
 NO_EFFECT = frozenset({
-    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures",
-    "attn_implementation", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
-    "finetuning_task", "gradient_checkpointing", "id2label", "is_llama_config",
+    "_sliding_window_pattern", "_attn_implementation", "_attn_implementation_autoset", "_name_or_path",
+    "architectures", "attn_implementation", "bos_token_id", "chunk_size_feed_forward", "dtype",
+    "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "is_llama_config",
     "keys_to_ignore_at_inference", "label2id", "model_max_length", "model_type", "n_ctx", "num_labels",
     "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",
     "reorder_and_upcast_attn", "return_dict", "sep_token_id", "summary_activation",

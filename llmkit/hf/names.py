@@ -115,6 +115,17 @@ OLMO2 = Naming(
     _LLAMA_BLOCK
     | {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"},
 )
+GEMMA2 = Naming(
+    "model.",
+    "layers",
+    _LLAMA_TOP,
+    _LLAMA_BLOCK
+    | {
+        "attention_post_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_post_norm": "post_feedforward_layernorm",
+    },
+)
 GPT2 = Naming(
     "transformer.",
     "h",

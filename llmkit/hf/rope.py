@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmkit.config.model_rules import ROPE_SETTINGS
 from llmkit.config.shape import ModelShape
 from llmkit.hf.config_json import ConfigKeys
 
 THETA = 10000.0
 """Base of the frequencies where a config.json has none."""
-SCALING_KEYS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": (
-        "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
-        "mscale_all_dim", "truncate",
-    ),
-}  # fmt: skip
-"""rope_type -> the settings that it has."""
 
 
 def read_rope(keys: ConfigKeys, longest: int) -> dict[str, Any]:
@@ -32,29 +24,37 @@ def read_rope(keys: ConfigKeys, longest: int) -> dict[str, Any]:
     name = "rope_scaling" if older else "rope_parameters"
     found = older or newer or {}
     if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
-        keys.refuse(name, found, "rotary positions that differ between layers are not supported")
+        keys.refuse(name, found, "rotary positions that differ between layers are not supported here")
         return {}
     found = dict(found)
-    kind, legacy = found.pop("rope_type", None), found.pop("type", None)
     inner_theta, inner_share = found.pop("rope_theta", None), found.pop("partial_rotary_factor", None)
     share = share if inner_share is None else inner_share
     if share not in (None, 1.0):
         keys.refuse("partial_rotary_factor", share, "this class rotates all channels of a head")
-    settings = {"rope_theta": next(value for value in (inner_theta, theta, THETA) if value is not None)}
+    theta = next(value for value in (inner_theta, theta, THETA) if value is not None)
+    return {"rope_theta": theta, **read_scaling(keys, name, found, longest)}
+
+
+def read_scaling(keys: ConfigKeys, name: str, found: dict[str, Any], longest: int) -> dict[str, Any]:
+    """The setting rope_scaling, if any, of an object with `rope_type` or, in older files, `type`.
+
+    name: of the key that holds it. longest: see `read_rope`.
+    """
+    found = dict(found)
+    kind, legacy = found.pop("rope_type", None), found.pop("type", None)
     kind = kind or legacy or "default"
-    if kind != "default" and kind not in SCALING_KEYS:
-        keys.refuse(f"{name}.rope_type", kind, f"supported are default, {', '.join(SCALING_KEYS)}")
-        return settings
-    known = SCALING_KEYS.get(kind, ())
-    if kind in ("llama3", "yarn"):
+    if kind not in ROPE_SETTINGS:
+        keys.refuse(f"{name}.rope_type", kind, f"supported are {', '.join(ROPE_SETTINGS)}")
+        return {}
+    known = ROPE_SETTINGS[kind]
+    if "original_max_position_embeddings" in known:
         found.setdefault("original_max_position_embeddings", longest)
     for key, value in found.items():
         if key not in known and value is not None:
             keys.refuse(f"{name}.{key}", value, f"rotary positions of type {kind} have no such setting here")
-    if kind != "default":
-        chosen = {key: found[key] for key in known if found.get(key) is not None}
-        settings["rope_scaling"] = {"rope_type": kind, **chosen}
-    return settings
+    if kind == "default":
+        return {}
+    return {"rope_scaling": {"rope_type": kind, **{key: found[key] for key in known if key in found}}}
 
 
 def write_rope(shape: ModelShape) -> dict[str, Any]:

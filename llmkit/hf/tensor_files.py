@@ -108,7 +108,8 @@ class TensorFiles:
         if 0 in box_shape(box):
             return torch.empty(box_shape(box), dtype=DTYPES[self.dtypes[name]])
         found: Tensor = self._files[self._file_of[name]].get_slice(name)[tuple(slice(*each) for each in box)]
-        return found
+        shares = found.untyped_storage().nbytes() > found.nbytes  # memory of the file that is mapped
+        return found.clone() if shares else found
 
     def digest(self, more: bytes) -> str:
         """A hash of the bytes of all files, and of these."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from llmkit.cli import main
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.weights import open_weights
-from tests.hf.models import CASES, save
+from tests.hf.models import CASES, qwen2_tokenizer, save
 from tests.program import make_project, train
 
 TEXT = "the model reads <a row> of tokens\n\n  and 1234 others; café"
@@ -59,6 +59,17 @@ def test_weights_are_rounded_when_asked(project, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+def test_tensors_that_a_class_always_has_are_filled_where_a_model_lacks_them(project, monkeypatch):
+    monkeypatch.chdir(project)
+    plain = ["norm=layernorm", "mlp=gelu", "position_embedding=learned", "qk_norm=false", "norm_weight=false"]
+    settings = [f"model.{setting}" for setting in [*plain, "num_key_value_heads=4"]]
+    assert train("train.max_steps=1", "run.name=plain", *settings) == 0
+    assert main(["export", "runs/plain", "plain"]) == 0
+    tensors = load_file("plain/model.safetensors")
+    assert torch.equal(tensors["transformer.h.1.attn.c_attn.bias"], torch.zeros(96))
+    assert torch.equal(tensors["transformer.h.0.ln_1.weight"], torch.ones(32))
+
+
 def test_what_no_class_can_express_is_named_and_nothing_is_written(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
     assert main(["export", "runs/modern", "none"]) == 2
@@ -78,7 +89,8 @@ def test_what_is_there_is_not_replaced(project, monkeypatch, capsys):
 def test_import_then_export_gives_the_same_bytes(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(case, tmp_path / "hub", "40KB", vocab_size=259)
-    bytes_tokenizer("<|end|>").save(tmp_path / "hub")
+    tokenizer = qwen2_tokenizer() if case.startswith("qwen2") else bytes_tokenizer("<|end|>")
+    tokenizer.save(tmp_path / "hub")
     assert main(["import", "hub", "imported"]) == 0
     assert main(["export", "imported", "out"]) == 0
     wanted: dict[str, torch.Tensor] = {}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.hf.architectures import QWEN2_PIECES
 from tests.shapes import randomise
 
 LLAMA: dict[str, Any] = {
@@ -43,6 +46,50 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "logits_scaling": 2.5,
         },
     ),
+    "llama3-rope": (
+        "llama",
+        LLAMA | {
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 5e4, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "qwen2": ("qwen2", LLAMA),
+    "qwen2-mixed-windows-yarn": (
+        "qwen2",
+        LLAMA | {
+            "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 5,
+            "max_window_layers": 2,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 5e4, "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "olmo2": (
+        "olmo2", LLAMA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e3, "factor": 2.0}},
+    ),
+    "olmo2-biases": ("olmo2", LLAMA | {"attention_bias": True, "num_key_value_heads": 6}),
+    "gemma": ("gemma", LLAMA | {"head_dim": 14, "hidden_size": 50, "tie_word_embeddings": True}),
+    "gemma2": (
+        "gemma2",
+        LLAMA | {
+            "head_dim": 14, "sliding_window": 6, "query_pre_attn_scalar": 11, "tie_word_embeddings": True,
+            "attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        LLAMA | {
+            "head_dim": 14, "sliding_window": 6, "query_pre_attn_scalar": 11, "tie_word_embeddings": True,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
 }  # fmt: skip
 """Name -> model_type and the keys of its config.json."""
 
@@ -61,10 +108,14 @@ def save(case: str, folder: Path, shard: str = "1GB", **changes: Any) -> PreTrai
     return model
 
 
+def qwen2_tokenizer() -> Tokenizer:
+    """A token a byte, with text cut as Qwen 2 does, which transformers takes for no other tokenizer."""
+    spec = json.loads(bytes_tokenizer("<|endoftext|>").files()["tokenizer.json"])
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = QWEN2_PIECES
+    return Tokenizer(json.dumps(spec | {"normalizer": {"type": "NFC"}}), "<|endoftext|>")
+
+
 @torch.no_grad()
 def logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """(batch, seq, vocab) of transformers."""
     return model(input_ids=tokens).logits
-
-
-Make = Callable[..., PreTrainedModel]

@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from llmkit.hf.architectures import ARCHITECTURES
-from llmkit.hf.choose import read_shape
+from llmkit.hf.choose import ARCHITECTURES, read_shape
 from llmkit.hf.folder import HFFolder
 from llmkit.inference import load_model
 from llmkit.precision import PRECISIONS

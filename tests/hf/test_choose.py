@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
 from llmkit.hf.choose import architecture_for
+from tests.hf.models import qwen2_tokenizer
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
 
@@ -24,11 +27,23 @@ from tests.shapes import GPT2_STYLE, LLAMA_STYLE
         (replace(LLAMA_STYLE, qk_norm=True, sliding_window=7), "Qwen3ForCausalLM"),
         (replace(LLAMA_STYLE, residual_multiplier=0.5), "GraniteForCausalLM"),
         (GPT2_STYLE, "GPT2LMHeadModel"),
+        (replace(GPT2_STYLE, mlp_bias=False, attention_bias=False, norm_weight=False), "GPT2LMHeadModel"),
+        (replace(LLAMA_STYLE, norm_weight=False, qk_norm=True), "Qwen3ForCausalLM"),
         (replace(GPT2_STYLE, mlp="relu2", tie_word_embeddings=False), "GPT2LMHeadModel"),
     ],
 )
 def test_the_first_class_that_can_express_a_model_is_chosen(shape, name):
     assert architecture_for(shape).class_name == name
+
+
+def test_qwen2_is_not_chosen_for_text_that_its_tokenizer_would_cut_otherwise():
+    """transformers replaces the tokenizer by Qwen's, whatever tokenizer_config.json names."""
+    shape = replace(LLAMA_STYLE, attention_bias=True, attention_output_bias=False)
+    other = json.loads(bytes_tokenizer("<|end|>").files()["tokenizer.json"])
+    own = json.loads(qwen2_tokenizer().files()["tokenizer.json"])
+    assert architecture_for(shape, own).class_name == "Qwen2ForCausalLM"
+    assert architecture_for(shape, other).class_name == "LlamaForCausalLM"
+    assert architecture_for(shape, other).filled(shape).output_bias
 
 
 @pytest.mark.parametrize(
@@ -40,7 +55,6 @@ def test_the_first_class_that_can_express_a_model_is_chosen(shape, name):
         ),
         (replace(LLAMA_STYLE, mlp="relu2"), ["mlp = relu2"]),
         (replace(LLAMA_STYLE, final_logit_softcapping=15.0), ["final_logit_softcapping = 15.0"]),
-        (replace(GPT2_STYLE, mlp_bias=False), ["mlp_bias = False"]),
         (replace(GPT2_STYLE, head_dim=14), ["head_dim = 14"]),
     ],
 )
