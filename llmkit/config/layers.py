@@ -41,11 +41,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 class Layer:
     """The settings of one file, or of the command line.
 
-    settings: node of each setting by its dotted key; a list of sections under its own key, too.
+    settings: node of each setting by its dotted key; a list of sections under its own key, too. resets: the
+    sections of which it drops what earlier layers say.
     """
 
     name: str
     settings: dict[str, Node]
+    resets: tuple[str, ...] = ()
 
 
 @dataclass
@@ -69,6 +71,8 @@ class Layers:
                 return index, settings[path]
             if any(key in settings and isinstance(settings[key].value, list) for key in above):
                 return None  # the list of an earlier layer was replaced
+            if any(path.startswith(f"{section}.") for section in self.layers[index].resets):
+                return None
         return None
 
     @property

@@ -17,6 +17,7 @@ from llmkit.config.override import apply_override
 from llmkit.config.paths import with_home
 from llmkit.config.remarks import remarks
 from llmkit.config.schema import PLUGIN, Config
+from llmkit.config.section import Section
 from llmkit.config.settings import Facts, Settings
 from llmkit.config.tree import Node, find, merge
 from llmkit.config.validate import origins, validate
@@ -134,33 +135,49 @@ class _Files:
         if tree is None:
             return None
         assert isinstance(tree.value, dict)
-        extends = tree.value.pop("extends", None)
+        extends, reset = tree.value.pop("extends", None), tree.value.pop("reset", None)
         chain = (*above, _real(path))
         merged: Node | None = None
         readable, files = True, list[range]()
-        for name, location in self._names(extends):
+        for name, location in self._names("extends", "a file", extends):
             first = len(self.layers.layers)
             base = self._extended(path, shown, name, location, chain)
             readable = readable and base is not None
             merged = base if merged is None or base is None else merge(merged, base)
             files.append(range(first, len(self.layers.layers)))
         self.layers.lists.append(files)
-        self.layers.layers.append(Layer(shown, dict(flat(tree))))
+        self.layers.layers.append(Layer(shown, dict(flat(tree)), self._reset(tree, reset)))
         if not readable:
             return None
         return tree if merged is None else merge(merged, tree)
 
-    def _names(self, extends: Node | None) -> list[tuple[str, str]]:
-        """The names after `extends:`, each with its location."""
-        if extends is None:
+    def _names(self, key: str, kind: str, node: Node | None) -> list[tuple[str, str]]:
+        """The names after `extends:` or `reset:`, each with its location; kind: of what they are names."""
+        if node is None:
             return []
-        entries = extends.value if isinstance(extends.value, list) else [extends]
+        entries = node.value if isinstance(node.value, list) else [node]
         names = [(n.value, n.location) for n in entries if isinstance(n.value, str) and n.value]
         if len(names) < len(entries):
-            shown = display(extends.plain())
-            what = f"extends must be the name of a file, or a list of names; it is {shown}"
-            self.mistakes.append(Mistake(extends.location, what))
+            shown = display(node.plain())
+            what = f"{key} must be the name of {kind}, or a list of names; it is {shown}"
+            self.mistakes.append(Mistake(node.location, what))
         return names
+
+    def _reset(self, tree: Node, reset: Node | None) -> tuple[str, ...]:
+        """Marks the sections of a file that replace those of the files before it; returns their names."""
+        fields = Config.model_fields
+        sections = [name for name in fields if isinstance(fields[name].default, Section)]
+        names = self._names("reset", "a section", reset)
+        for name, location in names:
+            if name not in sections:
+                what = f"reset: {display(name)} is no section that can be reset"
+                self.mistakes.append(Mistake(location, what, f"these can be: {', '.join(sections)}"))
+                continue
+            assert isinstance(tree.value, dict)
+            section = tree.value.setdefault(name, Node({}, location))
+            if isinstance(section.value, dict) or section.value is None:
+                section.value, section.replaces = section.value or {}, True
+        return tuple(name for name, _ in names)
 
     def _extended(
         self, path: Path, shown: str, name: str, location: str, chain: tuple[Path, ...]

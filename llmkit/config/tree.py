@@ -12,10 +12,14 @@ Path = tuple[str | int, ...]
 
 @dataclass
 class Node:
-    """A value with its location, such as "configs/demo.yaml:12"; in a mapping, that of its key."""
+    """A value with its location, such as "configs/demo.yaml:12"; in a mapping, that of its key.
+
+    replaces: whether a section replaces what is under it in other files, instead of being merged with it.
+    """
 
     value: Scalar | list[Node] | dict[str, Node]
     location: str
+    replaces: bool = False
 
     def plain(self) -> object:
         """The value without locations."""
@@ -29,14 +33,17 @@ class Node:
 def merge(under: Node, over: Node) -> Node:
     """`over` on top of `under`: mappings merge, everything else (also a list) replaces.
 
-    An empty section, as is left when all its keys are commented out, changes nothing.
+    An empty section, as is left when all its keys are commented out, changes nothing; one that is marked so
+    replaces what is under it.
     """
+    if over.replaces:
+        return over
     if not isinstance(under.value, dict) or not isinstance(over.value, dict):
         return under if over.value is None and isinstance(under.value, dict) else over
     merged = dict(under.value)
     for key, node in over.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, over.location)
+    return Node(merged, over.location, under.replaces)
 
 
 def find(tree: Node, path: Iterable[str | int]) -> Node | None:

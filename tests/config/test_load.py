@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.config.load import MAX_EXTENDS, load
+from llmkit.config.optimizer_section import Schedule
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
 
@@ -31,6 +32,28 @@ def test_values_and_their_origins(write: Write) -> None:
     assert loaded.origins["model.num_key_value_heads"] == "command line"
     assert loaded.origins["run.dir"] == "default"
     assert loaded.path == Path("c.yaml")
+
+
+def test_a_section_that_is_reset_starts_from_the_defaults(write: Write) -> None:
+    write(name="base.yaml")
+    write("reset: model\nmodel: {hidden_size: 96}\n", "other.yaml")
+    loaded = load(write("extends: [base.yaml, other.yaml]\n", "top.yaml"), ["model.mlp_bias=true"])
+    model = loaded.config.model
+    assert (model.hidden_size, model.num_hidden_layers, model.mlp_bias) == (96, 12, True)
+    assert loaded.origins["model.num_hidden_layers"] == "default" and loaded.config.run.name == "demo"
+    assert loaded.remarks == (), "nothing of the base's model is left to be mixed"
+    on_top = write("extends: base.yaml\nreset: [model, schedule]\n", "on_top.yaml")
+    config = load(on_top).config
+    assert config.model.hidden_size == 768 and config.schedule == Schedule()
+
+
+def test_what_cannot_be_reset_is_named(write: Write, refused: Refused) -> None:
+    write(name="base.yaml")
+    message = refused("extends: base.yaml\nreset: [data]\n")
+    assert 'c.yaml:2: reset: "data" is no section that can be reset\n' in message
+    assert "these can be: run, model, train" in message
+    message = refused("extends: base.yaml\nreset: 3\n")
+    assert "c.yaml:2: reset must be the name of a section, or a list of names; it is 3" in message
 
 
 def test_a_path_object_and_a_folder_in_the_name_work(write: Write) -> None:

@@ -51,10 +51,6 @@ WRONG = [
         "model.sliding_window 9 (command line) has no effect, as model.layer_types",
     ),
     (
-        ["model.sliding_window=9", "model.layer_types=[sliding_attention, full_attention, full_attention]"],
-        "model.layer_types has 3 entries, more than model.num_hidden_layers 2 (c.yaml:6)",
-    ),
-    (
         ["model.sliding_rope_theta=100"],
         "model.sliding_rope_theta 100.0 (command line) has no effect with model.sliding_window null",
     ),

@@ -29,6 +29,16 @@ def test_an_empty_section_changes_nothing_and_null_replaces_a_value():
     assert merge(under, tree({"a": None, "c": None}, "over")).plain() == {"a": {"b": 1}, "c": None}
 
 
+def test_a_section_may_replace_what_is_under_it_and_stays_so():
+    under, over = tree({"a": {"b": 1}, "c": 2}, "under"), tree({"a": {"d": 3}}, "over")
+    over.value["a"].replaces = True
+    merged = merge(under, over)
+    assert merged.plain() == {"a": {"d": 3}, "c": 2}
+    third = merge(merged, tree({"a": {"e": 4}}, "third"))
+    assert third.plain()["a"] == {"d": 3, "e": 4}
+    assert merge(under, third).plain()["a"] == {"d": 3, "e": 4}
+
+
 def test_a_value_is_found_by_keys_and_numbers():
     node = tree({"a": [{"b": 1}, 2]}, "c.yaml:1")
     assert find(node, ("a", 0, "b")) == Node(1, "c.yaml:1")

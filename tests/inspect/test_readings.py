@@ -17,7 +17,10 @@ SHAPES = {
     "gpt2": GPT2_STYLE,
     "llama": replace(LLAMA_STYLE, qk_norm=True),
     "window and soft-caps": replace(
-        LLAMA_STYLE, num_hidden_layers=3, sliding_window=5, attn_logit_softcapping=2.0,
+        LLAMA_STYLE,
+        num_hidden_layers=3,
+        sliding_window=5,
+        attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0,
     ),
     "what looks back": replace(LLAMA_STYLE, key_shift=True, bigram_embedding=50, embedding_multiplier=3.0),

@@ -37,6 +37,4 @@ def test_forms_are_tried_where_the_device_takes_them():
     assert [refusal(case, DeviceFacts()) for case in FORMED] == [None] * len(FORMED)
     gpu = DeviceFacts("cuda", has_bf16_units=True, capability=(9, 0), triton=True, varlen=True)
     left_out = {case.forms: why for case in FORMED if (why := refusal(case, gpu))}
-    assert left_out == {
-        "attention=varlen": "flash attention of variable length computes in bf16, not fp32"
-    }
+    assert left_out == {"attention=varlen": "flash attention of variable length computes in bf16, not fp32"}
