@@ -20,6 +20,7 @@ from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.evaluation.options import add_evaluate_command
 from llmkit.inspect.options import add_inspect_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
+from llmkit.serve.options import add_serve_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _train_parser, _config_parser, _data_parser, _generate_parser, add_evaluate_command, _doctor_parser,
         _new_parser, _ladder_parser, add_inspect_command, _reference_parser, add_import_command,
-        add_export_command,
+        add_export_command, add_serve_command,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -51,6 +51,10 @@ ELSEWHERE = {
     "plan/facts.py": "test_device.py",
     "recipes/recipe.py": "recipes/test_rules.py",
     "plan/form_rules.py": "plan/test_operators.py",
+    "serve/answers.py": "serve/test_app.py",
+    "serve/asks.py": "serve/test_app.py",
+    "serve/errors.py": "serve/test_app.py",
+    "serve/replies.py": "serve/test_app.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",
 }
 

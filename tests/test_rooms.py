@@ -22,7 +22,7 @@ LAYERS = (
     {"inference", "parity", "recipes"},
     {"generation", "preference"},
     {"evaluation"},
-    {"loop", "inspect", "convert"},
+    {"loop", "inspect", "serve", "convert"},
     {"train"},
     {"api"},
     {"cli"},

@@ -169,6 +169,13 @@ class Tokenizer:
             return b"".join(self._bytes.get(i, b"\xff") for i in known).decode("utf-8", errors="replace")
         return self._encoder.decode(known, skip_special_tokens=False)
 
+    def bytes_of(self, token: int) -> bytes | None:
+        """The bytes that an id stands for; None where they are not known: its text is no whole character."""
+        if self._bytes is not None:
+            return self._bytes.get(token)
+        text = self.decode([token])
+        return None if "\ufffd" in text else text.encode()
+
     def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
         """A decoder to push ids into one by one. before: those of the text that they continue."""
         return StreamDecoder(self._encoder, self._bytes, before)

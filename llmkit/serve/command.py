@@ -1,0 +1,85 @@
+"""`llmkit serve`: a small server that other tools can talk to as they talk to OpenAI's."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+from llmkit.device import choose_device, device_facts
+from llmkit.errors import UserError
+from llmkit.files import cannot_read
+from llmkit.generation.text import TextSession
+from llmkit.inference import load_model
+from llmkit.plan.precision import choose_precision
+from llmkit.serve.asks import Reader
+from llmkit.serve.worker import Worker
+from llmkit.weights import open_weights
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def serve_command(
+    run: Path,
+    *,
+    host: str,
+    port: int,
+    name: str | None,
+    max_tokens: int | None,
+    max_batch: int,
+    api_key_file: Path | None,
+    precision: str,
+) -> int:
+    """Serves the model of `run` until Ctrl-C. Arguments: see `serve.options`.
+
+    Raises UserError where the model cannot be loaded, the address is taken, or the key is none.
+    """
+    missing = [each for each in ("starlette", "uvicorn") if importlib.util.find_spec(each) is None]
+    if missing:
+        raise UserError(f"serve: {' and '.join(missing)} is not installed; pip install 'llmkit[serve]'")
+    from llmkit.serve.app import Api
+    from llmkit.serve.server import Server, is_local, listen, url
+
+    key = None if api_key_file is None else _read_key(api_key_file)
+    listening = listen(host, port)
+    weights, device = open_weights(run), choose_device()
+    tokenizer = weights.tokenizer()
+    model = load_model(weights, device, choose_precision(precision, device_facts(device)))
+    local = is_local(listening)
+    if not local and key is None:
+        print(
+            f"WARNING: everybody who reaches {url(listening)} can use this model, for nobody is asked for a "
+            "key; add --api-key-file FILE, or leave out --host",
+            file=sys.stderr,
+            flush=True,
+        )
+    worker = Worker(lambda: TextSession(model, tokenizer), max_batch)
+    name = name or run.resolve().name
+    api = Api(
+        worker, Reader(tokenizer, model.context_length, max_tokens), name, int(time.time()), key,
+        LOCAL_NAMES if local and key is None else (),
+    )  # fmt: skip
+    worker.start()
+    print(f"serving {name!r} ({weights.origin}) at {url(listening)}; Ctrl-C ends", flush=True)
+    try:
+        Server(api.application(), worker).run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn has ended by then, and gives the signal on
+        pass
+    finally:
+        worker.close()
+        worker.join()
+        listening.close()
+    print("stopped", flush=True)
+    return 0
+
+
+def _read_key(path: Path) -> str:
+    """The key in a file. Raises UserError where there is none."""
+    try:
+        lines = path.read_bytes().split()
+    except OSError as error:
+        raise cannot_read(path, error, "write the key that clients are to send into it") from error
+    if len(lines) != 1 or not lines[0].isascii():
+        raise UserError(f"serve: --api-key-file {path} must hold one key, of ASCII characters without spaces")
+    return lines[0].decode()
