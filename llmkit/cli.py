@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit import __version__
-from llmkit.command_line import CommandParser, Commands, add_config, add_run, count, positive, unicode_text
+from llmkit.command_line import CommandParser, Commands, add_config, count, positive
 from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.evaluation.options import add_evaluate_command
+from llmkit.generation.options import add_generate_command
 from llmkit.inspect.options import add_inspect_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
 from llmkit.serve.options import add_serve_command
@@ -176,32 +177,6 @@ def _wants_color(asked: str) -> bool:
     return asked == "always"
 
 
-def _generate(options: argparse.Namespace, started: float) -> int:
-    from llmkit.generation.command import generate_command
-    from llmkit.generation.sampling import Sampling
-
-    if options.system is not None and not options.chat:
-        raise UserError("generate: --system goes with --chat")
-    if options.control_tokens and options.chat:
-        raise UserError(
-            "generate: with --chat the chat template writes the control tokens; leave out one of both"
-        )
-    if options.temperature == 0 and (options.top_k or options.top_p != 1.0):
-        raise UserError(
-            "generate: --temperature 0 always takes the likeliest token; leave out --top-k and --top-p"
-        )
-    sampling = Sampling(
-        options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
-    )
-    prompts = [unicode_text("generate", "--prompt", prompt) for prompt in options.prompt]
-    system = None if options.system is None else unicode_text("generate", "--system", options.system)
-    return generate_command(
-        Path(options.run), prompts, options.max_new_tokens, sampling,
-        chat=options.chat, system=system, control_tokens=options.control_tokens,
-        precision=options.precision, use_cache=not options.no_cache,
-    )  # fmt: skip
-
-
 def _doctor(options: argparse.Namespace, started: float) -> int:
     if options.parity:
         from llmkit.parity.command import parity_command
@@ -231,9 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        _train_parser, _config_parser, _data_parser, _generate_parser, add_evaluate_command, _doctor_parser,
-        _new_parser, _ladder_parser, add_inspect_command, _reference_parser, add_import_command,
-        add_export_command, add_serve_command,
+        _train_parser, _config_parser, _data_parser, add_generate_command, add_evaluate_command,
+        _doctor_parser, _new_parser, _ladder_parser, add_inspect_command, _reference_parser,
+        add_import_command, add_export_command, add_serve_command,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -278,31 +253,6 @@ def _data_parser(commands: Commands) -> None:
         if name == "inspect":
             action.add_argument("--count", type=count, default=1, help="rows shown per source")
             action.add_argument("--color", choices=["auto", "always", "never"], default="auto")
-
-
-def _generate_parser(commands: Commands) -> None:
-    generate = commands.add_parser("generate", help="continue a text with a trained model")
-    add_run(generate)
-    generate.add_argument("--prompt", action="append", required=True, help="may be given several times")
-    generate.add_argument(
-        "--chat", action="store_true", help="ask the assistant, by the chat template that was trained"
-    )
-    generate.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
-    generate.add_argument(
-        "--control-tokens", action="store_true", help="control tokens that the prompt spells are meant"
-    )
-    generate.add_argument("--max-new-tokens", type=positive, default=200)
-    generate.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest token")
-    generate.add_argument("--top-k", type=count, default=0, help="only the k likeliest tokens; 0 = all")
-    generate.add_argument(
-        "--top-p", type=float, default=1.0, help="only the likeliest tokens of this total probability"
-    )
-    generate.add_argument("--repetition-penalty", type=float, default=1.0)
-    generate.add_argument("--seed", type=count, default=0)
-    generate.add_argument(
-        "--no-cache", action="store_true", help="compute every position anew for each token"
-    )
-    generate.set_defaults(command=_generate, parser=generate)
 
 
 def _reference_parser(commands: Commands) -> None:

@@ -38,7 +38,7 @@ ELSEWHERE = {
     "data/tokens/template_environment.py": "data/tokens/test_chat.py",
     "data/tokens/text_encoder.py": "data/tokens/test_fast.py",
     "data/tokens/tokenizer_json.py": "data/tokens/test_tokenizer.py",
-    "generation/command.py": "test_inference.py",
+    "generation/options.py": "generation/test_command.py",
     "engine/build.py": "engine/test_custom_models.py",
     "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
     "evaluation/harness_model.py": "evaluation/test_harness.py",

@@ -1,56 +1,257 @@
-"""`llmkit generate`."""
+"""`llmkit generate`: answers to prompts, or a conversation."""
 
 from __future__ import annotations
 
 import io
+import json
+import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+from llmkit.config.shape import ModelShape
 from llmkit.data.tokens.tokenizer import Tokenizer
-from llmkit.device import choose_device, device_facts
+from llmkit.device import device_facts
+from llmkit.errors import UserError
+from llmkit.generation.conversation import Conversation, talk
+from llmkit.generation.prompt_file import Messages, read_prompts
 from llmkit.generation.sampling import Sampling
-from llmkit.generation.text import stream_text
+from llmkit.generation.session import Token
+from llmkit.generation.text import Completion, growing
 from llmkit.inference import load_model
+from llmkit.model.base import Model
+from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.rank_info import rank_info_from_env
+from llmkit.parallel.world import process_group
 from llmkit.plan.precision import choose_precision
-from llmkit.prompts import chat_prompt, text_prompt
-from llmkit.weights import Weights, open_weights
+from llmkit.prompts import Prompt, chat_prompt, messages_prompt, text_prompt
+from llmkit.weights import Weights, model_of, open_weights
+
+WAIT = timedelta(minutes=10)
+"""So long ranks wait for each other."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What both forms of the command are told.
+
+    run: as `open_weights` takes it. stops: strings that end an answer. system: message before each chat.
+    tensor_parallel: processes that share a model; None = all.
+    """
+
+    run: Path
+    sampling: Sampling
+    max_new_tokens: int
+    stops: tuple[str, ...]
+    system: str | None
+    precision: str
+    use_cache: bool
+    tensor_parallel: int | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One answer to make. given: the prompt as it was written. sample: its number among those of a prompt."""
+
+    given: str | Messages
+    prompt: Prompt
+    sample: int
+    sampling: Sampling
 
 
 def generate_command(
-    path: Path,
+    wanted: Wanted,
     prompts: list[str],
-    max_new_tokens: int,
-    sampling: Sampling,
+    prompt_file: Path | None,
     *,
     chat: bool,
-    system: str | None,
     control_tokens: bool,
-    precision: str,
-    use_cache: bool,
+    samples: int,
+    batch_size: int,
+    json_lines: bool,
+    logprobs: int | None,
 ) -> int:
-    """`llmkit generate`: prints each prompt and what follows it, as it comes.
+    """Prints each prompt and what follows it, as it comes, or a JSON object a line; all in order.
 
-    chat: prompts are questions to the assistant. system: message before each of them. control_tokens: those
-    that a prompt spells are meant.
+    chat: prompts are questions to the assistant. control_tokens: those that a prompt spells are meant.
+    samples: answers to each prompt. batch_size: answers made at once. logprobs: see `Request`.
     """
+    given: list[str | Messages] = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
+    with _ranks(wanted.tensor_parallel) as mesh:
+        weights = open_weights(wanted.run)
+        tokenizer = weights.tokenizer()
+        if mesh.rank == 0 and not chat and not control_tokens:
+            _note_chats(weights, tokenizer, [text for text in given if isinstance(text, str)])
+        tasks = [
+            Task(each, prompt, number, replace(wanted.sampling, seed=wanted.sampling.seed + number))
+            for each, prompt in zip(
+                given, _asked(given, tokenizer, wanted.system, chat, control_tokens), strict=True
+            )
+            for number in range(samples)
+        ]
+        model = _load(weights, mesh, wanted.precision)
+        data = mesh["data"]
+        mine = tasks[data.rank :: data.size]
+        answers = growing(
+            model, tokenizer, [task.prompt for task in mine], wanted.max_new_tokens,
+            [task.sampling for task in mine], stops=wanted.stops, rows=batch_size,
+            use_cache=wanted.use_cache, logprobs=logprobs,
+        )  # fmt: skip
+        if data.size > 1:
+            answers = _gathered(answers, len(mine), mesh)
+        show = _json_lines if json_lines else _texts
+        for text in show(tasks, answers, tokenizer):
+            if mesh.rank == 0:
+                print(text, end="", flush=True)
+    return 0
+
+
+def converse_command(wanted: Wanted) -> int:
+    """A conversation with the model in the terminal, or over a pipe a question a line."""
+    with _ranks(wanted.tensor_parallel) as mesh:
+        if mesh.world_size > 1:
+            raise UserError("generate: a conversation has one process; with torchrun, give --prompt")
+        weights = open_weights(wanted.run)
+        tokenizer = weights.tokenizer()
+        chat_prompt(tokenizer, "?", wanted.system)  # raises where it cannot be asked
+        model = _load(weights, mesh, wanted.precision)
+        talk(
+            Conversation(
+                model, tokenizer, wanted.max_new_tokens, wanted.sampling, wanted.stops, wanted.system,
+                use_cache=wanted.use_cache,
+            )
+        )  # fmt: skip
+    return 0
+
+
+@contextmanager
+def _ranks(tensor_parallel: int | None) -> Iterator[Mesh]:
+    """The processes of this launch, so many of them for each copy of the model."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
         sys.stdout.reconfigure(errors="replace")
-    weights = open_weights(path)
-    device = choose_device()
-    tokenizer = weights.tokenizer()
-    asked = [
-        chat_prompt(tokenizer, prompt, system) if chat else text_prompt(tokenizer, prompt, control_tokens)
-        for prompt in prompts
-    ]
-    if not chat and not control_tokens:
-        _note_chats(weights, tokenizer, prompts)
-    model = load_model(weights, device, choose_precision(precision, device_facts(device)))
-    for number, prompt in enumerate(asked):
-        print("\n" * (number > 0) + prompt.shown, end="", flush=True)
-        for text in stream_text(model, tokenizer, prompt, max_new_tokens, sampling, use_cache):
-            print(text, end="", flush=True)
-        print()
-    return 0
+    info = rank_info_from_env(os.environ)
+    size = info.world_size if tensor_parallel is None else tensor_parallel
+    with process_group(info, WAIT) as mesh:
+        if info.world_size % size:
+            raise UserError(
+                f"generate: --tensor-parallel {size} does not divide the number of processes, which is "
+                f"{info.world_size}; launch with torchrun --nproc-per-node {size} -m llmkit generate ..."
+            )
+        yield mesh if info.world_size == 1 else mesh.split(tensor=size)
+
+
+def _load(weights: Weights, mesh: Mesh, precision: str) -> Model:
+    """The model on this rank's device, its part if ranks share it. Raises UserError where they cannot."""
+    spec, ranks = model_of(weights), mesh["tensor"].size
+    if ranks > 1:
+        if isinstance(spec, ModelShape):
+            heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+            fits = heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+            why = f"it has {heads} heads of attention, {kv_heads} of keys and values"
+        else:
+            fits, why = spec.takes_tensor_parallel, "not all of its layers are llmkit.layers"
+        if not fits:
+            raise UserError(
+                f"{weights.origin}: {ranks} processes cannot share this model: {why}; choose another "
+                "--tensor-parallel, or 1 for a copy in each process"
+            )
+    return load_model(weights, mesh.device, choose_precision(precision, device_facts(mesh.device)), mesh)
+
+
+def _asked(
+    given: Sequence[str | Messages],
+    tokenizer: Tokenizer,
+    system: str | None,
+    chat: bool,
+    control_tokens: bool,
+) -> Iterator[Prompt]:
+    """What the model is given for each prompt."""
+    for each in given:
+        if isinstance(each, str):
+            yield (
+                chat_prompt(tokenizer, each, system) if chat else text_prompt(tokenizer, each, control_tokens)
+            )
+        elif not chat:
+            raise UserError("generate: the prompt file has chats (messages); ask with --chat")
+        else:
+            own = each[:1] if each[0]["role"] == "system" else []
+            if own and system is not None:
+                raise UserError("generate: the prompt file has its own system messages; leave out --system")
+            before = [] if system is None else [{"role": "system", "content": system}]
+            yield messages_prompt(tokenizer, [*before, *each])
+
+
+def _texts(
+    tasks: Sequence[Task], answers: Iterable[tuple[int, Completion]], tokenizer: Tokenizer
+) -> Iterator[str]:
+    """Each prompt with its answer, in order, as the answers grow."""
+    found: dict[int, Completion] = {}
+    current = shown = 0
+    if tasks:
+        yield tasks[0].prompt.shown
+    for number, answer in answers:
+        found[number] = answer
+        while current in found:
+            if fresh := found[current].text[shown:]:
+                yield fresh
+            shown = len(found[current].text)
+            if found[current].end is None:
+                break
+            del found[current]
+            current, shown = current + 1, 0
+            yield "\n" if current == len(tasks) else f"\n\n{tasks[current].prompt.shown}"
+
+
+def _json_lines(
+    tasks: Sequence[Task], answers: Iterable[tuple[int, Completion]], tokenizer: Tokenizer
+) -> Iterator[str]:
+    """A JSON object a line for each answer, in order."""
+    done: dict[int, Completion] = {}
+    current = 0
+    for number, answer in answers:
+        if answer.end is not None:
+            done[number] = answer
+        while current in done:
+            yield json.dumps(_row(tasks[current], done.pop(current), tokenizer), ensure_ascii=False) + "\n"
+            current += 1
+
+
+def _row(task: Task, answer: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
+    """An answer as JSON."""
+    key = "prompt" if isinstance(task.given, str) else "messages"
+    row: dict[str, Any] = {key: task.given, "sample": task.sample, "text": answer.text}
+    row["tokens"] = [token.id for token in answer.tokens if token.end != "stop"]
+    row["finish_reason"] = answer.end
+    if answer.tokens[0].logprob is not None:
+        row["logprobs"] = [
+            {
+                **_scored(token.id, token.logprob, tokenizer),
+                "top": [_scored(id, logprob, tokenizer) for id, logprob in token.top],
+            }
+            for token in answer.tokens
+        ]
+    return row
+
+
+def _scored(id: int, logprob: float | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"id": id, "text": tokenizer.decode([id]), "logprob": logprob}
+
+
+def _gathered(
+    answers: Iterable[tuple[int, Completion]], count: int, mesh: Mesh
+) -> Iterator[tuple[int, Completion]]:
+    """The complete answers of all data-parallel ranks, on rank 0 alone. Collective."""
+    done = dict(answers)
+    parts = mesh.gather_bytes(json.dumps([asdict(done[number]) for number in range(count)]).encode())
+    peers = mesh["context", "tensor"].size
+    for rank, part in enumerate(parts[::peers]):  # tensor-parallel peers have the same
+        for number, row in enumerate(json.loads(part)):
+            tokens = [Token(**{**token, "top": tuple(map(tuple, token["top"]))}) for token in row["tokens"]]
+            yield rank + number * mesh["data"].size, Completion(row["text"], tokens, row["end"])
 
 
 def _note_chats(weights: Weights, tokenizer: Tokenizer, prompts: list[str]) -> None:

@@ -55,9 +55,7 @@ class Chooser:
     ids: the prompt. vocab_size: number of logits, which are on `device`.
     """
 
-    def __init__(
-        self, sampling: Sampling, ids: Iterable[int], vocab_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, sampling: Sampling, ids: Iterable[int], vocab_size: int, device: torch.device) -> None:
         self.sampling = sampling
         self.seen: Tensor | None = None  # (vocab,) bool, where the choice depends on it
         if sampling.repetition_penalty != 1.0:

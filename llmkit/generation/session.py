@@ -167,9 +167,7 @@ class Session:
         logprobs = logits.log_softmax(-1)
         own = logprobs.gather(-1, chosen.clamp(min=0)[:, None])[:, 0].tolist()
         best = logprobs.topk(min(most, logprobs.shape[-1]))
-        lists = zip(
-            chosen.tolist(), wanted, own, best.indices.tolist(), best.values.tolist(), strict=True
-        )
+        lists = zip(chosen.tolist(), wanted, own, best.indices.tolist(), best.values.tolist(), strict=True)
         return [
             _token(id) if number is None else _token(id, logprob, zip(ids[:number], values, strict=False))
             for id, number, logprob, ids, values in lists

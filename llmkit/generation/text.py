@@ -76,11 +76,14 @@ class Answer:
 
 @dataclass
 class Completion:
-    """A whole answer. end: "stop" or "length". tokens: all that were made, with one that ended it."""
+    """An answer, which may still grow. end: why it ended, "stop" or "length"; None = it has not.
+
+    tokens: all that were made, with a stop that ended it.
+    """
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
-    end: Literal["stop", "length"] = "length"
+    end: Literal["stop", "length"] | None = None
 
 
 class TextSession:
@@ -159,6 +162,32 @@ def stream_batch(
             yield numbers[key], piece
 
 
+def growing(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    sampling: Sampling | Sequence[Sampling],
+    *,
+    stops: Sequence[str] = (),
+    rows: int = 16,
+    use_cache: bool = True,
+    logprobs: int | None = None,
+) -> Iterator[tuple[int, Completion]]:
+    """(number of the prompt, its answer so far) each time that one has grown; see `stream_batch`."""
+    found = [Completion() for _ in prompts]
+    pieces = stream_batch(
+        model, tokenizer, prompts, max_new_tokens, sampling,
+        stops=stops, rows=rows, use_cache=use_cache, logprobs=logprobs,
+    )  # fmt: skip
+    for number, piece in pieces:
+        answer = found[number]
+        answer.text += piece.text
+        answer.tokens.append(piece.token)
+        answer.end = piece.end
+        yield number, answer
+
+
 def complete(
     model: Model,
     tokenizer: Tokenizer,
@@ -172,17 +201,13 @@ def complete(
     logprobs: int | None = None,
 ) -> list[Completion]:
     """The answers to all prompts, in their order; see `stream_batch`."""
-    found = [Completion() for _ in prompts]
-    pieces = stream_batch(
-        model, tokenizer, prompts, max_new_tokens, sampling,
-        stops=stops, rows=rows, use_cache=use_cache, logprobs=logprobs,
+    found = dict(
+        growing(
+            model, tokenizer, prompts, max_new_tokens, sampling,
+            stops=stops, rows=rows, use_cache=use_cache, logprobs=logprobs,
+        )
     )  # fmt: skip
-    for number, piece in pieces:
-        answer = found[number]
-        answer.text += piece.text
-        answer.tokens.append(piece.token)
-        answer.end = piece.end or answer.end
-    return found
+    return [found[number] for number in range(len(prompts))]
 
 
 def stream_text(
