@@ -41,6 +41,8 @@ ELSEWHERE = {
     "generation/options.py": "generation/test_command.py",
     "engine/build.py": "engine/test_custom_models.py",
     "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
+    "config/task_section.py": "loop/test_tasks.py",
+    "engine/complete.py": "evaluation/test_answers.py",
     "evaluation/harness_model.py": "evaluation/test_harness.py",
     "loop/hook_list.py": "loop/test_hook.py",
     "loop/launch.py": "loop/test_prepare.py",

@@ -193,6 +193,9 @@ def _evaluate(s: Settings) -> Iterator[Mistake]:
     if config.evaluate.every_steps > 0 and never:
         note = f"{why}; {every}=0 trains without evaluations"
         yield s.mistake("{0} has nothing to evaluate on", every, note=note)
+    tasks = config.evaluate.tasks
+    if not tasks.names and tasks.every_steps:
+        yield s.mistake("{0} needs tasks: {1} is empty", "evaluate.tasks.every_steps", "evaluate.tasks.names")
     if config.evaluate.early_stopping is not None:
         stopping = "evaluate.early_stopping"
         if config.evaluate.every_steps == 0:

@@ -131,6 +131,10 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules("free", "when to save, what to keep", "checkpoint", "every_steps every_minutes keep_last"),
     **_rules("free", "when to evaluate and to end the run", "evaluate", "every_steps early_stopping"),
+    **_rules(
+        "free", "what is measured beside the loss", "evaluate.tasks",
+        "names every_steps include_path num_fewshot limit",
+    ),
     **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples sample tensorboard"),
     **_rules("free", "what is shown and recorded", "monitor.wandb", "mode project entity"),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from llmkit.config.model_section import Model
 from llmkit.config.optimizer_section import Optimizer, Schedule
 from llmkit.config.preference_section import Dpo
 from llmkit.config.section import NonNegative, Positive, Section
+from llmkit.config.task_section import EvaluateTasks
 
 BPE_VOCAB_SIZE = 4096
 """Tokens of a trained tokenizer, unless said otherwise."""
@@ -330,6 +331,8 @@ class Evaluate(Section):
     """Steps between evaluations; 0 = only at the end."""
     early_stopping: Positive | None = None
     """Stop after this many evaluations in a row without a better loss; default: never."""
+    tasks: EvaluateTasks = EvaluateTasks()
+    """Benchmarks."""
 
 
 class Wandb(Section):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import io
 import json
 import logging
 import os
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,13 @@ def check_installed() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         missing = "needs lm-eval, which is not installed: pip install 'llmkit[eval]'"
         raise UserError(f"evaluation by tasks {missing}")
+
+
+def check_tasks(tasks: Tasks) -> None:
+    """Raises UserError for tasks that cannot be run: what is not there, or cannot be loaded."""
+    check_installed()
+    with _kept_random_states(), _quiet(True):
+        _load(tasks)
 
 
 def run_tasks(
@@ -118,7 +127,8 @@ def _load(tasks: Tasks) -> dict[str, Any]:
                 "its data are fetched from the Hugging Face hub, which needs the network (or a cache that "
                 "has them); tasks of local files are named with --include-path or evaluate.tasks.include_path"
             )
-        raise UserError(f"the task {', '.join(names)} cannot be loaded ({shown}): {remedy}") from error
+        which = f"the task {names[0]}" if len(names) == 1 else f"one of the tasks {', '.join(names)}"
+        raise UserError(f"{which} cannot be loaded ({shown}): {remedy}") from error
     for task in loaded["tasks"].values():
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(
@@ -134,6 +144,7 @@ def _load(tasks: Tasks) -> dict[str, Any]:
     return loaded
 
 
+@cache
 def _find(tasks: Tasks) -> tuple[TaskManager, list[str]]:
     """lm-eval's index of tasks, of the user's folder alone where that has all of them; the names in it."""
     from lm_eval.tasks import TaskManager
@@ -188,14 +199,15 @@ def _kept_random_states() -> Iterator[None]:
 
 @contextmanager
 def _quiet(quiet: bool) -> Iterator[None]:
-    """lm-eval's messages: warnings, or errors only."""
+    """lm-eval's messages: warnings, or errors only and no progress bars, which it writes to stderr."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR if quiet else logging.WARNING)
-    try:
+    with ExitStack() as stack:
+        stack.callback(logger.setLevel, before)
+        if quiet:
+            stack.enter_context(redirect_stderr(io.StringIO()))
         yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextmanager

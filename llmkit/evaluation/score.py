@@ -10,11 +10,13 @@ import torch
 import torch.distributed as dist
 
 from llmkit.batch import IGNORE, Batch, LossSum
-from llmkit.engine.base import score_rows
+from llmkit.engine.base import Engine, score_rows
+from llmkit.engine.complete import complete_model
 from llmkit.errors import UserError
 from llmkit.evaluation.hub_text import HubText
 from llmkit.model.base import Model
 from llmkit.parallel.mesh import Mesh
+from llmkit.plan import Plan
 
 
 class Question(NamedTuple):
@@ -61,6 +63,18 @@ class Scorer:
             return score_rows(model, model, batches)
 
         return cls(mesh, text, score, lambda: model, model.context_length, tokens, rows)
+
+    @classmethod
+    def of_engine(
+        cls, engine: Engine, plan: Plan, text: HubText, mesh: Mesh, tokens: int,
+        before_batch: Callable[[], object],
+    ) -> Scorer:  # fmt: skip
+        """The model of a run with its weights of now."""
+        return cls(
+            mesh, text, engine.score, lambda: complete_model(engine.model, plan, mesh),
+            engine.model.context_length, tokens, before_batch=before_batch,
+            multiple=plan.layout.tensor_parallel_size if plan.layout.sequence_parallel else 1,
+        )  # fmt: skip
 
 
 def loglikelihoods(scorer: Scorer, questions: Sequence[Question]) -> list[Score]:

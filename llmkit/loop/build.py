@@ -15,6 +15,7 @@ from llmkit.data.prepared import Prepared
 from llmkit.device import choose_workers
 from llmkit.engine.base import next_token
 from llmkit.engine.build import build_engine
+from llmkit.evaluation.harness import check_tasks
 from llmkit.loop.begin import begin
 from llmkit.loop.describe import opening_lines
 from llmkit.loop.evaluate import take_over_evaluation
@@ -25,6 +26,7 @@ from llmkit.loop.prepare import prepare_run
 from llmkit.loop.resume import changed_settings, find_resume_point, resumed_state
 from llmkit.loop.state import TrainState
 from llmkit.loop.stop import StopRequest
+from llmkit.loop.tasks import tasks_of, tasks_on_record
 from llmkit.loop.trainer import Trainer
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog, failure_recorded
@@ -86,9 +88,13 @@ def _build(
     stack.callback(trainer.close)
     with fail_together(mesh):
         if mesh.rank == 0 and not trainer.has_nothing_to_do:
+            if (tasks := tasks_of(config)) is not None:
+                check_tasks(tasks)  # now, not hours later
             begin(trainer, launch.loaded, point, metrics, data_changes)
     if checkpoint is not None:
         take_over_evaluation(state, config, metrics, mesh)
+        if tasks_on_record(metrics, state.step, mesh):
+            state.tasks_step = state.step
     console.max_steps = state.max_steps
     for line in opening_lines(trainer, launch, checkpoint):
         note(line)

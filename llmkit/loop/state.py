@@ -34,6 +34,8 @@ class TrainState:
     """The lowest so far."""
     evaluations_without_gain: int = 0
     """Evaluations since the lowest."""
+    tasks_step: int | None = None
+    """Step of the newest evaluation by tasks."""
     stopped_early: bool = False
     """Early stopping has ended the run."""
     nats_since_row: float = 0.0

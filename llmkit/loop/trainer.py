@@ -33,6 +33,7 @@ from llmkit.loop.save_timer import SaveTimer
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_log import COLUMNS, Speed, StepLog
 from llmkit.loop.stop import StopRequest
+from llmkit.loop.tasks import evaluate_tasks, tasks_due
 from llmkit.loop.time_budget import TimeBudget, time_over
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
@@ -134,7 +135,7 @@ class Trainer:
                 return self._stop()
             self._after_step(batch, self._step(batch))
         self.save_last()
-        if not self._evaluate():
+        if not (self._evaluate() and self._evaluate_tasks()):
             return self._stop()
         self.hooks.call("on_end", self)
         raise_failures(self)
@@ -279,8 +280,12 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         """Evaluates, if that is due or asked for at this step; not the evaluation at the end."""
-        if (self.evaluation_due or self.agreed.evaluate) and not self.state.finished():
-            self._evaluate()
+        if self.state.finished():
+            return
+        if (self.evaluation_due or self.agreed.evaluate) and not self._evaluate():
+            return
+        if tasks_due(self.config, self.state.step, at_end=False):
+            self._evaluate_tasks()
 
     def _evaluate(self) -> bool:
         """Evaluates at this step, unless that was done or nothing is held out.
@@ -311,6 +316,23 @@ class Trainer:
             )
         with self.phases.span("evaluate"):
             self.hooks.call("after_evaluate", self, found)
+        return True
+
+    def _evaluate_tasks(self) -> bool:
+        """Evaluates by tasks at this step, unless that was done or none is asked for; as `_evaluate`."""
+        state = self.state
+        if not tasks_due(self.config, state.step, at_end=True) or state.tasks_step == state.step:
+            return True
+        self.log.flush()
+        try:
+            with self.phases.span("evaluate"):
+                found = evaluate_tasks(self, self.stop_code)
+        except GaveUp as end:
+            self.agreed = self.agreed._replace(stop=end.why)
+            return False
+        state.tasks_step = state.step
+        if found is not None:
+            self._write_row({"step": state.step, **found})
         return True
 
     @property

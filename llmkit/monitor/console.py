@@ -74,6 +74,10 @@ class Console(Sink):
         if "eval_loss" in row:
             accuracy = row.get("eval_rewards/accuracy")
             self.evaluation(row["step"], row["eval_loss"], row["eval_bits_per_byte"], accuracy)
+        elif "loss" not in row and any(name.startswith("eval/") for name in row):
+            found = {name.removeprefix("eval/"): value for name, value in row.items() if name != "step"}
+            shown = [f"{name} {_number(value, '.4g')}" for name, value in found.items()]
+            self._print("  ".join([self._step(row["step"]), *shown]))
         else:
             self.row(row)
 

@@ -87,7 +87,7 @@ def hugging_face(ours: GPT) -> Any:
     return theirs
 
 
-def make_tasks(folder: Path) -> Path:
+def make_tasks(folder: Path, answer_tokens: int = 12) -> Path:
     """Tasks of four kinds: questions with answers to choose from, texts, last words, answers to write."""
     folder.mkdir()
     draw = random.Random(1)
@@ -120,7 +120,7 @@ def make_tasks(folder: Path) -> Path:
     write_task(
         folder, "toy_answer", asked, output_type="generate_until", doc_to_text="{{text}}",
         doc_to_target="{{answer}}", metric_list=[{"metric": "exact_match"}],
-        generation_kwargs={"until": ["e", "\n\n"], "max_gen_toks": 12},
+        generation_kwargs={"until": ["e", "\n\n"], "max_gen_toks": answer_tokens},
     )  # fmt: skip
     return folder
 

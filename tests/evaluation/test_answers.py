@@ -1,0 +1,69 @@
+"""Answers that a model writes, against generation one by one; on several ranks: test_ranks.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llmkit.engine.complete import complete_model
+from llmkit.evaluation.answers import Prompt, answers, rows_at_once
+from llmkit.evaluation.hub_text import HubText
+from llmkit.evaluation.score import Scorer
+from llmkit.generation.sampling import Sampling
+from llmkit.generation.session import generate
+from llmkit.parallel.mesh import Mesh
+from llmkit.plan import DeviceFacts, plan_for_shape
+from tests.engine.rank_cases import CONFIG
+from tests.evaluation import toys
+
+GREEDY = {"temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer.of_model(toys.model(), HubText(toys.tokenizer()), Mesh(), tokens=4 * toys.CONTEXT)
+
+
+def alone(scorer: Scorer, prompt: Prompt, seed: int = 0) -> list[int]:
+    sampling = Sampling(**{**prompt.sampling, "seed": seed})
+    tokens = generate(
+        scorer.model(), prompt.ids, prompt.max_new_tokens, sampling, stops={scorer.text.eos_id}
+    )
+    return list(tokens)
+
+
+def test_answers_are_those_of_each_prompt_alone_without_special_tokens(scorer):
+    prompts = [Prompt(scorer.text.encode(" row" * n), 3 + 4 * n, [], GREEDY) for n in range(1, 8)]
+    assert rows_at_once(scorer) == 4 and rows_at_once(replace(scorer, rows=9)) == 9
+    wanted = [scorer.text.decode(alone(scorer, prompt)) for prompt in prompts]
+    assert answers(scorer, prompts) == wanted and len(set(wanted)) == 7
+    assert not scorer.model().training
+
+
+def test_a_sample_depends_on_its_seed_alone(scorer):
+    ids = scorer.text.encode("the model")
+    prompts = [Prompt(ids, 9, [], {"temperature": 1.0, "top_k": 50, "seed": seed}) for seed in (3, 4, 3)]
+    one, other, again = answers(scorer, prompts)
+    assert one == again != other
+
+
+def test_an_answer_ends_before_a_string_or_at_a_special_token(scorer):
+    names = {number: name for name, number in scorer.text.tokenizer.control_tokens.items()}
+    prompts = (Prompt(scorer.text.encode(" row" * n), 60, [], GREEDY) for n in range(1, 20))
+    written = ((prompt, alone(scorer, prompt)) for prompt in prompts)
+    prompt, ids = next((p, ids) for p, ids in written if any(id in names for id in ids[8:]))
+    whole = scorer.text.decode(ids)
+    part = whole[7:9]
+    cut = whole[: whole.index(part)]
+    calls = []
+    stopped = replace(scorer, before_batch=lambda: calls.append(1))
+    assert answers(stopped, [prompt._replace(stops=["none of it", part])]) == [cut] and calls == [1]
+    place = next(number for number, id in enumerate(ids) if id in names)
+    found = answers(scorer, [prompt._replace(stops=[names[ids[place]]])])
+    assert found == [scorer.text.decode(ids[:place])]
+
+
+def test_a_model_that_is_complete_is_used_itself():
+    model, plan = toys.model(), plan_for_shape(toys.shape(), CONFIG, DeviceFacts())
+    assert complete_model(model, plan, Mesh()) is model
