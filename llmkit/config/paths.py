@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmkit.config.mistakes import UTF8_LOCALE, Mistake, access_in_url
@@ -17,6 +17,8 @@ from llmkit.config.settings import Settings
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 _ON_A_DISK = "folders are written and locked here: name one on a disk (or mount the store), and copy it later"
 _NO_FILES = "download the file, or name a tokenizer of the hub (type: hub)"
+_MODELS = ("train.init_from", "train.dpo.reference")
+"""The settings that name trained weights."""
 _LETTERS = "letters that no file name can have in this process, whose locale is {}"
 _MAPPED = (
     "these files are mapped into memory: download them, or read text from there (type jsonl, parquet ...)"
@@ -50,7 +52,7 @@ def check_paths(s: Settings) -> Iterator[Mistake]:
             yield s.mistake(f"{{0}} looks like a URL with one / missing: {scheme[1]}://", path)
         elif isinstance(value, list) and "" in value:
             yield s.mistake("{0} has an empty path in it", path)
-        elif value == "" and path in ("run.dir", "data.cache_dir", "train.init_from"):
+        elif value == "" and path in ("run.dir", "data.cache_dir", *_MODELS):
             yield s.mistake("{0} is empty", path, note='the current folder is "."')
 
 
@@ -72,10 +74,9 @@ def _here() -> str:
 def with_home(config: Config) -> Config:
     """The settings with the home folder for ~ at the beginning of a path, as a shell would have it."""
     for path, _ in _path_settings(config):
-        config = _expanded(config, path.split("."))
-    if config.train.init_from:  # recorded, and found again from any folder
-        train = config.train.model_copy(update={"init_from": os.path.abspath(config.train.init_from)})
-        config = config.model_copy(update={"train": train})
+        config = _changed(config, path.split("."), os.path.expanduser)
+    for path in _MODELS:  # recorded, and found again from any folder
+        config = _changed(config, path.split("."), os.path.abspath)
     return config
 
 
@@ -83,7 +84,8 @@ def _path_settings(config: Config) -> Iterator[tuple[str, str]]:
     """The settings that are paths; for those that cannot be URLs, what to do instead."""
     yield "run.dir", _ON_A_DISK
     yield "data.cache_dir", _ON_A_DISK
-    yield "train.init_from", "fetch a model of the hub first (hf download NAME --local-dir FOLDER)"
+    for path in _MODELS:
+        yield path, "fetch a model of the hub first (hf download NAME --local-dir FOLDER)"
     yield "data.tokenizer.path", _NO_FILES
     yield "data.tokenizer.chat_template", "download the file"
     for index, source in enumerate(config.data.sources):
@@ -92,14 +94,14 @@ def _path_settings(config: Config) -> Iterator[tuple[str, str]]:
         yield f"data.sources.{index}.dataset", ""
 
 
-def _expanded(value: Any, keys: list[str]) -> Any:
+def _changed(value: Any, keys: list[str], change: Callable[[str], str]) -> Any:
+    """A section in which the texts at the end of these keys are changed; others, and "", stay."""
     if not keys:
         if isinstance(value, list):
-            return [os.path.expanduser(text) for text in value]
-        return value if value is None else os.path.expanduser(value)
+            return [change(text) for text in value]
+        return change(value) if value else value
     if isinstance(value, list):
-        number = int(keys[0])
-        return [_expanded(one, keys[1:]) if index == number else one for index, one in enumerate(value)]
+        number, inner = int(keys[0]), keys[1:]
+        return [_changed(one, inner, change) if at == number else one for at, one in enumerate(value)]
     assert isinstance(value, Section)
-    changed = _expanded(getattr(value, keys[0]), keys[1:])
-    return value.model_copy(update={keys[0]: changed})
+    return value.model_copy(update={keys[0]: _changed(getattr(value, keys[0]), keys[1:], change)})

@@ -94,9 +94,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules("fixed", "decides what is learned", "train", "objective"),
     **_rules("warned", "changes what each step computes", "train.dpo", "beta loss label_smoothing"),
-    **_rules(
-        "content", "the log-probabilities that it gives are compared", "train.dpo", "reference",
-    ),
+    **_rules("fixed", "decides what the answers are compared with", "train.dpo", "reference"),
     **_rules("free", "the loss is a sum over the whole batch", "train", "micro_batch_size"),
     **_rules("fixed", "decides which adapters there are", "train.lora", "rank targets"),
     **_rules("warned", "the same adapters compute something else", "train.lora", "alpha input_dropout"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -28,6 +29,8 @@ WRONG = [
         [*DPO, "train.dpo={loss: ipo, label_smoothing: 0.1}"],
         "train.dpo.label_smoothing 0.1 (command line) does not go with train.dpo.loss",
     ),
+    ([*DPO, "train.dpo.reference=hf://org/model"], "fetch a model of the hub first"),
+    ([*DPO, "train.dpo.reference=''"], "train.dpo.reference"),
     ([*DPO, "train.dpo.beta=0"], "train.dpo.beta must be"),
     ([*DPO, "data.sources.0.completion_field=x"], "only for records of kind prompt_completion;"),
 ]
@@ -43,5 +46,5 @@ def test_what_does_not_go_with_the_objective_is_refused(
 def test_pairs_are_rows_of_two_sequences(base: str, write: Callable[..., str]) -> None:
     config = load(write(base), [*DPO, "train.dpo.loss=hinge"]).config
     assert config.data.has_pairs and config.data.row_length == 2 * config.data.sequence_length == 256
-    assert config.train.dpo.beta == 0.1 and config.train.dpo.reference == "runs/sft"
+    assert config.train.dpo.beta == 0.1 and config.train.dpo.reference == os.path.abspath("runs/sft")
     assert load(write(base)).config.data.row_length == 128

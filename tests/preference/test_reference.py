@@ -32,7 +32,10 @@ def test_a_run_records_rewards_and_goes_on_bit_for_bit(
     assert all(row["eval_bits_per_byte"] is None and row["eval_rewards/accuracy"] <= 1.0 for row in held)
 
     assert train(*PAIRS, "evaluate.every_steps=3", "train.max_steps=3", "schedule.steps=6") == 0
-    assert train(*PAIRS, "evaluate.every_steps=3", "train.dpo.reference=moved/away") == 0
+    assert train(*PAIRS, "evaluate.every_steps=3", "train.dpo.reference=runs/straight") == 2
+    assert "train.dpo.reference" in capsys.readouterr().err
+    Path("runs/base").rename("moved")  # what it gives for the pairs is there
+    assert train(*PAIRS, "evaluate.every_steps=3") == 0
     kept = (*TIMELESS, *REWARDS, *(f"eval_{name}" for name in REWARDS))
     straight, parts = (
         [{name: row.get(name) for name in kept} for row in rows(Path("runs") / name)]
