@@ -10,7 +10,7 @@ from llmkit.errors import UserError
 
 WITH_TASKS = (
     "include_path", "num_fewshot", "limit", "apply_chat_template", "system", "samples", "batch_size",
-    "output", "tensor_parallel_size",
+    "output", "tensor_parallel",
 )  # fmt: skip
 """Options that mean something with --tasks only."""
 
@@ -39,8 +39,9 @@ def add_evaluate_command(commands: Commands) -> None:
     tasks.add_argument("--output", metavar="FILE", help="also write lm-eval's results there, as JSON")
     tasks.add_argument("--samples", action="store_true", help="the results hold every question and answer")
     tasks.add_argument(
-        "--tensor-parallel-size", type=positive, metavar="N", help="processes that share the model (torchrun)"
-    )
+        "--tensor-parallel", type=positive, metavar="N", default=1,
+        help="processes that share one model, of those that torchrun started; the others have copies",
+    )  # fmt: skip
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
 
@@ -73,5 +74,5 @@ def _evaluate(options: argparse.Namespace, started: float) -> int:
     )  # fmt: skip
     return tasks_command(
         Path(options.run), tasks, precision=options.precision, rows=options.batch_size,
-        tensor_size=options.tensor_parallel_size or 1, output=options.output, as_json=options.json,
+        tensor_size=options.tensor_parallel, output=options.output, as_json=options.json,
     )  # fmt: skip

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,10 @@ from llmkit.generation.text import Completion, growing
 from llmkit.inference import load_model
 from llmkit.model.base import Model
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.rank_info import rank_info_from_env
-from llmkit.parallel.world import process_group
+from llmkit.parallel.world import launched
 from llmkit.plan.precision import choose_precision
 from llmkit.prompts import Prompt, chat_prompt, messages_prompt, text_prompt
 from llmkit.weights import Weights, model_of, open_weights
-
-WAIT = timedelta(minutes=10)
-"""So long ranks wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -133,15 +128,8 @@ def _ranks(tensor_parallel: int | None) -> Iterator[Mesh]:
     """The processes of this launch, so many of them for each copy of the model."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
         sys.stdout.reconfigure(errors="replace")
-    info = rank_info_from_env(os.environ)
-    size = info.world_size if tensor_parallel is None else tensor_parallel
-    with process_group(info, WAIT) as mesh:
-        if info.world_size % size:
-            raise UserError(
-                f"generate: --tensor-parallel {size} does not divide the number of processes, which is "
-                f"{info.world_size}; launch with torchrun --nproc-per-node {size} -m llmkit generate ..."
-            )
-        yield mesh if info.world_size == 1 else mesh.split(tensor=size)
+    with launched(tensor_parallel, os.environ) as mesh:
+        yield mesh
 
 
 def _load(weights: Weights, mesh: Mesh, precision: str) -> Model:

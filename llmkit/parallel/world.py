@@ -58,17 +58,18 @@ def process_group(info: RankInfo, timeout: timedelta, *, needs_group: bool = Fal
 
 
 @contextmanager
-def launched(tensor_size: int, environment: Mapping[str, str]) -> Iterator[Mesh]:
+def launched(tensor_size: int | None, environment: Mapping[str, str]) -> Iterator[Mesh]:
     """The processes of this launch, for a command that uses a trained model: `tensor_size` of them share each
-    copy of it. Errors as of `process_group`.
+    copy of it, or all. Errors as of `process_group`.
 
     Raises UserError where that does not divide their number.
     """
     info = rank_info_from_env(environment)
+    tensor_size = tensor_size or info.world_size
     if info.world_size % tensor_size:
         raise UserError(
-            f"--tensor-parallel-size {tensor_size} does not divide the number of processes, "
-            f"{info.world_size}; start the command by torchrun --nproc-per-node {tensor_size}, or a multiple"
+            f"--tensor-parallel {tensor_size} does not divide the number of processes, which is "
+            f"{info.world_size}; launch with torchrun --nproc-per-node {tensor_size} -m llmkit ..."
         )
     with process_group(info, TIMEOUT) as mesh:
         yield mesh.split(tensor=tensor_size) if mesh.world_size > 1 else mesh

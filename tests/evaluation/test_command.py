@@ -7,6 +7,7 @@ import json
 import pytest
 
 from llmkit.cli import main
+from llmkit.evaluation.harness import figures
 from tests.evaluation import toys
 from tests.program import train
 
@@ -30,6 +31,19 @@ def test_a_run_is_evaluated_by_tasks_with_a_table_and_a_file_of_results(project,
             assert again[task][name] == (pytest.approx(value) if isinstance(value, float) else value), name
     assert main([*command, "--output", "none/results.json"]) == 2
     assert "there is no folder none" in capsys.readouterr().err
-    assert main([*command, "--tensor-parallel-size", "2"]) == 2
+    assert main([*command, "--tensor-parallel", "2"]) == 2
     said = capsys.readouterr().err
-    assert "does not divide the number of processes, 1; start the command by torchrun" in said
+    assert "2 does not divide the number of processes, which is 1; launch with torchrun" in said
+
+
+def test_a_run_is_evaluated_as_lm_eval_evaluates_its_export(project, capsys):
+    assert train("train.max_steps=2") == 0
+    tasks = toys.make_tasks(project / "tasks", answer_tokens=6)
+    assert main(["export", "runs/tiny", "exported"]) == 0
+    wanted = toys.by_lm_eval(tasks, toys.NAMES, "exported", limit=3)
+    capsys.readouterr()
+    for folder in ("runs/tiny", "exported"):
+        command = ["evaluate", folder, "--tasks", ",".join(toys.NAMES), "--include-path", str(tasks)]
+        assert main([*command, "--limit", "3", "--json", "--precision", "fp32"]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert figures(found) == pytest.approx(figures(wanted), rel=1e-5)

@@ -43,7 +43,11 @@ def log_likelihoods(answer: Any) -> torch.Tensor:
 
 
 def test_figures_equal_those_of_lm_evals_own_adapter(folder, tmp_path):
-    wanted = toys.by_lm_eval(folder, toys.NAMES, tmp_path)
+    from transformers import AutoTokenizer
+
+    toys.tokenizer().save(tmp_path)
+    tokens = AutoTokenizer.from_pretrained(tmp_path)
+    wanted = toys.by_lm_eval(folder, toys.NAMES, toys.hugging_face(toys.model()), tokens)
     found = ours(Tasks(toys.NAMES, str(folder), samples=True))
     assert found["model"] == {"name": "toy"} and found["versions"] == wanted["versions"]
     known = figures(wanted)

@@ -144,19 +144,17 @@ def answers(results: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def by_lm_eval(folder: Path, names: tuple[str, ...], scratch: Path) -> dict[str, Any]:
-    """What lm-eval's own adapter finds for transformers' model of the same weights."""
+def by_lm_eval(
+    folder: Path, names: tuple[str, ...], model: Any, tokens: Any = None, limit: int | None = None
+) -> dict[str, Any]:
+    """What lm-eval's own adapter finds for a model of transformers, or for the folder of one."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
-    from transformers import AutoTokenizer
 
-    tokenizer().save(scratch)
-    tokens = AutoTokenizer.from_pretrained(scratch)
-    theirs = HFLM(hugging_face(model()), tokenizer=tokens, batch_size=3)
-    assert theirs.max_length == CONTEXT
+    theirs = HFLM(model, tokenizer=tokens, batch_size=3, device="cpu", dtype="float32")
     found = lm_eval.simple_evaluate(
-        theirs, tasks=list(names), bootstrap_iters=0, log_samples=True,
+        theirs, tasks=list(names), bootstrap_iters=0, log_samples=True, limit=limit,
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
     )  # fmt: skip
     assert found is not None
