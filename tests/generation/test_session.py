@@ -58,8 +58,19 @@ COUNT = 52
 """Tokens made: more than a context."""
 VARIANTS = {
     **{name: SHAPES[name] for name in ("gpt2", "everything", "value embeddings and biases")},
+    "families": replace(
+        LLAMA_STYLE,
+        num_hidden_layers=3,
+        sliding_window=6,
+        layer_types=("sliding_attention", "full_attention", "sliding_attention"),
+        sliding_rope_theta=100.0,
+        partial_rotary_factor=0.6,
+        qk_norm="full",
+        norm_placement="post",
+        attn_logit_softcapping=3.0,
+        mlp="geglu",
+    ),
     "windows": replace(LLAMA_STYLE, sliding_window=5, qk_norm=True),
-    "soft-capped scores": replace(LLAMA_STYLE, attn_logit_softcapping=1.5, sliding_window=9),
 }
 
 
