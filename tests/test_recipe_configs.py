@@ -1,0 +1,64 @@
+"""The recipes in configs/recipes: each is accepted under each launch line that it names, and fits there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from llmkit.config.load import load
+from llmkit.config.shape import ModelShape
+from llmkit.plan import DeviceFacts, Known, Plan, resolve_plan
+from llmkit.plan.activations import Arithmetic, training_bytes
+from llmkit.plan.plan import training_state
+from llmkit.plan.text import show_plan
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "configs/recipes").iterdir())
+GPU = DeviceFacts(
+    "cuda", has_bf16_units=True, free_bytes=78 * 2**30, capability=(9, 0), triton=True, varlen=True
+)
+"""An H100 of 80 GB."""
+LAUNCHES = {
+    "1 GPU": (1, "llmkit train"),
+    "8 GPUs": (8, "torchrun --nproc_per_node 8 -m llmkit train"),
+    "8 nodes": (64, "sbatch --nodes 8 slurm/train.sbatch"),
+}
+
+
+def plan_of(path: Path, launch: str) -> Plan:
+    """By the launch line in the recipe's comment."""
+    (line,) = re.findall(rf"^# {launch}: +(.*)$", path.read_text(), re.MULTILINE)
+    processes, start = LAUNCHES[launch]
+    assert line.startswith(f"{start} {path.relative_to(ROOT)}")
+    loaded = load(path, shlex.split(line.removeprefix(f"{start} {path.relative_to(ROOT)}")))
+    assert loaded.remarks == ()
+    known = Known(world_size=processes, tokenizer_size=loaded.config.model.vocab_size, device=GPU)
+    return resolve_plan(loaded, known)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_launch_line_is_accepted_and_fits(path: Path, launch: str) -> None:
+    plan = plan_of(path, launch)
+    assert show_plan(plan)
+    config, model = plan.config, plan.model
+    assert isinstance(model, ModelShape) and plan.precision.name == "bf16"
+    compiled = plan.kernels.compiled
+    how = Arithmetic(plan.precision, plan.layout, plan.kernels.blocks_compiled, compiled, plan.kernels.forms)
+    state, activations = (
+        training_state(config, model, plan.precision, plan.layout),
+        training_bytes(model, how),
+    )
+    tokens = plan.micro_batch_size * config.data.sequence_length
+    assert state.device + state.gradients + activations.token * tokens + activations.fixed < GPU.free_bytes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_head_tells_the_tokens_of_the_run(path: Path) -> None:
+    config, text = load(path).config, path.read_text()
+    ((steps, tokens),) = re.findall(r"([0-9,]+) steps of ([0-9,]+) tokens", text)
+    assert int(steps.replace(",", "")) == config.train.max_steps
+    assert int(tokens.replace(",", "")) == config.train.global_batch_size * config.data.sequence_length
