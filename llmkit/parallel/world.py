@@ -66,12 +66,12 @@ def launched(tensor_size: int | None, environment: Mapping[str, str]) -> Iterato
     """
     info = rank_info_from_env(environment)
     tensor_size = tensor_size or info.world_size
-    if info.world_size % tensor_size:
-        raise UserError(
-            f"--tensor-parallel {tensor_size} does not divide the number of processes, which is "
-            f"{info.world_size}; launch with torchrun --nproc-per-node {tensor_size} -m llmkit ..."
-        )
     with process_group(info, TIMEOUT) as mesh:
+        if info.world_size % tensor_size:  # in here, so that one process says it for all
+            raise UserError(
+                f"--tensor-parallel {tensor_size} does not divide the number of processes, which is "
+                f"{info.world_size}; launch with torchrun --nproc-per-node {tensor_size} -m llmkit ..."
+            )
         yield mesh.split(tensor=tensor_size) if mesh.world_size > 1 else mesh
 
 
