@@ -110,7 +110,7 @@ def _zero_engine(
             model = make_model()
     else:
         model = make_model()
-        settings = configure(largest_parameter=max(p.numel() for p in model.parameters()))
+        settings = configure(largest_parameter=max(p.numel() for p in model.parameters() if p.requires_grad))
     return ZeroEngine(
         model, plan.config.optimizer,
         precision=plan.precision, config=settings, mesh=mesh, operators=operators, objective=objective,

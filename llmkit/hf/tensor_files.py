@@ -22,19 +22,20 @@ AGAIN = "download the folder again, all of it"
 
 
 class TensorFiles:
-    """All tensors of a folder. Only the headers of the files are read at first.
+    """All tensors of a folder. Only the headers of the files are read at first. single: the file's name, where
+    there is no index.
 
     Raises UserError for a folder that lacks a file, or has one that is not complete.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, single: str = SINGLE) -> None:
+        self._folder, self._single = folder, single
         self._files: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, str] = {}
         listed = self._listed()
-        for name in sorted(set(listed.values())) if listed else [SINGLE]:
+        for name in sorted(set(listed.values())) if listed else [single]:
             self._open(name)
         missing = sorted(name for name, file in listed.items() if self._file_of.get(name) != file)
         if missing:
@@ -48,7 +49,7 @@ class TensorFiles:
         """Tensor -> file, as the index says; empty where there is one file only."""
         index = self._folder / INDEX
         if not index.is_file():
-            if not (self._folder / SINGLE).is_file():
+            if not (self._folder / self._single).is_file():
                 raise UserError(f"{self._folder}: {self._no_weights()}")
             return {}
         listed = read_json(index, AGAIN).get("weight_map")
@@ -84,7 +85,7 @@ class TensorFiles:
                 "refused; take the safetensors files of the model, or convert them on a machine "
                 "that holds nothing of value"
             )
-        return f"there is neither {SINGLE} nor {INDEX} in it; {AGAIN}"
+        return f"there is neither {self._single} nor {INDEX} in it; {AGAIN}"
 
     def _open(self, name: str) -> None:
         path = self._folder / name

@@ -56,8 +56,8 @@ class TorchProducts:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """See `Products.operands`."""
         x, weight = kept
-        rows = x.reshape(-1, x.shape[-1])
-        return [gradient, weight] if for_x else [], [gradient, rows] if for_weight else []
+        for_weights = [gradient, x.reshape(-1, x.shape[-1])] if for_weight else []
+        return [gradient, weight] if for_x else [], for_weights
 
     def of_x(self, operands: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """See `Products.of_x`."""
@@ -107,7 +107,8 @@ class _Linear(torch.autograd.Function):
         if pieces:
             x = wait(start_all_gather(x, pieces, group))
         y, kept = PRODUCTS[form].output(x, weight, bias)
-        ctx.save_for_backward(*kept)
+        needs_weight = ctx.needs_input_grad[1]  # else the input itself, gathered, need not be kept
+        ctx.save_for_backward(*(each if needs_weight or each is not x else None for each in kept))
         ctx.shapes, ctx.how = (x.shape, weight.shape), (form, pieces, group)
         return y
 

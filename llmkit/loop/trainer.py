@@ -98,7 +98,8 @@ class Trainer:
 
     def start(self) -> None:
         """What comes before the first step: measures the device's peak, calls hooks. All ranks call it."""
-        flops = train_flops_per_token(self.plan.model, self.config.data.sequence_length)
+        adapters = self.plan.num_trained if self.config.train.lora.rank else 0
+        flops = train_flops_per_token(self.plan.model, self.config.data.sequence_length, adapters)
         speed = Speed(self.plan.tokens_per_step, flops)
         if self.mesh.rank == 0:  # which alone writes rows; the others need not measure their CPU
             dtype, fp8 = torch_dtype(self.plan.precision.compute), self.plan.precision.linear == "fp8"

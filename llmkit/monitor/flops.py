@@ -7,19 +7,22 @@ import math
 from llmkit.config.custom_model import AnyModel, CustomModel
 
 
-def train_flops_per_token(shape: AnyModel, sequence_length: int) -> int:
-    """FLOPs of forward and backward for one token, without recomputation.
+def train_flops_per_token(shape: AnyModel, sequence_length: int, adapters: int = 0) -> int:
+    """FLOPs of forward and backward for one token, without recomputation. adapters: parameters of adapters,
+    where these alone are trained.
 
     6 N + 12 L d s: N parameters (embeddings included, tied ones once; left out is what is only looked up and
     added: learned positions, embeddings of values and of pairs of tokens), L layers, d = heads x head_dim,
     s = sequence length (Chowdhery et al. 2022, PaLM, appendix B). This convention counts attention as if
-    every position saw all of its row; most published figures use it. A registered model counts its own.
+    every position saw all of its row; most published figures use it. A registered model counts its own. Where
+    adapters are trained there is no product for the gradient of a frozen weight: 4 N + 6 adapters + 12 L d s.
     """
     if isinstance(shape, CustomModel):
-        return shape.flops_per_token
+        return shape.flops_per_token * 2 // 3 + 6 * adapters if adapters else shape.flops_per_token
     attention_width = shape.num_attention_heads * shape.head_dim
     parameters = shape.num_parameters - shape.num_added_parameters
-    return 6 * parameters + 12 * shape.num_hidden_layers * attention_width * sequence_length
+    products = 4 * parameters + 6 * adapters if adapters else 6 * parameters
+    return products + 12 * shape.num_hidden_layers * attention_width * sequence_length
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float | None:
