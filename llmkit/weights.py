@@ -14,6 +14,7 @@ from torch import Tensor
 from xxhash import xxh64_hexdigest
 
 from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint.adapters import CheckpointAdapters, has_adapters
 from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.custom_model import AnyModel, stored_model
@@ -23,6 +24,7 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import may_exist
 from llmkit.hf.folder import HFFolder, is_hf_folder
+from llmkit.hf.peft_adapters import PeftAdapters, base_of, is_peft_folder
 from llmkit.parallel.slices import Box, Shape
 
 
@@ -125,9 +127,113 @@ class CheckpointWeights:
         return xxh64_hexdigest(fmt.canonical(self.checkpoint.manifest.model_dump(mode="json")))
 
 
+class Adapters(Protocol):
+    """What low-rank adapters add to the weights of their layers."""
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """Full names of the adapted layers, as in "blocks.0.attention.q_proj"."""
+        ...
+
+    def change(self, layer: str, region: Box) -> Tensor:
+        """What is added to a region of the layer's weight, fp32."""
+        ...
+
+
+@dataclass(frozen=True)
+class MergedWeights:
+    """Weights with what adapters add to them, which is computed as they are read.
+
+    described: whose folder, settings and tokenizer these weights have. more: tells the adapters from others.
+    """
+
+    described: Weights
+    base: Weights
+    adapters: Adapters
+    more: str
+
+    @property
+    def path(self) -> Path:
+        """See `Weights.path`."""
+        return self.described.path
+
+    @property
+    def origin(self) -> str:
+        """See `Weights.origin`."""
+        return self.described.origin
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """See `Weights.model`."""
+        return self.described.model
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """See `Weights.config`."""
+        return self.described.config
+
+    def names(self) -> Collection[str]:
+        """See `Weights.names`."""
+        return self.base.names()
+
+    def shape(self, name: str) -> Shape:
+        """See `Weights.shape`."""
+        return self.base.shape(name)
+
+    def read(self, name: str, region: Box) -> Tensor:
+        """See `Weights.read`. Weights of adapted layers are fp32."""
+        weight, layer = self.base.read(name, region), name.removesuffix(".weight")
+        if layer == name or layer not in self.adapters.layers:
+            return weight
+        return self.adapters.change(layer, region).add_(weight)
+
+    def tokenizer(self) -> Tokenizer:
+        """See `Weights.tokenizer`."""
+        return self.described.tokenizer()
+
+    def digest(self) -> str:
+        """See `Weights.digest`."""
+        return xxh64_hexdigest(f"{self.base.digest()} {self.more}")
+
+
+def weights_of(checkpoint: Checkpoint) -> Weights:
+    """The weights of a checkpoint; of one that holds adapters, those of its base with what they add.
+
+    Raises UserError where the base is not there, or holds other weights than the adapters were trained with.
+    """
+    stored = CheckpointWeights(checkpoint)
+    if not has_adapters(checkpoint):
+        return stored
+    base = open_base(checkpoint)
+    return MergedWeights(stored, base, CheckpointAdapters(checkpoint), stored.digest())
+
+
+def open_base(checkpoint: Checkpoint) -> Weights:
+    """The weights that the adapters in a checkpoint are for: from where they were read, or where that folder
+    is not any more, from where the settings of the run say.
+
+    Raises UserError where they are in neither, or have changed.
+    """
+    record = checkpoint.state["init_from"]
+    named = [record["path"], checkpoint.config["train"]["init_from"]]
+    path = next((Path(each) for each in named if may_exist(Path(each))), None)
+    if path is None:
+        raise UserError(
+            f"{checkpoint.path} holds adapters alone, and the weights that they are for are not at "
+            f"{record['path']} any more; bring them back"
+        )
+    base = open_weights(path)
+    if base.digest() != record["digest"]:
+        raise UserError(
+            f"{checkpoint.path} holds adapters of other weights than those in {base.path}, which have "
+            "changed since; bring the old ones back"
+        )
+    return base
+
+
 def open_weights(path: Path) -> Weights:
     """The weights at a path: a run folder (of its newest good checkpoint), a folder of checkpoints, a
-    checkpoint, an import, or a folder in Hugging Face's format.
+    checkpoint, an import, a folder in Hugging Face's format, or an adapter of PEFT.
 
     Raises UserError where there are none, and Damaged for a damaged checkpoint.
     """
@@ -135,12 +241,18 @@ def open_weights(path: Path) -> Weights:
         raise UserError(
             f"{path}: no such folder; name a run folder, a checkpoint or an import{_not_downloaded(path)}"
         )
-    return HFFolder(path) if is_hf_folder(path) else CheckpointWeights(open_checkpoint(path))
+    if is_peft_folder(path):
+        base = open_weights(base_of(path))
+        if not isinstance(base, HFFolder):
+            raise UserError(f"{path}: its base {base.path} is not in Hugging Face's format")
+        adapters = PeftAdapters(path, base.model_shape, base.architecture)
+        return MergedWeights(base, base, adapters, adapters.digest())
+    return HFFolder(path) if is_hf_folder(path) else weights_of(open_checkpoint(path))
 
 
 def look_at(path: Path) -> Weights:
     """The weights at a path as by `open_weights`, of a run its newest checkpoint that can be opened: its
-    tensors are not verified yet. For what needs no more than their description."""
+    tensors are not verified yet, nor adapters merged. For what needs no more than their description."""
     if may_exist(path) and not (path / fmt.MANIFEST).exists():
         below = path / "checkpoints"
         for folder in reversed(folders(below if below.is_dir() else path)):

@@ -22,10 +22,11 @@ from llmkit.parallel.slices import Box
 PREFIX = "base_model.model."
 NO_EFFECT = frozenset({
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode",
-    "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
-    "revision", "runtime_config", "target_modules", "task_type",
+    "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 })  # fmt: skip
 """Keys that do not change what the adapters compute, or that the names of the tensors say as well."""
+WRITTEN = "name a folder that PEFT has written"
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
 
 
@@ -36,13 +37,13 @@ def is_peft_folder(path: Path) -> bool:
 
 def base_of(path: Path) -> Path:
     """The folder of the model that an adapter is for. Raises UserError where it is not on this disk."""
-    named = read_json(path / ADAPTER_CONFIG, "name a folder that PEFT has written").get("base_model_name_or_path")
+    named = read_json(path / ADAPTER_CONFIG, WRITTEN).get("base_model_name_or_path")
     for base in (Path(str(named)), path / str(named)):
         if isinstance(named, str) and named and base.is_dir():
             return base
     raise UserError(
-        f"{path / ADAPTER_CONFIG}: the model that this adapter is for, {json.dumps(named)}, is no folder here; "
-        "download it, and set base_model_name_or_path to its folder"
+        f"{path / ADAPTER_CONFIG}: the model that this adapter is for, {json.dumps(named)}, is no folder "
+        "here; download it, and set base_model_name_or_path to its folder"
     )
 
 
@@ -54,7 +55,7 @@ class PeftAdapters:
 
     def __init__(self, path: Path, shape: ModelShape, architecture: Architecture) -> None:
         self.path = path
-        self._config = read_json(path / ADAPTER_CONFIG, "name a folder that PEFT has written")
+        self._config = read_json(path / ADAPTER_CONFIG, WRITTEN)
         self._check_config()
         self._files = TensorFiles(path, ADAPTER_WEIGHTS)
         found = {
@@ -81,8 +82,9 @@ class PeftAdapters:
         place = self._places[layer]
         module = place.stored.name.removesuffix(".weight")
         rank, ((low, high), columns) = (0, self._ranks[module]), region
+        rows = (low + place.first, high + place.first)
         a = self._files.read(f"{PREFIX}{module}.lora_A.weight", (rank, columns))
-        b = self._files.read(f"{PREFIX}{module}.lora_B.weight", ((low + place.first, high + place.first), rank))
+        b = self._files.read(f"{PREFIX}{module}.lora_B.weight", (rows, rank))
         return (b.float() @ a.float()).mul_(self._scale(module))
 
     def _scale(self, module: str) -> float:
@@ -122,7 +124,9 @@ class PeftAdapters:
             refused["lora_alpha"] = left.get("lora_alpha")
         if refused:
             named = ", ".join(f"{key} = {json.dumps(value):.80}" for key, value in refused.items())
-            raise UserError(f"{self.path / ADAPTER_CONFIG}: only plain LoRA is supported, and this has {named}")
+            raise UserError(
+                f"{self.path / ADAPTER_CONFIG}: only plain LoRA is supported, and this has {named}"
+            )
 
     def _check_tensors(self) -> None:
         """Raises UserError unless each tensor is the A or B of a matrix of the model, and fits it."""
@@ -136,8 +140,8 @@ class PeftAdapters:
             found = self._files.shapes.get(name)
             if found != wanted.get(name):
                 raise UserError(
-                    f"{self.path / ADAPTER_WEIGHTS}: {name} is {found or 'absent'}, for its base model it must be "
-                    f"{wanted.get(name, 'absent')}; was the adapter trained on another model?"
+                    f"{self.path / ADAPTER_WEIGHTS}: {name} is {found or 'absent'}, for its base model it "
+                    f"must be {wanted.get(name, 'absent')}; was the adapter trained on another model?"
                 )
 
 

@@ -67,7 +67,7 @@ def _modules(stored: Sequence[Stored]) -> dict[str, list[str]]:
 def _joined(
     parts: Sequence[str], rows: Sequence[int], layers: Collection[str], matrices: Matrices
 ) -> tuple[Tensor, Tensor]:
-    """A and B of a matrix that holds these layers one below the other; those without an adapter add nothing."""
+    """A and B of a matrix that holds these layers one below the other; where there is no adapter, B is 0."""
     found = [matrices(part) if part in layers else None for part in parts]
     a = torch.cat([each[0] for each in found if each is not None])
     b = a.new_zeros(sum(rows), len(a))

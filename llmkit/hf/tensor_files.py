@@ -22,8 +22,8 @@ AGAIN = "download the folder again, all of it"
 
 
 class TensorFiles:
-    """All tensors of a folder. Only the headers of the files are read at first. single: the file's name, where
-    there is no index.
+    """All tensors of a folder. Only the headers of the files are read at first. single: the name of the file
+    where there is no index.
 
     Raises UserError for a folder that lacks a file, or has one that is not complete.
     """

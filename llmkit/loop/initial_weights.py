@@ -21,7 +21,7 @@ from llmkit.model.initial import InitialWeights
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, full_box
-from llmkit.weights import CheckpointWeights, Weights, look_at, model_of
+from llmkit.weights import CheckpointWeights, Weights, look_at, model_of, weights_of
 
 MEAN_ROWS = 4096
 """Rows of a vocabulary that are read at a time for their mean."""
@@ -129,6 +129,9 @@ def open_initial(
         if found is None:
             raise UserError(f"train.init_from: none of the checkpoints in {weights.path.parent} is good")
         weights = CheckpointWeights(found)
+    if isinstance(weights, CheckpointWeights):
+        with fail_together(mesh):
+            weights = weights_of(weights.checkpoint)
     digest = on_rank_zero(mesh, weights.digest)
     if digest != before.get("digest", digest):
         raise UserError(

@@ -45,8 +45,8 @@ class Adapted:
         return self.full[f"{layer}.lora_A"], self.full[f"{layer}.lora_B"]
 
     def write(self, out) -> None:
-        shape, architecture = self.base.model_shape, self.base.architecture
-        write_peft_folder(out, shape, architecture, self.lora, self.layers, self.matrices, str(self.base.path))
+        model, base = (self.base.model_shape, self.base.architecture), str(self.base.path)
+        write_peft_folder(out, *model, self.lora, self.layers, self.matrices, base)
 
 
 @pytest.mark.parametrize("targets", [["*_proj"], SOME], ids=["all", "some"])

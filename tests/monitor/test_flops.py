@@ -33,6 +33,11 @@ def test_llama_1b_whose_rotary_positions_have_no_parameters() -> None:
     assert train_flops_per_token(LLAMA_1B, 2048) == 8_220_192_768
 
 
+def test_frozen_weights_have_no_product_for_their_gradient() -> None:
+    # 4 x 1,235,814,400 + 6 x 11,272,192 = 5,010,890,752
+    assert train_flops_per_token(LLAMA_1B, 2048, adapters=11_272_192) == 5_010_890_752 + 805_306_368
+
+
 def test_attention_counts_the_heads_not_the_residual_stream() -> None:
     # 16 x 2048 x (2 x 32 + 2 x 8) x 64 = 167,772,160 weights more
     wide_heads = replace(LLAMA_1B, head_dim=128)
