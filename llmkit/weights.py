@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,7 +124,7 @@ class CheckpointWeights:
         return tokenizer
 
     def digest(self) -> str:
-        """See `Weights.digest`. The manifest has the checksums of all other files."""
+        """See `Weights.digest`. The manifest has the checksums of all files, and a base's digest."""
         return xxh64_hexdigest(fmt.canonical(self.checkpoint.manifest.model_dump(mode="json")))
 
 
@@ -140,37 +141,24 @@ class Adapters(Protocol):
         ...
 
 
+def merged(base: Weights, adapters: Adapters, name: str, region: Box) -> Tensor:
+    """A region of a tensor with what adapters add to it: in fp32, if it is of an adapted layer."""
+    weight, layer = base.read(name, region), name.removesuffix(".weight")
+    if layer == name or layer not in adapters.layers:
+        return weight
+    return adapters.change(layer, region).add_(weight)
+
+
 @dataclass(frozen=True)
-class MergedWeights:
-    """Weights with what adapters add to them, which is computed as they are read.
+class AdaptedCheckpoint(CheckpointWeights):
+    """The weights of a checkpoint that holds adapters alone: those of their base, with what they add."""
 
-    described: whose folder, settings and tokenizer these weights have. more: tells the adapters from others.
-    """
-
-    described: Weights
     base: Weights
-    adapters: Adapters
-    more: str
 
-    @property
-    def path(self) -> Path:
-        """See `Weights.path`."""
-        return self.described.path
-
-    @property
-    def origin(self) -> str:
-        """See `Weights.origin`."""
-        return self.described.origin
-
-    @property
-    def model(self) -> Mapping[str, Any]:
-        """See `Weights.model`."""
-        return self.described.model
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """See `Weights.config`."""
-        return self.described.config
+    @cached_property
+    def adapters(self) -> CheckpointAdapters:
+        """The adapters."""
+        return CheckpointAdapters(self.checkpoint)
 
     def names(self) -> Collection[str]:
         """See `Weights.names`."""
@@ -181,19 +169,52 @@ class MergedWeights:
         return self.base.shape(name)
 
     def read(self, name: str, region: Box) -> Tensor:
-        """See `Weights.read`. Weights of adapted layers are fp32."""
-        weight, layer = self.base.read(name, region), name.removesuffix(".weight")
-        if layer == name or layer not in self.adapters.layers:
-            return weight
-        return self.adapters.change(layer, region).add_(weight)
+        """See `Weights.read` and `merged`."""
+        return merged(self.base, self.adapters, name, region)
+
+
+@dataclass(frozen=True)
+class AdaptedFolder:
+    """The weights of a folder of PEFT: those of its base, with what the adapters add."""
+
+    path: Path
+    base: HFFolder
+    adapters: PeftAdapters
+
+    @property
+    def origin(self) -> str:
+        """See `Weights.origin`."""
+        return str(self.path)
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """See `Weights.model`."""
+        return self.base.model
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """See `Weights.config`."""
+        return self.base.config
+
+    def names(self) -> Collection[str]:
+        """See `Weights.names`."""
+        return self.base.names()
+
+    def shape(self, name: str) -> Shape:
+        """See `Weights.shape`."""
+        return self.base.shape(name)
+
+    def read(self, name: str, region: Box) -> Tensor:
+        """See `Weights.read` and `merged`."""
+        return merged(self.base, self.adapters, name, region)
 
     def tokenizer(self) -> Tokenizer:
         """See `Weights.tokenizer`."""
-        return self.described.tokenizer()
+        return self.base.tokenizer()
 
     def digest(self) -> str:
         """See `Weights.digest`."""
-        return xxh64_hexdigest(f"{self.base.digest()} {self.more}")
+        return xxh64_hexdigest(f"{self.base.digest()} {self.adapters.digest()}")
 
 
 def weights_of(checkpoint: Checkpoint) -> Weights:
@@ -201,11 +222,9 @@ def weights_of(checkpoint: Checkpoint) -> Weights:
 
     Raises UserError where the base is not there, or holds other weights than the adapters were trained with.
     """
-    stored = CheckpointWeights(checkpoint)
-    if not has_adapters(checkpoint):
-        return stored
-    base = open_base(checkpoint)
-    return MergedWeights(stored, base, CheckpointAdapters(checkpoint), stored.digest())
+    if has_adapters(checkpoint):
+        return AdaptedCheckpoint(checkpoint, open_base(checkpoint))
+    return CheckpointWeights(checkpoint)
 
 
 def open_base(checkpoint: Checkpoint) -> Weights:
@@ -245,8 +264,7 @@ def open_weights(path: Path) -> Weights:
         base = open_weights(base_of(path))
         if not isinstance(base, HFFolder):
             raise UserError(f"{path}: its base {base.path} is not in Hugging Face's format")
-        adapters = PeftAdapters(path, base.model_shape, base.architecture)
-        return MergedWeights(base, base, adapters, adapters.digest())
+        return AdaptedFolder(path, base, PeftAdapters(path, base.model_shape, base.architecture))
     return HFFolder(path) if is_hf_folder(path) else weights_of(open_checkpoint(path))
 
 

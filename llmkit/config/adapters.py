@@ -48,6 +48,9 @@ def check_lora(s: Settings) -> Iterator[Mistake]:
     lora, at = s.config.train.lora, "train.lora"
     if not lora.rank:
         return
+    if s.config.train.init_from is None:
+        note = "without trained weights there is nothing to adapt"
+        yield s.mistake("{0} needs {1} to be given", f"{at}.rank", "train.init_from", note=note)
     if lora.input_dropout and s.config.parallel.tensor_parallel_size > 1:
         note = "ranks that share a layer would drop different inputs of it"
         paths = f"{at}.input_dropout", "parallel.tensor_parallel_size"

@@ -14,7 +14,7 @@ from llmkit.config.schema import Config, Source
 from llmkit.config.shape import ModelShape
 from llmkit.hf.architectures import Architecture
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.weights import CheckpointWeights, Weights
+from llmkit.weights import AdaptedCheckpoint, AdaptedFolder, CheckpointWeights, Weights
 
 CARD = "README.md"
 SETTINGS = "llmkit.yaml"
@@ -68,6 +68,8 @@ def run_folder(weights: Weights) -> Path | None:
 
 def _training(weights: Weights, config: Config | None, run: Path | None) -> Iterator[tuple[str, str]]:
     """What is known of how the weights were made."""
+    if isinstance(weights, AdaptedCheckpoint | AdaptedFolder):
+        yield "adapters", f"merged into the weights of {weights.base.path.name}"
     if isinstance(weights, CheckpointWeights):
         state = weights.checkpoint.state
         if imported := state.get("imported"):

@@ -20,7 +20,7 @@ from llmkit.convert.proof import cannot_prove, prove
 from llmkit.convert.shards import Planned, plan, split, write_shards
 from llmkit.errors import UserError
 from llmkit.hf.choose import architecture_for
-from llmkit.weights import Weights, model_of, open_weights
+from llmkit.weights import AdaptedCheckpoint, AdaptedFolder, Weights, model_of, open_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -28,14 +28,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def export_command(path: Path, out: Path, *, dtype: str | None, max_shard_size: int, check: bool) -> int:
     """`llmkit export`: writes a folder that transformers, vLLM and others load, with a model card.
 
-    dtype: to which weights are rounded; None: as they are stored. max_shard_size: bytes of a file.
-    check: compare logits and ids with those of transformers, where it is installed and there is memory.
+    dtype: to which weights are rounded; None: as they are stored, those with adapters as their base is.
+    max_shard_size: bytes of a file. check: compare logits and ids with those of transformers, where it is
+    installed and there is memory.
 
     Raises UserError where no class of transformers can express the model, naming every setting.
     """
     refuse_existing(out)
     weights, rounded = open_weights(path), DTYPES[dtype] if dtype else None
-    shape = _shape(weights)
+    if rounded is None and isinstance(weights, AdaptedCheckpoint | AdaptedFolder):
+        rounded = _type_of(weights.base)
+    shape = exported_shape(weights)
     tokenizer = weights.tokenizer()
     architecture = architecture_for(shape, json.loads(tokenizer.files()["tokenizer.json"]))
     filled = architecture.filled(shape)
@@ -67,7 +70,8 @@ def export_command(path: Path, out: Path, *, dtype: str | None, max_shard_size: 
     return 0
 
 
-def _shape(weights: Weights) -> ModelShape:
+def exported_shape(weights: Weights) -> ModelShape:
+    """The model of weights that are to be exported. Raises UserError for one that is not our own."""
     shape = model_of(weights)
     if not isinstance(shape, ModelShape):
         raise UserError(
@@ -75,6 +79,12 @@ def _shape(weights: Weights) -> ModelShape:
             "own can be exported"
         )
     return shape
+
+
+def _type_of(weights: Weights) -> torch.dtype:
+    """The type in which weights are stored, by the first of them."""
+    name = next(iter(weights.names()))
+    return weights.read(name, tuple((0, 1) for _ in weights.shape(name))).dtype
 
 
 def _main_type(tensors: Sequence[Planned]) -> torch.dtype:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from llmkit.command_line import Commands
+from llmkit.errors import UserError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -33,6 +34,12 @@ def add_export_command(commands: Commands) -> None:
     parser.add_argument(
         "--no-check", action="store_true", help="do not compare the logits of transformers with llmkit's"
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="write the adapters of a run alone, as a folder of PEFT"
+    )
+    parser.add_argument(
+        "--base", metavar="HF_DIR", help="with --adapter: the base model, where that is not what the run read"
+    )
     parser.set_defaults(command=_export, parser=parser)
 
 
@@ -43,6 +50,17 @@ def _import(options: argparse.Namespace, started: float) -> int:
 
 
 def _export(options: argparse.Namespace, started: float) -> int:
+    if options.adapter:
+        from llmkit.convert.adapter import export_adapter_command
+
+        if options.dtype:
+            raise UserError("export: --dtype is for a model, adapters are fp32; leave it or --adapter out")
+        base = Path(options.base) if options.base else None
+        return export_adapter_command(
+            Path(options.run), Path(options.out), base=base, check=not options.no_check
+        )
+    if options.base:
+        raise UserError("export: --base is for --adapter; leave it out")
     from llmkit.convert.export import export_command
 
     return export_command(

@@ -75,12 +75,9 @@ def prove(
     """
     import transformers
 
-    tokens = torch.from_numpy(tokenizer.encode(TEXT)[: min(TOKENS, shape.max_position_embeddings)]).long()[
-        None
-    ]
+    tokens = _tokens(tokenizer, shape)
     ours = _our_logits(weights, tokens, dtype)
-    theirs = _their_logits(folder, tokens)
-    difference = float((ours - theirs).norm() / theirs.norm())
+    difference = _relative(ours, _their_logits(folder, tokens))
     if not difference <= TOLERANCE:
         raise RunFault(
             "the exported model does not compute what this one does: the logits of transformers "
@@ -90,6 +87,38 @@ def prove(
         )
     texts = _compare_tokenizers(tokenizer, folder)
     return Proof(transformers.__version__, difference, tokens.shape[1], texts)
+
+
+def prove_adapter(weights: Weights, shape: ModelShape, tokenizer: Tokenizer, folder: Path, base: Path) -> str:
+    """Compares PEFT with an adapter's folder, on the model in `base`, with the merged weights; in one line.
+
+    Raises RunFault where they differ.
+    """
+    import peft
+
+    tokens = _tokens(tokenizer, shape)
+    difference = _relative(_our_logits(weights, tokens, None), _their_logits(base, tokens, adapter=folder))
+    if not difference <= TOLERANCE:
+        raise RunFault(
+            f"the exported adapter does not compute what the run does: the logits of peft {peft.__version__} "
+            f"differ by {difference:.1e} (relative norm; rounding makes at most {TOLERANCE:.0e}); nothing "
+            "was written. Please report this, with the run's settings; --no-check leaves the comparison out"
+        )
+    return (
+        f"peft {peft.__version__} gives llmkit's logits: relative difference {difference:.1e} in fp32 on "
+        f"{tokens.shape[1]} tokens"
+    )
+
+
+def _tokens(tokenizer: Tokenizer, shape: ModelShape) -> Tensor:
+    """The ids that are compared, (1, seq)."""
+    ids = tokenizer.encode(TEXT)[: min(TOKENS, shape.max_position_embeddings)]
+    return torch.from_numpy(ids).long()[None]
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    """||ours - theirs|| / ||theirs||."""
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 @torch.inference_mode()
@@ -104,12 +133,17 @@ def _our_logits(weights: Weights, tokens: Tensor, dtype: torch.dtype | None) -> 
 
 
 @torch.inference_mode()
-def _their_logits(folder: Path, tokens: Tensor) -> Tensor:
+def _their_logits(folder: Path, tokens: Tensor, adapter: Path | None = None) -> Tensor:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    model.eval()
     found: Tensor = model(input_ids=tokens).logits[0]
     return found
 

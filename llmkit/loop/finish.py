@@ -25,7 +25,7 @@ from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.prompts import chat_prompt, text_prompt
 from llmkit.stopping import Stopped
-from llmkit.weights import CheckpointWeights
+from llmkit.weights import weights_of
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -146,5 +146,5 @@ def _whole_model(t: Trainer) -> Iterator[Model]:
         yield t.engine.model
         t.engine.model.train()
     else:
-        weights = CheckpointWeights(load_checkpoint(t.checkpoint))
+        weights = weights_of(load_checkpoint(t.checkpoint))
         yield load_model(weights, torch.device("cpu"), t.plan.precision)

@@ -41,8 +41,17 @@ class StartingWeights:
     _shapes: Mapping[str, Shape] = field(default_factory=dict)
     _means: dict[str, Tensor] = field(default_factory=dict)
 
-    def fit(self, model: AnyModel) -> None:
-        """Prepares for this model. Raises UserError where it has other tensors than are stored."""
+    def fit(self, model: AnyModel, adapts: bool = False) -> None:
+        """Prepares for this model. adapts: only adapters are to be trained.
+
+        Raises UserError where it has other tensors than are stored, or rows of tokens that nothing trains.
+        """
+        if adapts and model.vocab_size != self.known:
+            raise UserError(
+                f"train.lora: the model would know {model.vocab_size} tokens, and {self.weights.path} knows "
+                f"{self.known}: adapters leave the embedding as it is, so rows of new tokens would never be "
+                "trained; take the tokenizer of the weights (data.tokenizer.type: init_from)"
+            )
         with torch.device("meta"):
             self._shapes = InitialWeights(build_model(model), 0).shapes
         stored = {name: self.weights.shape(name) for name in self.weights.names()}

@@ -69,7 +69,7 @@ def prepare_run(
                 check_same_model(checkpoint, plan.model)
             if initial is not None:
                 check_same_ids(tokenizer, initial.weights)
-                initial.fit(plan.model)
+                initial.fit(plan.model, adapts=plan.config.train.lora.rank > 0)
             _require_room(launch, folder, plan, device)
 
         data = prepare(

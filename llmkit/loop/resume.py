@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from llmkit.checkpoint.adapters import CheckpointAdapters, has_adapters
 from llmkit.checkpoint.format import FOLDER, folder_name
 from llmkit.checkpoint.read import Checkpoint, folders, newest
+from llmkit.config.adapters import trained_tensors
 from llmkit.config.custom_model import AnyModel, CustomModel, stored_model
 from llmkit.config.derive import resolved_model
 from llmkit.config.load import Loaded
@@ -154,8 +156,12 @@ def check_same_model(checkpoint: Checkpoint, shape: AnyModel) -> None:
 
 def _check_same_tensors(checkpoint: Checkpoint, shape: AnyModel) -> None:
     """The same by the names and shapes of the tensors, which are all that is known of a registered model."""
-    with torch.device("meta"):
-        new = InitialWeights(build_model(shape), 0).shapes
+    if has_adapters(checkpoint):
+        adapters = trained_tensors(shape.tensors, CheckpointAdapters(checkpoint).settings)
+        new = {each.name: each.shape for each in adapters}
+    else:
+        with torch.device("meta"):
+            new = InitialWeights(build_model(shape), 0).shapes
     old = {name: checkpoint.shape(name, "master") for name in checkpoint.names("master")}
     changed = [
         f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}"

@@ -150,7 +150,7 @@ def make_plan(
     train = {**SETTINGS["train"], "precision": precision, "micro_batch_size": micro_batch_size}
     settings = {
         **SETTINGS,
-        "train": {**train, "lora": ADAPTERS.model_dump()} if adapters else train,
+        "train": {**train, "init_from": "weights", "lora": ADAPTERS.model_dump()} if adapters else train,
         "parallel": dict(parallel),
         "optimizer": {**OPTIMIZER, "name": optimizer, **({"groups": ADAPTER_GROUPS} if adapters else {})},
         "kernels": dict(kernels),

@@ -69,10 +69,15 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("settings", "what"), MISTAKES)
 def test_what_is_refused(settings, what, refused_for_one):
-    refused_for_one(["train.lora.rank=4", *settings], what)
+    refused_for_one(["train.lora.rank=4", "train.init_from=base", *settings], what)
+
+
+def test_adapters_need_weights(refused_for_one):
+    what = "train.lora.rank 4 (command line) needs train.init_from null (default) to be given"
+    refused_for_one(["train.lora.rank=4"], what)
 
 
 def test_groups_match_the_names_of_adapters(write):
     groups = "optimizer.groups=[{params: ['*.lora_B'], learning_rate: 0.01}]"
-    loaded = load(write(), ["train.lora.rank=4", groups])
+    loaded = load(write(), ["train.lora.rank=4", "train.init_from=base", groups])
     assert loaded.config.optimizer.groups[0].params == ["*.lora_B"]
