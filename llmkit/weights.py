@@ -214,7 +214,7 @@ class AdaptedFolder:
 
     def digest(self) -> str:
         """See `Weights.digest`."""
-        return xxh64_hexdigest(f"{self.base.digest()} {self.adapters.digest()}")
+        return xxh64_hexdigest(f"{self.base.digest()} {self.adapters.digest()}".encode())
 
 
 def weights_of(checkpoint: Checkpoint) -> Weights:
@@ -271,8 +271,8 @@ def open_weights(path: Path) -> Weights:
 def look_at(path: Path) -> Weights:
     """The weights at a path as by `open_weights`, of a run its newest checkpoint that can be opened: its
     tensors are not verified yet, nor adapters merged. For what needs no more than their description."""
-    if may_exist(path) and not (path / fmt.MANIFEST).exists():
-        below = path / "checkpoints"
+    below = path / "checkpoints"  # a run folder has a manifest.json of its own
+    if may_exist(path) and (below.is_dir() or not (path / fmt.MANIFEST).exists()):
         for folder in reversed(folders(below if below.is_dir() else path)):
             with suppress(fmt.Damaged):
                 return CheckpointWeights(load(folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def write_peft_folder(
     shape: ModelShape,
     architecture: Architecture,
     lora: Lora,
-    layers: Collection[str],
+    layers: AbstractSet[str],
     matrices: Matrices,
     base: str,
 ) -> None:
@@ -39,7 +40,7 @@ def write_peft_folder(
     base: what people and PEFT find the base model by, a path or a name of the hub.
     """
     modules = _modules(architecture.naming.stored(shape.parameters()))
-    adapted = {name: parts for name, parts in modules.items() if layers & set(parts)}
+    adapted = {name: parts for name, parts in modules.items() if not layers.isdisjoint(parts)}
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     for name, parts in adapted.items():
