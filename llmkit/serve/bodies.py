@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from llmkit.serve.errors import ApiError
 
@@ -114,11 +114,16 @@ class TextPart(BaseModel):
 
 
 class Message(BaseModel):
-    """A message of a chat."""
+    """A message of a chat; one that a reply had can be sent back as it is."""
 
     model_config = _STRICT
     role: str = Field(min_length=1, max_length=64)
     content: str | list[TextPart]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, given: Any) -> Any:
+        return _without_null(given) if isinstance(given, dict) else given
 
     @property
     def as_record(self) -> dict[str, str]:
@@ -154,8 +159,7 @@ def read_body(kind: type[AnyBody], data: bytes) -> AnyBody:
         raise ApiError(f"the body is no valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ApiError("the body must be a JSON object")
-    # Clients send null for what they leave out.
-    given = {name: value for name, value in found.items() if value is not None and name not in NO_EFFECT}
+    given = {name: value for name, value in _without_null(found).items() if name not in NO_EFFECT}
     for name in [name for name in given if name in NEUTRAL and name not in kind.model_fields]:
         if (value := given.pop(name)) not in NEUTRAL[name]:
             allowed = " or ".join(json.dumps(each) for each in NEUTRAL[name])
@@ -178,6 +182,11 @@ def read_body(kind: type[AnyBody], data: bytes) -> AnyBody:
         path = ".".join(str(part) for part in first["loc"] if _is_place(part))
         got = "" if first["type"] == "missing" else f" (it is {_shown(given, first['loc'][0])})"
         raise ApiError(f"{path}: {first['msg']}{got}", param=path) from None
+
+
+def _without_null(found: dict[str, Any]) -> dict[str, Any]:
+    """Clients send null for what they leave out."""
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _not_json(constant: str) -> NoReturn:

@@ -10,9 +10,11 @@ from pathlib import Path
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
 from llmkit.files import cannot_read
-from llmkit.generation.text import TextSession
+from llmkit.generation.sampling import Sampling
+from llmkit.generation.text import TextSession, complete
 from llmkit.inference import load_model
 from llmkit.plan.precision import choose_precision
+from llmkit.prompts import text_prompt
 from llmkit.serve.asks import Reader
 from llmkit.serve.worker import Worker
 from llmkit.weights import open_weights
@@ -46,6 +48,7 @@ def serve_command(
     weights, device = open_weights(run), choose_device()
     tokenizer = weights.tokenizer()
     model = load_model(weights, device, choose_precision(precision, device_facts(device)))
+    complete(model, tokenizer, [text_prompt(tokenizer, "")], 1, Sampling(0.0))  # what fails, fails now
     local = is_local(listening)
     if not local and key is None:
         print(

@@ -54,11 +54,13 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Takes a job. Raises ApiError where too many answers wait already, or the server ends."""
+        """Takes a job. Raises ApiError where it, or the queue, is too long, or the server ends."""
         with self._changed:
             if self._closed:
                 raise _stopping()
             self._waiting = deque(each for each in self._waiting if not each[0].cancelled)
+            if len(job.asks) > MOST_WAITING:
+                raise ApiError(f"the request is for {len(job.asks)} answers; at most {MOST_WAITING} are made")
             if len(self._waiting) + len(job.asks) > MOST_WAITING:
                 raise ApiError(
                     f"{len(self._waiting)} answers are waiting already; try again later",

@@ -23,6 +23,10 @@ SHAPES = {
         attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0,
     ),
+    "norms behind, a window by layer": replace(
+        LLAMA_STYLE, norm_placement="post", qk_norm="full", sliding_window=5, num_hidden_layers=3,
+        layer_types=("sliding_attention", "full_attention"), partial_rotary_factor=0.6,
+    ),
     "what looks back": replace(LLAMA_STYLE, key_shift=True, bigram_embedding=50, embedding_multiplier=3.0),
 }
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 53, 58, 9, 79]
@@ -81,8 +85,9 @@ def test_attention_sums_to_one_sees_no_future_and_keeps_to_the_window(model):
     assert attention.shape == (shape.num_hidden_layers, shape.num_attention_heads, seq, seq)
     torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
     back = torch.arange(seq)[:, None] - torch.arange(seq)
-    hidden = (back < 0) | (back >= (shape.sliding_window or seq))
-    assert attention[..., hidden].abs().max() == 0 and attention[..., ~hidden].min() > 0
+    for layer, weights in enumerate(attention):
+        hidden = (back < 0) | (back >= (shape.window(layer) or seq))
+        assert weights[:, hidden].abs().max() == 0 and weights[:, ~hidden].min() > 0
 
 
 def test_the_recorded_weights_give_what_the_blocks_compute(model):

@@ -79,6 +79,14 @@ def test_a_chat_whole_and_streamed_is_what_generation_gives(served, client):
     assert again.choices[0].message.content == wanted.text
 
 
+def test_a_reply_can_be_sent_back_as_it_is(client):
+    question = {"role": "user", "content": "a"}
+    message = client.chat.completions.create(messages=[question], max_tokens=4, **GREEDY).choices[0].message
+    assert message.to_dict()["refusal"] is None
+    further = [question, message, {"role": "user", "content": "b", "name": None}]
+    assert client.chat.completions.create(messages=further, max_tokens=4, **GREEDY).choices[0].message.content
+
+
 def test_an_answer_in_a_chat_may_take_the_rest_of_the_context(client):
     found = client.chat.completions.create(messages=MESSAGES[1:], **GREEDY)
     assert found.usage.total_tokens == CONTEXT and found.choices[0].finish_reason == "length"

@@ -139,6 +139,9 @@ def test_too_many_waiting_answers_are_refused(case):
     with pytest.raises(ApiError) as found:
         case.worker.submit(case.job(1))
     assert (found.value.status, found.value.code) == (429, "queue_full")
+    with pytest.raises(ApiError, match="257 answers") as found:
+        case.worker.submit(case.job(*[1] * (MOST_WAITING + 1)))
+    assert found.value.status == 400
     full.cancelled = True
     case.worker.submit(case.job(1))
 
