@@ -72,7 +72,6 @@ class Head(VocabularyLayer):
     """
 
     compiled: Literal["whole", "parts", ""] = ""
-    counts_likeliest: bool = False
 
     def __init__(
         self,
@@ -87,6 +86,7 @@ class Head(VocabularyLayer):
     ) -> None:
         super().__init__(vocab_size, hidden_size, tp, padded_vocab_size)
         self.operators, self.terms, self.logits_scaling = operators, terms, logits_scaling
+        self.counts_likeliest = False  # here: code that was compiled without the attribute would be again
         if tied is None:
             self.weight = uninitialized_parameter(self.rows, self.hidden_size, sharded_dim=0)
         else:

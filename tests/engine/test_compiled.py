@@ -9,7 +9,9 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
+from llmkit.batch import Batch
 from llmkit.config.operators import GENERATED
+from llmkit.engine.base import score_rows
 from llmkit.engine.build import build_engine
 from llmkit.kernels.compiler import graph_breaks
 from llmkit.kernels.operators import Operators
@@ -114,3 +116,18 @@ def test_what_fails_to_compile_is_reported_once_for_all_layers(monkeypatch):
     kinds = sorted(message.removeprefix("torch.compile failed on ").partition(",")[0] for message in told)
     assert len(kinds) == len(set(kinds)) == 3 and "Block" in kinds, told
     assert all("no such instruction" in message for message in told)
+
+
+def test_scores_of_a_compiled_model_compile_nothing_and_training_goes_on_with_its_code():
+    torch._dynamo.reset()
+    plain, compiled = random_model(LLAMA_STYLE), random_model(LLAMA_STYLE)
+    compiled.compile_parts(pytest.fail, backend="eager")
+    batches = [Batch(row[:, :-1], row[:, 1:]) for row in batch_of(LLAMA_STYLE, 3).tokens.split(7, dim=1)]
+    compiled(batches[0]).nats.sum().backward()
+    before = counters["stats"]["unique_graphs"]
+    found, wanted = (score_rows(model, model, batches) for model in (compiled, plain))
+    assert before == counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(found.nats, wanted.nats)
+    assert torch.equal(found.likeliest, wanted.likeliest)
+    compiled(batches[0]).nats.sum().backward()
+    assert before == counters["stats"]["unique_graphs"]
