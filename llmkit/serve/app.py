@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -63,10 +64,10 @@ class Api:
         """The handler for those alone who may use the server."""
 
         async def checked(request: Request) -> Response:
-            if self.hosts and request.url.hostname not in self.hosts:
+            host = re.sub(r":\d*$", "", request.headers.get("host", "")).strip("[]").lower()
+            if self.hosts and host not in self.hosts:
                 raise ApiError(
-                    f"this server is not reached as {request.url.hostname!r:.80}; call it localhost, or "
-                    "start it with an API key",
+                    f"this server is not {host!r:.80}; call it localhost, or start it with an API key",
                     status=403,
                 )
             scheme, _, key = request.headers.get("authorization", "").partition(" ")

@@ -85,7 +85,8 @@ def test_the_data_are_the_readings(found):
     torch.testing.assert_close(torch.tensor(data["attributions"]), readings.attributions, rtol=1e-3, atol=0)
     assert data["lens"]["ids"] == readings.lens.candidates.tolist()
     assert data["targets"] == readings.targets.tolist()
-    assert [json.loads(text) for text in data["tokens"]][1:3] == ["<", "/"]
+    assert [json.loads(text) for text in data["tokens"][1:3]] == ["<", "/"]
+    assert data["tokens"][-1] == "\\xa8"  # of U+2028
     assert {str(token) for row in readings.lens.candidates.flatten(0, 1).tolist() for token in row} <= set(
         data["names"]
     )

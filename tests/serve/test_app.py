@@ -14,6 +14,7 @@ import torch
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.text import TextSession, complete
 from llmkit.prompts import messages_prompt, text_prompt
+from llmkit.serve.command import LOCAL_NAMES
 from tests.limits import HANG
 from tests.serve.running import CONTEXT, NAME, running
 
@@ -245,9 +246,13 @@ def test_the_key_is_asked_for_but_not_for_health(capfd):
 
 
 def test_pages_of_other_names_and_too_long_answers_are_refused():
-    with running(hosts=("localhost", "127.0.0.1"), most_new=9) as served:
-        assert httpx.get(served.url + "/models", headers={"Host": "localhost:99"}).status_code == 200
-        assert httpx.get(served.url + "/models", headers={"Host": "evil.example"}).status_code == 403
+    with running(hosts=LOCAL_NAMES, most_new=9) as served:
+        for host, status in (
+            ("localhost:99", 200), ("LocalHost", 200), ("[::1]:8000", 200), ("evil.example", 403),
+            ("localhost.evil.example:80", 403), ("[::1", 403), ("[", 403),
+        ):  # fmt: skip
+            response = httpx.get(served.url + "/models", headers={"Host": host})
+            assert response.status_code == status, host
         client = served.client()
         with pytest.raises(openai.BadRequestError, match=r"max_tokens is 10, and .* allows 9 at most"):
             client.completions.create(prompt="ab", max_tokens=10, **GREEDY)
