@@ -4,6 +4,8 @@
 
 FOLDER/questions.jsonl: chats {"messages": [...]}, a question about a function or class and its answer.
 FOLDER/signatures.jsonl: {"prompt", "completion"}, a definition and the first sentence of its docstring.
+FOLDER/preferences.jsonl: {"prompt", "chosen", "rejected"}, a question, the answer without the name in front
+of it, and the answer as above.
 Nothing is imported or run: the source files are parsed.
 """
 
@@ -66,26 +68,28 @@ def _definition(node: ast.FunctionDef | ast.ClassDef) -> str:
     return f"def {node.name}({ast.unparse(node.args)}):"
 
 
-def write(folder: Path, library: Path) -> tuple[int, int]:
-    """Writes both files; returns how many records each has."""
+def write(folder: Path, library: Path) -> dict[str, int]:
+    """Writes the files; returns how many records each has."""
     folder.mkdir(parents=True, exist_ok=True)
     found = list(documented(library))
-    chats = []
+    chats, preferences = [], []
     for number, each in enumerate(found):
         question = QUESTIONS[number % len(QUESTIONS)].format(each.name)
         answer = f"{each.name}: {each.sentence}"
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         chats.append({"messages": messages})
+        preferences.append({"prompt": messages[:1], "chosen": each.sentence, "rejected": answer})
     pairs = [
         {"prompt": f'{each.definition}\n    """', "completion": f'{each.sentence}"""\n'} for each in found
     ]
-    for name, records in (("questions", chats), ("signatures", pairs)):
+    files = {"questions": chats, "signatures": pairs, "preferences": preferences}
+    for name, records in files.items():
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    return len(chats), len(pairs)
+    return {name: len(records) for name, records in files.items()}
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "data-cache")
-    questions, signatures = write(target, Path(sysconfig.get_paths()["stdlib"]))
-    print(f"{target}/questions.jsonl: {questions} chats; {target}/signatures.jsonl: {signatures} records")
+    for file, count in write(target, Path(sysconfig.get_paths()["stdlib"])).items():
+        print(f"{target}/{file}.jsonl: {count} records")

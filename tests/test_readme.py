@@ -71,12 +71,14 @@ def test_every_command_runs_in_order(project, capsys):
     ran = set()
     for command in commands():
         smaller = OF_WEIGHTS if "configs/sft.yaml" in command else SMALLER
-        more = [*smaller, f"train.max_steps={len(ran) + 3}"] if command[0] == "train" else []
+        if "configs/dpo.yaml" in command:  # 300 tokens make long sequences, and a pair is not cut
+            smaller = [each for each in OF_WEIGHTS if not each.startswith("data.")]
+        more = [*smaller, f"train.max_steps={len(ran) + 3}"] if command[0] in ("train", "reference") else []
         if command[0] in ("data", "config") and "--keys" not in command:
             more = SMALLER
         assert main([*command, *more]) == 0, command
         ran.add(command[0])
-    assert ran == {"train", "generate", "evaluate", "config", "data", "doctor", "new"}
+    assert ran == {"train", "generate", "evaluate", "config", "data", "doctor", "new", "reference"}
     assert "bits per byte" in capsys.readouterr().out
 
 

@@ -30,7 +30,8 @@ def questions():
 def test_each_docstring_is_a_chat_and_a_completion(questions, tmp_path):
     for name, text in LIBRARY.items():
         (tmp_path / name).write_text(text)
-    assert questions.write(tmp_path / "out", tmp_path) == (3, 3)
+    found = questions.write(tmp_path / "out", tmp_path)
+    assert found == {"questions": 3, "signatures": 3, "preferences": 3}
     lines = (tmp_path / "out/questions.jsonl").read_text().splitlines()
     chats = [[m["content"] for m in json.loads(line)["messages"]] for line in lines]
     assert chats == [
@@ -41,6 +42,10 @@ def test_each_docstring_is_a_chat_and_a_completion(questions, tmp_path):
     pairs = [json.loads(line) for line in (tmp_path / "out/signatures.jsonl").read_text().splitlines()]
     assert pairs[0] == {"prompt": 'class One(Base):\n    """', "completion": 'A class."""\n'}
     assert pairs[2] == {"prompt": 'def two(x, *, y=1):\n    """', "completion": 'Do two things."""\n'}
+    preferences = (tmp_path / "out/preferences.jsonl").read_text().splitlines()
+    prompt = [{"role": "user", "content": "Explain b.two."}]
+    chosen, rejected = "Do two things.", "b.two: Do two things."
+    assert json.loads(preferences[2]) == {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 @pytest.mark.parametrize(
