@@ -115,8 +115,7 @@ def check_tokenizer(weights: Weights, data: Prepared, loaded: Loaded) -> None:
 
 def _load(weights: Weights, digest: str, loaded: Loaded, mesh: Mesh) -> Reference:
     config, spec, facts = loaded.config, model_of(weights), device_facts(mesh.device)
-    learned = isinstance(spec, ModelShape) and spec.position_embedding == "learned"
-    if learned and config.data.sequence_length > spec.max_position_embeddings:
+    if isinstance(spec, ModelShape) and config.data.sequence_length > spec.max_position_embeddings:
         raise UserError(
             f"{loaded.settings.describe('data.sequence_length')} is longer than the context of the reference "
             f"model, {spec.max_position_embeddings} tokens ({weights.path}); lower it"

@@ -17,8 +17,6 @@ from llmkit.weights import open_weights
 from tests.preference.pairs_project import PAIRS
 from tests.program import train
 
-LEARNED = ("model.position_embedding=learned", "model.qk_norm=false")
-
 
 def reference(*overrides: str) -> int:
     return main(["reference", "tiny.yaml", *PAIRS, *overrides])
@@ -89,9 +87,7 @@ def test_mistakes_are_one_message_each(pairs: Path, capsys: pytest.CaptureFixtur
     assert "Hugging Face folder as train.init_from or train.dpo.reference" in capsys.readouterr().err
     assert reference("train.dpo.reference=runs/none") == 2
     assert "runs/none: no such folder" in capsys.readouterr().err
-    assert main(["train", "tiny.yaml", "run.name=short", "train.max_steps=1", *LEARNED]) == 0
-    capsys.readouterr()
-    assert reference("train.dpo.reference=runs/short", "data.sequence_length=64", *LEARNED) == 2
+    assert reference("data.sequence_length=64") == 2
     assert "is longer than the context of the reference model, 32 tokens" in capsys.readouterr().err
     assert reference("data.tokenizer={type: bpe, vocab_size: 300}") == 2
     error = capsys.readouterr().err
