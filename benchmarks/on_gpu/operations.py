@@ -127,6 +127,11 @@ def pointwise(draw: Draw, tokens: int, width: int, inner: int) -> list[Operation
             {"Liger": lambda i: (_liger().liger_swiglu(i["gate"], i["up"]),)},
         ),
         Operation(
+            f"geglu, {inner}", "activation", "geglu", {"gate": gate, "up": up},
+            lambda f, i: (f(i["gate"], i["up"]),), 8 * gate.nbytes,
+            {"Liger": lambda i: (_liger().liger_geglu(i["gate"], i["up"]),)},
+        ),
+        Operation(
             f"gelu with bias, {inner}", "activation", "gelu", {"x": gate, "bias": bias},
             lambda f, i: (f(i["x"], i["bias"]),), 5 * gate.nbytes,
         ),

@@ -157,10 +157,8 @@ SETTINGS = [
         ("everything", 3, 1, 2, False, "selective", True, "muon"),
         ("everything", 0, 4, 1, False, "none", False, "adamw"),
         ("everything", 3, 2, 2, True, "none", True, "adamw"),
-        ("olmo", 0, 4, 1, False, "none", False, "adamw"),
         ("olmo", 3, 2, 2, True, "selective", True, "muon"),
-        ("gemma", 0, 2, 1, True, "full/2", True, "muon"),
-        ("gemma", 3, 2, 2, False, "selective", False, "adamw"),
+        ("gemma", 0, 2, 1, True, "full/2", True, "adamw"),
     )
 ]
 """The settings of recent small recipes, and of published families, all at once, under each way to share their

@@ -51,15 +51,15 @@ MODELS = {
         logits_scaling=1.25, key_shift=0.5, bigram_embedding=77, final_logit_softcapping=5.0,
     ),
     "olmo": replace(
-        MODERN, norm_placement="post", qk_norm="full", mlp="geglu", attention_bias=True,
-        partial_rotary_factor=0.6, attention_output_bias=False, attention_multiplier=0.4,
+        MODERN, num_key_value_heads=1, norm_placement="post", qk_norm="full", mlp="geglu",
+        attention_bias=True, partial_rotary_factor=0.6, attention_output_bias=False, attention_multiplier=0.4,
         rope_scaling=RopeScaling(
             rope_type="yarn", factor=4.0, original_max_position_embeddings=12, beta_fast=3.0
         ),
     ),
     "gemma": replace(
-        MODERN, norm_placement="both", norm_weight_offset=1.0, qk_norm=True, mlp="geglu", sliding_window=9,
-        layer_types=("sliding_attention", "full_attention"), sliding_rope_theta=30.0,
+        MODERN, head_dim=14, norm_placement="both", norm_weight_offset=1.0, qk_norm=True, mlp="geglu",
+        sliding_window=9, layer_types=("sliding_attention", "full_attention"), sliding_rope_theta=30.0,
         attn_logit_softcapping=3.0, final_logit_softcapping=5.0, embedding_multiplier=1.5,
         rope_scaling=RopeScaling(rope_type="linear", factor=8.0), tie_word_embeddings=True,
     ),

@@ -143,7 +143,6 @@ def test_a_block_keeps_what_is_counted(shape, precision, recompute):
         ("scalars", "bf16", "none"),
         ("olmo", "bf16", "none"),
         ("norms before and behind", "bf16", "none"),
-        ("partial rotation", "bf16", "none"),
         ("dropout", "fp32", "none"),
         ("dropout", "fp32", "selective"),
     ],

@@ -12,9 +12,16 @@ from llmkit.config.shape import ModelShape
 from llmkit.kernels.operators import FORMS, TORCH, Operators
 from llmkit.model.gpt import GPT
 from tests.kernels.float64 import relative_error
+from tests.model.test_block import GEMMA, OLMO
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, randomise
 
-SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE, "qk_norm": replace(LLAMA_STYLE, qk_norm=True)}
+SHAPES = {
+    "gpt2": GPT2_STYLE,
+    "llama": LLAMA_STYLE,
+    "qk_norm": replace(LLAMA_STYLE, qk_norm=True),
+    "olmo": OLMO,
+    "gemma": GEMMA,
+}
 
 
 def gradients(shape: ModelShape, operators: Operators, device: str, how: str) -> dict[str, torch.Tensor]:
