@@ -26,20 +26,23 @@ from tests.evaluation import toys
 LENGTH = 24
 
 
-def engine_of(stage: str, mesh: Mesh, **options: Any) -> tuple[Engine, Plan]:
-    """The toy's weights in an engine on this mesh."""
+def engine_of(stage: str, mesh: Mesh, adapters: int = 0, **options: Any) -> tuple[Engine, Plan]:
+    """The toy's weights in an engine on this mesh. adapters: their rank, without effect as they begin."""
+    train: dict[str, Any] = {"precision": "fp32", "micro_batch_size": 4 // mesh["data"].size}
+    if adapters:
+        train |= {"lora": {"rank": adapters}, "init_from": "the toy"}
     settings = {
         **CONFIG,
-        "train": {**CONFIG["train"], "precision": "fp32", "micro_batch_size": 4 // mesh["data"].size},
+        "train": {**CONFIG["train"], **train},
         "parallel": {
             "world_size": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size, **ENGINES[stage],
             **options,
         },
     }  # fmt: skip
     plan = plan_for_shape(toys.shape(), settings, DeviceFacts())
-    engine = build_engine(plan, mesh, device=torch.device("cpu"), buckets=BUCKETS)
-    engine.write_pieces(Weights(toys.model()), 0)
-    return engine, plan
+    weights = Weights(toys.model())
+    given = {"base": weights} if adapters else {"source": weights}
+    return build_engine(plan, mesh, device=torch.device("cpu"), buckets=BUCKETS, **given), plan
 
 
 def step(engine: Engine, mesh: Mesh) -> float:

@@ -18,7 +18,7 @@ CASES = "tests.evaluation.rank_cases"
 LAYOUTS = [
     ["native 1", 2, {"sequence_parallel": True}],
     ["deepspeed 3", 2, {}],
-    ["deepspeed 3", 1, {}],
+    ["deepspeed 3", 1, {"adapters": 4}],
 ]
 
 
@@ -39,7 +39,10 @@ def test_figures_in_engines_of_four_processes_equal_those_of_one(alone, tmp_path
         assert first["figures"] == pytest.approx(alone, rel=1e-5), layout
         assert all(other["figures"] is None and other["batches"] == first["batches"] for other in others)
         for rank in (first, *others):
-            torch.testing.assert_close(torch.tensor(rank["losses"]), torch.tensor(losses), rtol=1e-5, atol=0)
+            trained = losses[: 1 if "adapters" in layout[2] else 2]  # adapters learn something else
+            torch.testing.assert_close(
+                torch.tensor(rank["losses"][: len(trained)]), torch.tensor(trained), rtol=1e-5, atol=0
+            )
 
 
 def test_figures_of_a_run_on_two_processes_equal_those_of_one(project):
