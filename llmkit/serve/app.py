@@ -112,7 +112,7 @@ class Api:
         self._check_name(body.model)
         loop = asyncio.get_running_loop()
         asks = await loop.run_in_executor(self._reading, self.reader.asks, body)
-        answers = Answers(self.worker, asks, prompts, echo)
+        answers = Answers(self.worker, self.reader.tokenizer, asks, prompts, echo)
         reply = Reply(isinstance(body, ChatBody), self.name, self.reader.tokenizer)
         if body.stream:
             events = _events(answers, reply, len(asks), body.stream_options.include_usage)

@@ -20,24 +20,28 @@ DEFAULT_TOKENS = 16
 @dataclass(frozen=True)
 class Ask:
     """One answer to make. max_new_tokens: 0 = none, where only the prompt is to be echoed. stops: strings
-    that end it. logprobs: see `generation.session.Request`."""
+    that end it. logprobs: see `generation.session.Request`. scored_from: the first id of the prompt whose
+    log-probability is wanted, too; None = of none."""
 
     prompt: Prompt
     max_new_tokens: int
     sampling: Sampling
     stops: Sequence[str] = ()
     logprobs: int | None = None
+    scored_from: int | None = None
 
 
 class Reader:
     """Makes asks of requests.
 
     context: most tokens of a prompt with its answer. most_new: most tokens of an answer; None = what the
-    context has room for.
+    context has room for. scores: whether log-probabilities of prompts can be had.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: int, most_new: int | None = None) -> None:
-        self.tokenizer, self.context, self.most_new = tokenizer, context, most_new
+    def __init__(
+        self, tokenizer: Tokenizer, context: int, most_new: int | None = None, scores: bool = False
+    ) -> None:
+        self.tokenizer, self.context, self.most_new, self.scores = tokenizer, context, most_new, scores
         self._known = frozenset(tokenizer.known_ids.tolist())
 
     def asks(self, body: Body) -> list[Ask]:
@@ -53,22 +57,25 @@ class Reader:
             for number in range(body.n)
         ]
         return [
-            Ask(prompt, self._most_new(body, prompt), sampling, body.stops, body.alternatives)
-            for prompt in self._prompts(body)
+            Ask(prompt, self._most_new(body, prompt), sampling, body.stops, body.alternatives, scored_from)
+            for prompt, scored_from in self._prompts(body)
             for sampling in samplings
         ]
 
-    def _prompts(self, body: Body) -> list[Prompt]:
+    def _prompts(self, body: Body) -> list[tuple[Prompt, int | None]]:
+        """The prompts, each with its `Ask.scored_from`."""
         if isinstance(body, ChatBody):
-            return [self._chat(body)]
+            return [(self._chat(body), None)]
         assert isinstance(body, CompletionBody)
-        if body.echo and body.logprobs is not None:
+        scored = body.echo and body.logprobs is not None
+        if scored and not self.scores:
             raise ApiError(
-                "log-probabilities of the prompt are not implemented; leave out echo or logprobs",
+                "this model gives no log-probabilities of its prompt; leave out echo or logprobs",
                 param="logprobs",
                 code="unsupported_parameter",
             )
-        return [self._prompt(each) for each in body.prompts]
+        # A text stands behind an end-of-text, which is no part of what is echoed.
+        return [(self._prompt(each), int(isinstance(each, str)) if scored else None) for each in body.prompts]
 
     def _prompt(self, given: str | list[int]) -> Prompt:
         """A prompt of text, which opens a document, or of ids, which are taken as they are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from llmkit.device import choose_device, device_facts
@@ -13,9 +14,11 @@ from llmkit.files import cannot_read
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.text import TextSession, complete
 from llmkit.inference import load_model
+from llmkit.model.gpt import GPT
 from llmkit.plan.precision import choose_precision
 from llmkit.prompts import text_prompt
 from llmkit.serve.asks import Reader
+from llmkit.serve.prompt_scores import prompt_scores
 from llmkit.serve.worker import Worker
 from llmkit.weights import open_weights
 
@@ -57,12 +60,12 @@ def serve_command(
             file=sys.stderr,
             flush=True,
         )
-    worker = Worker(lambda: TextSession(model, tokenizer), max_batch)
+    score = partial(prompt_scores, model) if isinstance(model, GPT) else None
+    worker = Worker(lambda: TextSession(model, tokenizer), max_batch, score)
     name = name or run.resolve().name
-    api = Api(
-        worker, Reader(tokenizer, model.context_length, max_tokens), name, int(time.time()), key,
-        LOCAL_NAMES if local and key is None else (),
-    )  # fmt: skip
+    reader = Reader(tokenizer, model.context_length, max_tokens, scores=score is not None)
+    hosts = LOCAL_NAMES if local and key is None else ()
+    api = Api(worker, reader, name, int(time.time()), key, hosts)
     worker.start()
     print(f"serving {name!r} ({weights.origin}) at {url(listening)}; Ctrl-C ends", flush=True)
     try:

@@ -136,9 +136,13 @@ class Reply:
         return {
             "tokens": [self._shown(token.id) for token, _ in tokens],
             "token_logprobs": [token.logprob for token, _ in tokens],
-            "top_logprobs": [{self._shown(id): logprob for id, logprob in token.top} for token, _ in tokens],
+            "top_logprobs": [self._alternatives(token) for token, _ in tokens],
             "text_offset": [offset for _, offset in tokens],
         }
+
+    def _alternatives(self, token: Token) -> dict[str, float] | None:
+        """The likeliest tokens by their text; of two with the same text the likelier one."""
+        return {self._shown(id): logprob for id, logprob in reversed(token.top)} or None
 
 
 def event(document: dict[str, Any]) -> bytes:

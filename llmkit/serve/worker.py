@@ -7,8 +7,10 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from llmkit.errors import UserError
+from llmkit.generation.session import Token
 from llmkit.generation.text import Piece, TextSession
 from llmkit.serve.asks import Ask
 from llmkit.serve.errors import ApiError
@@ -17,17 +19,26 @@ MOST_WAITING = 256
 """Answers that may wait until others have ended; more are refused."""
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The ids of a prompt with their log-probabilities. end: "length" where no answer follows."""
+
+    tokens: Sequence[Token]
+    end: Literal["length"] | None
+
+
 @dataclass(eq=False)
 class Job:
     """The answers of one request.
 
-    emit: called in the worker's thread with the number of an ask and a piece of its answer, the last of which
-    has an `end`; or with an error, after which nothing follows for that ask. cancelled: set from anywhere
-    when nobody waits for the answers any more.
+    emit: called in the worker's thread with the number of an ask and a piece of its answer; before the first
+    one with the scores of its prompt, if it asks for them. The last item has an `end`, or is an error, after
+    which nothing follows for that ask. cancelled: set from anywhere when nobody waits for the answers any
+    more.
     """
 
     asks: Sequence[Ask]
-    emit: Callable[[int, Piece | ApiError], None]
+    emit: Callable[[int, Piece | Scores | ApiError], None]
     cancelled: bool = False
 
 
@@ -36,11 +47,16 @@ class Worker:
 
     An answer begins between two tokens of the others, and leaves its place to the next as soon as it has
     ended or been cancelled. make_session: makes an empty session; called in the worker's thread, anew after
-    each error.
+    each error. score: of a prompt, as `prompt_scores`; needed only for asks that want it.
     """
 
-    def __init__(self, make_session: Callable[[], TextSession], most_rows: int) -> None:
-        self._make_session, self._most_rows = make_session, most_rows
+    def __init__(
+        self,
+        make_session: Callable[[], TextSession],
+        most_rows: int,
+        score: Callable[[Sequence[int], int], Sequence[Token]] | None = None,
+    ) -> None:
+        self._make_session, self._most_rows, self._score = make_session, most_rows, score
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Job, int]] = deque()
         # Of the worker's thread alone: what is to begin, and what is at work, by the session's key.
@@ -116,6 +132,13 @@ class Worker:
         while self._chosen:
             job, number = self._chosen[0]
             ask = job.asks[number]
+            if ask.scored_from is not None:
+                assert self._score is not None
+                scores = self._score(ask.prompt.ids, ask.logprobs or 0)
+                job.emit(number, Scores(scores, None if ask.max_new_tokens else "length"))
+            if not ask.max_new_tokens:
+                self._chosen.popleft()
+                continue
             key = session.add(
                 ask.prompt, ask.max_new_tokens, ask.sampling, stops=ask.stops, logprobs=ask.logprobs
             )

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import openai
 
@@ -17,6 +18,7 @@ from llmkit.generation.text import TextSession
 from llmkit.model.gpt import GPT
 from llmkit.serve.app import Api
 from llmkit.serve.asks import Reader
+from llmkit.serve.prompt_scores import prompt_scores
 from llmkit.serve.server import Server, listen, url
 from llmkit.serve.worker import Worker
 from tests.limits import HANG
@@ -58,8 +60,8 @@ def running(
     *, key: str | None = None, hosts: tuple[str, ...] = (), session=TextSession, rows: int = 4, **limits
 ) -> Iterator[Running]:
     model, tokenizer = make_model(), make_tokenizer()
-    worker = Worker(lambda: session(model, tokenizer), rows)
-    api = Api(worker, Reader(tokenizer, CONTEXT, **limits), NAME, 7, key, hosts)
+    worker = Worker(lambda: session(model, tokenizer), rows, partial(prompt_scores, model))
+    api = Api(worker, Reader(tokenizer, CONTEXT, **{"scores": True} | limits), NAME, 7, key, hosts)
     listening = listen("127.0.0.1", 0)
     server = Server(api.application(), worker)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -147,6 +147,28 @@ def test_log_probabilities_are_the_models(served, client):
     assert found.text_offset[0] == 0 and found.text_offset == sorted(found.text_offset)
 
 
+def test_log_probabilities_of_a_prompt_that_is_echoed(served, client):
+    ids = text_prompt(served.tokenizer, "abé").ids
+    contexts = [torch.tensor([ids[:count]]) for count in range(1, len(ids))]
+    rows = [served.model.logits(context)[0].log_softmax(-1) for context in contexts]
+    wanted = [float(row[id]) for row, id in zip(rows, ids[1:], strict=True)]
+    asked = {"echo": True, "logprobs": 2} | GREEDY
+    alone = client.completions.create(prompt="abé", max_tokens=0, **asked).choices[0]
+    assert (alone.text, alone.finish_reason) == ("abé", "length")
+    found = alone.logprobs
+    assert found.tokens == ["a", "b", "bytes:\\xc3", "bytes:\\xa9"] and found.text_offset == [0, 1, 2, 2]
+    assert found.token_logprobs == pytest.approx(wanted, abs=1e-5)
+    best = [float(row.max()) for row in rows]
+    assert [max(top.values()) for top in found.top_logprobs] == pytest.approx(best, abs=1e-5)
+    further = client.completions.create(prompt=[ids], max_tokens=3, **asked).choices[0]
+    assert further.logprobs.token_logprobs[0] is None and further.logprobs.top_logprobs[0] is None
+    assert further.logprobs.token_logprobs[1:5] == pytest.approx(wanted, abs=1e-5)
+    assert len(further.logprobs.tokens) == len(ids) + 3
+    stream = client.completions.create(prompt="abé", max_tokens=3, stream=True, **asked)
+    parts = [part.choices[0] for part in stream]
+    assert parts[0].text == "abé" and parts[0].logprobs.tokens == found.tokens
+
+
 def test_log_probabilities_of_a_chat(client):
     asked = {"messages": MESSAGES, "max_tokens": 4, "logprobs": True, "top_logprobs": 2} | GREEDY
     content = client.chat.completions.create(**asked).choices[0].logprobs.content
@@ -184,7 +206,6 @@ TOO_LONG, NOT_HERE = "context_length_exceeded", "unsupported_parameter"
         ({"logit_bias": {"5": 1}}, "logit_bias", NOT_HERE, "does not implement"),
         ({"temperature": -1}, "temperature", None, "greater than or equal to 0"),
         ({"extra_body": {"beams": 3}}, "beams", "unknown_parameter", "no parameter"),
-        ({"echo": True, "logprobs": 1}, "logprobs", NOT_HERE, "leave out"),
     ],
 )
 def test_requests_that_cannot_be_answered(client, asked, param, code, says):
@@ -246,7 +267,7 @@ def test_the_key_is_asked_for_but_not_for_health(capfd):
 
 
 def test_pages_of_other_names_and_too_long_answers_are_refused():
-    with running(hosts=LOCAL_NAMES, most_new=9) as served:
+    with running(hosts=LOCAL_NAMES, most_new=9, scores=False) as served:
         for host, status in (
             ("localhost:99", 200), ("LocalHost", 200), ("[::1]:8000", 200), ("evil.example", 403),
             ("localhost.evil.example:80", 403), ("[::1", 403), ("[", 403),
@@ -256,6 +277,8 @@ def test_pages_of_other_names_and_too_long_answers_are_refused():
         client = served.client()
         with pytest.raises(openai.BadRequestError, match=r"max_tokens is 10, and .* allows 9 at most"):
             client.completions.create(prompt="ab", max_tokens=10, **GREEDY)
+        with pytest.raises(openai.BadRequestError, match="gives no log-probabilities of its prompt"):
+            client.completions.create(prompt="ab", max_tokens=1, echo=True, logprobs=1, **GREEDY)
         assert client.chat.completions.create(messages=MESSAGES, **GREEDY).usage.completion_tokens == 9
 
 
