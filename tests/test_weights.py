@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.config.initial_model import Asked
 from llmkit.errors import UserError
-from llmkit.weights import CheckpointWeights, open_weights
+from llmkit.weights import CheckpointWeights, look_at, model_of, open_weights, read_model
 from tests.program import make_project, train
 
 
@@ -44,6 +45,30 @@ def test_a_copy_has_the_digest_of_the_original_and_another_step_another_one(proj
         patch.chdir(project)
         assert train("run.name=longer", "train.max_steps=3") == 0
     assert open_weights(project / "runs/longer").digest() != open_weights(copy).digest()
+
+
+def test_a_run_goes_on_with_its_own_model_and_may_not_start_from_itself(project, monkeypatch):
+    monkeypatch.chdir(project)
+    nowhere, tiny = Path("nowhere"), Path("runs/tiny")
+    found = read_model(Asked(nowhere, tiny, False))
+    assert found.resumed and found.spec == model_of(open_weights(tiny))
+    found = read_model(Asked(tiny, Path("runs/new"), False))
+    assert not found.resumed and found.origin == "runs/tiny/checkpoints/step-00000002"
+    for path in (tiny, Path("runs/../runs/tiny/checkpoints")):
+        with pytest.raises(UserError, match="is the run's own folder; give the new run another"):
+            read_model(Asked(path, tiny, False))
+
+
+def test_what_is_only_looked_at_passes_over_a_damaged_manifest(project, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(project / "runs/tiny", run)
+    later = run / "checkpoints/step-00000003"
+    shutil.copytree(run / "checkpoints/step-00000002", later)
+    (later / "manifest.json").write_bytes(b"{}")
+    assert look_at(run).path.name == "step-00000002"
+    shutil.rmtree(run / "checkpoints/step-00000002")
+    with pytest.raises(UserError, match="none of the 1 checkpoints in it is good"):
+        look_at(run)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def check_same_ids(tokenizer: Tokenizer, weights: Weights) -> None:
         own = weights.tokenizer().tokens
     except UserError:
         return  # there is none to compare with
-    for token, id in tokenizer.tokens.items():
+    for token, id in sorted(tokenizer.tokens.items(), key=lambda item: item[1]):
         if own.get(token, id) != id:
             raise UserError(
                 f"{SECTION}: {tokenizer.origin} is another tokenizer than that of {weights.path}: the token "

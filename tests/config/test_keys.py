@@ -87,6 +87,8 @@ NO_SETTINGS = {
     "train.sbatch",
     "data.sources.web.weight",
     "data.sources[1].weight",
+    "model.safetensors",
+    "model.safetensors.index.json",
 }
 """Files, and other ways to name an entry of a list."""
 

@@ -209,3 +209,39 @@ def test_a_tuned_model_answers_as_its_records_do_and_the_first_one_does_not(
     prompt = tokenizer.decode(chat_prompt(tokenizer, "3+4").ids[1:])
     assert main(["generate", "runs/tiny", *ask[2:], "--prompt", prompt]) == 0
     assert "It is" not in capsys.readouterr().out.removeprefix(prompt)
+
+
+def test_another_tokenizer_is_refused_by_a_token_and_one_with_more_tokens_by_the_numbers(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = json.loads(open_weights(project / "runs/tiny").tokenizer().files()["tokenizer.json"])
+    more = [*own["added_tokens"], own["added_tokens"][0] | {"id": 257, "content": "<|new|>"}]
+    swapped = own["model"]["vocab"] | {"!": own["model"]["vocab"]['"'], '"': own["model"]["vocab"]["!"]}
+    for name, content in {
+        "more": own | {"added_tokens": more},
+        "swapped": own | {"model": own["model"] | {"vocab": swapped}},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    took = ["data.tokenizer.type=file", f"data.tokenizer.path={tmp_path}"]
+    assert start("swapped", took[0], f"{took[1]}/swapped.json") == 2
+    assert """the token '"' has the id 33, and 34 there; take the weights' own""" in capsys.readouterr().err
+    assert start("more", took[0], f"{took[1]}/more.json") == 2
+    refused = capsys.readouterr().err
+    assert "model.vocab_size 257" in refused and "smaller than the 258 tokens" in refused
+    assert "set model.vocab_size to 258 to add rows" in refused
+    assert start("more", took[0], f"{took[1]}/more.json", "model.vocab_size=258", "train.max_steps=1") == 0
+    assert open_checkpoint(Path("runs/more")).shape("embedding.weight", "master") == (258, 32)
+
+
+def test_a_damaged_source_ends_the_start_with_one_message(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(open_weights(project / "runs/tiny").path, copy)
+    file = max(copy.iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert start("damaged", f"train.init_from={copy}") == 1
+    printed = capsys.readouterr().err
+    assert str(file) in printed and "Traceback" not in printed
