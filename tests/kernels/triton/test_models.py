@@ -12,15 +12,14 @@ from llmkit.config.shape import ModelShape
 from llmkit.kernels.operators import FORMS, TORCH, Operators
 from llmkit.model.gpt import GPT
 from tests.kernels.float64 import relative_error
-from tests.model.test_block import GEMMA, OLMO
+from tests.model.test_block import OLMO
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, randomise
 
 SHAPES = {
     "gpt2": GPT2_STYLE,
     "llama": LLAMA_STYLE,
     "qk_norm": replace(LLAMA_STYLE, qk_norm=True),
-    "olmo": OLMO,
-    "gemma": GEMMA,
+    "families": replace(OLMO, norm_placement="both", norm_weight_offset=1.0, num_hidden_layers=1),
 }
 
 
