@@ -14,7 +14,9 @@ from llmkit.checkpoint.writer import Writer
 from llmkit.convert.aside import built_aside, refuse_existing, require_room
 from llmkit.errors import UserError
 from llmkit.hf.folder import HFFolder
+from llmkit.hf.tokenizer_files import unknown_controls
 from llmkit.parallel.slices import full_box
+from llmkit.weights import open_weights
 
 
 def import_command(source: Path, out: Path) -> int:
@@ -28,8 +30,15 @@ def import_command(source: Path, out: Path) -> int:
         raise UserError(
             f"{out}: that is the name of a checkpoint of a run; choose another name for the import"
         )
-    folder = HFFolder(source)
-    tokenizer = folder.tokenizer()
+    weights = open_weights(source)
+    if not isinstance(weights, HFFolder):
+        raise UserError(f"{source}: is a checkpoint of llmkit already; it can be used as it is")
+    folder, tokenizer = weights, weights.tokenizer()
+    if unknown := unknown_controls(tokenizer):
+        print(
+            f"note: the chat template writes {', '.join(unknown)}, which is no token of this tokenizer; "
+            "was the template made for another model?"
+        )
     shape = folder.model_shape
     require_room(out, folder.nbytes)
     with built_aside(out) as aside:

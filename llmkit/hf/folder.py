@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from llmkit.checkpoint.format import DTYPES
-from llmkit.config import schema
-from llmkit.data.tokens.make_tokenizer import make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import read_json
 from llmkit.hf.choose import architecture_of, read_shape
 from llmkit.hf.names import places
 from llmkit.hf.tensor_files import FLOATS, TensorFiles
-from llmkit.hf.tokenizer_files import end_of_text
+from llmkit.hf.tokenizer_files import read_tokenizer
 from llmkit.parallel.slices import Box, Shape, check_box
 
 CONFIG = "config.json"
@@ -99,33 +97,8 @@ class HFFolder:
         return found.t().contiguous() if place.stored.transposed else found
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer beside the weights. Raises UserError where there is none, or one of another model."""
-        path = self.path / "tokenizer.json"
-        if not path.is_file():
-            others = [
-                each
-                for each in ("tokenizer.model", "vocab.json", "spiece.model")
-                if (self.path / each).is_file()
-            ]
-            raise UserError(
-                f"{self.path}: there is no tokenizer.json in it"
-                + (
-                    f", only {others[0]}; `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` of "
-                    "transformers writes one"
-                    if others
-                    else "; copy the model's tokenizer files into it"
-                )
-            )
-        made = make_tokenizer(
-            schema.Tokenizer(type="file", path=str(path), end_of_text=end_of_text(self.path, self.hf_config)),
-            (),
-        )
-        if made.vocab_size > self.model_shape.vocab_size:
-            raise UserError(
-                f"{self.path}: the tokenizer has ids up to {made.vocab_size - 1}, but the model knows only "
-                f"{self.model_shape.vocab_size} tokens: were tokens added without resizing the embedding?"
-            )
-        return made
+        """See `Weights.tokenizer`."""
+        return read_tokenizer(self.path, self.hf_config, self.model_shape.vocab_size)
 
     def digest(self) -> str:
         """See `Weights.digest`. Reads every byte of the weights."""

@@ -1,17 +1,63 @@
-"""The tokenizer files beside a model in Hugging Face's format."""
+"""The tokenizer beside a model in Hugging Face's format."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmkit.data.tokens.tokenizer import named_tokens
+from llmkit.config import schema
+from llmkit.data.tokens.chat import ChatTemplate
+from llmkit.data.tokens.make_tokenizer import make_tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer, named_tokens
 from llmkit.data.tokens.tokenizer_json import parse
 from llmkit.errors import UserError
 from llmkit.files import read_json
 
 REMEDY = "copy the model's tokenizer files again"
+OTHERS = ("tokenizer.model", "vocab.json", "spiece.model", "tekken.json", "vocab.txt")
+"""Files of tokenizers in formats that are not read."""
+
+
+def read_tokenizer(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokenizer:
+    """The tokenizer of a folder. config: its config.json. vocab_size: tokens that the weights know.
+
+    Raises UserError where there is none, where its files or its chat template are broken, and where it has
+    ids that the weights do not know.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        other = next((name for name in OTHERS if (folder / name).is_file()), None)
+        raise UserError(
+            f"{folder}: there is no tokenizer.json in it"
+            + (
+                f", only {other}; `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` of "
+                "transformers writes one"
+                if other
+                else "; copy the model's tokenizer files into it"
+            )
+        )
+    end = end_of_text(folder, config)
+    try:
+        made = make_tokenizer(schema.Tokenizer(type="file", path=str(path), end_of_text=end), ())
+        if made.chat_template is not None:
+            ChatTemplate(made.chat_template, origin="its chat template")
+    except UserError as error:
+        why = re.sub(r"^data\.tokenizer(\.\w+)?: ", "", str(error))
+        raise UserError(f"{folder}: its tokenizer cannot be used: {why}") from error
+    if made.vocab_size > vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has ids up to {made.vocab_size - 1}, but the model knows only "
+            f"{vocab_size} tokens: were tokens added without resizing the embedding?"
+        )
+    return made
+
+
+def unknown_controls(tokenizer: Tokenizer) -> list[str]:
+    """What looks like control tokens in a chat template, and is none of the tokenizer's."""
+    found = re.findall(r"<\|\w+\|>", tokenizer.chat_template or "")
+    return [token for token in dict.fromkeys(found) if token not in tokenizer.control_tokens]
 
 
 def end_of_text(folder: Path, config: Mapping[str, Any]) -> str:
@@ -26,7 +72,8 @@ def end_of_text(folder: Path, config: Mapping[str, Any]) -> str:
                 return named["eos_token"]
     number = config.get("eos_token_id")
     number = number[0] if isinstance(number, list) and number else number
-    spec = parse((folder / "tokenizer.json").read_text(), str(folder / "tokenizer.json"))
+    file = folder / "tokenizer.json"
+    spec = parse(file.read_bytes().decode(errors="replace"), str(file))
     vocabulary = spec["model"].get("vocab")
     added = {token.get("content"): token.get("id") for token in spec.get("added_tokens") or []}
     entries = {**(vocabulary if isinstance(vocabulary, dict) else {}), **added}

@@ -9,6 +9,7 @@ import torch
 
 from llmkit.checkpoint.read import verify
 from llmkit.cli import main
+from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.hf.folder import HFFolder
 from llmkit.weights import CheckpointWeights, open_weights
@@ -56,4 +57,14 @@ def test_nothing_is_left_of_what_cannot_be_imported(hub, capsys):
     assert "add_cross_attention = true" in capsys.readouterr().err
     assert main(["import", "hub", "step-00000007"]) == 2
     assert "that is the name of a checkpoint of a run" in capsys.readouterr().err
+    assert main(["import", "nowhere/llama", "imported"]) == 2
+    assert "Nothing is downloaded" in capsys.readouterr().err
     assert sorted(path.name for path in hub.parent.iterdir()) == ["hub"]
+
+
+def test_a_template_of_another_model_is_noted(hub, capsys):
+    (hub / "chat_template.jinja").write_text(CHATML)
+    assert main(["import", "hub", "imported"]) == 0
+    assert "the chat template writes <|im_start|>, <|im_end|>, which is no token" in capsys.readouterr().out
+    assert main(["import", "imported", "again"]) == 2
+    assert "imported: is a checkpoint of llmkit already" in capsys.readouterr().err

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.hf.tokenizer_files import end_of_text
+from llmkit.hf.tokenizer_files import end_of_text, read_tokenizer, unknown_controls
 
 
 @pytest.fixture
@@ -34,3 +36,25 @@ def test_else_the_id_in_config_json_does(folder, number):
 def test_else_it_is_one_message(folder, number):
     with pytest.raises(UserError, match="names the token that ends a text"):
         end_of_text(folder, {"eos_token_id": number})
+
+
+def test_a_tokenizer_that_cannot_be_used_is_one_message_without_settings(folder):
+    read = lambda: read_tokenizer(folder, {"eos_token_id": 256}, 300)  # noqa: E731
+    assert read().vocab_size == 257
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(
+        UserError, match=r"its tokenizer cannot be used: its chat template: line 1 is no valid"
+    ):
+        read()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    with pytest.raises(UserError, match=r"^[^:]*: its tokenizer cannot be used: [^:]*has no token '</s>'"):
+        read()
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(UserError, match=r"there is no tokenizer.json in it, only tokenizer.model"):
+        read()
+
+
+def test_control_tokens_of_another_models_template_are_found():
+    spec = bytes_tokenizer("<|end|>").files()["tokenizer.json"].decode()
+    tokenizer = Tokenizer(spec, "<|end|>", chat_template=CHATML + "{{ '<|end|>' }}")
+    assert unknown_controls(tokenizer) == ["<|im_start|>", "<|im_end|>"]
