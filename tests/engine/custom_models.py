@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -77,13 +78,19 @@ def example(name: str) -> None:
 
 
 def make(
-    mesh: Mesh, model: dict[str, Any], optimizer: dict[str, Any], precision: str = "fp32", **parallel: Any
+    mesh: Mesh,
+    model: dict[str, Any],
+    optimizer: dict[str, Any],
+    precision: str = "fp32",
+    train: Mapping[str, Any] = MappingProxyType({}),
+    **parallel: Any,
 ) -> Engine:
     """An engine of a registered model with random weights everywhere."""
     content = {
         "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
         "train": {
             "max_steps": 9, "gradient_clipping": 0.5, "global_batch_size": ROWS, "precision": precision,
+            **train,
         },
         "optimizer": {"eps": 1e-5, "learning_rate": 0.01, **optimizer},
         "parallel": {"world_size": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size, **parallel},

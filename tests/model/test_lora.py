@@ -15,7 +15,9 @@ from llmkit.errors import UserError
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.model.lora import add_adapters
+from llmkit.parallel.mesh import Mesh
 from llmkit.parity.compare import relative_error
+from tests.examples.project import forgotten
 from tests.model.plain_gpt import full_tensors, logits
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, randomise
 
@@ -98,6 +100,25 @@ def test_dropout_is_on_the_input_of_the_adapters_alone():
                 weight.zero_()
     evaluated = model(batch).nats
     assert torch.equal(model.train()(batch).nats, evaluated)
+
+
+def test_a_registered_model_of_our_layers_has_adapters_too():
+    with forgotten("tests.engine.custom_models"):
+        from tests.engine.custom_models import Sharded, make, train
+
+        lora = {"init_from": "weights", "lora": {"rank": 2, "targets": ["up", "blocks.1.out"]}}
+        engine = make(Mesh(), {"type": "sharded-test-model"}, {"name": "muon"}, train=lora)
+        assert isinstance(engine.model, Sharded) and engine.model.adapted
+        before = {name: weight.clone() for name, weight in engine.model.named_parameters()}
+        losses = train(engine, Mesh())
+        trained = {piece.name for piece in engine.read_pieces()}
+        layers = ["blocks.0.into.up", "blocks.1.into.up", "blocks.1.out"]  # as the module's parent names them
+        assert trained == {
+            f"{layer.replace('.into', '')}.{part}" for layer in layers for part in ("lora_A", "lora_B")
+        }
+        changed = {n for n, weight in engine.model.named_parameters() if not torch.equal(weight, before[n])}
+        assert len(set(losses[::3])) > 1
+        assert len(changed) == 6 and all(".adapter." in name for name in changed)
 
 
 def test_a_pattern_without_a_layer_is_refused():
