@@ -11,7 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmkit.config.derive import resolved_model
 from llmkit.config.load import load
 from llmkit.config.shape import ModelShape
-from llmkit.hf.choose import ARCHITECTURES, OF_TRAINING, architecture_of, read_shape
+from llmkit.hf.choose import (
+    ARCHITECTURES,
+    OF_TRAINING,
+    architecture_for,
+    architecture_of,
+    read_shape,
+)
 from llmkit.model.gpt import GPT
 from llmkit.plan import resolve_plan
 from llmkit.plan.text import show_plan
@@ -119,7 +125,7 @@ def test_a_model_before_a_file_that_changes_it_is_told(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_has_the_published_number_of_weights(tmp_path, name):
+def test_a_model_has_the_published_number_of_weights_and_can_be_exported(tmp_path, name):
     shape = shape_of(tmp_path, name)
     with torch.device("meta"):
         model = GPT(shape)
@@ -128,10 +134,12 @@ def test_a_model_has_the_published_number_of_weights(tmp_path, name):
     assert sum(p.numel() for p in model.parameters()) == shape.num_parameters + padding
     text = (CONFIGS / "models" / f"{name}.yaml").read_text()
     assert f" {shape.num_parameters:,} parameters" in text.splitlines()[0]
+    exported = architecture_for(shape).model_type
     if name in GPT3:
-        assert shape.num_parameters == pytest.approx(GPT3[name], rel=0.02)
+        assert shape.num_parameters == pytest.approx(GPT3[name], rel=0.02) and exported == "gpt2"
     else:
         assert shape.num_parameters == PUBLISHED[name][0]
+        assert exported in (PUBLISHED[name][1]["model_type"], "llama")  # which some others are
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
