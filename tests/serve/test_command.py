@@ -12,11 +12,12 @@ import openai
 import pytest
 
 from llmkit.cli import main
+from llmkit.serve.server import Server
 from tests.limits import HANG
 from tests.program import start, train
 
 
-def test_it_serves_what_generate_prints_until_ctrl_c(project, capsys):
+def test_it_serves_what_generate_prints_until_ctrl_c(project, capsys, monkeypatch):
     assert train("train.max_steps=3", "checkpoint.every_steps=0") == 0
     (project / "key").write_text("s3cret\n")
     options = ["--port", "0", "--api-key-file", "key", "--precision", "fp32"]
@@ -34,6 +35,14 @@ def test_it_serves_what_generate_prints_until_ctrl_c(project, capsys):
     command = ["generate", "runs/tiny", "--prompt", "the model", "--max-new-tokens", "20"]
     assert main([*command, "--temperature", "0", "--precision", "fp32"]) == 0
     assert capsys.readouterr().out == f"the model{answer.choices[0].text}\n"
+
+    # Without a key others are warned of, where they can reach it.
+    monkeypatch.setattr(Server, "run", lambda self, sockets: None)
+    for options, warned in (
+        (["--host", "0.0.0.0"], True), (["--host", "0.0.0.0", "--api-key-file", "key"], False), ([], False),
+    ):  # fmt: skip
+        assert main(["serve", "runs/tiny", "--port", "0", *options]) == 0
+        assert ("WARNING: everybody who reaches http://0.0.0.0:" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.parametrize(
