@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded
+from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.config.stored import read_stored
 from llmkit.data.evaluation import HeldOut
+from llmkit.data.prepared import Prepared
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
@@ -28,8 +31,10 @@ from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.monitor.console import shown_bits
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.monitor.jsonlines import plain
+from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.world import launched
 from llmkit.plan.batch import choose_evaluation_batch
 from llmkit.plan.precision import choose_precision, fp8_missing
 from llmkit.precision import PRECISIONS, Precision, torch_dtype
@@ -105,13 +110,46 @@ class HeldOutLoss:
 
 
 def evaluate_weights(
-    weights: Weights, precision: str, other: str | None, note: Callable[[str], None]
+    weights: Weights,
+    precision: str,
+    other: str | None,
+    note: Callable[[str], None],
+    mesh: Mesh | None = None,
 ) -> HeldOutLoss:
     """The loss of a model on what its run held out, or on other data (`evaluation_data.other_data`).
 
-    Raises UserError where there is nothing to evaluate on.
+    mesh: of several ranks, which all call it: they share each copy of the model along the tensor dimension,
+    and the rows along the others. Raises UserError where there is nothing to evaluate on.
     """
-    spec, tokenizer = model_of(weights), weights.tokenizer()
+    mesh = Mesh(device=choose_device()) if mesh is None else mesh
+    spec, tokenizer, device = model_of(weights), weights.tokenizer(), mesh.device
+    with fail_together(mesh):
+        config, data = _heldout_of(weights, other, tokenizer, note)
+    # As the run itself evaluates, unless asked otherwise: bf16 and fp32 differ in the fourth digit.
+    asked = config.train.precision if precision == "auto" else precision
+    used = choose_precision(asked, device_facts(device))
+    shape = spec if isinstance(spec, ModelShape) else None
+    if used.linear == "fp8" and fp8_missing(shape, Layout(), device_facts(device)) is not None:
+        used = PRECISIONS["bf16"]  # the same weights
+    model = load_model(weights, device, used, mesh)
+    fitting = choose_evaluation_batch(config, spec, used, device_facts(device))
+    rows = min(int(text) for text in mesh.all_gather_text(str(fitting)))
+    heldout = HeldOut(data, rows, mesh["data"].rank, mesh["data"].size)
+    if heldout.targets == 0:
+        why = nothing_held_out(Loaded.of(config, "the run's settings").settings)
+        raise UserError(f"{weights.path}: no held-out token is a target, so there is no loss: {why}")
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    with torch.inference_mode():
+        for batch in heldout:
+            nats += model(batch.pinned_for(device).to(device)).nats.double().sum()
+    total = float(mesh["data", "context"].sum(nats))
+    return HeldOutLoss(total / heldout.targets, heldout.targets, heldout.text_bytes)
+
+
+def _heldout_of(
+    weights: Weights, other: str | None, tokenizer: Tokenizer, note: Callable[[str], None]
+) -> tuple[Config, Prepared]:
+    """The settings and the data for `evaluate_weights`."""
     if other is not None:
         config = settings_for(weights, other, note)
         data = other_data(other, config, tokenizer, note)
@@ -121,40 +159,28 @@ def evaluate_weights(
     else:
         why = "no run of llmkit made it, so no text is held out"
         raise UserError(f"{weights.path}: {why}; name data with --data")
-    device = choose_device()
-    # As the run itself evaluates, unless asked otherwise: bf16 and fp32 differ in the fourth digit.
-    asked = config.train.precision if precision == "auto" else precision
-    used = choose_precision(asked, device_facts(device))
-    shape = spec if isinstance(spec, ModelShape) else None
-    if used.linear == "fp8" and fp8_missing(shape, Layout(), device_facts(device)) is not None:
-        used = PRECISIONS["bf16"]  # the same weights
     if data.has_pairs:
         raise UserError(
             f"{weights.path}: what the run held out are pairs of answers, whose loss is in its metrics.jsonl "
             "(eval_loss, eval_rewards/...); name text with --data"
         )
-    model = load_model(weights, device, used)
-    heldout = HeldOut(data, choose_evaluation_batch(config, spec, used, device_facts(device)))
-    if heldout.targets == 0:
-        why = nothing_held_out(Loaded.of(config, "the run's settings").settings)
-        raise UserError(f"{weights.path}: no held-out token is a target, so there is no loss: {why}")
-    nats = torch.zeros((), dtype=torch.float64, device=device)
-    with torch.inference_mode():
-        for batch in heldout:
-            nats += model(batch.pinned_for(device).to(device)).nats.double().sum()
-    return HeldOutLoss(float(nats) / heldout.targets, heldout.targets, heldout.text_bytes)
+    return config, data
 
 
 def evaluate_command(
-    path: Path, *, precision: str, other: str | None = None, as_json: bool = False
+    path: Path, *, precision: str, other: str | None = None, as_json: bool = False, tensor_size: int = 1
 ) -> int:
     """`llmkit evaluate`: held-out loss, perplexity and bits per byte of a model (of a run the newest).
 
     other: names other data than the run's held-out text (see `evaluation_data.other_data`). as_json: prints
-    one JSON object.
+    one JSON object. tensor_size: processes of the launch that share each copy of the model.
     """
-    weights = open_weights(path)
-    found = evaluate_weights(weights, precision, other, _to_stderr)
+    with launched(tensor_size, os.environ) as mesh:
+        weights = open_weights(path)
+        note = _to_stderr if mesh.rank == 0 else lambda line: None
+        found = evaluate_weights(weights, precision, other, note, mesh)
+    if mesh.rank > 0:
+        return 0
     if as_json:
         figures = {
             "checkpoint": str(weights.path), "data": other, "loss": found.loss, "targets": found.targets,

@@ -10,7 +10,7 @@ from llmkit.errors import UserError
 
 WITH_TASKS = (
     "include_path", "num_fewshot", "limit", "apply_chat_template", "system", "samples", "batch_size",
-    "output", "tensor_parallel",
+    "output",
 )  # fmt: skip
 """Options that mean something with --tasks only."""
 
@@ -28,6 +28,10 @@ def add_evaluate_command(commands: Commands) -> None:
         "instead of what the run held out",
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    evaluate.add_argument(
+        "--tensor-parallel", type=positive, metavar="N", default=1,
+        help="processes that share one model, of those that torchrun started; the others have copies",
+    )  # fmt: skip
     tasks = evaluate.add_argument_group("tasks of EleutherAI's lm-eval (pip install 'llmkit[eval]')")
     tasks.add_argument("--tasks", metavar="NAME,NAME", help="tasks, groups or patterns such as 'arc_*'")
     tasks.add_argument("--include-path", metavar="FOLDER", help="tasks of your own, as YAML files")
@@ -38,10 +42,6 @@ def add_evaluate_command(commands: Commands) -> None:
     tasks.add_argument("--batch-size", type=positive, metavar="N", help="rows at once; default: by memory")
     tasks.add_argument("--output", metavar="FILE", help="also write lm-eval's results there, as JSON")
     tasks.add_argument("--samples", action="store_true", help="the results hold every question and answer")
-    tasks.add_argument(
-        "--tensor-parallel", type=positive, metavar="N", default=1,
-        help="processes that share one model, of those that torchrun started; the others have copies",
-    )  # fmt: skip
     evaluate.set_defaults(command=_evaluate, parser=evaluate)
 
 
@@ -53,8 +53,9 @@ def _evaluate(options: argparse.Namespace, started: float) -> int:
         from llmkit.inference import evaluate_command
 
         return evaluate_command(
-            Path(options.run), precision=options.precision, other=options.data, as_json=options.json
-        )
+            Path(options.run), precision=options.precision, other=options.data, as_json=options.json,
+            tensor_size=options.tensor_parallel,
+        )  # fmt: skip
     if options.data is not None:
         raise UserError("evaluate: --tasks bring their own data; leave out --data")
     if options.system is not None and not options.apply_chat_template:

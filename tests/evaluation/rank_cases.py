@@ -17,6 +17,7 @@ from llmkit.evaluation.harness import Tasks, figures, run_tasks
 from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.score import Scorer
 from llmkit.evaluation.team import Lead, led
+from llmkit.inference import evaluate_weights
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
 from llmkit.weights import open_weights
@@ -78,6 +79,16 @@ def of_weights(path: str, folder: str, sizes: list[int]) -> list[dict[str, float
     for size in sizes:
         results = evaluate_by_tasks(weights, Tasks(toys.NAMES, folder, 0, 3), make_mesh(size), "fp32", rows=2)
         found.append(results and figures(results))
+    return found
+
+
+def of_held_out(path: str, other: str, sizes: list[int]) -> list[list[float]]:
+    """The losses of stored weights on what the run held out, and on other text, as `of_weights`."""
+    weights, found = open_weights(Path(path)), []
+    for size in sizes:
+        mesh = make_mesh(size)
+        losses = [evaluate_weights(weights, "fp32", data, lambda line: None, mesh) for data in (None, other)]
+        found.append([loss.loss for loss in losses])
     return found
 
 

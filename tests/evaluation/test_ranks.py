@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmkit.evaluation.command import evaluate_by_tasks
 from llmkit.evaluation.harness import Tasks, figures, run_tasks
 from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.score import Scorer
 from llmkit.evaluation.team import Lead
+from llmkit.inference import evaluate_weights
 from llmkit.parallel.mesh import Mesh
+from llmkit.weights import open_weights
 from tests.evaluation import rank_cases, toys
 from tests.program import train
 from tests.ranks import run_ranks
@@ -50,15 +53,18 @@ def test_figures_of_a_run_on_two_processes_equal_those_of_one(project):
     toys.make_tasks(project / "tasks", answer_tokens=6)
     arguments = {"path": str(project / "runs" / "tiny"), "folder": str(project / "tasks")}
     found = run_ranks(2, f"{CASES}:of_weights", **arguments, sizes=[1, 2])
-    from llmkit.evaluation.command import evaluate_by_tasks
-    from llmkit.weights import open_weights
-
     tasks = Tasks(toys.NAMES, arguments["folder"], 0, 3)
     wanted = evaluate_by_tasks(open_weights(project / "runs" / "tiny"), tasks, Mesh(), "fp32")
     assert wanted is not None
     for each in found[0]:
         assert each == pytest.approx(figures(wanted), rel=1e-5)
     assert found[1] == [None, None]
+    text = str(project / "corpus" / "001.txt")
+    losses = run_ranks(2, f"{CASES}:of_held_out", path=arguments["path"], other=text, sizes=[1, 2])
+    weights = open_weights(project / "runs" / "tiny")
+    alone = [evaluate_weights(weights, "fp32", data, print) for data in (None, text)]
+    for each in (*losses[0], *losses[1]):
+        assert each == pytest.approx([loss.loss for loss in alone], rel=1e-6)
 
 
 def test_an_error_of_rank_zero_is_raised_on_all():
