@@ -308,11 +308,15 @@ class GPT2(Architecture):
         return replace(super().filled(shape), attention_bias=True, mlp_bias=True)
 
     def write_more(self, shape: ModelShape) -> dict[str, Any]:
-        """Adds the activation, and the dropout that is one number here."""
+        """Adds the activation, the dropout that is one number here, and the old name of the context."""
         activation = next(
             (theirs for theirs, ours in self.activations.items() if ours == shape.mlp), "gelu_new"
         )
-        return {"activation_function": activation, "embd_pdrop": shape.hidden_dropout}
+        return {
+            "activation_function": activation,
+            "embd_pdrop": shape.hidden_dropout,
+            "n_ctx": shape.max_position_embeddings,  # which the published files have, and llama.cpp reads
+        }
 
 
 def filling(name: str) -> float:

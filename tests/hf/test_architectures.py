@@ -44,3 +44,10 @@ def test_what_is_written_is_what_transformers_would_have_written(case, tmp_path)
     different = {key for key in wanted if mine.get(key) != wanted[key]} - free
     assert different == set()
     assert read_shape(written, "", folder.architecture) == folder.model_shape
+
+
+def test_gpt2_says_its_context_by_both_names_that_readers_look_for(tmp_path):
+    save("gpt2", tmp_path)
+    folder = HFFolder(tmp_path)
+    written = folder.architecture.write(folder.model_shape)
+    assert written["n_ctx"] == written["n_positions"] == 64
