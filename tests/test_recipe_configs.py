@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.config.load import load
+from llmkit.config.model_section import UNSCALED
 from llmkit.config.shape import ModelShape
 from llmkit.plan import DeviceFacts, Known, Plan, resolve_plan
 from llmkit.plan.activations import Arithmetic, training_bytes
@@ -59,6 +60,7 @@ def test_a_launch_line_is_accepted_and_fits(path: Path, launch: str) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_head_tells_the_tokens_of_the_run(path: Path) -> None:
     config, text = load(path).config, path.read_text()
+    assert config.model.rope_scaling == UNSCALED, "rows are as long as those of pretraining"
     ((steps, tokens),) = re.findall(r"([0-9,]+) steps of ([0-9,]+) tokens", text)
     assert int(steps.replace(",", "")) == config.train.max_steps
     assert int(tokens.replace(",", "")) == config.train.global_batch_size * config.data.sequence_length

@@ -114,8 +114,9 @@ def markdown() -> str:
         "What wins: the command line over the file, the file over those that it names after `extends:`,",
         "of these a later one over an earlier one, and any of them over the defaults. Sections merge key by",
         "key; lists are replaced as a whole. `llmkit config FILE` shows each value with where it is from.",
-        "A file that says `reset: model` beside `extends:` starts that section from the defaults: what the",
-        "files before it say of it is dropped. Those in `configs/models` do, so that each is one model.",
+        "A file that says `reset: model` (a section, such as `model.rope_scaling`, or a list of them) beside",
+        "`extends:` starts from the defaults there: what the files before it say is dropped. Those in",
+        "`configs/models` do, so that each is one model.",
     ]
     entries = list(all_keys().values())
     top = [("the top level", "", "Outside of all sections.")]

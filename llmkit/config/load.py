@@ -11,13 +11,13 @@ from llmkit.config import initial_model
 from llmkit.config.check import check
 from llmkit.config.file_text import similar
 from llmkit.config.initial_model import ReadModel, differing, with_stored_model
+from llmkit.config.keys import all_keys
 from llmkit.config.layers import Layer, Layers, flat, mixed, tied
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, error, printable
 from llmkit.config.override import apply_override
 from llmkit.config.paths import with_home
 from llmkit.config.remarks import remarks
 from llmkit.config.schema import PLUGIN, Config
-from llmkit.config.section import Section
 from llmkit.config.settings import Facts, Settings
 from llmkit.config.tree import Node, find, merge
 from llmkit.config.validate import origins, validate
@@ -165,18 +165,19 @@ class _Files:
 
     def _reset(self, tree: Node, reset: Node | None) -> tuple[str, ...]:
         """Marks the sections of a file that replace those of the files before it; returns their names."""
-        fields = Config.model_fields
-        sections = [name for name in fields if isinstance(fields[name].default, Section)]
         names = self._names("reset", "a section", reset)
         for name, location in names:
-            if name not in sections:
-                what = f"reset: {display(name)} is no section that can be reset"
-                self.mistakes.append(Mistake(location, what, f"these can be: {', '.join(sections)}"))
+            key = all_keys().get(name)
+            if key is None or not key.is_section or key.is_list:
+                self.mistakes.append(Mistake(location, f"reset: {display(name)} is no section of settings"))
                 continue
-            assert isinstance(tree.value, dict)
-            section = tree.value.setdefault(name, Node({}, location))
-            if isinstance(section.value, dict) or section.value is None:
-                section.value, section.replaces = section.value or {}, True
+            section = tree
+            for part in name.split("."):
+                section.value = {} if section.value is None else section.value
+                if not isinstance(section.value, dict):
+                    break  # which `validate` refuses
+                section = section.value.setdefault(part, Node({}, location))
+            section.value, section.replaces = {} if section.value is None else section.value, True
         return tuple(name for name, _ in names)
 
     def _extended(

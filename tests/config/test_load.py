@@ -42,6 +42,10 @@ def test_a_section_that_is_reset_starts_from_the_defaults(write: Write) -> None:
     assert (model.hidden_size, model.num_hidden_layers, model.mlp_bias) == (96, 12, True)
     assert loaded.origins["model.num_hidden_layers"] == "default" and loaded.config.run.name == "demo"
     assert loaded.remarks == (), "nothing of the base's model is left to be mixed"
+    write("extends: base.yaml\nmodel: {rope_scaling: {rope_type: linear, factor: 3}}\n", "scaled.yaml")
+    text = "extends: scaled.yaml\nreset: model.rope_scaling\n"
+    config = load(write(text, "below.yaml")).config
+    assert config.model.rope_scaling.factor is None and config.model.hidden_size == 64
     on_top = write("extends: base.yaml\nreset: [model, schedule]\n", "on_top.yaml")
     config = load(on_top).config
     assert config.model.hidden_size == 768 and config.schedule == Schedule()
@@ -49,9 +53,10 @@ def test_a_section_that_is_reset_starts_from_the_defaults(write: Write) -> None:
 
 def test_what_cannot_be_reset_is_named(write: Write, refused: Refused) -> None:
     write(name="base.yaml")
-    message = refused("extends: base.yaml\nreset: [data]\n")
-    assert 'c.yaml:2: reset: "data" is no section that can be reset\n' in message
-    assert "these can be: run, model, train" in message
+    for name in ("model.hidden_size", "data.sources", "modle"):
+        message = refused(f"extends: base.yaml\nreset: [{name}]\n")
+        assert f'c.yaml:2: reset: "{name}" is no section of settings' in message
+    assert "model must be a section" in refused("extends: base.yaml\nmodel: 3\nreset: model.rope_scaling\n")
     message = refused("extends: base.yaml\nreset: 3\n")
     assert "c.yaml:2: reset must be the name of a section, or a list of names; it is 3" in message
 
