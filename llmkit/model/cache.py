@@ -113,6 +113,11 @@ class CacheRows:
         return torch.tensor(self.starts, device=device)[:, None] + torch.arange(self.width, device=device)
 
     @cached_property
+    def _numbers(self) -> Tensor:
+        """(rows, 1) int64: 0, 1, ...."""
+        return torch.arange(len(self.counts), device=self.cache._token.device)[:, None]
+
+    @cached_property
     def newest(self) -> Tensor | None:
         """(rows,) int64: where the last token of each row stands; None = in the last column for all."""
         if min(self.counts) == self.width:
@@ -123,7 +128,7 @@ class CacheRows:
         """x: (rows, width, ...) -> (rows, 1, ...): of the last token of each row."""
         if self.newest is None:
             return x[:, -1:]
-        return x[torch.arange(len(x), device=x.device), self.newest][:, None]
+        return x[self._numbers[:, 0], self.newest][:, None]
 
     def token_before(self, tokens: Tensor) -> Tensor:
         """The token before `tokens`, (rows, width), of each row; 0 at the start."""
@@ -152,9 +157,8 @@ class CacheRows:
             if self.starts[0] == 0:
                 return key, value
         else:
-            rows = torch.arange(len(key), device=key.device)[:, None]
-            both[0][rows, self.positions] = key
-            both[1][rows, self.positions] = value
+            both[0][self._numbers, self.positions] = key
+            both[1][self._numbers, self.positions] = value
         return both[0, :, :stop], both[1, :, :stop]
 
     def visible(self, window: int | None) -> Tensor:
