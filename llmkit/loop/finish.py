@@ -34,6 +34,8 @@ SAMPLED_PARAMETERS = 10**9
 """Of a model that no process holds whole, at most, for a sample at the end: the others wait for it."""
 SAMPLE_TOKENS = 160
 """Length of the sample at the end of a run."""
+SAMPLING = Sampling(temperature=1.0)
+"""The model's own distribution: at lower temperatures small models soon repeat themselves."""
 
 
 def finish(t: Trainer) -> None:
@@ -132,7 +134,7 @@ def sample(t: Trainer, text: str) -> str:
         prompt = (chat_prompt if only_chats else text_prompt)(t.data.tokenizer, text)
         # Every length would be compiled anew.
         with torch.compiler.set_stance("force_eager"), _whole_model(t) as model:
-            answer = "".join(stream_text(model, t.data.tokenizer, prompt, SAMPLE_TOKENS, Sampling()))
+            answer = "".join(stream_text(model, t.data.tokenizer, prompt, SAMPLE_TOKENS, SAMPLING))
     except (RuntimeError, MemoryError, UserError) as error:
         return f"no sample: {str(error).partition(chr(10))[0]}"
     return prompt.shown + answer
