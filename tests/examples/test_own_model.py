@@ -41,6 +41,21 @@ def test_it_trains_resumes_as_if_it_had_not_stopped_and_is_used(folder, capsys):
     assert capsys.readouterr().out.startswith("the model")
 
 
+def test_another_run_starts_from_its_weights_and_takes_model_and_plugin_from_there(folder, capsys):
+    assert train() == 0
+    text = (folder / "tiny.yaml").read_text().replace("plugins: [own_model]\n", "").replace(MODEL, "")
+    text = text.replace("train:\n", "train:\n  init_from: runs/tiny\n").replace("name: tiny", "name: tuned")
+    (folder / "tuned.yaml").write_text(text.replace("type: bytes", "type: init_from"))
+    assert main(["train", "tuned.yaml", "train.max_steps=1"]) == 0
+    first, again = rows(folder)[0], rows(folder, run="tuned")[0]
+    assert again < first - 0.3
+    capsys.readouterr()
+    assert main(["train", "tuned.yaml", "run.name=other", "model.width=32"]) == 2
+    assert re.search(
+        r"holds another model: embedding.weight \(257, 24\) -> \(257, 32\)", capsys.readouterr().err
+    )
+
+
 def test_its_settings_are_checked_and_documented_like_ours(folder, capsys):
     assert main(["config", "tiny.yaml", "model.widht=3", "model.layers=0", "model.hidden_size=9"]) == 2
     problem = capsys.readouterr().err
