@@ -82,7 +82,7 @@ def architecture_for(shape: ModelShape, tokenizer: Mapping[str, Any] | None = No
         raise UserError(
             f"no class of transformers computes what this model does: {nearest.class_name}, the nearest, "
             f"cannot express {settings}. Its checkpoints are of use to llmkit alone; to train a model "
-            "that can be exported, start from a file in configs/models"
+            "that can be exported, start from a file in configs/models, or configs/demo-llama.yaml"
         )
     return nearest
 

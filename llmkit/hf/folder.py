@@ -93,8 +93,8 @@ class HFFolder:
         """See `Weights.read`."""
         check_box(self._parameters[name], region)
         place = self._places[name]
-        found = self._files.read(self._file_name(place.stored.name), place.region(region))
-        return found.t().contiguous() if place.stored.transposed else found
+        found = self._files.view(self._file_name(place.stored.name), place.region(region))
+        return (found.t() if place.stored.transposed else found).clone(memory_format=torch.contiguous_format)
 
     def tokenizer(self) -> Tokenizer:
         """See `Weights.tokenizer`."""
@@ -154,7 +154,7 @@ class HFFolder:
         """Raises UserError if a head that is stored, but said to be the embedding, is another matrix."""
         rows, width = self._files.shapes[embedding]
         same = self._files.shapes["lm_head.weight"] == (rows, width) and all(
-            torch.equal(self._files.read("lm_head.weight", box), self._files.read(embedding, box))
+            torch.equal(self._files.view("lm_head.weight", box), self._files.view(embedding, box))
             for low in range(0, rows, READ_ROWS)
             for box in [((low, min(low + READ_ROWS, rows)), (0, width))]
         )

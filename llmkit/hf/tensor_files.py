@@ -104,13 +104,12 @@ class TensorFiles:
             ) from error
         self._files[name] = file
 
-    def read(self, name: str, box: Box) -> Tensor:
-        """A region of a tensor, in the type it is stored in; a new tensor on the CPU."""
+    def view(self, name: str, box: Box) -> Tensor:
+        """A region of a tensor in the type it is stored in, in memory of the file: not to be changed."""
         if 0 in box_shape(box):
             return torch.empty(box_shape(box), dtype=DTYPES[self.dtypes[name]])
         found: Tensor = self._files[self._file_of[name]].get_slice(name)[tuple(slice(*each) for each in box)]
-        shares = found.untyped_storage().nbytes() > found.nbytes  # memory of the file that is mapped
-        return found.clone() if shares else found
+        return found
 
     def digest(self, more: bytes) -> str:
         """A hash of the bytes of all files, and of these."""
