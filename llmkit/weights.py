@@ -26,6 +26,7 @@ from llmkit.errors import UserError
 from llmkit.files import may_exist
 from llmkit.hf.folder import HFFolder, is_hf_folder
 from llmkit.hf.peft_adapters import PeftAdapters, base_of, is_peft_folder
+from llmkit.hf.tokenizer_files import read_tokenizer
 from llmkit.parallel.slices import Box, Shape
 
 
@@ -209,8 +210,10 @@ class AdaptedFolder:
         return merged(self.base, self.adapters, name, region)
 
     def tokenizer(self) -> Tokenizer:
-        """See `Weights.tokenizer`."""
-        return self.base.tokenizer()
+        """See `Weights.tokenizer`. The adapter's folder may have its own, with a chat template."""
+        if not (self.path / fmt.TOKENIZER).is_file():
+            return self.base.tokenizer()
+        return read_tokenizer(self.path, self.base.hf_config, self.base.model_shape.vocab_size)
 
     def digest(self) -> str:
         """See `Weights.digest`."""

@@ -132,7 +132,9 @@ def test_peft_computes_with_the_exported_adapter_what_the_run_does(tmp_path, cap
     with torch.no_grad():
         wanted, ours = theirs.eval()(input_ids=TOKENS).logits[:, -1], model.logits(TOKENS)
     assert float((ours - wanted).norm() / wanted.norm()) < 1e-5
-    again, _ = load_for_use(open_weights(out), "cpu", "fp32")  # and llmkit with that folder
+    again, tokenizer = load_for_use(open_weights(out), "cpu", "fp32")  # and llmkit with that folder
+    assert tokenizer.hash == open_weights(Path("runs/lora")).tokenizer().hash
+    assert (out / "tokenizer.json").is_file()
     torch.testing.assert_close(again.logits(TOKENS), ours, rtol=1e-5, atol=1e-6)
 
 
