@@ -138,6 +138,17 @@ def test_peft_computes_with_the_exported_adapter_what_the_run_does(tmp_path, cap
     torch.testing.assert_close(again.logits(TOKENS), ours, rtol=1e-5, atol=1e-6)
 
 
+def test_a_run_may_start_from_merged_adapters_and_adapt_them_again():
+    again = ["run.name=second", "train.init_from=runs/lora", "train.max_steps=1"]
+    assert main(["train", "lora.yaml", *again]) == 0
+    first, second = (open_weights(Path("runs") / name) for name in ("lora", "second"))
+    name = "blocks.1.attention.v_proj.weight"
+    region = tuple((0, size) for size in first.shape(name))
+    change = second.read(name, region) - first.read(name, region)
+    torch.testing.assert_close(change, second.adapters.change(name.removesuffix(".weight"), region))
+    assert second.base.digest() == first.digest() and float(change.norm()) > 0.0
+
+
 def test_an_adapter_of_a_run_names_an_export_of_it(tmp_path):
     ours = ["run.name=ours", "train.init_from=runs/tiny", "train.max_steps=1"]
     assert main(["train", "lora.yaml", *ours]) == 0
