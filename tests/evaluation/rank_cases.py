@@ -56,7 +56,7 @@ def step(engine: Engine, mesh: Mesh) -> float:
 
 def in_engines(folder: str, layouts: list[list[Any]]) -> list[dict[str, Any]]:
     """The figures of each layout, and the losses of steps before and after the evaluation."""
-    tasks, found = Tasks(toys.NAMES, folder), []
+    tasks, found = Tasks(toys.NAMES, folder, limit=5), []
     for stage, tensor_size, options in layouts:
         mesh = make_mesh(tensor_size)
         engine, plan = engine_of(stage, mesh, **options)
@@ -65,8 +65,6 @@ def in_engines(folder: str, layouts: list[list[Any]]) -> list[dict[str, Any]]:
             engine, plan, HubText(toys.tokenizer()), mesh, 200, before_batch=partial(before.append, 1)
         )
         results = led(scorer, lambda lead: run_tasks(tasks, lead, {}, quiet=True))
-        again = led(scorer, lambda lead: run_tasks(tasks, lead, {}, quiet=True))
-        assert results == again
         losses = [step(engine, mesh), step(engine, mesh)]
         found.append({"figures": results and figures(results), "batches": len(before), "losses": losses})
         engine.close()

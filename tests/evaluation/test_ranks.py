@@ -30,7 +30,8 @@ def alone(tmp_path) -> dict[str, float]:
     """The figures that one process finds."""
     toys.make_tasks(tmp_path / "tasks")
     scorer = Scorer.of_model(toys.model(), HubText(toys.tokenizer()), Mesh(), 400)
-    return figures(run_tasks(Tasks(toys.NAMES, str(tmp_path / "tasks")), Lead(scorer), {}, quiet=True))
+    tasks = Tasks(toys.NAMES, str(tmp_path / "tasks"), limit=5)
+    return figures(run_tasks(tasks, Lead(scorer), {}, quiet=True))
 
 
 def test_figures_in_engines_of_four_processes_equal_those_of_one(alone, tmp_path):

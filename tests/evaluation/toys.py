@@ -32,6 +32,10 @@ def sentence(draw: random.Random, words: int) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(words))
 
 
+def distinct(draw: random.Random) -> list[str]:
+    return draw.sample(sorted(set(WORDS)), 3)
+
+
 @cache
 def tokenizer(puts_bos: bool = True) -> Tokenizer:
     """Byte-level BPE. puts_bos: transformers puts bos before every text, as Llama's tokenizer does."""
@@ -94,7 +98,8 @@ def make_tasks(folder: Path, answer_tokens: int = 12) -> Path:
     choices = [
         {
             "question": sentence(draw, draw.choice([3, 9, 60])),
-            "choices": [sentence(draw, draw.choice([1, 1, 4])) for _ in range(3)],
+            # Distinct: of two equal ones, the rounding of sums would choose.
+            "choices": [word + draw.choice(["", f" {sentence(draw, 3)}"]) for word in distinct(draw)],
             "gold": draw.randrange(3),
         }
         for _ in range(13)
@@ -129,9 +134,10 @@ def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **settings: 
     """A task whose questions lie beside it."""
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")}
     task = {
-        "task": name, "dataset_path": "json", "test_split": "test",
-        "dataset_kwargs": {"data_files": {"test": str(data)}}, "metadata": {"version": 1.0}, **settings,
+        "task": name, "dataset_path": "json", "test_split": "test", "dataset_kwargs": files,
+        "metadata": {"version": 1.0}, **settings,
     }  # fmt: skip
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
 
