@@ -83,8 +83,8 @@ class PeftAdapters:
         module = place.stored.name.removesuffix(".weight")
         rank, ((low, high), columns) = (0, self._ranks[module]), region
         rows = (low + place.first, high + place.first)
-        a = self._files.read(f"{PREFIX}{module}.lora_A.weight", (rank, columns))
-        b = self._files.read(f"{PREFIX}{module}.lora_B.weight", (rows, rank))
+        a = self._files.view(f"{PREFIX}{module}.lora_A.weight", (rank, columns))
+        b = self._files.view(f"{PREFIX}{module}.lora_B.weight", (rows, rank))
         return (b.float() @ a.float()).mul_(self._scale(module))
 
     def _scale(self, module: str) -> float:
