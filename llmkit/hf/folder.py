@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from functools import cached_property
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ READ_ROWS = 1024
 
 
 def is_hf_folder(path: Path) -> bool:
-    """Whether a folder holds a model in Hugging Face's format, or is meant to."""
-    return any((path / name).is_file() for name in (CONFIG, "adapter_config.json", "model.safetensors"))
+    """Whether a folder holds a model in Hugging Face's format, or is meant to; a closed one does not."""
+    return any(isfile(path / name) for name in (CONFIG, "adapter_config.json", "model.safetensors"))
 
 
 class HFFolder:

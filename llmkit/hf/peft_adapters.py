@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.]+")
 
 
 def is_peft_folder(path: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT alone."""
-    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+    """Whether a folder holds an adapter of PEFT alone; not one that is closed to us."""
+    return isfile(path / ADAPTER_CONFIG) and not isfile(path / "config.json")
 
 
 def base_of(path: Path) -> Path:
