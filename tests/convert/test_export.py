@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from llmkit.weights import open_weights
 from tests.hf.models import CASES, qwen2_tokenizer, save
 from tests.program import make_project, train
 
+OLD_RUNS = Path(__file__).parents[1] / "old_runs"
 TEXT = "the model reads <a row> of tokens\n\n  and 1234 others; café"
 
 
@@ -68,6 +70,15 @@ def test_tensors_that_a_class_always_has_are_filled_where_a_model_lacks_them(pro
     tensors = load_file("plain/model.safetensors")
     assert torch.equal(tensors["transformer.h.1.attn.c_attn.bias"], torch.zeros(96))
     assert torch.equal(tensors["transformer.h.0.ln_1.weight"], torch.ones(32))
+
+
+@pytest.mark.parametrize("name", ["2026-11-22-folder/folder", "2026-11-28-built/step-00000004"])
+def test_checkpoints_of_older_versions_are_exported(name, tmp_path, monkeypatch, capsys):
+    """What they do not say has its default."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(OLD_RUNS / name), "out"]) == 0
+    assert "gives llmkit's logits" in capsys.readouterr().out
+    assert len(load_file("out/model.safetensors")) > 10
 
 
 def test_what_no_class_can_express_is_named_and_nothing_is_written(project, monkeypatch, capsys):
