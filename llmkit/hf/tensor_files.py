@@ -111,6 +111,10 @@ class TensorFiles:
         found: Tensor = self._files[self._file_of[name]].get_slice(name)[tuple(slice(*each) for each in box)]
         return found
 
+    def read(self, name: str, box: Box) -> Tensor:
+        """The same in memory of its own."""
+        return self.view(name, box).clone(memory_format=torch.contiguous_format)
+
     def digest(self, more: bytes) -> str:
         """A hash of the bytes of all files, and of these."""
         found = xxh64(more)
