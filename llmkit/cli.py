@@ -28,8 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 fault, 2 wrong usage, 75 stopped on request."""
     started = time.monotonic()
     _open_closed_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as YAML reads it, too
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and (out.encoding.lower() != "utf-8" or out.errors == "strict"):
+        # As YAML reads it, too. Names of files may be no UTF-8.
+        out.reconfigure(errors="backslashreplace")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse does not see overrides behind an option as such.

@@ -47,7 +47,7 @@ def inspect_command(
     page = render(readings, tokenizer, run.resolve().name, facts)
     try:
         with write_atomic(output) as file:
-            file.write(page.encode())
+            file.write(page.encode(errors="backslashreplace"))  # a folder's name may be no UTF-8
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the command line says so

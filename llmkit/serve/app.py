@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -31,6 +32,14 @@ LEFT = 499
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+class Document(JSONResponse):
+    """JSON in ASCII, as the events have it: halves of characters that a client sent can be named to it."""
+
+    def render(self, content: Any) -> bytes:
+        """See `JSONResponse.render`."""
+        return json.dumps(content).encode()
+
+
 @dataclass
 class Api:
     """The application. name: what clients call the model. key: what they must send; None = nothing.
@@ -44,7 +53,7 @@ class Api:
     name: str
     created: int
     key: str | None = None
-    hosts: Collection[str] = ()
+    hosts: Sequence[str] = ()
     # Prompts are read one at a time and beside the event loop: long ones take a while.
     _reading: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
@@ -57,7 +66,9 @@ class Api:
             Route("/v1/completions", self._open(self._completions), methods=["POST"]),
             Route("/v1/chat/completions", self._open(self._chat), methods=["POST"]),
         ]
-        handlers: Any = {ApiError: _told, HTTPException: _of_http, Exception: _of_bug}
+        handlers: Any = {
+            ApiError: _told, HTTPException: _of_http, ClientDisconnect: _of_left, Exception: _of_bug,
+        }  # fmt: skip
         return Starlette(routes=routes, exception_handlers=handlers)
 
     def _open(self, handler: Handler) -> Handler:
@@ -67,7 +78,7 @@ class Api:
             host = re.sub(r":\d*$", "", request.headers.get("host", "")).strip("[]").lower()
             if self.hosts and host not in self.hosts:
                 raise ApiError(
-                    f"this server is not {host!r:.80}; call it localhost, or start it with an API key",
+                    f"this server is not {host!r:.80}; call it {self.hosts[0]}, or start it with an API key",
                     status=403,
                 )
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -80,14 +91,14 @@ class Api:
         return checked
 
     async def _health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return Document({"status": "ok"})
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._described()]})
+        return Document({"object": "list", "data": [self._described()]})
 
     async def _model(self, request: Request) -> Response:
         self._check_name(request.path_params["name"])
-        return JSONResponse(self._described())
+        return Document(self._described())
 
     def _described(self) -> dict[str, Any]:
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "llmkit"}
@@ -122,7 +133,7 @@ class Api:
         found = await _unless_left(request, answers)
         if found is None:
             return Response(status_code=LEFT)
-        return JSONResponse(reply.whole(found, answers.usage))
+        return Document(reply.whole(found, answers.usage))
 
 
 async def _read(request: Request) -> bytes:
@@ -174,15 +185,20 @@ async def _events(answers: Answers, reply: Reply, count: int, usage: bool) -> As
 
 
 async def _told(request: Request, error: ApiError) -> Response:
-    return JSONResponse(error.body, status_code=error.status)
+    return Document(error.body, status_code=error.status)
 
 
 async def _of_http(request: Request, error: HTTPException) -> Response:
     """Of a path or a method that does not exist."""
     found = ApiError(f"{request.method} {request.url.path:.100}: {error.detail}", status=error.status_code)
-    return JSONResponse(found.body, status_code=error.status_code, headers=error.headers)
+    return Document(found.body, status_code=error.status_code, headers=error.headers)
+
+
+async def _of_left(request: Request, error: ClientDisconnect) -> Response:
+    """Of a client that goes away before its body has come."""
+    return Response(status_code=LEFT)
 
 
 async def _of_bug(request: Request, error: Exception) -> Response:
     """Of a bug, whose traceback goes to the server's output."""
-    return JSONResponse(ApiError("the server failed", status=500).body, status_code=500)
+    return Document(ApiError("the server failed", status=500).body, status_code=500)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from functools import partial
@@ -21,8 +22,6 @@ from llmkit.serve.asks import Reader
 from llmkit.serve.prompt_scores import prompt_scores
 from llmkit.serve.worker import Worker
 from llmkit.weights import open_weights
-
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def serve_command(
@@ -44,7 +43,7 @@ def serve_command(
     if missing:
         raise UserError(f"serve: {' and '.join(missing)} is not installed; pip install 'llmkit[serve]'")
     from llmkit.serve.app import Api
-    from llmkit.serve.server import Server, is_local, listen, url
+    from llmkit.serve.server import Server, is_local, listen, local_names, url
 
     key = None if api_key_file is None else _read_key(api_key_file)
     listening = listen(host, port)
@@ -62,9 +61,9 @@ def serve_command(
         )
     score = partial(prompt_scores, model) if isinstance(model, GPT) else None
     worker = Worker(lambda: TextSession(model, tokenizer), max_batch, score)
-    name = name or run.resolve().name
+    name = os.fsencode(name or run.resolve().name).decode(errors="backslashreplace")
     reader = Reader(tokenizer, model.context_length, max_tokens, scores=score is not None)
-    hosts = LOCAL_NAMES if local and key is None else ()
+    hosts = local_names(host, listening) if local and key is None else ()
     api = Api(worker, reader, name, int(time.time()), key, hosts)
     worker.start()
     print(f"serving {name!r} ({weights.origin}) at {url(listening)}; Ctrl-C ends", flush=True)

@@ -13,6 +13,7 @@ from llmkit.serve.worker import Worker
 
 GRACE = 5
 """Seconds that answers have to end when the server stops."""
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class Server(uvicorn.Server):
@@ -48,6 +49,11 @@ def listen(host: str, port: int) -> socket.socket:
 def is_local(listening: socket.socket) -> bool:
     """Whether only programs of this machine can reach it."""
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def local_names(host: str, listening: socket.socket) -> tuple[str, ...]:
+    """What a server that only this machine reaches may be called: `host` as the user gave it, or its address."""
+    return tuple(dict.fromkeys((host.lower(), listening.getsockname()[0], *LOCAL_NAMES)))
 
 
 def url(listening: socket.socket) -> str:

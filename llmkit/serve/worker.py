@@ -41,6 +41,11 @@ class Job:
     emit: Callable[[int, Piece | Scores | ApiError], None]
     cancelled: bool = False
 
+    def send(self, number: int, item: Piece | Scores | ApiError) -> None:
+        """Emits the item if anybody waits for it."""
+        if not self.cancelled:
+            self.emit(number, item)
+
 
 class Worker:
     """Answers jobs in the order they come, up to `most_rows` answers at the same time.
@@ -135,7 +140,7 @@ class Worker:
             if ask.scored_from is not None:
                 assert self._score is not None
                 scores = self._score(ask.prompt.ids, ask.logprobs or 0)
-                job.emit(number, Scores(scores, None if ask.max_new_tokens else "length"))
+                job.send(number, Scores(scores, None if ask.max_new_tokens else "length"))
             if not ask.max_new_tokens:
                 self._chosen.popleft()
                 continue
@@ -150,8 +155,7 @@ class Worker:
             job, number = self._running[key]
             if piece.end is not None:
                 del self._running[key]
-            if not job.cancelled:
-                job.emit(number, piece)
+            job.send(number, piece)
 
     def _fail(self, error: ApiError) -> None:
         """Ends the answers at work with an error; those that wait too, where the server ends."""
@@ -163,8 +167,7 @@ class Worker:
                 ended += self._waiting
                 self._waiting.clear()
         for job, number in ended:
-            if not job.cancelled:
-                job.emit(number, error)
+            job.send(number, error)
 
 
 def _stopping() -> ApiError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 
 import pytest
 
@@ -38,6 +40,10 @@ def test_a_page_is_written_once_and_replaced_when_asked(run, tmp_path, capsys):
     assert main(command) == 2
     assert "--force" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
+    odd = tmp_path / os.fsdecode(b"caf\xe9")  # a name that is no UTF-8
+    shutil.copytree(run, odd)
+    assert main(["inspect", str(odd), *command[2:], "--force"]) == 0
+    assert r"<h1>caf\udce9</h1>" in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,7 @@ import torch
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.text import TextSession, complete
 from llmkit.prompts import messages_prompt, text_prompt
-from llmkit.serve.command import LOCAL_NAMES
+from llmkit.serve.server import LOCAL_NAMES
 from tests.limits import HANG
 from tests.serve.running import CONTEXT, NAME, running
 
@@ -243,6 +244,7 @@ def test_what_is_no_request(served):
         (post(b"[1]"), 400, "must be a JSON object"),
         (post(b'{"temperature": NaN}'), 400, "NaN is no number"),
         (post(json.dumps({"model": NAME, "prompt": "\ud800"}).encode()), 400, "prompt"),
+        (post(b'{"\\ud800": 1}'), 400, "is no parameter"),
         (post(good, "text/plain"), 415, "application/json"),
         (post(b" " * (5 << 20)), 413, "larger than"),
         (post(good, path="/nothing"), 404, "/v1/nothing"),
@@ -252,6 +254,17 @@ def test_what_is_no_request(served):
         assert says in response.json()["error"]["message"]
     assert post(good).status_code == 200
     assert httpx.get(served.url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+
+
+def test_a_client_that_goes_away_before_its_body_has_come_is_no_error(capfd):
+    with running() as served:
+        host, port = served.url.split("/")[2].split(":")
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(head + b"Content-Length: 9\r\n\r\n{")
+        for _ in range(3):  # by then the server has seen that the client is gone
+            assert httpx.get(served.url + "/models").status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_key_is_asked_for_but_not_for_health(capfd):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -38,6 +39,9 @@ def test_it_serves_what_generate_prints_until_ctrl_c(project, capsys, monkeypatc
 
     # Without a key others are warned of, where they can reach it.
     monkeypatch.setattr(Server, "run", lambda self, sockets: None)
+    shutil.copytree("runs/tiny", os.fsdecode(b"caf\xe9"))
+    assert main(["serve", os.fsdecode(b"caf\xe9"), "--port", "0"]) == 0
+    assert "'caf\\\\xe9'" in capsys.readouterr().out
     for options, warned in (
         (["--host", "0.0.0.0"], True), (["--host", "0.0.0.0", "--api-key-file", "key"], False), ([], False),
     ):  # fmt: skip
