@@ -52,7 +52,7 @@ def is_local(listening: socket.socket) -> bool:
 
 
 def local_names(host: str, listening: socket.socket) -> tuple[str, ...]:
-    """What a server that only this machine reaches may be called: `host` as the user gave it, or its address."""
+    """Names of a server for this machine: `host` as the user gave it, its address, and the usual."""
     return tuple(dict.fromkeys((host.lower(), listening.getsockname()[0], *LOCAL_NAMES)))
 
 
