@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "llmkit"
 DESIGN = (PACKAGE.parent / "docs/design.md").read_text()
 LAYERS = (
-    {"errors", "precision", "cores"},
+    {"errors", "precision", "cores", "extras"},
     {"files", "file_lock", "registry", "stopping", "batch"},
     {"config"},
     {"parallel", "data", "run_folder", "command_line"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from llmkit.convert.companions import tokenizer_files
 from llmkit.convert.export import exported_shape
 from llmkit.convert.proof import cannot_prove, prove_adapter
 from llmkit.errors import UserError
+from llmkit.extras import missing_extra
 from llmkit.hf.folder import HFFolder, is_hf_folder
 from llmkit.hf.peft_folder import write_peft_folder
 from llmkit.parallel.slices import Shape
@@ -39,8 +39,7 @@ def export_adapter_command(path: Path, out: Path, *, base: Path | None, check: b
     adapters, theirs = weights.adapters, HFFolder(folder_of_base)
     lora = adapters.settings
     unproved = "it was not asked for (--no-check)" if not check else cannot_prove(shape)
-    if unproved is None and importlib.util.find_spec("peft") is None:
-        unproved = "peft is not installed (pip install 'llmkit[hf]')"
+    unproved = unproved or missing_extra("hf", "peft")
     with built_aside(out) as folder:
         write_peft_folder(
             folder, shape, theirs.architecture, lora, adapters.layers, adapters.matrices,

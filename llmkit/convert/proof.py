@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault
+from llmkit.extras import missing_extra
 from llmkit.inference import load_model
 from llmkit.precision import PRECISIONS
 from llmkit.weights import Weights
@@ -58,8 +58,8 @@ class Proof:
 
 def cannot_prove(shape: ModelShape) -> str | None:
     """Why an export cannot be compared here; None where it can."""
-    if importlib.util.find_spec("transformers") is None:
-        return "transformers is not installed (pip install 'llmkit[hf]')"
+    if missing := missing_extra("hf", "transformers"):
+        return missing
     needed, free = MEMORY * 4 * shape.num_parameters, psutil.virtual_memory().available
     if needed > free:
         return f"it takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import io
 import json
 import logging
@@ -21,6 +20,7 @@ import torch
 
 from llmkit.errors import UserError
 from llmkit.evaluation.team import Lead
+from llmkit.extras import missing_extra
 from llmkit.monitor.jsonlines import plain
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ class Tasks:
 
 def check_installed() -> None:
     """Raises UserError where lm-eval is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        missing = "needs lm-eval, which is not installed: pip install 'llmkit[eval]'"
-        raise UserError(f"evaluation by tasks {missing}")
+    if missing := missing_extra("eval", "lm_eval"):
+        raise UserError(f"evaluation by tasks: {missing}")
 
 
 def check_tasks(tasks: Tasks) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import UserError
+from llmkit.extras import missing_extra
 from llmkit.monitor.sink import Sink
 
 
@@ -18,11 +18,8 @@ class TensorBoardSink(Sink):
     """
 
     def __init__(self, folder: Path) -> None:
-        if find_spec("tensorboard") is None:
-            raise UserError(
-                "monitor.tensorboard: the package tensorboard is not installed; install it "
-                "(pip install tensorboard), or set monitor.tensorboard to false"
-            )
+        if missing := missing_extra("tensorboard", "tensorboard"):
+            raise UserError(f"monitor.tensorboard: {missing}; else set monitor.tensorboard to false")
         self._folder = folder
         self._writer: Any = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
+from llmkit.extras import missing_extra
 from llmkit.files import cannot_read
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.text import TextSession, complete
@@ -39,9 +39,8 @@ def serve_command(
 
     Raises UserError where the model cannot be loaded, the address is taken, or the key is none.
     """
-    missing = [each for each in ("starlette", "uvicorn") if importlib.util.find_spec(each) is None]
-    if missing:
-        raise UserError(f"serve: {' and '.join(missing)} is not installed; pip install 'llmkit[serve]'")
+    if missing := missing_extra("serve", "starlette", "uvicorn"):
+        raise UserError(f"serve: {missing}")
     from llmkit.serve.app import Api
     from llmkit.serve.server import Server, is_local, listen, local_names, url
 

@@ -70,5 +70,5 @@ def test_what_does_not_fit_into_memory_is_not_tried(saved, monkeypatch):
         memory = psutil.virtual_memory()._replace(available=100_000)
         patch.setattr(proof.psutil, "virtual_memory", lambda: memory)
         assert "GB of memory" in proof.cannot_prove(shape)
-    monkeypatch.setattr(proof.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("llmkit.extras.importlib.util.find_spec", lambda name: None)
     assert "transformers is not installed" in proof.cannot_prove(shape)

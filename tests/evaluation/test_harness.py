@@ -106,6 +106,6 @@ def test_data_that_cannot_be_had_are_one_message(folder, tmp_path, monkeypatch):
 
 
 def test_without_lm_eval_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs lm-eval.*pip install 'llmkit\[eval\]'"):
+    monkeypatch.setattr("llmkit.extras.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"lm_eval is not installed.*pip install 'llmkit\[eval\]'"):
         harness.check_installed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,6 @@ def test_steps_that_are_done_again_replace_those_of_before(tmp_path: Path) -> No
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmkit.monitor.tensorboard.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"monitor\.tensorboard: .*pip install tensorboard"):
+    monkeypatch.setattr("llmkit.extras.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"monitor\.tensorboard: .*pip install 'llmkit\[tensorboard\]'"):
         TensorBoardSink(tmp_path)
-    assert util.find_spec("tensorboard")

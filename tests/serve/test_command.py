@@ -70,4 +70,4 @@ def test_packages_that_are_not_installed_are_named(monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
     assert main(["serve", "runs/tiny"]) == 2
-    assert "uvicorn is not installed; pip install 'llmkit[serve]'" in capsys.readouterr().err
+    assert "uvicorn is not installed (pip install 'llmkit[serve]')" in capsys.readouterr().err
