@@ -275,7 +275,7 @@ def look_at(path: Path) -> Weights:
     """The weights at a path as by `open_weights`, of a run its newest checkpoint that can be opened: its
     tensors are not verified yet, nor adapters merged. For what needs no more than their description."""
     below = path / "checkpoints"  # a run folder has a manifest.json of its own
-    if may_exist(path) and (below.is_dir() or not (path / fmt.MANIFEST).exists()):
+    if path.is_dir() and (below.is_dir() or not (path / fmt.MANIFEST).exists()):
         for folder in reversed(folders(below if below.is_dir() else path)):
             with suppress(fmt.Damaged):
                 return CheckpointWeights(load(folder))

@@ -83,5 +83,6 @@ def test_what_is_only_looked_at_passes_over_a_damaged_manifest(project, tmp_path
 )
 def test_what_holds_no_weights_is_one_message(project, path, says, monkeypatch):
     monkeypatch.chdir(project)
-    with pytest.raises(UserError, match=says):
-        open_weights(Path(path))
+    for find in (open_weights, look_at):
+        with pytest.raises(UserError, match=says):
+            find(Path(path))

@@ -44,9 +44,14 @@ def _layers(tensors: Sequence[FullTensor]) -> Iterator[tuple[FullTensor, str]]:
 
 
 def check_lora(s: Settings) -> Iterator[Mistake]:
-    """Checks that each pattern names a layer and the rank is below full, and that dropout is possible."""
+    """Checks that each pattern names a layer and the rank is below full, that dropout is possible, and that
+    nothing is said of adapters where there are none."""
     lora, at = s.config.train.lora, "train.lora"
     if not lora.rank:
+        note = "give the adapters a rank, as in 16, or 0 to train all weights"
+        given = [name for name in Lora.model_fields if s.origins.get(f"{at}.{name}", "default") != "default"]
+        for name in given if "rank" not in given else ():
+            yield s.mistake("{0} needs {1} to be given", f"{at}.{name}", f"{at}.rank", note=note)
         return
     if s.config.train.init_from is None:
         note = "without trained weights there is nothing to adapt"

@@ -28,6 +28,9 @@ def check_preference(s: Settings) -> Iterator[Mistake]:
             if getattr(train.dpo, name) != field.default:
                 yield s.mistake("{0} does not belong to {1}", f"train.dpo.{name}", _OBJECTIVE)
         return
+    if train.init_from is None and train.dpo.reference is None:
+        note = "name the model to train (a run, a checkpoint, a folder of Hugging Face); it is the reference"
+        yield s.mistake("{0} needs {1} to be given", _OBJECTIVE, "train.init_from", note=note)
     if data.packing != "concatenate":
         note = "a pair is a row of its own; leave packing out"
         yield s.mistake("{0} does not go with {1}", "data.packing", _OBJECTIVE, note=note)
@@ -37,3 +40,12 @@ def check_preference(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} does not go with {1}", f"train.{name}", _OBJECTIVE, note=note)
     if train.dpo.label_smoothing and train.dpo.loss != "sigmoid":
         yield s.mistake("{0} does not go with {1}", "train.dpo.label_smoothing", "train.dpo.loss")
+
+
+def preference_remarks(s: Settings) -> Iterator[str]:
+    """A note where pairs are all that a model would learn from."""
+    train = s.config.train
+    if train.objective == "dpo" and train.init_from is None:
+        yield (
+            f"{s.describe(_OBJECTIVE)} starts from random weights: name the model to train as train.init_from"
+        )

@@ -92,7 +92,10 @@ def differing(s: Settings, stored: StoredModel) -> Iterator[Mistake]:
     asked, rotary = s.config.model.vocab_size, _is_rotary(stored.spec)
     for name, value in _compared(s, stored):
         adds_rows = name == "vocab_size" and asked != "auto" and asked > value
-        if not adds_rows and not (rotary and name.partition(".")[0] in TO_LENGTHEN):
+        if adds_rows and s.config.train.lora.rank:
+            note = f"adapters leave the embedding as it is, so the rows beyond {value} would never be trained"
+            yield s.mistake("{0} does not go with {1}", "model.vocab_size", "train.lora.rank", note=note)
+        elif not adds_rows and not (rotary and name.partition(".")[0] in TO_LENGTHEN):
             note = f"{stored.origin} has {display(value)}; leave it out"
             yield s.mistake("{0} is not that of the weights", f"model.{name}", note=note)
 

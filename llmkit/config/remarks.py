@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from llmkit.config.check_preference import preference_remarks
 from llmkit.config.derive import size_of
 from llmkit.config.groups import group_remarks
 from llmkit.config.layers import Layers
@@ -68,6 +69,7 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
             yield f"{s.describe(path)} has no effect: {s.describe(reason)}"
     yield from group_remarks(s)
     yield from vocabulary_remarks(s)
+    yield from preference_remarks(s)
     if s.config.train.max_steps is not None:
         yield from length_remarks(s, s.config.train.max_steps)
 

@@ -56,13 +56,10 @@ class Pairs(NamedTuple):
 
 
 def reference_path(loaded: Loaded) -> Path:
-    """Where the reference model lies. Raises UserError where the settings name none."""
+    """Where the reference model lies."""
     train = loaded.config.train
-    if (path := train.dpo.reference or train.init_from) is None:
-        raise UserError(
-            f"{loaded.settings.describe('train.objective')} needs a reference model: name a run, a "
-            "checkpoint or a Hugging Face folder as train.init_from or train.dpo.reference"
-        )
+    path = train.dpo.reference or train.init_from
+    assert path is not None, "see check_preference"
     return Path(path)
 
 

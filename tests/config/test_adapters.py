@@ -72,6 +72,14 @@ def test_what_is_refused(settings, what, refused_for_one):
     refused_for_one(["train.lora.rank=4", "train.init_from=base", *settings], what)
 
 
+def test_settings_of_adapters_without_a_rank_train_no_model_in_full(refused, base, write):
+    settings = ["train.init_from=base", "train.lora.alpha=8", "train.lora.targets=[q_proj]"]
+    message = refused(base, *settings)
+    assert "train.lora.alpha 8.0 (command line) needs train.lora.rank 0 (default) to be given" in message
+    assert 'train.lora.targets ["q_proj"] (command line) needs train.lora.rank' in message
+    assert load(write(base), [*settings, "train.lora.rank=0"]).config.train.lora.rank == 0  # as was asked for
+
+
 def test_adapters_need_weights(refused_for_one):
     what = "train.lora.rank 4 (command line) needs train.init_from null (default) to be given"
     refused_for_one(["train.lora.rank=4"], what)

@@ -31,6 +31,10 @@ WRONG = [
     ),
     ([*DPO, "train.dpo.reference=hf://org/model"], "fetch a model of the hub first"),
     ([*DPO, "train.dpo.reference=''"], "train.dpo.reference"),
+    (
+        [*DPO, "train.dpo.reference=null"],
+        'train.objective "dpo" (command line) needs train.init_from null (default) to be given',
+    ),
     ([*DPO, "train.dpo.beta=0"], "train.dpo.beta must be"),
     ([*DPO, "data.sources.0.completion_field=x"], "only for records of kind prompt_completion;"),
 ]
@@ -48,3 +52,9 @@ def test_pairs_are_rows_of_two_sequences(base: str, write: Callable[..., str]) -
     assert config.data.has_pairs and config.data.row_length == 2 * config.data.sequence_length == 256
     assert config.train.dpo.beta == 0.1 and config.train.dpo.reference == os.path.abspath("runs/sft")
     assert load(write(base)).config.data.row_length == 128
+
+
+def test_random_weights_are_noted(base: str, write: Callable[..., str]) -> None:
+    (note,) = load(write(base), DPO).remarks
+    assert note.startswith('train.objective "dpo" (command line) starts from random weights')
+    assert not load(write(base), [*DPO, "train.init_from=runs/sft"]).remarks

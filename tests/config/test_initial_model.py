@@ -82,6 +82,8 @@ def test_a_base_of_rotary_frequencies_may_change_with_a_note(tmp_path):
 def test_a_larger_vocabulary_adds_rows_and_a_smaller_one_is_refused(tmp_path):
     (note,) = loaded(tmp_path, f"model.vocab_size={ROTARY.vocab_size + 3}").remarks
     assert "start at the mean of the others" in note
+    with pytest.raises(UserError, match=r"vocab_size .* \(command line\) does not go with train.lora.rank 2"):
+        loaded(tmp_path, f"model.vocab_size={ROTARY.vocab_size + 3}", "train.lora.rank=2")
     for size in (ROTARY.vocab_size - 1, "auto"):
         with pytest.raises(UserError, match=r"vocab_size .* is not that of the weights"):
             loaded(tmp_path, f"model.vocab_size={size}", "data.tokenizer.type=file", "data.tokenizer.path=x")

@@ -84,7 +84,7 @@ def test_mistakes_are_one_message_each(pairs: Path, capsys: pytest.CaptureFixtur
     assert main(["reference", "tiny.yaml"]) == 2
     assert 'train.objective "causal_lm" (default) needs no reference model' in capsys.readouterr().err
     assert reference("train.dpo.reference=null") == 2
-    assert "Hugging Face folder as train.init_from or train.dpo.reference" in capsys.readouterr().err
+    assert 'train.objective "dpo" (command line) needs train.init_from null' in capsys.readouterr().err
     assert reference("train.dpo.reference=runs/none") == 2
     assert "runs/none: no such folder" in capsys.readouterr().err
     assert reference("data.sequence_length=64") == 2
