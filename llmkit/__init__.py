@@ -1,4 +1,4 @@
-"""llmkit: pretraining of GPT-style models, from a laptop's CPU to a cluster, from one YAML file.
+"""llmkit: pretraining and fine-tuning of GPT-style language models, from one YAML file.
 
 The names below are the public interface (docs/api.md); all others may change without notice. They are
 imported when first used, so that `import llmkit` costs next to nothing.

@@ -204,13 +204,15 @@ def _ladder(options: argparse.Namespace, started: float) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="llmkit", description="Pretrains GPT-style models from one YAML file.")
+    parser = CommandParser(
+        prog="llmkit", description="Trains, fine-tunes and uses GPT-style language models."
+    )
     parser.add_argument("--version", action="version", version=f"llmkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        _train_parser, _config_parser, _data_parser, add_generate_command, add_evaluate_command,
-        _doctor_parser, _new_parser, _ladder_parser, add_inspect_command, _reference_parser,
-        add_import_command, add_export_command, add_serve_command,
+        _train_parser, _config_parser, _data_parser, _reference_parser, add_generate_command,
+        add_evaluate_command, add_serve_command, add_inspect_command, add_import_command,
+        add_export_command, _new_parser, _ladder_parser, _doctor_parser,
     ):  # fmt: skip
         add(commands)
     return parser

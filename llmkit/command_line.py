@@ -57,8 +57,14 @@ def add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> Non
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds RUN and --precision, of commands that use a trained model."""
-    parser.add_argument("run", metavar="RUN", help="a run folder, or one of its checkpoints")
+    add_weights(parser)
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds RUN, which `llmkit.weights.open_weights` takes."""
+    what = "a run folder, a checkpoint, an import, or a model in Hugging Face's format"
+    parser.add_argument("run", metavar="RUN", help=what)
 
 
 def unicode_text(command: str, option: str, argument: str) -> str:

@@ -53,7 +53,7 @@ def test_sampling_does_not_import_the_compiler():
         (["generate", "run", "--prompt", "x", "--precision", "fp23"], "did you mean fp32?"),
         (["train", "tiny.yaml", "--frehs"], "unknown arguments: --frehs; did you mean --fresh?"),
         (["evaluate", "run", "--date=x.txt"], "did you mean --data?"),
-        (["dance"], "choose from train, config, data, generate, evaluate, doctor"),
+        (["dance"], "choose from train, config, data, reference, generate, evaluate"),
     ],
 )
 def test_a_choice_that_does_not_exist_is_wrong_usage_and_the_nearest_is_named(arguments, says, capsys):

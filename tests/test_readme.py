@@ -5,19 +5,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow
 import pytest
+import uvicorn
 
 from llmkit.cli import main
 from llmkit.config.load import load
+from llmkit.serve.server import Server
 from tests.limits import HANG
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +34,7 @@ SMALLER = [
 
 OF_WEIGHTS = [each for each in SMALLER if not each.startswith(("model.", "data."))]
 """The same for a run whose model comes with its weights. By so few tokens no pair of answers fits into 64."""
+WITH_WEIGHTS = {"configs/sft.yaml", "configs/dpo.yaml", "configs/lora.yaml"}
 
 
 def blocks(language: str) -> list[str]:
@@ -67,17 +72,28 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_every_command_runs_in_order(project, capsys):
-    ran = set()
+def test_every_command_runs_in_order(project, capsys, monkeypatch):
+    def stopped(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        raise KeyboardInterrupt  # what uvicorn gives on when Ctrl-C has ended it
+
+    monkeypatch.setattr(Server, "run", stopped)
+    ran, printed = set(), ""
     for command in commands():
-        smaller = OF_WEIGHTS if {"configs/sft.yaml", "configs/dpo.yaml"} & {*command} else SMALLER
+        smaller = OF_WEIGHTS if WITH_WEIGHTS & {*command} else SMALLER
         more = [*smaller, f"train.max_steps={len(ran) + 3}"] if command[0] in ("train", "reference") else []
         if command[0] in ("data", "config") and "--keys" not in command:
             more = SMALLER
+        if command[0] == "serve":
+            more = ["--port", "0"]
+        monkeypatch.setattr(sys, "stdin", io.StringIO("What is os.walk?\n/reset\nWhat is os.sep?\n"))
         assert main([*command, *more]) == 0, command
         ran.add(command[0])
-    assert ran == {"train", "generate", "evaluate", "config", "data", "doctor", "new", "reference"}
-    assert "bits per byte" in capsys.readouterr().out
+        printed += capsys.readouterr().out
+    wanted = "train generate evaluate config data doctor new reference inspect serve export"
+    assert ran == set(wanted.split())
+    for part in ("bits per byte", "serving 'sft'", "transformers", "gives llmkit's logits", "an adapter of"):
+        assert part in printed, part
+    assert "<script" in Path("page.html").read_text()
 
 
 def test_the_example_takes_nothing_over_that_was_meant_for_another_run(project):
@@ -111,9 +127,15 @@ def test_every_launch_trains(command, project):
     assert (project / "runs/mine/DONE").exists()
 
 
-def test_every_linked_file_exists():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_what_pages_link_to_exists(page):
+    for link in re.findall(r"\]\(([^):\s]+)\)", page.read_text()):
+        target, _, anchor = link.partition("#")
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.M) if anchor else []
+        names = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+        assert not anchor or anchor in names, link
 
 
 @pytest.mark.parametrize("place", re.findall(r"^\| `([^`]+)`", README, flags=re.M))

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from llmkit.command_line import Commands
+from llmkit.command_line import Commands, add_weights
 from llmkit.errors import UserError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -23,7 +23,7 @@ def add_import_command(commands: Commands) -> None:
 def add_export_command(commands: Commands) -> None:
     """Adds `llmkit export`."""
     parser = commands.add_parser("export", help="write a model in Hugging Face's format, and prove it")
-    parser.add_argument("run", metavar="RUN", help="a run folder, a checkpoint, or an import")
+    add_weights(parser)
     parser.add_argument("out", metavar="OUT", help="a folder that must not exist")
     parser.add_argument(
         "--dtype", choices=["bf16", "fp16", "fp32"], help="round the weights to this type; default: as stored"
