@@ -51,6 +51,7 @@ class Judge:
         self.store = Store(options.folder)
         self.sizes = [learning_sizes.find(name) for name in options.sizes]
         self.texts: dict[str, Text] = {}
+        self.commit = machine.commit()  # of the code that runs, whatever becomes of the checkout meanwhile
         precision = choose_precision(options.precision, device_facts(CPU)).name
         self.conditions = {
             "device": machine.device_name(CPU), "precision": precision, "threads": options.threads,
@@ -170,9 +171,14 @@ class Judge:
                 result.step_seconds,
                 result.parameters,
                 reference,
-                _facts(),
+                self._facts(),
             )
         )
+
+    def _facts(self) -> dict[str, str]:
+        """What the page says of a run beside its figures."""
+        load = f"{os.getloadavg()[0]:.1f}"
+        return {"date": datetime.date.today().isoformat(), "commit": self.commit, "load": load}
 
     def _task(self, job: Job) -> Task:
         return Task(
@@ -259,12 +265,6 @@ def command_line(options: argparse.Namespace) -> str:
         f"python benchmarks/learning.py --sizes {','.join(options.sizes)} "
         f"--contenders {','.join(options.contenders)} --seeds {seeds} --threads {options.threads}{compiled}"
     )
-
-
-def _facts() -> dict[str, str]:
-    """What the page says of a run beside its figures."""
-    load = f"{os.getloadavg()[0]:.1f}"
-    return {"date": datetime.date.today().isoformat(), "commit": machine.commit(), "load": load}
 
 
 def _seeds(text: str) -> list[int]:

@@ -48,7 +48,9 @@ def source_name(index: int, source: Source) -> str:
     return source.name or default_source_name(source.type, index)
 
 
-_TOKENIZER_FIELDS = {"vocab_size": ("bpe",), "path": ("file",), "name": ("hub",), "revision": ("hub",)}
+_TOKENIZER_FIELDS = {
+    "vocab_size": ("bpe",), "pattern": ("bpe",), "path": ("file",), "name": ("hub",), "revision": ("hub",),
+}  # fmt: skip
 
 
 def _tokenizer(s: Settings) -> Iterator[Mistake]:

@@ -62,7 +62,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "padding is in no checkpoint and in no loss", "model", "vocab_pad_multiple"),
     **_rules(
         "content", "the checkpoint's tokenizer is used, and another one refused", "data.tokenizer",
-        "type vocab_size path name revision end_of_text control_tokens_in_text",
+        "type vocab_size pattern path name revision end_of_text control_tokens_in_text",
     ),
     **_rules("content", "the tokens that it makes are compared", "data.tokenizer", "chat_template"),
     **_rules(

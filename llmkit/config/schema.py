@@ -58,6 +58,9 @@ class Tokenizer(Section):
     train.init_from names, the default with these."""
     vocab_size: Annotated[int, Field(ge=BYTES_VOCABULARY, le=BPE_LARGEST)] | None = None
     """Size to train a bpe tokenizer to, end-of-text included (only for bpe; default 4096)."""
+    pattern: Literal["llmkit", "gpt2", "llama3"] | None = None
+    """Rule by which text is split before merges (only for bpe): llmkit's own, the default, needs the fewest
+    tokens for code; those of GPT-2 and Llama 3 are known to programs such as llama.cpp."""
     path: str | None = None
     """The tokenizer.json (only for file). The names of its tokens and its chat template are read from the
     files beside it, as from the hub: tokenizer_config.json, special_tokens_map.json, chat_template.jinja."""

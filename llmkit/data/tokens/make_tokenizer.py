@@ -33,6 +33,16 @@ along, so that ":\\n        " can be one token. With 4096 tokens on Python's lib
 held-out bytes; 3.58 with the rules of cl100k_base, 3.55 with those of GPT-2.
 """
 
+PATTERNS = {
+    "llmkit": PIECES,
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+"""`data.tokenizer.pattern` -> what matches the pieces; the others are those of the published tokenizers."""
+
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 """Files with settings beside a tokenizer.json."""
 
@@ -67,7 +77,8 @@ def _content(spec: schema.Tokenizer, texts: Iterable[str]) -> tuple[str, dict[st
     """A tokenizer.json, the settings in the files beside it, and where they come from."""
     if spec.type == "bpe":
         vocab_size = spec.vocab_size or schema.BPE_VOCAB_SIZE
-        return _trained(texts, vocab_size, spec.end_of_text), {}, "the trained tokenizer"
+        pattern = PATTERNS[spec.pattern or "llmkit"]
+        return _trained(texts, vocab_size, spec.end_of_text, pattern), {}, "the trained tokenizer"
     if spec.type == "bytes":
         return _bytes(spec.end_of_text), {}, "the bytes tokenizer"
     if spec.type == "file":
@@ -101,8 +112,8 @@ def bytes_tokenizer(end_of_text: str) -> Tokenizer:
     return Tokenizer(_bytes(end_of_text), end_of_text, "the bytes tokenizer")
 
 
-def _trained(texts: Iterable[str], vocab_size: int, end_of_text: str) -> str:
-    encoder = _byte_level(models.BPE())
+def _trained(texts: Iterable[str], vocab_size: int, end_of_text: str, pattern: str = PIECES) -> str:
+    encoder = _byte_level(models.BPE(), pattern)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[AddedToken(end_of_text, special=True, normalized=False)],
@@ -119,11 +130,11 @@ def _bytes(end_of_text: str) -> str:
     return encoder.to_str()
 
 
-def _byte_level(model: models.Model) -> Encoder:
+def _byte_level(model: models.Model, pattern: str = PIECES) -> Encoder:
     encoder = Encoder(model)
     encoder.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Encoder
 from llmkit.data.tokens import fast
 from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
-from llmkit.data.tokens.make_tokenizer import PIECES, bytes_tokenizer
+from llmkit.data.tokens.make_tokenizer import PATTERNS, PIECES, bytes_tokenizer
 from llmkit.data.tokens.text_encoder import SPEED_UP_AFTER
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
@@ -46,9 +46,9 @@ def sped_up(encoder: Encoder | Tokenizer, **options: Any) -> Tokenizer:
     return made
 
 
-KINDS = [sped_up(byte_level(pattern)) for pattern in (PIECES, GPT4, None)]
+KINDS = [sped_up(byte_level(pattern)) for pattern in (PIECES, PATTERNS["llama3"], GPT4, None)]
 KINDS.append(sped_up(changed(byte_level(GPT4), normalizer={"type": "NFC"})))
-BY_KIND = pytest.mark.parametrize("quick", KINDS, ids=["own", "gpt4", "gpt2", "composing"])
+BY_KIND = pytest.mark.parametrize("quick", KINDS, ids=["own", "llama3", "gpt4", "gpt2", "composing"])
 HARD = st.text(
     st.sampled_from(list(" \n\t\r'aAsStlLdeE0123!./_-\u0301\u00e9\u65e5\u00a0\x85\x00\U0001f600")),
     max_size=60,

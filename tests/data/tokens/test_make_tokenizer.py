@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from llmkit.config import schema
-from llmkit.data.tokens.make_tokenizer import make_tokenizer, train_bpe
+from llmkit.data.tokens.make_tokenizer import PATTERNS, make_tokenizer, train_bpe
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 
@@ -33,6 +33,33 @@ def test_training_gives_the_size_asked_for_with_end_of_text_and_all_bytes() -> N
     assert tokenizer.vocab_size == 280
     assert tokenizer.end_of_text_id == 0
     assert len({tokenizer.encode(chr(i)).size for i in range(128)}) == 1
+
+
+SPLIT = "def f(x):\n    return x's  12345 + naïve\n\n  # ok"
+
+
+PIECES_OF = {
+    None: "def| f|(x|):\n    |return| x|'s| | |123|45| +| naïve|\n\n  |#| ok",
+    "gpt2": "def| f|(|x|):|\n   | return| x|'s| | 12345| +| naïve|\n\n | #| ok",
+    "llama3": "def| f|(x|):\n|   | return| x|'s| | |123|45| +| naïve|\n\n| | #| ok",
+}
+
+
+@pytest.mark.parametrize(("pattern", "pieces"), PIECES_OF.items())
+def test_tokens_stay_inside_the_pieces_of_the_pattern(pattern: str | None, pieces: str) -> None:
+    spec = schema.Tokenizer.model_validate({"vocab_size": 290, "pattern": pattern})
+    tokenizer = make_tokenizer(spec, [SPLIT] * 20)
+    alone = [int(token) for piece in pieces.split("|") for token in tokenizer.encode(piece)]
+    assert tokenizer.encode(SPLIT).tolist() == alone
+    assert tokenizer.encode(SPLIT).size < len(SPLIT.encode()) / 2  # so that some tokens could cross a border
+
+
+def test_the_pattern_of_gpt2_is_the_one_that_its_tokenizer_has() -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    ours = pre_tokenizers.Split(Regex(PATTERNS["gpt2"]), behavior="isolated").pre_tokenize_str(SPLIT)
+    theirs = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str(SPLIT)
+    assert [place for _, place in ours] == [place for _, place in theirs]
 
 
 def test_training_is_the_same_every_time() -> None:
