@@ -89,6 +89,8 @@ def generate_command(
             for number in range(samples)
         ]
         model = _load(weights, mesh, wanted.precision)
+        if mesh.rank == 0:
+            _note_long(tasks, model.context_length)
         data = mesh["data"]
         mine = tasks[data.rank :: data.size]
         answers = growing(
@@ -255,6 +257,14 @@ def _note_chats(weights: Weights, tokenizer: Tokenizer, prompts: list[str]) -> N
             f"note: {', '.join(sorted(found))} in the prompt is text as any other; with --control-tokens it "
             "is a control token"
         )
+
+
+def _note_long(tasks: Sequence[Task], limit: int) -> None:
+    """Says that prompts are longer than what the model can see."""
+    count = sum(len(task.prompt.ids) > limit and not task.sample for task in tasks)
+    if count:
+        what = "a prompt" if count == 1 else f"{count} prompts"
+        _to_stderr(f"note: the model reads only the end of {what}: its context has {limit} tokens")
 
 
 def _to_stderr(line: str) -> None:

@@ -40,6 +40,9 @@ def _prompt(line: str, where: str) -> str | Messages:
     """The prompt of a line of JSON."""
     try:
         record = json.loads(line)
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: has half a character, a lone surrogate; correct the line") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: is no JSON ({str(error)[:100]}); write an object with prompt") from error
     if isinstance(record, str):

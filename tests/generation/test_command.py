@@ -72,6 +72,12 @@ def test_samples_have_seeds_of_their_own_and_end_at_stop_strings(run, capsys):
     assert first["text"] == several[0]["text"].partition(stop)[0] and first["finish_reason"] == "stop"
 
 
+def test_prompts_of_which_only_the_end_is_read_are_noted(run, capsys):
+    options = ["--prompt", "x" * 40, "--prompt", "x", "--num-samples", "2", "--max-new-tokens", "1"]
+    assert main(["generate", str(run), *options]) == 0
+    assert "only the end of a prompt: its context has 32 tokens" in capsys.readouterr().err
+
+
 def test_log_probabilities_are_written_on_demand(run, capsys):
     options = ["--prompt", "the", "--max-new-tokens", "4", "--temperature", "0", "--json", "--logprobs", "2"]
     assert main(["generate", str(run), *options]) == 0

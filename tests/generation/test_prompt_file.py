@@ -29,6 +29,7 @@ def test_lines_and_records(tmp_path):
         ("a.txt", b"x\ny\n\xff\n", "a.txt:3: is not UTF-8"),
         ("a.jsonl", b'{"prompt": "x"}\n\n{"prompt": \n', "a.jsonl:3: is no JSON"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: is no JSON"),
+        ("a.jsonl", b'"x"\n{"prompt": "\\ud800"}', "a.jsonl:2: has half a character"),
         ("a.jsonl", b'{"text": "x"}', "a.jsonl:1: has neither a text as prompt nor a list of messages"),
         ("a.jsonl", b'{"prompt": 3}', "a.jsonl:1: has neither"),
         ("a.jsonl", b'{"prompt": "x", "messages": []}', "a.jsonl:1: has neither"),
