@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from llmkit.errors import UserError
+from llmkit.evaluation.answer_rules import read_rules
 from llmkit.evaluation.team import Lead
 from llmkit.extras import missing_extra
 from llmkit.monitor.jsonlines import plain
@@ -59,11 +60,12 @@ def check_installed() -> None:
         raise UserError(f"evaluation by tasks: {missing}")
 
 
-def check_tasks(tasks: Tasks) -> None:
-    """Raises UserError for tasks that cannot be run: what is not there, or cannot be loaded."""
+def check_tasks(tasks: Tasks, context_length: int) -> None:
+    """Raises UserError for tasks that cannot be run: what is not there, cannot be loaded, or asks for answers
+    that a model which can see so many tokens cannot write."""
     check_installed()
     with _kept_random_states(), _quiet(True):
-        _load(tasks)
+        _load(tasks, context_length)
 
 
 def run_tasks(
@@ -85,7 +87,7 @@ def run_tasks(
         random.seed(SEED)
         np.random.seed(SEED)
         torch.manual_seed(SEED)
-        loaded = _load(tasks)
+        loaded = _load(tasks, lead.context_length)
         model = HarnessModel(lead, dict(facts), quiet=quiet)
         found = evaluator.evaluate(
             model,
@@ -112,7 +114,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _load(tasks: Tasks) -> dict[str, Any]:
+def _load(tasks: Tasks, context_length: int) -> dict[str, Any]:
     """The tasks with their data, as lm-eval's `evaluate` takes them."""
     manager, names = _find(tasks)
     try:
@@ -134,6 +136,8 @@ def _load(tasks: Tasks) -> dict[str, Any]:
                 f"the task {task.config.task} runs programs that the model writes, which llmkit does not do; "
                 "export the model and run it by lm-eval itself, in a sandbox"
             )
+        if task.OUTPUT_TYPE == "generate_until":
+            read_rules(task.config.generation_kwargs or {}, context_length)
         shots = task.get_config("num_fewshot")
         if tasks.num_fewshot is not None and shots != 0:  # 0 = the task must have none
             task.set_config(key="num_fewshot", value=tasks.num_fewshot)

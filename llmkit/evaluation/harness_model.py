@@ -14,17 +14,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from llmkit.errors import UserError
+from llmkit.evaluation.answer_rules import AnswerRules, read_rules
 from llmkit.evaluation.answers import Prompt
 from llmkit.evaluation.score import Question
 from llmkit.evaluation.team import Lead
-
-MAX_NEW_TOKENS = 256
-"""Tokens of an answer where the task says nothing, as in lm-eval."""
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names of the largest length of an answer; the first one counts."""
-SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
-"""Names of `Sampling` that a task may use."""
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types for mypy
@@ -100,7 +93,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types fo
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """See lm-eval's `LM.generate_until`."""
         prompts = [
-            self._prompt(context, settings, number)
+            self._prompt(context, read_rules(settings, self.max_length), number)
             for number, (context, settings) in enumerate(request.args for request in requests)
         ]
         with self._bar(len(prompts), "answers") as done:
@@ -109,25 +102,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types fo
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return found
 
-    def _prompt(self, context: str, settings: dict[str, Any], number: int) -> Prompt:
-        """What a task asks for, under its names. Raises UserError for what is not known here."""
-        asked = dict(settings)
-        until = asked.pop("until", None) or []
-        stops = [until] if isinstance(until, str) else list(until)
-        lengths = [asked.pop(name) for name in LENGTHS if asked.get(name) is not None]
-        most = int(lengths[0]) if lengths else MAX_NEW_TOKENS
-        samples = bool(asked.pop("do_sample", float(asked.get("temperature") or 0.0) > 0.0))
-        sampling = {name: asked.pop(name) for name in SAMPLING if asked.get(name) is not None}
-        if unknown := sorted(name for name, value in asked.items() if value is not None):
-            raise UserError(f"generation_kwargs of a task: {unknown[0]} is not known here; leave it out")
-        sampling = {"temperature": 1.0, **sampling, "seed": number} if samples else {"temperature": 0.0}
-        if most >= self.max_length:
-            raise UserError(
-                f"a task asks for answers of {most} tokens, and the model can see {self.max_length}; set "
-                "max_gen_toks in the generation_kwargs of the task"
-            )
-        ids = self.tok_encode(context)[-(self.max_length - most) :]
-        return Prompt(ids or [self.prefix_token_id], most, [*stops, self.text.eos], sampling)
+    def _prompt(self, context: str, rules: AnswerRules, number: int) -> Prompt:
+        """number: of the request, from which a sample has its seed."""
+        ids = self.tok_encode(context)[-(self.max_length - rules.max_new_tokens) :]
+        sampling = {**rules.sampling, "seed": number}
+        stops = [*rules.stops, self.text.eos]
+        return Prompt(ids or [self.prefix_token_id], rules.max_new_tokens, stops, sampling)
 
     def apply_chat_template(
         self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True

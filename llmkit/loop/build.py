@@ -89,7 +89,7 @@ def _build(
     with fail_together(mesh):
         if mesh.rank == 0 and not trainer.has_nothing_to_do:
             if (tasks := tasks_of(config)) is not None:
-                check_tasks(tasks)  # now, not hours later
+                check_tasks(tasks, engine.model.context_length)  # now, not hours later
             begin(trainer, launch.loaded, point, metrics, data_changes)
     if checkpoint is not None:
         take_over_evaluation(state, config, metrics, mesh)

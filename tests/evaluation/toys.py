@@ -105,7 +105,9 @@ def make_tasks(folder: Path, answer_tokens: int = 12) -> Path:
         for _ in range(13)
     ]
     texts = [{"text": sentence(draw, words)} for words in (1, 7, 30, 90)]
+    texts.append({"text": "naïve 日本 😀"})
     last = [{"text": sentence(draw, 6), "last": draw.choice(WORDS)} for _ in range(5)]
+    last.append({"text": "", "last": "é日本"})
     write_task(
         folder, "toy_choice", choices, output_type="multiple_choice",
         doc_to_text="Question: {{question}}\nAnswer:", doc_to_choice="{{choices}}", doc_to_target="gold",

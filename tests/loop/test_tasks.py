@@ -100,6 +100,19 @@ def test_tasks_that_cannot_be_had_end_the_run_at_its_start(project, asked, capsy
     assert not (project / "runs" / "tiny" / "metrics.jsonl").exists()
 
 
+def test_answers_that_the_model_cannot_write_end_the_run_at_its_start(project, asked, capsys):
+    file = project / "tasks" / "toy_answer.yaml"
+    kept = file.read_text()
+    for change, says in (
+        ("max_gen_toks: 32", "answers of 32 tokens, and the model can see 32"),
+        ("beams: 3", "beams is not known here"),
+    ):
+        file.write_text(kept.replace("max_gen_toks: 6", change))
+        assert file.read_text() != kept and train(*asked) == 2
+        assert says in capsys.readouterr().err
+    assert not (project / "runs" / "tiny" / "metrics.jsonl").exists()
+
+
 def test_an_interval_without_tasks_is_a_mistake(project, capsys):
     assert train("evaluate.tasks.every_steps=5") == 2
     assert "needs tasks: evaluate.tasks.names [] (default) is empty" in capsys.readouterr().err
