@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -231,26 +231,44 @@ def weights_of(checkpoint: Checkpoint) -> Weights:
 
 
 def open_base(checkpoint: Checkpoint) -> Weights:
-    """The weights that the adapters in a checkpoint are for: from where they were read, or where that folder
-    is not any more, from where the settings of the run say.
+    """The weights that the adapters in a checkpoint are for (see `base_path`).
 
-    Raises UserError where they are in neither, or have changed.
+    Raises UserError where they are not there, or have changed.
     """
-    record = checkpoint.state["init_from"]
-    named = [record["path"], checkpoint.config["train"]["init_from"]]
-    path = next((Path(each) for each in named if may_exist(Path(each))), None)
-    if path is None:
-        raise UserError(
-            f"{checkpoint.path} holds adapters alone, and the weights that they are for are not at "
-            f"{record['path']} any more; bring them back"
-        )
-    base = open_weights(path)
-    if base.digest() != record["digest"]:
+    base = open_weights(base_path(checkpoint))
+    if base.digest() != checkpoint.state["init_from"]["digest"]:
         raise UserError(
             f"{checkpoint.path} holds adapters of other weights than those in {base.path}, which have "
             "changed since; bring the old ones back"
         )
     return base
+
+
+def base_path(checkpoint: Checkpoint) -> Path:
+    """Where the weights lie that the adapters in a checkpoint are for: where they were read; or where that
+    folder is not any more, where the settings of the run say, also below where the run lies now.
+
+    Raises UserError where they are in none of these.
+    """
+    read, named = Path(checkpoint.state["init_from"]["path"]), Path(checkpoint.config["train"]["init_from"])
+    places = [read]
+    for root in (Path(), *_moved_to(checkpoint)):
+        places += [root / named / "checkpoints" / read.name, root / named]
+    path = next(filter(may_exist, places), None)
+    if path is None:
+        raise UserError(
+            f"{checkpoint.path} holds adapters alone, and the weights that they are for are not at "
+            f"{read} any more; bring them back"
+        )
+    return path
+
+
+def _moved_to(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The folder in which a run was started, as seen from where its checkpoint lies now."""
+    run = Path(checkpoint.config["run"]["dir"], checkpoint.config["run"]["name"])
+    folder = checkpoint.path.absolute().parent.parent
+    if not run.is_absolute() and folder.parts[-len(run.parts) :] == run.parts:
+        yield folder.parents[len(run.parts) - 1]
 
 
 def open_weights(path: Path) -> Weights:

@@ -75,8 +75,8 @@ def with_home(config: Config) -> Config:
     """The settings with the home folder for ~ at the beginning of a path, as a shell would have it."""
     for path, _ in _path_settings(config):
         config = _changed(config, path.split("."), os.path.expanduser)
-    for path in _MODELS:  # recorded, and found again from any folder
-        config = _changed(config, path.split("."), os.path.abspath)
+    for path in _MODELS:  # which are compared when a run goes on
+        config = _changed(config, path.split("."), os.path.normpath)
     return config
 
 

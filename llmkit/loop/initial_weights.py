@@ -15,13 +15,12 @@ from llmkit.config.custom_model import AnyModel
 from llmkit.config.mistakes import listed
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
-from llmkit.files import may_exist
 from llmkit.model.build import build_model
 from llmkit.model.initial import InitialWeights
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, full_box
-from llmkit.weights import CheckpointWeights, Weights, look_at, model_of, weights_of
+from llmkit.weights import CheckpointWeights, Weights, base_path, look_at, model_of, weights_of
 
 MEAN_ROWS = 4096
 """Rows of a vocabulary that are read at a time for their mean."""
@@ -112,7 +111,7 @@ class StartingWeights:
 
     def record(self) -> dict[str, Any]:
         """What is kept of it in the run's record: the folder that was read, and what was in it."""
-        return {"path": str(self.weights.path), "digest": self.digest}
+        return {"path": str(self.weights.path.absolute()), "digest": self.digest}
 
 
 def open_initial(
@@ -128,10 +127,8 @@ def open_initial(
     if config.train.init_from is None or (checkpoint is not None and not config.train.lora.rank):
         return None
     before = {} if checkpoint is None else checkpoint.state.get("init_from", {})
-    path = Path(before.get("path", config.train.init_from))
-    if not may_exist(path):  # the folder was moved
-        path = Path(config.train.init_from)
     with fail_together(mesh):
+        path = Path(config.train.init_from) if checkpoint is None else base_path(checkpoint)
         weights = look_at(path)
     if isinstance(weights, CheckpointWeights) and weights.path != path:
         found = newest(weights.path.parent, note, mesh)

@@ -202,7 +202,10 @@ def _assemble(pairs: Pairs, workplace: Path, reference: Reference) -> str:
             raise RunFault(f"{workplace}: holds {len(values)} pairs of {rows.documents}; delete it")
         arrays[split] = values
     record = ReferenceRecord(
-        model=str(reference.weights.path), digest=reference.digest, precision=reference.precision, splits={}
+        model=str(reference.weights.path.absolute()),
+        digest=reference.digest,
+        precision=reference.precision,
+        splits={},
     )
     whole = workplace / "whole"
     shutil.rmtree(whole, ignore_errors=True)

@@ -177,6 +177,20 @@ def test_what_cannot_be_exported_as_an_adapter(arguments, says, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_a_project_may_be_moved_and_its_runs_go_on(project, tmp_path, monkeypatch):
+    shutil.copytree(project, tmp_path / "moved")
+    before = open_weights(Path("runs/lora")).digest()
+    Path("base").rename("gone")
+    try:
+        monkeypatch.chdir("/")
+        assert open_weights(tmp_path / "moved/runs/lora").digest() == before
+        monkeypatch.chdir(tmp_path / "moved")
+        assert main(["train", "lora.yaml", "train.init_from=./base/", "train.max_steps=5"]) == 0
+        assert open_base(open_checkpoint(Path("runs/lora"))).path == Path("base")
+    finally:
+        (project / "gone").rename(project / "base")
+
+
 def test_another_base_and_none_are_refused(tmp_path, capsys):
     checkpoint = open_checkpoint(Path("runs/lora"))
     shutil.move("base", tmp_path / "base")
