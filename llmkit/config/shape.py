@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import UnionType
-from typing import Any, Literal, Union
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,6 +16,7 @@ from llmkit.config.model_section import (
     UNSCALED,
     LayerType,
     Mlp,
+    Model,
     Norm,
     NormPlacement,
     PositionEmbedding,
@@ -93,9 +92,6 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that no model can have."""
-        sizes = [name for name, kind in _types().items() if kind is int and getattr(self, name) < 1]
-        if sizes:
-            raise UserError(f"model.{sizes[0]} is {getattr(self, sizes[0])}; it must be at least 1")
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"model.num_attention_heads {self.num_attention_heads} is not divisible by "
@@ -193,47 +189,28 @@ class ModelShape:
 
         origin: names the checkpoint and its version. Raises UserError for unknown, missing or wrong values.
         """
-        values, types = _restored(with_new_names({"model": values})["model"], origin), _types()
-        required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+        values, fields = with_new_names({"model": values})["model"], dataclasses.fields(cls)
+        required = {field.name for field in fields if field.default is dataclasses.MISSING}
         for problem, names in (
-            (f"settings that llmkit {__version__} does not know", values.keys() - types),
+            (
+                f"settings that llmkit {__version__} does not know",
+                values.keys() - {field.name for field in fields},
+            ),
             ("no value for", required - values.keys()),
         ):
             if names:
                 listed = ", ".join(sorted(map(repr, names)))
                 raise UserError(f"{origin}: its model has {problem}: {listed}; use the version that wrote it")
-        for name, value in values.items():
-            if not _fits(value, types[name]):
-                raise UserError(f"{origin}: its model has {name} = {value!r}, which is not valid")
-        return cls(**values)
-
-
-def _restored(values: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
-    """The values of fields that JSON holds as lists and dicts in their types."""
-    found: dict[str, Any] = {}
-    if isinstance(types := values.get("layer_types"), list):
-        found["layer_types"] = tuple(types)
-    if isinstance(scaling := values.get("rope_scaling"), dict):
+        for name in required:  # in the settings some of them may be left open
+            if not isinstance(values[name], int) or isinstance(values[name], bool):
+                raise UserError(f"{origin}: its model has {name} = {values[name]!r}, which is not valid")
         try:
-            found["rope_scaling"] = RopeScaling.model_validate(scaling)
-        except ValidationError as error:
-            raise UserError(f"{origin}: its model has a wrong rope_scaling: {error}") from None
-    return {**values, **found}
-
-
-def _types() -> dict[str, Any]:
-    """The type of each field."""
-    return typing.get_type_hints(ModelShape)
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether a JSON value is of a field's type; a whole number is also a float, a bool no number."""
-    if typing.get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, each) for each in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(each, typing.get_args(kind)[0]) for each in value)
-    if typing.get_origin(kind) is Literal:
-        return isinstance(value, str) and value in typing.get_args(kind)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            model = Model.model_validate({name: values[name] for name in values.keys() & Model.model_fields})
+        except ValidationError as faults:
+            fault = faults.errors()[0]
+            name = str(fault["loc"][0])
+            raise UserError(
+                f"{origin}: its model has {name} = {values[name]!r:.100}, which is not valid: {fault['msg']}"
+            ) from None
+        found = {name: getattr(model, name) for name in model.model_fields_set}
+        return cls(**{**values, **found})

@@ -14,6 +14,8 @@ from llmkit.hf.rope import read_rope, write_rope
 from llmkit.hf.windows import FULL, SLIDING, layer_types, read_windows
 
 Fields = dict[str, Any]
+MOST_LAYERS = 10_000
+"""More layers than this are not listed one by one."""
 
 
 class Architecture:
@@ -62,7 +64,10 @@ class Architecture:
         """The fields of ModelShape that a config.json says; notes in `keys` what cannot be."""
         found: Fields = dict(self.settings)
         for key, field in self.sizes.items():
-            found[field] = keys.need(key)
+            found[field] = keys.count(key)
+        if found["num_hidden_layers"] > MOST_LAYERS:
+            keys.refuse("the number of layers", found["num_hidden_layers"], f"at most {MOST_LAYERS} are read")
+            found["num_hidden_layers"] = 1
         for key, (field, default) in self.fields.items():
             value = keys.take(key, default)
             found[field] = default if value is None and key not in self.nullable else value
@@ -71,7 +76,7 @@ class Architecture:
         heads, width = found["num_attention_heads"], found["hidden_size"]
         if found.get("num_key_value_heads") is None:
             found["num_key_value_heads"] = heads
-        if found.get("head_dim") is None and isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        if found.get("head_dim") is None:
             if width % heads:
                 keys.refuse("hidden_size", width, f"it cannot be shared out to {heads} heads")
             found["head_dim"] = width // heads
@@ -170,8 +175,8 @@ class Qwen3(Architecture):
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
         """Adds windows, which by default the layers from `max_window_layers` on have."""
         wanted, window = keys.take("use_sliding_window", False), keys.take("sliding_window", 4096)
-        first, types = keys.take("max_window_layers", 28), keys.take("layer_types")
-        layers, window = found["num_hidden_layers"] or 0, window if wanted else None
+        first, types = keys.count("max_window_layers", 28, least=0), keys.take("layer_types")
+        layers, window = found["num_hidden_layers"], window if wanted else None
         if types is None:
             types = [FULL if window is None or layer < first else SLIDING for layer in range(layers)]
         return super().read_more(keys, found) | read_windows(keys, types, window, layers)
@@ -292,16 +297,17 @@ class GPT2(Architecture):
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
         """Adds the activation, the width of the MLP, and the dropouts, which must agree."""
         activation, dropout = keys.take("activation_function", "gelu_new"), keys.take("embd_pdrop", 0.1)
-        if activation not in self.activations:
+        mlp = next((ours for theirs, ours in self.activations.items() if theirs == activation), None)
+        if mlp is None:
             keys.refuse("activation_function", activation, f"supported are {', '.join(self.activations)}")
         if dropout != found["hidden_dropout"]:
             keys.refuse(
                 "embd_pdrop", dropout, f"resid_pdrop is {found['hidden_dropout']}; they must be equal"
             )
         width = found["intermediate_size"]
-        if width is None and isinstance(found["hidden_size"], int):
+        if width is None:
             width = 4 * found["hidden_size"]
-        return {"mlp": self.activations.get(activation), "intermediate_size": width}
+        return {"mlp": mlp, "intermediate_size": width}
 
     def filled(self, shape: ModelShape) -> ModelShape:
         """With biases."""

@@ -30,14 +30,13 @@ OF_TRAINING = frozenset({
 
 def architecture_of(config: Mapping[str, Any], origin: str) -> Architecture:
     """The class of a config.json. Raises UserError for one that is not known, or is more than a model."""
-    if "quantization_config" in config:
-        method = config["quantization_config"]
+    if method := config.get("quantization_config"):
         method = method.get("quant_method", "?") if isinstance(method, dict) else method
         raise UserError(
             f"{origin}: the weights are quantised (quantization_config: {method}); take the model's folder "
             "with weights in bf16, fp16 or fp32"
         )
-    if "auto_map" in config:
+    if config.get("auto_map"):
         raise UserError(
             f"{origin}: the model is defined by Python code in its own folder (auto_map), and such code is "
             "never run; take a version of it for a class of transformers itself"

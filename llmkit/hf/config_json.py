@@ -32,6 +32,10 @@ OF_GENERATION = frozenset({
 """Keys that older versions of transformers wrote into config.json: how to sample, not what the model is."""
 
 
+LARGEST = 2**24
+"""Sizes beyond this are mistakes; of layers, see `architectures.MOST_LAYERS`."""
+
+
 class ConfigKeys:
     """The keys of a config.json, taken one by one; what is wrong is collected and raised by `finish`.
 
@@ -53,6 +57,18 @@ class ConfigKeys:
         if value is None:
             self._problems.append(f"{key} is missing")
         return value
+
+    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """The whole number of a key, at least `least`; `default` where it is absent; None: it must be there.
+
+        Where it is another value that is noted, and `least` is returned.
+        """
+        value = self.need(key) if default is None else self.take(key, default)
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST:
+            return value
+        if value is not None or default is not None:
+            self.refuse(key, value, f"a whole number is expected, from {least} to {LARGEST}")
+        return least
 
     def expect(self, key: str, *values: Any) -> None:
         """Refuses a key with another value than these; the first of them holds where it is absent."""

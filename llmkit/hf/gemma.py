@@ -35,9 +35,7 @@ class Gemma(Architecture):
 
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
         """Adds the scale of embeddings."""
-        width = found["hidden_size"]
-        scale = {"embedding_multiplier": width**0.5} if isinstance(width, int) else {}
-        return super().read_more(keys, found) | scale
+        return super().read_more(keys, found) | {"embedding_multiplier": found["hidden_size"] ** 0.5}
 
 
 class Gemma2(Gemma):
@@ -67,9 +65,12 @@ class Gemma2(Gemma):
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
         """Adds the scale of attention, and windows."""
         scalar = keys.take("query_pre_attn_scalar", 256)
-        pattern = keys.take("sliding_window_pattern", self.pattern)
+        if isinstance(scalar, bool) or not isinstance(scalar, int | float) or not scalar > 0:
+            keys.refuse("query_pre_attn_scalar", scalar, "a number above 0 is expected")
+            scalar = 1
+        pattern = keys.count("sliding_window_pattern", self.pattern)
         types, window = keys.take("layer_types"), keys.take("sliding_window", 4096)
-        layers = found["num_hidden_layers"] or 0
+        layers = found["num_hidden_layers"]
         if types is None:
             types = [SLIDING if (layer + 1) % pattern else FULL for layer in range(layers)]
         windows = read_windows(keys, types, window, layers)
@@ -94,11 +95,11 @@ class Gemma3(Gemma2):
     class_name = "Gemma3ForCausalLM"
     model_type = "gemma3_text"
     fields: ClassVar = {
-        **Gemma2.fields,
+        **{key: field for key, field in Gemma2.fields.items() if key != "attn_logit_softcapping"},
         "max_position_embeddings": ("max_position_embeddings", 131072),
         "final_logit_softcapping": ("final_logit_softcapping", None),
-        "attn_logit_softcapping": ("attn_logit_softcapping", None),
     }
+    fixed: ClassVar = {**Gemma2.fixed, "attn_logit_softcapping": (None,)}  # transformers does not apply it
     settings: ClassVar = {**Gemma2.settings, "qk_norm": True}
     pattern = 6
 
@@ -106,15 +107,22 @@ class Gemma3(Gemma2):
         """Two bases: in `rope_parameters` by the type of layers, in older files in keys of their own."""
         newer, older = keys.take("rope_parameters") or {}, keys.take("rope_scaling") or {}
         theta, local = keys.take("rope_theta", 1e6), keys.take("rope_local_base_freq", 1e4)
-        if not isinstance(newer, dict) or set(newer) - {FULL, SLIDING}:
+        if (
+            not isinstance(newer, dict)
+            or set(newer) - {FULL, SLIDING}
+            or not all(map(_is_rope, newer.values()))
+        ):
             keys.refuse("rope_parameters", newer, f"{FULL} and {SLIDING} are expected in it")
+            return {}
+        if not _is_rope(older):
+            keys.refuse("rope_scaling", older, "settings of one type of rotary positions are expected")
             return {}
         full, sliding = dict(newer.get(FULL) or {}) | older, dict(newer.get(SLIDING) or {})
         theta, local = full.pop("rope_theta", theta), sliding.pop("rope_theta", local)
         name = f"rope_parameters.{SLIDING}"
         if read_scaling(keys, name, sliding, found["max_position_embeddings"]):
             keys.refuse(name, sliding, "frequencies of layers with a window are not scaled here")
-        slides = found["sliding_window"] is not None
+        slides = found.get("sliding_window") is not None
         return {
             "rope_theta": theta,
             "sliding_rope_theta": local if slides else None,
@@ -125,3 +133,8 @@ class Gemma3(Gemma2):
         """The keys of transformers 4, which 5 reads too."""
         local = shape.rope_theta if shape.sliding_rope_theta is None else shape.sliding_rope_theta
         return {**write_rope(shape), "rope_local_base_freq": local}
+
+
+def _is_rope(value: Any) -> bool:
+    """Whether this can be the settings of rotary positions of one type of layers."""
+    return value is None or isinstance(value, dict)

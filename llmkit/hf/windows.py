@@ -16,7 +16,8 @@ def read_windows(keys: ConfigKeys, types: Sequence[str], window: int | None, lay
 
     types: of all layers, by name. window: of those that slide.
     """
-    if not isinstance(types, list) or set(types) - {FULL, SLIDING} or len(types) != layers:
+    listed = isinstance(types, list) and all(each in (FULL, SLIDING) for each in types)
+    if not listed or len(types) != layers:
         keys.refuse("layer_types", types, f"{layers} of {FULL} and {SLIDING} are expected")
         return {}
     if SLIDING in types and window is None:

@@ -36,7 +36,11 @@ def read(config):
         ({"rope_parameters": {"rope_type": "default", "scale": 2}}, "rope_parameters.scale = 2"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": 50}, r"hidden_size = 50 \(it cannot be shared out to 4 heads"),
-        ({"hidden_size": "big", "head_dim": 12}, "hidden_size = 'big', which is not valid"),
+        ({"hidden_size": "big", "head_dim": 12}, r'hidden_size = "big" \(a whole number is expected'),
+        ({"num_attention_heads": 0}, r"num_attention_heads = 0 \(a whole number is expected, from 1"),
+        ({"num_hidden_layers": 10**7}, "number of layers = 10000000"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers = 10000"),
+        ({"rope_theta": 0}, "rope_theta = 0, which is not valid"),
         ({"sliding_window": 4096}, "sliding_window = 4096"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised .*awq"),
@@ -58,6 +62,7 @@ def test_what_cannot_be_computed_is_refused_by_name(changes, says):
     [
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
         ({"activation_function": "gelu"}, 'activation_function = "gelu"'),
+        ({"activation_function": ["gelu"]}, r'activation_function = \["gelu"\]'),
         ({"embd_pdrop": 0.2}, "embd_pdrop = 0.2 .*resid_pdrop is 0.1"),
     ],
 )
@@ -72,7 +77,14 @@ def test_all_that_is_wrong_is_named_at_once():
 
 
 def test_keys_without_effect_and_keys_that_are_null_say_nothing():
-    more = {"use_cache": False, "transformers_version": "4.40.0", "temperature": 0.6, "new_key": None}
+    more = {
+        "quantization_config": None,
+        "auto_map": None,
+        "use_cache": False,
+        "transformers_version": "4.40.0",
+        "temperature": 0.6,
+        "new_key": None,
+    }
     assert read(LLAMA | more) == read(LLAMA)
 
 

@@ -48,6 +48,12 @@ def test_older_files_have_their_bases_in_keys_of_their_own():
     [
         ("gemma", {"hidden_act": "silu"}, 'hidden_act = "silu"'),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = true"),
+        ("gemma2", {"sliding_window_pattern": 0}, r"sliding_window_pattern = 0 \(a whole number"),
+        ("gemma2", {"query_pre_attn_scalar": None}, r"query_pre_attn_scalar = null \(a number above 0"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        ("gemma3_text", {"layer_types": ["local"]}, r'layer_types = \["local"\]'),
+        ("gemma3_text", {"rope_scaling": 2.0}, "rope_scaling = 2.0"),
+        ("gemma3_text", {"rope_parameters": {FULL: 3}}, "rope_parameters"),
         ("gemma3_text", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters"),
         (
             "gemma3",

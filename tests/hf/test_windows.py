@@ -30,6 +30,7 @@ def test_layers_that_are_alike_need_no_list():
     [
         ([FULL] * 2, None, "3 of full_attention and sliding_attention are expected"),
         (["chunked_attention", FULL, FULL], 7, "chunked_attention"),
+        ([[FULL], FULL, FULL], 7, "full_attention"),
         ([SLIDING] * 3, None, "sliding_window = null"),
     ],
 )
