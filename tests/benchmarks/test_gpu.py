@@ -91,8 +91,8 @@ def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [row["error"] for rows in exact for row in rows if row.get("error")]
     assert len(errors) > 15
     assert max(map(float, errors)) < 1e-4
-    (liger,) = (row for row in found["activation"] if "Liger" in row["operator and form"])
-    assert liger["us"].startswith("did not run: ")
+    liger = [row for row in found["activation"] if "Liger" in row["operator and form"]]
+    assert liger and all(row["us"].startswith("did not run: ") for row in liger)
     names = [row["operator and form"] for rows in found.values() for row in rows]
     compiled = [name for name in names if name.endswith(": torch.compile")]
     assert len(resets) == len(compiled) > 8, "it compiles eight versions of a function at most"
