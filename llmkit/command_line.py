@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from typing import TypeAlias
 
 from llmkit.errors import UserError
@@ -65,6 +66,11 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds RUN, which `llmkit.weights.open_weights` takes."""
     what = "a run folder, a checkpoint, an import, or a model in Hugging Face's format"
     parser.add_argument("run", metavar="RUN", help=what)
+
+
+def to_stderr(line: str) -> None:
+    """Prints a line for people, beside the output of a command."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def unicode_text(command: str, option: str, argument: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from llmkit.command_line import to_stderr
 from llmkit.config.heldout import nothing_held_out
 from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
@@ -177,7 +177,7 @@ def evaluate_command(
     """
     with launched(tensor_size, os.environ) as mesh:
         weights = open_weights(path)
-        note = _to_stderr if mesh.rank == 0 else lambda line: None
+        note = to_stderr if mesh.rank == 0 else lambda line: None
         found = evaluate_weights(weights, precision, other, note, mesh)
     if mesh.rank > 0:
         return 0
@@ -195,7 +195,3 @@ def evaluate_command(
     print(f"perplexity     {found.perplexity:.3f}")
     print(f"bits per byte  {shown_bits(found.bits_per_byte)}")
     return 0
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ FILE_BYTES = 2**30
 after the other have to be in memory at once, since a safetensors file starts with their sizes."""
 
 ASIDE = ".tmp-"
-"""Before the name of a checkpoint that is being written."""
+"""Before the name of a folder that is being written, such as a checkpoint."""
 
 
 class Writer:

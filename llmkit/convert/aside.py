@@ -8,11 +8,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmkit.checkpoint.writer import ASIDE
 from llmkit.errors import RunFault, UserError
 from llmkit.files import sync_folder
-
-ASIDE = ".tmp-"
-"""Begins the name of a folder that is being written."""
 
 
 @contextlib.contextmanager

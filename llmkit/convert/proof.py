@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,8 @@ def prove(
     import transformers
 
     tokens = _tokens(tokenizer, shape)
-    ours = _our_logits(weights, tokens, dtype)
-    difference = _relative(ours, _their_logits(folder, tokens))
-    if not difference <= TOLERANCE:
-        raise RunFault(
-            "the exported model does not compute what this one does: the logits of transformers "
-            f"{transformers.__version__} differ by {difference:.1e} (relative norm; rounding makes at most "
-            f"{TOLERANCE:.0e}); nothing was written. Please report this, with the model's settings; "
-            "--no-check leaves the comparison out"
-        )
+    ours, theirs = _our_logits(weights, tokens, dtype), _their_logits(folder, tokens)
+    difference = _difference(ours, theirs, "model", f"transformers {transformers.__version__}")
     texts = _compare_tokenizers(tokenizer, folder)
     return Proof(transformers.__version__, difference, tokens.shape[1], texts)
 
@@ -97,15 +91,11 @@ def prove_adapter(weights: Weights, shape: ModelShape, tokenizer: Tokenizer, fol
     import peft
 
     tokens = _tokens(tokenizer, shape)
-    difference = _relative(_our_logits(weights, tokens, None), _their_logits(base, tokens, adapter=folder))
-    if not difference <= TOLERANCE:
-        raise RunFault(
-            f"the exported adapter does not compute what the run does: the logits of peft {peft.__version__} "
-            f"differ by {difference:.1e} (relative norm; rounding makes at most {TOLERANCE:.0e}); nothing "
-            "was written. Please report this, with the run's settings; --no-check leaves the comparison out"
-        )
+    ours, theirs = _our_logits(weights, tokens, None), _their_logits(base, tokens, adapter=folder)
+    library = f"peft {peft.__version__}"
+    difference = _difference(ours, theirs, "adapter", library)
     return (
-        f"peft {peft.__version__} gives llmkit's logits: relative difference {difference:.1e} in fp32 on "
+        f"{library} gives llmkit's logits: relative difference {difference:.1e} in fp32 on "
         f"{tokens.shape[1]} tokens"
     )
 
@@ -116,9 +106,19 @@ def _tokens(tokenizer: Tokenizer, shape: ModelShape) -> Tensor:
     return torch.from_numpy(ids).long()[None]
 
 
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    """||ours - theirs|| / ||theirs||."""
-    return float((ours - theirs).norm() / theirs.norm())
+def _difference(ours: Tensor, theirs: Tensor, exported: str, library: str) -> float:
+    """||ours - theirs|| / ||theirs|| of logits. Raises RunFault where rounding does not explain it.
+
+    exported: what was, for the message. library: which computed `theirs`.
+    """
+    found = float((ours - theirs).norm() / theirs.norm())
+    if not found <= TOLERANCE:
+        raise RunFault(
+            f"the exported {exported} does not compute what llmkit does: the logits of {library} differ by "
+            f"{found:.1e} (relative norm; rounding makes at most {TOLERANCE:.0e}); nothing was written. "
+            "Please report this, with the settings of the model; --no-check leaves the comparison out"
+        )
+    return found
 
 
 @torch.inference_mode()
@@ -142,7 +142,8 @@ def _their_logits(folder: Path, tokens: Tensor, adapter: Path | None = None) -> 
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft to transformers
+            model = PeftModel.from_pretrained(model, adapter)
     model.eval()
     found: Tensor = model(input_ids=tokens).logits[0]
     return found

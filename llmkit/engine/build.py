@@ -68,10 +68,7 @@ def build_engine(
                 model = build_model(shape, tp, operators, layout.activation_checkpointing, every, terms)
             if lora.rank:
                 add_adapters(model, lora)
-        for parameter in model.parameters():  # engines and checkpoints take them for flat row-major storage
-            parameter.data = parameter.data.contiguous()
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UserError(f"{type(model).__name__} has no parameter that requires a gradient to train")
+        _prepare_parameters(model)
         if kernels.compiled:
             model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else each_once(note))
         return model
@@ -91,6 +88,14 @@ def build_engine(
     source = source or initial
     engine.write_pieces(AdaptedWeights(base or initial, source) if lora.rank else source, optimizer_steps)
     return engine
+
+
+def _prepare_parameters(model: Model) -> None:
+    """Gives each parameter row-major storage. Raises UserError where none is to be trained."""
+    for parameter in model.parameters():  # engines and checkpoints take their memory as it is
+        parameter.data = parameter.data.contiguous()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"{type(model).__name__} has no parameter that requires a gradient to train")
 
 
 def _zero_engine(

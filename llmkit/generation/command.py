@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmkit.command_line import to_stderr
 from llmkit.config.shape import ModelShape
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts
@@ -248,12 +249,12 @@ def _note_chats(weights: Weights, tokenizer: Tokenizer, prompts: list[str]) -> N
     """Says that prompts are taken as text where something else may be meant."""
     sources = weights.config.get("data", {}).get("sources", [])
     if any(source.get("record") == "chat" for source in sources):
-        _to_stderr(
+        to_stderr(
             "note: this model was trained on chats, and the prompt is plain text to it; ask with --chat"
         )
     found = {text[start:end] for text in prompts for start, end in tokenizer.spelled_controls(text)}
     if found and not tokenizer.control_tokens_in_text:
-        _to_stderr(
+        to_stderr(
             f"note: {', '.join(sorted(found))} in the prompt is text as any other; with --control-tokens it "
             "is a control token"
         )
@@ -264,8 +265,4 @@ def _note_long(tasks: Sequence[Task], limit: int) -> None:
     count = sum(len(task.prompt.ids) > limit and not task.sample for task in tasks)
     if count:
         what = "a prompt" if count == 1 else f"{count} prompts"
-        _to_stderr(f"note: the model reads only the end of {what}: its context has {limit} tokens")
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        to_stderr(f"note: the model reads only the end of {what}: its context has {limit} tokens")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
+from llmkit.command_line import to_stderr
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.generation.sampling import Sampling
@@ -99,7 +100,7 @@ def talk(conversation: Conversation) -> None:
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  lets `input` edit lines
-        _note("Talk to the model; /help for commands, Ctrl-D to end.")
+        to_stderr("Talk to the model; /help for commands, Ctrl-D to end.")
     while (line := _read(terminal)) is not None:
         question = line.strip()
         if question.startswith("/"):
@@ -126,7 +127,7 @@ def _read(terminal: bool) -> str | None:
 
 
 def _answer(conversation: Conversation, question: str, terminal: bool) -> None:
-    answer = conversation.answer(question, _note)
+    answer = conversation.answer(question, to_stderr)
     try:
         with contextlib.closing(answer):
             for text in answer:
@@ -137,7 +138,7 @@ def _answer(conversation: Conversation, question: str, terminal: bool) -> None:
     except UserError as error:
         if not terminal:
             raise
-        _note(f"llmkit: {error}")
+        to_stderr(f"llmkit: {error}")
         return
     print(flush=True)
 
@@ -147,15 +148,11 @@ def _obey(conversation: Conversation, line: str) -> None:
     command, _, text = line.partition(" ")
     if command == "/reset":
         conversation.reset(conversation.system)
-        _note("note: what was said is forgotten")
+        to_stderr("note: what was said is forgotten")
     elif command == "/system":
         conversation.reset(text.strip() or None)
-        _note("note: begun anew, " + ("with this system message" if conversation.system else "with none"))
+        to_stderr("note: begun anew, " + ("with this system message" if conversation.system else "with none"))
     elif command == "/help":
-        _note(COMMANDS)
+        to_stderr(COMMANDS)
     else:
-        _note(f"note: there is no command {command[:40]}; /help lists them")
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        to_stderr(f"note: there is no command {command[:40]}; /help lists them")

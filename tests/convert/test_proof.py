@@ -42,7 +42,7 @@ def test_two_matrices_that_changed_places_are_found(saved, tmp_path):
     gate, up = (f"model.layers.1.mlp.{name}.weight" for name in ("gate_proj", "up_proj"))
     tensors[gate], tensors[up] = tensors[up], tensors[gate]
     save_file(tensors, tmp_path / "copy/model.safetensors", {"format": "pt"})
-    with pytest.raises(RunFault, match="does not compute what this one does"):
+    with pytest.raises(RunFault, match="exported model does not compute what llmkit does"):
         prove(saved, tmp_path / "copy")
 
 
