@@ -69,8 +69,13 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 def write_atomic(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name only after its content is on the disk.
 
-    Where that fails, the file that was there before is still there, and no part of the new one is.
+    Where that fails, the file that was there before is still there, and no part of the new one is. What is no
+    file, such as a pipe or a device, is written to as it is.
     """
+    if path.exists() and not path.is_file():  # a new file would take its place
+        with path.open("wb") as file:
+            yield file
+        return
     partial = path.with_name(path.name + ".part")
     try:
         with partial.open("wb", buffering=1 << 20) as file:

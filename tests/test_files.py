@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from llmkit.errors import UserError
-from llmkit.files import NoAccessError, may_exist, owner_of, read_json
+from llmkit.files import NoAccessError, may_exist, owner_of, read_json, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,16 @@ def test_a_file_that_may_not_be_read_is_a_matter_for_its_owner(
     wanted = rf"a.json: cannot be read \(Permission denied\); ask {owner} for read access to it$"
     with pytest.raises(NoAccessError, match=wanted):
         read_json(tmp_path / "a.json", "delete it")
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with write_atomic(path) as file:
+        file.write(b"content")
+    assert os.read(reader, 100) == b"content" and path.is_fifo()
+    os.close(reader)
 
 
 def test_the_owner_of_what_is_not_seen_is_that_of_the_folder_around_it(tmp_path: Path) -> None:

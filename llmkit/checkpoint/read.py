@@ -91,10 +91,12 @@ def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
 
 
 def _runs(path: Path) -> str:
-    """Names the run folders in a folder that was given instead of one, as `runs` for `runs/demo`."""
+    """What to name instead of a folder without checkpoints; its run folders, as of `runs` for `runs/demo`."""
     runs = sorted(folder.parent for folder in path.glob("*/checkpoints") if folders(folder))
     more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
-    return f"; name one of its run folders: {', '.join(map(str, runs[:3]))}{more}" if runs else ""
+    if not runs:
+        return "; name a run folder that has one, or a checkpoint"
+    return f"; name one of its run folders: {', '.join(map(str, runs[:3]))}{more}"
 
 
 def folders(root: Path) -> list[Path]:

@@ -48,15 +48,17 @@ def tasks_command(
     check_installed()
     if output is not None and not os.path.isdir(os.path.dirname(output) or "."):
         raise UserError(f"--output {output}: there is no folder {os.path.dirname(output)}")
+    if output is not None and os.path.isdir(output):
+        raise UserError(f"--output {output}: is a folder; name a file in it")
     tasks = replace(tasks, bootstrap=RESAMPLES)
     with launched(tensor_size, os.environ) as mesh:
         results = evaluate_by_tasks(open_weights(path), tasks, mesh, precision, rows)
         if results is None:
             return 0
+        print(json.dumps(without_samples(results)) if as_json else table(results), flush=True)
         if output is not None:
             with write_atomic(Path(output)) as file:
                 file.write(json.dumps(results, indent=2).encode() + b"\n")
-    print(json.dumps(without_samples(results)) if as_json else table(results))
     return 0
 
 

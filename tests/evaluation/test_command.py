@@ -31,6 +31,8 @@ def test_a_run_is_evaluated_by_tasks_with_a_table_and_a_file_of_results(project,
             assert again[task][name] == (pytest.approx(value) if isinstance(value, float) else value), name
     assert main([*command, "--output", "none/results.json"]) == 2
     assert "there is no folder none" in capsys.readouterr().err
+    assert main([*command, "--output", "tasks"]) == 2
+    assert "--output tasks: is a folder; name a file in it" in capsys.readouterr().err
     assert main([*command, "--tensor-parallel", "2"]) == 2
     said = capsys.readouterr().err
     assert "2 does not divide the number of processes, which is 1; launch with torchrun" in said
