@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,24 @@ def test_a_run_records_rewards_and_goes_on_bit_for_bit(
     assert parts == straight
     assert main(["evaluate", "runs/tiny"]) == 2
     assert "what the run held out are pairs of answers" in capsys.readouterr().err
+
+
+def test_each_pair_keeps_its_reference_in_a_mixture_of_sources_over_epochs(pairs: Path) -> None:
+    """A model that stays the reference gives all pairs that are read a reward of 0."""
+    lines = Path("pairs.jsonl").read_text().splitlines(keepends=True)
+    Path("few.jsonl").write_text("".join(lines[:13]))
+    sources = ("pairs.jsonl, record: preference, weight: 3", "few.jsonl, record: preference")
+    mixture = ", ".join(f"{{type: jsonl, path: {each}}}" for each in sources)
+    settings = [
+        "tiny.yaml", *PAIRS, f"data.sources=[{mixture}]", "train.init_from=runs/base",
+        "train.micro_batch_size=2", "train.max_steps=24", "evaluate.every_steps=12",
+        "optimizer.learning_rate=1e-12", "optimizer.weight_decay=0",
+    ]  # fmt: skip
+    assert main(["reference", *settings]) == 0 and main(["train", *settings, "run.name=still"]) == 0
+    for row in rows(Path("runs/still")):
+        kind = "eval_" * ("eval_loss" in row)
+        assert row[f"{kind}loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert max(abs(row[f"{kind}{name}"]) for name in ("rewards/chosen", "rewards/rejected")) < 1e-5
 
 
 def test_a_damaged_file_is_named(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
