@@ -76,7 +76,7 @@ def test_a_path_may_be_a_run_folder_its_checkpoints_or_one_checkpoint(tmp_path: 
 def test_a_path_without_a_checkpoint_is_a_mistake_that_is_named(tmp_path: Path, save_step: Any) -> None:
     with pytest.raises(UserError, match="nothing: no such folder"):
         read.open(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"there is no checkpoint in it; name a run folder that has one, or .*t$"):
+    with pytest.raises(UserError, match=r"no checkpoint in it; name a run folder that has one, or a check"):
         read.open(tmp_path)
     (tmp_path / "run.yaml").touch()
     with pytest.raises(UserError, match=r"run\.yaml: is no folder; name a run folder"):
