@@ -68,8 +68,8 @@ def messages_prompt(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) ->
 
 
 def _opened(tokenizer: Tokenizer, ids: np.ndarray) -> list[int]:
-    """The ids behind one end-of-text, as documents begin."""
-    found, end = ids.tolist(), tokenizer.end_of_text_id
-    while found and found[0] == end:
+    """The ids behind one of the tokens that begin a text."""
+    found, first = ids.tolist(), tokenizer.opening_id
+    while found and found[0] == first:
         del found[0]
-    return [end, *found]
+    return [first, *found]

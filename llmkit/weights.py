@@ -122,7 +122,7 @@ class CheckpointWeights:
         config = json.loads(self.checkpoint.extra_file("tokenizer_config.json"))
         tokenizer = Tokenizer.from_config(content, config, str(self.path))
         check_vocabulary(self, tokenizer)
-        return tokenizer
+        return tokenizer if self.config else tokenizer.open_as_published()
 
     def digest(self) -> str:
         """See `Weights.digest`. The manifest has the checksums of all files, and a base's digest."""

@@ -60,4 +60,9 @@ def _pieces(folder: HFFolder) -> Iterator[Piece]:
         shape = folder.shape(name)
         box = full_box(shape)
         data = folder.read(name, box).flatten()
+        if not data.isfinite().all():
+            raise UserError(
+                f"{folder.path}: {name} holds values that are no finite numbers, so the model computes "
+                "nothing; download the folder again, or take weights of before the training broke down"
+            )
         yield Piece(name, "master", shape, box, (0, len(data)), data)

@@ -14,7 +14,7 @@ from torch import Tensor
 from llmkit.config.shape import ModelShape
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
 from llmkit.data.tokens.tokenizer import Tokenizer
-from llmkit.errors import RunFault
+from llmkit.errors import RunFault, UserError
 from llmkit.extras import missing_extra
 from llmkit.inference import load_model
 from llmkit.precision import PRECISIONS
@@ -123,12 +123,17 @@ def _difference(ours: Tensor, theirs: Tensor, exported: str, library: str) -> fl
 
 @torch.inference_mode()
 def _our_logits(weights: Weights, tokens: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """(seq, vocab) logits in fp32."""
+    """(seq, vocab) logits in fp32. Raises UserError where they are no numbers."""
     model: Any = load_model(weights, torch.device("cpu"), PRECISIONS["fp32"])
     if dtype is not None:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype).float()
     found: Tensor = model.head.logits(model.hidden(tokens))[0]
+    if not found.isfinite().all():
+        raise UserError(
+            f"{weights.origin}: the logits of this model are no finite numbers, so its training broke down; "
+            "nothing was written. Take an earlier checkpoint; --no-check exports it as it is"
+        )
     return found
 
 

@@ -46,12 +46,12 @@ class TensorFiles:
             )
 
     def _listed(self) -> Mapping[str, str]:
-        """Tensor -> file, as the index says; empty where there is one file only."""
+        """Tensor -> file, as the index says; empty where there is a file with all."""
         index = self._folder / INDEX
-        if not index.is_file():
-            if not (self._folder / self._single).is_file():
-                raise UserError(f"{self._folder}: {self._no_weights()}")
+        if (self._folder / self._single).is_file():  # which transformers prefers, too
             return {}
+        if not index.is_file():
+            raise UserError(f"{self._folder}: {self._no_weights()}")
         listed = read_json(index, AGAIN).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise UserError(f"{index}: has no weight_map; {AGAIN}")

@@ -43,6 +43,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], vocab_size: int) -> 
         made = make_tokenizer(schema.Tokenizer(type="file", path=str(path), end_of_text=end), ())
         if made.chat_template is not None:
             ChatTemplate(made.chat_template, origin="its chat template")
+        made.open_as_published()
     except UserError as error:
         why = re.sub(r"^data\.tokenizer(\.\w+)?: ", "", str(error))
         raise UserError(f"{folder}: its tokenizer cannot be used: {why}") from error

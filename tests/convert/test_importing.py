@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llmkit.checkpoint.read import verify
 from llmkit.cli import main
@@ -68,3 +69,14 @@ def test_a_template_of_another_model_is_noted(hub, capsys):
     assert "the chat template writes <|im_start|>, <|im_end|>, which is no token" in capsys.readouterr().out
     assert main(["import", "imported", "again"]) == 2
     assert "imported: is a checkpoint of llmkit already" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers_are_one_message(hub, capsys):
+    tensors = load_file(hub / "model.safetensors")
+    tensors["transformer.h.1.ln_1.bias"][3] = torch.nan
+    save_file(tensors, hub / "model.safetensors", {"format": "pt"})
+    assert main(["import", "hub", "imported"]) == 2
+    assert "blocks.1.attention_norm.bias holds values that are no finite numbers" in capsys.readouterr().err
+    assert not (hub.parent / "imported").exists()
+    assert main(["export", "hub", "out"]) == 2
+    assert "the logits of this model are no finite numbers" in capsys.readouterr().err

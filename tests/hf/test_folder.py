@@ -183,6 +183,12 @@ def test_an_index_that_lies_is_one_message(saved, tmp_path, file, says):
         HFFolder(tmp_path / "spoiled")
 
 
+def test_one_file_with_all_is_preferred_to_an_index_as_by_transformers(saved, llama):
+    shutil.copytree(saved / "llama", llama, dirs_exist_ok=True)
+    rewrite(llama, lambda tensors: tensors["model.norm.weight"].fill_(2.0))
+    assert HFFolder(llama).read("norm.weight", ((0, 3),)).tolist() == [2.0] * 3
+
+
 def test_a_tokenizer_of_another_model_is_refused(llama):
     with pytest.raises(UserError, match=r"there is no tokenizer.json"):
         HFFolder(llama).tokenizer()

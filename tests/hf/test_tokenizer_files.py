@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.hf.tokenizer_files import end_of_text, read_tokenizer, unknown_controls
+from llmkit.prompts import text_prompt
 
 
 @pytest.fixture
@@ -52,6 +54,29 @@ def test_a_tokenizer_that_cannot_be_used_is_one_message_without_settings(folder)
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
     with pytest.raises(UserError, match=r"there is no tokenizer.json in it, only tokenizer.model"):
         read()
+
+
+def with_first(folder, token, number):
+    """The tokenizer.json of a folder puts this token before each text, as Llama's does."""
+    step = {
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }  # fmt: skip
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(spec | {"post_processor": step}))
+
+
+def test_prompts_begin_as_those_of_transformers(folder):
+    """By the token that stood before texts where others have trained the model."""
+    assert text_prompt(read_tokenizer(folder, {"eos_token_id": 256}, 300), "a").ids == [256, 97]
+    with_first(folder, "b", 98)
+    tokenizer = read_tokenizer(folder, {"eos_token_id": 256}, 300)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    assert text_prompt(tokenizer, "a").ids == theirs("a")["input_ids"] == [98, 97]
+    with_first(folder, "c", 300)
+    with pytest.raises(UserError, match="post_processor adds the id 300, which is no token of it"):
+        read_tokenizer(folder, {"eos_token_id": 256}, 400)
 
 
 def test_control_tokens_of_another_models_template_are_found():

@@ -10,7 +10,13 @@ import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
+from llmkit.config.schema import Config
 from llmkit.data.tokens import make_tokenizer
+from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.loop.run_tokenizer import tokenizer_of_weights
+from llmkit.prompts import text_prompt
+from llmkit.weights import open_weights
+from tests.hf.models import save
 from tests.program import make_project, train
 
 BPE = "data.tokenizer={type: bpe, vocab_size: 270}"
@@ -108,6 +114,24 @@ def test_data_are_built_for_the_run_of_that_name(project, capsys):
     assert set(Path("data-cache").iterdir()) == built
     assert main(["data", "build", "tiny.yaml", "data.tokenizer.type=bytes", ONE]) == 0
     assert "data: this is not for the run in runs/tiny: " in capsys.readouterr().out
+
+
+def test_a_run_that_starts_from_published_weights_begins_prompts_as_its_documents(tmp_path):
+    save("llama", tmp_path, vocab_size=257)
+    bytes_tokenizer("<|end|>").save(tmp_path)
+    step = {
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"SpecialToken": {"id": "b", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"b": {"id": "b", "ids": [98], "tokens": ["b"]}},
+    }  # fmt: skip
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"post_processor": step}))
+    weights = open_weights(tmp_path)
+    assert text_prompt(weights.tokenizer(), "a").ids == [98, 97]
+    data = {"sources": [{"type": "stdlib"}], "tokenizer": {"type": "init_from"}}
+    config = Config.model_validate({"data": data})
+    tokenizer = tokenizer_of_weights(weights, config)
+    assert tokenizer is not None and text_prompt(tokenizer, "a").ids == [256, 97]
 
 
 def test_evaluation_trains_no_tokenizer_either(project, capsys):

@@ -20,7 +20,7 @@ from llmkit.data.tokens.byte_level import byte_lengths, bytes_of_ids
 from llmkit.data.tokens.marked import Span, has_noncharacters
 from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.data.tokens.text_encoder import TextEncoder
-from llmkit.data.tokens.tokenizer_json import canonical, parse, unknown_token
+from llmkit.data.tokens.tokenizer_json import canonical, first_added, parse, unknown_token
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_atomic
 
@@ -39,7 +39,8 @@ class Tokenizer:
     such as bos_token, and their text; eos_token is end_of_text if they lack it, or the vocabulary does.
 
     vocab_size: largest id + 1; ids may have gaps. control_tokens: text and id of the special tokens. hash:
-    xxh64 of what decides the ids of a text (the chat template does not).
+    xxh64 of what decides the ids of a text (the chat template does not). opening_id: what a prompt begins
+    with: end_of_text, which begins documents in training; see `open_as_published`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Tokenizer:
                 + (f"its own end is {eos!r}, and " if eos in vocabulary else "")
                 + f"its added tokens are {', '.join(contents[:20]) or 'none'}"
             )
-        self.end_of_text_id = vocabulary[end_of_text]
+        self.end_of_text_id = self.opening_id = vocabulary[end_of_text]
         self.vocab_size = max(vocabulary.values()) + 1
         eos = named.get("eos_token")
         self.named_tokens = named | {"eos_token": eos if eos in vocabulary else end_of_text}
@@ -80,6 +81,15 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (canonical(self._spec), self._config(), self.origin)
+
+    def open_as_published(self) -> Tokenizer:
+        """Prompts begin with what the tokenizer.json puts before a text, such as bos, if it does: so they do
+        where others have trained the model. Returns itself. Raises UserError where that is no token."""
+        first = first_added(self._spec, self.origin)
+        if first is not None and first >= self.vocab_size:
+            raise UserError(f"{self.origin}: its post_processor adds the id {first}, which is no token of it")
+        self.opening_id = self.end_of_text_id if first is None else first
+        return self
 
     @property
     def fast(self) -> bool:

@@ -74,6 +74,22 @@ def _without_space(step: dict[str, Any]) -> dict[str, Any] | None:
     return step | {key: value for key, value in changes.items() if key in step}
 
 
+def first_added(spec: dict[str, Any], origin: str) -> int | None:
+    """The id that a tokenizer.json puts before a text by its post-processor; None if it puts none.
+
+    Raises UserError, naming `origin`, for a post-processor that is not valid.
+    """
+    if not spec.get("post_processor"):
+        return None
+    nothing = {"type": "BPE", "vocab": {}, "merges": []}  # of which an empty text needs none
+    bare = {"version": "1.0", "model": nothing, "added_tokens": [], "post_processor": spec["post_processor"]}
+    try:
+        ids = Encoder.from_str(json.dumps(bare)).encode("").ids
+    except Exception as error:  # the library raises no narrower type
+        raise UserError(f"{origin}: its post_processor is not valid ({error})") from error
+    return ids[0] if ids else None
+
+
 def unknown_token(model: dict[str, Any]) -> str | None:
     """The token of a model for what it has no other token for."""
     if model.get("type") == "Unigram":
