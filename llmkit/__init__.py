@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmkit import layers as layers
     from llmkit.api import Run as Run
+    from llmkit.api import TrainedModel as TrainedModel
     from llmkit.api import load as load
     from llmkit.api import train as train
     from llmkit.batch import Batch as Batch
@@ -50,6 +51,7 @@ _HOMES = {
     "Section": "llmkit.config.section:Section",
     "Sink": "llmkit.monitor.sink:Sink",
     "StepResult": "llmkit.engine.base:StepResult",
+    "TrainedModel": "llmkit.api:TrainedModel",
     "Trainer": "llmkit.loop.trainer:Trainer",
     "UserError": "llmkit.errors:UserError",
     "layers": "llmkit.layers:",

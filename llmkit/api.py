@@ -1,4 +1,4 @@
-"""Training, and what was trained, from Python: `llmkit.train` and `llmkit.Run`."""
+"""Training, and what was trained, from Python: `llmkit.train`, `llmkit.Run` and `llmkit.TrainedModel`."""
 
 from __future__ import annotations
 
@@ -101,14 +101,65 @@ def ask_for_determinism(environment: MutableMapping[str, str]) -> None:
     environment.update(DETERMINISTIC)
 
 
-class Run:
+class TrainedModel:
+    """A trained model in a folder.
+
+    path: a run folder (its newest good checkpoint is taken), a checkpoint, an import, or a folder in Hugging
+    Face's format. The methods raise UserError where there is none.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def model(self, device: str | None = None, precision: str = "auto") -> Model:
+        """The model in evaluation mode. device: as torch names it; default: the GPU, if any."""
+        from llmkit.inference import load_for_use
+
+        return load_for_use(self._weights(), device, precision)[0]
+
+    def generate(
+        self, prompt: str, max_new_tokens: int = 100, *, temperature: float = 0.8, top_k: int = 0,
+        top_p: float = 1.0, seed: int = 0,
+    ) -> str:  # fmt: skip
+        """The prompt and what the model makes of it; temperature 0 takes the likeliest token."""
+        from llmkit.generation.sampling import Sampling
+        from llmkit.generation.text import stream_text
+        from llmkit.inference import load_for_use
+        from llmkit.prompts import text_prompt
+
+        model, tokenizer = load_for_use(self._weights())
+        asked = text_prompt(tokenizer, prompt, False)
+        sampling = Sampling(temperature, top_k, top_p, seed=seed)
+        return prompt + "".join(stream_text(model, tokenizer, asked, max_new_tokens, sampling))
+
+    def evaluate(
+        self, data: str | None = None, precision: str = "auto", note: Callable[[str], None] = print
+    ) -> HeldOutLoss:
+        """The held-out loss. data: other text, as `llmkit evaluate --data` takes it.
+
+        It must be named for a model that no run of llmkit made.
+        """
+        from llmkit.inference import evaluate_weights
+
+        return evaluate_weights(self._weights(), precision, data, note)
+
+    def _weights(self) -> Weights:
+        from llmkit.weights import open_weights
+
+        return open_weights(self.path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+
+class Run(TrainedModel):
     """A run's folder: its settings, its record, its checkpoints, and the model of the newest one.
 
     path: a run folder. Raises UserError where there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         if not (self.path / "config.yaml").is_file():
             raise UserError(f"{self.path}: this is no run folder, as it has no config.yaml")
 
@@ -139,44 +190,7 @@ class Run:
 
         return folders(self.path / "checkpoints")
 
-    def model(self, device: str | None = None, precision: str = "auto") -> Model:
-        """The model of the newest good checkpoint, in evaluation mode; device: default the GPU, if any."""
-        from llmkit.inference import load_for_use
-
-        return load_for_use(self._weights(), device, precision)[0]
-
-    def generate(
-        self, prompt: str, max_new_tokens: int = 100, *, temperature: float = 0.8, top_k: int = 0,
-        top_p: float = 1.0, seed: int = 0,
-    ) -> str:  # fmt: skip
-        """The prompt and what the newest model makes of it; temperature 0 takes the likeliest token."""
-        from llmkit.generation.sampling import Sampling
-        from llmkit.generation.text import stream_text
-        from llmkit.inference import load_for_use
-        from llmkit.prompts import text_prompt
-
-        model, tokenizer = load_for_use(self._weights())
-        asked = text_prompt(tokenizer, prompt, False)
-        sampling = Sampling(temperature, top_k, top_p, seed=seed)
-        return prompt + "".join(stream_text(model, tokenizer, asked, max_new_tokens, sampling))
-
-    def evaluate(
-        self, data: str | None = None, precision: str = "auto", note: Callable[[str], None] = print
-    ) -> HeldOutLoss:
-        """The held-out loss of the newest model; data: other text, as `llmkit evaluate --data` takes it."""
-        from llmkit.inference import evaluate_weights
-
-        return evaluate_weights(self._weights(), precision, data, note)
-
-    def _weights(self) -> Weights:
-        from llmkit.weights import open_weights
-
-        return open_weights(self.path)
-
     def _rows(self, name: str) -> list[dict[str, Any]]:
         from llmkit.monitor.jsonlines import JsonLines
 
         return [dict(row) for row in JsonLines(self.path / name).rows()]
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import llmkit
+from llmkit.cli import main
 from llmkit.errors import UserError
 from tests.program import environment, make_project
 
@@ -98,6 +99,18 @@ def test_a_run_gives_its_model(run):
     loss = run.evaluate(note=lambda line: None)
     assert loss.loss == pytest.approx(run.metrics[-1]["eval_loss"], rel=1e-5)
     assert loss.bits_per_byte == pytest.approx(run.metrics[-1]["eval_bits_per_byte"], rel=1e-5)
+
+
+def test_a_checkpoint_and_an_export_are_trained_models(run, tmp_path):
+    stored = llmkit.TrainedModel(run.checkpoints[-1])
+    assert stored.generate("the", 3, temperature=0.0) == run.generate("the", 3, temperature=0.0)
+    assert stored.evaluate(note=lambda line: None) == run.evaluate(note=lambda line: None)
+    assert main(["export", str(run.path), str(tmp_path / "out"), "--no-check"]) == 0
+    export = llmkit.TrainedModel(tmp_path / "out")
+    assert export.generate("the", 3, temperature=0.0) == run.generate("the", 3, temperature=0.0)
+    assert repr(export) == f"TrainedModel('{tmp_path}/out')"
+    with pytest.raises(UserError, match=r"no run of llmkit made it.*--data"):
+        export.evaluate()
 
 
 def test_a_finished_run_is_not_trained_again(run):
