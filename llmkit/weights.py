@@ -74,7 +74,7 @@ class Weights(Protocol):
         ...
 
     def digest(self) -> str:
-        """What tells these weights from others: equal for equal content, wherever the folder lies."""
+        """A hash: equal for equal content, wherever the folder lies."""
         ...
 
 

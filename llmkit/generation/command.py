@@ -33,7 +33,7 @@ from llmkit.weights import Weights, model_of, open_weights
 
 @dataclass(frozen=True)
 class Wanted:
-    """What both forms of the command are told.
+    """The options that both forms of the command have.
 
     run: as `open_weights` takes it. stops: strings that end an answer. system: message before each chat.
     tensor_parallel: processes that share a model; None = all.

@@ -49,7 +49,9 @@ class Conversation:
     def answer(self, question: str, note: Callable[[str], None]) -> Generator[str, None, None]:
         """Pieces of the answer as they come. What was given out until it was closed is remembered.
 
-        note: is told what is forgotten to make room. Raises UserError where the template refuses the chat.
+        note: gets a line on what is forgotten to make room.
+
+        Raises UserError where the template refuses the chat.
         """
         prompt = self._prompt(question, note)
         sampling = replace(self._sampling, seed=(self._sampling.seed + self._asked) % 2**63)

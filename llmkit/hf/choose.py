@@ -117,5 +117,5 @@ def _effective(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """To what a number in fp32 tells apart, about."""
+    """With the digits that fp32 has, about."""
     return float(f"{value:.6e}")

@@ -102,7 +102,7 @@ class PeftAdapters:
         return default
 
     def digest(self) -> str:
-        """What tells these adapters from others."""
+        """A hash: equal for equal adapters."""
         return self._files.digest(json.dumps(self._config, sort_keys=True).encode())
 
     def _check_config(self) -> None:

@@ -47,7 +47,7 @@ Ids = list[Annotated[int, Field(ge=0)]]
 
 
 class StreamOptions(BaseModel):
-    """include_usage: the last event tells the numbers of tokens. Without effect: include_obfuscation."""
+    """include_usage: the last event has the numbers of tokens. Without effect: include_obfuscation."""
 
     model_config = _STRICT
     include_usage: bool = False
@@ -76,7 +76,7 @@ class Body(BaseModel):
 
     @property
     def alternatives(self) -> int | None:
-        """How many of the likeliest tokens are told beside each token, with log-probabilities; None: none."""
+        """How many of the likeliest tokens to give beside each token, with log-probabilities; None: none."""
         raise NotImplementedError
 
 
