@@ -17,8 +17,10 @@ from llmkit.plan.precision import choose_precision
 from llmkit.prompts import text_prompt
 from llmkit.weights import open_weights
 
-MOST_WEIGHTS = 1 << 25
-"""Weights of attention that a page may hold, a byte each; browsers open such a page without trouble."""
+MOST_BYTES = 1 << 25
+"""Of a page; browsers open such a one without trouble. A weight of attention takes one."""
+ATTRIBUTION_BYTES = 10
+"""About what an attribution takes, as text."""
 
 
 def inspect_command(
@@ -63,7 +65,7 @@ def _checked(model: Model, length: int) -> GPT:
             f"inspect: shows the blocks of llmkit's GPT, and this model is a {type(model).__name__}"
         )
     maps = model.shape.num_hidden_layers * model.shape.num_attention_heads
-    most = min(model.context_length, int((MOST_WEIGHTS / maps) ** 0.5))
+    most = min(model.context_length, int((MOST_BYTES / (maps + ATTRIBUTION_BYTES)) ** 0.5))
     if length > most:
         raise UserError(
             f"inspect: --prompt has {length} tokens with the end-of-text before it, and a page of this model "

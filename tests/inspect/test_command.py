@@ -10,6 +10,7 @@ import shutil
 import pytest
 
 from llmkit.cli import main
+from llmkit.inspect import command as inspect_room
 from tests.program import make_project, train
 
 PROMPT = "the model <b>reads</b>"
@@ -61,3 +62,11 @@ def test_bad_input_is_one_message(run, changes, says, capsys, tmp_path, monkeypa
     captured = capsys.readouterr().err
     assert re.search(says, captured) and captured.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_has_a_largest_size(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect_room, "MOST_BYTES", 18 * 6**2)  # 8 maps of attention, and attributions
+    call = ["inspect", str(run), "--output", str(tmp_path / "page.html"), "--prompt"]
+    assert main([*call, "x" * 6]) == 2
+    assert "a page of this model has room for 6 (" in capsys.readouterr().err
+    assert main([*call, "x" * 5]) == 0
