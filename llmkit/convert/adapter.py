@@ -15,6 +15,7 @@ from llmkit.convert.export import exported_shape
 from llmkit.convert.proof import cannot_prove, prove_adapter
 from llmkit.errors import UserError
 from llmkit.extras import missing_extra
+from llmkit.hf.choose import architecture_for
 from llmkit.hf.folder import HFFolder, is_hf_folder
 from llmkit.hf.peft_folder import write_peft_folder
 from llmkit.parallel.slices import Shape
@@ -57,10 +58,12 @@ def export_adapter_command(path: Path, out: Path, *, base: Path | None, check: b
 
 
 def _base(weights: AdaptedCheckpoint, asked: Path | None) -> Path:
-    """The base model in Hugging Face's format. Raises UserError where there is none, or it is another one."""
+    """The base model in Hugging Face's format. Raises UserError where there is none, or can be none, or it is
+    another one."""
     if asked is None:
         if isinstance(weights.base, HFFolder):
             return weights.base.path
+        architecture_for(exported_shape(weights.base))  # else no folder that could be written is of use
         raise UserError(
             f"{weights.path}: the base of its adapters, {weights.base.path}, is not in Hugging Face's "
             f"format; write it so first (llmkit export {weights.base.path} BASE), and name it by --base BASE"

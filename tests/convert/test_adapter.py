@@ -149,6 +149,16 @@ def test_a_run_may_start_from_merged_adapters_and_adapt_them_again():
     assert second.base.digest() == first.digest() and float(change.norm()) > 0.0
 
 
+def test_of_a_base_that_cannot_be_exported_there_is_no_adapter_either(tmp_path, capsys):
+    shifted = ["run.name=shifted", "model.key_shift=0.5", "train.max_steps=1", "evaluate.every_steps=0"]
+    assert train(*shifted) == 0
+    ours = ["run.name=of-shifted", "train.init_from=runs/shifted", "train.max_steps=1"]
+    assert main(["train", "lora.yaml", *ours]) == 0
+    capsys.readouterr()
+    assert main(["export", "runs/of-shifted", str(tmp_path / "adapter"), "--adapter"]) == 2
+    assert "cannot express model.key_shift = 0.5" in capsys.readouterr().err
+
+
 def test_an_adapter_of_a_run_names_an_export_of_it(tmp_path):
     ours = ["run.name=ours", "train.init_from=runs/tiny", "train.max_steps=1"]
     assert main(["train", "lora.yaml", *ours]) == 0
