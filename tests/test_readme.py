@@ -19,7 +19,7 @@ import pyarrow
 import pytest
 import uvicorn
 
-from llmkit.cli import main
+from llmkit.cli import _parser, main
 from llmkit.config.load import load
 from llmkit.serve.server import Server
 from tests.limits import HANG
@@ -127,7 +127,23 @@ def test_every_launch_trains(command, project):
     assert (project / "runs/mine/DONE").exists()
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+PAGES = pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name
+)
+
+
+@PAGES
+def test_commands_of_pages_have_the_options_that_there_are(page):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.S | re.M):
+        for line in (block if language in ("", "sh") else "").replace("\\\n", " ").splitlines():
+            if re.match(r"llmkit |.* -m llmkit ", line) and "[" not in line:
+                words = shlex.split(line, comments=True)
+                given = words[words.index("llmkit") + 1 :]
+                _, rest = _parser().parse_known_args([word for word in given if word not in ">|"])
+                assert not [word for word in rest if word.startswith("-")], line
+
+
+@PAGES
 def test_what_pages_link_to_exists(page):
     for link in re.findall(r"\]\(([^):\s]+)\)", page.read_text()):
         target, _, anchor = link.partition("#")
