@@ -136,9 +136,9 @@ PAGES = pytest.mark.parametrize(
 def test_commands_of_pages_have_the_options_that_there_are(page):
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.S | re.M):
         for line in (block if language in ("", "sh") else "").replace("\\\n", " ").splitlines():
-            if re.match(r"llmkit |.* -m llmkit ", line) and "[" not in line:
-                words = shlex.split(line, comments=True)
-                given = words[words.index("llmkit") + 1 :]
+            found = re.match(r"(?:[^#\"']* -m )?llmkit ([^\[]*)$", line)  # not what is quoted for a shell
+            if found:
+                given = shlex.split(found[1], comments=True)
                 _, rest = _parser().parse_known_args([word for word in given if word not in ">|"])
                 assert not [word for word in rest if word.startswith("-")], line
 
