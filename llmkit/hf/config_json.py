@@ -9,17 +9,29 @@ from typing import Any
 from llmkit.errors import UserError
 
 NO_EFFECT = frozenset({
-    "_sliding_window_pattern", "_attn_implementation", "_attn_implementation_autoset", "_name_or_path",
-    "architectures", "attn_implementation", "bos_token_id", "chunk_size_feed_forward", "dtype",
-    "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "is_llama_config",
-    "keys_to_ignore_at_inference", "label2id", "model_max_length", "model_type", "n_ctx", "num_labels",
-    "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",
-    "reorder_and_upcast_attn", "return_dict", "sep_token_id", "summary_activation",
-    "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
-    "task_specific_params", "torch_dtype", "transformers.js_config", "transformers_version",
-    "unsloth_fixed", "unsloth_version", "use_cache", "use_return_dict",
+    "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled", "_name_or_path",
+    "_num_labels", "_sliding_window_pattern", "architectures", "attn_implementation", "bos_token_id",
+    "chunk_size_feed_forward", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing",
+    "id2label", "is_llama_config", "keys_to_ignore_at_inference", "label2id", "max_sequence_length",
+    "model_max_length", "model_type", "n_ctx", "n_special", "num_labels", "output_attentions",
+    "output_hidden_states", "output_past", "pad_token_id", "predict_special_tokens", "prefix",
+    "pretraining_tp", "problem_type", "reorder_and_upcast_attn", "return_dict", "sep_token_id",
+    "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj", "task_specific_params", "tokenizer_class", "torch_dtype",
+    "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
+    "use_return_dict",
 })  # fmt: skip
 """Keys that say nothing of what the model computes from tokens: names, ids of tokens, ways to compute it."""
+
+EMPTY: Mapping[str, Any] = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
+    "use_mrope": False,
+}
+"""Keys with which files say that a model is without something that it might have been changed by."""
 
 OF_GENERATION = frozenset({
     "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty",
@@ -85,7 +97,8 @@ class ConfigKeys:
     def finish(self) -> None:
         """Raises UserError for all that was noted, and for the keys that nobody took."""
         for key, value in self._left.items():
-            if value is not None and key not in NO_EFFECT and key not in OF_GENERATION:
+            known = key in NO_EFFECT or key in OF_GENERATION or (key in EMPTY and value == EMPTY[key])
+            if value is not None and not known:
                 self.refuse(
                     key, value, "llmkit does not know this key, so the model might compute something else"
                 )

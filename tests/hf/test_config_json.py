@@ -57,6 +57,36 @@ def test_what_cannot_be_computed_is_refused_by_name(changes, says):
         read(LLAMA | changes)
 
 
+PUBLISHED = {
+    "gpt2-medium": (GPT2, {"n_special": 0, "predict_special_tokens": True, "n_ctx": 1024}),
+    "gpt2-xl": (GPT2, {"output_past": True, "task_specific_params": {"text-generation": {}}}),
+    "distilgpt2": (GPT2, {"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}),
+    "llama-7b": (LLAMA, {"max_sequence_length": 2048, "pad_token_id": 0}),
+    "Qwen2.5-0.5B": (LLAMA | {"model_type": "qwen2", "architectures": None}, {"use_mrope": False}),
+    "written whole": (
+        LLAMA,
+        {
+            "is_decoder": False, "is_encoder_decoder": False, "add_cross_attention": False,
+            "pruned_heads": {}, "tie_encoder_decoder": False, "cross_attention_hidden_size": None,
+            "tokenizer_class": "LlamaTokenizer", "prefix": "", "max_length": 20, "top_k": 50,
+        },
+    ),
+}  # fmt: skip
+"""Keys of published files beside those of their class."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_published_files_have_besides_says_nothing(name):
+    config, more = PUBLISHED[name]
+    assert read(config | more) == read(config)
+
+
+@pytest.mark.parametrize("more", [{"use_mrope": True}, {"pruned_heads": {"0": [1]}}, {"is_decoder": True}])
+def test_what_changes_a_model_is_refused(more):
+    with pytest.raises(UserError, match=f"{next(iter(more))} = "):
+        read(LLAMA | more)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
