@@ -115,12 +115,13 @@ def test_memory_does_not_grow_with_the_rows() -> None:
         tokens=tokens.size, read=lambda start, stop: tokens[start:stop], read_targets=lambda start, stop: None
     )
     prepared: Any = SimpleNamespace(
-        heldout=[SimpleNamespace(reader=reader)] * 2,
+        heldout=[SimpleNamespace(reader=reader, reference=None)] * 2,
         heldout_bytes=1,
         heldout_targets=1,
         sequence_length=T,
         document_masks=False,
         tokenizer=SimpleNamespace(end_of_text_id=0),
+        has_pairs=False,
     )
     rows = 2 * (tokens.size // T)
     tracemalloc.start()
