@@ -22,7 +22,8 @@ def test_every_combination_that_can_be_is_tried(strength):
         }
         assert tried == possible, group
         assert "precision" in group or exactly == possible, f"{group} only in bf16"
-    assert names == set(asdict(chosen[0])) - {"forms", "compiled", "adapters"}  # which have cases of their own
+    have_cases_of_their_own = {"forms", "compiled", "adapters"}
+    assert names == set(asdict(chosen[0])) - have_cases_of_their_own
     assert strength == 2 or len(chosen) <= 110
 
 
