@@ -12,7 +12,7 @@ import torch
 from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.score import Scorer
 from llmkit.generation.sampling import Sampling
-from llmkit.generation.session import Request, Session
+from llmkit.generation.session import Request, Session, in_turns
 from llmkit.generation.text import StopStrings, without_text
 from llmkit.model.base import Model
 
@@ -20,7 +20,7 @@ MOST_ROWS = 64
 """Answers that are written at once, at most, unless more are asked for."""
 
 
-class Prompt(NamedTuple):
+class AnswerRequest(NamedTuple):
     """Ids to go on from, and until when: so many tokens, one of these strings, or the end of a text.
 
     A string that is a special token means that token; no other string is found in special tokens.
@@ -43,7 +43,7 @@ def rows_at_once(scorer: Scorer) -> int:
     return scorer.rows or max(1, min(MOST_ROWS, scorer.tokens // scorer.context_length))
 
 
-def answers(scorer: Scorer, prompts: Sequence[Prompt]) -> list[str]:
+def answers(scorer: Scorer, prompts: Sequence[AnswerRequest]) -> list[str]:
     """What the model writes after each prompt, up to what ends it. Collective; on rank 0, nothing on others.
 
     Texts are without special tokens, as lm-eval's adapters give them.
@@ -59,30 +59,29 @@ def answers(scorer: Scorer, prompts: Sequence[Prompt]) -> list[str]:
     return [texts[number] for number in range(len(prompts))] if scorer.mesh.rank == 0 else []
 
 
-def _written(scorer: Scorer, model: Model, prompts: Sequence[Prompt]) -> list[str]:
+def _written(scorer: Scorer, model: Model, prompts: Sequence[AnswerRequest]) -> list[str]:
     """The answers to this rank's prompts."""
     text, tokenizer = scorer.text, scorer.text.tokenizer
     special = set(tokenizer.control_tokens.values())
     session = Session(model, never=without_text(model, tokenizer))
-    waiting = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
-    numbers: dict[int, int] = {}
+    keys: dict[int, int] = {}
     ids: list[list[int]] = [[] for _ in prompts]
     decoders = [tokenizer.stream(prompt.ids) for prompt in prompts]
     stops = [StopStrings(prompt.stops) for prompt in prompts]
-    while waiting or len(session):
-        while waiting and len(session) < rows_at_once(scorer):
-            number = waiting.pop()
-            numbers[session.add(prompts[number].request(text))] = number
-        for key, token in session.step():
-            number = numbers[key]
-            if token.end == "stop":
-                continue
-            ids[number].append(token.id)
-            if token.id in special:
-                continue
-            _, stopped = stops[number].push(decoders[number].push(token.id))
-            if stopped and token.end is None:
-                session.drop(key)
+
+    def add(number: int) -> int:
+        keys[number] = session.add(prompts[number].request(text))
+        return keys[number]
+
+    for number, token in in_turns(session, [len(each.ids) for each in prompts], add, rows_at_once(scorer)):
+        if token.end == "stop":
+            continue
+        ids[number].append(token.id)
+        if token.id in special:
+            continue
+        _, stopped = stops[number].push(decoders[number].push(token.id))
+        if stopped and token.end is None:
+            session.drop(keys[number])
     return [_cut(text.decode(own), prompt.stops) for own, prompt in zip(ids, prompts, strict=True)]
 
 

@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from llmkit.evaluation.answer_rules import AnswerRules, read_rules
-from llmkit.evaluation.answers import Prompt
+from llmkit.evaluation.answers import AnswerRequest
 from llmkit.evaluation.score import Question
 from llmkit.evaluation.team import Lead
 
@@ -102,12 +102,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval has no types fo
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return found
 
-    def _prompt(self, context: str, rules: AnswerRules, number: int) -> Prompt:
+    def _prompt(self, context: str, rules: AnswerRules, number: int) -> AnswerRequest:
         """number: of the request, from which a sample has its seed."""
         ids = self.tok_encode(context)[-(self.max_length - rules.max_new_tokens) :]
         sampling = {**rules.sampling, "seed": number}
         stops = [*rules.stops, self.text.eos]
-        return Prompt(ids or [self.prefix_token_id], rules.max_new_tokens, stops, sampling)
+        return AnswerRequest(ids or [self.prefix_token_id], rules.max_new_tokens, stops, sampling)
 
     def apply_chat_template(
         self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True

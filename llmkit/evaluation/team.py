@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from llmkit.errors import from_report, to_report
-from llmkit.evaluation.answers import Prompt, answers, rows_at_once
+from llmkit.evaluation.answers import AnswerRequest, answers, rows_at_once
 from llmkit.evaluation.score import Question, Score, Scorer, loglikelihoods
 
 Result = TypeVar("Result")
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 PORTION = 4096
 """Questions that are sent at once."""
 WAVES = 4
@@ -31,33 +33,36 @@ class Lead:
     ) -> list[Score]:
         """See `llmkit.evaluation.score.loglikelihoods`. done: called after each portion, with its size."""
         order = sorted(range(len(questions)), key=lambda i: -sum(map(len, questions[i])))
-        scores: dict[int, Score] = {}
-        for start in range(0, len(order), PORTION):
-            numbers = order[start : start + PORTION]
-            portion = [questions[i] for i in numbers]
-            self._scorer.mesh.broadcast_text(json.dumps({"score": portion}))
-            self.together = True
-            scores.update(zip(numbers, loglikelihoods(self._scorer, portion), strict=True))
-            self.together = False
-            done(len(numbers))
-        return [scores[i] for i in range(len(questions))]
+        return self._in_portions("score", questions, order, PORTION, loglikelihoods, done)
 
     def answers(
-        self, prompts: Sequence[Prompt], done: Callable[[int], object] = lambda count: None
+        self, prompts: Sequence[AnswerRequest], done: Callable[[int], object] = lambda count: None
     ) -> list[str]:
         """See `llmkit.evaluation.answers.answers`. done: called after each portion, with its size."""
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
         portion = WAVES * rows_at_once(self._scorer) * self._scorer.mesh["data"].size
-        found: dict[int, str] = {}
-        for start in range(0, len(order), portion):
-            numbers = order[start : start + portion]
-            asked = [prompts[i] for i in numbers]
-            self._scorer.mesh.broadcast_text(json.dumps({"answer": asked}))
+        return self._in_portions("answer", prompts, order, portion, answers, done)
+
+    def _in_portions(
+        self,
+        kind: str,
+        asked: Sequence[Asked],
+        order: Sequence[int],
+        size: int,
+        compute: Callable[[Scorer, Sequence[Asked]], list[Found]],
+        done: Callable[[int], object],
+    ) -> list[Found]:
+        """What all ranks compute for each of `asked`, `size` at a time in this order; kind: see `_follow`."""
+        found: dict[int, Found] = {}
+        for start in range(0, len(order), size):
+            numbers = order[start : start + size]
+            portion = [asked[i] for i in numbers]
+            self._scorer.mesh.broadcast_text(json.dumps({kind: portion}))
             self.together = True
-            found.update(zip(numbers, answers(self._scorer, asked), strict=True))
+            found.update(zip(numbers, compute(self._scorer, portion), strict=True))
             self.together = False
             done(len(numbers))
-        return [found[i] for i in range(len(prompts))]
+        return [found[i] for i in range(len(asked))]
 
 
 def led(scorer: Scorer, work: Callable[[Lead], Result]) -> Result | None:
@@ -87,7 +92,7 @@ def _follow(scorer: Scorer) -> None:
         if "score" in message:
             loglikelihoods(scorer, [Question(*question) for question in message["score"]])
         elif "answer" in message:
-            answers(scorer, [Prompt(*prompt) for prompt in message["answer"]])
+            answers(scorer, [AnswerRequest(*prompt) for prompt in message["answer"]])
         elif "failed" in message:
             raise from_report(message["failed"])
         else:

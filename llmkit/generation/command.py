@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.command_line import to_stderr
-from llmkit.config.shape import ModelShape
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts
 from llmkit.errors import UserError
@@ -21,14 +20,14 @@ from llmkit.generation.conversation import Conversation, talk
 from llmkit.generation.prompt_file import Messages, read_prompts
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.session import Token
-from llmkit.generation.text import Completion, growing
+from llmkit.generation.text import Completion, growing, stream_batch
 from llmkit.inference import load_model
 from llmkit.model.base import Model
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.world import launched
 from llmkit.plan.precision import choose_precision
 from llmkit.prompts import Prompt, chat_prompt, messages_prompt, text_prompt
-from llmkit.weights import Weights, model_of, open_weights
+from llmkit.weights import Weights, open_weights
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,12 @@ def generate_command(
             _note_long(tasks, model.context_length)
         data = mesh["data"]
         mine = tasks[data.rank :: data.size]
-        answers = growing(
+        pieces = stream_batch(
             model, tokenizer, [task.prompt for task in mine], wanted.max_new_tokens,
             [task.sampling for task in mine], stops=wanted.stops, rows=batch_size,
             use_cache=wanted.use_cache, logprobs=logprobs,
         )  # fmt: skip
+        answers = growing(pieces, len(mine))
         if data.size > 1:
             answers = _gathered(answers, len(mine), mesh)
         show = _json_lines if json_lines else _texts
@@ -136,20 +136,7 @@ def _ranks(tensor_parallel: int | None) -> Iterator[Mesh]:
 
 
 def _load(weights: Weights, mesh: Mesh, precision: str) -> Model:
-    """The model on this rank's device, its part if ranks share it. Raises UserError where they cannot."""
-    spec, ranks = model_of(weights), mesh["tensor"].size
-    if ranks > 1:
-        if isinstance(spec, ModelShape):
-            heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
-            fits = heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
-            why = f"it has {heads} heads of attention, {kv_heads} of keys and values"
-        else:
-            fits, why = spec.takes_tensor_parallel, "not all of its layers are llmkit.layers"
-        if not fits:
-            raise UserError(
-                f"{weights.origin}: {ranks} processes cannot share this model: {why}; choose another "
-                "--tensor-parallel, or 1 for a copy in each process"
-            )
+    """The model on this rank's device, its part if ranks share it."""
     return load_model(weights, mesh.device, choose_precision(precision, device_facts(mesh.device)), mesh)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -203,6 +203,37 @@ def _fit(context: list[int], limit: int) -> list[int]:
     return context if len(context) <= limit else context[-(limit // 2) :]
 
 
+Made = TypeVar("Made", covariant=True)
+
+
+class Steps(Protocol[Made]):
+    """A session: how many rows are at work, and what its next step makes for each, with the row's key."""
+
+    def __len__(self) -> int: ...
+
+    def step(self) -> Iterable[tuple[int, Made]]:
+        """See `Session.step`."""
+        ...
+
+
+def in_turns(
+    session: Steps[Made], lengths: Sequence[int], add: Callable[[int], int], rows: int
+) -> Iterator[tuple[int, Made]]:
+    """What a session makes of many prompts, each with the prompt's number, as it comes.
+
+    lengths: of the prompts. add: begins the row of a number, and returns its key. rows: how many are at work
+    at once, the shortest first; the next begins as one ends.
+    """
+    numbers: dict[int, int] = {}
+    waiting = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    while waiting or len(session):
+        while waiting and len(session) < rows:
+            number = waiting.pop()
+            numbers[add(number)] = number
+        for key, made in session.step():
+            yield numbers[key], made
+
+
 def generate_batch(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -215,20 +246,16 @@ def generate_batch(
     use_cache: bool = True,
     logprobs: int | None = None,
 ) -> Iterator[tuple[int, Token]]:
-    """(number of the prompt, token) of each of them as they come; see `Session` and `Request`.
+    """(number of the prompt, token) of each of them as they come; see `in_turns` and `Request`.
 
-    rows: how many are generated at once, the shortest first; the next begins as one ends. Each prompt has
-    the seed of `sampling`, so that its sample is the same in any company.
+    Each prompt has the seed of `sampling`, so that its sample is the same in any company.
     """
     session = Session(model, never=never, use_cache=use_cache)
-    numbers: dict[int, int] = {}
-    waiting = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    while waiting or len(session):
-        while waiting and len(session) < rows:
-            number = waiting.pop()
-            numbers[session.add(Request(prompts[number], max_new_tokens, sampling, stops, logprobs))] = number
-        for key, token in session.step():
-            yield numbers[key], token
+
+    def add(number: int) -> int:
+        return session.add(Request(prompts[number], max_new_tokens, sampling, stops, logprobs))
+
+    return in_turns(session, [len(prompt) for prompt in prompts], add, rows)
 
 
 def generate(

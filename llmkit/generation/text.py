@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.generation.sampling import Sampling
-from llmkit.generation.session import Request, Session, Token
+from llmkit.generation.session import Request, Session, Token, in_turns
 from llmkit.model.base import Model
 from llmkit.prompts import Prompt
 
@@ -143,43 +143,27 @@ def stream_batch(
     use_cache: bool = True,
     logprobs: int | None = None,
 ) -> Iterator[tuple[int, Piece]]:
-    """(number of the prompt, what is added to its answer) as it comes; see `TextSession`.
+    """(number of the prompt, what is added to its answer) as it comes; see `TextSession` and `in_turns`.
 
     sampling: of all prompts, or one each. rows: how many are answered at once.
     """
     samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     session = TextSession(model, tokenizer, use_cache=use_cache)
-    numbers: dict[int, int] = {}
-    waiting = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].ids))
-    while waiting or len(session):
-        while waiting and len(session) < rows:
-            number = waiting.pop()
-            key = session.add(
-                prompts[number], max_new_tokens, samplings[number], stops=stops, logprobs=logprobs
-            )
-            numbers[key] = number
-        for key, piece in session.step():
-            yield numbers[key], piece
+
+    def add(number: int) -> int:
+        return session.add(
+            prompts[number], max_new_tokens, samplings[number], stops=stops, logprobs=logprobs
+        )
+
+    return in_turns(session, [len(prompt.ids) for prompt in prompts], add, rows)
 
 
-def growing(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    sampling: Sampling | Sequence[Sampling],
-    *,
-    stops: Sequence[str] = (),
-    rows: int = 16,
-    use_cache: bool = True,
-    logprobs: int | None = None,
-) -> Iterator[tuple[int, Completion]]:
-    """(number of the prompt, its answer so far) each time that one has grown; see `stream_batch`."""
-    found = [Completion() for _ in prompts]
-    pieces = stream_batch(
-        model, tokenizer, prompts, max_new_tokens, sampling,
-        stops=stops, rows=rows, use_cache=use_cache, logprobs=logprobs,
-    )  # fmt: skip
+def growing(pieces: Iterable[tuple[int, Piece]], count: int) -> Iterator[tuple[int, Completion]]:
+    """(number of the prompt, its answer so far) each time that one has grown.
+
+    pieces: of `stream_batch`, for so many prompts.
+    """
+    found = [Completion() for _ in range(count)]
     for number, piece in pieces:
         answer = found[number]
         answer.text += piece.text
@@ -188,26 +172,10 @@ def growing(
         yield number, answer
 
 
-def complete(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    sampling: Sampling | Sequence[Sampling],
-    *,
-    stops: Sequence[str] = (),
-    rows: int = 16,
-    use_cache: bool = True,
-    logprobs: int | None = None,
-) -> list[Completion]:
-    """The answers to all prompts, in their order; see `stream_batch`."""
-    found = dict(
-        growing(
-            model, tokenizer, prompts, max_new_tokens, sampling,
-            stops=stops, rows=rows, use_cache=use_cache, logprobs=logprobs,
-        )
-    )  # fmt: skip
-    return [found[number] for number in range(len(prompts))]
+def complete(pieces: Iterable[tuple[int, Piece]], count: int) -> list[Completion]:
+    """The answers to all prompts, in their order; arguments as of `growing`."""
+    found = dict(growing(pieces, count))
+    return [found[number] for number in range(count)]
 
 
 def stream_text(

@@ -91,7 +91,10 @@ def tensor_parallel_of(spec: AnyModel, mesh: Mesh, sequence_parallel: bool) -> T
     Raises UserError where so many cannot share the model.
     """
     if mesh["tensor"].size > 1 and (why := _not_shared(spec, mesh["tensor"].size)):
-        raise UserError(f"{mesh['tensor'].size} processes cannot share this model: {why}")
+        raise UserError(
+            f"{mesh['tensor'].size} processes cannot share this model: {why}; let another number of them "
+            "share it (--tensor-parallel, parallel.tensor_parallel_size), or 1"
+        )
     heads = spec.num_key_value_heads if isinstance(spec, ModelShape) else mesh["tensor"].size
     return mesh.tensor_parallel(heads, sequence_parallel)
 

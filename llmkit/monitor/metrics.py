@@ -16,8 +16,9 @@ class MetricsFile(JsonLines):
     last row with it), `grad_norm`, `learning_rate`, `step_seconds`, `tokens_per_second`, `data_seconds`,
     `mfu` (these four null where a row holds but the first step of a process), `mfu_peak`,
     `peak_memory_gib`, and `skipped` and `no_targets` only where true. Evaluation rows: `step`, `eval_loss`,
-    `eval_bits_per_byte`. Rows of evaluations by tasks: `step` and
-    `eval/TASK/METRIC`s. Non-finite values become null.
+    `eval_bits_per_byte`. With the objective dpo also `rewards/...`, and in the latter
+    `eval_rewards/...`. Rows of evaluations by tasks: `step` and `eval/TASK/METRIC`. Non-finite values
+    become null.
     """
 
     def cut_back(self, step: int) -> int:

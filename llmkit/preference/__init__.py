@@ -1,1 +1,1 @@
-"""What the training loop in `llmkit.train` is made of."""
+"""Training on pairs of answers, of which one is preferred."""

@@ -67,7 +67,7 @@ class Api:
             Route("/v1/chat/completions", self._open(self._chat), methods=["POST"]),
         ]
         handlers: Any = {
-            ApiError: _told, HTTPException: _of_http, ClientDisconnect: _of_left, Exception: _of_bug,
+            ApiError: _of_refused, HTTPException: _of_http, ClientDisconnect: _of_left, Exception: _of_bug,
         }  # fmt: skip
         return Starlette(routes=routes, exception_handlers=handlers)
 
@@ -75,6 +75,7 @@ class Api:
         """The handler for those alone who may use the server."""
 
         async def checked(request: Request) -> Response:
+            """Raises ApiError for a host that is not this one, and for a missing or wrong key."""
             host = re.sub(r":\d*$", "", request.headers.get("host", "")).strip("[]").lower()
             if self.hosts and host not in self.hosts:
                 raise ApiError(
@@ -184,7 +185,8 @@ async def _events(answers: Answers, reply: Reply, count: int, usage: bool) -> As
         answers.cancel()
 
 
-async def _told(request: Request, error: ApiError) -> Response:
+async def _of_refused(request: Request, error: ApiError) -> Response:
+    """Of a request that the server does not answer."""
     return Document(error.body, status_code=error.status)
 
 

@@ -13,7 +13,7 @@ from llmkit.errors import UserError
 from llmkit.extras import missing_extra
 from llmkit.files import cannot_read
 from llmkit.generation.sampling import Sampling
-from llmkit.generation.text import TextSession, complete
+from llmkit.generation.text import TextSession, stream_text
 from llmkit.inference import load_model
 from llmkit.model.gpt import GPT
 from llmkit.plan.precision import choose_precision
@@ -49,7 +49,7 @@ def serve_command(
     weights, device = open_weights(run), choose_device()
     tokenizer = weights.tokenizer()
     model = load_model(weights, device, choose_precision(precision, device_facts(device)))
-    complete(model, tokenizer, [text_prompt(tokenizer, "")], 1, Sampling(0.0))  # what fails, fails now
+    list(stream_text(model, tokenizer, text_prompt(tokenizer, ""), 1, Sampling(0.0)))  # what fails, fails now
     local = is_local(listening)
     if not local and key is None:
         print(

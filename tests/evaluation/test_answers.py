@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from llmkit.engine.complete import complete_model
-from llmkit.evaluation.answers import Prompt, answers, rows_at_once
+from llmkit.evaluation.answers import AnswerRequest, answers, rows_at_once
 from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.score import Scorer
 from llmkit.generation.sampling import Sampling
@@ -26,7 +26,7 @@ def scorer() -> Scorer:
     return Scorer.of_model(toys.model(), HubText(toys.tokenizer()), Mesh(), tokens=4 * toys.CONTEXT)
 
 
-def alone(scorer: Scorer, prompt: Prompt, seed: int = 0) -> list[int]:
+def alone(scorer: Scorer, prompt: AnswerRequest, seed: int = 0) -> list[int]:
     sampling = Sampling(**{**prompt.sampling, "seed": seed})
     tokens = generate(
         scorer.model(), prompt.ids, prompt.max_new_tokens, sampling, stops={scorer.text.eos_id}
@@ -35,7 +35,7 @@ def alone(scorer: Scorer, prompt: Prompt, seed: int = 0) -> list[int]:
 
 
 def test_answers_are_those_of_each_prompt_alone_without_special_tokens(scorer):
-    prompts = [Prompt(scorer.text.encode(" row" * n), 3 + 4 * n, [], GREEDY) for n in range(1, 8)]
+    prompts = [AnswerRequest(scorer.text.encode(" row" * n), 3 + 4 * n, [], GREEDY) for n in range(1, 8)]
     assert rows_at_once(scorer) == 4 and rows_at_once(replace(scorer, rows=9)) == 9
     wanted = [scorer.text.decode(alone(scorer, prompt)) for prompt in prompts]
     assert answers(scorer, prompts) == wanted and len(set(wanted)) == 7
@@ -44,7 +44,8 @@ def test_answers_are_those_of_each_prompt_alone_without_special_tokens(scorer):
 
 def test_a_sample_depends_on_its_seed_alone(scorer):
     ids = scorer.text.encode("the model")
-    prompts = [Prompt(ids, 9, [], {"temperature": 1.0, "top_k": 50, "seed": seed}) for seed in (3, 4, 3)]
+    how = {"temperature": 1.0, "top_k": 50}
+    prompts = [AnswerRequest(ids, 9, [], how | {"seed": seed}) for seed in (3, 4, 3)]
     one, other, again = answers(scorer, prompts)
     assert one == again != other
 
@@ -52,7 +53,7 @@ def test_a_sample_depends_on_its_seed_alone(scorer):
 def test_an_answer_ends_before_a_string_or_at_a_special_token(scorer):
     names = {number: name for name, number in scorer.text.tokenizer.control_tokens.items()}
     texts = (toys.sentence(random.Random(number), 5) for number in range(99))
-    prompts = (Prompt(scorer.text.encode(text), 40, [], GREEDY) for text in texts)
+    prompts = (AnswerRequest(scorer.text.encode(text), 40, [], GREEDY) for text in texts)
     written = ((prompt, alone(scorer, prompt)) for prompt in prompts)
     prompt, ids = next((p, ids) for p, ids in written if any(id in names for id in ids))
     whole = scorer.text.decode(ids)

@@ -10,7 +10,7 @@ from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.session import generate
-from llmkit.generation.text import StopStrings, complete, stream_text
+from llmkit.generation.text import StopStrings, complete, stream_batch, stream_text
 from llmkit.prompts import text_prompt
 from tests.shapes import LLAMA_STYLE, random_model
 
@@ -82,11 +82,12 @@ def test_answers_end_at_stop_strings_over_the_borders_of_tokens():
     model = random_model(replace(LLAMA_STYLE, vocab_size=257, padded_vocab_size=264)).eval()
     prompts = [text_prompt(tokenizer, text) for text in ("ab\u00e9", "x", "a longer prompt")]
     way = Sampling(temperature=1.5, seed=2)
-    whole = complete(model, tokenizer, prompts, 40, way)
+    whole = complete(stream_batch(model, tokenizer, prompts, 40, way), len(prompts))
     assert [answer.end for answer in whole] == ["length"] * 3
     assert [len(answer.tokens) for answer in whole] == [40] * 3
     stops = [whole[0].text[5:8], whole[1].text[20:24]]
-    found = complete(model, tokenizer, prompts, 40, way, stops=stops, rows=2)
+    pieces = stream_batch(model, tokenizer, prompts, 40, way, stops=stops, rows=2)
+    found = complete(pieces, len(prompts))
     for before, after in zip(whole, found, strict=True):
         places = [before.text.find(stop) for stop in stops if stop in before.text]
         assert after.text == before.text[: min(places, default=None)]

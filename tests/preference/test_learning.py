@@ -12,7 +12,7 @@ import torch
 
 from llmkit.cli import main
 from llmkit.generation.sampling import Sampling
-from llmkit.generation.text import complete
+from llmkit.generation.text import complete, stream_batch
 from llmkit.inference import load_for_use
 from llmkit.prompts import chat_prompt
 from llmkit.weights import open_weights
@@ -68,7 +68,10 @@ def answers(run: str) -> list[str]:
     model, tokenizer = load_for_use(open_weights(Path(run)), "cpu", "fp32")
     prompts = [chat_prompt(tokenizer, word, None) for word in ASKED]
     with torch.inference_mode():
-        found = complete(model, tokenizer, prompts, 16, Sampling(temperature=1.0, seed=1), rows=len(prompts))
+        pieces = stream_batch(
+            model, tokenizer, prompts, 16, Sampling(temperature=1.0, seed=1), rows=len(prompts)
+        )
+        found = complete(pieces, len(prompts))
     return [answer.text for answer in found]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llmkit.generation.sampling import Sampling
-from llmkit.generation.text import TextSession, complete
+from llmkit.generation.text import TextSession, complete, stream_batch
 from llmkit.prompts import messages_prompt, text_prompt
 from llmkit.serve.server import LOCAL_NAMES
 from tests.limits import HANG
@@ -38,7 +38,7 @@ def client(served):
 def alone(served, prompt, tokens, **options):
     """What the model answers by itself."""
     sampling = Sampling(**{"temperature": 0.0} | options)
-    return complete(served.model, served.tokenizer, [prompt], tokens, sampling)[0]
+    return complete(stream_batch(served.model, served.tokenizer, [prompt], tokens, sampling), 1)[0]
 
 
 def test_the_model_is_listed(client):
