@@ -1,0 +1,118 @@
+"""Whether a run is under way, has ended, and how: told by its folder alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from llmkit.monitor.jsonlines import Row
+from llmkit.run_folder import DONE, LOCK
+
+State = Literal["running", "stalled", "done", "stopped", "failed"]
+SILENT_SECONDS = 900.0
+"""A run that has written nothing for so long is stalled, unless its rows come more rarely."""
+SILENT_AT_START = 3600.0
+"""The same before its first row: data are built, a model is compiled."""
+ROWS_MISSED = 10
+"""Rows that may be overdue."""
+_ENDS: dict[str, State] = {"done": "done", "stop": "stopped", "fault": "failed"}
+_PROCFS_LOCKS = Path("/proc/locks")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How a run stands. reason: a part of a sentence, such as "stopped by SIGTERM".
+
+    since: when it ended, or when something was last written, seconds since 1970; None where nothing was.
+    """
+
+    name: State
+    reason: str
+    since: float | None
+
+
+def state_of(folder: Path, events: Sequence[Row], row_seconds: float | None, now: float) -> RunState:
+    """How the run in a folder stands. row_seconds: between its newest rows, None where that is not known.
+
+    A process of this machine that holds the folder's lock is running, one that does not is not; of another
+    machine's what it has written last decides. Nothing is written, and no lock is taken.
+    """
+    held, written = _held(folder / LOCK), _last_written(folder)
+    newest = next((row for row in reversed(events) if row.get("event") in ("start", "resume", *_ENDS)), {})
+    begun, name = bool(newest), _ENDS.get(str(newest.get("event")))
+    if name is not None and held is not True:
+        return RunState(name, _how(name, newest), time_of(newest))
+    if (folder / DONE).exists() and held is not True:
+        return RunState("done", "finished", _mtime(folder / DONE))
+    refused = next((row for row in reversed(events) if row.get("event") == "refused"), None)
+    if refused is not None and not begun and held is not True:
+        return RunState("failed", f"refused: {_text(refused)}", time_of(refused))
+    if held is False:
+        reason = "ended without a word: killed, or its machine went down" if begun else "never began"
+        return RunState("failed", reason, written)
+    silent = 0.0 if written is None else now - written
+    limit = SILENT_AT_START if row_seconds is None else max(SILENT_SECONDS, ROWS_MISSED * row_seconds)
+    if silent > limit:
+        who = "" if held else ", and only its own machine could tell whether it is alive"
+        return RunState("stalled", f"has written nothing for {silent / 60:.0f} minutes{who}", written)
+    doing = "is training" if begun and name is None else "is starting" if name is None else "starts or ends"
+    return RunState("running", doing, written)
+
+
+def time_of(event: Row) -> float | None:
+    """When an event was, seconds since 1970; None where it does not say."""
+    try:
+        time = datetime.fromisoformat(event["time"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def _how(name: State, end: Row) -> str:
+    step = f" after step {end['step']}" if isinstance(end.get("step"), int) else ""
+    if name == "done":
+        return f"finished{step}"
+    if name == "stopped":
+        return f"stopped by {_text(end)}{step}"
+    return f"failed{step}: {_text(end)}"
+
+
+def _text(event: Row) -> str:
+    """The first line of an event's reason."""
+    return str(event.get("reason", "")).strip().partition("\n")[0] or "no reason is on record"
+
+
+def _held(lock: Path) -> bool | None:
+    """Whether a process of this machine holds a run folder's lock; None where that cannot be known.
+
+    To try to take it would refuse a run that starts in that moment, so the kernel's list is read.
+    """
+    try:
+        owner = json.loads(lock.read_bytes()[: 2**16])
+        if owner["host"] != socket.gethostname():
+            return None
+        inode = f":{lock.stat().st_ino}"
+        known = _PROCFS_LOCKS.read_text().split() if _PROCFS_LOCKS.exists() else None
+    except FileNotFoundError:
+        return False  # every run has made its lock
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # A line is as in "1: FLOCK ADVISORY WRITE 1234 08:01:131091 0 EOF".
+    return None if known is None else any(word.endswith(inode) for word in known)
+
+
+def _last_written(folder: Path) -> float | None:
+    names = ("metrics.jsonl", "events.jsonl", "logs/rank-00000.log", "manifest.json")
+    return max(filter(None, (_mtime(folder / name) for name in names)), default=None)
+
+
+def _mtime(path: Path) -> float | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None
