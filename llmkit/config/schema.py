@@ -221,9 +221,10 @@ class Train(Section):
     """Optimizer steps; where absent, `max_minutes` decides."""
     max_minutes: Annotated[float, Field(gt=0.0)] | None = None
     """Time for the whole command: the first steps are timed, and max_steps is chosen and recorded so
-    that training, evaluation and the last checkpoint end in time. Where the machine slows down later, the
-    run is saved in time and ends with exit code 75; the same command does the rest. Not used if max_steps
-    is set."""
+    that training, evaluation and the last checkpoint end in time. Where the machine gets slower or faster
+    later, it is chosen anew, and the schedule's rest is gone through in the steps that are left; where less
+    than half of them fit, the run is saved in time and ends with exit code 75, and the same command does the
+    rest. Not used if max_steps is set."""
     global_batch_size: Positive = 32
     """Sequences a step, over all processes; with the objective dpo: pairs of them."""
     init_from: str | None = None

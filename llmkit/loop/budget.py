@@ -16,6 +16,15 @@ END_SECONDS = 8.0
 """Kept for the last save, the sample and the end of the processes around the run."""
 MARGIN = 0.96
 """Share of the time left that is planned: machines slow down more often than they speed up."""
+CHECKS = 40
+"""How often in a run it is looked at whether the steps that are left still fit."""
+TOO_MANY = 1.01
+"""Steps that are left over those that fit: above this their number is chosen anew."""
+SPARE = 0.1
+"""Share of all steps: where more than those would fit besides, too."""
+LEAST_KEPT = 0.5
+"""Steps over those that were chosen first, for the same part of the schedule, at least: a run that has lost
+more time is rather stopped and goes on later, as a schedule that is hurried through makes a worse model."""
 
 
 class StepPlan(NamedTuple):
@@ -42,6 +51,8 @@ class Budget:
     ) -> None:
         self.deadline, self.heldout_tokens, self.evaluate_every = deadline, heldout_tokens, evaluate_every
         self.warmup_steps = warmup_steps
+        self.watch: Watch | None = None
+        """Of the plan, once there is one."""
         self._seen = 0
         self._times: list[float] = []
         self._last = now
@@ -74,10 +85,55 @@ class Budget:
         seconds = times[len(times) // 2]
         evaluation = self.heldout_tokens / tokens_per_step * seconds / 3.0
         reserve = END_SECONDS + evaluation
-        each = seconds + (evaluation / self.evaluate_every if self.evaluate_every else 0.0)
-        more = int((self.deadline - reserve - now) * MARGIN / each)
+        pause = evaluation / self.evaluate_every if self.evaluate_every else 0.0
+        more = int((self.deadline - reserve - now) * MARGIN / (seconds + pause))
         if more <= 0:
             raise UserError(
                 f"train.max_minutes is too short on this machine: a step takes {seconds:.2f} s, and {left}"
             )
+        self.watch = Watch(self.deadline, reserve, step, step + more, now, pause)
         return StepPlan(step + more, seconds, reserve)
+
+
+class Watch:
+    """Looks now and then whether the steps that are left still fit into the time, and chooses their number
+    anew where they do not: laptops get slower as they get warm, and other programs come and go.
+
+    deadline: as in `Budget`. reserved: seconds kept for the end. step, max_steps, now: when and as chosen.
+    pause: seconds a step that evaluations are expected to take, at least.
+    """
+
+    def __init__(
+        self, deadline: float, reserved: float, step: int, max_steps: int, now: float, pause: float = 0.0
+    ) -> None:
+        self._pause = pause
+        self._deadline, self._reserved, self._start = deadline, reserved, step
+        self._every = max(TIMED_STEPS, (max_steps - step) // CHECKS)
+        self._times = [(step, now)]  # of the last checks, without pauses
+        self._paused = 0.0  # since the start
+        self._kept = 1.0  # steps over those of the first plan, for what is left of the schedule
+
+    def after_step(
+        self, step: int, max_steps: int, now: float, paused: float = 0.0, save_seconds: float = 0.0
+    ) -> StepPlan | None:
+        """Called after every step; the new plan where one is needed.
+
+        paused: seconds of the evaluations and saves since the last call, which are spread over all steps.
+        save_seconds: of the last save.
+        """
+        self._paused += paused
+        if step < self._times[-1][0] + self._every:
+            return None
+        self._times = [*self._times[-2:], (step, now - self._paused)]
+        first, then = self._times[0]
+        pause = max(self._pause, self._paused / (step - self._start))
+        seconds = (now - self._paused - then) / (step - first) + pause
+        reserved = self._reserved + save_seconds
+        fitting, left = (self._deadline - reserved - now) / seconds, max_steps - step
+        if left <= 0 or fitting - SPARE * max_steps <= left <= fitting / TOO_MANY:
+            return None
+        more = int(fitting * MARGIN)
+        if more == left or self._kept * more / left < LEAST_KEPT:
+            return None
+        self._kept *= more / left
+        return StepPlan(step + more, seconds, reserved)

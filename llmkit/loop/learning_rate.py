@@ -31,11 +31,15 @@ def rate_change(checkpoint: Checkpoint, config: Config, state: TrainState) -> Ra
     if state.finished():
         return None
     before = settings_of(checkpoint)
-    steps_before = TrainState.from_json(checkpoint.state["progress"], checkpoint.origin).max_steps
+    was = TrainState.from_json(checkpoint.state["progress"], checkpoint.origin)
+    steps_before = was.max_steps
     step, end = state.step + 1, max(state.max_steps or 0, steps_before or 0, state.step + 1)
     stride = max(1, (end - step) // COMPARED)
     pairs = [
-        (learning_rate_at(s, steps_before, before), learning_rate_at(s, state.max_steps, config))
+        (
+            learning_rate_at(s, steps_before, before, was.pace),
+            learning_rate_at(s, state.max_steps, config, state.pace),
+        )
         for s in [*range(step, end, stride), end]
     ]
     if all(old == new for old, new in pairs):

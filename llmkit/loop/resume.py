@@ -191,7 +191,9 @@ def resumed_state(
     """
     state = TrainState.from_json(checkpoint.state["progress"], checkpoint.origin)
     if config.train.max_steps is not None:
-        state.max_steps = max(config.train.max_steps, state.step)
+        wanted = max(config.train.max_steps, state.step)
+        if wanted != state.max_steps:  # else the run goes on through its schedule as it did
+            state.max_steps, state.pace = wanted, None
     before = checkpoint.state["data"]["fingerprint"]
     if state.best_eval_loss is not None and _held_out(before) != _held_out(fingerprint):
         note("other text is held out than before: early stopping begins to compare anew")

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmkit import __version__
 from llmkit.errors import UserError
+from llmkit.optim.schedule import Pace
 
 
 @dataclass
@@ -20,6 +21,8 @@ class TrainState:
     """Targets trained on."""
     max_steps: int | None = None
     """Where the run ends; None until a time budget has been turned into steps."""
+    pace: Pace | None = None
+    """How the schedule is gone through since `max_steps` was changed on the way; None = a step a step."""
     skipped: int = 0
     """Updates left out because of a non-finite gradient."""
     skipped_in_a_row: int = 0
@@ -46,6 +49,16 @@ class TrainState:
     def finished(self) -> bool:
         """True where no step is left to do."""
         return self.stopped_early or (self.max_steps is not None and self.step >= self.max_steps)
+
+    def end_after(self, step: int) -> None:
+        """Changes where the run ends: at `step`, or now if that has passed.
+
+        What was still to come of the schedule is gone through in the steps that are left.
+        """
+        before, self.max_steps = self.max_steps, max(step, self.step)
+        if before is not None and before != self.max_steps:
+            at = self.step if self.pace is None else self.pace.position_at(self.step, before)
+            self.pace = Pace(self.step, at, before if self.pace is None else self.pace.span)
 
     def record_evaluation(self, loss: float, patience: int | None) -> None:
         """Notes an evaluation at this step, and whether it was one too many without a lower loss."""
@@ -85,4 +98,5 @@ class TrainState:
                 f"{origin}: it counts {', '.join(sorted(unknown))}, which llmkit {__version__} does not "
                 "know; use the version that wrote it"
             )
-        return cls(**state)
+        pace = state.get("pace")
+        return cls(**state | {"pace": None if pace is None else Pace(*pace)})

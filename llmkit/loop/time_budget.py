@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.config.schema import Train
 from llmkit.engine.base import StepResult
 from llmkit.loop import budget as times
-from llmkit.loop.budget import Budget, StepPlan
+from llmkit.loop.budget import Budget, StepPlan, Watch
 from llmkit.loop.hook import Hook, Request
 from llmkit.loop.state import TrainState
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class TimeBudget(Hook):
-    """Turns a time budget into `max_steps`, once, and records it.
+    """Turns a time budget into `max_steps`, and records it; anew where the machine has become much slower
+    or faster since.
 
     The steps of rank 0 are timed. The run ends earlier where a source with `max_epochs` does not last so
     long. budget: None where the number of steps is known.
@@ -26,45 +27,67 @@ class TimeBudget(Hook):
     def __init__(self, budget: Budget | None) -> None:
         self._budget, self._is_open = budget, budget is not None
         self._plan: StepPlan | None = None
+        self._watch: Watch | None = None
+        """Since the number of steps is chosen, where time alone has decided it; on rank 0."""
+        self._paused = 0.0
 
     def request(self, t: Trainer) -> Request | None:
-        """The number of steps, once it is known. Raises UserError where no time is left."""
-        budget = self._budget
-        if budget is None or t.mesh.rank > 0:
+        """The number of steps, once it is known, and again where it changes. Raises UserError where no time
+        is left."""
+        state, now = t.state, t.clock()
+        if t.mesh.rank > 0:
             return None
-        self._plan = budget.after_step(t.state.step, t.plan.tokens_per_step, t.clock())
-        if self._plan is None:
+        if self._budget is not None:
+            plan = self._budget.after_step(state.step, t.plan.tokens_per_step, now)
+            if plan is not None:
+                self._watch, self._budget, self._paused = self._budget.watch, None, _paused(t)
+        elif self._watch is not None and state.max_steps is not None:
+            before, self._paused = self._paused, _paused(t)
+            plan = self._watch.after_step(
+                state.step, state.max_steps, now, self._paused - before, t.save_seconds
+            )
+        else:
+            plan = None
+        if plan is None:
             return None
-        self._budget = None
-        return Request(max_steps=self._plan.max_steps)
+        self._plan, short = plan, t.loader.first_shortage
+        return Request(max_steps=plan.max_steps if short is None else min(plan.max_steps, short.last_step))
 
     def after_step(self, t: Trainer, result: StepResult) -> None:
-        """Ends the run with the supply of its data, if that is shorter; records the number of steps."""
-        if not self._is_open:
+        """Ends the run with the supply of its data, where no number of steps was chosen until then; records
+        the number."""
+        agreed, first, short = t.agreed.max_steps, self._is_open, None
+        if first:
+            short = t.loader.first_shortage
+            if not agreed and (short is None or t.state.step < short.last_step):
+                return
+            self._budget, self._is_open = None, False
+            if not agreed and short is not None:
+                t.end_after(short.last_step)
+        if t.mesh.rank > 0 or not (first or (agreed and self._plan is not None)):
             return
-        planned, short = t.agreed.max_steps, t.loader.first_shortage
-        if planned == 0 and (short is None or t.state.step < short.last_step):
-            return
-        self._budget, self._is_open = None, False
-        ends_by_supply = short is not None and (planned == 0 or short.last_step < planned)
-        chosen = short.last_step if short is not None and ends_by_supply else planned
-        t.end_after(chosen)
-        if t.mesh.rank > 0:
-            return
-        timed: dict[str, Any] = self._plan._asdict() if self._plan is not None and planned else {}
+        plan, self._plan, chosen = self._plan, None, t.state.max_steps
+        timed: dict[str, Any] = {} if plan is None else plan._asdict()
         t.events.record("max_steps", **timed | {"max_steps": chosen})
         minutes = f"{t.config.train.max_minutes:g} minutes"
-        if short is not None and ends_by_supply:
+        if short is not None and chosen == short.last_step:
+            self._watch = None
             limit = f"data.sources.{short.supply.index}.max_epochs is {short.supply.max_epochs}"
             t.console.note(
                 f"max_steps = {chosen}: source {short.supply.name} lasts until then ({limit}); "
-                f"{minutes} would be {f'{planned} steps' if planned else 'more'}"
+                f"{minutes} would be {f'{plan.max_steps} steps' if plan is not None else 'more'}"
             )
-        elif self._plan is not None:
+        elif plan is not None:
+            now = "" if first else " by now, and the learning rate still ends as planned"
             t.console.note(
-                f"max_steps = {chosen}: {minutes} at {self._plan.step_seconds:.2f} s a step, "
-                f"{self._plan.reserved_seconds:.0f} s kept for the end"
+                f"max_steps = {chosen}: {minutes} at {plan.step_seconds:.2f} s a step{now}, "
+                f"{plan.reserved_seconds:.0f} s kept for the end"
             )
+
+
+def _paused(t: Trainer) -> float:
+    """Seconds of evaluations and saves so far."""
+    return t.phases.seconds["evaluate"] + t.phases.seconds["save"]
 
 
 def time_over(

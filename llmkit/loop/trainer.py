@@ -150,7 +150,7 @@ class Trainer:
             "compile" if compiles else "step", limit=60.0 * self.config.parallel.timeout_minutes
         ):
             micro_batches = [micro.to(self.mesh.device) for micro in batch.micro_batches]
-            values = step_values(state.step + 1, state.max_steps, self.config)
+            values = step_values(state.step + 1, state.max_steps, self.config, state.pace)
             self.learning_rate = self.config.optimizer.learning_rate * values.learning_rate
             seed_step(self.config.run.seed, state.step, self.mesh["data", "context"].rank)
             targets = batch.targets
@@ -204,7 +204,8 @@ class Trainer:
 
     def end_after(self, step: int) -> None:
         """Finishes the run after this step, or now if it has passed; to be called on all ranks alike."""
-        self.state.max_steps = self.console.max_steps = max(step, self.state.step)
+        self.state.end_after(step)
+        self.console.max_steps = self.state.max_steps
 
     def stop_code(self) -> int:
         """Why this rank should stop, an index into `stop.REASONS`; 0 = it should not."""

@@ -28,17 +28,37 @@ class StepValues(NamedTuple):
 AS_CONFIGURED = StepValues()
 
 
-def step_values(step: int, max_steps: int | None, config: Config) -> StepValues:
+class Pace(NamedTuple):
+    """How a run goes through its schedule once its number of steps was changed on the way.
+
+    After `step`, when it stood at `position` of a schedule of `span` steps, it goes through the rest of it
+    evenly, so that its last step is still the schedule's last.
+    """
+
+    step: int
+    position: float
+    span: int
+
+    def position_at(self, step: int, max_steps: int) -> float:
+        """Where in the schedule the update is that makes `step`; max_steps: of the run now."""
+        share = (step - self.step) / max(1, max_steps - self.step)
+        return self.position + share * (self.span - self.position)
+
+
+def step_values(step: int, max_steps: int | None, config: Config, pace: Pace | None = None) -> StepValues:
     """Factors of the update that makes step `step`; max_steps: of the run, None if not known yet."""
+    position: float = step
+    if pace is not None and max_steps is not None and config.schedule.steps is None:
+        position, max_steps = pace.position_at(step, max_steps), pace.span
     return StepValues(
-        lr_factor(step, max_steps or UNKNOWN_END, config.schedule),
+        lr_factor(position, max_steps or UNKNOWN_END, config.schedule),
         momentum=momentum_factor(step, config.optimizer),
     )
 
 
-def learning_rate_at(step: int, max_steps: int | None, config: Config) -> float:
-    """`optimizer.learning_rate` in the update that makes step `step`; max_steps: as in `step_values`."""
-    return config.optimizer.learning_rate * step_values(step, max_steps, config).learning_rate
+def learning_rate_at(step: int, max_steps: int | None, config: Config, pace: Pace | None = None) -> float:
+    """`optimizer.learning_rate` in the update that makes step `step`; the others as in `step_values`."""
+    return config.optimizer.learning_rate * step_values(step, max_steps, config, pace).learning_rate
 
 
 def momentum_factor(step: int, optimizer: Optimizer) -> float:
@@ -53,18 +73,19 @@ def momentum_factor(step: int, optimizer: Optimizer) -> float:
     return start + (1.0 - start) * done
 
 
-def lr_factor(step: int, max_steps: int, schedule: Schedule) -> float:
+def lr_factor(step: float, max_steps: int, schedule: Schedule) -> float:
     """Share of the peak learning rate for the update that makes step `step` (1 = the first).
 
-    max_steps: of the run, which the schedule spans unless it has `steps` of its own. The warm-up rises
-    linearly and reaches the peak at its last step; the decay reaches `min_lr_ratio` at the end of the span.
-    WSD: warm-up, stable, decay (Hu et al. 2024). A registered schedule is asked after the warm-up.
+    step: a whole number, but in a run whose pace was changed; a registered schedule is then asked for the
+    nearest. max_steps: of the run, which the schedule spans unless it has `steps` of its own. The warm-up
+    rises linearly and reaches the peak at its last step; the decay reaches `min_lr_ratio` at the end of the
+    span. WSD: warm-up, stable, decay (Hu et al. 2024). A registered schedule is asked after the warm-up.
     """
     span = schedule.steps or max_steps
     if step <= schedule.warmup_steps:
         return step / schedule.warmup_steps
     if (registered := find("schedule", schedule.name)) is not None:
-        return _registered_factor(registered, step, span, schedule)
+        return _registered_factor(registered, round(step), span, schedule)
     if schedule.name == "constant":
         return 1.0
     start = schedule.warmup_steps

@@ -23,16 +23,21 @@ from llmkit.train import train
 
 
 class Clock(Hook):
-    """A clock that goes on by some seconds after each step, the same on each rank or not."""
+    """A clock that goes on by some seconds after each step, the same on each rank or not.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.now = seconds, 0.0
+    later: a step, and the seconds that those after it take.
+    """
+
+    def __init__(self, seconds: float, later: tuple[int, float] | None = None) -> None:
+        self.seconds, self.later, self.now = seconds, later, 0.0
         self.end: list[int | None] = []
 
     def __call__(self) -> float:
         return self.now
 
     def after_step(self, t: Any, result: Any) -> None:
+        if self.later is not None and t.state.step > self.later[0]:
+            self.seconds = self.later[1]
         self.now += self.seconds
 
     def on_end(self, t: Any) -> None:
@@ -71,8 +76,8 @@ HOOKS = {"records": Records, "stops": Stops, "fails": Fails}
 def runs(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A run for each case, in a world of its own; what came out of it on this rank.
 
-    A case: its name, overrides, hook, and `seconds` that a step takes by the clock of each rank; `file`: its
-    configuration, tiny.yaml by default; `remove`: a folder that is deleted before it.
+    A case: its name, overrides, hook, and `seconds` that a step takes by the clock of each rank; `later`, as
+    in `Clock`; `file`: its configuration, tiny.yaml by default; `remove`: a folder that is deleted before it.
     """
     rank, found = int(os.environ["RANK"]), []
     os.chdir(folder)
@@ -80,7 +85,7 @@ def runs(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dic
         if rank == 0 and "remove" in case:
             shutil.rmtree(case["remove"])
         environment = dict(os.environ, MASTER_PORT=str(port))
-        clock, errors = Clock(case["seconds"][rank]), io.StringIO()
+        clock, errors = Clock(case["seconds"][rank], case.get("later")), io.StringIO()
         hooks = [HOOKS[case["hook"]](), clock] if case["hook"] else [clock]
         os.environ["MASTER_PORT"] = str(port)
         code: int | str

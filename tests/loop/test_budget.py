@@ -6,7 +6,7 @@ import pytest
 
 from llmkit.errors import UserError
 from llmkit.loop import budget
-from llmkit.loop.budget import Budget
+from llmkit.loop.budget import Budget, StepPlan, Watch
 
 
 def plan(times: list[float], deadline: float, heldout_tokens=0, evaluate_every=0, warmup_steps=0):
@@ -58,3 +58,63 @@ def test_a_budget_that_is_over_is_an_error_that_says_how_long_a_step_takes():
         plan([7.0] * 10, deadline=30.0)
     with pytest.raises(UserError, match=r"too short on this machine: after 1 steps no time is left"):
         plan([7.0], deadline=5.0)
+
+
+def watched(times: list[float], deadline: float, max_steps: int, pauses=0.0, saves=0.0):
+    """(step, plan) of the first new plan of a run that was planned at step 0; None if there was none.
+
+    pauses: seconds after every hundredth step.
+    """
+    watch, now, paused = Watch(deadline, 10.0, 0, max_steps, 0.0, pauses / 100), 0.0, 0.0
+    for step, seconds in enumerate(times, start=1):
+        now += seconds + paused
+        if (found := watch.after_step(step, max_steps, now, paused, saves)) is not None:
+            return step, found
+        paused = 0.0 if step % 100 else pauses
+    return None
+
+
+def test_steps_that_last_as_long_as_planned_are_not_chosen_anew():
+    assert watched([1.0] * 390, deadline=410.0, max_steps=390) is None
+
+
+def test_slower_steps_become_fewer_and_faster_ones_more():
+    left = 410.0 - 10.0 - 9 * 1.2
+    assert watched([1.2] * 390, 410.0, 390) == (
+        9,
+        StepPlan(9 + int(left / 1.2 * budget.MARGIN), pytest.approx(1.2), 10.0),
+    )
+    step, plan = watched([0.8] * 390, 410.0, 390)
+    assert step == 9 and plan.max_steps == 9 + int((410.0 - 10.0 - 9 * 0.8) / 0.8 * budget.MARGIN)
+
+
+def test_pauses_are_spread_over_all_steps():
+    """Evaluations of 20 seconds each 100 steps, expected and seen."""
+    assert watched([1.0] * 330, 410.0, 330, pauses=20.0) is None
+    step, plan = watched([1.0] * 380, 410.0, 380, pauses=20.0)
+    assert step == 9 and plan.step_seconds == pytest.approx(1.2)
+    watch = Watch(410.0, 10.0, 0, 380, now=0.0)
+    assert watch.after_step(9, 380, 9.0) is None, "none is expected"
+    plan = watch.after_step(18, 380, 28.0, paused=10.0)
+    assert plan is not None and plan.step_seconds == pytest.approx(1.0 + 10.0 / 18)
+
+
+def test_a_save_that_takes_long_is_paid_for():
+    assert watched([1.0] * 390, deadline=410.0, max_steps=390, saves=15.0) is not None
+
+
+def test_a_run_that_could_only_be_hurried_through_is_left_alone():
+    assert watched([2.5] * 160, deadline=410.0, max_steps=390) is None
+
+
+def test_several_small_losses_of_time_add_up_to_a_large_one():
+    """A machine that gets slower and slower: steps are given up until half of their number is left."""
+    watch, now, max_steps, plans = Watch(410.0, 10.0, 0, 390, now=0.0), 0.0, 390, 0
+    for step in range(1, 391):
+        now += 1.0 + 0.02 * step
+        if now > 400.0:
+            break
+        if (found := watch.after_step(step, max_steps, now)) is not None:
+            assert found.max_steps < max_steps
+            max_steps, plans = found.max_steps, plans + 1
+    assert plans > 2 and step < max_steps

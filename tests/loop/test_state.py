@@ -13,6 +13,21 @@ def test_json_brings_everything_back():
     assert TrainState.from_json(json.loads(json.dumps(progress.to_json()))) == progress
 
 
+def test_another_end_keeps_the_place_in_the_schedule_over_json_too():
+    progress = TrainState(step=0)
+    progress.end_after(100)
+    assert (progress.max_steps, progress.pace) == (100, None)
+    progress.step = 60
+    progress.end_after(80)
+    assert progress.pace == (60, 60, 100)
+    progress.step = 70
+    progress.end_after(90)
+    assert (progress.max_steps, progress.pace) == (90, (70, 80.0, 100))
+    assert TrainState.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+    progress.end_after(3)
+    assert progress.max_steps == 70 and progress.finished()
+
+
 def test_patience_counts_evaluations_without_a_lower_loss():
     progress = TrainState()
     stopped = []

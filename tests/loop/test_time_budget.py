@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
+from llmkit.config.load import load
 from llmkit.config.schema import Train
+from llmkit.loop.resume import Options
 from llmkit.loop.state import TrainState
 from llmkit.loop.time_budget import time_over
+from llmkit.train import train
+from tests.loop.rank_cases import Clock
+from tests.loop.test_trainer import records
 from tests.program import at_step, events, make_project, rows
 
 BUDGET = ["train.max_steps=null", "train.max_minutes=5", "evaluate.every_steps=0"]
@@ -52,6 +58,31 @@ def test_time_that_is_over_before_the_steps_could_be_chosen_is_an_error_after_a_
     assert main(["train", "tiny.yaml", *BUDGET, "train.max_minutes=1e-4"]) == 2
     assert re.search(r"max_minutes is too short .* train\.max_steps\. Saved runs/", capsys.readouterr().err)
     assert open_checkpoint(project / "runs" / "tiny").step == 1
+
+
+@pytest.mark.parametrize(("later", "shorter"), [(1.4, True), (0.6, False)])
+def test_a_machine_that_changes_its_pace_gets_other_steps_and_the_schedule_its_end(later, shorter, project):
+    """The run ends as planned, with the learning rate of the schedule's end, and goes on nowhere."""
+    clock = Clock(1.0, later=(60, later))
+    settings = ["train.max_minutes=3", "schedule.min_lr_ratio=0.1", "monitor.log_every=1"]
+    loaded = load("tiny.yaml", [*BUDGET, *settings])
+    assert train(loaded, Options(), started=0.0, environment={}, hooks=[clock], clock=clock) == 0
+    folder = project / "runs" / "tiny"
+    chosen = [event for event in records(folder) if event["event"] == "max_steps"]
+    assert (chosen[-1]["max_steps"] < chosen[0]["max_steps"]) == shorter
+    assert chosen[-1]["step_seconds"] == pytest.approx(later, abs=0.1)
+    assert 150.0 < clock.now < 180.0 and clock.end == [chosen[-1]["max_steps"]] * 2
+    rates = [row["learning_rate"] for row in rows(folder) if "loss" in row]
+    peak = loaded.config.optimizer.learning_rate
+    assert rates[-1] == pytest.approx(0.1 * peak)
+    assert max(abs(b - a) for a, b in pairwise(rates[12:])) < 0.03 * peak, "it nowhere jumps"
+
+
+def test_a_run_that_has_lost_more_than_half_of_its_steps_is_stopped_instead(project):
+    clock = Clock(1.0, later=(60, 4.0))
+    loaded = load("tiny.yaml", [*BUDGET, "train.max_minutes=3"])
+    assert train(loaded, Options(), started=0.0, environment={}, hooks=[clock], clock=clock) == 75
+    assert records(project / "runs" / "tiny")[-1]["reason"] == "train.max_minutes" and clock.now < 180.0
 
 
 def test_the_time_is_over_while_there_is_still_enough_for_the_end():

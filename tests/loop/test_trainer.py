@@ -86,6 +86,10 @@ CASES: dict[str, dict[str, Any]] = {
         "overrides": ["train.max_steps=null", "train.max_minutes=0.75", "evaluate.every_steps=0"],
         "seconds": [1.0, 100.0],
     },
+    "slower": {
+        "overrides": ["train.max_steps=null", "train.max_minutes=2", "evaluate.every_steps=0"],
+        "seconds": [1.0, 0.1], "later": [50, 1.5],
+    },
     "records": {"overrides": ["train.max_steps=4", "monitor.log_every=2"], "hook": "records"},
     "stops": {"overrides": [], "hook": "stops"},
     "fails": {"overrides": ["checkpoint.every_steps=0"], "hook": "fails"},
@@ -115,12 +119,15 @@ def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def saved(run: Path) -> list[int]:
-    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
-    return [event["step"] for event in lines if event["event"] == "save"]
+    return [event["step"] for event in records(run) if event["event"] == "save"]
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
 def last_event(run: Path) -> dict[str, Any]:
-    return json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    return records(run)[-1]
 
 
 def test_saves_by_the_clock_of_rank_0(folder: Path, outcomes: dict[str, list[dict[str, Any]]]) -> None:
@@ -144,6 +151,17 @@ def test_a_time_budget_becomes_the_same_steps_on_both_and_is_kept(
     assert first["end"] == second["end"] == [chosen, chosen]
     assert chosen > 25 and first["now"] < 45.0
     assert events(folder / "runs" / "time-budget").count("max_steps") == 1
+
+
+def test_a_machine_that_slows_down_shortens_the_run_on_both(
+    folder: Path, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    first, second = outcomes["slower"]
+    run = folder / "runs" / "slower"
+    assert (first["code"], second["code"]) == (0, 0)
+    assert first["end"] == second["end"] and first["now"] < 120.0
+    chosen = [event["max_steps"] for event in records(run) if event["event"] == "max_steps"]
+    assert len(chosen) >= 2 and chosen[-1] == first["end"][0] < chosen[0]
 
 
 def test_numbers_of_both_ranks_are_reduced_by_their_rule(

@@ -6,7 +6,9 @@ import pytest
 
 from llmkit.config.optimizer_section import Schedule
 from llmkit.config.schema import Config
-from llmkit.optim.schedule import lr_factor, step_values
+from llmkit.optim.schedule import Pace, lr_factor, step_values
+
+SOURCES = {"sources": [{"type": "stdlib"}]}
 
 
 @pytest.mark.parametrize(
@@ -42,13 +44,29 @@ def test_the_end_does_not_show_before_the_decay():
     ]
 
 
+@pytest.mark.parametrize("name", ["wsd", "cosine", "linear", "constant"])
+def test_a_run_that_is_shortened_goes_through_the_rest_of_its_schedule(name):
+    """At step 60 of 100, with 20 steps left instead of 40: every second value of the 40."""
+    config = Config.model_validate(
+        {"data": SOURCES, "schedule": {"name": name, "warmup_steps": 10, "min_lr_ratio": 0.1}}
+    )
+    pace = Pace(60, 60, 100)
+    shortened = [step_values(s, 80, config, pace).learning_rate for s in range(61, 81)]
+    planned = [step_values(s, 100, config).learning_rate for s in range(62, 101, 2)]
+    assert shortened == pytest.approx(planned)
+
+
+def test_a_schedule_with_steps_of_its_own_keeps_its_pace():
+    config = Config.model_validate({"data": SOURCES, "schedule": {"steps": 100, "warmup_steps": 10}})
+    assert step_values(70, 80, config, Pace(60, 60, 100)) == step_values(70, 100, config)
+
+
 def test_the_momentum_rises_to_what_is_configured():
-    sources = {"sources": [{"type": "stdlib"}]}
     optimizer = {"name": "muon", "momentum": 0.95, "momentum_start": 0.75, "momentum_warmup_steps": 20}
-    config = Config.model_validate({"data": sources, "optimizer": optimizer, "schedule": {"warmup_steps": 2}})
+    config = Config.model_validate({"data": SOURCES, "optimizer": optimizer, "schedule": {"warmup_steps": 2}})
     momenta = {step: 0.95 * step_values(step, 100, config).momentum for step in (1, 6, 16, 21, 22, 100)}
     assert momenta == pytest.approx({1: 0.75, 6: 0.80, 16: 0.90, 21: 0.95, 22: 0.95, 100: 0.95})
-    constant = Config.model_validate({"data": sources})
+    constant = Config.model_validate({"data": SOURCES})
     assert {step_values(step, None, constant).momentum for step in (1, 2, 50)} == {1.0}
     values = step_values(1, 100, config)
     assert (values.learning_rate, values.weight_decay) == (0.5, 1.0)
