@@ -75,7 +75,7 @@ def train(
         check_same_on_all_ranks(mesh, software_versions() | settings | code | called | plan.facts())
         launch = Launch(
             loaded, options, environment, plan, known, mesh.split(tensor=plan.layout.tensor_parallel_size),
-            rank_info.local_size, started, clock, Phases(clock), hooks, sinks,
+            rank_info.local_size, started, clock, Phases(clock, started), hooks, sinks,
         )  # fmt: skip
         return _train(launch, listener)
 

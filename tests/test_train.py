@@ -23,14 +23,20 @@ from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
 from llmkit.loop.trainer import Trainer
 from llmkit.model.initial import InitialWeights
+from llmkit.monitor.columns import column_of
+from llmkit.monitor.goodput import LOST
 from tests.limits import HANG
 from tests.monitor.wandb_log import history
 from tests.program import at_step, events, rows, timeless, train
 
 COLUMNS = {
-    "step", "tokens", "loss", "loss_mean", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second",
-    "data_seconds", "mfu", "mfu_peak", "peak_memory_gib",
+    "step", "tokens", "loss", "loss_mean", "grad_norm", "learning_rate", "skipped_total", "restarts",
+    "step_seconds", "data_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "mfu_causal",
+    "mfu_peak", "time/start", "time/data", "time/compile", "time/step", "time/evaluate", "time/save",
+    "time/other", "time/optimizer", "elapsed_seconds", "goodput", *(f"lost/{name}" for name in LOST),
+    "peak_memory_gib", "reserved_memory_gib",
 }  # fmt: skip
+EVALUATED = {"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte"}
 
 
 def test_a_run_leaves_a_whole_record(project, capsys):
@@ -39,6 +45,8 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     training = [row for row in rows(folder) if "loss" in row]
     evaluations = [row for row in rows(folder) if "eval_loss" in row]
     assert all(set(row) == COLUMNS for row in training)
+    assert all(set(row) == EVALUATED for row in evaluations)
+    assert all(column_of(name) for name in COLUMNS | EVALUATED), "every column is on the page"
     assert [row["step"] for row in training] == list(range(1, 13))
     assert [row["tokens"] for row in training] == [step * 4 * 32 for step in range(1, 13)]
     assert training[-1]["loss"] < training[0]["loss"] - 0.3
@@ -53,6 +61,7 @@ def test_a_run_leaves_a_whole_record(project, capsys):
         nats = row["eval_loss"] * sum(len(text) + 1 for text in heldout)
         bits = nats / math.log(2) / sum(len(text) for text in heldout)
         assert row["eval_bits_per_byte"] == pytest.approx(bits, rel=1e-9)
+        assert row["eval_perplexity"] == pytest.approx(math.exp(row["eval_loss"]))
     assert events(folder) == ["start", "save", "save", "save", "done"]
     assert [path.name[-2:] for path in sorted((folder / "checkpoints").iterdir())] == ["05", "10", "12"]
     assert all(not verify(path) for path in (folder / "checkpoints").iterdir())
@@ -66,7 +75,15 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     assert (folder / "DONE").exists()
     assert "held-out loss" in (folder / "logs" / "rank-00000.log").read_text()
     printed = capsys.readouterr().out
-    for fact in ("parameters", "tokens_per_step", "bits per byte", "xz -9e", "gzip -9", "llmkit generate"):
+    for fact in (
+        "parameters",
+        "tokens_per_step",
+        "bits per byte",
+        "xz -9e",
+        "gzip -9",
+        "llmkit generate",
+        "in steps that count",
+    ):
         assert fact in printed
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
+from llmkit.engine.parts import StepParts
 from llmkit.engine.state_shards import Source
 from llmkit.errors import UserError
 from llmkit.model.base import Model
@@ -40,6 +41,7 @@ class StepResult(NamedTuple):
     grad_norm: global L2 norm before clipping, fp32.
     skipped: 1.0 where a non-finite gradient made the update void, else 0.0; fp32.
     extras: the model's further sums (`LossSum.extras`) over the global batch, fp64.
+    parts: seconds of communication and optimizer; None where the engine cannot tell, or nothing was computed.
     """
 
     loss_sum: Tensor
@@ -47,6 +49,7 @@ class StepResult(NamedTuple):
     grad_norm: Tensor
     skipped: Tensor
     extras: Mapping[str, Tensor] = MappingProxyType({})
+    parts: StepParts | None = None
 
 
 def without_targets(device: torch.device) -> StepResult:

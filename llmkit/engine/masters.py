@@ -49,11 +49,15 @@ class Masters(Protocol):
         """Master -> the weights of lower precision that follow from it, of the same elements."""
         ...
 
-    def update_weights(self, written: Collection[Tensor] = ()) -> None:
-        """Sets the weights to the masters' values, rounded to their type. Collective.
+    def round_weights(self, written: Collection[Tensor] = ()) -> None:
+        """Sets the weights of which this rank has the masters to their values, rounded to their type.
 
         written: masters whose elements of the weights have been set already.
         """
+        ...
+
+    def send_weights(self) -> None:
+        """Gives the weights that `round_weights` has set to the ranks that lack them. Collective."""
         ...
 
 
@@ -123,11 +127,14 @@ class ReplicatedMasters:
         return {} if self.masters is self.weights else dict(zip(self.masters, self.weights, strict=True))
 
     @torch.no_grad()
-    def update_weights(self, written: Collection[Tensor] = ()) -> None:
-        """See `Masters.update_weights`. Nothing is sent."""
+    def round_weights(self, written: Collection[Tensor] = ()) -> None:
+        """See `Masters.round_weights`."""
         left = {master: weight for master, weight in self.rounded().items() if master not in written}
         if left:
             torch._foreach_copy_(list(left.values()), list(left))
+
+    def send_weights(self) -> None:
+        """Does nothing: every rank has all masters."""
 
 
 def _adds_to(master: Tensor) -> Callable[[Tensor], None]:
@@ -202,12 +209,16 @@ class PartitionedMasters:
         return {master: mine for master, mine in slices.items() if mine.dtype != torch.float32}
 
     @torch.no_grad()
-    def update_weights(self, written: Collection[Tensor] = ()) -> None:
-        """See `Masters.update_weights`. Each rank sends its slices."""
+    def round_weights(self, written: Collection[Tensor] = ()) -> None:
+        """See `Masters.round_weights`."""
         for master, mine in self.rounded().items():
             if master not in written:
                 mine.copy_(master)
-        self.buckets.all_gather(self.flat_weights)
+
+    def send_weights(self) -> None:
+        """See `Masters.send_weights`. Each rank sends its slices."""
+        with torch.no_grad():
+            self.buckets.all_gather(self.flat_weights)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from llmkit.engine.base import (
 )
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
+from llmkit.engine.parts import StepParts
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
 from llmkit.kernels.adamw import RoundsWeights
 from llmkit.kernels.operators import TORCH, Operators
@@ -106,15 +107,20 @@ class NativeEngine:
         device = next(iter(self.weights.values())).device
         if targets == 0:
             return without_targets(device)
+        parts = StepParts(device)
         self.first_pass.run(lambda: self._forward_and_backward(micro_batches, targets))
-        self.masters.reduce()
-        norm = self._gradient_norm(device)
-        if self.gradient_clipping > 0.0:
-            self._clip((self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0))
-        skipped = (~torch.isfinite(norm)).float()
-        self._update(skipped, values)
-        loss_sum, extras = self.sums.over_ranks()
-        return StepResult(loss_sum, targets, norm, skipped, extras)
+        with parts.part("communication"):
+            self.masters.reduce()
+        with parts.part("optimizer"):
+            norm = self._gradient_norm(device)
+            if self.gradient_clipping > 0.0:
+                self._clip((self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0))
+            skipped = (~torch.isfinite(norm)).float()
+            self._update(skipped, values)
+        with parts.part("communication"):
+            self.masters.send_weights()
+            loss_sum, extras = self.sums.over_ranks()
+        return StepResult(loss_sum, targets, norm, skipped, extras, parts)
 
     def _forward_and_backward(self, micro_batches: Sequence[Batch], targets: int) -> None:
         """The sums and this rank's gradients of a step, whatever those of an earlier one are."""
@@ -160,7 +166,7 @@ class NativeEngine:
         for optimizer in self.optimizers:
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
             self.first_pass.update(optimizer.step)
-        self.masters.update_weights(self.written)
+        self.masters.round_weights(self.written)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
         """See `Engine.evaluate`.
@@ -217,7 +223,8 @@ class NativeEngine:
                 load_shards(self._state_shards(), self.parts, source)
         broadcast_shards(self._state_shards(), copies)
         self.model.has_weights = True
-        self.masters.update_weights()
+        self.masters.round_weights()
+        self.masters.send_weights()
 
     def _state_shards(self) -> Iterator[StateShard]:
         """All that a checkpoint keeps."""

@@ -159,3 +159,10 @@ def graph_breaks() -> dict[str, int]:
         line = str(reason).strip().partition("\n")[0]
         found[line] = found.get(line, 0) + count
     return found
+
+
+def graphs_compiled() -> int:
+    """How many graphs torch.compile has made in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])

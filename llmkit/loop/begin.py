@@ -40,8 +40,9 @@ def begin(
     if data_changes:
         t.events.record("data_change", step=state.step, differences=data_changes)
         note(f"going on with other data: {'; '.join(data_changes)}")
-    rows = metrics.rows()
-    lost = lost_rows(rows, t.events.rows(), checkpoint)
+    rows, events = metrics.rows(), t.events.rows()
+    lost = lost_rows(rows, events, checkpoint)
+    t.ledger.go_on(rows, events, state.step)
     last = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
     metrics.cut_back(state.step)
     cut_back_samples(folder.path, state.step)
@@ -67,7 +68,7 @@ def begin(
     if point.passed_over:
         fields["passed_over"] = point.passed_over
     folder.clear_done()
-    t.events.record("start" if checkpoint is None else "resume", **fields)
+    t.record_event("start" if checkpoint is None else "resume", **fields)
     folder.write_json("manifest.json", manifest(t, loaded))
     folder.remove("deepspeed.json")  # of an earlier layout
     for name, content in t.engine.files().items():

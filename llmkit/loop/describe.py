@@ -49,6 +49,10 @@ def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
         "command": sys.argv,
         "config": str(loaded.path),
         **t.plan.to_json(),
+        "max_steps": t.state.max_steps,
+        "devices": t.mesh.world_size,
+        "tokens_per_step": t.plan.tokens_per_step,
+        "flops_per_token": t.work.full,
         "plugins": source_hashes(t.config.plugins, components(t.config)),
         "init_from": t.init_from,
     }

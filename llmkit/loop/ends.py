@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from llmkit.errors import RunFault, UserError
+from llmkit.loop.finish import time_line
 from llmkit.loop.stop import HOOK, REASONS, StopRequest
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import MAX_REASON, EventLog
@@ -27,7 +28,7 @@ def stop_run(t: Trainer) -> int:
     if t.agreed.stop == REASONS.index(HOOK):  # which may be one of another rank
         reason = next(filter(None, t.mesh.all_gather_text(t.stop.hook)), reason)
     state = t.state
-    t.events.record("stop", step=state.step, reason=reason, phase_seconds=dict(t.phases.seconds))
+    t.record_event("stop", step=state.step, reason=reason, phase_seconds=dict(t.phases.seconds))
     with fail_together(t.mesh):
         t.folder.mark_saved()
     of = "" if state.max_steps is None else f" of {state.max_steps}"
@@ -37,6 +38,8 @@ def stop_run(t: Trainer) -> int:
         f"stopped by {reason} after step {state.step}{of}; saved {checkpoint}; "
         "the same command goes on from here"
     )
+    if t.mesh.rank == 0:
+        t.console.note(f"where the time went: {time_line(t)}")
     return STOPPED
 
 
@@ -93,6 +96,7 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
         reason=reason[:MAX_REASON],
         saved_step=t.saved_step,
         lost_steps=lost,
+        account=t.ledger.now().to_json(),
     )
     t.console.log(reason)
     if lost:

@@ -20,7 +20,7 @@ from llmkit.generation.text import stream_text
 from llmkit.inference import load_model
 from llmkit.loop.suggestions import generate_options
 from llmkit.model.base import Model
-from llmkit.monitor.console import shown_bits
+from llmkit.monitor.console import duration, shown_bits
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.prompts import chat_prompt, text_prompt
@@ -44,15 +44,15 @@ def finish(t: Trainer) -> None:
         return
     state = t.state
     t.console.close()
-    if t.folder.is_done:
+    found_done = t.folder.is_done
+    if found_done:
         early = ", where early stopping ended it" if state.stopped_early else ""
         t.console.note(f"this run is finished since step {state.step}{early}: nothing is left to do")
     else:
         counts = {"tokens": state.tokens, "skipped": state.skipped, "no_targets": state.no_targets}
         with failure_recorded(t.events):
             t.folder.mark_done()
-        seconds = dict(t.phases.seconds)
-        t.events.record("done", step=state.step, **counts, phase_seconds=seconds)
+        t.record_event("done", step=state.step, **counts, phase_seconds=dict(t.phases.seconds))
     seen = f"{state.tokens:,} pairs" if t.data.has_pairs else f"{state.tokens / 1e6:.2f}M tokens"
     facts = {"steps": f"{state.step}, {seen}"}
     if state.skipped:
@@ -60,6 +60,8 @@ def finish(t: Trainer) -> None:
     if state.no_targets:
         facts["no targets"] = f"{state.no_targets} steps whose batch had no target; they changed nothing"
     facts |= heldout_facts(t)
+    if not found_done:
+        facts["time"] = time_line(t)
     if t.config.monitor.sample is not None:
         t.console.note("")
         try:
@@ -81,6 +83,12 @@ def finish(t: Trainer) -> None:
         f"\nTry next:\n{''.join(f'  {command}{chr(10)}' for command in commands)}"
         f"  the same command with {longer} to go on training (it says what becomes of the learning rate)"
     )
+
+
+def time_line(t: Trainer) -> str:
+    """Where the time of the run went, over all its starts."""
+    account = t.ledger.now()
+    return f"{duration(account.elapsed)}: {account.describe()}"
 
 
 def command_name() -> str:

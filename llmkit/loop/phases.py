@@ -6,12 +6,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
-Name = Literal["start", "data", "compile", "step", "evaluate", "save"]
-NOT_TRAINING: tuple[Name, ...] = ("start", "evaluate", "save")
-"""Phases that count in no column of a training row."""
+Name = Literal["start", "data", "compile", "step", "evaluate", "save", "other"]
+NAMES: tuple[Name, ...] = get_args(Name)
 
 
 @dataclass(frozen=True)
@@ -27,42 +26,56 @@ class Span:
 
 
 class Phases:
-    """Records spans: start (all before the first step), data (waiting for a batch), compile (the first step
-    of a compiled model), step, evaluate and save.
+    """Records spans: start (all before the first step), data (waiting for a batch), compile (a step in which
+    torch.compile is at work), step, evaluate and save. What is in no span is "start" until a span of data
+    or of a step has begun, and "other" from then on, so that every second is that of one phase.
 
     A span inside another interrupts it: no second counts twice. Nothing here waits for a device.
-    clock: seconds from any origin.
+    clock: seconds from any origin. began: when the process was started, by the clock; None = now.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, began: float | None = None) -> None:
         self._clock = clock
+        self._resumed = clock() if began is None else began
+        self._between: Name = "start"
         self.current: Span | None = None
         self.seconds: defaultdict[Name, float] = defaultdict(float)
         """Of each phase in this process so far; what is under way counts when it ends."""
-        self._resumed = self._read_at = clock()
         self._read: dict[Name, float] = {}
 
     @contextmanager
     def span(self, name: Name, limit: float | None = None) -> Iterator[None]:
         """What happens in here is phase `name`."""
-        outer, began = self.current, self._clock()
-        if outer is not None:
-            self.seconds[outer.name] += began - self._resumed
-        self.current, self._resumed = Span(name, began, limit), began
+        outer = self.current
+        began = self._count()
+        if name in ("data", "compile", "step"):
+            self._between = "other"
+        self.current = Span(name, began, limit)
         try:
             yield
         finally:
-            ended = self._clock()
-            self.seconds[name] += ended - self._resumed
-            self.current, self._resumed = outer, ended
+            self._count()
+            self.current = outer
 
-    def read(self) -> tuple[float, float]:
-        """(seconds of training, seconds of them spent waiting for data) since the last reading.
+    def rename(self, name: Name) -> None:
+        """What is under way turns out to be another phase."""
+        assert self.current is not None
+        self.current = replace(self.current, name=name)
 
-        Training is all time but that of NOT_TRAINING. Call it between two spans.
-        """
+    def totals(self) -> dict[Name, float]:
+        """Seconds of every phase so far, what is under way included; their sum is the age of the process."""
+        self._count()
+        return {name: self.seconds.get(name, 0.0) for name in NAMES}
+
+    def read(self) -> dict[Name, float]:
+        """Seconds of every phase since the last reading."""
+        totals, before = self.totals(), self._read
+        self._read = totals
+        return {name: total - before.get(name, 0.0) for name, total in totals.items()}
+
+    def _count(self) -> float:
+        """Counts the time since the last call; returns the clock's."""
         now = self._clock()
-        since = {name: total - self._read.get(name, 0.0) for name, total in self.seconds.items()}
-        training = now - self._read_at - sum(since.get(name, 0.0) for name in NOT_TRAINING)
-        self._read_at, self._read = now, dict(self.seconds)
-        return training, since.get("data", 0.0)
+        self.seconds[self._between if self.current is None else self.current.name] += now - self._resumed
+        self._resumed = now
+        return now

@@ -6,86 +6,72 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from llmkit.engine.base import StepResult
+from llmkit.engine.parts import StepParts
 from llmkit.errors import RunFault
 from llmkit.loop.phases import Phases
 from llmkit.loop.recorder import Recorded, Recorder
 from llmkit.loop.scalars import Scalars
 from llmkit.loop.state import TrainState
-from llmkit.monitor.flops import utilization
-from llmkit.monitor.hardware import peak_memory_gib
-from llmkit.parallel.mesh import Mesh
-
-COLUMNS = (
-    "step", "tokens", "loss", "loss_mean", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second",
-    "data_seconds", "mfu", "mfu_peak", "peak_memory_gib", "skipped", "no_targets", "eval_loss",
-    "eval_bits_per_byte",
-)  # fmt: skip
-"""Names that numbers recorded by others cannot have."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What the columns of time are computed from.
-
-    tokens_per_step: of the global batch. flops_per_token: of training, forward and backward. peak: FLOP/s of
-    one device, None where unknown; label: where that figure is from.
-    """
-
-    tokens_per_step: int
-    flops_per_token: float
-    peak: float | None = None
-    label: str = ""
+from llmkit.loop.step_times import Speed, StepTimes
+from llmkit.monitor.goodput import Ledger
+from llmkit.monitor.hardware import peak_memory_gib, reserved_memory_gib
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A step whose scalars are on their way to the host. timing: columns of a row; None: none is due."""
+    """A step whose scalars are on their way to the host.
+
+    parts: None where they do not count, or are not known. timing: columns of a row; None: none is due.
+    """
 
     step: int
     tokens: int
     targets: int
     learning_rate: float
     scalars: Scalars | None
+    parts: StepParts | None
     recorded: Recorded | None
     timing: dict[str, Any] | None
 
 
 class StepLog:
-    """Makes the rows of steps; scalars are read a step late.
+    """Makes the rows of steps; scalars are read a step late. Also counts skipped updates, and ends the run
+    after too many in a row.
 
-    The first step of a process that computes something compiles and warms caches: it counts in no mean of
-    times, and the times of a row that holds nothing else are null. Also counts skipped updates, and ends the
-    run after too many in a row.
-
-    write: takes each row. max_skipped: skipped updates in a row that end the run. saved_step: that of the
-    newest checkpoint, None where there is none.
+    ledger: where the time of the run went, over all its starts. write: takes each row. max_skipped: skipped
+    updates in a row that end the run. saved_step: that of the newest checkpoint, None where there is none.
+    limit: seconds that a step may take.
     """
 
     def __init__(
-        self, state: TrainState, mesh: Mesh, phases: Phases, recorder: Recorder, speed: Speed,
-        write: Callable[[dict[str, Any]], None], max_skipped: int, saved_step: Callable[[], int | None],
+        self, state: TrainState, device: torch.device, phases: Phases, recorder: Recorder, speed: Speed,
+        ledger: Ledger, write: Callable[[dict[str, Any]], None], max_skipped: int,
+        saved_step: Callable[[], int | None], limit: float | None = None,
     ) -> None:  # fmt: skip
-        self._state, self._mesh, self._phases, self._recorder = state, mesh, phases, recorder
-        self._speed, self._write = speed, write
-        self._max_skipped, self._saved_step = max_skipped, saved_step
-        self._steps = self._computed = 0  # since the last row; without a target nothing is computed
-        self.warmed_up = False
-        """Whether a step has computed something: the first one is that which compiles."""
+        self._state, self._device, self._phases, self._recorder = state, device, phases, recorder
+        self._ledger, self._write = ledger, write
+        self._max_skipped, self._saved_step, self._limit = max_skipped, saved_step, limit
+        self._times = StepTimes(phases, speed)
         self._pending: _Step | None = None
 
-    def after_step(self, result: StepResult, learning_rate: float, row_due: bool) -> None:
+    @property
+    def warmed_up(self) -> bool:
+        """Whether a step has computed something: the first one is that which compiles."""
+        return self._times.warmed_up
+
+    def after_step(
+        self, result: StepResult, learning_rate: float, row_due: bool, causal_flops: float | None = None
+    ) -> None:
         """Takes the step that `state` has just counted; writes the row of the one before.
 
+        causal_flops: of a token of its batch, those that causal attention needs; None = not known.
         Raises RunFault where too many updates in a row were skipped. Collective where a row is due.
         """
         self.flush()
-        self._steps += 1
-        self._computed += result.targets > 0
-        if not self.warmed_up:
-            self.warmed_up = result.targets > 0
-            self._phases.read()
-            self._steps = self._computed = 0
+        counts = self._times.after_step(result.targets > 0, causal_flops)
         scalars, values = None, []
         if result.targets:  # else there is no loss and no gradient
             for name, extra in result.extras.items():
@@ -96,40 +82,41 @@ class StepLog:
         scalars = Scalars(values) if values else None
         timing = self._timing() if row_due else None
         self._pending = _Step(
-            self._state.step, self._state.tokens, result.targets, learning_rate, scalars, recorded, timing
-        )
+            self._state.step, self._state.tokens, result.targets, learning_rate, scalars,
+            result.parts if counts else None, recorded, timing,
+        )  # fmt: skip
 
     def _timing(self) -> dict[str, Any]:
-        """The columns that are means since the last row; null where no step is to be counted."""
-        seconds, waited = self._phases.read()
-        steps, speed = self._steps, self._speed
-        rate = self._computed * speed.tokens_per_step / seconds if steps else None
-        row = {
-            "step_seconds": seconds / steps if steps else None,
-            "tokens_per_second": rate,
-            "data_seconds": waited / steps if steps else None,
-            "mfu": rate and utilization(rate, speed.flops_per_token, speed.peak, self._mesh.world_size),
-            "mfu_peak": speed.label,
-            "peak_memory_gib": peak_memory_gib(self._mesh.device),
+        """The columns of time, speed and memory."""
+        return {
+            **self._times.take(),
+            **self._ledger.columns(),
+            "peak_memory_gib": peak_memory_gib(self._device),
+            "reserved_memory_gib": reserved_memory_gib(self._device),
         }
-        self._steps = self._computed = 0
-        return row
 
     def flush(self) -> None:
         """Reads the newest step's scalars; after this, everything that happened is on record."""
         if self._pending is None:
             return
         step, self._pending = self._pending, None
-        values = step.scalars.read() if step.scalars is not None else []
+        values: list[float] = []
+        if step.scalars is not None:
+            with self._phases.span("step", self._limit):  # a GPU may still be at that step
+                values = step.scalars.read()
+        if step.parts is not None:
+            self._times.add_parts(step.parts.read())
         loss, norm, skipped = None, None, False
         if step.targets:
             loss, norm, skipped = values[0] / step.targets, values[1], values[2] > 0.0
             values = values[3:]
             self._state.add_loss(loss, step.targets)
+        self._count(step, skipped)
         row: dict[str, Any] = {"step": step.step, "tokens": step.tokens, "loss": loss, "grad_norm": norm}
         row["learning_rate"] = step.learning_rate
         if step.timing is not None:
-            row |= step.timing | {"loss_mean": self._state.take_mean_loss()}
+            row |= step.timing | self._times.take_parts() | {"loss_mean": self._state.take_mean_loss()}
+            row["skipped_total"] = self._state.skipped
         if skipped:
             row["skipped"] = True
         if not step.targets:
@@ -138,7 +125,7 @@ class StepLog:
             row |= step.recorded.reduce(values)
         if step.timing is not None or skipped or not step.targets:
             self._write(row)
-        self._count(step, skipped)
+        self._check_skipped(step)
 
     def _count(self, step: _Step, skipped: bool) -> None:
         state = self._state
@@ -146,7 +133,9 @@ class StepLog:
         state.skipped += skipped
         if step.targets:  # else it neither mends a run of skipped updates nor is one of them
             state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
-        if state.skipped_in_a_row >= self._max_skipped:
+
+    def _check_skipped(self, step: _Step) -> None:
+        if self._state.skipped_in_a_row >= self._max_skipped:
             saved = self._saved_step()
             start = "starts anew, as nothing was saved" if saved is None else f"goes on from step {saved}"
             raise RunFault(

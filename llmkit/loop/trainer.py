@@ -18,7 +18,7 @@ from llmkit.data.prefetch import GaveUp
 from llmkit.data.prepared import Prepared
 from llmkit.engine.base import Engine, StepResult
 from llmkit.errors import DisagreementError, RunFault
-from llmkit.kernels.compiler import graph_breaks
+from llmkit.kernels.compiler import graph_breaks, graphs_compiled
 from llmkit.loop.batches import Batches, NoBatch
 from llmkit.loop.budget import Budget
 from llmkit.loop.control import NOTHING, Agreed, Control
@@ -31,13 +31,17 @@ from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_timer import SaveTimer
 from llmkit.loop.state import TrainState
-from llmkit.loop.step_log import COLUMNS, Speed, StepLog
+from llmkit.loop.step_log import StepLog
+from llmkit.loop.step_times import Speed
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.tasks import evaluate_tasks, tasks_due
 from llmkit.loop.time_budget import TimeBudget, time_over
+from llmkit.loop.work import Work
+from llmkit.monitor.columns import OWN_NAMES
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
-from llmkit.monitor.flops import train_flops_per_token
+from llmkit.monitor.flops import perplexity
+from llmkit.monitor.goodput import Ledger
 from llmkit.monitor.hardware import device_peak
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.sink import Sink
@@ -75,7 +79,8 @@ class Trainer:
         """Whether a step has begun and is not over: then nothing can be saved."""
         self.agreed: Agreed = NOTHING
         """The requests that hold after the newest step."""
-        self.phases = launch.phases
+        self.phases, self.ledger = launch.phases, Ledger(launch.phases.totals)
+        self.work = Work(plan)
         self._started, self._sinks = launch.started, sinks
         self._was_done, self._saved_state = was_done, saved_state
         self.init_from: Mapping[str, Any] | None = saved_state.get("init_from")
@@ -86,7 +91,7 @@ class Trainer:
             budget = Budget.for_run(self.config, self._started, self.clock(), heldout)
         timer = SaveTimer(self.config.checkpoint.every_minutes, self.clock())
         self.hooks = HookList([TimeBudget(budget), timer, MicroBatchHint()], launch.hooks)
-        self._recorder = Recorder(self.mesh, COLUMNS, gathers=self.hooks.has_others)
+        self._recorder = Recorder(self.mesh, OWN_NAMES, gathers=self.hooks.has_others)
         self._samples = SampleLog(folder.path, self.mesh) if self.config.monitor.log_samples else None
         self._left_out = LeftOutReport(loader, console.note)
         stop.time_over = self._time_over
@@ -98,15 +103,17 @@ class Trainer:
 
     def start(self) -> None:
         """What comes before the first step: measures the device's peak, calls hooks. All ranks call it."""
-        adapters = self.plan.num_trained if self.config.train.lora.rank else 0
-        flops = train_flops_per_token(self.plan.model, self.config.data.sequence_length, adapters)
-        speed = Speed(self.plan.tokens_per_step, flops)
+        peak, label = None, ""
         if self.mesh.rank == 0:  # which alone writes rows; the others need not measure their CPU
             dtype, fp8 = torch_dtype(self.plan.precision.compute), self.plan.precision.linear == "fp8"
-            speed = Speed(self.plan.tokens_per_step, flops, *device_peak(self.mesh.device, dtype, fp8))
+            peak, label = device_peak(self.mesh.device, dtype, fp8)
+            if peak is None:
+                self.console.note(f"no utilization (MFU) will be given: {label}")
+        work, devices = self.work, self.mesh.world_size
+        speed = Speed(self.plan.tokens_per_step, work.full, work.recomputed, peak, label, devices)
         self.log = StepLog(
-            self.state, self.mesh, self.phases, self._recorder, speed, self._write_row,
-            self.config.train.max_nonfinite_steps, lambda: self.saved_step,
+            self.state, self.mesh.device, self.phases, self._recorder, speed, self.ledger, self._write_row,
+            self.config.train.max_nonfinite_steps, lambda: self.saved_step, self._step_limit,
         )  # fmt: skip
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")
@@ -146,9 +153,8 @@ class Trainer:
         """One optimizer step, counted."""
         state, self.in_step = self.state, True
         compiles = self.plan.kernels.compiled and not self.log.warmed_up
-        with self.phases.span(
-            "compile" if compiles else "step", limit=60.0 * self.config.parallel.timeout_minutes
-        ):
+        graphs = graphs_compiled() if self.plan.kernels.compiled else 0
+        with self.phases.span("compile" if compiles else "step", limit=self._step_limit):
             micro_batches = [micro.to(self.mesh.device) for micro in batch.micro_batches]
             values = step_values(state.step + 1, state.max_steps, self.config, state.pace)
             self.learning_rate = self.config.optimizer.learning_rate * values.learning_rate
@@ -158,11 +164,18 @@ class Trainer:
                 targets = self.mesh.count_over_data(batch.own_targets)
             with named_where_full(self.plan, self.log.warmed_up):
                 result = self.engine.train_step(micro_batches, targets, values)
+            if self.plan.kernels.compiled and graphs_compiled() > graphs:
+                self.phases.rename("compile")  # as for a batch of another shape
         self.stop.hold()
         state.step += 1
         state.tokens += targets
         self.in_step = False
         return result
+
+    @property
+    def _step_limit(self) -> float:
+        """Seconds that a step may take."""
+        return 60.0 * self.config.parallel.timeout_minutes
 
     def _after_step(self, batch: Step, result: StepResult) -> None:
         if self._samples is not None:
@@ -174,7 +187,8 @@ class Trainer:
         every, step = self.config.monitor.log_every, self.state.step
         row_due = step == 1 or step % every == 0 or self._may_end_here
         first = not self.log.warmed_up
-        self.log.after_step(result, self.learning_rate, row_due)
+        causal = self.work.causal(batch) if self.mesh.rank == 0 else None
+        self.log.after_step(result, self.learning_rate, row_due, causal)
         if first and self.plan.kernels.compiled and (breaks := graph_breaks()):
             most = max(breaks, key=lambda reason: breaks[reason])
             self.console.note(f"torch.compile could not take {sum(breaks.values())} places, such as: {most}")
@@ -201,6 +215,10 @@ class Trainer:
     def record(self, name: str, value: float | torch.Tensor, reduce: Rule = "mean") -> None:
         """Records a number for the next row of metrics.jsonl: see `Recorder.record`."""
         self._recorder.record(name, value, reduce)
+
+    def record_event(self, event: str, **fields: Any) -> None:
+        """Records an event with the account of where the time went until now."""
+        self.events.record(event, **fields, account=self.ledger.now().to_json())
 
     def end_after(self, step: int) -> None:
         """Finishes the run after this step, or now if it has passed; to be called on all ranks alike."""
@@ -246,7 +264,7 @@ class Trainer:
                 note=self.console.note,
             )
             self.saved_step = self.state.step
-            self.events.record("save", step=self.state.step, path=path.name)
+            self.record_event("save", step=self.state.step, path=path.name)
             self.hooks.call("after_save", self, path)
         self.save_seconds = self.clock() - began
         return path
@@ -307,10 +325,10 @@ class Trainer:
             self.agreed = self.agreed._replace(stop=end.why)
             return False
         state.record_evaluation(found.loss, self.config.evaluate.early_stopping)
-        self._write_row(
-            {"step": found.step, "eval_loss": found.loss, "eval_bits_per_byte": found.bits_per_byte}
-            | {f"eval_{name}": value for name, value in found.measures.items()}
-        )
+        row = {"step": found.step, "eval_loss": found.loss, "eval_bits_per_byte": found.bits_per_byte}
+        if not self.data.has_pairs:
+            row["eval_perplexity"] = perplexity(found.loss)
+        self._write_row(row | {f"eval_{name}": value for name, value in found.measures.items()})
         if state.stopped_early:
             self.events.record("early_stopping", step=state.step, best=state.best_eval_loss)
             self.console.note(

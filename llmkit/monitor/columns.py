@@ -46,6 +46,7 @@ class Column:
 STEP = "this step, all ranks"
 MEAN = "mean since the last row, without evaluations and saves; null where all steps since then compiled"
 SINCE = "since the last row, rank 0"
+PARTS = f"{SINCE}, by the device's own time; null where the engine cannot tell (DeepSpeed)"
 TOTAL = "since the run's first start, over all its starts, rank 0"
 SAMPLED = "every `monitor.statistics_every` steps, else absent"
 
@@ -93,8 +94,8 @@ COLUMNS = (
         "model FLOPs utilization; attention counted as if every position saw its whole row",
         f"all ranks; {MEAN}, or the peak of the device is not known"),
     Column("mfu_causal", "share", "speed",
-        "the same with the products that causal attention needs, and none for looking up embeddings",
-        "as `mfu`"),
+        "the same with what causal attention needs in its windows and documents, and without lookups",
+        "as `mfu`, documents as in the rows of rank 0; null for registered models"),
     Column("hfu", "share", "speed", "`mfu` with the products that activation checkpointing computes again",
         "as `mfu`; absent where nothing is computed again"),
     Column("mfu_peak", "", "speed", "what utilization is measured against, in words", "one device"),
@@ -107,10 +108,9 @@ COLUMNS = (
         f"{SINCE}; 0 but in the first row of a start"),
     Column("time/other", "s", "speed", "between two steps: hooks, rows, waiting for other ranks", SINCE),
     Column("time/communication", "s", "speed",
-        "of `time/step`, waiting for gradients and weights of other ranks",
-        f"{SINCE}; null where the engine cannot tell (DeepSpeed), absent in a process alone"),
-    Column("time/optimizer", "s", "speed", "of `time/step`, norm, clipping and update",
-        f"{SINCE}; null where the engine cannot tell (DeepSpeed)"),
+        "of `time/step`: gradients and weights of other ranks, as far as it is not hidden; without that of "
+        "tensor parallelism", f"{PARTS}, absent in a process alone"),
+    Column("time/optimizer", "s", "speed", "of `time/step`: norm, clipping and update", PARTS),
     Column("elapsed_seconds", "s", "speed", "wall time, that between two starts included", TOTAL),
     Column("goodput", "share", "speed", "share of `elapsed_seconds` that was spent in steps which count",
         TOTAL),

@@ -132,3 +132,8 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def reserved_memory_gib(device: torch.device) -> float | None:
+    """Most memory that PyTorch's allocator has taken from the GPU so far, GiB; None on other devices."""
+    return torch.cuda.max_memory_reserved(device) / 2**30 if device.type == "cuda" else None

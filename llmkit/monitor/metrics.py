@@ -12,13 +12,7 @@ from llmkit.monitor.sink import Sink
 class MetricsFile(JsonLines):
     """Rows of a run, written by one process, in the order of their steps.
 
-    Training rows: `step`, `tokens`, `loss` (of this step), `loss_mean` (a target, over the steps since the
-    last row with it), `grad_norm`, `learning_rate`, `step_seconds`, `tokens_per_second`, `data_seconds`,
-    `mfu` (these four null where a row holds but the first step of a process), `mfu_peak`,
-    `peak_memory_gib`, and `skipped` and `no_targets` only where true. Evaluation rows: `step`, `eval_loss`,
-    `eval_bits_per_byte`. With the objective dpo also `rewards/...`, and in the latter
-    `eval_rewards/...`. Rows of evaluations by tasks: `step` and `eval/TASK/METRIC`. Non-finite values
-    become null.
+    Their columns: `llmkit.monitor.columns`. Non-finite values become null.
     """
 
     def cut_back(self, step: int) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.exc import CppCompileError
 
-from llmkit.kernels.compiler import compile_module, graph_breaks, reason_of
+from llmkit.kernels.compiler import compile_module, graph_breaks, graphs_compiled, reason_of
 
 
 def failing_backend(graph, inputs):
@@ -87,3 +87,11 @@ def test_a_graph_without_breaks_has_none_to_tell():
     compile_module(layer, print, "eager")
     layer(torch.randn(4, 3))
     assert graph_breaks() == {}
+
+
+def test_graphs_are_counted_as_they_are_made():
+    layer, before = Own(3, 2), graphs_compiled()
+    compile_module(layer, print, "eager")
+    for rows, made in ((4, 1), (4, 1), (5, 2)):
+        layer(torch.randn(rows, 3))
+        assert graphs_compiled() == before + made

@@ -8,14 +8,28 @@ import pytest
 import torch
 
 from llmkit.engine.base import StepResult, without_targets
+from llmkit.engine.parts import StepParts
 from llmkit.errors import RunFault
 from llmkit.loop.phases import Phases
 from llmkit.loop.recorder import Recorder
 from llmkit.loop.state import TrainState
-from llmkit.loop.step_log import Speed, StepLog
+from llmkit.loop.step_log import StepLog
+from llmkit.loop.step_times import Speed
+from llmkit.monitor.goodput import Ledger
+from llmkit.monitor.hardware import peak_memory_gib
 from llmkit.parallel.mesh import Mesh
 
-TOKENS, FLOPS, PEAK = 128, 1000.0, 64_000.0
+TOKENS, FLOPS, PEAK, DEVICES = 128, 1000.0, 64_000.0, 2
+
+
+class Parts(StepParts):
+    """Parts of a step of known durations."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds: Any = seconds
+
+    def read(self) -> Any:
+        return self.seconds
 
 
 class Steps:
@@ -27,7 +41,8 @@ class Steps:
         self.state, self.recorder = TrainState(max_steps=100), Recorder(Mesh())
         self.phases = Phases(lambda: self.now)
         self.log = StepLog(
-            self.state, Mesh(), self.phases, self.recorder, Speed(TOKENS, FLOPS, PEAK, "measured"),
+            self.state, torch.device("cpu"), self.phases, self.recorder,
+            Speed(TOKENS, FLOPS, 0.0, PEAK, "measured", DEVICES), Ledger(self.phases.totals),
             self.rows.append, max_skipped, lambda: None,
         )  # fmt: skip
 
@@ -37,17 +52,22 @@ class Steps:
 
     def step(
         self, row_due: bool = False, targets: int = TOKENS, loss: float = 2.0, skipped: float = 0.0,
-        waits: float = 0.0, computes: float = 1.0, saves: float = 0.0, **extras: float,
+        waits: float = 0.0, computes: float = 1.0, saves: float = 0.0, compiles: float = 0.0,
+        parts: dict[str, float] | None = None, **extras: float,
     ) -> None:  # fmt: skip
         self.spend("data", waits)
         self.spend("step", computes)
+        if compiles:
+            self.spend("compile", compiles)
         self.state.step += 1
         self.state.tokens += targets
         result = without_targets(torch.device("cpu"))
         if targets:
             total = torch.tensor(loss * targets, dtype=torch.float64)
             sums = {name: torch.tensor(value * targets) for name, value in extras.items()}
-            result = StepResult(total, targets, torch.tensor(0.5), torch.tensor(skipped), sums)
+            result = StepResult(
+                total, targets, torch.tensor(0.5), torch.tensor(skipped), sums, parts and Parts(parts)
+            )
         self.log.after_step(result, 0.1, row_due)
         self.spend("save", saves)
 
@@ -67,7 +87,7 @@ def test_the_columns_of_time_follow_from_the_clock() -> None:
     assert second["step_seconds"] == pytest.approx(3.0)  # (2 + 4 + 3) / 3
     assert second["data_seconds"] == pytest.approx(1.0)
     assert second["tokens_per_second"] == pytest.approx(3 * TOKENS / 9.0)
-    assert second["mfu"] == pytest.approx(3 * TOKENS / 9.0 * FLOPS / PEAK)
+    assert second["mfu"] == pytest.approx(3 * TOKENS / 9.0 * FLOPS / (PEAK * DEVICES))
     assert second["mfu_peak"] == "measured"
 
 
@@ -125,3 +145,34 @@ def test_skipped_updates_have_a_row_and_too_many_in_a_row_end_the_run() -> None:
         run.log.flush()
     assert [row["step"] for row in run.rows if row.get("skipped")] == [2, 3, 5, 6, 7]
     assert run.state.skipped == 5
+
+
+def test_parts_are_those_of_all_steps_up_to_the_row() -> None:
+    run = Steps()
+    run.step(row_due=True, parts={"optimizer": 7.0, "communication": 1.0})
+    run.step(compiles=60.0, parts={"optimizer": 50.0})  # is no part of time/step
+    run.step(targets=0)
+    run.step(parts={"optimizer": 0.5, "communication": 0.25})
+    run.step(row_due=True, parts={"optimizer": 1.0, "communication": 0.5})
+    run.step(row_due=True)  # of an engine that cannot tell
+    run.log.flush()
+    rows = {row["step"]: row for row in run.rows}
+    found = [[rows[step][f"time/{name}"] for name in ("optimizer", "communication")] for step in (1, 5, 6)]
+    assert found == [[7.0, 1.0], [1.5, 0.75], [None, None]]
+
+
+def test_totals_of_a_row_are_those_of_the_whole_run() -> None:
+    run = Steps()
+    run.spend("start", 10.0)
+    run.step(row_due=True, computes=20.0)
+    run.step(skipped=1.0, waits=5.0, saves=1.0)
+    run.step(row_due=True, computes=3.0)
+    run.log.flush()
+    first, skipped, last = run.rows
+    assert (first["skipped_total"], last["skipped_total"]) == (0, 1)
+    assert "skipped_total" not in skipped, "a row that is none of log_every"
+    assert (first["elapsed_seconds"], first["goodput"]) == (30.0, pytest.approx(2 / 3, abs=1e-6))
+    assert (last["elapsed_seconds"], last["goodput"]) == (40.0, pytest.approx(24 / 40))
+    assert [last[f"lost/{name}"] for name in ("start", "data", "save", "other")] == [10.0, 5.0, 1.0, 0.0]
+    assert (last["restarts"], last["reserved_memory_gib"]) == (0, None)
+    assert last["peak_memory_gib"] == pytest.approx(peak_memory_gib(torch.device("cpu")), rel=0.05)

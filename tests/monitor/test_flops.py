@@ -7,7 +7,12 @@ from dataclasses import replace
 import pytest
 
 from llmkit.config.shape import ModelShape
-from llmkit.monitor.flops import train_flops_per_token, utilization
+from llmkit.monitor.flops import (
+    causal_flops_per_token,
+    recomputed_flops_per_token,
+    train_flops_per_token,
+    utilization,
+)
 
 GPT2 = ModelShape(
     vocab_size=50257, padded_vocab_size=50304, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
@@ -42,6 +47,52 @@ def test_attention_counts_the_heads_not_the_residual_stream() -> None:
     # 16 x 2048 x (2 x 32 + 2 x 8) x 64 = 167,772,160 weights more
     wide_heads = replace(LLAMA_1B, head_dim=128)
     assert train_flops_per_token(wide_heads, 2048) == 7_414_886_400 + 6 * 167_772_160 + 2 * 805_306_368
+
+
+def test_causal_attention_needs_half_and_lookups_nothing() -> None:
+    # Matrices of a block: 12 x 768^2; the tied embedding is the head: 50,257 x 768.
+    products = 6 * (12 * 12 * 768**2 + 50_257 * 768)
+    attention = 12 * 12 * 768 * (1024 + 1) / 2
+    assert causal_flops_per_token(GPT2, [1024]) == products + attention
+    untied = replace(LLAMA_1B, tie_word_embeddings=False)
+    assert causal_flops_per_token(untied, [2048]) == causal_flops_per_token(LLAMA_1B, [2048])
+    # Full over causal as published for these: 1.07, 1.05 and, at length 8192, 1.18.
+    for shape, length, ratio in ((GPT2, 1024, 1.07), (LLAMA_1B, 2048, 1.05), (LLAMA_1B, 8192, 1.18)):
+        causal = causal_flops_per_token(shape, [length])
+        assert causal is not None
+        assert train_flops_per_token(shape, length) / causal == pytest.approx(ratio, abs=0.01)
+
+
+def test_windows_and_documents_are_what_positions_see() -> None:
+    shape = replace(LLAMA_1B, sliding_window=3, layer_types=("sliding_attention", "full_attention"))
+    products = causal_flops_per_token(LLAMA_1B, [1])
+    assert products is not None
+    products -= 12 * 16 * 2048  # a position that sees itself alone
+    lengths, seen = [1, 2, 5, 4], {"all": 0, "near": 0}
+    for length in lengths:
+        for query in range(length):
+            seen["all"] += len(range(query + 1))
+            seen["near"] += len(range(max(0, query - 2), query + 1))
+    expected = 12 * 2048 * 8 * (seen["all"] + seen["near"]) / sum(lengths)
+    assert causal_flops_per_token(shape, lengths) == pytest.approx(products + expected)
+
+
+def test_causal_products_of_adapters() -> None:
+    both = [causal_flops_per_token(LLAMA_1B, [2048], adapters=adapters) for adapters in (0, 1_000_000)]
+    assert both[0] is not None and both[1] is not None
+    matrices = 1_235_814_400 - 33 * 2048  # but for the norms
+    assert both[0] - both[1] == 2 * matrices - 6_000_000
+
+
+def test_products_that_are_computed_again() -> None:
+    block = 2048 * (32 + 2 * 8) * 64 + 2048 * 2048 + 2 * 2048 * 8192  # without the last product
+    attention = 4 * 2048 * 2048
+    assert recomputed_flops_per_token(LLAMA_1B, 2048, "full") == 16 * (2 * block + attention)
+    assert recomputed_flops_per_token(LLAMA_1B, 2048, "full", every=3) == 6 * (2 * block + attention)
+    assert recomputed_flops_per_token(LLAMA_1B, 2048, "selective") == 0
+    normed = replace(LLAMA_1B, norm_placement="both")
+    more = recomputed_flops_per_token(normed, 2048, "full") - 16 * (2 * block + attention)
+    assert more == 16 * 2 * 2048 * 8192
 
 
 def test_utilization_is_the_share_of_what_all_devices_could_do() -> None:
