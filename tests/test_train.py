@@ -30,11 +30,11 @@ from tests.monitor.wandb_log import history
 from tests.program import at_step, events, rows, timeless, train
 
 COLUMNS = {
-    "step", "tokens", "loss", "loss_mean", "grad_norm", "learning_rate", "skipped_total", "restarts",
-    "step_seconds", "data_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "mfu_causal",
-    "mfu_peak", "time/start", "time/data", "time/compile", "time/step", "time/evaluate", "time/save",
-    "time/other", "time/optimizer", "elapsed_seconds", "goodput", *(f"lost/{name}" for name in LOST),
-    "peak_memory_gib", "reserved_memory_gib",
+    "step", "tokens", "epochs", "loss", "loss_mean", "grad_norm", "learning_rate", "skipped_total",
+    "restarts", "step_seconds", "data_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu",
+    "mfu_causal", "mfu_peak", "time/start", "time/data", "time/compile", "time/step", "time/evaluate",
+    "time/save", "time/other", "time/optimizer", "elapsed_seconds", "goodput",
+    *(f"lost/{name}" for name in LOST), "peak_memory_gib", "reserved_memory_gib",
 }  # fmt: skip
 EVALUATED = {"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte"}
 

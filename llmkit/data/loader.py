@@ -174,6 +174,12 @@ class TrainLoader:
         self._left -= 1
         return step
 
+    def seen(self) -> dict[str, tuple[int, int]]:
+        """Of each stored source by name: its tokens in the steps handed out so far, and those of an epoch."""
+        rows = self._order.consumed(self.position) * self._config.row_length
+        counts = zip(self._names, rows.tolist(), self._order.sizes, strict=True)
+        return {name: (tokens, size) for name, tokens, size in counts if size is not None}
+
     def ready(self, steps: int) -> bool:
         """Whether so many steps can be had without waiting, and surely.
 

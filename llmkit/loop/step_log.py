@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from llmkit.loop.recorder import Recorded, Recorder
 from llmkit.loop.scalars import Scalars
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_times import Speed, StepTimes
-from llmkit.monitor.goodput import Ledger
 from llmkit.monitor.hardware import peak_memory_gib, reserved_memory_gib
 
 
@@ -41,18 +40,18 @@ class StepLog:
     """Makes the rows of steps; scalars are read a step late. Also counts skipped updates, and ends the run
     after too many in a row.
 
-    ledger: where the time of the run went, over all its starts. write: takes each row. max_skipped: skipped
-    updates in a row that end the run. saved_step: that of the newest checkpoint, None where there is none.
-    limit: seconds that a step may take.
+    further: each gives columns of a row when one is due. write: takes each row. max_skipped: skipped updates
+    in a row that end the run. saved_step: that of the newest checkpoint, None where there is none. limit:
+    seconds that a step may take.
     """
 
     def __init__(
         self, state: TrainState, device: torch.device, phases: Phases, recorder: Recorder, speed: Speed,
-        ledger: Ledger, write: Callable[[dict[str, Any]], None], max_skipped: int,
-        saved_step: Callable[[], int | None], limit: float | None = None,
+        further: Sequence[Callable[[], Mapping[str, Any]]], write: Callable[[dict[str, Any]], None],
+        max_skipped: int, saved_step: Callable[[], int | None], limit: float | None = None,
     ) -> None:  # fmt: skip
         self._state, self._device, self._phases, self._recorder = state, device, phases, recorder
-        self._ledger, self._write = ledger, write
+        self._further, self._write = further, write
         self._max_skipped, self._saved_step, self._limit = max_skipped, saved_step, limit
         self._times = StepTimes(phases, speed)
         self._pending: _Step | None = None
@@ -87,13 +86,13 @@ class StepLog:
         )  # fmt: skip
 
     def _timing(self) -> dict[str, Any]:
-        """The columns of time, speed and memory."""
-        return {
-            **self._times.take(),
-            **self._ledger.columns(),
-            "peak_memory_gib": peak_memory_gib(self._device),
-            "reserved_memory_gib": reserved_memory_gib(self._device),
-        }
+        """The columns of time, speed and memory, and those of others."""
+        columns = self._times.take()
+        columns["peak_memory_gib"] = peak_memory_gib(self._device)
+        columns["reserved_memory_gib"] = reserved_memory_gib(self._device)
+        for further in self._further:
+            columns |= further()
+        return columns
 
     def flush(self) -> None:
         """Reads the newest step's scalars; after this, everything that happened is on record."""

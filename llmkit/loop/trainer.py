@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from llmkit.loop.batches import Batches, NoBatch
 from llmkit.loop.budget import Budget
 from llmkit.loop.control import NOTHING, Agreed, Control
 from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
+from llmkit.loop.epochs import epoch_columns
 from llmkit.loop.evaluate import evaluate
 from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
 from llmkit.loop.hook_list import HookList, name_of
@@ -81,6 +83,10 @@ class Trainer:
         """The requests that hold after the newest step."""
         self.phases, self.ledger = launch.phases, Ledger(launch.phases.totals)
         self.work = Work(plan)
+        self.row_columns: list[Callable[[], Mapping[str, Any]]] = [self.ledger.columns]
+        """Called for a row that is due, on rank 0: each gives some of its columns."""
+        if self.mesh.rank == 0:
+            self.row_columns.append(partial(epoch_columns, loader))
         self._started, self._sinks = launch.started, sinks
         self._was_done, self._saved_state = was_done, saved_state
         self.init_from: Mapping[str, Any] | None = saved_state.get("init_from")
@@ -112,8 +118,8 @@ class Trainer:
         work, devices = self.work, self.mesh.world_size
         speed = Speed(self.plan.tokens_per_step, work.full, work.recomputed, peak, label, devices)
         self.log = StepLog(
-            self.state, self.mesh.device, self.phases, self._recorder, speed, self.ledger, self._write_row,
-            self.config.train.max_nonfinite_steps, lambda: self.saved_step, self._step_limit,
+            self.state, self.mesh.device, self.phases, self._recorder, speed, self.row_columns,
+            self._write_row, self.config.train.max_nonfinite_steps, lambda: self.saved_step, self._step_limit,
         )  # fmt: skip
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")

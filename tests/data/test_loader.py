@@ -617,3 +617,17 @@ def test_the_first_lane_at_its_end_is_told() -> None:
         assert note.startswith("source web: lane ")
         assert note.endswith("(max_epochs 1); its rows hold no targets until all lanes are")
         assert loader.lanes_left == {0: 1}
+
+
+def test_what_was_seen_of_each_source_is_what_was_handed_out_over_resumes():
+    prepared, config = two()
+    loader = TrainLoader(prepared, config, SEED, 6, 2, 1, 2)
+    halves = [TrainLoader(prepared, config, SEED, 6, 2, rank, 2) for rank in range(2)]
+    counts = Counter(row[0] for each in halves for step in take(each, 50) for row in real_rows(step))
+    assert halves[0].seen() == halves[1].seen()
+    assert {name: tokens for name, (tokens, _) in halves[0].seen().items()} == {
+        "large": counts[0] * T, "small": counts[1] * T
+    }  # fmt: skip
+    assert [size for _, size in halves[0].seen().values()] == [s.rows.period for s in prepared.train]
+    loader.load_state(halves[1].state(lambda text: [text]), 50)
+    assert loader.seen() == halves[1].seen()

@@ -42,7 +42,7 @@ class Steps:
         self.phases = Phases(lambda: self.now)
         self.log = StepLog(
             self.state, torch.device("cpu"), self.phases, self.recorder,
-            Speed(TOKENS, FLOPS, 0.0, PEAK, "measured", DEVICES), Ledger(self.phases.totals),
+            Speed(TOKENS, FLOPS, 0.0, PEAK, "measured", DEVICES), [Ledger(self.phases.totals).columns],
             self.rows.append, max_skipped, lambda: None,
         )  # fmt: skip
 

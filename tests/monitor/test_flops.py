@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from llmkit.batch import Batch
 from llmkit.config.shape import ModelShape
+from llmkit.model.gpt import GPT
 from llmkit.monitor.flops import (
     causal_flops_per_token,
     recomputed_flops_per_token,
     train_flops_per_token,
     utilization,
 )
+from tests.shapes import GPT2_STYLE, LLAMA_STYLE, randomise
 
 GPT2 = ModelShape(
     vocab_size=50257, padded_vocab_size=50304, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
@@ -93,6 +98,34 @@ def test_products_that_are_computed_again() -> None:
     normed = replace(LLAMA_1B, norm_placement="both")
     more = recomputed_flops_per_token(normed, 2048, "full") - 16 * (2 * block + attention)
     assert more == 16 * 2 * 2048 * 8192
+
+
+def products_counted(shape: ModelShape, how: str = "none", every: int = 1) -> float:
+    """FLOPs a token of the matrix products that PyTorch counts in a forward and backward pass."""
+    model = randomise(GPT(shape, activation_checkpointing=how, activation_checkpointing_every=every))
+    tokens = torch.arange(93).view(3, 31) % shape.vocab_size
+    with FlopCounterMode(display=False) as counter:
+        model(Batch(tokens[:, :-1], tokens[:, 1:])).nats.sum().backward()
+    counted = counter.get_flop_counts()["Global"].items()
+    return sum(flops for operation, flops in counted if "attention" not in str(operation)) / 90
+
+
+@pytest.mark.parametrize("shape", [GPT2_STYLE, replace(LLAMA_STYLE, num_hidden_layers=3)])
+def test_products_are_those_that_pytorch_counts(shape: ModelShape) -> None:
+    causal = causal_flops_per_token(shape, [30])
+    assert causal is not None
+    width = shape.num_attention_heads * shape.head_dim
+    padding = (shape.padded_vocab_size - shape.vocab_size) * shape.hidden_size
+    attention = 12 * shape.num_hidden_layers * width * 31 / 2
+    counted = products_counted(shape)
+    assert causal - attention + 6 * padding == counted
+    assert products_counted(shape, "selective") == counted
+    for normed in (shape, replace(shape, norm_placement="both")):
+        for every in (1, 2):
+            again = products_counted(normed, "full", every) - products_counted(normed)
+            blocks = len(range(0, shape.num_hidden_layers, every))
+            expected = recomputed_flops_per_token(normed, 30, "full", every)
+            assert expected == again + 4 * blocks * width * 30  # attention, not counted above
 
 
 def test_utilization_is_the_share_of_what_all_devices_could_do() -> None:
