@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer as Trainer
     from llmkit.model.base import Model as Model
     from llmkit.model.base import ModelContext as ModelContext
+    from llmkit.monitor import media as media
     from llmkit.monitor.sink import Sink as Sink
     from llmkit.optim.base import Optimizer as Optimizer
     from llmkit.registry import register as register
@@ -56,6 +57,7 @@ _HOMES = {
     "UserError": "llmkit.errors:UserError",
     "layers": "llmkit.layers:",
     "load": "llmkit.api:load",
+    "media": "llmkit.monitor.media:",
     "register": "llmkit.registry:register",
     "train": "llmkit.api:train",
 }

@@ -184,6 +184,13 @@ class Run(TrainedModel):
         return self._rows("events.jsonl")
 
     @property
+    def media(self) -> list[dict[str, Any]]:
+        """What is no number: tables, histograms and images, as `llmkit.media` describes them."""
+        from llmkit.monitor.media import read_media
+
+        return read_media(self.path)
+
+    @property
     def checkpoints(self) -> list[Path]:
         """The folders of its checkpoints, the oldest first."""
         from llmkit.checkpoint.read import folders

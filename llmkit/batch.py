@@ -24,6 +24,8 @@ class Batch(NamedTuple):
     bounds: the same as `document_bounds` gives it, int32, or None: not known on the host.
     reference: of pairs, (batch / 2, 2) fp32: the log-probabilities of both sequences under the reference
         model. Rows 2 k and 2 k + 1 are then the chosen and the rejected sequence of pair k.
+    sources: (batch, sources) bool, or (batch / 2, sources) of pairs: which data source each row is of, none
+        for a row that only fills; None: there is one source, or nobody asks.
     """
 
     tokens: Tensor
@@ -31,6 +33,7 @@ class Batch(NamedTuple):
     documents: Tensor | None = None
     bounds: Tensor | None = None
     reference: Tensor | None = None
+    sources: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; the copy does not wait if the memory is pinned."""
@@ -47,7 +50,7 @@ class Rows(NamedTuple):
     end_of_text: its id where documents are masked from each other: as an input it opens the next one. None
         where a position attends to all before it.
     bounds: of the documents, as `document_bounds` gives it; `of` computes it.
-    reference: as in `Batch`.
+    reference, sources: as in `Batch`.
     """
 
     tokens: Tensor
@@ -55,6 +58,7 @@ class Rows(NamedTuple):
     end_of_text: int | None = None
     bounds: Tensor | None = None
     reference: Tensor | None = None
+    sources: Tensor | None = None
 
     @classmethod
     def of(
@@ -63,24 +67,23 @@ class Rows(NamedTuple):
         is_target: Tensor | None,
         end_of_text: int | None,
         reference: Tensor | None = None,
+        sources: Tensor | None = None,
     ) -> Rows:
         """Rows with the bounds of their documents, which lie in pinned memory where the tokens do."""
         bounds = None if end_of_text is None else document_bounds(tokens[:, :-1] == end_of_text)
         if bounds is not None and tokens.is_pinned():
             bounds = bounds.pin_memory()
-        return cls(tokens, is_target, end_of_text, bounds, reference)
+        return cls(tokens, is_target, end_of_text, bounds, reference, sources)
 
     def pinned_for(self, device: torch.device) -> Rows:
         """The same rows; for a GPU in page-locked memory, which it reads while the host goes on."""
         if device.type != "cuda":
             return self
-        is_target, bounds, reference = (
-            None if each is None else each.pin_memory()
-            for each in (self.is_target, self.bounds, self.reference)
-        )
-        return self._replace(
-            tokens=self.tokens.pin_memory(), is_target=is_target, bounds=bounds, reference=reference
-        )
+        given = (self.tokens, self.is_target, self.bounds, self.reference, self.sources)
+        tokens, *others = (None if each is None else each.pin_memory() for each in given)
+        assert tokens is not None
+        is_target, bounds, reference, sources = others
+        return Rows(tokens, is_target, self.end_of_text, bounds, reference, sources)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, made there; nothing waits for the copy if the memory is pinned."""
@@ -91,11 +94,11 @@ class Rows(NamedTuple):
         documents = None
         if self.end_of_text is not None:
             documents = (tokens == self.end_of_text).cumsum(1, dtype=torch.int32)
-        bounds, reference = (
+        others = (
             None if each is None else each.to(device, non_blocking=True)
-            for each in (self.bounds, self.reference)
+            for each in (self.bounds, self.reference, self.sources)
         )
-        return Batch(tokens, labels, documents, bounds, reference)
+        return Batch(tokens, labels, documents, *others)
 
 
 def split_pairs(rows: Tensor, labels: int = 1) -> Tensor:
@@ -121,12 +124,15 @@ class LossSum(NamedTuple):
         ranks must have the same value: a sum over sharded activations needs `layers.reduce_from_group`.
     likeliest: (batch,) int64, how many of the row's targets are the token that the model finds likeliest;
         None = not counted. Needed only to score answers, in `Engine.score`.
+    by_token: (batch, seq) fp32, what each label adds to `nats`, 0 where it is no target, without a gradient;
+        None = not known. Needed only for the loss by position.
     """
 
     nats: Tensor
     targets: Tensor
     extras: Mapping[str, Tensor] = MappingProxyType({})
     likeliest: Tensor | None = None
+    by_token: Tensor | None = None
 
     @classmethod
     def of_logits(cls, logits: Tensor, labels: Tensor) -> LossSum:
@@ -135,8 +141,8 @@ class LossSum(NamedTuple):
         Where gradients are off, `likeliest` is counted, too.
         """
         flat, wanted = logits.flatten(0, 1).float(), labels.flatten()
-        nats = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="none")
-        loss = cls(nats.view_as(labels).sum(-1), (labels != IGNORE).sum(-1))
+        nats = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="none").view_as(labels)
+        loss = cls(nats.sum(-1), (labels != IGNORE).sum(-1), by_token=nats.detach())
         if torch.is_grad_enabled():
             return loss
         return loss._replace(likeliest=(logits.argmax(-1) == labels).sum(-1))

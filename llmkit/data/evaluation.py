@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from llmkit.batch import Rows, split_pairs
 from llmkit.data.prepared import Prepared
+
+
+class HeldOutPart(NamedTuple):
+    """What is held out of a source. rows: of those that this rank reads, in their order. targets,
+    text_bytes: over all ranks, as in `HeldOut`."""
+
+    name: str
+    rows: slice
+    targets: int
+    text_bytes: int
 
 
 class HeldOut:
@@ -21,7 +33,8 @@ class HeldOut:
     half of that length), where a row is a pair.
 
     text_bytes: UTF-8 bytes of all the held-out documents, over all ranks, for bits per byte; 0 for pairs.
-    targets: how many, over all ranks; of pairs, their number.
+    targets: how many, over all ranks; of pairs, their number. length: tokens of
+    a row.
     """
 
     def __init__(self, prepared: Prepared, batch_rows: int, rank: int = 0, world_size: int = 1) -> None:
@@ -31,10 +44,23 @@ class HeldOut:
         self._rank, self._world = rank, world_size
         self.text_bytes = 0 if prepared.has_pairs else prepared.heldout_bytes
         self.targets = prepared.heldout_targets
-        length = prepared.sequence_length
+        self.length = length = prepared.sequence_length
         self._starts = [range(0, source.reader.tokens - 1, length) for source in prepared.heldout]
         self._ends = list(accumulate(map(len, self._starts)))  # rows of each source and those before it
         self._rows = self._ends[-1] if self._ends else 0
+
+    @cached_property
+    def sources(self) -> list[HeldOutPart]:
+        """What is held out of each source."""
+        return [self._part(number) for number in range(len(self._ends))]
+
+    def _part(self, number: int) -> HeldOutPart:
+        held, pairs = self._prepared.heldout[number], self._prepared.has_pairs
+        first = self._ends[number - 1] if number else 0
+        low, high = (-(-(row - self._rank) // self._world) for row in (first, self._ends[number]))
+        targets = held.reader.documents if pairs else held.reader.count_targets()
+        text_bytes = 0 if pairs else held.reader.index.text_bytes
+        return HeldOutPart(held.name, slice(low, high), targets, text_bytes)
 
     def __len__(self) -> int:
         """Batches of each rank."""

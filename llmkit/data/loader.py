@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from pydantic import JsonValue
+from torch import Tensor
 from xxhash import xxh64_intdigest
 
 from llmkit.batch import Rows, split_pairs
@@ -218,6 +220,11 @@ class TrainLoader:
         return self._ahead
 
     @property
+    def source_names(self) -> list[str]:
+        """Of the sources, in the order of `Rows.sources`."""
+        return self._names
+
+    @property
     def lanes_left(self) -> dict[int, int]:
         """Of each live source with `max_epochs`, by index: the lanes of this rank that are not at their end.
 
@@ -368,7 +375,18 @@ class TrainLoader:
         texts = text.split(sequences)
         masks = [None] * len(texts) if is_target is None else is_target.split(sequences)
         known = [None] * len(texts) if block.reference is None else block.reference.split(self._micro)
+        sources = self._sources_of_rows(block)
         return [
-            Rows.of(text, is_target, self._boundary, reference)
-            for text, is_target, reference in zip(texts, masks, known, strict=True)
+            Rows.of(text, is_target, self._boundary, reference, source)
+            for text, is_target, reference, source in zip(texts, masks, known, sources, strict=True)
         ]
+
+    def _sources_of_rows(self, block: RowsOfBlock) -> Sequence[Tensor | None]:
+        """`Rows.sources` of each micro-batch; None where there is only one source."""
+        if len(self._names) == 1:
+            return [None] * (block.sources.size // self._micro)
+        number = torch.from_numpy(block.sources.reshape(-1, 1))
+        shape = (len(number), len(self._names))
+        is_of = torch.empty(shape, dtype=torch.bool, pin_memory=block.text.is_pinned())
+        torch.eq(number, torch.arange(len(self._names)), out=is_of)
+        return is_of.split(self._micro)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
+from llmkit.engine.loss_parts import sums_by_position, sums_by_source
 from llmkit.engine.parts import StepParts
 from llmkit.engine.state_shards import Source
 from llmkit.errors import UserError
@@ -31,6 +32,14 @@ def next_token(loss: LossSum, batch: Batch) -> LossSum:
     return loss
 
 
+Observer = Callable[[Batch, LossSum], None]
+"""Looks at a batch and its loss."""
+
+
+def ignore(batch: Batch, loss: LossSum) -> None:
+    """The observer that does nothing."""
+
+
 class StepResult(NamedTuple):
     """Outcome of one optimizer step over the global batch, the same on all ranks.
 
@@ -42,6 +51,8 @@ class StepResult(NamedTuple):
     skipped: 1.0 where a non-finite gradient made the update void, else 0.0; fp32.
     extras: the model's further sums (`LossSum.extras`) over the global batch, fp64.
     parts: seconds of communication and optimizer; None where the engine cannot tell, or nothing was computed.
+    by_source: nats and targets of each data source, (sources, 2) fp64; None: see `Batch.sources`.
+    by_position: the same of each of `position_ranges`; None: not asked for, or not known.
     """
 
     loss_sum: Tensor
@@ -50,6 +61,8 @@ class StepResult(NamedTuple):
     skipped: Tensor
     extras: Mapping[str, Tensor] = MappingProxyType({})
     parts: StepParts | None = None
+    by_source: Tensor | None = None
+    by_position: Tensor | None = None
 
 
 def without_targets(device: torch.device) -> StepResult:
@@ -58,8 +71,24 @@ def without_targets(device: torch.device) -> StepResult:
     return StepResult(zero.double(), 0, zero, zero)
 
 
+class SumsOfStep(NamedTuple):
+    """Sums over the global batch, as in `StepResult`."""
+
+    loss: Tensor
+    extras: dict[str, Tensor]
+    by_source: Tensor | None
+    by_position: Tensor | None
+
+    def result(self, targets: int, grad_norm: Tensor, skipped: Tensor) -> StepResult:
+        """The outcome of the step, but for what only engines know."""
+        return StepResult(
+            self.loss, targets, grad_norm, skipped, self.extras,
+            by_source=self.by_source, by_position=self.by_position,
+        )  # fmt: skip
+
+
 class StepSums:
-    """The sums of a step over its micro-batches: of the loss and of the model's extras, fp64.
+    """The sums of a step over its micro-batches: of the loss, its parts and the model's extras, fp64.
 
     One object serves all steps: it knows the names of the extras, which must not change.
     """
@@ -69,19 +98,27 @@ class StepSums:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
 
-    def start(self, device: torch.device) -> None:
-        """Before the first micro-batch of a step."""
+    def start(self, device: torch.device, by_position: bool = False) -> None:
+        """Before the first micro-batch of a step. by_position: whether these sums are wanted."""
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.extras: dict[str, Tensor] = {}
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.wants_positions = by_position
+        self.by_position: Tensor | None = None
 
-    def add(self, loss: LossSum) -> None:
+    def add(self, loss: LossSum, batch: Batch) -> None:
         """Adds a micro-batch."""
         self.loss += loss.nats.detach().sum()
+        if batch.sources is not None:
+            self.rows.append((loss.nats.detach(), loss.targets, batch.sources))
+        if self.wants_positions and loss.by_token is not None:
+            found = sums_by_position(loss.by_token, batch)
+            self.by_position = found if self.by_position is None else self.by_position + found
         for name, extra in loss.extras.items():
             value = extra.detach().double()
             self.extras[name] = self.extras[name] + value if name in self.extras else value
 
-    def over_ranks(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def over_ranks(self) -> SumsOfStep:
         """The sums over all ranks that see other tokens, in one exchange; nothing waits for the device.
 
         Collective. Raises UserError where the names of the extras differ between ranks, or change.
@@ -96,10 +133,15 @@ class StepSums:
                 f"LossSum.extras of the model had the names ({', '.join(self.names)}), in this step they are "
                 f"({', '.join(names)}): give the same for every batch, 0 where there is nothing to add"
             )
-        total = self.mesh["data", "context"].sum(
-            torch.stack([self.loss, *(self.extras[name] for name in names)])
-        )
-        return total[0], dict(zip(names, total[1:].unbind(), strict=True))
+        parts = [sums_by_source(self.rows) if self.rows else None, self.by_position]
+        numbers = torch.stack([self.loss, *(self.extras[name] for name in names)])
+        flat = [numbers, *(part.flatten() for part in parts if part is not None)]
+        self.mesh["data", "context"].sum(total := torch.cat(flat))
+        numbers, total = total[: len(numbers)], total[len(numbers) :]
+        for index, part in enumerate(parts):
+            if part is not None:
+                parts[index], total = total[: part.numel()].view_as(part), total[part.numel() :]
+        return SumsOfStep(numbers[0], dict(zip(names, numbers[1:].unbind(), strict=True)), *parts)
 
 
 @dataclass(frozen=True)
@@ -129,20 +171,26 @@ class Engine(Protocol):
     model: Model
 
     def train_step(
-        self, micro_batches: Sequence[Batch], targets: int, values: StepValues = AS_CONFIGURED
+        self,
+        micro_batches: Sequence[Batch],
+        targets: int,
+        values: StepValues = AS_CONFIGURED,
+        measure: bool = False,
     ) -> StepResult:
         """One update: the gradient is that of the summed loss divided by `targets`, the global count.
 
         Without a target anywhere there is no gradient, and no update: weights, moments and their count stay.
         micro_batches: of this data-parallel rank; as many, and of the same shape, on every rank. values: what
-        the step multiplies the optimizers' settings by.
+        the step multiplies the optimizers' settings by. measure: whether the result has what takes time to
+        find, too.
         """
         ...
 
-    def evaluate(self, batches: Iterable[Batch]) -> LossSum:
+    def evaluate(self, batches: Iterable[Batch], observe: Observer = ignore) -> LossSum:
         """Loss of each row without updating anything; rows of all batches behind each other, extras summed.
 
-        The rows are those of this data-parallel rank: sums over all are the caller's.
+        The rows are those of this data-parallel rank: sums over all are the caller's. observe: called with
+        each batch and its loss.
         """
         ...
 
@@ -181,7 +229,12 @@ class Engine(Protocol):
         ...
 
 
-def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: Iterable[Batch]) -> LossSum:
+def evaluate_rows(
+    model: Model,
+    forward: Callable[[Batch], LossSum],
+    batches: Iterable[Batch],
+    observe: Observer = ignore,
+) -> LossSum:
     """Loss of each row of the batches, dropout off; `forward` is how the engine calls `model`."""
     training = model.training
     if model.has_dropout:
@@ -193,6 +246,7 @@ def evaluate_rows(model: Model, forward: Callable[[Batch], LossSum], batches: It
     try:
         for batch in batches:
             rows = forward(batch)
+            observe(batch, rows)
             found.append(LossSum(rows.nats.detach(), rows.targets, likeliest=rows.likeliest))
             for name, extra in rows.extras.items():
                 value = extra.detach().double()

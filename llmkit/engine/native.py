@@ -19,9 +19,11 @@ from llmkit.engine.base import (
     BUCKET_SIZES,
     BucketSizes,
     Objective,
+    Observer,
     StepResult,
     StepSums,
     evaluate_rows,
+    ignore,
     next_token,
     score_rows,
     without_targets,
@@ -101,14 +103,18 @@ class NativeEngine:
                 self.written |= each.rounded.keys()
 
     def train_step(
-        self, micro_batches: Sequence[Batch], targets: int, values: StepValues = AS_CONFIGURED
+        self,
+        micro_batches: Sequence[Batch],
+        targets: int,
+        values: StepValues = AS_CONFIGURED,
+        measure: bool = False,
     ) -> StepResult:
         """See `Engine.train_step`. Nothing here waits for the device."""
         device = next(iter(self.weights.values())).device
         if targets == 0:
             return without_targets(device)
         parts = StepParts(device)
-        self.first_pass.run(lambda: self._forward_and_backward(micro_batches, targets))
+        self.first_pass.run(lambda: self._forward_and_backward(micro_batches, targets, measure))
         with parts.part("communication"):
             self.masters.reduce()
         with parts.part("optimizer"):
@@ -119,18 +125,18 @@ class NativeEngine:
             self._update(skipped, values)
         with parts.part("communication"):
             self.masters.send_weights()
-            loss_sum, extras = self.sums.over_ranks()
-        return StepResult(loss_sum, targets, norm, skipped, extras, parts)
+            sums = self.sums.over_ranks()
+        return sums.result(targets, norm, skipped)._replace(parts=parts)
 
-    def _forward_and_backward(self, micro_batches: Sequence[Batch], targets: int) -> None:
+    def _forward_and_backward(self, micro_batches: Sequence[Batch], targets: int, measure: bool) -> None:
         """The sums and this rank's gradients of a step, whatever those of an earlier one are."""
         self.masters.zero_gradients()
-        self.sums.start(micro_batches[0].tokens.device)
+        self.sums.start(micro_batches[0].tokens.device, by_position=measure)
         for index, batch in enumerate(micro_batches):
             self.masters.before_backward(index == len(micro_batches) - 1)
             loss = self.objective(self.model(batch), batch)
             (loss.objective / targets).backward()
-            self.sums.add(loss)
+            self.sums.add(loss, batch)
 
     def _gradient_norm(self, device: torch.device) -> Tensor:
         """The L2 norm of the full model's gradient, of which a rank may hold a part only: () fp32."""
@@ -168,7 +174,7 @@ class NativeEngine:
             self.first_pass.update(optimizer.step)
         self.masters.round_weights(self.written)
 
-    def evaluate(self, batches: Iterable[Batch]) -> LossSum:
+    def evaluate(self, batches: Iterable[Batch], observe: Observer = ignore) -> LossSum:
         """See `Engine.evaluate`.
 
         The forward pass is the one of training, gradients enabled: torch.compile then has no second
@@ -180,6 +186,7 @@ class NativeEngine:
                 lambda: self.objective(self.model(batch), batch), with_backward=False
             ),
             batches,
+            observe,
         )
 
     def score(self, batches: Iterable[Batch]) -> LossSum:

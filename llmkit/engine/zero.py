@@ -20,9 +20,11 @@ from llmkit.checkpoint.pieces import Piece
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import (
     Objective,
+    Observer,
     StepResult,
     StepSums,
     evaluate_rows,
+    ignore,
     next_token,
     score_rows,
     without_targets,
@@ -123,14 +125,18 @@ class ZeroEngine:
                         hooks[key] = torch.compiler.disable(hook)
 
     def train_step(
-        self, micro_batches: Sequence[Batch], targets: int, values: StepValues = AS_CONFIGURED
+        self,
+        micro_batches: Sequence[Batch],
+        targets: int,
+        values: StepValues = AS_CONFIGURED,
+        measure: bool = False,
     ) -> StepResult:
         """See `Engine.train_step`."""
         if targets == 0:
             return without_targets(micro_batches[0].tokens.device)
         # DeepSpeed averages over the data-parallel ranks; it must not divide by the micro-batches too.
         share = self.mesh["data", "context"].size / targets
-        self.first_pass.run(lambda: self._forward_and_backward(micro_batches, share))
+        self.first_pass.run(lambda: self._forward_and_backward(micro_batches, share, measure))
         set_values(self.optimizer.optimizers.values(), values)
         self.engine.step()
         if self.zero.overflow and hasattr(self.zero, "averaged_gradients"):
@@ -140,12 +146,12 @@ class ZeroEngine:
             self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.sums.loss.device
         )
         skipped = torch.full_like(norm, float(self.zero.overflow))
-        loss_sum, extras = self.sums.over_ranks()
-        return StepResult(loss_sum, targets, norm, skipped, extras)
+        sums = self.sums.over_ranks()
+        return sums.result(targets, norm, skipped)
 
-    def _forward_and_backward(self, micro_batches: Sequence[Batch], share: float) -> None:
+    def _forward_and_backward(self, micro_batches: Sequence[Batch], share: float, measure: bool) -> None:
         """The sums of a step, and the gradients of the objective times `share`, which DeepSpeed keeps."""
-        self.sums.start(micro_batches[0].tokens.device)
+        self.sums.start(micro_batches[0].tokens.device, by_position=measure)
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss = self.objective(self.engine(batch), batch)
@@ -153,9 +159,9 @@ class ZeroEngine:
             if not self.model.uses_every_parameter:
                 self.use.check(objective)
             self.engine.backward(objective * share, scale_wrt_gas=False)
-            self.sums.add(loss)
+            self.sums.add(loss, batch)
 
-    def evaluate(self, batches: Iterable[Batch]) -> LossSum:
+    def evaluate(self, batches: Iterable[Batch], observe: Observer = ignore) -> LossSum:
         """See `Engine.evaluate`; gradients are enabled, as in the native engine, and for the same reason."""
         return evaluate_rows(
             self.model,
@@ -163,6 +169,7 @@ class ZeroEngine:
                 lambda: self.objective(self.engine(batch), batch), with_backward=False
             ),
             batches,
+            observe,
         )
 
     def score(self, batches: Iterable[Batch]) -> LossSum:

@@ -71,7 +71,8 @@ def head_loss(
     terms: `nats` is the cross-entropy whatever is added to it; what
     is added are the extras "z_loss" and "label_smoothing", sums over the batch. gradients: False where no
     backward pass will follow; a form may then return values without a gradient. compiled: whether a form
-    may compile parts of its own. This form keeps all logits, and leaves both to its caller.
+    may compile parts of its own. This form keeps all logits, and leaves both to its caller. `by_token` is
+    known to all forms of llmkit; those of others may leave it out.
     """
     if group is None:
         product = F.linear(hidden, weight)
@@ -83,7 +84,8 @@ def head_loss(
     if group is None and not (terms.z_loss or terms.label_smoothing):
         flat = logits.flatten(0, 1)
         nats = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORE, reduction="none")
-        return LossSum(nats.view_as(labels).sum(-1), is_target.sum(-1))
+        nats = nats.view_as(labels)
+        return LossSum(nats.sum(-1), is_target.sum(-1), by_token=nats.detach())
     log_sum, target = statistics(logits, labels - first, group)
     extras: dict[str, Tensor] = {}
     if terms.z_loss:
@@ -93,7 +95,8 @@ def head_loss(
         mean = reduce_from_group(all_logits, group) / vocab_size
         extras["label_smoothing"] = terms.label_smoothing * (target - mean).where(is_target, 0.0).sum()
     nats = infinite_outside(log_sum - target, labels, vocab_size).where(is_target, 0.0)
-    return LossSum(nats.sum(sequence), is_target.sum(sequence), extras)
+    by_token = nats.detach().t() if pieces else nats.detach()
+    return LossSum(nats.sum(sequence), is_target.sum(sequence), extras, by_token=by_token)
 
 
 def infinite_outside(nats: Tensor, labels: Tensor, vocab_size: int) -> Tensor:

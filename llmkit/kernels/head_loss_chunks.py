@@ -176,8 +176,9 @@ def _forward(
     hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, size: int,
     pieces: bool, softcap: float, z_loss: float, label_smoothing: float, rows: str, gradients: bool,
     weight_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(batch,) each: nats, z-loss, label smoothing; and what the backward pass needs.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(batch,) each: nats, z-loss, label smoothing; the nats by label, (batch, seq); and what the backward
+    pass needs.
 
     That is, *kept*, the gradients of the logits and nothing; *in chunks* those of hidden states and weight.
     Then the hidden states of all tokens where `hidden` is a piece of them, else nothing.
@@ -199,8 +200,9 @@ def _forward(
         smoothing = torch.zeros_like(log_sum)
     nats = infinite_outside(log_sum - target, targets, vocab_size)
     by_token = torch.stack((nats, of_z, smoothing)).where(weights > 0, 0.0)
+    by_label = ranks.by_label(by_token[0], len(labels))
     nats, of_z, smoothing = (each.clone() for each in ranks.by_row(by_token, len(labels)))
-    return nats, of_z, smoothing, one, other, flat if pieces else hidden.new_empty(0)
+    return nats, of_z, smoothing, by_label, one, other, flat if pieces else hidden.new_empty(0)
 
 
 _forward_operator = torch.library.custom_op("llmkit::head_loss", _forward, mutates_args=())
@@ -215,7 +217,7 @@ def _(
     hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int, first: int, group: str, size: int,
     pieces: bool, softcap: float, z_loss: float, label_smoothing: float, rows: str, gradients: bool,
     weight_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sums = [hidden.new_empty(len(labels), dtype=torch.float32) for _ in range(3)]
     tokens, width = labels.numel(), hidden.shape[-1]
     if not gradients:
@@ -226,7 +228,9 @@ def _(
         shape = weight.shape if weight_gradient else (0,)
         own = tokens // size if pieces else tokens
         one, other = hidden.new_empty(own, width), hidden.new_empty(shape, dtype=torch.float32)
-    return sums[0], sums[1], sums[2], one, other, hidden.new_empty((tokens, width) if pieces else 0)
+    by_label = hidden.new_empty(labels.shape, dtype=torch.float32)
+    gathered = hidden.new_empty((tokens, width) if pieces else 0)
+    return sums[0], sums[1], sums[2], by_label, one, other, gathered
 
 
 def _backward(
@@ -295,11 +299,11 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight, labels, *settings, _, _ = inputs
-    *_, one, other, gathered = output
+    *_, by_label, one, other, gathered = output
     pieces = settings[4]
     ctx.save_for_backward(gathered if pieces else hidden, weight, labels, one, other)
     ctx.shape, ctx.settings = hidden.shape, settings
-    ctx.mark_non_differentiable(one, other, gathered)
+    ctx.mark_non_differentiable(by_label, one, other, gathered)
     ctx.set_materialize_grads(False)
 
 
@@ -353,7 +357,7 @@ def head_loss(
     if not gradients:
         hidden, weight = hidden.detach(), weight.detach()
     compute: Any = _forward_operator if torch.compiler.is_compiling() else _HeadLoss.apply
-    nats, z_loss, label_smoothing, *_ = compute(
+    nats, z_loss, label_smoothing, by_token, *_ = compute(
         hidden, weight, labels, vocab_size, first,
         "" if group is None else group.group_name, 1 if group is None else group.size(),
         pieces, *terms, rows or ("compiled" if compiled else "torch"),
@@ -361,4 +365,4 @@ def head_loss(
     )  # fmt: skip
     extras = {"z_loss": z_loss, "label_smoothing": label_smoothing}
     extras = {name: extra.sum() for name, extra in extras.items() if getattr(terms, name)}
-    return LossSum(nats, (labels != IGNORE).sum(-1), extras)
+    return LossSum(nats, (labels != IGNORE).sum(-1), extras, by_token=by_token)

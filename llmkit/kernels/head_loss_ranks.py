@@ -43,6 +43,12 @@ class Ranks(NamedTuple):
         tokens = by_row[..., None].expand(*by_row.shape, length)
         return (tokens.mT if self.pieces else tokens).flatten(-2)
 
+    def by_label(self, by_token: Tensor, batch: int) -> Tensor:
+        """(tokens,) -> (batch, seq): the value of each label, in memory of its own."""
+        if self.pieces:
+            return by_token.unflatten(-1, (-1, batch)).t().contiguous()
+        return by_token.unflatten(-1, (batch, -1)).clone()
+
     def by_row(self, by_token: Tensor, batch: int) -> Tensor:
         """(..., tokens) -> (..., batch): the sum over each row."""
         if self.pieces:

@@ -20,6 +20,7 @@ from llmkit.loop.learning_rate import rate_change
 from llmkit.loop.resume import ResumePoint, changed_settings, settings_of
 from llmkit.loop.samples import cut_back_samples
 from llmkit.monitor.jsonlines import Row
+from llmkit.monitor.media import cut_back_media
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.plan import Plan
 
@@ -46,6 +47,7 @@ def begin(
     last = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
     metrics.cut_back(state.step)
     cut_back_samples(folder.path, state.step)
+    cut_back_media(folder.path, state.step)
     folder.write_text("config.yaml", to_yaml(_located(loaded.config)))
     fields: dict[str, Any] = {"step": state.step}
     fields["config"] = folder.keep_config(to_yaml(loaded.config, loaded.origins))

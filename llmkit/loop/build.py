@@ -30,6 +30,7 @@ from llmkit.loop.tasks import tasks_of, tasks_on_record
 from llmkit.loop.trainer import Trainer
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog, failure_recorded
+from llmkit.monitor.media import MediaSink
 from llmkit.monitor.metrics import MetricsFile, MetricsSink
 from llmkit.monitor.sink import Sink, SinkThread
 from llmkit.monitor.tensorboard import TensorBoardSink
@@ -68,7 +69,7 @@ def _build(
     if checkpoint is not None:
         state = resumed_state(checkpoint, config, data.fingerprint, note)
     with fail_together(mesh):
-        sinks = _sinks(launch, metrics, console, stack)
+        sinks = _sinks(launch, folder, metrics, console, stack)
         loader, data_changes = _open_loader(launch, plan, data, checkpoint, state, stack)
     adapts = config.train.lora.rank > 0  # then the run's own checkpoints have the adapters alone
     engine = build_engine(
@@ -78,6 +79,7 @@ def _build(
         objective=DpoLoss(config.train.dpo) if config.train.objective == "dpo" else next_token,
     )  # fmt: skip
     stack.callback(engine.close)
+    events.listeners += [sink.event for sink in sinks]
     saved_state = {"init_from": initial.record()} if initial is not None else {}
     trainer = Trainer(
         launch, plan, data, loader, _heldout(launch, plan, data, note), engine, state,
@@ -126,17 +128,21 @@ def _close_record(file: MetricsFile | EventLog, note: Callable[[str], None]) -> 
         note(f"the last rows could not be written and are lost: {file.fault}")
 
 
-def _sinks(launch: Launch, metrics: MetricsFile, console: Console, stack: ExitStack) -> list[Sink]:
+def _sinks(
+    launch: Launch, folder: RunFolder, metrics: MetricsFile, console: Console, stack: ExitStack
+) -> list[Sink]:
     """What receives the rows: nothing but on rank 0. Sinks of others are closed by `stack`."""
     if launch.mesh.rank > 0:
         return []
     others = [*instances(make_all(launch.config, "sink"), Sink), *launch.sinks]
     if launch.config.monitor.tensorboard:
-        others.append(TensorBoardSink(metrics.path.parent / "tensorboard"))
+        others.append(TensorBoardSink(folder.path / "tensorboard"))
     fed = [SinkThread(sink, console.note) for sink in others]
     for thread in fed:
         stack.callback(thread.close)
-    return [MetricsSink(metrics, console.note), console, *fed]
+    media = MediaSink(folder.path, console.note)
+    stack.callback(media.close)
+    return [MetricsSink(metrics, console.note), media, console, *fed]
 
 
 def _open_loader(

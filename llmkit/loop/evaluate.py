@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
-from llmkit.batch import Batch
+from llmkit.batch import Batch, LossSum
 from llmkit.config.schema import Config
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.evaluation import HeldOut, HeldOutPart
 from llmkit.data.prefetch import GaveUp
 from llmkit.engine.base import Engine
+from llmkit.engine.loss_parts import position_ranges, sums_by_position
 from llmkit.loop.control import Control, Poll
 from llmkit.loop.hook import Evaluation
 from llmkit.loop.state import TrainState
@@ -30,14 +32,43 @@ def evaluate(
 
     Raises GaveUp, on all of them, where one is asked to stop meanwhile.
     """
-    rows = engine.evaluate(_batches(heldout, mesh.device, Poll(control, stop_code)))
+    positions: list[Tensor] = []
+
+    def observe(batch: Batch, loss: LossSum) -> None:
+        if loss.by_token is not None:
+            found = sums_by_position(loss.by_token, batch)
+            positions[:] = [found + before for before in positions] or [found]
+
+    rows = engine.evaluate(_batches(heldout, mesh.device, Poll(control, stop_code)), observe)
     measured = [name for name in MEASURES if name in rows.extras]
-    sums = torch.stack([rows.nats.double().sum(), *(rows.extras[name] for name in measured)])
-    totals = mesh["data", "context"].sum(sums).tolist()
+    sources = heldout.sources if len(heldout.sources) > 1 else []
+    sums = [rows.nats.double().sum(), *(rows.extras[name] for name in measured)]
+    sums += [rows.nats[part.rows].double().sum() for part in sources]
+    sums += [number for found in positions for number in found.flatten()]
+    totals = mesh["data", "context"].sum(torch.stack(sums)).tolist()
     # The very same everywhere: it may end the run. JSON knows NaN and infinity as Python writes them.
     nats, *others = json.loads(mesh.broadcast_text(json.dumps(totals)))
-    means = {name: value / heldout.targets for name, value in zip(measured, others, strict=True)}
-    return Evaluation(step, nats / heldout.targets, bits_per_byte(nats, heldout.text_bytes), means)
+    means = {name: value / heldout.targets for name, value in zip(measured, others, strict=False)}
+    parts = by_source(sources, others[len(measured) :])
+    if positions:
+        parts |= loss_at(others[len(measured) + len(sources) :], heldout.length)
+    return Evaluation(step, nats / heldout.targets, bits_per_byte(nats, heldout.text_bytes), means, parts)
+
+
+def by_source(sources: Sequence[HeldOutPart], nats: Sequence[float]) -> dict[str, float | None]:
+    """Columns of the held-out loss of each source that has targets; nats: the sum of each."""
+    columns: dict[str, float | None] = {}
+    for part, total in zip(sources, nats, strict=False):
+        if part.targets:
+            columns[f"loss/{part.name}"] = total / part.targets
+            columns[f"bits_per_byte/{part.name}"] = bits_per_byte(total, part.text_bytes)
+    return columns
+
+
+def loss_at(sums: Sequence[float], length: int) -> dict[str, float | None]:
+    """Columns of the loss by position; sums: of `sums_by_position`, flat; length: of a row."""
+    values = zip(position_ranges(length), sums[::2], sums[1::2], strict=True)
+    return {f"loss_at/{low}-{high - 1}": nats / count for (low, high), nats, count in values if count}
 
 
 def _batches(heldout: HeldOut, device: torch.device, poll: Poll) -> Iterator[Batch]:

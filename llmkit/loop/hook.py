@@ -32,13 +32,16 @@ class Evaluation:
     """Outcome of an evaluation, the same on all ranks.
 
     loss: held-out loss in nats per target; not finite where the model's is not. bits_per_byte: None where
-    the held-out tokens stand for no text. measures: means over pairs by name, with the objective dpo.
+    the held-out tokens stand for no text. measures: means over pairs by name, with the objective dpo. parts:
+    loss and bits per byte of each data source, where there are several, and the loss by position in the
+    document, as columns are named ("loss/web", "loss_at/0-31").
     """
 
     step: int
     loss: float
     bits_per_byte: float | None
     measures: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Hook:

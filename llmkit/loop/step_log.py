@@ -14,6 +14,7 @@ from llmkit.errors import RunFault
 from llmkit.loop.phases import Phases
 from llmkit.loop.recorder import Recorded, Recorder
 from llmkit.loop.scalars import Scalars
+from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_times import Speed, StepTimes
 from llmkit.monitor.hardware import peak_memory_gib, reserved_memory_gib
@@ -23,7 +24,8 @@ from llmkit.monitor.hardware import peak_memory_gib, reserved_memory_gib
 class _Step:
     """A step whose scalars are on their way to the host.
 
-    parts: None where they do not count, or are not known. timing: columns of a row; None: none is due.
+    by_source: how many of them are sums by source. parts: None where they do not count, or are not known.
+    timing: columns of a row; None: none is due.
     """
 
     step: int
@@ -31,6 +33,7 @@ class _Step:
     targets: int
     learning_rate: float
     scalars: Scalars | None
+    by_source: int
     parts: StepParts | None
     recorded: Recorded | None
     timing: dict[str, Any] | None
@@ -48,10 +51,11 @@ class StepLog:
     def __init__(
         self, state: TrainState, device: torch.device, phases: Phases, recorder: Recorder, speed: Speed,
         further: Sequence[Callable[[], Mapping[str, Any]]], write: Callable[[dict[str, Any]], None],
-        max_skipped: int, saved_step: Callable[[], int | None], limit: float | None = None,
+        max_skipped: int, saved_step: Callable[[], int | None], sources: SourceLosses,
+        limit: float | None = None,
     ) -> None:  # fmt: skip
         self._state, self._device, self._phases, self._recorder = state, device, phases, recorder
-        self._further, self._write = further, write
+        self._further, self._sources, self._write = further, sources, write
         self._max_skipped, self._saved_step, self._limit = max_skipped, saved_step, limit
         self._times = StepTimes(phases, speed)
         self._pending: _Step | None = None
@@ -76,13 +80,17 @@ class StepLog:
             for name, extra in result.extras.items():
                 self._recorder.record(name, extra / result.targets, "mean")
             values = [result.loss_sum, result.grad_norm, result.skipped]
+        if result.by_source is not None:
+            self._sources.add(result.by_source)
+        by_source = self._sources.take() if row_due else None
+        values += [by_source] if by_source is not None else []
         recorded = self._recorder.take() if row_due else None
         values += recorded.tensors if recorded else []
         scalars = Scalars(values) if values else None
         timing = self._timing() if row_due else None
         self._pending = _Step(
             self._state.step, self._state.tokens, result.targets, learning_rate, scalars,
-            result.parts if counts else None, recorded, timing,
+            0 if by_source is None else by_source.numel(), result.parts if counts else None, recorded, timing,
         )  # fmt: skip
 
     def _timing(self) -> dict[str, Any]:
@@ -116,12 +124,14 @@ class StepLog:
         if step.timing is not None:
             row |= step.timing | self._times.take_parts() | {"loss_mean": self._state.take_mean_loss()}
             row["skipped_total"] = self._state.skipped
+        if step.by_source:
+            row |= self._sources.columns(values[: step.by_source])
         if skipped:
             row["skipped"] = True
         if not step.targets:
             row["no_targets"] = True
         if step.recorded is not None:
-            row |= step.recorded.reduce(values)
+            row |= step.recorded.reduce(values[step.by_source :])
         if step.timing is not None or skipped or not step.targets:
             self._write(row)
         self._check_skipped(step)

@@ -32,6 +32,7 @@ from llmkit.loop.launch import Launch
 from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_timer import SaveTimer
+from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_log import StepLog
 from llmkit.loop.step_times import Speed
@@ -46,6 +47,7 @@ from llmkit.monitor.flops import perplexity
 from llmkit.monitor.goodput import Ledger
 from llmkit.monitor.hardware import device_peak
 from llmkit.monitor.jsonlines import plain
+from llmkit.monitor.media import checked
 from llmkit.monitor.sink import Sink
 from llmkit.optim.schedule import step_values
 from llmkit.parallel.randomness import seed_step
@@ -98,6 +100,7 @@ class Trainer:
         timer = SaveTimer(self.config.checkpoint.every_minutes, self.clock())
         self.hooks = HookList([TimeBudget(budget), timer, MicroBatchHint()], launch.hooks)
         self._recorder = Recorder(self.mesh, OWN_NAMES, gathers=self.hooks.has_others)
+        self._sources = SourceLosses(loader.source_names, self.mesh.device)
         self._samples = SampleLog(folder.path, self.mesh) if self.config.monitor.log_samples else None
         self._left_out = LeftOutReport(loader, console.note)
         stop.time_over = self._time_over
@@ -119,11 +122,13 @@ class Trainer:
         speed = Speed(self.plan.tokens_per_step, work.full, work.recomputed, peak, label, devices)
         self.log = StepLog(
             self.state, self.mesh.device, self.phases, self._recorder, speed, self.row_columns,
-            self._write_row, self.config.train.max_nonfinite_steps, lambda: self.saved_step, self._step_limit,
+            self._write_row, self.config.train.max_nonfinite_steps, lambda: self.saved_step,
+            self._sources, self._step_limit,
         )  # fmt: skip
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")
         self._recorder.load_state(self._saved_state.get("recorded", []))
+        self._sources.load_state(self._saved_state.get("sources", {}))
         self.hooks.load_states(self._saved_state.get("hooks", {}))
         self.hooks.call("on_start", self)
         raise_failures(self)
@@ -245,6 +250,16 @@ class Trainer:
         for sink in self._sinks:
             sink.write(row)
 
+    def write_media(self, item: Mapping[str, Any]) -> None:
+        """Records a histogram, a table or an image of this step in media.jsonl, and shows it to the sinks.
+
+        Made by the functions of `llmkit.monitor.media`; on ranks other than 0 nothing happens. Raises
+        UserError for another item.
+        """
+        item = {"step": self.state.step, **plain(checked(item))}
+        for sink in self._sinks:
+            sink.media(item)
+
     def save(self) -> Path:
         """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
 
@@ -285,6 +300,7 @@ class Trainer:
             "started_in": os.getcwd(),  # where relative paths of the settings start from
             "hooks": self.hooks.states(),
             "recorded": self._recorder.state(),
+            "sources": self._sources.state(),
             **({"init_from": self.init_from} if self.init_from else {}),
         }
 
@@ -334,7 +350,8 @@ class Trainer:
         row = {"step": found.step, "eval_loss": found.loss, "eval_bits_per_byte": found.bits_per_byte}
         if not self.data.has_pairs:
             row["eval_perplexity"] = perplexity(found.loss)
-        self._write_row(row | {f"eval_{name}": value for name, value in found.measures.items()})
+        measures = {**found.measures, **found.parts}
+        self._write_row(row | {f"eval_{name}": value for name, value in measures.items()})
         if state.stopped_early:
             self.events.record("early_stopping", step=state.step, best=state.best_eval_loss)
             self.console.note(

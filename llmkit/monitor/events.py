@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +17,11 @@ MAX_REASON = 500
 
 
 class EventLog:
-    """Appends events of a run; the last one tells how the run ended."""
+    """Appends events of a run; the last one tells how the run ended. listeners: called with each event."""
 
     def __init__(self, path: Path | str) -> None:
         self._file = JsonLines(path)
+        self.listeners: list[Callable[[Row], None]] = []
 
     @property
     def fault(self) -> str | None:
@@ -34,7 +35,10 @@ class EventLog:
     def record(self, event: str, **fields: Any) -> None:
         """Appends `{"time": now in UTC, "event": event, ...fields}`; a full disk does not raise."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._file.append({"time": time, "event": event, **fields})
+        row = {"time": time, "event": event, **fields}
+        self._file.append(row)
+        for listener in self.listeners:
+            listener(row)
 
     def rows(self) -> list[Row]:
         """Every event, oldest first."""

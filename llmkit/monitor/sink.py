@@ -13,17 +13,27 @@ WAITING_ROWS = 1000
 CLOSE_SECONDS = 5.0
 """How long the end of a run waits for a sink."""
 
+Take = Callable[[Mapping[str, Any]], None]
+"""A method of a sink that takes a row, an item or an event."""
+
 
 class Sink:
-    """Base class of sinks: they receive every row of metrics.jsonl, on rank 0.
+    """Base class of sinks: they receive every row of metrics.jsonl, on rank 0, and what they ask for of
+    media.jsonl and events.jsonl.
 
-    Rows come from a thread of the sink's own, in order. A sink that raises, or takes nothing, is dropped
+    All comes from a thread of the sink's own, in order. A sink that raises, or takes nothing, is dropped
     with a note; training goes on.
     """
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Takes a row: `step` and numbers by name; None stands for a number that is not finite."""
         raise NotImplementedError
+
+    def media(self, item: Mapping[str, Any]) -> None:
+        """Takes a histogram, a table or an image: see `llmkit.monitor.media`. By default nothing happens."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Takes an event: `time`, `event` and its fields. By default nothing happens."""
 
     def close(self) -> None:
         """After the last row."""
@@ -38,16 +48,27 @@ class SinkThread(Sink):
     def __init__(self, sink: Sink, note: Callable[[str], None]) -> None:
         self._sink, self._note = sink, note
         self._name = type(sink).__qualname__
-        self._rows: queue.Queue[Mapping[str, Any] | None] = queue.Queue(WAITING_ROWS)
+        self._rows: queue.Queue[tuple[Take, dict[str, Any]] | None] = queue.Queue(WAITING_ROWS)
         self._dropped = False
         self._thread = threading.Thread(target=self._run, name=f"sink {self._name}", daemon=True)
         self._thread.start()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Returns at once."""
+        self._put(self._sink.write, row)
+
+    def media(self, item: Mapping[str, Any]) -> None:
+        """Returns at once."""
+        self._put(self._sink.media, item)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Returns at once."""
+        self._put(self._sink.event, event)
+
+    def _put(self, take: Take, row: Mapping[str, Any]) -> None:
         if not self._dropped:
             try:
-                self._rows.put_nowait(dict(row))
+                self._rows.put_nowait((take, dict(row)))
             except queue.Full:
                 self._drop(f"{WAITING_ROWS} rows wait for it, and it takes none")
 
@@ -71,10 +92,11 @@ class SinkThread(Sink):
 
     def _run(self) -> None:
         try:
-            while (row := self._rows.get()) is not None:
+            while (given := self._rows.get()) is not None:
                 if self._dropped:
                     return
-                self._sink.write(row)
+                take, row = given
+                take(row)
             self._sink.close()
         except BaseException as error:  # SystemExit, too, would end the thread unnoticed
             self._drop(f"{type(error).__name__}: {error}")

@@ -79,6 +79,24 @@ def test_ranks_share_the_rows_and_have_as_many_batches(prepared_bytes: Build, wo
     assert (together[len(alone) :] == IGNORE).all()
 
 
+@pytest.mark.parametrize(("world", "batch_rows"), [(1, 4), (2, 3), (3, 1), (100, 2)])
+def test_the_rows_of_each_source_are_known_on_every_rank(
+    prepared_bytes: Build, world: int, batch_rows: int
+) -> None:
+    """The labels of a source's rows, over all ranks, are its stream."""
+    prepared, _ = prepared_bytes()
+    ranks = [HeldOut(prepared, batch_rows, rank, world) for rank in range(world)]
+    labels = [torch.cat([batch.labels for batch in made(rank)]) for rank in ranks]
+    for number, stream in enumerate(streams(prepared)):
+        parts = [rank.sources[number] for rank in ranks]
+        found = [label for part, rows in zip(parts, labels, strict=True) for label in rows[part.rows].ravel()]
+        assert sorted(int(each) for each in found if each != IGNORE) == sorted(stream[1:])
+        assert {(part.name, part.targets) for part in parts} == {
+            (prepared.heldout[number].name, len(stream) - 1)
+        }
+        assert parts[0].text_bytes == prepared.heldout[number].reader.index.text_bytes
+
+
 def test_it_can_be_read_again(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes()
     heldout = HeldOut(prepared, 4)

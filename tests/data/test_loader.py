@@ -287,6 +287,20 @@ def test_a_live_source_that_did_not_change_goes_on_where_the_data_changed() -> N
     assert len(set(seen[:epoch])) > 0.9 * len(seen[:epoch]), "nothing was read twice within an epoch"
 
 
+def test_batches_say_of_which_source_each_row_is() -> None:
+    for rank in range(2):
+        for step in take(TrainLoader(*two(), SEED, 7, 2, rank, 2), 5):
+            for micro, wanted in zip(step.micro_batches, step.sources, strict=True):
+                sources = micro.to(CPU).sources
+                assert sources is not None and sources.shape == (2, 2)
+                assert sources.tolist() == [[number == 0, number == 1] for number in wanted]
+
+
+def test_of_one_source_nothing_is_said() -> None:
+    (step,) = take(TrainLoader(*toy({"a": ToyRows(300)}), SEED, 4, 2), 1)
+    assert [micro.sources for micro in step.micro_batches] == [None, None]
+
+
 def test_ranks_with_fewer_rows_fill_up_with_rows_without_targets() -> None:
     prepared, config = two(document_masks=True)
     steps = [take(TrainLoader(prepared, config, SEED, 7, 2, rank, 3), 4) for rank in range(3)]

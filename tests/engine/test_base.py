@@ -13,6 +13,7 @@ from llmkit.parallel.mesh import Mesh
 from tests.shapes import LLAMA_STYLE, random_model
 
 CPU = torch.device("cpu")
+BATCH = Batch(torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64))
 
 
 def loss(nats: list[float], **extras: float) -> LossSum:
@@ -25,8 +26,9 @@ def test_sums_are_over_micro_batches_in_double_precision():
     sums = StepSums(Mesh())
     sums.start(CPU)
     for micro_batch in (loss([1.0, 2.0], a=1.0), loss([2.0**-30], b=5.0, a=2.0)):
-        sums.add(micro_batch)
-    total, extras = sums.over_ranks()
+        sums.add(micro_batch, BATCH)
+    total, extras, by_source, by_position = sums.over_ranks()
+    assert by_source is by_position is None
     assert total.item() == 3.0 + 2.0**-30 and not total.requires_grad
     assert {name: value.item() for name, value in extras.items()} == {"a": 3.0, "b": 5.0}
 
@@ -34,9 +36,31 @@ def test_sums_are_over_micro_batches_in_double_precision():
 def test_without_extras_there_are_none():
     sums = StepSums(Mesh())
     sums.start(CPU)
-    sums.add(loss([4.0]))
-    total, extras = sums.over_ranks()
+    sums.add(loss([4.0]), BATCH)
+    total, extras, *_ = sums.over_ranks()
     assert total.item() == 4.0 and extras == {}
+
+
+def test_parts_of_the_loss_are_summed_over_micro_batches():
+    sums, tokens = StepSums(Mesh()), torch.zeros(2, 40, dtype=torch.int64)
+    sums.start(CPU, by_position=True)
+    for nats, of in ((1.0, [[True, False], [False, True]]), (3.0, [[False, True], [False, False]])):
+        by_token = torch.full((2, 40), nats)
+        made = LossSum(by_token.sum(-1), torch.full((2,), 40), {"a": torch.tensor(5.0)}, by_token=by_token)
+        sums.add(made, Batch(tokens, tokens, sources=torch.tensor(of)))
+    total, extras, by_source, by_position = sums.over_ranks()
+    assert (total.item(), extras["a"].item()) == (320.0, 10.0)
+    assert by_source.tolist() == [[40.0, 40.0], [160.0, 80.0]]
+    assert by_position.tolist() == [[256.0, 128.0], [64.0, 32.0]]
+
+
+def test_an_observer_sees_each_batch_with_its_loss():
+    seen = []
+    batches = [Batch(torch.zeros(n, 3, dtype=torch.int64), None) for n in (2, 1)]
+    evaluate_rows(
+        Modes(False), Modes(False), batches, lambda batch, loss: seen.append((batch, len(loss.nats)))
+    )
+    assert seen == [(batches[0], 2), (batches[1], 1)]
 
 
 def test_a_step_without_targets_changes_nothing():

@@ -77,7 +77,7 @@ def test_names_of_extras_must_not_change_between_steps():
     for names in (("b", "a"), ("a", "b")):
         sums.start(torch.device("cpu"))
         sums.extras = dict.fromkeys(names, torch.ones((), dtype=torch.float64))
-        assert set(sums.over_ranks()[1]) == {"a", "b"}
+        assert set(sums.over_ranks().extras) == {"a", "b"}
     sums.start(torch.device("cpu"))
     with pytest.raises(UserError, match=r"had the names \(a, b\), in this step they are \(\)"):
         sums.over_ranks()

@@ -55,7 +55,8 @@ def reference(case: Case, terms: LossTerms) -> LossSum:
         "label_smoothing": terms.label_smoothing * (target - logits.mean(-1)),
     }
     extras = {name: (each * is_target).sum() for name, each in added.items() if getattr(terms, name)}
-    return LossSum(((log_sum - target) * is_target).sum(-1), is_target.sum(-1), extras)
+    nats = (log_sum - target) * is_target
+    return LossSum(nats.sum(-1), is_target.sum(-1), extras, by_token=nats.detach())
 
 
 OBJECTIVES: dict[str, Callable[[LossSum], Tensor]] = {
@@ -93,7 +94,9 @@ def check(
     found, case = run(case, lambda case: form(*case, terms=terms, **options))
     assert torch.equal(found.targets, wanted.targets), "targets"
     assert found.nats.dtype == torch.float32 and set(found.extras) == set(wanted.extras), "types, extras"
-    pairs = {"nats": (found.nats, wanted.nats)}
+    assert found.by_token is not None and wanted.by_token is not None and not found.by_token.requires_grad
+    assert found.by_token.dtype == torch.float32 and not found.by_token[case.labels == IGNORE].any()
+    pairs = {"nats": (found.nats, wanted.nats), "nats by token": (found.by_token, wanted.by_token)}
     pairs |= {name: (found.extras[name], extra) for name, extra in wanted.extras.items()}
     pairs |= {
         "hidden": (case.hidden.grad, exact.hidden.grad),

@@ -219,7 +219,7 @@ def test_no_value_is_read(on_meta):
     hidden, weight = torch.randn(2, 9, 8), torch.randn(40, 8)
     labels = torch.zeros(2, 9, dtype=torch.int64)
     settings = (33, 0, "", 1, False, *TERMS["all"], "torch")
-    *sums, one, other, _ = head_loss_chunks._forward(hidden, weight, labels, *settings, True, True)
+    *sums, _, one, other, _ = head_loss_chunks._forward(hidden, weight, labels, *settings, True, True)
     flat = hidden.flatten(0, 1)
     for upstream in (sums[0].new_ones(()).expand(2), sums[0]):
         arguments = (upstream, upstream, upstream, one, other, flat, weight, labels, *settings, True)

@@ -60,4 +60,5 @@ def test_tokens_are_ordered_as_pieces_of_the_sequence_are():
         tokens = ranks.ordered(labels).flatten()
         assert tokens.tolist() == order
         assert ranks.by_row(torch.stack((tokens, 2 * tokens)), 2).tolist() == [[3, 12], [6, 24]]
+        assert ranks.by_label(tokens, 2).tolist() == labels.tolist()
         assert ranks.by_token(torch.tensor([[7, 9]]), 3).tolist() == [[7 if at < 3 else 9 for at in order]]

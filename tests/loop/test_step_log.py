@@ -12,6 +12,7 @@ from llmkit.engine.parts import StepParts
 from llmkit.errors import RunFault
 from llmkit.loop.phases import Phases
 from llmkit.loop.recorder import Recorder
+from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_log import StepLog
 from llmkit.loop.step_times import Speed
@@ -44,6 +45,7 @@ class Steps:
             self.state, torch.device("cpu"), self.phases, self.recorder,
             Speed(TOKENS, FLOPS, 0.0, PEAK, "measured", DEVICES), [Ledger(self.phases.totals).columns],
             self.rows.append, max_skipped, lambda: None,
+            SourceLosses(["web", "books", "code"], torch.device("cpu")),
         )  # fmt: skip
 
     def spend(self, phase: Any, seconds: float) -> None:
@@ -53,7 +55,7 @@ class Steps:
     def step(
         self, row_due: bool = False, targets: int = TOKENS, loss: float = 2.0, skipped: float = 0.0,
         waits: float = 0.0, computes: float = 1.0, saves: float = 0.0, compiles: float = 0.0,
-        parts: dict[str, float] | None = None, **extras: float,
+        parts: dict[str, float] | None = None, by_source: list[list[float]] | None = None, **extras: float,
     ) -> None:  # fmt: skip
         self.spend("data", waits)
         self.spend("step", computes)
@@ -68,6 +70,8 @@ class Steps:
             result = StepResult(
                 total, targets, torch.tensor(0.5), torch.tensor(skipped), sums, parts and Parts(parts)
             )
+        if by_source is not None:
+            result = result._replace(by_source=torch.tensor(by_source, dtype=torch.float64))
         self.log.after_step(result, 0.1, row_due)
         self.spend("save", saves)
 
@@ -89,6 +93,19 @@ def test_the_columns_of_time_follow_from_the_clock() -> None:
     assert second["tokens_per_second"] == pytest.approx(3 * TOKENS / 9.0)
     assert second["mfu"] == pytest.approx(3 * TOKENS / 9.0 * FLOPS / (PEAK * DEVICES))
     assert second["mfu_peak"] == "measured"
+
+
+def test_losses_of_sources_are_means_over_the_targets_since_the_last_row() -> None:
+    run = Steps()
+    run.step(row_due=True, by_source=[[4.0, 2.0], [0.0, 0.0], [0.0, 0.0]], extra=1.0)
+    run.step(by_source=[[9.0, 3.0], [1.0, 1.0], [0.0, 0.0]], extra=2.0)
+    run.step(by_source=[[1.0, 2.0], [float("nan"), 1.0], [0.0, 0.0]], extra=4.0)
+    run.step(row_due=True, targets=0)
+    run.log.flush()
+    first, second = run.rows
+    assert first["loss/web"] == 2.0 and "loss/books" not in first and first["extra"] == 1.0
+    assert second["loss/web"] == 2.0 and second["loss/books"] != second["loss/books"]
+    assert "loss/code" not in second and second["extra"] == 3.0
 
 
 def test_a_step_that_computes_nothing_makes_no_speed_and_has_a_row() -> None:
