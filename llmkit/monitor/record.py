@@ -16,6 +16,7 @@ from typing import Any
 
 from llmkit.errors import UserError
 from llmkit.monitor.jsonlines import JsonLines, Row, parse
+from llmkit.monitor.media import read_media
 from llmkit.monitor.run_state import RunState, state_of
 from llmkit.monitor.series import Columns, Series, read_columns
 from llmkit.monitor.stored_settings import StoredSettings, read_settings
@@ -91,7 +92,7 @@ class RunRecord:
     @cached_property
     def media(self) -> list[Row]:
         """What is recorded beside numbers: tables, histograms, images; oldest first."""
-        return JsonLines(self.folder / "media.jsonl").rows()
+        return read_media(self.folder)
 
     @cached_property
     def manifest(self) -> Row:
