@@ -39,7 +39,8 @@ def folder(tmp_path: Path) -> Path:
     )
     lines(run / one, "run:", "  seed: 1  # command line")
     lines(run / two, "run:", "  seed: 2  # a.yaml:3")
-    lines(run / "media.jsonl", {"step": 20, "kind": "table", "name": "samples", "columns": [], "rows": []}, "[")
+    table = {"step": 20, "kind": "table", "name": "samples", "columns": [], "rows": []}
+    lines(run / "media.jsonl", table, "[")
     lines(run / "manifest.json", {"host": "vm"})
     lines(run / "checkpoints/step-00000010/manifest.json", {"step": 10})
     lines(run / "checkpoints/step-00000020/manifest.json", {"step": 20})
