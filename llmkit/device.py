@@ -11,6 +11,7 @@ import torch
 from llmkit.config.operators import FLASH_PACKAGES
 from llmkit.config.schema import Config
 from llmkit.cores import available_cores
+from llmkit.extras import missing_extra
 from llmkit.kernels.attention_varlen import kernel_parameters
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.monitor.hardware import has_avx512_bf16, has_bf16_units
@@ -42,6 +43,7 @@ def device_facts(device: torch.device, compiled: bool = False) -> DeviceFacts:
         avx512_bf16=not on_gpu and has_avx512_bf16(),
         varlen=on_gpu and "window_size" in kernel_parameters(),
         flash=flash_packages() if on_gpu else frozenset(),
+        nf4_missing=missing_extra("quantize", "bitsandbytes"),
     )
 
 

@@ -22,8 +22,8 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "source": ("stdlib", "text", "jsonl", "parquet", "arrow", "hub", "shards", "megatron"),
     "operator": (
-        "auto", "torch", "triton", "avx512", "fp8", "sdpa", "cudnn", "flash", "flash3", "flash4", "efficient",
-        "varlen", "blocks", "matmul", "full", "chunked",
+        "auto", "torch", "triton", "avx512", "fp8", "int8", "nf4", "sdpa", "cudnn", "flash", "flash3",
+        "flash4", "efficient", "varlen", "blocks", "matmul", "full", "chunked",
     ),
 }  # fmt: skip
 """Names that llmkit's own components have; of operators those of forms."""

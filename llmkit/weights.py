@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from xxhash import xxh64_hexdigest
 
 from llmkit.checkpoint import format as fmt
-from llmkit.checkpoint.adapters import CheckpointAdapters, has_adapters
+from llmkit.checkpoint.adapters import CheckpointAdapters, has_adapters, quantised_region
 from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.custom_model import AnyModel, stored_model
@@ -142,9 +142,14 @@ class Adapters(Protocol):
         ...
 
 
-def merged(base: Weights, adapters: Adapters, name: str, region: Box) -> Tensor:
-    """A region of a tensor with what adapters add to it: in fp32, if it is of an adapted layer."""
-    weight, layer = base.read(name, region), name.removesuffix(".weight")
+def merged(
+    read: Callable[[str, Box], Tensor], adapters: Adapters, name: str, region: Box
+) -> Tensor:
+    """A region of a tensor with what adapters add to it: in fp32, if it is of an adapted layer.
+
+    read: gives a region of the base.
+    """
+    weight, layer = read(name, region), name.removesuffix(".weight")
     if layer == name or layer not in adapters.layers:
         return weight
     return adapters.change(layer, region).add_(weight)
@@ -152,9 +157,14 @@ def merged(base: Weights, adapters: Adapters, name: str, region: Box) -> Tensor:
 
 @dataclass(frozen=True)
 class AdaptedCheckpoint(CheckpointWeights):
-    """The weights of a checkpoint that holds adapters alone: those of their base, with what they add."""
+    """The weights of a checkpoint that holds adapters alone: those of their base, with what they add.
+
+    rounded: whether the base is taken as it was kept in training (`train.lora.quantize_base`), so that these
+    are the weights that were trained; else as it is stored.
+    """
 
     base: Weights
+    rounded: bool = True
 
     @cached_property
     def adapters(self) -> CheckpointAdapters:
@@ -171,7 +181,18 @@ class AdaptedCheckpoint(CheckpointWeights):
 
     def read(self, name: str, region: Box) -> Tensor:
         """See `Weights.read` and `merged`."""
-        return merged(self.base, self.adapters, name, region)
+        return merged(self._read_base, self.adapters, name, region)
+
+    def _read_base(self, name: str, region: Box) -> Tensor:
+        form = self.adapters.settings.base_form if self.rounded else None
+        if form is None or name not in self._linear:
+            return self.base.read(name, region)
+        return quantised_region(partial(self.base.read, name), self.shape(name), region, form)
+
+    @cached_property
+    def _linear(self) -> frozenset[str]:
+        """The weights that `quantize_base` is for."""
+        return frozenset(tensor.name for tensor in model_of(self.base).tensors if tensor.linear)
 
 
 @dataclass(frozen=True)
@@ -207,7 +228,7 @@ class AdaptedFolder:
 
     def read(self, name: str, region: Box) -> Tensor:
         """See `Weights.read` and `merged`."""
-        return merged(self.base, self.adapters, name, region)
+        return merged(self.base.read, self.adapters, name, region)
 
     def tokenizer(self) -> Tokenizer:
         """See `Weights.tokenizer`. The adapter's folder may have its own, with a chat template."""

@@ -35,8 +35,8 @@ def test_an_extra_installs_what_is_asked_for(extra, modules):
 def test_development_installs_every_extra_with_python_alone():
     wanted = {
         re.match(r"[\w-]+", each)[0]
-        for extra in ("eval", "hf", "serve", "s3", "tensorboard")
+        for extra in ("eval", "hf", "quantize", "serve", "s3", "tensorboard")
         for each in EXTRAS[extra]
     }
     assert {re.match(r"[\w-]+", each)[0] for each in EXTRAS["dev"]} >= wanted
-    assert {extra for extra, *_ in ASKED} == {"eval", "hf", "serve", "tensorboard"}
+    assert {extra for extra, *_ in ASKED} == {"eval", "hf", "quantize", "serve", "tensorboard"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,9 @@ from torch import Tensor
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.adapters import LORA_A, LORA_B
 from llmkit.config.lora_section import Lora
-from llmkit.parallel.slices import Box
+from llmkit.config.operators import QUANTISED_BLOCK
+from llmkit.kernels.quantised import prepare, rounded
+from llmkit.parallel.slices import Box, Shape
 
 
 def has_adapters(checkpoint: Checkpoint) -> bool:
@@ -50,3 +53,15 @@ class CheckpointAdapters:
         """What the adapter adds to a region of the layer's weight: alpha / rank B A, fp32."""
         a, b = self.matrices(layer, region)
         return (b @ a).mul_(self.settings.alpha / self.settings.rank)
+
+
+def quantised_region(read: Callable[[Box], Tensor], shape: Shape, region: Box, form: str) -> Tensor:
+    """A region of a weight as it is once it has been kept in the form, fp32.
+
+    read: gives a region of the weight, of this shape. Raises UserError where the form's package is missing.
+    """
+    rows, (first, last) = region
+    low, high = first - first % QUANTISED_BLOCK, last + -last % QUANTISED_BLOCK  # whole blocks
+    prepare(form)
+    values = rounded(read((rows, (low, min(high, shape[1])))), form)
+    return values[:, first - low : last - low]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from llmkit.config.derive import known_vocab_size, resolved_model
 from llmkit.config.lora_section import Lora
 from llmkit.config.mistakes import Mistake, display
+from llmkit.config.model_section import Model
 from llmkit.config.parameters import FullTensor
 from llmkit.config.patterns import kinds_of, matches
 from llmkit.config.settings import Settings
@@ -60,6 +61,8 @@ def check_lora(s: Settings) -> Iterator[Mistake]:
         note = "ranks that share a layer would drop different inputs of it"
         paths = f"{at}.input_dropout", "parallel.tensor_parallel_size"
         yield s.mistake("{0} does not go with {1}", *paths, note=note)
+    if lora.base_form is not None:
+        yield from _check_quantised(s)
     try:  # the size of the vocabulary changes no layer
         model = resolved_model(s.config, known_vocab_size(s.config, s.facts.tokenizer_size) or 1)
     except (UserError, ValueError):  # see `check_model`
@@ -73,3 +76,13 @@ def check_lora(s: Settings) -> Iterator[Mistake]:
     if small and lora.rank > min(small):
         note = f"{small[min(small)]} has rank {min(small)} itself; choose a smaller one"
         yield s.mistake("{0} is too large", f"{at}.rank", note=note)
+
+
+def _check_quantised(s: Settings) -> Iterator[Mistake]:
+    """Checks that frozen weights can be kept in fewer bits."""
+    at = "train.lora.quantize_base"
+    if s.config.train.precision == "fp8":
+        note = "products in 8 bits need the weights as they are; leave one of them out"
+        yield s.mistake("{0} does not go with {1}", at, "train.precision", note=note)
+    if not isinstance(s.config.model, Model):
+        yield s.mistake("{0} is for llmkit's own model, not for {1}", at, "model.type")

@@ -22,6 +22,8 @@ OTHER_NAMES: dict[str, str] = {
     "context_length": "data.sequence_length",
     "dropout": "model.hidden_dropout",
     "dtype": "train.precision",
+    "load_in_4bit": "train.lora.quantize_base",
+    "load_in_8bit": "train.lora.quantize_base",
     "lora_alpha": "train.lora.alpha",
     "lora_dropout": "train.lora.input_dropout",
     "lora_r": "train.lora.rank",

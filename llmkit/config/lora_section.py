@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,3 +24,12 @@ class Lora(Section):
     `blocks.0.attention.q_proj`, or of its last part: * is any text, ? a character, [01] one of these."""
     input_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout on the input of the adapters; not with tensor parallelism."""
+    quantize_base: Literal["none", "int8", "nf4"] = "none"
+    """How the frozen weights of the blocks' linear layers are kept: none = as the precision says, int8 and
+    nf4 = in 8 and 4 bits, with a scale for each 64 of a row (nf4 as in QLoRA, Dettmers et al. 2023, by the
+    package bitsandbytes). Products are in the type of the precision all the same."""
+
+    @property
+    def base_form(self) -> str | None:
+        """The form of linear layers that keeps frozen weights in fewer bits (`QUANTISED`); None: no such."""
+        return self.quantize_base if self.rank and self.quantize_base != "none" else None

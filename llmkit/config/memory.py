@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from llmkit.config.groups import assign
+from llmkit.config.operators import QUANTISED, QUANTISED_BLOCK
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.config.parameters import FullTensor
 from llmkit.precision import BYTES, Precision
@@ -32,6 +33,7 @@ def state_bytes(
     moments: float,
     *,
     frozen: int = 0,
+    quantised: int = 0,
     data_parallel_size: int = 1,
     tensor_parallel_size: int = 1,
     zero_stage: int = 0,
@@ -40,7 +42,8 @@ def state_bytes(
     """Returns a lower bound of the bytes of weights, gradients, masters and moments.
 
     Activations and communication buffers are not included. parameters: those that are trained; frozen:
-    others. moments: see `mean_moments`.
+    others. quantised: bytes of weights beside both that are kept in fewer bits, on all data-parallel ranks
+    and where they are used. moments: see `mean_moments`.
     """
     weight, gradient, kept = parameter_bytes(precision, moments)
     shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
@@ -49,11 +52,18 @@ def state_bytes(
         int(mine * size / ranks) for size, ranks in zip((kept, gradient), shared[:2], strict=True)
     )
     weights = int(all_mine * weight / shared[2])
+    kept_here = quantised // tensor_parallel_size
     if offload == "none":
-        return State(weights + optimizer_state, gradients)
+        return State(weights + optimizer_state + kept_here, gradients)
     if zero_stage < 3:
-        return State(weights, gradients, optimizer_state)
-    return State(0, gradients, weights + optimizer_state)
+        return State(weights + kept_here, gradients, optimizer_state)
+    return State(kept_here, gradients, weights + optimizer_state)
+
+
+def quantised_bytes(tensors: Iterable[FullTensor], form: str) -> int:
+    """Returns the bytes of matrices in one of the forms `QUANTISED`, with their scales."""
+    block = QUANTISED_BLOCK * QUANTISED[form] // 8 + BYTES["fp32"]
+    return sum(tensor.shape[0] * -(-tensor.shape[1] // QUANTISED_BLOCK) * block for tensor in tensors)
 
 
 def parameter_bytes(precision: Precision, moments: float) -> tuple[int, int, float]:

@@ -22,6 +22,12 @@ GENERATED = frozenset(("triton", "avx512"))
 """Forms that are kernels of llmkit's own: compiled on the machine that they run on, where they may fail when
 they are first used. `kernels.backend: torch` takes none of them."""
 
+QUANTISED: Mapping[str, int] = {"int8": 8, "nf4": 4}
+"""Forms of `linear` whose frozen weights are kept in fewer bits than they are computed in -> how many."""
+
+QUANTISED_BLOCK = 64
+"""Elements of a row of such a weight that share a scale, in fp32."""
+
 FLASH_PACKAGES: Mapping[str, tuple[str, str, str]] = {
     "flash3": ("FA3", "flash_attn_interface", ""),
     "flash4": ("FA4", "flash_attn", "cute/interface.py"),

@@ -97,7 +97,10 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("fixed", "decides what the answers are compared with", "train.dpo", "reference"),
     **_rules("free", "the loss is a sum over the whole batch", "train", "micro_batch_size"),
     **_rules("fixed", "decides which adapters there are", "train.lora", "rank targets"),
-    **_rules("warned", "the same adapters compute something else", "train.lora", "alpha input_dropout"),
+    **_rules(
+        "warned", "the same adapters compute something else", "train.lora",
+        "alpha input_dropout quantize_base",
+    ),
     **_rules("free", "a limit", "train", "max_nonfinite_steps"),
     **_rules("fixed", "decides the weights that the run began with", "train", "init_from"),
     **_rules("fixed", "the checkpoint holds the moments of this optimizer", "optimizer", "name"),

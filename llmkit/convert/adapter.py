@@ -48,11 +48,13 @@ def export_adapter_command(path: Path, out: Path, *, base: Path | None, check: b
         )  # fmt: skip
         for name, content in tokenizer_files(tokenizer, shape.max_position_embeddings).items():
             write_file(folder / name, [memoryview(content)])
-        merged = AdaptedCheckpoint(weights.checkpoint, theirs)
+        merged = AdaptedCheckpoint(weights.checkpoint, theirs, rounded=False)
         proof = None if unproved else prove_adapter(merged, shape, tokenizer, folder, folder_of_base)
     count = count_elements(trained_tensors(shape.tensors, lora))
     print(f"exported   {weights.path}")
     print(f"to         {out}: an adapter of {count:,} weights, rank {lora.rank}, for {folder_of_base}")
+    if lora.base_form is not None:
+        print(f"note       it was trained with its base in {lora.base_form} (train.lora.quantize_base)")
     print(f"proof      {proof or f'none: {unproved}'}")
     return 0
 

@@ -69,7 +69,9 @@ def run_folder(weights: Weights) -> Path | None:
 def _training(weights: Weights, config: Config | None, run: Path | None) -> Iterator[tuple[str, str]]:
     """What is known of how the weights were made."""
     if isinstance(weights, AdaptedCheckpoint | AdaptedFolder):
-        yield "adapters", f"merged into the weights of {weights.base.path.name}"
+        form = weights.adapters.settings.base_form if isinstance(weights, AdaptedCheckpoint) else None
+        base = f"the weights of {weights.base.path.name}" + f", rounded to {form}" * (form is not None)
+        yield "adapters", f"merged into {base}"
     if isinstance(weights, CheckpointWeights):
         state = weights.checkpoint.state
         if imported := state.get("imported"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from llmkit.config.operators import QUANTISED
 from llmkit.config.shape import ModelShape
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.model.lora import add_adapters
@@ -26,12 +30,16 @@ def complete_model(model: Model, plan: Plan, mesh: Mesh) -> Model:
     tp, lora = tensor_parallel_of(plan.model, mesh, sequence_parallel=False), plan.config.train.lora
     # A registered model may have buffers, whose values its constructor makes.
     with torch.device("meta" if isinstance(plan.model, ModelShape) else mesh.device):
-        other = build_model(plan.model, tp)
+        form = plan.kernels.forms["linear"]
+        other = build_model(plan.model, tp, Operators.of({"linear": form}) if form in QUANTISED else TORCH)
         if lora.rank:
             add_adapters(other, lora)
     with torch.no_grad():
         for name, parameter in parameters.items():
             _set(other, name, _gathered(parameter) if partitioned else parameter.detach())
+    for path, (weight, _) in model.quantised_weights().items():
+        layer: Any = other.get_submodule(path)
+        layer.weight = weight
     other.to(mesh.device)  # and with it what is no parameter
     other.has_weights = True
     return other.requires_grad_(False).eval()

@@ -31,6 +31,7 @@ from llmkit.engine.base import (
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
 from llmkit.engine.parts import StepParts
+from llmkit.engine.quantised import write_quantised
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
 from llmkit.kernels.adamw import RoundsWeights
 from llmkit.kernels.operators import TORCH, Operators
@@ -229,6 +230,7 @@ class NativeEngine:
             if copies.rank == 0:
                 load_shards(self._state_shards(), self.parts, source)
         broadcast_shards(self._state_shards(), copies)
+        write_quantised(self.model, source, self.mesh)
         self.model.has_weights = True
         self.masters.round_weights()
         self.masters.send_weights()

@@ -33,6 +33,7 @@ from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sh
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.flat import FlatOptimizer
 from llmkit.engine.partitions import held_by_deepspeed, own_partition
+from llmkit.engine.quantised import write_quantised
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.engine.used import SameUse
 from llmkit.kernels.operators import TORCH, Operators
@@ -205,6 +206,7 @@ class ZeroEngine:
             }
         with fail_together(self.mesh):
             load_shards(self._shards(), self.parts, source)
+        write_quantised(self.model, source, self.mesh)
         self.model.has_weights = True
         self._round_weights()
 

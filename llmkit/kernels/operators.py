@@ -25,6 +25,8 @@ FORMS: Mapping[str, Mapping[str, str]] = {
         "torch": "llmkit.kernels.linear",
         "avx512": "llmkit.kernels.cpu.linear",
         "fp8": "llmkit.kernels.fp8",
+        "int8": "llmkit.kernels.quantised",
+        "nf4": "llmkit.kernels.quantised",
     },
     "norm": {"torch": "llmkit.kernels.norm", "triton": "llmkit.kernels.triton.norm"},
     "rotation": {"torch": "llmkit.kernels.rotation", "triton": "llmkit.kernels.triton.rotation"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from llmkit.config.parameters import FullTensor
 from llmkit.errors import UserError
 from llmkit.kernels.head_loss import CROSS_ENTROPY, LossTerms
 from llmkit.kernels.operators import TORCH, Operators
+from llmkit.kernels.quantised import QuantisedWeight
 from llmkit.model.cache import KeyValueCache
 from llmkit.model.layers import FusedColumnLinear, Layer, RowLinear
 from llmkit.parallel.mesh import TensorParallel
@@ -118,6 +120,21 @@ class Model(nn.Module):
             for name, parameter in self.named_parameters()
         }
 
+    def quantised_weights(self) -> dict[str, tuple[QuantisedWeight, list[ParameterSlice]]]:
+        """Path of each layer whose frozen weight is kept in fewer bits -> that weight, which is no parameter,
+        and the slices of full tensors in it."""
+        return {
+            path: (layer.weight, layer.parameter_slices(path)["weight"])
+            for path, layer in self.named_modules()
+            if isinstance(layer, FusedColumnLinear | RowLinear) and isinstance(layer.weight, QuantisedWeight)
+        }
+
+    def full_shapes(self) -> dict[str, Shape]:
+        """Name of each full tensor of which this model has a slice -> its shape."""
+        quantised = [parts for _, parts in self.quantised_weights().values()]
+        parts = itertools.chain(*self.parameter_slices().values(), *quantised)
+        return {part.name: part.shape for part in parts}
+
     def initial(self, name: str, shape: Shape) -> Initial:
         """Distribution of the initial values of the full tensor `name`.
 
@@ -147,8 +164,7 @@ class Model(nn.Module):
     @property
     def num_parameters(self) -> int:
         """Elements of all full tensors."""
-        parts = [part for each in self.parameter_slices().values() for part in each]
-        return sum(math.prod(shape) for shape in {part.name: part.shape for part in parts}.values())
+        return sum(map(math.prod, self.full_shapes().values()))
 
     def compile_parts(self, report: Callable[[str], None]) -> None:
         """Compiles what is worth it, by `llmkit.kernels.compiler.compile_module`; nothing by default."""

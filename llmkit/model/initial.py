@@ -26,7 +26,7 @@ class InitialWeights:
     """The initial weights of a model, read region by region like a checkpoint; nothing is kept in memory."""
 
     def __init__(self, model: Model, seed: int) -> None:
-        self.shapes = {part.name: part.shape for each in model.parameter_slices().values() for part in each}
+        self.shapes = model.full_shapes()
         self.model, self.seed = model, seed
 
     def names(self, kind: str) -> Collection[str]:

@@ -13,9 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from llmkit.config.operators import QUANTISED
 from llmkit.errors import UserError
 from llmkit.kernels.linear_products import PRODUCTS, column_linear
 from llmkit.kernels.operators import TORCH, Operators
+from llmkit.kernels.quantised import QuantisedWeight
 from llmkit.kernels.split import split
 from llmkit.parallel.collectives import (
     all_gather,
@@ -48,6 +50,16 @@ def uninitialized_parameter(*size: int, sharded_dim: int | None = None) -> nn.Pa
     parameter = nn.Parameter(torch.empty(size))
     place(parameter, REPLICATED if sharded_dim is None else tensor_sharded(sharded_dim))
     return parameter
+
+
+def _weight(
+    rows: int, columns: int, sharded_dim: int, operators: Operators
+) -> nn.Parameter | QuantisedWeight:
+    """The weight of a linear layer, without values, as the form of its product takes it."""
+    form = operators.forms["linear"]
+    if form in QUANTISED:
+        return QuantisedWeight(form, rows, columns)
+    return uninitialized_parameter(rows, columns, sharded_dim=sharded_dim)
 
 
 def sequence_first(x: Tensor, tp: TensorParallel) -> Tensor:
@@ -95,7 +107,7 @@ class FusedColumnLinear(Layer):
         self.widths = tuple(
             _share(f"output width of {name}", width, tp) for name, width in projections.items()
         )
-        self.weight = uninitialized_parameter(sum(self.widths), in_features, sharded_dim=0)
+        self.weight = _weight(sum(self.widths), in_features, 0, operators)
         self.bias = uninitialized_parameter(sum(self.widths), sharded_dim=0) if bias else None
         self.adapter: nn.Module | None = None
         """Adds to the outputs, as `llmkit.model.lora.ColumnAdapter`."""
@@ -112,7 +124,7 @@ class FusedColumnLinear(Layer):
         linear, form = self.operators.linear, self.operators.forms["linear"]
         if self.tp.size == 1:
             return split(linear(x, self.weight, bias), self.widths)
-        if form not in PRODUCTS:  # of other code, which computes both gradients in one go
+        if form not in PRODUCTS or isinstance(self.weight, QuantisedWeight):  # no two gradients to overlap
             return split(linear(column_input(x, self.tp), self.weight, bias), self.widths)
         pieces = self.tp.sequence_parallel
         outputs = column_linear(x, self.weight, bias, self.tp.group, pieces=pieces, form=form)
@@ -148,7 +160,7 @@ class RowLinear(Layer):
         self.in_features, self.out_features, self.tp = in_features, out_features, tp
         self.linear = operators.linear
         share = _share("input width of a RowLinear", in_features, tp)
-        self.weight = uninitialized_parameter(out_features, share, sharded_dim=1)
+        self.weight = _weight(out_features, share, 1, operators)
         self.bias = uninitialized_parameter(out_features) if bias else None
         self.adapter: nn.Module | None = None
         """Gives this rank's term of what is added to the output, as `llmkit.model.lora.RowAdapter`."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
+from llmkit.config.operators import QUANTISED
 from llmkit.config.parameters import INTO_MLP
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
@@ -68,7 +70,21 @@ def training_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
     plain = block_bytes(shape, how, "none")
     kept = recomputed * block_bytes(shape, how, recompute) + (layers - recomputed) * plain
     head = _head(shape, how)
-    return Activations(kept + _before_blocks(shape, how) + max(head.token, plain), head.fixed)
+    fixed = max(head.fixed, _dequantised(shape, how))
+    return Activations(kept + _before_blocks(shape, how) + max(head.token, plain), fixed)
+
+
+def _dequantised(shape: ModelShape, how: Arithmetic) -> float:
+    """The largest weight that is kept in fewer bits, as its product takes it; of int8 in fp32 on the way."""
+    form = how.forms.get("linear", "torch")
+    if form not in QUANTISED:
+        return 0.0
+    matrices = dict[str, int]()
+    for tensor in shape.tensors:
+        if tensor.linear:
+            matrices[tensor.stored_in] = matrices.get(tensor.stored_in, 0) + prod(tensor.shape)
+    each = how.bytes + FP32 * (form == "int8")
+    return each * max(matrices.values()) / how.layout.tensor_parallel_size
 
 
 def forward_bytes(shape: ModelShape, how: Arithmetic) -> Activations:

@@ -15,7 +15,8 @@ class DeviceFacts:
     can, or was not asked for. capability: of a GPU of NVIDIA's, else None. triton: whether Triton kernels can
     run (on a CPU: in its interpreter). avx512_bf16: whether that is the fastest unit for bf16 of a CPU.
     varlen: whether PyTorch has attention of variable length with windows, for a GPU. flash: the forms of
-    flash attention by other packages that are installed and that PyTorch can call.
+    flash attention by other packages that are installed and that PyTorch can call. nf4_missing: why weights
+    cannot be kept in 4 bits; None where they can.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
@@ -27,3 +28,4 @@ class DeviceFacts:
     avx512_bf16: bool = False
     varlen: bool = False
     flash: frozenset[str] = frozenset()
+    nf4_missing: str | None = None

@@ -122,20 +122,30 @@ def unmeasured(_: Situation) -> str | None:
     return None
 
 
-def fp8(s: Situation) -> str | None:
-    """The precision asks for products in 8 bits."""
-    return "train.precision fp8" if s.precision.linear == "fp8" else None
+def linear_setting(s: Situation) -> tuple[str, str] | None:
+    """The setting that decides the form of linear layers, and that form; None where none does."""
+    if s.precision.linear == "fp8":
+        return "train.precision", "fp8"
+    form = s.config.train.lora.base_form
+    return None if form is None else ("train.lora.quantize_base", form)
 
 
-def not_fp8(s: Situation) -> str | None:
-    """Products in 8 bits are chosen by the precision alone."""
-    why = "the precision is not fp8; set train.precision=fp8, which chooses this form"
-    return None if s.precision.linear == "fp8" else why
+def only_by_setting(setting: str, form: str) -> Rule:
+    """The rule that refuses a form of linear layers which another setting than its own name decides."""
+    why = f"{setting} does not ask for it; set {setting}={form}, which chooses this form"
+    return lambda s: None if linear_setting(s) == (setting, form) else why
 
 
-def is_fp8(s: Situation) -> str | None:
-    """In fp8 the products must be those in 8 bits."""
-    return "train.precision is fp8, and this form is not" if s.precision.linear == "fp8" else None
+def by_setting(s: Situation) -> str | None:
+    """A form of linear layers that follows from a setting, which `only_by_setting` has compared."""
+    found = linear_setting(s)
+    return None if found is None else " ".join(found)
+
+
+def not_by_setting(s: Situation) -> str | None:
+    """Where a setting decides the form of linear layers it can be no other."""
+    found = linear_setting(s)
+    return None if found is None else f"{found[0]} is {found[1]}, and this form is not"
 
 
 def no_avx512(s: Situation) -> str | None:
@@ -150,8 +160,8 @@ def no_avx512(s: Situation) -> str | None:
 
 
 def no_avx512_linear(s: Situation) -> str | None:
-    """The same of the linear layer, which has a form for fp8."""
-    return is_fp8(s) or no_avx512(s)
+    """The same of the linear layer, which has forms that settings decide."""
+    return not_by_setting(s) or no_avx512(s)
 
 
 def compiled_bf16(s: Situation) -> str | None:

@@ -42,9 +42,11 @@ def triton_form(refuses: Rule = never, best: Rule = rules.uncompiled_gpu) -> For
 TORCH = Form("torch")
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "linear": (
-        Form("fp8", rules.not_fp8, rules.fp8),
+        Form("fp8", rules.only_by_setting("train.precision", "fp8"), rules.by_setting),
+        Form("int8", rules.only_by_setting("train.lora.quantize_base", "int8"), rules.by_setting),
+        Form("nf4", rules.only_by_setting("train.lora.quantize_base", "nf4"), rules.by_setting),
         Form("avx512", rules.no_avx512_linear, rules.compiled_bf16),
-        Form("torch", rules.is_fp8),
+        Form("torch", rules.not_by_setting),
     ),
     "norm": (triton_form(rules.rows_too_wide), TORCH),
     "rotation": (triton_form(), TORCH),

@@ -11,7 +11,7 @@ from llmkit.config.adapters import trained_tensors
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.groups import describe_groups
-from llmkit.config.memory import State, mean_moments, state_bytes
+from llmkit.config.memory import State, mean_moments, quantised_bytes, state_bytes
 from llmkit.config.parameters import FullTensor, count_elements
 from llmkit.config.schema import Config
 from llmkit.parallel.accelerate import AccelerateConfig
@@ -74,11 +74,14 @@ class Kernels:
 def training_state(config: Config, model: AnyModel, precision: Precision, layout: Layout) -> State:
     """Returns the least bytes of one process of this layout for weights, gradients, masters and moments."""
     trained = trained_tensors(model.tensors, config.train.lora)
+    form = config.train.lora.base_form
+    stored = [tensor for tensor in model.tensors if tensor.linear and form is not None]
     adapters = count_elements(trained) if config.train.lora.rank else None
     return state_bytes(
         model.num_parameters if adapters is None else adapters,
         precision, mean_moments(trained, config.optimizer),
-        frozen=0 if adapters is None else model.num_parameters,
+        frozen=0 if adapters is None else model.num_parameters - count_elements(stored),
+        quantised=0 if form is None else quantised_bytes(stored, form),
         data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
         zero_stage=layout.zero_stage, offload=layout.offload,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from llmkit.plan.form_rules import Situation
 from llmkit.plan.operators import choose_operators, timed_forms
 from llmkit.plan.plan import Kernels, Known, Plan
 from llmkit.plan.precision import choose_precision, precision_mistakes, precision_notes
+from llmkit.plan.quantised import quantised_mistakes
 from llmkit.precision import Precision
 from llmkit.registry import find
 
@@ -143,6 +144,7 @@ def _kernels(
     )
     chosen, refused = choose_operators(loaded, situation)
     mistakes += [*refused, *precision_mistakes(loaded, precision, shape, layout, device)]
+    mistakes += quantised_mistakes(loaded, shape, layout, device)
     notes += precision_notes(precision, device, compiled and not eager_blocks)
     timed = timed_forms(situation)
     return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled, timed), mistakes

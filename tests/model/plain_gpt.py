@@ -9,17 +9,21 @@ from torch import Tensor
 
 from llmkit.config.model_section import UNSCALED, RopeScaling
 from llmkit.config.shape import ModelShape
+from llmkit.model.base import Model
 from llmkit.model.rope import attention_factor, rope_frequencies
 
 Tensors = Mapping[str, Tensor]
 
 
-def full_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+def full_tensors(model: Model) -> dict[str, Tensor]:
     """Name -> full tensor in float64 with a gradient of its own, of a model on one rank."""
     weights, full = dict(model.named_parameters()), {}
     for name, parts in model.parameter_slices().items():
         for part in parts:
             full[part.name] = weights[name].detach()[part.start : part.stop].double().requires_grad_()
+    for weight, parts in model.quantised_weights().values():
+        values = weight.values(torch.float32).double()
+        full |= {part.name: values[part.start : part.stop] for part in parts}
     return full
 
 

@@ -12,6 +12,7 @@ from llmkit.batch import Batch
 from llmkit.config.lora_section import Lora
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
+from llmkit.kernels.operators import Operators
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.model.lora import add_adapters
@@ -38,11 +39,8 @@ def batch_of(shape: ModelShape) -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:].clone())
 
 
-@pytest.mark.parametrize(
-    ("shape", "targets"), [(GPT2_STYLE, ["*_proj"]), (LLAMA_STYLE, ["*_proj"]), SOME], ids=str
-)
-def test_loss_and_gradients_are_those_of_the_formula(shape, targets):
-    model = adapted(shape, LORA.model_copy(update={"targets": targets}))
+def check_formula(model: GPT, shape: ModelShape) -> None:
+    """Compares loss and gradients with float64, with each adapter's product added to its layer's weight."""
     batch = batch_of(shape)
     loss = model(batch).objective
     loss.backward()
@@ -65,6 +63,29 @@ def test_loss_and_gradients_are_those_of_the_formula(shape, targets):
             seen += 1
             assert relative_error(gradient[part.start : part.stop].double(), full[part.name].grad) < 1e-5
     assert seen == 2 * sum(name.endswith(".lora_A") for name in full) > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets"), [(GPT2_STYLE, ["*_proj"]), (LLAMA_STYLE, ["*_proj"]), SOME], ids=str
+)
+def test_loss_and_gradients_are_those_of_the_formula(shape, targets):
+    model = adapted(shape, LORA.model_copy(update={"targets": targets}))
+    check_formula(model, shape)
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("shape", [GPT2_STYLE, LLAMA_STYLE])
+def test_beside_a_base_in_few_bits_they_are_those_of_the_rounded_base(shape, form):
+    if form == "nf4":
+        pytest.importorskip("bitsandbytes")
+    model = GPT(shape, Operators.of({"linear": form}), seed=None)
+    add_adapters(model, LORA)
+    randomise(model)
+    draw = torch.Generator().manual_seed(1)
+    for weight, _ in model.quantised_weights().values():
+        weight.write(0, 0.2 * torch.randn(weight.shape, generator=draw))
+    model.has_weights = True
+    check_formula(model, shape)
 
 
 def test_at_the_start_the_adapters_add_nothing_and_their_a_is_as_peft_draws_it():
