@@ -21,6 +21,9 @@ class Dpo(Section):
     2023); ipo = a squared distance, of log-probabilities a token (Azar et al. 2023)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """Share of the pairs whose labels are taken to be wrong (only for sigmoid; Mitchell 2023)."""
+    nll_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of a further loss, the negative log-likelihood a token of the chosen answer, which keeps it from
+    becoming unlikely together with the rejected one (Pang et al. 2024; 0.2 in Llama 3)."""
     reference: str | None = None
     """The reference model: a run folder, a checkpoint or a folder of Hugging Face's format; default:
     the model that training starts from. `llmkit reference` computes what training needs of it."""

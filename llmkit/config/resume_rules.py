@@ -93,7 +93,9 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "global_batch_size gradient_clipping precision z_loss label_smoothing",
     ),
     **_rules("fixed", "decides what is learned", "train", "objective"),
-    **_rules("warned", "changes what each step computes", "train.dpo", "beta loss label_smoothing"),
+    **_rules(
+        "warned", "changes what each step computes", "train.dpo", "beta loss label_smoothing nll_weight"
+    ),
     **_rules("fixed", "decides what the answers are compared with", "train.dpo", "reference"),
     **_rules("free", "the loss is a sum over the whole batch", "train", "micro_batch_size"),
     **_rules("fixed", "decides which adapters there are", "train.lora", "rank targets"),

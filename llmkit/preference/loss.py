@@ -33,7 +33,10 @@ class DpoLoss:
         targets = loss.targets.view(-1, 2)
         is_pair = targets.amin(1) > 0
         log_ratio = -loss.nats.view(-1, 2) - batch.reference  # log(p / p_reference) of each answer
-        losses = self._losses(log_ratio, targets).where(is_pair, 0.0)
+        losses = self._losses(log_ratio, targets)
+        if weight := self.settings.nll_weight:
+            losses = losses + weight * loss.nats.view(-1, 2)[:, 0] / targets[:, 0].clamp(min=1)
+        losses = losses.where(is_pair, 0.0)
         rewards = (self.settings.beta * log_ratio.detach()).where(is_pair[:, None], 0.0)
         chosen, rejected = rewards.unbind(1)
         values = (chosen, rejected, (chosen > rejected).float(), chosen - rejected)

@@ -24,6 +24,7 @@ SETTINGS = [
     Dpo(beta=0.5, label_smoothing=0.2),
     Dpo(beta=2.0, loss="hinge"),
     Dpo(beta=0.3, loss="ipo"),
+    Dpo(beta=0.5, nll_weight=0.7),
 ]
 
 
@@ -48,15 +49,17 @@ def plainly(hidden: Tensor, head: Tensor, batch: Batch, s: Dpo) -> tuple[Tensor,
     log_p = (hidden @ head.t()).log_softmax(-1)
     total, rewards = torch.zeros((), dtype=torch.float64), []
     for pair in range(PAIRS - 1):
-        ratios, counts = [], []
+        ratios, counts, log_probs = [], [], []
         for side in (0, 1):
             row = 2 * pair + side
             places = [t for t in range(LENGTH) if batch.labels[row, t] != IGNORE]
             log_prob = sum(log_p[row, t, batch.labels[row, t]] for t in places)
+            log_probs.append(log_prob)
             ratios.append(log_prob - batch.reference[pair, side].double())
             counts.append(len(places))
         rewards.append([s.beta * float(ratio.detach()) for ratio in ratios])
         z = ratios[0] - ratios[1]
+        total = total - s.nll_weight * log_probs[0] / counts[0]
         if s.loss == "sigmoid":
             p = 1 / (1 + torch.exp(-s.beta * z))
             total = total - (1 - s.label_smoothing) * p.log() - s.label_smoothing * (1 - p).log()
@@ -72,7 +75,7 @@ def leaves(*tensors: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return [tensor.to(dtype).requires_grad_() for tensor in tensors]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s.loss + str(s.label_smoothing))
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.loss}-{s.label_smoothing}-{s.nll_weight}")
 def test_loss_rewards_and_gradients_are_those_of_the_formula(settings: Dpo) -> None:
     hidden, head, batch = batch_of_pairs()
     exact = leaves(hidden, head, dtype=torch.float64)
