@@ -115,7 +115,7 @@ def _train(options: argparse.Namespace, started: float) -> int:
     from llmkit.loop.resume import Options
     from llmkit.train import train
 
-    how = Options(fresh=options.fresh, allow_data_change=options.allow_data_change)
+    how = Options(options.fresh, options.allow_data_change, options.quiet)
     return train(loaded, how, started=started, environment=os.environ)
 
 
@@ -226,6 +226,9 @@ def _train_parser(commands: Commands) -> None:
         "--allow-data-change",
         action="store_true",
         help="go on although the data, or the weights of the sources, are others than before",
+    )
+    train.add_argument(
+        "--quiet", action="store_true", help="show errors, the end, and where the log is, and nothing else"
     )
     train.set_defaults(command=_train, parser=train)
 

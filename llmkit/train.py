@@ -24,7 +24,7 @@ from llmkit.loop.phases import Phases
 from llmkit.loop.resume import Options
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.trainer import Trainer
-from llmkit.monitor.console import Console, SilentConsole
+from llmkit.monitor.console import console_of_rank
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.sink import Sink
 from llmkit.monitor.wandb_mirror import Mirror
@@ -96,7 +96,7 @@ def _train(launch: Launch, listener: Listener) -> int:
     """Opens the run folder and builds the trainer in it, trains, and closes all of it."""
     mesh = launch.mesh
     with ExitStack() as stack:
-        console = Console() if mesh.rank == 0 else SilentConsole()
+        console = console_of_rank(mesh.rank, launch.options.quiet)
         stack.callback(console.close)
         folder = stack.enter_context(open_folder(launch.loaded, mesh, launch.environment))
         console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")

@@ -77,7 +77,7 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     printed = capsys.readouterr().out
     for fact in (
         "parameters",
-        "tokens_per_step",
+        "4 sequences of 32 tokens = 128 tokens",
         "bits per byte",
         "xz -9e",
         "gzip -9",

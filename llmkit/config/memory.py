@@ -19,12 +19,24 @@ class State:
     """Bytes of one process.
 
     device: of weights, masters and moments where it computes; gradients: of gradients, which offloading
-    takes to the host as they come; host: of what offloading keeps there.
+    takes to the host as they come; host: of what offloading keeps there. weights: of the weights, which are
+    part of one of them.
     """
 
     device: int
     gradients: int
     host: int = 0
+    weights: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.device + self.gradients + self.host
+
+    @property
+    def optimizer(self) -> int:
+        """Of masters and moments."""
+        return self.total - self.gradients - self.weights
 
 
 def state_bytes(
@@ -54,10 +66,10 @@ def state_bytes(
     weights = int(all_mine * weight / shared[2])
     kept_here = quantised // tensor_parallel_size
     if offload == "none":
-        return State(weights + optimizer_state + kept_here, gradients)
+        return State(weights + optimizer_state + kept_here, gradients, weights=weights + kept_here)
     if zero_stage < 3:
-        return State(weights + kept_here, gradients, optimizer_state)
-    return State(kept_here, gradients, weights + optimizer_state)
+        return State(weights + kept_here, gradients, optimizer_state, weights + kept_here)
+    return State(kept_here, gradients, weights + optimizer_state, weights + kept_here)
 
 
 def quantised_bytes(tensors: Iterable[FullTensor], form: str) -> int:

@@ -246,6 +246,11 @@ class TrainLoader:
             self._order, supplies(self._prepared.train, self._order), steps, self.position, self._batch_rows
         )
 
+    def rows_to_come(self, steps: int) -> list[int]:
+        """Rows of each source that the next `steps` steps take."""
+        begin, end = self.position, self.position + steps * self._batch_rows
+        return [int(rows) for rows in self._order.consumed(end) - self._order.consumed(begin)]
+
     @cached_property
     def first_shortage(self) -> Shortage | None:
         """The stored source with `max_epochs` that is the first to run dry; None if none ever does."""

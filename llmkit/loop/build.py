@@ -64,7 +64,7 @@ def _build(
     point = find_resume_point(launch.loaded, mesh, folder, launch.options, note)
     checkpoint = point.checkpoint
     initial = open_initial(config, mesh, checkpoint, note)
-    data, plan = prepare_run(launch, folder, checkpoint, initial, note)
+    data, plan = prepare_run(launch, folder, checkpoint, initial, note, console.table)
     state = TrainState(max_steps=config.train.max_steps)
     if checkpoint is not None:
         state = resumed_state(checkpoint, config, data.fingerprint, note)

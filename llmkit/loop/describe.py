@@ -20,7 +20,6 @@ from llmkit.loop.launch import Launch
 from llmkit.loop.resume import settings_of
 from llmkit.loop.state import TrainState
 from llmkit.parallel.agreement import software_versions
-from llmkit.parallel.layout import Layout
 from llmkit.registry import source_hashes
 
 if TYPE_CHECKING:
@@ -28,16 +27,12 @@ if TYPE_CHECKING:
 
 
 def opening_lines(t: Trainer, launch: Launch, checkpoint: Checkpoint | None) -> Iterator[str]:
-    """What a user should know before the first step."""
+    """What a user should know before the first step, and the settings alone do not show."""
     yield from launch.plan.notes
     yield from _remarks(checkpoint, launch.loaded, t.state, t.data.tokenizer.vocab_size)
     if checkpoint is None and t.init_from is not None:
         yield f"starting from the weights of {t.init_from['path']}"
     yield from lane_lines(t.data, t.mesh["data"].size)
-    processes = t.mesh.world_size
-    over = f" x {processes} processes ({_layout_name(t.plan.layout)})" if processes > 1 else ""
-    on = f"{device_name(t.mesh.device)}{over}"
-    yield f"training on {on} in {t.plan.precision}; run folder {t.folder.path}"
 
 
 def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
@@ -55,6 +50,11 @@ def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
         "flops_per_token": t.work.full,
         "plugins": source_hashes(t.config.plugins, components(t.config)),
         "init_from": t.init_from,
+        "schedule": {
+            "log_every": t.config.monitor.log_every,
+            "save_every": t.config.checkpoint.every_steps,
+            "evaluate_every": t.config.evaluate.every_steps if t.heldout else 0,
+        },
     }
 
 
@@ -76,17 +76,9 @@ def _remarks(
         yield from length_remarks(settings, state.max_steps)
 
 
-def _layout_name(layout: Layout) -> str:
-    """As in "ZeRO-2 x 4, tensor parallel x 2"."""
-    how = f"ZeRO-{layout.zero_stage}" if layout.zero_stage else "data parallel"
-    name = f"{how} x {layout.data_parallel_size}"
-    if layout.tensor_parallel_size > 1:
-        name += f", tensor parallel x {layout.tensor_parallel_size}"
-    return name
-
-
 def device_name(device: torch.device) -> str:
     """The kind of a device, as manifest.json names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"the CPU ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"the CPU ({threads} thread{'s' * (threads > 1)})"

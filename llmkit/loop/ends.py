@@ -36,7 +36,8 @@ def stop_run(t: Trainer) -> int:
         of += ", whose evaluation is still to be made"
     t.console.note(
         f"stopped by {reason} after step {state.step}{of}; saved {checkpoint}; "
-        "the same command goes on from here"
+        "the same command goes on from here",
+        important=True,
     )
     if t.mesh.rank == 0:
         t.console.note(f"where the time went: {time_line(t)}")
@@ -104,7 +105,8 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
         since = "the start of the run" if saved is None else f"the checkpoint of step {saved}"
         t.console.note(
             f"ended by a fault after step {t.state.step}: {lost} steps are lost, all since {since}; "
-            "the same command does them again"
+            "the same command does them again",
+            important=True,
         )
     return cause
 
@@ -124,6 +126,7 @@ def stop_at_start(
     with fail_together(mesh):
         folder.mark_saved()
     console.note(
-        f"stopped by {stopped} before the first step of this start: nothing is lost; the same command goes on"
+        f"stopped by {stopped} before the first step of this start: nothing is lost; the same command goes on",
+        important=True,
     )
     return STOPPED

@@ -20,9 +20,9 @@ from llmkit.generation.text import stream_text
 from llmkit.inference import load_model
 from llmkit.loop.suggestions import generate_options
 from llmkit.model.base import Model
-from llmkit.monitor.console import duration, shown_bits
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
+from llmkit.monitor.text import duration, shown_bits
 from llmkit.prompts import chat_prompt, text_prompt
 from llmkit.stopping import Stopped
 from llmkit.weights import weights_of

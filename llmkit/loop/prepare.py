@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -28,7 +28,7 @@ from llmkit.loop.run_tokenizer import check_same_ids, tokenizer_of_run, tokenize
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan, resolve_plan
-from llmkit.plan.text import show_plan
+from llmkit.plan.overview import Line, overview
 from llmkit.preference.reference import reference_path, with_reference
 from llmkit.run_folder import RunFolder
 from llmkit.weights import open_weights
@@ -40,10 +40,11 @@ def prepare_run(
     checkpoint: Checkpoint | None,
     initial: StartingWeights | None,
     note: Callable[[str], None],
+    table: Callable[[Iterable[Line]], None],
 ) -> tuple[Prepared, Plan]:
     """Prepares the data and completes the plan; everything that can be wrong is found here.
 
-    initial: the weights that a new run starts from, where these are not random.
+    initial: the weights that a new run starts from, where these are not random. table: shows the plan.
     """
     config, mesh, device = launch.config, launch.mesh, launch.mesh.device
     remote = _find_remote(config.data, mesh)
@@ -82,9 +83,7 @@ def prepare_run(
     choice = choose_attention(plan, mesh, folder, checkpoint is not None, note)
     with fail_together(mesh):
         plan = resolve_plan(launch.loaded, replace(known, attention=choice))
-        note(show_plan(plan).rstrip())
-        for line in plan.kernels.notes:
-            note(line)
+        table(overview(plan))
     check_same_on_all_ranks(mesh, plan.facts() | _data_facts(data))
     return data, plan
 

@@ -33,6 +33,7 @@ from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_timer import SaveTimer
 from llmkit.loop.source_losses import SourceLosses
+from llmkit.loop.start_plan import show_start
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_log import StepLog
 from llmkit.loop.step_times import Speed
@@ -125,6 +126,8 @@ class Trainer:
             self._write_row, self.config.train.max_nonfinite_steps, lambda: self.saved_step,
             self._sources, self._step_limit,
         )  # fmt: skip
+        if self.mesh.rank == 0:
+            show_start(self, speed.label)
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")
         self._recorder.load_state(self._saved_state.get("recorded", []))
@@ -318,7 +321,7 @@ class Trainer:
             raise  # no later save could be better
         except RunFault as fault:
             self.events.record("save_failed", step=self.state.step, reason=str(fault))
-            self.console.note(f"NOT SAVED, training goes on: {fault}")
+            self.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
 
     def _evaluate_if_due(self) -> None:
         """Evaluates, if that is due or asked for at this step; not the evaluation at the end."""

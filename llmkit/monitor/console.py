@@ -1,173 +1,152 @@
-"""Progress of a run on the terminal, or as plain lines in a log."""
+"""Progress of a run: on a terminal a view that is drawn in place, elsewhere plain lines."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import time
-from collections.abc import Mapping
+import textwrap
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import Any, TextIO
 
-import rich.console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from llmkit.monitor.background import UnblockedStream
+from llmkit.monitor.live_region import LiveRegion
+from llmkit.monitor.live_view import Frame, live_view
+from llmkit.monitor.progress import Progress
+from llmkit.monitor.row_text import Kind, row_text
 from llmkit.monitor.sink import Sink
+from llmkit.monitor.terminal import Painter, shows_only_ascii, size_of, takes_live_view
 
-REFRESH_SECONDS = 0.1
-BAR_WIDTH = 20
+REFRESH_SECONDS = 1.0
+"""Between two drawings of the view. One takes about a millisecond of the processor."""
+NAMES, LOG_WIDTH = 9, 110
+"""Columns of the names of a table, and of its lines where there is no terminal."""
+LOW = 10
+"""Rows of a terminal from which on a line is left free above the view."""
+STYLES: dict[Kind, str] = {"step": "", "evaluation": "bold", "warning": "yellow"}
 
 
 class Console(Sink):
-    """Shows a run: on a terminal a progress line that refreshes itself under the lines that stay.
+    """Shows a run: on a terminal a view at its end, under the lines that stay; elsewhere lines alone.
 
-    stream: where to write; default: standard output. terminal: whether the stream is one; default:
-    asked of the stream and TERM. width: columns; default: asked of the terminal. max_steps may be set
-    later, once it is known. A stream that breaks (a closed pipe) is given up silently, and one that
-    takes nothing (a pager) is not waited for: the record of a run is in its folder.
+    stream: where to write; default: standard output. terminal: whether the view can be shown there; default:
+    `takes_live_view`. size: columns and rows; default: asked of the terminal. A stream that breaks (a closed
+    pipe) is given up silently, and one that takes nothing (a pager) is not waited for: the record of a run is
+    in its folder.
     """
 
     def __init__(
-        self,
-        max_steps: int | None = None,
-        stream: TextIO | None = None,
-        terminal: bool | None = None,
-        width: int | None = None,
-    ) -> None:
+        self, max_steps: int | None = None, stream: TextIO | None = None, terminal: bool | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         stream = sys.stdout if stream is None else stream
-        self.max_steps = max_steps
-        self._terminal = _is_terminal(stream) if terminal is None else terminal
+        self._terminal = takes_live_view(stream) if terminal is None else terminal
         self._stream = UnblockedStream(stream, self._terminal)
-        self._rich = _Terminal(
-            file=cast(IO[str], self._stream),
-            force_terminal=self._terminal,
-            width=width,
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
-        self._live: Live | None = None
-        self._row: Mapping[str, Any] = {}
-        self._refreshed = float("-inf")
+        self._size, self._own_stream = size, stream
+        self._paint = Painter(self._terminal)
+        self._region = LiveRegion(self._stream.write)
+        self._lock = threading.RLock()  # a thread draws, too
+        self._refresher: Refresher | None = None
         self._log: TextIO | None = None
+        self._run = Progress(max_steps=max_steps)
+        self._activity: Callable[[], str | None] = lambda: None
+
+    @property
+    def max_steps(self) -> int | None:
+        """Where the run ends; may be set once it is known."""
+        return self._run.max_steps
+
+    @max_steps.setter
+    def max_steps(self, steps: int | None) -> None:
+        self._run.max_steps = steps
 
     def keep_log(self, path: Path) -> None:
         """From now on appends every line that stays to this file too; a full disk does not raise."""
         with contextlib.suppress(OSError):
             self._log = path.open("a", encoding="utf-8", errors="replace")
 
+    def follow(self, progress: Progress, activity: Callable[[], str | None]) -> None:
+        """Shows the view from now on, where there is one, also while nothing is printed.
+
+        progress: of the run so far. activity: what it does beside steps, in words; called by a thread.
+        """
+        with self._lock:
+            self._run, self._activity = progress, activity
+        if self._terminal and self._refresher is None:
+            self._refresher = Refresher(self.draw, REFRESH_SECONDS)
+
     def progress(self, step: int) -> None:
-        """A step is done: refreshes the progress line, at most ten times a second; else does nothing."""
-        now = time.monotonic()
-        if not self._terminal or not self._stream.idle or now - self._refreshed < REFRESH_SECONDS:
+        """A step is done; costs nothing, as the view is drawn by a thread."""
+        self._run.step = step
+
+    def draw(self) -> None:
+        """Draws the view, unless the terminal has not taken what it was given before."""
+        if not self._terminal or not self._stream.idle:
             return
-        self._refreshed = now
-        self._show({**self._row, "step": step})
+        with self._lock:
+            columns, rows = self._size or size_of(self._own_stream)
+            frame = Frame(
+                columns, rows, datetime.now().astimezone(), shows_only_ascii(self._stream.encoding),
+                self._activity(),
+            )  # fmt: skip
+            lines = self._paint(Text("\n").join(live_view(self._run, frame))).split("\n")
+            self._region.show(["", *lines] if rows >= LOW else lines)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Prints a row of metrics.jsonl, of a step or of an evaluation, as a line that stays."""
-        if "eval_loss" in row:
-            accuracy = row.get("eval_rewards/accuracy")
-            self.evaluation(row["step"], row["eval_loss"], row["eval_bits_per_byte"], accuracy)
-        elif "loss" not in row and any(name.startswith("eval/") for name in row):
-            found = {name.removeprefix("eval/"): value for name, value in row.items() if name != "step"}
-            shown = [f"{name} {_number(value, '.4g')}" for name, value in found.items()]
-            self._print("  ".join([self._step(row["step"]), *shown]))
+        """Takes a row of metrics.jsonl. Where there is a view, it shows those of steps; a line stays of an
+        evaluation, and of a step that was not as it should be."""
+        with self._lock:
+            self._run.take(row)
+        text, kind = row_text(row, self.max_steps)
+        if self._refresher is not None and kind == "step":
+            self.log(text)
         else:
-            self.row(row)
+            self._print(text, STYLES[kind])
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Prints the row of a step as a line that stays."""
-        self._row = row
-        if self._live is not None:  # which would go on showing the row before
-            self._show(row)
-        self._print("  ".join(self._fields(row)))
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Takes an event of events.jsonl, for the view."""
+        with self._lock:
+            self._run.take_event(event)
 
-    def _show(self, row: Mapping[str, Any]) -> None:
-        """The row as the progress line, with a bar where the number of steps is known."""
-        line = Table.grid(padding=(0, 2))
-        text = Text("  ".join(self._fields(row)), no_wrap=True, overflow="ellipsis")
-        if self.max_steps:
-            line.add_row(
-                ProgressBar(
-                    self.max_steps, row["step"], width=BAR_WIDTH, complete_style="cyan", finished_style="cyan"
-                ),
-                text,
-            )
-        else:
-            line.add_row(text)
-        if self._live is None:
-            self._live = Live(
-                line, console=self._rich, auto_refresh=False, transient=True,
-                redirect_stdout=False, redirect_stderr=False,
-            )  # fmt: skip
-            self._live.start()
-        self._live.update(line, refresh=True)
+    def note(self, text: str, important: bool = False) -> None:
+        """Prints `text`, over as many lines as it has, above the view.
 
-    def evaluation(
-        self, step: int, loss: float | None, bits_per_byte: float | None, accuracy: float | None = None
-    ) -> None:
-        """Prints the result of an evaluation; no bits per byte where no text is held out.
-
-        accuracy: of pairs of answers, the share of which the better one is known.
+        important: shown where little else is (`QuietConsole`), and marked.
         """
-        parts = [self._step(step), f"held-out loss {_number(loss, '.4f')}"]
-        if accuracy is None:
-            parts.append(f"bits per byte {shown_bits(bits_per_byte)}")
-        else:
-            parts.append(f"accuracy {100 * accuracy:.1f} %")
-        self._print("  ".join(parts))
-
-    def note(self, text: str) -> None:
-        """Prints `text`, over as many lines as it has, above the progress line."""
         for line in text.splitlines() or [""]:
-            self._print(line)
+            self._print(line, STYLES["warning"] if important else "")
+
+    def table(self, lines: Iterable[tuple[str, str]]) -> None:
+        """Prints what there is to say about several things, a name and a text each, with the names in a column.
+
+        Long texts are wrapped, to the width of the terminal where there is one.
+        """
+        width = (self._size or size_of(self._own_stream))[0] - 1 if self._terminal else LOG_WIDTH
+        for name, text in lines:
+            wrapped = textwrap.wrap(text, max(20, width - NAMES - 2), break_on_hyphens=False) or [""]
+            for number, part in enumerate(wrapped):
+                self._print(f"{'' if number else name:<{NAMES}}  {part}")
 
     def summary(self, facts: Mapping[str, str]) -> None:
-        """Prints the end of a run, a fact a line with the names in a column, and ends the progress line."""
+        """Prints the end of a run, a fact a line with the names in a column, and ends the view."""
         self.close()
         indent = max((len(name) for name in facts), default=0)
         for name, text in facts.items():
             self._print(f"{name:<{indent}}  {text}")
 
     def close(self) -> None:
-        """Removes the progress line, and waits until all is shown; lines printed later stay as they are."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        """Removes the view, and waits until all is shown; lines printed later stay as they are."""
+        if self._refresher is not None:
+            self._refresher.stop()
+            self._refresher = None
+        with self._lock:
+            self._region.clear()
         if not self._stream.drain():
             self.log("standard output takes nothing: what this log holds was not all shown there")
-
-    def _fields(self, row: Mapping[str, Any]) -> list[str]:
-        """Most important first: a narrow terminal hides the end of the progress line."""
-        step, seconds = row["step"], row.get("step_seconds")
-        fields = [self._step(step)]
-        if "loss" in row:  # of one step it is that of a few rows, and noisy
-            mean = row.get("loss_mean")
-            loss = row["loss"] if mean is None else mean
-            if loss is not None or not row.get("no_targets"):
-                fields.append(f"loss {_number(loss, '.4f')}")
-        if row.get("no_targets"):
-            fields.append("no targets")
-        if row.get("skipped"):
-            fields.append("update skipped")
-        if row.get("tokens_per_second") is not None:
-            fields.append(f"{_thousands(row['tokens_per_second'])} tokens/s")
-        if self.max_steps is not None and seconds is not None:
-            fields.append(f"{duration((self.max_steps - step) * seconds)} left")
-        if row.get("mfu") is not None:
-            fields.append(f"MFU {100 * row['mfu']:.1f} %")
-        return fields
-
-    def _step(self, step: int) -> str:
-        if self.max_steps is None:
-            return f"step {step}"
-        return f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}"
 
     def log(self, text: str) -> None:
         """Writes `text` to the log alone."""
@@ -176,57 +155,69 @@ class Console(Sink):
                 self._log.write(text + "\n")
                 self._log.flush()
 
-    def _print(self, line: str) -> None:
+    def _print(self, line: str, style: str = "") -> None:
+        """Prints a line that stays, and logs it."""
         self.log(line)
-        self._rich.print(Text(line), soft_wrap=True)
+        self._show(line, style)
 
-
-class _Terminal(rich.console.Console):
-    """rich's console, which leaves the cursor visible: a process that is killed could not show it again."""
-
-    def show_cursor(self, show: bool = True) -> bool:
-        """Does nothing."""
-        return False
+    def _show(self, line: str, style: str = "") -> None:
+        with self._lock:
+            self._region.print_above(self._paint(Text(line, style=style)) + "\n")
 
 
 class SilentConsole(Console):
     """The console of ranks other than 0: what it prints goes to the log alone."""
 
-    def __init__(self) -> None:
-        super().__init__(terminal=False)
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream=stream, terminal=False)
 
-    def _print(self, line: str) -> None:
-        self.log(line)
-
-
-def shown_bits(bits_per_byte: float | None) -> str:
-    """Bits per byte, or why there are none."""
-    return "none (the held-out tokens stand for no text)" if bits_per_byte is None else f"{bits_per_byte:.4f}"
+    def _show(self, line: str, style: str = "") -> None:
+        """Shows nothing."""
 
 
-def duration(seconds: float) -> str:
-    """`seconds` in the two units that matter: 42 s, 3 min 05 s, 2 h 10 min, 4 d 03 h."""
-    whole = max(0, round(seconds))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days} d {hours % 24:02d} h"
-    if hours:
-        return f"{hours} h {minutes % 60:02d} min"
-    if minutes:
-        return f"{minutes} min {whole % 60:02d} s"
-    return f"{whole} s"
+class QuietConsole(SilentConsole):
+    """That of `--quiet`: shows where the log is, what is important, and how the run has ended."""
+
+    def keep_log(self, path: Path) -> None:
+        """As that of all consoles; says where the log is."""
+        super().keep_log(path)
+        Console._show(self, f"log: {path}")
+
+    def note(self, text: str, important: bool = False) -> None:
+        """Logs `text`, and shows it where it is important."""
+        super().note(text)
+        if important:
+            for line in text.splitlines():
+                Console._show(self, line)
+
+    def summary(self, facts: Mapping[str, str]) -> None:
+        """Logs the facts, and shows them on one line."""
+        super().summary(facts)
+        Console._show(self, "; ".join(f"{name} {text}" for name, text in facts.items()))
 
 
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+def console_of_rank(rank: int, quiet: bool = False) -> Console:
+    """The console of a process of a run. quiet: as `QuietConsole`."""
+    if rank > 0:
+        return SilentConsole()
+    return QuietConsole() if quiet else Console()
 
 
-def _number(value: float | None, form: str) -> str:
-    return "not finite" if value is None else format(value, form)
+class Refresher:
+    """Calls a function again and again, in a thread of its own, until it is stopped."""
 
+    def __init__(self, draw: Callable[[], None], seconds: float) -> None:
+        self._draw, self._seconds = draw, seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live view", daemon=True)
+        self._thread.start()
 
-def _thousands(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.{0 if value >= 100 * size else 1}f}{unit}"
-    return f"{value:.0f}"
+    def stop(self) -> None:
+        """Returns once no call is under way, and none will come."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._draw()
+            self._stopped.wait(self._seconds)

@@ -106,6 +106,22 @@ def timed_forms(situation: Situation) -> tuple[str, ...]:
     return forms if len(forms) > 1 else ()
 
 
+def fast_forms_off(situation: Situation) -> list[str]:
+    """Why the kernels that were written for this kind of device are not used, where they are not."""
+    device = situation.device
+    if device is None:
+        return []
+    if device.kind == "cuda":
+        name, reason = "Triton", rules.triton_missing(situation)
+    else:
+        name, reason = "AVX-512", rules.no_avx512(situation)
+        if reason is None and rules.compiled_bf16(situation) is None:
+            reason = "they are chosen with torch.compile and llmkit's own engine"
+    if situation.config.kernels.backend == "torch":
+        reason = "kernels.backend is torch"
+    return [f"no {name} kernels: {reason}"] if reason else []
+
+
 def _choose(
     operator: str, forms: tuple[Form, ...], asked: str, situation: Situation
 ) -> tuple[Choice, str | None]:

@@ -46,6 +46,7 @@ class Kernels:
     why something that was left open is not used. eager_blocks: whether recomputed blocks are not compiled.
     uncompiled: why torch.compile is not used, where it is not.
     timed: the forms of attention of which the fastest is found by measuring (`timed_forms`).
+    off: why fast kernels are not used.
     """
 
     compiled: bool
@@ -54,6 +55,7 @@ class Kernels:
     eager_blocks: bool = False
     uncompiled: str = "as given"
     timed: tuple[str, ...] = ()
+    off: tuple[str, ...] = ()
 
     @property
     def blocks_compiled(self) -> bool:

@@ -19,7 +19,7 @@ from llmkit.parallel.resolve import LaunchResolver
 from llmkit.plan.batch import choose_micro_batch
 from llmkit.plan.facts import DeviceFacts
 from llmkit.plan.form_rules import Situation
-from llmkit.plan.operators import choose_operators, timed_forms
+from llmkit.plan.operators import choose_operators, fast_forms_off, timed_forms
 from llmkit.plan.plan import Kernels, Known, Plan
 from llmkit.plan.precision import choose_precision, precision_mistakes, precision_notes
 from llmkit.plan.quantised import quantised_mistakes
@@ -147,7 +147,8 @@ def _kernels(
     mistakes += quantised_mistakes(loaded, shape, layout, device)
     notes += precision_notes(precision, device, compiled and not eager_blocks)
     timed = timed_forms(situation)
-    return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled, timed), mistakes
+    off = tuple(fast_forms_off(situation))
+    return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled, timed, off), mistakes
 
 
 def _takes_compilation(config: Config) -> bool:

@@ -10,6 +10,7 @@ from llmkit.config.memory import mean_moments, parameter_bytes, show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.config.shape import ModelShape
 from llmkit.plan.operators import show_choices
+from llmkit.plan.overview import overview, schedule
 from llmkit.plan.plan import Plan
 from llmkit.plan.resolve import AT_START, TRAINED, WITH_TOKENIZER
 
@@ -18,7 +19,12 @@ Row = tuple[str, int | str, str]
 
 
 def show_plan(plan: Plan) -> str:
-    """The derived values, a line each, as YAML comments."""
+    """The plan in a few lines, and the derived values, a line each, as YAML comments."""
+    lines = [f"#   {name:<9}  {text}\n" for name, text in [*overview(plan), *schedule(plan.config)]]
+    return "# plan:\n" + "".join(lines) + _show_values(plan)
+
+
+def _show_values(plan: Plan) -> str:
     rows = list(derived_values(plan))
     names = max(len(name) for name, _, _ in rows)
     values = max(len(_grouped(value)) for _, value, _ in rows)

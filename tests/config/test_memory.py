@@ -68,8 +68,8 @@ def test_tensor_parallelism_shares_out_everything() -> None:
 
 def test_offloading_moves_the_optimizer_and_at_stage_3_the_weights() -> None:
     one = {"zero_stage": 1, "offload": "cpu"}
-    assert state_bytes(N, BF16, 2, **one) == State(2 * N, 4 * N, 12 * N)  # type: ignore[arg-type]
-    assert state_bytes(N, BF16, 2, zero_stage=3, offload="cpu") == State(0, 4 * N, 14 * N)
+    assert state_bytes(N, BF16, 2, **one) == State(2 * N, 4 * N, 12 * N, 2 * N)  # type: ignore[arg-type]
+    assert state_bytes(N, BF16, 2, zero_stage=3, offload="cpu") == State(0, 4 * N, 14 * N, 2 * N)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""An event of events.jsonl in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.config.mistakes import printable
+
+TEXTS = {
+    "start": "started",
+    "resume": "resumed from step {step}",
+    "data_change": "went on with other data",
+    "save": "saved step {step}",
+    "save_failed": "NOT SAVED at step {step}: {reason}",
+    "max_steps": "max_steps is {max_steps}",
+    "early_stopping": "stopped early at step {step}",
+    "done": "done at step {step}",
+    "stop": "stopped: {reason}",
+    "refused": "did not start: {reason}",
+    "fault": "FAULT: {reason}",
+}
+"""Words of each event. Others are called by their name."""
+
+
+MOST = 300
+"""Characters of it."""
+
+
+class _Fields(dict[str, Any]):
+    def __missing__(self, name: str) -> str:
+        return "?"
+
+
+def event_text(event: Mapping[str, Any]) -> str:
+    """What happened, on one line: "saved step 500"."""
+    name = str(event.get("event", "?"))
+    if (form := TEXTS.get(name)) is not None:
+        text = form.format_map(_Fields({key: value for key, value in event.items() if value is not None}))
+    else:
+        step = event.get("step")
+        text = name.replace("_", " ") + ("" if step is None else f" at step {step}")
+    return printable(" ".join(text.split()), MOST)

@@ -1,0 +1,106 @@
+"""How far a run is, as its rows and events tell: what the live view shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from llmkit.monitor.event_text import event_text
+from llmkit.monitor.sparkline import Curve
+
+
+class Evaluation(NamedTuple):
+    """A held-out loss. loss: None = not finite."""
+
+    step: int
+    loss: float | None
+    bits_per_byte: float | None = None
+
+
+class Happened(NamedTuple):
+    """An event in words. at: None where its time is not known."""
+
+    text: str
+    at: datetime | None
+
+
+class Progress:
+    """Takes the rows of metrics.jsonl and the events of events.jsonl in their order.
+
+    name: of the run. max_steps: None = not known yet. save_every, evaluate_every: steps between saves and
+    evaluations, 0 = never. currency: of the costs in the rows.
+    """
+
+    def __init__(
+        self, name: str = "", max_steps: int | None = None, save_every: int = 0, evaluate_every: int = 0,
+        currency: str = "",
+    ) -> None:  # fmt: skip
+        self.name, self.max_steps = name, max_steps
+        self.save_every, self.evaluate_every, self.currency = save_every, evaluate_every, currency
+        self.step = 0
+        self.row: dict[str, Any] = {}
+        """The newest row of a step."""
+        self.step_seconds: float | None = None
+        """Of a step, as the newest row with that figure says."""
+        self.losses = Curve()
+        self.last_evaluation: Evaluation | None = None
+        self.best_evaluation: Evaluation | None = None
+        self.last_event: Happened | None = None
+
+    def take(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl; what is none is left out, and what is no number in one."""
+        row = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
+        step = row.get("step")
+        if not isinstance(step, int):
+            return
+        self.step = max(self.step, step)
+        if "eval_loss" in row:
+            self._take_evaluation(Evaluation(step, row["eval_loss"], row.get("eval_bits_per_byte")))
+        elif "loss" in row:
+            self.row = row
+            if row.get("step_seconds") is not None:
+                self.step_seconds = row["step_seconds"]
+            if (loss := shown_loss(row)) is not None:
+                self.losses.add(step, loss)
+
+    def _take_evaluation(self, found: Evaluation) -> None:
+        self.last_evaluation = found
+        best = self.best_evaluation
+        if found.loss is not None and (best is None or best.loss is None or found.loss < best.loss):
+            self.best_evaluation = found
+
+    def take_event(self, event: Mapping[str, Any]) -> None:
+        """An event of events.jsonl."""
+        if event.get("event") == "max_steps" and isinstance(event.get("max_steps"), int):
+            self.max_steps = event["max_steps"]
+        try:
+            at = datetime.fromisoformat(event["time"])
+        except (KeyError, TypeError, ValueError):
+            at = None
+        self.last_event = Happened(event_text(event), at)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of the steps that are left, at the speed of the newest row; None where not known."""
+        if self.max_steps is None:
+            return None
+        return self.seconds_until(self.max_steps)
+
+    def seconds_until(self, step: int) -> float | None:
+        """Seconds of the steps until this one is done."""
+        return None if self.step_seconds is None else max(0, step - self.step) * self.step_seconds
+
+    def next_after(self, every: int) -> int | None:
+        """The next step that `every` divides; None where there is none before the end."""
+        if every <= 0:
+            return None
+        step = self.step - self.step % every + every
+        return step if self.max_steps is None or step <= self.max_steps else None
+
+
+def shown_loss(row: Mapping[str, Any]) -> float | None:
+    """The loss of a row for people: that of one step is of a few sequences, and noisy."""
+    mean = row.get("loss_mean")
+    loss: float | None = row.get("loss") if mean is None else mean
+    return loss

@@ -1,0 +1,66 @@
+"""How far a run is, from its rows and events."""
+
+from __future__ import annotations
+
+from llmkit.monitor.progress import Evaluation, Progress, shown_loss
+
+
+def row(step: int, loss: float | None = 3.0, **more: object) -> dict[str, object]:
+    return {"step": step, "loss": loss, "step_seconds": 0.5, **more}
+
+
+def test_the_newest_row_counts_and_a_speed_that_is_not_known_leaves_the_old_one() -> None:
+    progress = Progress(max_steps=100)
+    progress.take(row(10, tokens_per_second=1000.0))
+    progress.take(row(20, loss=2.0, step_seconds=None))
+    assert progress.step == 20 and progress.row["loss"] == 2.0
+    assert progress.seconds_left == 40.0
+    progress.step = 30  # steps that no row is written of
+    assert progress.seconds_left == 35.0 and progress.seconds_until(20) == 0.0
+
+
+def test_the_time_left_is_not_known_before_the_steps_or_the_speed_are() -> None:
+    progress = Progress()
+    progress.take(row(1))
+    assert progress.seconds_left is None
+    progress.take_event({"event": "max_steps", "max_steps": 11})
+    assert progress.seconds_left == 5.0
+    assert Progress(max_steps=5).seconds_left is None
+
+
+def test_evaluations_are_the_last_one_and_the_best_one() -> None:
+    progress = Progress()
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5), (4, None)):
+        progress.take({"step": step, "eval_loss": loss, "eval_bits_per_byte": 1.0})
+    assert progress.last_evaluation == Evaluation(4, None, 1.0)
+    assert progress.best_evaluation == Evaluation(2, 2.0, 1.0)
+    assert progress.row == {}
+
+
+def test_the_next_save_is_the_next_step_that_divides_and_none_behind_the_end() -> None:
+    progress = Progress(max_steps=25)
+    progress.step = 10
+    assert progress.next_after(10) == 20 and progress.next_after(3) == 12
+    assert progress.next_after(0) is None
+    progress.step = 20
+    assert progress.next_after(10) is None
+
+
+def test_losses_are_the_means_and_what_is_not_finite_is_no_point() -> None:
+    progress = Progress()
+    for each in (row(1, 9.0), row(2, 5.0, loss_mean=7.0), row(3, None)):
+        progress.take(each)
+    assert progress.losses.points == [(1, 9.0), (2, 7.0)]
+    assert shown_loss({"loss": None}) is None
+
+
+def test_what_is_no_row_or_has_no_time_is_left_out() -> None:
+    progress = Progress()
+    progress.take({"loss": 1.0})
+    progress.take({"step": "7", "loss": 1.0})
+    assert progress.step == 0
+    progress.take_event({"event": "save", "step": 3, "time": "yesterday"})
+    assert progress.last_event is not None
+    assert (progress.last_event.text, progress.last_event.at) == ("saved step 3", None)
+    progress.take_event({"event": "save", "step": 4, "time": "2026-11-29T10:00:00+00:00"})
+    assert progress.last_event.at is not None and progress.last_event.at.hour == 10
