@@ -54,6 +54,7 @@ ELSEWHERE = {
     "recipes/recipe.py": "recipes/test_rules.py",
     "plan/form_rules.py": "plan/test_operators.py",
     "serve/answers.py": "serve/test_app.py",
+    "watch/options.py": "watch/test_runs.py",
     "serve/asks.py": "serve/test_app.py",
     "serve/errors.py": "serve/test_app.py",
     "serve/replies.py": "serve/test_app.py",

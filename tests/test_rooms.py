@@ -16,7 +16,7 @@ LAYERS = (
     {"parallel", "data", "run_folder", "command_line"},
     {"kernels"},
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
-    {"model", "device", "hf"},
+    {"model", "device", "hf", "watch"},
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor"},
     {"inference", "parity", "recipes"},

@@ -126,7 +126,8 @@ def stop_at_start(
     with fail_together(mesh):
         folder.mark_saved()
     console.note(
-        f"stopped by {stopped} before the first step of this start: nothing is lost; the same command goes on",
+        f"stopped by {stopped} before the first step of this start: nothing is lost; "
+        "the same command goes on",
         important=True,
     )
     return STOPPED

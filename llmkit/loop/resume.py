@@ -36,7 +36,8 @@ from llmkit.run_folder import RunFolder
 @dataclass(frozen=True)
 class Options:
     """How the command was called. fresh: refuse a run folder that has checkpoints. allow_data_change: go
-    on with other data, or other weights of the sources, than the checkpoint was made with. quiet: show little."""
+    on with other data, or other weights of the sources, than the checkpoint was made with. quiet:
+    show errors and the end, and nothing else."""
 
     fresh: bool = False
     allow_data_change: bool = False

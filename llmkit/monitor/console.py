@@ -121,7 +121,7 @@ class Console(Sink):
             self._print(line, STYLES["warning"] if important else "")
 
     def table(self, lines: Iterable[tuple[str, str]]) -> None:
-        """Prints what there is to say about several things, a name and a text each, with the names in a column.
+        """Prints what there is to say about several things: of each its name, in a column, and a text.
 
         Long texts are wrapped, to the width of the terminal where there is one.
         """

@@ -36,6 +36,11 @@ class LiveRegion:
             self._lines = []
             self._write(f"\r{ERASE_BELOW}")
 
+    def leave(self) -> None:
+        """Leaves the lines where they are, and goes on below them."""
+        self._write("\n" * len(self._lines))
+        self._lines = []
+
     def _drawn(self) -> str:
         up = f"\x1b[{len(self._lines) - 1}A" if len(self._lines) > 1 else ""
         return f"{ERASE_LINE}\n".join(self._lines) + ERASE_BELOW + up + "\r"

@@ -87,7 +87,7 @@ def _steps(progress: Progress, frame: Frame, width: int) -> Text:
 def _end(progress: Progress, frame: Frame) -> Text:
     """How the run stands where it does not train, else the time left."""
     if frame.state is not None:
-        return Text(frame.state, style="bold yellow" if frame.state != "done" else "bold green")
+        return Text(frame.state, style="bold green" if frame.state.startswith("done") else "bold yellow")
     left = progress.seconds_left
     if left is None:
         return Text()
@@ -130,7 +130,8 @@ def _heldout(progress: Progress) -> Iterator[Text]:
     if last is None:
         return
     is_best = best is not None and best.step == last.step
-    text = Text.assemble(("held-out ", "dim"), (number(last.loss, ".4f"), "bold green" if is_best else "bold"))
+    loss = Text(number(last.loss, ".4f"), style="bold green" if is_best else "bold")
+    text = Text.assemble(("held-out ", "dim"), loss)
     text.append(f" at {last.step:,}" + ", the best" * is_best, style="dim")
     yield text
     if best is not None and not is_best:

@@ -71,8 +71,10 @@ class Progress:
             self.best_evaluation = found
 
     def take_event(self, event: Mapping[str, Any]) -> None:
-        """An event of events.jsonl."""
-        if event.get("event") == "max_steps" and isinstance(event.get("max_steps"), int):
+        """An event of events.jsonl. Each start begins with the number of steps of its settings."""
+        if event.get("event") in ("start", "resume"):
+            self.max_steps = None
+        elif event.get("event") == "max_steps" and isinstance(event.get("max_steps"), int):
             self.max_steps = event["max_steps"]
         try:
             at = datetime.fromisoformat(event["time"])

@@ -31,7 +31,7 @@ def row_text(row: Mapping[str, Any], max_steps: int | None = None) -> RowText:
             "  ".join([counted, *(f"{name} {number(value, '.4g')}" for name, value in found.items())]),
             "evaluation",
         )
-    odd = "loss" in row and row["loss"] is None or row.get("skipped") or row.get("no_targets")
+    odd = ("loss" in row and row["loss"] is None) or row.get("skipped") or row.get("no_targets")
     return RowText("  ".join([counted, *_step(row, max_steps)]), "warning" if odd else "step")
 
 

@@ -39,7 +39,7 @@ def thousands(value: float) -> str:
 
 
 def time_of_day(moment: datetime, now: datetime) -> str:
-    """`moment` in the zone of `now`, as one says it then: 14:32, Tue 14:32 within a week, else 2026-12-24 14:32."""
+    """`moment` in the zone of `now`: "14:32", within a week "Tue 14:32", else "2026-12-24 14:32"."""
     moment = moment.astimezone(now.tzinfo)
     days = abs((moment.date() - now.date()).days)
     if days == 0:

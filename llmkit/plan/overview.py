@@ -88,8 +88,10 @@ def _step(plan: Plan) -> str:
     if steps > 1:
         text += f", {steps:,} one after the other"
     text += f", on {ranks:,} ranks" if ranks > 1 else ""
-    fill = f"; {plan.padding_rows:,} of {plan.rows_per_rank * ranks:,} rows only fill, as the ranks do not divide them"
-    return text + fill * (plan.padding_rows > 0)
+    if plan.padding_rows:
+        rows = plan.rows_per_rank * ranks
+        text += f"; {plan.padding_rows:,} of {rows:,} rows only fill, as the ranks do not divide them"
+    return text
 
 
 def _memory(plan: Plan) -> str:

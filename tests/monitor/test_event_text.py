@@ -35,4 +35,5 @@ def test_a_long_reason_is_cut() -> None:
 
 def test_there_are_words_for_no_other_events_than_the_design_names() -> None:
     table = DESIGN.split("## events.jsonl")[1].split("\n\n")[2]
-    assert set(TEXTS) <= set(re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines())))
+    first = " ".join(line.split("|")[1] for line in table.splitlines())
+    assert set(TEXTS) <= set(re.findall(r"`(\w+)`", first))

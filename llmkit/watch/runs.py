@@ -1,0 +1,187 @@
+"""`llmkit runs`: a table of the runs in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from llmkit.config.memory import show_bytes
+from llmkit.config.mistakes import printable
+from llmkit.errors import UserError
+from llmkit.monitor.progress import Progress
+from llmkit.monitor.record import FILES, RunRecord, at
+from llmkit.monitor.text import duration, thousands
+from llmkit.watch.watched import whole
+
+DEEPEST = 8
+"""Folders between the one that is named and a run."""
+WIDEST_NAME = 48
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """A run in the table. None = not known.
+
+    name: its path below the folder. max_steps: where it ends. loss, heldout: the newest, nats. speed: tokens
+    a second. age: seconds since it was last written to, or ended. size: bytes on the disk.
+    """
+
+    name: str
+    path: str
+    state: str
+    reason: str
+    step: int | None
+    max_steps: int | None
+    loss: float | None
+    heldout: float | None
+    speed: float | None
+    layout: str | None
+    age: float | None
+    size: int | None = None
+
+
+def runs_command(options: argparse.Namespace) -> int:
+    """Prints the table, or JSON. Raises UserError where there is no such folder."""
+    root = Path(options.folder)
+    if not root.is_dir():
+        raise UserError(f"runs: {root} is no folder; name the one that holds the run folders, such as runs")
+    now = time.time()
+    lines = [read_line(folder, root, now, options.size) for folder in find_runs(root)]
+    lines = sorted_lines(lines, options.sort if options.size or options.sort != "size" else "age")
+    if options.json:
+        print(json.dumps([asdict(line) for line in lines], indent=2))
+    elif not lines:
+        print(f"there are no runs in {root}", file=sys.stderr)
+    else:
+        print("\n".join(table(lines)))
+    return 0
+
+
+def find_runs(root: Path, depth: int = DEEPEST) -> Iterator[Path]:
+    """The run folders in `root`, itself included; what lies in a run, or is hidden, is not looked at.
+
+    Links to folders are followed, as far as the depth goes. A folder that cannot be read has no runs.
+    """
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError:
+        return
+    if {entry.name for entry in entries} & {*FILES[:4]}:
+        yield root
+        return
+    for entry in entries if depth else ():
+        try:
+            is_folder = not entry.name.startswith(".") and entry.is_dir()
+        except OSError:
+            continue
+        if is_folder:
+            yield from find_runs(Path(entry.path), depth - 1)
+
+
+def read_line(folder: Path, root: Path, now: float, with_size: bool = False) -> RunLine:
+    """What there is to know of a run; an odd folder gives a line with little in it.
+
+    now: seconds since 1970.
+    """
+    record = RunRecord(folder, now)
+    newest, manifest, state = record.newest, record.manifest, record.state
+    progress = Progress()
+    for event in record.events:
+        progress.take_event(event)
+    steps = whole(manifest.get("max_steps")) if progress.max_steps is None else progress.max_steps
+    loss = newest.get("loss_mean", newest.get("loss"))
+    return RunLine(
+        name=printable(os.path.relpath(folder, root) if folder != root else folder.resolve().name),
+        path=str(folder), state=state.name, reason=printable(state.reason),
+        step=whole(newest.get("step")), max_steps=steps, loss=_number(loss),
+        heldout=_number(newest.get("eval_loss")), speed=_number(newest.get("tokens_per_second")),
+        layout=_layout(manifest), age=None if state.since is None else max(0.0, now - state.since),
+        size=_size(folder) if with_size else None,
+    )  # fmt: skip
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _layout(manifest: dict[str, Any]) -> str | None:
+    """As in "8: ZeRO-1, TP 2": processes, and how the work is shared."""
+    world = whole(at(manifest, "layout", "world_size"))
+    if world is None:
+        return None
+    stage, tensor = (whole(at(manifest, "layout", name)) for name in ("zero_stage", "tensor_parallel_size"))
+    how = [f"ZeRO-{stage}"] * bool(stage) + [f"TP {tensor}"] * ((tensor or 1) > 1)
+    return f"{world}: {', '.join(how)}" if how else str(world)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files; of one with several names once."""
+    found: dict[tuple[int, int], int] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(place, name))
+            except OSError:
+                continue
+            found[status.st_dev, status.st_ino] = status.st_size
+    return sum(found.values())
+
+
+def sorted_lines(lines: Sequence[RunLine], column: str) -> list[RunLine]:
+    """By a column; of steps, speed and size the largest first, and what is not known last."""
+    down = column in ("step", "speed", "size")
+
+    def key(line: RunLine) -> tuple[bool, Any, str]:
+        value = getattr(line, column)
+        return value is None, (-value if down else value) if value is not None else 0, line.name
+
+    return sorted(lines, key=key)
+
+
+COLUMNS: tuple[tuple[str, Callable[[RunLine], str]], ...] = (
+    ("name", lambda line: line.name),
+    ("state", lambda line: line.state),
+    ("step", lambda line: _steps(line)),
+    ("loss", lambda line: "" if line.loss is None else f"{line.loss:.4f}"),
+    ("held-out", lambda line: "" if line.heldout is None else f"{line.heldout:.4f}"),
+    ("tokens/s", lambda line: "" if line.speed is None else thousands(line.speed)),
+    ("layout", lambda line: line.layout or ""),
+    ("age", lambda line: "" if line.age is None else duration(line.age)),
+    ("size", lambda line: "" if line.size is None else show_bytes(line.size)),
+)
+"""Headings, and the text of a run below each."""
+LEFT = ("name", "state", "layout")
+
+
+def _steps(line: RunLine) -> str:
+    done = "" if line.step is None else f"{line.step:,}"
+    return done if line.max_steps is None else f"{done or 0}/{line.max_steps:,}"
+
+
+def table(lines: Sequence[RunLine]) -> Iterator[str]:
+    """The lines of the table, with a heading; columns without a value are left out."""
+    columns = [(heading, [text(line) for line in lines]) for heading, text in COLUMNS]
+    shown = [(heading, texts) for heading, texts in columns if any(texts)]
+    widths = [min(WIDEST_NAME, max(map(cell_len, (heading, *texts)))) for heading, texts in shown]
+    for number in range(-1, len(lines)):
+        cells = [
+            _cell(heading if number < 0 else texts[number], width, heading in LEFT)
+            for (heading, texts), width in zip(shown, widths, strict=True)
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _cell(text: str, width: int, left: bool) -> str:
+    if cell_len(text) > width:
+        text = set_cell_size(text, width - 1) + "…"
+    free = " " * (width - cell_len(text))
+    return text + free if left else free + text

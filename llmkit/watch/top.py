@@ -1,0 +1,122 @@
+"""`llmkit top`: the live view of runs, from another terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from rich.text import Text
+
+from llmkit.config.mistakes import printable
+from llmkit.monitor.live_region import LiveRegion
+from llmkit.monitor.live_view import Frame, live_view
+from llmkit.monitor.record import read_run
+from llmkit.monitor.run_state import RunState
+from llmkit.monitor.terminal import Painter, shows_only_ascii, size_of, takes_live_view
+from llmkit.monitor.text import duration
+from llmkit.watch.watched import WatchedRun
+
+REFRESH_SECONDS = 1.0
+
+
+def top_command(options: argparse.Namespace) -> int:
+    """Follows the runs until `q` or Ctrl-C; without a terminal, and with --once, prints how they stand.
+
+    Raises UserError where a folder is no run.
+    """
+    folders = [Path(run) for run in options.runs]
+    for folder in folders:
+        read_run(folder)
+    view = TopView([WatchedRun(folder) for folder in folders])
+    live = takes_live_view(sys.stdout) and not options.once
+    paint = Painter(sys.stdout.isatty() and not options.once)
+    if not live:
+        for line in view.lines(size_of(sys.stdout), sys.stdout.encoding):
+            print(paint(line))
+        return 0
+    region = LiveRegion(_write)
+    with contextlib.suppress(KeyboardInterrupt), _single_keys() as keyboard:
+        while True:
+            lines = view.lines(size_of(sys.stdout), sys.stdout.encoding)
+            region.show(paint(Text("\n").join(lines)).split("\n"))
+            if _quits(keyboard, REFRESH_SECONDS):
+                break
+    region.leave()
+    return 0
+
+
+class TopView:
+    """The views of several runs, one below the other."""
+
+    def __init__(self, runs: list[WatchedRun]) -> None:
+        self._runs = runs
+
+    def lines(self, size: tuple[int, int], encoding: str | None) -> list[Text]:
+        """Reads what is new of all runs and draws them. size: columns and rows of the terminal."""
+        columns, rows = size
+        now, drawn = datetime.now().astimezone(), list[Text]()
+        for run in self._runs:
+            run.poll()
+            state = read_run(run.folder).state
+            frame = Frame(
+                columns, max(1, rows // len(self._runs)), now, shows_only_ascii(encoding),
+                activity=_explanation(state), state=_standing(state, now),
+            )  # fmt: skip
+            if drawn and rows >= 6 * len(self._runs):
+                drawn.append(Text())
+            drawn += live_view(run.progress, frame)
+        return drawn[: max(1, rows - 1)]
+
+
+def _standing(state: RunState, now: datetime) -> str | None:
+    """As in "stopped 3 h 05 min ago"; None for a run that is under way."""
+    if state.name == "running":
+        return None
+    ago = "" if state.since is None else f" {duration(now.timestamp() - state.since)} ago"
+    return state.name + ago
+
+
+def _explanation(state: RunState) -> str | None:
+    """Why a run is where it is, where neither its rows nor its events say so."""
+    known = state.name in ("done", "stopped") or state.reason == "is training"
+    return None if known else printable(state.reason)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _single_keys() -> Iterator[int | None]:
+    """The descriptor of a keyboard that gives each key at once, without an echo; None where there is none."""
+    if not sys.stdin.isatty():
+        yield None
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    tty.setcbreak(keyboard)
+    try:
+        yield keyboard
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _quits(keyboard: int | None, seconds: float) -> bool:
+    """Waits so long at most; whether `q` was pressed, or the keyboard has gone."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if keyboard is None:
+            time.sleep(left)
+        elif select.select([keyboard], [], [], left)[0] and os.read(keyboard, 1) in (b"q", b"Q", b""):
+            return True
+    return False

@@ -1,0 +1,61 @@
+"""A run that is watched from outside: its progress, from its files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmkit.monitor.progress import Progress
+from llmkit.watch.follow import FollowedFile
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a run; empty where there is none, or no whole one."""
+    try:
+        content = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+class WatchedRun:
+    """Follows a run folder; nothing in it is ever written.
+
+    progress: as its rows and events tell so far. A record that was cut back or replaced is read anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        self._metrics = FollowedFile(self.folder / "metrics.jsonl")
+        self._events = FollowedFile(self.folder / "events.jsonl")
+        self.progress = Progress(self.folder.resolve().name)
+
+    def poll(self) -> None:
+        """Reads what is new."""
+        events, rows = self._events.read(), self._metrics.read()
+        if events.anew or rows.anew:  # what was taken of both is void
+            self._begin()
+            events, rows = self._events.read(), self._metrics.read()
+        for event in events.rows:
+            self.progress.take_event(event)
+        for row in rows.rows:
+            self.progress.take(row)
+        self._take_manifest()
+
+    def _take_manifest(self) -> None:
+        manifest, progress = read_manifest(self.folder), self.progress
+        schedule = manifest.get("schedule")
+        if isinstance(schedule, dict):
+            progress.save_every = whole(schedule.get("save_every")) or 0
+            progress.evaluate_every = whole(schedule.get("evaluate_every")) or 0
+        if progress.max_steps is None:
+            progress.max_steps = whole(manifest.get("max_steps"))
+
+
+def whole(value: object) -> int | None:
+    """`value` where it is a whole number that is not negative."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
