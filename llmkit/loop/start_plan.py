@@ -111,7 +111,6 @@ def show_start(t: Trainer, peak: str) -> None:
     for row in MetricsFile(t.folder.path / "metrics.jsonl").rows():
         progress.take(row)
     t.console.table(start_plan(t, peak, progress.step_seconds))
-    t.events.listeners.append(t.console.event)
     t.console.follow(progress, lambda: _activity(t))
 
 
