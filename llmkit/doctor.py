@@ -17,6 +17,7 @@ from llmkit.cores import available_cores, host_memory
 from llmkit.device import choose_device
 from llmkit.errors import UserError
 from llmkit.kernels.compiler import compiler_missing
+from llmkit.monitor.energy import find_sources
 from llmkit.monitor.hardware import device_peak, has_bf16_units
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
 
@@ -41,6 +42,7 @@ def findings(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield "gpus", _gpus()
     yield "precision", _precision(device)
     yield "peak", device_peak(device, torch.bfloat16 if has_bf16_units(device) else torch.float32)[1]
+    yield "energy", _energy(device)
     missing = compiler_missing(device)
     yield "torch.compile", "can be used" if missing is None else f"cannot be used: {missing}"
     yield "backends", _backends()
@@ -77,6 +79,12 @@ def _precision(device: torch.device) -> str:
     if has_bf16_units(device):
         return f"bf16 by default: the {device.type} has units for it"
     return f"fp32 by default: the {device.type} has no units for bf16"
+
+
+def _energy(device: torch.device) -> str:
+    counters, missing = find_sources(device)
+    found = [f"{each.kind} {each.name}" for each in counters] or ["none"]
+    return "; ".join([", ".join(found), *(f"no {kind}: {why}" for kind, why in missing.items())])
 
 
 def _backends() -> str:

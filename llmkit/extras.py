@@ -15,3 +15,10 @@ def missing_extra(extra: str, *modules: str) -> str | None:
         return None
     verb = "is" if len(absent) == 1 else "are"
     return f"{' and '.join(absent)} {verb} not installed (pip install 'llmkit[{extra}]')"
+
+
+def missing_package(package: str) -> str | None:
+    """That a package which no extra names is not installed, and how to install it; None where it is."""
+    if importlib.util.find_spec(package) is not None:
+        return None
+    return f"{package} is not installed (pip install {package})"

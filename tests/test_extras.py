@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.extras import missing_extra
+from llmkit.extras import missing_extra, missing_package
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -32,6 +32,11 @@ def test_an_extra_installs_what_is_asked_for(extra, modules):
     assert modules and packages >= set(modules)
 
 
+def test_a_package_without_an_extra_is_named():
+    assert missing_package("json") is None
+    assert missing_package("no_such_a") == "no_such_a is not installed (pip install no_such_a)"
+
+
 def test_development_installs_every_extra_with_python_alone():
     wanted = {
         re.match(r"[\w-]+", each)[0]
@@ -39,4 +44,4 @@ def test_development_installs_every_extra_with_python_alone():
         for each in EXTRAS[extra]
     }
     assert {re.match(r"[\w-]+", each)[0] for each in EXTRAS["dev"]} >= wanted
-    assert {extra for extra, *_ in ASKED} == {"eval", "hf", "quantize", "serve", "tensorboard"}
+    assert {extra for extra, *_ in ASKED} == {"eval", "hf", "quantize", "serve"}

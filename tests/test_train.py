@@ -35,6 +35,7 @@ COLUMNS = {
     "mfu_causal", "mfu_peak", "time/start", "time/data", "time/compile", "time/step", "time/evaluate",
     "time/save", "time/other", "time/optimizer", "elapsed_seconds", "goodput",
     *(f"lost/{name}" for name in LOST), "peak_memory_gib", "reserved_memory_gib",
+    "power_watts", "energy_kwh", "joules_per_token", "energy_source", "device_hours", "cost", "co2_grams",
 }  # fmt: skip
 EVALUATED = {"step", "eval_loss", "eval_perplexity", "eval_bits_per_byte"}
 

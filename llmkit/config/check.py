@@ -36,7 +36,7 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     facts: what is known beside the settings; a check that needs more is left out.
     """
     settings = Settings(config, origins, facts or Facts())
-    data = (_tokenizer, _sources, _entries, _curriculum, check_paths)
+    data = (_tokenizer, _sources, _entries, _profile, _curriculum, check_paths)
     layout = (check_world, check_tensor_parallel, check_zero)
     update = (check_preference, _evaluate, check_optimizer, check_groups, check_lora)
     checks = (check_model, check_vocabulary, *data, check_batch, *update, *layout)
@@ -162,6 +162,13 @@ def _entries(s: Settings) -> Iterator[Mistake]:
             own_settings(entry, component)
         except UserError as error:
             yield s.mistake(f"{{0}}: {error}", f"{at}.type")
+
+
+def _profile(s: Settings) -> Iterator[Mistake]:
+    steps = s.config.monitor.profile_steps
+    if steps is not None and steps[0] > steps[1]:
+        note = "the first and the last step that are recorded, as in [10, 12]"
+        yield s.mistake("{0} ends before it begins", "monitor.profile_steps", note=note)
 
 
 def _curriculum(s: Settings) -> Iterator[Mistake]:

@@ -20,6 +20,10 @@ def _residual_init(scaled: bool) -> str:
     return "scaled" if scaled else "normal"
 
 
+def _trackers(tensorboard: bool) -> list[str]:
+    return ["tensorboard"] if tensorboard else []
+
+
 class Renamed(NamedTuple):
     """new: the dotted name of today, in the same section or below it. convert: an old value into a new one.
 
@@ -37,6 +41,7 @@ RENAMED: dict[str, Renamed] = {
     "data.sources.N.write_through": Renamed("data.sources.N.cache_live_tokens"),
     "kernels.attention": Renamed("kernels.operators.attention"),
     "model.scaled_residual_init": Renamed("model.residual_init", _residual_init, True),
+    "monitor.tensorboard": Renamed("monitor.trackers", _trackers, True),
     "parallel.checkpoint_every": Renamed("parallel.activation_checkpointing_every"),
     "schedule.decay_share": Renamed("schedule.decay_fraction"),
     "schedule.final_share": Renamed("schedule.min_lr_ratio"),

@@ -351,11 +351,27 @@ class Wandb(Section):
     """Team or user; where it is not given, WANDB_ENTITY's, else the key's."""
 
 
+class Cost(Section):
+    """Prices, from which the cost of the run follows."""
+
+    per_device_hour: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of an hour of one device: a process's GPU, or its CPU."""
+    per_kwh: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of a kilowatt-hour, where energy is not part of `per_device_hour`."""
+    currency: Annotated[str, Field(pattern=r"^\S{1,8}$")] = "USD"
+    """The currency of both, as in USD."""
+
+
 class Entry(Section):
     """A component that a plugin registers, with settings of its own."""
 
     type: str
     """The name that it is registered under."""
+
+
+TrackerName = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio"
+]  # fmt: skip
 
 
 class Monitor(Section):
@@ -369,8 +385,18 @@ class Monitor(Section):
     """A prompt to continue at the end of the run; default: none."""
     wandb: Wandb = Wandb()
     """Weights & Biases."""
-    tensorboard: bool = False
-    """Also write the rows of metrics.jsonl to tensorboard/ in the run folder; needs that package."""
+    trackers: list[TrackerName] = []
+    """Other trackers that get the rows of metrics.jsonl too, each by a package of its name."""
+    profile_steps: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    """The first and the last step that PyTorch's profiler records, into profile/ in the run folder."""
+    profile_ranks: list[NonNegative] = [0]
+    """The processes whose steps it records."""
+    cost: Cost = Cost()
+    """What the run costs."""
+    pue: Annotated[float, Field(ge=1.0)] = 1.0
+    """Power usage effectiveness: energy that the building draws for each unit that its computers use."""
+    grid_gco2_per_kwh: Annotated[float, Field(ge=0.0)] | None = None
+    """Grams of CO2 a kilowatt-hour of the grid."""
     sinks: list[Entry] = []
     """Further destinations of the rows of metrics.jsonl, registered by plugins."""
 

@@ -19,6 +19,7 @@ from llmkit.loop.describe import manifest
 from llmkit.loop.learning_rate import rate_change
 from llmkit.loop.resume import ResumePoint, changed_settings, settings_of
 from llmkit.loop.samples import cut_back_samples
+from llmkit.monitor.cost import spent_until_now
 from llmkit.monitor.jsonlines import Row
 from llmkit.monitor.media import cut_back_media
 from llmkit.monitor.metrics import MetricsFile
@@ -44,6 +45,7 @@ def begin(
     rows, events = metrics.rows(), t.events.rows()
     lost = lost_rows(rows, events, checkpoint)
     t.ledger.go_on(rows, events, state.step)
+    t.spending.before = spent_until_now(rows, events)
     last = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
     metrics.cut_back(state.step)
     cut_back_samples(folder.path, state.step)

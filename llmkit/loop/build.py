@@ -24,16 +24,18 @@ from llmkit.loop.initial_weights import open_initial
 from llmkit.loop.launch import Launch
 from llmkit.loop.prepare import prepare_run
 from llmkit.loop.resume import changed_settings, find_resume_point, resumed_state
+from llmkit.loop.spending import EnergyMeter, Spending
 from llmkit.loop.state import TrainState
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.tasks import tasks_of, tasks_on_record
 from llmkit.loop.trainer import Trainer
 from llmkit.monitor.console import Console
+from llmkit.monitor.cost import Prices
 from llmkit.monitor.events import EventLog, failure_recorded
 from llmkit.monitor.media import MediaSink
 from llmkit.monitor.metrics import MetricsFile, MetricsSink
 from llmkit.monitor.sink import Sink, SinkThread
-from llmkit.monitor.tensorboard import TensorBoardSink
+from llmkit.monitor.trackers import tracker_sinks
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
@@ -61,6 +63,8 @@ def _build(
     config, mesh, note = launch.config, launch.mesh, console.note
     for line in launch.loaded.remarks:
         note(f"note: {line}")
+    energy = EnergyMeter(mesh)  # from now on: a start may take long
+    stack.callback(energy.close)
     point = find_resume_point(launch.loaded, mesh, folder, launch.options, note)
     checkpoint = point.checkpoint
     initial = open_initial(config, mesh, checkpoint, note)
@@ -86,6 +90,7 @@ def _build(
         folder=folder, console=console, events=events, sinks=sinks,
         stop=stop, saved_step=None if checkpoint is None else state.step, was_done=point.was_done,
         saved_state=saved_state if checkpoint is None else checkpoint.state,
+        spending=Spending(mesh, energy, Prices.of(config.monitor), launch.started, launch.clock),
     )  # fmt: skip
     stack.callback(trainer.close)
     with fail_together(mesh):
@@ -135,8 +140,7 @@ def _sinks(
     if launch.mesh.rank > 0:
         return []
     others = [*instances(make_all(launch.config, "sink"), Sink), *launch.sinks]
-    if launch.config.monitor.tensorboard:
-        others.append(TensorBoardSink(folder.path / "tensorboard"))
+    others += tracker_sinks(launch.config, folder.path)
     fed = [SinkThread(sink, console.note) for sink in others]
     for thread in fed:
         stack.callback(thread.close)

@@ -98,6 +98,7 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
         saved_step=t.saved_step,
         lost_steps=lost,
         account=t.ledger.now().to_json(),
+        spent=t.spending.used(),
     )
     t.console.log(reason)
     if lost:

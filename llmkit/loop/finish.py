@@ -20,6 +20,7 @@ from llmkit.generation.text import stream_text
 from llmkit.inference import load_model
 from llmkit.loop.suggestions import generate_options
 from llmkit.model.base import Model
+from llmkit.monitor.cost import JOULES_PER_KWH, money
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.monitor.text import duration, shown_bits
@@ -59,7 +60,7 @@ def finish(t: Trainer) -> None:
         facts["skipped"] = f"{state.skipped} updates with a non-finite gradient"
     if state.no_targets:
         facts["no targets"] = f"{state.no_targets} steps whose batch had no target; they changed nothing"
-    facts |= heldout_facts(t)
+    facts |= heldout_facts(t) | spent_facts(t)
     if not found_done:
         facts["time"] = time_line(t)
     if t.config.monitor.sample is not None:
@@ -116,6 +117,22 @@ def heldout_facts(t: Trainer) -> dict[str, str]:
     others = compressors_bits_per_byte(t.data)
     beside = "".join(f", {name} {value:.2f}" for name, value in others.items())
     facts["bits per byte"] = f"this model {shown_bits(bits)}{beside}"
+    return facts
+
+
+def spent_facts(t: Trainer) -> dict[str, str]:
+    """Energy and cost of all starts of the run, where they are known."""
+    spent, facts = t.spending.until_now(), {}
+    if spent.energy_kwh is not None:
+        parts = [f"{spent.energy_kwh:.4g} kWh"]
+        if t.state.tokens:
+            unit = "pair" if t.data.has_pairs else "token"
+            parts.append(f"{spent.energy_kwh * JOULES_PER_KWH / t.state.tokens:.3g} J a {unit}")
+        if spent.co2_grams is not None:
+            parts.append(f"{spent.co2_grams:.4g} g of CO2")
+        facts["energy"] = ", ".join(parts)
+    if spent.cost is not None:
+        facts["cost"] = f"{money(spent.cost, t.spending.prices)}, {spent.device_hours:.4g} device-hours"
     return facts
 
 

@@ -29,10 +29,12 @@ from llmkit.loop.evaluate import evaluate
 from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
 from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
+from llmkit.loop.profile_steps import ProfileSteps
 from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_timer import SaveTimer
 from llmkit.loop.source_losses import SourceLosses
+from llmkit.loop.spending import Spending
 from llmkit.loop.start_plan import show_start
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_log import StepLog
@@ -73,7 +75,7 @@ class Trainer:
         self, launch: Launch, plan: Plan, data: Prepared, loader: TrainLoader, heldout: HeldOut | None,
         engine: Engine, state: TrainState, *, folder: RunFolder, console: Console, events: EventLog,
         sinks: list[Sink], stop: StopRequest, saved_step: int | None, was_done: bool,
-        saved_state: Mapping[str, Any],
+        saved_state: Mapping[str, Any], spending: Spending,
     ) -> None:  # fmt: skip
         self.config: Config = launch.config
         self.mesh, self.plan, self.data, self.loader, self.heldout = launch.mesh, plan, data, loader, heldout
@@ -84,13 +86,12 @@ class Trainer:
         """Whether a step has begun and is not over: then nothing can be saved."""
         self.agreed: Agreed = NOTHING
         """The requests that hold after the newest step."""
-        self.phases, self.ledger = launch.phases, Ledger(launch.phases.totals)
-        self.work = Work(plan)
+        self.phases, self.ledger, self.work = launch.phases, Ledger(launch.phases.totals), Work(plan)
         self.row_columns: list[Callable[[], Mapping[str, Any]]] = [self.ledger.columns]
-        """Called for a row that is due, on rank 0: each gives some of its columns."""
+        """Called on each rank for a row that is due: each gives some of its columns, on rank 0."""
         if self.mesh.rank == 0:
             self.row_columns.append(partial(epoch_columns, loader))
-        self._started, self._sinks = launch.started, sinks
+        self._started, self._sinks, self.spending = launch.started, sinks, spending
         self._was_done, self._saved_state = was_done, saved_state
         self.init_from: Mapping[str, Any] | None = saved_state.get("init_from")
         """The weights that the run began with: their folder, and a digest of them; None for random ones."""
@@ -99,7 +100,8 @@ class Trainer:
         if state.max_steps is None:
             budget = Budget.for_run(self.config, self._started, self.clock(), heldout)
         timer = SaveTimer(self.config.checkpoint.every_minutes, self.clock())
-        self.hooks = HookList([TimeBudget(budget), timer, MicroBatchHint()], launch.hooks)
+        own = [TimeBudget(budget), timer, MicroBatchHint(), ProfileSteps(self.config)]
+        self.hooks = HookList(own, launch.hooks)
         self._recorder = Recorder(self.mesh, OWN_NAMES, gathers=self.hooks.has_others)
         self._sources = SourceLosses(loader.source_names, self.mesh.device)
         self._samples = SampleLog(folder.path, self.mesh) if self.config.monitor.log_samples else None
@@ -128,6 +130,7 @@ class Trainer:
         )  # fmt: skip
         if self.mesh.rank == 0:
             show_start(self, speed.label)
+        self.spending.start(self)
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")
         self._recorder.load_state(self._saved_state.get("recorded", []))
@@ -231,8 +234,8 @@ class Trainer:
         self._recorder.record(name, value, reduce)
 
     def record_event(self, event: str, **fields: Any) -> None:
-        """Records an event with the account of where the time went until now."""
-        self.events.record(event, **fields, account=self.ledger.now().to_json())
+        """Records an event with where the time went, and what was used, until now."""
+        self.events.record(event, **fields, account=self.ledger.now().to_json(), spent=self.spending.used())
 
     def end_after(self, step: int) -> None:
         """Finishes the run after this step, or now if it has passed; to be called on all ranks alike."""

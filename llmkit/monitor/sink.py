@@ -25,6 +25,9 @@ class Sink:
     with a note; training goes on.
     """
 
+    name: str = ""
+    """Names the sink in messages; "" = the class's name."""
+
     def write(self, row: Mapping[str, Any]) -> None:
         """Takes a row: `step` and numbers by name; None stands for a number that is not finite."""
         raise NotImplementedError
@@ -47,7 +50,7 @@ class SinkThread(Sink):
 
     def __init__(self, sink: Sink, note: Callable[[str], None]) -> None:
         self._sink, self._note = sink, note
-        self._name = type(sink).__qualname__
+        self._name = sink.name or type(sink).__qualname__
         self._rows: queue.Queue[tuple[Take, dict[str, Any]] | None] = queue.Queue(WAITING_ROWS)
         self._dropped = False
         self._thread = threading.Thread(target=self._run, name=f"sink {self._name}", daemon=True)

@@ -27,6 +27,9 @@ OLD = {
     "schedule.decay_share=0.5": "schedule.decay_share is called schedule.decay_fraction now",
     "data.heldout_every=9": "data.heldout_every is called data.validation_fraction now; what was 20 is 0.05",
     "data.lanes=9": "data.lanes is called data.stream_shards now",
+    "monitor.tensorboard=true": (
+        'monitor.tensorboard is called monitor.trackers now; what was true is ["tensorboard"]'
+    ),
     "data.sources.0.write_through=true": (
         "data.sources.0.write_through is called data.sources.0.cache_live_tokens now"
     ),

@@ -1,0 +1,76 @@
+"""`monitor.profile_steps` in runs that are made to be bound by one thing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.config.load import load
+from llmkit.data.loader import TrainLoader
+from llmkit.errors import UserError
+from llmkit.loop import profile_steps
+from tests.program import events, recorded, rows, train
+
+FILES = [".json.gz", ".summary.json", ".txt"]
+
+
+def summary(name: str, run: str = "tiny") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(f"runs/{run}/profile/{name}.summary.json").read_text())
+    return content
+
+
+def test_the_steps_that_are_asked_for_and_no_others(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("monitor.profile_steps=[3,5]", "train.max_steps=6") == 0
+    folder = project / "runs/tiny/profile"
+    assert sorted(path.name for path in folder.iterdir()) == [f"step-3-rank-0{end}" for end in FILES]
+    found = summary("step-3-rank-0")
+    assert found["steps"] == 3 and found["shares"]["launch"] > 0.1  # the model is tiny
+    (event,) = recorded("profile")
+    assert event["verdict"] == found["verdict"] and event["path"] == "profile/step-3-rank-0.json.gz"
+    assert event["verdict"] in capsys.readouterr().out
+    forwards = [each for each in found["operators"] if each["name"] == "aten::embedding"]
+    assert forwards[0]["calls"] == 3
+
+
+def test_a_resume_records_what_is_left_and_a_stop_what_there_was(project: Path) -> None:
+    assert train("monitor.profile_steps=[5,8]", "train.max_steps=6") == 0
+    assert train("monitor.profile_steps=[5,8]", "train.max_steps=7") == 0
+    assert train("monitor.profile_steps=[5,8]", "train.max_steps=12") == 0
+    assert [(each["path"], each["steps"]) for each in recorded("profile")] == [
+        ("profile/step-5-rank-0.json.gz", 2), ("profile/step-7-rank-0.json.gz", 1),
+        ("profile/step-8-rank-0.json.gz", 1),
+    ]  # fmt: skip
+
+
+def test_slow_data_bound_the_steps(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    following = TrainLoader.__next__
+
+    def slow(loader: TrainLoader) -> Any:
+        time.sleep(0.5)
+        return following(loader)
+
+    monkeypatch.setattr(TrainLoader, "__next__", slow)
+    assert train("monitor.profile_steps=[3,4]", "train.max_steps=4") == 0
+    assert summary("step-3-rank-0")["bound"] == "data"
+
+
+def test_what_goes_wrong_does_not_end_the_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(self: Any, device: Any) -> None:
+        raise RuntimeError("already in use")
+
+    monkeypatch.setattr(profile_steps.Recording, "__init__", refuses)
+    assert train("monitor.profile_steps=[3,5]", "train.max_steps=6") == 0
+    assert recorded("profile_failed")[0]["reason"] == "RuntimeError: already in use"
+    assert events(project / "runs/tiny").count("profile_failed") == 1
+    assert rows(project / "runs/tiny")[-1]["step"] == 6
+
+
+def test_steps_in_the_wrong_order_are_refused(project: Path) -> None:
+    with pytest.raises(UserError, match=r"monitor\.profile_steps .*ends before it begins"):
+        load("tiny.yaml", ["monitor.profile_steps=[5,3]"])
