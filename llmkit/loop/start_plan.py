@@ -88,7 +88,7 @@ def _length(t: Trainer, step_seconds: float | None) -> str:
 
 def _metrics(monitor: Monitor) -> str:
     """When there are rows, and where they go, beside Weights & Biases, whose mirror speaks for itself."""
-    where = ["metrics.jsonl", *["TensorBoard"] * monitor.tensorboard, *(sink.type for sink in monitor.sinks)]
+    where = ["metrics.jsonl", *monitor.trackers, *(sink.type for sink in monitor.sinks)]
     return f"{every_steps(monitor.log_every)}, to {listed(where)}"
 
 
