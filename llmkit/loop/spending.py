@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from llmkit.monitor.cost import JOULES_PER_KWH, Prices, Spent
+from llmkit.monitor.cost import JOULES_PER_KWH, Prices, Spent, money
 from llmkit.monitor.energy import Kind, Meter, Reading, Sources, find_sources, host_id
 from llmkit.parallel.mesh import Mesh
 
@@ -123,6 +123,21 @@ class Spending:
     def used(self) -> dict[str, float | None]:
         """`until_now`, for an event."""
         return self.until_now().to_json()
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """Lines for the plan at the start: where energy is read, and the prices, as far as there are any."""
+        if (source := self._energy.source) is not None:
+            names = {"nvml": "the GPUs (NVML)", "rapl": "the CPU packages, whoever uses them (RAPL)"}
+            yield "energy", f"read from counters of {' and '.join(names[kind] for kind in source.split('+'))}"
+        hour, kwh, devices = self.prices.per_device_hour, self.prices.per_kwh, self._mesh.world_size
+        parts = []
+        if hour is not None:
+            parts.append(f"{money(hour * devices, self.prices)} an hour ({devices} devices)")
+        if kwh is not None:
+            parts.append(f"{money(kwh, self.prices)} a kWh")
+        if parts:
+            used = f"; {money(self.before.cost, self.prices)} until now" if self.before.cost else ""
+            yield "cost", " and ".join(parts) + used
 
     def _read(self, tokens: int) -> None:
         """Takes the readings of all ranks: power, and energy a token, since those before."""

@@ -48,6 +48,7 @@ def start_plan(t: Trainer, peak: str, step_seconds: float | None) -> Iterator[Li
         if name == "evaluates":
             text = f"{text}, on {_held_out(t.data)}" if t.heldout else "nothing is held out"
         yield name, text
+    yield from t.spending.describe()
     yield "metrics", _metrics(t.config.monitor)
 
 
@@ -103,7 +104,7 @@ def show_start(t: Trainer, peak: str) -> None:
     config = t.config
     progress = Progress(
         t.folder.path.name, t.state.max_steps, config.checkpoint.every_steps,
-        config.evaluate.every_steps if t.heldout else 0,
+        config.evaluate.every_steps if t.heldout else 0, config.monitor.cost.currency,
     )  # fmt: skip
     for event in t.events.rows():
         progress.take_event(event)

@@ -100,12 +100,11 @@ def money(amount: float, prices: Prices) -> str:
     return f"{amount:.2f} {prices.currency}" if amount >= 1 else f"{amount:.2g} {prices.currency}"
 
 
-def for_the_whole_run(spent: float, since: float, step: int, first_step: int, last_step: int) -> float | None:
-    """What a figure will be at `last_step`, where it has grown from `since` to `spent` from `first_step` to
-    `step`; None before a step is done."""
-    if step <= first_step:
+def for_the_whole_run(spent: float, step: int, last_step: int | None) -> float | None:
+    """What a figure will be after the last step, with losses as until now; None where that is not known."""
+    if step < 1 or last_step is None:
         return None
-    return spent + (spent - since) / (step - first_step) * max(0, last_step - step)
+    return spent * max(step, last_step) / step
 
 
 def _sum(one: float | None, other: float | None) -> float | None:

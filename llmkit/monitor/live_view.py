@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from rich.text import Text
 
+from llmkit.monitor.cost import for_the_whole_run
 from llmkit.monitor.progress import Evaluation, Progress
 from llmkit.monitor.sparkline import ASCII_BLOCKS, BLOCKS, sparkline
 from llmkit.monitor.text import duration, number, thousands, time_of_day
@@ -154,7 +155,9 @@ def _speed(progress: Progress) -> Iterator[Piece]:
     if (memory := row.get("peak_memory_gib")) is not None:
         yield Piece(2, Text.assemble(("memory ", "dim"), f"{memory:.1f} GiB"))
     if (cost := row.get("cost")) is not None:
-        yield Piece(3, Text.assemble(("cost ", "dim"), f"{cost:,.2f} {progress.currency}".rstrip()))
+        total = for_the_whole_run(cost, row["step"], progress.max_steps)
+        about = "" if total is None else f" of about {total:,.2f}"
+        yield Piece(3, Text.assemble(("cost ", "dim"), f"{cost:,.2f}{about} {progress.currency}".rstrip()))
     if (energy := row.get("energy_kwh")) is not None:
         yield Piece(5, Text.assemble(("energy ", "dim"), f"{energy:,.3g} kWh"))
     if (rate := row.get("learning_rate")) is not None:

@@ -141,6 +141,15 @@ def test_without_counters_and_prices_nothing_is_known_but_the_hours() -> None:
     assert ranks.said == []  # it is in the log alone, as nobody has asked
 
 
+def test_the_plan_names_sources_and_prices() -> None:
+    ranks = Ranks([["nvml", "rapl"]] * 2, hosts="aa", device="cuda", per_device_hour=2.5, per_kwh=0.25)
+    assert dict(ranks.start(Spent(4.0, None, 20.0)).describe()) == {
+        "energy": "read from counters of the GPUs (NVML) and the CPU packages, whoever uses them (RAPL)",
+        "cost": "5.00 USD an hour (2 devices) and 0.25 USD a kWh; 20.00 USD until now",
+    }
+    assert list(Ranks([[]], hosts="a").start().describe()) == []
+
+
 def test_earlier_starts_count() -> None:
     ranks = Ranks([["rapl"]], hosts="a", per_device_hour=1.0)
     ranks.start(Spent(10.0, 2.0, 7.5))

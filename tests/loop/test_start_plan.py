@@ -85,6 +85,7 @@ def trainer(max_steps: int | None, rows: list[int], *, sources: int = 2, step: i
         data=SimpleNamespace(train=train, sequence_length=32, has_pairs=False, heldout_targets=0),
         plan=SimpleNamespace(tokens_per_step=128, num_trained=1000),
         config=Config.model_validate(config), heldout=None,
+        spending=SimpleNamespace(describe=lambda: [("cost", "much")]),
     )  # fmt: skip
 
 
@@ -123,8 +124,8 @@ def test_what_goes_on_beside_steps_is_in_words() -> None:
 
 
 def test_destinations_of_rows_are_told() -> None:
-    monitor = Monitor.model_validate({"tensorboard": True, "log_every": 25})
-    assert module._metrics(monitor) == "every 25 steps, to metrics.jsonl and TensorBoard"
+    monitor = Monitor.model_validate({"trackers": ["tensorboard", "mlflow"], "log_every": 25})
+    assert module._metrics(monitor) == "every 25 steps, to metrics.jsonl, tensorboard and mlflow"
 
 
 def test_nothing_held_out_is_said() -> None:
@@ -132,4 +133,5 @@ def test_nothing_held_out_is_said() -> None:
     t.folder = SimpleNamespace(path=Path("runs/x"))
     t.mesh = SimpleNamespace(device=torch.device("cpu"))
     t.plan.precision = "fp32"
-    assert ("evaluates", "nothing is held out") in list(start_plan(t, "no peak", None))
+    lines = list(start_plan(t, "no peak", None))
+    assert ("evaluates", "nothing is held out") in lines and ("cost", "much") in lines

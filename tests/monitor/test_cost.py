@@ -60,9 +60,9 @@ def test_earlier_starts_are_taken_from_rows_and_events() -> None:
 
 
 def test_the_whole_run_goes_on_as_it_went() -> None:
-    assert for_the_whole_run(12.0, 10.0, 200, 100, 1000) == pytest.approx(28.0)
-    assert for_the_whole_run(12.0, 10.0, 100, 100, 1000) is None
-    assert for_the_whole_run(12.0, 10.0, 200, 100, 150) == pytest.approx(12.0)
+    assert for_the_whole_run(12.0, 200, 1000) == pytest.approx(60.0)
+    assert for_the_whole_run(12.0, 200, 150) == pytest.approx(12.0)
+    assert for_the_whole_run(12.0, 0, 1000) is None and for_the_whole_run(12.0, 200, None) is None
 
 
 def test_amounts_keep_two_digits() -> None:
