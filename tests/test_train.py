@@ -21,13 +21,14 @@ from llmkit.data.blocks import BlockMaker
 from llmkit.data.building.parts import held_out
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
+from llmkit.loop.phases import NAMES
 from llmkit.loop.trainer import Trainer
 from llmkit.model.initial import InitialWeights
 from llmkit.monitor.columns import column_of
 from llmkit.monitor.goodput import LOST
 from tests.limits import HANG
 from tests.monitor.wandb_log import history
-from tests.program import at_step, events, rows, timeless, train
+from tests.program import at_step, events, recorded, rows, timeless, train
 
 COLUMNS = {
     "step", "tokens", "epochs", "loss", "loss_mean", "grad_norm", "learning_rate", "skipped_total",
@@ -110,6 +111,40 @@ def test_the_first_step_of_a_process_counts_in_no_mean_of_times(project, monkeyp
     training = [row for row in rows(project / "runs" / "tiny") if "loss" in row]
     for column in ("step_seconds", "tokens_per_second", "data_seconds", "mfu"):
         assert [row["step"] for row in training if row[column] is None] == [1, 4]
+
+
+def test_the_account_of_time_goes_on_over_a_fault_in_a_moved_folder(project, monkeypatch, capsys):
+    def fail():
+        raise RunFault("the machine is gone")
+
+    folder = project / "runs" / "moved"
+    at_step(monkeypatch, 9, fail)  # the newest checkpoint is that of step 5
+    assert train() == 1
+    os.rename(project / "runs" / "tiny", folder)
+    before = [row for row in rows(folder) if "loss" in row]
+    assert [row["step"] for row in before] == list(range(1, 8)), "the row of step 8 was on its way"
+    fault = recorded("fault", folder)[0]["account"]
+    assert train("run.name=moved") == 0
+
+    assert capsys.readouterr().out.count("% in steps that count") == 1
+    after = [row for row in rows(folder) if "loss" in row and row["step"] > 5]
+    assert {row["restarts"] for row in before} == {0} and {row["restarts"] for row in after} == {1}
+    assert after[0]["time/start"] > 0.0 and not any(row["time/start"] for row in after[1:])
+    saved = next(event["account"] for event in recorded("save", folder) if event["step"] == 5)
+    redone = fault["useful"] - saved["useful"]
+    assert redone > 0.0
+    for row in after:
+        assert row["lost/redone"] == pytest.approx(redone, abs=2e-3)
+        assert row["lost/down"] == pytest.approx(after[0]["lost/down"]) and row["lost/down"] >= 0.0
+        parts = sum(row[f"lost/{name}"] for name in LOST)
+        assert row["goodput"] == pytest.approx(1 - parts / row["elapsed_seconds"], abs=1e-3)
+    elapsed = [row["elapsed_seconds"] for row in (*before, *after)]
+    assert elapsed == sorted(elapsed)
+    spent = [sum(row[f"time/{name}"] for name in NAMES) for row in after]
+    passed = np.diff([row["elapsed_seconds"] for row in after])
+    assert spent[1:] == pytest.approx(passed.tolist(), abs=3e-3), "every second is that of one phase"
+    done = recorded("done", folder)[0]
+    assert done["account"]["lost"]["redone"] == pytest.approx(redone, abs=2e-3)
 
 
 def test_a_finished_run_without_checkpoints_is_not_started_over(project, capsys):
