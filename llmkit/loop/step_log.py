@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +17,11 @@ from llmkit.loop.scalars import Scalars
 from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_times import Speed, StepTimes
-from llmkit.monitor.hardware import peak_memory_gib, reserved_memory_gib
+from llmkit.monitor.hardware import device_peak, peak_memory_gib, reserved_memory_gib
+from llmkit.precision import torch_dtype
+
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class StepLog:
         self._state, self._device, self._phases, self._recorder = state, device, phases, recorder
         self._further, self._sources, self._write = further, sources, write
         self._max_skipped, self._saved_step, self._limit = max_skipped, saved_step, limit
-        self._times = StepTimes(phases, speed)
+        self.speed, self._times = speed, StepTimes(phases, speed)
         self._pending: _Step | None = None
 
     @property
@@ -152,3 +156,20 @@ class StepLog:
                 f"(train.max_nonfinite_steps); these updates were skipped. The same command {start}. A lower "
                 "optimizer.learning_rate often helps; else look for the cause in the data"
             )
+
+
+def make_step_log(
+    t: Trainer, recorder: Recorder, sources: SourceLosses, write: Callable[[dict[str, Any]], None]
+) -> StepLog:
+    """The log of a trainer's steps. Rank 0, which alone writes rows, measures the peak of its device."""
+    peak, label = None, ""
+    if t.mesh.rank == 0:
+        dtype, fp8 = torch_dtype(t.plan.precision.compute), t.plan.precision.linear == "fp8"
+        peak, label = device_peak(t.mesh.device, dtype, fp8)
+        if peak is None:
+            t.console.note(f"no utilization (MFU) will be given: {label}")
+    speed = Speed(t.plan.tokens_per_step, t.work.full, t.work.recomputed, peak, label, t.mesh.world_size)
+    return StepLog(
+        t.state, t.mesh.device, t.phases, recorder, speed, t.row_columns, write,
+        t.config.train.max_nonfinite_steps, lambda: t.saved_step, sources, t.step_limit,
+    )  # fmt: skip

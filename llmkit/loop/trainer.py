@@ -37,8 +37,7 @@ from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.spending import Spending
 from llmkit.loop.start_plan import show_start
 from llmkit.loop.state import TrainState
-from llmkit.loop.step_log import StepLog
-from llmkit.loop.step_times import Speed
+from llmkit.loop.step_log import Columns, make_step_log
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.tasks import evaluate_tasks, tasks_due
 from llmkit.loop.time_budget import TimeBudget, time_over
@@ -48,14 +47,12 @@ from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.flops import perplexity
 from llmkit.monitor.goodput import Ledger
-from llmkit.monitor.hardware import device_peak
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.media import checked
 from llmkit.monitor.sink import Sink
 from llmkit.optim.schedule import step_values
 from llmkit.parallel.randomness import seed_step
 from llmkit.plan import Plan
-from llmkit.precision import torch_dtype
 from llmkit.run_folder import RunFolder
 
 
@@ -87,10 +84,8 @@ class Trainer:
         self.agreed: Agreed = NOTHING
         """The requests that hold after the newest step."""
         self.phases, self.ledger, self.work = launch.phases, Ledger(launch.phases.totals), Work(plan)
-        self.row_columns: list[Callable[[], Mapping[str, Any]]] = [self.ledger.columns]
+        self.row_columns: list[Columns] = [self.ledger.columns, partial(epoch_columns, loader)]
         """Called on each rank for a row that is due: each gives some of its columns, on rank 0."""
-        if self.mesh.rank == 0:
-            self.row_columns.append(partial(epoch_columns, loader))
         self._started, self._sinks, self.spending = launch.started, sinks, spending
         self._was_done, self._saved_state = was_done, saved_state
         self.init_from: Mapping[str, Any] | None = saved_state.get("init_from")
@@ -115,21 +110,9 @@ class Trainer:
 
     def start(self) -> None:
         """What comes before the first step: measures the device's peak, calls hooks. All ranks call it."""
-        peak, label = None, ""
-        if self.mesh.rank == 0:  # which alone writes rows; the others need not measure their CPU
-            dtype, fp8 = torch_dtype(self.plan.precision.compute), self.plan.precision.linear == "fp8"
-            peak, label = device_peak(self.mesh.device, dtype, fp8)
-            if peak is None:
-                self.console.note(f"no utilization (MFU) will be given: {label}")
-        work, devices = self.work, self.mesh.world_size
-        speed = Speed(self.plan.tokens_per_step, work.full, work.recomputed, peak, label, devices)
-        self.log = StepLog(
-            self.state, self.mesh.device, self.phases, self._recorder, speed, self.row_columns,
-            self._write_row, self.config.train.max_nonfinite_steps, lambda: self.saved_step,
-            self._sources, self._step_limit,
-        )  # fmt: skip
+        self.log = make_step_log(self, self._recorder, self._sources, self._write_row)
         if self.mesh.rank == 0:
-            show_start(self, speed.label)
+            show_start(self, self.log.speed.label)
         self.spending.start(self)
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")
@@ -171,7 +154,7 @@ class Trainer:
         state, self.in_step = self.state, True
         compiles = self.plan.kernels.compiled and not self.log.warmed_up
         graphs = graphs_compiled() if self.plan.kernels.compiled else 0
-        with self.phases.span("compile" if compiles else "step", limit=self._step_limit):
+        with self.phases.span("compile" if compiles else "step", limit=self.step_limit):
             micro_batches = [micro.to(self.mesh.device) for micro in batch.micro_batches]
             values = step_values(state.step + 1, state.max_steps, self.config, state.pace)
             self.learning_rate = self.config.optimizer.learning_rate * values.learning_rate
@@ -190,7 +173,7 @@ class Trainer:
         return result
 
     @property
-    def _step_limit(self) -> float:
+    def step_limit(self) -> float:
         """Seconds that a step may take."""
         return 60.0 * self.config.parallel.timeout_minutes
 

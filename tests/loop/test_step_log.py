@@ -12,6 +12,7 @@ from llmkit.engine.parts import StepParts
 from llmkit.errors import RunFault
 from llmkit.loop.phases import Phases
 from llmkit.loop.recorder import Recorder
+from llmkit.loop.scalars import Scalars
 from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_log import StepLog
@@ -193,3 +194,22 @@ def test_totals_of_a_row_are_those_of_the_whole_run() -> None:
     assert [last[f"lost/{name}"] for name in ("start", "data", "save", "other")] == [10.0, 5.0, 1.0, 0.0]
     assert (last["restarts"], last["reserved_memory_gib"]) == (0, None)
     assert last["peak_memory_gib"] == pytest.approx(peak_memory_gib(torch.device("cpu")), rel=0.05)
+
+
+def test_nothing_of_a_step_is_read_but_its_scalars_and_those_a_step_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tensors on the meta device have no values: whatever else were read would raise."""
+    run, read = Steps(), list[int]()
+    monkeypatch.setattr(Scalars, "read", lambda self: read.append(run.state.step) or [256.0, 0.5, 0.0, 7.0])
+    scalar = torch.zeros((), device="meta")
+    for step in range(1, 5):
+        run.spend("step", 1.0)
+        run.state.step += 1
+        run.recorder.record("mine", scalar)
+        parts: Any = Parts({"optimizer": 0.5})
+        result = StepResult(scalar.double(), TOKENS, scalar, scalar, {}, parts=parts)
+        run.log.after_step(result, 0.1, row_due=True)
+        assert read == list(range(2, step + 1)), "of step 1 as step 2 is over, and so on"
+    assert [row["loss"] for row in run.rows] == [2.0] * 3
+    assert [row["mine"] for row in run.rows] == [7.0] * 3

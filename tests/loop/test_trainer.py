@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
@@ -16,7 +17,9 @@ from llmkit.data.loader import TrainLoader
 from llmkit.engine.native import NativeEngine
 from llmkit.loop import trainer as module
 from llmkit.loop.hook import Hook
+from llmkit.loop.phases import NAMES
 from llmkit.loop.resume import Options
+from llmkit.monitor.goodput import LOST
 from llmkit.train import train
 from tests.drills.test_world import free_ports
 from tests.program import events, make_project, rows
@@ -55,7 +58,7 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
     for name in ("after_save", "after_evaluate"):
         monkeypatch.setattr(uploads, name, lambda t, what: None, raising=False)
         clock.takes(uploads, name, 10.0)
-    monkeypatch.setattr(module, "device_peak", lambda device, dtype, fp8: (1e6, "a known peak"))
+    monkeypatch.setattr("llmkit.loop.step_log.device_peak", lambda device, dtype, fp8: (1e6, "a known peak"))
     settings = ["monitor.log_every=4", "checkpoint.every_steps=3", "evaluate.every_steps=5"]
     loaded = load("tiny.yaml", settings)
     assert train(loaded, Options(), started=0.0, environment={}, hooks=[uploads], clock=clock) == 0
@@ -69,6 +72,18 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
         assert row["data_seconds"] == pytest.approx(0.5)
         assert row["tokens_per_second"] == pytest.approx(4 * 32 / 2.5)
         assert (row["mfu"], row["mfu_peak"]) == (pytest.approx(4 * 32 / 2.5 * flops / 1e6), "a known peak")
+    # Saves come after steps 3, 6 and 9, evaluations after 5 and 10, each with a hook that takes 10 s.
+    phases = ("step", "data", "save", "evaluate", "other")
+    found = [[row[f"time/{name}"] for name in phases] for row in (first, *others)]
+    assert found == [
+        [2.0, 0.5, 0.0, 0.0, 0.0], [6.0, 1.5, 110.0, 0.0, 0.0], [8.0, 2.0, 110.0, 310.0, 0.0],
+        [8.0, 2.0, 110.0, 310.0, 0.0],
+    ]  # fmt: skip
+    assert others[-1]["goodput"] == pytest.approx(24.0 / (24.0 + 6.0 + 330.0 + 620.0), abs=1e-6)
+    last = {name: others[-1][f"lost/{name}"] for name in LOST if others[-1][f"lost/{name}"]}
+    assert last == {"data": 6.0, "save": 330.0, "evaluate": 620.0}
+    spent = np.cumsum([sum(row[f"time/{name}"] for name in NAMES) for row in (first, *others)])
+    assert [row["elapsed_seconds"] for row in (first, *others)] == pytest.approx(spent.tolist())
     done = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
     seconds = {"data": 6.0, "step": 24.0, "save": 440.0, "evaluate": 930.0}
     assert done["phase_seconds"] | seconds == pytest.approx(done["phase_seconds"])
@@ -193,3 +208,15 @@ def test_a_hook_that_fails_on_one_rank_ends_both_saved(
     assert open_checkpoint(run).step in (5, 6)
     last = last_event(run)
     assert (last["event"], last["lost_steps"]) == ("fault", 0)
+
+
+def test_an_unknown_peak_is_said_once_and_gives_no_utilization(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llmkit.loop.step_log.device_peak", lambda device, dtype, fp8: (None, "no such GPU"))
+    settings = ["train.max_steps=3", "evaluate.every_steps=0", "run.deterministic=false"]
+    assert train(load("tiny.yaml", settings), Options(), started=0.0, environment={}) == 0
+    assert capsys.readouterr().out.count("no utilization (MFU) will be given: no such GPU") == 1
+    last = rows(project / "runs" / "tiny")[2]
+    assert last["tokens_per_second"] > 0 and last["mfu_peak"] == "no such GPU"
+    assert last["mfu"] is None and last["mfu_causal"] is None
