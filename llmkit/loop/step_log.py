@@ -23,6 +23,9 @@ from llmkit.precision import torch_dtype
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
 
+Columns = Callable[[], Mapping[str, Any]]
+"""Gives some columns of a row that is due."""
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -54,7 +57,7 @@ class StepLog:
 
     def __init__(
         self, state: TrainState, device: torch.device, phases: Phases, recorder: Recorder, speed: Speed,
-        further: Sequence[Callable[[], Mapping[str, Any]]], write: Callable[[dict[str, Any]], None],
+        further: Sequence[Columns], write: Callable[[dict[str, Any]], None],
         max_skipped: int, saved_step: Callable[[], int | None], sources: SourceLosses,
         limit: float | None = None,
     ) -> None:  # fmt: skip
