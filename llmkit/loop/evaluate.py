@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from llmkit.engine.loss_parts import position_ranges, sums_by_position
 from llmkit.loop.control import Control, Poll
 from llmkit.loop.hook import Evaluation
 from llmkit.loop.state import TrainState
-from llmkit.monitor.flops import bits_per_byte
+from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
@@ -69,6 +70,14 @@ def loss_at(sums: Sequence[float], length: int) -> dict[str, float | None]:
     """Columns of the loss by position; sums: of `sums_by_position`, flat; length: of a row."""
     values = zip(position_ranges(length), sums[::2], sums[1::2], strict=True)
     return {f"loss_at/{low}-{high - 1}": nats / count for (low, high), nats, count in values if count}
+
+
+def evaluation_row(found: Evaluation, of_pairs: bool) -> dict[str, Any]:
+    """The row of an evaluation for metrics.jsonl. of_pairs: whether what is held out are pairs of answers."""
+    row = {"step": found.step, "eval_loss": found.loss, "eval_bits_per_byte": found.bits_per_byte}
+    if not of_pairs:
+        row["eval_perplexity"] = perplexity(found.loss)
+    return row | {f"eval_{name}": value for name, value in {**found.measures, **found.parts}.items()}
 
 
 def _batches(heldout: HeldOut, device: torch.device, poll: Poll) -> Iterator[Batch]:

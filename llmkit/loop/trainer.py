@@ -25,7 +25,7 @@ from llmkit.loop.budget import Budget
 from llmkit.loop.control import NOTHING, Agreed, Control
 from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
 from llmkit.loop.epochs import epoch_columns
-from llmkit.loop.evaluate import evaluate
+from llmkit.loop.evaluate import evaluate, evaluation_row
 from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
 from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
@@ -45,7 +45,6 @@ from llmkit.loop.work import Work
 from llmkit.monitor.columns import OWN_NAMES
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
-from llmkit.monitor.flops import perplexity
 from llmkit.monitor.goodput import Ledger
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.media import checked
@@ -336,11 +335,7 @@ class Trainer:
             self.agreed = self.agreed._replace(stop=end.why)
             return False
         state.record_evaluation(found.loss, self.config.evaluate.early_stopping)
-        row = {"step": found.step, "eval_loss": found.loss, "eval_bits_per_byte": found.bits_per_byte}
-        if not self.data.has_pairs:
-            row["eval_perplexity"] = perplexity(found.loss)
-        measures = {**found.measures, **found.parts}
-        self._write_row(row | {f"eval_{name}": value for name, value in measures.items()})
+        self._write_row(evaluation_row(found, of_pairs=self.data.has_pairs))
         if state.stopped_early:
             self.events.record("early_stopping", step=state.step, best=state.best_eval_loss)
             self.console.note(
