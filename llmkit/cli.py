@@ -21,6 +21,7 @@ from llmkit.evaluation.options import add_evaluate_command
 from llmkit.generation.options import add_generate_command
 from llmkit.inspect.options import add_inspect_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
+from llmkit.report.options import add_report_command
 from llmkit.serve.options import add_serve_command
 from llmkit.watch.options import add_runs_command, add_top_command
 
@@ -213,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _train_parser, _config_parser, _data_parser, _reference_parser, add_generate_command,
         add_evaluate_command, add_serve_command, add_inspect_command, add_import_command,
-        add_export_command, add_top_command, add_runs_command, _new_parser, _ladder_parser,
+        add_export_command, add_report_command, add_top_command, add_runs_command, _new_parser, _ladder_parser,
         _doctor_parser,
     ):  # fmt: skip
         add(commands)

@@ -19,7 +19,7 @@ LAYERS = (
     {"model", "device", "hf", "watch"},
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor"},
-    {"inference", "parity", "recipes"},
+    {"inference", "parity", "recipes", "report"},
     {"generation", "preference"},
     {"evaluation"},
     {"loop", "inspect", "serve", "convert"},

@@ -41,8 +41,9 @@ class StoredSettings:
         found = {}
         for name, value in self.values.items():
             shown, default = display(value), defaults.get(general(name), "")
-            if shown != default:
-                found[name] = (shown, "" if default == "required" else default, self.origins.get(name, ""))
+            origin = self.origins.get(name, "")
+            if shown != default and origin != "default":  # empty lists of sections have no text of a default
+                found[name] = (shown, "" if default == "required" else default, origin)
         return found
 
 

@@ -1,0 +1,209 @@
+"""Which charts a page has: of one run its columns with what happened, of several a column for all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llmkit.monitor.columns import column_of
+from llmkit.monitor.record import RunRecord
+from llmkit.monitor.series import Series
+from llmkit.report.axes import Axis, AxisName, axes_of, shared_axes, unit_of
+from llmkit.report.chart import Curve, Mark, Plot, draw, smooth
+
+LINES = 8
+"""Curves of a chart at most."""
+OTHERS = 40
+"""Charts of numbers that hooks record, at most."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A column in a chart: its name, what the legend calls it, and whether its smoothed form is shown too."""
+
+    column: str
+    label: str
+    smoothed: bool = False
+    kind: str = "line"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A chart: what it shows of a run. The first column that a run has decides whether there is a chart.
+
+    factor: what values are multiplied by, as 100 for percent. marked: whether events are drawn into it.
+    """
+
+    title: str
+    unit: str
+    shown: tuple[Shown, ...]
+    log: bool = False
+    zero: bool = False
+    factor: float = 1.0
+    marked: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Pane:
+    """A plot over one axis. label: of the x-axis."""
+
+    name: str
+    label: str
+    plot: Plot
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of a page, with a pane for each axis. legend: color and name of what is in it."""
+
+    title: str
+    unit: str
+    panes: list[Pane]
+    legend: list[tuple[int, str]] = field(default_factory=list)
+    note: str = ""
+
+
+LOSS = Wanted(
+    "Loss", "nats a target",
+    (Shown("loss", "training", smoothed=True), Shown("eval_loss", "held out", kind="dots")), marked=True,
+)  # fmt: skip
+STANDARD = (
+    Wanted("Bits per byte, held out", "bits", (Shown("eval_bits_per_byte", "held out"),)),
+    Wanted("Learning rate", "", (Shown("learning_rate", "learning rate"),), zero=True),
+    Wanted("Gradient norm", "before clipping", (Shown("grad_norm", "gradient norm", smoothed=True),),
+        log=True, marked=True),
+    Wanted("Speed", "tokens/s", (Shown("tokens_per_second", "whole job", smoothed=True),), zero=True,
+        marked=True),
+    Wanted("Utilization", "%", (Shown("mfu", "MFU", smoothed=True), Shown("mfu_causal", "causal MFU"),
+        Shown("hfu", "HFU")), zero=True, factor=100.0),
+    Wanted("Memory", "GiB", (Shown("peak_memory_gib", "peak"), Shown("reserved_memory_gib", "reserved")),
+        zero=True),
+    Wanted("Goodput", "% of the wall time", (Shown("goodput", "goodput"),), zero=True, factor=100.0),
+    Wanted("Update to weight", "ratio of norms", (Shown("update_ratio", "all parameters"),), log=True),
+    Wanted("Epochs", "", (Shown("epochs", "all sources"),), zero=True),
+    Wanted("Power", "W", (Shown("power_watts", "devices", smoothed=True),), zero=True),
+    Wanted("Energy a token", "J", (Shown("joules_per_token", "devices", smoothed=True),), zero=True),
+)  # fmt: skip
+FAMILIES = (
+    ("loss/", "Loss by source", "nats a target"),
+    ("eval_loss/", "Held-out loss by source", "nats a target"),
+    ("loss_at/", "Loss by position in the document", "nats a target"),
+    ("rewards/", "Rewards of answers", "log-probability against the reference"),
+    ("eval_rewards/", "Rewards of held-out answers", "log-probability against the reference"),
+    ("epochs/", "Epochs by source", ""),
+)
+
+
+def charts(runs: Sequence[RunRecord], marks: Sequence[tuple[int, str, str]]) -> list[Chart]:
+    """All charts that these runs have anything for, the loss first, over all axes; the others over steps.
+
+    marks: of one run, step, kind and text of what happened to it.
+    """
+    axes = [axes_of(run) for run in runs]
+    main = _chart(LOSS, runs, axes, shared_axes(axes), marks)
+    rest = (
+        _chart(wanted, runs, axes, ["steps"], marks if wanted.marked else [])
+        for wanted in (*STANDARD, *_families(runs), *_others(runs))
+    )
+    return [chart for chart in (main, *rest) if chart is not None]
+
+
+def _chart(
+    wanted: Wanted, runs: Sequence[RunRecord], axes: Sequence[dict[AxisName, Axis]],
+    names: Sequence[AxisName], marks: Sequence[tuple[int, str, str]],
+) -> Chart | None:  # fmt: skip
+    several = len(runs) > 1
+    legend: dict[str, int] = {}
+    panes = []
+    pairs = any(run.settings.get("train.objective") == "dpo" for run in runs)
+    for name in names:
+        curves = list(_curves(wanted, runs, [each.get(name) for each in axes]))
+        highest = max((float(np.nanmax(c.x)) for c in curves if np.isfinite(c.x).any()), default=0.0)
+        divided = unit_of(name, pairs, highest)
+        placed = _placed(marks, axes[0].get(name)) if not several else []
+        plot = draw(curves, placed, log=wanted.log, zero=wanted.zero, x_unit=divided)
+        if plot is not None:
+            panes.append(Pane(name, divided[1], plot))
+            legend |= {curve.name: curve.color for curve in curves if curve.name and curve.kind != "raw"}
+    if not panes:
+        return None
+    shown = [(color, name) for name, color in legend.items()] if len(legend) > 1 else []
+    unit = wanted.unit.replace("target", "pair") if pairs else wanted.unit
+    return Chart(wanted.title, unit, panes, [] if several else shown, wanted.note)
+
+
+def _curves(wanted: Wanted, runs: Sequence[RunRecord], axes: Sequence[Axis | None]) -> Iterator[Curve]:
+    """The curves of a chart. Of several runs, a colour each: the held-out values are dots then."""
+    several = len(runs) > 1
+    for number, (run, axis) in enumerate(zip(runs, axes, strict=True)):
+        if axis is None:
+            continue
+        for place, each in enumerate(wanted.shown):
+            column = run.columns.get(each.column)
+            if column is None or not np.isfinite(column.values).any():
+                continue
+            x, y = axis.of(column.steps), column.values * wanted.factor
+            color = number if several else place
+            name = run.name if several else each.label
+            if each.smoothed:
+                yield Curve(name, x, y, color, "raw")
+                yield Curve(name, *_smoothed(run, each.column, column, axis, wanted.factor), color)
+                continue
+            yield Curve(name, x, y, color)
+            if each.kind == "dots":
+                yield Curve(name, x, y, color, "dots")
+
+
+def _smoothed(
+    run: RunRecord, name: str, column: Series, axis: Axis, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the smoothed column; of the loss, by the means over all steps between two rows."""
+    means = run.columns.get("loss_mean") if name == "loss" else None
+    used = means if means is not None and means.last is not None else column
+    known = np.isfinite(used.values)
+    return axis.of(used.steps[known]), smooth(used.values[known] * factor)
+
+
+def _placed(marks: Sequence[tuple[int, str, str]], axis: Axis | None) -> list[Mark]:
+    if axis is None or not marks:
+        return []
+    x = axis.of(np.array([step for step, _, _ in marks]))
+    return [
+        Mark(float(at), kind, text) for at, (_, kind, text) in zip(x, marks, strict=True) if np.isfinite(at)
+    ]
+
+
+def _families(runs: Sequence[RunRecord]) -> Iterator[Wanted]:
+    """A chart for each family of columns; of several runs none, as their members are not the same."""
+    if len(runs) > 1:
+        return
+    for prefix, title, unit in FAMILIES:
+        names = [name for name in runs[0].columns if name.startswith(prefix)]
+        accuracy = [name for name in names if name == f"{prefix}accuracy"]
+        members = sorted((name for name in names if name not in accuracy), key=_by_numbers)
+        shown = tuple(Shown(name, name.removeprefix(prefix)) for name in members[:LINES])
+        left = f"{LINES} of {len(members)}" if len(members) > LINES else ""
+        if shown:
+            yield Wanted(title, unit, shown, note=left)
+        if accuracy:
+            yield Wanted(
+                f"{title}: accuracy", "%", (Shown(accuracy[0], "accuracy"),), zero=True, factor=100.0
+            )
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """A key by which 9 comes before 10."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _others(runs: Sequence[RunRecord]) -> Iterator[Wanted]:
+    """A chart for each number that hooks and models record under names of their own."""
+    names = dict.fromkeys(name for run in runs for name in run.columns if column_of(name) is None)
+    for number, name in enumerate(names):
+        if number == OTHERS:
+            return
+        yield Wanted(name, "", (Shown(name, name),))

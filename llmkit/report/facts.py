@@ -1,0 +1,183 @@
+"""What a run is, in a few lines, and the figures that it has come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from llmkit.config.mistakes import printable
+from llmkit.monitor.console import duration
+from llmkit.monitor.record import RunRecord, at
+from llmkit.monitor.run_state import time_of
+from llmkit.report.axes import elapsed
+from llmkit.report.chart import short
+from llmkit.report.happened import starts
+
+
+def facts(run: RunRecord) -> list[tuple[str, str]]:
+    """Names and texts of what the run is; what is not known is left out."""
+    return [(name, text) for name, text in _facts(run) if text]
+
+
+def _facts(run: RunRecord) -> Iterator[tuple[str, str]]:
+    yield "Model", _model(run)
+    yield "Data", _data(run)
+    yield "Trained on", _device(run)
+    yield "Layout", _layout(run)
+    begun = [time for event in starts(run.events) if (time := time_of(event)) is not None]
+    if begun:
+        more = f", {len(begun) - 1} restart{'s' * (len(begun) > 2)}" if len(begun) > 1 else ""
+        yield "Began", f"{_utc(begun[0])}{more}"
+    if run.state.since is not None:
+        yield ("Last written" if run.state.name in ("running", "stalled") else "Ended"), _utc(run.state.since)
+    seconds = elapsed(run)
+    if seconds is not None and seconds.last:
+        yield "Wall time", duration(seconds.last)
+    if run.damaged_lines:
+        yield "Damaged", f"{run.damaged_lines:,} lines of metrics.jsonl are no rows and were left out"
+
+
+def progress(run: RunRecord) -> str:
+    """How far the run has come."""
+    step = run.newest.get("step", 0)
+    last = run.manifest.get("max_steps") or at(run.checkpoint, "state", "progress", "max_steps")
+    if isinstance(last, int) and last >= step and last > 0:
+        return f"step {step:,} of {last:,} ({100 * step / last:.0f} %)"
+    return f"step {step:,}" if step else "no step yet"
+
+
+def figures(run: RunRecord) -> dict[str, str]:
+    """The newest figures of a run, each with its unit; what was never recorded is left out."""
+    columns = run.columns
+    found: dict[str, str] = {}
+
+    def add(label: str, column: str, form: str = "{:.4f}", factor: float = 1.0) -> None:
+        value = columns[column].last if column in columns else None
+        if value is not None:
+            found[label] = form.format(value * factor)
+
+    found["Steps"] = f"{run.newest.get('step', 0):,}"
+    pairs = run.settings.get("train.objective") == "dpo"
+    if "tokens" in columns and (tokens := columns["tokens"].last) is not None:
+        found["Pairs" if pairs else "Tokens"] = short(tokens)
+    add("Training loss", "loss_mean" if "loss_mean" in columns else "loss")
+    add("Held-out loss", "eval_loss")
+    if (evaluated := columns.get("eval_loss")) is not None and np.isfinite(evaluated.values).sum() > 1:
+        best = int(np.nanargmin(evaluated.values))
+        if best < evaluated.values.size - 1:
+            found["Best held-out loss"] = f"{evaluated.values[best]:.4f} at step {evaluated.steps[best]:,}"
+    add("Perplexity", "eval_perplexity", "{:.2f}")
+    add("Bits per byte", "eval_bits_per_byte")
+    add("Held-out accuracy", "eval_rewards/accuracy", "{:.1f} %", 100.0)
+    if (speed := _median(columns.get("tokens_per_second"))) is not None:
+        found["Tokens a second"] = short(speed)
+    if (used := _median(columns.get("mfu"))) is not None:
+        found["MFU"] = f"{100 * used:.1f} %"
+    add("Goodput", "goodput", "{:.1f} %", 100.0)
+    add("Peak memory", "peak_memory_gib", "{:.2f} GiB")
+    add("Skipped updates", "skipped_total", "{:,.0f}")
+    add("Energy", "energy_kwh", "{:.4g} kWh")
+    add("CO2", "co2_grams", "{:.4g} g")
+    if "cost" in columns and (cost := columns["cost"].last) is not None:
+        found["Cost"] = f"{cost:.2f} {run.settings.get('monitor.cost.currency', '')}".strip()
+    return found
+
+
+def _median(column: Any) -> float | None:
+    """The median of what is known of a column: one slow row is not the speed of a run."""
+    known = column.values[np.isfinite(column.values)] if column is not None else np.zeros(0)
+    return float(np.median(known)) if known.size else None
+
+
+def _model(run: RunRecord) -> str:
+    shape: dict[str, Any] = _mapping(run.manifest.get("model")) or _mapping(run.checkpoint.get("model"))
+    parts = []
+    if (total := _parameters(run)) is not None:
+        parts.append(f"{short(total)} parameters")
+    for key, what in (
+        ("num_hidden_layers", "layers"), ("hidden_size", "wide"), ("num_attention_heads", "heads"),
+        ("vocab_size", "tokens in the vocabulary"),
+    ):  # fmt: skip
+        value = shape.get(key, run.settings.get(f"model.{key}"))
+        if isinstance(value, int):
+            parts.append(f"{value:,} {what}")
+    begun = _mapping(run.manifest.get("init_from")).get("path")
+    if isinstance(begun, str):
+        parts.append(f"began with the weights of {printable(begun, 200)}")
+    rank = run.settings.get("train.lora.rank")
+    if isinstance(rank, int) and rank:
+        parts.append(f"adapters of rank {rank} are trained")
+    return ", ".join(parts)
+
+
+def _parameters(run: RunRecord) -> int | None:
+    """Elements of what the optimizer updates, or, of adapters, of all."""
+    direct = run.manifest.get("parameters")
+    if isinstance(direct, int):
+        return direct
+    groups = run.manifest.get("parameter_groups")
+    if not isinstance(groups, list) or run.settings.get("train.lora.rank"):
+        return None
+    counts = [_mapping(group).get("elements") for group in groups]
+    return sum(count for count in counts if isinstance(count, int)) or None
+
+
+def _data(run: RunRecord) -> str:
+    names = source_names(run)
+    length = run.settings.get("data.sequence_length")
+    rows = run.settings.get("train.global_batch_size")
+    parts = (
+        [", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")] if names else []
+    )
+    if isinstance(length, int):
+        parts.append(f"rows of {length:,} tokens")
+    if isinstance(rows, int):
+        parts.append(f"{rows:,} a step")
+    return "; ".join(parts)
+
+
+def source_names(run: RunRecord) -> list[str]:
+    """The names of the data sources, as the newest checkpoint has them, else as the settings do."""
+    known = at(run.checkpoint, "state", "data", "fingerprint", "sources")
+    if isinstance(known, list) and known and all(isinstance(each, dict) for each in known):
+        return [printable(str(each.get("name", "")), 80) for each in known]
+    found, number = [], 0
+    while (kind := run.settings.get(f"data.sources.{number}.type")) is not None:
+        name = run.settings.get(f"data.sources.{number}.name") or f"{kind}-{number}"
+        found.append(printable(str(name), 80))
+        number += 1
+    return found
+
+
+def _device(run: RunRecord) -> str:
+    device, host = run.manifest.get("device"), run.manifest.get("host")
+    world = _mapping(run.manifest.get("layout")).get("world_size", 1)
+    many = f"{world} processes, each on " if isinstance(world, int) and world > 1 else ""
+    where = f" (host {host})" if host else ""
+    return printable(f"{many}{device}{where}", 300) if device else ""
+
+
+def _layout(run: RunRecord) -> str:
+    layout = _mapping(run.manifest.get("layout"))
+    parts = [str(run.manifest.get("precision", ""))]
+    if stage := layout.get("zero_stage"):
+        parts.append(f"ZeRO-{stage}")
+    if isinstance(size := layout.get("tensor_parallel_size"), int) and size > 1:
+        parts.append(f"tensor parallel x {size}")
+    micro, steps = run.manifest.get("micro_batch_size"), run.manifest.get("accumulation_steps")
+    if isinstance(micro, int) and isinstance(steps, int):
+        parts.append(f"micro-batches of {micro} x {steps}")
+    if (kernels := _mapping(run.manifest.get("kernels"))).get("compiled") is not None:
+        parts.append("compiled" if kernels["compiled"] else "not compiled")
+    return ", ".join(filter(None, parts))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _utc(time: float) -> str:
+    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"

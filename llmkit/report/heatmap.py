@@ -1,0 +1,105 @@
+"""Statistics by layer over the steps of a run, as a small picture: a row a layer, a column a few steps."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmkit.monitor.columns import COLUMNS
+from llmkit.monitor.record import RunRecord
+from llmkit.report.chart import short
+
+WIDTH = 300
+"""Columns of a picture at most."""
+MOST_LAYERS = 400
+_COLORS = np.array(
+    [[68, 1, 84], [70, 50, 127], [54, 92, 141], [39, 127, 142], [31, 161, 135], [74, 194, 109],
+     [159, 218, 58], [253, 231, 37]], np.float64,
+)  # fmt: skip
+"""Eight colours of viridis, which reads the same in grey and to the colour-blind."""
+_UNKNOWN = 255
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A picture. image: a data URL; layers: names of its rows, from the top; low, high: ends of its scale."""
+
+    title: str
+    image: str
+    layers: list[str]
+    low: str
+    high: str
+    steps: tuple[int, int]
+
+
+def heatmaps(run: RunRecord) -> Iterator[Heatmap]:
+    """A picture for each statistic that the run has by layer."""
+    for column in COLUMNS:
+        if not column.name.endswith("/LAYER"):
+            continue
+        names = [name for name in run.columns if name.startswith(column.prefix)][:MOST_LAYERS]
+        names = [name for name in names if np.isfinite(run.columns[name].values).any()]
+        if names:
+            yield _heatmap(run, column.prefix, names)
+
+
+def _heatmap(run: RunRecord, prefix: str, names: list[str]) -> Heatmap:
+    steps = np.unique(np.concatenate([run.columns[name].steps for name in names]))
+    grid = np.full((len(names), steps.size), np.nan)
+    for row, name in enumerate(names):
+        column = run.columns[name]
+        grid[row, np.searchsorted(steps, column.steps)] = column.values
+    grid = _narrowed(grid)
+    positive = grid[np.isfinite(grid) & (grid > 0)]
+    low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.0, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = (
+            (np.log(grid) - np.log(low or 1.0)) / (np.log(high / low) or 1.0) if high > low else grid * 0.0
+        )
+    levels = np.where(np.isfinite(grid), np.clip(np.nan_to_num(scaled, neginf=0.0), 0, 1) * 254, _UNKNOWN)
+    picture = base64.b64encode(png(levels.astype(np.uint8), _palette())).decode()
+    layers = [name.removeprefix(prefix) for name in names]
+    title = prefix.rstrip("/").replace("_", " ").capitalize()
+    bounds = int(steps[0]), int(steps[-1])
+    return Heatmap(title, f"data:image/png;base64,{picture}", layers, short(low), short(high), bounds)
+
+
+def _narrowed(grid: np.ndarray) -> np.ndarray:
+    """The grid, in at most WIDTH columns: the largest value of those that became one."""
+    width = grid.shape[1]
+    if width <= WIDTH:
+        return grid
+    edges = np.linspace(0, width, WIDTH + 1).astype(int)[:-1]
+    highest = np.maximum.reduceat(np.where(np.isnan(grid), -np.inf, grid), edges, axis=1)
+    return np.where(np.isneginf(highest), np.nan, highest)
+
+
+def _palette() -> np.ndarray:
+    """(256, 3) uint8: from low to high, and grey for what is not known."""
+    at = np.linspace(0, len(_COLORS) - 1, 255)
+    colors = np.stack([np.interp(at, range(len(_COLORS)), _COLORS[:, part]) for part in range(3)], 1)
+    return np.concatenate((colors, [[128, 128, 128]])).round().astype(np.uint8)
+
+
+def png(levels: np.ndarray, palette: np.ndarray) -> bytes:
+    """A PNG file of (height, width) uint8 indices into a palette, (256, 3) uint8 (RFC 2083)."""
+    height, width = levels.shape
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    rows = b"".join(b"\0" + levels[row].tobytes() for row in range(height))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"PLTE", palette.tobytes())
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )

@@ -1,0 +1,91 @@
+"""Where each second of a run went."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from llmkit.monitor.columns import column_of
+from llmkit.monitor.record import RunRecord
+from llmkit.monitor.run_state import time_of
+from llmkit.report.happened import starts
+
+TRAINING = "steps that count"
+_MEANINGS = {
+    TRAINING: "forward, backward and update of steps that are part of the run",
+    "data": "waiting for a batch",
+    "step": "steps, among them those that were done again",
+    "running": "all of it; the version that ran did not divide it",
+    "other": "what no phase has on record",
+    "down": "from the last record of a start to the next start",
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """Seconds of a kind. begins, share: in percent of all, as the bar of a waterfall lies."""
+
+    name: str
+    seconds: float
+    begins: float
+    share: float
+    meaning: str
+
+
+def time_use(run: RunRecord) -> list[Use]:
+    """The wall time since the first start by what it went to, training first; empty where nothing tells."""
+    return _bars(_by_columns(run) or _by_events(run))
+
+
+def _by_columns(run: RunRecord) -> dict[str, float]:
+    """As the newest row has it."""
+    lost = {
+        name.removeprefix("lost/"): column.last
+        for name, column in run.columns.items()
+        if name.startswith("lost/") and column.last is not None
+    }
+    total = run.columns.get("elapsed_seconds")
+    if not lost or total is None or total.last is None:
+        return {}
+    known = {name: seconds for name, seconds in lost.items() if seconds is not None}
+    return {TRAINING: max(0.0, total.last - sum(known.values())), **known}
+
+
+def _by_events(run: RunRecord) -> dict[str, float]:
+    """As the ends of the starts have it, for runs whose rows do not: from each to the next."""
+    begun = starts(run.events)
+    known = [(event, time) for event in begun if (time := time_of(event)) is not None]
+    found: defaultdict[str, float] = defaultdict(float)
+    for number, (event, begins) in enumerate(known):
+        after = run.events[run.events.index(event) + 1 :]
+        until = known[number + 1][1] if number + 1 < len(known) else None
+        times = [(other, time_of(other)) for other in after]
+        own = [(other, time) for other, time in times if time is not None and (until is None or time < until)]
+        own = [(other, time) for other, time in own if other.get("event") != "refused"]
+        ends = max((time for _, time in own), default=begins)
+        phases = (other["phase_seconds"] for other, _ in own if isinstance(other.get("phase_seconds"), dict))
+        spent = {name: value for name, value in next(phases, {}).items() if isinstance(value, int | float)}
+        spent.pop("start", None)  # most of it was before the event
+        for name, seconds in spent.items():
+            found[name] += max(0.0, seconds)
+        found["other"] += max(0.0, ends - begins - sum(spent.values()))
+        if until is not None:
+            found["down"] += max(0.0, until - ends)
+    if found["other"] and not found.keys() - {"other", "down"}:
+        found["running"] = found.pop("other")
+    return dict(found)
+
+
+def _bars(seconds: dict[str, float]) -> list[Use]:
+    total = sum(seconds.values())
+    if total <= 0:
+        return []
+    found, begins = [], 0.0
+    for name in sorted(seconds, key=lambda name: (name not in (TRAINING, "step", "running"), -seconds[name])):
+        share = 100 * seconds[name] / total
+        column = column_of(f"lost/{name}")
+        meaning = _MEANINGS.get(name) or (column.meaning if column else "")
+        if seconds[name] > 0:
+            found.append(Use(name, seconds[name], begins, share, meaning))
+        begins += share
+    return found

@@ -1,0 +1,59 @@
+"""What a page says of a run in its head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmkit.report.facts import facts, figures, progress, source_names
+from tests.report.runs import make_run, row, write_checkpoint
+
+
+def test_facts_of_a_run(tmp_path: Path):
+    found = dict(facts(make_run(tmp_path / "run", [*map(row, range(1, 41)), "torn"])))
+    assert found == {
+        "Model": "2000 parameters, 2 layers, 32 wide, 4 heads", "Data": "text-0; rows of 32 tokens; 4 a step",
+        "Trained on": "4 processes, each on an H100 (host vm)",
+        "Layout": "bf16, ZeRO-2, tensor parallel x 2, micro-batches of 4 x 2, compiled",
+        "Began": "2026-11-29 01:00:00 UTC, 1 restart", "Ended": "2026-11-29 01:14:05 UTC",
+        "Wall time": "14 min 05 s", "Damaged": "1 lines of metrics.jsonl are no rows and were left out",
+    }  # fmt: skip
+
+
+def test_figures_of_a_run(tmp_path: Path):
+    rows = [
+        row(1, tokens_per_second=None),
+        *map(row, range(2, 5)),
+        row(5, tokens_per_second=1.0, goodput=0.5),
+    ]
+    evaluations = [{"step": 4, "eval_loss": 3.0}, {"step": 5, "eval_loss": 3.25, "eval_bits_per_byte": 1.5}]
+    run = make_run(tmp_path / "run", [*rows, *evaluations, row(6, cost=1.234, energy_kwh=None)])
+    run.settings.values["monitor.cost.currency"] = "EUR"
+    assert figures(run) == {
+        "Steps": "6", "Tokens": "600", "Training loss": "4.8000", "Held-out loss": "3.2500",
+        "Best held-out loss": "3.0000 at step 4", "Bits per byte": "1.5000", "Tokens a second": "50",
+        "MFU": "40.0 %",        "Goodput": "50.0 %", "Peak memory": "3.00 GiB", "Cost": "1.23 EUR",
+    }  # fmt: skip
+    assert progress(run) == "step 6 of 40 (15 %)"
+
+
+def test_little_is_known_of_an_odd_run(tmp_path: Path):
+    odd = {
+        "model": [],
+        "layout": 3,
+        "parameter_groups": {},
+        "max_steps": "many",
+        "kernels": None,
+        "init_from": 1,
+    }
+    run = make_run(tmp_path / "run", [], events=[], manifest=odd)
+    (run.folder / "config.yaml").unlink()
+    assert (
+        "Model" not in dict(facts(run)) and figures(run) == {"Steps": "0"} and progress(run) == "no step yet"
+    )
+
+
+def test_sources_are_named_as_the_run_names_them(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    assert source_names(run) == ["text-0"]
+    write_checkpoint(tmp_path / "run", sources=[{"name": "web"}, {"name": "books\n"}])
+    assert source_names(run.__class__(run.folder)) == ["web", r"books\n"]
