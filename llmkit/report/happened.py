@@ -57,7 +57,7 @@ def describe(event: Row, name: bool = True) -> str:
 
 
 def _detail(key: str, value: object) -> str:
-    if key in ("phase_seconds", "config") or value in ("", [], {}, None):
+    if key in ("phase_seconds", "account", "config") or value in ("", [], {}, None):
         return ""
     if key == "changes" and isinstance(value, list):
         return ", ".join(

@@ -61,8 +61,9 @@ def _heatmap(run: RunRecord, prefix: str, names: list[str]) -> Heatmap:
         scaled = (
             (np.log(grid) - np.log(low or 1.0)) / (np.log(high / low) or 1.0) if high > low else grid * 0.0
         )
-    levels = np.where(np.isfinite(grid), np.clip(np.nan_to_num(scaled, neginf=0.0), 0, 1) * 254, _UNKNOWN)
-    picture = base64.b64encode(png(levels.astype(np.uint8), _palette())).decode()
+    levels = np.rint(np.clip(np.nan_to_num(scaled, neginf=0.0), 0, 1) * 254)
+    levels = np.where(np.isfinite(grid), levels, _UNKNOWN).astype(np.uint8)
+    picture = base64.b64encode(png(levels, _palette())).decode()
     layers = [name.removeprefix(prefix) for name in names]
     title = prefix.rstrip("/").replace("_", " ").capitalize()
     bounds = int(steps[0]), int(steps[-1])

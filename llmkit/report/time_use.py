@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmkit.monitor.columns import column_of
-from llmkit.monitor.record import RunRecord
+from llmkit.monitor.record import RunRecord, at
 from llmkit.monitor.run_state import time_of
 from llmkit.report.happened import starts
 
@@ -34,21 +35,21 @@ class Use:
 
 def time_use(run: RunRecord) -> list[Use]:
     """The wall time since the first start by what it went to, training first; empty where nothing tells."""
-    return _bars(_by_columns(run) or _by_events(run))
+    return _bars(max(_accounts(run), key=lambda each: sum(each.values())) or _by_events(run))
 
 
-def _by_columns(run: RunRecord) -> dict[str, float]:
-    """As the newest row has it."""
-    lost = {
-        name.removeprefix("lost/"): column.last
-        for name, column in run.columns.items()
-        if name.startswith("lost/") and column.last is not None
-    }
+def _accounts(run: RunRecord) -> Iterator[dict[str, float]]:
+    """What the newest row and the events say of it in all."""
     total = run.columns.get("elapsed_seconds")
-    if not lost or total is None or total.last is None:
-        return {}
+    lost = {name.removeprefix("lost/"): c.last for name, c in run.columns.items() if name.startswith("lost/")}
     known = {name: seconds for name, seconds in lost.items() if seconds is not None}
-    return {TRAINING: max(0.0, total.last - sum(known.values())), **known}
+    elapsed = total.last if total is not None else None
+    yield {} if elapsed is None else {TRAINING: max(0.0, elapsed - sum(known.values())), **known}
+    for event in run.events:
+        useful, lost_by_class = at(event, "account", "useful"), at(event, "account", "lost")
+        if isinstance(useful, int | float) and isinstance(lost_by_class, dict):
+            numbers = {name: s for name, s in lost_by_class.items() if isinstance(s, int | float)}
+            yield {TRAINING: useful, **numbers}
 
 
 def _by_events(run: RunRecord) -> dict[str, float]:

@@ -11,11 +11,8 @@ from tests.report.runs import EVENTS, RESUME, make_run, row, write_checkpoint
 def test_sources_have_their_shares_and_figures(tmp_path: Path):
     rows = [row(1, **{"epochs/web": 0.5, "loss/web": 3.21, "epochs": 0.25})]
     run = make_run(tmp_path / "run", rows)
-    run.settings.values |= {
-        "data.sources.0.weight": 3.0,
-        "data.sources.1.weight": 1,
-        "data.sources.1.dataset": "a/b",
-    }
+    run.settings.values.update({"data.sources.0.weight": 3.0, "data.sources.1.weight": 1})
+    run.settings.values["data.sources.1.dataset"] = "a/b"
     write_checkpoint(
         tmp_path / "run", sources=[{"name": "web", "tokens": 1000}, {"name": "books", "tokens": 20}]
     )

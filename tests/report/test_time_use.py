@@ -29,6 +29,17 @@ def test_of_a_run_that_has_recorded_it(tmp_path: Path):
     assert found[2].meaning == "writing checkpoints"
 
 
+def test_an_event_may_know_more_than_the_newest_row(tmp_path: Path):
+    done = {"event": "done", "account": {"useful": 70.0, "lost": {"save": 40.0, "odd": "x"}}}
+    odd = [
+        {"event": "stop", "account": account} for account in (3, {"useful": 1e9}, {"useful": "1", "lost": {}})
+    ]
+    rows = [row(1, elapsed_seconds=100.0, **{"lost/save": 40.0})]
+    assert seconds(make_run(tmp_path / "run", rows, events=[*odd, done])) == {TRAINING: 70.0, "save": 40.0}
+    done["account"]["useful"] = 50.0
+    assert seconds(make_run(tmp_path / "row", rows, events=[done])) == {TRAINING: 60.0, "save": 40.0}
+
+
 def test_of_an_older_run_by_its_events(tmp_path: Path):
     phases = {"start": 50.0, "step": 100.0, "save": 20.0, "odd": "x"}
     first = {"time": "2026-11-29T01:02:30.000+00:00", "event": "stop", "step": 30, "phase_seconds": phases}
