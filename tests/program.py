@@ -49,6 +49,7 @@ checkpoint:
   every_steps: 5
 monitor:
   log_every: 1
+  report: false
   wandb:
     mode: disabled
 """

@@ -138,7 +138,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "free", "what is measured beside the loss", "evaluate.tasks",
         "names every_steps include_path num_fewshot limit",
     ),
-    **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples sample trackers"),
+    **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples report sample trackers"),
     **_rules("free", "what is shown and recorded", "monitor", "profile_steps profile_ranks"),
     **_rules("free", "what is shown and recorded", "monitor", "pue grid_gco2_per_kwh"),
     **_rules("free", "what is shown and recorded", "monitor.cost", "per_device_hour per_kwh currency"),

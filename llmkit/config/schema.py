@@ -397,6 +397,8 @@ class Monitor(Section):
     """Power usage effectiveness: energy that the building draws for each unit that its computers use."""
     grid_gco2_per_kwh: Annotated[float, Field(ge=0.0)] | None = None
     """Grams of CO2 a kilowatt-hour of the grid."""
+    report: bool = True
+    """Write report.html, a page on the run, into the run folder when the run ends or is stopped."""
     sinks: list[Entry] = []
     """Further destinations of the rows of metrics.jsonl, registered by plugins."""
 

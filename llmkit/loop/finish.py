@@ -18,6 +18,7 @@ from llmkit.errors import UserError
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.text import stream_text
 from llmkit.inference import load_model
+from llmkit.loop.report import REPORT, write_report
 from llmkit.loop.suggestions import generate_options
 from llmkit.model.base import Model
 from llmkit.monitor.cost import JOULES_PER_KWH, money
@@ -74,12 +75,16 @@ def finish(t: Trainer) -> None:
             t.stop.hold()
         t.console.note("")
     facts["run folder"] = f"{t.folder.path}: checkpoints/, metrics.jsonl, config.yaml, logs/"
+    if write_report(t):
+        facts["report"] = f"{t.folder.path / REPORT}: open it in a browser"
     t.console.summary(facts)
     longer = "evaluate.early_stopping=null" if state.stopped_early else f"train.max_steps={2 * state.step}"
     asks = generate_options(t.config, t.data)
     commands = [f"{_command('generate', t)} {options}" for options in asks]
     if t.heldout and not t.data.has_pairs:
         commands.append(_command("evaluate", t))
+    if "report" not in facts:
+        commands.append(_command("report", t))
     t.console.note(
         f"\nTry next:\n{''.join(f'  {command}{chr(10)}' for command in commands)}"
         f"  the same command with {longer} to go on training (it says what becomes of the learning rate)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,12 +42,13 @@ def state_of(folder: Path, events: Sequence[Row], row_seconds: float | None, now
     """How the run in a folder stands. row_seconds: between its newest rows, None where that is not known.
 
     A process of this machine that holds the folder's lock is running, one that does not is not; of another
-    machine's what it has written last decides. Nothing is written, and no lock is taken.
+    machine's what it has written last decides. A process that holds the lock itself asks at the end of its
+    run. Nothing is written, and no lock is taken.
     """
     held, written = _held(folder / LOCK), _last_written(folder)
     newest = next((row for row in reversed(events) if row.get("event") in ("start", "resume", *_ENDS)), {})
     begun, name = bool(newest), _ENDS.get(str(newest.get("event")))
-    if name is not None and held is not True:
+    if name is not None and (held is not True or _is_own(folder / LOCK)):
         return RunState(name, _how(name, newest), time_of(newest))
     if (folder / DONE).exists() and held is not True:
         return RunState("done", "finished", _mtime(folder / DONE))
@@ -105,6 +107,14 @@ def _held(lock: Path) -> bool | None:
         return None
     # A line is as in "1: FLOCK ADVISORY WRITE 1234 08:01:131091 0 EOF".
     return None if known is None else any(word.endswith(inode) for word in known)
+
+
+def _is_own(lock: Path) -> bool:
+    """Whether it is this process that holds the lock."""
+    try:
+        return int(json.loads(lock.read_bytes()[: 2**16])["pid"]) == os.getpid()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _last_written(folder: Path) -> float | None:

@@ -58,6 +58,8 @@ def test_a_run_whose_lock_nobody_holds_has_ended_by_its_newest_event(
 
 def test_who_holds_the_lock_trains_and_is_not_disturbed(tmp_path: Path) -> None:
     lock = FileLock(tmp_path / "run.lock", "llmkit train")
+    assert state_of(tmp_path, [START, DONE], None, NOW).name == "done"  # a run about itself
+    (tmp_path / "run.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 1}))
     for events, reason in (([START], "is training"), ([], "is starting"), ([START, DONE], "starts or ends")):
         written(tmp_path, ago=1.0)
         found = state_of(tmp_path, events, None, NOW)
