@@ -81,8 +81,7 @@ def figures(run: RunRecord) -> dict[str, str]:
     add("Skipped updates", "skipped_total", "{:,.0f}")
     add("Energy", "energy_kwh", "{:.4g} kWh")
     add("CO2", "co2_grams", "{:.4g} g")
-    if "cost" in columns and (cost := columns["cost"].last) is not None:
-        found["Cost"] = f"{cost:.2f} {run.settings.get('monitor.cost.currency', '')}".strip()
+    add("Cost", "cost", "{:.2f}")
     return found
 
 

@@ -26,7 +26,7 @@ def test_a_run_that_is_stopped_or_done_leaves_its_page(project, monkeypatch, cap
     assert '<span class="badge done">done</span> step 12 of 12 (100 %); finished after step 12' in page
     assert 'title="step 3: resume' in page
     printed = capsys.readouterr().out
-    assert "report      runs/tiny/report.html: open it in a browser" in printed
+    assert "runs/tiny/report.html: open it in a browser" in printed
     assert "llmkit report" not in printed.partition("Try next")[2]
 
 
