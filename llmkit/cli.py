@@ -214,8 +214,8 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _train_parser, _config_parser, _data_parser, _reference_parser, add_generate_command,
         add_evaluate_command, add_serve_command, add_inspect_command, add_import_command,
-        add_export_command, add_report_command, add_top_command, add_runs_command, _new_parser, _ladder_parser,
-        _doctor_parser,
+        add_export_command, add_report_command, add_top_command, add_runs_command, _new_parser,
+        _ladder_parser, _doctor_parser,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from llmkit.config.mistakes import printable
-from llmkit.monitor.console import duration
 from llmkit.monitor.record import RunRecord, at
 from llmkit.monitor.run_state import time_of
+from llmkit.monitor.text import duration
 from llmkit.report.axes import elapsed
 from llmkit.report.chart import short
 from llmkit.report.happened import starts
@@ -81,7 +81,7 @@ def figures(run: RunRecord) -> dict[str, str]:
     add("Skipped updates", "skipped_total", "{:,.0f}")
     add("Energy", "energy_kwh", "{:.4g} kWh")
     add("CO2", "co2_grams", "{:.4g} g")
-    add("Cost", "cost", "{:.2f}")
+    add("Cost", "cost", f"{{:.2f}} {run.settings.get('monitor.cost.currency', '')}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,37 +61,31 @@ class Picture:
 def tables(run: RunRecord) -> list[Table]:
     """Of each name the newest tables, the newest first; samples before all others."""
     found: dict[str, list[Table]] = {}
-    for item in reversed(run.media):
-        name, step = _named(item, "table")
-        if name is None or len(found.setdefault(name, [])) == NEWEST:
-            continue
-        columns, rows = item.get("columns"), item.get("rows")
-        if not isinstance(columns, list) or not isinstance(rows, list):
-            continue
-        cells = [[_cell(cell) for cell in row] for row in rows[:MOST_ROWS] if isinstance(row, list)]
-        found[name].append(
-            Table(name, step, [_cell(each) for each in columns], cells, len(rows) - len(cells))
-        )
-    return [
-        table for name in sorted(found, key=lambda name: (name != "samples", name)) for table in found[name]
-    ]
+    for name, step, item in _newest_first(run, "table"):
+        known = found.setdefault(name, [])
+        if len(known) < NEWEST:
+            cells = [[_cell(cell) for cell in row] for row in item["rows"][:MOST_ROWS]]
+            more = item.get("rows_left_out", 0)
+            left_out = len(item["rows"]) - len(cells) + (more if isinstance(more, int) else 0)
+            known.append(Table(name, step, [_cell(each) for each in item["columns"]], cells, left_out))
+    names = sorted(found, key=lambda name: (name != "samples", name))
+    return [table for name in names for table in found[name]]
 
 
 def histograms(run: RunRecord) -> list[Histogram]:
     """The newest histogram of each name."""
     found: dict[str, Histogram] = {}
-    for item in reversed(run.media):
-        name, step = _named(item, "histogram")
-        if name is None or name in found or len(found) == MOST_BARS:
+    for name, step, item in _newest_first(run, "histogram"):
+        if name in found or len(found) == MOST_BARS:
             continue
         try:
             counts = np.nan_to_num(np.array(item["counts"], np.float64), posinf=0.0, neginf=0.0)
-            edges = np.array(item["edges"], np.float64)
-        except (KeyError, TypeError, ValueError, OverflowError):
+            low, high = float(item["edges"][0]), float(item["edges"][-1])
+        except (TypeError, ValueError, OverflowError):  # they may hold anything
             continue
-        if counts.ndim == 1 and counts.size and counts.max() > 0 and edges.shape == (counts.size + 1,):
+        if counts.ndim == 1 and counts.max(initial=0.0) > 0:
             bars = np.rint(100 * counts.clip(min=0) / counts.max()).astype(int).tolist()
-            found[name] = Histogram(name, step, bars, short(float(edges[0])), short(float(edges[-1])))
+            found[name] = Histogram(name, step, bars, short(low), short(high))
     return list(reversed(found.values()))
 
 
@@ -98,10 +93,9 @@ def pictures(run: RunRecord) -> list[Picture]:
     """The newest image of each name, as far as all together are small; only files of the run folder."""
     found: dict[str, Picture] = {}
     left = IMAGE_BYTES
-    for item in reversed(run.media):
-        name, step = _named(item, "image")
-        path = _inside(run.folder, item.get("path"))
-        if name is None or name in found or path is None or (size := path.stat().st_size) > left:
+    for name, step, item in _newest_first(run, "image"):
+        path = _inside(run.folder, item["path"])
+        if name in found or path is None or (size := path.stat().st_size) > left:
             continue
         left -= size
         content = base64.b64encode(path.read_bytes()).decode()
@@ -109,11 +103,11 @@ def pictures(run: RunRecord) -> list[Picture]:
     return list(reversed(found.values()))
 
 
-def _named(item: Row, kind: str) -> tuple[str | None, int]:
-    """Name and step of an item of this kind; None where it is none."""
-    name, step = item.get("name"), item.get("step")
-    fits = item.get("kind") == kind and isinstance(name, str) and type(step) is int
-    return (printable(name, 100), step) if fits and isinstance(name, str) and type(step) is int else (None, 0)
+def _newest_first(run: RunRecord, kind: str) -> Iterator[tuple[str, int, Row]]:
+    """Name, step and item of all items of this kind."""
+    for item in reversed(run.media):
+        if item["kind"] == kind:
+            yield printable(item["name"], 100), item["step"], item
 
 
 def _cell(value: Any) -> str:
@@ -121,13 +115,11 @@ def _cell(value: Any) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..."
 
 
-def _inside(folder: Path, name: object) -> Path | None:
+def _inside(folder: Path, name: str) -> Path | None:
     """An image file of the run folder; None for anything else, links that lead out of it included."""
-    if not isinstance(name, str) or "\0" in name:
-        return None
     path = folder / name
     try:
         within = path.resolve().is_relative_to(folder.resolve())
         return path if within and path.suffix.lower() in _IMAGES and path.is_file() else None
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path at all
         return None

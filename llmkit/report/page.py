@@ -16,10 +16,10 @@ from markupsafe import Markup
 
 from llmkit import __version__
 from llmkit.config.mistakes import printable
-from llmkit.monitor.console import duration
 from llmkit.monitor.record import RunRecord
 from llmkit.monitor.run_state import RunState
 from llmkit.monitor.stored_settings import differences
+from llmkit.monitor.text import duration
 from llmkit.report import media, sections
 from llmkit.report.curves import charts
 from llmkit.report.facts import facts, figures, progress

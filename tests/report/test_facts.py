@@ -27,10 +27,11 @@ def test_figures_of_a_run(tmp_path: Path):
     ]
     evaluations = [{"step": 4, "eval_loss": 3.0}, {"step": 5, "eval_loss": 3.25, "eval_bits_per_byte": 1.5}]
     run = make_run(tmp_path / "run", [*rows, *evaluations, row(6, cost=1.234, energy_kwh=None)])
+    run.settings.values["monitor.cost.currency"] = "EUR"
     assert figures(run) == {
         "Steps": "6", "Tokens": "600", "Training loss": "4.8000", "Held-out loss": "3.2500",
         "Best held-out loss": "3.0000 at step 4", "Bits per byte": "1.5000", "Tokens a second": "50",
-        "MFU": "40.0 %",        "Goodput": "50.0 %", "Peak memory": "3.00 GiB", "Cost": "1.23",
+        "MFU": "40.0 %",        "Goodput": "50.0 %", "Peak memory": "3.00 GiB", "Cost": "1.23 EUR",
     }  # fmt: skip
     assert progress(run) == "step 6 of 40 (15 %)"
 

@@ -17,7 +17,7 @@ def histogram(step: int, counts: object, edges: object, name: str = "g") -> dict
 
 
 def test_the_newest_tables_come_first_and_samples_before_others(tmp_path: Path):
-    items = [table(step, [["a", "b" * 5000, None, 1.5]]) for step in range(5)] + [table(9, [], "other")]
+    items = [table(step, [["a", "b" * 5000], [None, 1.5]]) for step in range(5)] + [table(9, [], "other")]
     found = media.tables(make_run(tmp_path / "run", media=items))
     assert [(each.name, each.step) for each in found] == [
         ("samples", 4),
@@ -26,22 +26,20 @@ def test_the_newest_tables_come_first_and_samples_before_others(tmp_path: Path):
         ("other", 9),
     ]
     assert found[0].columns == ["prompt", "text"]
-    assert found[0].rows == [["a", "b" * media.MOST_TEXT + "...", "", "1.5"]]
+    assert found[0].rows == [["a", "b" * media.MOST_TEXT + "..."], ["", "1.5"]]
 
 
 def test_long_tables_are_cut_and_odd_ones_left_out(tmp_path: Path):
-    items = [
-        table(1, [["x"]] * 60),
+    long = table(1, [["x", "y"]] * 60) | {"rows_left_out": 7}
+    odd = [
         table(2, 3, "a"),
         table(3, [], 4),
         table(4, ["row"], "b"),
         {"kind": "table"},
+        table(5, []) | {"step": "x"},
     ]
-    found = media.tables(make_run(tmp_path / "run", media=items))
-    assert [(each.name, len(each.rows), each.left_out) for each in found] == [
-        ("samples", 50, 10),
-        ("b", 0, 1),
-    ]
+    found = media.tables(make_run(tmp_path / "run", media=[long, *odd]))
+    assert [(each.name, len(each.rows), each.left_out) for each in found] == [("samples", 50, 17)]
 
 
 def test_histograms(tmp_path: Path):
