@@ -57,7 +57,8 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     )
     assert [row["step"] for row in evaluations] == [6, 12]
     texts = [path.read_bytes() for path in sorted((project / "corpus").iterdir())]
-    heldout = [text for text, held in zip(texts, held_out(0, np.arange(len(texts)), 20), strict=True) if held]
+    held = held_out(0, np.arange(len(texts)), 20)
+    heldout = [text for text, out in zip(texts, held, strict=True) if out]
     for row in evaluations:  # every byte is a token, and so is the end of each document
         nats = row["eval_loss"] * sum(len(text) + 1 for text in heldout)
         bits = nats / math.log(2) / sum(len(text) for text in heldout)
@@ -72,7 +73,12 @@ def test_a_run_leaves_a_whole_record(project, capsys):
     assert (kept.model, kept.train) == (wanted.model, wanted.train)
     assert kept.data.sources[0].path == str(project / "corpus")
     assert kept.run.dir == str(project / "runs")
-    assert json.loads((folder / "manifest.json").read_text())["precision"] == "fp32"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    known = {"precision": "fp32", "max_steps": 12, "devices": 1, "tokens_per_step": 128}
+    known["flops_per_token"] = 6 * 26_848 + 12 * 2 * 32 * 32
+    assert manifest | known == manifest
+    trained = sum(len(text) + 1 for text, out in zip(texts, held, strict=True) if not out)
+    assert [row["epochs"] for row in training] == pytest.approx([n * 128 / trained for n in range(1, 13)])
     assert (folder / "DONE").exists()
     assert "held-out loss" in (folder / "logs" / "rank-00000.log").read_text()
     printed = capsys.readouterr().out

@@ -66,11 +66,14 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
     first, *others = [row for row in rows(folder) if "loss" in row]
     assert first["step_seconds"] is None and first["mfu"] is None
     flops = 6 * 26_848 + 12 * 2 * 32 * 32  # of a token: parameters without padding; 2 layers, width 32
+    causal = 6 * (26_848 - 192) + 12 * 2 * 32 * 33 / 2  # without the norms
     assert [row["step"] for row in others] == [4, 8, 12]
     for row in others:
         assert row["step_seconds"] == pytest.approx(2.5)
         assert row["data_seconds"] == pytest.approx(0.5)
         assert row["tokens_per_second"] == pytest.approx(4 * 32 / 2.5)
+        assert row["tokens_per_second_per_device"] == row["tokens_per_second"]
+        assert row["mfu_causal"] == pytest.approx(4 * 32 / 2.5 * causal / 1e6) and "hfu" not in row
         assert (row["mfu"], row["mfu_peak"]) == (pytest.approx(4 * 32 / 2.5 * flops / 1e6), "a known peak")
     # Saves come after steps 3, 6 and 9, evaluations after 5 and 10, each with a hook that takes 10 s.
     phases = ("step", "data", "save", "evaluate", "other")
@@ -187,6 +190,9 @@ def test_numbers_of_both_ranks_are_reduced_by_their_rule(
     # Of steps 3 and 4: rank 0 has recorded 3 and 4, rank 1 has recorded 4 and 5.
     wanted = {"x/mean": 4.0, "x/sum": 16.0, "x/max": 5.0, "x/min": 3.0, "x/last": 4.0, "of one rank": 5.0}
     assert {name: last[name] for name in wanted} == wanted
+    # By the clock of rank 0 a step takes a second, of 4 rows of 32 tokens.
+    assert (last["tokens_per_second"], last["tokens_per_second_per_device"]) == (128.0, 64.0)
+    assert last["time/communication"] > 0.0 and last["time/optimizer"] > 0.0
 
 
 def test_a_stop_that_a_hook_of_one_rank_asks_for_has_its_reason_on_record(

@@ -15,6 +15,7 @@ from llmkit.monitor.hardware import (
     has_bf16_units,
     measured_matrix_rate,
     peak_memory_gib,
+    reserved_memory_gib,
 )
 
 CPU = torch.device("cpu")
@@ -120,3 +121,11 @@ def test_peak_memory_of_a_cpu_run_is_what_the_kernel_counts() -> None:
     status = Path("/proc/self/status").read_text()
     kibibytes = int(status.split("VmHWM:")[1].split()[0])
     assert peak_memory_gib(CPU) == pytest.approx(kibibytes / 2**20, rel=0.05)
+
+
+def test_memory_of_a_gpu_run_is_what_the_allocator_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 5 * 2**29)
+    device = torch.device("cuda")
+    assert (peak_memory_gib(device), reserved_memory_gib(device)) == (1.5, 2.5)
+    assert reserved_memory_gib(CPU) is None
