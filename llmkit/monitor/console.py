@@ -22,7 +22,7 @@ from llmkit.monitor.sink import Sink
 from llmkit.monitor.terminal import Painter, shows_only_ascii, size_of, takes_live_view
 
 REFRESH_SECONDS = 1.0
-"""Between two drawings of the view. One takes about a millisecond of the processor."""
+"""Between two drawings of the view. One takes a third of a millisecond of the processor."""
 NAMES, LOG_WIDTH = 9, 110
 """Columns of the names of a table, and of its lines where there is no terminal."""
 LOW = 10

@@ -131,8 +131,9 @@ def _kernels(plan: Plan) -> Iterator[Line]:
     if "kernels" in plan.pending:
         yield "kernels", AT_START
         return
-    why = "kernels.compile is false" if kernels.uncompiled == "as given" else kernels.uncompiled
-    compiled = "torch.compile" if kernels.compiled else f"no torch.compile: {why}"
+    compiled = "torch.compile" if kernels.compiled else "no torch.compile"
+    if not kernels.compiled and not any(kernels.uncompiled in note for note in kernels.notes):
+        compiled += f" ({kernels.uncompiled})"
     forms: dict[str, list[str]] = {}
     for operator, choice in kernels.operators.items():
         if len(FORMS[operator]) > 1:
