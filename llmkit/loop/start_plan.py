@@ -123,4 +123,4 @@ def _activity(t: Trainer) -> str | None:
     seconds = t.clock() - span.began
     if span.name == "data" and seconds < SHORT_WAIT:
         return None
-    return f"{ACTIVITIES[span.name]}, {duration(seconds)}"
+    return ACTIVITIES[span.name] + (f", {duration(seconds)}" if seconds >= 1.0 else "")

@@ -129,7 +129,7 @@ class Console(Sink):
         for name, text in lines:
             wrapped = textwrap.wrap(text, max(20, width - NAMES - 2), break_on_hyphens=False) or [""]
             for number, part in enumerate(wrapped):
-                self._print(f"{'' if number else name:<{NAMES}}  {part}")
+                self._print(f"{'' if number else name:<{NAMES}}  {part}", bold=NAMES)
 
     def summary(self, facts: Mapping[str, str]) -> None:
         """Prints the end of a run, a fact a line with the names in a column, and ends the view."""
@@ -155,14 +155,16 @@ class Console(Sink):
                 self._log.write(text + "\n")
                 self._log.flush()
 
-    def _print(self, line: str, style: str = "") -> None:
-        """Prints a line that stays, and logs it."""
+    def _print(self, line: str, style: str = "", bold: int = 0) -> None:
+        """Prints a line that stays, and logs it. bold: so many characters of it."""
         self.log(line)
-        self._show(line, style)
+        text = Text(line, style=style)
+        text.stylize("bold", 0, bold)
+        self._show(text)
 
-    def _show(self, line: str, style: str = "") -> None:
+    def _show(self, line: Text) -> None:
         with self._lock:
-            self._region.print_above(self._paint(Text(line, style=style)) + "\n")
+            self._region.print_above(self._paint(line) + "\n")
 
 
 class SilentConsole(Console):
@@ -171,7 +173,7 @@ class SilentConsole(Console):
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream=stream, terminal=False)
 
-    def _show(self, line: str, style: str = "") -> None:
+    def _show(self, line: Text) -> None:
         """Shows nothing."""
 
 
@@ -181,19 +183,19 @@ class QuietConsole(SilentConsole):
     def keep_log(self, path: Path) -> None:
         """As that of all consoles; says where the log is."""
         super().keep_log(path)
-        Console._show(self, f"log: {path}")
+        Console._show(self, Text(f"log: {path}"))
 
     def note(self, text: str, important: bool = False) -> None:
         """Logs `text`, and shows it where it is important."""
         super().note(text)
         if important:
             for line in text.splitlines():
-                Console._show(self, line)
+                Console._show(self, Text(line))
 
     def summary(self, facts: Mapping[str, str]) -> None:
         """Logs the facts, and shows them on one line."""
         super().summary(facts)
-        Console._show(self, "; ".join(f"{name} {text}" for name, text in facts.items()))
+        Console._show(self, Text("; ".join(f"{name} {text}" for name, text in facts.items())))
 
 
 def console_of_rank(rank: int, quiet: bool = False) -> Console:

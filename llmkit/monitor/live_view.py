@@ -73,7 +73,7 @@ def _steps(progress: Progress, frame: Frame, width: int) -> Text:
     after = [Piece(0, Text(counted, style="bold"))]
     if most:
         after.append(Piece(3, Text(f"{100 * min(step, most) / most:.1f} %")))
-    after.append(Piece(1, _end(progress, frame)))
+    after += _end(progress, frame)
     if not most:
         return _fit([*pieces, *after], width)
     shortest = [*pieces, Piece(2, Text("-" * LEAST_BAR)), *after]
@@ -85,17 +85,16 @@ def _steps(progress: Progress, frame: Frame, width: int) -> Text:
     return _join(kept)
 
 
-def _end(progress: Progress, frame: Frame) -> Text:
+def _end(progress: Progress, frame: Frame) -> Iterator[Piece]:
     """How the run stands where it does not train, else the time left."""
     if frame.state is not None:
-        return Text(frame.state, style="bold green" if frame.state.startswith("done") else "bold yellow")
-    left = progress.seconds_left
-    if left is None:
-        return Text()
-    text = Text(f"{duration(left)} left")
-    if left < 3e8:  # within ten years
-        text.append(f", until {time_of_day(frame.now + timedelta(seconds=left), frame.now)}", style="dim")
-    return text
+        style = "bold green" if frame.state.startswith("done") else "bold yellow"
+        yield Piece(1, Text(frame.state, style=style))
+    elif (left := progress.seconds_left) is not None:
+        yield Piece(1, Text(f"{duration(left)} left"))
+        if left < 3e8:  # within ten years
+            end = time_of_day(frame.now + timedelta(seconds=left), frame.now)
+            yield Piece(5, Text.assemble(("ends ", "dim"), end))
 
 
 def _bar(share: float, width: int, ascii: bool) -> Text:

@@ -46,7 +46,7 @@ class Progress:
         self.losses = Curve()
         self.last_evaluation: Evaluation | None = None
         self.best_evaluation: Evaluation | None = None
-        self.last_event: Happened | None = None
+        self._event: Mapping[str, Any] | None = None
 
     def take(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl; what is none is left out, and what is no number in one."""
@@ -76,11 +76,18 @@ class Progress:
             self.max_steps = None
         elif event.get("event") == "max_steps" and isinstance(event.get("max_steps"), int):
             self.max_steps = event["max_steps"]
+        self._event = event
+
+    @property
+    def last_event(self) -> Happened | None:
+        """What happened last."""
+        if self._event is None:
+            return None
         try:
-            at = datetime.fromisoformat(event["time"])
+            at = datetime.fromisoformat(self._event["time"])
         except (KeyError, TypeError, ValueError):
             at = None
-        self.last_event = Happened(event_text(event), at)
+        return Happened(event_text(self._event), at)
 
     @property
     def seconds_left(self) -> float | None:

@@ -52,7 +52,7 @@ def without_drawings(lines: list[str]) -> list[str]:
 def test_at_120_columns_everything_is_there() -> None:
     lines = shown(demo(cost=0.0312, energy_kwh=0.0123), 120)
     assert without_drawings(lines) == [
-        "demo ~ 1,240/3,136 39.5 % 2 min 32 s left, until 14:32",
+        "demo ~ 1,240/3,136 39.5 % 2 min 32 s left ends 14:32",
         "loss 1.1228 ~ held-out 2.9093 at 1,000, the best bits per byte 1.1249",
         "26.0k tokens/s MFU 57.9 % memory 1.2 GiB cost 0.03 of about 0.08 EUR energy 0.0123 kWh learning rate 0.00921",
         "evaluation in 21 s save in 21 s saved step 1000, 14:28",
@@ -62,7 +62,7 @@ def test_at_120_columns_everything_is_there() -> None:
 
 def test_at_80_columns_nothing_that_matters_is_missing() -> None:
     assert without_drawings(shown(demo(cost=0.0312), 80)) == [
-        "demo ~ 1,240/3,136 39.5 % 2 min 32 s left, until 14:32",
+        "demo ~ 1,240/3,136 39.5 % 2 min 32 s left ends 14:32",
         "loss 1.1228 ~ held-out 2.9093 at 1,000, the best",
         "26.0k tokens/s MFU 57.9 % memory 1.2 GiB cost 0.03 of about 0.08 EUR",
         "evaluation in 21 s save in 21 s saved step 1000, 14:28",
@@ -71,7 +71,7 @@ def test_at_80_columns_nothing_that_matters_is_missing() -> None:
 
 def test_at_40_columns_the_most_important_is_left() -> None:
     lines = without_drawings(shown(demo(), 40))
-    assert lines[0].startswith("1,240/3,136")
+    assert lines[0] == "1,240/3,136 2 min 32 s left"
     assert lines[1].startswith("loss 1.1228")
     assert lines[2].startswith("26.0k tokens/s MFU 57.9 %")
 
