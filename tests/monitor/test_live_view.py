@@ -54,7 +54,8 @@ def test_at_120_columns_everything_is_there() -> None:
     assert without_drawings(lines) == [
         "demo ~ 1,240/3,136 39.5 % 2 min 32 s left ends 14:32",
         "loss 1.1228 ~ held-out 2.9093 at 1,000, the best bits per byte 1.1249",
-        "26.0k tokens/s MFU 57.9 % memory 1.2 GiB cost 0.03 of about 0.08 EUR energy 0.0123 kWh learning rate 0.00921",
+        "26.0k tokens/s MFU 57.9 % memory 1.2 GiB cost 0.03 of about 0.08 EUR energy 0.0123 kWh "
+        "learning rate 0.00921",
         "evaluation in 21 s save in 21 s saved step 1000, 14:28",
     ]
     assert len(lines[0]) == 119
