@@ -18,7 +18,8 @@ class Batch(NamedTuple):
     """Some rows of tokens with their targets; all tensors lie on one device.
 
     tokens: (batch, seq) int64, the inputs.
-    labels: (batch, seq) int64, `labels[b, t]` is the token that follows `tokens[b, t]`, or IGNORE.
+    labels: (batch, seq) int64, `labels[b, t]` is the token that follows `tokens[b, t]`, or IGNORE. Where
+        answers are scored (`Engine.score`), a GPT takes (batch * n, seq): n rows for each row of tokens.
     documents: (batch, seq) int32 or None. Where given, a position attends only to positions of the
         same row with the same number; numbers never decrease along a row.
     bounds: the same as `document_bounds` gives it, int32, or None: not known on the host.

@@ -1,4 +1,4 @@
-"""A lock that keeps a second run out of a run folder, and names who holds it."""
+"""A lock that keeps a second process out of what one is making, and names who holds it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from llmkit.errors import UserError
 
 
 class FileLock:
-    """A lock on a run folder, held by this process until `release` or its end, however it ends.
+    """A lock on something, held by this process until `release` or its end, however it ends.
 
-    path: of the lock's file, in the folder. command: what the owner is called in the message to a second run.
+    path: of the lock's file. command: what the owner is called in the message to a second one. For messages,
+    what: is locked; other: what to do beside waiting, elsewhere: what to do where a file system has no locks.
 
     Raises UserError if another process holds it, OSError if it cannot be made.
     """
 
-    def __init__(self, path: Path, command: str) -> None:
-        self._descriptor: int | None = _lock(path, command)
+    def __init__(self, path: Path, command: str, *, what: str, other: str, elsewhere: str) -> None:
+        self._descriptor: int | None = _lock(path, command, what, other, elsewhere)
         _held.add(self)
 
     def release(self) -> None:
@@ -46,7 +47,7 @@ def _release_in_child() -> None:
 os.register_at_fork(after_in_child=_release_in_child)
 
 
-def _lock(path: Path, command: str) -> int:
+def _lock(path: Path, command: str, what: str, other: str, elsewhere: str) -> int:
     """A descriptor that holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
@@ -59,15 +60,14 @@ def _lock(path: Path, command: str) -> int:
         owner_text = _owner(descriptor)
         os.close(descriptor)
         raise UserError(
-            f"the run folder {path.parent.absolute()} is in use by {owner_text}; "
-            "wait for it, stop it, or choose another run.name"
+            f"{what} is in use by {owner_text}; wait for it, stop it, or {other}"
         ) from error
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise UserError(
                 f"the file system of {path.parent.absolute()} has no file locks, so nothing would keep "
-                "a second run out; set run.dir to a folder on another one"
+                f"a second process out; {elsewhere}"
             ) from error
         raise
 

@@ -69,10 +69,12 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 def write_atomic(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name only after its content is on the disk.
 
-    Where that fails, the file that was there before is still there, and no part of the new one is. What is no
-    file, such as a pipe or a device, is written to as it is.
+    Where that fails, the file that was there before is still there, and no part of the new one is. A symbolic
+    link gives way to the file, and what it names stays as it is: where others may write into a folder, a link
+    in it could name anything. What is no file, such as a pipe or a device, is written to as it is, and so is
+    the system's name of an open file, such as /dev/stdout.
     """
-    if path.exists() and not path.is_file():  # a new file would take its place
+    if path.exists() and (not path.is_file() or _of_system(path)):  # a new file would take its place
         with path.open("wb") as file:
             yield file
         return
@@ -87,6 +89,12 @@ def write_atomic(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def _of_system(path: Path) -> bool:
+    """Whether a name is one of the system's, which may stand for a file that is open: /dev/stdout."""
+    folder = path.parent.resolve()
+    return folder == Path("/dev") or folder.parts[1:2] == ("proc",)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -176,7 +176,7 @@ def evaluate_command(
     one JSON object. tensor_size: processes of the launch that share each copy of the model.
     """
     with launched(tensor_size, os.environ) as mesh:
-        weights = open_weights(path)
+        weights = open_weights(path, mesh)
         note = to_stderr if mesh.rank == 0 else lambda line: None
         found = evaluate_weights(weights, precision, other, note, mesh)
     if mesh.rank > 0:

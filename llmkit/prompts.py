@@ -30,7 +30,7 @@ def text_prompt(tokenizer: Tokenizer, text: str, control_tokens: bool = False) -
     Raises UserError for a text that is no UTF-8.
     """
     ids = tokenizer.encode_with_controls(text) if control_tokens else tokenizer.encode(text)
-    return Prompt(text, _opened(tokenizer, ids), frozenset({tokenizer.end_of_text_id}))
+    return Prompt(text, _opened(tokenizer, ids), tokenizer.ends)
 
 
 def chat_prompt(tokenizer: Tokenizer, question: str, system: str | None = None) -> Prompt:
@@ -63,7 +63,7 @@ def messages_prompt(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) ->
             + (", or without --system" if messages[0]["role"] == "system" else "")
         ) from error
     shown = "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
-    stops = frozenset({tokenizer.end_of_text_id} if stop is None else {tokenizer.end_of_text_id, stop})
+    stops = tokenizer.ends if stop is None else tokenizer.ends | {stop}
     return Prompt(shown, _opened(tokenizer, ids), stops, (stop_text,) if stop_text else ())
 
 

@@ -68,7 +68,10 @@ class RunFolder:
         _require_target(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path / LOCK, command)
+            lock = FileLock(
+                path / LOCK, command, what=f"the run folder {path.absolute()}",
+                other="choose another run.name", elsewhere="set run.dir to a folder on another one",
+            )  # fmt: skip
         except OSError as error:
             raise UserError(f"cannot use {path.absolute()} as the run folder: {error.strerror}") from error
         folder = cls(path, lock, [path / STOP, *([stop_file] if stop_file else [])], saved_file)

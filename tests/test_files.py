@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,26 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
         file.write(b"content")
     assert os.read(reader, 100) == b"content" and path.is_fifo()
     os.close(reader)
+
+
+def test_a_symbolic_link_gives_way_and_what_it_names_stays(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    for name, target in (("link", "precious"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with write_atomic(tmp_path / name) as file:
+            file.write(b"content")
+        assert (tmp_path / name).read_text() == "content" and not (tmp_path / name).is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "link", "precious"]
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_standard_output_stays_what_it_is_where_it_is_a_file(tmp_path: Path) -> None:
+    code = "from pathlib import Path; from llmkit.files import write_atomic\n"
+    code += "with write_atomic(Path('/dev/stdout')) as file: file.write(b'content')"
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, cwd=Path(__file__).parents[1], check=True)
+    assert (tmp_path / "out").read_text() == "content"
+    assert Path("/dev/stdout").is_symlink() and not Path("/dev/stdout.part").exists()
 
 
 def test_the_owner_of_what_is_not_seen_is_that_of_the_folder_around_it(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ ELSEWHERE = {
     "data/tokens/text_encoder.py": "data/tokens/test_fast.py",
     "data/tokens/tokenizer_json.py": "data/tokens/test_tokenizer.py",
     "generation/options.py": "generation/test_command.py",
+    "generation/showing.py": "generation/test_command.py",
     "engine/build.py": "engine/test_custom_models.py",
     "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
     "config/task_section.py": "loop/test_tasks.py",
@@ -59,6 +60,9 @@ ELSEWHERE = {
     "serve/errors.py": "serve/test_app.py",
     "serve/replies.py": "serve/test_app.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",
+    "weights/adapted.py": "convert/test_adapter.py",
+    "weights/base.py": "weights/test_opening.py",
+    "weights/checkpoint.py": "weights/test_opening.py",
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from llmkit import __version__
 from llmkit.config.schema import Config, Source
 from llmkit.config.shape import ModelShape
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.hf.architectures import Architecture
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.weights import AdaptedCheckpoint, AdaptedFolder, CheckpointWeights, Weights
@@ -27,6 +28,7 @@ def model_card(
     shape: ModelShape,
     architecture: Architecture,
     dtype: torch.dtype,
+    tokenizer: Tokenizer,
     proof: str | None,
 ) -> str:
     """README.md of an export.
@@ -46,6 +48,7 @@ def model_card(
         f"| weights | {shape.num_parameters:,} in {kind} |",
         f"| context | {shape.max_position_embeddings} tokens, vocabulary of {shape.vocab_size} |",
         *(f"| {key} | {_cell(value)} |" for key, value in _training(weights, config, run)),
+        *([] if config is None else [f"| a text | {_cell(_opening(tokenizer))} |"]),
         f"| proof | {proof or 'logits were not compared with transformers'} |", "",
         "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
@@ -86,6 +89,14 @@ def _training(weights: Weights, config: Config | None, run: Path | None) -> Iter
         yield "optimizer", f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate}"
     if run is not None and (run / "manifest.json").is_file():
         yield "layout", _layout(json.loads((run / "manifest.json").read_text()))
+
+
+def _opening(tokenizer: Tokenizer) -> str:
+    """How documents began in training, and what of it AutoTokenizer does."""
+    before, _ = tokenizer.added_by_others
+    end, number = tokenizer.end_of_text, tokenizer.end_of_text_id
+    does = "puts it there" if before else "puts nothing there: do it yourself where a text begins"
+    return f"began with `{end}` (id {number}) in training; AutoTokenizer {does}"
 
 
 def _losses(run: Path, step: int) -> Iterator[tuple[str, str]]:

@@ -37,27 +37,31 @@ def config_files(
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """The ids of special tokens, as generation_config.json has them.
 
-    The end of a text, and where a chat template ends the assistant's turn by another token, that one too.
+    The end of a text, whatever else ends an answer, and where a chat template ends the assistant's turn by
+    another token, that one too.
     """
-    ends = [tokenizer.end_of_text_id]
+    ends = tokenizer.ends
     if tokenizer.chat_template is not None:
         with contextlib.suppress(UserError):  # a template that refuses this chat
-            ends += sorted(chat_prompt(tokenizer, "Hello").stops - set(ends))
+            ends = chat_prompt(tokenizer, "Hello").stops
+    first = tokenizer.end_of_text_id
+    eos = [first, *sorted(ends - {first})]
     found: dict[str, Any] = {}
     for name in ("bos_token", "pad_token"):
         number = tokenizer.control_tokens.get(tokenizer.named_tokens.get(name, ""))
         if number is not None:
             found[f"{name}_id"] = number
-    return {**found, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+    return {**found, "eos_token_id": eos if len(eos) > 1 else first}
 
 
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json, for AutoTokenizer; the chat template is in the second.
 
-    context: most tokens of a text.
+    See `Tokenizer.files_for_others`. context: most tokens of a text.
     """
-    files = tokenizer.files()
+    files = tokenizer.files_for_others()
     config = json.loads(files["tokenizer_config.json"])
+    config.pop("answer_ends", None)  # generation_config.json has them
     # Text comes back as it was; transformers 4 would else take out spaces before signs.
     config |= {"model_max_length": context, "clean_up_tokenization_spaces": False}
     return {"tokenizer.json": files["tokenizer.json"], "tokenizer_config.json": _encoded(config)}

@@ -60,7 +60,7 @@ def export_command(path: Path, out: Path, *, dtype: str | None, max_shard_size: 
         for name, content in files.items():
             write_file(folder / name, [memoryview(content)])
         proof = None if unproved else str(prove(weights, shape, tokenizer, folder, rounded))
-        card = model_card(weights, config, shape, architecture, main_type, proof)
+        card = model_card(weights, config, shape, architecture, main_type, tokenizer, proof)
         write_file(folder / CARD, [memoryview(card.encode())])
     kind = str(main_type).removeprefix("torch.")
     print(f"exported   {weights.path}")

@@ -34,7 +34,7 @@ class AnswerRequest(NamedTuple):
     def request(self, text: HubText) -> Request:
         """What a session is asked for."""
         special = text.tokenizer.control_tokens
-        ends = {text.eos_id, *(special[stop] for stop in self.stops if stop in special)}
+        ends = {text.eos_id, *text.tokenizer.ends, *(special[s] for s in self.stops if s in special)}
         return Request(self.ids, self.max_new_tokens, Sampling(**self.sampling), ends)  # type: ignore[arg-type]
 
 

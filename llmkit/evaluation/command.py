@@ -19,6 +19,7 @@ from llmkit.evaluation.score import Scorer
 from llmkit.evaluation.team import led
 from llmkit.files import write_atomic
 from llmkit.inference import load_model
+from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.world import launched
@@ -52,7 +53,7 @@ def tasks_command(
         raise UserError(f"--output {output}: is a folder; name a file in it")
     tasks = replace(tasks, bootstrap=RESAMPLES)
     with launched(tensor_size, os.environ) as mesh:
-        results = evaluate_by_tasks(open_weights(path), tasks, mesh, precision, rows)
+        results = evaluate_by_tasks(open_weights(path, mesh), tasks, mesh, precision, rows)
         if results is None:
             return 0
         print(json.dumps(without_samples(results)) if as_json else table(results), flush=True)
@@ -77,8 +78,9 @@ def evaluate_by_tasks(
     model = load_model(weights, mesh.device, used, mesh)
     layout = Layout(mesh.world_size, tensor_parallel_size=mesh["tensor"].size)
     tokens = choose_scoring_tokens(spec, used, device_facts(mesh.device), layout)
+    digest = on_rank_zero(mesh, weights.digest)
     facts = {
-        "weights": str(weights.path), "digest": weights.digest(), "parameters": model.num_parameters,
+        "weights": str(weights.path), "digest": digest, "parameters": model.num_parameters,
         "precision": used.name, "processes": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size,
         "versions": {"llmkit": __version__, "lm_eval": version("lm_eval"), "torch": version("torch")},
     }  # fmt: skip

@@ -27,7 +27,7 @@ class HubText:
     """
 
     def __init__(self, tokenizer: Tokenizer, add_special_tokens: bool | None = None) -> None:
-        files = tokenizer.files()
+        files = tokenizer.files_for_others()
         self._encoder = Encoder.from_str(files["tokenizer.json"].decode())
         self._encoder.no_padding()
         self._encoder.no_truncation()

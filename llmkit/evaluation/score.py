@@ -15,8 +15,12 @@ from llmkit.engine.complete import complete_model
 from llmkit.errors import UserError
 from llmkit.evaluation.hub_text import HubText
 from llmkit.model.base import Model
+from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
+
+MOST_SHARED = 16
+"""Answers that a row of tokens scores at most."""
 
 
 class Question(NamedTuple):
@@ -40,8 +44,9 @@ class Scorer:
     text: how text becomes tokens. score: as `Engine.score`. model: to write answers, which each data-parallel
     rank does for itself; all ranks call it together. context_length: most tokens that a row may have. tokens:
     of a batch, padding included; it has one row at least. rows: of a batch, where that is chosen instead.
-    multiple: the length of a batch is one of this. before_batch: called on all ranks before each of their
-    batches; what it raises on all of them ends the scoring.
+    multiple: the length of a batch is one of this. shares: whether there may be several rows of labels to a
+    row of tokens (see `Batch`). before_batch: called on all ranks before each of their batches; what it
+    raises on all of them ends the scoring.
     """
 
     mesh: Mesh
@@ -52,6 +57,7 @@ class Scorer:
     tokens: int
     rows: int | None = None
     multiple: int = 1
+    shares: bool = False
     before_batch: Callable[[], object] = lambda: None
 
     @classmethod
@@ -62,7 +68,8 @@ class Scorer:
         def score(batches: Iterable[Batch]) -> LossSum:
             return score_rows(model, model, batches)
 
-        return cls(mesh, text, score, lambda: model, model.context_length, tokens, rows)
+        shares = isinstance(model, GPT)
+        return cls(mesh, text, score, lambda: model, model.context_length, tokens, rows, shares=shares)
 
     @classmethod
     def of_engine(
@@ -73,6 +80,7 @@ class Scorer:
         return cls(
             mesh, text, engine.score, lambda: complete_model(engine.model, plan, mesh),
             engine.model.context_length, tokens, before_batch=before_batch,
+            shares=isinstance(engine.model, GPT),
             multiple=plan.layout.tensor_parallel_size if plan.layout.sequence_parallel else 1,
         )  # fmt: skip
 
@@ -80,7 +88,8 @@ class Scorer:
 def loglikelihoods(scorer: Scorer, questions: Sequence[Question]) -> list[Score]:
     """How likely each continuation is after its context. Collective; the same on all ranks.
 
-    Where both are longer than the model can see, the context is cut on its left.
+    Where both are longer than the model can see, the context is cut on its left. Answers that differ in their
+    last token alone, such as choices of one token after the same question, are read once.
     """
     if not questions:
         return []
@@ -92,21 +101,22 @@ def loglikelihoods(scorer: Scorer, questions: Sequence[Question]) -> list[Score]
                 f"{scorer.context_length} that the model can see; leave such texts out of the task"
             )
     inputs = [_input(question, scorer.context_length) for question in questions]
-    order = sorted(range(len(inputs)), key=lambda i: (-len(inputs[i]), inputs[i]))
+    groups = _groups(inputs, scorer.shares)
+    groups.sort(key=lambda group: (-len(inputs[group[0]]), inputs[group[0]]))
     data = scorer.mesh["data"]
-    rounds = list(_rounds([len(inputs[i]) for i in order], data.size, scorer))
-    mine = [[order[place] for place in places[data.rank :: data.size]] for places in rounds]
+    rounds = list(_rounds([len(inputs[group[0]]) for group in groups], data.size, scorer))
+    mine = [[groups[place] for place in places[data.rank :: data.size]] for places in rounds]
 
     def batches() -> Iterator[Batch]:
-        for places, numbers in zip(rounds, mine, strict=True):
+        for places, own in zip(rounds, mine, strict=True):
             scorer.before_batch()
-            rows = [(inputs[i], len(questions[i].continuation)) for i in numbers]
-            length = len(inputs[order[places[0]]]) - 1
+            rows = [[(inputs[i], len(questions[i].continuation)) for i in group] for group in own]
+            length = len(inputs[groups[places[0]][0]]) - 1
             yield _batch(rows, -(-length // scorer.multiple) * scorer.multiple).to(scorer.mesh.device)
 
     found = scorer.score(batches())
     assert found.likeliest is not None
-    numbers = torch.tensor([number for each in mine for number in (each or [-1])])
+    numbers = torch.tensor([number for own in mine for number in _numbers(own)])
     scores = torch.zeros((len(questions), 2), dtype=torch.float64)
     if scorer.mesh["context", "tensor"].rank == 0:
         values = torch.stack((-found.nats.double(), (found.likeliest == found.targets).double()), 1).cpu()
@@ -114,6 +124,27 @@ def loglikelihoods(scorer: Scorer, questions: Sequence[Question]) -> list[Score]
     if scorer.mesh.world_size > 1:  # each score is one rank's, and zero on the others
         dist.all_reduce(scores, group=scorer.mesh.control)
     return [Score(log_likelihood, greedy == 1.0) for log_likelihood, greedy in scores.tolist()]
+
+
+def _groups(inputs: Sequence[list[int]], shares: bool) -> list[list[int]]:
+    """Numbers of the questions that a row of tokens can score together: all that the model reads is equal."""
+    if not shares:
+        return [[number] for number in range(len(inputs))]
+    found: dict[tuple[int, ...], list[int]] = {}
+    for number, ids in enumerate(inputs):
+        found.setdefault(tuple(ids[:-1]), []).append(number)
+    return [
+        numbers[first : first + MOST_SHARED]
+        for numbers in found.values()
+        for first in range(0, len(numbers), MOST_SHARED)
+    ]
+
+
+def _numbers(groups: Sequence[Sequence[int]]) -> Iterator[int]:
+    """The question of each row of labels that `_batch` makes for these groups; -1: none."""
+    most = max(map(len, groups), default=1)
+    for group in groups or [[]]:
+        yield from (*group, *[-1] * (most - len(group)))
 
 
 def _input(question: Question, context_length: int) -> list[int]:
@@ -130,11 +161,19 @@ def _rounds(lengths: Sequence[int], ranks: int, scorer: Scorer) -> Iterator[rang
         place += rows * ranks
 
 
-def _batch(rows: Sequence[tuple[list[int], int]], length: int) -> Batch:
-    """Rows of ids, each with how many of the last ones are targets; without any, a row without a target."""
-    tokens = torch.zeros((max(1, len(rows)), length), dtype=torch.int64)
-    labels = torch.full_like(tokens, IGNORE)
-    for row, (ids, targets) in enumerate(rows):
-        tokens[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        labels[row, len(ids) - 1 - targets : len(ids) - 1] = torch.tensor(ids[len(ids) - targets :])
+def _batch(groups: Sequence[Sequence[tuple[list[int], int]]], length: int) -> Batch:
+    """Of each group ids, which differ in the last one at most, and how many of the last ones are targets.
+
+    A row of tokens a group, and as many rows of labels for each as the largest has. Without any group, a row
+    without a target.
+    """
+    most = max(map(len, groups), default=1)
+    tokens = torch.zeros((max(1, len(groups)), length), dtype=torch.int64)
+    labels = torch.full((len(tokens) * most, length), IGNORE)
+    for row, group in enumerate(groups):
+        first = group[0][0][:-1]
+        tokens[row, : len(first)] = torch.tensor(first)
+        for number, (ids, targets) in enumerate(group):
+            place = slice(len(ids) - 1 - targets, len(ids) - 1)
+            labels[row * most + number, place] = torch.tensor(ids[len(ids) - targets :])
     return Batch(tokens, labels)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from llmkit.command_line import to_stderr
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -20,11 +19,12 @@ from llmkit.generation.conversation import Conversation, talk
 from llmkit.generation.prompt_file import Messages, read_prompts
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.session import Token
+from llmkit.generation.showing import Task, json_lines, texts
 from llmkit.generation.text import Completion, growing, stream_batch
 from llmkit.inference import load_model
 from llmkit.model.base import Model
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.world import launched
+from llmkit.parallel.world import launched, require_alone
 from llmkit.plan.precision import choose_precision
 from llmkit.prompts import Prompt, chat_prompt, messages_prompt, text_prompt
 from llmkit.weights import Weights, open_weights
@@ -48,16 +48,6 @@ class Wanted:
     tensor_parallel: int | None
 
 
-@dataclass(frozen=True)
-class Task:
-    """One answer to make. given: the prompt as it was written. sample: its number among those of a prompt."""
-
-    given: str | Messages
-    prompt: Prompt
-    sample: int
-    sampling: Sampling
-
-
 def generate_command(
     wanted: Wanted,
     prompts: list[str],
@@ -67,7 +57,7 @@ def generate_command(
     control_tokens: bool,
     samples: int,
     batch_size: int,
-    json_lines: bool,
+    as_json: bool,
     logprobs: int | None,
 ) -> int:
     """Prints each prompt and what follows it, as it comes, or a JSON object a line; all in order.
@@ -77,7 +67,7 @@ def generate_command(
     """
     given: list[str | Messages] = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
     with _ranks(wanted.tensor_parallel) as mesh:
-        weights = open_weights(wanted.run)
+        weights = open_weights(wanted.run, mesh)
         tokenizer = weights.tokenizer()
         if mesh.rank == 0 and not chat and not control_tokens:
             _note_chats(weights, tokenizer, [text for text in given if isinstance(text, str)])
@@ -101,8 +91,8 @@ def generate_command(
         answers = growing(pieces, len(mine))
         if data.size > 1:
             answers = _gathered(answers, len(mine), mesh)
-        show = _json_lines if json_lines else _texts
-        for text in show(tasks, answers, tokenizer):
+        shown = json_lines(tasks, answers, tokenizer) if as_json else texts(tasks, answers)
+        for text in shown:
             if mesh.rank == 0:
                 print(text, end="", flush=True)
     return 0
@@ -110,9 +100,8 @@ def generate_command(
 
 def converse_command(wanted: Wanted) -> int:
     """A conversation with the model in the terminal, or over a pipe a question a line."""
+    require_alone("generate: a conversation", os.environ, ", or give --prompt")
     with _ranks(wanted.tensor_parallel) as mesh:
-        if mesh.world_size > 1:
-            raise UserError("generate: a conversation has one process; with torchrun, give --prompt")
         weights = open_weights(wanted.run)
         tokenizer = weights.tokenizer()
         chat_prompt(tokenizer, "?", wanted.system)  # raises where it cannot be asked
@@ -161,62 +150,6 @@ def _asked(
                 raise UserError("generate: the prompt file has its own system messages; leave out --system")
             before = [] if system is None else [{"role": "system", "content": system}]
             yield messages_prompt(tokenizer, [*before, *each])
-
-
-def _texts(
-    tasks: Sequence[Task], answers: Iterable[tuple[int, Completion]], tokenizer: Tokenizer
-) -> Iterator[str]:
-    """Each prompt with its answer, in order, as the answers grow."""
-    found: dict[int, Completion] = {}
-    current = shown = 0
-    if tasks:
-        yield tasks[0].prompt.shown
-    for number, answer in answers:
-        found[number] = answer
-        while current in found:
-            if fresh := found[current].text[shown:]:
-                yield fresh
-            shown = len(found[current].text)
-            if found[current].end is None:
-                break
-            del found[current]
-            current, shown = current + 1, 0
-            yield "\n" if current == len(tasks) else f"\n\n{tasks[current].prompt.shown}"
-
-
-def _json_lines(
-    tasks: Sequence[Task], answers: Iterable[tuple[int, Completion]], tokenizer: Tokenizer
-) -> Iterator[str]:
-    """A JSON object a line for each answer, in order."""
-    done: dict[int, Completion] = {}
-    current = 0
-    for number, answer in answers:
-        if answer.end is not None:
-            done[number] = answer
-        while current in done:
-            yield json.dumps(_row(tasks[current], done.pop(current), tokenizer), ensure_ascii=False) + "\n"
-            current += 1
-
-
-def _row(task: Task, answer: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
-    """An answer as JSON."""
-    key = "prompt" if isinstance(task.given, str) else "messages"
-    row: dict[str, Any] = {key: task.given, "sample": task.sample, "text": answer.text}
-    row["tokens"] = [token.id for token in answer.tokens if token.end != "stop"]
-    row["finish_reason"] = answer.end
-    if answer.tokens[0].logprob is not None:
-        row["logprobs"] = [
-            {
-                **_scored(token.id, token.logprob, tokenizer),
-                "top": [_scored(id, logprob, tokenizer) for id, logprob in token.top],
-            }
-            for token in answer.tokens
-        ]
-    return row
-
-
-def _scored(id: int, logprob: float | None, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {"id": id, "text": tokenizer.decode([id]), "logprob": logprob}
 
 
 def _gathered(

@@ -11,7 +11,7 @@ from llmkit.command_line import to_stderr
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.generation.sampling import Sampling
-from llmkit.generation.text import stream_batch
+from llmkit.generation.text import TextSession
 from llmkit.model.base import Model
 from llmkit.prompts import Prompt, messages_prompt
 
@@ -41,6 +41,11 @@ class Conversation:
         self._model, self._max_new_tokens, self._stops = model, max_new_tokens, stops
         self._sampling, self._use_cache = sampling, use_cache
         self._asked = 0
+        self._session = self._new_session()
+
+    def _new_session(self) -> TextSession:
+        """A session that keeps what it has read: most of a turn was in the turn before."""
+        return TextSession(self._model, self.tokenizer, use_cache=self._use_cache, keep=True)
 
     def reset(self, system: str | None) -> None:
         """Forgets what was said."""
@@ -56,15 +61,20 @@ class Conversation:
         prompt = self._prompt(question, note)
         sampling = replace(self._sampling, seed=(self._sampling.seed + self._asked) % 2**63)
         self._asked += 1
-        pieces = stream_batch(
-            self._model, self.tokenizer, [prompt], self._max_new_tokens, sampling,
-            stops=self._stops, use_cache=self._use_cache,
-        )  # fmt: skip
+        key = self._session.add(prompt, self._max_new_tokens, sampling, stops=self._stops)
         said = ""
         try:
-            for _, piece in pieces:
-                said += piece.text
-                yield piece.text
+            while len(self._session):
+                for _, piece in self._session.step():
+                    said += piece.text
+                    yield piece.text
+        except GeneratorExit:
+            if len(self._session):
+                self._session.drop(key)
+            raise
+        except BaseException:  # in the midst of a step
+            self._session = self._new_session()
+            raise
         finally:
             self.turns.append((question, said))
 

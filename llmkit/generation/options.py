@@ -102,7 +102,7 @@ def _generate(options: argparse.Namespace, started: float) -> int:
         return converse_command(wanted)
     return generate_command(
         wanted, prompts, options.prompt_file, chat=options.chat, control_tokens=options.control_tokens,
-        samples=options.num_samples, batch_size=options.batch_size, json_lines=options.json,
+        samples=options.num_samples, batch_size=options.batch_size, as_json=options.json,
         logprobs=options.logprobs,
     )  # fmt: skip
 

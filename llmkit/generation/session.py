@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llmkit.errors import UserError
+from llmkit.generation.kept import KeptRows
 from llmkit.generation.sampling import Chooser, Sampling, choose
 from llmkit.model.base import Model
 
@@ -49,12 +50,19 @@ class Token:
 
 
 class _Row:
-    """A request at work. context: what the model sees; unread: how much of its end the cache lacks."""
+    """A request at work. context: what the model sees; unread: how much of its end the cache lacks.
 
-    def __init__(self, key: int, request: Request, chooser: Chooser, limit: int) -> None:
+    beginning: what another row has read of the context; None once it is in the cache.
+    """
+
+    def __init__(
+        self, key: int, request: Request, chooser: Chooser, limit: int, kept: KeptRows | None
+    ) -> None:
         self.key, self.request, self.chooser, self.limit = key, request, chooser, limit
         self.context = _fit(list(request.ids), limit)
-        self.unread, self.made = len(self.context), 0
+        self.beginning = None if kept is None else kept.find(self.context)
+        self.unread = len(self.context) - (0 if self.beginning is None else self.beginning.length)
+        self.made = 0
 
     def push(self, token: int) -> Literal["stop", "length"] | None:
         """Takes the next token; returns why the row has ended, if it has."""
@@ -75,13 +83,17 @@ class Session:
     cache, changes no greedily chosen token in fp32 unless two logits are equal to the last digits.
 
     never: (vocab,) bool, ids that are not chosen. use_cache: False computes all positions for each token.
+    keep: what rows have read is kept when they end, for those that begin alike; as much as one context has.
     Under tensor parallelism all ranks make the same calls, and get the same tokens.
     """
 
-    def __init__(self, model: Model, *, never: Tensor | None = None, use_cache: bool = True) -> None:
+    def __init__(
+        self, model: Model, *, never: Tensor | None = None, use_cache: bool = True, keep: bool = False
+    ) -> None:
         self._model, self._never = model, never
         self._device = next(model.parameters()).device
         self._cache = model.new_cache() if use_cache else None
+        self._kept = KeptRows(model.context_length) if keep and self._cache is not None else None
         # The first self._cached of these rows are those of the cache; nothing of the others is in it.
         self._rows: list[_Row] = []
         self._cached = self._keys = 0
@@ -95,14 +107,16 @@ class Session:
         if not request.ids or request.max_new_tokens < 1:
             raise ValueError("a prompt has at least one id, and at least one token is made")
         chooser = Chooser(request.sampling, request.ids, self._model.vocab_size, self._device)
-        self._rows.append(_Row(self._keys, request, chooser, self._model.context_length))
+        self._rows.append(_Row(self._keys, request, chooser, self._model.context_length, self._kept))
         self._keys += 1
         return self._keys - 1
 
     @torch.inference_mode()
     def drop(self, key: int) -> None:
         """Ends a row before its time."""
-        self._remove(next(row for row in self._rows if row.key == key))
+        row = next(row for row in self._rows if row.key == key)
+        self._keep(row, row.context)
+        self._remove(row)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Token]]:
@@ -118,9 +132,11 @@ class Session:
         rows = list(self._rows)
         found = []
         for row, token in zip(rows, self._tokens(logits, chosen), strict=True):
+            read = row.context
             end = row.push(token.id)
             found.append((row.key, token if end is None else replace(token, end=end)))
             if end is not None:
+                self._keep(row, read)
                 self._remove(row)
             elif row.unread == len(row.context):
                 self._uncache(row)
@@ -151,6 +167,10 @@ class Session:
         for place in range(self._cached, len(self._cache.lengths)):
             self._cache.clear(place)
         self._rows[self._cached :] = sorted(self._rows[self._cached :], key=lambda row: row.unread)
+        for place, row in enumerate(self._rows[self._cached :], self._cached):
+            if row.beginning is not None:
+                self._cache.restore(place, *row.beginning)
+                row.beginning = None
         first = self._cached
         for stop in range(first + 1, len(self._rows) + 1):
             longer = self._rows[stop].unread if stop < len(self._rows) else math.inf
@@ -172,6 +192,12 @@ class Session:
             _token(id) if number is None else _token(id, logprob, zip(ids[:number], values, strict=False))
             for id, number, logprob, ids, values in lists
         ]
+
+    def _keep(self, row: _Row, context: list[int]) -> None:
+        """Keeps what the cache holds of a row, which is of this context."""
+        place = self._rows.index(row)
+        if self._kept is not None and self._cache is not None and place < self._cached:
+            self._kept.put(context[: self._cache.lengths[place]], self._cache.keep(place))
 
     def _remove(self, row: _Row) -> None:
         """Takes a row out."""

@@ -87,10 +87,13 @@ class Completion:
 
 
 class TextSession:
-    """A `Session` whose rows are prompts and whose results are text."""
+    """A `Session` whose rows are prompts and whose results are text; use_cache, keep: see there."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, *, use_cache: bool = True) -> None:
-        self._session = Session(model, never=without_text(model, tokenizer), use_cache=use_cache)
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, *, use_cache: bool = True, keep: bool = False
+    ) -> None:
+        never = without_text(model, tokenizer)
+        self._session = Session(model, never=never, use_cache=use_cache, keep=keep)
         self._tokenizer = tokenizer
         self._answers: dict[int, Answer] = {}
 

@@ -16,6 +16,8 @@ from llmkit.hf.windows import FULL, SLIDING, layer_types, read_windows
 Fields = dict[str, Any]
 MOST_LAYERS = 10_000
 """More layers than this are not listed one by one."""
+WHOLE = frozenset({"num_key_value_heads", "head_dim", "max_position_embeddings", "intermediate_size"})
+"""Fields that are whole numbers, or left open."""
 
 
 class Architecture:
@@ -71,6 +73,8 @@ class Architecture:
         for key, (field, default) in self.fields.items():
             value = keys.take(key, default)
             found[field] = default if value is None and key not in self.nullable else value
+            if field in WHOLE and found[field] is not None:
+                found[field] = keys.whole(key, found[field])
         for key, values in self.fixed.items():
             keys.expect(key, *values)
         heads, width = found["num_attention_heads"], found["hidden_size"]
@@ -153,7 +157,7 @@ class Mistral(Architecture):
 
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
         """Adds the window, which is there unless it is null."""
-        return super().read_more(keys, found) | {"sliding_window": keys.take("sliding_window", 4096)}
+        return super().read_more(keys, found) | {"sliding_window": keys.count_or_null("sliding_window", 4096)}
 
     def write_more(self, shape: ModelShape) -> dict[str, Any]:
         """Adds the window."""
@@ -174,7 +178,8 @@ class Qwen3(Architecture):
 
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
         """Adds windows, which by default the layers from `max_window_layers` on have."""
-        wanted, window = keys.take("use_sliding_window", False), keys.take("sliding_window", 4096)
+        wanted = keys.take("use_sliding_window", False)
+        window = keys.count_or_null("sliding_window", 4096)
         first, types = keys.count("max_window_layers", 28, least=0), keys.take("layer_types")
         layers, window = found["num_hidden_layers"], window if wanted else None
         if types is None:

@@ -9,14 +9,14 @@ from typing import Any
 from llmkit.config.model_section import UNSCALED
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
-from llmkit.hf import architectures, gemma
+from llmkit.hf import architectures, gemma, partial
 from llmkit.hf.architectures import Architecture
 from llmkit.hf.config_json import ConfigKeys
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     architectures.Qwen2(), architectures.Llama(), architectures.Mistral(), architectures.Qwen3(),
     architectures.Olmo2(), architectures.GPT2(), architectures.Granite(), gemma.Gemma(), gemma.Gemma2(),
-    gemma.Gemma3(),
+    gemma.Gemma3(), partial.StableLm(), partial.Phi3(),
 )  # fmt: skip
 """All that are known. A model is exported as the first that can express it."""
 VOCAB_PAD_MULTIPLE = 128

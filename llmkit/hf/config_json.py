@@ -76,10 +76,18 @@ class ConfigKeys:
         Where it is another value that is noted, and `least` is returned.
         """
         value = self.need(key) if default is None else self.take(key, default)
+        return least if value is None and default is None else self.whole(key, value, least)
+
+    def count_or_null(self, key: str, default: int | None) -> int | None:
+        """The same of a key for which null is a value of its own."""
+        value = self.take(key, default)
+        return None if value is None else self.whole(key, value)
+
+    def whole(self, key: str, value: Any, least: int = 1) -> int:
+        """The value of a key, if it is such a whole number; else that is noted, and `least` is returned."""
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST:
             return value
-        if value is not None or default is not None:
-            self.refuse(key, value, f"a whole number is expected, from {least} to {LARGEST}")
+        self.refuse(key, value, f"a whole number is expected, from {least} to {LARGEST}")
         return least
 
     def expect(self, key: str, *values: Any) -> None:

@@ -21,7 +21,7 @@ from llmkit.files import read_json
 from llmkit.hf.choose import architecture_of, read_shape
 from llmkit.hf.names import places
 from llmkit.hf.tensor_files import FLOATS, TensorFiles
-from llmkit.hf.tokenizer_files import read_tokenizer
+from llmkit.hf.tokenizer_files import end_ids, read_tokenizer
 from llmkit.parallel.slices import Box, Shape, check_box
 
 CONFIG = "config.json"
@@ -99,7 +99,12 @@ class HFFolder:
 
     def tokenizer(self) -> Tokenizer:
         """See `Weights.tokenizer`."""
-        return read_tokenizer(self.path, self.hf_config, self.model_shape.vocab_size)
+        return read_tokenizer(self.path, self.hf_config, self.model_shape.vocab_size, self.end_ids)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer; see `tokenizer_files.end_ids`."""
+        return end_ids(self.path, self.hf_config)
 
     def digest(self) -> str:
         """See `Weights.digest`. Reads every byte of the weights."""

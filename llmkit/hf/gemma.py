@@ -69,7 +69,7 @@ class Gemma2(Gemma):
             keys.refuse("query_pre_attn_scalar", scalar, "a number above 0 is expected")
             scalar = 1
         pattern = keys.count("sliding_window_pattern", self.pattern)
-        types, window = keys.take("layer_types"), keys.take("sliding_window", 4096)
+        types, window = keys.take("layer_types"), keys.count_or_null("sliding_window", 4096)
         layers = found["num_hidden_layers"]
         if types is None:
             types = [SLIDING if (layer + 1) % pattern else FULL for layer in range(layers)]

@@ -126,6 +126,14 @@ GEMMA2 = Naming(
         "mlp_post_norm": "post_feedforward_layernorm",
     },
 )
+PHI3 = Naming(
+    "model.",
+    "layers",
+    _LLAMA_TOP,
+    _LLAMA_BLOCK
+    | {f"attention.{each}_proj": "self_attn.qkv_proj" for each in "qkv"}
+    | {f"mlp.{each}_proj": "mlp.gate_up_proj" for each in ("gate", "up")},
+)
 GPT2 = Naming(
     "transformer.",
     "h",

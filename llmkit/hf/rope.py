@@ -12,15 +12,18 @@ THETA = 10000.0
 """Base of the frequencies where a config.json has none."""
 
 
-def read_rope(keys: ConfigKeys, longest: int) -> dict[str, Any]:
+def read_rope(keys: ConfigKeys, longest: int, share: float | None = None) -> dict[str, Any]:
     """The settings of rotary positions in a config.json. longest: its max_position_embeddings.
+
+    share: of a head's channels, which are rotated where the file does not say how many; None: the class
+    rotates all of them, and a file that says otherwise is refused.
 
     transformers 5: `rope_parameters`, which hold all; transformers 4: `rope_scaling`, with `rope_theta` and
     `partial_rotary_factor` beside it. As in transformers, `rope_scaling` wins, and what is inside wins over
     what is beside it.
     """
     newer, older = keys.take("rope_parameters"), keys.take("rope_scaling")
-    theta, share = keys.take("rope_theta"), keys.take("partial_rotary_factor")
+    theta, beside = keys.take("rope_theta"), keys.take("partial_rotary_factor")
     name = "rope_scaling" if older else "rope_parameters"
     found = older or newer or {}
     if not isinstance(found, dict) or any(isinstance(value, dict) for value in found.values()):
@@ -28,11 +31,12 @@ def read_rope(keys: ConfigKeys, longest: int) -> dict[str, Any]:
         return {}
     found = dict(found)
     inner_theta, inner_share = found.pop("rope_theta", None), found.pop("partial_rotary_factor", None)
-    share = share if inner_share is None else inner_share
-    if share not in (None, 1.0):
-        keys.refuse("partial_rotary_factor", share, "this class rotates all channels of a head")
+    rotated = next(value for value in (inner_share, beside, share, 1.0) if value is not None)
+    if share is None and rotated != 1.0:
+        keys.refuse("partial_rotary_factor", rotated, "this class rotates all channels of a head")
+    partial = {} if share is None else {"partial_rotary_factor": rotated}
     theta = next(value for value in (inner_theta, theta, THETA) if value is not None)
-    return {"rope_theta": theta, **read_scaling(keys, name, found, longest)}
+    return {"rope_theta": theta, **partial, **read_scaling(keys, name, found, longest)}
 
 
 def read_scaling(keys: ConfigKeys, name: str, found: dict[str, Any], longest: int) -> dict[str, Any]:

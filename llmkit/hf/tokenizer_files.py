@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ OTHERS = ("tokenizer.model", "vocab.json", "spiece.model", "tekken.json", "vocab
 """Files of tokenizers in formats that are not read."""
 
 
-def read_tokenizer(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Tokenizer:
-    """The tokenizer of a folder. config: its config.json. vocab_size: tokens that the weights know.
+def read_tokenizer(
+    folder: Path, config: Mapping[str, Any], vocab_size: int, ends: Collection[int] = ()
+) -> Tokenizer:
+    """The tokenizer of a folder. config: its config.json. vocab_size: tokens that the weights know. ends: see
+    `end_ids`.
 
     Raises UserError where there is none, where its files or its chat template are broken, and where it has
     ids that the weights do not know.
@@ -52,7 +56,25 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], vocab_size: int) -> 
             f"{folder}: the tokenizer has ids up to {made.vocab_size - 1}, but the model knows only "
             f"{vocab_size} tokens: were tokens added without resizing the embedding?"
         )
+    made.ends |= frozenset(ends) & frozenset(made.known_ids.tolist())  # no other can be made
     return made
+
+
+def end_ids(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that end an answer of the model in a folder, by generation_config.json, else by config.json.
+
+    Raises UserError where that is neither an id nor a list of ids.
+    """
+    file = folder / "generation_config.json"
+    found = read_json(file, REMEDY).get("eos_token_id") if file.is_file() else None
+    origin = file if found is not None else folder / "config.json"
+    found = config.get("eos_token_id") if found is None else found
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
+        raise UserError(
+            f"{origin}: eos_token_id = {json.dumps(found):.80} is no id of a token, nor a list of them"
+        )
+    return frozenset(ids)
 
 
 def unknown_controls(tokenizer: Tokenizer) -> list[str]:

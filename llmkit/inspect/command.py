@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from llmkit.device import choose_device, device_facts
@@ -13,6 +14,7 @@ from llmkit.inspect.page import render
 from llmkit.inspect.readings import Readings, read_text
 from llmkit.model.base import Model
 from llmkit.model.gpt import GPT
+from llmkit.parallel.world import require_alone
 from llmkit.plan.precision import choose_precision
 from llmkit.prompts import text_prompt
 from llmkit.weights import open_weights
@@ -31,6 +33,7 @@ def inspect_command(
     control_tokens: those that the prompt spells are meant. Raises UserError where there is no page of this
     model and text, or it cannot be written.
     """
+    require_alone("inspect", os.environ)
     if output.exists() and not force:
         raise UserError(f"inspect: {output} is there already; name another file, or add --force")
     if not prompt:

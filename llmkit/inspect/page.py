@@ -112,11 +112,9 @@ def _data(readings: Readings, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token, such that white space is seen; of a part of a character its bytes."""
-    text, found = tokenizer.decode([token]), tokenizer.bytes_of(token)
-    if "\ufffd" in text and found is not None:
-        return "".join(f"\\x{byte:02x}" for byte in found)
-    return json.dumps(text, ensure_ascii=False)
+    """A token for people, such that white space is seen."""
+    shown = tokenizer.shown(token)
+    return shown if shown.startswith("bytes:") else json.dumps(shown, ensure_ascii=False)
 
 
 def _rounded(values: Tensor) -> Any:

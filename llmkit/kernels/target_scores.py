@@ -28,17 +28,19 @@ def score_targets(
 ) -> LossSum:
     """Cross-entropy of each row's targets in fp32, with `LossSum.likeliest`; arguments as of `head_loss`.
 
-    Logits are computed where there are targets only. Of equal logits the smallest id is the likeliest. Waits
-    for the device, to count the targets.
+    labels: (batch * n, seq): n rows of labels, one behind the other, for each row of `hidden`. Logits are
+    computed where there are targets only. Of equal logits the smallest id is the likeliest. Waits for the
+    device, to count the targets.
     """
     if pieces:
         hidden = all_gather(hidden, 0, group).transpose(0, 1)
     is_target = labels != IGNORE
     nats, hits = torch.zeros(labels.shape, device=labels.device), torch.zeros_like(is_target)
-    wanted = labels[is_target]
+    wanted, (row, column) = labels[is_target], is_target.nonzero(as_tuple=True)
+    row = row // (len(labels) // len(hidden))
     parts = [
-        _scores(h, weight, w, vocab_size, group, first, softcap)
-        for h, w in zip(hidden[is_target].split(CHUNK), wanted.split(CHUNK), strict=True)
+        _scores(hidden[r, c], weight, w, vocab_size, group, first, softcap)
+        for r, c, w in zip(row.split(CHUNK), column.split(CHUNK), wanted.split(CHUNK), strict=True)
     ]
     nats[is_target] = torch.cat([part[0] for part in parts])
     hits[is_target] = torch.cat([part[1] for part in parts])

@@ -136,8 +136,7 @@ def open_initial(
             raise UserError(f"train.init_from: none of the checkpoints in {weights.path.parent} is good")
         weights = CheckpointWeights(found)
     if isinstance(weights, CheckpointWeights):
-        with fail_together(mesh):
-            weights = weights_of(weights.checkpoint)
+        weights = weights_of(weights.checkpoint, mesh)
     digest = on_rank_zero(mesh, weights.digest)
     if digest != before.get("digest", digest):
         raise UserError(

@@ -88,7 +88,7 @@ def tokenizer_of_weights(weights: Weights, config: Config) -> Tokenizer | None:
         raise UserError(f"{error}; name the tokenizer of the weights under {SECTION}") from error
     if (template := read_template(config.data.tokenizer)) is not None:
         tokenizer.chat_template = template
-    tokenizer.opening_id = tokenizer.end_of_text_id  # as documents begin in this run
+    tokenizer.open_as_documents()
     return tokenizer
 
 

@@ -14,6 +14,7 @@ REASONS = ("", HOOK, TIME_OVER, LAUNCHER_GONE, *(number.name for number in SIGNA
 """Why a run stops. Ranks exchange indices into this list; of several reasons the last counts."""
 SHOWN = 200
 """Characters of a stop file that are shown at most."""
+LATE = REASONS.index(TIME_OVER)
 
 
 class StopRequest:
@@ -32,13 +33,13 @@ class StopRequest:
         for file in folder.outdated:
             note(f"note: {file} asked for a stop before this start; it is removed")
 
-    def code(self) -> int:
-        """Why to stop now, as an index into REASONS; 0 = no reason."""
+    def code(self, timed: bool = True) -> int:
+        """Why to stop now, as an index into REASONS; 0 = no reason. timed: the end of the time is one."""
         if (file := self._folder.stop_file()) is not None:  # it may tell more than the signal beside it
             reason = self._kind_of(file)
         else:
             reason = self._listener.reason
-        if not reason and self.time_over():
+        if not reason and timed and self.time_over():
             reason = TIME_OVER
         if not reason and self.hook:
             reason = HOOK

@@ -12,6 +12,7 @@ from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.score import Scorer
 from llmkit.evaluation.team import led
 from llmkit.loop.control import Poll
+from llmkit.loop.stop import LATE
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
@@ -51,6 +52,25 @@ def evaluate_tasks(t: Trainer, stop_code: Callable[[], int]) -> dict[str, float]
     scorer = Scorer.of_engine(t.engine, t.plan, text, t.mesh, tokens, before_batch=give_up)
     results = led(scorer, lambda lead: run_tasks(tasks, lead, {}, quiet=True))
     return None if results is None else {f"eval/{name}": value for name, value in figures(results).items()}
+
+
+def tasks_stop_code(t: Trainer) -> int:
+    """Why this rank would give up an evaluation by tasks: as `Trainer.stop_code`.
+
+    Where all steps are done time that is over is a reason, too, but none to stop the run.
+    """
+    if not t.state.finished():
+        return t.stop_code()
+    return t.stop.code(timed=False) or (LATE if t.time_over() else 0)
+
+
+def leave_out(t: Trainer) -> None:
+    """Says that there was no time for the evaluation by tasks at the end."""
+    t.events.record("tasks_left_out", step=t.state.step)
+    t.console.note(
+        f"evaluate.tasks left out: train.max_minutes is over; `llmkit evaluate {t.folder.path} --tasks "
+        f"{','.join(t.config.evaluate.tasks.names)}` makes it"
+    )
 
 
 def tasks_on_record(metrics: MetricsFile, step: int, mesh: Mesh) -> bool:

@@ -43,9 +43,8 @@ class TimeBudget(Hook):
                 self._watch, self._budget, self._paused = self._budget.watch, None, _paused(t)
         elif self._watch is not None and state.max_steps is not None:
             before, self._paused = self._paused, _paused(t)
-            plan = self._watch.after_step(
-                state.step, state.max_steps, now, self._paused - before, t.save_seconds
-            )
+            kept = t.save_seconds + t.tasks_seconds  # for those at the end
+            plan = self._watch.after_step(state.step, state.max_steps, now, self._paused - before, kept)
         else:
             plan = None
         if plan is None:

@@ -38,8 +38,8 @@ from llmkit.loop.spending import Spending
 from llmkit.loop.start_plan import show_start
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_log import Columns, make_step_log
-from llmkit.loop.stop import StopRequest
-from llmkit.loop.tasks import evaluate_tasks, tasks_due
+from llmkit.loop.stop import LATE, StopRequest
+from llmkit.loop.tasks import evaluate_tasks, leave_out, tasks_due, tasks_stop_code
 from llmkit.loop.time_budget import TimeBudget, time_over
 from llmkit.loop.work import Work
 from llmkit.monitor.columns import OWN_NAMES
@@ -77,7 +77,7 @@ class Trainer:
         self.mesh, self.plan, self.data, self.loader, self.heldout = launch.mesh, plan, data, loader, heldout
         self.engine, self.state, self.folder, self.console = engine, state, folder, console
         self.events, self.stop, self.clock, self.saved_step = events, stop, launch.clock, saved_step
-        self.learning_rate, self.save_seconds = 0.0, 0.0
+        self.learning_rate, self.save_seconds, self.tasks_seconds = 0.0, 0.0, 0.0
         self.in_step = False
         """Whether a step has begun and is not over: then nothing can be saved."""
         self.agreed: Agreed = NOTHING
@@ -100,7 +100,7 @@ class Trainer:
         self._sources = SourceLosses(loader.source_names, self.mesh.device)
         self._samples = SampleLog(folder.path, self.mesh) if self.config.monitor.log_samples else None
         self._left_out = LeftOutReport(loader, console.note)
-        stop.time_over = self._time_over
+        stop.time_over = self.time_over
 
     @property
     def has_nothing_to_do(self) -> bool:
@@ -228,7 +228,8 @@ class Trainer:
         """Why this rank should stop, an index into `stop.REASONS`; 0 = it should not."""
         return self.stop.code()
 
-    def _time_over(self) -> bool:
+    def time_over(self) -> bool:
+        """Whether the run must begin to end for `train.max_minutes` to hold; rank 0 decides."""
         if self.mesh.rank > 0:
             return False
         return time_over(self.config.train, self.state, self._started, self.clock, self.save_seconds)
@@ -351,13 +352,17 @@ class Trainer:
         if not tasks_due(self.config, state.step, at_end=True) or state.tasks_step == state.step:
             return True
         self.log.flush()
+        began = self.clock()
         try:
             with self.phases.span("evaluate"):
-                found = evaluate_tasks(self, self.stop_code)
+                found = evaluate_tasks(self, lambda: tasks_stop_code(self))
         except GaveUp as end:
+            if end.why == LATE and state.finished():
+                leave_out(self)
+                return True
             self.agreed = self.agreed._replace(stop=end.why)
             return False
-        state.tasks_step = state.step
+        state.tasks_step, self.tasks_seconds = state.step, self.clock() - began
         if found is not None:
             self._write_row({"step": state.step, **found})
         return True

@@ -240,7 +240,7 @@ def check_loss(loss: object, batch: Batch, model: str) -> LossSum:
 
     Looks at types, shapes and devices only: nothing waits for the device.
     """
-    rows = len(batch.tokens)
+    rows = len(batch.labels)
     must = f"forward(batch) of {model} must return llmkit.LossSum(nats, targets), sums over each of the"
     must += f" {rows} sequences"
     if not isinstance(loss, LossSum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +58,30 @@ class KeyValueCache:
         for values in (*self._last, self._token):
             values[row : row + 1] = 0
 
+    def keep(self, row: int) -> Kept:
+        """A copy of what a row holds."""
+        length = self.lengths[row]
+        return Kept(
+            length,
+            [buffer[:, row : row + 1, :length].clone() for buffer in self._buffers],
+            [values[row : row + 1].clone() for values in self._last],
+            self._token[row : row + 1].clone(),
+        )
+
+    def restore(self, row: int, kept: Kept, length: int) -> None:
+        """Row `row`, maybe a new one, becomes the first positions of what was kept; see `Kept.usable`."""
+        self.lengths += [0] * (row + 1 - len(self.lengths))
+        self.clear(row)
+        self.lengths[row] = length
+        for layer, stored in enumerate(kept.layers):
+            if stored.shape[1]:
+                self.buffer(layer, length)[:, row, :length] = stored[:, 0, :length]
+        for layer, values in enumerate(kept.last):
+            if len(values):
+                self.last(layer)[row] = values[0]
+        if len(kept.token):
+            self.token()[row] = kept.token[0]
+
     def buffer(self, layer: int, positions: int) -> Tensor:
         """Keys and values of a layer, (2, rows, `positions` or more, kv_heads, head_dim); it may grow."""
         old = self._buffers[layer]
@@ -84,6 +109,22 @@ class KeyValueCache:
     def _empty(self, *size: int) -> Tensor:
         # Zeros, since what is masked counts nothing only if it is finite.
         return torch.zeros(size, dtype=self._like.dtype, device=self._like.device)
+
+
+class Kept(NamedTuple):
+    """What a row of a cache held: `length` positions; tensors as in the cache, of one row, or of none where
+    the model does not use them."""
+
+    length: int
+    layers: list[Tensor]
+    last: list[Tensor]
+    token: Tensor
+
+    def usable(self, length: int) -> int:
+        """How many of the first `length` positions can be gone on from: all, or none where the model looks
+        back at the newest position and that is another one."""
+        looks_back = len(self.token) or any(map(len, self.last))
+        return 0 if looks_back and length != self.length else length
 
 
 class CacheRows:

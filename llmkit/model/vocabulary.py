@@ -68,7 +68,8 @@ class Head(VocabularyLayer):
 
     logits_scaling: logits are divided by it. compiled: what of it torch.compile has compiled: all of this
     module, parts of the loss, or nothing. counts_likeliest: whether the loss has `LossSum.likeliest`; then
-    gradients are off, and nothing is compiled.
+    gradients are off, nothing is compiled, and there may be several rows of labels to a row of tokens, as in
+    `score_targets`.
     """
 
     compiled: Literal["whole", "parts", ""] = ""

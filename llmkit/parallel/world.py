@@ -75,6 +75,20 @@ def launched(tensor_size: int | None, environment: Mapping[str, str]) -> Iterato
         yield mesh.split(tensor=tensor_size) if mesh.world_size > 1 else mesh
 
 
+def require_alone(command: str, environment: Mapping[str, str], other: str = "") -> None:
+    """Raises UserError, which one process prints for all, where a launch has several of them.
+
+    command: that is for one process. other: what serves the same end, for the message.
+    """
+    info = rank_info_from_env(environment)
+    if info.world_size == 1:
+        return
+    with process_group(info, TIMEOUT):
+        raise UserError(
+            f"{command} has one process, and {info.world_size} were started; leave out torchrun{other}"
+        )
+
+
 def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
     """Makes the default process group and those for small messages."""
     device = _choose_device(info)

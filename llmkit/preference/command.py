@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,14 @@ from llmkit.batch import Rows, split_pairs
 from llmkit.config.load import Loaded
 from llmkit.config.shape import ModelShape
 from llmkit.data.building.prepare import prepare
+from llmkit.data.building.progress import Progress
 from llmkit.data.prepared import Prepared
 from llmkit.data.shards.rows import RowSource
+from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts
 from llmkit.errors import RunFault, UserError
+from llmkit.file_lock import FileLock
 from llmkit.files import may_exist, sync_folder, write_atomic
 from llmkit.inference import load_model
 from llmkit.model.base import Model
@@ -84,13 +88,14 @@ def reference_command(
         mesh = world.split(tensor=layout.tensor_parallel_size)
         report: Callable[[str], None] = print if mesh.rank == 0 else (lambda line: None)
         path = reference_path(loaded)
-        digest = on_rank_zero(mesh, lambda: open_weights(path).digest())
+        weights = open_weights(path, mesh)
+        digest = on_rank_zero(mesh, weights.digest)
         with fail_together(mesh):
-            weights = open_weights(path)
             tokenizer = tokenizer_of(report)
             data = prepare(config.data, report, seed=config.run.seed, tokenizer=tokenizer)
             check_tokenizer(weights, data, loaded)
         check_same_on_all_ranks(mesh, {"data": str(data.fingerprint)})
+        report(f"reference: {_template_line(data.tokenizer, loaded)}")
         sources = list(pairs_of(data, config, digest))
         there = on_rank_zero(mesh, lambda: ",".join(str(int(may_exist(one.folder))) for one in sources))
         missing = [one for one, found in zip(sources, there.split(","), strict=True) if found == "0"]
@@ -101,6 +106,16 @@ def reference_command(
         for pairs in sources:
             report(f"reference: {pairs.folder} has the log-probabilities of the pairs of {pairs.name}")
     return 0
+
+
+def _template_line(tokenizer: Tokenizer, loaded: Loaded) -> str:
+    """How prompts became text."""
+    named = "the tokenizer's chat template"
+    if loaded.config.data.tokenizer.chat_template is not None:
+        named = loaded.settings.describe("data.tokenizer.chat_template")
+    elif tokenizer.chat_template == CHATML:
+        named = "ChatML"
+    return f"prompts that are messages are put by {named}; those that are text stand as they are"
 
 
 def check_tokenizer(weights: Weights, data: Prepared, loaded: Loaded) -> None:
@@ -132,26 +147,83 @@ def _load(weights: Weights, digest: str, loaded: Loaded, mesh: Mesh) -> Referenc
 def _compute_source(
     pairs: Pairs, data: Prepared, reference: Reference, mesh: Mesh, report: Callable[[str], None]
 ) -> None:
-    """Makes the folder of a source. Collective; each data-parallel rank computes a share of the chunks."""
-    workplace = pairs.folder.with_name(f".building-{pairs.folder.name}")
-    missing = json.loads(on_rank_zero(mesh, lambda: json.dumps(_missing_chunks(pairs, workplace))))
-    ranks = mesh["data"]
-    for done in range(0, len(missing), ranks.size):
-        mine = missing[done + ranks.rank : done + ranks.rank + 1]
-        found = []
-        for split, first in mine:  # outside of what follows: tensor-parallel ranks wait for each other
-            rows = pairs.splits[split]
-            index = np.arange(first, min(first + CHUNK, rows.documents))
-            found.append(log_probabilities(rows, index, data, reference, mesh.device))
-        with fail_together(mesh):
-            for (split, first), values in zip(mine, found, strict=True):
-                _check_finite(values, first, pairs, reference)
-                if mesh["tensor"].rank == 0:
-                    with write_atomic(_chunk(workplace, split, first)) as file:
-                        file.write(values.astype(DTYPE).tobytes())
-        count = min(done + ranks.size, len(missing))
-        report(f"reference: {pairs.name}: {count:,} of {len(missing):,} parts of {CHUNK:,} pairs")
-    on_rank_zero(mesh, lambda: _assemble(pairs, workplace, reference))
+    """Makes the folder of a source. Collective; each data-parallel rank computes a share of the chunks.
+
+    Raises UserError where another process makes it.
+    """
+    with _alone(pairs, mesh) as there:
+        if there:  # another process has ended meanwhile
+            return
+        workplace = pairs.folder.with_name(f".building-{pairs.folder.name}")
+        missing = json.loads(on_rank_zero(mesh, lambda: json.dumps(_missing_chunks(pairs, workplace))))
+        with _progress(pairs, missing, mesh, report) as done:
+            for count in range(0, len(missing), mesh["data"].size):
+                place = count + mesh["data"].rank
+                _compute_chunks(missing[place : place + 1], workplace, pairs, data, reference, mesh, done)
+        on_rank_zero(mesh, lambda: _assemble(pairs, workplace, reference))
+
+
+@contextmanager
+def _alone(pairs: Pairs, mesh: Mesh) -> Iterator[bool]:
+    """Keeps others from making the folder of a source; whether it is there already. Collective."""
+    locks: list[FileLock] = []
+
+    def take() -> str:
+        path = pairs.folder.with_name(f".{pairs.folder.name}.lock")
+        other = "choose another data.cache_dir"
+        try:
+            locks.append(
+                FileLock(path, "llmkit reference", what=str(pairs.folder), other=other, elsewhere=other)
+            )
+        except OSError as error:
+            raise UserError(
+                f"data.cache_dir: {path} cannot be written ({error.strerror}); {other}"
+            ) from error
+        return str(int(may_exist(pairs.folder)))
+
+    there = on_rank_zero(mesh, take) == "1"
+    try:
+        yield there
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+@contextmanager
+def _progress(
+    pairs: Pairs, missing: Sequence[tuple[str, int]], mesh: Mesh, report: Callable[[str], None]
+) -> Iterator[Callable[[int], object]]:
+    """Rank 0 shows how far all ranks are, by its own pairs; gives what takes their number."""
+    if mesh.rank > 0:
+        yield lambda count: None
+        return
+    total = sum(rows.documents for rows in pairs.splits.values())
+    left = sum(min(CHUNK, pairs.splits[split].documents - first) for split, first in missing)
+    with Progress(pairs.name, total, total - left, report, "reference", "computed") as progress:
+        yield lambda count: progress.add(count * mesh["data"].size)
+
+
+def _compute_chunks(
+    mine: Sequence[tuple[str, int]],
+    workplace: Path,
+    pairs: Pairs,
+    data: Prepared,
+    reference: Reference,
+    mesh: Mesh,
+    done: Callable[[int], object],
+) -> None:
+    """Computes and stores these chunks of a source on each rank. Collective. done: takes numbers of pairs."""
+    found = []
+    for split, first in mine:  # outside of what follows: tensor-parallel ranks wait for each other
+        rows = pairs.splits[split]
+        index = np.arange(first, min(first + CHUNK, rows.documents))
+        found.append(log_probabilities(rows, index, data, reference, mesh.device, done))
+    with fail_together(mesh):
+        for (split, first), values in zip(mine, found, strict=True):
+            _check_finite(values, first, pairs, reference)
+            if mesh["tensor"].rank == 0:
+                with write_atomic(_chunk(workplace, split, first)) as file:
+                    file.write(values.astype(DTYPE).tobytes())
 
 
 def _chunk(workplace: Path, split: str, first: int) -> Path:
@@ -166,9 +238,15 @@ def _missing_chunks(pairs: Pairs, workplace: Path) -> list[tuple[str, int]]:
 
 
 def log_probabilities(
-    rows: RowSource, index: np.ndarray, data: Prepared, reference: Reference, device: torch.device
+    rows: RowSource,
+    index: np.ndarray,
+    data: Prepared,
+    reference: Reference,
+    device: torch.device,
+    done: Callable[[int], object] = lambda count: None,
 ) -> np.ndarray:
-    """(pairs, 2) float32: the log-probability of each answer given its prompt. index: numbers of pairs."""
+    """(pairs, 2) float32: the log-probability of each answer given its prompt. index: numbers of pairs. done:
+    called after each pass with its number of them."""
     boundary = data.tokenizer.end_of_text_id if data.document_masks else None
     found = []
     for start in range(0, len(index), reference.batch_pairs):
@@ -180,6 +258,7 @@ def log_probabilities(
         with torch.inference_mode():
             nats = reference.model(batch.pinned_for(device).to(device)).nats
         found.append(-nats.view(-1, 2).cpu().numpy())
+        done(len(some))
     return np.concatenate(found)
 
 

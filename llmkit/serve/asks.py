@@ -87,7 +87,7 @@ class Reader:
         unknown = next((token for token in given if token not in self._known), None)
         if unknown is not None:
             raise ApiError(f"prompt: {unknown} is no token id of this model", param="prompt")
-        return Prompt(self.tokenizer.decode(given), given, frozenset({self.tokenizer.end_of_text_id}))
+        return Prompt(self.tokenizer.decode(given), given, self.tokenizer.ends)
 
     def _chat(self, body: ChatBody) -> Prompt:
         if self.tokenizer.chat_template is None:

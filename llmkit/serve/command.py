@@ -16,6 +16,7 @@ from llmkit.generation.sampling import Sampling
 from llmkit.generation.text import TextSession, stream_text
 from llmkit.inference import load_model
 from llmkit.model.gpt import GPT
+from llmkit.parallel.world import require_alone
 from llmkit.plan.precision import choose_precision
 from llmkit.prompts import text_prompt
 from llmkit.serve.asks import Reader
@@ -41,6 +42,7 @@ def serve_command(
     """
     if missing := missing_extra("serve", "starlette", "uvicorn"):
         raise UserError(f"serve: {missing}")
+    require_alone("serve", os.environ)
     from llmkit.serve.app import Api
     from llmkit.serve.server import Server, is_local, listen, local_names, url
 
@@ -59,7 +61,7 @@ def serve_command(
             flush=True,
         )
     score = partial(prompt_scores, model) if isinstance(model, GPT) else None
-    worker = Worker(lambda: TextSession(model, tokenizer), max_batch, score)
+    worker = Worker(lambda: TextSession(model, tokenizer, keep=True), max_batch, score)
     name = os.fsencode(name or run.resolve().name).decode(errors="backslashreplace")
     reader = Reader(tokenizer, model.context_length, max_tokens, scores=score is not None)
     hosts = local_names(host, listening) if local and key is None else ()

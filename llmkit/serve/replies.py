@@ -120,21 +120,14 @@ class Reply:
     def _token(self, id: int, logprob: float | None) -> dict[str, Any]:
         found = self.tokenizer.bytes_of(id)
         return {
-            "token": self._shown(id),
+            "token": self.tokenizer.shown(id),
             "logprob": logprob,
             "bytes": None if found is None else list(found),
         }
 
-    def _shown(self, id: int) -> str:
-        """The text of a token; of one that is no whole character its bytes, as OpenAI's API shows them."""
-        text, found = self.tokenizer.decode([id]), self.tokenizer.bytes_of(id)
-        if "\ufffd" not in text or found is None:
-            return text
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
-
     def _completion_logprobs(self, tokens: Sequence[tuple[Token, int]]) -> dict[str, Any]:
         return {
-            "tokens": [self._shown(token.id) for token, _ in tokens],
+            "tokens": [self.tokenizer.shown(token.id) for token, _ in tokens],
             "token_logprobs": [token.logprob for token, _ in tokens],
             "top_logprobs": [self._alternatives(token) for token, _ in tokens],
             "text_offset": [offset for _, offset in tokens],
@@ -142,7 +135,7 @@ class Reply:
 
     def _alternatives(self, token: Token) -> dict[str, float] | None:
         """The likeliest tokens by their text; of two with the same text the likelier one."""
-        return {self._shown(id): logprob for id, logprob in reversed(token.top)} or None
+        return {self.tokenizer.shown(id): logprob for id, logprob in reversed(token.top)} or None
 
 
 def event(document: dict[str, Any]) -> bytes:

@@ -12,10 +12,20 @@ from safetensors.torch import load_file
 
 from llmkit.cli import main
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from llmkit.prompts import text_prompt
 from llmkit.weights import open_weights
 from tests.hf.models import CASES, qwen2_tokenizer, save
 from tests.program import make_project, train
 
+LLAMA = """\
+run: {name: tuned}
+train: {global_batch_size: 4, precision: fp32}
+data:
+  sources: [{type: text, path: corpus}]
+  sequence_length: 32
+kernels: {compile: false}
+monitor: {sample: null, wandb: {mode: disabled}}
+"""
 OLD_RUNS = Path(__file__).parents[1] / "old_runs"
 TEXT = "the model reads <a row> of tokens\n\n  and 1234 others; café"
 
@@ -25,6 +35,7 @@ def project(tmp_path_factory):
     """A folder with a finished run of two steps, and one of a model that no class can express."""
     folder = tmp_path_factory.mktemp("export")
     make_project(folder)
+    (folder / "llama.yaml").write_text(LLAMA)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert train("train.max_steps=2", "model.hidden_dropout=0.0") == 0
@@ -49,6 +60,7 @@ def test_transformers_loads_a_run_with_its_tokenizer(project, monkeypatch, capsy
         tokenizer.eos_token_id == weights.tokenizer().end_of_text_id == model.generation_config.eos_token_id
     )
     assert tokenizer.model_max_length == 32
+    assert "AutoTokenizer puts nothing there" in (project / "out/README.md").read_text()
     assert not list(project.glob(".tmp-*"))
 
 
@@ -94,6 +106,52 @@ def test_what_is_there_is_not_replaced(project, monkeypatch, capsys):
     (project / "there").mkdir()
     assert main(["export", "runs/tiny", "there"]) == 2
     assert "there: is there already" in capsys.readouterr().err
+
+
+def published(folder: Path, ends: object) -> None:
+    """A Llama whose tokenizer puts <s> before a text and </s> behind it; ends: of its answers."""
+    save("llama", folder, vocab_size=264)
+    spec = json.loads(bytes_tokenizer("<|end|>").files()["tokenizer.json"])
+    for number, text in enumerate(("<s>", "</s>", "<|turn|>"), 257):
+        spec["added_tokens"].append(spec["added_tokens"][0] | {"id": number, "content": text})
+    special = [{"SpecialToken": {"id": name, "type_id": 0}} for name in ("<s>", "</s>")]
+    numbers = {"<s>": 257, "</s>": 258}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing", "single": [special[0], text, special[1]], "pair": [],
+        "special_tokens": {name: {"id": name, "ids": [numbers[name]], "tokens": [name]} for name in numbers},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "<|end|>"}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+
+
+def written(folder: str) -> tuple[list[int], object, str]:
+    """The ids that AutoTokenizer gives for "a", what ends an answer, and the card."""
+    generation = json.loads(Path(folder, "generation_config.json").read_text())
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    return theirs("a")["input_ids"], generation["eos_token_id"], Path(folder, "README.md").read_text()
+
+
+def test_the_tokenizer_of_an_export_begins_texts_as_the_model_knows_them(project, tmp_path, monkeypatch):
+    """As published where nothing was trained; else as documents began in training."""
+    monkeypatch.chdir(tmp_path)
+    published(tmp_path / "hub", [259, 256, 9999])
+    assert main(["import", "hub", "imported"]) == 0
+    assert main(["export", "imported", "again"]) == 0
+    ids, ends, card = written("again")
+    assert ids == [257, 97, 258] and ends == [256, 259] and "| a text |" not in card
+    again = open_weights(tmp_path / "again").tokenizer()
+    assert text_prompt(again, "a").ids == [257, 97] and again.ends == {256, 259}
+
+    monkeypatch.chdir(project)
+    start = [f"train.init_from={tmp_path}/imported", "data.tokenizer.type=init_from", "train.max_steps=1"]
+    assert main(["train", "llama.yaml", *start]) == 0
+    assert main(["export", "runs/tuned", str(tmp_path / "tuned")]) == 0
+    ids, ends, card = written(str(tmp_path / "tuned"))
+    prompt = text_prompt(open_weights(project / "runs/tuned").tokenizer(), "a")
+    assert ids == prompt.ids == [256, 97] and ends == [256, 259] and prompt.stops == {256, 259}
+    assert "| a text | began with `<\\|end\\|>` (id 256) in training; AutoTokenizer puts it there |" in card
 
 
 @pytest.mark.parametrize("case", CASES)

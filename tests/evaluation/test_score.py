@@ -81,6 +81,38 @@ def test_batches_hold_what_was_asked_for_and_lengths_are_multiples():
         assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-5)
 
 
+def test_answers_that_differ_in_their_last_token_are_read_once_and_scored_as_if_alone():
+    asked = []
+    for number, question in enumerate(questions(6, 20)):
+        choices = [[*question.continuation[:-1], last] for last in range(number, 5 * number + 2)]
+        asked += [Question(question.context, choice) for choice in choices]
+    asked += [with_likeliest(MODEL, each) for each in asked[::7]]
+    random.Random(3).shuffle(asked)
+    assert len(asked) > 60
+    read: list[torch.Tensor] = []
+    scorer = Scorer.of_model(MODEL, TEXT, Mesh(), tokens=60)
+
+    def score(batches):
+        seen = list(batches)
+        read.extend(batch.tokens for batch in seen)
+        return scorer.score(seen)
+
+    found = loglikelihoods(replace(scorer, score=score), asked)
+    wanted = [alone(MODEL, question) for question in asked]
+    torch.testing.assert_close(
+        torch.tensor([each.log_likelihood for each in found]),
+        torch.tensor([total for total, _ in wanted]),
+        rtol=1e-5, atol=1e-5,
+    )  # fmt: skip
+    greedy = [each.is_greedy for each in found]
+    assert greedy == [each for _, each in wanted] and any(greedy)
+    rows = sum(map(len, read))
+    distinct = {tuple([*each.context, *each.continuation][:-1]) for each in asked}
+    assert len(distinct) <= rows <= len(distinct) + 2 < len(asked) / 2, "of more than 16 some are read twice"
+    separate = loglikelihoods(replace(scorer, shares=False), asked)
+    assert [each.is_greedy for each in separate] == greedy
+
+
 def test_nothing_is_asked_or_too_much():
     scorer = Scorer.of_model(MODEL, TEXT, Mesh(), tokens=60)
     assert loglikelihoods(scorer, []) == []

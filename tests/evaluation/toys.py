@@ -53,7 +53,8 @@ def tokenizer(puts_bos: bool = True) -> Tokenizer:
             single=f"{BOS} $A", special_tokens=[(BOS, first)]
         )
     named = {"bos_token": BOS, "eos_token": END}
-    return Tokenizer(encoder.to_str(), END, chat_template=CHATML, named_tokens=named)
+    made = Tokenizer(encoder.to_str(), END, chat_template=CHATML, named_tokens=named)
+    return made.open_as_published()
 
 
 @cache

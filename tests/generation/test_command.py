@@ -130,6 +130,8 @@ def test_ranks_share_a_model_or_the_prompts_and_say_what_one_process_says(run, c
         generated(run, "--tensor-parallel", "3"),
         ["generate", str(run), "--chat"],
         ["generate", str(run.parent), "--prompt", "x"],
+        ["serve", str(run)],
+        ["inspect", str(run), "--prompt", "x", "--output", "page.html"],
     ]
     ranks = run_ranks(2, "tests.generation.rank_cases:commands", joined=False, calls=[*calls, *refused])
     for call, printed, other in zip(calls, *ranks, strict=False):
@@ -143,9 +145,11 @@ def test_ranks_share_a_model_or_the_prompts_and_say_what_one_process_says(run, c
             assert printed[1] == alone
         assert printed[0] == other[0] == 0 and other[1:] == [""] * 2
     errors = [first[2] + second[2] for first, second in zip(*ranks, strict=True)][len(calls) :]
-    assert [len(error.splitlines()) for error in errors] == [1] * 3
+    assert [len(error.splitlines()) for error in errors] == [1] * 5
     assert "does not divide the number of processes" in errors[0]
-    assert "a conversation has one process" in errors[1] and "no checkpoint" in errors[2]
+    assert "generate: a conversation has one process, and 2 were started; leave out" in errors[1]
+    assert "no checkpoint" in errors[2]
+    assert "serve has one process, and 2" in errors[3] and "inspect has one process, and 2" in errors[4]
     assert {code for rank in ranks for code, _, _ in rank[len(calls) :]} == {2}
 
 

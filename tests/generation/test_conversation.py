@@ -35,12 +35,33 @@ def asked(monkeypatch):
     """The ids of each prompt; the answers are always the same."""
     found: list[list[int]] = []
 
-    def stream(model, tokenizer, prompts, *rest, **more):
-        found.append(prompts[0].ids)
-        yield from ((0, Piece(text, None, None)) for text in ANSWER)
-
-    monkeypatch.setattr(module, "stream_batch", stream)
+    monkeypatch.setattr(module, "TextSession", lambda *rest, **more: Scripted(found, list(ANSWER)))
     return found
+
+
+class Scripted:
+    """A session whose answers are always the same; an exception in them is raised."""
+
+    def __init__(self, asked: list[list[int]], answer: list) -> None:
+        self.asked, self.answer, self.left, self.dropped = asked, answer, [], []
+
+    def __len__(self) -> int:
+        return len(self.left) > 0
+
+    def add(self, prompt, max_new_tokens, sampling, *, stops) -> int:
+        self.asked.append(prompt.ids)
+        self.left = list(self.answer)
+        return len(self.asked)
+
+    def drop(self, key: int) -> None:
+        self.dropped.append(key)
+        self.left = []
+
+    def step(self):
+        text = self.left.pop(0)
+        if isinstance(text, BaseException):
+            raise text
+        return [(len(self.asked), Piece(text, None, None))]
 
 
 def conversation(system: str | None = None, count: int = 40) -> Conversation:
@@ -91,7 +112,6 @@ def test_the_oldest_turns_are_forgotten_where_the_context_is_full(asked, capsys)
 
 
 def test_an_interrupt_stops_the_answer_and_not_the_conversation(asked, monkeypatch, capsys):
-    talking = conversation()
     lines = iter(["hello", KeyboardInterrupt(), "more", EOFError()])
 
     def line(prompt):
@@ -100,19 +120,46 @@ def test_an_interrupt_stops_the_answer_and_not_the_conversation(asked, monkeypat
             raise found
         return found
 
-    def interrupted(*arguments, **more):
-        asked.append(arguments[2][0].ids)
-        yield 0, Piece("It ", None, None)
-        raise KeyboardInterrupt
+    def session(*rest, **more):
+        made.append(Scripted(asked, ["It ", KeyboardInterrupt(), "is"]))
+        return made[-1]
 
-    monkeypatch.setattr(module, "stream_batch", interrupted)
+    made: list[Scripted] = []
+    monkeypatch.setattr(module, "TextSession", session)
+    talking = conversation()
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setattr("builtins.input", line)
     talk(talking)
     assert talking.turns == [("hello", "It "), ("more", "It ")]
     assert asked[1] == messages("hello", "It ", "more")
+    assert len(made) == 3, "what an interrupt has left is not used"
     assert "Ctrl-D to end" in capsys.readouterr().err
+
+
+def test_an_answer_that_nobody_reads_to_its_end_is_dropped(asked):
+    talking = conversation()
+    answer = talking.answer("hello", print)
+    assert next(answer) == "It "
+    answer.close()
+    assert talking._session.dropped == [1] and talking.turns == [("hello", "It ")]
+
+
+def test_a_turn_reads_what_is_new_and_is_answered_as_if_all_were_read(monkeypatch):
+    talking, whole = conversation("Be brief.", 8), conversation("Be brief.", 8)
+    read, logits, before = [], MODEL.logits, 0
+    monkeypatch.setattr(
+        MODEL, "logits", lambda ids, cache=None: read.append(ids.shape[1]) or logits(ids, cache)
+    )
+    for question in ("hello", "how?", "why?"):
+        whole._session = whole._new_session()
+        prompt = len(whole._prompt(question, print).ids)
+        wanted = "".join(whole.answer(question, print))
+        assert prompt in read and before < prompt
+        read.clear()
+        assert "".join(talking.answer(question, print)) == wanted
+        assert read[0] <= prompt - before
+        before = prompt
 
 
 def test_a_refusal_of_the_template_ends_a_pipe_and_no_terminal(monkeypatch, capsys):

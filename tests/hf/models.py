@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ GPT2: dict[str, Any] = {
     "vocab_size": 97, "n_embd": 44, "n_inner": 100, "n_layer": 3, "n_head": 4, "n_positions": 64,
     "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.2,
 }  # fmt: skip
+STABLELM: dict[str, Any] = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", LLAMA),
     "llama-biases-tied": (
@@ -71,6 +73,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "olmo2", LLAMA | {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e3, "factor": 2.0}},
     ),
     "olmo2-biases": ("olmo2", LLAMA | {"attention_bias": True, "num_key_value_heads": 6}),
+    "stablelm": ("stablelm", STABLELM | {"use_qkv_bias": True, "layer_norm_eps": 3e-3}),
+    "stablelm-yarn": (
+        "stablelm",
+        STABLELM | {
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 5e4, "factor": 4.0, "partial_rotary_factor": 0.5,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "phi3": (
+        "phi3",
+        LLAMA | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.75},
+            "tie_word_embeddings": True, "original_max_position_embeddings": 64,
+        },
+    ),
+    "phi3-window": (
+        "phi3",
+        LLAMA | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.4},
+            "sliding_window": 7, "head_dim": 10, "original_max_position_embeddings": 64,
+        },
+    ),
     "gemma": ("gemma", LLAMA | {"head_dim": 14, "hidden_size": 50, "tie_word_embeddings": True}),
     "gemma2": (
         "gemma2",
@@ -97,7 +123,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def make(case: str, **changes: Any) -> PreTrainedModel:
     """A model of transformers in fp32, the same every time."""
     kind, settings = CASES[case]
-    config = AutoConfig.for_model(kind, **settings | changes)
+    config = AutoConfig.for_model(kind, **deepcopy(settings | changes))  # which it changes
     return randomise(AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval())
 
 

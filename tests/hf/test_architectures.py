@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from llmkit.hf.config_json import NO_EFFECT, OF_GENERATION
 from llmkit.hf.folder import HFFolder
 from llmkit.inference import load_model
 from llmkit.precision import PRECISIONS
-from tests.hf.models import CASES, GPT2, LLAMA, logits, save
+from tests.hf.models import CASES, GPT2, LLAMA, STABLELM, logits, save
 from tests.shapes import randomise
 
 TOLERANCE = 1e-5
@@ -42,8 +43,32 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     # Of older files:
     "rope_theta": (99.0,), "rope_scaling": (LINEAR,), "partial_rotary_factor": (0.5,),
     "rope_local_base_freq": (99.0,), "sliding_window_pattern": (2,),
+    "layer_norm_eps": (3e-3,), "use_qkv_bias": (True,), "qk_layernorm": (True,),
+    "use_parallel_residual": (True,), "hidden_dropout": (0.3,), "original_max_position_embeddings": (16,),
 }  # fmt: skip
 """Key -> other values."""
+COMMON = "attention_dropout max_position_embeddings num_key_value_heads tie_word_embeddings rope_theta"
+LLAMAS = f"{COMMON} rms_norm_eps rope_scaling"
+COMPUTED = {
+    "llama": f"{LLAMAS} attention_bias mlp_bias head_dim",
+    "mistral": f"{LLAMAS} head_dim sliding_window",
+    "qwen2": f"{LLAMAS} sliding_window use_sliding_window max_window_layers",
+    "qwen3": f"{LLAMAS} attention_bias head_dim sliding_window use_sliding_window max_window_layers",
+    "olmo2": f"{LLAMAS} attention_bias",
+    "granite": f"{LLAMAS} attention_bias mlp_bias attention_multiplier embedding_multiplier logits_scaling "
+    "residual_multiplier",
+    "gemma": f'{LLAMAS} attention_bias head_dim hidden_act="gelu"',
+    "gemma2": f"{LLAMAS} attention_bias head_dim attn_logit_softcapping final_logit_softcapping "
+    "query_pre_attn_scalar sliding_window=4 sliding_window_pattern",
+    "gemma3_text": f"{LLAMAS} attention_bias head_dim attn_logit_softcapping=null final_logit_softcapping "
+    "query_pre_attn_scalar sliding_window=4 sliding_window_pattern rope_local_base_freq",
+    "stablelm": f"{COMMON} rope_scaling layer_norm_eps use_qkv_bias partial_rotary_factor",
+    "phi3": f"{COMMON} rms_norm_eps sliding_window partial_rotary_factor original_max_position_embeddings",
+    "gpt2": 'attn_pdrop layer_norm_epsilon n_positions tie_word_embeddings '
+    'activation_function="gelu_pytorch_tanh"',
+}
+"""Class -> what must be computed: keys with all their values in `CHANGES`, or with one. The rest is refused,
+or no model of transformers either."""
 OLDER = (
     "rope_theta",
     "rope_scaling",
@@ -64,14 +89,22 @@ def test_the_logits_are_those_of_transformers(case, tmp_path):
     assert float((found - wanted).norm() / wanted.norm()) <= TOLERANCE
 
 
-@pytest.mark.parametrize("kind", [each.model_type for each in ARCHITECTURES])
+def said(key: str, value: Any) -> str:
+    return f"{key}={json.dumps(value)}"
+
+
+BASES = {each.model_type: LLAMA for each in ARCHITECTURES} | {"gpt2": GPT2, "stablelm": STABLELM}
+"""Class -> the keys that are left as they are while one is changed."""
+
+
+@pytest.mark.parametrize("kind", BASES)
 def test_a_key_with_another_value_is_computed_or_refused(kind, tmp_path):
     """Every key of the class of transformers: its logits, or one message."""
-    base = dict(GPT2 if kind == "gpt2" else LLAMA, model_type=kind)
+    base = deepcopy(BASES[kind] | {"model_type": kind})
     base.pop("rope_parameters", None)
     keys = AutoConfig.for_model(kind).to_dict().keys() - NO_EFFECT - OF_GENERATION - SAME_SIZE
     tokens = torch.randint(90, (1, 37), generator=torch.Generator().manual_seed(1))
-    computed = 0
+    computed: list[str] = []
     for key in [*sorted(keys), *OLDER]:
         for value in CHANGES[key]:
             (tmp_path / "config.json").write_text(json.dumps(base | {key: value}))
@@ -93,8 +126,10 @@ def test_a_key_with_another_value_is_computed_or_refused(kind, tmp_path):
                 found = ours.head.logits(ours.hidden(tokens))
             # Of sharp scores rounding makes 1e-5; a key that is ignored makes far more.
             assert float((found - wanted).norm() / wanted.norm()) <= 1e-4, (key, value)
-            computed += 1
-    assert computed >= 5
+            computed.append(said(key, value))
+    words = COMPUTED[kind].split()
+    whole = [said(key, value) for key in CHANGES if key in words for value in CHANGES[key]]
+    assert sorted(computed) == sorted([*whole, *(word for word in words if "=" in word)])
 
 
 def test_every_architecture_has_its_case():

@@ -27,6 +27,8 @@ from tests.shapes import GPT2_STYLE, LLAMA_STYLE
         (replace(LLAMA_STYLE, qk_norm=True, sliding_window=7), "Qwen3ForCausalLM"),
         (replace(LLAMA_STYLE, residual_multiplier=0.5), "GraniteForCausalLM"),
         (GPT2_STYLE, "GPT2LMHeadModel"),
+        (replace(LLAMA_STYLE, partial_rotary_factor=0.4), "Phi3ForCausalLM"),
+        (replace(LLAMA_STYLE, norm="layernorm", head_dim=8), "StableLmForCausalLM"),
         (replace(GPT2_STYLE, mlp_bias=False, attention_bias=False, norm_weight=False), "GPT2LMHeadModel"),
         (replace(LLAMA_STYLE, norm_weight=False, qk_norm=True), "Qwen3ForCausalLM"),
         (replace(GPT2_STYLE, mlp="relu2", tie_word_embeddings=False), "GPT2LMHeadModel"),
@@ -56,6 +58,7 @@ def test_qwen2_is_not_chosen_for_text_that_its_tokenizer_would_cut_otherwise():
         (replace(LLAMA_STYLE, mlp="relu2"), ["mlp = relu2"]),
         (replace(LLAMA_STYLE, final_logit_softcapping=15.0), ["final_logit_softcapping = 15.0"]),
         (replace(GPT2_STYLE, head_dim=14), ["head_dim = 14"]),
+        (replace(LLAMA_STYLE, partial_rotary_factor=0.4, qk_norm=True), ["partial_rotary_factor = 0.4"]),
     ],
 )
 def test_what_no_class_can_express_is_named(shape, named):

@@ -11,7 +11,7 @@ from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.hf.tokenizer_files import end_of_text, read_tokenizer, unknown_controls
+from llmkit.hf.tokenizer_files import end_ids, end_of_text, read_tokenizer, unknown_controls
 from llmkit.prompts import text_prompt
 
 
@@ -54,6 +54,30 @@ def test_a_tokenizer_that_cannot_be_used_is_one_message_without_settings(folder)
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
     with pytest.raises(UserError, match=r"there is no tokenizer.json in it, only tokenizer.model"):
         read()
+
+
+def test_all_that_ends_an_answer_is_known(folder):
+    """By generation_config.json, as in transformers, else by config.json."""
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 257, "content": "<|turn|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    config = {"eos_token_id": [256, 10]}
+    assert end_ids(folder, config) == {256, 10} and end_ids(folder, {}) == set()
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
+    assert end_ids(folder, config) == {256, 10}
+    for given, wanted in ((257, {257}), ([257, 999], {257, 999}), ([], set())):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+        assert end_ids(folder, config) == wanted
+    tokenizer = read_tokenizer(folder, config, 300, [257, 999])
+    assert tokenizer.ends == {256, 257} == text_prompt(tokenizer, "a").stops
+    kept = Tokenizer.from_config(
+        tokenizer.files()["tokenizer.json"].decode(), json.loads(tokenizer.files()["tokenizer_config.json"])
+    )
+    assert kept.ends == {256, 257} and kept.hash == tokenizer.hash
+    for wrong in ("<|end|>", True, [256, "x"], {"a": 1}):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(UserError, match=r"generation_config.json: eos_token_id = .* is no id of a token"):
+            end_ids(folder, config)
 
 
 def with_first(folder, token, number):

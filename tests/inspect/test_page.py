@@ -86,7 +86,7 @@ def test_the_data_are_the_readings(found):
     assert data["lens"]["ids"] == readings.lens.candidates.tolist()
     assert data["targets"] == readings.targets.tolist()
     assert [json.loads(text) for text in data["tokens"][1:3]] == ["<", "/"]
-    assert data["tokens"][-1] == "\\xa8"  # of U+2028
+    assert data["tokens"][-1] == "bytes:\\xa8"  # of U+2028
     assert {str(token) for row in readings.lens.candidates.flatten(0, 1).tolist() for token in row} <= set(
         data["names"]
     )

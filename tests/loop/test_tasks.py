@@ -16,7 +16,7 @@ from llmkit.loop import tasks as loop_tasks
 from llmkit.parallel.mesh import Mesh
 from llmkit.weights import open_weights
 from tests.evaluation import toys
-from tests.program import rows, timeless, train
+from tests.program import events, rows, timeless, train
 
 NAMES = ["toy_choice", "toy_rolling", "toy_answer"]
 
@@ -80,6 +80,24 @@ def test_a_stop_gives_it_up_and_the_next_start_makes_it(project, asked, monkeypa
     assert train(*asked) == 0
     assert of_tasks(folder) == of_tasks(project / "runs" / "straight")
     assert timeless(folder) == timeless(project / "runs" / "straight")
+
+
+def test_what_a_time_budget_has_no_time_for_is_left_out_and_the_run_is_done(
+    project, asked, monkeypatch, capsys
+):
+    def slow(*arguments, **options):
+        monkeypatch.setattr("llmkit.loop.budget.END_SECONDS", 1e9)  # as if it had taken long
+        return run(*arguments, **options)
+
+    run = loop_tasks.run_tasks
+    monkeypatch.setattr(loop_tasks, "run_tasks", slow)
+    budget = ["train.max_steps=null", "train.max_minutes=5", "data.sources.0.max_epochs=1"]
+    assert train(*asked, *budget, "evaluate.tasks.every_steps=0", "evaluate.every_steps=0") == 0
+    folder = project / "runs" / "tiny"
+    assert of_tasks(folder) == {} and events(folder)[-2:] == ["tasks_left_out", "done"]
+    said = capsys.readouterr().out
+    assert "evaluate.tasks left out: train.max_minutes is over; `llmkit evaluate runs/tiny --tasks" in said
+    assert "asked to stop" not in said
 
 
 def test_an_evaluation_on_record_is_not_made_again(project, asked, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from llmkit.config.load import load
 from llmkit.config.schema import Train
 from llmkit.loop.resume import Options
 from llmkit.loop.state import TrainState
-from llmkit.loop.time_budget import time_over
+from llmkit.loop.time_budget import TimeBudget, time_over
 from llmkit.train import train
 from tests.loop.rank_cases import Clock
 from tests.loop.test_trainer import records
@@ -95,6 +96,17 @@ def test_the_time_is_over_while_there_is_still_enough_for_the_end():
     assert not over(max_steps=50, saves=25.0)
     assert not over(minutes=None, saves=25.0)
     assert not over(chosen=None, saves=25.0)
+
+
+def test_time_is_kept_for_an_evaluation_by_tasks_at_the_end_once_one_was_made():
+    kept = []
+    budget = TimeBudget(None)
+    budget._watch = SimpleNamespace(after_step=lambda *arguments: kept.append(arguments[-1]))
+    trainer = SimpleNamespace(
+        state=TrainState(step=5, max_steps=9), clock=lambda: 0.0, mesh=SimpleNamespace(rank=0),
+        phases=SimpleNamespace(seconds={"evaluate": 0.0, "save": 0.0}), save_seconds=2.0, tasks_seconds=30.0,
+    )  # fmt: skip
+    assert budget.request(trainer) is None and kept == [32.0]
 
 
 def test_a_plan_that_a_resumed_run_has_no_rows_for_is_cut_and_does_not_end_it(tmp_path, monkeypatch):

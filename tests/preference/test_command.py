@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from llmkit.cli import main
+from llmkit.data.building import progress
 from llmkit.inference import load_model
 from llmkit.precision import PRECISIONS
 from llmkit.preference import command
@@ -55,7 +57,7 @@ def test_what_is_computed_is_kept(
 ) -> None:
     assert reference() == 0
     whole = values()
-    for folder in Path("data-cache").glob("*-reference-*"):
+    for folder in Path("data-cache").glob("jsonl-0-reference-*"):
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
@@ -78,6 +80,36 @@ def test_what_is_computed_is_kept(
     assert reference() == 0 and len(calls) == 7
     assert "has the log-probabilities of the pairs of jsonl-0" in capsys.readouterr().out
     assert not list(Path("data-cache").glob(".building-*reference*"))
+
+
+def test_a_second_command_is_told_who_computes_the_same(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compute, codes = command.log_probabilities, []
+
+    def meanwhile(*arguments: object) -> np.ndarray:
+        if not codes:
+            codes.append(reference())
+        return compute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(command, "log_probabilities", meanwhile)
+    assert reference() == 0 and codes == [2]
+    error = capsys.readouterr().err
+    assert re.search(r"jsonl-0-reference-\w+ is in use by process .* \(llmkit reference\); wait", error)
+
+
+def test_long_sets_show_how_far_they_are_and_how_prompts_became_text(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    monkeypatch.setattr(command, "CHUNK", 20)
+    assert reference() == 0
+    said = capsys.readouterr().out
+    assert "reference: jsonl-0: 50% is computed\n" in said and "jsonl-0: 100% is computed\n" in said
+    assert "put by ChatML; those that are text stand as they are" in said
+    Path("chat.jinja").write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
+    assert reference("data.tokenizer.chat_template=chat.jinja", "data.tokenizer.type=bytes") == 0
+    assert 'put by data.tokenizer.chat_template "chat.jinja" (command line)' in capsys.readouterr().out
 
 
 def test_mistakes_are_one_message_each(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,4 @@
-"""How far a build is: a bar on a terminal, a line now and then elsewhere.
-
-In shares of the source's files, which may be packed: how much text they hold is known at the end.
-"""
+"""How far a long computation is: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -17,17 +14,25 @@ SECONDS = 10.0
 
 
 class Progress:
-    """Counts bytes of a source. name: of the source. total: its bytes. already: of an earlier build."""
+    """Counts parts of a source, by default bytes of its files: they may be packed, and how much text they
+    hold is known at the end.
 
-    def __init__(self, name: str, total: int, already: int, report: Report) -> None:
-        self._name, self._total, self._done, self._report = name, total, already, report
+    name: of the source. total: its parts. already: of an earlier build. what: begins lines. done: what the
+    parts become.
+    """
+
+    def __init__(
+        self, name: str, total: int, already: int, report: Report, what: str = "data", done: str = "tokenized"
+    ) -> None:
+        self._name, self._what, self._word = name, what, done
+        self._total, self._done, self._report = total, already, report
         self._told = time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, initial=already, desc=f"data: {name}", leave=False, dynamic_ncols=True,
+                total=total, initial=already, desc=f"{what}: {name}", leave=False, dynamic_ncols=True,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
             )  # fmt: skip
 
@@ -41,10 +46,11 @@ class Progress:
             self._bar.close()
 
     def add(self, count: int) -> None:
-        """So many bytes more are tokenized."""
+        """So many parts more are done."""
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
         elif time.monotonic() - self._told >= SECONDS:
             self._told = time.monotonic()
-            self._report(f"data: {self._name}: {self._done / max(1, self._total):.0%} is tokenized")
+            share = self._done / max(1, self._total)
+            self._report(f"{self._what}: {self._name}: {share:.0%} is {self._word}")

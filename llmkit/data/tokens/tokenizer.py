@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from llmkit.data.tokens.byte_level import byte_lengths, bytes_of_ids
 from llmkit.data.tokens.marked import Span, has_noncharacters
 from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.data.tokens.text_encoder import TextEncoder
-from llmkit.data.tokens.tokenizer_json import canonical, first_added, parse, unknown_token
+from llmkit.data.tokens.tokenizer_json import added_around, canonical, opening_with, parse, unknown_token
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_atomic
 
@@ -37,10 +37,12 @@ class Tokenizer:
     origin: where the content came from, for messages. control_tokens_in_text: text that spells a special
     token becomes that token. chat_template: Jinja template of chats. named_tokens: what templates call them,
     such as bos_token, and their text; eos_token is end_of_text if they lack it, or the vocabulary does.
+    ends: further tokens that end an answer; those that are not in the vocabulary are left out.
 
     vocab_size: largest id + 1; ids may have gaps. control_tokens: text and id of the special tokens. hash:
-    xxh64 of what decides the ids of a text (the chat template does not). opening_id: what a prompt begins
-    with: end_of_text, which begins documents in training; see `open_as_published`.
+    xxh64 of what decides the ids of a text (chat template and ends do not). opening_id: what a prompt begins
+    with: end_of_text, which begins documents in training; see `open_as_published`. ends: the ids that end an
+    answer, end_of_text among them.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Tokenizer:
         control_tokens_in_text: bool = False,
         chat_template: str | None = None,
         named_tokens: Mapping[str, str] | None = None,
+        ends: Iterable[str] = (),
     ) -> None:
         self.end_of_text, self.origin = end_of_text, origin
         self.control_tokens_in_text = control_tokens_in_text
@@ -71,7 +74,9 @@ class Tokenizer:
                 + (f"its own end is {eos!r}, and " if eos in vocabulary else "")
                 + f"its added tokens are {', '.join(contents[:20]) or 'none'}"
             )
-        self.end_of_text_id = self.opening_id = vocabulary[end_of_text]
+        self.end_of_text_id = vocabulary[end_of_text]
+        self.open_as_documents()
+        self.ends = frozenset({self.end_of_text_id, *(vocabulary[t] for t in ends if t in vocabulary)})
         self.vocab_size = max(vocabulary.values()) + 1
         eos = named.get("eos_token")
         self.named_tokens = named | {"eos_token": eos if eos in vocabulary else end_of_text}
@@ -85,11 +90,17 @@ class Tokenizer:
     def open_as_published(self) -> Tokenizer:
         """Prompts begin with what the tokenizer.json puts before a text, such as bos, if it does: so they do
         where others have trained the model. Returns itself. Raises UserError where that is no token."""
-        first = first_added(self._spec, self.origin)
-        if first is not None and first >= self.vocab_size:
-            raise UserError(f"{self.origin}: its post_processor adds the id {first}, which is no token of it")
-        self.opening_id = self.end_of_text_id if first is None else first
+        before, behind = added_around(self._spec, self.origin)
+        if foreign := [number for number in (*before, *behind) if number >= self.vocab_size]:
+            raise UserError(
+                f"{self.origin}: its post_processor adds the id {foreign[0]}, which is no token of it"
+            )
+        self.opening_id, self._published = before[0] if before else self.end_of_text_id, True
         return self
+
+    def open_as_documents(self) -> None:
+        """Prompts begin with end_of_text, as documents do where llmkit trains a model."""
+        self.opening_id, self._published = self.end_of_text_id, False
 
     @property
     def fast(self) -> bool:
@@ -186,6 +197,13 @@ class Tokenizer:
         text = self.decode([token])
         return None if "\ufffd" in text else text.encode()
 
+    def shown(self, token: int) -> str:
+        """The text of an id; of one that is no whole character its bytes, as OpenAI's API shows them."""
+        text, found = self.decode([token]), self.bytes_of(token)
+        if "\ufffd" not in text or found is None:
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
+
     def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
         """A decoder to push ids into one by one. before: those of the text that they continue."""
         return StreamDecoder(self._encoder, self._bytes, before)
@@ -194,6 +212,25 @@ class Tokenizer:
         """Name and content of the files that hold this tokenizer; Hugging Face's transformers reads them."""
         contents = {"tokenizer.json": self._spec, "tokenizer_config.json": self._config()}
         return {name: json.dumps(content).encode() + b"\n" for name, content in contents.items()}
+
+    def files_for_others(self) -> dict[str, bytes]:
+        """The same for programs that know these files alone, with the ids that the model was trained on.
+
+        Where the tokenizer.json puts tokens around a text, theirs puts before it what prompts begin with.
+        """
+        return self.files() | {"tokenizer.json": json.dumps(self._spec_for_others).encode() + b"\n"}
+
+    @property
+    def added_by_others(self) -> tuple[list[int], list[int]]:
+        """The ids that those programs put before and behind a text."""
+        return added_around(self._spec_for_others, self.origin)
+
+    @property
+    def _spec_for_others(self) -> dict[str, Any]:
+        around = added_around(self._spec, self.origin)
+        if self._published or around in (([], []), ([self.opening_id], [])):
+            return self._spec
+        return opening_with(self._spec, self.end_of_text, self.end_of_text_id)
 
     def save(self, folder: Path) -> None:
         """Write `files` into a folder, which is created."""
@@ -223,12 +260,15 @@ class Tokenizer:
             control_tokens_in_text=config.get("control_tokens_in_text") is True,
             chat_template=template if isinstance(template, str) else None,
             named_tokens=named_tokens(config),
+            ends=[token for token in config.get("answer_ends") or () if isinstance(token, str)],
         )
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.named_tokens}
         if self.named_tokens["eos_token"] != self.end_of_text:
             config["end_of_text"] = self.end_of_text
+        if more := self.ends - {self.end_of_text_id}:
+            config["answer_ends"] = [self._encoder.id_to_token(number) for number in sorted(more)]
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         if self.control_tokens_in_text:

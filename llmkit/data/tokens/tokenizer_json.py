@@ -74,20 +74,39 @@ def _without_space(step: dict[str, Any]) -> dict[str, Any] | None:
     return step | {key: value for key, value in changes.items() if key in step}
 
 
-def first_added(spec: dict[str, Any], origin: str) -> int | None:
-    """The id that a tokenizer.json puts before a text by its post-processor; None if it puts none.
+def added_around(spec: dict[str, Any], origin: str) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer.json puts before and behind a text by its post-processor.
 
     Raises UserError, naming `origin`, for a post-processor that is not valid.
     """
     if not spec.get("post_processor"):
-        return None
-    nothing = {"type": "BPE", "vocab": {}, "merges": []}  # of which an empty text needs none
-    bare = {"version": "1.0", "model": nothing, "added_tokens": [], "post_processor": spec["post_processor"]}
+        return [], []
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    bare = {"version": "1.0", "model": model, "added_tokens": [], "post_processor": spec["post_processor"]}
     try:
-        ids = Encoder.from_str(json.dumps(bare)).encode("").ids
+        found = Encoder.from_str(json.dumps(bare)).encode("a")
     except Exception as error:  # the library raises no narrower type
         raise UserError(f"{origin}: its post_processor is not valid ({error})") from error
-    return ids[0] if ids else None
+    place = found.special_tokens_mask.index(0)
+    return found.ids[:place], found.ids[place + 1 :]
+
+
+def opening_with(spec: dict[str, Any], token: str, number: int) -> dict[str, Any]:
+    """The same tokenizer.json with a post-processor that puts this token before a text, and nothing else."""
+    step = spec.get("post_processor") or {}
+    steps = step["processors"] if step.get("type") == "Sequence" else [step]
+    first, a, b = {"SpecialToken": {"id": token, "type_id": 0}}, *(
+        {"Sequence": {"id": name, "type_id": 0}} for name in "AB"
+    )
+    template = {
+        "type": "TemplateProcessing",
+        "single": [first, a],
+        "pair": [first, a, b],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+    kept = [each for each in steps if each.get("type") == "ByteLevel"]  # which adds nothing
+    whole = {"type": "Sequence", "processors": [*kept, template]} if kept else template
+    return spec | {"post_processor": whole}
 
 
 def unknown_token(model: dict[str, Any]) -> str | None:
