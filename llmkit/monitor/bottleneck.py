@@ -13,7 +13,7 @@ Event = Mapping[str, Any]
 Spans = list[tuple[float, float]]
 
 DEVICE_EVENTS = ("kernel", "gpu_memcpy", "gpu_memset")
-COLLECTIVE = re.compile(r"nccl|rccl|gloo:|c10d::|deepspeed_shm", re.IGNORECASE)
+COLLECTIVE = re.compile(r"nccl|rccl|gloo:|c10d(_functional)?::|deepspeed_shm", re.IGNORECASE)
 MATRIX = re.compile(
     r"gemm|gemv|nvjet|cutlass|cublas|xmma|wgmma|mma_|_mma|matmul|triton_tem|flash|fmha|cudnn.*(sdpa|attn)|attention"
     r"|aten::(_?addmm|mm|bmm|baddbmm|linear|matmul|_scaled_mm|_grouped_mm|einsum)|mkldnn.*linear|mkl_linear",
@@ -89,7 +89,7 @@ def find_bottleneck(
     kernels = [each for each in complete if each.get("cat") in DEVICE_EVENTS]
     if kernels:
         return _of_gpu(kernels, seconds, waiting, steps, flops)
-    return _of_cpu([e for e in complete if e.get("cat") == "cpu_op"], seconds, waiting, steps, flops)
+    return _of_cpu(complete, seconds, waiting, steps, flops)
 
 
 def _of_gpu(
@@ -115,33 +115,29 @@ def _of_gpu(
 
 
 def _of_cpu(
-    found: list[Event], seconds: float, waiting: float, steps: int, flops: float | None
+    complete: list[Event], seconds: float, waiting: float, steps: int, flops: float | None
 ) -> Bottleneck:
     threads: dict[Any, list[Event]] = defaultdict(list)
-    collectives = []
-    for each in found:
-        if COLLECTIVE.search(each["name"]):
-            collectives.append(each)
-        else:
+    for each in complete:
+        if each.get("cat") == "cpu_op":
             threads[each.get("pid"), each.get("tid")].append(each)
-    main = max(threads.values(), key=lambda each: length(merged(spans_of(each))), default=[])
-    own = own_times(main)
-    computing = merged(spans_of(main))
-    exposed = length(merged(spans_of(collectives) + computing)) - length(computing)
+    main = max(threads.values(), key=lambda found: length(merged(spans_of(found))), default=[])
+    blocking = merged(spans_of(each for each in main if COLLECTIVE.search(each["name"])))
+    computing = without(merged(spans_of(main)), blocking)
+    # gloo's threads mark theirs as annotations.
+    collectives = merged(spans_of(each for each in complete if COLLECTIVE.search(each["name"])))
+    exposed = length(merged(collectives + computing)) - length(computing)
     totals: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-    short = 0.0
-    for each, microseconds in own:
+    times = {"matrix": 0.0, "other": 0.0, "collective": 0.0}
+    for each, microseconds in own_times(main):
         total = totals[each["name"]]
         total[0] += 1
         total[1] += microseconds
-        if microseconds < SHORT_MICROSECONDS:
-            short += microseconds
-    operators = _operators(totals)
-    matrix = sum(us for each, us in own if us >= SHORT_MICROSECONDS and MATRIX.search(each["name"]))
-    other = length(computing) - matrix - short
+        if microseconds >= SHORT_MICROSECONDS:
+            times[kind_of(each["name"])] += microseconds
     return _verdict(
-        seconds, waiting, steps, flops, operators, exposed, matrix, max(0.0, other), matrix, None,
-        device=False,
+        seconds, waiting, steps, flops, _operators(totals), exposed, times["matrix"], times["other"],
+        times["matrix"], None, device=False,
     )  # fmt: skip
 
 
@@ -209,6 +205,20 @@ def merged(spans: Spans) -> Spans:
         if found and begin <= found[-1][1]:
             found[-1] = (found[-1][0], max(end, found[-1][1]))
         else:
+            found.append((begin, end))
+    return found
+
+
+def without(spans: Spans, holes: Spans) -> Spans:
+    """What is left of spans that do not meet, once others that do not meet are taken out."""
+    found: Spans = []
+    for begin, end in spans:
+        for from_, to in holes:
+            if to > begin and from_ < end:
+                if from_ > begin:
+                    found.append((begin, from_))
+                begin = to
+        if begin < end:
             found.append((begin, end))
     return found
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from llmkit.monitor.bottleneck import collective_rate, find_bottleneck, kind_of, length, merged, own_times
+from llmkit.monitor.bottleneck import (
+    collective_rate,
+    find_bottleneck,
+    kind_of,
+    length,
+    merged,
+    own_times,
+    without,
+)
 
 
 def kernel(name: str, begin: float, dur: float, cat: str = "kernel", **arguments: Any) -> dict[str, Any]:
@@ -81,17 +89,29 @@ def test_streams_that_overlap_share_their_time() -> None:
 def test_operators_of_a_cpu_count_without_what_they_call() -> None:
     events = [
         op("aten::linear", 0, 500), op("aten::addmm", 20, 470), op("aten::silu", 500, 300),
-        op("aten::mul", 800, 4), op("aten::mm", 0, 900, thread=2), op("gloo:all_reduce", 780, 100, thread=9),
+        op("aten::mul", 800, 4), op("aten::mm", 0, 300, thread=2),
     ]  # fmt: skip
-    found = find_bottleneck(events[:4], 1e-3, 1e-4, 1)
+    found = find_bottleneck(events, 1e-3, 1e-4, 1)
     assert not found.device and found.bound == "compute"
     wanted = {"compute": 0.5, "memory": 0.3, "communication": 0.0, "data": 0.1, "launch": 0.1}
     assert found.shares == pytest.approx(wanted)
     assert [(each.name, each.microseconds) for each in found.operators[:2]] == [
         ("aten::addmm", 470), ("aten::silu", 300),
     ]  # fmt: skip
-    both = find_bottleneck(events[:4] + events[5:], 1e-3, 0.0, 1)
-    assert both.shares["communication"] == pytest.approx(0.076)
+
+
+def test_on_a_cpu_gloo_waits_beside_the_main_thread_and_functional_collectives_in_it() -> None:
+    computes = op("aten::addmm", 0, 400)
+    gloo = op("gloo:all_reduce", 300, 600, thread=9) | {"cat": "user_annotation"}
+    found = find_bottleneck([computes, gloo], 1e-3, 0.4e-3, 1)
+    assert found.shares == pytest.approx(
+        {"compute": 0.4, "memory": 0.0, "communication": 0.5, "data": 0.1, "launch": 0.0}
+    )
+    within = [op("_ReduceFromGroup", 400, 500), op("_c10d_functional::wait_tensor", 450, 400)]
+    found = find_bottleneck([computes, *within], 1e-3, 0.0, 1)
+    assert found.shares == pytest.approx(
+        {"compute": 0.4, "memory": 0.1, "communication": 0.4, "data": 0.0, "launch": 0.1}
+    )
 
 
 def test_a_trace_without_events_has_a_verdict_too() -> None:
@@ -122,6 +142,7 @@ def test_kinds_follow_from_names(name: str, kind: str) -> None:
 
 def test_unions_and_own_times() -> None:
     assert merged([(5, 7), (0, 2), (1, 3), (3, 4)]) == [(0, 4), (5, 7)]
+    assert without([(0, 4), (5, 9)], [(1, 2), (3, 6), (8, 12)]) == [(0, 1), (2, 3), (6, 8)]
     assert length([(0, 4), (5, 7)]) == 6
     events = [op("inner", 2, 3), op("outer", 0, 10), op("later", 10, 1), op("innermost", 3, 1)]
     assert [own for _, own in own_times(events)] == [2, 7, 1, 1]
