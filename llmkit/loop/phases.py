@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Name = Literal["start", "data", "compile", "step", "evaluate", "save", "other"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -42,6 +42,8 @@ class Phases:
         self.seconds: defaultdict[Name, float] = defaultdict(float)
         """Of each phase in this process so far; what is under way counts when it ends."""
         self._read: dict[Name, float] = {}
+        self.annotate: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        """What each span runs in, made of its name: a mark in a profiler's trace."""
 
     @contextmanager
     def span(self, name: Name, limit: float | None = None) -> Iterator[None]:
@@ -52,7 +54,8 @@ class Phases:
             self._between = "other"
         self.current = Span(name, began, limit)
         try:
-            yield
+            with self.annotate(name):
+                yield
         finally:
             self._count()
             self.current = outer

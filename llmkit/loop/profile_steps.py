@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch.profiler import record_function
 
 from llmkit.config.schema import Config
 from llmkit.engine.base import StepResult
@@ -54,20 +58,21 @@ class ProfileSteps(Hook):
         try:
             act(t)
         except Exception as error:
-            self._recording, self._last = None, -1
+            self._recording, self._last, t.phases.annotate = None, -1, nullcontext
             t.events.record("profile_failed", step=t.state.step, reason=f"{type(error).__name__}: {error}")
             t.console.note(f"these steps are not profiled: {type(error).__name__}: {error}")
 
     def _begin(self, t: Trainer) -> None:
         self._recording = Recording(t.mesh.device)
-        self._begun_at, self._began = t.state.step, t.clock()
+        t.phases.annotate = record_function
+        self._begun_at, self._began = t.state.step, time.perf_counter()
         self._waited = t.phases.seconds["data"]
 
     def _end(self, t: Trainer) -> None:
-        recording, self._recording = self._recording, None
+        recording, self._recording, t.phases.annotate = self._recording, None, nullcontext
         assert recording is not None
         recording.stop()
-        seconds, waiting = t.clock() - self._began, t.phases.seconds["data"] - self._waited
+        seconds, waiting = time.perf_counter() - self._began, t.phases.seconds["data"] - self._waited
         steps = t.state.step - self._begun_at
         name = f"step-{self._begun_at + 1}-rank-{t.mesh.rank}"
         flops = t.work.full * t.plan.tokens_per_step * steps / t.mesh.world_size

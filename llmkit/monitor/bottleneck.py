@@ -56,11 +56,11 @@ class Bottleneck:
         words: dict[Bound, str] = {
             "compute": "in matrix products and attention",
             "memory": "in other kernels, which move memory" if self.device else "in other operators",
-            "communication": "in collectives that no computation hides",
+            "communication": "in collectives that no computation hides, or waiting for other ranks",
             "data": "waiting for data",
             "launch": f"{between} (launching, Python)",
         }
-        order = sorted(self.shares, key=lambda name: -self.shares[name])
+        order = sorted((name for name in words if self.shares[name] >= 0.005), key=lambda n: -self.shares[n])
         parts = []
         for name in order:
             text = f"{100 * self.shares[name]:.0f} % {words[name]}"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import time
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -70,7 +71,16 @@ class Fails(Hook):
             raise ZeroDivisionError("of this rank alone")
 
 
-HOOKS = {"records": Records, "stops": Stops, "fails": Fails}
+class Late(Hook):
+    """The second rank is late at every step."""
+
+    def request(self, t: Any) -> Request | None:
+        if t.mesh.rank == 1:
+            time.sleep(0.5)
+        return None
+
+
+HOOKS = {"late": Late, "records": Records, "stops": Stops, "fails": Fails}
 
 
 def runs(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from pathlib import Path
@@ -36,6 +37,9 @@ def test_the_steps_that_are_asked_for_and_no_others(
     assert event["verdict"] in capsys.readouterr().out
     forwards = [each for each in found["operators"] if each["name"] == "aten::embedding"]
     assert forwards[0]["calls"] == 3
+    trace = json.loads(gzip.decompress((folder / "step-3-rank-0.json.gz").read_bytes()))
+    names = [each["name"] for each in trace["traceEvents"] if each.get("cat") == "user_annotation"]
+    assert names.count("step") >= 3 and names.count("data") == 3  # phases are marked
 
 
 def test_a_resume_records_what_is_left_and_a_stop_what_there_was(project: Path) -> None:

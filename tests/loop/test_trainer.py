@@ -110,6 +110,10 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "records": {"overrides": ["train.max_steps=4", "monitor.log_every=2"], "hook": "records"},
     "stops": {"overrides": [], "hook": "stops"},
+    "profiled": {
+        "overrides": ["monitor.profile_steps=[2,3]", "monitor.profile_ranks=[0,1]", "train.max_steps=4"],
+        "hook": "late",
+    },
     "fails": {"overrides": ["checkpoint.every_steps=0"], "hook": "fails"},
 }  # fmt: skip
 
@@ -151,6 +155,16 @@ def last_event(run: Path) -> dict[str, Any]:
 def test_saves_by_the_clock_of_rank_0(folder: Path, outcomes: dict[str, list[dict[str, Any]]]) -> None:
     assert [found["code"] for found in outcomes["timed-saves"]] == [0, 0]
     assert saved(folder / "runs" / "timed-saves") == [5, 10, 12]
+
+
+def test_the_profile_of_a_rank_that_waits_for_a_late_one_says_so(
+    folder: Path, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    assert [found["code"] for found in outcomes["profiled"]] == [0, 0]
+    summaries = sorted((folder / "runs" / "profiled" / "profile").glob("*.summary.json"))
+    punctual, late = (json.loads(path.read_text()) for path in summaries)
+    assert punctual["bound"] == "communication" and punctual["steps"] == 2
+    assert late["shares"]["communication"] < punctual["shares"]["communication"]
 
 
 def test_early_stopping_ends_both_at_one_step(
