@@ -55,6 +55,7 @@ def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
             "save_every": t.config.checkpoint.every_steps,
             "evaluate_every": t.config.evaluate.every_steps if t.heldout else 0,
         },
+        "currency": t.config.monitor.cost.currency,
     }
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.mistakes import printable
 from llmkit.monitor.progress import Progress
 from llmkit.watch.follow import FollowedFile
 
@@ -52,6 +53,7 @@ class WatchedRun:
         if isinstance(schedule, dict):
             progress.save_every = whole(schedule.get("save_every")) or 0
             progress.evaluate_every = whole(schedule.get("evaluate_every")) or 0
+        progress.currency = printable(str(manifest.get("currency", "")), 8)
         if progress.max_steps is None:
             progress.max_steps = whole(manifest.get("max_steps"))
 

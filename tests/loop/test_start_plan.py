@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
+import threading
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +20,9 @@ from llmkit.loop import start_plan as module
 from llmkit.loop.phases import Phases
 from llmkit.loop.start_plan import start_plan
 from llmkit.loop.state import TrainState
+from llmkit.monitor import console
+from tests.limits import HANG
+from tests.monitor.screen import Screen
 from tests.program import at_step, make_project, train
 
 
@@ -57,6 +64,39 @@ def test_a_newcomer_sees_what_will_be_done_and_the_same_on_a_resume_with_what_is
     found = facts(capsys.readouterr().out)
     assert found["run"].startswith("runs/tiny, goes on after step ")
     assert " steps are left, about " in found["length"]
+
+
+def test_on_a_terminal_the_view_is_below_what_stays_and_goes_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(console, "REFRESH_SECONDS", 0.01)
+    ours, theirs = pty.openpty()
+    received = list[bytes]()
+
+    def receive() -> None:
+        with suppress(OSError):  # nobody has the other end any more
+            while text := os.read(ours, 65536):
+                received.append(text)
+
+    reader = threading.Thread(target=receive)
+    reader.start()
+    with open(theirs, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stream)
+        assert train("evaluate.every_steps=6", "monitor.log_every=2") == 0
+    reader.join(HANG)
+    os.close(ours)
+    text = b"".join(received).decode()
+    assert "━" in text and "held-out" in text
+    lines = Screen(80).feed(text).lines
+    assert not any("━" in line for line in lines)
+    assert [line[:22] for line in lines if line.startswith("step ")] == [
+        "step       4 sequences", "step  6/12  held-out l", "step 12/12  held-out l",
+    ]  # fmt: skip
+    assert lines[-2].startswith("  the same command with")
 
 
 def test_quiet_says_where_the_log_is_and_how_it_ended(

@@ -15,6 +15,7 @@ def make_run(
     folder.mkdir(parents=True)
     schedule = {"save_every": save_every, "evaluate_every": evaluate_every}
     manifest = {"max_steps": max_steps, "schedule": schedule, "layout": layout or {"world_size": 1}}
+    manifest["currency"] = "EUR"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "run.lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     add_event(folder, {"event": "start", "step": 0})

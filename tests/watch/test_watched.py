@@ -16,7 +16,7 @@ def test_a_run_is_followed_row_by_row(tmp_path: Path) -> None:
     progress = run.progress
     assert (progress.name, progress.step, progress.max_steps) == ("demo", 3, 10)
     assert (progress.save_every, progress.evaluate_every) == (5, 2)
-    assert progress.losses.points[-1] == (3, 7.0)
+    assert progress.losses.points[-1] == (3, 7.0) and progress.currency == "EUR"
     add_row(folder, {"step": 4, "loss": 2.5})
     add_event(folder, {"event": "save", "step": 4})
     run.poll()
