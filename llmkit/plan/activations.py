@@ -44,7 +44,8 @@ class Arithmetic:
     """What the memory of activations depends on, beside the sizes of the model.
 
     compiled: whether the blocks are; head_compiled: whether head and loss are. forms: operator -> form
-    (`llmkit.plan.operators`).
+    (`llmkit.plan.operators`). adapters: whether they alone are trained, so that the head's matrix, like all
+    others, has no gradient.
     """
 
     precision: Precision
@@ -52,6 +53,7 @@ class Arithmetic:
     compiled: bool
     head_compiled: bool
     forms: Mapping[str, str]
+    adapters: bool = False
 
     @property
     def bytes(self) -> int:
@@ -108,7 +110,7 @@ def _head(shape: ModelShape, how: Arithmetic) -> Activations:
     normed = 2 * how.bytes * shape.hidden_size
     if how.forms.get("head_loss", "full") == "full":
         return Activations(normed + LOGIT_BYTES[how.head_compiled] * logits)
-    weight = (FP32 + how.bytes) * logits * shape.hidden_size
+    weight = 0.0 if how.adapters else (FP32 + how.bytes) * logits * shape.hidden_size
     return Activations(normed + CHUNKED_LOGIT_BYTES * logits, weight + CHUNK_BYTES)
 
 

@@ -36,7 +36,10 @@ def choose_micro_batch(
     state = training_state(config, shape, precision, layout)
     needed = None
     if isinstance(shape, ModelShape):
-        how = Arithmetic(precision, layout, kernels.blocks_compiled, kernels.compiled, kernels.forms)
+        how = Arithmetic(
+            precision, layout, kernels.blocks_compiled, kernels.compiled, kernels.forms,
+            adapters=config.train.lora.rank > 0,
+        )  # fmt: skip
         needed = training_bytes(shape, how)
     return _largest(config, device, device.free_bytes - state.device - state.gradients, needed, layout)
 

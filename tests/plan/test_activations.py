@@ -211,6 +211,18 @@ def test_logits_in_chunks_leave_a_buffer_and_the_gradient_of_the_matrix():
     stored, found = training_bytes(large, arithmetic()), training_bytes(large, chunked)
     assert found.token < stored.token and stored.fixed == 0
     assert found.fixed == (4 + 2) * 100_000 * large.hidden_size + 2**28
+    assert training_bytes(large, replace(chunked, adapters=True)).fixed == 2**28
+
+
+def test_a_weight_in_few_bits_is_in_memory_once_as_its_product_takes_it():
+    shape, how = SHAPES["llama"], arithmetic()
+    linear = {t.stored_in: 0 for t in shape.tensors if t.linear}
+    for tensor in shape.tensors:
+        if tensor.linear:
+            linear[tensor.stored_in] += tensor.shape[0] * tensor.shape[1]
+    for form, each in (("nf4", 2), ("int8", 2 + 4)):
+        found = training_bytes(shape, replace(how, forms={**FORMS, "linear": form}))
+        assert found == replace(training_bytes(shape, how), fixed=each * max(linear.values()))
 
 
 def test_a_compiled_head_behind_blocks_that_are_not_keeps_fewer_bytes_a_logit():

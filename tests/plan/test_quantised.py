@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from llmkit.config.derive import resolved_model
+from llmkit.config.load import load
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
 from llmkit.plan.plan import training_state
 from tests.shapes import LLAMA_STYLE
 
+ROOT = Path(__file__).parents[2]
 EVEN = replace(LLAMA_STYLE, num_attention_heads=4, head_dim=32, intermediate_size=256)
 NO_NF4 = DeviceFacts(nf4_missing="bitsandbytes is not installed (pip install 'llmkit[quantize]')")
 
@@ -98,3 +104,29 @@ def test_what_cannot_be_is_refused_with_the_reason(form: str, changes: dict[str,
 
 def test_8_bits_need_no_package() -> None:
     assert planned("int8", NO_NF4).kernels.operators["linear"].form == "int8"
+
+
+def test_an_8b_model_fits_a_gpu_of_24_gb(tmp_path: Path) -> None:
+    """The figures of docs/finetuning.md."""
+    page = (ROOT / "docs/finetuning.md").read_text()
+    (example,) = re.findall(r"```yaml\n(extends: \S+\nrun: {name: llama-8b-qlora}.*?)```", page, re.DOTALL)
+    written = yaml.safe_load(example)
+    (tmp_path / "run.yaml").write_text(
+        f"extends: {ROOT}/configs/models/llama-3.1-8b.yaml\n"
+        "data: {sources: [{type: stdlib}], sequence_length: 2048, tokenizer: {type: bytes}}\n"
+        "train: {max_steps: 1}\nrun: {name: shape}\n"
+    )
+    shape = resolved_model(load(tmp_path / "run.yaml").config, 128256)
+    assert isinstance(shape, ModelShape)
+    gpu = DeviceFacts(
+        "cuda", has_bf16_units=True, free_bytes=23 * 2**30, capability=(8, 9), triton=True, varlen=True
+    )
+    found = {}
+    for form in ("none", "int8", "nf4"):
+        train = written["train"] | {"lora": written["train"]["lora"] | {"quantize_base": form}}
+        settings = {name: written[name] for name in ("data", "optimizer", "parallel")} | {"train": train}
+        plan = plan_for_shape(shape, settings, gpu)
+        found[form] = plan, (plan.state.device + plan.state.gradients) / 2**30
+    for (_, gib), shown in zip(found.values(), ("15.7", "9.6", "6.3"), strict=True):
+        assert f"{gib:.1f}" == shown and f"{shown} GiB" in page
+    assert f"micro-batches of {found['nf4'][0].micro_batch_size} rows" in page
