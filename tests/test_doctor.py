@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmkit import doctor
 from llmkit.cli import main
 from llmkit.doctor import findings
+from llmkit.monitor.energy import Counter, Sources
 
 
 def test_it_tells_versions_devices_backends_wandb_and_disk(capsys):
@@ -15,6 +17,16 @@ def test_it_tells_versions_devices_backends_wandb_and_disk(capsys):
     assert lines["torch"] == torch.__version__
     assert "cores" in lines["cpu"] and "gloo" in lines["backends"] and "GiB free" in lines["disk"]
     assert {"llmkit", "deepspeed", "gpus", "precision", "peak", "slurm", "wandb"} <= set(lines)
+
+
+def test_counters_of_energy_are_named_and_why_there_are_none(monkeypatch):
+    counter = Counter("rapl", "intel-rapl:0 package-0", lambda: 0.0)
+    for found, line in (
+        (Sources([counter], {}), "rapl intel-rapl:0 package-0"),
+        (Sources([], {"rapl": "for root alone"}), "none; no rapl: for root alone"),
+    ):
+        monkeypatch.setattr(doctor, "find_sources", lambda device, found=found: found)
+        assert dict(findings({}))["energy"] == line
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,7 +31,7 @@ class ProfileSteps(Hook):
         first, last = monitor.profile_steps or (0, -1)
         self._first, self._last, self._ranks = first, last, monitor.profile_ranks
         self._recording: Recording | None = None
-        self._began, self._waited, self._begun_at = 0.0, 0.0, 0
+        self._waited, self._begun_at = 0.0, 0
 
     def on_start(self, t: Trainer) -> None:
         """Begins, where the next step is to be recorded."""
@@ -65,19 +64,17 @@ class ProfileSteps(Hook):
     def _begin(self, t: Trainer) -> None:
         self._recording = Recording(t.mesh.device)
         t.phases.annotate = record_function
-        self._begun_at, self._began = t.state.step, time.perf_counter()
-        self._waited = t.phases.seconds["data"]
+        self._begun_at, self._waited = t.state.step, t.phases.seconds["data"]
 
     def _end(self, t: Trainer) -> None:
         recording, self._recording, t.phases.annotate = self._recording, None, nullcontext
         assert recording is not None
         recording.stop()
-        seconds, waiting = time.perf_counter() - self._began, t.phases.seconds["data"] - self._waited
-        steps = t.state.step - self._begun_at
+        waiting, steps = t.phases.seconds["data"] - self._waited, t.state.step - self._begun_at
         name = f"step-{self._begun_at + 1}-rank-{t.mesh.rank}"
         flops = t.work.full * t.plan.tokens_per_step * steps / t.mesh.world_size
         with t.phases.span("save"):
-            found = recording.write(t.folder.path / FOLDER / name, seconds, waiting, steps, flops)
+            found = recording.write(t.folder.path / FOLDER / name, waiting, steps, flops)
         trace = str(Path(FOLDER) / f"{name}.json.gz")
         t.events.record("profile", step=t.state.step, steps=steps, path=trace, verdict=found.line())
         t.console.note(f"profile: {found.line()}; {trace}")

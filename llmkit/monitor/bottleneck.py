@@ -20,6 +20,8 @@ MATRIX = re.compile(
     re.IGNORECASE,
 )
 """Names of kernels and operators whose arithmetic outweighs their memory traffic: products, and attention."""
+NO_STEPS = ("evaluate", "save")
+"""Marks of what may lie between two steps: it is left out."""
 SHORT_MICROSECONDS = 10.0
 """An operator on the CPU that takes less mostly pays for being called."""
 
@@ -86,6 +88,10 @@ def find_bottleneck(
     the place of kernels.
     """
     complete = [each for each in events if each.get("ph") == "X" and "dur" in each]
+    marks = merged(spans_of(e for e in complete if e["name"] in NO_STEPS and e["cat"] == "user_annotation"))
+    if marks:
+        complete = [e for e in complete if not any(begin <= e["ts"] < end for begin, end in marks)]
+        seconds -= length(marks) / 1e6
     kernels = [each for each in complete if each.get("cat") in DEVICE_EVENTS]
     if kernels:
         return _of_gpu(kernels, seconds, waiting, steps, flops)

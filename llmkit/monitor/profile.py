@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -28,16 +29,22 @@ class Recording:
             # Else the driver's tracing stays on, and steps stay slower (no CUDA graphs are used here).
             os.environ.setdefault("TEARDOWN_CUPTI", "1")
             activities.append(ProfilerActivity.CUDA)
-        self._profiler = profile(activities=activities)
+        self._device, self._profiler = device, profile(activities=activities)
         self._profiler.start()
+        self._wait()
+        self._began, self._seconds = time.perf_counter(), 0.0
 
     def stop(self) -> None:
-        """Ends the recording; waits for the device."""
+        """Ends the recording; waits for the device, so that what was recorded is whole steps."""
+        self._wait()
+        self._seconds = time.perf_counter() - self._began
         self._profiler.stop()
 
-    def write(
-        self, base: Path, seconds: float, waiting: float, steps: int, flops: float | None
-    ) -> Bottleneck:
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def write(self, base: Path, waiting: float, steps: int, flops: float | None) -> Bottleneck:
         """Writes BASE.json.gz (the trace), BASE.txt and BASE.summary.json; returns what bounds the steps.
 
         The other arguments are those of `find_bottleneck`.
@@ -51,7 +58,7 @@ class Recording:
             plain.unlink(missing_ok=True)
         with gzip.open(f"{plain}.gz", "wb", compresslevel=3) as file:
             file.write(content)
-        found = find_bottleneck(json.loads(content)["traceEvents"], seconds, waiting, steps, flops)
+        found = find_bottleneck(json.loads(content)["traceEvents"], self._seconds, waiting, steps, flops)
         base.with_name(f"{base.name}.txt").write_text("".join(f"{line}\n" for line in report(found)))
         summary = json.dumps({"verdict": found.line(), **asdict(found)}, indent=1)
         base.with_name(f"{base.name}.summary.json").write_text(summary + "\n")

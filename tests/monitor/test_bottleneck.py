@@ -114,6 +114,13 @@ def test_on_a_cpu_gloo_waits_beside_the_main_thread_and_functional_collectives_i
     )
 
 
+def test_evaluations_and_saves_between_steps_are_left_out() -> None:
+    mark = op("evaluate", 400, 500) | {"cat": "user_annotation"}
+    events = [kernel(GEMM, 0, 300), mark, kernel(NORM, 420, 450)]
+    found = find_bottleneck(events, 1e-3, 0.0, 1)
+    assert found.shares["compute"] == pytest.approx(0.6) and found.shares["memory"] == 0.0
+
+
 def test_a_trace_without_events_has_a_verdict_too() -> None:
     assert find_bottleneck([], 1e-3, 9e-4, 1).bound == "data"
     assert find_bottleneck([], 0.0, 0.0, 0).step_seconds == 0.0
