@@ -53,6 +53,7 @@ def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
         "schedule": {
             "log_every": t.config.monitor.log_every,
             "save_every": t.config.checkpoint.every_steps,
+            "save_minutes": t.config.checkpoint.every_minutes,
             "evaluate_every": t.config.evaluate.every_steps if t.heldout else 0,
         },
         "currency": t.config.monitor.cost.currency,

@@ -105,12 +105,14 @@ def show_start(t: Trainer, peak: str) -> None:
     progress = Progress(
         t.folder.path.name, t.state.max_steps, config.checkpoint.every_steps,
         config.evaluate.every_steps if t.heldout else 0, config.monitor.cost.currency,
+        config.checkpoint.every_minutes,
     )  # fmt: skip
     for event in t.events.rows():
         progress.take_event(event)
     progress.max_steps = t.state.max_steps
     for row in MetricsFile(t.folder.path / "metrics.jsonl").rows():
         progress.take(row)
+    progress.step = t.state.step
     t.console.table(start_plan(t, peak, progress.step_seconds))
     t.console.follow(progress, lambda: _activity(t))
 

@@ -168,21 +168,29 @@ def _times(progress: Progress, frame: Frame) -> Iterator[Piece]:
     if frame.activity is not None:
         yield Piece(0, Text(frame.activity, style="yellow"))
     elif frame.state is None:
-        due = [
-            (step, name)
-            for name, every in (("evaluation", progress.evaluate_every), ("save", progress.save_every))
-            if (step := progress.next_after(every)) is not None
-        ]
-        for rank, (step, name) in enumerate(sorted(due), start=1):
-            seconds = progress.seconds_until(step)
-            when = f"at {step:,}" if seconds is None else f"in {duration(seconds)}"
-            yield Piece(rank, Text.assemble((f"{name} ", "dim"), when))
+        yield from _due(progress, frame.now)
     if (last := progress.last_event) is not None:
         style = "bold red" if last.text.startswith(("NOT SAVED", "FAULT")) else ""
         text = Text(last.text, style=style)
         if last.at is not None:
             text.append(f", {time_of_day(last.at, frame.now)}", style="dim")
         yield Piece(0, text)
+
+
+def _due(progress: Progress, now: datetime) -> Iterator[Piece]:
+    """The next evaluation and the next save, the nearer one first; of steps where no speed is known."""
+    due = []
+    for name, every in (("evaluation", progress.evaluate_every), ("save", progress.save_every)):
+        step = progress.next_after(every)
+        seconds = None if step is None else progress.seconds_until(step)
+        if name == "save":
+            seconds = progress.seconds_until_save(now)
+        if seconds is not None:
+            due.append((seconds, name, f"in {duration(seconds)}"))
+        elif step is not None:
+            due.append((step, name, f"at {step:,}"))
+    for rank, (_, name, when) in enumerate(sorted(due), start=1):
+        yield Piece(rank, Text.assemble((f"{name} ", "dim"), when))
 
 
 def _fit(pieces: list[Piece], width: int) -> Text:

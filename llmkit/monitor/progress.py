@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from llmkit.monitor.event_text import event_text
@@ -29,15 +29,18 @@ class Progress:
     """Takes the rows of metrics.jsonl and the events of events.jsonl in their order.
 
     name: of the run. max_steps: None = not known yet. save_every, evaluate_every: steps between saves and
-    evaluations, 0 = never. currency: of the costs in the rows.
+    evaluations, 0 = never. currency: of the costs in the rows. save_minutes: between saves by the clock, 0 =
+    none.
     """
 
     def __init__(
         self, name: str = "", max_steps: int | None = None, save_every: int = 0, evaluate_every: int = 0,
-        currency: str = "",
+        currency: str = "", save_minutes: float = 0.0,
     ) -> None:  # fmt: skip
         self.name, self.max_steps = name, max_steps
         self.save_every, self.evaluate_every, self.currency = save_every, evaluate_every, currency
+        self.save_minutes = save_minutes
+        self._timed_from: Mapping[str, Any] | None = None  # the event from which the clock of saves counts
         self.step = 0
         self.row: dict[str, Any] = {}
         """The newest row of a step."""
@@ -76,6 +79,8 @@ class Progress:
             self.max_steps = None
         elif event.get("event") == "max_steps" and isinstance(event.get("max_steps"), int):
             self.max_steps = event["max_steps"]
+        if event.get("event") in ("start", "resume", "save"):
+            self._timed_from = event
         self._event = event
 
     @property
@@ -83,11 +88,7 @@ class Progress:
         """What happened last."""
         if self._event is None:
             return None
-        try:
-            at = datetime.fromisoformat(self._event["time"])
-        except (KeyError, TypeError, ValueError):
-            at = None
-        return Happened(event_text(self._event), at)
+        return Happened(event_text(self._event), _time(self._event))
 
     @property
     def seconds_left(self) -> float | None:
@@ -100,12 +101,31 @@ class Progress:
         """Seconds of the steps until this one is done."""
         return None if self.step_seconds is None else max(0, step - self.step) * self.step_seconds
 
+    def seconds_until_save(self, now: datetime) -> float | None:
+        """Seconds until the next save, by steps or by the clock; None where none is known to come."""
+        step = self.next_after(self.save_every)
+        by_steps = None if step is None else self.seconds_until(step)
+        begun = _time(self._timed_from) if self._timed_from and self.save_minutes else None
+        if begun is None:
+            return by_steps
+        by_clock = max(0.0, 60.0 * self.save_minutes - (now - begun).total_seconds())
+        return by_clock if by_steps is None else min(by_steps, by_clock)
+
     def next_after(self, every: int) -> int | None:
         """The next step that `every` divides; None where there is none before the end."""
         if every <= 0:
             return None
         step = self.step - self.step % every + every
         return step if self.max_steps is None or step <= self.max_steps else None
+
+
+def _time(event: Mapping[str, Any]) -> datetime | None:
+    """When an event was; None where it does not say."""
+    try:
+        time = datetime.fromisoformat(event["time"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def shown_loss(row: Mapping[str, Any]) -> float | None:

@@ -52,6 +52,8 @@ class WatchedRun:
         schedule = manifest.get("schedule")
         if isinstance(schedule, dict):
             progress.save_every = whole(schedule.get("save_every")) or 0
+            minutes = schedule.get("save_minutes")
+            progress.save_minutes = minutes if isinstance(minutes, int | float) else 0.0
             progress.evaluate_every = whole(schedule.get("evaluate_every")) or 0
         progress.currency = printable(str(manifest.get("currency", "")), 8)
         if progress.max_steps is None:

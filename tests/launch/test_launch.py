@@ -141,7 +141,7 @@ def test_a_launch_goes_on_as_one_process_would(project, number, name):
     if "monitor.sample=the" in overrides:
         assert "\nthe" in output
     second = (folder / "logs" / "rank-00001.log").read_text()
-    assert "x 2 processes" in second
+    assert "2 processes: " in second
     assert "  loss " not in second  # no rows of steps, which rank 0 shows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from llmkit.monitor.progress import Evaluation, Progress, shown_loss
 
 
@@ -44,6 +46,21 @@ def test_the_next_save_is_the_next_step_that_divides_and_none_behind_the_end() -
     assert progress.next_after(0) is None
     progress.step = 20
     assert progress.next_after(10) is None
+
+
+def test_a_save_may_come_by_the_clock_before_it_comes_by_steps() -> None:
+    progress = Progress(max_steps=10_000, save_every=1000, save_minutes=30.0)
+    start, now = "2026-11-29T10:00:00+00:00", datetime(2026, 11, 29, 10, 25, tzinfo=UTC)
+    assert progress.seconds_until_save(now) is None
+    progress.take_event({"event": "start", "time": start})
+    assert progress.seconds_until_save(now) == 300.0
+    progress.take(row(999))
+    assert progress.seconds_until_save(now) == 0.5
+    progress.take_event({"event": "save", "step": 1000, "time": "2026-11-29T10:24:00"})
+    progress.step = 1000
+    assert progress.seconds_until_save(now) == 500.0
+    progress.save_every = 0
+    assert progress.seconds_until_save(now) == 29 * 60.0
 
 
 def test_losses_are_the_means_and_what_is_not_finite_is_no_point() -> None:
