@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
+from llmkit.engine.layer_statistics import LayerStatistics
 from llmkit.engine.loss_parts import sums_by_position, sums_by_source
 from llmkit.engine.parts import StepParts
 from llmkit.engine.state_shards import Source
@@ -53,6 +54,7 @@ class StepResult(NamedTuple):
     parts: seconds of communication and optimizer; None where the engine cannot tell, or nothing was computed.
     by_source: nats and targets of each data source, (sources, 2) fp64; None: see `Batch.sources`.
     by_position: the same of each of `position_ranges`; None: not asked for, or not known.
+    layers: sizes of gradients, weights, updates and activations; None: not asked for.
     """
 
     loss_sum: Tensor
@@ -63,6 +65,7 @@ class StepResult(NamedTuple):
     parts: StepParts | None = None
     by_source: Tensor | None = None
     by_position: Tensor | None = None
+    layers: LayerStatistics | None = None
 
 
 def without_targets(device: torch.device) -> StepResult:

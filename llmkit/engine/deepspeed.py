@@ -30,13 +30,15 @@ PRIVATE: Mapping[str, tuple[str, ...]] = {
     ),
     "deepspeed.runtime.bf16_optimizer:BF16_Optimizer": (
         "fp32_groups_flat_partition", "bf16_groups", "update_lp_params", "overflow", "get_grads_for_norm",
+        "_global_grad_norm",
     ),
     "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer": (
         "single_partition_of_fp32_groups", "bit16_groups", "update_lp_params", "overflow",
-        "averaged_gradients",
+        "averaged_gradients", "_global_grad_norm",
     ),
     "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3": (
         "fp32_partitioned_groups_flat", "grad_position", "get_param_id", "overflow",
+        "_global_grad_norm",
     ),
     "deepspeed.runtime.zero.partition_parameters:Init": (
         "ds_numel", "ds_tensor",

@@ -8,6 +8,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+Around = Callable[[Tensor, torch.optim.Optimizer], None]
+
 
 class FlatOptimizer(torch.optim.Optimizer):
     """What DeepSpeed takes for the optimizer.
@@ -19,6 +21,8 @@ class FlatOptimizer(torch.optim.Optimizer):
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
         super().__init__([{"params": list(group)} for group in groups], {})
         self.optimizers: dict[Tensor, torch.optim.Optimizer] = {}
+        self.around: Around | None = None
+        """Calls each update, if somebody wants to look at what it does."""
 
     def bind(self, optimizers: Mapping[Tensor, torch.optim.Optimizer]) -> None:
         """Flat tensor -> the optimizer that has this one parameter. DeepSpeed finds their state here."""
@@ -35,7 +39,11 @@ class FlatOptimizer(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             for flat in group["params"]:
-                self.optimizers[flat].step()
+                optimizer = self.optimizers[flat]
+                if self.around is None:
+                    optimizer.step()
+                else:
+                    self.around(flat, optimizer)
         return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

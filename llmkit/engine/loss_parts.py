@@ -10,12 +10,12 @@ from torch import Tensor
 
 from llmkit.batch import IGNORE, Batch
 
-FIRST_POSITIONS = 32
+FIRST_POSITIONS = 16
 """Positions of the first range; each further one reaches twice as far."""
 
 
 def position_ranges(length: int) -> list[tuple[int, int]]:
-    """Half-open ranges of positions in a row of `length` tokens: [0, 32), [32, 64), [64, 128), ...."""
+    """Half-open ranges of positions in a row of `length` tokens: [0, 16), [16, 32), [32, 64), ...."""
     ends = [0, FIRST_POSITIONS]
     while ends[-1] < length:
         ends.append(2 * ends[-1])
@@ -41,6 +41,15 @@ def sums_by_position(nats: Tensor, batch: Batch) -> Tensor:
             wanted = is_target & (position >= low) & (position < high)
             found += [nats.where(wanted, 0.0).sum(dtype=torch.float64), wanted.sum().double()]
     return torch.stack(found).view(-1, 2)
+
+
+def loss_at(sums: Sequence[float], length: int) -> dict[str, float]:
+    """Columns of the mean loss by position, where there are targets; sums: of `sums_by_position`, flat.
+
+    length: of a row.
+    """
+    values = zip(position_ranges(length), sums[::2], sums[1::2], strict=True)
+    return {f"loss_at/{low}-{high - 1}": nats / count for (low, high), nats, count in values if count}
 
 
 def positions_in_documents(documents: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ masters and moments (stage 1); under tensor parallelism, of this rank's part of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from llmkit.engine.base import (
     without_targets,
 )
 from llmkit.engine.first_pass import FirstPass
+from llmkit.engine.layer_statistics import LayerMeter
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
 from llmkit.engine.parts import StepParts
 from llmkit.engine.quantised import write_quantised
@@ -87,6 +89,9 @@ class NativeEngine:
         self.frozen = {name: weight for name, weight in self.weights.items() if name not in trained}
         for weight in self.frozen.values():
             weight.data = weight.data.to(torch_dtype(precision.weights))
+        partitioned_over = self.summed if partitioned else ()
+        dims = {name: (*self.placements[name].sharded, *partitioned_over) for name in trained}
+        self.meter = LayerMeter(model, list(trained), self.masters.held, dims, self.mesh)
         self.optimizers = build_optimizers(
             self.masters.held,
             parts,
@@ -120,24 +125,28 @@ class NativeEngine:
             self.masters.reduce()
         with parts.part("optimizer"):
             norm = self._gradient_norm(device)
+            if measure:
+                self.meter.sums.add_gradients(held.tensor for held in self.masters.held)
             if self.gradient_clipping > 0.0:
                 self._clip((self.gradient_clipping / (norm + 1e-6)).clamp(max=1.0))
             skipped = (~torch.isfinite(norm)).float()
-            self._update(skipped, values)
+            self._update(skipped, values, measure)
         with parts.part("communication"):
             self.masters.send_weights()
             sums = self.sums.over_ranks()
-        return sums.result(targets, norm, skipped)._replace(parts=parts)
+            layers = self.meter.finish(skipped) if measure else None
+        return sums.result(targets, norm, skipped)._replace(parts=parts, layers=layers)
 
     def _forward_and_backward(self, micro_batches: Sequence[Batch], targets: int, measure: bool) -> None:
         """The sums and this rank's gradients of a step, whatever those of an earlier one are."""
         self.masters.zero_gradients()
         self.sums.start(micro_batches[0].tokens.device, by_position=measure)
-        for index, batch in enumerate(micro_batches):
-            self.masters.before_backward(index == len(micro_batches) - 1)
-            loss = self.objective(self.model(batch), batch)
-            (loss.objective / targets).backward()
-            self.sums.add(loss, batch)
+        with self.meter.watched(measure):
+            for index, batch in enumerate(micro_batches):
+                self.masters.before_backward(index == len(micro_batches) - 1)
+                loss = self.objective(self.model(batch), batch)
+                (loss.objective / targets).backward()
+                self.sums.add(loss, batch)
 
     def _gradient_norm(self, device: torch.device) -> Tensor:
         """The L2 norm of the full model's gradient, of which a rank may hold a part only: () fp32."""
@@ -167,12 +176,15 @@ class NativeEngine:
             torch._foreach_mul_([each.grad for each in tensors if each.grad is not None], scale)
 
     @torch.no_grad()
-    def _update(self, skipped: Tensor, values: StepValues) -> None:
+    def _update(self, skipped: Tensor, values: StepValues, measure: bool) -> None:
         """One optimizer step; where `skipped` is 1.0 the optimizers leave everything as it was."""
         set_values(self.optimizers, values)
         for optimizer in self.optimizers:
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
-            self.first_pass.update(optimizer.step)
+            if measure:
+                self.meter.sums.around(optimizer, partial(self.first_pass.update, optimizer.step), skipped)
+            else:
+                self.first_pass.update(optimizer.step)
         self.masters.round_weights(self.written)
 
     def evaluate(self, batches: Iterable[Batch], observe: Observer = ignore) -> LossSum:

@@ -32,6 +32,7 @@ from llmkit.engine.base import (
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.flat import FlatOptimizer
+from llmkit.engine.layer_statistics import LayerMeter
 from llmkit.engine.partitions import held_by_deepspeed, own_partition
 from llmkit.engine.quantised import write_quantised
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
@@ -109,6 +110,9 @@ class ZeroEngine:
             )
         rank, device = mesh["data", "context"].rank, next(model.parameters()).device
         self.held = held_by_deepspeed(self.zero, self.stage, trained, groups, rank)
+        dims = {name: (*placement(each).sharded, *placement(each).summed) for name, each in trained.items()}
+        self.meter = LayerMeter(model, list(trained), self.held, dims, mesh)
+        self.clipping: float = config.get("gradient_clipping", 0.0)
         bound: dict[Tensor, torch.optim.Optimizer] = {}
         for held in self.held:
             (bound[held.tensor],) = build_optimizers(
@@ -139,6 +143,7 @@ class ZeroEngine:
         share = self.mesh["data", "context"].size / targets
         self.first_pass.run(lambda: self._forward_and_backward(micro_batches, share, measure))
         set_values(self.optimizer.optimizers.values(), values)
+        self.optimizer.around = self._measured_update if measure else None
         self.engine.step()
         if self.zero.overflow and hasattr(self.zero, "averaged_gradients"):
             # With offload, DeepSpeed would add the next step's gradients to those that it just refused.
@@ -148,19 +153,30 @@ class ZeroEngine:
         )
         skipped = torch.full_like(norm, float(self.zero.overflow))
         sums = self.sums.over_ranks()
-        return sums.result(targets, norm, skipped)
+        layers = self.meter.finish(skipped) if measure else None
+        return sums.result(targets, norm, skipped)._replace(layers=layers)
+
+    def _measured_update(self, flat: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """An update of a flat tensor, whose gradient DeepSpeed has clipped by the whole gradient's norm."""
+        scale = None
+        if self.clipping:
+            norm = torch.as_tensor(self.zero._global_grad_norm, dtype=torch.float32, device=flat.device)
+            scale = ((norm + 1e-6) / self.clipping).clamp(min=1.0)
+        self.meter.sums.add_gradients([flat], scale)
+        self.meter.sums.around(optimizer, optimizer.step, torch.zeros((), device=flat.device))
 
     def _forward_and_backward(self, micro_batches: Sequence[Batch], share: float, measure: bool) -> None:
         """The sums of a step, and the gradients of the objective times `share`, which DeepSpeed keeps."""
         self.sums.start(micro_batches[0].tokens.device, by_position=measure)
-        for index, batch in enumerate(micro_batches):
-            self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            loss = self.objective(self.engine(batch), batch)
-            objective = loss.objective
-            if not self.model.uses_every_parameter:
-                self.use.check(objective)
-            self.engine.backward(objective * share, scale_wrt_gas=False)
-            self.sums.add(loss, batch)
+        with self.meter.watched(measure):
+            for index, batch in enumerate(micro_batches):
+                self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+                loss = self.objective(self.engine(batch), batch)
+                objective = loss.objective
+                if not self.model.uses_every_parameter:
+                    self.use.check(objective)
+                self.engine.backward(objective * share, scale_wrt_gas=False)
+                self.sums.add(loss, batch)
 
     def evaluate(self, batches: Iterable[Batch], observe: Observer = ignore) -> LossSum:
         """See `Engine.evaluate`; gradients are enabled, as in the native engine, and for the same reason."""

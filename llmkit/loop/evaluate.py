@@ -15,7 +15,7 @@ from llmkit.config.schema import Config
 from llmkit.data.evaluation import HeldOut, HeldOutPart
 from llmkit.data.prefetch import GaveUp
 from llmkit.engine.base import Engine
-from llmkit.engine.loss_parts import position_ranges, sums_by_position
+from llmkit.engine.loss_parts import loss_at, sums_by_position
 from llmkit.loop.control import Control, Poll
 from llmkit.loop.hook import Evaluation
 from llmkit.loop.state import TrainState
@@ -64,12 +64,6 @@ def by_source(sources: Sequence[HeldOutPart], nats: Sequence[float]) -> dict[str
             columns[f"loss/{part.name}"] = total / part.targets
             columns[f"bits_per_byte/{part.name}"] = bits_per_byte(total, part.text_bytes)
     return columns
-
-
-def loss_at(sums: Sequence[float], length: int) -> dict[str, float | None]:
-    """Columns of the loss by position; sums: of `sums_by_position`, flat; length: of a row."""
-    values = zip(position_ranges(length), sums[::2], sums[1::2], strict=True)
-    return {f"loss_at/{low}-{high - 1}": nats / count for (low, high), nats, count in values if count}
 
 
 def evaluation_row(found: Evaluation, of_pairs: bool) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Muon(torch.optim.Optimizer):
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
     rounded: Mapping[Tensor, Tensor] = {}
+    watch: Callable[[list[Tensor], list[Tensor], list[float], list[float]], None] | None = None
+    """Called with what `descend` is about to be given: weights, updates, sizes and decays of all shards."""
 
     def __init__(
         self,
@@ -75,8 +77,11 @@ class Muon(torch.optim.Optimizer):
             decay = 0.0 if tensor.grad is None else group["lr"] * group["weight_decay"]
             decays += [decay] * len(held)
             sizes += [group["lr"] * RMS * max(shard.shape) ** 0.5 for shard in held]
+        weights = self._views(self.tensors)
+        if self.watch is not None:
+            self.watch(weights, results, sizes, decays)
         self.operators.descend(
-            self._views(self.tensors), results, sizes, decays, skipped=skipped,
+            weights, results, sizes, decays, skipped=skipped,
             rounded=self._views([self.rounded[each] for each in self.tensors] if self.rounded else []),
         )  # fmt: skip
         return None

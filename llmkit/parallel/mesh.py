@@ -61,6 +61,12 @@ class Axis:
             dist.all_reduce(values, group=self.group)
         return values
 
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest of each of `values` over the ranks, in place; as `sum`. Collective."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+        return values
+
 
 @dataclass(frozen=True)
 class TensorParallel:

@@ -20,6 +20,7 @@ FP32 = {
     "norm": 1e-5,
     "initial gradient": 2e-6,
     "gradient": 1e-5,
+    "part": 1e-5,
     "weight": 1e-5,
     "first moment": 1e-5,
     "second moment": 2e-5,  # a square differs by twice what its root does
@@ -101,6 +102,9 @@ def errors(found: Trajectory, expected: Trajectory, case: Case) -> Errors:
         loss, norm = expected.losses[step], expected.norms[step]
         result[f"{initial}loss"][f"step {step}"] = abs(found.losses[step] / loss - 1)
         result[f"{initial}norm"][f"step {step}"] = abs(found.norms[step] / norm - 1)
+        for name, part in expected.parts.get(step, {}).items():
+            error = relative_error(found.parts[step][name], part)
+            result["part"][f"{name}, step {step}"] = error
         if step in expected.gradients:
             pairs = _tensor_errors(found.gradients[step], expected.gradients[step], case, floors=True)
             result[f"{initial}gradient"] |= {f"{name}, step {step}": error for name, error in pairs.items()}

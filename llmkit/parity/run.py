@@ -11,8 +11,9 @@ from torch import Tensor
 
 from llmkit.config.shape import ModelShape
 from llmkit.device import device_facts
-from llmkit.engine.base import BucketSizes, Engine
+from llmkit.engine.base import BucketSizes, Engine, StepResult
 from llmkit.engine.build import build_engine
+from llmkit.engine.layer_sums import GRADIENT, UPDATE, WEIGHT
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
 from llmkit.parity.state import State, drifted, gather_state
@@ -61,6 +62,7 @@ class Trajectory:
     """What a run of `STEPS` steps went through.
 
     losses: mean nats a target; norms: before clipping; gradients: step -> name -> full clipped gradient;
+    parts: step -> what is measured of it -> numbers, those of the loss by source and position, and of layers;
     state: masters and moments at the end; drifted: weights that ranks should hold alike, but do not any more;
     optimizer_steps: how many steps were not skipped.
     """
@@ -68,6 +70,7 @@ class Trajectory:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     gradients: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    parts: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     state: State = field(default_factory=dict)
     drifted: list[str] = field(default_factory=list)
     optimizer_steps: int = 0
@@ -175,9 +178,12 @@ def train(
         micro_batches = [
             each.to(device) for each in share(batch, mesh["data"].rank, mesh["data"].size, accumulation)
         ]
-        result = engine.train_step(micro_batches, count_targets(batch))
+        measure = step in GRADIENT_STEPS
+        result = engine.train_step(micro_batches, count_targets(batch), measure=measure)
         found.losses.append(float(result.loss_sum) / result.targets)
         found.norms.append(float(result.grad_norm))
+        if measure:
+            found.parts[step] = _parts_of(result)
         if before:
             after = _first_moments(engine, mesh)
             found.gradients[step] = {
@@ -190,6 +196,20 @@ def train(
     found.drifted = drifted(engine.model, mesh)
     found.optimizer_steps = engine.optimizer_steps
     return found
+
+
+def _parts_of(result: StepResult) -> dict[str, Tensor]:
+    """What is measured of a step, by name, on the host."""
+    layers = result.layers
+    assert layers is not None and result.by_source is not None and result.by_position is not None
+    gradients, weights, updates = layers.sums[:, [GRADIENT, WEIGHT, UPDATE]].sqrt().unbind(1)
+    squares, elements, largest = layers.of_outputs.unbind(1)
+    found = {
+        "nats by source": result.by_source, "nats by position": result.by_position,
+        "gradients": gradients, "weights": weights, "updates": updates,
+        "outputs": (squares / elements).sqrt(), "largest outputs": largest,
+    }  # fmt: skip
+    return {name: each.cpu() for name, each in found.items()}
 
 
 def _first_moments(engine: Engine, mesh: Mesh) -> dict[str, Tensor]:

@@ -22,6 +22,8 @@ from llmkit.parallel.slices import Box, Range, box_shape, full_box
 ROWS = 6
 """Sequences of a global batch: 2 data-parallel ranks x 3 micro-batches."""
 LENGTH = 32
+SOURCES = 3
+"""Of which the rows are, in turns."""
 
 GPT2 = ModelShape(
     vocab_size=96, padded_vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -118,7 +120,8 @@ def global_batch(shape: ModelShape, step: int, masked: bool) -> Batch:
     for row in range(ROWS):
         labels[row, : 5 * row] = IGNORE
     starts = torch.rand(ROWS, LENGTH, generator=generator) < 0.15
-    return Batch(tokens, labels, starts.cumsum(-1).int() if masked else None)
+    sources = torch.arange(ROWS)[:, None] % SOURCES == torch.arange(SOURCES)
+    return Batch(tokens, labels, starts.cumsum(-1).int() if masked else None, sources=sources)
 
 
 def share(batch: Batch, data_rank: int, data_size: int, accumulation: int) -> list[Batch]:
@@ -127,7 +130,9 @@ def share(batch: Batch, data_rank: int, data_size: int, accumulation: int) -> li
     def split(rows: Tensor) -> list[Tensor]:
         return list(rows.chunk(data_size)[data_rank].chunk(accumulation))
 
-    micro_batches = [Batch(*each) for each in zip(split(batch.tokens), split(batch.labels), strict=True)]
+    assert batch.sources is not None
+    parts = zip(split(batch.tokens), split(batch.labels), split(batch.sources), strict=True)
+    micro_batches = [Batch(tokens, labels, sources=sources) for tokens, labels, sources in parts]
     if batch.documents is None:
         return micro_batches
     numbers = split(batch.documents)

@@ -1,0 +1,124 @@
+"""What a step's result has beside loss and gradient norm: parts of the loss, spikes, sizes of layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from llmkit.engine.base import StepResult
+from llmkit.engine.layer_outputs import ELEMENTS, LARGEST, SQUARES
+from llmkit.engine.layer_sums import COLUMNS, COUNTS, EDGES, GRADIENT, UPDATE, WEIGHT
+from llmkit.engine.loss_parts import loss_at
+from llmkit.loop.source_losses import SourceLosses
+from llmkit.monitor.media import histogram
+from llmkit.monitor.spikes import Spike, SpikeDetector
+
+
+class Taken(NamedTuple):
+    """What was taken of a step and is on its way to the host."""
+
+    result: StepResult
+    by_source: Tensor | None
+
+    @property
+    def in_row(self) -> list[Tensor]:
+        """What the columns of the step's row are made of."""
+        return [] if self.by_source is None else [self.by_source]
+
+    @property
+    def behind_row(self) -> list[Tensor]:
+        """What makes rows and items of its own."""
+        layers = self.result.layers
+        found = [self.result.by_position]
+        found += [layers.sums, layers.of_outputs] if layers is not None else []
+        return [each for each in found if each is not None]
+
+
+class StepDetails:
+    """Takes what a step gives on the device, and makes rows and items of it when it is read.
+
+    length: of a row in tokens. write: takes a row. write_media: takes an item of media.jsonl and its step.
+    on_spike: called with each spike.
+    """
+
+    def __init__(
+        self,
+        sources: SourceLosses,
+        spikes: SpikeDetector,
+        length: int,
+        write: Callable[[dict[str, Any]], None],
+        write_media: Callable[[Mapping[str, Any], int], None],
+        on_spike: Callable[[Spike], None],
+    ) -> None:
+        self._sources, self._spikes, self._length = sources, spikes, length
+        self._write, self._write_media, self._on_spike = write, write_media, on_spike
+
+    def take(self, result: StepResult, row_due: bool) -> Taken:
+        """Takes a step; the sums since the last row belong to it where a row is due."""
+        if result.by_source is not None:
+            self._sources.add(result.by_source)
+        return Taken(result, self._sources.take() if row_due else None)
+
+    def columns(self, taken: Taken, values: Iterator[float]) -> dict[str, float]:
+        """Columns for the row of the step. values: those of `Taken.in_row` come next."""
+        if taken.by_source is None:
+            return {}
+        return self._sources.columns([next(values) for _ in range(taken.by_source.numel())])
+
+    def after_row(self, step: int, taken: Taken, values: Iterator[float], loss: float, norm: float) -> None:
+        """Records what has a row, or a line, of its own. values: of `Taken.behind_row`."""
+        row: dict[str, Any] = {}
+        if (by_position := taken.result.by_position) is not None:
+            row |= loss_at([next(values) for _ in range(by_position.numel())], self._length)
+        if (layers := taken.result.layers) is not None:
+            sums = [[next(values) for _ in range(COLUMNS)] for _ in layers.layers]
+            row |= layer_columns(layers.layers, sums)
+            outputs = [[next(values) for _ in range(LARGEST + 1)] for _ in layers.outputs]
+            row |= output_columns(layers.outputs, outputs)
+            for layer, numbers in zip(layers.layers, sums, strict=True):
+                if not math.isnan(numbers[COUNTS]):
+                    self._write_media(histogram(f"gradients/{layer}", EDGES, numbers[COUNTS:]), step)
+        if row:
+            self._write({"step": step} | row)
+        if taken.result.targets and (spike := self._spikes.add(step, loss, norm)) is not None:
+            self._on_spike(spike)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON; the same on all ranks. Waits for the device."""
+        return {"sources": self._sources.state(), "spikes": self._spikes.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on after `state`; checkpoints until 2026-11-28 have none."""
+        self._sources.load_state(state.get("sources", {}))
+        self._spikes.load_state(state.get("spikes", {}))
+
+
+def layer_columns(layers: Sequence[str], sums: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Norms of gradients and weights of each layer, and the ratio of update and weight, of all together, too.
+
+    sums: of each layer, see `LayerSums`.
+    """
+    columns = {}
+    for layer, numbers in zip(layers, sums, strict=True):
+        columns[f"grad_norm/{layer}"] = math.sqrt(numbers[GRADIENT])
+        columns[f"weight_norm/{layer}"] = math.sqrt(numbers[WEIGHT])
+        columns[f"update_ratio/{layer}"] = _ratio(numbers[UPDATE], numbers[WEIGHT])
+    updates, weights = (math.fsum(numbers[column] for numbers in sums) for column in (UPDATE, WEIGHT))
+    return {"update_ratio": _ratio(updates, weights)} | columns
+
+
+def _ratio(update: float, weight: float) -> float:
+    return math.sqrt(update / weight) if weight else math.nan  # of weights that are all 0 there is none
+
+
+def output_columns(names: Sequence[str], sums: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Root mean square and largest magnitude of what each layer gave; sums: see `LayerOutputs`."""
+    columns = {}
+    for name, numbers in zip(names, sums, strict=True):
+        if numbers[ELEMENTS]:
+            columns[f"activation_rms/{name}"] = math.sqrt(numbers[SQUARES] / numbers[ELEMENTS])
+            columns[f"activation_max/{name}"] = numbers[LARGEST]
+    return columns
