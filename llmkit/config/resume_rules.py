@@ -138,10 +138,11 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "free", "what is measured beside the loss", "evaluate.tasks",
         "names every_steps include_path num_fewshot limit",
     ),
-    **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples report sample trackers"),
+    **_rules("free", "what is shown and recorded", "monitor", "log_every log_samples report sample samples trackers"),
     **_rules("free", "what is shown and recorded", "monitor", "profile_steps profile_ranks"),
     **_rules("free", "what is shown and recorded", "monitor", "pue grid_gco2_per_kwh"),
     **_rules("free", "what is shown and recorded", "monitor.cost", "per_device_hour per_kwh currency"),
+    **_rules("free", "what is measured", "monitor", "statistics_every spike_threshold spike_window"),
     **_rules("free", "what is shown and recorded", "monitor.wandb", "mode project entity"),
 }  # fmt: skip
 """One rule a setting; indices in lists are N, as in the reference of all settings."""

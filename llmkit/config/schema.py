@@ -379,10 +379,21 @@ class Monitor(Section):
 
     log_every: Positive = 10
     """Steps between rows of metrics.jsonl."""
+    statistics_every: NonNegative = 100
+    """Steps between measurements of gradients, weights, updates and activations of each layer, and of the
+    loss by position in the document; 0 = none."""
+    spike_threshold: Annotated[float, Field(ge=0.0)] = 6.0
+    """A loss or gradient norm so many robust standard deviations above those of the steps before it is
+    recorded as the event loss_spike; 0 = never."""
+    spike_window: Annotated[int, Field(ge=10)] = 100
+    """Steps that it is compared with."""
     log_samples: bool = False
     """Each rank writes the position and the hash of every row that it trains on, into samples/."""
     sample: str | None = None
     """A prompt to continue at the end of the run; default: none."""
+    samples: list[str] = []
+    """Prompts to continue by 64 tokens at each evaluation, as a table in media.jsonl: by the likeliest
+    tokens, and by drawn ones."""
     wandb: Wandb = Wandb()
     """Weights & Biases."""
     trackers: list[TrackerName] = []

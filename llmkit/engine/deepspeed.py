@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
+from inspect import unwrap
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -107,7 +108,7 @@ def _used_by(owner: type) -> Iterator[str]:
         yield from getattr(base, "__dataclass_fields__", ())
         for member in vars(base).values():
             if isinstance(member, FunctionType):
-                yield from _names_in(member.__code__)
+                yield from _names_in(unwrap(member).__code__)
 
 
 def _names_in(code: CodeType) -> Iterator[str]:

@@ -91,7 +91,7 @@ class LayerSums:
         for parts in self._batches(tensor for tensor in tensors if tensor.grad is not None):
             views = [part.of(part.tensor.grad) for part in parts]  # type: ignore[arg-type]
             if scale is not None:
-                views = torch._foreach_mul(views, scale.to(views[0].device))
+                views = list(torch._foreach_mul(views, scale.to(views[0].device)))
             self._add(parts, GRADIENT, sum_of_squares(views, views[0].device))
             magnitudes = torch.cat(views).abs_()
             below = [(magnitudes >= edge).sum(dtype=torch.float64) for edge in EDGES[:-1]]
@@ -135,7 +135,7 @@ class LayerSums:
             torch._foreach_mul_(moved, (1.0 - beta2**count).rsqrt().to(moved[0].device))
             torch._foreach_add_(moved, eps)
             first = [part.of(state["exp_avg"]) for part, state in zip(parts, states, strict=True)]
-            moved = torch._foreach_div(first, moved)
+            moved = list(torch._foreach_div(first, moved))
             torch._foreach_mul_(moved, (rate / (1.0 - beta1**count)).to(moved[0].device))
             torch._foreach_add_(moved, [part.of(part.tensor) for part in parts], alpha=decay)
             squares = sum_of_squares(moved, moved[0].device) / (1.0 - decay) ** 2

@@ -25,7 +25,7 @@ from llmkit.monitor.cost import JOULES_PER_KWH, money
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
 from llmkit.monitor.text import duration, shown_bits
-from llmkit.prompts import chat_prompt, text_prompt
+from llmkit.prompts import Prompt, chat_prompt, text_prompt
 from llmkit.stopping import Stopped
 from llmkit.weights import weights_of
 
@@ -153,21 +153,26 @@ def compressors_bits_per_byte(data: Prepared) -> dict[str, float]:
 
 
 def sample(t: Trainer, text: str) -> str:
-    """The prompt and what the model makes of it; or why there is no sample, which is no fault of the run.
-
-    Where all that the model saw are chats, the prompt is a question to the assistant.
-    """
+    """The prompt and what the model makes of it; or why there is no sample, which is no fault of the run."""
     if not t.plan.layout.full_weights and t.plan.model.num_parameters > SAMPLED_PARAMETERS:
         return f"no sample of a model of this size: {_command('generate', t)}"
     try:
-        only_chats = all(spec.record in ("chat", "preference") for spec in t.config.data.sources)
-        prompt = (chat_prompt if only_chats else text_prompt)(t.data.tokenizer, text)
+        prompt = prompt_of(t, text)
         # Every length would be compiled anew.
         with torch.compiler.set_stance("force_eager"), _whole_model(t) as model:
             answer = "".join(stream_text(model, t.data.tokenizer, prompt, SAMPLE_TOKENS, SAMPLING))
     except (RuntimeError, MemoryError, UserError) as error:
         return f"no sample: {str(error).partition(chr(10))[0]}"
     return prompt.shown + answer
+
+
+def prompt_of(t: Trainer, text: str) -> Prompt:
+    """A text to go on with; where all that the model saw are chats, a question to the assistant.
+
+    Raises UserError for a text that cannot be one.
+    """
+    only_chats = all(spec.record in ("chat", "preference") for spec in t.config.data.sources)
+    return (chat_prompt if only_chats else text_prompt)(t.data.tokenizer, text)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from llmkit.config.schema import Config
 from llmkit.engine.base import StepResult
 from llmkit.engine.layer_outputs import ELEMENTS, LARGEST, SQUARES
 from llmkit.engine.layer_sums import COLUMNS, COUNTS, EDGES, GRADIENT, UPDATE, WEIGHT
@@ -68,7 +69,10 @@ class StepDetails:
             return {}
         return self._sources.columns([next(values) for _ in range(taken.by_source.numel())])
 
-    def after_row(self, step: int, taken: Taken, values: Iterator[float], loss: float, norm: float) -> None:
+    def after_row(
+        self, step: int, taken: Taken, values: Iterator[float],
+        loss: float | None, norm: float | None,
+    ) -> None:  # fmt: skip
         """Records what has a row, or a line, of its own. values: of `Taken.behind_row`."""
         row: dict[str, Any] = {}
         if (by_position := taken.result.by_position) is not None:
@@ -83,8 +87,10 @@ class StepDetails:
                     self._write_media(histogram(f"gradients/{layer}", EDGES, numbers[COUNTS:]), step)
         if row:
             self._write({"step": step} | row)
-        if taken.result.targets and (spike := self._spikes.add(step, loss, norm)) is not None:
-            self._on_spike(spike)
+        if loss is not None and norm is not None:
+            spike = self._spikes.add(step, loss, norm)
+            if spike is not None:
+                self._on_spike(spike)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON; the same on all ranks. Waits for the device."""
@@ -94,6 +100,12 @@ class StepDetails:
         """Goes on after `state`; checkpoints until 2026-11-28 have none."""
         self._sources.load_state(state.get("sources", {}))
         self._spikes.load_state(state.get("spikes", {}))
+
+
+def spike_detector(config: Config) -> SpikeDetector:
+    """As the settings say: steps of the warm-up of the learning rate are passed over."""
+    monitor, schedule = config.monitor, config.schedule
+    return SpikeDetector(monitor.spike_window, monitor.spike_threshold, schedule.warmup_steps)
 
 
 def layer_columns(layers: Sequence[str], sums: Sequence[Sequence[float]]) -> dict[str, float]:

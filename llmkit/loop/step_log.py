@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from llmkit.errors import RunFault
 from llmkit.loop.phases import Phases
 from llmkit.loop.recorder import Recorded, Recorder
 from llmkit.loop.scalars import Scalars
-from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.state import TrainState
+from llmkit.loop.step_details import StepDetails, Taken
 from llmkit.loop.step_times import Speed, StepTimes
 from llmkit.monitor.hardware import device_peak, peak_memory_gib, reserved_memory_gib
 from llmkit.precision import torch_dtype
@@ -31,7 +31,7 @@ Columns = Callable[[], Mapping[str, Any]]
 class _Step:
     """A step whose scalars are on their way to the host.
 
-    by_source: how many of them are sums by source. parts: None where they do not count, or are not known.
+    taken: what it gives beside loss and norm. parts: None where they do not count, or are not known.
     timing: columns of a row; None: none is due.
     """
 
@@ -40,7 +40,7 @@ class _Step:
     targets: int
     learning_rate: float
     scalars: Scalars | None
-    by_source: int
+    taken: Taken
     parts: StepParts | None
     recorded: Recorded | None
     timing: dict[str, Any] | None
@@ -58,11 +58,11 @@ class StepLog:
     def __init__(
         self, state: TrainState, device: torch.device, phases: Phases, recorder: Recorder, speed: Speed,
         further: Sequence[Columns], write: Callable[[dict[str, Any]], None],
-        max_skipped: int, saved_step: Callable[[], int | None], sources: SourceLosses,
+        max_skipped: int, saved_step: Callable[[], int | None], details: StepDetails,
         limit: float | None = None,
     ) -> None:  # fmt: skip
         self._state, self._device, self._phases, self._recorder = state, device, phases, recorder
-        self._further, self._sources, self._write = further, sources, write
+        self._further, self._details, self._write = further, details, write
         self._max_skipped, self._saved_step, self._limit = max_skipped, saved_step, limit
         self.speed, self._times = speed, StepTimes(phases, speed)
         self._pending: _Step | None = None
@@ -87,17 +87,15 @@ class StepLog:
             for name, extra in result.extras.items():
                 self._recorder.record(name, extra / result.targets, "mean")
             values = [result.loss_sum, result.grad_norm, result.skipped]
-        if result.by_source is not None:
-            self._sources.add(result.by_source)
-        by_source = self._sources.take() if row_due else None
-        values += [by_source] if by_source is not None else []
+        taken = self._details.take(result, row_due)
+        values += taken.in_row
         recorded = self._recorder.take() if row_due else None
-        values += recorded.tensors if recorded else []
+        values += [*(recorded.tensors if recorded else []), *taken.behind_row]
         scalars = Scalars(values) if values else None
         timing = self._timing() if row_due else None
         self._pending = _Step(
             self._state.step, self._state.tokens, result.targets, learning_rate, scalars,
-            0 if by_source is None else by_source.numel(), result.parts if counts else None, recorded, timing,
+            taken, result.parts if counts else None, recorded, timing,
         )  # fmt: skip
 
     def _timing(self) -> dict[str, Any]:
@@ -114,16 +112,15 @@ class StepLog:
         if self._pending is None:
             return
         step, self._pending = self._pending, None
-        values: list[float] = []
+        values: Iterator[float] = iter(())
         if step.scalars is not None:
             with self._phases.span("step", self._limit):  # a GPU may still be at that step
-                values = step.scalars.read()
+                values = iter(step.scalars.read())
         if step.parts is not None:
             self._times.add_parts(step.parts.read())
         loss, norm, skipped = None, None, False
         if step.targets:
-            loss, norm, skipped = values[0] / step.targets, values[1], values[2] > 0.0
-            values = values[3:]
+            loss, norm, skipped = next(values) / step.targets, next(values), next(values) > 0.0
             self._state.add_loss(loss, step.targets)
         self._count(step, skipped)
         row: dict[str, Any] = {"step": step.step, "tokens": step.tokens, "loss": loss, "grad_norm": norm}
@@ -131,16 +128,16 @@ class StepLog:
         if step.timing is not None:
             row |= step.timing | self._times.take_parts() | {"loss_mean": self._state.take_mean_loss()}
             row["skipped_total"] = self._state.skipped
-        if step.by_source:
-            row |= self._sources.columns(values[: step.by_source])
+        row |= self._details.columns(step.taken, values)
         if skipped:
             row["skipped"] = True
         if not step.targets:
             row["no_targets"] = True
         if step.recorded is not None:
-            row |= step.recorded.reduce(values[step.by_source :])
+            row |= step.recorded.reduce([next(values) for _ in step.recorded.tensors])
         if step.timing is not None or skipped or not step.targets:
             self._write(row)
+        self._details.after_row(step.step, step.taken, values, loss, norm)
         self._check_skipped(step)
 
     def _count(self, step: _Step, skipped: bool) -> None:
@@ -161,9 +158,7 @@ class StepLog:
             )
 
 
-def make_step_log(
-    t: Trainer, recorder: Recorder, sources: SourceLosses, write: Callable[[dict[str, Any]], None]
-) -> StepLog:
+def make_step_log(t: Trainer, recorder: Recorder, details: StepDetails) -> StepLog:
     """The log of a trainer's steps. Rank 0, which alone writes rows, measures the peak of its device."""
     peak, label = None, ""
     if t.mesh.rank == 0:
@@ -173,6 +168,6 @@ def make_step_log(
             t.console.note(f"no utilization (MFU) will be given: {label}")
     speed = Speed(t.plan.tokens_per_step, t.work.full, t.work.recomputed, peak, label, t.mesh.world_size)
     return StepLog(
-        t.state, t.mesh.device, t.phases, recorder, speed, t.row_columns, write,
-        t.config.train.max_nonfinite_steps, lambda: t.saved_step, sources, t.step_limit,
+        t.state, t.mesh.device, t.phases, recorder, speed, t.row_columns, t.write_row,
+        t.config.train.max_nonfinite_steps, lambda: t.saved_step, details, t.step_limit,
     )  # fmt: skip

@@ -15,17 +15,16 @@ from llmkit.checkpoint.write import save
 from llmkit.config.schema import Config
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import Step, TrainLoader
-from llmkit.data.prefetch import GaveUp
 from llmkit.data.prepared import Prepared
 from llmkit.engine.base import Engine, StepResult
 from llmkit.errors import DisagreementError, RunFault
-from llmkit.kernels.compiler import graph_breaks, graphs_compiled
+from llmkit.kernels.compiler import each_once, graph_breaks, graphs_compiled
 from llmkit.loop.batches import Batches, NoBatch
 from llmkit.loop.budget import Budget
 from llmkit.loop.control import NOTHING, Agreed, Control
 from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
 from llmkit.loop.epochs import epoch_columns
-from llmkit.loop.evaluate import evaluate, evaluation_row
+from llmkit.loop.evaluations import evaluate_if_due, evaluate_now, evaluate_tasks_now
 from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
 from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
@@ -37,9 +36,9 @@ from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.spending import Spending
 from llmkit.loop.start_plan import show_start
 from llmkit.loop.state import TrainState
+from llmkit.loop.step_details import StepDetails, spike_detector
 from llmkit.loop.step_log import Columns, make_step_log
-from llmkit.loop.stop import LATE, StopRequest
-from llmkit.loop.tasks import evaluate_tasks, leave_out, tasks_due, tasks_stop_code
+from llmkit.loop.stop import StopRequest
 from llmkit.loop.time_budget import TimeBudget, time_over
 from llmkit.loop.work import Work
 from llmkit.monitor.columns import OWN_NAMES
@@ -49,6 +48,7 @@ from llmkit.monitor.goodput import Ledger
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.media import checked
 from llmkit.monitor.sink import Sink
+from llmkit.monitor.spikes import Spike
 from llmkit.optim.schedule import step_values
 from llmkit.parallel.randomness import seed_step
 from llmkit.plan import Plan
@@ -97,9 +97,13 @@ class Trainer:
         own = [TimeBudget(budget), timer, MicroBatchHint(), ProfileSteps(self.config)]
         self.hooks = HookList(own, launch.hooks)
         self._recorder = Recorder(self.mesh, OWN_NAMES, gathers=self.hooks.has_others)
-        self._sources = SourceLosses(loader.source_names, self.mesh.device)
+        self._details = StepDetails(
+            SourceLosses(loader.source_names, self.mesh.device), spike_detector(self.config),
+            self.config.data.sequence_length, self.write_row, self._write_media, self._spiked,
+        )  # fmt: skip
         self._samples = SampleLog(folder.path, self.mesh) if self.config.monitor.log_samples else None
         self._left_out = LeftOutReport(loader, console.note)
+        self.note_once = each_once(console.note)
         stop.time_over = self.time_over
 
     @property
@@ -109,14 +113,14 @@ class Trainer:
 
     def start(self) -> None:
         """What comes before the first step: measures the device's peak, calls hooks. All ranks call it."""
-        self.log = make_step_log(self, self._recorder, self._sources, self._write_row)
+        self.log = make_step_log(self, self._recorder, self._details)
         if self.mesh.rank == 0:
             show_start(self, self.log.speed.label)
         self.spending.start(self)
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")
         self._recorder.load_state(self._saved_state.get("recorded", []))
-        self._sources.load_state(self._saved_state.get("sources", {}))
+        self._details.load_state(self._saved_state.get("details", {}))
         self.hooks.load_states(self._saved_state.get("hooks", {}))
         self.hooks.call("on_start", self)
         raise_failures(self)
@@ -127,7 +131,7 @@ class Trainer:
         Returns the exit code. All ranks call it.
         """
         batches = Batches(self.loader, self.control, self.stop_code)
-        self._evaluate_if_due()
+        evaluate_if_due(self)
         while not self.state.finished():
             if self.agreed.failed:
                 save_and_fail(self, self.hooks.failure)
@@ -142,7 +146,7 @@ class Trainer:
                 return self._stop()
             self._after_step(batch, self._step(batch))
         self.save_last()
-        if not (self._evaluate() and self._evaluate_tasks()):
+        if not (evaluate_now(self) and evaluate_tasks_now(self)):
             return self._stop()
         self.hooks.call("on_end", self)
         raise_failures(self)
@@ -162,7 +166,9 @@ class Trainer:
             if targets is None:  # where not every token is a target, each rank knows only its own
                 targets = self.mesh.count_over_data(batch.own_targets)
             with named_where_full(self.plan, self.log.warmed_up):
-                result = self.engine.train_step(micro_batches, targets, values)
+                every = self.config.monitor.statistics_every
+                measure = every > 0 and (state.step + 1) % every == 0
+                result = self.engine.train_step(micro_batches, targets, values, measure)
             if self.plan.kernels.compiled and graphs_compiled() > graphs:
                 self.phases.rename("compile")  # as for a batch of another shape
         self.stop.hold()
@@ -197,7 +203,7 @@ class Trainer:
         every = self.config.checkpoint.every_steps
         if self.agreed.save or (every and step % every == 0):
             self._save_and_go_on()
-        self._evaluate_if_due()
+        evaluate_if_due(self)
 
     def _requests(self) -> Agreed:
         """What this rank asks for after this step."""
@@ -234,7 +240,8 @@ class Trainer:
             return False
         return time_over(self.config.train, self.state, self._started, self.clock, self.save_seconds)
 
-    def _write_row(self, row: dict[str, Any]) -> None:
+    def write_row(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to metrics.jsonl, and gives it to the sinks."""
         row = plain(row)
         for sink in self._sinks:
             sink.write(row)
@@ -245,9 +252,16 @@ class Trainer:
         Made by the functions of `llmkit.monitor.media`; on ranks other than 0 nothing happens. Raises
         UserError for another item.
         """
-        item = {"step": self.state.step, **plain(checked(item))}
+        self._write_media(item, self.state.step)
+
+    def _write_media(self, item: Mapping[str, Any], step: int) -> None:
+        item = {"step": step, **plain(checked(item))}
         for sink in self._sinks:
             sink.media(item)
+
+    def _spiked(self, spike: Spike) -> None:
+        self.events.record("loss_spike", **spike._asdict())
+        self.console.note(spike.text)
 
     def save(self) -> Path:
         """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
@@ -289,7 +303,7 @@ class Trainer:
             "started_in": os.getcwd(),  # where relative paths of the settings start from
             "hooks": self.hooks.states(),
             "recorded": self._recorder.state(),
-            "sources": self._sources.state(),
+            "details": self._details.state(),
             **({"init_from": self.init_from} if self.init_from else {}),
         }
 
@@ -308,64 +322,6 @@ class Trainer:
         except RunFault as fault:
             self.events.record("save_failed", step=self.state.step, reason=str(fault))
             self.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
-
-    def _evaluate_if_due(self) -> None:
-        """Evaluates, if that is due or asked for at this step; not the evaluation at the end."""
-        if self.state.finished():
-            return
-        if (self.evaluation_due or self.agreed.evaluate) and not self._evaluate():
-            return
-        if tasks_due(self.config, self.state.step, at_end=False):
-            self._evaluate_tasks()
-
-    def _evaluate(self) -> bool:
-        """Evaluates at this step, unless that was done or nothing is held out.
-
-        The checkpoint of this step lacks it: a resumed run takes it from metrics.jsonl, or makes it.
-        False where it was given up because of a request to stop: nothing of it is on record, and
-        `agreed.stop` says why on all ranks.
-        """
-        state, heldout = self.state, self.heldout
-        if heldout is None or state.evaluated_step == state.step:
-            return True
-        self.log.flush()
-        try:
-            with self.phases.span("evaluate"):
-                found = evaluate(self.engine, heldout, self.mesh, self.control, self.stop_code, state.step)
-        except GaveUp as end:
-            self.agreed = self.agreed._replace(stop=end.why)
-            return False
-        state.record_evaluation(found.loss, self.config.evaluate.early_stopping)
-        self._write_row(evaluation_row(found, of_pairs=self.data.has_pairs))
-        if state.stopped_early:
-            self.events.record("early_stopping", step=state.step, best=state.best_eval_loss)
-            self.console.note(
-                f"stopping early: {state.evaluations_without_gain} evaluations without a lower loss"
-            )
-        with self.phases.span("evaluate"):
-            self.hooks.call("after_evaluate", self, found)
-        return True
-
-    def _evaluate_tasks(self) -> bool:
-        """Evaluates by tasks at this step, unless that was done or none is asked for; as `_evaluate`."""
-        state = self.state
-        if not tasks_due(self.config, state.step, at_end=True) or state.tasks_step == state.step:
-            return True
-        self.log.flush()
-        began = self.clock()
-        try:
-            with self.phases.span("evaluate"):
-                found = evaluate_tasks(self, lambda: tasks_stop_code(self))
-        except GaveUp as end:
-            if end.why == LATE and state.finished():
-                leave_out(self)
-                return True
-            self.agreed = self.agreed._replace(stop=end.why)
-            return False
-        state.tasks_step, self.tasks_seconds = state.step, self.clock() - began
-        if found is not None:
-            self._write_row({"step": state.step, **found})
-        return True
 
     @property
     def evaluation_due(self) -> bool:

@@ -28,6 +28,13 @@ class Spike(NamedTuple):
     median: float
     z: float
 
+    @property
+    def text(self) -> str:
+        """For people."""
+        what = {"loss": "the loss", "grad_norm": "the gradient norm"}[self.of]
+        by = f"{self.z:.0f} deviations above {self.median:.4g}"
+        return f"step {self.step}: {what} is {self.value:.4g}, {by}"
+
 
 class Series:
     """The newest values of one quantity, by age and by size."""

@@ -207,7 +207,7 @@ def _parts_of(result: StepResult) -> dict[str, Tensor]:
     found = {
         "nats by source": result.by_source, "nats by position": result.by_position,
         "gradients": gradients, "weights": weights, "updates": updates,
-        "outputs": (squares / elements).sqrt(), "largest outputs": largest,
+        "outputs": (squares / elements.clamp(min=1.0)).sqrt(), "largest outputs": largest,
     }  # fmt: skip
     return {name: each.cpu() for name, each in found.items()}
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from llmkit.engine.base import StepResult, without_targets
+from llmkit.engine.layer_statistics import LayerStatistics
+from llmkit.engine.layer_sums import COLUMNS
 from llmkit.engine.parts import StepParts
 from llmkit.errors import RunFault
 from llmkit.loop.phases import Phases
@@ -15,10 +17,12 @@ from llmkit.loop.recorder import Recorder
 from llmkit.loop.scalars import Scalars
 from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.state import TrainState
+from llmkit.loop.step_details import StepDetails
 from llmkit.loop.step_log import StepLog
 from llmkit.loop.step_times import Speed
 from llmkit.monitor.goodput import Ledger
 from llmkit.monitor.hardware import peak_memory_gib
+from llmkit.monitor.spikes import Spike, SpikeDetector
 from llmkit.parallel.mesh import Mesh
 
 TOKENS, FLOPS, PEAK, DEVICES = 128, 1000.0, 64_000.0, 2
@@ -40,13 +44,19 @@ class Steps:
     def __init__(self, max_skipped: int = 3) -> None:
         self.now = 0.0
         self.rows: list[dict[str, Any]] = []
+        self.items: list[tuple[int, str]] = []
+        self.spikes: list[Spike] = []
         self.state, self.recorder = TrainState(max_steps=100), Recorder(Mesh())
         self.phases = Phases(lambda: self.now)
         self.log = StepLog(
             self.state, torch.device("cpu"), self.phases, self.recorder,
             Speed(TOKENS, FLOPS, 0.0, PEAK, "measured", DEVICES), [Ledger(self.phases.totals).columns],
             self.rows.append, max_skipped, lambda: None,
-            SourceLosses(["web", "books", "code"], torch.device("cpu")),
+            StepDetails(
+                SourceLosses(["web", "books", "code"], torch.device("cpu")), SpikeDetector(10, 6.0), 32,
+                self.rows.append, lambda item, step: self.items.append((step, item["name"])),
+                self.spikes.append,
+            ),
         )  # fmt: skip
 
     def spend(self, phase: Any, seconds: float) -> None:
@@ -56,7 +66,8 @@ class Steps:
     def step(
         self, row_due: bool = False, targets: int = TOKENS, loss: float = 2.0, skipped: float = 0.0,
         waits: float = 0.0, computes: float = 1.0, saves: float = 0.0, compiles: float = 0.0,
-        parts: dict[str, float] | None = None, by_source: list[list[float]] | None = None, **extras: float,
+        parts: dict[str, float] | None = None, by_source: list[list[float]] | None = None,
+        layers: LayerStatistics | None = None, **extras: float,
     ) -> None:  # fmt: skip
         self.spend("data", waits)
         self.spend("step", computes)
@@ -72,7 +83,7 @@ class Steps:
                 total, targets, torch.tensor(0.5), torch.tensor(skipped), sums, parts and Parts(parts)
             )
         if by_source is not None:
-            result = result._replace(by_source=torch.tensor(by_source, dtype=torch.float64))
+            result = result._replace(by_source=torch.tensor(by_source, dtype=torch.float64), layers=layers)
         self.log.after_step(result, 0.1, row_due)
         self.spend("save", saves)
 
@@ -107,6 +118,29 @@ def test_losses_of_sources_are_means_over_the_targets_since_the_last_row() -> No
     assert first["loss/web"] == 2.0 and "loss/books" not in first and first["extra"] == 1.0
     assert second["loss/web"] == 2.0 and second["loss/books"] != second["loss/books"]
     assert "loss/code" not in second and second["extra"] == 3.0
+
+
+def test_what_is_measured_of_layers_is_the_row_behind_that_of_its_step() -> None:
+    run = Steps()
+    sums = torch.arange(2.0 * COLUMNS).view(2, COLUMNS)
+    outputs = torch.tensor([[8.0, 2.0, 3.0]])
+    layers = LayerStatistics(["a", "b"], sums, ["a"], outputs)
+    run.step(row_due=True, by_source=[[4.0, 2.0], [0.0, 0.0], [6.0, 3.0]], layers=layers, extra=7.0)
+    run.step(by_source=[[4.0, 2.0], [0.0, 0.0], [6.0, 3.0]], layers=layers, extra=8.0)
+    run.log.flush()
+    first, behind, second = run.rows
+    assert (first["loss/web"], first["loss/code"], first["extra"]) == (2.0, 2.0, 7.0)
+    assert behind["step"] == 1 and behind["weight_norm/b"] == (COLUMNS + 1) ** 0.5
+    assert (behind["activation_rms/a"], behind["activation_max/a"]) == (2.0, 3.0)
+    assert second == {**behind, "step": 2}
+    assert run.items == [(step, f"gradients/{layer}") for step in (1, 2) for layer in ("a", "b")]
+
+
+def test_each_step_is_looked_at_for_a_spike() -> None:
+    run = Steps()
+    for loss in (*[2.0] * 12, 4.0, 2.0):
+        run.step(loss=loss)
+    assert [spike.step for spike in run.spikes] == [13] and run.rows == []
 
 
 def test_a_step_that_computes_nothing_makes_no_speed_and_has_a_row() -> None:

@@ -1,0 +1,74 @@
+"""The evaluations of a run: when they are due, and what is done with what they find. All ranks call these."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkit.data.prefetch import GaveUp
+from llmkit.loop.evaluate import evaluate, evaluation_row
+from llmkit.loop.sample_table import write_samples
+from llmkit.loop.stop import LATE
+from llmkit.loop.tasks import evaluate_tasks, leave_out, tasks_due, tasks_stop_code
+
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
+
+
+def evaluate_if_due(t: Trainer) -> None:
+    """Evaluates, if that is due or asked for at this step; not the evaluation at the end."""
+    if t.state.finished():
+        return
+    if (t.evaluation_due or t.agreed.evaluate) and not evaluate_now(t):
+        return
+    if tasks_due(t.config, t.state.step, at_end=False):
+        evaluate_tasks_now(t)
+
+
+def evaluate_now(t: Trainer) -> bool:
+    """Evaluates at this step, unless that was done or nothing is held out.
+
+    The checkpoint of this step lacks it: a resumed run takes it from metrics.jsonl, or makes it.
+    False where it was given up because of a request to stop: nothing of it is on record, and
+    `t.agreed.stop` says why on all ranks.
+    """
+    state, heldout = t.state, t.heldout
+    if heldout is None or state.evaluated_step == state.step:
+        return True
+    t.log.flush()
+    try:
+        with t.phases.span("evaluate"):
+            found = evaluate(t.engine, heldout, t.mesh, t.control, t.stop_code, state.step)
+            write_samples(t)  # before the row, by which a start knows that nothing is missing
+    except GaveUp as end:
+        t.agreed = t.agreed._replace(stop=end.why)
+        return False
+    state.record_evaluation(found.loss, t.config.evaluate.early_stopping)
+    t.write_row(evaluation_row(found, of_pairs=t.data.has_pairs))
+    if state.stopped_early:
+        t.events.record("early_stopping", step=state.step, best=state.best_eval_loss)
+        t.console.note(f"stopping early: {state.evaluations_without_gain} evaluations without a lower loss")
+    with t.phases.span("evaluate"):
+        t.hooks.call("after_evaluate", t, found)
+    return True
+
+
+def evaluate_tasks_now(t: Trainer) -> bool:
+    """Evaluates by tasks at this step, unless that was done or none is asked for; as `evaluate_now`."""
+    state = t.state
+    if not tasks_due(t.config, state.step, at_end=True) or state.tasks_step == state.step:
+        return True
+    t.log.flush()
+    began = t.clock()
+    try:
+        with t.phases.span("evaluate"):
+            found = evaluate_tasks(t, lambda: tasks_stop_code(t))
+    except GaveUp as end:
+        if end.why == LATE and state.finished():
+            leave_out(t)
+            return True
+        t.agreed = t.agreed._replace(stop=end.why)
+        return False
+    state.tasks_step, t.tasks_seconds = state.step, t.clock() - began
+    if found is not None:
+        t.write_row({"step": state.step, **found})
+    return True
