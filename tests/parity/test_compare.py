@@ -23,7 +23,7 @@ def failures(found: Trajectory, alone: Trajectory, case: Case = CASE) -> list[st
 def test_a_run_equals_itself_and_was_clipped(alone):
     assert failures(alone, alone) == []
     assert min(alone.norms) > 0.5 and len(alone.losses) == 10
-    assert sorted(alone.gradients) == [0, 4, 9]
+    assert sorted(alone.gradients) == sorted(alone.parts) == [0, 4, 9]
     names = set(alone.state["master"])
     assert names == set(alone.state["first"]) == set(alone.state["exp_avg_sq"]) == set(alone.gradients[4])
 
@@ -35,6 +35,7 @@ CHANGES: dict[str, Callable[[Trajectory], object]] = {
     "norm": lambda t: t.norms.__setitem__(5, float("nan")),
     "initial gradient": lambda t: t.gradients[0]["norm.bias"].mul_(1 + 4e-6),
     "gradient": lambda t: t.gradients[4].pop("norm.weight"),
+    "part": lambda t: t.parts[4]["updates"][1].mul_(1 + 1e-4),
     "weight": lambda t: t.state["master"]["positions.weight"][0].mul_(1.1),
     "first moment": lambda t: t.state["first"]["blocks.0.mlp.up_proj.bias"].add_(float("inf")),
     "second moment": lambda t: t.state["exp_avg_sq"].update(unknown=torch.zeros(1)),
