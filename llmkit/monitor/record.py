@@ -69,7 +69,8 @@ class RunRecord:
         """
         found: Row = {}
         for row in self._last_rows:
-            found |= {name: value for name, value in row.items() if value is not None}
+            last = max(row["step"], found.get("step", 0))
+            found |= {name: value for name, value in row.items() if value is not None} | {"step": last}
         return found
 
     @cached_property

@@ -18,7 +18,7 @@ SIZE = 1000
 BINS = 500
 """Parts of a plot in each of which a curve has its least and its largest value: more could not be seen."""
 EARLY, MANY = 0.02, 100
-"""Share of the x-axis that does not decide the range of y, where more points than this follow: a first loss
+"""Share of a curve that does not decide the range of y, where more points than this follow: a first loss
 would flatten all that comes later."""
 
 
@@ -99,18 +99,18 @@ class Plot:
 
 def draw(
     curves: Sequence[Curve], marks: Sequence[Mark] = (), *, log: bool = False, zero: bool = False,
-    x_unit: tuple[float, str] = (1.0, ""),
+    reach: float = 0.0, x_unit: tuple[float, str] = (1.0, ""),
 ) -> Plot | None:  # fmt: skip
     """A plot of all curves on the same scales, x from 0; None where there is no point to show.
 
-    log: a logarithmic y, where all is positive; zero: y begins at 0.
+    log: a logarithmic y, where all is positive; zero: y begins at 0; reach: least end of x.
     """
     points = [np.isfinite(curve.x) & np.isfinite(curve.y) for curve in curves]
     xs = [curve.x[known] for curve, known in zip(curves, points, strict=True)]
     if not any(x.size for x in xs):
         return None
-    x = Scale(0.0, max(float(x.max()) for x in xs if x.size) or 1.0, unit=x_unit, most=7)
-    y = _y_scale(curves, points, EARLY * x.high, log, zero)
+    x = Scale(0.0, max(reach, *(float(x.max()) for x in xs if x.size)) or 1.0, unit=x_unit, most=7)
+    y = _y_scale(curves, points, log, zero)
     paths = [
         (
             f"{curve.kind} c{curve.color % 8}",
@@ -124,20 +124,22 @@ def draw(
     return Plot(x, y, [each for each in paths if each[2]], shown)
 
 
-def _y_scale(
-    curves: Sequence[Curve], points: Sequence[np.ndarray], late: float, log: bool, zero: bool
-) -> Scale:
-    pairs = list(zip(curves, points, strict=True))
-    deciding = [curve.y[known & (curve.x >= late)] for curve, known in pairs]
-    values = np.concatenate(deciding)
-    if values.size < MANY:
-        values = np.concatenate([curve.y[known] for curve, known in pairs])
+def _y_scale(curves: Sequence[Curve], points: Sequence[np.ndarray], log: bool, zero: bool) -> Scale:
+    values = np.concatenate(
+        [_deciding(c.x[known], c.y[known]) for c, known in zip(curves, points, strict=True)]
+    )
     low, high = float(values.min()), float(values.max())
     if log and low > 0 and high > 1.5 * low:
         return Scale(max(low, high / 1e6) / 1.05, high * 1.05, log=True)
     low = min(0.0, low) if zero else low
     room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     return Scale(low if zero and low == 0.0 else low - room, high + room)
+
+
+def _deciding(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The values of a curve that decide the range of y."""
+    late = x >= EARLY * x.max(initial=0.0)
+    return y[late] if late.sum() > MANY else y
 
 
 def path(x: np.ndarray, y: np.ndarray, dots: bool = False) -> str:

@@ -98,22 +98,24 @@ FAMILIES = (
 )
 
 
-def charts(runs: Sequence[RunRecord], marks: Sequence[tuple[int, str, str]]) -> list[Chart]:
+def charts(
+    runs: Sequence[RunRecord], names: Sequence[str], marks: Sequence[tuple[int, str, str]]
+) -> list[Chart]:
     """All charts that these runs have anything for, the loss first, over all axes; the others over steps.
 
-    marks: of one run, step, kind and text of what happened to it.
+    names: what the runs are called. marks: of one run, step, kind and text of what happened to it.
     """
     axes = [axes_of(run) for run in runs]
-    main = _chart(LOSS, runs, axes, shared_axes(axes), marks)
+    main = _chart(LOSS, runs, names, axes, shared_axes(axes), marks)
     rest = (
-        _chart(wanted, runs, axes, ["steps"], marks if wanted.marked else [])
+        _chart(wanted, runs, names, axes, ["steps"], marks if wanted.marked else [])
         for wanted in (*STANDARD, *_families(runs), *_others(runs))
     )
     return [chart for chart in (main, *rest) if chart is not None]
 
 
 def _chart(
-    wanted: Wanted, runs: Sequence[RunRecord], axes: Sequence[dict[AxisName, Axis]],
+    wanted: Wanted, runs: Sequence[RunRecord], called: Sequence[str], axes: Sequence[dict[AxisName, Axis]],
     names: Sequence[AxisName], marks: Sequence[tuple[int, str, str]],
 ) -> Chart | None:  # fmt: skip
     several = len(runs) > 1
@@ -121,11 +123,11 @@ def _chart(
     panes = []
     pairs = any(run.settings.get("train.objective") == "dpo" for run in runs)
     for name in names:
-        curves = list(_curves(wanted, runs, [each.get(name) for each in axes]))
-        highest = max((float(np.nanmax(c.x)) for c in curves if np.isfinite(c.x).any()), default=0.0)
-        divided = unit_of(name, pairs, highest)
+        curves = list(_curves(wanted, runs, called, [each.get(name) for each in axes]))
+        reach = max((_reach(run, each.get(name)) for run, each in zip(runs, axes, strict=True)), default=0.0)
+        divided = unit_of(name, pairs, reach)
         placed = _placed(marks, axes[0].get(name)) if not several else []
-        plot = draw(curves, placed, log=wanted.log, zero=wanted.zero, x_unit=divided)
+        plot = draw(curves, placed, log=wanted.log, zero=wanted.zero, reach=reach, x_unit=divided)
         if plot is not None:
             panes.append(Pane(name, divided[1], plot))
             legend |= {curve.name: curve.color for curve in curves if curve.name and curve.kind != "raw"}
@@ -136,7 +138,16 @@ def _chart(
     return Chart(wanted.title, unit, panes, [] if several else shown, wanted.note)
 
 
-def _curves(wanted: Wanted, runs: Sequence[RunRecord], axes: Sequence[Axis | None]) -> Iterator[Curve]:
+def _reach(run: RunRecord, axis: Axis | None) -> float:
+    """How far the rows of a run reach on an axis, so that all its charts end alike."""
+    last = max((int(column.steps[-1]) for column in run.columns.values()), default=0)
+    at = float(axis.of(np.array([last]))[0]) if axis is not None else 0.0
+    return at if np.isfinite(at) else 0.0
+
+
+def _curves(
+    wanted: Wanted, runs: Sequence[RunRecord], called: Sequence[str], axes: Sequence[Axis | None]
+) -> Iterator[Curve]:
     """The curves of a chart. Of several runs, a colour each: the held-out values are dots then."""
     several = len(runs) > 1
     for number, (run, axis) in enumerate(zip(runs, axes, strict=True)):
@@ -148,7 +159,7 @@ def _curves(wanted: Wanted, runs: Sequence[RunRecord], axes: Sequence[Axis | Non
                 continue
             x, y = axis.of(column.steps), column.values * wanted.factor
             color = number if several else place
-            name = run.name if several else each.label
+            name = called[number] if several else each.label
             if each.smoothed:
                 yield Curve(name, x, y, color, "raw")
                 yield Curve(name, *_smoothed(run, each.column, column, axis, wanted.factor), color)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,17 @@ from llmkit.monitor.text import duration
 from llmkit.report.axes import elapsed
 from llmkit.report.chart import short
 from llmkit.report.happened import starts
+
+
+def names_of(runs: Sequence[RunRecord]) -> list[str]:
+    """What runs are called: the names of their folders, with as many of those above as tell them apart."""
+    parts = [run.folder.absolute().parts for run in runs]
+    different = len(set(parts))
+    for depth in range(1, 1 + max(map(len, parts))):
+        names = [printable("/".join(part[-depth:])) for part in parts]
+        if len(set(names)) == different:
+            break
+    return names
 
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:

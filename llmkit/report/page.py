@@ -15,14 +15,13 @@ import jinja2
 from markupsafe import Markup
 
 from llmkit import __version__
-from llmkit.config.mistakes import printable
 from llmkit.monitor.record import RunRecord
 from llmkit.monitor.run_state import RunState
 from llmkit.monitor.stored_settings import differences
 from llmkit.monitor.text import duration
 from llmkit.report import media, sections
 from llmkit.report.curves import charts
-from llmkit.report.facts import facts, figures, progress
+from llmkit.report.facts import facts, figures, names_of, progress
 from llmkit.report.happened import marks, table
 from llmkit.report.heatmap import heatmaps
 from llmkit.report.time_use import time_use
@@ -36,8 +35,8 @@ MARK_KINDS = (
 class ShownRun:
     """What the page says of a run in its head."""
 
-    def __init__(self, run: RunRecord) -> None:
-        self.record, self.name = run, printable(run.name)
+    def __init__(self, run: RunRecord, name: str) -> None:
+        self.record, self.name = run, name
 
     @cached_property
     def state(self) -> RunState:
@@ -74,13 +73,14 @@ def render(runs: Sequence[RunRecord]) -> bytes:
     environment.filters["duration"] = duration
     numbers = itertools.count(1)
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    shown = [ShownRun(run) for run in runs]
+    names = names_of(runs)
+    shown = [ShownRun(run, name) for run, name in zip(runs, names, strict=True)]
     happened = marks(runs[0]) if len(runs) == 1 else []
     text = environment.from_string(page).render(
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{allowed}'",
         style=Markup(style), script=Markup(script), version=__version__,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        title=" | ".join(run.name for run in shown), runs=shown, charts=charts(runs, happened),
+        title=" | ".join(names), runs=shown, charts=charts(runs, names, happened),
         has_marks=bool(happened),
         mark_kinds=[each for each in MARK_KINDS if each[0] in {kind for _, kind, _ in happened}],
         ids=lambda kind: f"{kind}{next(numbers)}",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import UserError
-from llmkit.file_lock import FileLock
 from llmkit.monitor import record
 from llmkit.monitor.record import read_run
+from llmkit.run_folder import RunFolder
 
 OLD_RUNS = Path(__file__).parents[1] / "old_runs"
 
@@ -73,8 +73,8 @@ def test_a_run_whose_rows_come_rarely_is_not_stalled_for_that(folder: Path) -> N
 def test_newest_rows_of_a_long_file_come_from_its_end(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(record, "TAIL_BYTES", 300)
     rows = [{"step": step, "loss": float(step)} for step in range(1, 999)]
-    lines(folder / "metrics.jsonl", {"step": 0, "early": 1}, *rows)
-    assert read_run(folder).newest == {"step": 998, "loss": 998.0}
+    lines(folder / "metrics.jsonl", {"step": 0, "early": 1}, *rows, {"step": 990, "eval/a/b": 1.0})
+    assert read_run(folder).newest == {"step": 998, "loss": 998.0, "eval/a/b": 1.0}
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "configs/../x", "configs", ""])
@@ -85,11 +85,11 @@ def test_settings_are_read_from_the_run_folder_alone(folder: Path, name: str) ->
 
 
 def test_a_folder_with_nothing_in_it_but_a_lock_is_a_run(tmp_path: Path) -> None:
-    lock = FileLock(tmp_path / "run.lock", "llmkit train")
+    held = RunFolder.open(tmp_path, "llmkit train")
     run = read_run(tmp_path)
     assert (run.columns, run.events, run.media, run.newest) == ({}, [], [], {})
     assert run.manifest == run.checkpoint == run.settings.values == {} and run.state.name == "running"
-    lock.release()
+    held.close()
     (tmp_path / "manifest.json").write_text("[1")
     assert read_run(tmp_path).manifest == {} and read_run(tmp_path).state.name == "failed"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from llmkit.file_lock import FileLock
 from llmkit.monitor.run_state import SILENT_AT_START, SILENT_SECONDS, state_of, time_of
+from llmkit.run_folder import RunFolder
 
 NOW = 2_000_000_000.0
 START = {"event": "start", "time": "2033-05-18T03:00:00.000+00:00", "step": 0}
@@ -50,22 +50,22 @@ def written(folder: Path, ago: float) -> None:
 def test_a_run_whose_lock_nobody_holds_has_ended_by_its_newest_event(
     tmp_path: Path, events: list[dict[str, Any]], name: str, reason: str
 ) -> None:
-    FileLock(tmp_path / "run.lock", "llmkit train").release()
+    RunFolder.open(tmp_path, "llmkit train").close()
     written(tmp_path, ago=1.0)
     found = state_of(tmp_path, events, None, NOW)
     assert (found.name, found.reason) == (name, reason)
 
 
 def test_who_holds_the_lock_trains_and_is_not_disturbed(tmp_path: Path) -> None:
-    lock = FileLock(tmp_path / "run.lock", "llmkit train")
+    run = RunFolder.open(tmp_path, "llmkit train")
     assert state_of(tmp_path, [START, DONE], None, NOW).name == "done"  # a run about itself
     (tmp_path / "run.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 1}))
     for events, reason in (([START], "is training"), ([], "is starting"), ([START, DONE], "starts or ends")):
         written(tmp_path, ago=1.0)
         found = state_of(tmp_path, events, None, NOW)
         assert (found.name, found.reason) == ("running", reason)
-    lock.release()
-    FileLock(tmp_path / "run.lock", "another").release()  # nobody else has taken it
+    run.close()
+    RunFolder.open(tmp_path, "another").close()  # nobody else has taken the lock
 
 
 @pytest.mark.parametrize(

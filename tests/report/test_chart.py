@@ -73,6 +73,8 @@ def test_a_first_loss_does_not_flatten_the_rest_but_a_spike_is_within_the_frame(
     plot = draw([Curve("loss", x, y)])
     assert plot is not None and 7.0 < plot.y.high < 8.0
     assert min(at for _, at in points(plot.paths[0][2])[0]) == -SIZE or plot.y.high < 11
+    longer = draw([Curve("loss", x, y), Curve("other", 100 * x, np.full(1000, 4.0))], reach=2e5)
+    assert longer is not None and longer.y.high < 8.0 and longer.x.high == 2e5
     few = draw([Curve("loss", x[:50], y[:50])])
     assert few is not None and few.y.high > 11.0
 

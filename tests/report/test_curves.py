@@ -17,7 +17,7 @@ def test_a_run_has_a_chart_for_each_thing_that_it_has_recorded(tmp_path: Path):
     rows = [row(step, **{"loss/web": 4.0, "loss/books": 5.0, "own/number": 7.0, "loss_at/512-1023": 3.0,
                          "loss_at/64-127": 3.5}) for step in range(1, 41)]  # fmt: skip
     run = make_run(tmp_path / "run", [*rows, {"step": 40, "eval_loss": 3.25}])
-    found = charts([run], marks(run))
+    found = charts([run], ["run"], marks(run))
     assert titles(found) == [
         "Loss", "Learning rate", "Gradient norm", "Speed", "Utilization", "Memory", "Loss by source",
         "Loss by position in the document", "own/number",
@@ -42,7 +42,7 @@ def test_of_several_runs_each_has_a_colour(tmp_path: Path):
     two = make_run(
         tmp_path / "two", [row(step, loss=9.0, loss_mean=9.0) for step in range(1, 11)], manifest={}
     )
-    found = charts([one, two], [])
+    found = charts([one, two], ["one", "two"], [])
     paths = found[0].panes[0].plot.paths
     assert {(classes.split()[1], name) for classes, name, _ in paths} == {("c0", "one"), ("c1", "two")}
     assert found[0].legend == [] and "Loss by source" not in titles(found)
@@ -54,7 +54,9 @@ def test_of_several_runs_each_has_a_colour(tmp_path: Path):
 
 def test_many_members_of_a_family_are_cut_with_a_note(tmp_path: Path):
     rows = [row(step, **{f"loss/s{n}": 1.0 for n in range(12)}) for step in (1, 2)]
-    chart = next(c for c in charts([make_run(tmp_path / "run", rows)], []) if c.title == "Loss by source")
+    chart = next(
+        c for c in charts([make_run(tmp_path / "run", rows)], ["x"], []) if c.title == "Loss by source"
+    )
     assert len(chart.panes[0].plot.paths) == LINES and chart.note == "8 of 12"
 
 
@@ -72,7 +74,7 @@ def test_pairs_have_rewards(tmp_path: Path):
     ]
     run = make_run(tmp_path / "run", rows)
     run.settings.values["train.objective"] = "dpo"
-    found = charts([run], [])
+    found = charts([run], ["run"], [])
     assert found[0].unit == "nats a pair" and found[0].panes[1].label == "pairs"
     rewards = next(chart for chart in found if chart.title == "Rewards of answers")
     assert [name for _, name in rewards.legend] == ["chosen", "margin", "rejected"]
@@ -81,6 +83,6 @@ def test_pairs_have_rewards(tmp_path: Path):
 
 def test_a_run_without_rows_has_no_charts(tmp_path: Path):
     run = make_run(tmp_path / "run", [])
-    assert charts([run], marks(run)) == []
+    assert charts([run], ["run"], marks(run)) == []
     nothing = make_run(tmp_path / "nulls", [dict.fromkeys(row(1)) | {"step": 1}])
-    assert charts([nothing], []) == []
+    assert charts([nothing], ["x"], []) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmkit.report.facts import facts, figures, progress, source_names
+from llmkit.report.facts import facts, figures, names_of, progress, source_names
 from tests.report.runs import make_run, row, write_checkpoint
 
 
@@ -57,3 +57,9 @@ def test_sources_are_named_as_the_run_names_them(tmp_path: Path):
     assert source_names(run) == ["text-0"]
     write_checkpoint(tmp_path / "run", sources=[{"name": "web"}, {"name": "books\n"}])
     assert source_names(run.__class__(run.folder)) == ["web", r"books\n"]
+
+
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path):
+    runs = [make_run(tmp_path / name) for name in ("a/demo", "b/demo", "b/c/demo")]
+    assert names_of(runs[:1]) == ["demo"] and names_of(runs[:2]) == ["a/demo", "b/demo"]
+    assert names_of([*runs[1:], runs[1]]) == ["b/demo", "c/demo", "b/demo"]
