@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from llmkit.cli import main
+from llmkit.loop.scalars import Scalars
+from llmkit.loop.step_log import StepLog
+from llmkit.monitor.peaks import published_peak
 from tests.program import at_step, make_project, rows
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -105,3 +108,34 @@ def test_what_a_gpu_saved_goes_on_on_the_cpu(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(arguments) == 0
     assert losses(folder) == pytest.approx(whole, abs=2e-3)
+
+
+@pytest.mark.cuda
+def test_rows_of_a_gpu_run_add_up_and_wait_for_nothing_but_the_step_before(folder, monkeypatch):
+    after_step, read = StepLog.after_step, Scalars.read
+
+    def watched(*arguments):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return after_step(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def waits(scalars):
+        torch.cuda.set_sync_debug_mode("default")
+        values = read(scalars)
+        torch.cuda.set_sync_debug_mode("error")
+        return values
+
+    monkeypatch.setattr(StepLog, "after_step", watched)
+    monkeypatch.setattr(Scalars, "read", waits)
+    asked = ["monitor.log_every=1", "train.max_steps=30", "evaluate.every_steps=0"]
+    assert main(["train", *settings(torch.device("cuda")), *asked]) == 0
+    found = [row for row in rows(folder) if "loss" in row]
+    peak = published_peak(torch.cuda.get_device_name())
+    for row in found[2:]:
+        assert 0.0 < row["time/optimizer"] < row["time/step"] + row["time/data"] + row["time/other"]
+        assert row["reserved_memory_gib"] >= row["peak_memory_gib"] > 0.0
+        assert row["mfu"] is None if peak is None else 0.0 < row["mfu_causal"] < row["mfu"] < 1.0
+    assert sum(row["time/optimizer"] for row in found[2:]) < sum(row["time/step"] for row in found[2:])
+    assert all(row["tokens_per_second"] > 0.0 for row in found if not row["time/compile"] and row["step"] > 1)
