@@ -20,6 +20,7 @@ from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.evaluation.options import add_evaluate_command
 from llmkit.generation.options import add_generate_command
 from llmkit.inspect.options import add_inspect_command
+from llmkit.monitor.options import add_sync_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
 from llmkit.report.options import add_report_command
 from llmkit.serve.options import add_serve_command
@@ -214,8 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _train_parser, _config_parser, _data_parser, _reference_parser, add_generate_command,
         add_evaluate_command, add_serve_command, add_inspect_command, add_import_command,
-        add_export_command, add_report_command, add_top_command, add_runs_command, _new_parser,
-        _ladder_parser, _doctor_parser,
+        add_export_command, add_sync_command, add_report_command, add_top_command, add_runs_command,
+        _new_parser, _ladder_parser, _doctor_parser,
     ):  # fmt: skip
         add(commands)
     return parser

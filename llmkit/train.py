@@ -20,6 +20,7 @@ from llmkit.loop.folder import open_folder
 from llmkit.loop.hook import Hook
 from llmkit.loop.hook_list import instances, name_of
 from llmkit.loop.launch import Launch
+from llmkit.loop.mirror import open_mirror
 from llmkit.loop.phases import Phases
 from llmkit.loop.resume import Options
 from llmkit.loop.stop import StopRequest
@@ -27,7 +28,6 @@ from llmkit.loop.trainer import Trainer
 from llmkit.monitor.console import console_of_rank
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.sink import Sink
-from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_names import check_environment
 from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, software_versions
@@ -105,7 +105,7 @@ def _train(launch: Launch, listener: Listener) -> int:
             stop.give_up(everywhere=mesh.world_size == 1)
             with launch.phases.span("start"):
                 trainer = build_trainer(launch, folder, console, stop, stack)
-            code = 0 if trainer.has_nothing_to_do else _run(trainer, launch)
+            code = 0 if trainer.has_nothing_to_do else _run(trainer, launch, stack)
         except Stopped as stopped:
             return stop_at_start(mesh, folder, console, stop, stopped)
         finally:
@@ -115,14 +115,13 @@ def _train(launch: Launch, listener: Listener) -> int:
         return code
 
 
-def _run(trainer: Trainer, launch: Launch) -> int:
+def _run(trainer: Trainer, launch: Launch, stack: ExitStack) -> int:
     """The loop, followed by the mirror to Weights & Biases, and with a fault on record."""
     with failure_recorded(trainer.events), launch.phases.span("start"):
         trainer.start()
-        mirror = open_mirror(trainer, launch)
-    code = 1
+        mirror = open_mirror(trainer, launch, stack)
     try:
-        code = trainer.fit()
+        mirror.exit_code = trainer.fit()
     except Stopped:
         raise
     except BaseException as error:
@@ -130,21 +129,4 @@ def _run(trainer: Trainer, launch: Launch) -> int:
         if cause is error:
             raise
         raise cause from error
-    finally:
-        if problem := mirror.finish(code):
-            trainer.console.note(problem)
-    return code
-
-
-def open_mirror(trainer: Trainer, launch: Launch) -> Mirror:
-    """The mirror to Weights & Biases, which follows rank 0's record: not before that is cut back."""
-    path = trainer.folder.path
-    if trainer.mesh.rank > 0:
-        return Mirror(path, "")
-    settings, public = launch.config.monitor.wandb, launch.config.model_dump(mode="json")
-    mirror = Mirror.start(
-        path, settings, public, environment=launch.environment, origins=launch.loaded.origins
-    )
-    if mirror.message:
-        trainer.console.note(mirror.message)
-    return mirror
+    return mirror.exit_code

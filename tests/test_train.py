@@ -25,8 +25,9 @@ from llmkit.loop.trainer import Trainer
 from llmkit.model.initial import InitialWeights
 from llmkit.monitor.columns import column_of
 from llmkit.monitor.goodput import LOST
+from llmkit.monitor.wandb_file import history
+from llmkit.monitor.wandb_session import Timeouts
 from tests.limits import HANG
-from tests.monitor.wandb_log import history
 from tests.program import at_step, events, recorded, rows, timeless, train
 
 COLUMNS = {
@@ -398,11 +399,14 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(project, ca
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_weights_and_biases_gets_every_row(project, capsys):
+def test_weights_and_biases_gets_every_row(project, capsys, monkeypatch):
+    patient = Timeouts(*[HANG] * 6)  # a busy machine may take longer than a run would wait
+    monkeypatch.setattr("llmkit.monitor.wandb_mirror.Timeouts", lambda: patient)
     assert train("monitor.wandb.mode=offline", "evaluate.every_steps=4") == 0
     folder = project / "runs" / "tiny"
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    mirrored = [row for row in history(log) if "train/step" in row]
+    mirrored = list(history(log))
+    assert mirrored.pop()["faults/events.nrows"] == len(events(folder)), "the end of the run, too"
     assert [row["train/step"] for row in mirrored] == [row["step"] for row in rows(folder)]
     assert "W&B: offline" in capsys.readouterr().out
 

@@ -25,7 +25,8 @@ _SECRET_KEY = re.compile(
     r"(^|[_-])(api|access|auth|private|secret|wandb|hf|hub|huggingface|github)[_-]?(key|token)$"
     r"|^(key|token)$|(^|[_-])(secret|password|passwd|credentials?)$|apikey"
 )
-_SECRET_VALUE = re.compile(r"[0-9a-f]{40}|(hf_|sk-|wandb_|ghp_|local-)[A-Za-z0-9_-]{12,}", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"[0-9a-f]{40}|(hf_|sk-|wandb_|ghp_|local-)[A-Za-z0-9_-]{12,}", re.IGNORECASE)
+"""What looks like a key of W&B, Hugging Face and others."""
 
 _URL = re.compile(r"(?<=[a-z0-9+.-])://(?P<host>[^/?#]*)[^?#]*(?P<query>.*)", re.IGNORECASE)
 _QUERY_SECRET = re.compile(
@@ -92,7 +93,7 @@ def display(value: object, limit: int = 60) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        if _SECRET_VALUE.fullmatch(value):
+        if SECRET_VALUE.fullmatch(value):
             return "a text that looks like a key (not shown)"
         if access_in_url(value):
             return "a URL that gives access (not shown)"
@@ -109,7 +110,7 @@ def display(value: object, limit: int = 60) -> str:
 def without_secrets(override: str) -> str:
     """Returns an override for messages, without its value if any word in it may be a secret."""
     key, equals, value = override.partition("=")
-    smells = any(map(is_secret, re.findall(r"[\w-]+", override))) or _SECRET_VALUE.search(value or key)
+    smells = any(map(is_secret, re.findall(r"[\w-]+", override))) or SECRET_VALUE.search(value or key)
     if not smells and not access_in_url(override):
         return printable(override, 100)
     shown = key if equals else key[:8]

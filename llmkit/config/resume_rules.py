@@ -144,6 +144,9 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "what is shown and recorded", "monitor", "pue grid_gco2_per_kwh"),
     **_rules("free", "what is shown and recorded", "monitor.cost", "per_device_hour per_kwh currency"),
     **_rules("free", "what is measured", "monitor", "statistics_every spike_threshold spike_window"),
-    **_rules("free", "what is shown and recorded", "monitor.wandb", "mode project entity"),
+    **_rules(
+        "free", "what is shown and recorded", "monitor.wandb",
+        "mode project entity name tags group job_type notes artifacts alerts",
+    ),
 }  # fmt: skip
 """One rule a setting; indices in lists are N, as in the reference of all settings."""

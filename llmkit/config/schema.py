@@ -349,6 +349,20 @@ class Wandb(Section):
     """Project of the run; where it is not given, WANDB_PROJECT's."""
     entity: str | None = None
     """Team or user; where it is not given, WANDB_ENTITY's, else the key's."""
+    name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Name that is shown; where it is not given, WANDB_NAME's, else that of the run folder."""
+    tags: list[Annotated[str, Field(pattern=r"^[^,]{1,64}$")]] = []
+    """Tags; where they are not given, WANDB_TAGS', separated by commas."""
+    group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Group that the run is shown in; where it is not given, WANDB_RUN_GROUP's."""
+    job_type: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Kind of the run, as in "train"; where it is not given, WANDB_JOB_TYPE's."""
+    notes: str | None = None
+    """A text about the run; where it is not given, WANDB_NOTES'."""
+    artifacts: list[Literal["checkpoint", "report"]] = []
+    """What is added at the end: where the last checkpoint lies, with its checksum; the report as a page."""
+    alerts: bool = True
+    """W&B sends messages on what somebody should know at once: a fault, a stop, the end."""
 
 
 class Cost(Section):

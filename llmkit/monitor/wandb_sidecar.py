@@ -1,8 +1,9 @@
-"""The process that mirrors metrics.jsonl to Weights & Biases; it alone imports wandb.
+"""The process that mirrors the record of a run to Weights & Biases; it alone imports wandb.
 
-It ends when the trainer writes its exit code to standard input, or is gone. On a run that has ended,
-`echo 0 | python -m llmkit.monitor.wandb_sidecar RUN_DIR` sends the rows that were missed.
-Exit codes: 0 all rows are where they belong; 3 rows are on this disk but not on the server; 4 gave up.
+It ends when the trainer writes its exit code to standard input, or is gone. Where wandb breaks down, or the
+server was not there, it begins anew after a while: what the W&B run then has is asked of the server, and the
+rest is given again from the record.
+Exit codes: 0 all is where it belongs; 3 not all is on the server, `llmkit sync` sends it; 4 gave up.
 """
 
 from __future__ import annotations
@@ -11,28 +12,26 @@ import fcntl
 import json
 import os
 import select
-import ssl
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from llmkit.files import write_json
-from llmkit.monitor.jsonlines import Row, parse
-from llmkit.monitor.wandb_mirror import descendants, kill_tree
-from llmkit.monitor.wandb_mode import Mode
+from llmkit.monitor.process_tree import descendants, kill_tree
+from llmkit.monitor.redaction import Redactor
+from llmkit.monitor.wandb_feed import Feed
+from llmkit.monitor.wandb_finish import hand_over
+from llmkit.monitor.wandb_open import is_reachable, open_run
 
 POLL_SECONDS = 1.0
-FLUSH_SECONDS = 1.0  # how long wandb may keep rows before they are on the disk
-SAFE_SECONDS = 3.0  # a row this old has been flushed for certain
-MAX_ERRORS = 3  # in a row, before mirroring stops
-STOPPED_EARLY = 75
+MAX_ERRORS = 3
+"""In a row, before wandb is started anew."""
+MAX_STARTS = 10
+"""Of wandb in one process of training; the pause before each is twice that before the last one."""
 
 DONE, NOT_ON_SERVER, GAVE_UP = 0, 3, 4
 
@@ -42,11 +41,15 @@ def log(text: str) -> None:
     print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}", flush=True)
 
 
-def exit_now(code: int) -> None:
+def exit_now(code: int) -> NoReturn:
     """Ends at once, with wandb's processes: its exit handlers could wait for a dead server."""
+    _kill_wandb()
+    os._exit(code)
+
+
+def _kill_wandb() -> None:
     for child in descendants(os.getpid()):
         kill_tree(child)
-    os._exit(code)
 
 
 class TrainerProcess(threading.Thread):
@@ -56,6 +59,8 @@ class TrainerProcess(threading.Thread):
         super().__init__(daemon=True)
         self.ended = threading.Event()
         self.exit_code = 1  # unless it says otherwise, it died
+        self.reading = threading.Lock()
+        """Held while the exit code is taken from standard input."""
         self._abandon_after = abandon_after
         self._pid = pid
 
@@ -64,208 +69,94 @@ class TrainerProcess(threading.Thread):
         # The pipe alone does not tell: workers that the trainer forked may hold it open after its death.
         while not (spoke := select.select([0], [], [], POLL_SECONDS)[0]) and os.getppid() == self._pid:
             pass
-        if spoke:
-            with suppress(ValueError):
-                self.exit_code = int(os.read(0, 64))
-        self.ended.set()
+        with self.reading:
+            if spoke:
+                with suppress(ValueError):
+                    self.exit_code = int(os.read(0, 64))
+            self.ended.set()
         time.sleep(self._abandon_after)
         log("W&B did not finish in time")
         exit_now(NOT_ON_SERVER)
 
 
-class Tail:
-    """The rows of metrics.jsonl that were not mirrored yet.
+class Mirror:
+    """One start of wandb.
 
-    How far they were is kept in wandb/mirror.json, only once they are safe: after a kill a few rows
-    may be sent twice, none is lost.
+    start: counted from 0, of those that the trainer that runs now has seen. news: offsets in the files of the
+    record from which on what happens is worth an alert.
     """
 
-    def __init__(self, run_dir: Path, session: dict[str, Any]) -> None:
-        self._path = run_dir / "metrics.jsonl"
-        self._state = run_dir / "wandb" / "mirror.json"
-        self._session = session["restarts"]
-        self._file: Any = None
-        self._unsafe: deque[tuple[float, int]] = deque()
-        self._offset = self._recall(session["mirrored_at_most"])
+    def __init__(self, run_dir: Path, start: int = 0, news: Mapping[str, int] | None = None) -> None:
+        self._run_dir, self._start = run_dir, start
+        self._session: dict[str, Any] = json.loads((run_dir / "wandb" / "session.json").read_text())
+        self._news = self._session["first_news"] if news is None else news
+        self._timeouts = self._session["timeouts"]
+        self._trainer = TrainerProcess(self._session["trainer"], self._timeouts["abandon"])
 
-    def rows(self) -> list[tuple[Row, int]]:
-        """The new rows, each with the offset in the file at which it ends."""
-        if self._file is None:
+    def run(self) -> int:
+        """Mirrors the run until its trainer ends; returns the exit code."""
+        self._trainer.start()
+        lock = open(self._run_dir / "wandb" / "lock", "ab")  # noqa: SIM115 (held until the process ends)
+        if not wait_for_lock(lock, self._trainer):
+            log("the mirror of an earlier start still holds this run")
+            return NOT_ON_SERVER
+        session, news = self._session, self._news
+        try:
+            opened = open_run(self._run_dir, session, log)
+            log(f"mirroring {opened.mode}, run id {session['run_id']}, restart {session['restarts']}")
+            feed = Feed(
+                self._run_dir, opened.journal, Redactor(os.environ), log,
+                alert=session["alerts"], first_news=news,
+            )  # fmt: skip
+            news = feed.news
+            self._follow(opened.run, feed, online=opened.mode == session["mode"])
+            done = hand_over(self._run_dir, session, opened, feed, self._trainer.exit_code, log)
+        except Exception as error:
+            self._begin_anew(news, f"{type(error).__name__}: {error}", self._pause())
+            log("stopped mirroring")
+            return GAVE_UP
+        log("finished" if done else "not finished")
+        return DONE if done and opened.mode == session["mode"] else NOT_ON_SERVER
+
+    def _follow(self, run: Any, feed: Feed, online: bool) -> None:
+        """Passes on what is new until the trainer has ended. Raises what wandb raises again and again."""
+        errors, retry_at = 0, time.monotonic() + self._pause(10.0)
+        while True:
+            last_round = self._trainer.ended.wait(POLL_SECONDS)
             try:
-                # Kept open: the next trainer replaces the file where it drops rows.
-                self._file = open(self._path, "rb")  # noqa: SIM115
-            except FileNotFoundError:
-                return []
-        self._file.seek(self._offset)
-        found, end = [], self._offset
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-            if (row := parse(line)) is not None:
-                found.append((row, end))
-        return found
-
-    def passed_on(self, end: int) -> None:
-        """Notes that the row which ends at offset `end` was given to wandb."""
-        self._offset = end
-        self._unsafe.append((time.monotonic(), end))
-
-    def remember(self, all_safe: bool = False) -> None:
-        """Writes down how far the rows are safe."""
-        before, safe = time.monotonic() - SAFE_SECONDS, None
-        while self._unsafe and (all_safe or self._unsafe[0][0] < before):
-            safe = self._unsafe.popleft()[1]
-        if safe is not None:
-            self._save(safe)
-
-    def _recall(self, at_most: int) -> int:
-        try:
-            known = json.loads(self._state.read_text())
-            offset, session = int(known["offset"]), known["session"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        if session != self._session:
-            offset = min(offset, at_most)
-            self._save(offset)
-        return offset
-
-    def _save(self, offset: int) -> None:
-        with suppress(OSError):  # a full disk: the rows will be sent once more
-            write_json(self._state, {"offset": offset, "session": self._session})
-
-
-def is_reachable(server: str, timeout: float) -> bool:
-    """Whether the server is alive; a doubtful answer counts as yes, as wandb will look again."""
-    try:
-        urllib.request.urlopen(server, timeout=timeout).close()
-    except urllib.error.HTTPError as error:
-        return error.code < 500
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # wandb may know other certificates
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def open_run(run_dir: Path, session: dict[str, Any]) -> tuple[Any, Mode]:
-    """Starts the W&B run, offline where the server does not take it: (run, its mode)."""
-    mode: Mode = session["mode"]
-    timeouts = session["timeouts"]
-    if mode == "online" and not is_reachable(session["server"], timeouts["probe"]):
-        log(f"{session['server']} does not answer: offline")
-        mode = "offline"
-    if mode == "online":
-        try:
-            return init(run_dir, session, mode), mode
-        except Exception as error:
-            log(f"W&B does not take the run ({type(error).__name__}: {error}): offline")
-            tear_down()  # without it the id counts as in use
-            mode = "offline"
-    return init(run_dir, session, mode), mode
-
-
-def init(run_dir: Path, session: dict[str, Any], mode: Mode) -> Any:
-    """One attempt to start the W&B run; raises whatever wandb raises."""
-    import wandb
-
-    timeouts, online = session["timeouts"], mode == "online"
-    run = wandb.init(
-        dir=str(run_dir),
-        project=session["project"],
-        entity=session["entity"],
-        name=session["name"],
-        id=session["run_id"],
-        resume="allow",
-        config=session["config"],
-        mode=mode,
-        settings=wandb.Settings(
-            # They are for the server: what this machine does alone ends in any case, however busy it is.
-            init_timeout=timeouts["init"] if online else timeouts["abandon"],
-            finish_timeout=timeouts["finish"] if online else timeouts["abandon"],
-            finish_timeout_raises=True,
-            x_transaction_log_flush_interval=FLUSH_SECONDS,
-            x_stats_pid=session["trainer"],
-            console="off",
-            silent=True,
-            # Command lines, git remotes and package lists may hold secrets.
-            save_code=False,
-            disable_code=True,
-            disable_git=True,
-            x_disable_meta=True,
-            x_save_requirements=False,
-        ),
-    )
-    run.define_metric("train/step")
-    run.define_metric("*", step_metric="train/step")
-    return run
-
-
-def tear_down() -> None:
-    """Waits until wandb-core has ended."""
-    import wandb
-
-    wandb.teardown()
-
-
-def chart_values(row: Row, restarts: int) -> dict[str, float]:
-    """The numbers of a row under the names they have on the W&B page."""
-    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-    values: dict[str, float] = {"train/step": numbers.pop("step", 0), "restarts": restarts}
-    for name, value in numbers.items():
-        values[f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}"] = value
-    return values
-
-
-def follow(run: Any, tail: Tail, trainer: TrainerProcess, restarts: int) -> bool:
-    """Passes rows on until the trainer has ended; returns whether wandb accepted them all."""
-    errors = 0
-    while True:
-        last_round = trainer.ended.wait(POLL_SECONDS)
-        try:
-            for row, end in tail.rows():
-                run.log(chart_values(row, restarts))
-                tail.passed_on(end)
+                feed.pass_on(run)
                 errors = 0
-            tail.remember()
-        except Exception as error:
-            errors += 1
-            log(f"a row was not taken ({type(error).__name__}: {error})")
-            if errors == MAX_ERRORS:
-                return False
-            time.sleep(POLL_SECONDS)
-            continue
-        if last_round:
-            return True
+            except Exception as error:
+                errors += 1
+                log(f"a row was not taken ({type(error).__name__}: {error})")
+                if errors == MAX_ERRORS:
+                    raise
+                continue
+            if last_round:
+                return
+            if not online and time.monotonic() > retry_at:
+                retry_at = time.monotonic() + self._pause(10.0)
+                if is_reachable(self._session["server"], self._timeouts["probe"]):
+                    self._begin_anew(feed.news, "the server answers now", 0.0)
 
+    def _pause(self, times: float = 1.0) -> float:
+        """Seconds until the next start of wandb."""
+        return float(times * self._timeouts["again"] * 2**self._start)
 
-def mirror(run_dir: Path) -> int:
-    """Mirrors a run until its trainer ends; returns the exit code."""
-    session = json.loads((run_dir / "wandb" / "session.json").read_text())
-    trainer = TrainerProcess(session["trainer"], session["timeouts"]["abandon"])
-    trainer.start()
-    lock = open(run_dir / "wandb" / "lock", "ab")  # noqa: SIM115 (held until the process ends)
-    if not wait_for_lock(lock, trainer):
-        log("the mirror of an earlier start still holds this run")
-        return NOT_ON_SERVER
-    tail = Tail(run_dir, session)
-    run, mode = open_run(run_dir, session)
-    log(f"mirroring {mode}, run id {session['run_id']}, restart {session['restarts']}")
-    if not follow(run, tail, trainer, session["restarts"]):
-        log("stopped mirroring")
-        return GAVE_UP
-    if trainer.exit_code == STOPPED_EARLY:
-        run.mark_preempting()
-    try:
-        run.finish(exit_code=trainer.exit_code)
-    except TimeoutError:
-        tail.remember()
-        log("the server did not take the last rows in time; they are on this disk")
-        return NOT_ON_SERVER
-    tear_down()  # finish() may return before wandb-core has written the last rows to the disk
-    tail.remember(all_safe=True)
-    log("finished")
-    return DONE if mode == session["mode"] else NOT_ON_SERVER
+    def _begin_anew(self, news: Mapping[str, int], why: str, pause: float) -> None:
+        """Becomes a new process in the place of this one; returns where there is no time or use for that."""
+        log(why)
+        if self._start + 1 >= MAX_STARTS or self._trainer.ended.wait(pause):
+            return
+        log("beginning anew")
+        with self._trainer.reading:
+            if self._trainer.ended.is_set():
+                return
+            _kill_wandb()
+            os.environ.pop("WANDB_SERVICE", None)  # where wandb has noted its process, which has gone
+            state = json.dumps({"start": self._start + 1, "news": dict(news)})
+            command = [sys.executable, "-P", "-m", __spec__.name, str(self._run_dir), state]
+            os.execv(sys.executable, command)
 
 
 def wait_for_lock(lock: Any, trainer: TrainerProcess) -> bool:
@@ -285,7 +176,8 @@ def main() -> None:
     """Mirrors the run in the folder that the command line names, then ends at once."""
     code = GAVE_UP
     try:
-        code = mirror(Path(sys.argv[1]))
+        state = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+        code = Mirror(Path(sys.argv[1]), **state).run()
     except Exception as error:
         log(f"no mirror: {type(error).__name__}: {error}")
     exit_now(code)

@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 import sys
-import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,8 +18,9 @@ from typing import Any
 class FakeServer(ThreadingHTTPServer):
     """Listens on a free port of this machine.
 
-    histories: the logged rows of every run, by run id; exit_codes likewise. configs: as sent. keys: the
-    authorizations seen. down: while set, every POST gets 503.
+    Of each run by its id: histories, the logged rows; summaries; exit_codes; upserts, what is sent when a run
+    is opened. alerts, artifacts: as sent. keys: the authorizations seen. bodies: of all requests.
+    failing: a status that every POST gets instead of an answer. slow: seconds that each answer takes.
     """
 
     daemon_threads = True
@@ -28,10 +29,20 @@ class FakeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.histories: dict[str, list[dict[str, Any]]] = {}
+        self.summaries: dict[str, dict[str, Any]] = {}
         self.exit_codes: dict[str, int] = {}
-        self.configs: list[str] = []
+        self.upserts: list[dict[str, Any]] = []
+        self.alerts: list[dict[str, Any]] = []
+        self.artifacts: list[dict[str, Any]] = []
         self.keys: set[str] = set()
-        self.down = threading.Event()
+        self.bodies: list[bytes] = []
+        self.failing: int | None = None
+        self.slow = 0.0
+
+    def config(self, run: str) -> dict[str, Any]:
+        """The configuration of a run as it was sent last."""
+        sent = [upsert["config"] for upsert in self.upserts if upsert["name"] == run and upsert["config"]]
+        return {name: item["value"] for name, item in json.loads(sent[-1]).items()}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):  # a killed client drops its connections
@@ -54,8 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self._body()
-        if self.server.down.is_set():
-            self._reply({"error": "down"}, 503)
+        time.sleep(self.server.slow)
+        if self.server.failing is not None:
+            self._reply({"error": "down"}, self.server.failing)
         elif self.path.endswith("/graphql"):
             self._reply({"data": self._graphql(json.loads(data))})
         elif "/file_stream" in self.path:
@@ -66,7 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         data = self.rfile.read(int(self.headers.get("content-length") or 0))
-        return gzip.decompress(data) if self.headers.get("content-encoding") == "gzip" else data
+        data = gzip.decompress(data) if self.headers.get("content-encoding") == "gzip" else data
+        self.server.bodies.append(data)
+        return data
 
     def _reply(self, answer: dict[str, Any], code: int = 200) -> None:
         data = json.dumps(answer).encode()
@@ -84,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         run = variables.get("name") or variables.get("run") or "x"
         project = {"id": "p", "name": variables.get("project") or "p", "entity": {"id": "e", "name": "team"}}
         if operation == "UpsertBucket":
-            self.server.configs.append(variables.get("config") or "")
+            self.server.upserts.append(variables)
             inserted = run not in self.server.histories
             bucket = {**self._bucket(run), "sweepName": None, "description": "", "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
@@ -92,7 +106,21 @@ class _Handler(BaseHTTPRequestHandler):
             return {
                 "model": {**project, "bucket": self._bucket(run) if run in self.server.histories else None}
             }
-        if operation == "Viewer":
+        if operation == "ArtifactType":
+            return {"project": None}
+        if operation == "CreateArtifact":  # as if the server had its files already
+            self.server.artifacts.append(variables["input"])
+            same = {"id": f"artifact-{len(self.server.artifacts)}"}
+            sequence = {"latestArtifact": same}
+            return {
+                "createArtifact": {"artifact": {**same, "state": "COMMITTED", "artifactSequence": sequence}}
+            }
+        if operation == "NotifyScriptableRunAlert":
+            self.server.alerts.append(variables)
+            return {"notifyScriptableRunAlert": {"success": True}}
+        if operation == "Run":
+            return {"project": {"run": self._run(run)}}
+        if operation in ("Viewer", "GetDefaultEntity"):
             return {
                 "viewer": {
                     "id": "v",
@@ -131,10 +159,25 @@ class _Handler(BaseHTTPRequestHandler):
             "wandbConfig": '{"t":1}',
         }
 
+    def _run(self, run: str) -> dict[str, Any]:
+        """As the public API reads a run."""
+        history = self.server.histories.get(run, [])
+        last = max((row["_step"] for row in history), default=-1)
+        texts = dict.fromkeys(("displayName", "group", "jobType", "description", "notes"), run)
+        return {
+            **texts, "id": "id-" + run, "name": run, "projectId": "1", "tags": [], "sweepName": None,
+            "state": "finished", "config": "{}", "commit": None, "readOnly": False, "createdAt": "",
+            "heartbeatAt": "", "systemMetrics": "{}", "summaryMetrics": "{}",
+            "user": {"name": "u", "username": "u"},
+            "historyLineCount": len(history), "historyKeys": {"lastStep": last, "keys": {}},
+        }  # fmt: skip
+
     def _file_stream(self, run: str, post: dict[str, Any]) -> None:
         for name, part in (post.get("files") or {}).items():
             if "history" in name:
                 rows = [json.loads(line) for line in part["content"]]
                 self.server.histories.setdefault(run, [])[part["offset"] :] = rows
+            elif "summary" in name:
+                self.server.summaries[run] = json.loads(part["content"][-1])
         if post.get("exitcode") is not None:
             self.server.exit_codes[run] = post["exitcode"]

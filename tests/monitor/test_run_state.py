@@ -79,9 +79,7 @@ def test_who_holds_the_lock_trains_and_is_not_disturbed(tmp_path: Path) -> None:
         (200.0, 2001.0, "stalled"),
     ],
 )
-def test_a_silent_run_is_stalled(
-    tmp_path: Path, row_seconds: float | None, ago: float, name: str
-) -> None:
+def test_a_silent_run_is_stalled(tmp_path: Path, row_seconds: float | None, ago: float, name: str) -> None:
     foreign_lock(tmp_path)
     written(tmp_path, ago)
     found = state_of(tmp_path, [START], row_seconds, NOW)

@@ -6,42 +6,63 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import KEY
 from fake_wandb import FakeServer
-from wandb_log import history
 
 from llmkit.config.schema import Wandb
 from llmkit.errors import UserError
+from llmkit.monitor.events import EventLog
+from llmkit.monitor.jsonlines import JsonLines
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.monitor.wandb_mirror import Mirror, Timeouts, descendants
+from llmkit.monitor.process_tree import descendants
+from llmkit.monitor.wandb_file import history
+from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.monitor.wandb_session import Timeouts
+from llmkit.monitor.wandb_sync import sync_command
 from tests.limits import HANG
 
-PATIENT = Timeouts(*[HANG] * 5)
+PATIENT = Timeouts(*[HANG] * 6)
 """Limits that are not reached, but for the one that a test replaces."""
+SECRET_URL = "https://user:canary@host/x?token=canary-in-the-query"
+CONFIG = {"train": {"max_steps": 10}, "data": {"sources": [{"path": SECRET_URL}], "cache": KEY}}
 ROOT = str(Path(__file__).parents[2])
 Environment = dict[str, str]
 
 
 class Run:
-    """A run folder with a metrics file and a mirror, as the trainer has them."""
+    """A run folder with a record and a mirror, as the trainer has them."""
 
-    def __init__(self, run_dir: Path, environment: Environment, timeouts: Timeouts = PATIENT) -> None:
+    def __init__(
+        self, run_dir: Path, environment: Environment, timeouts: Timeouts = PATIENT, **settings: Any
+    ) -> None:
         self.dir = run_dir
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
-        self.mirror = Mirror.start(run_dir, Wandb(), {"train": {"max_steps": 10}}, timeouts, environment)
+        self.events = EventLog(run_dir / "events.jsonl")
+        self.mirror = Mirror.start(run_dir, Wandb(**settings), CONFIG, timeouts, environment)
 
     def log(self, first: int, last: int) -> None:
         for step in range(first, last + 1):
-            self.metrics.append({"step": step, "loss": 1.0 / step, "mfu": None, "mfu_peak": "unknown"})
+            row = {"step": step, "loss": 1.0 / step, "mfu": None, "mfu_peak": "unknown", "time": time.time()}
+            self.metrics.append(row)
+
+    def finish(self, exit_code: int = 0) -> str | None:
+        self.mirror.exit_code = exit_code
+        return self.mirror.finish()
 
     @property
     def pid(self) -> int:
         assert self.mirror._process is not None
         return self.mirror._process.pid
+
+    @property
+    def id(self) -> str:
+        return (self.dir / "wandb" / "run_id").read_text().strip()
 
     def says(self) -> str:
         return (self.dir / "logs" / "wandb.log").read_text()
@@ -52,34 +73,63 @@ class Run:
     def steps_on_disk(self) -> list[int]:
         """Steps in the transaction logs of wandb, over all starts of the run."""
         logs = sorted(self.dir.glob("wandb/*run-*/*.wandb"), key=os.path.getctime)
-        return [row["train/step"] for log in logs for row in history(log)]
+        return steps(row for log in logs for row in history(log))
 
 
-def test_a_resumed_run_goes_on_in_the_same_charts_and_no_secret_is_written(
+def steps(rows: Iterable[dict[str, Any]]) -> list[int]:
+    """Of the rows of metrics.jsonl among all lines of a W&B run."""
+    return [row["train/step"] for row in rows if "train/loss" in row]
+
+
+def test_a_resumed_run_goes_on_on_the_same_page(
     tmp_path: Path, server: FakeServer, online: Callable[[str], Environment]
 ) -> None:
-    run = Run(tmp_path / "runs" / "demo", online(server.url))
+    run = Run(tmp_path / "runs" / "demo", online(server.url), tags=["a", "b"], group="g", job_type="train")
     assert run.mirror.message == f"W&B: online, project llmkit on {server.url}"
+    run.events.record("start", step=0)
     run.log(1, 20)
     run.metrics.append({"step": 20, "eval_loss": 0.5, "eval_bits_per_byte": 0.7})
-    assert run.mirror.finish(exit_code=75) is None, run.says()
+    run.events.record("stop", step=20, reason=f"of {SECRET_URL} and {KEY}")
+    assert run.finish(exit_code=75) is None, run.says()
+    assert server.exit_codes == {run.id: 75}
 
     resumed = Run(run.dir, online(server.url))
+    resumed.events.record("resume", step=20)
+    media = [
+        {"step": 20, "kind": "table", "name": "samples", "columns": ["prompt", "text"], "rows": [["a", "b"]]},
+        {"step": 20, "kind": "nothing that there is", "name": "x"},
+        {"step": 21, "kind": "histogram", "name": "gradients/head", "edges": [0, 1, 2], "counts": [1, 2]},
+    ]
+    for item in media:
+        JsonLines(run.dir / "media.jsonl").append(item)
     resumed.log(21, 30)
-    assert resumed.mirror.finish() is None, resumed.says()
+    assert resumed.finish() is None, resumed.says()
 
-    assert list(server.histories) == [(run.dir / "wandb" / "run_id").read_text().strip()]
-    (rows,) = server.histories.values()
-    assert [row["train/step"] for row in rows] == [*range(1, 21), 20, *range(21, 31)]
-    assert [row["restarts"] for row in rows] == [0] * 21 + [1] * 10
-    assert rows[0]["train/loss"] == 1.0 and "train/mfu" not in rows[0] and "train/mfu_peak" not in rows[0]
+    assert list(server.histories) == [run.id]
+    rows = server.histories[run.id]
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    assert steps(rows) == list(range(1, 31))
+    assert rows[0]["train/loss"] == 1.0 and "speed/mfu" not in rows[0] and "speed/mfu_peak" not in rows[0]
     assert rows[20]["eval/loss"] == 0.5 and rows[20]["eval/bits_per_byte"] == 0.7
-    assert list(server.exit_codes.values()) == [0]
-    assert '"max_steps"' in "".join(server.configs)
+    names = {name for row in rows for name in row}
+    assert {"samples/samples", "layers/gradients/head", "faults/events"} <= names
+    assert server.summaries[run.id]["best/eval_loss"] == 0.5
+    assert server.exit_codes == {run.id: 0}
+    assert server.config(run.id)["train"] == {"max_steps": 10}
+    upsert = server.upserts[0]
+    assert (upsert["tags"], upsert["groupName"], upsert["jobType"]) == (["a", "b"], "g", "train")
+    assert upsert["displayName"] == "demo"
+    assert [alert["title"] for alert in server.alerts] == ["stopped early"]
+    nothing_secret(tmp_path, server)
 
+
+def nothing_secret(folder: Path, server: FakeServer) -> None:
+    """Neither in what W&B has written nor in what it was sent."""
     assert any(key.startswith("Basic ") for key in server.keys)
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "events.jsonl"]
+    for secret in (KEY, "user:canary", "canary-in-the-query", "canary-of-the-environment"):
+        assert [path for path in files if secret.encode() in path.read_bytes()] == []
+        assert [body for body in server.bodies if secret.encode() in body] == []
 
 
 def test_offline_every_row_outlives_a_trainer_killed_with_minus_9(
@@ -103,20 +153,31 @@ def test_offline_every_row_outlives_a_trainer_killed_with_minus_9(
     trainer.stdin.close()
     trainer.stdout.close()
     (transaction_log,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
-    assert [row["train/step"] for row in history(transaction_log)] == list(range(1, 51))
+    assert steps(history(transaction_log)) == list(range(1, 51))
 
 
-def test_an_outage_in_mid_run_keeps_every_row_on_disk_and_says_how_to_upload(
-    tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
-) -> None:
-    run = Run(tmp_path, online(server.url), PATIENT._replace(finish=1.5))
-    until(run.is_mirroring, run.says)
-    server.down.set()
-    run.log(1, 40)
-    message = run.mirror.finish()
-    (folder,) = tmp_path.glob("wandb/run-*")
-    assert message is not None and f"wandb sync --include-online {folder} " in message
+@pytest.mark.parametrize("status", [503, 401])
+def test_an_outage_in_mid_run_loses_nothing_and_says_how_to_upload(
+    tmp_path: Path, status: int, server: FakeServer, online: Callable[[str], Environment],
+    until: Callable[..., None], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    environment = online(server.url)
+    run = Run(tmp_path, environment, PATIENT._replace(finish=1.5))
+    run.log(1, 5)
+    until(lambda: len(server.histories.get(run.id, [])) == 5, run.says)
+    server.failing = status
+    run.log(6, 40)
+    message = run.finish()
+    assert message is not None and f"llmkit sync {tmp_path} " in message
     assert run.steps_on_disk() == list(range(1, 41))
+    assert steps(server.histories[run.id]) == list(range(1, 6))
+
+    server.failing = None
+    assert sync_command([tmp_path], environment) == 0
+    assert "sent 35 rows, 0 items" in capsys.readouterr().out
+    assert steps(server.histories[run.id]) == list(range(1, 41))
+    assert sync_command([tmp_path], environment) == 0
+    assert "nothing is missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", ["refused_url", "silent_url"])
@@ -125,23 +186,23 @@ def test_without_a_server_the_run_is_kept_offline(
 ) -> None:
     run = Run(tmp_path, online(request.getfixturevalue(fault)), PATIENT._replace(probe=0.5))
     run.log(1, 20)
-    message = run.mirror.finish()
-    assert message is not None and "wandb sync" in message and "offline-run-" in message, run.says()
+    message = run.finish()
+    assert message is not None and "llmkit sync" in message, run.says()
     assert run.steps_on_disk() == list(range(1, 21))
 
 
 def test_a_server_that_refuses_the_run_leaves_it_offline_under_the_same_id(
     tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
 ) -> None:
-    server.down.set()
+    server.failing = 503
     run = Run(tmp_path, online(server.url), PATIENT._replace(init=2.0))
     until(run.is_mirroring, run.says)
     run.log(1, 20)
-    message = run.mirror.finish()
-    assert message is not None and "offline-run-" in message
+    message = run.finish()
+    assert message is not None and "llmkit sync" in message
     run_id = (tmp_path / "wandb" / "run_id").read_text().strip()
     (transaction_log,) = tmp_path.glob(f"wandb/offline-run-*-{run_id}/*.wandb")
-    assert [row["train/step"] for row in history(transaction_log)] == list(range(1, 21))
+    assert steps(history(transaction_log)) == list(range(1, 21))
 
 
 def test_a_frozen_mirror_is_killed_with_all_its_processes(
@@ -153,8 +214,8 @@ def test_a_frozen_mirror_is_killed_with_all_its_processes(
     assert len(processes) > 1, "wandb-core is not among them"
     for process in processes:
         os.kill(process, signal.SIGSTOP)
-    message = run.mirror.finish()
-    assert message is not None and "wandb sync" in message
+    message = run.finish()
+    assert message is not None and "llmkit sync" in message
     until(lambda: not any(is_running(process) for process in processes))
 
 
@@ -166,43 +227,68 @@ def test_a_mirror_whose_wandb_is_frozen_ends_by_itself(
     processes = [run.pid, *descendants(run.pid)]
     for process in processes[1:]:
         os.kill(process, signal.SIGSTOP)
-    message = run.mirror.finish()
-    assert message is not None and "wandb sync" in message
+    message = run.finish()
+    assert message is not None and "llmkit sync" in message
     assert "W&B did not finish in time" in run.says()
     until(lambda: not any(is_running(process) for process in processes))
 
 
-def test_rows_that_a_killed_mirror_missed_are_sent_later(tmp_path: Path, environment: Environment) -> None:
+def test_rows_that_a_killed_mirror_missed_are_sent_by_the_next_one(
+    tmp_path: Path, environment: Environment, until: Callable[..., None]
+) -> None:
     run = Run(tmp_path, environment)
     run.log(1, 3)
-    os.kill(run.pid, signal.SIGKILL)
+    until(lambda: run.steps_on_disk() == [1, 2, 3], run.says)
+    for process in [run.pid, *descendants(run.pid)]:
+        os.kill(process, signal.SIGKILL)
     run.log(4, 10)
-    message = run.mirror.finish()
-    assert message is not None and "metrics.jsonl has every row" in message
-
-    by_hand = [sys.executable, "-m", "llmkit.monitor.wandb_sidecar", str(tmp_path)]
-    assert subprocess.run(by_hand, input=b"0\n", env={**environment, "PYTHONPATH": ROOT}).returncode == 0
-    assert run.steps_on_disk() == list(range(1, 11))
+    message = run.finish()
+    assert message is not None and "the run's files have it all" in message
 
     assert run.metrics.cut_back(8) == 2
     resumed = Run(tmp_path, environment)
     resumed.log(9, 12)
-    assert resumed.mirror.finish() is None, resumed.says()
-    assert resumed.steps_on_disk() == [*range(1, 11), *range(9, 13)], "redone rows are sent again, no others"
+    assert resumed.finish() is None, resumed.says()
+    assert resumed.steps_on_disk() == list(range(1, 13)), "each row once"
+
+    assert run.metrics.cut_back(10) == 2
+    again = Run(tmp_path, environment)
+    again.log(11, 13)
+    assert again.finish() is None, again.says()
+    assert again.steps_on_disk() == [*range(1, 13), 11, 12, 13], "redone rows once more, no others"
 
 
-def test_when_wandb_breaks_down_the_mirror_gives_up_and_the_trainer_logs_on(
-    tmp_path: Path, environment: Environment, until: Callable[..., None]
+def test_when_wandb_breaks_down_it_is_started_anew(
+    tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
 ) -> None:
-    run = Run(tmp_path, environment)
+    run = Run(tmp_path, online(server.url), PATIENT._replace(again=0.05))
     until(run.is_mirroring, run.says)
     for process in descendants(run.pid):
         os.kill(process, signal.SIGKILL)
     run.log(1, 10)
-    until(lambda: "stopped mirroring" in run.says(), run.says)
+    until(lambda: run.says().count("mirroring online") == 2, run.says)
     assert run.says().count("a row was not taken") == 3
-    assert run.mirror.finish() is not None
-    assert len(run.metrics.rows()) == 10
+    run.log(11, 12)
+    assert run.finish() is None, run.says()
+    assert steps(server.histories[run.id]) == list(range(1, 13))
+
+
+def test_when_the_server_comes_back_the_run_goes_online(
+    tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
+) -> None:
+    server.failing = 503
+    run = Run(tmp_path, online(server.url), PATIENT._replace(init=0.5, again=0.2))
+    until(run.is_mirroring, run.says)
+    run.log(1, 10)
+    until(lambda: run.steps_on_disk() == list(range(1, 11)), run.says)
+    server.failing = None
+    until(lambda: steps(server.histories.get(run.id, [])) == list(range(1, 11)), run.says)
+    run.log(11, 12)
+    assert run.finish() is None, run.says()
+    assert steps(server.histories[run.id]) == list(range(1, 13))
+    assert all(
+        file.with_name(f"{file.name}.synced").exists() for file in run.dir.glob("wandb/offline-*/*.wandb")
+    )
 
 
 def test_disabled_means_no_process_and_no_folder(tmp_path: Path, environment: Environment) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from llmkit.config.schema import Wandb
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.monitor.wandb_mirror import Mirror, Timeouts
+from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.monitor.wandb_session import Timeouts
 from tests.limits import HANG
 
-PATIENT = Timeouts(*[HANG] * 5)
+PATIENT = Timeouts(*[HANG] * 6)
 run_dir = Path(sys.argv[1])
 metrics = MetricsFile(run_dir / "metrics.jsonl")
 mirror = Mirror.start(run_dir, Wandb(), {}, PATIENT)

@@ -1,0 +1,57 @@
+"""What is sent to others, without what gives access."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.config.mistakes import NOT_SHOWN, SECRET_VALUE, access_in_url, is_secret
+
+SHORTEST = 8
+"""Characters of a secret in the environment, at least: shorter ones are words of texts."""
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s\"'<>]+)")
+_WORD = re.compile(r"[A-Za-z0-9_-]{16,}")
+_HASHES = ("revision", "commit", "digest", "hash", "sha256", "fingerprint")
+"""Keys whose value may look like a key of W&B's and is none."""
+
+
+class Redactor:
+    """Takes out of texts: users, passwords and queries that give access in URLs, whatever looks like a key,
+    and the values of secrets in `environment`.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        secrets = {value for name, value in environment.items() if is_secret(name) and len(value) >= SHORTEST}
+        self._secrets = sorted(secrets, key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        """`text` without any of them."""
+        for secret in self._secrets:
+            text = text.replace(secret, NOT_SHOWN)
+        text = _URL.sub(_open_url, text)
+        return _WORD.sub(lambda word: NOT_SHOWN if SECRET_VALUE.fullmatch(word[0]) else word[0], text)
+
+    def value(self, value: Any, key: str = "") -> Any:
+        """A JSON value, keys of mappings included, with all its texts redacted.
+
+        What a key that names a secret holds goes as a whole.
+        """
+        if is_secret(key) and value:
+            return NOT_SHOWN
+        if isinstance(value, str):
+            return value if key in _HASHES and re.fullmatch(r"[0-9a-f]*", value) else self.text(value)
+        if isinstance(value, Mapping):
+            return {self.text(str(name)): self.value(item, str(name)) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(item) for item in value]
+        return value
+
+
+def _open_url(found: re.Match[str]) -> str:
+    scheme, rest = found["scheme"], found["rest"]
+    host, slash, path = rest.partition("/")
+    if "@" in host:
+        host = host.rpartition("@")[2]
+    url = f"{scheme}{host}{slash}{path}"
+    return re.sub(r"[?#].*", f"?{NOT_SHOWN}", url, flags=re.DOTALL) if access_in_url(url) else url

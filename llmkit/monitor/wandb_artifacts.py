@@ -1,0 +1,52 @@
+"""What `monitor.wandb.artifacts` asks for: the final checkpoint, as a reference, and the report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from llmkit.monitor.wandb_open import Say
+
+REPORT_SECONDS = 10.0
+"""For making the report; where it takes longer, `llmkit report` and `llmkit sync` can be called later."""
+REPORT = "report.html"
+
+
+def log_artifacts(run: Any, run_dir: Path, session: dict[str, Any], say: Say) -> None:
+    """Adds the artifacts that the settings ask for; what cannot be made is noted and left out."""
+    for name in session["artifacts"]:
+        try:
+            artifact = _checkpoint(run_dir, run.id) if name == "checkpoint" else _report(run_dir, run.id)
+            run.log_artifact(artifact, aliases=["latest"])
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            say(f"no artifact {name} ({type(error).__name__}: {error})")
+
+
+def _checkpoint(run_dir: Path, run_id: str) -> Any:
+    """The newest checkpoint: where it lies, and the SHA-256 of its manifest, which has those of its files."""
+    import wandb
+
+    manifest = max((run_dir / "checkpoints").glob("step-*/manifest.json"), default=None)
+    if manifest is None:
+        raise ValueError("there is no checkpoint")
+    folder = manifest.parent.resolve()
+    facts = {
+        "step": int(folder.name.removeprefix("step-")),
+        "manifest_sha256": sha256(manifest.read_bytes()).hexdigest(),
+    }
+    artifact = wandb.Artifact(f"checkpoint-{run_id}", type="model", metadata=facts)
+    artifact.add_reference(folder.as_uri(), name="checkpoint", checksum=False)
+    return artifact
+
+
+def _report(run_dir: Path, run_id: str) -> Any:
+    import wandb
+
+    command = [sys.executable, "-P", "-m", "llmkit", "report", str(run_dir)]
+    subprocess.run(command, check=True, timeout=REPORT_SECONDS, stdin=subprocess.DEVNULL)
+    artifact = wandb.Artifact(f"report-{run_id}", type="report")
+    artifact.add_file(str(run_dir / REPORT))
+    return artifact

@@ -1,0 +1,141 @@
+"""What is new in the record of a run, given to wandb line by line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmkit.monitor.jsonlines import Row, parse
+from llmkit.monitor.redaction import Redactor
+from llmkit.monitor.wandb_alerts import WAIT_SECONDS, Alert, StallWatch, of_event, of_row
+from llmkit.monitor.wandb_journal import FILES, Journal, digest
+from llmkit.monitor.wandb_rows import Best, chart_values, events_table, media
+
+
+class Tail:
+    """The lines of a file that were not passed on yet. A file that is not there yet has none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Any = None
+        self.offset = 0
+
+    def lines(self) -> Iterator[tuple[bytes, int]]:
+        """The whole lines from `offset` on, each with the offset at which it ends."""
+        if self._file is None:
+            try:
+                # Kept open: the next trainer replaces the file where it drops rows.
+                self._file = open(self._path, "rb")  # noqa: SIM115
+            except FileNotFoundError:
+                return
+        self._file.seek(self.offset)
+        end = self.offset
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            yield line, end
+
+
+class Feed:
+    """Gives the lines of metrics.jsonl and media.jsonl to a W&B run, each once, and sends alerts.
+
+    journal: of what the W&B run has already; the first line that has no entry there is the first to be given.
+    alert: whether alerts are sent. first_news: offsets in metrics.jsonl and events.jsonl from which on what
+    happens is news.
+    """
+
+    def __init__(
+        self, run_dir: Path, journal: Journal, redactor: Redactor, say: Callable[[str], None],
+        alert: bool = False, first_news: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        self._run_dir, self._redactor, self._say = run_dir, redactor, say
+        self.journal = journal
+        self.best = Best()
+        self.given = dict.fromkeys(FILES, 0)
+        """Lines given to wandb by this feed, by kind."""
+        self._tails = {kind: Tail(run_dir / FILES[kind]) for kind in FILES}
+        self._news = Tail(run_dir / FILES["e"])
+        self._alert = alert
+        self._first_news = dict(first_news or {})
+        self._news.offset = self._first_news.get("e", 0)
+        self._stall = StallWatch(time.monotonic())
+        for kind, tail in self._tails.items():
+            ends = {digest(line): end for line, end in tail.lines()}
+            tail.offset = journal.end(kind, ends)
+        for line, end in Tail(run_dir / FILES["m"]).lines():
+            if end > self._tails["m"].offset:
+                break
+            self.best.see(parse(line) or {})
+
+    def pass_on(self, run: Any) -> bool:
+        """Gives everything that is new to `run`; returns whether there was anything.
+
+        Raises whatever wandb raises; the line is then given again by the next call.
+        """
+        before = len(self.journal)
+        for line, end in self._tails["m"].lines():
+            row = parse(line)
+            if row is not None:
+                self._give(run, "m", line, chart_values(row))
+                if changed := self.best.see(row):
+                    run.summary.update(changed)
+                if end > self._first_news.get("m", end) and (alert := of_row(row)):
+                    self._send(run, alert)
+                    self._first_news["m"] = end
+            self._tails["m"].offset = end
+        for line, end in self._tails["a"].lines():
+            item = parse(line)
+            if item is not None:
+                try:
+                    self._give(run, "a", line, media(self._redactor.value(item), self._run_dir))
+                except ValueError as error:
+                    self._say(f"an item of {FILES['a']} is passed over ({error})")
+            self._tails["a"].offset = end
+        self._pass_on_news(run, len(self.journal) > before)
+        return len(self.journal) > before
+
+    @property
+    def news(self) -> dict[str, int]:
+        """Offsets from which on no alert was sent yet."""
+        rows = max(self._tails["m"].offset, self._first_news.get("m", 0))
+        return {"m": rows, "e": self._news.offset}
+
+    def give_events(self, run: Any) -> None:
+        """Gives the table of all events, if there are any that are not in the one given before."""
+        tail = self._tails["e"]
+        new = list(tail.lines())
+        if not new:
+            return
+        whole = [parse(line) for line, _ in Tail(self._run_dir / FILES["e"]).lines()]
+        events = [self._redactor.value(event) for event in whole if event is not None]
+        line, tail.offset = new[-1]
+        self._give(run, "e", line, events_table(events))
+
+    def _give(self, run: Any, kind: str, line: bytes, values: Row) -> None:
+        self.journal.append(kind, line)
+        number = len(self.journal) - 1
+        try:
+            run.log(values, step=number, commit=True)
+        except BaseException:
+            self.journal.keep(number)
+            raise
+        self.given[kind] += 1
+
+    def _pass_on_news(self, run: Any, rows: bool) -> None:
+        now = time.monotonic()
+        if rows:
+            self._stall.saw_rows(now)
+        for line, end in self._news.lines():
+            event = self._redactor.value(parse(line) or {})
+            if alert := of_event(event):
+                self._send(run, alert)
+            self._news.offset = end
+        if stalled := self._stall.check(now):
+            self._send(run, stalled)
+
+    def _send(self, run: Any, alert: Alert) -> None:
+        if self._alert:
+            run.alert(alert.title, alert.text, level=alert.level, wait_duration=WAIT_SECONDS)

@@ -1,0 +1,102 @@
+"""`llmkit sync`: sends to Weights & Biases what it has not of runs that have ended, once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from llmkit.errors import RunFault, UserError
+from llmkit.file_lock import FileLock
+from llmkit.monitor.jsonlines import parse
+from llmkit.monitor.process_tree import kill_tree
+from llmkit.monitor.wandb_environment import for_wandb
+from llmkit.monitor.wandb_finish import is_complete
+from llmkit.monitor.wandb_journal import FILES
+from llmkit.monitor.wandb_mirror import start_process
+from llmkit.monitor.wandb_mode import has_credential, server_url
+from llmkit.monitor.wandb_names import Names, resolve_names
+from llmkit.monitor.wandb_session import Timeouts, begin_session, read_session, write_session
+from llmkit.run_folder import LOCK
+
+PATIENT = Timeouts(probe=10.0, init=120.0, finish=3600.0, abandon=3600.0, kill=3600.0)
+"""Nobody waits for it but who has called it."""
+
+
+def sync_command(folders: list[Path], environment: Mapping[str, str]) -> int:
+    """Sends what is missing of each run, and says what that was; returns the exit code.
+
+    Raises UserError for a folder that holds no run, or one that is still training, and where no key is found;
+    RunFault where the server is not there or does not take everything.
+    """
+    if not has_credential(environment):
+        raise UserError(
+            "sync: no API key of Weights & Biases is found: set WANDB_API_KEY, or call `wandb login`"
+        )
+    for folder in folders:
+        if not (folder / FILES["m"]).is_file():
+            raise UserError(f"sync: {folder} holds no run: there is no {FILES['m']} in it")
+    for folder in folders:
+        try:
+            lock = FileLock(
+                folder / LOCK, "llmkit sync", what=f"sync: the run folder {folder.absolute()}",
+                other="call this when it has ended", elsewhere="copy the folder to another one",
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(f"sync: {folder} cannot be used: {error.strerror}") from error
+        try:
+            print(f"{folder}: {_sync(folder, environment)}")
+        finally:
+            lock.release()
+    return 0
+
+
+def _sync(run_dir: Path, environment: Mapping[str, str]) -> str:
+    """Sends what is missing of a run; returns what that was, in words."""
+    session = _session(run_dir, environment)
+    session |= {"mode": "online", "server": server_url(environment)}
+    session |= {"timeouts": PATIENT._asdict(), "trainer": os.getpid()}
+    page = f"run {session['run_id']} in project {session['project']} on {session['server']}"
+    if is_complete(run_dir, session):
+        return f"nothing is missing in {page}"
+    write_session(run_dir, session)
+    names = Names(**{name: session[name] for name in Names._fields if name in session})
+    process = start_process(
+        "llmkit.monitor.wandb_catch_up", run_dir, for_wandb(environment, names.variables(session["run_id"])),
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate()
+    finally:
+        kill_tree(process.pid)
+    result = parse(output.splitlines()[-1]) if output.strip() else None
+    if result is None or not result["done"]:
+        said = "; ".join(result["said"]) if result else f"see {run_dir / 'logs' / 'wandb.log'}"
+        raise RunFault(f"sync: {run_dir}: not everything has got there: {said}; call it again")
+    given = result["given"]
+    parts = [f"{given[FILES['m']]} rows", f"{given[FILES['a']]} items of {FILES['a']}"]
+    if given[FILES["e"]]:
+        parts.append("the events")
+    return f"sent {', '.join(parts)} to {page}" + "".join(f"; {line}" for line in result["said"])
+
+
+def _session(run_dir: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """That of the newest start; of a run without W&B a new one, by the settings that it had."""
+    with suppress(OSError, ValueError):
+        if "settings" in (session := read_session(run_dir)):  # versions until 2026-11-29 kept less
+            return session
+    from llmkit.config.load import load
+
+    loaded = load(str(run_dir / "config.yaml"), [])
+    wandb = loaded.config.monitor.wandb
+    names = resolve_names(wandb, loaded.origins, environment)
+    try:
+        begun, _ = begin_session(
+            run_dir, "online", names, wandb, loaded.config.model_dump(mode="json"), PATIENT, environment
+        )
+    except OSError as error:
+        raise UserError(f"sync: nothing can be written in {run_dir}: {error.strerror}") from error
+    return begun

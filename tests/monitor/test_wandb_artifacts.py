@@ -1,0 +1,57 @@
+"""The artifacts that a run asks for."""
+
+from __future__ import annotations
+
+import subprocess
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llmkit.monitor.wandb_artifacts import log_artifacts
+
+
+def logged(run_dir: Path, *names: str) -> tuple[list[Any], list[str]]:
+    """The artifacts, and what was said of those that there are not."""
+    found: list[Any] = []
+    said: list[str] = []
+    run = SimpleNamespace(id="abc", log_artifact=lambda artifact, aliases: found.append(artifact))
+    log_artifacts(run, run_dir, {"artifacts": list(names)}, said.append)
+    return found, said
+
+
+def test_the_newest_checkpoint_is_a_reference_with_a_checksum(tmp_path: Path) -> None:
+    for step in (20, 100):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(f"manifest of {step}")
+    (tmp_path / "checkpoints" / "step-00000200").mkdir()  # not committed
+    (artifact,), said = logged(tmp_path, "checkpoint")
+    assert said == [] and (artifact.name, artifact.type) == ("checkpoint-abc", "model")
+    expected = sha256(b"manifest of 100").hexdigest()
+    assert artifact.metadata == {"step": 100, "manifest_sha256": expected}
+    (entry,) = artifact.manifest.entries.values()
+    assert entry.ref == (tmp_path / "checkpoints" / "step-00000100" / "manifest.json").as_uri()
+
+
+def test_what_cannot_be_made_is_said_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(command: list[str], **_: Any) -> None:
+        raise subprocess.CalledProcessError(2, command)
+
+    monkeypatch.setattr("subprocess.run", fail)
+    found, said = logged(tmp_path, "checkpoint", "report")
+    assert found == []
+    assert said[0] == "no artifact checkpoint (ValueError: there is no checkpoint)"
+    assert said[1].startswith("no artifact report (CalledProcessError")
+
+
+def test_the_report_is_made_and_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(command: list[str], **_: Any) -> None:
+        assert command[-2:] == ["report", str(tmp_path)]
+        (tmp_path / "report.html").write_text("<html>")
+
+    monkeypatch.setattr("subprocess.run", report)
+    (artifact,), said = logged(tmp_path, "report")
+    assert said == [] and list(artifact.manifest.entries) == ["report.html"]

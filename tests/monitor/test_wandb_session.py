@@ -1,0 +1,90 @@
+"""The identity of a run in W&B: kept over starts and moves, new for a copy; no secret in what is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.config.schema import Wandb
+from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.monitor.wandb_session import OF_A_RUN, read_session
+
+
+@pytest.fixture(autouse=True)
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmkit.monitor.wandb_mirror.start_process", lambda *_: None)
+
+
+def start(folder: Path, environment: dict[str, str], **config: Any) -> str:
+    return Mirror.start(folder, Wandb(), config, environment=environment).message
+
+
+def run_id(folder: Path) -> str:
+    return (folder / "wandb" / "run_id").read_text().strip()
+
+
+def test_the_id_of_the_environment_is_that_of_a_new_run_alone(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    assert "passed over" not in start(tmp_path, {**environment, "WANDB_RUN_ID": "mine"})
+    assert run_id(tmp_path) == "mine"
+    message = start(tmp_path, {**environment, "WANDB_RUN_ID": "other"})
+    assert message.endswith("\nW&B: WANDB_RUN_ID=other is passed over: the run has the id mine")
+    assert run_id(tmp_path) == "mine"
+
+
+def test_starts_are_counted_and_what_is_new_begins_at_the_end_of_the_record(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    start(tmp_path, environment)
+    assert read_session(tmp_path)["restarts"] == 0
+    assert read_session(tmp_path)["first_news"] == {"m": 0, "e": 0}
+    (tmp_path / "metrics.jsonl").write_text("12345\n")
+    start(tmp_path, environment)
+    assert read_session(tmp_path)["restarts"] == 1
+    assert read_session(tmp_path)["first_news"] == {"m": 6, "e": 0}
+
+
+def test_a_copied_run_folder_is_a_wandb_run_of_its_own_and_a_moved_one_is_not(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    first, moved, copy = (tmp_path / name for name in ("first", "moved", "copy"))
+    first.mkdir()
+    start(first, environment)
+    known = run_id(first)
+    (first / "metrics.jsonl").write_text('{"step": 7}\n{"torn')
+    first.rename(moved)
+    assert "copy" not in start(moved, environment)
+    assert run_id(moved) == known and read_session(moved)["forked_from"] is None
+    for name in OF_A_RUN:
+        (moved / "wandb" / name).touch()
+
+    shutil.copytree(moved, copy)
+    message = start(copy, environment)
+    assert not (copy / "wandb" / "journal").exists() and not (copy / "wandb" / "state.json").exists()
+    assert run_id(copy) != known == run_id(moved)
+    assert message.endswith(f"W&B: this folder is a copy of {moved}: it is a run of its own, {run_id(copy)}")
+    assert f"upload later with: llmkit sync {copy}\n" in message
+    assert read_session(copy)["forked_from"] == {"run_id": known, "step": 7}
+    assert "copy of" not in start(copy, environment)
+    assert read_session(copy)["forked_from"] == {"run_id": known, "step": 7}, "for good"
+    assert "copy of" not in start(moved, environment)
+
+
+def test_no_secret_is_in_what_is_written(tmp_path: Path, environment: dict[str, str]) -> None:
+    key = "c0ffee0123456789" * 2 + "01234567"
+    (tmp_path / "manifest.json").write_text(json.dumps({"note": f"key {key}", "host": "n1"}))
+    url = "https://user:canary@host/x?token=canary"
+    start(
+        tmp_path,
+        {**environment, "HF_TOKEN": "canary-of-the-hub"},
+        data={"path": url, "x": "canary-of-the-hub"},
+    )
+    text = (tmp_path / "wandb" / "session.json").read_text()
+    assert "canary" not in text and key not in text
+    assert read_session(tmp_path)["settings"]["data"]["path"].startswith("https://host/x")
+    assert read_session(tmp_path)["manifest"]["host"] == "n1"

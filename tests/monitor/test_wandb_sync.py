@@ -1,0 +1,94 @@
+"""`llmkit sync`: what is missing, once; refused where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_wandb import FakeServer
+
+from llmkit.cli import main
+from llmkit.errors import RunFault, UserError
+from llmkit.file_lock import FileLock
+from llmkit.monitor.wandb_catch_up import exit_code_of
+from llmkit.monitor.wandb_sync import sync_command
+
+Environment = dict[str, str]
+CONFIG = """
+data: {sources: [{type: stdlib}], sequence_length: 64}
+train: {max_steps: 9}
+monitor: {wandb: {mode: disabled, project: p}}
+"""
+
+
+def record(folder: Path, steps: int, *events: str) -> None:
+    """The files of a run that was trained without W&B."""
+    folder.mkdir(exist_ok=True)
+    rows = [json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in range(1, steps + 1)]
+    (folder / "metrics.jsonl").write_text("".join(rows))
+    (folder / "events.jsonl").write_text("".join(json.dumps({"event": event}) + "\n" for event in events))
+    (folder / "config.yaml").write_text(CONFIG)
+
+
+def test_a_run_without_wandb_is_sent_as_a_whole(
+    tmp_path: Path, server: FakeServer, online: Callable[[str], Environment],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    record(tmp_path / "run", 5, "start", "done")
+    assert sync_command([tmp_path / "run"], online(server.url)) == 0
+    run_id = (tmp_path / "run" / "wandb" / "run_id").read_text().strip()
+    page = f"run {run_id} in project p on {server.url}"
+    assert capsys.readouterr().out == (
+        f"{tmp_path}/run: sent 5 rows, 0 items of media.jsonl, the events to {page}\n"
+    )
+    assert [row["train/step"] for row in server.histories[run_id]] == [1, 2, 3, 4, 5, 0]
+    assert server.exit_codes == {run_id: 0}
+    assert server.config(run_id)["data"]["sequence_length"] == 64
+    assert server.alerts == []
+
+
+def test_a_server_that_is_not_there_is_told(
+    tmp_path: Path, refused_url: str, online: Callable[[str], Environment]
+) -> None:
+    record(tmp_path, 5)
+    with pytest.raises(RunFault, match=f"ConnectionError: {refused_url} does not answer; call it again"):
+        sync_command([tmp_path], online(refused_url))
+
+
+def test_what_is_no_run_and_a_missing_key_are_refused(
+    tmp_path: Path, environment: Environment, online: Callable[[str], Environment]
+) -> None:
+    with pytest.raises(UserError, match="no API key of Weights & Biases is found"):
+        sync_command([tmp_path], environment)
+    with pytest.raises(UserError, match=r"holds no run: there is no metrics\.jsonl in it"):
+        sync_command([tmp_path], online("http://localhost:1"))
+
+
+def test_a_run_that_is_training_is_refused(tmp_path: Path, online: Callable[[str], Environment]) -> None:
+    record(tmp_path, 1)
+    lock = FileLock(tmp_path / "run.lock", "llmkit train", what="", other="", elsewhere="")
+    with pytest.raises(UserError, match=r"in use by process .*llmkit train"):
+        sync_command([tmp_path], online("http://localhost:1"))
+    lock.release()
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync", str(tmp_path)]) == 2
+    assert "no API key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("events", "code"),
+    [
+        (["start", "done"], 0),
+        (["start", "stop"], 75),
+        (["start", "fault"], 1),
+        (["start", "save"], 1),
+        ([], 1),
+    ],
+)
+def test_the_end_of_a_run_is_that_of_its_last_event(tmp_path: Path, events: list[str], code: int) -> None:
+    record(tmp_path, 1, *events)
+    assert exit_code_of(tmp_path) == code
