@@ -16,7 +16,9 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from llmkit.config.adapters import is_adapter
 from llmkit.errors import UserError
+from llmkit.hf.folder import HFFolder
 from llmkit.inference import evaluate_weights, load_for_use
+from llmkit.parallel.mesh import Mesh
 from llmkit.weights import open_base, open_weights
 from tests.program import events, make_project, rows, train
 from tests.ranks import free_ports, run_ranks
@@ -199,6 +201,29 @@ def test_a_project_may_be_moved_and_its_runs_go_on(project, tmp_path, monkeypatc
         assert open_base(open_checkpoint(Path("runs/lora"))).path == Path("base")
     finally:
         (project / "gone").rename(project / "base")
+
+
+def test_one_rank_compares_the_bytes_of_the_base_for_all(monkeypatch):
+    checkpoint = open_checkpoint(Path("runs/lora"))
+    digest, hashed = checkpoint.state["init_from"]["digest"], []
+
+    class Other(Mesh):
+        """As the second of two ranks sees it."""
+
+        def all_gather_text(self, text: str) -> list[str]:
+            return [text, text]
+
+        def broadcast_text(self, text: str) -> str:
+            return digest
+
+    monkeypatch.setattr(HFFolder, "digest", lambda self: hashed.append(self.path) or digest)
+    assert open_weights(Path("runs/lora"), Other(rank=1, world_size=2)).path == checkpoint.path
+    assert hashed == []
+    open_weights(Path("runs/lora"), Other(rank=0, world_size=2))
+    assert hashed == [(Path("base").absolute())]
+    digest = "another"
+    with pytest.raises(UserError, match="holds adapters of other weights"):
+        open_base(checkpoint, Other(rank=1, world_size=2))
 
 
 def test_another_base_and_none_are_refused(tmp_path, capsys):
