@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.entries import make_all
@@ -51,7 +52,7 @@ def build_trainer(
     What needs closing is given to `stack`. Raises UserError if the run in the folder is another one; then,
     and where a finished run has nothing to do, nothing in it changes but that the error is an event.
     """
-    metrics, events = _open_records(folder, launch.mesh, console.note, stack)
+    metrics, events = _open_records(folder, launch.mesh, partial(console.note, important=True), stack)
     with failure_recorded(events):
         return _build(launch, folder, console, stop, stack, metrics, events)
 
@@ -144,9 +145,10 @@ def _sinks(
     fed = [SinkThread(sink, console.note) for sink in others]
     for thread in fed:
         stack.callback(thread.close)
-    media = MediaSink(folder.path, console.note)
+    lost = partial(console.note, important=True)
+    media = MediaSink(folder.path, lost)
     stack.callback(media.close)
-    return [MetricsSink(metrics, console.note), media, console, *fed]
+    return [MetricsSink(metrics, lost), media, console, *fed]
 
 
 def _open_loader(

@@ -18,6 +18,8 @@ TEXTS = {
     "early_stopping": "stopped early at step {step}",
     "done": "done at step {step}",
     "stop": "stopped: {reason}",
+    "profile": "profiled: {verdict}",
+    "profile_failed": "no profile: {reason}",
     "refused": "did not start: {reason}",
     "fault": "FAULT: {reason}",
 }

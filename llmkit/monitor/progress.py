@@ -105,6 +105,8 @@ class Progress:
         """Seconds until the next save, by steps or by the clock; None where none is known to come."""
         step = self.next_after(self.save_every)
         by_steps = None if step is None else self.seconds_until(step)
+        if step is not None and by_steps is None:
+            return None
         begun = _time(self._timed_from) if self._timed_from and self.save_minutes else None
         if begun is None:
             return by_steps

@@ -20,7 +20,7 @@ def sparkline(points: Sequence[tuple[int, float]], width: int, blocks: str = BLO
     if not columns:
         return ""
     ranked = sorted(columns)
-    low, high = ranked[0], ranked[int((len(ranked) - 1) * (1.0 - FROM_LARGEST))]
+    low, high = ranked[0], ranked[-1 - int(len(ranked) * FROM_LARGEST)]
     span, top = high - low, len(blocks) - 1
     heights = (min(1.0, (value - low) / span) if span > 0 else 0.0 for value in columns)
     return "".join(blocks[round(height * top)] for height in heights)

@@ -53,6 +53,8 @@ def test_a_save_may_come_by_the_clock_before_it_comes_by_steps() -> None:
     start, now = "2026-11-29T10:00:00+00:00", datetime(2026, 11, 29, 10, 25, tzinfo=UTC)
     assert progress.seconds_until_save(now) is None
     progress.take_event({"event": "start", "time": start})
+    assert progress.seconds_until_save(now) is None  # 1000 steps may take less than the rest of 30 minutes
+    progress.take(row(1))
     assert progress.seconds_until_save(now) == 300.0
     progress.take(row(999))
     assert progress.seconds_until_save(now) == 0.5

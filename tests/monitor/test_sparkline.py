@@ -14,6 +14,10 @@ def test_a_falling_line_falls_from_the_highest_block_to_the_lowest() -> None:
     assert [BLOCKS.index(block) for block in shown] == sorted(map(BLOCKS.index, shown), reverse=True)
 
 
+def test_two_points_are_a_step_down() -> None:
+    assert sparkline([(1, 8.3), (10, 7.8)], 20) == BLOCKS[-1] + BLOCKS[0]
+
+
 def test_columns_are_spaced_by_steps_not_by_rows() -> None:
     rare, often = [(0, 1.0), (10, 1.0), (20, 1.0), (30, 1.0)], [(step, 0.0) for step in range(31, 40)]
     shown = sparkline([*rare, *often], 4)
