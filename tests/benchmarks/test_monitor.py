@@ -16,7 +16,7 @@ from tests.limits import HANG
 def test_the_table_has_medians_and_what_each_variant_adds() -> None:
     off = [Block(0.100, 0.0, 0.001), Block(0.110, 0.001, 0.001), Block(0.200, 0.002, 0.002)]
     rows = [Block(0.101, 0.0, 0.002), Block(0.121, 0.003, 0.003), Block(0.300, 0.004, 0.004)]
-    _, _, first, second = lines({VARIANTS[0].name: off, "rows": rows})
+    *_, first, second = lines({VARIANTS[0].name: off, "rows": rows})
     assert first == "| off | 110.000 | +0.00 % | 1.000 | 1.000 | 0.91 % |"
     assert second == "| rows | 121.000 | +10.00 % | 3.000 | 3.000 | 2.73 % |"
 
