@@ -103,8 +103,8 @@ def errors(found: Trajectory, expected: Trajectory, case: Case) -> Errors:
         result[f"{initial}loss"][f"step {step}"] = abs(found.losses[step] / loss - 1)
         result[f"{initial}norm"][f"step {step}"] = abs(found.norms[step] / norm - 1)
         for name, part in expected.parts.get(step, {}).items():
-            pairs = zip(found.parts[step][name].flatten(), part.flatten(), strict=True)
-            error = max(relative_error(one, other) for one, other in pairs)
+            numbers = zip(found.parts[step][name].flatten(), part.flatten(), strict=True)
+            error = max(relative_error(one, other) for one, other in numbers)
             result["part"][f"{name}, step {step}"] = error
         if step in expected.gradients:
             pairs = _tensor_errors(found.gradients[step], expected.gradients[step], case, floors=True)
