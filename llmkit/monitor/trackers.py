@@ -76,12 +76,15 @@ def _dvclive(start: Start) -> dict[str, Any]:
 
 
 def _mlflow(start: Start) -> dict[str, Any]:
-    return {"experiment_name": start.project, "run_name": start.name, "run_id": start.known}
+    tags = {"mlflow.source.git.repoURL": ""}  # which may hold a password
+    return {"experiment_name": start.project, "run_name": start.name, "run_id": start.known, "tags": tags}
 
 
 def _swanlab(start: Start) -> dict[str, Any]:
-    key = start.key[:21]
-    return {"run_name": start.project, "experiment_name": start.name, "id": key, "resume": "allow"}
+    quiet = dict.fromkeys(("runtime", "requirements", "git"), False)
+    settings = importlib.import_module("swanlab").Settings(probe=quiet)
+    known = {"id": start.key[:21], "resume": "allow"}
+    return {"run_name": start.project, "name": start.name, "settings": settings, **known}
 
 
 def _tensorboard(start: Start) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def _tensorboard(start: Start) -> dict[str, Any]:
 
 
 def _trackio(start: Start) -> dict[str, Any]:
-    return {"run_name": start.project, "name": start.name, "resume": "allow"}
+    return {"run_name": start.project, "name": start.name, "resume": "allow", "embed": False}
 
 
 TRACKERS: dict[str, Tracker] = {
@@ -153,6 +156,8 @@ class TrackerSink(Sink):
         if self._how.id is not None and (found := self._how.id(tracker.tracker)) != known:
             ids = _ids(self._folder) | {self.name: found, "folder": str(self._folder.resolve())}
             write_json(self._folder / IDS, ids)
+        if known is not None:  # it has the settings of the first start; mlflow refuses others
+            return
         plain = (bool, int, float, str)
         settings = {
             path: value if isinstance(value, plain) else display(value, 200)

@@ -92,6 +92,7 @@ def test_a_resume_goes_on_with_the_run_and_a_copy_does_not(
     first.rename(copy)
     TrackerSink("mlflow", copy, config).write({"step": 1, "loss": 1.0})
     assert [each.arguments["known"] for each in stand_in] == [None, "run 1", None]
+    assert [bool(each.settings) for each in stand_in] == [True, False, True]
     assert json.loads((copy / IDS).read_text())["mlflow"] == "run 3"
 
 
@@ -117,7 +118,7 @@ def test_a_missing_package_is_named(config: Config, tmp_path: Path, monkeypatch:
 def test_every_tracker_is_one_of_accelerates_and_has_one_run_a_folder(tmp_path: Path) -> None:
     assert TRACKERS.keys() <= tracking.LOGGER_TYPE_TO_CLASS.keys() - {"wandb"}
     start = Start(tmp_path / "run", "project", "run", 1, "known")
-    for name in TRACKERS.keys() - {"comet_ml"}:  # which needs its package
+    for name in TRACKERS.keys() - {"comet_ml", "swanlab"}:  # which need their packages
         arguments = TRACKERS[name].arguments(start)
         tracking.LOGGER_TYPE_TO_CLASS[name](**arguments)
         lasting = {start.key, start.key[:21], "known", "allow", "tensorboard", str(start.folder / "dvclive")}
