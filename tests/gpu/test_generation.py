@@ -34,6 +34,20 @@ def test_the_tokens_of_a_row_do_not_depend_on_those_beside_it(device, changes):
         assert together == alone
 
 
+def test_a_row_goes_on_from_what_another_has_read(device):
+    made = model(device)
+    session, ids = Session(made, keep=True), [n % 101 for n in range(9)]
+    for turn in range(3):
+        ids = [*ids, turn, 7]
+        wanted = list(generate(made, ids, 6, Sampling(temperature=0.0), stops=()))
+        session.add(Request(ids, 6, Sampling(temperature=0.0)))
+        found = []
+        while len(session):
+            found += [token.id for _, token in session.step()]
+        assert found == wanted
+        ids += found
+
+
 def test_log_probabilities_in_bf16_are_those_of_fp32_up_to_rounding(device):
     exact, rounded = model(device), model(device).to(torch.bfloat16)
     prompts, found = [[n % 101 for n in range(length)] for length in (3, 19)], []

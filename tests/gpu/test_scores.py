@@ -21,7 +21,8 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def questions() -> list[Question]:
     draw = random.Random(0)
     ids = [[draw.randrange(97) for _ in range(draw.randint(3, 38))] for _ in range(40)]
-    return [Question(each[:2], each[2:]) for each in ids]
+    choices = [Question(each[:2], [*each[2:-1], last]) for each in ids[:10] for last in (1, 2, 3)]
+    return [Question(each[:2], each[2:]) for each in ids] + choices
 
 
 def scores(model: GPT, device: torch.device) -> torch.Tensor:

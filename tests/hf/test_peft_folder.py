@@ -50,7 +50,7 @@ class Adapted:
 
 
 @pytest.mark.parametrize("targets", [["*_proj"], SOME], ids=["all", "some"])
-@pytest.mark.parametrize("case", ["llama", "gpt2"])
+@pytest.mark.parametrize("case", ["llama", "gpt2", "phi3"])
 def test_peft_computes_what_we_do_and_we_read_the_same_back(case, targets, tmp_path):
     plain = save(case, tmp_path / "base")
     adapted = Adapted(tmp_path / "base", Lora(rank=3, alpha=7.0, targets=targets))
