@@ -30,17 +30,22 @@ def is_set(environment: Mapping[str, str], name: str) -> bool:
 
 
 def size_of(stream: TextIO) -> tuple[int, int]:
-    """Columns and rows of a terminal; 80 and 24 where they are not known."""
+    """Columns and rows of a terminal; without one those that COLUMNS and LINES name, or 80 and 24."""
     try:
         columns, rows = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError, AttributeError):
-        return 80, 24
+        columns, rows = (_count(os.environ.get(name, "")) for name in ("COLUMNS", "LINES"))
     return columns or 80, rows or 24
 
 
-def shows_only_ascii(encoding: str | None) -> bool:
-    """Whether a stream of this encoding cannot show the blocks of bars and curves."""
-    return not (encoding or "").lower().replace("-", "").startswith("utf")
+def _count(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
+
+
+def shows_only_ascii(encoding: str | None, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a stream of this encoding cannot show the blocks of bars and curves, as Linux's own console."""
+    has_them = (encoding or "").lower().replace("-", "").startswith("utf")
+    return not has_them or environment.get("TERM") == "linux"
 
 
 class Painter:

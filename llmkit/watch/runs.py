@@ -19,12 +19,14 @@ from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
 from llmkit.monitor.progress import Progress
 from llmkit.monitor.record import FILES, RunRecord, at
+from llmkit.monitor.terminal import size_of
 from llmkit.monitor.text import duration, thousands
 from llmkit.watch.watched import whole
 
 DEEPEST = 8
 """Folders between the one that is named and a run."""
-WIDEST_NAME = 48
+WIDEST_NAME, NARROWEST_NAME = 48, 12
+GAP = "  "
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def runs_command(options: argparse.Namespace) -> int:
     elif not lines:
         print(f"there are no runs in {root}", file=sys.stderr)
     else:
-        print("\n".join(table(lines)))
+        width = size_of(sys.stdout)[0] if sys.stdout.isatty() else None
+        print("\n".join(table(lines, width)))
     return 0
 
 
@@ -167,17 +170,24 @@ def _steps(line: RunLine) -> str:
     return done if line.max_steps is None else f"{done or 0}/{line.max_steps:,}"
 
 
-def table(lines: Sequence[RunLine]) -> Iterator[str]:
-    """The lines of the table, with a heading; columns without a value are left out."""
+def table(lines: Sequence[RunLine], width: int | None = None) -> Iterator[str]:
+    """The lines of the table, with a heading; columns without a value are left out.
+
+    width: of the terminal, to which names are shortened.
+    """
     columns = [(heading, [text(line) for line in lines]) for heading, text in COLUMNS]
     shown = [(heading, texts) for heading, texts in columns if any(texts)]
-    widths = [min(WIDEST_NAME, max(map(cell_len, (heading, *texts)))) for heading, texts in shown]
+    widths = [max(map(cell_len, (heading, *texts))) for heading, texts in shown]
+    widths[0] = min(widths[0], WIDEST_NAME)
+    if width is not None:
+        others = sum(widths[1:]) + len(GAP) * (len(widths) - 1)
+        widths[0] = min(widths[0], max(NARROWEST_NAME, width - others))
     for number in range(-1, len(lines)):
         cells = [
             _cell(heading if number < 0 else texts[number], width, heading in LEFT)
             for (heading, texts), width in zip(shown, widths, strict=True)
         ]
-        yield "  ".join(cells).rstrip()
+        yield GAP.join(cells).rstrip()
 
 
 def _cell(text: str, width: int, left: bool) -> str:

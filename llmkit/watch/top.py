@@ -37,9 +37,9 @@ def top_command(options: argparse.Namespace) -> int:
     for folder in folders:
         read_run(folder)
     view = TopView([WatchedRun(folder) for folder in folders])
-    live = takes_live_view(sys.stdout) and not options.once
-    paint = Painter(sys.stdout.isatty() and not options.once)
-    if not live:
+    live = takes_live_view(sys.stdout)
+    paint = Painter(live)
+    if options.once or not live:
         for line in view.lines(size_of(sys.stdout), sys.stdout.encoding):
             print(paint(line))
         return 0

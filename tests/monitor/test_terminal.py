@@ -68,7 +68,7 @@ def test_long_lines_are_neither_wrapped_nor_cut() -> None:
     assert Painter(False, TERM)(Text(line)) == line
 
 
-def test_the_size_is_that_of_the_terminal_at_the_moment() -> None:
+def test_the_size_is_that_of_the_terminal_at_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
     try:
         with open(theirs, "w", closefd=False) as stream:
@@ -78,9 +78,15 @@ def test_the_size_is_that_of_the_terminal_at_the_moment() -> None:
     finally:
         os.close(ours)
         os.close(theirs)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("LINES", raising=False)
     assert size_of(io.StringIO()) == (80, 24)
+    monkeypatch.setenv("COLUMNS", "132")
+    monkeypatch.setenv("LINES", "many")
+    assert size_of(io.StringIO()) == (132, 24)
 
 
 def test_blocks_need_an_encoding_that_has_them() -> None:
-    assert not shows_only_ascii("utf-8") and not shows_only_ascii("UTF8")
+    assert not shows_only_ascii("utf-8", TERM) and not shows_only_ascii("UTF8", TERM)
+    assert shows_only_ascii("utf-8", {"TERM": "linux"})
     assert shows_only_ascii("ascii") and shows_only_ascii("latin-1") and shows_only_ascii(None)

@@ -84,6 +84,12 @@ def test_long_and_wide_names_do_not_break_the_columns() -> None:
     assert ends == {"3", "44", "5"} and all("…" in each for each in shown[1:3])
 
 
+def test_names_are_shortened_to_the_terminal_and_nothing_else() -> None:
+    lines = [line("a-long-name-of-a-run" * 2, step=12345, layout="8: ZeRO-1")]
+    assert [len(each) for each in table(lines, 45)] == [45 - 3, 45]
+    assert list(table(lines, 1))[1].startswith("a-long-name…  done")
+
+
 def test_odd_folders_are_lines_with_little_in_them(tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.mkdir()
