@@ -82,6 +82,8 @@ STANDARD = (
         Shown("hfu", "HFU")), zero=True, factor=100.0),
     Wanted("Memory", "GiB", (Shown("peak_memory_gib", "peak"), Shown("reserved_memory_gib", "reserved")),
         zero=True),
+    Wanted("Time of a step", "s", (Shown("step_seconds", "all of it"), Shown("data_seconds", "waiting")),
+        zero=True),
     Wanted("Goodput", "% of the wall time", (Shown("goodput", "goodput"),), zero=True, factor=100.0),
     Wanted("Update to weight", "ratio of norms", (Shown("update_ratio", "all parameters"),), log=True),
     Wanted("Epochs", "", (Shown("epochs", "all sources"),), zero=True),
@@ -91,7 +93,9 @@ STANDARD = (
 FAMILIES = (
     ("loss/", "Loss by source", "nats a target"),
     ("eval_loss/", "Held-out loss by source", "nats a target"),
+    ("eval_bits_per_byte/", "Bits per byte by source, held out", "bits"),
     ("loss_at/", "Loss by position in the document", "nats a target"),
+    ("eval_loss_at/", "Held-out loss by position in the document", "nats a target"),
     ("rewards/", "Rewards of answers", "log-probability against the reference"),
     ("eval_rewards/", "Rewards of held-out answers", "log-probability against the reference"),
     ("epochs/", "Epochs by source", ""),

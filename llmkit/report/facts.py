@@ -47,6 +47,9 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     seconds = elapsed(run)
     if seconds is not None and seconds.last:
         yield "Wall time", duration(seconds.last)
+    verdicts = [event["verdict"] for event in run.events if isinstance(event.get("verdict"), str)]
+    if verdicts:
+        yield "Profile", printable(verdicts[-1], 300)
     if run.damaged_lines:
         yield "Damaged", f"{run.damaged_lines:,} lines of metrics.jsonl are no rows and were left out"
 

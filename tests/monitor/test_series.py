@@ -56,6 +56,24 @@ def test_damaged_lines_are_left_out_and_counted(path: Path) -> None:
     assert (found.rows, found.damaged) == (4, 9)
 
 
+def test_rows_with_other_columns_and_mixed_values_keep_their_order(path: Path) -> None:
+    write(
+        path,
+        {"step": 1, "a": 1.0, "s": "x"},
+        {"step": 3, "b": 1.0, "a": 3.0, "s": "y"},
+        {"step": 2, "a": "2", "s": 2.0},
+        {"a": 4.0, "step": 3, "s": None},
+        {"step": 2, "a": 2.5, "s": "z"},
+        {"step": 2, "a": [], "s": {}},
+    )
+    found = read_columns(path)
+    assert found.numbers["a"].steps.tolist() == [1, 2, 3]
+    assert found.numbers["a"].values.tolist() == [1, 2.5, 4]
+    np.testing.assert_array_equal(found.numbers["s"].steps, [2, 3])
+    np.testing.assert_array_equal(found.numbers["s"].values, [2.0, math.nan])
+    assert found.texts == {"a": "2", "s": "z"} and found.rows == 6
+
+
 def test_of_a_step_that_is_there_twice_the_last_row_counts(path: Path) -> None:
     write(path, *({"step": step, "loss": value} for step, value in ((1, 9), (3, 8), (2, 7), (3, 6), (4, 5))))
     loss = read_columns(path).numbers["loss"]

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmkit.report.curves import LINES, charts
+from llmkit.monitor.columns import COLUMNS
+from llmkit.report.curves import FAMILIES, LINES, LOSS, STANDARD, charts
 from llmkit.report.happened import marks
 from tests.report.runs import make_run, row
+
+ELSEWHERE = {
+    # Columns that are no chart: axes, figures, the waterfall, tables, pictures, marks.
+    "step", "tokens", "elapsed_seconds", "loss_mean", "eval_perplexity", "skipped_total", "energy_kwh",
+    "cost", "co2_grams", "skipped", "eval/TASK/METRIC", "grad_norm/LAYER", "weight_norm/LAYER",
+    "update_ratio/LAYER",
+    "activation_rms/LAYER", "activation_max/LAYER",
+    # The same in other words, or texts.
+    "tokens_per_second_per_device", "restarts", "no_targets", "device_hours", "mfu_peak", "energy_source",
+}  # fmt: skip
+
+
+def test_every_column_is_shown_somewhere():
+    shown = {each.column for wanted in (LOSS, *STANDARD) for each in wanted.shown}
+    families = (*(prefix for prefix, _, _ in FAMILIES), "time/", "lost/")
+    columns = {column.name for column in COLUMNS}
+    assert shown <= columns and columns >= ELSEWHERE
+    assert {name for name in columns - shown - ELSEWHERE if not name.startswith(families)} == set()
 
 
 def titles(found) -> list[str]:
@@ -19,7 +38,8 @@ def test_a_run_has_a_chart_for_each_thing_that_it_has_recorded(tmp_path: Path):
     run = make_run(tmp_path / "run", [*rows, {"step": 40, "eval_loss": 3.25}])
     found = charts([run], ["run"], marks(run))
     assert titles(found) == [
-        "Loss", "Learning rate", "Gradient norm", "Speed", "Utilization", "Memory", "Loss by source",
+        "Loss", "Learning rate", "Gradient norm", "Speed", "Utilization", "Memory", "Time of a step",
+        "Loss by source",
         "Loss by position in the document", "own/number",
     ]  # fmt: skip
     loss = found[0]
@@ -33,7 +53,7 @@ def test_a_run_has_a_chart_for_each_thing_that_it_has_recorded(tmp_path: Path):
     ]
     assert [kind for _, kind, _ in loss.panes[0].plot.marks].count("resume") == 1
     assert found[1].panes[0].plot.marks == []
-    assert found[7].legend == [(0, "64-127"), (1, "512-1023")]
+    assert found[8].legend == [(0, "64-127"), (1, "512-1023")]
     assert found[4].panes[0].plot.y.high > 40.0  # percent
 
 

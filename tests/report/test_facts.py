@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmkit.report.facts import facts, figures, names_of, progress, source_names
-from tests.report.runs import make_run, row, write_checkpoint
+from tests.report.runs import EVENTS, make_run, row, write_checkpoint
 
 
 def test_facts_of_a_run(tmp_path: Path):
-    found = dict(facts(make_run(tmp_path / "run", [*map(row, range(1, 41)), "torn"])))
+    profiles = [
+        {"event": "profile", "verdict": verdict} for verdict in ("data-bound: 9 %", "compute-bound: 80 %")
+    ]
+    found = dict(facts(make_run(tmp_path / "run", [*map(row, range(1, 41)), "torn"], [*profiles, *EVENTS])))
     assert found == {
         "Model": "2000 parameters, 2 layers, 32 wide, 4 heads", "Data": "text-0; rows of 32 tokens; 4 a step",
         "Trained on": "4 processes, each on an H100 (host vm)",
         "Layout": "bf16, ZeRO-2, tensor parallel x 2, micro-batches of 4 x 2, compiled",
         "Began": "2026-11-29 01:00:00 UTC, 1 restart", "Ended": "2026-11-29 01:14:05 UTC",
-        "Wall time": "14 min 05 s", "Damaged": "1 lines of metrics.jsonl are no rows and were left out",
+        "Wall time": "14 min 05 s", "Profile": "compute-bound: 80 %", 
+        "Damaged": "1 lines of metrics.jsonl are no rows and were left out",
     }  # fmt: skip
 
 

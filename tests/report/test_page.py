@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from llmkit.report.page import render
+from llmkit.run_folder import RunFolder
 from tests.report.runs import EVENTS, make_run, row, write_lines
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=1>&amp;\"'<!--\u2028\u202eabc\ud800\x00"
@@ -171,6 +172,14 @@ def test_a_run_that_is_damaged_or_has_nothing_has_a_page(tmp_path: Path, rows, e
         value for name in ("style", "d", "data-x", "data-y") for value in page.values(name) if "nan" in value
     ]
     check_sound(Page(render([run, run])))
+
+
+def test_a_run_under_way_says_so(tmp_path: Path):
+    run = make_run(tmp_path / "run", events=EVENTS[:1])
+    held = RunFolder.open(run.folder, "llmkit train")
+    page = Page(render([run]))
+    held.close()
+    assert "running" in page.contents["span"] and "failed" not in page.contents["span"]
 
 
 def test_several_runs_are_compared(tmp_path: Path):
