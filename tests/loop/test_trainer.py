@@ -22,7 +22,7 @@ from llmkit.loop.resume import Options
 from llmkit.monitor.goodput import LOST
 from llmkit.train import train
 from tests.drills.test_world import free_ports
-from tests.program import events, make_project, rows
+from tests.program import at_step, events, make_project, rows
 from tests.ranks import run_ranks
 
 
@@ -90,6 +90,30 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
     done = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
     seconds = {"data": 6.0, "step": 24.0, "save": 440.0, "evaluate": 930.0}
     assert done["phase_seconds"] | seconds == pytest.approx(done["phase_seconds"])
+
+
+def test_a_step_in_which_graphs_are_made_is_one_of_compiling(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, made = Clock(monkeypatch), list[int]()
+    clock.takes(NativeEngine, "train_step", 2.0)
+    at_step(monkeypatch, 4, lambda: made.append(4))  # as for a batch of another shape
+    monkeypatch.setattr(module, "graphs_compiled", lambda: len(made))
+    monkeypatch.setattr(module, "graph_breaks", dict)
+
+    class Compiled(Hook):
+        """The trainer believes so; nothing is."""
+
+        def on_start(self, t: Any) -> None:
+            object.__setattr__(t.plan.kernels, "compiled", True)
+
+    loaded = load("tiny.yaml", ["train.max_steps=6", "evaluate.every_steps=0", "run.deterministic=false"])
+    assert train(loaded, Options(), started=0.0, environment={}, hooks=[Compiled()], clock=clock) == 0
+    found = [row for row in rows(project / "runs" / "tiny") if "loss" in row]
+    assert [row["time/compile"] for row in found] == [2.0, 0.0, 0.0, 2.0, 0.0, 0.0]
+    assert [row["time/step"] for row in found] == [0.0, 2.0, 2.0, 0.0, 2.0, 2.0]
+    assert [row["step_seconds"] for row in found] == [None, 2.0, 2.0, None, 2.0, 2.0]
+    assert found[-1]["lost/compile"] == 4.0
 
 
 CASES: dict[str, dict[str, Any]] = {
