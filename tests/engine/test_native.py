@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from llmkit.batch import IGNORE, Batch
 from llmkit.checkpoint.read import load
 from llmkit.checkpoint.write import save
 from llmkit.config.optimizer_section import Optimizer
+from llmkit.engine import native as module
 from llmkit.engine.native import NativeEngine
+from llmkit.engine.parts import StepParts
 from llmkit.model.gpt import GPT
 from llmkit.optim.schedule import StepValues
 from llmkit.precision import PRECISIONS
@@ -285,3 +288,30 @@ def test_evaluation_does_not_change_the_next_step():
     for engine in (one, two):
         engine.train_step([batch], targets(batch))
     assert all(torch.equal(a, b) for a, b in zip(one.weights.values(), two.weights.values(), strict=True))
+
+
+def test_parts_of_a_step_are_what_they_are_called(monkeypatch):
+    engine, now = make(LLAMA_STYLE), [0.0]
+
+    def takes(owner, name: str, seconds: float) -> None:
+        function = getattr(owner, name)
+
+        def slow(*arguments, **options):
+            now[0] += seconds
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    monkeypatch.setattr(module, "StepParts", partial(StepParts, clock=lambda: now[0]))
+    takes(engine, "_forward_and_backward", 1000.0)
+    takes(engine.masters, "reduce", 1.0)
+    takes(engine.masters, "send_weights", 2.0)
+    takes(engine.sums, "over_ranks", 4.0)
+    takes(engine, "_gradient_norm", 0.125)
+    takes(engine, "_clip", 0.25)
+    takes(engine.optimizers[0], "step", 0.5)
+    batch = batch_of(LLAMA_STYLE, 0)
+    result = engine.train_step([batch], targets(batch))
+    assert result.parts is not None
+    assert result.parts.read() == {"communication": 7.0, "optimizer": 0.875}
+    assert engine.train_step([batch], 0).parts is None
