@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from llmkit.monitor.event_text import event_text
 from llmkit.monitor.sparkline import Curve
+
+WALL_ROWS = 200
+"""Rows over which the speed with evaluations and saves is taken."""
 
 
 class Evaluation(NamedTuple):
@@ -46,6 +50,8 @@ class Progress:
         """The newest row of a step."""
         self.step_seconds: float | None = None
         """Of a step, as the newest row with that figure says."""
+        self._wall: deque[tuple[int, float]] = deque(maxlen=WALL_ROWS)  # (step, elapsed) of the newest rows
+        self._restarts: object = None
         self.losses = Curve()
         self.last_evaluation: Evaluation | None = None
         self.best_evaluation: Evaluation | None = None
@@ -64,8 +70,16 @@ class Progress:
             self.row = row
             if row.get("step_seconds") is not None:
                 self.step_seconds = row["step_seconds"]
+            self._take_wall_time(row)
             if (loss := shown_loss(row)) is not None:
                 self.losses.add(step, loss)
+
+    def _take_wall_time(self, row: Mapping[str, Any]) -> None:
+        if row.get("restarts") != self._restarts:  # the time in between belongs to no step
+            self._wall.clear()
+            self._restarts = row.get("restarts")
+        if row.get("elapsed_seconds") is not None:
+            self._wall.append((row["step"], row["elapsed_seconds"]))
 
     def _take_evaluation(self, found: Evaluation) -> None:
         self.last_evaluation = found
@@ -92,9 +106,15 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of the steps that are left, at the speed of the newest row; None where not known."""
+        """Seconds until the last step is done, evaluations and saves on the way included; None = not known.
+
+        As fast as the newest rows came, where they say when; else by steps alone.
+        """
         if self.max_steps is None:
             return None
+        if len(self._wall) > 1 and self._wall[-1][0] > self._wall[0][0]:
+            (first, begun), (last, ended) = self._wall[0], self._wall[-1]
+            return max(0, self.max_steps - self.step) * max(0.0, ended - begun) / (last - first)
         return self.seconds_until(self.max_steps)
 
     def seconds_until(self, step: int) -> float | None:

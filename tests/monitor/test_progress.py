@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from llmkit.monitor.progress import Evaluation, Progress, shown_loss
+from llmkit.monitor.progress import WALL_ROWS, Evaluation, Progress, shown_loss
 
 
 def row(step: int, loss: float | None = 3.0, **more: object) -> dict[str, object]:
@@ -28,6 +28,22 @@ def test_the_time_left_is_not_known_before_the_steps_or_the_speed_are() -> None:
     progress.take_event({"event": "max_steps", "max_steps": 11})
     assert progress.seconds_left == 5.0
     assert Progress(max_steps=5).seconds_left is None
+
+
+def test_the_time_left_has_evaluations_and_saves_in_it_and_no_time_between_two_starts() -> None:
+    progress = Progress(max_steps=100)
+    progress.take(row(10, elapsed_seconds=100.0, restarts=0))
+    assert progress.seconds_left == 45.0  # by steps alone
+    progress.take(row(20, elapsed_seconds=120.0, restarts=0))
+    assert progress.seconds_left == 160.0
+    progress.take(row(30, elapsed_seconds=9000.0, restarts=1))
+    assert progress.seconds_left == 35.0
+    progress.take(row(40, elapsed_seconds=9010.0, restarts=1))
+    assert progress.seconds_left == 60.0
+    for step in range(50, 50 + 3 * WALL_ROWS):  # what was long ago does not count
+        progress.take(row(step, elapsed_seconds=9010.0 + 0.25 * step, restarts=1))
+    progress.max_steps = progress.step + 4
+    assert progress.seconds_left == 1.0
 
 
 def test_evaluations_are_the_last_one_and_the_best_one() -> None:
