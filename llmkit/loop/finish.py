@@ -19,7 +19,7 @@ from llmkit.generation.sampling import Sampling
 from llmkit.generation.text import stream_text
 from llmkit.inference import load_model
 from llmkit.loop.report import REPORT, write_report
-from llmkit.loop.suggestions import generate_options
+from llmkit.loop.suggestions import generate_options, is_of_chats
 from llmkit.model.base import Model
 from llmkit.monitor.cost import JOULES_PER_KWH, money
 from llmkit.monitor.events import failure_recorded
@@ -171,7 +171,7 @@ def prompt_of(t: Trainer, text: str) -> Prompt:
 
     Raises UserError for a text that cannot be one.
     """
-    only_chats = all(spec.record in ("chat", "preference") for spec in t.config.data.sources)
+    only_chats = all(is_of_chats(spec, t.data.tokenizer) for spec in t.config.data.sources)
     return (chat_prompt if only_chats else text_prompt)(t.data.tokenizer, text)
 
 

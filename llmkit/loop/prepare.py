@@ -109,8 +109,8 @@ def _find_remote(data: Data, mesh: Mesh) -> dict[str, Found]:
     """What rank 0 finds of sources that are not on local disks."""
     found = json.loads(on_rank_zero(mesh, lambda: json.dumps(find_remote(data))))
     return {
-        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], mistake)
-        for place, (files, units, mistake) in found.items()
+        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], *rest)
+        for place, (files, units, *rest) in found.items()
     }
 
 

@@ -7,9 +7,10 @@ import shlex
 
 import numpy as np
 
-from llmkit.config.schema import Config
+from llmkit.config.schema import Config, Source
 from llmkit.data.inspect import printable
 from llmkit.data.prepared import Prepared, TrainSource
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
 
 PROMPT_TOKENS = 64
@@ -20,13 +21,18 @@ PROMPT_CHARACTERS = 100
 
 def generate_options(config: Config, data: Prepared) -> list[str]:
     """Options of `llmkit generate` that fit the data of a run."""
-    chats = [spec.record in ("chat", "preference") for spec in config.data.sources]
+    chats = [is_of_chats(spec, data.tokenizer) for spec in config.data.sources]
     found = ["--chat --prompt 'Hello'"] if any(chats) else []
     if not all(chats):
         texts = [source for source, chat in zip(data.train, chats, strict=True) if not chat]
         prompt = config.monitor.sample or next(filter(None, (_prompt(one, data) for one in texts)), "The")
         found.append(f"--prompt {shlex.quote(prompt)}")
     return found
+
+
+def is_of_chats(spec: Source, tokenizer: Tokenizer) -> bool:
+    """Whether the model is asked by a chat template after training on a source."""
+    return spec.record == "chat" or (spec.record == "preference" and tokenizer.chat_template is not None)
 
 
 def _prompt(source: TrainSource, data: Prepared) -> str:

@@ -111,6 +111,8 @@ def reference_command(
 def _template_line(tokenizer: Tokenizer, loaded: Loaded) -> str:
     """How prompts became text."""
     named = "the tokenizer's chat template"
+    if tokenizer.chat_template is None:
+        return "prompts are texts, which stand as they are: no chat template is used"
     if loaded.config.data.tokenizer.chat_template is not None:
         named = loaded.settings.describe("data.tokenizer.chat_template")
     elif tokenizer.chat_template == CHATML:

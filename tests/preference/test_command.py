@@ -106,7 +106,7 @@ def test_long_sets_show_how_far_they_are_and_how_prompts_became_text(
     assert reference() == 0
     said = capsys.readouterr().out
     assert "reference: jsonl-0: 50% is computed\n" in said and "jsonl-0: 100% is computed\n" in said
-    assert "put by ChatML; those that are text stand as they are" in said
+    assert "prompts are texts, which stand as they are: no chat template is used" in said
     Path("chat.jinja").write_text("{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}")
     assert reference("data.tokenizer.chat_template=chat.jinja", "data.tokenizer.type=bytes") == 0
     assert 'put by data.tokenizer.chat_template "chat.jinja" (command line)' in capsys.readouterr().out

@@ -90,11 +90,12 @@ def read_twice(sources: Sequence[OpenedSource]) -> list[str]:
 
 class Found(NamedTuple):
     """What was asked for of a remote source: its files and, of a live one, their units. mistake: or why
-    there is none."""
+    there is none. chats: whether its first record that can be used is a pair of chats."""
 
     files: Sequence[File]
     units: Sequence[Unit]
     mistake: str = ""
+    chats: bool = False
 
 
 def open_source(config: schema.Data, number: int, found: Found | None = None) -> OpenedSource:

@@ -11,7 +11,7 @@ from llmkit.data.building.cache import Report, opening_cache
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
 from llmkit.data.building.given import Given, check_documents, open_given
 from llmkit.data.building.opened import Found, OpenedSource, read_twice
-from llmkit.data.building.probe import check_sources, look_at_source, open_sources
+from llmkit.data.building.probe import asks_in_chats, check_sources, look_at_source, open_sources
 from llmkit.data.curriculum import Curriculum
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Place, Prepared, open_prepared, rebuild_remedy, require_row, summary
@@ -51,7 +51,11 @@ def prepare(
     here = [source for source in sources if source.place not in (known or {})]
     tokenizer = tokenizer or cached_tokenizer(config, sources, report, lambda: check_sources(here))
     accept(tokenizer)
-    has_chats = any(spec.record in ("chat", "preference") for spec in config.sources)
+    has_chats = any(
+        source.spec.record == "chat"
+        or (source.spec.record == "preference" and asks_in_chats(source, (known or {}).get(source.place)))
+        for source in sources
+    )
     if has_chats:  # whoever talks to the model needs it too
         tokenizer.chat_template = tokenizer.chat_template or CHATML
     encoder = RecordEncoder(tokenizer, pair_length=config.sequence_length if config.has_pairs else None)

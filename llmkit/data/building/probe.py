@@ -13,7 +13,7 @@ from llmkit.data.building.given import look_at
 from llmkit.data.building.opened import Found, OpenedSource, open_source
 from llmkit.data.sources.listing import File, is_remote
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.records import EMPTY, LeftOut, left_out_summary
+from llmkit.data.sources.records import EMPTY, Chat, LeftOut, Preference, Record, left_out_summary
 from llmkit.data.sources.units import cut_into_units
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.errors import RunFault, UserError, raise_together
@@ -36,9 +36,9 @@ def find_remote(config: schema.Data) -> dict[str, Found]:
         if is_remote(spec):
             try:
                 source = open_source(config, number)
-                _look_at_records(source)
+                chats = _is_of_chats(_look_at_records(source))
                 units = source.live.units if source.live else []
-                found[source.place] = Found(source.files, units)
+                found[source.place] = Found(source.files, units, chats=chats)
             except UserError as error:
                 found[f"data.sources.{number}"] = Found([], [], str(error))
     return found
@@ -62,6 +62,23 @@ def open_sources(config: schema.Data, known: Mapping[str, Found] | None = None) 
     return sources
 
 
+def asks_in_chats(source: OpenedSource, found: Found | None) -> bool:
+    """Whether the first pair of a source of preferences is of chats, and not of texts. found: as in `Found`.
+
+    False where there is none that can be used, or it cannot be read: whoever builds the source says that.
+    """
+    if found is not None:
+        return found.chats
+    try:
+        return _is_of_chats(_look_at_records(source))
+    except (UserError, RunFault):
+        return False
+
+
+def _is_of_chats(record: Record | None) -> bool:
+    return isinstance(record, Preference) and isinstance(record.chosen, Chat)
+
+
 def check_sources(sources: Iterable[OpenedSource], encoder: RecordEncoder | None = None) -> None:
     """Raises UserError, or RunFault, that names each source of which nothing can be used.
 
@@ -82,7 +99,8 @@ def look_at_source(source: OpenedSource, encoder: RecordEncoder | None = None) -
     return None
 
 
-def _look_at_records(source: OpenedSource, encoder: RecordEncoder | None = None) -> None:
+def _look_at_records(source: OpenedSource, encoder: RecordEncoder | None = None) -> Record | None:
+    """The first record that can be used; None where more must be read to find one."""
     left_out: Counter[str] = Counter()
     first = ""
     files = _spread(source)
@@ -94,14 +112,15 @@ def _look_at_records(source: OpenedSource, encoder: RecordEncoder | None = None)
                 found: object = candidate.record
                 if encoder is not None and not isinstance(candidate.record, LeftOut):
                     found = encoder.encode([candidate.record])[0]
-                if not isinstance(found, LeftOut):
-                    return
+                if not isinstance(found, LeftOut) and not isinstance(candidate.record, LeftOut):
+                    return candidate.record
+                assert isinstance(found, LeftOut)
                 left_out[found.reason] += 1
                 if not first and found.reason != EMPTY:
                     first = f"{reader.place(unit, candidate.number)}: {found.detail}"
                 if left_out.total() >= RECORDS:
                     if not first:  # empty records are none to lose: there may be others behind them
-                        return
+                        return None
                     raise UserError(
                         f"source {source.name}: none of its first {RECORDS:,} records can be used "
                         f"({left_out_summary(left_out)}; {first})"
@@ -111,6 +130,7 @@ def _look_at_records(source: OpenedSource, encoder: RecordEncoder | None = None)
         raise UserError(
             f"source {source.name}: it has no usable document ({what}{'; ' if first else ''}{first})"
         )
+    return None
 
 
 def _spread(source: OpenedSource) -> Sequence[File]:

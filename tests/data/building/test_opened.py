@@ -40,13 +40,13 @@ def test_what_one_process_found_elsewhere_no_other_asks_for(
     config: schema.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = json.loads(json.dumps(find_remote(config)))
-    assert [(place, len(files), len(units)) for place, (files, units, _) in told.items()] == [
+    assert [(place, len(files), len(units)) for place, (files, units, *_) in told.items()] == [
         ("data.sources.0", 2, 2),
         ("data.sources.1", 1, 0),
     ]
     known = {
-        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units])
-        for place, (files, units, _) in told.items()
+        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], *rest)
+        for place, (files, units, *rest) in told.items()
     }
     wanted = open_sources(config)
     asked = []
@@ -69,7 +69,7 @@ def test_what_is_wrong_elsewhere_is_told_by_all_with_what_is_wrong_here(config: 
     sources.append(schema.Source(type="jsonl", name="here", path="gone.jsonl"))
     changed = config.model_copy(update={"sources": sources})
     told = json.loads(json.dumps(find_remote(changed)))
-    known = {place: Found(files, units, mistake) for place, (files, units, mistake) in told.items()}
+    known = {place: Found(files, units, *rest) for place, (files, units, *rest) in told.items()}
     wanted = (
         r"^3 mistakes\n  data.sources.0.text_field: .* has no column 'words'; its columns: text"
         r"\n  data.sources.1.path: .*none.* holds no .*\n  data.sources.2.path: there is no gone"
