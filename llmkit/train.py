@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 from llmkit.config.entries import make_all
@@ -66,7 +67,9 @@ def train(
     with Listener(environment) as listener, process_group(rank_info, timeout, needs_group=sharded) as mesh:
         listener.listen()
         with fail_together(mesh):  # meets `refuse` of a rank that has other settings, or another launch
-            check_environment(config.monitor.wandb, loaded.origins, environment)
+            check_environment(
+                config.monitor.wandb, loaded.origins, environment, Path(config.run.dir, config.run.name)
+            )
             hooks = instances([*make_all(config, "hook"), *hooks], Hook)
             sinks = instances(sinks, Sink)
         settings = {path: str(value) for path, value in leaves(config)}

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from llmkit.monitor.wandb_open import Say
 
-REPORT_SECONDS = 10.0
-"""For making the report; where it takes longer, `llmkit report` and `llmkit sync` can be called later."""
 REPORT = "report.html"
 
 
@@ -21,7 +17,7 @@ def log_artifacts(run: Any, run_dir: Path, session: dict[str, Any], say: Say) ->
         try:
             artifact = _checkpoint(run_dir, run.id) if name == "checkpoint" else _report(run_dir, run.id)
             run.log_artifact(artifact, aliases=["latest"])
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError) as error:
             say(f"no artifact {name} ({type(error).__name__}: {error})")
 
 
@@ -45,8 +41,8 @@ def _checkpoint(run_dir: Path, run_id: str) -> Any:
 def _report(run_dir: Path, run_id: str) -> Any:
     import wandb
 
-    command = [sys.executable, "-P", "-m", "llmkit", "report", str(run_dir)]
-    subprocess.run(command, check=True, timeout=REPORT_SECONDS, stdin=subprocess.DEVNULL)
+    if not (run_dir / REPORT).is_file():
+        raise ValueError(f"there is no {REPORT}; monitor.report or `llmkit report` writes it")
     artifact = wandb.Artifact(f"report-{run_id}", type="report")
     artifact.add_file(str(run_dir / REPORT))
     return artifact

@@ -13,6 +13,9 @@ from llmkit.monitor.wandb_alerts import WAIT_SECONDS, Alert, StallWatch, of_even
 from llmkit.monitor.wandb_journal import FILES, Journal, digest
 from llmkit.monitor.wandb_rows import Best, chart_values, events_table, media
 
+MOST_MEDIA_ERRORS = 2
+"""Attempts at an item of media.jsonl in one start of wandb; fewer than those at a row."""
+
 
 class Tail:
     """The lines of a file that were not passed on yet. A file that is not there yet has none."""
@@ -61,6 +64,7 @@ class Feed:
         self._alert = alert
         self._first_news = dict(first_news or {})
         self._news.offset = self._first_news.get("e", 0)
+        self._media_errors = 0
         self._stall = StallWatch(time.monotonic())
         for kind, tail in self._tails.items():
             ends = {digest(line): end for line, end in tail.lines()}
@@ -86,14 +90,7 @@ class Feed:
                     self._send(run, alert)
                     self._first_news["m"] = end
             self._tails["m"].offset = end
-        for line, end in self._tails["a"].lines():
-            item = parse(line)
-            if item is not None:
-                try:
-                    self._give(run, "a", line, media(self._redactor.value(item), self._run_dir))
-                except ValueError as error:
-                    self._say(f"an item of {FILES['a']} is passed over ({error})")
-            self._tails["a"].offset = end
+        self._pass_on_media(run)
         self._pass_on_news(run, len(self.journal) > before)
         return len(self.journal) > before
 
@@ -113,6 +110,36 @@ class Feed:
         events = [self._redactor.value(event) for event in whole if event is not None]
         line, tail.offset = new[-1]
         self._give(run, "e", line, events_table(events))
+
+    def _pass_on_media(self, run: Any) -> None:
+        for line, end in self._tails["a"].lines():
+            if not self.media_are_taken:
+                return
+            if (values := self._media_values(line)) is not None:
+                try:
+                    self._give(run, "a", line, values)
+                except Exception as error:  # wandb asks the server before it takes a table
+                    self._media_errors += 1
+                    if self.media_are_taken:
+                        raise
+                    self._say(f"{FILES['a']} is left for later ({type(error).__name__}: {error})")
+                    return
+            self._media_errors, self._tails["a"].offset = 0, end
+
+    def _media_values(self, line: bytes) -> Row | None:
+        """What wandb takes for a line of media.jsonl; None where that is no item."""
+        if (item := parse(line)) is None:
+            return None
+        try:
+            return media(self._redactor.value(item), self._run_dir)
+        except ValueError as error:
+            self._say(f"an item of {FILES['a']} is passed over ({error})")
+            return None
+
+    @property
+    def media_are_taken(self) -> bool:
+        """Whether wandb takes media; where it does not, rows go on all the same."""
+        return self._media_errors < MOST_MEDIA_ERRORS
 
     def _give(self, run: Any, kind: str, line: bytes, values: Row) -> None:
         self.journal.append(kind, line)

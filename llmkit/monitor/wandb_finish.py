@@ -35,6 +35,8 @@ def hand_over(
     except TimeoutError:
         say("the server did not take everything in time")
         return False
+    if not feed.media_are_taken:
+        return False
     arrived = opened.mode == "offline" or _has_arrived(session, run, len(feed.journal), say)
     tear_down()  # finish() may return before wandb-core has written the last rows to the disk
     if arrived:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmkit.config.mistakes import display
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PROJECT = re.compile(r"[^/\\#?%:]{1,128}")
+SWEEP = "WANDB_SWEEP_ID"
 TAG = re.compile(r"[^,]{1,64}")
 
 
@@ -61,7 +63,7 @@ def resolve_names(settings: Wandb, origins: Mapping[str, str], environment: Mapp
     given = {
         setting: environment[variable]
         for variable, setting in SETTINGS.items()
-        if environment.get(variable) and _is_open(setting, origins)
+        if environment.get(variable) and _is_open(setting, origins, environment)
     }
     project = given.get("project", settings.project)
     if not PROJECT.fullmatch(project):
@@ -92,23 +94,56 @@ def resolve_names(settings: Wandb, origins: Mapping[str, str], environment: Mapp
     )
 
 
-def check_environment(settings: Wandb, origins: Mapping[str, str], environment: Mapping[str, str]) -> None:
-    """Raises UserError for variables that W&B would refuse, before there is any work to lose."""
-    if resolve_mode(settings.mode, environment).mode != "disabled":
-        resolve_names(settings, origins, environment)
+def check_environment(
+    settings: Wandb, origins: Mapping[str, str], environment: Mapping[str, str], run_dir: Path
+) -> None:
+    """Raises UserError for variables that W&B would refuse, before there is any work to lose.
+
+    Also for a run of a sweep in the folder of another one, which the sweep would never hear of.
+    """
+    if resolve_mode(settings.mode, environment).mode == "disabled":
+        return
+    names = resolve_names(settings, origins, environment)
+    known = known_run_id(run_dir)
+    if SWEEP in environment and names.run_id and known not in (None, names.run_id):
+        raise UserError(
+            f"{run_dir} is the folder of another W&B run, {known}; a sweep needs one for each run: begin the "
+            'command of the sweep as docs/examples/sweep.yaml does, with "run.name=sweep-$WANDB_RUN_ID"'
+        )
 
 
-def _is_open(setting: str, origins: Mapping[str, str]) -> bool:
+def known_run_id(run_dir: Path) -> str | None:
+    """The W&B id that a run folder has; None where it has none."""
+    try:
+        known = (run_dir / "wandb" / "run_id").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return known if RUN_ID.fullmatch(known) else None
+
+
+def _is_open(setting: str, origins: Mapping[str, str], environment: Mapping[str, str]) -> bool:
+    """Whether a variable decides: where the setting is not given, and of a sweep what the agent says."""
+    if SWEEP in environment and setting in ("project", "entity"):
+        return True
     return origins.get(f"monitor.wandb.{setting}", "default") == "default"
 
 
 def _contradicted(
     settings: Wandb, origins: Mapping[str, str], environment: Mapping[str, str]
 ) -> Iterator[str]:
-    """Variables that say something else than a setting that was given."""
+    """Variables that say something else than a setting that was given; the other way round in a sweep."""
+    for setting in ("project", "entity") if SWEEP in environment else ():
+        path, value = f"monitor.wandb.{setting}", getattr(settings, setting)
+        given = environment.get(f"WANDB_{setting.upper()}") or value
+        if given != value and origins.get(path, "default") != "default":
+            yield f"{path} = {value} ({origins[path]}) is passed over: that of the sweep is {display(given)}"
     for variable, setting in SETTINGS.items():
         given, value = environment.get(variable), getattr(settings, setting)
-        if not given or (setting == "mode" and value in ("auto", "disabled")) or _is_open(setting, origins):
+        if (
+            not given
+            or (setting == "mode" and value in ("auto", "disabled"))
+            or _is_open(setting, origins, environment)
+        ):
             continue
         asked = MODES.get(given.lower(), given) if setting == "mode" else given
         if variable == "WANDB_DISABLED":

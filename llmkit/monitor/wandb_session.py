@@ -15,7 +15,7 @@ from llmkit.monitor.jsonlines import parse, plain
 from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.wandb_journal import FILES
 from llmkit.monitor.wandb_mode import Mode, server_url
-from llmkit.monitor.wandb_names import RUN_ID, Names
+from llmkit.monitor.wandb_names import Names, known_run_id
 
 if TYPE_CHECKING:
     from llmkit.config.schema import Wandb
@@ -119,9 +119,8 @@ def _leave_original(run_dir: Path) -> Copy | None:
 
 def _run_id(path: Path, asked: str | None) -> str:
     """The W&B id of the run, made once: with the same id a resumed run goes on in the same charts."""
-    with suppress(OSError, UnicodeDecodeError):
-        if RUN_ID.fullmatch(known := path.read_text().strip()):
-            return known
+    if (known := known_run_id(path.parents[1])) is not None:
+        return known
     new = asked or secrets.token_hex(6)
     with write_atomic(path) as file:
         file.write(f"{new}\n".encode())

@@ -10,24 +10,29 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from llmkit.cli import main
+from llmkit.monitor.wandb_file import history
+from llmkit.monitor.wandb_sync import sync_command
 from tests.limits import HANG
+from tests.monitor.fake_wandb import FakeServer
 from tests.program import environment, events, make_project, rows
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+OFFLINE = "monitor.wandb.mode=offline"
 LAUNCHES = [
     # (name, layout on two processes, overrides)
-    ("cpu", {"zero_stage": 0}, []),
+    ("cpu", {"zero_stage": 0}, [OFFLINE]),
     ("zero1", {"zero_stage": 1, "engine": "deepspeed"}, []),
-    ("zero2", {"zero_stage": 2}, ["train.micro_batch_size=1", "monitor.sample=the"]),
-    ("torchrun", {"zero_stage": 0, "tensor_parallel_size": 2}, ["parallel.tensor_parallel_size=2"]),
+    ("zero2", {"zero_stage": 2}, ["train.micro_batch_size=1", "monitor.sample=the", OFFLINE]),
+    ("torchrun", {"zero_stage": 0, "tensor_parallel_size": 2}, ["parallel.tensor_parallel_size=2", OFFLINE]),
     ("zero3", {"zero_stage": 3}, ["monitor.sample=the"]),
     ("ddp", {"zero_stage": 2}, ["parallel.zero_stage=2"]),
     ("zero3-offload", {"zero_stage": 3, "offload": "cpu"}, []),
@@ -143,6 +148,28 @@ def test_a_launch_goes_on_as_one_process_would(project, number, name):
     second = (folder / "logs" / "rank-00001.log").read_text()
     assert "2 processes: " in second
     assert "  loss " not in second  # no rows of steps, which rank 0 shows
+
+
+def test_three_layouts_are_one_run_in_weights_and_biases(project, capsys):
+    """Offline and then online; one start between them was without W&B."""
+    folder = project / "runs" / "moved"
+    expected = list(range(1, STEPS * len(LAUNCHES) + 1))
+    offline = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.parent.name)
+    assert len(offline) == 3
+    shown = [row["train/step"] for file in offline for row in history(file) if "train/loss" in row]
+    assert shown == expected[: len(shown)] and len(shown) > STEPS, "no gap, no step twice"
+
+    with FakeServer() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        user = {**environment(), "WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": server.url}
+        for said in (f"sent {len(rows(folder))} rows", "nothing is missing"):
+            assert sync_command([folder], user) == 0
+            assert said in capsys.readouterr().out
+        server.shutdown()
+    ((run_id, lines),) = server.histories.items()
+    assert [row["train/step"] for row in lines if "train/loss" in row] == expected
+    assert [row["_step"] for row in lines] == list(range(len(lines)))
+    assert server.config(run_id)["layout"]["zero_stage"] == LAUNCHES[3][1]["zero_stage"]
 
 
 def test_a_stop_file_stops_all_ranks_which_then_go_on(project):

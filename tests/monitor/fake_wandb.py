@@ -20,6 +20,7 @@ class FakeServer(ThreadingHTTPServer):
 
     Of each run by its id: histories, the logged rows; summaries; exit_codes; upserts, what is sent when a run
     is opened. alerts, artifacts: as sent. keys: the authorizations seen. bodies: of all requests.
+    sweep: its configuration; commands: what its agent is told next.
     failing: a status that every POST gets instead of an answer. slow: seconds that each answer takes.
     """
 
@@ -36,6 +37,8 @@ class FakeServer(ThreadingHTTPServer):
         self.artifacts: list[dict[str, Any]] = []
         self.keys: set[str] = set()
         self.bodies: list[bytes] = []
+        self.sweep = ""
+        self.commands: list[dict[str, Any]] = []
         self.failing: int | None = None
         self.slow = 0.0
 
@@ -106,6 +109,14 @@ class _Handler(BaseHTTPRequestHandler):
             return {
                 "model": {**project, "bucket": self._bucket(run) if run in self.server.histories else None}
             }
+        if operation == "SweepWithRuns":
+            sweep = {"id": "s", "name": variables["sweep"], "state": "RUNNING", "method": "bayes"}
+            return {"project": {"sweep": {**sweep, "config": self.server.sweep, "runs": {"edges": []}}}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if operation == "Heartbeat":
+            commands, self.server.commands = self.server.commands, []
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
         if operation == "ArtifactType":
             return {"project": None}
         if operation == "CreateArtifact":  # as if the server had its files already

@@ -138,6 +138,31 @@ def test_a_row_that_is_refused_is_given_again(record: SimpleNamespace, feed: Cal
     assert len(only.journal) == 1
 
 
+def test_media_that_wandb_does_not_take_are_left_and_rows_go_on(
+    record: SimpleNamespace, feed: Callable[..., Feed]
+) -> None:
+    table = {"step": 1, "kind": "table", "name": "samples", "columns": ["a"], "rows": [["x"]]}
+    record.media.append(table)
+
+    class NoTables(FakeRun):
+        def log(self, values: dict[str, Any], step: int, commit: bool) -> None:
+            if "samples/samples" in values:
+                raise ValueError("the server is strange")
+            super().log(values, step, commit)
+
+    run, first = NoTables(), feed()
+    with pytest.raises(ValueError, match="strange"):
+        first.pass_on(run)
+    assert first.media_are_taken
+    for step in (1, 2):
+        record.metrics.append({"step": step})
+        first.pass_on(run)
+    assert run.steps == [1, 2] and not first.media_are_taken
+    assert record.said == ["media.jsonl is left for later (ValueError: the server is strange)"]
+    later = FakeRun()
+    assert feed().pass_on(later) and later.lines[0][1]["samples/samples"].data == [["x"]]
+
+
 def test_the_best_so_far_counts_rows_of_earlier_starts(
     record: SimpleNamespace, feed: Callable[..., Feed]
 ) -> None:

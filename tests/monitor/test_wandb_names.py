@@ -92,9 +92,26 @@ def test_a_name_that_wandb_refuses_is_refused_before_any_work(
     wrong: dict[str, str], environment: dict[str, str]
 ) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
-        check_environment(Wandb(), {}, {**environment, **wrong})
-    check_environment(Wandb(mode="disabled"), {}, {**environment, **wrong})
-    check_environment(Wandb(project="ours"), GIVEN, {**environment, "WANDB_PROJECT": "a/b"})
+        check_environment(Wandb(), {}, {**environment, **wrong}, Path("run"))
+    check_environment(Wandb(mode="disabled"), {}, {**environment, **wrong}, Path("run"))
+    check_environment(Wandb(project="ours"), GIVEN, {**environment, "WANDB_PROJECT": "a/b"}, Path("run"))
+
+
+def test_a_sweep_decides_project_and_id_and_needs_a_folder_for_each_run(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    sweep = {**environment, "WANDB_SWEEP_ID": "s", "WANDB_PROJECT": "of-the-sweep", "WANDB_RUN_ID": "first"}
+    names = resolve_names(Wandb(project="ours"), GIVEN, sweep)
+    assert names.project == "of-the-sweep"
+    assert names.remarks == (
+        'monitor.wandb.project = ours (a.yaml:3) is passed over: that of the sweep is "of-the-sweep"',
+    )
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "run_id").write_text("first\n")
+    check_environment(Wandb(), {}, sweep, tmp_path)
+    with pytest.raises(UserError, match=r"another W&B run, first; .*run\.name=sweep-\$WANDB_RUN_ID"):
+        check_environment(Wandb(), {}, {**sweep, "WANDB_RUN_ID": "second"}, tmp_path)
+    check_environment(Wandb(), {}, {**environment, "WANDB_RUN_ID": "second"}, tmp_path)
 
 
 def test_whatever_the_mirror_fixes_has_its_variable_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
