@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch.profiler import record_function
 
+from llmkit.config.mistakes import listed
 from llmkit.config.schema import Config
 from llmkit.engine.base import StepResult
 from llmkit.loop.hook import Hook
@@ -35,6 +36,12 @@ class ProfileSteps(Hook):
 
     def on_start(self, t: Trainer) -> None:
         """Begins, where the next step is to be recorded."""
+        last = t.mesh.world_size - 1
+        if self._first and (absent := [str(rank) for rank in self._ranks if rank > last]):
+            t.console.note(
+                f"monitor.profile_ranks names {listed(absent)}, and the last rank is {last}: nothing is "
+                "recorded there"
+            )
         self._begin_if_due(t)
 
     def after_step(self, t: Trainer, result: StepResult) -> None:

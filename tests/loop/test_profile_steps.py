@@ -27,14 +27,16 @@ def summary(name: str, run: str = "tiny") -> dict[str, Any]:
 def test_the_steps_that_are_asked_for_and_no_others(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("monitor.profile_steps=[3,5]", "train.max_steps=6") == 0
+    assert train("monitor.profile_steps=[3,5]", "monitor.profile_ranks=[0,2]", "train.max_steps=6") == 0
     folder = project / "runs/tiny/profile"
     assert sorted(path.name for path in folder.iterdir()) == [f"step-3-rank-0{end}" for end in FILES]
     found = summary("step-3-rank-0")
     assert found["steps"] == 3 and found["shares"]["launch"] > 0.1  # the model is tiny
     (event,) = recorded("profile")
     assert event["verdict"] == found["verdict"] and event["path"] == "profile/step-3-rank-0.json.gz"
-    assert event["verdict"] in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert event["verdict"] in printed
+    assert "profile_ranks names 2, and the last rank is 0: nothing is recorded there" in printed
     forwards = [each for each in found["operators"] if each["name"] == "aten::embedding"]
     assert forwards[0]["calls"] == 3
     trace = json.loads(gzip.decompress((folder / "step-3-rank-0.json.gz").read_bytes()))
