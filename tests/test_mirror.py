@@ -62,6 +62,7 @@ ELSEWHERE = {
     "serve/errors.py": "serve/test_app.py",
     "serve/replies.py": "serve/test_app.py",
     "monitor/jsonlines.py": "monitor/test_metrics.py",
+    "preference/compute.py": "preference/test_command.py",
     "weights/adapted.py": "convert/test_adapter.py",
     "weights/base.py": "weights/test_opening.py",
     "weights/checkpoint.py": "weights/test_opening.py",

@@ -14,7 +14,7 @@ from llmkit.cli import main
 from llmkit.data.building import progress
 from llmkit.inference import load_model
 from llmkit.precision import PRECISIONS
-from llmkit.preference import command
+from llmkit.preference import compute
 from llmkit.weights import open_weights
 from tests.preference.pairs_project import PAIRS
 from tests.program import train
@@ -61,16 +61,16 @@ def test_what_is_computed_is_kept(
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
-    monkeypatch.setattr(command, "CHUNK", 8)
-    compute, calls = command.log_probabilities, []
+    monkeypatch.setattr(compute, "CHUNK", 8)
+    plain, calls = compute.log_probabilities, []
 
     def dies(*arguments: object) -> np.ndarray:
         calls.append(arguments)
         if len(calls) == 3:
             raise MemoryError("killed")
-        return compute(*arguments)  # type: ignore[arg-type]
+        return plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(command, "log_probabilities", dies)
+    monkeypatch.setattr(compute, "log_probabilities", dies)
     with pytest.raises(MemoryError):
         reference()
     assert reference() == 0
@@ -85,14 +85,14 @@ def test_what_is_computed_is_kept(
 def test_a_second_command_is_told_who_computes_the_same(
     pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compute, codes = command.log_probabilities, []
+    plain, codes = compute.log_probabilities, []
 
     def meanwhile(*arguments: object) -> np.ndarray:
         if not codes:
             codes.append(reference())
-        return compute(*arguments)  # type: ignore[arg-type]
+        return plain(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(command, "log_probabilities", meanwhile)
+    monkeypatch.setattr(compute, "log_probabilities", meanwhile)
     assert reference() == 0 and codes == [2]
     error = capsys.readouterr().err
     assert re.search(r"jsonl-0-reference-\w+ is in use by process .* \(llmkit reference\); wait", error)
@@ -102,7 +102,7 @@ def test_long_sets_show_how_far_they_are_and_how_prompts_became_text(
     pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS", 0.0)
-    monkeypatch.setattr(command, "CHUNK", 20)
+    monkeypatch.setattr(compute, "CHUNK", 20)
     assert reference() == 0
     said = capsys.readouterr().out
     assert "reference: jsonl-0: 50% is computed\n" in said and "jsonl-0: 100% is computed\n" in said
