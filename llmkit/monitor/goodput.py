@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 from llmkit.monitor.jsonlines import Row
@@ -56,7 +57,7 @@ class Account:
         """The account of a row of metrics.jsonl; None for one without."""
         if row.get("elapsed_seconds") is None:
             return None
-        lost = {name: row[f"lost/{name}"] for name in LOST}
+        lost = {name: row.get(f"lost/{name}") or 0.0 for name in LOST}
         return cls(max(0.0, row["elapsed_seconds"] - sum(lost.values())), lost)
 
     def describe(self) -> str:
@@ -123,10 +124,12 @@ def _begins(event: Row) -> bool:
 def _useful_until(step: int, rows: Sequence[Row], events: Sequence[Row]) -> float:
     """Useful seconds up to the checkpoint of `step`; where it was killed before the save was on record, up to
     the row before it."""
-    saves = [event for event in events if event.get("event") == "save" and event.get("step") == step]
-    before = [row for row in rows if row.get("step", 0) <= step]
-    known = [*_accounts(before[-1:], Account.of_row), *_accounts(saves[-1:], Account.of_event)]
-    return known[-1].useful if known else 0.0
+    saves = (
+        event for event in reversed(events) if event.get("event") == "save" and event.get("step") == step
+    )
+    before = (row for row in reversed(rows) if isinstance(row.get("step"), int) and row["step"] <= step)
+    known = chain(_accounts(saves, Account.of_event), _accounts(before, Account.of_row))
+    return next((account.useful for account in known), 0.0)
 
 
 def _accounts(records: Iterable[Row], account_of: Callable[[Row], Account | None]) -> Iterator[Account]:

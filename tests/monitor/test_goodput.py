@@ -89,7 +89,7 @@ def test_a_run_without_a_checkpoint_starts_over() -> None:
 
 
 def test_a_save_that_never_came_on_record_is_known_by_the_row_before_it() -> None:
-    rows = [row(4, SAVED), row(8, ROW)]
+    rows = [row(4, SAVED), {"step": 6, "eval_loss": 1.0}, row(8, ROW)]
     assert carried_over(rows, KILLED[:1], 6, NOON + timedelta(seconds=100.0)).useful == pytest.approx(50.0)
 
 
