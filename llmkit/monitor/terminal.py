@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from typing import TextIO
@@ -58,6 +59,7 @@ class Painter:
     def __init__(self, terminal: bool, environment: Mapping[str, str] = os.environ) -> None:
         coloured = terminal or is_set(environment, "FORCE_COLOR")
         self._console = rich.console.Console(
+            file=io.StringIO(),  # rich flushes its file at each capture, which a stopped terminal never ends
             width=10_000, height=100, force_terminal=coloured, force_jupyter=False, highlight=False,
             markup=False, emoji=False, _environ=environment,
         )  # fmt: skip

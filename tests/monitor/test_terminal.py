@@ -63,6 +63,21 @@ def test_colours_follow_the_environment(terminal: bool, environment: dict[str, s
     assert Painter(terminal, environment)(Text("red", style="red")) == painted
 
 
+def test_text_is_painted_without_touching_any_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(io.StringIO):
+        def write(self, text: str) -> int:
+            raise AssertionError("a terminal that takes nothing would block here")
+
+        def flush(self) -> None:
+            raise AssertionError("and here")
+
+    paint = Painter(True, TERM)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", Stopped())
+    assert paint(Text("red", style="red")) == "\x1b[31mred\x1b[0m"
+    assert Painter(True, TERM)(Text("red")) == "red"
+
+
 def test_long_lines_are_neither_wrapped_nor_cut() -> None:
     line = "word " * 4000
     assert Painter(False, TERM)(Text(line)) == line
