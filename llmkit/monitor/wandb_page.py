@@ -15,8 +15,7 @@ import llmkit
 GIT_SECONDS = 5.0
 _VERSIONS = ("python", "torch", "accelerate", "deepspeed")
 _HARDWARE = ("device", "devices", "host", "hosts")
-_LEFT_OUT = ("command", "config", "llmkit")
-"""Facts of the manifest that are not shown: a command line may hold secrets."""
+_ELSEWHERE = ("llmkit", "config")
 
 
 def page_config(
@@ -35,14 +34,15 @@ def page_config(
     with suppress(metadata.PackageNotFoundError):
         versions["wandb"] = metadata.version("wandb")
     hardware = {name: manifest[name] for name in _HARDWARE if name in manifest}
-    shown = (*_VERSIONS, *_HARDWARE, *_LEFT_OUT)
+    shown = (*_VERSIONS, *_HARDWARE, *_ELSEWHERE)
     others = {name: value for name, value in manifest.items() if name not in shown}
     return {
         **settings,
         "code": code,
         "versions": versions,
         "hardware": {**hardware, "cpu_cores": os.cpu_count()},
-        **{name: value for name, value in others.items() if name not in settings},
+        "trained_parameters": sum(group.get("elements", 0) for group in manifest.get("parameter_groups", [])),
+        **{f"{name}_resolved" if name in settings else name: value for name, value in others.items()},
         **({"forked_from": dict(forked_from)} if forked_from else {}),
     }
 

@@ -69,7 +69,8 @@ def begin_session(
     forked_from = before.get("forked_from")
     if copy is not None:
         forked_from = {"run_id": copy.run_id, "step": _last_step(run_dir)}
-    redactor = Redactor(environment)
+    redactor, manifest = Redactor(environment), _read(run_dir / "manifest.json")
+    manifest.pop("command", None)  # it may hold secrets
     session = {
         "mode": mode,
         "server": server_url(environment),
@@ -85,7 +86,7 @@ def begin_session(
         "artifacts": list(settings.artifacts),
         "first_news": {kind: _size(run_dir / FILES[kind]) for kind in ("m", "e")},
         "settings": redactor.value(plain(config)),
-        "manifest": redactor.value(_read(run_dir / "manifest.json")),
+        "manifest": redactor.value(manifest),
     }
     write_session(run_dir, session)
     return session, copy

@@ -138,6 +138,22 @@ def test_a_row_that_is_refused_is_given_again(record: SimpleNamespace, feed: Cal
     assert len(only.journal) == 1
 
 
+def test_on_a_full_disk_rows_wait_until_there_is_room(
+    record: SimpleNamespace, feed: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, only = FakeRun(), feed()
+    record.metrics.append({"step": 1})
+    only.pass_on(run)
+    record.metrics.append({"step": 2})
+    with monkeypatch.context() as full:
+        full.setattr("os.pwrite", lambda *_: 0)
+        with pytest.raises(OSError, match="No space left"):
+            only.pass_on(run)
+    assert run.steps == [1], "nothing is given that the journal does not know"
+    only.pass_on(run)
+    assert run.steps == [1, 2] and len(only.journal) == 2
+
+
 def test_media_that_wandb_does_not_take_are_left_and_rows_go_on(
     record: SimpleNamespace, feed: Callable[..., Feed]
 ) -> None:

@@ -84,16 +84,17 @@ def steps(rows: Iterable[dict[str, Any]]) -> list[int]:
 def test_a_resumed_run_goes_on_on_the_same_page(
     tmp_path: Path, server: FakeServer, online: Callable[[str], Environment]
 ) -> None:
-    run = Run(tmp_path / "runs" / "demo", online(server.url), tags=["a", "b"], group="g", job_type="train")
+    user = {**online(server.url), "HF_TOKEN": "canary-of-the-environment"}
+    run = Run(tmp_path / "runs" / "demo", user, tags=["a", "b"], group="g", job_type="train")
     assert run.mirror.message == f"W&B: online, project llmkit on {server.url}"
     run.events.record("start", step=0)
     run.log(1, 20)
     run.metrics.append({"step": 20, "eval_loss": 0.5, "eval_bits_per_byte": 0.7})
-    run.events.record("stop", step=20, reason=f"of {SECRET_URL} and {KEY}")
+    run.events.record("stop", step=20, reason=f"{SECRET_URL}, {KEY}, canary-of-the-environment")
     assert run.finish(exit_code=75) is None, run.says()
     assert server.exit_codes == {run.id: 75}
 
-    resumed = Run(run.dir, online(server.url))
+    resumed = Run(run.dir, user)
     resumed.events.record("resume", step=20)
     media = [
         {"step": 20, "kind": "table", "name": "samples", "columns": ["prompt", "text"], "rows": [["a", "b"]]},

@@ -9,8 +9,8 @@ from llmkit.monitor.wandb_page import commit_of, page_config
 
 MANIFEST = {
     "llmkit": "0.1.0 (source abc)", "python": "3.11", "torch": "2.13", "host": "node1", "device": "the CPU",
-    "command": ["llmkit", "train", "secret"], "config": "/home/me/x.yaml", "layout": {"zero_stage": 2},
-    "parameters": 123, "model": {"hidden_size": 8},
+    "parameter_groups": [{"elements": 100}, {"elements": 23}], "config": "/home/me/x.yaml",
+    "layout": {"zero_stage": 2}, "model": {"hidden_size": 8},
 }  # fmt: skip
 
 
@@ -20,15 +20,18 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_facts_are_grouped_and_command_lines_left_out() -> None:
-    config = page_config({"train": {"max_steps": 3}, "model": {"hidden_size": 8, "mlp": "x"}}, MANIFEST, None)
+def test_facts_are_grouped() -> None:
+    config = page_config(
+        {"train": {"max_steps": 3}, "model": {"hidden_size": None, "mlp": "x"}}, MANIFEST, None
+    )
     assert config["train"] == {"max_steps": 3}
-    assert config["model"] == {"hidden_size": 8, "mlp": "x"}, "settings win over what follows from them"
-    assert config["layout"] == {"zero_stage": 2} and config["parameters"] == 123
+    assert config["model"] == {"hidden_size": None, "mlp": "x"}
+    assert config["model_resolved"] == {"hidden_size": 8}
+    assert config["layout"] == {"zero_stage": 2} and config["trained_parameters"] == 123
     assert config["hardware"]["host"] == "node1" and config["hardware"]["cpu_cores"] > 0
     assert config["versions"]["torch"] == "2.13" and config["versions"]["wandb"]
     assert config["code"]["llmkit"] == "0.1.0 (source abc)"
-    assert "secret" not in str(config) and "x.yaml" not in str(config) and "forked_from" not in config
+    assert "x.yaml" not in str(config) and "forked_from" not in config
     assert page_config({}, {}, {"run_id": "a", "step": 4})["forked_from"] == {"run_id": "a", "step": 4}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from llmkit.config.schema import Wandb
 from llmkit.monitor.wandb_mirror import Mirror
-from llmkit.monitor.wandb_session import OF_A_RUN, read_session
+from llmkit.monitor.wandb_session import OF_A_RUN, Timeouts, read_session
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,11 @@ def test_starts_are_counted_and_what_is_new_begins_at_the_end_of_the_record(
     assert read_session(tmp_path)["first_news"] == {"m": 6, "e": 0}
 
 
+def test_no_limit_outlives_the_next_and_the_end_of_a_run_waits_less_than_half_a_minute() -> None:
+    limits = Timeouts()
+    assert limits.finish < limits.abandon < limits.kill < 30
+
+
 def test_a_copied_run_folder_is_a_wandb_run_of_its_own_and_a_moved_one_is_not(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -77,7 +82,9 @@ def test_a_copied_run_folder_is_a_wandb_run_of_its_own_and_a_moved_one_is_not(
 
 def test_no_secret_is_in_what_is_written(tmp_path: Path, environment: dict[str, str]) -> None:
     key = "c0ffee0123456789" * 2 + "01234567"
-    (tmp_path / "manifest.json").write_text(json.dumps({"note": f"key {key}", "host": "n1"}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"note": f"key {key}", "host": "n1", "command": ["canary"]})
+    )
     url = "https://user:canary@host/x?token=canary"
     start(
         tmp_path,
