@@ -235,8 +235,9 @@ def test_a_mirror_whose_wandb_is_frozen_ends_by_itself(
 
 
 def test_rows_that_a_killed_mirror_missed_are_sent_by_the_next_one(
-    tmp_path: Path, environment: Environment, until: Callable[..., None]
-) -> None:
+    tmp_path: Path, environment: Environment, until: Callable[..., None], server: FakeServer,
+    online: Callable[[str], Environment], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     run = Run(tmp_path, environment)
     run.log(1, 3)
     until(lambda: run.steps_on_disk() == [1, 2, 3], run.says)
@@ -256,7 +257,16 @@ def test_rows_that_a_killed_mirror_missed_are_sent_by_the_next_one(
     again = Run(tmp_path, environment)
     again.log(11, 13)
     assert again.finish() is None, again.says()
-    assert again.steps_on_disk() == [*range(1, 13), 11, 12, 13], "redone rows once more, no others"
+    everything = [*range(1, 13), 11, 12, 13]
+    assert again.steps_on_disk() == everything, "redone rows once more, no others"
+
+    user = online(server.url)
+    wandb_sync = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "wandb")]
+    subprocess.run(wandb_sync, env=user, cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)
+    assert steps(server.histories[run.id]) == everything, "three starts, one after the other"
+    assert sync_command([tmp_path], user) == 0
+    assert "sent 0 rows" in capsys.readouterr().out
+    assert steps(server.histories[run.id]) == everything
 
 
 def test_when_wandb_breaks_down_it_is_started_anew(
