@@ -8,7 +8,7 @@ from typing import Literal
 
 Group = Literal["train", "eval", "speed", "memory", "data", "layers", "faults", "system"]
 """The section of a column in Weights & Biases."""
-Row = Literal["training", "evaluation", "tasks"]
+Row = Literal["training", "statistics", "evaluation", "tasks"]
 """The kind of row that has the column."""
 
 
@@ -48,7 +48,6 @@ MEAN = "mean since the last row, without evaluations and saves; null where all s
 SINCE = "since the last row, rank 0"
 PARTS = f"{SINCE}, by the device's own time; null where the engine cannot tell (DeepSpeed)"
 TOTAL = "since the run's first start, over all its starts, rank 0"
-SAMPLED = "every `monitor.statistics_every` steps, else absent"
 
 COLUMNS = (
     Column("step", "steps", "train", "steps done", "since the run's first start", "training"),
@@ -62,16 +61,16 @@ COLUMNS = (
         "all steps since the last row, all ranks, over resumes too; absent where the source had no target"),
     Column("loss_at/FROM-TO", "nats", "data",
         "mean loss a target at these positions of its document, or of its row without `data.document_masks`",
-        f"all ranks; {SAMPLED}, and of pairs"),
+        f"{STEP}; absent where no target was there, and of pairs", "statistics"),
     Column("grad_norm", "", "train", "global L2 norm of the gradient before clipping",
         f"{STEP}; null where it is not finite or nothing was a target"),
-    Column("grad_norm/LAYER", "", "layers", "L2 norm of the gradient of a layer before clipping", SAMPLED),
-    Column("weight_norm/LAYER", "", "layers", "L2 norm of the weights of a layer", SAMPLED),
+    Column("grad_norm/LAYER", "", "layers", "L2 norm of the gradient of a layer before clipping", STEP, "statistics"),
+    Column("weight_norm/LAYER", "", "layers", "L2 norm of the weights of a layer", STEP, "statistics"),
     Column("update_ratio", "share", "train", "L2 norm of the update over that of the weights, all parameters",
-        SAMPLED),
-    Column("update_ratio/LAYER", "share", "layers", "the same of a layer", SAMPLED),
-    Column("activation_rms/LAYER", "", "layers", "root mean square of what a layer gives", SAMPLED),
-    Column("activation_max/LAYER", "", "layers", "largest magnitude in what a layer gives", SAMPLED),
+        STEP, "statistics"),
+    Column("update_ratio/LAYER", "share", "layers", "the same of a layer", STEP, "statistics"),
+    Column("activation_rms/LAYER", "", "layers", "root mean square of what a layer gives", STEP, "statistics"),
+    Column("activation_max/LAYER", "", "layers", "largest magnitude in what a layer gives", STEP, "statistics"),
     Column("learning_rate", "", "train", "learning rate of the main parameter group", "this step"),
     Column("epochs", "", "data", "how often the data have been seen, all sources together",
         "since the run's first start, all ranks"),
@@ -184,7 +183,12 @@ def _lines() -> Iterator[str]:
         "and models record further numbers under names of their own.",
         "[When rows are written](design.md#metricsjsonl).",
     )
-    titles = {"training": "Training rows", "evaluation": "Rows of evaluations", "tasks": "Rows of tasks"}
+    titles: dict[Row, str] = {
+        "training": "Training rows",
+        "statistics": "Rows of statistics",
+        "evaluation": "Rows of evaluations",
+        "tasks": "Rows of tasks",
+    }
     for row, title in titles.items():
         yield from ("", f"## {title}", "")
         yield "| column | unit | group | what | over which steps and ranks; when null |"
