@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
 import pytest
 
+from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.engine.complete import complete_model
 from llmkit.evaluation.answers import AnswerRequest, answers, rows_at_once
 from llmkit.evaluation.hub_text import HubText
@@ -69,3 +71,13 @@ def test_an_answer_ends_before_a_string_or_at_a_special_token(scorer):
 def test_a_model_that_is_complete_is_used_itself():
     model, plan = toys.model(), plan_for_shape(toys.shape(), CONFIG, DeviceFacts())
     assert complete_model(model, plan, Mesh()) is model
+
+
+def test_whatever_ends_an_answer_of_the_model_ends_one_of_a_task():
+    """As in transformers, where the tokens that generation_config.json names end it, too."""
+    files = toys.tokenizer().files()
+    config = json.loads(files["tokenizer_config.json"]) | {"answer_ends": [toys.CHAT[1], "no token"]}
+    text = HubText(Tokenizer.from_config(files["tokenizer.json"].decode(), config))
+    request = AnswerRequest([5], 3, [toys.CHAT[0], "e"], {"temperature": 0.0}).request(text)
+    special = text.tokenizer.control_tokens
+    assert request.stops == {special[each] for each in (toys.END, *toys.CHAT)}
