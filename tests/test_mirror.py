@@ -9,6 +9,7 @@ PACKAGE = TESTS.parent / "llmkit"
 ELSEWHERE = {
     # Module -> the file of the tests that know it, by way of the module that uses it.
     "config/lora_section.py": "config/test_adapters.py",
+    "config/monitor_section.py": "config/test_keys.py",
     "config/operators.py": "kernels/test_operators.py",
     "config/preference_section.py": "config/test_check_preference.py",
     "data/blocks.py": "data/test_loader.py",

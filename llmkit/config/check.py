@@ -21,7 +21,8 @@ from llmkit.config.groups import check_groups
 from llmkit.config.heldout import may_hold_out, nothing_held_out
 from llmkit.config.mistakes import Mistake, display, listed
 from llmkit.config.paths import check_paths
-from llmkit.config.schema import PRETOKENIZED, Config, Entry, Source, Tokenizer, default_source_name
+from llmkit.config.schema import PRETOKENIZED, Config, Source, Tokenizer, default_source_name
+from llmkit.config.section import Entry
 from llmkit.config.settings import Facts, Settings
 from llmkit.errors import UserError
 from llmkit.registry import Kind, find, names

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from llmkit.config.schema import Config, Data, Entry, Monitor, Source
-from llmkit.config.section import Section
+from llmkit.config.monitor_section import Monitor
+from llmkit.config.schema import Config, Data, Source
+from llmkit.config.section import Entry, Section
 from llmkit.errors import UserError
 from llmkit.registry import BUILT_IN, Component, Kind, find, names
 

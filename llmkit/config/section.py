@@ -22,3 +22,10 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+class Entry(Section):
+    """A component that a plugin registers, with settings of its own."""
+
+    type: str
+    """The name that it is registered under."""

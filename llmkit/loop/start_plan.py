@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmkit.config.mistakes import listed
-from llmkit.config.schema import Monitor
+from llmkit.config.monitor_section import Monitor
 from llmkit.data.prepared import Prepared, shown_size
 from llmkit.loop.describe import device_name
 from llmkit.monitor.metrics import MetricsFile

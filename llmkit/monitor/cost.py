@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmkit.config.schema import Monitor
+from llmkit.config.monitor_section import Monitor
 
 JOULES_PER_KWH = 3.6e6
 

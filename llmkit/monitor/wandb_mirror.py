@@ -26,7 +26,7 @@ from llmkit.monitor.wandb_session import Timeouts, begin_session
 from llmkit.stopping import signals_blocked
 
 if TYPE_CHECKING:
-    from llmkit.config.schema import Wandb
+    from llmkit.config.monitor_section import Wandb
 
 
 class Mirror:

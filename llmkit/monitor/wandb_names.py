@@ -17,7 +17,7 @@ from llmkit.monitor.wandb_environment import SETTINGS, passed_over
 from llmkit.monitor.wandb_mode import MODES, TRUE, resolve_mode
 
 if TYPE_CHECKING:
-    from llmkit.config.schema import Wandb
+    from llmkit.config.monitor_section import Wandb
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PROJECT = re.compile(r"[^/\\#?%:]{1,128}")

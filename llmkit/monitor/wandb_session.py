@@ -18,7 +18,7 @@ from llmkit.monitor.wandb_mode import Mode, server_url
 from llmkit.monitor.wandb_names import Names, known_run_id
 
 if TYPE_CHECKING:
-    from llmkit.config.schema import Wandb
+    from llmkit.config.monitor_section import Wandb
 
 OF_A_RUN = ("run_id", "session.json", "state.json", "journal", "mirror.json")
 """Files in wandb/ that belong to one W&B run. mirror.json is of versions until 2026-11-29."""

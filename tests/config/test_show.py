@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from llmkit.config.load import Loaded, load
 from llmkit.config.model_section import Model
+from llmkit.config.monitor_section import Monitor
 from llmkit.config.optimizer_section import Optimizer, ParameterGroup
-from llmkit.config.schema import Config, Data, Monitor, Run, Source, Stage, Tokenizer, Train
+from llmkit.config.schema import Config, Data, Run, Source, Stage, Tokenizer, Train
 from llmkit.config.show import show, show_keys, to_yaml
 from llmkit.plan import resolve_plan
 from llmkit.plan.text import show_plan

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmkit.config.schema import Config, Monitor
+from llmkit.config.monitor_section import Monitor
+from llmkit.config.schema import Config
 from llmkit.loop import start_plan as module
 from llmkit.loop.phases import Phases
 from llmkit.loop.start_plan import start_plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmkit.config.schema import Cost, Monitor
+from llmkit.config.monitor_section import Cost, Monitor
 from llmkit.monitor.cost import Prices, Spent, for_the_whole_run, money, spent_until_now
 
 

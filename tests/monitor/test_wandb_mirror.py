@@ -15,7 +15,7 @@ import pytest
 from conftest import KEY
 from fake_wandb import FakeServer
 
-from llmkit.config.schema import Wandb
+from llmkit.config.monitor_section import Wandb
 from llmkit.errors import UserError
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import JsonLines

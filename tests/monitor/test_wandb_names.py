@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import wandb
 
-from llmkit.config.schema import Wandb
+from llmkit.config.monitor_section import Wandb
 from llmkit.errors import UserError
 from llmkit.monitor import wandb_open
 from llmkit.monitor.wandb_environment import PASSED_OVER, SETTINGS

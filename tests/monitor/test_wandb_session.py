@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.config.schema import Wandb
+from llmkit.config.monitor_section import Wandb
 from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_session import OF_A_RUN, Timeouts, read_session
 

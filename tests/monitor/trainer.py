@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from llmkit.config.schema import Wandb
+from llmkit.config.monitor_section import Wandb
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_session import Timeouts
