@@ -76,6 +76,8 @@ class Spending:
         self._readers: list[int] = []  # ranks other than 0 that have something to tell
         self._at = float("-inf")
         self._last: list[Reading] = []
+        self._watts: list[float | None] = []
+        self._missed: list[int] = []
         self._tokens = 0
         self._recent: dict[str, float | None] = {"power_watts": None, "joules_per_token": None}
 
@@ -91,16 +93,18 @@ class Spending:
         self._mesh.all_gather_text("")  # every reading is there
         self._readers = [rank for rank, has in enumerate(reads) if has and rank > 0]
         self._last, self._at = self._readings(), self._clock()
+        self._watts, self._missed = [None] * len(self._last), [0] * len(self._last)
 
     def columns(self, tokens: int) -> dict[str, Any]:
         """The columns of a row; tokens: of the run so far. On ranks other than 0 nothing but a message."""
         now = self._clock()
-        if now - self._at >= SHORTEST_SECONDS:
+        since = now - self._at
+        if since >= SHORTEST_SECONDS:
             self._at = now
             self._energy.meter.update()
             self._publish()
             if self._mesh.rank == 0 and self._energy.source is not None:
-                self._read(tokens)
+                self._read(tokens, since)
         if self._mesh.rank > 0:
             return {}
         measured = self._energy.source is not None
@@ -139,14 +143,22 @@ class Spending:
             used = f"; {money(self.before.cost, self.prices)} until now" if self.before.cost else ""
             yield "cost", " and ".join(parts) + used
 
-    def _read(self, tokens: int) -> None:
-        """Takes the readings of all ranks: power, and energy a token, since those before."""
+    def _read(self, tokens: int, seconds: float) -> None:
+        """Takes the readings of all ranks: power, and energy a token. seconds: since those before."""
         found = self._readings()
-        since = [(new.joules - old.joules, new.seconds - old.seconds) for old, new in zip(self._last, found)]
-        watts = [joules / seconds for joules, seconds in since if seconds > 0.0]
-        self._recent["power_watts"] = sum(watts) if len(watts) == len(since) else None
-        joules, trained = sum(joules for joules, _ in since), tokens - self._tokens
-        self._recent["joules_per_token"] = joules / trained if watts and trained > 0 else None
+        for rank, (old, new) in enumerate(zip(self._last, found, strict=True)):
+            if new.seconds > old.seconds:
+                self._watts[rank] = (new.joules - old.joules) / (new.seconds - old.seconds)
+                self._missed[rank] = 0
+            else:
+                self._missed[rank] += 1
+        # Of a rank that is late by a row the power of the row before counts.
+        pairs = zip(self._watts, self._missed, strict=True)
+        known = [watts for watts, missed in pairs if watts is not None and missed < 2]
+        power = sum(known) if len(known) == len(found) else None
+        trained = tokens - self._tokens
+        self._recent["power_watts"] = power
+        self._recent["joules_per_token"] = power * seconds / trained if power and trained > 0 else None
         self._last, self._tokens = found, tokens
 
     def _publish(self) -> None:

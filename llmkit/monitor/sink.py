@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llmkit.config.mistakes import printable
+
 WAITING_ROWS = 1000
 """Rows that wait for a sink at most; one that lets more wait is dropped."""
 CLOSE_SECONDS = 5.0
@@ -102,4 +104,4 @@ class SinkThread(Sink):
                 take(row)
             self._sink.close()
         except BaseException as error:  # SystemExit, too, would end the thread unnoticed
-            self._drop(f"{type(error).__name__}: {error}")
+            self._drop(f"{type(error).__name__}: {printable(str(error))}")

@@ -82,7 +82,7 @@ def _mlflow(start: Start) -> dict[str, Any]:
 
 def _swanlab(start: Start) -> dict[str, Any]:
     quiet = dict.fromkeys(("runtime", "requirements", "git"), False)
-    settings = importlib.import_module("swanlab").Settings(probe=quiet)
+    settings = importlib.import_module("swanlab").Settings(probe=quiet, terminal={"proxy_type": "none"})
     known = {"id": start.key[:21], "resume": "allow"}
     return {"run_name": start.project, "name": start.name, "settings": settings, **known}
 
