@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import signal
@@ -21,7 +22,7 @@ from llmkit.loop import start_plan as module
 from llmkit.loop.phases import Phases
 from llmkit.loop.start_plan import start_plan
 from llmkit.loop.state import TrainState
-from llmkit.monitor import console
+from llmkit.monitor import background, console
 from tests.limits import HANG
 from tests.monitor.screen import Screen
 from tests.program import at_step, make_project, train
@@ -67,15 +68,21 @@ def test_a_newcomer_sees_what_will_be_done_and_the_same_on_a_resume_with_what_is
     assert " steps are left, about " in found["length"]
 
 
-def test_on_a_terminal_the_view_is_below_what_stays_and_goes_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Our end of a terminal, and that of a run, in the folder of a project."""
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(console, "REFRESH_SECONDS", 0.01)
-    ours, theirs = pty.openpty()
+    return pty.openpty()
+
+
+def test_on_a_terminal_the_view_is_below_what_stays_and_goes_at_the_end(
+    terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = terminal
     received = list[bytes]()
 
     def receive() -> None:
@@ -98,6 +105,30 @@ def test_on_a_terminal_the_view_is_below_what_stays_and_goes_at_the_end(
         "step       4 sequences", "step  6/12  held-out l", "step 12/12  held-out l",
     ]  # fmt: skip
     assert lines[-2].startswith("  the same command with")
+
+
+def test_a_terminal_that_takes_nothing_is_not_waited_for(
+    terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = terminal
+    monkeypatch.setattr(background, "DRAIN_SECONDS", 0.2)
+    os.set_blocking(theirs, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(theirs, b"x" * 1024)
+    os.set_blocking(theirs, True)
+    waited = threading.Event()
+    guard = threading.Timer(HANG, lambda: (waited.set(), os.close(ours)))
+    guard.start()
+    unbuffered = io.TextIOWrapper(open(theirs, "wb", buffering=0), "utf-8", write_through=True)  # noqa: SIM115
+    with unbuffered as stream, monkeypatch.context() as patch:  # as PYTHONUNBUFFERED makes it
+        patch.setattr("sys.stdout", stream)
+        assert train("evaluate.every_steps=2", "train.max_steps=6") == 0
+        guard.cancel()
+        assert not waited.is_set()
+        os.close(ours)  # so that the thread that writes ends, too
+    assert Path("runs/tiny/DONE").exists()
+    assert "standard output takes nothing" in Path("runs/tiny/logs/rank-00000.log").read_text()
 
 
 def test_quiet_says_where_the_log_is_and_how_it_ended(
