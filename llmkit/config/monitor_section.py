@@ -29,8 +29,8 @@ class Wandb(Section):
     """Kind of the run, as in "train"; where it is not given, WANDB_JOB_TYPE's."""
     notes: str | None = None
     """A text about the run; where it is not given, WANDB_NOTES'."""
-    artifacts: list[Literal["checkpoint", "report"]] = []
-    """What is added at the end: where the last checkpoint lies, with its checksum; the report as a page."""
+    artifacts: list[Literal["checkpoint", "checkpoint_files", "report"]] = []
+    """What is added at the end: where the last checkpoint lies, with its checksum; its files; the report."""
     alerts: bool = True
     """W&B sends messages on what somebody should know at once: a fault, a stop, the end."""
 

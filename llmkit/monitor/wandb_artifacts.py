@@ -15,13 +15,16 @@ def log_artifacts(run: Any, run_dir: Path, session: dict[str, Any], say: Say) ->
     """Adds the artifacts that the settings ask for; what cannot be made is noted and left out."""
     for name in session["artifacts"]:
         try:
-            artifact = _checkpoint(run_dir, run.id) if name == "checkpoint" else _report(run_dir, run.id)
+            if name == "report":
+                artifact = _report(run_dir, run.id)
+            else:
+                artifact = _checkpoint(run_dir, run.id, upload=name == "checkpoint_files")
             run.log_artifact(artifact, aliases=["latest"])
         except (OSError, ValueError) as error:
             say(f"no artifact {name} ({type(error).__name__}: {error})")
 
 
-def _checkpoint(run_dir: Path, run_id: str) -> Any:
+def _checkpoint(run_dir: Path, run_id: str, upload: bool) -> Any:
     """The newest checkpoint: where it lies, and the SHA-256 of its manifest, which has those of its files."""
     import wandb
 
@@ -34,7 +37,10 @@ def _checkpoint(run_dir: Path, run_id: str) -> Any:
         "manifest_sha256": sha256(manifest.read_bytes()).hexdigest(),
     }
     artifact = wandb.Artifact(f"checkpoint-{run_id}", type="model", metadata=facts)
-    artifact.add_reference(folder.as_uri(), name="checkpoint", checksum=False)
+    if upload:
+        artifact.add_dir(str(folder), policy="immutable", skip_cache=True)  # without a copy on this disk
+    else:
+        artifact.add_reference(folder.as_uri(), name="checkpoint", checksum=False)
     return artifact
 
 

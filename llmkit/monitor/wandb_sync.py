@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llmkit.command_line import to_stderr
 from llmkit.errors import RunFault, UserError
 from llmkit.file_lock import FileLock
 from llmkit.monitor.jsonlines import parse
@@ -30,28 +31,40 @@ def sync_command(folders: list[Path], environment: Mapping[str, str]) -> int:
     """Sends what is missing of each run, and says what that was; returns the exit code.
 
     Raises UserError for a folder that holds no run, or one that is still training, and where no key is found;
-    RunFault where the server is not there or does not take everything.
+    RunFault where the server is not there or does not take everything. The other runs are sent all the same.
     """
     if not has_credential(environment):
         raise UserError(
             "sync: no API key of Weights & Biases is found: set WANDB_API_KEY, or call `wandb login`"
         )
-    for folder in folders:
-        if not (folder / FILES["m"]).is_file():
-            raise UserError(f"sync: {folder} holds no run: there is no {FILES['m']} in it")
+    errors: list[UserError | RunFault] = []
     for folder in folders:
         try:
-            lock = FileLock(
-                folder / LOCK, "llmkit sync", what=f"sync: the run folder {folder.absolute()}",
-                other="call this when it has ended", elsewhere="copy the folder to another one",
-            )  # fmt: skip
-        except OSError as error:
-            raise UserError(f"sync: {folder} cannot be used: {error.strerror}") from error
-        try:
-            print(f"{folder}: {_sync(folder, environment)}")
-        finally:
-            lock.release()
+            print(f"{folder}: {_sync_alone(folder, environment)}", flush=True)
+        except (UserError, RunFault) as error:
+            errors.append(error)
+    for error in errors[:-1]:
+        to_stderr(f"llmkit: {error}")
+    if errors:
+        raise errors[-1]
     return 0
+
+
+def _sync_alone(run_dir: Path, environment: Mapping[str, str]) -> str:
+    """`_sync` of a run that nobody trains, nor begins to train meanwhile."""
+    if not (run_dir / FILES["m"]).is_file():
+        raise UserError(f"sync: {run_dir} holds no run: there is no {FILES['m']} in it")
+    try:
+        lock = FileLock(
+            run_dir / LOCK, "llmkit sync", what=f"sync: the run folder {run_dir.absolute()}",
+            other="call this when it has ended", elsewhere="copy the folder to another one",
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"sync: {run_dir} cannot be used: {error.strerror}") from error
+    try:
+        return _sync(run_dir, environment)
+    finally:
+        lock.release()
 
 
 def _sync(run_dir: Path, environment: Mapping[str, str]) -> str:
@@ -70,8 +83,9 @@ def _sync(run_dir: Path, environment: Mapping[str, str]) -> str:
     )  # fmt: skip
     try:
         output, _ = process.communicate()
-    finally:
+    except BaseException:  # as on Ctrl-C
         kill_tree(process.pid)
+        raise
     result = parse(output.splitlines()[-1]) if output.strip() else None
     if result is None or not result["done"]:
         said = "; ".join(result["said"]) if result else f"see {run_dir / 'logs' / 'wandb.log'}"

@@ -33,6 +33,19 @@ def test_the_newest_checkpoint_is_a_reference_with_a_checksum(tmp_path: Path) ->
     assert entry.ref == (tmp_path / "checkpoints" / "step-00000100" / "manifest.json").as_uri()
 
 
+def test_its_files_are_uploaded_on_request(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step-00000100"
+    folder.mkdir(parents=True)
+    for name in ("manifest.json", "pieces.safetensors"):
+        (folder / name).write_text(name)
+    (artifact,), said = logged(tmp_path, "checkpoint_files")
+    assert said == [] and artifact.name == "checkpoint-abc"
+    entries = artifact.manifest.entries
+    assert {name: entry.local_path for name, entry in entries.items()} == {
+        name: str(folder / name) for name in ("manifest.json", "pieces.safetensors")
+    }
+
+
 def test_what_is_not_there_is_said_and_left_out(tmp_path: Path) -> None:
     found, said = logged(tmp_path, "checkpoint", "report")
     assert found == []

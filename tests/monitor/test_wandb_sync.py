@@ -37,12 +37,13 @@ def test_a_run_without_wandb_is_sent_as_a_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     record(tmp_path / "run", 5, "start", "done")
-    assert sync_command([tmp_path / "run"], online(server.url)) == 0
+    with pytest.raises(UserError, match="holds no run"):  # which stops none of the others
+        sync_command([tmp_path / "none", tmp_path / "run", tmp_path / "neither"], online(server.url))
     run_id = (tmp_path / "run" / "wandb" / "run_id").read_text().strip()
     page = f"run {run_id} in project p on {server.url}"
-    assert capsys.readouterr().out == (
-        f"{tmp_path}/run: sent 5 rows, 0 items of media.jsonl, the events to {page}\n"
-    )
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path}/run: sent 5 rows, 0 items of media.jsonl, the events to {page}\n"
+    assert said.err.startswith(f"llmkit: sync: {tmp_path}/none holds no run")
     assert [row["train/step"] for row in server.histories[run_id]] == [1, 2, 3, 4, 5, 0]
     assert server.exit_codes == {run_id: 0}
     assert server.config(run_id)["data"]["sequence_length"] == 64
