@@ -43,8 +43,8 @@ def sync_command(folders: list[Path], environment: Mapping[str, str]) -> int:
             print(f"{folder}: {_sync_alone(folder, environment)}", flush=True)
         except (UserError, RunFault) as error:
             errors.append(error)
-    for error in errors[:-1]:
-        to_stderr(f"llmkit: {error}")
+    for failed in errors[:-1]:
+        to_stderr(f"llmkit: {failed}")
     if errors:
         raise errors[-1]
     return 0
