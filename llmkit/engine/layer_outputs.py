@@ -22,7 +22,7 @@ class LayerOutputs:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], mesh: Mesh) -> None:
-        self._mesh = mesh
+        self._mesh, self._device = mesh, next(model.parameters()).device
         modules = dict(model.named_modules())
         self._modules = {name: modules[name] for name in layers if name in modules}
         self.names = list(self._modules)
@@ -67,7 +67,7 @@ class LayerOutputs:
 
     def finish(self) -> Tensor:
         """(names, 3) fp64 over all ranks: squares, elements, largest magnitude. Collective."""
-        nothing = torch.zeros(3, dtype=torch.float64, device=self._mesh.device)
+        nothing = torch.zeros(3, dtype=torch.float64, device=self._device)
         found = torch.stack([self._sums.get(name, nothing) for name in self.names] or [nothing])
         world = self._mesh[DIMENSIONS]
         sums, largest = found[:, :LARGEST].contiguous(), found[:, LARGEST:].contiguous()

@@ -45,7 +45,7 @@ class LayerMeter:
     ) -> None:
         layers = dict.fromkeys(layer_of(name) for name, _ in model.named_parameters())
         self.outputs = LayerOutputs(model, list(layers), mesh)
-        self.sums = LayerSums(trained, held, dims, mesh)
+        self.sums = LayerSums(trained, held, dims, mesh, next(model.parameters()).device)
 
     @contextmanager
     def watched(self, measure: bool) -> Iterator[None]:

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from llmkit.kernels.gradient_norm import sum_of_squares
+from llmkit.kernels.magnitudes import RANGES, count_magnitudes
 from llmkit.optim.build import Held
 from llmkit.optim.muon import Muon
 from llmkit.parallel.mesh import Mesh
 
 GRADIENT, WEIGHT, UPDATE, COUNTS = range(4)
-"""Columns of the sums: three sums of squares, and from COUNTS on the number of gradients in each range."""
-EDGES = (0.0, *(2.0**power for power in range(-40, 9, 2)))
-"""Of the ranges of magnitudes; the last one has what is larger, too."""
-COLUMNS = COUNTS + len(EDGES) - 1
-CHUNK = 2**22
-"""Elements that are looked at together: what is made on the way takes some times 16 MiB."""
+"""Columns of the sums: three sums of squares, and from COUNTS on how many gradients are of each magnitude."""
+COLUMNS = COUNTS + RANGES
+CHUNK = {"cpu": 2**18, "cuda": 2**22}
+"""Elements that are looked at together. What is made on the way takes some times as much: on a CPU it stays
+in its caches, on a GPU it is little memory."""
 
 
 def layer_of(name: str) -> str:
@@ -33,6 +33,10 @@ def layer_of(name: str) -> str:
     parts = name.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
     return ".".join(parts[: max(len(parts) - 1, 1)] if number is None else parts[: number + 1])
+
+
+def _chunk(tensor: Tensor) -> int:
+    return CHUNK.get(tensor.device.type, CHUNK["cuda"])
 
 
 class _Part(NamedTuple):
@@ -53,7 +57,7 @@ class LayerSums:
     """Collects the sums of one step; engines call it around their update.
 
     names: of all trained parameters. held: the tensors that this rank updates. dims: of each parameter the
-    mesh dimensions along which ranks hold different elements.
+    mesh dimensions along which ranks hold different elements. device: of the sums, that of the model.
     """
 
     def __init__(
@@ -62,20 +66,22 @@ class LayerSums:
         held: Sequence[Held],
         dims: Mapping[str, tuple[str, ...]],
         mesh: Mesh,
+        device: torch.device,
     ) -> None:
-        self._mesh = mesh
+        self._mesh, self._device = mesh, device
         self.layers = list(dict.fromkeys(map(layer_of, names)))
         number = {name: self.layers.index(layer_of(name)) for name in names}
         self._dims = sorted({dims[name] for name in names})  # on all ranks the same, whatever they hold
         self._parts: dict[Tensor, list[_Part]] = {}
         for each in held:
+            chunk = _chunk(each.tensor)
             self._parts[each.tensor] = [
                 _Part(
-                    each.tensor, fragment.offset + start, min(CHUNK, fragment.numel - start),
+                    each.tensor, fragment.offset + start, min(chunk, fragment.numel - start),
                     number[fragment.parameter], dims[fragment.parameter],
                 )
                 for fragment in each.fragments
-                for start in range(0, fragment.numel, CHUNK)
+                for start in range(0, fragment.numel, chunk)
             ]  # fmt: skip
         self._sums: dict[tuple[str, ...], Tensor] = {}
 
@@ -83,7 +89,7 @@ class LayerSums:
         """Before the gradients of a step are complete."""
         shape = (len(self.layers), COLUMNS)
         self._sums = {
-            dims: torch.zeros(shape, dtype=torch.float64, device=self._mesh.device) for dims in self._dims
+            dims: torch.zeros(shape, dtype=torch.float64, device=self._device) for dims in self._dims
         }
 
     def add_gradients(self, tensors: Iterable[Tensor], scale: Tensor | None = None) -> None:
@@ -93,10 +99,7 @@ class LayerSums:
             if scale is not None:
                 views = list(torch._foreach_mul(views, scale.to(views[0].device)))
             self._add(parts, GRADIENT, sum_of_squares(views, views[0].device))
-            magnitudes = torch.cat(views).abs_()
-            below = [(magnitudes >= edge).sum(dtype=torch.float64) for edge in EDGES[:-1]]
-            above = torch.stack(below)
-            self._add(parts, slice(COUNTS, None), above - torch.cat((above[1:], above.new_zeros(1))))
+            self._add(parts, slice(COUNTS, None), count_magnitudes(views))
 
     def around(self, optimizer: torch.optim.Optimizer, step: Callable[[], object], skipped: Tensor) -> None:
         """Calls `step`, by which the optimizer updates its tensors, and adds by how much. skipped: as
@@ -162,19 +165,19 @@ class LayerSums:
         for parts in self._batches(self._parts):
             views = [part.of(part.tensor) for part in parts]
             self._add(parts, WEIGHT, sum_of_squares(views, views[0].device))
-        total = torch.zeros(len(self.layers), COLUMNS, dtype=torch.float64, device=self._mesh.device)
+        total = torch.zeros(len(self.layers), COLUMNS, dtype=torch.float64, device=self._device)
         for dims in self._dims:
             total += self._mesh[dims].sum(self._sums[dims])
         self._sums = {}
         return total
 
     def _batches(self, tensors: Iterable[Tensor]) -> Iterator[list[_Part]]:
-        """Parts of one layer and of the same dimensions, of CHUNK elements together at most."""
+        """Parts of one layer and of the same dimensions, of `CHUNK` elements together at most."""
         alike: dict[tuple[int, tuple[str, ...]], list[_Part]] = defaultdict(list)
         for tensor in tensors:
             for part in self._parts[tensor]:
                 waiting = alike[part.layer, part.dims]
-                if waiting and sum(each.numel for each in waiting) + part.numel > CHUNK:
+                if waiting and sum(each.numel for each in waiting) + part.numel > _chunk(tensor):
                     yield waiting
                     waiting = alike[part.layer, part.dims] = []
                 waiting.append(part)

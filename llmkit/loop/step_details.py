@@ -11,8 +11,9 @@ from torch import Tensor
 from llmkit.config.schema import Config
 from llmkit.engine.base import StepResult
 from llmkit.engine.layer_outputs import ELEMENTS, LARGEST, SQUARES
-from llmkit.engine.layer_sums import COLUMNS, COUNTS, EDGES, GRADIENT, UPDATE, WEIGHT
+from llmkit.engine.layer_sums import COLUMNS, COUNTS, GRADIENT, UPDATE, WEIGHT
 from llmkit.engine.loss_parts import loss_at
+from llmkit.kernels.magnitudes import EDGES
 from llmkit.loop.source_losses import SourceLosses
 from llmkit.monitor.media import histogram
 from llmkit.monitor.spikes import Spike, SpikeDetector

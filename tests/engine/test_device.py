@@ -13,6 +13,7 @@ from llmkit.batch import Batch
 from llmkit.config.operators import FLASH_PACKAGES
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.config.shape import ModelShape
+from llmkit.engine.layer_sums import COUNTS
 from llmkit.engine.native import NativeEngine
 from llmkit.kernels.operators import FORMS as TABLE
 from llmkit.kernels.operators import PLAIN, TORCH, Operators
@@ -106,7 +107,11 @@ def take_steps(engine: NativeEngine, documents: bool) -> None:
     tokens = torch.zeros(2, 16, dtype=torch.int64, device="meta")
     masked = (tokens == 3).cumsum(1, dtype=torch.int32), torch.zeros(16, dtype=torch.int32, device="meta")
     batch = Batch(tokens, tokens.clone(), *(masked if documents else ()))
-    result = engine.train_step([batch, batch], 64)
+    sources = torch.zeros(2, 3, dtype=torch.bool, device="meta")
+    result = engine.train_step([batch._replace(sources=sources)] * 2, 64, measure=True)
+    assert result.layers is not None and result.by_source is not None and result.by_position is not None
+    for sums in (result.by_source, result.by_position, result.layers.sums, result.layers.of_outputs):
+        assert (sums.device.type, sums.dtype) == ("meta", torch.float64)
     for scalar in (result.loss_sum, result.grad_norm, result.skipped):
         assert (scalar.device.type, scalar.shape) == ("meta", ())
     assert (result.loss_sum.dtype, result.grad_norm.dtype) == (torch.float64, torch.float32)
@@ -135,8 +140,14 @@ def test_a_gpu_trains_as_a_cpu_does(precision, shape):
     loss, norm = (1e-5, 1e-4) if precision == "fp32" else (2e-2, 1e-1)
     for step in range(5):
         batch, count = on_gpu(shape, step)
-        a = cpu.train_step([batch_of(shape, step)], count)
-        b = gpu.train_step([batch], count)
+        a = cpu.train_step([batch_of(shape, step)], count, measure=True)
+        b = gpu.train_step([batch], count, measure=True)
+        assert a.layers is not None and b.layers is not None
+        sizes = [each.layers.sums[:, :COUNTS].sqrt().cpu() for each in (a, b)]
+        outputs = [each.layers.of_outputs.cpu() for each in (a, b)]
+        torch.testing.assert_close(sizes[1], sizes[0], rtol=max(norm, 1e-3), atol=1e-6)
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=max(norm, 1e-3), atol=0)
+        torch.testing.assert_close(b.by_position.cpu(), a.by_position, rtol=loss, atol=0)
         assert b.loss_sum.item() == pytest.approx(a.loss_sum.item(), rel=loss)
         assert b.grad_norm.item() == pytest.approx(a.grad_norm.item(), rel=norm)
 
@@ -164,11 +175,16 @@ def step_without_waiting(engine: NativeEngine, shape: ModelShape, request: pytes
     """The first step may wait: it makes the optimizer's state, and compiles kernels."""
     batch, count = on_gpu(shape, 0)
     engine.train_step([batch, batch], 2 * count)
-    request.getfixturevalue("waiting_is_an_error")
     scalars = []
-    for _ in range(3):
-        result = engine.train_step([batch, batch], 2 * count)
-        scalars.append(Scalars([result.loss_sum, result.grad_norm, result.skipped]))
+    sources = torch.tensor([[True, False]], device="cuda").expand(len(batch.tokens), 2).contiguous()
+    batch = batch._replace(sources=sources)
+    request.getfixturevalue("waiting_is_an_error")
+    for step in range(3):
+        result = engine.train_step([batch, batch], 2 * count, measure=step > 0)
+        found = [result.loss_sum, result.grad_norm, result.skipped, result.by_source]
+        if result.layers is not None:
+            found += [result.by_position, result.layers.sums, result.layers.of_outputs]
+        scalars.append(Scalars(found))
     torch.cuda.set_sync_debug_mode("default")
     losses = [each.read()[0] for each in scalars]
     assert losses[2] < losses[0]

@@ -12,8 +12,9 @@ from torch import Tensor
 import llmkit
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine import layer_sums
-from llmkit.engine.layer_sums import COUNTS, EDGES, GRADIENT, UPDATE, WEIGHT, layer_of
+from llmkit.engine.layer_sums import COUNTS, GRADIENT, UPDATE, WEIGHT, layer_of
 from llmkit.engine.native import NativeEngine
+from llmkit.kernels.magnitudes import EDGES
 from llmkit.optim.schedule import StepValues
 from llmkit.precision import PRECISIONS
 from tests.engine.test_native import batch_of, split, targets
@@ -74,7 +75,7 @@ def by_layer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_norms_and_updates_are_those_of_weights_before_and_after(
     monkeypatch: pytest.MonkeyPatch, name: str, precision: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(layer_sums, "CHUNK", chunk)
+    monkeypatch.setitem(layer_sums.CHUNK, "cpu", chunk)
     known = Optimizer(name="muon" if name == "muon" else "adamw", learning_rate=1e-2, weight_decay=0.1)
     model = random_model(GPT2_STYLE)
     engine = NativeEngine(model, known, precision=PRECISIONS[precision], gradient_clipping=0.5)
