@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
+from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.config.monitor_section import Monitor
 from llmkit.data.prepared import Prepared, shown_size
@@ -40,7 +43,7 @@ def start_plan(t: Trainer, peak: str, step_seconds: float | None) -> Iterator[Li
     """
     begun = f"goes on after step {t.state.step:,}" if t.state.step else "new"
     yield "run", f"{t.folder.path}, {begun}"
-    yield "device", f"{device_name(t.mesh.device)}, {t.plan.precision}"
+    yield "device", f"{_device(t.mesh.device)}, {t.plan.precision}"
     yield "peak", peak
     yield from zip(("data", *[""] * SHOWN_SOURCES), _data(t), strict=False)
     yield "length", _length(t, step_seconds)
@@ -50,6 +53,13 @@ def start_plan(t: Trainer, peak: str, step_seconds: float | None) -> Iterator[Li
         yield name, text
     yield from t.spending.describe()
     yield "metrics", _metrics(t.config.monitor)
+
+
+def _device(device: torch.device) -> str:
+    """The device, and the memory of a GPU."""
+    if device.type != "cuda":
+        return device_name(device)
+    return f"{device_name(device)} with {show_bytes(torch.cuda.get_device_properties(device).total_memory)}"
 
 
 def _data(t: Trainer) -> Iterator[str]:

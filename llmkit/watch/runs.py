@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
+from rich.text import Text
 
 from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
 from llmkit.monitor.progress import Progress
 from llmkit.monitor.record import FILES, RunRecord, at
-from llmkit.monitor.terminal import size_of
+from llmkit.monitor.terminal import Painter, size_of, takes_live_view
 from llmkit.monitor.text import duration, thousands
 from llmkit.watch.watched import whole
 
@@ -65,7 +66,7 @@ def runs_command(options: argparse.Namespace) -> int:
         print(f"there are no runs in {root}", file=sys.stderr)
     else:
         width = size_of(sys.stdout)[0] if sys.stdout.isatty() else None
-        print("\n".join(table(lines, width)))
+        print("\n".join(table(lines, width, Painter(takes_live_view(sys.stdout)))))
     return 0
 
 
@@ -162,6 +163,7 @@ COLUMNS: tuple[tuple[str, Callable[[RunLine], str]], ...] = (
     ("size", lambda line: "" if line.size is None else show_bytes(line.size)),
 )
 """Headings, and the text of a run below each."""
+STYLES = {"running": "cyan", "done": "green", "stopped": "yellow", "stalled": "yellow", "failed": "red"}
 LEFT = ("name", "state", "layout")
 
 
@@ -170,10 +172,12 @@ def _steps(line: RunLine) -> str:
     return done if line.max_steps is None else f"{done or 0}/{line.max_steps:,}"
 
 
-def table(lines: Sequence[RunLine], width: int | None = None) -> Iterator[str]:
+def table(
+    lines: Sequence[RunLine], width: int | None = None, paint: Callable[[Text], str] = str
+) -> Iterator[str]:
     """The lines of the table, with a heading; columns without a value are left out.
 
-    width: of the terminal, to which names are shortened.
+    width: of the terminal, to which names are shortened. paint: gives styled text its colours.
     """
     columns = [(heading, [text(line) for line in lines]) for heading, text in COLUMNS]
     shown = [(heading, texts) for heading, texts in columns if any(texts)]
@@ -187,7 +191,10 @@ def table(lines: Sequence[RunLine], width: int | None = None) -> Iterator[str]:
             _cell(heading if number < 0 else texts[number], width, heading in LEFT)
             for (heading, texts), width in zip(shown, widths, strict=True)
         ]
-        yield GAP.join(cells).rstrip()
+        line, begin = Text(GAP.join(cells).rstrip()), len(cells[0]) + len(GAP)
+        style = "bold" if number < 0 else STYLES[lines[number].state]
+        line.stylize(style, 0 if number < 0 else begin, None if number < 0 else begin + len(cells[1]))
+        yield paint(line)
 
 
 def _cell(text: str, width: int, left: bool) -> str:

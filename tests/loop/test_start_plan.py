@@ -195,6 +195,13 @@ def test_what_goes_on_beside_steps_is_in_words() -> None:
         assert module._activity(t) is None
 
 
+def test_a_gpu_is_told_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SimpleNamespace(total_memory=141 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert module._device(torch.device("cuda", 0)) == "NVIDIA H200 with 141.0 GiB"
+
+
 def test_destinations_of_rows_are_told() -> None:
     monitor = Monitor.model_validate({"trackers": ["tensorboard", "mlflow"], "log_every": 25})
     assert module._metrics(monitor) == "every 25 steps, to metrics.jsonl, tensorboard and mlflow"

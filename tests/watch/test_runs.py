@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.cli import main
+from llmkit.monitor.terminal import Painter
 from llmkit.watch.options import SORTS
 from llmkit.watch.runs import RunLine, find_runs, read_line, sorted_lines, table
 from tests.watch.folders import add_row, make_run
@@ -88,6 +89,13 @@ def test_names_are_shortened_to_the_terminal_and_nothing_else() -> None:
     lines = [line("a-long-name-of-a-run" * 2, step=12345, layout="8: ZeRO-1")]
     assert [len(each) for each in table(lines, 45)] == [45 - 3, 45]
     assert list(table(lines, 1))[1].startswith("a-long-name…  done")
+
+
+def test_states_have_colours_and_names_have_none() -> None:
+    paint = Painter(True, {"TERM": "xterm"})
+    heading, failed, done = table([line("done", state="failed", step=1), line("模型", step=2)], None, paint)
+    assert heading.startswith("\x1b[1m") and failed.startswith("done  \x1b[31mfailed")
+    assert done.startswith("模型  \x1b[32mdone")
 
 
 def test_odd_folders_are_lines_with_little_in_them(tmp_path: Path) -> None:
