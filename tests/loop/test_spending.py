@@ -21,7 +21,7 @@ from llmkit.monitor.cost import Prices, Spent
 from llmkit.monitor.energy import Counter, Kind, Sources
 from llmkit.parallel.mesh import Mesh
 from tests.limits import HANG
-from tests.program import recorded, rows, train
+from tests.program import at_step, recorded, rows, train
 
 
 class Meeting:
@@ -224,3 +224,30 @@ def test_a_run_and_its_resume_have_the_columns_and_one_sum(
     assert resumed["spent"]["cost"] >= next(row["cost"] for row in found if row["step"] == 6)
     last = [row["cost"] for row in found if "cost" in row][-1]
     assert done["spent"]["cost"] >= last > resumed["spent"]["cost"]
+
+
+def test_what_a_killed_start_has_used_counts_up_to_its_last_row(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 6 and 7 have rows, which a resume from step 5 drops, but what they cost was spent."""
+
+    def killed_here() -> None:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, killed_here)
+        with pytest.raises(SystemExit):
+            train("monitor.cost.per_device_hour=3600")
+    folder = project / "runs/tiny"
+    lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    assert '"fault"' in lines.pop()  # which kill -9 would not have left
+    (folder / "events.jsonl").write_text("".join(lines))
+    killed = rows(folder)[-1]
+    assert killed["step"] > 5
+    assert train("monitor.cost.per_device_hour=7200") == 0
+    (resumed,) = recorded("resume", folder)
+    assert resumed["step"] == 5
+    first = next(row for row in rows(folder) if row["step"] == 6)
+    hours = first["device_hours"] - killed["device_hours"]
+    assert hours > 0.0
+    assert first["cost"] == pytest.approx(killed["cost"] + 7200 * hours)
