@@ -75,7 +75,7 @@ def finish(t: Trainer) -> None:
             t.stop.hold()
         t.console.note("")
     facts["run folder"] = f"{t.folder.path}: checkpoints/, metrics.jsonl, config.yaml, logs/"
-    if write_report(t):
+    if not found_done and write_report(t):
         facts["report"] = f"{t.folder.path / REPORT}: open it in a browser"
     t.console.summary(facts)
     longer = "evaluate.early_stopping=null" if state.stopped_early else f"train.max_steps={2 * state.step}"

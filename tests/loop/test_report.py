@@ -27,7 +27,10 @@ def test_a_run_that_is_stopped_or_done_leaves_its_page(project, monkeypatch, cap
     assert 'title="step 3: resume' in page
     printed = capsys.readouterr().out
     assert "runs/tiny/report.html: open it in a browser" in printed
-    assert "llmkit report" not in printed.partition("Try next")[2]
+    assert " report runs/tiny" not in printed.partition("Try next")[2]
+    (folder / "report.html").unlink()
+    assert train("monitor.report=true") == 0  # nothing is left to do, and nothing is written
+    assert not (folder / "report.html").exists()
 
 
 def test_no_page_is_no_fault(project, monkeypatch, capsys):
