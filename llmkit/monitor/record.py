@@ -82,7 +82,7 @@ class RunRecord:
                 lines = file.read(TAIL_BYTES).split(b"\n")[:-1]
         except OSError:
             return []
-        found = [parse(line) for line in (lines if size <= TAIL_BYTES else lines[1:])]
+        found = map(parse, lines)  # the first of which may be a part of one, which is none
         return [row for row in found if row is not None and isinstance(row.get("step"), int)]
 
     @cached_property

@@ -39,6 +39,7 @@ def test_what_is_not_at_its_default_is_shown_without_secrets(tmp_path: Path) -> 
     assert changed["train.max_steps"] == ("7", "null", "command line")
     assert changed["model.num_hidden_layers"][0] == "2"
     assert changed["data.sources.0.path"][0] == "a URL that gives access (not shown)"
+    assert "data.curriculum" not in changed  # an empty list by default
     assert "run.seed" not in changed and "data.sources.0.weight" not in changed
 
 

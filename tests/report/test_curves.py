@@ -54,7 +54,10 @@ def test_a_run_has_a_chart_for_each_thing_that_it_has_recorded(tmp_path: Path):
     assert [kind for _, kind, _ in loss.panes[0].plot.marks].count("resume") == 1
     assert found[1].panes[0].plot.marks == []
     assert found[8].legend == [(0, "64-127"), (1, "512-1023")]
-    assert found[4].panes[0].plot.y.high > 40.0  # percent
+    raw, smoothed = (d for _, _, d in found[4].panes[0].plot.paths)
+    assert found[4].panes[0].plot.y.high > 40.0 and raw == smoothed  # both in percent, and the same all along
+    of_steps, of_means = (d for _, _, d in loss.panes[0].plot.paths[:2])
+    assert of_steps != of_means  # the smoothed loss is that of all steps between the rows
 
 
 def test_of_several_runs_each_has_a_colour(tmp_path: Path):

@@ -30,7 +30,9 @@ def test_figures_of_a_run(tmp_path: Path):
         row(5, tokens_per_second=1.0, goodput=0.5),
     ]
     evaluations = [{"step": 4, "eval_loss": 3.0}, {"step": 5, "eval_loss": 3.25, "eval_bits_per_byte": 1.5}]
-    run = make_run(tmp_path / "run", [*rows, *evaluations, row(6, cost=1.234, energy_kwh=None)])
+    run = make_run(
+        tmp_path / "run", [*rows, *evaluations, row(6, cost=1.234, energy_kwh=None, tokens_per_second=1.0)]
+    )
     run.settings.values["monitor.cost.currency"] = "EUR"
     assert figures(run) == {
         "Steps": "6", "Tokens": "600", "Training loss": "4.8000", "Held-out loss": "3.2500",

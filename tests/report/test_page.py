@@ -108,6 +108,14 @@ def test_a_page_has_all_parts_and_is_sound(full: Page):
         assert text in shown
 
 
+def test_what_happened_is_marked(full: Page):
+    marks = [value for tag, name, value in full.attributes if (tag, name) == ("span", "title")]
+    # In four panes of the loss, the gradient norm and the speed.
+    for text in ("step 30: fault (OSError: disk)", "step 20: resume (train.max_steps 20 -> 40)"):
+        assert marks.count(text) == 6
+    assert full.values("class").count("mark save") == 12 + 1  # two saves; and what it means
+
+
 def test_axes_are_chosen_without_script(full: Page):
     radios = [value for tag, name, value in full.attributes if (tag, name) == ("input", "type")]
     assert radios == ["radio"] * 4 and full.contents["label"] == ["steps", "tokens", "time", "FLOPs"]
