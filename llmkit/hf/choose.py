@@ -34,7 +34,7 @@ def architecture_of(config: Mapping[str, Any], origin: str) -> Architecture:
         method = method.get("quant_method", "?") if isinstance(method, dict) else method
         raise UserError(
             f"{origin}: the weights are quantised (quantization_config: {method}); take the model's folder "
-            "with weights in bf16, fp16 or fp32"
+            "with weights in bf16, fp16 or fp32 (train.lora.quantize_base keeps them in few bits)"
         )
     if config.get("auto_map"):
         raise UserError(

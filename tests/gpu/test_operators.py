@@ -10,7 +10,9 @@ from torch import Tensor
 
 from benchmarks.on_gpu import operations
 from benchmarks.on_gpu.operations import Operation
+from llmkit.config.operators import QUANTISED
 from llmkit.kernels.operators import FORMS, PLAIN, Operators
+from llmkit.kernels.quantised import QuantisedWeight, rounded
 from llmkit.optim.muon import COEFFICIENTS
 from tests.kernels.float64 import check, relative_error
 
@@ -121,3 +123,29 @@ def test_an_update_of_muon_is_that_of_float64(device: torch.device, form: str) -
         assert relative_error(results[i], exact) < 0.03
         assert relative_error(weights[i], 0.99 * start[i] - 0.1 * results[i].double()) < 1e-6
         assert torch.equal(rounded[i], weights[i].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", list(QUANTISED))
+def test_weights_in_few_bits_are_the_same_numbers_and_products(
+    device: torch.device, dtype: torch.dtype, form: str
+) -> None:
+    """Rounded as on a CPU, but for values half-way between two levels; multiplied as in float64."""
+    if form == "nf4":
+        pytest.importorskip("bitsandbytes")
+    rows, columns = (28_672, 4096) if device.type == "cuda" else (48, 200)
+    linear = Operators.of({"linear": form}).linear
+    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    with torch.device(device):
+        weight = QuantisedWeight(form, rows, columns)
+    weight.write(0, values)
+    assert weight.codes.device.type == weight.scales.device.type == device.type
+    found, wanted = weight.values(torch.float32).cpu(), rounded(values, form)
+    assert float((found != wanted).float().mean()) < 1e-4
+    x = torch.randn(2, 33, columns, device=device).to(dtype).requires_grad_()
+    y = linear(x, weight)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    exact = weight.values(torch.float32).double()
+    assert relative_error(y, x.detach().double() @ exact.mT) < TOLERANCE[dtype]
+    assert relative_error(x.grad, gradient.double() @ exact) < TOLERANCE[dtype]
