@@ -37,7 +37,14 @@ def test_rows_become_a_batch_where_it_is_used():
     assert batch.documents.tolist() == [[0, 1, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
     assert batch.bounds is not None and batch.bounds.tolist() == [0, 1, 4, 5, 7, 13, *[14] * 10]
     plain = Rows.of(text, None, None).to(torch.device("cpu"))
-    assert (plain.labels.tolist(), *plain[2:]) == (text[:, 1:].tolist(), None, None, None)
+    assert (plain.labels.tolist(), *plain[2:]) == (text[:, 1:].tolist(), *[None] * 4)
+
+
+def test_the_sources_of_rows_go_with_them():
+    sources = torch.tensor([[True, False], [False, True]])
+    rows = Rows.of(torch.zeros(2, 3, dtype=torch.int32), None, None, sources=sources)
+    batch = rows.to(torch.device("cpu"))
+    assert batch.sources is sources and batch.to(torch.device("cpu")).sources is sources
 
 
 def test_rows_for_a_gpu_are_pinned_and_others_left_as_they_are(monkeypatch):
