@@ -114,12 +114,13 @@ class Watch:
         self._kept = 1.0  # steps over those of the first plan, for what is left of the schedule
 
     def after_step(
-        self, step: int, max_steps: int, now: float, paused: float = 0.0, save_seconds: float = 0.0
-    ) -> StepPlan | None:
+        self, step: int, max_steps: int, now: float, paused: float = 0.0, save_seconds: float = 0.0,
+        most: int | None = None,
+    ) -> StepPlan | None:  # fmt: skip
         """Called after every step; the new plan where one is needed.
 
         paused: seconds of the evaluations and saves since the last call, which are spread over all steps.
-        save_seconds: of the last save.
+        save_seconds: of the last save. most: the largest number of steps that the data last for, if any.
         """
         self._paused += paused
         if step < self._times[-1][0] + self._every:
@@ -133,6 +134,8 @@ class Watch:
         if left <= 0 or fitting - SPARE * max_steps <= left <= fitting / TOO_MANY:
             return None
         more = int(fitting * MARGIN)
+        if most is not None:
+            more = min(more, most - step)
         if more == left or self._kept * more / left < LEAST_KEPT:
             return None
         self._kept *= more / left

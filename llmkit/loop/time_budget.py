@@ -27,16 +27,22 @@ class TimeBudget(Hook):
     def __init__(self, budget: Budget | None) -> None:
         self._budget, self._is_open = budget, budget is not None
         self._plan: StepPlan | None = None
+        """What was asked for, until it holds."""
         self._watch: Watch | None = None
-        """Since the number of steps is chosen, where time alone has decided it; on rank 0."""
+        """Since the number of steps is chosen, while no other hook has set it; on rank 0."""
+        self._asked: int | None = None
+        """The number of steps that was asked for last."""
         self._paused = 0.0
 
     def request(self, t: Trainer) -> Request | None:
         """The number of steps, once it is known, and again where it changes. Raises UserError where no time
         is left."""
-        state, now = t.state, t.clock()
+        state, now, short = t.state, t.clock(), t.loader.first_shortage
         if t.mesh.rank > 0:
             return None
+        most = None if short is None else short.last_step
+        if self._plan is None and state.max_steps != self._asked:
+            self._watch = None  # the end of another hook stays where it is
         if self._budget is not None:
             plan = self._budget.after_step(state.step, t.plan.tokens_per_step, now)
             if plan is not None:
@@ -44,13 +50,14 @@ class TimeBudget(Hook):
         elif self._watch is not None and state.max_steps is not None:
             before, self._paused = self._paused, _paused(t)
             kept = t.save_seconds + t.tasks_seconds  # for those at the end
-            plan = self._watch.after_step(state.step, state.max_steps, now, self._paused - before, kept)
+            spent = self._paused - before
+            plan = self._watch.after_step(state.step, state.max_steps, now, spent, kept, most)
         else:
             plan = None
         if plan is None:
             return None
-        self._plan, short = plan, t.loader.first_shortage
-        return Request(max_steps=plan.max_steps if short is None else min(plan.max_steps, short.last_step))
+        self._plan, self._asked = plan, plan.max_steps if most is None else min(plan.max_steps, most)
+        return Request(max_steps=self._asked)
 
     def after_step(self, t: Trainer, result: StepResult) -> None:
         """Ends the run with the supply of its data, where no number of steps was chosen until then; records
@@ -70,7 +77,6 @@ class TimeBudget(Hook):
         t.events.record("max_steps", **timed | {"max_steps": chosen})
         minutes = f"{t.config.train.max_minutes:g} minutes"
         if short is not None and chosen == short.last_step:
-            self._watch = None
             limit = f"data.sources.{short.supply.index}.max_epochs is {short.supply.max_epochs}"
             t.console.note(
                 f"max_steps = {chosen}: source {short.supply.name} lasts until then ({limit}); "

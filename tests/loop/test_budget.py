@@ -118,3 +118,12 @@ def test_several_small_losses_of_time_add_up_to_a_large_one():
             assert found.max_steps < max_steps
             max_steps, plans = found.max_steps, plans + 1
     assert plans > 2 and step < max_steps
+
+
+def test_faster_steps_become_no_more_than_the_data_last_for():
+    watch = Watch(410.0, 10.0, 0, 100, 0.0)
+    plan = watch.after_step(9, 100, 9.0, most=150)
+    assert plan is not None and plan.max_steps == 150
+    assert watch.after_step(18, 150, 18.0, most=150) is None, "that is no other number"
+    slower = watch.after_step(27, 150, 60.0, most=150)
+    assert slower is not None and slower.max_steps < 150

@@ -13,6 +13,7 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from llmkit.config.load import load
 from llmkit.config.schema import Train
+from llmkit.loop.hook import Hook, Request
 from llmkit.loop.resume import Options
 from llmkit.loop.state import TrainState
 from llmkit.loop.time_budget import TimeBudget, time_over
@@ -86,6 +87,22 @@ def test_a_run_that_has_lost_more_than_half_of_its_steps_is_stopped_instead(proj
     assert records(project / "runs" / "tiny")[-1]["reason"] == "train.max_minutes" and clock.now < 180.0
 
 
+class EndsAt30(Hook):
+    """Asks for it once, when a number of steps has been chosen."""
+
+    def request(self, t):
+        return Request(max_steps=30) if t.state.step == 12 else None
+
+
+def test_the_end_that_a_hook_asks_for_stays_though_there_is_time_for_more(project):
+    clock = Clock(1.0)
+    loaded = load("tiny.yaml", [*BUDGET, "train.max_minutes=3"])
+    assert train(loaded, Options(), started=0.0, environment={}, hooks=[clock, EndsAt30()], clock=clock) == 0
+    folder = project / "runs" / "tiny"
+    assert clock.end == [30, 30]
+    assert [event["event"] for event in records(folder)].count("max_steps") == 1
+
+
 def test_the_time_is_over_while_there_is_still_enough_for_the_end():
     def over(max_steps: int | None = None, minutes: float | None = 1.0, chosen=50, saves=1.0) -> bool:
         train = Train(max_steps=max_steps, max_minutes=minutes)
@@ -101,10 +118,11 @@ def test_the_time_is_over_while_there_is_still_enough_for_the_end():
 def test_time_is_kept_for_an_evaluation_by_tasks_at_the_end_once_one_was_made():
     kept = []
     budget = TimeBudget(None)
-    budget._watch = SimpleNamespace(after_step=lambda *arguments: kept.append(arguments[-1]))
+    budget._watch, budget._asked = SimpleNamespace(after_step=lambda *given: kept.append(given[-2])), 9
     trainer = SimpleNamespace(
         state=TrainState(step=5, max_steps=9), clock=lambda: 0.0, mesh=SimpleNamespace(rank=0),
         phases=SimpleNamespace(seconds={"evaluate": 0.0, "save": 0.0}), save_seconds=2.0, tasks_seconds=30.0,
+        loader=SimpleNamespace(first_shortage=None),
     )  # fmt: skip
     assert budget.request(trainer) is None and kept == [32.0]
 
