@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def hand_over(
             "sizes": sizes,
             **{name: session[name] for name in ("run_id", "server")},
         }
-        write_json(run_dir / "wandb" / "state.json", state)
+        with suppress(OSError):  # a full disk: `llmkit sync` asks the server once more
+            write_json(run_dir / "wandb" / "state.json", state)
     return arrived
 
 
