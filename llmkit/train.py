@@ -26,8 +26,8 @@ from llmkit.loop.phases import Phases
 from llmkit.loop.resume import Options
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.trainer import Trainer
-from llmkit.monitor.console import console_of_rank
 from llmkit.monitor.events import failure_recorded
+from llmkit.monitor.quiet import console_of_rank
 from llmkit.monitor.sink import Sink
 from llmkit.monitor.wandb_names import check_environment
 from llmkit.parallel.accelerate import read_accelerate
