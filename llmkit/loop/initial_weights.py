@@ -91,13 +91,23 @@ class StartingWeights:
         """A region of the model's tensor, fp32."""
         stored = self.weights.shape(name)
         if stored == self._shapes[name] or box[0][1] <= stored[0]:
-            return self.weights.read(name, box).float()
+            return self._finite(name, box)
         out = torch.empty(box_shape(box))
         old = max(0, stored[0] - box[0][0])
         if old:
-            out[:old] = self.weights.read(name, ((box[0][0], stored[0]), *box[1:]))
+            out[:old] = self._finite(name, ((box[0][0], stored[0]), *box[1:]))
         out[old:] = self._mean(name, stored)[tuple(slice(*each) for each in box[1:])]
         return out
+
+    def _finite(self, name: str, box: Box) -> Tensor:
+        """A region of the stored tensor, fp32. Raises UserError where it holds NaN or infinity."""
+        values = self.weights.read(name, box).float()
+        if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():  # the sum costs no memory
+            raise UserError(
+                f"train.init_from: {name} of {self.weights.path} has values that are not finite: "
+                "the training that made it has diverged; name an earlier checkpoint"
+            )
+        return values
 
     def _mean(self, name: str, stored: Shape) -> Tensor:
         """The mean of the stored rows, fp32; they are summed in fp64, a few at a time."""

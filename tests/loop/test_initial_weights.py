@@ -102,6 +102,19 @@ def test_rows_of_new_tokens_are_the_mean_of_the_others():
         assert torch.equal(weights.read(name, "master", box, (3, len(inside) - 1)), inside[3:-1])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(value):
+    stored, weights = started()
+    name = "blocks.0.mlp.down_proj.weight"
+    stored.tensors[name][1, 2] = value
+    assert weights.read(name, "master", ((0, 1), (0, 4))).isfinite().all(), "another region is good"
+    with pytest.raises(UserError, match=rf"{name} of weights/base has values that are not finite"):
+        weights.read(name, "master")
+    stored.tensors[name][1, 2] = 3e38
+    stored.tensors[name][1, 3] = 3e38
+    assert weights.read(name, "master").isfinite().all(), "though their sum is not"
+
+
 def test_other_tensors_than_the_model_has_are_named():
     with pytest.raises(UserError, match=r"holds another model: blocks.2.*absent -> "):
         started(num_hidden_layers=LLAMA_STYLE.num_hidden_layers + 1)
