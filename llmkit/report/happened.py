@@ -19,6 +19,10 @@ DETAIL = 400
 """Characters of an event's details."""
 
 
+TOTALS = ("phase_seconds", "account", "spent", "config")
+"""Of an event, which other parts of the page show."""
+
+
 def marks(run: RunRecord) -> list[tuple[int, str, str]]:
     """Step, kind and text of what is drawn into charts; of many saves and skipped updates only some."""
     found: list[tuple[int, str, str]] = []
@@ -57,7 +61,7 @@ def describe(event: Row, name: bool = True) -> str:
 
 
 def _detail(key: str, value: object) -> str:
-    if key in ("phase_seconds", "account", "config") or value in ("", [], {}, None):
+    if key in TOTALS or value in ("", [], {}, None):
         return ""
     if key == "changes" and isinstance(value, list):
         return ", ".join(

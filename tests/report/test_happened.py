@@ -35,6 +35,16 @@ def test_a_table_of_all_events(tmp_path: Path):
     assert rows[-1] == ("2026-11-29 01:14:05", "40", "done", "tokens 4,000")
 
 
+def test_what_other_parts_show_is_left_out():
+    totals = {
+        "phase_seconds": {"step": 1.0},
+        "account": {"useful": 1.0},
+        "spent": {"cost": 1.0},
+        "config": "x",
+    }
+    assert describe({"event": "done", "tokens": 5, **totals}) == "done (tokens 5)"
+
+
 def test_odd_events_are_texts():
     assert describe({"event": "x\n\x1b[0m", "a": 1.23456, "b": {"c": "d"}, "e": [1, "f"], "g": None}) == (
         r'x\n\x1b[0m (a 1.235; b c "d"; e 1, f)'
