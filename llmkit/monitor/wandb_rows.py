@@ -38,8 +38,12 @@ def chart_name(column: str) -> str:
 
 
 def chart_values(row: Row) -> dict[str, float]:
-    """The numbers of a row under the names they have on the page; what is no number is left out."""
-    return {chart_name(name): value for name, value in row.items() if isinstance(value, int | float)}
+    """The numbers of a row under the names they have on the page, true as 1; all else is left out."""
+    return {
+        chart_name(name): int(value) if isinstance(value, bool) else value
+        for name, value in row.items()
+        if isinstance(value, int | float)
+    }
 
 
 class Best:

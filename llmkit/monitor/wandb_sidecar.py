@@ -30,6 +30,8 @@ from llmkit.monitor.wandb_open import is_reachable, open_run
 POLL_SECONDS = 1.0
 MAX_ERRORS = 3
 """In a row, before wandb is started anew."""
+STEADY_SECONDS = 3600.0
+"""A start that has lasted so long before it broke down counts as the first one again."""
 MAX_STARTS = 10
 """Of wandb in one process of training; the pause before each is twice that before the last one."""
 
@@ -79,7 +81,7 @@ class TrainerProcess(threading.Thread):
         exit_now(NOT_ON_SERVER)
 
 
-class Mirror:
+class Sidecar:
     """One start of wandb.
 
     start: counted from 0, of those that the trainer that runs now has seen. news: offsets in the files of the
@@ -87,7 +89,7 @@ class Mirror:
     """
 
     def __init__(self, run_dir: Path, start: int = 0, news: Mapping[str, int] | None = None) -> None:
-        self._run_dir, self._start = run_dir, start
+        self._run_dir, self._start, self._began = run_dir, start, time.monotonic()
         self._session: dict[str, Any] = json.loads((run_dir / "wandb" / "session.json").read_text())
         self._news = self._session["first_news"] if news is None else news
         self._timeouts = self._session["timeouts"]
@@ -100,19 +102,20 @@ class Mirror:
         if not wait_for_lock(lock, self._trainer):
             log("the mirror of an earlier start still holds this run")
             return NOT_ON_SERVER
-        session, news = self._session, self._news
+        session, feed = self._session, None
         try:
             opened = open_run(self._run_dir, session, log)
             log(f"mirroring {opened.mode}, run id {session['run_id']}, restart {session['restarts']}")
             feed = Feed(
                 self._run_dir, opened.journal, Redactor(os.environ), log,
-                alert=session["alerts"], first_news=news,
+                alert=session["alerts"], first_news=self._news,
             )  # fmt: skip
-            news = feed.news
             self._follow(opened.run, feed, online=opened.mode == session["mode"])
             done = hand_over(self._run_dir, session, opened, feed, self._trainer.exit_code, log)
         except Exception as error:
-            self._begin_anew(news, f"{type(error).__name__}: {error}", self._pause())
+            log(f"{type(error).__name__}: {error}")
+            lasted = time.monotonic() - self._began > STEADY_SECONDS
+            self._begin_anew(feed, 0 if lasted else self._start + 1, self._pause())
             log("stopped mirroring")
             return GAVE_UP
         log("finished" if done else "not finished")
@@ -137,16 +140,16 @@ class Mirror:
             if not online and time.monotonic() > retry_at:
                 retry_at = time.monotonic() + self._pause(10.0)
                 if is_reachable(self._session["server"], self._timeouts["probe"]):
-                    self._begin_anew(feed.news, "the server answers now", 0.0)
+                    log("the server answers now")
+                    self._begin_anew(feed, self._start + 1, 0.0)
 
     def _pause(self, times: float = 1.0) -> float:
         """Seconds until the next start of wandb."""
         return float(times * self._timeouts["again"] * 2**self._start)
 
-    def _begin_anew(self, news: Mapping[str, int], why: str, pause: float) -> None:
+    def _begin_anew(self, feed: Feed | None, start: int, pause: float) -> None:
         """Becomes a new process in the place of this one; returns where there is no time or use for that."""
-        log(why)
-        if self._start + 1 >= MAX_STARTS or self._trainer.ended.wait(pause):
+        if start >= MAX_STARTS or self._trainer.ended.wait(pause):
             return
         log("beginning anew")
         with self._trainer.reading:
@@ -154,7 +157,7 @@ class Mirror:
                 return
             _kill_wandb()
             os.environ.pop("WANDB_SERVICE", None)  # where wandb has noted its process, which has gone
-            state = json.dumps({"start": self._start + 1, "news": dict(news)})
+            state = json.dumps({"start": start, "news": dict(feed.news if feed else self._news)})
             command = [sys.executable, "-P", "-m", __spec__.name, str(self._run_dir), state]
             os.execv(sys.executable, command)
 
@@ -177,7 +180,7 @@ def main() -> None:
     code = GAVE_UP
     try:
         state = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-        code = Mirror(Path(sys.argv[1]), **state).run()
+        code = Sidecar(Path(sys.argv[1]), **state).run()
     except Exception as error:
         log(f"no mirror: {type(error).__name__}: {error}")
     exit_now(code)
