@@ -10,7 +10,6 @@ import gzip
 import json
 import re
 import sys
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,7 +20,7 @@ class FakeServer(ThreadingHTTPServer):
     Of each run by its id: histories, the logged rows; summaries; exit_codes; upserts, what is sent when a run
     is opened. alerts, artifacts: as sent. keys: the authorizations seen. bodies: of all requests.
     sweep: its configuration; commands: what its agent is told next.
-    failing: a status that every POST gets instead of an answer. slow: seconds that each answer takes.
+    failing: a status that every POST gets instead of an answer.
     """
 
     daemon_threads = True
@@ -40,7 +39,6 @@ class FakeServer(ThreadingHTTPServer):
         self.sweep = ""
         self.commands: list[dict[str, Any]] = []
         self.failing: int | None = None
-        self.slow = 0.0
 
     def config(self, run: str) -> dict[str, Any]:
         """The configuration of a run as it was sent last."""
@@ -68,7 +66,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self._body()
-        time.sleep(self.server.slow)
         if self.server.failing is not None:
             self._reply({"error": "down"}, self.server.failing)
         elif self.path.endswith("/graphql"):

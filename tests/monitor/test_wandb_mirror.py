@@ -273,7 +273,8 @@ def test_when_wandb_breaks_down_it_is_started_anew(
     tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
 ) -> None:
     run = Run(tmp_path, online(server.url), PATIENT._replace(again=0.05))
-    until(run.is_mirroring, run.says)
+    run.events.record("loss_spike", step=1)
+    until(lambda: len(server.alerts) == 1, run.says)
     for process in descendants(run.pid):
         os.kill(process, signal.SIGKILL)
     run.log(1, 10)
@@ -282,6 +283,7 @@ def test_when_wandb_breaks_down_it_is_started_anew(
     run.log(11, 12)
     assert run.finish() is None, run.says()
     assert steps(server.histories[run.id]) == list(range(1, 13))
+    assert [alert["title"] for alert in server.alerts] == ["loss spike"]
 
 
 def test_when_the_server_comes_back_the_run_goes_online(
