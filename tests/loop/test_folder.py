@@ -111,4 +111,4 @@ def test_the_commands_to_try_next_are_as_a_shell_takes_them(project, capsys):
     assert main(["train", "tiny.yaml", "run.dir=my runs", "train.max_steps=1", "monitor.sample=null"]) == 0
     tried = capsys.readouterr().out.rpartition("Try next:\n")[2].splitlines()
     assert " generate 'my runs/tiny' --prompt " in tried[0]
-    assert tried[-2].endswith(" evaluate 'my runs/tiny'")
+    assert tried[-3].endswith(" evaluate 'my runs/tiny'") and tried[-2].endswith(" report 'my runs/tiny'")
