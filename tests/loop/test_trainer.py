@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from llmkit.loop.hook import Hook
 from llmkit.loop.phases import NAMES
 from llmkit.loop.resume import Options
 from llmkit.monitor.goodput import LOST
+from llmkit.monitor.media import read_media
 from llmkit.train import train
 from tests.drills.test_world import free_ports
 from tests.program import at_step, events, make_project, rows
@@ -116,6 +118,12 @@ def test_a_step_in_which_graphs_are_made_is_one_of_compiling(
     assert found[-1]["lost/compile"] == 4.0
 
 
+SEEN = [
+    "data.sources=[{name: a, type: text, path: corpus}, {name: b, type: text, path: corpus}]",
+    'monitor.samples=["the ", "row of"]', "monitor.statistics_every=3", "monitor.log_every=3",
+    "train.max_steps=6", "evaluate.every_steps=3", "model.hidden_dropout=0",
+]  # fmt: skip
+"""A run of which all is recorded."""
 CASES: dict[str, dict[str, Any]] = {
     # name: settings, and the seconds of a step by the clock of each rank
     "timed-saves": {
@@ -138,6 +146,10 @@ CASES: dict[str, dict[str, Any]] = {
         "overrides": ["monitor.profile_steps=[2,3]", "monitor.profile_ranks=[0,1]", "train.max_steps=4"],
         "hook": "late",
     },
+    "seen-tp": {
+        "overrides": [*SEEN, "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
+    },
+    "seen-z3": {"overrides": [*SEEN, "parallel.zero_stage=3"]},
     "fails": {"overrides": ["checkpoint.every_steps=0"], "hook": "fails"},
 }  # fmt: skip
 
@@ -162,6 +174,32 @@ def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
         folder=str(folder), ports=free_ports(len(cases)), cases=cases,
     )  # fmt: skip
     return {name: [found[index] for found in ranks] for index, name in enumerate(CASES)}
+
+
+@pytest.mark.parametrize("name", ["seen-tp", "seen-z3"])
+def test_what_is_recorded_does_not_depend_on_the_layout(
+    outcomes: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Losses of sources and positions, statistics of layers, samples that ranks write together."""
+    monkeypatch.chdir(folder)
+    if not (folder / "runs/alone").exists():
+        loaded = load("tiny.yaml", ["run.name=alone", *SEEN])
+        assert train(loaded, Options(), started=time.monotonic(), environment={}) == 0
+    alone, run = folder / "runs/alone", folder / "runs" / name
+    kinds = ["loss", "loss_at", "grad_norm", "weight_norm", "update_ratio"]
+    kinds += ["activation_rms", "activation_max"]
+    compared = {*kinds, *(f"eval_{kind}" for kind in kinds)}
+    for found, wanted in zip(rows(run), rows(alone), strict=True):
+        for column in {*found, *wanted}:
+            if column.partition("/")[0] in compared:
+                assert found[column] == pytest.approx(wanted[column], rel=1e-5), column
+    columns = {column for row in rows(alone) for column in row}
+    assert {"loss/b", "eval_loss/a", "eval_loss_at/16-31", "activation_max/blocks.1"} <= columns
+    tables = [[item for item in read_media(each) if item["kind"] == "table"] for each in (run, alone)]
+    assert tables[0] == tables[1] and [item["step"] for item in tables[0]] == [3, 6]
+    others = [[item for item in read_media(each) if item["kind"] == "histogram"] for each in (run, alone)]
+    counted = [[(item["step"], item["name"], sum(item["counts"])) for item in each] for each in others]
+    assert counted[0] == counted[1] != []
 
 
 def saved(run: Path) -> list[int]:
