@@ -164,8 +164,10 @@ def lines(blocks: dict[str, list[Block]]) -> Iterator[str]:
         )
 
 
-def measure(shape: str, steps: int, rounds: int, wandb: str) -> dict[str, list[Block]]:
-    """Trains a run of that shape under every variant in turns."""
+def measure(
+    shape: str, steps: int, rounds: int, wandb: str, length: int | None = None
+) -> dict[str, list[Block]]:
+    """Trains a run of that shape under every variant in turns. length: of a sequence, if not its own."""
     turns = Turns(steps, rounds)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -176,6 +178,8 @@ def measure(shape: str, steps: int, rounds: int, wandb: str) -> dict[str, list[B
         given = SETTINGS | SHAPES[shape] | {"train.max_steps": turns.max_steps, "monitor.wandb.mode": wandb}
         given |= {"run.dir": str(folder / "runs"), "data.cache_dir": str(folder / "cache")}
         given["data.sources.0.path"] = str(folder / "corpus")
+        if length is not None:
+            given["data.sequence_length"] = length
         loaded = load(config, [f"{key}={value}" for key, value in given.items()])
         options = Options(quiet=True)
         train(loaded, options, started=time.monotonic(), environment=dict(os.environ), hooks=[turns])
@@ -192,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--steps", type=int, default=10, help="of a block")
     add("--rounds", type=int, default=10, help="blocks of each variant")
     add("--threads", type=int, default=1)
+    add("--length", type=int, help="tokens of a sequence; default: as the shape has it")
     add("--wandb", choices=["disabled", "offline"], default="offline")
     add("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     options = parser.parse_args(arguments)
@@ -201,8 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     turns = f"{options.rounds} blocks of {options.steps} steps of each, in turns"
     text += ["", f"{turns}; {options.threads} threads; Weights & Biases {options.wandb}"]
     for shape in options.shapes:
-        blocks = measure(shape, options.steps, options.rounds, options.wandb)
-        text += ["", f"## {shape}", "", *lines(blocks)]
+        blocks = measure(shape, options.steps, options.rounds, options.wandb, options.length)
+        length = options.length or SHAPES[shape]["data.sequence_length"]
+        tokens = f"{SHAPES[shape]['train.global_batch_size']} x {length} tokens a step"
+        text += ["", f"## {shape}, {tokens}", "", *lines(blocks)]
     options.out.mkdir(parents=True, exist_ok=True)
     path = machine.new_file(options.out, f"{today}-monitor-{machine.slug(name)}")
     path.write_text("\n".join([*text, ""]), encoding="utf-8")

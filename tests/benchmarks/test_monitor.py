@@ -49,7 +49,7 @@ def test_a_toy_run_measures_every_variant(tmp_path: Path, capsys: pytest.Capture
     assert main(asked) == 0
     (page,) = tmp_path.iterdir()
     text = page.read_text()
-    assert text in capsys.readouterr().out and "## toy" in text
+    assert text in capsys.readouterr().out and "## toy, 2 x 16 tokens a step" in text
     found = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in text.splitlines()}
     for variant in VARIANTS:
         assert float(found[variant.name][1]) > 0.0
