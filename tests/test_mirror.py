@@ -70,7 +70,6 @@ ELSEWHERE = {
     "monitor/options.py": "monitor/test_wandb_sync.py",
     "monitor/wandb_catch_up.py": "monitor/test_wandb_sync.py",
     "monitor/wandb_finish.py": "monitor/test_wandb_mirror.py",
-    "monitor/wandb_open.py": "monitor/test_wandb_mirror.py",
     "monitor/wandb_sidecar.py": "monitor/test_wandb_mirror.py",
     "loop/mirror.py": "test_train.py",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,15 @@ def test_a_resumed_run_goes_on_on_the_same_page(
     assert upsert["displayName"] == "demo"
     assert [alert["title"] for alert in server.alerts] == ["stopped early"]
     nothing_secret(tmp_path, server)
+
+    shutil.copytree(run.dir, tmp_path / "copy")
+    copy = Run(tmp_path / "copy", user)
+    copy.log(31, 32)
+    assert copy.finish() is None, copy.says()
+    assert steps(server.histories[copy.id]) == list(range(1, 33)), "with its whole history"
+    assert steps(server.histories[run.id]) == list(range(1, 31))
+    assert server.config(copy.id)["forked_from"] == {"run_id": run.id, "step": 30}
+    assert "forked_from" not in server.config(run.id)
 
 
 def nothing_secret(folder: Path, server: FakeServer) -> None:
