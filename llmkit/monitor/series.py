@@ -14,6 +14,8 @@ from llmkit.files import cannot_read
 from llmkit.monitor.jsonlines import Row, parse
 
 LARGEST_STEP = 2**53
+LARGEST = 1e100
+"""Values beyond it count as not finite: no figure of a run is so large, and sums of them could overflow."""
 
 
 class Series(NamedTuple):
@@ -95,7 +97,7 @@ def _series(steps: list[int], values: list[Any]) -> Series:
         at, known = at[order], known[order]
         newest = np.append(np.diff(at) > 0, True)
         at, known = at[newest], known[newest]
-    return Series(at, np.where(np.isfinite(known), known, np.nan))
+    return Series(at, np.where(np.abs(known) < LARGEST, known, np.nan))
 
 
 def _array(values: list[Any]) -> np.ndarray:

@@ -10,9 +10,11 @@ import numpy as np
 
 from llmkit.monitor.record import RunRecord
 from llmkit.monitor.run_state import time_of
-from llmkit.monitor.series import Series
+from llmkit.monitor.series import LARGEST_STEP, Series
 
 AxisName = Literal["steps", "tokens", "time", "FLOPs"]
+MOST_FLOPS = 1e30
+"""Of a token; what a damaged file says beyond it is no axis."""
 AXES: tuple[AxisName, ...] = ("steps", "tokens", "time", "FLOPs")
 UNITS = (
     (2 * 86400.0, 86400.0, "days"),
@@ -46,12 +48,19 @@ def axes_of(run: RunRecord) -> dict[AxisName, Axis]:
         found["tokens"] = Axis("tokens", _from_zero(tokens))
     if seconds is not None:
         found["time"] = Axis("time", seconds)
-    a_token, a_step = run.manifest.get("flops_per_token"), run.manifest.get("tokens_per_step")
-    if isinstance(a_token, int | float) and isinstance(a_step, int | float) and a_token > 0 and a_step > 0:
-        last = max((int(each.steps[-1]) for each in run.columns.values()), default=0)
-        flops = Series(np.array([0, max(1, last)]), np.array([0.0, max(1, last) * a_token * a_step]))
-        found["FLOPs"] = Axis("FLOPs", flops)
+    a_token, a_step = (
+        _amount(run.manifest.get("flops_per_token")),
+        _amount(run.manifest.get("tokens_per_step")),
+    )
+    if a_token and a_step:
+        last = max(1, *(int(each.steps[-1]) for each in run.columns.values())) if run.columns else 1
+        found["FLOPs"] = Axis("FLOPs", Series(np.array([0, last]), np.array([0.0, last * a_token * a_step])))
     return found
+
+
+def _amount(value: object) -> float:
+    """What a manifest says of FLOPs or tokens; 0 for anything else."""
+    return float(value) if isinstance(value, int | float) and 0 < value < MOST_FLOPS else 0.0
 
 
 def elapsed(run: RunRecord) -> Series | None:
@@ -71,7 +80,7 @@ def _by_events(run: RunRecord) -> Series | None:
     times: list[float] = []
     for event in run.events:
         step, time = event.get("step"), time_of(event)
-        if not isinstance(step, int) or time is None:
+        if type(step) is not int or not 0 <= step <= LARGEST_STEP or time is None:
             continue
         if event.get("event") == "resume":  # steps after it are done again
             while steps and steps[-1] > step:

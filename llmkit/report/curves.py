@@ -146,7 +146,7 @@ def _reach(run: RunRecord, axis: Axis | None) -> float:
     """How far the rows of a run reach on an axis, so that all its charts end alike."""
     last = max((int(column.steps[-1]) for column in run.columns.values()), default=0)
     at = float(axis.of(np.array([last]))[0]) if axis is not None else 0.0
-    return at if np.isfinite(at) else 0.0
+    return max(0.0, at) if np.isfinite(at) else 0.0
 
 
 def _curves(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from llmkit.config.mistakes import display, printable
 from llmkit.monitor.jsonlines import Row
 from llmkit.monitor.record import RunRecord
+from llmkit.monitor.series import LARGEST_STEP
 
 KINDS = {
     "save": "save", "resume": "resume", "fault": "fault", "save_failed": "fault", "loss_spike": "spike",
@@ -28,7 +29,7 @@ def marks(run: RunRecord) -> list[tuple[int, str, str]]:
     found: list[tuple[int, str, str]] = []
     for event in run.events:
         kind, step = KINDS.get(str(event.get("event"))), event.get("step")
-        if kind is not None and type(step) is int and step >= 0:
+        if kind is not None and type(step) is int and 0 <= step <= LARGEST_STEP:
             found.append((step, kind, f"step {step:,}: {describe(event)}"))
     if (skipped := run.columns.get("skipped")) is not None:
         found += [(int(step), "spike", f"step {step:,}: update skipped") for step in skipped.steps]

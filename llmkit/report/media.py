@@ -13,6 +13,7 @@ import numpy as np
 from llmkit.config.mistakes import printable
 from llmkit.monitor.jsonlines import Row
 from llmkit.monitor.record import RunRecord
+from llmkit.monitor.series import LARGEST
 from llmkit.report.chart import short
 
 NEWEST = 3
@@ -64,7 +65,7 @@ def tables(run: RunRecord) -> list[Table]:
     for name, step, item in _newest_first(run, "table"):
         known = found.setdefault(name, [])
         if len(known) < NEWEST:
-            cells = [[_cell(cell) for cell in row] for row in item["rows"][:MOST_ROWS]]
+            cells = [[_cell(cell) for cell in row] for row in list(item["rows"])[:MOST_ROWS]]
             more = item.get("rows_left_out", 0)
             left_out = len(item["rows"]) - len(cells) + (more if isinstance(more, int) else 0)
             known.append(Table(name, step, [_cell(each) for each in item["columns"]], cells, left_out))
@@ -79,7 +80,8 @@ def histograms(run: RunRecord) -> list[Histogram]:
         if name in found or len(found) == MOST_BARS:
             continue
         try:
-            counts = np.nan_to_num(np.array(item["counts"], np.float64), posinf=0.0, neginf=0.0)
+            counts = np.array(item["counts"], np.float64)
+            counts = np.where(np.abs(counts) < LARGEST, counts, 0.0)
             low, high = float(item["edges"][0]), float(item["edges"][-1])
         except (TypeError, ValueError, OverflowError):  # they may hold anything
             continue

@@ -30,7 +30,7 @@ class Source:
 def sources(run: RunRecord) -> list[Source]:
     """The mixture as the settings have it, with what the run made of it."""
     settings = run.settings
-    tokens = {at(each, "name"): at(each, "tokens") for each in _stored_sources(run)}
+    tokens = {str(at(each, "name")): at(each, "tokens") for each in _stored_sources(run)}
     names, weights, figures = source_names(run), [], []
     for number, name in enumerate(names):
         weight = settings.get(f"data.sources.{number}.weight", 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from llmkit.monitor.columns import column_of
 from llmkit.monitor.record import RunRecord, at
@@ -12,6 +13,8 @@ from llmkit.monitor.run_state import time_of
 from llmkit.report.happened import starts
 
 TRAINING = "steps that count"
+LONGEST = 1e12
+"""Seconds; what a damaged file says beyond it is left out."""
 _MEANINGS = {
     TRAINING: "forward, backward and update of steps that are part of the run",
     "data": "waiting for a batch",
@@ -47,9 +50,12 @@ def _accounts(run: RunRecord) -> Iterator[dict[str, float]]:
     yield {} if elapsed is None else {TRAINING: max(0.0, elapsed - sum(known.values())), **known}
     for event in run.events:
         useful, lost_by_class = at(event, "account", "useful"), at(event, "account", "lost")
-        if isinstance(useful, int | float) and isinstance(lost_by_class, dict):
-            numbers = {name: s for name, s in lost_by_class.items() if isinstance(s, int | float)}
-            yield {TRAINING: useful, **numbers}
+        if _is_time(useful) and isinstance(lost_by_class, dict):
+            yield {TRAINING: useful, **{name: s for name, s in lost_by_class.items() if _is_time(s)}}
+
+
+def _is_time(seconds: Any) -> bool:
+    return isinstance(seconds, int | float) and 0 <= seconds < LONGEST
 
 
 def _by_events(run: RunRecord) -> dict[str, float]:
@@ -65,10 +71,10 @@ def _by_events(run: RunRecord) -> dict[str, float]:
         own = [(other, time) for other, time in own if other.get("event") != "refused"]
         ends = max((time for _, time in own), default=begins)
         phases = (other["phase_seconds"] for other, _ in own if isinstance(other.get("phase_seconds"), dict))
-        spent = {name: value for name, value in next(phases, {}).items() if isinstance(value, int | float)}
+        spent = {name: value for name, value in next(phases, {}).items() if _is_time(value)}
         spent.pop("start", None)  # most of it was before the event
         for name, seconds in spent.items():
-            found[name] += max(0.0, seconds)
+            found[name] += seconds
         found["other"] += max(0.0, ends - begins - sum(spent.values()))
         if until is not None:
             found["down"] += max(0.0, until - ends)

@@ -10,6 +10,8 @@ import pytest
 from llmkit.report.axes import AXES, axes_of, elapsed, shared_axes, unit_of
 from tests.report.runs import EVENTS, START, make_run, row
 
+ODD = {"flops_per_token": 10**400, "tokens_per_step": "many"}
+
 
 def test_every_axis_of_a_run(tmp_path: Path):
     run = make_run(tmp_path / "run", [row(step, elapsed_seconds=7.0 * step) for step in (10, 20, 40)])

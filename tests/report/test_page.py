@@ -14,7 +14,7 @@ import pytest
 
 from llmkit.report.page import render
 from llmkit.run_folder import RunFolder
-from tests.report.runs import EVENTS, make_run, row, write_lines
+from tests.report.runs import EVENTS, START, make_run, row, write_lines
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=1>&amp;\"'<!--\u2028\u202eabc\ud800\x00"
 VOID = {"meta", "input", "img", "path"}
@@ -168,6 +168,9 @@ def test_hostile_text_is_text(tmp_path: Path):
         (["\0\0", "{", row(1)], ["nonsense", *EVENTS]),
         ([row(1, **{name: None for name in row(1) if name != "step"})], EVENTS),
         ([{"step": 0, "loss": 1.0}], EVENTS),
+        ([row(1, elapsed_seconds=-1e308, epochs=1e308), row(2, elapsed_seconds=1e308)], EVENTS),
+        ([row(1)], [START | {"step": 10**30}, {"event": "save", "step": 10**400}]),
+        ([row(1)], [START | {"account": {"useful": 1e308, "lost": {"save": [], "data": -1e308}}}]),
         ([row(1, loss=1e300), row(2, loss=-1e300), row(3, loss=1e-300, grad_norm=0.0)], EVENTS),
     ],
 )

@@ -22,6 +22,12 @@ def test_sources_have_their_shares_and_figures(tmp_path: Path):
     ]
 
 
+def test_a_damaged_checkpoint_is_no_source(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    write_checkpoint(tmp_path / "run", sources=[{"name": {"a": 1}}, 3, {"name": [], "tokens": "x"}])
+    assert [source.name for source in sources(run)] == ["text-0"] and reproduce(run)
+
+
 def test_a_source_alone_has_the_epochs_of_all(tmp_path: Path):
     assert sources(make_run(tmp_path / "run", [row(1, epochs=1.5)])) == [
         Source("text-0", "text", 100.0, {"epochs": "1.5"})
