@@ -78,7 +78,8 @@ class Budget:
         enough = step >= self.warmup_steps or sum(self._times) > TIMED_SHARE * (self.deadline - now)
         if now < self.deadline and (len(self._times) < TIMED_STEPS or not enough):
             return None
-        left = f"after {self._seen} steps no time is left; raise it, or set train.max_steps"
+        steps = f"{self._seen} step{'s' * (self._seen > 1)}"
+        left = f"after {steps} no time is left; raise it, or set train.max_steps"
         if not self._times:
             raise UserError(f"train.max_minutes is too short on this machine: {left}")
         times = sorted(self._times)

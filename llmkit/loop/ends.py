@@ -59,7 +59,6 @@ def save_and_fail(t: Trainer, error: Exception | None) -> NoReturn:
             saved = f"Saved {t.save()}"
         except RunFault as fault:
             saved = f"NOT SAVED: {fault}"
-        t.console.note(saved)
     try:
         with fail_together(t.mesh):
             if error is not None:
@@ -67,6 +66,10 @@ def save_and_fail(t: Trainer, error: Exception | None) -> NoReturn:
     except (UserError, RunFault) as joint:
         message = f"{str(joint).rstrip('.')}. {saved}" if saved else str(joint)
         raise type(joint)(message) from joint
+    except Exception:  # of a hook: its message stays as it is
+        if saved:
+            t.console.note(saved)
+        raise
     raise AssertionError("no rank has given an error")
 
 

@@ -24,7 +24,7 @@ from llmkit.model.base import Model
 from llmkit.monitor.cost import JOULES_PER_KWH, money
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.flops import bits_per_byte, perplexity
-from llmkit.monitor.text import duration, shown_bits
+from llmkit.monitor.text import duration, shown_bits, thousands
 from llmkit.prompts import Prompt, chat_prompt, text_prompt
 from llmkit.stopping import Stopped
 from llmkit.weights import weights_of
@@ -55,7 +55,7 @@ def finish(t: Trainer) -> None:
         with failure_recorded(t.events):
             t.folder.mark_done()
         t.record_event("done", step=state.step, **counts, phase_seconds=dict(t.phases.seconds))
-    seen = f"{state.tokens:,} pairs" if t.data.has_pairs else f"{state.tokens / 1e6:.2f}M tokens"
+    seen = f"{state.tokens:,} pairs" if t.data.has_pairs else f"{thousands(state.tokens)} tokens"
     facts = {"steps": f"{state.step}, {seen}"}
     if state.skipped:
         facts["skipped"] = f"{state.skipped} updates with a non-finite gradient"

@@ -15,7 +15,7 @@ from llmkit.loop.describe import device_name
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.progress import Progress
 from llmkit.monitor.text import duration, thousands
-from llmkit.plan.overview import Line, every_steps, schedule
+from llmkit.plan.overview import Line, every_steps, minutes, schedule
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -85,7 +85,8 @@ def _length(t: Trainer, step_seconds: float | None) -> str:
     """Steps and tokens, those that are left, and the time."""
     state, each = t.state, t.plan.tokens_per_step
     if state.max_steps is None:
-        return f"{t.config.train.max_minutes:g} minutes; the first steps are timed to see how many fit"
+        assert t.config.train.max_minutes is not None
+        return f"{minutes(t.config.train.max_minutes)}; the first steps are timed to see how many fit"
     text = f"{state.max_steps:,} steps, {thousands(state.max_steps * each)} tokens"
     if not t.data.has_pairs:
         text += f" ({state.max_steps * each / t.plan.num_trained:.3g} for each trained parameter)"

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -120,23 +120,38 @@ class Console(Sink):
         for line in text.splitlines() or [""]:
             self._print(line, STYLES["warning"] if important else "")
 
+    def _wrapped(self, line: str) -> str:
+        """On a terminal the line, broken between words; what is indented is code, and stays as it is."""
+        if not self._terminal or line[:1].isspace():
+            return line
+        return textwrap.fill(
+            line, self._columns, replace_whitespace=False, expand_tabs=False, break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
+
+    @property
+    def _columns(self) -> int:
+        """Those that a line can have on the terminal without being wrapped by it."""
+        return (self._size or size_of(self._own_stream))[0] - 1
+
     def table(self, lines: Iterable[tuple[str, str]]) -> None:
         """Prints what there is to say about several things: of each its name, in a column, and a text.
 
         Long texts are wrapped, to the width of the terminal where there is one.
         """
-        width = (self._size or size_of(self._own_stream))[0] - 1 if self._terminal else LOG_WIDTH
+        width = self._columns if self._terminal else LOG_WIDTH
         for name, text in lines:
-            wrapped = textwrap.wrap(text, max(20, width - NAMES - 2), break_on_hyphens=False) or [""]
-            for number, part in enumerate(wrapped):
-                self._print(f"{'' if number else name:<{NAMES}}  {part}", bold=NAMES)
+            for line in _in_columns(name, text, NAMES, width):
+                self._print(line, bold=NAMES)
 
     def summary(self, facts: Mapping[str, str]) -> None:
         """Prints the end of a run, a fact a line with the names in a column, and ends the view."""
         self.close()
         indent = max((len(name) for name in facts), default=0)
         for name, text in facts.items():
-            self._print(f"{name:<{indent}}  {text}")
+            lines = list(_in_columns(name, text, indent, self._columns)) if self._terminal else []
+            for line in lines or [f"{name:<{indent}}  {text}"]:
+                self._print(line)
 
     def close(self) -> None:
         """Removes the view, and waits until all is shown; lines printed later stay as they are."""
@@ -158,13 +173,22 @@ class Console(Sink):
     def _print(self, line: str, style: str = "", bold: int = 0) -> None:
         """Prints a line that stays, and logs it. bold: so many characters of it."""
         self.log(line)
-        text = Text(line, style=style)
+        text = Text(self._wrapped(line), style=style)
         text.stylize("bold", 0, bold)
         self._show(text)
 
     def _show(self, line: Text) -> None:
         with self._lock:
             self._region.print_above(self._paint(line) + "\n")
+
+
+def _in_columns(name: str, text: str, names: int, width: int) -> Iterator[str]:
+    """Lines of this width at most, the name in a column of `names` characters; long words are kept whole."""
+    parts = textwrap.wrap(
+        text, max(20, width - names - 2), break_on_hyphens=False, break_long_words=False
+    )  # fmt: skip
+    for number, part in enumerate(parts or [""]):
+        yield f"{'' if number else name:<{names}}  {part}"
 
 
 class Refresher:

@@ -15,6 +15,7 @@ TEXTS = {
     "save_failed": "NOT SAVED at step {step}: {reason}",
     "max_steps": "max_steps is {max_steps}",
     "tasks_left_out": "no time for the evaluation by tasks at the end",
+    "loss_spike": "spike of {of} at step {step}",
     "early_stopping": "stopped early at step {step}",
     "done": "done at step {step}",
     "stop": "stopped: {reason}",

@@ -63,7 +63,9 @@ def state_of(folder: Path, events: Sequence[Row], row_seconds: float | None, now
     if silent > limit:
         who = "" if held else ", and only its own machine could tell whether it is alive"
         return RunState("stalled", f"has written nothing for {silent / 60:.0f} minutes{who}", written)
-    doing = "is training" if begun and name is None else "is starting" if name is None else "starts or ends"
+    doing = "is training" if begun else "is starting"
+    if name is not None:
+        doing = "is starting again or ending"
     return RunState("running", doing, written)
 
 

@@ -32,8 +32,8 @@ class Spike(NamedTuple):
     def text(self) -> str:
         """For people."""
         what = {"loss": "the loss", "grad_norm": "the gradient norm"}[self.of]
-        by = f"{self.z:.0f} deviations above {self.median:.4g}"
-        return f"step {self.step}: {what} is {self.value:.4g}, {by}"
+        beside = f"the median before it is {self.median:.4g} (robust z-score {self.z:.1f})"
+        return f"step {self.step}: a spike, {what} is {self.value:.4g}; {beside}"
 
 
 class Series:

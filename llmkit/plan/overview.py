@@ -33,7 +33,7 @@ def schedule(config: Config) -> Iterator[Line]:
     if config.checkpoint.every_steps:
         saves.append(every_steps(config.checkpoint.every_steps))
     if config.checkpoint.every_minutes:
-        saves.append(f"every {config.checkpoint.every_minutes:g} minutes")
+        saves.append(f"every {minutes(config.checkpoint.every_minutes)}")
     yield "saves", f"{listed([*saves, 'at the end'])}; the newest {config.checkpoint.keep_last} are kept"
     yield "evaluates", f"{every_steps(every)} and at the end" if every else "at the end"
 
@@ -41,6 +41,11 @@ def schedule(config: Config) -> Iterator[Line]:
 def every_steps(count: int) -> str:
     """As in "every 500 steps"."""
     return "every step" if count == 1 else f"every {count:,} steps"
+
+
+def minutes(count: float) -> str:
+    """As in "1 minute" and "2.5 minutes"."""
+    return f"{count:g} minute{'s' * (count != 1)}"
 
 
 def layout_text(layout: Layout) -> str:

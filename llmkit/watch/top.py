@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.text import Text
 
 from llmkit.config.mistakes import printable
+from llmkit.errors import UserError
 from llmkit.monitor.live_region import LiveRegion
 from llmkit.monitor.live_view import Frame, live_view
 from llmkit.monitor.record import read_run
@@ -66,15 +67,24 @@ class TopView:
         now, drawn = datetime.now().astimezone(), list[Text]()
         for run in self._runs:
             run.poll()
-            state = read_run(run.folder).state
+            standing, activity = _how_it_stands(run.folder, now)
             frame = Frame(
                 columns, max(1, rows // len(self._runs)), now, shows_only_ascii(encoding),
-                activity=_explanation(state), state=_standing(state, now),
+                activity, standing,
             )  # fmt: skip
             if drawn and rows >= 6 * len(self._runs):
                 drawn.append(Text())
             drawn += live_view(run.progress, frame)
         return drawn[: max(1, rows - 1)]
+
+
+def _how_it_stands(folder: Path, now: datetime) -> tuple[str | None, str | None]:
+    """State and explanation of a run, whose folder may have been moved, or be on a disk that is away."""
+    try:
+        state = read_run(folder).state
+    except UserError:
+        return "not there", None
+    return _standing(state, now), _explanation(state)
 
 
 def _standing(state: RunState, now: datetime) -> str | None:

@@ -36,7 +36,9 @@ class WatchedRun:
         self.progress = Progress(self.folder.resolve().name)
 
     def poll(self) -> None:
-        """Reads what is new."""
+        """Reads what is new; nothing while the folder is not there."""
+        if not self.folder.is_dir():
+            return
         events, rows = self._events.read(), self._metrics.read()
         if events.anew or rows.anew:  # what was taken of both is void
             self._begin()

@@ -56,7 +56,7 @@ def test_the_whole_warm_up_is_timed_unless_it_is_long():
 def test_a_budget_that_is_over_is_an_error_that_says_how_long_a_step_takes():
     with pytest.raises(UserError, match=r"a step takes 7.00 s"):
         plan([7.0] * 10, deadline=30.0)
-    with pytest.raises(UserError, match=r"too short on this machine: after 1 steps no time is left"):
+    with pytest.raises(UserError, match=r"too short on this machine: after 1 step no time is left"):
         plan([7.0], deadline=5.0)
 
 

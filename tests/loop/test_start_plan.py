@@ -139,7 +139,7 @@ def test_quiet_says_where_the_log_is_and_how_it_ended(
     assert train("train.max_steps=2", "--quiet") == 0
     log, end = capsys.readouterr().out.splitlines()
     assert log == "log: runs/tiny/logs/rank-00000.log"
-    assert end.startswith("steps 2, 0.00M tokens; held-out loss ") and "; run folder runs/tiny" in end
+    assert end.startswith("steps 2, 256 tokens; held-out loss ") and "; run folder runs/tiny" in end
     kept = Path("runs/tiny/logs/rank-00000.log").read_text()
     assert "run        runs/tiny, new" in kept and "step 2/2  loss" in kept
     assert train("train.max_steps=x", "--quiet") == 2

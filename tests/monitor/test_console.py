@@ -176,6 +176,23 @@ def test_a_table_is_aligned_and_wrapped_to_the_terminal(monkeypatch: pytest.Monk
     assert max(map(len, stream.getvalue().splitlines())) <= 110
 
 
+def test_text_is_broken_between_words_on_a_terminal_and_code_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, 40)
+    code = "  llmkit generate runs/demo --prompt a_prompt_that_is_long"
+    path = "saved /a/path/that/is/longer/than/the/terminal/is/wide/step-00000100; go on"
+    terminal.console.note(f"a note that would be wrapped in the middle of a word\n{code}\n{path}")
+    terminal.console.summary({"steps": "20", "run folder": "runs/demo: checkpoints/, metrics.jsonl, logs/"})
+    shown = terminal.lines()
+    assert shown[:2] == ["a note that would be wrapped in the", "middle of a word"]
+    assert shown[2] + shown[3] == code
+    assert shown[4] == "saved" and shown[5] + shown[6] == path.split()[1] and shown[7] == "go on"
+    assert shown[-3:] == [
+        "steps       20",
+        "run folder  runs/demo: checkpoints/,",
+        "            metrics.jsonl, logs/",
+    ]
+
+
 def test_an_event_is_in_the_view(terminal: Terminal) -> None:
     terminal.console.event({"event": "save", "step": 500})
     terminal.console.draw()

@@ -19,7 +19,7 @@ DESIGN = (Path(llmkit.__file__).parents[1] / "docs/design.md").read_text()
         ({"event": "save", "step": 500, "path": "step-00000500"}, "saved step 500"),
         ({"event": "stop", "step": 7, "reason": "SIGTERM"}, "stopped: SIGTERM"),
         ({"event": "save"}, "saved step ?"),
-        ({"event": "loss_spike", "step": 12}, "loss spike at step 12"),
+        ({"event": "loss_spike", "step": 12, "of": "grad_norm"}, "spike of grad_norm at step 12"),
         ({"event": "stall"}, "stall"),
         ({}, "?"),
         ({"event": "fault", "reason": "a\nb {step} \x1b[2J"}, r"FAULT: a b {step} \x1b[2J"),

@@ -60,7 +60,8 @@ def test_who_holds_the_lock_trains_and_is_not_disturbed(tmp_path: Path) -> None:
     run = RunFolder.open(tmp_path, "llmkit train")
     assert state_of(tmp_path, [START, DONE], None, NOW).name == "done"  # a run about itself
     (tmp_path / "run.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 1}))
-    for events, reason in (([START], "is training"), ([], "is starting"), ([START, DONE], "starts or ends")):
+    both = "is starting again or ending"
+    for events, reason in (([START], "is training"), ([], "is starting"), ([START, DONE], both)):
         written(tmp_path, ago=1.0)
         found = state_of(tmp_path, events, None, NOW)
         assert (found.name, found.reason) == ("running", reason)

@@ -11,7 +11,7 @@ from llmkit.config.memory import show_bytes
 from llmkit.config.schema import Config
 from llmkit.parallel.layout import Layout
 from llmkit.plan import DeviceFacts, Known, Plan, resolve_plan
-from llmkit.plan.overview import activation_bytes, layout_text, overview, schedule
+from llmkit.plan.overview import activation_bytes, layout_text, minutes, overview, schedule
 from llmkit.plan.text import show_plan
 
 GPU = DeviceFacts(kind="cuda", has_bf16_units=True, triton=True, free_bytes=2**36)
@@ -117,6 +117,7 @@ def test_saves_and_evaluations_are_told() -> None:
         "saves": "every step, every 30 minutes and at the end; the newest 2 are kept",
         "evaluates": "every 2,000 steps and at the end",
     }
+    assert [minutes(count) for count in (1.0, 2.5, 30.0)] == ["1 minute", "2.5 minutes", "30 minutes"]
     never = {"checkpoint": {"every_steps": 0, "every_minutes": 0.0}}
     assert dict(schedule(plan(**never).config))["saves"].startswith("at the end; ")
     assert dict(schedule(plan(**never).config))["evaluates"] == "at the end"

@@ -60,6 +60,19 @@ def test_the_view_is_never_larger_than_the_terminal(tmp_path: Path, columns: int
     assert all(line.cell_len <= max(1, columns - 1) for line in lines)
 
 
+def test_a_folder_that_is_moved_away_keeps_its_figures_and_comes_back(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", steps=40)
+    view = TopView([WatchedRun(folder)])
+    view.lines((80, 24), "utf-8")
+    folder.rename(tmp_path / "other")
+    shown = [line.plain for line in view.lines((80, 24), "utf-8")]
+    assert "40/100" in shown[0] and shown[0].endswith("not there")
+    (tmp_path / "other").rename(folder)
+    add_row(folder, {"step": 41, "loss": 1.5})
+    shown = [line.plain for line in view.lines((80, 24), "utf-8")]
+    assert "41/100" in shown[0] and "not there" not in shown[0]
+
+
 class Keyboard:
     """A terminal for the input of this process, into which a test types."""
 
