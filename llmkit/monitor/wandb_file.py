@@ -58,8 +58,8 @@ def _payloads(data: bytes) -> Iterator[bytes]:
             continue
         crc, length, kind = struct.unpack_from("<IHB", data, position)
         body = data[position + CHUNK : position + CHUNK + length]
-        if len(body) < length or zlib.crc32(body, zlib.crc32(bytes([kind]))) != crc:
-            return
+        if zlib.crc32(body, zlib.crc32(bytes([kind]))) != crc:
+            return  # damaged, or torn
         position += CHUNK + length
         partial = body if kind in (1, 2) else partial + body
         if kind in (1, 4):

@@ -63,6 +63,7 @@ def test_a_copied_run_folder_is_a_wandb_run_of_its_own_and_a_moved_one_is_not(
     known = run_id(first)
     (first / "metrics.jsonl").write_text('{"step": 7}\n{"torn')
     first.rename(moved)
+    start(first, environment)  # another run in the place where it was
     assert "copy" not in start(moved, environment)
     assert run_id(moved) == known and read_session(moved)["forked_from"] is None
     for name in OF_A_RUN:
