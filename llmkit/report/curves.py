@@ -16,6 +16,8 @@ from llmkit.report.chart import Curve, Mark, Plot, draw, smooth
 
 LINES = 8
 """Curves of a chart at most."""
+AFTER = 1.1
+"""Times the last row's step: up to there what happened belongs to the end of the curves."""
 OTHERS = 40
 """Charts of numbers that hooks record, at most."""
 
@@ -130,7 +132,7 @@ def _chart(
         curves = list(_curves(wanted, runs, called, [each.get(name) for each in axes]))
         reach = max((_reach(run, each.get(name)) for run, each in zip(runs, axes, strict=True)), default=0.0)
         divided = unit_of(name, pairs, reach)
-        placed = _placed(marks, axes[0].get(name)) if not several else []
+        placed = _placed(runs[0], marks, axes[0].get(name)) if not several else []
         plot = draw(curves, placed, log=wanted.log, zero=wanted.zero, reach=reach, x_unit=divided)
         if plot is not None:
             panes.append(Pane(name, divided[1], plot))
@@ -144,8 +146,7 @@ def _chart(
 
 def _reach(run: RunRecord, axis: Axis | None) -> float:
     """How far the rows of a run reach on an axis, so that all its charts end alike."""
-    last = max((int(column.steps[-1]) for column in run.columns.values()), default=0)
-    at = float(axis.of(np.array([last]))[0]) if axis is not None else 0.0
+    at = float(axis.of(np.array([_last_step(run)]))[0]) if axis is not None else 0.0
     return max(0.0, at) if np.isfinite(at) else 0.0
 
 
@@ -183,13 +184,20 @@ def _smoothed(
     return axis.of(used.steps[known]), smooth(used.values[known] * factor)
 
 
-def _placed(marks: Sequence[tuple[int, str, str]], axis: Axis | None) -> list[Mark]:
+def _placed(run: RunRecord, marks: Sequence[tuple[int, str, str]], axis: Axis | None) -> list[Mark]:
+    """Marks on an axis; one a little after the last row, as of a stop between two rows, lies at the end."""
     if axis is None or not marks:
         return []
-    x = axis.of(np.array([step for step, _, _ in marks]))
+    last = _last_step(run)
+    steps = np.array([step for step, _, _ in marks])
+    x = axis.of(np.where(steps <= AFTER * last, np.minimum(steps, last), steps))
     return [
         Mark(float(at), kind, text) for at, (_, kind, text) in zip(x, marks, strict=True) if np.isfinite(at)
     ]
+
+
+def _last_step(run: RunRecord) -> int:
+    return max((int(column.steps[-1]) for column in run.columns.values()), default=0)
 
 
 def _families(runs: Sequence[RunRecord]) -> Iterator[Wanted]:

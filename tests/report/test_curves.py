@@ -109,3 +109,11 @@ def test_a_run_without_rows_has_no_charts(tmp_path: Path):
     assert charts([run], ["run"], marks(run)) == []
     nothing = make_run(tmp_path / "nulls", [dict.fromkeys(row(1)) | {"step": 1}])
     assert charts([nothing], ["x"], []) == []
+
+
+def test_what_happened_after_the_last_row_lies_at_the_end(tmp_path: Path):
+    run = make_run(tmp_path / "run", [row(step) for step in (10, 20, 30)])
+    found = charts([run], ["run"], [(32, "stop", "a"), (15, "save", "b"), (99, "save", "of another time")])
+    for pane in found[0].panes:
+        assert pane.plot.marks[0] == (100.0, "stop", "a"), pane.name
+    assert found[0].panes[0].plot.marks == [(100.0, "stop", "a"), (50.0, "save", "b")]
