@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.data.tokens.turns import RefusedError
@@ -30,7 +28,7 @@ def text_prompt(tokenizer: Tokenizer, text: str, control_tokens: bool = False) -
     Raises UserError for a text that is no UTF-8.
     """
     ids = tokenizer.encode_with_controls(text) if control_tokens else tokenizer.encode(text)
-    return Prompt(text, _opened(tokenizer, ids), tokenizer.ends)
+    return Prompt(text, _opened(tokenizer, ids.tolist()), tokenizer.ends)
 
 
 def chat_prompt(tokenizer: Tokenizer, question: str, system: str | None = None) -> Prompt:
@@ -64,12 +62,14 @@ def messages_prompt(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) ->
         ) from error
     shown = "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
     stops = tokenizer.ends if stop is None else tokenizer.ends | {stop}
-    return Prompt(shown, _opened(tokenizer, ids), stops, (stop_text,) if stop_text else ())
+    opened = ids.tolist()
+    if tokenizer.opens_chats or not opened:
+        opened = _opened(tokenizer, opened)
+    return Prompt(shown, opened, stops, (stop_text,) if stop_text else ())
 
 
-def _opened(tokenizer: Tokenizer, ids: np.ndarray) -> list[int]:
+def _opened(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """The ids behind one of the tokens that begin a text."""
-    found, first = ids.tolist(), tokenizer.opening_id
-    while found and found[0] == first:
-        del found[0]
-    return [first, *found]
+    first = tokenizer.opening_id
+    start = next((place for place, id in enumerate(ids) if id != first), len(ids))
+    return [first, *ids[start:]]

@@ -17,6 +17,7 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
 from llmkit.extras import missing_extra
 from llmkit.inference import load_model
+from llmkit.kernels.quantised import without_downloads
 from llmkit.precision import PRECISIONS
 from llmkit.weights import Weights
 
@@ -88,7 +89,8 @@ def prove_adapter(weights: Weights, shape: ModelShape, tokenizer: Tokenizer, fol
 
     Raises RunFault where they differ.
     """
-    import peft
+    with without_downloads():
+        import peft
 
     tokens = _tokens(tokenizer, shape)
     ours, theirs = _our_logits(weights, tokens, None), _their_logits(base, tokens, adapter=folder)

@@ -20,7 +20,7 @@ from llmkit.errors import UserError
 from llmkit.files import read_json
 from llmkit.hf.choose import architecture_of, read_shape
 from llmkit.hf.names import places
-from llmkit.hf.tensor_files import FLOATS, TensorFiles
+from llmkit.hf.tensor_files import FLOATS, INDEX, SINGLE, TensorFiles
 from llmkit.hf.tokenizer_files import end_ids, read_tokenizer
 from llmkit.parallel.slices import Box, Shape, check_box
 
@@ -31,7 +31,7 @@ READ_ROWS = 1024
 
 def is_hf_folder(path: Path) -> bool:
     """Whether a folder holds a model in Hugging Face's format, or is meant to; a closed one does not."""
-    return any(isfile(path / name) for name in (CONFIG, "adapter_config.json", "model.safetensors"))
+    return any(isfile(path / name) for name in (CONFIG, "adapter_config.json", SINGLE, INDEX))
 
 
 class HFFolder:

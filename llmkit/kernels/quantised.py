@@ -36,14 +36,14 @@ def prepare(form: str) -> None:
     if form == "nf4":
         if missing := missing_extra("quantize", "bitsandbytes"):
             raise UserError(f"frozen weights are kept in nf4 (train.lora.quantize_base): {missing}")
-        with _without_downloads():
+        with without_downloads():
             importlib.import_module("bitsandbytes")
 
 
 @contextmanager
-def _without_downloads() -> Iterator[None]:
-    """In here the package `kernels` cannot be imported: on some CPUs bitsandbytes would have it fetch code
-    from the hub, for a product that is not used here, and warns where it is not installed."""
+def without_downloads() -> Iterator[None]:
+    """In here the package `kernels` cannot be imported: on some CPUs bitsandbytes, which PEFT imports, would
+    have it fetch code from the hub, for a product that is not used here, and warns where it is missing."""
     log, there = logging.getLogger("bitsandbytes.backends.cpu.ops"), "kernels" in sys.modules
     before = log.level
     log.setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import RunFault
 from llmkit.hf.folder import HFFolder
 from tests.hf.models import save
+from tests.shapes import LLAMA_STYLE
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,20 @@ def test_what_does_not_fit_into_memory_is_not_tried(saved, monkeypatch):
         assert "GB of memory" in proof.cannot_prove(shape)
     monkeypatch.setattr("llmkit.extras.importlib.util.find_spec", lambda name: None)
     assert "transformers is not installed" in proof.cannot_prove(shape)
+
+
+def test_an_adapter_is_compared_without_code_from_the_hub(tmp_path, monkeypatch):
+    """PEFT imports bitsandbytes, which would fetch some where the package `kernels` is installed."""
+    (tmp_path / "kernels.py").write_text("")
+    (tmp_path / "peft.py").write_text(
+        "__version__, fetches = '0', True\ntry:\n    import kernels\nexcept ImportError:\n    fetches = False"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("peft", "kernels"):
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    monkeypatch.setattr(proof, "_our_logits", lambda *arguments: torch.ones(2))
+    monkeypatch.setattr(proof, "_their_logits", lambda *arguments, **options: torch.ones(2))
+    tokenizer = bytes_tokenizer("<|end|>")
+    said = proof.prove_adapter(None, LLAMA_STYLE, tokenizer, tmp_path, tmp_path)
+    assert said.startswith("peft 0 gives llmkit's logits") and not sys.modules["peft"].fetches

@@ -189,6 +189,14 @@ def test_one_file_with_all_is_preferred_to_an_index_as_by_transformers(saved, ll
     assert HFFolder(llama).read("norm.weight", ((0, 3),)).tolist() == [2.0] * 3
 
 
+def test_weights_without_their_config_are_named_as_what_they_are(saved, llama, tmp_path):
+    shutil.copytree(saved / "llama", tmp_path / "several")
+    for folder in (tmp_path / "several", llama):
+        (folder / "config.json").unlink()
+        with pytest.raises(UserError, match=r"config.json: cannot be read .*name a folder with a model"):
+            open_weights(folder)
+
+
 def test_a_tokenizer_of_another_model_is_refused(llama):
     with pytest.raises(UserError, match=r"there is no tokenizer.json"):
         HFFolder(llama).tokenizer()

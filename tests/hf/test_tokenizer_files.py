@@ -12,7 +12,7 @@ from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.hf.tokenizer_files import end_ids, end_of_text, read_tokenizer, unknown_controls
-from llmkit.prompts import text_prompt
+from llmkit.prompts import messages_prompt, text_prompt
 
 
 @pytest.fixture
@@ -101,6 +101,27 @@ def test_prompts_begin_as_those_of_transformers(folder):
     with_first(folder, "c", 300)
     with pytest.raises(UserError, match="post_processor adds the id 300, which is no token of it"):
         read_tokenizer(folder, {"eos_token_id": 256}, 400)
+
+
+def test_chats_with_a_published_model_are_what_its_template_makes_of_them(folder):
+    """Qwen's tokenizer puts nothing before a text; only a model that llmkit has trained knows more."""
+    settings = {"eos_token": "<|end|>", "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer, chat = read_tokenizer(folder, {}, 300), [{"role": "user", "content": "ab"}]
+    assert messages_prompt(tokenizer, chat).ids == theirs.apply_chat_template(chat)["input_ids"] == [97, 98]
+    assert messages_prompt(tokenizer, [chat[0] | {"content": ""}]).ids == [256], "there must be one id"
+    with_first(folder, "b", 98)
+    assert messages_prompt(read_tokenizer(folder, {}, 300), chat).ids == [98, 97, 98]
+    tokenizer.open_as_documents()
+    assert messages_prompt(tokenizer, chat).ids == [256, 97, 98]
+    for name, content in tokenizer.files_for_others().items():
+        (folder / name).write_bytes(content)
+    exported = read_tokenizer(folder, {}, 300)
+    assert messages_prompt(exported, chat).ids == [256, 97, 98]
+    files = {name: json.loads(content) for name, content in exported.files().items()}
+    again = Tokenizer.from_config(json.dumps(files["tokenizer.json"]), files["tokenizer_config.json"])
+    assert messages_prompt(again.open_as_published(), chat).ids == [256, 97, 98], "in a checkpoint, too"
 
 
 def test_control_tokens_of_another_models_template_are_found():

@@ -61,6 +61,7 @@ def make_tokenizer(spec: schema.Tokenizer, texts: Iterable[str]) -> Tokenizer:
         control_tokens_in_text=spec.control_tokens_in_text,
         chat_template=template or config.get("chat_template"),
         named_tokens=named_tokens(config),
+        opens_chats=config.get("opens_chats") is True,
     )
 
 

@@ -37,12 +37,13 @@ class Tokenizer:
     origin: where the content came from, for messages. control_tokens_in_text: text that spells a special
     token becomes that token. chat_template: Jinja template of chats. named_tokens: what templates call them,
     such as bos_token, and their text; eos_token is end_of_text if they lack it, or the vocabulary does.
-    ends: further tokens that end an answer; those that are not in the vocabulary are left out.
+    ends: further tokens that end an answer; those that are not in the vocabulary are left out. opens_chats:
+    the model saw chats as documents of llmkit, by whomever it was published.
 
     vocab_size: largest id + 1; ids may have gaps. control_tokens: text and id of the special tokens. hash:
     xxh64 of what decides the ids of a text (chat template and ends do not). opening_id: what a prompt begins
-    with: end_of_text, which begins documents in training; see `open_as_published`. ends: the ids that end an
-    answer, end_of_text among them.
+    with: end_of_text, which begins documents in training; see `open_as_published`. opens_chats: whether chats
+    do, too. ends: the ids that end an answer, end_of_text among them.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Tokenizer:
         chat_template: str | None = None,
         named_tokens: Mapping[str, str] | None = None,
         ends: Iterable[str] = (),
+        opens_chats: bool = False,
     ) -> None:
         self.end_of_text, self.origin = end_of_text, origin
         self.control_tokens_in_text = control_tokens_in_text
@@ -74,7 +76,7 @@ class Tokenizer:
                 + (f"its own end is {eos!r}, and " if eos in vocabulary else "")
                 + f"its added tokens are {', '.join(contents[:20]) or 'none'}"
             )
-        self.end_of_text_id = vocabulary[end_of_text]
+        self.end_of_text_id, self._saw_documents = vocabulary[end_of_text], opens_chats
         self.open_as_documents()
         self.ends = frozenset({self.end_of_text_id, *(vocabulary[t] for t in ends if t in vocabulary)})
         self.vocab_size = max(vocabulary.values()) + 1
@@ -89,18 +91,20 @@ class Tokenizer:
 
     def open_as_published(self) -> Tokenizer:
         """Prompts begin with what the tokenizer.json puts before a text, such as bos, if it does: so they do
-        where others have trained the model. Returns itself. Raises UserError where that is no token."""
+        where others have trained the model. If it puts none, chats begin as their template says, and texts
+        with end_of_text. Returns itself. Raises UserError where what it puts is no token."""
         before, behind = added_around(self._spec, self.origin)
         if foreign := [number for number in (*before, *behind) if number >= self.vocab_size]:
             raise UserError(
                 f"{self.origin}: its post_processor adds the id {foreign[0]}, which is no token of it"
             )
         self.opening_id, self._published = before[0] if before else self.end_of_text_id, True
+        self.opens_chats = bool(before) or self._saw_documents
         return self
 
     def open_as_documents(self) -> None:
         """Prompts begin with end_of_text, as documents do where llmkit trains a model."""
-        self.opening_id, self._published = self.end_of_text_id, False
+        self.opening_id, self._published, self.opens_chats = self.end_of_text_id, False, True
 
     @property
     def fast(self) -> bool:
@@ -218,7 +222,10 @@ class Tokenizer:
 
         Where the tokenizer.json puts tokens around a text, theirs puts before it what prompts begin with.
         """
-        return self.files() | {"tokenizer.json": json.dumps(self._spec_for_others).encode() + b"\n"}
+        contents = {"tokenizer.json": self._spec_for_others, "tokenizer_config.json": self._config()}
+        if not self._published:
+            contents["tokenizer_config.json"]["opens_chats"] = True
+        return {name: json.dumps(content).encode() + b"\n" for name, content in contents.items()}
 
     @property
     def added_by_others(self) -> tuple[list[int], list[int]]:
@@ -261,6 +268,7 @@ class Tokenizer:
             chat_template=template if isinstance(template, str) else None,
             named_tokens=named_tokens(config),
             ends=[token for token in config.get("answer_ends") or () if isinstance(token, str)],
+            opens_chats=config.get("opens_chats") is True,
         )
 
     def _config(self) -> dict[str, Any]:
@@ -273,6 +281,8 @@ class Tokenizer:
             config["chat_template"] = self.chat_template
         if self.control_tokens_in_text:
             config["control_tokens_in_text"] = True
+        if self._saw_documents:
+            config["opens_chats"] = True
         return config
 
     def _refuse_spelled_control_tokens(self, vocabulary: dict[str, int]) -> None:
