@@ -114,7 +114,7 @@ def rounded(values: Tensor, form: str) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """x weight' + bias, of which only x may need a gradient. columns: of the weight."""
+    """x weight' + bias; the weight has no gradient. columns: of the weight."""
 
     @staticmethod
     def forward(
@@ -128,14 +128,15 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of x."""
+        """The gradients of x and of the bias."""
         (gradient,), (codes, scales), (columns, form) = gradients, ctx.saved_tensors, ctx.how
         weight = dequantise(codes, scales, columns, form, gradient.dtype)
-        return gradient @ weight, None, None, None, None, None
+        of_bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[3] else None
+        return gradient @ weight, None, None, of_bias, None, None
 
 
 def linear(x: Tensor, weight: Tensor | QuantisedWeight, bias: Tensor | None = None) -> Tensor:
-    """See `llmkit.kernels.linear.linear`. Of a quantised weight neither it nor the bias gets a gradient."""
+    """See `llmkit.kernels.linear.linear`. A quantised weight gets no gradient."""
     if isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight.codes, weight.scales, bias, weight.shape[1], weight.form)  # type: ignore[no-untyped-call]

@@ -92,16 +92,18 @@ def test_half_of_a_row_of_whole_blocks_is_rounded_as_the_row_is(form):
 @pytest.mark.parametrize("bias", [False, True])
 def test_products_are_those_of_the_rounded_weight(form, dtype, tolerance, bias):
     values = torch.randn(48, 100)
-    added = torch.randn(48).to(dtype) if bias else None
+    added = torch.randn(48).to(dtype).requires_grad_() if bias else None
     x, dy = torch.randn(3, 7, 100).to(dtype).requires_grad_(), torch.randn(3, 7, 48).to(dtype)
     weight = weight_of(values, form)
     y = linear(x, weight, added)
     y.backward(dy)
     exact = weight.values(torch.float32).double()
-    wanted = x.detach().double() @ exact.mT + (0.0 if added is None else added.double())
+    wanted = x.detach().double() @ exact.mT + (0.0 if added is None else added.detach().double())
     assert y.dtype == x.grad.dtype == dtype
     assert relative_error(y, wanted) < tolerance
     assert relative_error(x.grad, dy.double() @ exact) < tolerance
+    if added is not None:
+        assert relative_error(added.grad, dy.double().sum((0, 1))) < tolerance
 
 
 def test_a_weight_that_is_a_tensor_is_multiplied_as_it_is():
