@@ -16,6 +16,10 @@ from torch import Tensor
 
 from llmkit.parallel.mesh import Axis
 
+REDUCE_SCATTER, ALL_GATHER = "reduce_scatter_single", "all_gather_single"
+if not hasattr(dist, REDUCE_SCATTER):  # torch before 2.13
+    REDUCE_SCATTER, ALL_GATHER = "reduce_scatter_tensor", "all_gather_into_tensor"
+"""The names of today warn of those of yesterday."""
 RANKS = 32
 """With more, buckets grow as the number of ranks does, so that a rank's slice does not become small."""
 ALIGNMENT = 64
@@ -109,7 +113,7 @@ class GradientBuckets:
             bucket = self.buckets[len(self._sent)]
             if self.partitioned:
                 mine = bucket.gradient[self.own(bucket)]
-                work = dist.reduce_scatter_tensor(mine, bucket.gradient, group=group, async_op=True)
+                work = getattr(dist, REDUCE_SCATTER)(mine, bucket.gradient, group=group, async_op=True)
             else:
                 work = dist.all_reduce(bucket.gradient, group=group, async_op=True)
             assert work is not None
@@ -139,7 +143,8 @@ class GradientBuckets:
                     sent.append(dist.broadcast(part, group=self.axis.group, group_src=rank, async_op=True))
             else:
                 mine = tensor[self.own(bucket)]
-                sent.append(dist.all_gather_into_tensor(tensor, mine, group=self.axis.group, async_op=True))
+                gather = getattr(dist, ALL_GATHER)
+                sent.append(gather(tensor, mine, group=self.axis.group, async_op=True))
         for work in sent:
             if work is not None:
                 work.wait()

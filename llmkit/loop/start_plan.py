@@ -12,6 +12,7 @@ from llmkit.config.mistakes import listed
 from llmkit.config.monitor_section import Monitor
 from llmkit.data.prepared import Prepared, shown_size
 from llmkit.loop.describe import device_name
+from llmkit.monitor.goodput import IN_WORDS
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.progress import Progress
 from llmkit.monitor.text import duration, thousands
@@ -24,14 +25,8 @@ SHOWN_SOURCES = 6
 """Of so many sources at most a line each."""
 UNKNOWN_STEPS = 10_000
 """Over which shares are counted where the number of steps is not known."""
-ACTIVITIES = {
-    "start": "starting",
-    "data": "waiting for data",
-    "compile": "compiling",
-    "evaluate": "evaluating",
-    "save": "saving",
-}
-"""Phases in words."""
+ACTIVITIES = ("start", "data", "compile", "evaluate", "save")
+"""Phases that the live view names."""
 SHORT_WAIT = 2.0
 """Seconds of waiting for data that are not worth a word."""
 
@@ -136,4 +131,4 @@ def _activity(t: Trainer) -> str | None:
     seconds = t.clock() - span.began
     if span.name == "data" and seconds < SHORT_WAIT:
         return None
-    return ACTIVITIES[span.name] + (f", {duration(seconds)}" if seconds >= 1.0 else "")
+    return IN_WORDS[span.name] + (f", {duration(seconds)}" if seconds >= 1.0 else "")

@@ -13,6 +13,11 @@ from llmkit.monitor.jsonlines import Row
 LOST = ("start", "compile", "data", "evaluate", "save", "other", "redone", "down")
 """Classes of time that advanced no training. redone: in steps that no checkpoint held, and that were done
 again. down: from the last record of a start to the next start."""
+IN_WORDS = {
+    "start": "starting", "compile": "compiling", "data": "waiting for data", "evaluate": "evaluating",
+    "save": "saving", "other": "other", "redone": "in steps done again", "down": "between starts",
+}  # fmt: skip
+"""The classes as people are told of them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Account:
 
     def describe(self) -> str:
         """One line: the share of the time that advanced training, and what else took half a percent."""
-        shares = sorted(((seconds, name) for name, seconds in self.lost.items()), reverse=True)
+        lost = ((seconds, IN_WORDS.get(name, name)) for name, seconds in self.lost.items())
+        shares = sorted(lost, reverse=True)
         parts = [(self.useful, "in steps that count")]
         parts += [each for each in shares if each[0] >= 0.005 * self.elapsed > 0.0]
         return ", ".join(f"{100 * seconds / (self.elapsed or 1.0):.0f} % {name}" for seconds, name in parts)

@@ -76,7 +76,7 @@ def _model(plan: Plan) -> str:
         text += f", {plan.model.num_hidden_layers} layers of width {plan.model.hidden_size:,}"
         text += f", vocabulary {plan.model.vocab_size:,}"
     if plan.config.train.lora.rank:
-        text += f"; trained are {trained:,} of adapters"
+        text += f"; {trained:,} of adapters are trained"
     return text
 
 

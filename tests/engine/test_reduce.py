@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from llmkit.engine.reduce import GradientBuckets
+from llmkit.engine.reduce import REDUCE_SCATTER, GradientBuckets
 from llmkit.parallel.mesh import make_mesh
 from tests.ranks import run_ranks
 
@@ -20,7 +22,8 @@ def sums(bf16: bool, partitioned: bool) -> dict:
         weight.data = torch.linspace(-1.0, 1.0, weight.numel()).view(weight.shape) + 0.1 * number
         weight.data = weight.data.bfloat16() if bf16 else weight.data
     sent: list[int] = []
-    collective = "reduce_scatter_tensor" if partitioned else "all_reduce"
+    warnings.simplefilter("error", FutureWarning)  # of names that PyTorch has given up
+    collective = REDUCE_SCATTER if partitioned else "all_reduce"
     original = getattr(dist, collective)
 
     def counting(tensor, *args, **kwargs):

@@ -141,5 +141,7 @@ def test_a_ledger_goes_on_from_the_record(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_account_in_a_line() -> None:
-    assert ROW.describe() == "80 % in steps that count, 10 % start, 6 % data, 3 % save, 1 % other"
+    assert ROW.describe() == (
+        "80 % in steps that count, 10 % starting, 6 % waiting for data, 3 % saving, 1 % other"
+    )
     assert Account().describe() == "0 % in steps that count"

@@ -104,7 +104,7 @@ def test_adapters_and_recomputation_are_told() -> None:
         train={"lora": {"rank": 4}, "init_from": "base"},
         parallel={"tensor_parallel_size": 2, "activation_checkpointing": "full"},
     )
-    assert "trained are" in found["model"]
+    assert found["model"].endswith(" of adapters are trained")
     assert found["layout"] == (
         "8 processes: data parallel x 4, tensor parallel x 2; full activation checkpointing in every block"
     )
