@@ -101,7 +101,10 @@ class Console(Sink):
         evaluation, and of a step that was not as it should be."""
         with self._lock:
             self._run.take(row)
-        text, kind = row_text(row, self.max_steps)
+        line = row_text(row, self.max_steps)
+        if line is None:
+            return
+        text, kind = line
         if self._refresher is not None and kind == "step":
             self.log(text)
         else:

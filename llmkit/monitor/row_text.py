@@ -18,20 +18,22 @@ class RowText(NamedTuple):
     kind: Kind
 
 
-def row_text(row: Mapping[str, Any], max_steps: int | None = None) -> RowText:
-    """The line of a row: of a step, of an evaluation, or of an evaluation by tasks."""
+def row_text(row: Mapping[str, Any], max_steps: int | None = None) -> RowText | None:
+    """The line of a row: of a step, of an evaluation, or of an evaluation by tasks; None for statistics."""
     counted = f"step {row['step']}"
     if max_steps is not None:
         counted = f"step {row['step']:>{len(str(max_steps))}}/{max_steps}"
     if "eval_loss" in row:
         return RowText("  ".join([counted, *_evaluation(row)]), "evaluation")
-    if "loss" not in row and any(name.startswith("eval/") for name in row):
-        found = {name.removeprefix("eval/"): value for name, value in row.items() if name != "step"}
+    if "loss" not in row:
+        found = {name[5:]: value for name, value in row.items() if name.startswith("eval/")}
+        if not found:
+            return None
         return RowText(
             "  ".join([counted, *(f"{name} {number(value, '.4g')}" for name, value in found.items())]),
             "evaluation",
         )
-    odd = ("loss" in row and row["loss"] is None) or row.get("skipped") or row.get("no_targets")
+    odd = row["loss"] is None or row.get("skipped") or row.get("no_targets")
     return RowText("  ".join([counted, *_step(row, max_steps)]), "warning" if odd else "step")
 
 
@@ -47,10 +49,9 @@ def _evaluation(row: Mapping[str, Any]) -> Iterator[str]:
 
 def _step(row: Mapping[str, Any], max_steps: int | None) -> Iterator[str]:
     """Most important first."""
-    if "loss" in row:
-        loss = shown_loss(row)
-        if loss is not None or not row.get("no_targets"):
-            yield f"loss {number(loss, '.4f')}"
+    loss = shown_loss(row)
+    if loss is not None or not row.get("no_targets"):
+        yield f"loss {number(loss, '.4f')}"
     if row.get("no_targets"):
         yield "no targets"
     if row.get("skipped"):

@@ -58,10 +58,14 @@ ROW = {
         ),
         ({"step": 1, "loss": 9.0, "loss_mean": 9.5, "mfu": None}, None, "step 1  loss 9.5000", "step"),
         ({"step": 2, "loss": 8.0, "loss_mean": None}, None, "step 2  loss 8.0000", "step"),
-        ({"step": 7}, 7, "step 7/7", "step"),
+        ({"step": 7, "loss": 1.0}, 7, "step 7/7  loss 1.0000", "step"),
     ],
 )
 def test_a_row_is_a_line_that_says_what_was_not_as_it_should_be(
     row: dict[str, Any], steps: int | None, text: str, kind: str
 ) -> None:
     assert row_text(row, steps) == (text, kind)
+
+
+def test_a_row_of_statistics_has_no_line() -> None:
+    assert row_text({"step": 20, "grad_norm/blocks.0": 0.5, "update_ratio": 1e-3}, 200) is None
