@@ -110,13 +110,16 @@ def _from_zero(column: Series) -> Series:
     return Series(np.concatenate(([0], steps)), np.concatenate(([0.0], values)))
 
 
-def unit_of(name: AxisName, runs_have_pairs: bool, highest: float) -> tuple[float, str]:
-    """What shown numbers of an axis are divided by, and its label."""
+def unit_of(name: AxisName, counted: str, highest: float) -> tuple[float, str]:
+    """What shown numbers of an axis are divided by, and its label.
+
+    counted: what the column `tokens` counts.
+    """
     if name == "time":
         _, size, text = next(unit for unit in UNITS if highest >= unit[0])
         return size, f"{text} since the first start"
     if name == "tokens":
-        return 1.0, "pairs" if runs_have_pairs else "tokens"
+        return 1.0, counted
     return 1.0, name
 
 

@@ -101,7 +101,8 @@ def draw(
     curves: Sequence[Curve], marks: Sequence[Mark] = (), *, log: bool = False, zero: bool = False,
     reach: float = 0.0, x_unit: tuple[float, str] = (1.0, ""),
 ) -> Plot | None:  # fmt: skip
-    """A plot of all curves on the same scales, x from 0; None where there is no point to show.
+    """A plot of all curves on the same scales, x from 0; None where there is no point to show. A curve of
+    one point is a dot.
 
     log: a logarithmic y, where all is positive; zero: y begins at 0; reach: least end of x.
     """
@@ -113,15 +114,15 @@ def draw(
     y = _y_scale(curves, points, log, zero)
     paths = [
         (
-            f"{curve.kind} c{curve.color % 8}",
+            f"{'dots' if x_known.size == 1 else curve.kind} c{curve.color % 8}",
             curve.name,
             path(x.of(curve.x), SIZE - y.of(curve.y), curve.kind == "dots"),
         )
-        for curve in curves
+        for curve, x_known in zip(curves, xs, strict=True)
     ]
     placed = [(float(x.of(np.array(mark.x))) / SIZE * 100, mark.kind, mark.text) for mark in marks]
     shown = [(round(at, 2), kind, text) for at, kind, text in placed if -0.01 <= at <= 100.01]
-    return Plot(x, y, [each for each in paths if each[2]], shown)
+    return Plot(x, y, list(dict.fromkeys(each for each in paths if each[2])), shown)
 
 
 def _y_scale(curves: Sequence[Curve], points: Sequence[np.ndarray], log: bool, zero: bool) -> Scale:

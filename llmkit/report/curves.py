@@ -127,21 +127,29 @@ def _chart(
     several = len(runs) > 1
     legend: dict[str, int] = {}
     panes = []
-    pairs = any(run.settings.get("train.objective") == "dpo" for run in runs)
+    counted, each_of = _counted(runs)
     for name in names:
         curves = list(_curves(wanted, runs, called, [each.get(name) for each in axes]))
         reach = max((_reach(run, each.get(name)) for run, each in zip(runs, axes, strict=True)), default=0.0)
-        divided = unit_of(name, pairs, reach)
+        divided = unit_of(name, counted, reach)
         placed = _placed(runs[0], marks, axes[0].get(name)) if not several else []
         plot = draw(curves, placed, log=wanted.log, zero=wanted.zero, reach=reach, x_unit=divided)
         if plot is not None:
-            panes.append(Pane(name, divided[1], plot))
+            panes.append(Pane(counted if name == "tokens" else name, divided[1], plot))
             legend |= {curve.name: curve.color for curve in curves if curve.name and curve.kind != "raw"}
     if not panes:
         return None
     shown = [(color, name) for name, color in legend.items()] if len(legend) > 1 else []
-    unit = wanted.unit.replace("target", "pair") if pairs else wanted.unit
+    unit = wanted.unit.replace("target", each_of)
     return Chart(wanted.title, unit, panes, [] if several else shown, wanted.note)
+
+
+def _counted(runs: Sequence[RunRecord]) -> tuple[str, str]:
+    """What the column `tokens` counts, and what a loss is the mean of: pairs, with the objective dpo."""
+    kinds = {run.settings.get("train.objective") == "dpo" for run in runs}
+    if len(kinds) > 1:
+        return "tokens or pairs", "target or pair"
+    return ("pairs", "pair") if True in kinds else ("tokens", "target")
 
 
 def _reach(run: RunRecord, axis: Axis | None) -> float:

@@ -15,6 +15,7 @@ from llmkit.monitor.text import duration
 from llmkit.report.axes import elapsed
 from llmkit.report.chart import short
 from llmkit.report.happened import starts
+from llmkit.report.time_use import TRAINING, time_use
 
 
 def names_of(runs: Sequence[RunRecord]) -> list[str]:
@@ -44,14 +45,15 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield "Began", f"{_utc(begun[0])}{more}"
     if run.state.since is not None:
         yield ("Last written" if run.state.name in ("running", "stalled") else "Ended"), _utc(run.state.since)
-    seconds = elapsed(run)
-    if seconds is not None and seconds.last:
-        yield "Wall time", duration(seconds.last)
+    known = elapsed(run)
+    seconds = max(sum(use.seconds for use in time_use(run)), (known.last or 0.0) if known else 0.0)
+    if seconds:
+        yield "Wall time", duration(seconds)
     verdicts = [event["verdict"] for event in run.events if isinstance(event.get("verdict"), str)]
     if verdicts:
         yield "Profile", printable(verdicts[-1], 300)
     if run.damaged_lines:
-        yield "Damaged", f"{run.damaged_lines:,} lines of metrics.jsonl are no rows and were left out"
+        yield "Damaged", f"lines of metrics.jsonl that are no rows, left out: {run.damaged_lines:,}"
 
 
 def progress(run: RunRecord) -> str:
@@ -87,10 +89,11 @@ def figures(run: RunRecord) -> dict[str, str]:
     add("Bits per byte", "eval_bits_per_byte")
     add("Held-out accuracy", "eval_rewards/accuracy", "{:.1f} %", 100.0)
     if (speed := _median(columns.get("tokens_per_second"))) is not None:
-        found["Tokens a second"] = short(speed)
+        found["Tokens/s, median"] = short(speed)
     if (used := _median(columns.get("mfu"))) is not None:
-        found["MFU"] = f"{100 * used:.1f} %"
-    add("Goodput", "goodput", "{:.1f} %", 100.0)
+        found["MFU, median"] = f"{100 * used:.1f} %"
+    if (useful := next((use for use in time_use(run) if use.name == TRAINING), None)) is not None:
+        found["Goodput"] = f"{useful.share:.1f} %"
     add("Peak memory", "peak_memory_gib", "{:.2f} GiB")
     add("Skipped updates", "skipped_total", "{:,.0f}")
     add("Energy", "energy_kwh", "{:.4g} kWh")
@@ -111,12 +114,12 @@ def _model(run: RunRecord) -> str:
     if (total := _parameters(run)) is not None:
         parts.append(f"{short(total)} parameters")
     for key, what in (
-        ("num_hidden_layers", "layers"), ("hidden_size", "wide"), ("num_attention_heads", "heads"),
-        ("vocab_size", "tokens in the vocabulary"),
+        ("num_hidden_layers", "{:,} layers"), ("hidden_size", "width {:,}"),
+        ("num_attention_heads", "{:,} heads"), ("vocab_size", "vocabulary {:,}"),
     ):  # fmt: skip
         value = shape.get(key, run.settings.get(f"model.{key}"))
         if isinstance(value, int):
-            parts.append(f"{value:,} {what}")
+            parts.append(what.format(value))
     begun = _mapping(run.manifest.get("init_from")).get("path")
     if isinstance(begun, str):
         parts.append(f"began with the weights of {printable(begun, 200)}")
@@ -146,7 +149,8 @@ def _data(run: RunRecord) -> str:
         [", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")] if names else []
     )
     if isinstance(length, int):
-        parts.append(f"rows of {length:,} tokens")
+        pairs = run.settings.get("train.objective") == "dpo"
+        parts.append(f"pairs of 2 x {length:,} tokens" if pairs else f"rows of {length:,} tokens")
     if isinstance(rows, int):
         parts.append(f"{rows:,} a step")
     return "; ".join(parts)
@@ -169,7 +173,7 @@ def _device(run: RunRecord) -> str:
     device, host = run.manifest.get("device"), run.manifest.get("host")
     world = _mapping(run.manifest.get("layout")).get("world_size", 1)
     many = f"{world} processes, each on " if isinstance(world, int) and world > 1 else ""
-    where = f" (host {host})" if host else ""
+    where = f", host {host}" if host else ""
     return printable(f"{many}{device}{where}", 300) if device else ""
 
 

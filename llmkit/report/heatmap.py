@@ -17,6 +17,13 @@ from llmkit.report.chart import short
 WIDTH = 300
 """Columns of a picture at most."""
 MOST_LAYERS = 400
+TITLES = {
+    "grad_norm/": "Gradient norm",
+    "update_ratio/": "Update to weight",
+    "activation_rms/": "Activations, root mean square",
+    "activation_max/": "Activations, largest magnitude",
+}
+"""Of statistics whose columns have short names."""
 _COLORS = np.array(
     [[68, 1, 84], [70, 50, 127], [54, 92, 141], [39, 127, 142], [31, 161, 135], [74, 194, 109],
      [159, 218, 58], [253, 231, 37]], np.float64,
@@ -65,7 +72,7 @@ def _heatmap(run: RunRecord, prefix: str, names: list[str]) -> Heatmap:
     levels = np.where(np.isfinite(grid), levels, _UNKNOWN).astype(np.uint8)
     picture = base64.b64encode(png(levels, _palette())).decode()
     layers = [name.removeprefix(prefix) for name in names]
-    title = prefix.rstrip("/").replace("_", " ").capitalize()
+    title = TITLES.get(prefix, prefix.rstrip("/").replace("_", " ").capitalize())
     bounds = int(steps[0]), int(steps[-1])
     return Heatmap(title, f"data:image/png;base64,{picture}", layers, short(low), short(high), bounds)
 

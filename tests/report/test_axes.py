@@ -62,6 +62,7 @@ def test_a_clock_that_was_set_back_makes_no_time_negative(tmp_path: Path):
 
 
 def test_units():
-    assert unit_of("time", False, 60.0) == (1.0, "seconds since the first start")
-    assert unit_of("time", False, 7200.0) == (3600.0, "hours since the first start")
-    assert unit_of("tokens", True, 9.0) == (1.0, "pairs") and unit_of("FLOPs", False, 9.0) == (1.0, "FLOPs")
+    assert unit_of("time", "tokens", 60.0) == (1.0, "seconds since the first start")
+    assert unit_of("time", "tokens", 7200.0) == (3600.0, "hours since the first start")
+    assert unit_of("tokens", "pairs", 9.0) == (1.0, "pairs")
+    assert unit_of("FLOPs", "pairs", 9.0) == (1.0, "FLOPs")

@@ -54,6 +54,13 @@ def test_smoothing_keeps_a_slope_and_what_is_missing():
     np.testing.assert_array_equal(smooth(np.array([3.0, 1.0])), [3.0, 1.0])
 
 
+def test_one_point_is_a_dot():
+    one = [Curve("a", np.array([5.0, 9.0]), np.array([np.nan, 1.0]), kind=kind) for kind in ("line", "dots")]
+    plot = draw([*one, Curve("b", np.array([1.0, 9.0]), np.array([1.0, 1.0]), 1)])
+    assert plot is not None
+    assert [classes for classes, _, _ in plot.paths] == ["dots c0", "line c1"]
+
+
 def test_marks_lie_where_the_curve_is_and_x_begins_at_0():
     plot = draw(
         [Curve("a", np.array([50.0, 200.0]), np.array([1.0, 2.0]))],

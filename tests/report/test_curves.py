@@ -48,7 +48,6 @@ def test_a_run_has_a_chart_for_each_thing_that_it_has_recorded(tmp_path: Path):
     assert [classes for classes, _, _ in loss.panes[0].plot.paths] == [
         "raw c0",
         "line c0",
-        "line c1",
         "dots c1",
     ]
     assert [kind for _, kind, _ in loss.panes[0].plot.marks].count("resume") == 1
@@ -98,7 +97,10 @@ def test_pairs_have_rewards(tmp_path: Path):
     run = make_run(tmp_path / "run", rows)
     run.settings.values["train.objective"] = "dpo"
     found = charts([run], ["run"], [])
-    assert found[0].unit == "nats a pair" and found[0].panes[1].label == "pairs"
+    assert found[0].unit == "nats a pair"
+    assert (found[0].panes[1].name, found[0].panes[1].label) == ("pairs", "pairs")
+    mixed = charts([run, make_run(tmp_path / "text")], ["run", "text"], [])
+    assert (mixed[0].unit, mixed[0].panes[1].label) == ("nats a target or pair", "tokens or pairs")
     rewards = next(chart for chart in found if chart.title == "Rewards of answers")
     assert [name for _, name in rewards.legend] == ["chosen", "margin", "rejected"]
     assert "Rewards of answers: accuracy" in titles(found)

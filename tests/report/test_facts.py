@@ -14,12 +14,13 @@ def test_facts_of_a_run(tmp_path: Path):
     ]
     found = dict(facts(make_run(tmp_path / "run", [*map(row, range(1, 41)), "torn"], [*profiles, *EVENTS])))
     assert found == {
-        "Model": "2000 parameters, 2 layers, 32 wide, 4 heads", "Data": "text-0; rows of 32 tokens; 4 a step",
-        "Trained on": "4 processes, each on an H100 (host vm)",
+        "Model": "2000 parameters, 2 layers, width 32, 4 heads",
+        "Data": "text-0; rows of 32 tokens; 4 a step",
+        "Trained on": "4 processes, each on an H100, host vm",
         "Layout": "bf16, ZeRO-2, tensor parallel x 2, micro-batches of 4 x 2, compiled",
         "Began": "2026-11-29 01:00:00 UTC, 1 restart", "Ended": "2026-11-29 01:14:05 UTC",
         "Wall time": "14 min 05 s", "Profile": "compute-bound: 80 %", 
-        "Damaged": "1 lines of metrics.jsonl are no rows and were left out",
+        "Damaged": "lines of metrics.jsonl that are no rows, left out: 1",
     }  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def test_figures_of_a_run(tmp_path: Path):
     rows = [
         row(1, tokens_per_second=None),
         *map(row, range(2, 5)),
-        row(5, tokens_per_second=1.0, goodput=0.5),
+        row(5, tokens_per_second=1.0, elapsed_seconds=10.0, **{"lost/save": 5.0}),
     ]
     evaluations = [{"step": 4, "eval_loss": 3.0}, {"step": 5, "eval_loss": 3.25, "eval_bits_per_byte": 1.5}]
     run = make_run(
@@ -36,8 +37,8 @@ def test_figures_of_a_run(tmp_path: Path):
     run.settings.values["monitor.cost.currency"] = "EUR"
     assert figures(run) == {
         "Steps": "6", "Tokens": "600", "Training loss": "4.8000", "Held-out loss": "3.2500",
-        "Best held-out loss": "3.0000 at step 4", "Bits per byte": "1.5000", "Tokens a second": "50",
-        "MFU": "40.0 %",        "Goodput": "50.0 %", "Peak memory": "3.00 GiB", "Cost": "1.23 EUR",
+        "Best held-out loss": "3.0000 at step 4", "Bits per byte": "1.5000", "Tokens/s, median": "50",
+        "MFU, median": "40.0 %",       "Goodput": "50.0 %", "Peak memory": "3.00 GiB", "Cost": "1.23 EUR",
     }  # fmt: skip
     assert progress(run) == "step 6 of 40 (15 %)"
 

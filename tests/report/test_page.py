@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections import Counter
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,33 @@ def test_the_curve_of_the_loss_is_that_of_the_rows(full: Page):
     )
     first = float(raw[4:].partition("h")[0])
     assert low + (high - low) * (1 - first / 1000) == pytest.approx(4.95, abs=0.01)  # the loss of step 1
+
+
+def test_the_curves_of_several_runs_have_their_key_beside_them(tmp_path: Path):
+    page = render([make_run(tmp_path / name) for name in ("one", "two")]).decode()
+    key = page.split("<h2>Curves</h2>")[1].split("<figure")[0]
+    assert '<i class="c0"></i>one<' in key and '<i class="c1"></i>two<' in key
+
+
+def test_the_colours_of_curves_are_seen_on_light_and_dark_pages():
+    style = files("llmkit.report").joinpath("page.css").read_text()
+    light, dark, printed = style.split("--back: ")[1:]
+    for theme, back in ((light, "#ffffff"), (dark, dark.split(";")[0]), (printed, "#ffffff")):
+        colors = [re.findall(rf"--c{number}: (#\w{{6}})", theme)[0] for number in range(4)]
+        found = [contrast(color, back) for color in colors]
+        assert min(found) >= 3.0, found  # WCAG 2.2, 1.4.11
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of two colours' relative luminances (WCAG 2.2)."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_hostile_text_is_text(tmp_path: Path):
