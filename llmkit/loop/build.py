@@ -179,7 +179,7 @@ def _open_loader(
     if config.train.max_steps is not None:
         loader.check_supply(config.train.max_steps)
     elif state.max_steps is not None and (short := loader.first_shortage) is not None:
-        state.max_steps = max(state.step, min(state.max_steps, short.last_step))
+        state.end_after(min(state.max_steps, short.last_step))
     if not state.finished():
         loader.start()
     return loader, changes

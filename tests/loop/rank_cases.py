@@ -63,6 +63,13 @@ class Stops(Hook):
         return Request(stop="enough") if t.mesh.rank == 1 and t.state.step == 4 else None
 
 
+class Ends(Hook):
+    """The second rank asks for an end after step 30, once."""
+
+    def request(self, t: Any) -> Request | None:
+        return Request(max_steps=30) if t.mesh.rank == 1 and t.state.step == 14 else None
+
+
 class Fails(Hook):
     """The second rank fails after step 4."""
 
@@ -80,7 +87,7 @@ class Late(Hook):
         return None
 
 
-HOOKS = {"late": Late, "records": Records, "stops": Stops, "fails": Fails}
+HOOKS = {"ends": Ends, "late": Late, "records": Records, "stops": Stops, "fails": Fails}
 
 
 def runs(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

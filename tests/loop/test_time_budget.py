@@ -140,3 +140,6 @@ def test_a_plan_that_a_resumed_run_has_no_rows_for_is_cut_and_does_not_end_it(tm
     assert main([*command, *larger]) == 0
     steps = [row["step"] for row in rows(tmp_path / "runs" / "tiny")]
     assert 5 < steps[-1] < 30
+    monkeypatch.undo()
+    pace = open_checkpoint(tmp_path / "runs" / "tiny").state["progress"]["pace"]
+    assert pace == [5, 5, 1000], "the schedule goes on from where it was"

@@ -140,6 +140,10 @@ CASES: dict[str, dict[str, Any]] = {
         "overrides": ["train.max_steps=null", "train.max_minutes=2", "evaluate.every_steps=0"],
         "seconds": [1.0, 0.1], "later": [50, 1.5],
     },
+    "ends": {
+        "overrides": ["train.max_steps=null", "train.max_minutes=2", "evaluate.every_steps=0"],
+        "hook": "ends",
+    },
     "records": {"overrides": ["train.max_steps=4", "monitor.log_every=2"], "hook": "records"},
     "stops": {"overrides": [], "hook": "stops"},
     "profiled": {
@@ -256,6 +260,13 @@ def test_a_machine_that_slows_down_shortens_the_run_on_both(
     assert first["end"] == second["end"] and first["now"] < 120.0
     chosen = [event["max_steps"] for event in records(run) if event["event"] == "max_steps"]
     assert len(chosen) >= 2 and chosen[-1] == first["end"][0] < chosen[0]
+
+
+def test_the_end_that_a_hook_of_another_rank_asks_for_stays(
+    outcomes: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Though there is time for more."""
+    assert [found["end"] for found in outcomes["ends"]] == [[30, 30]] * 2
 
 
 def test_numbers_of_both_ranks_are_reduced_by_their_rule(
