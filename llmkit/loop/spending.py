@@ -75,7 +75,8 @@ class Spending:
         """What earlier starts have used; set on rank 0 before `start`."""
         self._readers: list[int] = []  # ranks other than 0 that have something to tell
         self._at = float("-inf")
-        self._last: list[Reading] = []
+        self._last: list[Reading] = []  # at the last row
+        self._newest: list[Reading] = []
         self._watts: list[float | None] = []
         self._missed: list[int] = []
         self._tokens = 0
@@ -93,6 +94,7 @@ class Spending:
         self._mesh.all_gather_text("")  # every reading is there
         self._readers = [rank for rank, has in enumerate(reads) if has and rank > 0]
         self._last, self._at = self._readings(), self._clock()
+        self._newest = self._last
         self._watts, self._missed = [None] * len(self._last), [0] * len(self._last)
 
     def columns(self, tokens: int) -> dict[str, Any]:
@@ -120,9 +122,16 @@ class Spending:
     def until_now(self) -> Spent:
         """What the run has used, on rank 0: hours until now, energy as of the last reading."""
         hours = (self._clock() - self._started) * self._mesh.world_size / 3600
-        joules = sum(reading.joules for reading in self._last)
+        joules = sum(reading.joules for reading in self._newest)
         kwh = joules / JOULES_PER_KWH if self._energy.source is not None else None
         return self.before.plus(hours, kwh, self.prices)
+
+    def update(self) -> None:
+        """Reads the counters between two rows, for `until_now`; the other ranks tell rank 0 theirs."""
+        self._energy.meter.update()
+        self._publish()
+        if self._mesh.rank == 0:
+            self._newest = self._readings()
 
     def used(self) -> dict[str, float | None]:
         """`until_now`, for an event."""
@@ -159,7 +168,8 @@ class Spending:
         trained = tokens - self._tokens
         self._recent["power_watts"] = power
         self._recent["joules_per_token"] = power * seconds / trained if power and trained > 0 else None
-        self._last, self._tokens = found, tokens
+        self._last = self._newest = found
+        self._tokens = tokens
 
     def _publish(self) -> None:
         if self._mesh.rank > 0 and self._mesh.store is not None and self._energy.kinds:

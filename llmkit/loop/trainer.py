@@ -148,6 +148,7 @@ class Trainer:
         self.save_last()
         if not (evaluate_now(self) and evaluate_tasks_now(self)):
             return self._stop()
+        self.spending.update()
         self.hooks.call("on_end", self)
         raise_failures(self)
         return 0
@@ -223,6 +224,7 @@ class Trainer:
 
     def record_event(self, event: str, **fields: Any) -> None:
         """Records an event with where the time went, and what was used, until now."""
+        self.spending.update()
         self.events.record(event, **fields, account=self.ledger.now().to_json(), spent=self.spending.used())
 
     def end_after(self, step: int) -> None:

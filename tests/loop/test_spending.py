@@ -187,6 +187,19 @@ def test_a_rank_that_is_late_by_a_row_counts_as_before_and_later_not_at_all() ->
     assert ranks.row(1000, 10.0, rapl=[0.0, 0.0])["energy_kwh"] == pytest.approx(9500 / 3.6e6)
 
 
+def test_what_is_used_after_the_last_row_counts_in_events_and_the_next_row() -> None:
+    ranks = Ranks([["rapl"]] * 2, hosts="ab")
+    ranks.start()
+    ranks.row(100, 10.0, rapl=[1000.0, 500.0])
+    ranks.now, ranks.joules["rapl"] = 20.0, [4000.0, 2500.0]  # as a save and an evaluation take it
+    for each in reversed(ranks.spendings):
+        each.update()
+    assert ranks.spendings[0].used()["energy_kwh"] == pytest.approx(6500 / 3.6e6)
+    row = ranks.row(200, 10.0, rapl=[1000.0, 500.0])
+    assert row["power_watts"] == pytest.approx(6500 / 20.0)
+    assert row["joules_per_token"] == pytest.approx(6500 / 100)
+
+
 def test_a_counter_that_fails_shows_no_power() -> None:
     ranks = Ranks([["rapl"]], hosts="a")
     ranks.start()
@@ -224,6 +237,8 @@ def test_a_run_and_its_resume_have_the_columns_and_one_sum(
     assert resumed["spent"]["cost"] >= next(row["cost"] for row in found if row["step"] == 6)
     last = [row["cost"] for row in found if "cost" in row][-1]
     assert done["spent"]["cost"] >= last > resumed["spent"]["cost"]
+    last = [row["energy_kwh"] for row in found if "energy_kwh" in row][-1]
+    assert done["spent"]["energy_kwh"] > last, "with the last save and evaluation"
 
 
 def test_what_a_killed_start_has_used_counts_up_to_its_last_row(
