@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmkit.batch import IGNORE, Batch
 from llmkit.parallel.mesh import DIMENSIONS, Mesh
 
 SQUARES, ELEMENTS, LARGEST = range(3)
@@ -18,15 +19,18 @@ SQUARES, ELEMENTS, LARGEST = range(3)
 class LayerOutputs:
     """Watches the modules of a model whose names are among `layers`; one that gives no tensor is left out.
 
-    Where ranks give the same, as tensor-parallel ones do, all of them count, which changes no mean.
+    Where ranks give the same, as tensor-parallel ones do, all of them count, which changes no mean. Rows of
+    a batch without a target do not count: how many there are that only fill depends on the layout.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], mesh: Mesh) -> None:
-        self._mesh, self._device = mesh, next(model.parameters()).device
+        self._mesh, self._model, self._device = mesh, model, next(model.parameters()).device
         modules = dict(model.named_modules())
         self._modules = {name: modules[name] for name in layers if name in modules}
         self.names = list(self._modules)
         self._sums: dict[str, Tensor] = {}
+        self._rows: Tensor | None = None
+        """(batch,) bool: those of the batch that is computed now that have a target; None: not known."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -34,21 +38,32 @@ class LayerOutputs:
 
         A module's call is replaced, compiled or not: a hook would be compiled with it, and so all anew.
         """
-        self._sums = {}
-        before = {name: module._compiled_call_impl for name, module in self._modules.items()}
-        for name, module in self._modules.items():
-            module._compiled_call_impl = self._watching(name, before[name] or module._call_impl)
+        self._sums, self._rows = {}, None
+        modules = [self._model, *self._modules.values()]
+        before = [module._compiled_call_impl for module in modules]
+        calls = [compiled or module._call_impl for module, compiled in zip(modules, before, strict=True)]
+        self._model._compiled_call_impl = self._noting_rows(calls[0])
+        for (name, module), call in zip(self._modules.items(), calls[1:], strict=True):
+            module._compiled_call_impl = self._watching(name, call)
         try:
             yield
         finally:
-            for name, module in self._modules.items():
-                module._compiled_call_impl = before[name]
+            for module, compiled in zip(modules, before, strict=True):
+                module._compiled_call_impl = compiled
+
+    def _noting_rows(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> Any:
+            batch = next((each for each in arguments if isinstance(each, Batch)), None)
+            self._rows = None if batch is None else (batch.labels != IGNORE).any(1)
+            return call(*arguments, **options)
+
+        return called
 
     def _watching(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def called(*arguments: Any, **options: Any) -> Any:
             given = call(*arguments, **options)
             first = given[0] if type(given) is tuple and given else given  # a LossSum is no plain tuple
-            if isinstance(first, Tensor) and first.is_floating_point():
+            if isinstance(first, Tensor) and first.is_floating_point() and first.numel():
                 self._add(name, first.detach())
             return given
 
@@ -58,12 +73,24 @@ class LayerOutputs:
     def _add(self, name: str, given: Tensor) -> None:
         # Of the last dimension first: of a whole large tensor a CPU's fp32 norm is off in the third digit.
         norms = torch.linalg.vector_norm(given, dim=-1, dtype=torch.float32).double()
-        largest = torch.linalg.vector_norm(given, float("inf"), dtype=torch.float32).double()
-        elements = torch.full_like(largest, given.numel())
-        found = torch.stack((norms.square().sum(), elements, largest))
+        largest = torch.linalg.vector_norm(given, float("inf"), dim=-1, dtype=torch.float32).double()
+        counted = self._counted(norms)
+        squares = norms.square().where(counted, 0.0).sum()
+        elements = counted.sum().double() * (given.numel() // norms.numel())
+        found = torch.stack((squares, elements, largest.where(counted, 0.0).max()))
         if (before := self._sums.get(name)) is not None:
             found = torch.cat((before[:LARGEST] + found[:LARGEST], torch.maximum(before, found)[LARGEST:]))
         self._sums[name] = found
+
+    def _counted(self, positions: Tensor) -> Tensor:
+        """Of (batch, seq, ...), or (seq, batch) as pieces of a sequence lie, which count; else all."""
+        rows, shape = self._rows, positions.shape
+        dim = next(
+            (at for at in (0, 1) if rows is not None and len(shape) > 1 and shape[at] == len(rows)), None
+        )
+        if rows is None or dim is None:
+            return torch.ones_like(positions, dtype=torch.bool)
+        return rows.view(-1, *[1] * (len(shape) - dim - 1)).expand(shape)
 
     def finish(self) -> Tensor:
         """(names, 3) fp64 over all ranks: squares, elements, largest magnitude. Collective."""

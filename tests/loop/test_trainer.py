@@ -122,6 +122,7 @@ SEEN = [
     "data.sources=[{name: a, type: text, path: corpus}, {name: b, type: text, path: corpus}]",
     'monitor.samples=["the ", "row of"]', "monitor.statistics_every=3", "monitor.log_every=3",
     "train.max_steps=6", "evaluate.every_steps=3", "model.hidden_dropout=0",
+    "train.global_batch_size=5", "train.micro_batch_size=1",  # two ranks do not have as many rows each
 ]  # fmt: skip
 """A run of which all is recorded."""
 CASES: dict[str, dict[str, Any]] = {
