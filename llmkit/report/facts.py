@@ -15,7 +15,7 @@ from llmkit.monitor.text import duration
 from llmkit.report.axes import elapsed
 from llmkit.report.chart import short
 from llmkit.report.happened import starts
-from llmkit.report.time_use import TRAINING, time_use
+from llmkit.report.time_use import TRAINING, taken, time_use
 
 
 def names_of(runs: Sequence[RunRecord]) -> list[str]:
@@ -39,7 +39,7 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "Data", _data(run)
     yield "Trained on", _device(run)
     yield "Layout", _layout(run)
-    begun = [time for event in starts(run.events) if (time := time_of(event)) is not None]
+    begun = [time - taken(event) for event in starts(run.events) if (time := time_of(event)) is not None]
     if begun:
         more = f", {len(begun) - 1} restart{'s' * (len(begun) > 2)}" if len(begun) > 1 else ""
         yield "Began", f"{_utc(begun[0])}{more}"
@@ -94,7 +94,8 @@ def figures(run: RunRecord) -> dict[str, str]:
         found["MFU, median"] = f"{100 * used:.1f} %"
     if (useful := next((use for use in time_use(run) if use.name == TRAINING), None)) is not None:
         found["Goodput"] = f"{useful.share:.1f} %"
-    add("Peak memory", "peak_memory_gib", "{:.2f} GiB")
+    if (memory := columns.get("peak_memory_gib")) is not None and memory.last is not None:
+        found["Peak memory"] = f"{np.nanmax(memory.values):.2f} GiB"  # each start counts anew
     add("Skipped updates", "skipped_total", "{:,.0f}")
     add("Energy", "energy_kwh", "{:.4g} kWh")
     add("CO2", "co2_grams", "{:.4g} g")

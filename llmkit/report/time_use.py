@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.monitor.columns import column_of
+from llmkit.monitor.jsonlines import Row
 from llmkit.monitor.record import RunRecord, at
 from llmkit.monitor.run_state import time_of
 from llmkit.report.happened import starts
@@ -52,6 +53,13 @@ def _accounts(run: RunRecord) -> Iterator[dict[str, float]]:
         useful, lost_by_class = at(event, "account", "useful"), at(event, "account", "lost")
         if _is_time(useful) and isinstance(lost_by_class, dict):
             yield {TRAINING: useful, **{name: s for name, s in lost_by_class.items() if _is_time(s)}}
+
+
+def taken(event: Row) -> float:
+    """Seconds from the run's first command to an event, where that has the account of it; else 0."""
+    useful, lost = at(event, "account", "useful"), at(event, "account", "lost")
+    parts = [useful, *(lost.values() if isinstance(lost, dict) else ())]
+    return sum(part for part in parts if _is_time(part))
 
 
 def _is_time(seconds: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmkit.report.facts import facts, figures, names_of, progress, source_names
-from tests.report.runs import EVENTS, make_run, row, write_checkpoint
+from tests.report.runs import EVENTS, START, make_run, row, write_checkpoint
 
 
 def test_facts_of_a_run(tmp_path: Path):
@@ -41,6 +41,14 @@ def test_figures_of_a_run(tmp_path: Path):
         "MFU, median": "40.0 %",       "Goodput": "50.0 %", "Peak memory": "3.00 GiB", "Cost": "1.23 EUR",
     }  # fmt: skip
     assert progress(run) == "step 6 of 40 (15 %)"
+
+
+def test_a_run_begins_with_its_command_and_its_peak_is_that_of_all_starts(tmp_path: Path):
+    account = {"useful": 0.0, "lost": {"start": 20.0, "odd": "x"}}
+    rows = [row(1, peak_memory_gib=9.0), row(2, peak_memory_gib=None), row(3, peak_memory_gib=3.0)]
+    run = make_run(tmp_path / "run", rows, events=[START | {"account": account}])
+    assert dict(facts(run))["Began"] == "2026-11-29 00:59:40 UTC"
+    assert figures(run)["Peak memory"] == "9.00 GiB"
 
 
 def test_little_is_known_of_an_odd_run(tmp_path: Path):
