@@ -12,6 +12,8 @@ from llmkit.monitor.sparkline import Curve
 
 WALL_ROWS = 200
 """Rows over which the speed with evaluations and saves is taken."""
+LARGEST = 1e300
+"""What is beyond it, or no number at all (Python reads NaN in JSON), is shown as not finite."""
 
 
 class Evaluation(NamedTuple):
@@ -59,7 +61,11 @@ class Progress:
 
     def take(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl; what is none is left out, and what is no number in one."""
-        row = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
+        row = {
+            name: value if value is None or abs(value) <= LARGEST else None
+            for name, value in row.items()
+            if value is None or isinstance(value, int | float)
+        }
         step = row.get("step")
         if not isinstance(step, int):
             return

@@ -18,7 +18,7 @@ from rich.text import Text
 from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
-from llmkit.monitor.progress import Progress
+from llmkit.monitor.progress import LARGEST, Progress
 from llmkit.monitor.record import FILES, RunRecord, at
 from llmkit.monitor.terminal import Painter, size_of, takes_live_view
 from llmkit.monitor.text import duration, thousands
@@ -58,7 +58,7 @@ def runs_command(options: argparse.Namespace) -> int:
     if not root.is_dir():
         raise UserError(f"runs: {root} is no folder; name the one that holds the run folders, such as runs")
     now = time.time()
-    lines = [read_line(folder, root, now, options.size) for folder in find_runs(root)]
+    lines = [_line(folder, root, now, options.size) for folder in find_runs(root)]
     lines = sorted_lines(lines, options.sort if options.size or options.sort != "size" else "age")
     if options.json:
         print(json.dumps([asdict(line) for line in lines], indent=2))
@@ -70,14 +70,20 @@ def runs_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def find_runs(root: Path, depth: int = DEEPEST) -> Iterator[Path]:
+def find_runs(
+    root: Path, depth: int = DEEPEST, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path]:
     """The run folders in `root`, itself included; what lies in a run, or is hidden, is not looked at.
 
-    Links to folders are followed, as far as the depth goes. A folder that cannot be read has no runs.
+    Links to folders are followed, but not to those above them. A folder that cannot be read has no runs.
+    above: device and inode of these.
     """
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+        status = root.stat()
     except OSError:
+        return
+    if (own := (status.st_dev, status.st_ino)) in above:
         return
     if {entry.name for entry in entries} & {*FILES[:4]}:
         yield root
@@ -88,7 +94,21 @@ def find_runs(root: Path, depth: int = DEEPEST) -> Iterator[Path]:
         except OSError:
             continue
         if is_folder:
-            yield from find_runs(Path(entry.path), depth - 1)
+            yield from find_runs(Path(entry.path), depth - 1, above | {own})
+
+
+def _line(folder: Path, root: Path, now: float, with_size: bool) -> RunLine:
+    """As `read_line`; a run whose files cannot be read is in the table, too."""
+    try:
+        return read_line(folder, root, now, with_size)
+    except UserError as error:
+        unknown = dict.fromkeys(("step", "max_steps", "loss", "heldout", "speed", "layout", "age"))
+        name, path = _name(folder, root), str(folder)
+        return RunLine(name=name, path=path, state="unreadable", reason=printable(str(error)), **unknown)
+
+
+def _name(folder: Path, root: Path) -> str:
+    return printable(os.path.relpath(folder, root) if folder != root else folder.resolve().name)
 
 
 def read_line(folder: Path, root: Path, now: float, with_size: bool = False) -> RunLine:
@@ -104,8 +124,7 @@ def read_line(folder: Path, root: Path, now: float, with_size: bool = False) -> 
     steps = whole(manifest.get("max_steps")) if progress.max_steps is None else progress.max_steps
     loss = newest.get("loss_mean", newest.get("loss"))
     return RunLine(
-        name=printable(os.path.relpath(folder, root) if folder != root else folder.resolve().name),
-        path=str(folder), state=state.name, reason=printable(state.reason),
+        name=_name(folder, root), path=str(folder), state=state.name, reason=printable(state.reason),
         step=whole(newest.get("step")), max_steps=steps, loss=_number(loss),
         heldout=_number(newest.get("eval_loss")), speed=_number(newest.get("tokens_per_second")),
         layout=_layout(manifest), age=None if state.since is None else max(0.0, now - state.since),
@@ -114,7 +133,9 @@ def read_line(folder: Path, root: Path, now: float, with_size: bool = False) -> 
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
+        return None
+    return float(value)
 
 
 def _layout(manifest: dict[str, Any]) -> str | None:
@@ -163,7 +184,10 @@ COLUMNS: tuple[tuple[str, Callable[[RunLine], str]], ...] = (
     ("size", lambda line: "" if line.size is None else show_bytes(line.size)),
 )
 """Headings, and the text of a run below each."""
-STYLES = {"running": "cyan", "done": "green", "stopped": "yellow", "stalled": "yellow", "failed": "red"}
+STYLES = {
+    "running": "cyan", "done": "green", "stopped": "yellow", "stalled": "yellow", "failed": "red",
+    "unreadable": "red",
+}  # fmt: skip
 LEFT = ("name", "state", "layout")
 
 

@@ -21,6 +21,13 @@ def test_the_newest_row_counts_and_a_speed_that_is_not_known_leaves_the_old_one(
     assert progress.seconds_left == 35.0 and progress.seconds_until(20) == 0.0
 
 
+def test_numbers_that_are_none_are_not_finite() -> None:
+    progress = Progress(max_steps=100)
+    for step, loss in enumerate((float("nan"), float("inf"), 10**400, 2.0), start=1):
+        progress.take(row(step, loss, tokens_per_second=float("-inf")))
+    assert progress.losses.points == [(4, 2.0)] and progress.row["tokens_per_second"] is None
+
+
 def test_the_time_left_is_not_known_before_the_steps_or_the_speed_are() -> None:
     progress = Progress()
     progress.take(row(1))

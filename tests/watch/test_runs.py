@@ -40,7 +40,9 @@ def test_runs_are_found_at_any_depth_and_nothing_else(runs: Path) -> None:
     assert list(find_runs(runs / "first")) == [runs / "first"]
     os.symlink(runs, runs / "loop")
     names = {path.name for path in find_runs(runs)}
-    assert names == {"first", "second"}
+    assert names == {"first", "second"} and len(list(find_runs(runs))) == 2
+    os.symlink(runs / "first", runs / "newest")
+    assert len(list(find_runs(runs))) == 3
 
 
 def test_the_table_says_how_each_run_stands(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +52,19 @@ def test_the_table_says_how_each_run_stands(runs: Path, capsys: pytest.CaptureFi
     assert second.startswith("deep/er/second  stopped  3/100  7.0000")
     assert "8: ZeRO-1, TP 2" in second
     assert first.startswith("first           done       5/5  5.0000    4.2500      2.0k  1 ")
+
+
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "odd/events.jsonl").mkdir(parents=True)
+    add_row(runs / "first", {"step": 6, "loss": float("nan"), "tokens_per_second": float("inf")})
+    assert main(["runs", str(runs), "--json", "--sort", "name"]) == 0
+    second, first, odd = json.loads(capsys.readouterr().out)
+    assert (odd["name"], odd["state"], odd["step"]) == ("odd", "unreadable", None)
+    assert "cannot be read" in odd["reason"] and second["loss"] == 7.0
+    assert first["loss"] is None and first["speed"] is None
+    assert main(["runs", str(runs)]) == 0 and "odd" in capsys.readouterr().out
 
 
 def test_json_has_the_same_and_more(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
