@@ -24,6 +24,7 @@ class Redactor:
     def __init__(self, environment: Mapping[str, str]) -> None:
         secrets = {value for name, value in environment.items() if is_secret(name) and len(value) >= SHORTEST}
         self._secrets = sorted(secrets, key=len, reverse=True)
+        self._names: dict[str, str] = {}
 
     def text(self, text: str) -> str:
         """`text` without any of them."""
@@ -31,6 +32,12 @@ class Redactor:
             text = text.replace(secret, NOT_SHOWN)
         text = _URL.sub(_open_url, text)
         return _WORD.sub(lambda word: NOT_SHOWN if SECRET_VALUE.fullmatch(word[0]) else word[0], text)
+
+    def names(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with its names redacted; its values are numbers."""
+        for name in row.keys() - self._names.keys():
+            self._names[name] = self.text(name)
+        return {self._names[name]: value for name, value in row.items()}
 
     def value(self, value: Any, key: str = "") -> Any:
         """A JSON value, keys of mappings included, with all its texts redacted.

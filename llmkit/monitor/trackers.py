@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from llmkit.monitor.sink import Sink
 
 IDS = "trackers.json"
 """In the run folder: under which id each tracker knows the run, so that a resume goes on with it."""
+_ids_change = threading.Lock()
+"""Each tracker starts in a thread of its own."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,9 @@ class TrackerSink(Sink):
         tracker.start()
         self._tracker = tracker
         if self._how.id is not None and (found := self._how.id(tracker.tracker)) != known:
-            ids = _ids(self._folder) | {self.name: found, "folder": str(self._folder.resolve())}
-            write_json(self._folder / IDS, ids)
+            with _ids_change:
+                ids = _ids(self._folder) | {self.name: found, "folder": str(self._folder.resolve())}
+                write_json(self._folder / IDS, ids)
         if known is not None:  # it has the settings of the first start; mlflow refuses others
             return
         plain = (bool, int, float, str)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,30 @@ from llmkit.monitor.wandb_finish import STOPPED_EARLY, hand_over
 from llmkit.monitor.wandb_journal import FILES
 from llmkit.monitor.wandb_open import open_run
 from llmkit.monitor.wandb_session import read_session
-from llmkit.monitor.wandb_sidecar import DONE, NOT_ON_SERVER, exit_now
+from llmkit.monitor.wandb_sidecar import DONE, NOT_ON_SERVER, exit_now, wait_for_lock
 
 ENDS = {"done": 0, "early_stopping": 0, "stop": STOPPED_EARLY}
 """The last event of a run that ended as it should: the exit code that W&B gets; 1 after any other."""
+
+STARTS = ("start", "resume", "fault")
+WAIT_SECONDS = 60.0
+"""For the mirror of a trainer that was killed, which hands over its last rows."""
 
 
 def catch_up(run_dir: Path) -> dict[str, Any]:
     """Sends what is missing; returns what the last line says. No alerts: they are for what happens now."""
     session, said = read_session(run_dir), list[str]()
     done, given = False, dict.fromkeys(FILES.values(), 0)
+    lock = open(run_dir / "wandb" / "lock", "ab")  # noqa: SIM115 (held until the process ends)
+    end = time.monotonic() + WAIT_SECONDS
+
+    def gives_up(pause: float) -> bool:
+        time.sleep(pause)
+        return time.monotonic() > end
+
     try:
+        if not wait_for_lock(lock, gives_up):
+            raise TimeoutError("the mirror of its last start still holds the run")
         opened = open_run(run_dir, session, said.append, must=True)
         feed = Feed(run_dir, opened.journal, Redactor(os.environ), said.append)
         done = hand_over(run_dir, session, opened, feed, exit_code_of(run_dir), said.append)
@@ -41,8 +55,8 @@ def catch_up(run_dir: Path) -> dict[str, Any]:
 
 def exit_code_of(run_dir: Path) -> int:
     """That of the newest start, by its last event."""
-    events = JsonLines(run_dir / FILES["e"]).rows()
-    return ENDS.get(str(events[-1].get("event")), 1) if events else 1
+    events = [str(event.get("event")) for event in JsonLines(run_dir / FILES["e"]).rows()]
+    return ENDS.get(next((event for event in reversed(events) if event in (*ENDS, *STARTS)), ""), 1)
 
 
 if __name__ == "__main__":

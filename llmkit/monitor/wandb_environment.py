@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 
-from llmkit.config.mistakes import display
+from llmkit.config.mistakes import access_in_url, display
 
 SETTINGS = {
     "WANDB_MODE": "mode",
@@ -37,6 +37,7 @@ SAME_RUN = "a run always goes on under its own id"
 LIMITS = "the mirror process has limits of its own"
 NO_CODE = "code is not uploaded"
 NO_GIT = "addresses of git remotes may hold secrets"
+SETTINGS_IN_LOG = "its log would hold all settings of wandb, secrets too"
 OWN_PROCESS = "the mirror process starts a wandb of its own"
 PASSED_OVER = {
     "WANDB_DIR": FOLDER,
@@ -66,6 +67,8 @@ PASSED_OVER = {
     "WANDB_LOGIN_TIMEOUT": LIMITS,
     "WANDB_STOP_ON_FATAL_ERROR": "an outage of W&B does not end a run",
     "WANDB_STOP_FN": "W&B does not end a run",
+    "WANDB_CORE_DEBUG": SETTINGS_IN_LOG,
+    "WANDB_DEBUG": SETTINGS_IN_LOG,
     "WANDB_SERVICE": OWN_PROCESS,
     "WANDB_SYNC_TENSORBOARD": "monitor.trackers has tensorboard",
     "WANDB_MAGIC": "the mirror gets its values from the run's record",
@@ -93,7 +96,7 @@ LEFT_TO_WANDB = (
     "WANDB_APP_URL", "WANDB_APP_URL_OVERRIDE", "WANDB_CREDENTIALS_FILE", "WANDB_ORGANIZATION",
     "WANDB_ANONYMOUS", "WANDB_HTTP_TIMEOUT", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY",
     "WANDB_INSECURE_DISABLE_SSL", "WANDB_FILE_PUSHER_TIMEOUT", "WANDB_AZURE_ACCOUNT_URL_TO_ACCESS_KEY",
-    "WANDB_HEARTBEAT_SECONDS", "WANDB_RELOGIN", "WANDB_FORCE", "WANDB_CORE_DEBUG", "WANDB_DEBUG",
+    "WANDB_HEARTBEAT_SECONDS", "WANDB_RELOGIN", "WANDB_FORCE",
     "WANDB_ERROR_REPORTING", "WANDB_STRICT",
     # who and where
     "WANDB_USERNAME", "WANDB_USER_EMAIL", "WANDB_EMAIL", "WANDB_HOST", "WANDB_PROGRAM",
@@ -135,6 +138,8 @@ def passed_over(environment: Mapping[str, str]) -> Iterator[str]:
         agents = variable in SET_BY_THE_AGENT and "WANDB_SWEEP_ID" in environment
         if given and not agents and given.lower() not in SAME.get(variable, ()):
             yield f"{variable}={display(given)} is passed over: {reason}"
+    if access_in_url(environment.get("WANDB_BASE_URL", "")):
+        yield "the user, password or key in WANDB_BASE_URL is passed over: wandb would write it into logs"
     known = known_variables()
     for variable in environment:
         if variable.startswith("WANDB_") and variable not in known and not variable.startswith(PRIVATE):

@@ -67,12 +67,27 @@ class Feed:
         self._media_errors = 0
         self._stall = StallWatch(time.monotonic())
         for kind, tail in self._tails.items():
-            ends = {digest(line): end for line, end in tail.lines()}
-            tail.offset = journal.end(kind, ends)
+            tail.offset = self._end_of_given(kind, tail)
         for line, end in Tail(run_dir / FILES["m"]).lines():
             if end > self._tails["m"].offset:
                 break
             self.best.see(parse(line) or {})
+
+    def _end_of_given(self, kind: str, tail: Tail) -> int:
+        """The offset of the first line that the W&B run has not.
+
+        Behind it there may be lines that it has: among rows that are done again one may be as it was.
+        """
+        given, found = self.journal.digests(kind), 0
+        for line, end in tail.lines():
+            if digest(line) in given:
+                found = end
+            elif kind != "e" and self._is_for_wandb(kind, line):
+                break
+        return found
+
+    def _is_for_wandb(self, kind: str, line: bytes) -> bool:
+        return (parse(line) if kind == "m" else self._media_values(line, lambda _: None)) is not None
 
     def pass_on(self, run: Any) -> bool:
         """Gives everything that is new to `run`; returns whether there was anything.
@@ -83,12 +98,13 @@ class Feed:
         for line, end in self._tails["m"].lines():
             row = parse(line)
             if row is not None:
-                self._give(run, "m", line, chart_values(row))
-                if changed := self.best.see(row):
-                    run.summary.update(changed)
                 if end > self._first_news.get("m", end) and (alert := of_row(row)):
                     self._send(run, alert)
                     self._first_news["m"] = end
+                self._give(run, "m", line, chart_values(self._redactor.names(row)))
+                self._tails["m"].offset = end  # whatever fails from here on, it is given
+                if changed := self.best.see(row):
+                    run.summary.update(changed)
             self._tails["m"].offset = end
         self._pass_on_media(run)
         self._pass_on_news(run, len(self.journal) > before)
@@ -115,7 +131,7 @@ class Feed:
         for line, end in self._tails["a"].lines():
             if not self.media_are_taken:
                 return
-            if (values := self._media_values(line)) is not None:
+            if (values := self._media_values(line, self._say)) is not None:
                 try:
                     self._give(run, "a", line, values)
                 except Exception as error:  # wandb asks the server before it takes a table
@@ -126,14 +142,14 @@ class Feed:
                     return
             self._media_errors, self._tails["a"].offset = 0, end
 
-    def _media_values(self, line: bytes) -> Row | None:
+    def _media_values(self, line: bytes, say: Callable[[str], None]) -> Row | None:
         """What wandb takes for a line of media.jsonl; None where that is no item."""
         if (item := parse(line)) is None:
             return None
         try:
             return media(self._redactor.value(item), self._run_dir)
         except ValueError as error:
-            self._say(f"an item of {FILES['a']} is passed over ({error})")
+            say(f"an item of {FILES['a']} is passed over ({error})")
             return None
 
     @property

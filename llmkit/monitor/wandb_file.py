@@ -12,21 +12,44 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HEADER, CHUNK, BLOCK = 7, 7, 32768
 
 
-def lines_on_disk(run_dir: Path) -> int | None:
-    """How many lines of the run's history wandb's newest files hold, counted from its first start.
+class OnDisk(NamedTuple):
+    """How many lines of its history a run has, counted from its first start, and the last one of them."""
 
-    None where they are those of a start that was online, or hold no line: then nothing is known.
+    lines: int
+    row: dict[str, Any]
+
+
+def newest_on_disk(run_dir: Path, run_id: str) -> OnDisk | None:
+    """What wandb's files of the newest start hold.
+
+    None where they are those of another run or of a start that was online, or hold no line: then nothing is
+    known.
     """
-    folders = sorted(run_dir.glob("wandb/*run-*-*"), key=lambda path: path.name.split("run-", 1)[1])
-    if not folders or not folders[-1].name.startswith("offline-"):
+    folder = _newest_start(run_dir / "wandb")
+    if folder is None or not (folder.name.startswith("offline-") and folder.name.endswith(f"-{run_id}")):
         return None
-    steps = [row["_step"] for file in folders[-1].glob("run-*.wandb") for row in history(file)]
-    return steps[-1] + 1 if steps else None
+    rows = [row for file in folder.glob("run-*.wandb") for row in history(file)]
+    return OnDisk(rows[-1]["_step"] + 1, rows[-1]) if rows else None
+
+
+def _newest_start(folder: Path) -> Path | None:
+    """wandb's folder of the newest start: where its link says so, as the clock of the names may be wrong."""
+    link = folder / "latest-run"
+    if link.is_symlink() and link.is_dir() and (newest := link.resolve()).parent == folder.resolve():
+        return newest
+    starts = sorted(folder.glob("*run-*-*"), key=lambda path: path.name.split("run-", 1)[1])
+    return starts[-1] if starts else None
+
+
+def mark_as_synced(run_dir: Path) -> None:
+    """Has `wandb sync` leave out what was recorded offline."""
+    for file in run_dir.glob("wandb/offline-run-*/run-*.wandb"):
+        file.with_name(f"{file.name}.synced").touch()
 
 
 def history(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 FILES = {"m": "metrics.jsonl", "a": "media.jsonl", "e": "events.jsonl"}
@@ -49,20 +48,11 @@ class Journal:
         self._count = min(self._count, count)
         os.ftruncate(self._file, self._count * _LENGTH)
 
-    def last(self, kind: str) -> Iterator[str]:
-        """The digests of the entries of a kind, newest first."""
-        for number in reversed(range(self._count)):
-            entry = os.pread(self._file, _LENGTH, number * _LENGTH).decode("ascii", "replace")
-            if entry[0] == kind:
-                yield entry[2:18]
-
-    def end(self, kind: str, ends: Mapping[str, int]) -> int:
-        """The offset in the file of this kind up to which its lines have entries.
-
-        ends: of each line of the file, by digest. Lines that were cut off since then are in none, and those
-        that came in their place have no entry.
-        """
-        return next((ends[found] for found in self.last(kind) if found in ends), 0)
+    def digests(self, kind: str) -> set[str]:
+        """Those of the entries of a kind."""
+        data = os.pread(self._file, self._count * _LENGTH, 0).decode("ascii", "replace")
+        entries = (data[start : start + _LENGTH] for start in range(0, len(data), _LENGTH))
+        return {entry[2:18] for entry in entries if entry[0] == kind}
 
     def close(self) -> None:
         """Closes the file."""

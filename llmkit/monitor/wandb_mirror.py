@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import llmkit
 from llmkit.monitor.process_tree import kill_tree
-from llmkit.monitor.wandb_environment import for_wandb
 from llmkit.monitor.wandb_mode import has_home, resolve_mode
 from llmkit.monitor.wandb_names import resolve_names
-from llmkit.monitor.wandb_session import Timeouts, begin_session
+from llmkit.monitor.wandb_session import Timeouts, begin_session, wandb_environment
 from llmkit.stopping import signals_blocked
 
 if TYPE_CHECKING:
@@ -76,9 +75,8 @@ class Mirror:
         names = resolve_names(settings, origins or {}, environment)
         try:
             session, copy = begin_session(run_dir, mode, names, settings, config, timeouts, environment)
-            variables = names._replace(name=session["name"]).variables(session["run_id"])
             process = start_process(
-                "llmkit.monitor.wandb_sidecar", run_dir, for_wandb(environment, variables)
+                "llmkit.monitor.wandb_sidecar", run_dir, wandb_environment(session, environment)
             )
         except OSError as error:
             return cls(run_dir, f"W&B: off, its process could not be started ({error})")
@@ -138,7 +136,7 @@ def start_process(
 ) -> subprocess.Popen[bytes]:
     """A process that may import wandb, with logs/wandb.log for what it says. Raises OSError.
 
-    environment: of `for_wandb`. stdout: as for Popen; None = the log too.
+    environment: of `wandb_environment`. stdout: as for Popen; None = the log too.
     """
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     package_root = str(Path(llmkit.__file__).resolve().parents[1])

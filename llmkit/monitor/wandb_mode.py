@@ -6,6 +6,7 @@ import configparser
 import netrc
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -69,8 +70,14 @@ def environment_mode(environment: Mapping[str, str]) -> tuple[Mode, str] | None:
 
 
 def server_url(environment: Mapping[str, str]) -> str:
-    """The W&B server: WANDB_BASE_URL, else the one that `wandb login --host` stored, else the public."""
+    """The W&B server: WANDB_BASE_URL, else the one that `wandb login --host` stored, else the public.
+
+    Without user and password: it is shown and kept.
+    """
     url = environment.get("WANDB_BASE_URL") or _stored(environment, "base_url") or PUBLIC_SERVER
+    with suppress(ValueError):  # no URL: nothing will be there
+        parts = urlsplit(url)
+        url = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
     return url.rstrip("/")
 
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmkit.monitor.wandb_file import lines_on_disk
-from llmkit.monitor.wandb_journal import FILES, Journal
+from llmkit.monitor.jsonlines import Row, parse
+from llmkit.monitor.wandb_feed import Tail
+from llmkit.monitor.wandb_file import mark_as_synced, newest_on_disk
+from llmkit.monitor.wandb_journal import FILES, Journal, digest
 from llmkit.monitor.wandb_mode import Mode
 from llmkit.monitor.wandb_page import page_config
 from llmkit.monitor.wandb_rows import STEP
@@ -59,21 +61,50 @@ def open_run(run_dir: Path, session: dict[str, Any], say: Say, must: bool = Fals
             say(f"W&B does not take the run ({type(error).__name__}: {error}): offline")
             tear_down()  # without it the id counts as in use
     journal = Journal(run_dir / "wandb" / "journal")
-    if (lines := lines_on_disk(run_dir)) is not None:
-        journal.keep(lines)
+    if (found := newest_on_disk(run_dir, session["run_id"])) is not None:
+        _agree(journal, found.lines, run_dir, found.row.get(STEP), say)
     return Opened(init(run_dir, session, "offline"), "offline", journal)
 
 
 def _online(run_dir: Path, session: dict[str, Any], say: Say) -> Opened:
     run = init(run_dir, session, "online")
-    for file in run_dir.glob("wandb/offline-run-*/run-*.wandb"):  # what they hold and the server has not, is
-        file.with_name(f"{file.name}.synced").touch()  # sent by this run; `wandb sync` heeds the mark
+    mark_as_synced(run_dir)  # what the server has not is sent by this run
     lines, journal = int(run.starting_step), Journal(run_dir / "wandb" / "journal")
     journal.keep(lines)
     if len(journal) < lines and not _take_over_old_state(run_dir, session, journal, lines):
-        say(f"the server has {lines} lines, of which {len(journal)} are known here: new ones follow them")
-        journal.fill(lines)
+        _agree(journal, lines, run_dir, run.summary.get(STEP), say)
     return Opened(run, "online", journal)
+
+
+def _agree(journal: Journal, lines: int, run_dir: Path, step: Any, say: Say) -> None:
+    """Makes the journal one of as many lines as the W&B run has.
+
+    Where it has lost some, they count as those of the record up to `step`, the last one that W&B has.
+    """
+    journal.keep(lines)
+    if len(journal) == lines:
+        return
+    say(f"the W&B run has {lines} lines, of which {len(journal)} are known here: new ones follow them")
+    missing = []
+    for kind in ("m", "a"):
+        known = journal.digests(kind)
+        for line, _ in Tail(run_dir / FILES[kind]).lines():
+            if digest(line) not in known and _is_until(step, parse(line)):
+                missing.append((kind, line))
+    _fill(journal, lines, missing)
+
+
+def _is_until(step: Any, row: Row | None) -> bool:
+    at = (row or {}).get("step")
+    return isinstance(step, int | float) and isinstance(at, int) and at <= step
+
+
+def _fill(journal: Journal, lines: int, given: list[tuple[str, bytes]]) -> None:
+    """Fills the journal up to `lines` with these lines of files, and with unknown ones before them."""
+    given = given[: lines - len(journal)]
+    journal.fill(lines - len(given))
+    for kind, line in given:
+        journal.append(kind, line)
 
 
 def _take_over_old_state(run_dir: Path, session: dict[str, Any], journal: Journal, lines: int) -> bool:
@@ -86,10 +117,9 @@ def _take_over_old_state(run_dir: Path, session: dict[str, Any], journal: Journa
         data = (run_dir / FILES["m"]).read_bytes()[: min(offset, session["first_news"]["m"])]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    last = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)[-1:]
+    rows = [line for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True) if parse(line)]
     journal.keep(0)
-    journal.fill(lines - 1)
-    journal.append("m", last[0] if last else b"")
+    _fill(journal, lines, [("m", line) for line in rows])
     return True
 
 

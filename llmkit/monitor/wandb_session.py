@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmkit.files import write_atomic, write_json
 from llmkit.monitor.jsonlines import parse, plain
 from llmkit.monitor.redaction import Redactor
+from llmkit.monitor.wandb_environment import for_wandb
+from llmkit.monitor.wandb_file import mark_as_synced
 from llmkit.monitor.wandb_journal import FILES
 from llmkit.monitor.wandb_mode import Mode, server_url
 from llmkit.monitor.wandb_names import Names, known_run_id
@@ -39,6 +41,13 @@ class Timeouts(NamedTuple):
     """The trainer kills the mirror process: what W&B can cost a run at its end, at the most."""
     again: float = 30.0
     """The first pause before wandb is started anew, where it broke down or the server was not there."""
+
+
+def wandb_environment(session: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that mirrors the run of this session."""
+    names = Names(**{name: session[name] for name in Names._fields if name in session})
+    variables = names.variables(session["run_id"]) | {"WANDB_BASE_URL": session["server"]}
+    return for_wandb(environment, variables)
 
 
 class Copy(NamedTuple):
@@ -71,11 +80,12 @@ def begin_session(
         forked_from = {"run_id": copy.run_id, "step": _last_step(run_dir)}
     redactor, manifest = Redactor(environment), _read(run_dir / "manifest.json")
     manifest.pop("command", None)  # it may hold secrets
+    shown = {name: value for name, value in names._asdict().items() if name not in ("remarks", "run_id")}
+    shown["name"] = names.name or run_dir.resolve().name
     session = {
         "mode": mode,
         "server": server_url(environment),
-        **{name: value for name, value in names._asdict().items() if name not in ("remarks", "run_id")},
-        "name": names.name or run_dir.resolve().name,
+        **redactor.value(shown),
         "run_id": _run_id(folder / "run_id", names.run_id),
         "forked_from": forked_from,
         "restarts": before["restarts"] + 1 if isinstance(before.get("restarts"), int) else 0,
@@ -113,15 +123,30 @@ def _leave_original(run_dir: Path) -> Copy | None:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    mark_as_synced(run_dir)  # else `wandb sync` would send the original's lines once more
     for name in OF_A_RUN:  # the new run gets all rows
         (folder / name).unlink(missing_ok=True)
     return Copy(original, run_ids[0].strip())
+
+
+def is_fork(run_dir: Path) -> bool:
+    """Whether this folder is a copy of a run folder that is still there, and has rows of its own."""
+    try:
+        original = Path(read_session(run_dir)["folder"])
+        if run_dir.samefile(original) or known_run_id(run_dir) != known_run_id(original):
+            return False
+        rows, theirs = ((folder / FILES["m"]).read_bytes() for folder in (run_dir, original))
+        return not theirs.startswith(rows)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _run_id(path: Path, asked: str | None) -> str:
     """The W&B id of the run, made once: with the same id a resumed run goes on in the same charts."""
     if (known := known_run_id(path.parents[1])) is not None:
         return known
+    for name in OF_A_RUN:  # of a run whose id is lost
+        path.with_name(name).unlink(missing_ok=True)
     new = asked or secrets.token_hex(6)
     with write_atomic(path) as file:
         file.write(f"{new}\n".encode())

@@ -15,7 +15,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +99,7 @@ class Sidecar:
         """Mirrors the run until its trainer ends; returns the exit code."""
         self._trainer.start()
         lock = open(self._run_dir / "wandb" / "lock", "ab")  # noqa: SIM115 (held until the process ends)
-        if not wait_for_lock(lock, self._trainer):
+        if not wait_for_lock(lock, self._trainer.ended.wait):
             log("the mirror of an earlier start still holds this run")
             return NOT_ON_SERVER
         session, feed = self._session, None
@@ -162,14 +162,17 @@ class Sidecar:
             os.execv(sys.executable, command)
 
 
-def wait_for_lock(lock: Any, trainer: TrainerProcess) -> bool:
-    """Waits until the mirror of an earlier start has ended, unless the trainer ends before that."""
+def wait_for_lock(lock: Any, gives_up: Callable[[float], bool]) -> bool:
+    """Waits until the mirror of an earlier start has ended; returns whether it has.
+
+    gives_up: waits so many seconds, and returns whether to wait no longer.
+    """
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if trainer.ended.wait(POLL_SECONDS / 4):
+            if gives_up(POLL_SECONDS / 4):
                 return False
         except OSError:
             return True  # a file system without locks

@@ -14,13 +14,19 @@ from llmkit.errors import RunFault, UserError
 from llmkit.file_lock import FileLock
 from llmkit.monitor.jsonlines import parse
 from llmkit.monitor.process_tree import kill_tree
-from llmkit.monitor.wandb_environment import for_wandb
 from llmkit.monitor.wandb_finish import is_complete
 from llmkit.monitor.wandb_journal import FILES
 from llmkit.monitor.wandb_mirror import start_process
 from llmkit.monitor.wandb_mode import has_credential, server_url
-from llmkit.monitor.wandb_names import Names, resolve_names
-from llmkit.monitor.wandb_session import Timeouts, begin_session, read_session, write_session
+from llmkit.monitor.wandb_names import resolve_names
+from llmkit.monitor.wandb_session import (
+    Timeouts,
+    begin_session,
+    is_fork,
+    read_session,
+    wandb_environment,
+    write_session,
+)
 from llmkit.run_folder import LOCK
 
 PATIENT = Timeouts(probe=10.0, init=120.0, finish=3600.0, abandon=3600.0, kill=3600.0)
@@ -76,9 +82,8 @@ def _sync(run_dir: Path, environment: Mapping[str, str]) -> str:
     if is_complete(run_dir, session):
         return f"nothing is missing in {page}"
     write_session(run_dir, session)
-    names = Names(**{name: session[name] for name in Names._fields if name in session})
     process = start_process(
-        "llmkit.monitor.wandb_catch_up", run_dir, for_wandb(environment, names.variables(session["run_id"])),
+        "llmkit.monitor.wandb_catch_up", run_dir, wandb_environment(session, environment),
         stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -98,9 +103,10 @@ def _sync(run_dir: Path, environment: Mapping[str, str]) -> str:
 
 
 def _session(run_dir: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """That of the newest start; of a run without W&B a new one, by the settings that it had."""
+    """That of the newest start; a new one for a run, or a copy of one, that was trained without W&B."""
     with suppress(OSError, ValueError):
-        if "settings" in (session := read_session(run_dir)):  # versions until 2026-11-29 kept less
+        session = read_session(run_dir)
+        if "settings" in session and not is_fork(run_dir):  # versions until 2026-11-29 kept less
             return session
     from llmkit.config.load import load
 

@@ -125,6 +125,51 @@ def test_rows_that_were_cut_back_and_redone_are_given_again(
     assert late.lines == [], "the mirror of the earlier start has nothing to do with the new file"
 
 
+def test_among_redone_rows_one_that_is_as_it_was_hides_none(
+    record: SimpleNamespace, feed: Callable[..., Feed]
+) -> None:
+    table = {"step": 4, "kind": "table", "name": "samples", "columns": ["a"], "rows": [["x"]]}
+    for step in range(1, 5):
+        record.metrics.append({"step": step, "seconds": 1.0})
+    record.metrics.append({"step": 4, "eval_loss": 2.0})
+    record.media.append({"step": 3, "kind": "nothing"})
+    record.media.append(table)
+    feed().pass_on(FakeRun())
+    record.metrics.cut_back(2)
+    for step in (3, 4):
+        record.metrics.append({"step": step, "seconds": 2.0})
+    record.metrics.append({"step": 4, "eval_loss": 2.0})
+    run = FakeRun()
+    feed().pass_on(run)
+    assert run.steps == [3, 4, 4]
+    feed().pass_on(run)
+    assert run.steps == [3, 4, 4], "and the media once"
+
+
+def test_a_row_is_given_once_whatever_fails_after_it(
+    record: SimpleNamespace, feed: Callable[..., Feed]
+) -> None:
+    class NoSummary:
+        def update(self, values: dict[str, Any]) -> None:
+            raise ConnectionResetError("gone")
+
+    run, only = FakeRun(), feed()
+    run.summary = NoSummary()  # type: ignore[assignment]
+    record.metrics.append({"step": 1, "eval_loss": 2.0})
+    with pytest.raises(ConnectionResetError):
+        only.pass_on(run)
+    only.pass_on(run)
+    assert run.steps == [1]
+
+
+def test_names_of_columns_hold_no_secret(record: SimpleNamespace, feed: Callable[..., Feed]) -> None:
+    run = FakeRun()
+    record.metrics.append({"step": 1, "loss/https://u:canary@host/x?token=canary": 2.0})
+    feed().pass_on(run)
+    (_, values), *_ = run.lines
+    assert list(values) == ["train/step", "data/loss/https://host/x?... (not shown)"]
+
+
 def test_a_row_that_is_refused_is_given_again(record: SimpleNamespace, feed: Callable[..., Feed]) -> None:
     run, only = FakeRun(), feed()
     record.metrics.append({"step": 1})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2 as messages
 
-from llmkit.monitor.wandb_file import BLOCK, history, lines_on_disk
+from llmkit.monitor.wandb_file import BLOCK, history, newest_on_disk
 
 
 def row(step: int, text: str = "") -> bytes:
@@ -61,18 +61,37 @@ def test_what_follows_damage_is_left_out(tmp_path: Path, damage: str) -> None:
     assert list(history(path)) == []
 
 
-def test_the_lines_on_this_disk_are_those_of_the_newest_start_if_that_was_offline(tmp_path: Path) -> None:
-    def start(name: str, *steps: int) -> None:
-        folder = tmp_path / "wandb" / name
-        folder.mkdir(parents=True)
-        (folder / "run-x.wandb").write_bytes(file_of([row(step) for step in steps]))
+def start(run_dir: Path, name: str, *steps: int) -> Path:
+    folder = run_dir / "wandb" / name
+    folder.mkdir(parents=True)
+    (folder / "run-x.wandb").write_bytes(file_of([row(step) for step in steps]))
+    return folder
 
-    assert lines_on_disk(tmp_path) is None
-    start("offline-run-20260101_100000-x", 0, 1)
-    assert lines_on_disk(tmp_path) == 2
-    start("offline-run-20260101_110000-x", 2, 3, 4)
-    assert lines_on_disk(tmp_path) == 5
-    start("run-20260101_120000-x", 5)
-    assert lines_on_disk(tmp_path) is None
-    start("offline-run-20260101_130000-x")
-    assert lines_on_disk(tmp_path) is None, "nothing came through"
+
+def lines(run_dir: Path) -> int | None:
+    found = newest_on_disk(run_dir, "x")
+    return found and found.lines
+
+
+def test_the_lines_on_this_disk_are_those_of_the_newest_start_if_that_was_offline(tmp_path: Path) -> None:
+    assert lines(tmp_path) is None
+    start(tmp_path, "offline-run-20260101_100000-x", 0, 1)
+    assert newest_on_disk(tmp_path, "x") == (2, {"train/step": 2, "a.b": "", "_step": 1})
+    start(tmp_path, "offline-run-20260101_110000-x", 2, 3, 4)
+    assert lines(tmp_path) == 5
+    start(tmp_path, "run-20260101_120000-x", 5)
+    assert lines(tmp_path) is None
+    start(tmp_path, "offline-run-20260101_130000-x")
+    assert lines(tmp_path) is None, "nothing came through"
+    start(tmp_path, "offline-run-20260101_140000-y", 6)
+    assert lines(tmp_path) is None, "of another run, of which this folder is a copy"
+
+
+def test_the_newest_start_is_not_told_by_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    start(tmp_path, "offline-run-20260101_100000-x", 0, 1)
+    newest = start(tmp_path, "offline-run-20251231_100000-x", 2, 3)
+    (tmp_path / "wandb" / "latest-run").symlink_to(newest.name)
+    assert lines(tmp_path) == 4
+    (tmp_path / "wandb" / "latest-run").unlink()
+    (tmp_path / "wandb" / "latest-run").symlink_to(tmp_path)
+    assert lines(tmp_path) == 2, "no link to a start"

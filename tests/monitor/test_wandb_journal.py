@@ -10,31 +10,17 @@ import pytest
 from llmkit.monitor.wandb_journal import Journal, digest
 
 
-def ends(*lines: bytes) -> dict[str, int]:
-    """As a file of these lines gives them."""
-    found, end = {}, 0
-    for line in lines:
-        end += len(line)
-        found[digest(line)] = end
-    return found
+def digests(*lines: bytes) -> set[str]:
+    return {digest(line) for line in lines}
 
 
-def test_the_end_is_that_of_the_last_line_of_its_kind(tmp_path: Path) -> None:
+def test_entries_are_told_by_their_kind(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
-    assert journal.end("m", ends(b"1\n")) == 0
+    assert journal.digests("m") == set()
     for kind, line in (("m", b"1\n"), ("m", b"22\n"), ("a", b"media\n")):
         journal.append(kind, line)
-    assert journal.end("m", ends(b"1\n", b"22\n", b"3\n")) == 5
-    assert journal.end("a", ends(b"media\n", b"more\n")) == 6
+    assert journal.digests("m") == digests(b"1\n", b"22\n") and journal.digests("a") == digests(b"media\n")
     assert len(journal) == 3
-
-
-def test_lines_that_were_cut_off_and_done_again_have_no_entry(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal")
-    for line in (b"1\n", b"2\n", b"3\n"):
-        journal.append("m", line)
-    assert journal.end("m", ends(b"1\n", b"B\n", b"C\n", b"D\n")) == 2
-    assert journal.end("m", ends(b"A\n")) == 0
 
 
 def test_entries_outlive_the_process_but_for_those_that_the_server_has_not(tmp_path: Path) -> None:
@@ -47,9 +33,19 @@ def test_entries_outlive_the_process_but_for_those_that_the_server_has_not(tmp_p
     again.keep(2)
     again.keep(50)
     assert len(again) == len(Journal(tmp_path / "journal")) == 2
-    assert again.end("m", ends(b"1\n", b"2\n", b"3\n")) == 4
     again.fill(4)
-    assert len(again) == 4 and again.end("m", ends(b"1\n", b"2\n", b"3\n")) == 4
+    assert len(again) == 4 and again.digests("m") == digests(b"1\n", b"2\n")
+
+
+def test_a_damaged_entry_is_that_of_no_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    for line in (b"1\n", b"2\n", b"3\n"):
+        journal.append("m", line)
+    data = bytearray((tmp_path / "journal").read_bytes())
+    data[19:38] = b"\x00\xff" * 9 + b"m"
+    (tmp_path / "journal").write_bytes(data)
+    again = Journal(tmp_path / "journal")
+    assert len(again) == 3 and again.digests("m") == digests(b"1\n", b"3\n")
 
 
 def test_half_an_entry_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +56,7 @@ def test_half_an_entry_counts_as_none(tmp_path: Path, monkeypatch: pytest.Monkey
     again = Journal(tmp_path / "journal")
     assert len(again) == 1
     again.append("m", b"2\n")
-    assert list(again.last("m")) == [digest(b"2\n"), digest(b"1\n")]
+    assert again.digests("m") == digests(b"1\n", b"2\n")
 
     write = os.pwrite
     monkeypatch.setattr("os.pwrite", lambda file, data, place: write(file, data[:5], place))

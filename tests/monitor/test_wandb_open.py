@@ -12,6 +12,7 @@ import pytest
 from llmkit.monitor import wandb_open
 from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.wandb_feed import Feed
+from llmkit.monitor.wandb_file import OnDisk
 from llmkit.monitor.wandb_open import open_run
 from llmkit.monitor.wandb_session import Timeouts
 
@@ -22,12 +23,13 @@ class Opening:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.lines, self.said = folder, 0, list[str]()
         self.fault: Exception | None = None
+        self.summary: dict[str, Any] = {}
         (folder / "wandb").mkdir()
         self.rows = [json.dumps({"step": step}).encode() + b"\n" for step in range(1, 6)]
         (folder / "metrics.jsonl").write_bytes(b"".join(self.rows))
         self.session: dict[str, Any] = {
             "mode": "online", "server": "http://x", "timeouts": Timeouts()._asdict(),
-            "first_news": {"m": 1000},
+            "first_news": {"m": 1000}, "run_id": "x",
         }  # fmt: skip
         monkeypatch.setattr(wandb_open, "is_reachable", lambda *_: True)
         monkeypatch.setattr(wandb_open, "tear_down", lambda: None)
@@ -36,7 +38,7 @@ class Opening:
     def init(self, run_dir: Path, session: dict[str, Any], mode: str) -> Any:
         if mode == "online" and self.fault is not None:
             raise self.fault
-        return SimpleNamespace(starting_step=self.lines)
+        return SimpleNamespace(starting_step=self.lines, summary=self.summary)
 
     def given(self, **how: Any) -> tuple[str, list[int]]:
         """The mode, and the steps of the rows that are given in this start."""
@@ -65,7 +67,29 @@ def test_lines_of_somebody_else_are_told_and_nothing_is_given_twice(opening: Ope
     opening.given()
     opening.lines = 7
     assert opening.given() == ("online", [])
-    assert opening.said == ["the server has 7 lines, of which 5 are known here: new ones follow them"]
+    assert opening.said == ["the W&B run has 7 lines, of which 5 are known here: new ones follow them"]
+
+
+def test_a_journal_that_is_lost_is_made_anew_by_the_step_that_the_server_has(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media = [{"step": 2, "kind": "x"}, {"step": "2", "kind": "x"}, {"kind": "x"}]
+    (opening.folder / "media.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in media))
+    journal = opening.folder / "wandb" / "journal"
+    journal.write_bytes(bytes(40))  # as a power failure may leave it
+    opening.lines, opening.summary = 6, {"train/step": 3}
+    assert opening.given() == ("online", [4, 5])
+    assert opening.said[0] == "the W&B run has 6 lines, of which 2 are known here: new ones follow them"
+
+    journal.unlink()
+    opening.lines, opening.summary = 2, {"train/step": 3}
+    assert opening.given() == ("online", [3, 4, 5]), "no more lines than the server has"
+
+    journal.unlink()
+    opening.session["mode"] = "offline"
+    found = OnDisk(4, {"train/step": 4})
+    monkeypatch.setattr(wandb_open, "newest_on_disk", lambda *_: found)
+    assert opening.given() == ("offline", [5])
 
 
 def test_a_run_that_an_older_version_has_mirrored_goes_on_where_that_was(opening: Opening) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from llmkit.config.monitor_section import Wandb
 from llmkit.monitor.wandb_mirror import Mirror
-from llmkit.monitor.wandb_session import OF_A_RUN, Timeouts, read_session
+from llmkit.monitor.wandb_session import OF_A_RUN, Timeouts, read_session, wandb_environment
 
 
 @pytest.fixture(autouse=True)
@@ -81,18 +81,41 @@ def test_a_copied_run_folder_is_a_wandb_run_of_its_own_and_a_moved_one_is_not(
     assert "copy of" not in start(moved, environment)
 
 
+def test_a_copy_leaves_what_was_recorded_offline_to_the_original(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    start(tmp_path / "first", environment)
+    part = Path("wandb", "offline-run-20260101_100000-x", "run-x.wandb")
+    (tmp_path / "first" / part).parent.mkdir()
+    (tmp_path / "first" / part).touch()
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    start(tmp_path / "copy", environment)
+    synced = part.with_name("run-x.wandb.synced")
+    assert (tmp_path / "copy" / synced).exists() and not (tmp_path / "first" / synced).exists()
+
+
+def test_a_run_whose_id_is_lost_begins_anew(tmp_path: Path, environment: dict[str, str]) -> None:
+    start(tmp_path, environment)
+    known = run_id(tmp_path)
+    (tmp_path / "wandb" / "journal").touch()
+    (tmp_path / "wandb" / "run_id").write_bytes(b"\xff")
+    start(tmp_path, environment)
+    assert run_id(tmp_path) != known and not (tmp_path / "wandb" / "journal").exists()
+
+
 def test_no_secret_is_in_what_is_written(tmp_path: Path, environment: dict[str, str]) -> None:
     key = "c0ffee0123456789" * 2 + "01234567"
     (tmp_path / "manifest.json").write_text(
         json.dumps({"note": f"key {key}", "host": "n1", "command": ["canary"]})
     )
     url = "https://user:canary@host/x?token=canary"
-    start(
-        tmp_path,
-        {**environment, "HF_TOKEN": "canary-of-the-hub"},
-        data={"path": url, "x": "canary-of-the-hub"},
-    )
+    names = {"WANDB_NOTES": f"see {url}", "WANDB_TAGS": key, "WANDB_NAME": "canary-of-the-hub"}
+    server = {"WANDB_BASE_URL": "http://u:canary@localhost:1"}
+    user = {**environment, **names, **server, "HF_TOKEN": "canary-of-the-hub"}
+    message = start(tmp_path, user, data={"path": url, "x": "canary-of-the-hub"})
     text = (tmp_path / "wandb" / "session.json").read_text()
-    assert "canary" not in text and key not in text
+    assert "canary" not in text and key not in text and "canary" not in message
+    sent = wandb_environment(read_session(tmp_path), user)
+    assert sent["WANDB_BASE_URL"] == "http://localhost:1" and sent["WANDB_NAME"] == "... (not shown)"
     assert read_session(tmp_path)["settings"]["data"]["path"].startswith("https://host/x")
     assert read_session(tmp_path)["manifest"]["host"] == "n1"

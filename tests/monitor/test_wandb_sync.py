@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from fake_wandb import FakeServer
 from llmkit.cli import main
 from llmkit.errors import RunFault, UserError
 from llmkit.file_lock import FileLock
+from llmkit.monitor import wandb_catch_up, wandb_sync
 from llmkit.monitor.wandb_catch_up import exit_code_of
 from llmkit.monitor.wandb_sync import sync_command
 
@@ -75,6 +78,36 @@ def test_a_run_that_is_training_is_refused(tmp_path: Path, online: Callable[[str
     lock.release()
 
 
+def test_a_copy_that_was_trained_on_without_wandb_is_sent_as_a_run_of_its_own(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    record(first, 5, "start", "done")
+    session = wandb_sync._session(first, environment)
+    shutil.copytree(first, copy)
+    assert wandb_sync._session(copy, environment)["run_id"] == session["run_id"], "it has nothing of its own"
+    record(copy, 7, "start", "done")
+    forked = wandb_sync._session(copy, environment)
+    assert forked["run_id"] != session["run_id"]
+    assert forked["forked_from"] == {"run_id": session["run_id"], "step": 7}
+    assert wandb_sync._session(copy, environment)["run_id"] == forked["run_id"]
+    assert wandb_sync._session(first, environment)["run_id"] == session["run_id"]
+
+
+def test_the_mirror_of_a_trainer_that_was_killed_is_waited_for(
+    tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path, 5, "start", "done")
+    wandb_sync._session(tmp_path, environment)
+    monkeypatch.setattr(wandb_catch_up, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(wandb_catch_up, "open_run", lambda *_, **__: 1 / 0)
+    with open(tmp_path / "wandb" / "lock", "ab") as mirror:
+        fcntl.flock(mirror, fcntl.LOCK_EX)
+        said = wandb_catch_up.catch_up(tmp_path)["said"]
+    assert said == ["TimeoutError: the mirror of its last start still holds the run"]
+    assert wandb_catch_up.catch_up(tmp_path)["said"] == ["ZeroDivisionError: division by zero"]
+
+
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sync", str(tmp_path)]) == 2
     assert "no API key" in capsys.readouterr().err
@@ -87,6 +120,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["start", "stop"], 75),
         (["start", "fault"], 1),
         (["start", "save"], 1),
+        (["start", "done", "refused"], 0),
+        (["start", "stop", "resume"], 1),
         ([], 1),
     ],
 )
