@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -55,15 +56,18 @@ class Account:
     def of_event(cls, event: Row) -> Account | None:
         """The account of an event; None for one without, as those of older versions."""
         found = event.get("account")
-        return None if found is None else cls(found["useful"], found["lost"])
+        if not isinstance(found, Mapping) or not isinstance(found.get("lost"), Mapping):
+            return None
+        return cls(_seconds(found.get("useful")), {name: _seconds(found["lost"].get(name)) for name in LOST})
 
     @classmethod
     def of_row(cls, row: Row) -> Account | None:
         """The account of a row of metrics.jsonl; None for one without."""
-        if row.get("elapsed_seconds") is None:
+        elapsed = _seconds(row.get("elapsed_seconds"))
+        if not elapsed:
             return None
-        lost = {name: row.get(f"lost/{name}") or 0.0 for name in LOST}
-        return cls(max(0.0, row["elapsed_seconds"] - sum(lost.values())), lost)
+        lost = {name: _seconds(row.get(f"lost/{name}")) for name in LOST}
+        return cls(max(0.0, elapsed - sum(lost.values())), lost)
 
     def describe(self) -> str:
         """One line: the share of the time that advanced training, and what else took half a percent."""
@@ -105,7 +109,7 @@ def carried_over(rows: Sequence[Row], events: Sequence[Row], step: int, now: dat
     checkpoint is no longer useful. rows: of metrics.jsonl, with those after the checkpoint. events: all so
     far. now: when the new start began.
     """
-    starts = [index for index, event in enumerate(events) if _begins(event) and "account" in event]
+    starts = [index for index, event in enumerate(events) if _begins(event) and Account.of_event(event)]
     if not starts:
         return Account()
     begun = events[starts[-1]]
@@ -121,6 +125,11 @@ def carried_over(rows: Sequence[Row], events: Sequence[Row], step: int, now: dat
     lost["redone"] = lost.get("redone", 0.0) + redone
     lost["down"] = lost.get("down", 0.0) + down
     return Account(last.useful - redone, lost)
+
+
+def _seconds(value: object) -> float:
+    """A number of a record; 0 for what is none, as after damage."""
+    return float(value) if isinstance(value, int | float) and 0.0 <= value < math.inf else 0.0
 
 
 def _begins(event: Row) -> bool:

@@ -62,20 +62,22 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
         clock.takes(uploads, name, 10.0)
     monkeypatch.setattr("llmkit.loop.step_log.device_peak", lambda device, dtype, fp8: (1e6, "a known peak"))
     settings = ["monitor.log_every=4", "checkpoint.every_steps=3", "evaluate.every_steps=5"]
-    loaded = load("tiny.yaml", settings)
+    loaded = load("tiny.yaml", [*settings, "parallel.activation_checkpointing=full"])
     assert train(loaded, Options(), started=0.0, environment={}, hooks=[uploads], clock=clock) == 0
     folder = project / "runs" / "tiny"
     first, *others = [row for row in rows(folder) if "loss" in row]
     assert first["step_seconds"] is None and first["mfu"] is None
     flops = 6 * 26_848 + 12 * 2 * 32 * 32  # of a token: parameters without padding; 2 layers, width 32
     causal = 6 * (26_848 - 192) + 12 * 2 * 32 * 33 / 2  # without the norms
+    again = 2 * 2 * (32 * (32 + 2 * 16 + 32) + 2 * 32 * 64) + 4 * 2 * 32 * 32  # not the last product
     assert [row["step"] for row in others] == [4, 8, 12]
     for row in others:
         assert row["step_seconds"] == pytest.approx(2.5)
         assert row["data_seconds"] == pytest.approx(0.5)
         assert row["tokens_per_second"] == pytest.approx(4 * 32 / 2.5)
         assert row["tokens_per_second_per_device"] == row["tokens_per_second"]
-        assert row["mfu_causal"] == pytest.approx(4 * 32 / 2.5 * causal / 1e6) and "hfu" not in row
+        assert row["mfu_causal"] == pytest.approx(4 * 32 / 2.5 * causal / 1e6)
+        assert row["hfu"] == pytest.approx(4 * 32 / 2.5 * (flops + again) / 1e6)
         assert (row["mfu"], row["mfu_peak"]) == (pytest.approx(4 * 32 / 2.5 * flops / 1e6), "a known peak")
     # Saves come after steps 3, 6 and 9, evaluations after 5 and 10, each with a hook that takes 10 s.
     phases = ("step", "data", "save", "evaluate", "other")

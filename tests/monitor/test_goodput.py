@@ -110,6 +110,19 @@ def test_starts_of_versions_without_an_account_are_left_out() -> None:
     assert carried_over([], [], 0, NOON) == Account()
 
 
+def test_damaged_records_do_not_keep_a_run_from_going_on() -> None:
+    rows = [row(8, ROW), {"step": 9, "elapsed_seconds": "much"}, {"step": 9, "elapsed_seconds": [1.0]}]
+    events = [
+        *KILLED,
+        {"event": "save", "step": 8, "account": 7},
+        {"event": "save", "step": 8, "account": {"lost": 1}},
+    ]
+    now = NOON + timedelta(seconds=160.0)
+    assert carried_over(rows, events, 5, now) == carried_over([row(8, ROW)], KILLED, 5, now)
+    nothing = Account.of_event({"account": {"useful": "x", "lost": {"start": None, "save": 1e400}}})
+    assert nothing is not None and nothing.elapsed == 0.0
+
+
 def test_three_starts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     first = carried_over([row(8, ROW)], KILLED, 5, NOON + timedelta(seconds=160.0))
     again = first.with_phases(phases(start=20.0))
