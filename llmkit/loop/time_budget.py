@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from llmkit.config.schema import Train
+from llmkit.data.curriculum import Shortage
 from llmkit.engine.base import StepResult
 from llmkit.loop import budget as times
 from llmkit.loop.budget import Budget, StepPlan, Watch
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class TimeBudget(Hook):
-    """Turns a time budget into `max_steps`, and records it; anew where the machine has become much slower
-    or faster since.
+    """Turns a time budget into `max_steps`; anew where the machine has become much slower or faster since.
+    Records every change of the number, those by other hooks, too.
 
     The steps of rank 0 are timed. The run ends earlier where a source with `max_epochs` does not last so
     long. budget: None where the number of steps is known.
@@ -32,7 +33,13 @@ class TimeBudget(Hook):
         """Since the number of steps is chosen, while no other hook has set it; on rank 0."""
         self._asked: int | None = None
         """The number of steps that was asked for last."""
+        self._known: int | None = None
+        """The number of steps that is on record."""
         self._paused = 0.0
+
+    def on_start(self, t: Trainer) -> None:
+        """The number of steps from before is known."""
+        self._known = t.state.max_steps
 
     def request(self, t: Trainer) -> Request | None:
         """The number of steps, once it is known, and again where it changes. Raises UserError where no time
@@ -70,24 +77,35 @@ class TimeBudget(Hook):
             self._budget, self._is_open = None, False
             if not agreed and short is not None:
                 t.end_after(short.last_step)
-        if t.mesh.rank > 0 or not (first or (agreed and self._plan is not None)):
-            return
-        plan, self._plan, chosen = self._plan, None, t.state.max_steps
+        if t.mesh.rank == 0 and (first or t.state.max_steps != self._known):
+            self._record(t, first, short)
+
+    def _record(self, t: Trainer, first: bool, short: Shortage | None) -> None:
+        """Puts on record where the run ends now, and why."""
+        chosen, plan = t.state.max_steps, None
+        if chosen == self._asked:
+            plan, self._plan = self._plan, None
+        self._known = chosen
         timed: dict[str, Any] = {} if plan is None else plan._asdict()
         t.events.record("max_steps", **timed | {"max_steps": chosen})
-        minutes = f"{t.config.train.max_minutes:g} minutes"
+        minutes = f"{t.config.train.max_minutes or 0.0:g} minutes"
         if short is not None and chosen == short.last_step:
             limit = f"data.sources.{short.supply.index}.max_epochs is {short.supply.max_epochs}"
-            t.console.note(
-                f"max_steps = {chosen}: source {short.supply.name} lasts until then ({limit}); "
+            why = (
+                f"source {short.supply.name} lasts until then ({limit}); "
                 f"{minutes} would be {f'{plan.max_steps} steps' if plan is not None else 'more'}"
             )
         elif plan is not None:
-            now = "" if first else " by now, and the learning rate still ends as planned"
-            t.console.note(
-                f"max_steps = {chosen}: {minutes} at {plan.step_seconds:.2f} s a step{now}, "
+            now = "" if first else " by now"
+            if not first and t.config.schedule.steps is None:
+                now += ", and the learning rate still ends as planned"
+            why = (
+                f"{minutes} at {plan.step_seconds:.2f} s a step{now}, "
                 f"{plan.reserved_seconds:.0f} s kept for the end"
             )
+        else:
+            why = "a hook asks for it"
+        t.console.note(f"max_steps = {chosen}: {why}")
 
 
 def _paused(t: Trainer) -> float:

@@ -19,7 +19,7 @@ from llmkit.loop.hook_list import HookError
 from llmkit.loop.resume import Options
 from llmkit.monitor.sink import Sink
 from llmkit.train import train
-from tests.program import events, rows, timeless
+from tests.program import events, recorded, rows, timeless
 
 RUN = Path("runs/tiny")
 
@@ -160,6 +160,7 @@ def test_requests_save_evaluate_and_finish(project: Path) -> None:
     assert [row["step"] for row in rows(RUN) if "eval_loss" in row] == [4, 7]
     assert last_event()["event"] == "done"
     assert open_checkpoint(RUN).state["progress"]["max_steps"] == 7
+    assert [event["max_steps"] for event in recorded("max_steps")] == [7]
 
 
 def test_a_hook_stops_the_run_which_goes_on_later(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

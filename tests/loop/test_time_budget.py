@@ -94,13 +94,15 @@ class EndsAt30(Hook):
         return Request(max_steps=30) if t.state.step == 12 else None
 
 
-def test_the_end_that_a_hook_asks_for_stays_though_there_is_time_for_more(project):
+def test_the_end_that_a_hook_asks_for_stays_though_there_is_time_for_more(project, capsys):
     clock = Clock(1.0)
     loaded = load("tiny.yaml", [*BUDGET, "train.max_minutes=3"])
     assert train(loaded, Options(), started=0.0, environment={}, hooks=[clock, EndsAt30()], clock=clock) == 0
     folder = project / "runs" / "tiny"
     assert clock.end == [30, 30]
-    assert [event["event"] for event in records(folder)].count("max_steps") == 1
+    ends = [event["max_steps"] for event in records(folder) if event["event"] == "max_steps"]
+    assert len(ends) == 2 and ends[0] > 100 and ends[1] == 30
+    assert "max_steps = 30: a hook asks for it" in capsys.readouterr().out
 
 
 def test_the_time_is_over_while_there_is_still_enough_for_the_end():
