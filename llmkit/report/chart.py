@@ -192,7 +192,8 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def smooth(y: np.ndarray, share: float = 0.02) -> np.ndarray:
     """The mean of each value's neighbours, `share` of all in all, of those that are there; NaN stays NaN.
 
-    At the ends fewer count, the same number on both sides, so that a slope is not bent.
+    At the ends fewer count, the same number on both sides, so that a slope is not bent; but an eighth of
+    them at least, so that a long curve does not end in noise.
     """
     half = int(y.size * share / 2)
     if half < 1:
@@ -201,8 +202,8 @@ def smooth(y: np.ndarray, share: float = 0.02) -> np.ndarray:
     sums = np.concatenate(([0.0], np.cumsum(np.where(known, y, 0.0))))
     counts = np.concatenate(([0], np.cumsum(known)))
     at = np.arange(y.size)
-    reach = np.minimum(half, np.minimum(at, y.size - 1 - at))
-    low, high = at - reach, at + reach + 1
+    reach = np.maximum(half // 8, np.minimum(half, np.minimum(at, y.size - 1 - at)))
+    low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, y.size)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(known, (sums[high] - sums[low]) / (counts[high] - counts[low]), np.nan)
 

@@ -48,6 +48,7 @@ def test_smoothing_keeps_a_slope_and_what_is_missing():
     np.testing.assert_allclose(smooth(y), y)
     noisy = y + np.where(np.arange(200) % 2, 1.0, -1.0)
     assert np.abs(smooth(noisy, 0.1) - y)[10:-10].max() < 0.1
+    assert np.abs(smooth(np.tile([1.0, -1.0], 20_000))).max() < 0.02  # at its ends too
     y[50] = np.nan
     found = smooth(y)
     assert np.isnan(found[50]) and np.isfinite(np.delete(found, 50)).all()
