@@ -21,7 +21,7 @@ _MEANINGS = {
     "data": "waiting for a batch",
     "step": "steps, among them those that were done again",
     "running": "all of it; the version that ran did not divide it",
-    "other": "what no phase has on record",
+    "rest": "what no phase has on record",
     "down": "from the last record of a start to the next start",
 }
 
@@ -83,11 +83,11 @@ def _by_events(run: RunRecord) -> dict[str, float]:
         spent.pop("start", None)  # most of it was before the event
         for name, seconds in spent.items():
             found[name] += seconds
-        found["other"] += max(0.0, ends - begins - sum(spent.values()))
+        found["rest"] += max(0.0, ends - begins - sum(spent.values()))
         if until is not None:
             found["down"] += max(0.0, until - ends)
-    if found["other"] and not found.keys() - {"other", "down"}:
-        found["running"] = found.pop("other")
+    if found["rest"] and not found.keys() - {"rest", "down"}:
+        found["running"] = found.pop("rest")
     return dict(found)
 
 

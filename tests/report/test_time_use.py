@@ -27,6 +27,8 @@ def test_of_a_run_that_has_recorded_it(tmp_path: Path):
         (TRAINING, 60.0, 0.0, 60.0), ("down", 25.0, 60.0, 25.0), ("save", 15.0, 85.0, 15.0)
     ]  # fmt: skip
     assert found[2].meaning == "writing checkpoints"
+    others = make_run(tmp_path / "other", [row(1, elapsed_seconds=9.0, **{"lost/other": 4.0})])
+    assert time_use(others)[1].meaning.startswith("hooks, ")
 
 
 def test_an_event_may_know_more_than_the_newest_row(tmp_path: Path):
@@ -45,7 +47,7 @@ def test_of_an_older_run_by_its_events(tmp_path: Path):
     first = {"time": "2026-11-29T01:02:30.000+00:00", "event": "stop", "step": 30, "phase_seconds": phases}
     run = make_run(tmp_path / "run", events=[START, first, *EVENTS[3:]])
     # 150 s of the first start of which 120 s are told, 450 s until the second one, which ran for 245 s
-    assert seconds(run) == {"step": 100.0, "down": 450.0, "other": 30.0 + 245.0, "save": 20.0}
+    assert seconds(run) == {"step": 100.0, "down": 450.0, "rest": 30.0 + 245.0, "save": 20.0}
     assert next(iter(seconds(run))) == "step"
 
 
