@@ -22,7 +22,7 @@ class Alert(NamedTuple):
 
 
 _LEVELS: dict[str, tuple[str, Level]] = {
-    "loss_spike": ("loss spike", "WARN"),
+    "loss_spike": ("spike of loss or gradient", "WARN"),
     "stall": ("stalled", "WARN"),
     "stop": ("stopped early", "WARN"),
     "fault": ("ended by a fault", "ERROR"),

@@ -293,7 +293,7 @@ def test_when_wandb_breaks_down_it_is_started_anew(
     run.log(11, 12)
     assert run.finish() is None, run.says()
     assert steps(server.histories[run.id]) == list(range(1, 13))
-    assert [alert["title"] for alert in server.alerts] == ["loss spike"]
+    assert [alert["title"] for alert in server.alerts] == ["spike of loss or gradient"]
 
 
 def test_when_the_server_comes_back_the_run_goes_online(
