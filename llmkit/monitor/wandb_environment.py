@@ -122,8 +122,11 @@ LEFT_TO_WANDB = (
     "WANDB_ENABLE_DCGM_PROFILING",
 )  # fmt: skip
 """Variables that reach wandb as they are."""
-PRIVATE = "WANDB__"
-"""Begins the names of wandb's private settings; but for those above they reach wandb as they are."""
+PRIVATE = ("WANDB__", "WANDB_X_")
+"""Either begins the names of wandb's private settings; but for those above they reach wandb as they are."""
+
+
+_KNOWN = frozenset((*SETTINGS, *ANSWERED, *PASSED_OVER, *LEFT_TO_WANDB))
 
 
 def known_variables() -> tuple[str, ...]:
@@ -133,18 +136,25 @@ def known_variables() -> tuple[str, ...]:
 
 def passed_over(environment: Mapping[str, str]) -> Iterator[str]:
     """A line for each variable that is set and not heeded, with the reason; names that W&B has not, too."""
-    for variable, reason in PASSED_OVER.items():
-        given = environment.get(variable)
+    for variable, given in environment.items():
+        reason = PASSED_OVER.get(_common(variable))
         agents = variable in SET_BY_THE_AGENT and "WANDB_SWEEP_ID" in environment
-        if given and not agents and given.lower() not in SAME.get(variable, ()):
+        if reason and given and not agents and given.lower() not in SAME.get(variable, ()):
             yield f"{variable}={display(given)} is passed over: {reason}"
     if access_in_url(environment.get("WANDB_BASE_URL", "")):
         yield "the user, password or key in WANDB_BASE_URL is passed over: wandb would write it into logs"
-    known = known_variables()
-    for variable in environment:
-        if variable.startswith("WANDB_") and variable not in known and not variable.startswith(PRIVATE):
-            close = difflib.get_close_matches(variable, known, n=1)
-            yield f"{variable} is no variable of W&B" + (f"; did you mean {close[0]}?" if close else "")
+    for variable in filter(_is_unknown, environment):
+        close = difflib.get_close_matches(variable, known_variables(), n=1)
+        yield f"{variable} is no variable of W&B" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _common(variable: str) -> str:
+    """The usual name of a variable: private ones have two."""
+    return f"WANDB__{variable.removeprefix('WANDB_X_')}" if variable.startswith("WANDB_X_") else variable
+
+
+def _is_unknown(variable: str) -> bool:
+    return variable.startswith("WANDB_") and not variable.startswith(PRIVATE) and variable not in _KNOWN
 
 
 def for_wandb(environment: Mapping[str, str], settings: Mapping[str, str | None]) -> dict[str, str]:
@@ -153,7 +163,11 @@ def for_wandb(environment: Mapping[str, str], settings: Mapping[str, str | None]
     settings: what holds for variables of the run's identity; None = it is not set. In a sweep wandb takes
     these from the environment alone.
     """
-    kept = {name: value for name, value in environment.items() if name not in PASSED_OVER}
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if _common(name) not in PASSED_OVER and not _is_unknown(name)  # wandb reads some of these, too
+    }
     for name in (*SETTINGS, "WANDB_RUN_ID"):
         kept.pop(name, None)
     return kept | {name: value for name, value in settings.items() if value is not None}

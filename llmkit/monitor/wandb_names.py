@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from llmkit.config.mistakes import display
 from llmkit.errors import UserError
@@ -81,6 +82,9 @@ def resolve_names(settings: Wandb, origins: Mapping[str, str], environment: Mapp
         raise UserError(
             f"WANDB_RUN_ID={display(run_id)}: an id has 1 to 64 characters, of letters, digits, - and _"
         )
+    server = environment.get("WANDB_BASE_URL")
+    if server and not _is_address(server):
+        raise UserError(f"WANDB_BASE_URL={display(server)}: an address begins with http:// or https://")
     return Names(
         project=project,
         entity=given.get("entity", settings.entity),
@@ -110,6 +114,14 @@ def check_environment(
             f"{run_dir} is the folder of another W&B run, {known}; a sweep needs one for each run: begin the "
             'command of the sweep as docs/examples/sweep.yaml does, with "run.name=sweep-$WANDB_RUN_ID"'
         )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def known_run_id(run_dir: Path) -> str | None:

@@ -56,6 +56,12 @@ def test_what_the_mirror_decides_itself_is_told_and_a_misspelt_name_too() -> Non
         'WANDB_DIR="/scratch" is passed over: the files of W&B lie in the run folder',
         "WANDB_PROJET is no variable of W&B; did you mean WANDB_PROJECT?",
     ]
+    private = {"WANDB_X_DISABLE_META": "false", "WANDB_X_FILE_STREAM_RETRY_MAX": "3"}
+    why = 'WANDB_X_DISABLE_META="false" is passed over: command lines may hold secrets'
+    assert list(passed_over(private)) == [why]
+    secret = {"WANDB_BASE_URL": "https://user:canary@host"}
+    (line,) = passed_over(secret)
+    assert line.startswith("the user, password or key in WANDB_BASE_URL is passed over")
     agents = {"WANDB_DIR": "/sweep", "WANDB_SWEEP_ID": "s", "WANDB__SERVICE_WAIT": "5"}
     assert list(passed_over(agents)) == []
 
@@ -66,6 +72,9 @@ def test_wandb_gets_what_holds_and_nothing_that_is_passed_over() -> None:
         "WANDB_NAME": "old",
         "WANDB_TAGS": "a",
         "WANDB_FORK_FROM": "x",
+        "WANDB_RUN_TAGS": "b",
+        "WANDB_X_DISABLE_META": "false",
+        "WANDB__STATS_PID": "1",
         "WANDB_QUIET": "1",
     }
     settings = {"WANDB_NAME": "new", "WANDB_TAGS": None, "WANDB_RUN_ID": "id"}

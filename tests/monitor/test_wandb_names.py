@@ -82,6 +82,8 @@ def test_what_holds_reaches_wandb_as_it_reads_it() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"WANDB_BASE_URL": "wandb.example.com"},
+        {"WANDB_BASE_URL": "http://["},
         {"WANDB_PROJECT": "a/b"},
         {"WANDB_PROJECT": "a" * 129},
         {"WANDB_RUN_ID": "a b"},
@@ -94,6 +96,7 @@ def test_a_name_that_wandb_refuses_is_refused_before_any_work(
     with pytest.raises(UserError, match=next(iter(wrong))):
         check_environment(Wandb(), {}, {**environment, **wrong}, Path("run"))
     check_environment(Wandb(mode="disabled"), {}, {**environment, **wrong}, Path("run"))
+    check_environment(Wandb(), {}, {**environment, "WANDB_BASE_URL": "http://[::1]:8080"}, Path("run"))
     check_environment(Wandb(project="ours"), GIVEN, {**environment, "WANDB_PROJECT": "a/b"}, Path("run"))
 
 
