@@ -51,12 +51,17 @@ def test_parts_of_the_loss_are_summed_over_micro_batches():
     total, extras, by_source, by_position = sums.over_ranks()
     assert (total.item(), extras["a"].item()) == (320.0, 10.0)
     assert by_source.tolist() == [[40.0, 40.0], [160.0, 80.0]]
-    assert by_position.tolist() == [[256.0, 128.0], [64.0, 32.0]]
+    assert by_position.tolist() == [[128.0, 64.0], [128.0, 64.0], [64.0, 32.0]]
+
+
+def batch_of(rows: int) -> Batch:
+    tokens = torch.zeros(rows, 3, dtype=torch.int64)
+    return Batch(tokens, tokens)
 
 
 def test_an_observer_sees_each_batch_with_its_loss():
     seen = []
-    batches = [Batch(torch.zeros(n, 3, dtype=torch.int64), None) for n in (2, 1)]
+    batches = [batch_of(n) for n in (2, 1)]
     evaluate_rows(
         Modes(False), Modes(False), batches, lambda batch, loss: seen.append((batch, len(loss.nats)))
     )
@@ -92,7 +97,7 @@ class Modes(Model):
 
 @pytest.mark.parametrize("has_dropout", [True, False])
 def test_evaluation_is_without_dropout_and_gives_the_rows_of_all_batches(has_dropout):
-    model, batches = Modes(has_dropout), [Batch(torch.zeros(n, 3, dtype=torch.int64), None) for n in (2, 1)]
+    model, batches = Modes(has_dropout), [batch_of(n) for n in (2, 1)]
     found = evaluate_rows(model, model, iter(batches))
     assert found.nats.tolist() == [float(not has_dropout)] * 3 and found.targets.tolist() == [3, 3, 3]
     assert model.training
@@ -119,7 +124,7 @@ def test_the_head_makes_no_gradients_in_an_evaluation_though_blocks_stay_as_they
 
 def test_the_model_trains_on_after_an_evaluation_that_was_given_up():
     def batches():
-        yield Batch(torch.zeros(1, 3, dtype=torch.int64), None)
+        yield batch_of(1)
         raise KeyboardInterrupt
 
     model = Modes(True)

@@ -21,9 +21,9 @@ from llmkit.engine.loss_parts import (
     ("length", "ranges"),
     [
         (1, [(0, 1)]),
-        (32, [(0, 32)]),
-        (33, [(0, 32), (32, 33)]),
-        (200, [(0, 32), (32, 64), (64, 128), (128, 200)]),
+        (16, [(0, 16)]),
+        (33, [(0, 16), (16, 32), (32, 33)]),
+        (200, [(0, 16), (16, 32), (32, 64), (64, 128), (128, 200)]),
     ],
 )
 def test_ranges_of_positions_double_and_end_with_the_row(length: int, ranges: list[tuple[int, int]]) -> None:
@@ -44,12 +44,12 @@ def test_each_target_counts_where_it_is_in_its_document(masked: bool) -> None:
             starts = documents is not None and (t == 0 or documents[row, t] != documents[row, t - 1])
             position = 0 if starts else position + 1
             if labels[row, t] != IGNORE:
-                part = expected[max(0, int(math.log2(max(position, 1) / 32)) + 1) if position >= 32 else 0]
+                part = expected[int(math.log2(position / 16)) + 1 if position >= 16 else 0]
                 part[0] += float(nats[row, t])
                 part[1] += 1
     found = sums_by_position(nats, Batch(labels, labels, documents))
-    assert found.shape == (4, 2) and found.dtype == torch.float64
-    torch.testing.assert_close(found, torch.tensor([expected[k] for k in range(4)], dtype=torch.float64))
+    assert found.shape == (5, 2) and found.dtype == torch.float64
+    torch.testing.assert_close(found, torch.tensor([expected[k] for k in range(5)], dtype=torch.float64))
 
 
 def test_positions_begin_anew_with_each_document() -> None:
