@@ -23,7 +23,7 @@ class Recording:
     """PyTorch's profiler, from here until `stop`: operators, and kernels of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it prints where it begins and ends
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints where it begins and ends
         activities = [ProfilerActivity.CPU]
         if device.type == "cuda":
             # Else the driver's tracing stays on, and steps stay slower (no CUDA graphs are used here).

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 from llmkit.monitor.bottleneck import Bottleneck
 from llmkit.monitor.profile import Recording
+from tests.limits import HANG
 
 
 def recorded(base: Path, size: int, times: int) -> Bottleneck:
@@ -42,3 +46,17 @@ def test_large_products_bound_a_step_and_the_files_say_so(tmp_path: Path) -> Non
 def test_tiny_products_pay_for_their_calls(tmp_path: Path) -> None:
     found = (recorded(tmp_path / "small", 2, 300).bound for _ in range(20))
     assert "launch" in found  # a busy machine interrupts an operator now and then, which looks long
+
+
+def test_a_recording_prints_nothing() -> None:
+    """Kineto, which writes to the terminal itself, reads its level once in a process."""
+    code = (
+        "import torch; from llmkit.monitor.profile import Recording; "
+        "recording = Recording(torch.device('cpu')); torch.ones(2).sum(); recording.stop()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, env=environment,
+        cwd=Path(__file__).parents[2], check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", "")
