@@ -44,13 +44,18 @@ class Mark:
 
 @dataclass(frozen=True)
 class Scale:
-    """From numbers to 0 .. SIZE. unit: what shown numbers are divided by, its name. most: ticks, about."""
+    """From numbers to 0 .. SIZE.
+
+    unit: what shown numbers are divided by, its name. most: ticks, about. counts: whether there is nothing
+    between whole numbers.
+    """
 
     low: float
     high: float
     log: bool = False
     unit: tuple[float, str] = (1.0, "")
     most: int = 5
+    counts: bool = False
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """Positions; beyond the range they are moved to a little outside of it."""
@@ -69,6 +74,7 @@ class Scale:
 
     def _linear_ticks(self) -> list[float]:
         least = (self.high - self.low) / self.unit[0] / self.most
+        least = max(least, 1.0) if self.counts else least
         power = 10.0 ** math.floor(math.log10(least))
         step = next(f * power for f in (1, 2, 5, 10) if f * power >= least * 0.999) * self.unit[0]
         first = math.ceil(self.low / step - 1e-9)
@@ -99,18 +105,18 @@ class Plot:
 
 def draw(
     curves: Sequence[Curve], marks: Sequence[Mark] = (), *, log: bool = False, zero: bool = False,
-    reach: float = 0.0, x_unit: tuple[float, str] = (1.0, ""),
+    reach: float = 0.0, x_unit: tuple[float, str] = (1.0, ""), counts: bool = False,
 ) -> Plot | None:  # fmt: skip
     """A plot of all curves on the same scales, x from 0; None where there is no point to show. A curve of
     one point is a dot.
 
-    log: a logarithmic y, where all is positive; zero: y begins at 0; reach: least end of x.
+    log: a logarithmic y, where all is positive; zero: y begins at 0; reach: least end of x; counts: x does.
     """
     points = [np.isfinite(curve.x) & np.isfinite(curve.y) for curve in curves]
     xs = [curve.x[known] for curve, known in zip(curves, points, strict=True)]
     if not any(x.size for x in xs):
         return None
-    x = Scale(0.0, max(reach, *(float(x.max()) for x in xs if x.size)) or 1.0, unit=x_unit, most=7)
+    x = Scale(0.0, max(reach, *(float(x.max()) for x in xs if x.size)) or 1.0, unit=x_unit, most=7, counts=counts)
     y = _y_scale(curves, points, log, zero)
     paths = [
         (

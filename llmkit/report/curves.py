@@ -133,7 +133,10 @@ def _chart(
         reach = max((_reach(run, each.get(name)) for run, each in zip(runs, axes, strict=True)), default=0.0)
         divided = unit_of(name, counted, reach)
         placed = _placed(runs[0], marks, axes[0].get(name)) if not several else []
-        plot = draw(curves, placed, log=wanted.log, zero=wanted.zero, reach=reach, x_unit=divided)
+        plot = draw(
+            curves, placed, log=wanted.log, zero=wanted.zero, reach=reach, x_unit=divided,
+            counts=name == "steps",
+        )  # fmt: skip
         if plot is not None:
             panes.append(Pane(counted if name == "tokens" else name, divided[1], plot))
             legend |= {curve.name: curve.color for curve in curves if curve.name and curve.kind != "raw"}

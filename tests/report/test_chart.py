@@ -62,6 +62,11 @@ def test_one_point_is_a_dot():
     assert [classes for classes, _, _ in plot.paths] == ["dots c0", "line c1"]
 
 
+def test_there_are_no_half_steps():
+    plot = draw([Curve("a", np.array([1.0, 3.0]), np.array([1.0, 2.0]))], counts=True)
+    assert plot is not None and [text for _, text in plot.x.ticks()] == ["0", "1", "2", "3"]
+
+
 def test_marks_lie_where_the_curve_is_and_x_begins_at_0():
     plot = draw(
         [Curve("a", np.array([50.0, 200.0]), np.array([1.0, 2.0]))],
