@@ -110,13 +110,15 @@ def draw(
     """A plot of all curves on the same scales, x from 0; None where there is no point to show. A curve of
     one point is a dot.
 
-    log: a logarithmic y, where all is positive; zero: y begins at 0; reach: least end of x; counts: x does.
+    log: a logarithmic y, where all is positive; zero: y begins at 0; reach: least end of x;
+    counts: of x.
     """
     points = [np.isfinite(curve.x) & np.isfinite(curve.y) for curve in curves]
     xs = [curve.x[known] for curve, known in zip(curves, points, strict=True)]
     if not any(x.size for x in xs):
         return None
-    x = Scale(0.0, max(reach, *(float(x.max()) for x in xs if x.size)) or 1.0, unit=x_unit, most=7, counts=counts)
+    end = max(reach, *(float(x.max()) for x in xs if x.size)) or 1.0
+    x = Scale(0.0, end, unit=x_unit, most=7, counts=counts)
     y = _y_scale(curves, points, log, zero)
     paths = [
         (
