@@ -14,7 +14,7 @@ from llmkit.checkpoint.writer import Writer
 from llmkit.convert.aside import built_aside, refuse_existing, require_room
 from llmkit.errors import UserError
 from llmkit.hf.folder import HFFolder
-from llmkit.hf.tokenizer_files import unknown_controls
+from llmkit.hf.tokenizer_files import note_on_template
 from llmkit.parallel.slices import full_box
 from llmkit.weights import open_weights
 
@@ -34,11 +34,8 @@ def import_command(source: Path, out: Path) -> int:
     if not isinstance(weights, HFFolder):
         raise UserError(f"{source}: is a checkpoint of llmkit already; it can be used as it is")
     folder, tokenizer = weights, weights.tokenizer()
-    if unknown := unknown_controls(tokenizer):
-        print(
-            f"note: the chat template writes {', '.join(unknown)}, which is no token of this tokenizer; "
-            "was the template made for another model?"
-        )
+    if (note := note_on_template(tokenizer)) is not None:
+        print(note)
     shape = folder.model_shape
     require_room(out, folder.nbytes)
     with built_aside(out) as aside:

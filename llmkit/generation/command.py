@@ -21,6 +21,7 @@ from llmkit.generation.sampling import Sampling
 from llmkit.generation.session import Token
 from llmkit.generation.showing import Task, json_lines, texts
 from llmkit.generation.text import Completion, growing, stream_batch
+from llmkit.hf.tokenizer_files import note_on_template
 from llmkit.inference import load_model
 from llmkit.model.base import Model
 from llmkit.parallel.mesh import Mesh
@@ -71,6 +72,8 @@ def generate_command(
         tokenizer = weights.tokenizer()
         if mesh.rank == 0 and not chat and not control_tokens:
             _note_chats(weights, tokenizer, [text for text in given if isinstance(text, str)])
+        if mesh.rank == 0 and chat:
+            _note_template(tokenizer)
         tasks = [
             Task(each, prompt, number, replace(wanted.sampling, seed=wanted.sampling.seed + number))
             for each, prompt in zip(
@@ -105,6 +108,7 @@ def converse_command(wanted: Wanted) -> int:
         weights = open_weights(wanted.run)
         tokenizer = weights.tokenizer()
         chat_prompt(tokenizer, "?", wanted.system)  # raises where it cannot be asked
+        _note_template(tokenizer)
         model = _load(weights, mesh, wanted.precision)
         talk(
             Conversation(
@@ -178,6 +182,12 @@ def _note_chats(weights: Weights, tokenizer: Tokenizer, prompts: list[str]) -> N
             f"note: {', '.join(sorted(found))} in the prompt is text as any other; with --control-tokens it "
             "is a control token"
         )
+
+
+def _note_template(tokenizer: Tokenizer) -> None:
+    """Says that the chat template is not for the model."""
+    if (note := note_on_template(tokenizer)) is not None:
+        to_stderr(note)
 
 
 def _note_long(tasks: Sequence[Task], limit: int) -> None:

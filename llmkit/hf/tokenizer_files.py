@@ -77,10 +77,17 @@ def end_ids(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
     return frozenset(ids)
 
 
-def unknown_controls(tokenizer: Tokenizer) -> list[str]:
-    """What looks like control tokens in a chat template, and is none of the tokenizer's."""
-    found = re.findall(r"<\|\w+\|>", tokenizer.chat_template or "")
-    return [token for token in dict.fromkeys(found) if token not in tokenizer.control_tokens]
+def note_on_template(tokenizer: Tokenizer) -> str | None:
+    """Says what looks like control tokens in the chat template of a published model, and is none of the
+    tokenizer's; None where there is nothing to say. A model that llmkit has trained may know them as text."""
+    found = re.findall(r"<\|\w+\|>", tokenizer.chat_template or "") if tokenizer.is_foreign else []
+    unknown = [token for token in dict.fromkeys(found) if token not in tokenizer.control_tokens]
+    if not unknown:
+        return None
+    return (
+        f"note: the chat template writes {', '.join(unknown)}, which is no token of this tokenizer; "
+        "was the template made for another model?"
+    )
 
 
 def end_of_text(folder: Path, config: Mapping[str, Any]) -> str:

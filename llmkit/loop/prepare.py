@@ -62,7 +62,7 @@ def prepare_run(
         if checkpoint is not None:
             tokenizer = tokenizer_of_run(checkpoint, launch.loaded)
         elif initial is not None:
-            tokenizer = tokenizer_of_weights(initial.weights, config)
+            tokenizer = tokenizer_of_weights(initial.weights, config, note)
 
         def accept(tokenizer: Tokenizer) -> None:  # before sources are built, which may take hours
             plan = resolve_plan(launch.loaded, replace(known, tokenizer_size=tokenizer.vocab_size))

@@ -12,6 +12,7 @@ from llmkit.config.schema import BPE_VOCAB_SIZE, Config
 from llmkit.data.tokens.make_tokenizer import make_tokenizer, read_template
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
+from llmkit.hf.tokenizer_files import note_on_template
 from llmkit.loop.resume import changed_settings, settings_of
 from llmkit.weights import CheckpointWeights, Weights, look_at
 
@@ -65,7 +66,7 @@ def tokenizer_of_folder(loaded: Loaded, report: Callable[[str], None]) -> Tokeni
     if not found:
         if (path := loaded.config.train.init_from) is None:
             return None
-        return tokenizer_of_weights(look_at(Path(path)), loaded.config)
+        return tokenizer_of_weights(look_at(Path(path)), loaded.config, report)
     try:
         tokenizer = tokenizer_of_run(load(found[-1]), loaded)
     except (UserError, RunFault) as error:
@@ -75,8 +76,12 @@ def tokenizer_of_folder(loaded: Loaded, report: Callable[[str], None]) -> Tokeni
     return tokenizer
 
 
-def tokenizer_of_weights(weights: Weights, config: Config) -> Tokenizer | None:
+def tokenizer_of_weights(
+    weights: Weights, config: Config, note: Callable[[str], None]
+) -> Tokenizer | None:
     """The weights' tokenizer, with the chat template of the settings; None where these name another.
+
+    note: gets a line on a template of its own that is not for it.
 
     Raises UserError where the weights come without one.
     """
@@ -88,6 +93,8 @@ def tokenizer_of_weights(weights: Weights, config: Config) -> Tokenizer | None:
         raise UserError(f"{error}; name the tokenizer of the weights under {SECTION}") from error
     if (template := read_template(config.data.tokenizer)) is not None:
         tokenizer.chat_template = template
+    elif (line := note_on_template(tokenizer)) is not None:
+        note(line)
     tokenizer.open_as_documents()
     return tokenizer
 

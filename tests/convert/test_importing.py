@@ -67,6 +67,8 @@ def test_a_template_of_another_model_is_noted(hub, capsys):
     (hub / "chat_template.jinja").write_text(CHATML)
     assert main(["import", "hub", "imported"]) == 0
     assert "the chat template writes <|im_start|>, <|im_end|>, which is no token" in capsys.readouterr().out
+    assert main(["generate", "hub", "--chat", "--prompt", "a", "--max-new-tokens", "1"]) == 0
+    assert "was the template made for another model?" in capsys.readouterr().err
     assert main(["import", "imported", "again"]) == 2
     assert "imported: is a checkpoint of llmkit already" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.hf.tokenizer_files import end_ids, end_of_text, read_tokenizer, unknown_controls
+from llmkit.hf.tokenizer_files import end_ids, end_of_text, note_on_template, read_tokenizer
 from llmkit.prompts import messages_prompt, text_prompt
 
 
@@ -127,4 +127,6 @@ def test_chats_with_a_published_model_are_what_its_template_makes_of_them(folder
 def test_control_tokens_of_another_models_template_are_found():
     spec = bytes_tokenizer("<|end|>").files()["tokenizer.json"].decode()
     tokenizer = Tokenizer(spec, "<|end|>", chat_template=CHATML + "{{ '<|end|>' }}")
-    assert unknown_controls(tokenizer) == ["<|im_start|>", "<|im_end|>"]
+    assert note_on_template(tokenizer) is None, "a model that we have trained knows them as text"
+    note = note_on_template(tokenizer.open_as_published())
+    assert note is not None and "writes <|im_start|>, <|im_end|>, which is no token of this" in note

@@ -12,6 +12,7 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from llmkit.config.schema import Config
 from llmkit.data.tokens import make_tokenizer
+from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.loop.run_tokenizer import tokenizer_of_weights
 from llmkit.prompts import text_prompt
@@ -130,8 +131,12 @@ def test_a_run_that_starts_from_published_weights_begins_prompts_as_its_document
     assert text_prompt(weights.tokenizer(), "a").ids == [98, 97]
     data = {"sources": [{"type": "stdlib"}], "tokenizer": {"type": "init_from"}}
     config = Config.model_validate({"data": data})
-    tokenizer = tokenizer_of_weights(weights, config)
-    assert tokenizer is not None and text_prompt(tokenizer, "a").ids == [256, 97]
+    said: list[str] = []
+    tokenizer = tokenizer_of_weights(weights, config, said.append)
+    assert tokenizer is not None and text_prompt(tokenizer, "a").ids == [256, 97] and not said
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    tokenizer_of_weights(open_weights(tmp_path), config, said.append)
+    assert len(said) == 1 and "was the template made for another model?" in said[0]
 
 
 def test_evaluation_trains_no_tokenizer_either(project, capsys):

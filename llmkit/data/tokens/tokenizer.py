@@ -107,6 +107,11 @@ class Tokenizer:
         self.opening_id, self._published, self.opens_chats = self.end_of_text_id, False, True
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether others have trained the model, by whose files prompts begin."""
+        return self._published and not self._saw_documents
+
+    @property
     def fast(self) -> bool:
         """Whether the fast encoder is at work."""
         return self._texts.fast is not None
