@@ -40,7 +40,8 @@ def event_text(event: Mapping[str, Any]) -> str:
     """What happened, on one line: "saved step 500"."""
     name = str(event.get("event", "?"))
     if (form := TEXTS.get(name)) is not None:
-        text = form.format_map(_Fields({key: value for key, value in event.items() if value is not None}))
+        fields = {key: f"{value:,}" if type(value) is int else value for key, value in event.items()}
+        text = form.format_map(_Fields({key: value for key, value in fields.items() if value is not None}))
     else:
         step = event.get("step")
         text = name.replace("_", " ") + ("" if step is None else f" at step {step}")

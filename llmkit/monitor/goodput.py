@@ -16,7 +16,7 @@ LOST = ("start", "compile", "data", "evaluate", "save", "other", "redone", "down
 again. down: from the last record of a start to the next start."""
 IN_WORDS = {
     "start": "starting", "compile": "compiling", "data": "waiting for data", "evaluate": "evaluating",
-    "save": "saving", "other": "other", "redone": "in steps done again", "down": "between starts",
+    "save": "saving", "other": "other", "redone": "steps done again", "down": "between starts",
 }  # fmt: skip
 """The classes as people are told of them."""
 

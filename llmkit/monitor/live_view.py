@@ -138,6 +138,8 @@ def _heldout(progress: Progress) -> Iterator[Text]:
         yield _best(best)
     if last.bits_per_byte is not None:
         yield Text.assemble(("bits per byte ", "dim"), f"{last.bits_per_byte:.4f}")
+    if last.accuracy is not None:
+        yield Text.assemble(("accuracy ", "dim"), f"{100 * last.accuracy:.1f} %")
 
 
 def _best(best: Evaluation) -> Text:

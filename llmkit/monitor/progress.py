@@ -17,11 +17,12 @@ LARGEST = 1e300
 
 
 class Evaluation(NamedTuple):
-    """A held-out loss. loss: None = not finite."""
+    """A held-out loss. loss: None = not finite. accuracy: share of the pairs whose better answer is known."""
 
     step: int
     loss: float | None
     bits_per_byte: float | None = None
+    accuracy: float | None = None
 
 
 class Happened(NamedTuple):
@@ -71,7 +72,8 @@ class Progress:
             return
         self.step = max(self.step, step)
         if "eval_loss" in row:
-            self._take_evaluation(Evaluation(step, row["eval_loss"], row.get("eval_bits_per_byte")))
+            others = row.get("eval_bits_per_byte"), row.get("eval_rewards/accuracy")
+            self._take_evaluation(Evaluation(step, row["eval_loss"], *others))
         elif "loss" in row:
             self.row = row
             if row.get("step_seconds") is not None:

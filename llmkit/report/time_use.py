@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmkit.monitor.columns import column_of
+from llmkit.monitor.goodput import IN_WORDS
 from llmkit.monitor.jsonlines import Row
 from llmkit.monitor.record import RunRecord, at
 from llmkit.monitor.run_state import time_of
@@ -101,6 +102,6 @@ def _bars(seconds: dict[str, float]) -> list[Use]:
         column = column_of(f"lost/{name}")
         meaning = _MEANINGS.get(name) or (column.meaning if column else "")
         if seconds[name] > 0:
-            found.append(Use(name, seconds[name], begins, share, meaning))
+            found.append(Use(IN_WORDS.get(name, name), seconds[name], begins, share, meaning))
         begins += share
     return found

@@ -19,6 +19,7 @@ DESIGN = (Path(llmkit.__file__).parents[1] / "docs/design.md").read_text()
         ({"event": "save", "step": 500, "path": "step-00000500"}, "saved step 500"),
         ({"event": "stop", "step": 7, "reason": "SIGTERM"}, "stopped: SIGTERM"),
         ({"event": "save"}, "saved step ?"),
+        ({"event": "max_steps", "max_steps": 3136, "reserved_seconds": 10.2}, "max_steps is 3,136"),
         ({"event": "loss_spike", "step": 12, "of": "grad_norm"}, "spike of grad_norm at step 12"),
         ({"event": "stall"}, "stall"),
         ({}, "?"),

@@ -49,6 +49,12 @@ def without_drawings(lines: list[str]) -> list[str]:
     return [" ".join("~" if set(word) == {"~"} else word for word in line.split()) for line in lines]
 
 
+def test_of_pairs_the_accuracy_is_shown() -> None:
+    progress = demo()
+    progress.take({"step": 1240, "eval_loss": 0.5, "eval_rewards/accuracy": 0.875})
+    assert "held-out 0.5000 at 1,240, the best   accuracy 87.5 %" in shown(progress, 100)[1]
+
+
 def test_at_120_columns_everything_is_there() -> None:
     lines = shown(demo(cost=0.0312, energy_kwh=0.0123), 120)
     assert without_drawings(lines) == [
@@ -56,7 +62,7 @@ def test_at_120_columns_everything_is_there() -> None:
         "loss 1.1228 ~ held-out 2.9093 at 1,000, the best bits per byte 1.1249",
         "26.0k tokens/s MFU 57.9 % memory 1.2 GiB cost 0.03 of about 0.08 EUR energy 0.0123 kWh "
         "learning rate 0.00921",
-        "evaluation in 21 s save in 21 s saved step 1000, 14:28",
+        "evaluation in 21 s save in 21 s saved step 1,000, 14:28",
     ]
     assert len(lines[0]) == 119
 
@@ -66,7 +72,7 @@ def test_at_80_columns_nothing_that_matters_is_missing() -> None:
         "demo ~ 1,240/3,136 39.5 % 2 min 32 s left ends 14:32",
         "loss 1.1228 ~ held-out 2.9093 at 1,000, the best",
         "26.0k tokens/s MFU 57.9 % memory 1.2 GiB cost 0.03 of about 0.08 EUR",
-        "evaluation in 21 s save in 21 s saved step 1000, 14:28",
+        "evaluation in 21 s save in 21 s saved step 1,000, 14:28",
     ]
 
 
@@ -111,13 +117,13 @@ def test_before_anything_is_known_there_is_one_line() -> None:
 
 def test_what_goes_on_beside_steps_takes_the_place_of_what_comes_next() -> None:
     lines = shown(demo(), 80, activity="evaluating, 12 s")
-    assert lines[3].split("   ") == ["evaluating, 12 s", "saved step 1000, 14:28"]
+    assert lines[3].split("   ") == ["evaluating, 12 s", "saved step 1,000, 14:28"]
 
 
 def test_a_run_that_does_not_train_has_a_state_and_nothing_to_come() -> None:
     lines = shown(demo(), 80, state="stopped")
     assert lines[0].endswith("stopped") and "left" not in lines[0]
-    assert lines[3] == "saved step 1000, 14:28"
+    assert lines[3] == "saved step 1,000, 14:28"
 
 
 def test_what_is_wrong_with_a_step_is_in_the_view() -> None:
