@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from llmkit.config.walk import leaves
 from llmkit.errors import UserError
 from llmkit.extras import missing_package
 from llmkit.files import write_json
+from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.sink import Sink
 
 IDS = "trackers.json"
@@ -122,6 +124,7 @@ class TrackerSink(Sink):
     def __init__(self, name: str, folder: Path, config: Config) -> None:
         self.name, self._how = name, TRACKERS[name]
         self._folder, self._config = folder, config
+        self._redactor = Redactor(os.environ)
         self._tracker: Any = None
         if missing := missing_package(self._how.package):
             raise UserError(f"monitor.trackers: {missing}; else leave {name} out")
@@ -132,7 +135,7 @@ class TrackerSink(Sink):
             self._start(row["step"])
         numbers = {
             re.sub(self._how.forbidden, "_", name): float(value)
-            for name, value in row.items()
+            for name, value in self._redactor.names(row).items()
             if name != "step" and isinstance(value, int | float)
         }
         if numbers:
@@ -163,10 +166,12 @@ class TrackerSink(Sink):
         if known is not None:  # it has the settings of the first start; mlflow refuses others
             return
         plain = (bool, int, float, str)
-        settings = {
-            path: value if isinstance(value, plain) else display(value, 200)
-            for path, value in leaves(self._config)
-        }
+        settings = self._redactor.value(
+            {
+                path: value if isinstance(value, plain) else display(value, 200)
+                for path, value in leaves(self._config)
+            }
+        )
         if self.name == "tensorboard":  # where each call would make a run of its own
             text = "".join(f"    {path}: {value}\n" for path, value in settings.items())
             tracker.tracker.add_text("settings", text, first_step)

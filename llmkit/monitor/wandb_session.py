@@ -77,7 +77,7 @@ def begin_session(
     before = _read(folder / "session.json")
     forked_from = before.get("forked_from")
     if copy is not None:
-        forked_from = {"run_id": copy.run_id, "step": _last_step(run_dir)}
+        forked_from = {"run_id": copy.run_id, "step": _last_common_step(run_dir, copy.original)}
     redactor, manifest = Redactor(environment), _read(run_dir / "manifest.json")
     manifest.pop("command", None)  # it may hold secrets
     shown = {name: value for name, value in names._asdict().items() if name not in ("remarks", "run_id")}
@@ -153,13 +153,17 @@ def _run_id(path: Path, asked: str | None) -> str:
     return new
 
 
-def _last_step(run_dir: Path) -> int:
-    with suppress(OSError):
-        for line in reversed((run_dir / FILES["m"]).read_bytes().splitlines()):
+def _last_common_step(run_dir: Path, original: Path) -> int:
+    """Where a copy began to differ, by its rows; 0 where it is not known."""
+    last = 0
+    paths = (folder / FILES["m"] for folder in (run_dir, original))
+    with suppress(OSError), open(next(paths), "rb") as ours, open(next(paths), "rb") as theirs:
+        for line, other in zip(ours, theirs, strict=False):
+            if line != other:
+                break
             step = (parse(line) or {}).get("step")
-            if isinstance(step, int):
-                return step
-    return 0
+            last = step if isinstance(step, int) else last
+    return last
 
 
 def _size(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from accelerate.tracking import GeneralTracker
 from llmkit.config.load import load
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
+from llmkit.monitor import trackers
 from llmkit.monitor.sink import SinkThread
 from llmkit.monitor.trackers import IDS, TRACKERS, Start, Tracker, TrackerSink
 from tests.program import rows, train
@@ -79,6 +81,36 @@ def test_rows_become_numbers_at_their_step(config: Config, tmp_path: Path, stand
     assert used.logged == [(3, {"loss": 2.5, "eval/hella/acc_none": 1.0, "skipped": 1.0})]
     assert (used.run_name, used.arguments["first"], used.finished) == (tmp_path.name, 3, True)
     assert used.settings["run.name"] == "mine" and used.settings["monitor.log_every"] == 1
+
+
+def test_trackers_that_start_at_once_are_all_known_later(
+    config: Config, tmp_path: Path, stand_in: list[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "aim", StandIn)
+    monkeypatch.setitem(TRACKERS, "aim", TRACKERS["mlflow"])
+    write = trackers.write_json
+
+    def slow(*what: Any) -> None:
+        time.sleep(0.1)  # both have read the file by now, if they may
+        write(*what)
+
+    monkeypatch.setattr(trackers, "write_json", slow)
+    sinks = [SinkThread(TrackerSink(name, tmp_path, config), print) for name in ("aim", "mlflow")]
+    for thread in sinks:
+        thread.write({"step": 1, "loss": 1.0})
+    for thread in sinks:
+        thread.close()
+    assert {"aim", "mlflow"} <= json.loads((tmp_path / IDS).read_text()).keys()
+
+
+def test_no_secret_reaches_a_tracker(
+    project: Path, tmp_path: Path, stand_in: list[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "canary-of-the-hub")
+    config = load("tiny.yaml", ["run.name=canary-of-the-hub"]).config
+    TrackerSink("mlflow", tmp_path, config).write({"step": 1, "loss/https://u:canary@host/x": 1.0})
+    (used,) = stand_in
+    assert used.settings["run.name"] == "... (not shown)" and "canary" not in str(used.logged)
 
 
 def test_a_resume_goes_on_with_the_run_and_a_copy_does_not(

@@ -89,7 +89,7 @@ def test_a_copy_that_was_trained_on_without_wandb_is_sent_as_a_run_of_its_own(
     record(copy, 7, "start", "done")
     forked = wandb_sync._session(copy, environment)
     assert forked["run_id"] != session["run_id"]
-    assert forked["forked_from"] == {"run_id": session["run_id"], "step": 7}
+    assert forked["forked_from"] == {"run_id": session["run_id"], "step": 5}
     assert wandb_sync._session(copy, environment)["run_id"] == forked["run_id"]
     assert wandb_sync._session(first, environment)["run_id"] == session["run_id"]
 
