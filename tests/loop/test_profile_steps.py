@@ -6,6 +6,7 @@ import gzip
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from llmkit.config.load import load
 from llmkit.data.loader import TrainLoader
 from llmkit.errors import UserError
 from llmkit.loop import profile_steps
+from llmkit.loop.phases import Phases
+from llmkit.loop.state import TrainState
 from tests.program import events, recorded, rows, train
 
 FILES = [".json.gz", ".summary.json", ".txt"]
@@ -52,6 +55,23 @@ def test_a_resume_records_what_is_left_and_a_stop_what_there_was(project: Path) 
         ("profile/step-5-rank-0.json.gz", 2), ("profile/step-7-rank-0.json.gz", 1),
         ("profile/step-8-rank-0.json.gz", 1),
     ]  # fmt: skip
+
+
+def test_a_rank_has_its_share_of_the_flops(project: Path) -> None:
+    """Of steps 4 to 6, each of 128 tokens of 10 FLOPs, on one of two ranks."""
+    written: list[tuple[Any, ...]] = []
+    found = SimpleNamespace(line=lambda: "bound")
+    recording: Any = SimpleNamespace(stop=lambda: None, write=lambda *given: written.append(given) or found)
+    hook = profile_steps.ProfileSteps(load("tiny.yaml", ["monitor.profile_steps=[4,6]"]).config)
+    hook._recording, hook._begun_at = recording, 3
+    nothing: Any = SimpleNamespace(record=lambda *given, **fields: None, note=lambda text: None)
+    trainer: Any = SimpleNamespace(
+        phases=Phases(), state=TrainState(step=6), mesh=SimpleNamespace(rank=1, world_size=2),
+        work=SimpleNamespace(full=10.0), plan=SimpleNamespace(tokens_per_step=128),
+        folder=SimpleNamespace(path=project), events=nothing, console=nothing,
+    )  # fmt: skip
+    hook.on_end(trainer)
+    assert written == [(project / "profile/step-4-rank-1", 0.0, 3, 3 * 128 * 10.0 / 2)]
 
 
 def test_slow_data_bound_the_steps(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,8 @@ def test_each_pair_keeps_its_reference_in_a_mixture_of_sources_over_epochs(pairs
     for row in rows(Path("runs/still")):
         kind = "eval_" * ("eval_loss" in row)
         assert row[f"{kind}loss"] == pytest.approx(math.log(2), abs=1e-6)
+        of_sources = [value for name, value in row.items() if name.startswith(f"{kind}loss/")]
+        assert of_sources == [pytest.approx(math.log(2), abs=1e-5)] * len(of_sources) and of_sources
         assert max(abs(row[f"{kind}{name}"]) for name in ("rewards/chosen", "rewards/rejected")) < 1e-5
 
 
