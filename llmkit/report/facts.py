@@ -112,8 +112,9 @@ def _median(column: Any) -> float | None:
 def _model(run: RunRecord) -> str:
     shape: dict[str, Any] = _mapping(run.manifest.get("model")) or _mapping(run.checkpoint.get("model"))
     parts = []
-    if (total := _parameters(run)) is not None:
-        parts.append(f"{short(total)} parameters")
+    rank, updated = run.settings.get("train.lora.rank"), _updated_parameters(run)
+    if updated is not None and not rank:
+        parts.append(f"{short(updated)} parameters")
     for key, what in (
         ("num_hidden_layers", "{:,} layers"), ("hidden_size", "width {:,}"),
         ("num_attention_heads", "{:,} heads"), ("vocab_size", "vocabulary {:,}"),
@@ -124,19 +125,16 @@ def _model(run: RunRecord) -> str:
     begun = _mapping(run.manifest.get("init_from")).get("path")
     if isinstance(begun, str):
         parts.append(f"began with the weights of {printable(begun, 200)}")
-    rank = run.settings.get("train.lora.rank")
     if isinstance(rank, int) and rank:
-        parts.append(f"adapters of rank {rank} are trained")
+        of = "" if updated is None else f"{short(updated)} parameters of "
+        parts.append(f"{of}adapters of rank {rank} are trained")
     return ", ".join(parts)
 
 
-def _parameters(run: RunRecord) -> int | None:
-    """Elements of what the optimizer updates, or, of adapters, of all."""
-    direct = run.manifest.get("parameters")
-    if isinstance(direct, int):
-        return direct
+def _updated_parameters(run: RunRecord) -> int | None:
+    """Elements of what the optimizer updates: of all parameters, or of those of adapters."""
     groups = run.manifest.get("parameter_groups")
-    if not isinstance(groups, list) or run.settings.get("train.lora.rank"):
+    if not isinstance(groups, list):
         return None
     counts = [_mapping(group).get("elements") for group in groups]
     return sum(count for count in counts if isinstance(count, int)) or None

@@ -84,7 +84,8 @@ def reproduce(run: RunRecord) -> list[tuple[str, str]]:
     found = []
     if isinstance(command, list) and command:
         words = [str(word) for word in command]
-        words[0] = words[0].rpartition("/")[2] or words[0]
+        program = words[0].rpartition("/")[2] or words[0]
+        words[:1] = ["python", "-m", "llmkit"] if program == "__main__.py" else [program]
         found.append(
             ("Its command", shlex.join(without_secrets(word) if "=" in word else word for word in words))
         )

@@ -51,6 +51,13 @@ def test_a_run_begins_with_its_command_and_its_peak_is_that_of_all_starts(tmp_pa
     assert figures(run)["Peak memory"] == "9.00 GiB"
 
 
+def test_of_adapters_their_own_parameters_are_counted(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    run.settings.values["train.lora.rank"] = 8
+    model = dict(facts(run))["Model"]
+    assert model == "2 layers, width 32, 4 heads, 2000 parameters of adapters of rank 8 are trained"
+
+
 def test_little_is_known_of_an_odd_run(tmp_path: Path):
     odd = {
         "model": [],

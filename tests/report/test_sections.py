@@ -59,6 +59,12 @@ def test_how_to_make_it_again(tmp_path: Path):
     assert found["Tokenizer"] == "abc" and found["Data web"] == "digest d1, 5 tokens"
 
 
+def test_the_command_of_a_process_of_a_launcher_is_one_that_can_be_typed(tmp_path: Path):
+    command = ["/site-packages/llmkit/__main__.py", "train", "a.yaml"]
+    found = dict(reproduce(make_run(tmp_path / "run", manifest={"command": command})))
+    assert found["Its command"] == "python -m llmkit train a.yaml"
+
+
 def test_a_secret_in_the_command_is_not_shown(tmp_path: Path):
     command = ["llmkit", "train", "a.yaml", "my.api_key=hunter2"]
     assert "hunter2" not in str(reproduce(make_run(tmp_path / "run", manifest={"command": command})))
