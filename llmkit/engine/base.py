@@ -227,6 +227,10 @@ class Engine(Protocol):
         """What the run folder keeps of how the engine was set up: name of a JSON file -> its content."""
         ...
 
+    def end_fetching(self) -> None:
+        """Ends the fetching of parameters ahead of their use, so that others may gather them. Collective."""
+        ...
+
     def close(self) -> None:
         """Gives up devices and process groups."""
         ...

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from llmkit.config.operators import QUANTISED
 from llmkit.config.shape import ModelShape
+from llmkit.engine.base import Engine
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
@@ -17,12 +18,13 @@ from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
 
 
-def complete_model(model: Model, plan: Plan, mesh: Mesh) -> Model:
-    """`model`, or one with the same weights where its parameters are partitioned (ZeRO-3) or its activations
-    are (sequence parallelism). All ranks call it together; tensor-parallel ranks keep their slices.
+def complete_model(engine: Engine, plan: Plan, mesh: Mesh) -> Model:
+    """The model of an engine, or one with the same weights where its parameters are partitioned (ZeRO-3) or
+    its activations are (sequence parallelism). All ranks call it together; tensor-parallel ranks keep their slices.
 
     Of partitioned parameters the other model has copies: memory for all weights, as without ZeRO.
     """
+    model = engine.model
     parameters = dict(model.named_parameters())
     partitioned = any(hasattr(each, "ds_id") for each in parameters.values())
     if not partitioned and not plan.layout.sequence_parallel:
@@ -34,6 +36,8 @@ def complete_model(model: Model, plan: Plan, mesh: Mesh) -> Model:
         other = build_model(plan.model, tp, Operators.of({"linear": form}) if form in QUANTISED else TORCH)
         if lora.rank:
             add_adapters(other, lora)
+    if partitioned:
+        engine.end_fetching()
     with torch.no_grad():
         for name, parameter in parameters.items():
             _set(other, name, _gathered(parameter) if partitioned else parameter.detach())

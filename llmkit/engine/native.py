@@ -271,5 +271,8 @@ class NativeEngine:
         """See `Engine.files`."""
         return {}
 
+    def end_fetching(self) -> None:
+        """Does nothing: parameters are there all the time."""
+
     def close(self) -> None:
         """Nothing to release: the groups belong to the mesh."""

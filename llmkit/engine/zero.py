@@ -193,6 +193,11 @@ class ZeroEngine:
         """See `Engine.score`."""
         return score_rows(self.model, self.engine, batches)
 
+    def end_fetching(self) -> None:
+        """See `Engine.end_fetching`: at stage 3 all parameters are partitioned again."""
+        if self.stage == 3:
+            self.zero.empty_partition_cache()
+
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Of ranks that hold the same slice, the first one gives it.
 

@@ -78,7 +78,7 @@ class Scorer:
     ) -> Scorer:  # fmt: skip
         """The model of a run with its weights of now."""
         return cls(
-            mesh, text, engine.score, lambda: complete_model(engine.model, plan, mesh),
+            mesh, text, engine.score, lambda: complete_model(engine, plan, mesh),
             engine.model.context_length, tokens, before_batch=before_batch,
             shares=isinstance(engine.model, GPT),
             multiple=plan.layout.tensor_parallel_size if plan.layout.sequence_parallel else 1,

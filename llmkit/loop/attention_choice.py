@@ -15,12 +15,9 @@ from llmkit.loop.describe import device_name
 from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
-from llmkit.plan.form_rules import Choice
+from llmkit.plan.form_rules import MEASURED, Choice
 from llmkit.precision import torch_dtype
 from llmkit.run_folder import RunFolder
-
-MEASURED = "measured"
-"""Begins the reason of a choice that was measured."""
 
 
 def choose_attention(

@@ -39,7 +39,7 @@ def write_samples(t: Trainer) -> None:
         t.note_once("no samples at evaluations: a model of this size is on no rank as a whole")
         return
     try:
-        with _ready(complete_model(t.engine.model, t.plan, t.mesh)) as model:
+        with _ready(complete_model(t.engine, t.plan, t.mesh)) as model:
             if t.mesh["data", "context"].rank == 0:  # tensor-parallel ranks generate together
                 t.write_media(table("samples", ["prompt", *WAYS], _rows(t, model, prompts)))
     except (RuntimeError, MemoryError, UserError) as error:

@@ -22,6 +22,10 @@ FEW_LOGITS = 2**25
 """Bytes of a micro-batch's logits that a CPU's last cache holds: chunks gain nothing then."""
 
 
+MEASURED = "measured"
+"""How the reason of a choice begins that was made by timing the forms on this device."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """The form of an operator, and why it was chosen."""

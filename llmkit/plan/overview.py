@@ -10,6 +10,7 @@ from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan.activations import Arithmetic, training_bytes
+from llmkit.plan.form_rules import MEASURED
 from llmkit.plan.operators import FORMS
 from llmkit.plan.plan import Plan
 from llmkit.plan.resolve import AT_START, WITH_TOKENIZER
@@ -148,5 +149,7 @@ def _kernels(plan: Plan) -> Iterator[Line]:
     if plain:
         parts.append(f"plain PyTorch: {', '.join(plain)}")
     yield "kernels", "; ".join([compiled, *parts])
-    for note in (*kernels.off, *kernels.notes):
+    chosen = kernels.operators.values()
+    measured = [f"{each.operator} {each.reason}" for each in chosen if each.reason.startswith(MEASURED)]
+    for note in (*measured, *kernels.off, *kernels.notes):
         yield "", note

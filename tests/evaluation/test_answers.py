@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_an_answer_ends_before_a_string_or_at_a_special_token(scorer):
 
 def test_a_model_that_is_complete_is_used_itself():
     model, plan = toys.model(), plan_for_shape(toys.shape(), CONFIG, DeviceFacts())
-    assert complete_model(model, plan, Mesh()) is model
+    assert complete_model(SimpleNamespace(model=model), plan, Mesh()) is model
 
 
 def test_whatever_ends_an_answer_of_the_model_ends_one_of_a_task():

@@ -52,7 +52,6 @@ def test_they_are_shown_and_recorded(project, capsys):
     assert main(["config", "tiny.yaml", *MUON]) == 0
     assert EMBEDDING in capsys.readouterr().out
     assert train(*MUON, "train.max_steps=1") == 0
-    assert EMBEDDING in capsys.readouterr().out
     groups = json.loads(Path("runs/tiny/manifest.json").read_text())["parameter_groups"]
     assert [(g["optimizer"], g["learning_rate"], g["weight_decay"], g["elements"]) for g in groups] == [
         ("adamw", 0.03, 0, 257 * 32),

@@ -31,13 +31,13 @@ def placements_missing() -> Iterator[None]:
     """While a step is taken, no parameter is known to be sharded: each rank takes its part for all of it."""
 
     def unmarked(real: Callable[..., Any]) -> Callable[..., Any]:
-        def train_step(self: Any, *arguments: Any) -> Any:
+        def train_step(self: Any, *arguments: Any, **named: Any) -> Any:
             if isinstance(self, NativeEngine):
                 with patch.object(self, "placements", dict.fromkeys(self.placements, REPLICATED)):
-                    return real(self, *arguments)
+                    return real(self, *arguments, **named)
             for parameter in self.model.parameters():
                 vars(parameter).pop("tensor_model_parallel", None)  # DeepSpeed's mark
-            result = real(self, *arguments)
+            result = real(self, *arguments, **named)
             mark_sharded(self.model.parameters())
             return result
 
@@ -94,9 +94,9 @@ def mean_of_means() -> Iterator[None]:
     """Each rank divides by its own targets, and the ranks' means are averaged."""
 
     def own_mean(real: Callable[..., Any]) -> Callable[..., Any]:
-        def train_step(self: Any, micro_batches: Sequence[Batch], targets: int) -> Any:
+        def train_step(self: Any, micro_batches: Sequence[Batch], targets: int, **named: Any) -> Any:
             own = sum(map(count_targets, micro_batches)) * self.mesh["data"].size
-            return real(self, micro_batches, own)._replace(targets=targets)
+            return real(self, micro_batches, own, **named)._replace(targets=targets)
 
         return train_step
 
