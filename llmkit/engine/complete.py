@@ -20,7 +20,8 @@ from llmkit.plan import Plan
 
 def complete_model(engine: Engine, plan: Plan, mesh: Mesh) -> Model:
     """The model of an engine, or one with the same weights where its parameters are partitioned (ZeRO-3) or
-    its activations are (sequence parallelism). All ranks call it together; tensor-parallel ranks keep their slices.
+    its activations are (sequence parallelism). All ranks call it together; tensor-parallel ranks keep their
+    slices.
 
     Of partitioned parameters the other model has copies: memory for all weights, as without ZeRO.
     """
