@@ -195,7 +195,8 @@ def test_what_is_recorded_does_not_depend_on_the_layout(
         assert train(loaded, Options(), started=time.monotonic(), environment={}) == 0
     alone, run = folder / "runs/alone", folder / "runs" / name
     kinds = ["loss", "loss_at", "grad_norm", "weight_norm", "update_ratio"]
-    kinds += ["activation_rms", "activation_max"]
+    kinds += ["activation_rms", "activation_max", "tokens", "epochs", "loss_mean", "learning_rate"]
+    kinds += ["skipped_total", "bits_per_byte", "perplexity"]
     compared = {*kinds, *(f"eval_{kind}" for kind in kinds)}
     for found, wanted in zip(rows(run), rows(alone), strict=True):
         for column in {*found, *wanted}:
