@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
 
 
+WORTH_A_LINE = 0.05
+"""Share of its steps by which a run must become shorter or longer for the console to say so."""
+
+
 class TimeBudget(Hook):
     """Turns a time budget into `max_steps`; anew where the machine has become much slower or faster since.
     Records every change of the number, those by other hooks, too.
@@ -35,6 +39,8 @@ class TimeBudget(Hook):
         """The number of steps that was asked for last."""
         self._known: int | None = None
         """The number of steps that is on record."""
+        self._shown: int | None = None
+        """The number of steps that was shown last."""
         self._paused = 0.0
 
     def on_start(self, t: Trainer) -> None:
@@ -44,9 +50,9 @@ class TimeBudget(Hook):
     def request(self, t: Trainer) -> Request | None:
         """The number of steps, once it is known, and again where it changes. Raises UserError where no time
         is left."""
-        state, now, short = t.state, t.clock(), t.loader.first_shortage
-        if t.mesh.rank > 0:
+        if t.mesh.rank > 0 or (self._budget is None and self._watch is None):
             return None
+        state, now, short = t.state, t.clock(), t.loader.first_shortage
         most = None if short is None else short.last_step
         if self._plan is None and state.max_steps != self._asked:
             self._watch = None  # the end of another hook stays where it is
@@ -105,7 +111,12 @@ class TimeBudget(Hook):
             )
         else:
             why = "a hook asks for it"
-        t.console.note(f"max_steps = {chosen}: {why}")
+        show, before = t.console.note, self._shown
+        if plan is not None and before and abs(plan.max_steps - before) < WORTH_A_LINE * before:
+            show = t.console.log  # a machine that others use changes its pace all the time
+        else:
+            self._shown = chosen
+        show(f"max_steps = {chosen}: {why}")
 
 
 def _paused(t: Trainer) -> float:

@@ -63,7 +63,9 @@ def test_time_that_is_over_before_the_steps_could_be_chosen_is_an_error_after_a_
 
 
 @pytest.mark.parametrize(("later", "shorter"), [(1.4, True), (0.6, False)])
-def test_a_machine_that_changes_its_pace_gets_other_steps_and_the_schedule_its_end(later, shorter, project):
+def test_a_machine_that_changes_its_pace_gets_other_steps_and_the_schedule_its_end(
+    later, shorter, project, capsys
+):
     """The run ends as planned, with the learning rate of the schedule's end, and goes on nowhere."""
     clock = Clock(1.0, later=(60, later))
     settings = ["train.max_minutes=3", "schedule.min_lr_ratio=0.1", "monitor.log_every=1"]
@@ -72,6 +74,8 @@ def test_a_machine_that_changes_its_pace_gets_other_steps_and_the_schedule_its_e
     folder = project / "runs" / "tiny"
     chosen = [event for event in records(folder) if event["event"] == "max_steps"]
     assert (chosen[-1]["max_steps"] < chosen[0]["max_steps"]) == shorter
+    noted = len(re.findall("^max_steps = ", capsys.readouterr().out, re.MULTILINE))
+    assert 2 <= noted <= len(chosen) and (noted < len(chosen) or not shorter), "small changes have no line"
     assert chosen[-1]["step_seconds"] == pytest.approx(later, abs=0.1)
     assert 150.0 < clock.now < 180.0 and clock.end == [chosen[-1]["max_steps"]] * 2
     rates = [row["learning_rate"] for row in rows(folder) if "loss" in row]
