@@ -15,6 +15,8 @@ from llmkit.monitor.wandb_journal import FILES
 from llmkit.monitor.wandb_open import Opened, Say, tear_down
 
 STOPPED_EARLY = 75
+ARRIVAL_SECONDS = 60.0
+"""Within which a server counts the lines that it has taken."""
 
 
 def hand_over(
@@ -71,7 +73,8 @@ def _has_arrived(session: dict[str, Any], run: Any, lines: int, say: Say) -> boo
     """Asks the server whether it has so many lines of the run: what it refuses, wandb keeps to itself."""
     import wandb
 
-    path, end = f"{run.entity}/{run.project}/{run.id}", time.monotonic() + session["timeouts"]["finish"]
+    path = f"{run.entity}/{run.project}/{run.id}"
+    end = time.monotonic() + min(session["timeouts"]["finish"], ARRIVAL_SECONDS)
     while True:
         try:
             found = wandb.Api(timeout=5).run(path)

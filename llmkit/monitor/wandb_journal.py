@@ -13,6 +13,8 @@ from pathlib import Path
 
 FILES = {"m": "metrics.jsonl", "a": "media.jsonl", "e": "events.jsonl"}
 """Kind of an entry: the file of the run folder."""
+RESERVE = 8 * 2**20
+"""Bytes that stay free: where the disk takes no more, wandb loses lines that it was given, without a word."""
 _LENGTH = 19
 """Bytes of an entry: kind, space, digest, newline."""
 
@@ -59,7 +61,9 @@ class Journal:
         os.close(self._file)
 
     def _write(self, entries: bytes) -> None:
-        place = self._count * _LENGTH
+        place, disk = self._count * _LENGTH, os.fstatvfs(self._file)
+        if disk.f_bavail * disk.f_frsize < RESERVE:
+            raise OSError(28, os.strerror(28), str(self._path))
         written = os.pwrite(self._file, entries, place)
         if written < len(entries):  # the disk is full; half an entry would count as one later
             os.ftruncate(self._file, place)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from llmkit.monitor.wandb_journal import Journal, digest
+from llmkit.monitor.wandb_journal import RESERVE, Journal, digest
 
 
 def digests(*lines: bytes) -> set[str]:
@@ -46,6 +47,19 @@ def test_a_damaged_entry_is_that_of_no_file(tmp_path: Path) -> None:
     (tmp_path / "journal").write_bytes(data)
     again = Journal(tmp_path / "journal")
     assert len(again) == 3 and again.digests("m") == digests(b"1\n", b"3\n")
+
+
+def test_wandb_gets_nothing_on_a_disk_that_is_nearly_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    with monkeypatch.context() as full:
+        full.setattr("os.fstatvfs", lambda _: SimpleNamespace(f_bavail=RESERVE // 4096 - 1, f_frsize=4096))
+        with pytest.raises(OSError, match="No space left"):
+            journal.append("m", b"1\n")
+    assert len(journal) == 0
+    journal.append("m", b"1\n")
+    assert len(journal) == 1
 
 
 def test_half_an_entry_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
