@@ -32,6 +32,8 @@ from llmkit.run_folder import LOCK
 PATIENT = Timeouts(probe=10.0, init=120.0, finish=3600.0, abandon=3600.0, kill=3600.0)
 """Nobody waits for it but who has called it."""
 
+_NEEDED = {"run_id", "project", "settings", "manifest", "first_news"}
+
 
 def sync_command(folders: list[Path], environment: Mapping[str, str]) -> int:
     """Sends what is missing of each run, and says what that was; returns the exit code.
@@ -104,9 +106,9 @@ def _sync(run_dir: Path, environment: Mapping[str, str]) -> str:
 
 def _session(run_dir: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """That of the newest start; a new one for a run, or a copy of one, that was trained without W&B."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):
         session = read_session(run_dir)
-        if "settings" in session and not is_fork(run_dir):  # versions until 2026-11-29 kept less
+        if _NEEDED <= session.keys() and not is_fork(run_dir):  # versions until 2026-11-29 kept less
             return session
     from llmkit.config.load import load
 

@@ -91,7 +91,9 @@ def test_a_copy_that_was_trained_on_without_wandb_is_sent_as_a_run_of_its_own(
     assert forked["run_id"] != session["run_id"]
     assert forked["forked_from"] == {"run_id": session["run_id"], "step": 5}
     assert wandb_sync._session(copy, environment)["run_id"] == forked["run_id"]
-    assert wandb_sync._session(first, environment)["run_id"] == session["run_id"]
+    for damage in ("[]", '{"settings": {}}', "{"):
+        (first / "wandb" / "session.json").write_text(damage)
+        assert wandb_sync._session(first, environment)["run_id"] == session["run_id"]
 
 
 def test_the_mirror_of_a_trainer_that_was_killed_is_waited_for(
