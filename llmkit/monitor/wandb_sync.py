@@ -108,7 +108,7 @@ def _session(run_dir: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """That of the newest start; a new one for a run, or a copy of one, that was trained without W&B."""
     with suppress(OSError, ValueError, AttributeError):
         session = read_session(run_dir)
-        if _NEEDED <= session.keys() and not is_fork(run_dir):  # versions until 2026-11-29 kept less
+        if session.keys() >= _NEEDED and not is_fork(run_dir):  # versions until 2026-11-29 kept less
             return session
     from llmkit.config.load import load
 
