@@ -111,12 +111,12 @@ class TimeBudget(Hook):
             )
         else:
             why = "a hook asks for it"
-        show, before = t.console.note, self._shown
+        line, before = f"max_steps = {chosen}: {why}", self._shown
         if plan is not None and before and abs(plan.max_steps - before) < WORTH_A_LINE * before:
-            show = t.console.log  # a machine that others use changes its pace all the time
+            t.console.log(line)  # a machine that others use changes its pace all the time
         else:
             self._shown = chosen
-        show(f"max_steps = {chosen}: {why}")
+            t.console.note(line)
 
 
 def _paused(t: Trainer) -> float:
