@@ -109,15 +109,19 @@ def carried_over(rows: Sequence[Row], events: Sequence[Row], step: int, now: dat
     checkpoint is no longer useful. rows: of metrics.jsonl, with those after the checkpoint. events: all so
     far. now: when the new start began.
     """
-    starts = [index for index, event in enumerate(events) if _begins(event) and Account.of_event(event)]
+    starts = [
+        index
+        for index, event in enumerate(events)
+        if _begins(event) and Account.of_event(event) and _time(event) is not None
+    ]
     if not starts:
         return Account()
     begun = events[starts[-1]]
-    at_start = Account.of_event(begun)
-    assert at_start is not None
+    at_start, began = Account.of_event(begun), _time(begun)
+    assert at_start is not None and began is not None
     records = [*_accounts(events, Account.of_event), *_accounts(rows, Account.of_row)]
     last = max(records, key=lambda account: account.elapsed)
-    seen = datetime.fromisoformat(begun["time"]).timestamp() + last.elapsed - at_start.elapsed
+    seen = began.timestamp() + last.elapsed - at_start.elapsed
     done = any(event.get("event") == "done" for event in events[starts[-1] :])
     down = 0.0 if done else max(0.0, now.timestamp() - seen)
     redone = max(0.0, last.useful - _useful_until(step, rows, events))
@@ -130,6 +134,14 @@ def carried_over(rows: Sequence[Row], events: Sequence[Row], step: int, now: dat
 def _seconds(value: object) -> float:
     """A number of a record; 0 for what is none, as after damage."""
     return float(value) if isinstance(value, int | float) and 0.0 <= value < math.inf else 0.0
+
+
+def _time(event: Row) -> datetime | None:
+    """When it was; None for what is no time, as after damage."""
+    try:
+        return datetime.fromisoformat(event["time"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _begins(event: Row) -> bool:

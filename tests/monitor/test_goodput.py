@@ -116,6 +116,8 @@ def test_damaged_records_do_not_keep_a_run_from_going_on() -> None:
         *KILLED,
         {"event": "save", "step": 8, "account": 7},
         {"event": "save", "step": 8, "account": {"lost": 1}},
+        {"event": "resume", "step": 5, "time": "noon", "account": {"useful": 1.0, "lost": {}}},
+        {"event": "resume", "step": 5, "account": {"useful": 1.0, "lost": {}}},
     ]
     now = NOON + timedelta(seconds=160.0)
     assert carried_over(rows, events, 5, now) == carried_over([row(8, ROW)], KILLED, 5, now)
