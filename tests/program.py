@@ -154,3 +154,8 @@ TIMELESS = (
 def timeless(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without the columns that tell of time and memory."""
     return [{name: value for name, value in row.items() if name in TIMELESS} for row in rows(folder)]
+
+
+def losses(name: str) -> list[float]:
+    """Those of the steps of a run in runs/ of the working directory."""
+    return [row["loss"] for row in rows(Path("runs") / name) if "loss" in row]

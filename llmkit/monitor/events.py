@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,15 @@ class EventLog:
     def close(self) -> None:
         """Closes the file; a later `record` opens it again."""
         self._file.close()
+
+
+def event_time(event: Mapping[str, Any]) -> datetime | None:
+    """When an event was, with its time zone; None where it does not say, as after damage."""
+    try:
+        time = datetime.fromisoformat(event["time"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
+from llmkit.monitor.events import event_time
 from llmkit.monitor.jsonlines import Row
 
 LOST = ("start", "compile", "data", "evaluate", "save", "other", "redone", "down")
@@ -112,12 +113,12 @@ def carried_over(rows: Sequence[Row], events: Sequence[Row], step: int, now: dat
     starts = [
         index
         for index, event in enumerate(events)
-        if _begins(event) and Account.of_event(event) and _time(event) is not None
+        if _begins(event) and Account.of_event(event) and event_time(event) is not None
     ]
     if not starts:
         return Account()
     begun = events[starts[-1]]
-    at_start, began = Account.of_event(begun), _time(begun)
+    at_start, began = Account.of_event(begun), event_time(begun)
     assert at_start is not None and began is not None
     records = [*_accounts(events, Account.of_event), *_accounts(rows, Account.of_row)]
     last = max(records, key=lambda account: account.elapsed)
@@ -134,14 +135,6 @@ def carried_over(rows: Sequence[Row], events: Sequence[Row], step: int, now: dat
 def _seconds(value: object) -> float:
     """A number of a record; 0 for what is none, as after damage."""
     return float(value) if isinstance(value, int | float) and 0.0 <= value < math.inf else 0.0
-
-
-def _time(event: Row) -> datetime | None:
-    """When it was; None for what is no time, as after damage."""
-    try:
-        return datetime.fromisoformat(event["time"])
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _begins(event: Row) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from llmkit.monitor.event_text import event_text
+from llmkit.monitor.events import event_time
 from llmkit.monitor.sparkline import Curve
 
 WALL_ROWS = 200
@@ -110,7 +111,7 @@ class Progress:
         """What happened last."""
         if self._event is None:
             return None
-        return Happened(event_text(self._event), _time(self._event))
+        return Happened(event_text(self._event), event_time(self._event))
 
     @property
     def seconds_left(self) -> float | None:
@@ -135,7 +136,7 @@ class Progress:
         by_steps = None if step is None else self.seconds_until(step)
         if step is not None and by_steps is None:
             return None
-        begun = _time(self._timed_from) if self._timed_from and self.save_minutes else None
+        begun = event_time(self._timed_from) if self._timed_from and self.save_minutes else None
         if begun is None:
             return by_steps
         by_clock = max(0.0, 60.0 * self.save_minutes - (now - begun).total_seconds())
@@ -147,15 +148,6 @@ class Progress:
             return None
         step = self.step - self.step % every + every
         return step if self.max_steps is None or step <= self.max_steps else None
-
-
-def _time(event: Mapping[str, Any]) -> datetime | None:
-    """When an event was; None where it does not say."""
-    try:
-        time = datetime.fromisoformat(event["time"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def shown_loss(row: Mapping[str, Any]) -> float | None:

@@ -8,10 +8,10 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from llmkit.monitor.events import event_time
 from llmkit.monitor.jsonlines import Row
 from llmkit.run_folder import DONE, LOCK
 
@@ -71,11 +71,8 @@ def state_of(folder: Path, events: Sequence[Row], row_seconds: float | None, now
 
 def time_of(event: Row) -> float | None:
     """When an event was, seconds since 1970; None where it does not say."""
-    try:
-        time = datetime.fromisoformat(event["time"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    time = event_time(event)
+    return None if time is None else time.timestamp()
 
 
 def _how(name: State, end: Row) -> str:

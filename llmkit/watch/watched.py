@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from llmkit.config.mistakes import printable
 from llmkit.monitor.progress import Progress
+from llmkit.monitor.record import RunRecord
 from llmkit.watch.follow import FollowedFile
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a run; empty where there is none, or no whole one."""
-    try:
-        content = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 class WatchedRun:
@@ -50,7 +40,7 @@ class WatchedRun:
         self._take_manifest()
 
     def _take_manifest(self) -> None:
-        manifest, progress = read_manifest(self.folder), self.progress
+        manifest, progress = RunRecord(self.folder).manifest, self.progress
         schedule = manifest.get("schedule")
         if isinstance(schedule, dict):
             progress.save_every = whole(schedule.get("save_every")) or 0

@@ -20,7 +20,7 @@ from llmkit.hf.folder import HFFolder
 from llmkit.inference import evaluate_weights, load_for_use
 from llmkit.parallel.mesh import Mesh
 from llmkit.weights import open_base, open_weights
-from tests.program import events, make_project, rows, train
+from tests.program import events, losses, make_project, rows, train
 from tests.ranks import free_ports, run_ranks
 
 LORA = """\
@@ -68,10 +68,6 @@ def in_project(project, monkeypatch):
 def state_of(name: str) -> dict[tuple[str, str], torch.Tensor]:
     checkpoint = open_checkpoint(Path("runs") / name)
     return {(k, n): checkpoint.read(n, k) for k in checkpoint.kinds() for n in checkpoint.names(k)}
-
-
-def losses(name: str) -> list[float]:
-    return [row["loss"] for row in rows(Path("runs") / name) if "loss" in row]
 
 
 def test_checkpoints_hold_adapters_with_their_moments_and_name_the_base():

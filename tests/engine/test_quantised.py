@@ -22,7 +22,7 @@ from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.parallel.mesh import Mesh
 from llmkit.weights import open_weights
-from tests.program import events, make_project, rows, train
+from tests.program import events, losses, make_project, rows, train
 from tests.ranks import free_ports, run_ranks
 from tests.shapes import LLAMA_STYLE
 
@@ -88,10 +88,6 @@ def in_project(project, monkeypatch):
 def state_of(name: str) -> dict[tuple[str, str], torch.Tensor]:
     checkpoint = open_checkpoint(Path("runs") / name)
     return {(k, n): checkpoint.read(n, k) for k in checkpoint.kinds() for n in checkpoint.names(k)}
-
-
-def losses(name: str) -> list[float]:
-    return [row["loss"] for row in rows(Path("runs") / name) if "loss" in row]
 
 
 def test_layouts_train_alike_and_go_on_in_each_other_exactly(project):

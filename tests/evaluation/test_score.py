@@ -11,7 +11,7 @@ import torch
 from llmkit.batch import Batch
 from llmkit.errors import UserError
 from llmkit.evaluation.hub_text import HubText
-from llmkit.evaluation.score import Question, Scorer, loglikelihoods
+from llmkit.evaluation.score import Question, Score, Scorer, loglikelihoods
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh
 from tests.evaluation.toys import tokenizer
@@ -20,6 +20,18 @@ from tests.shapes import LLAMA_STYLE, random_model
 MODEL = random_model(LLAMA_STYLE).eval()
 TEXT = HubText(tokenizer())
 LONGEST = LLAMA_STYLE.max_position_embeddings
+
+
+def equal_scores(found: list[Score], wanted: list[tuple[float, bool]]) -> list[bool]:
+    """Checks scores against sums of log-probabilities and whether all is likeliest; returns the latter."""
+    torch.testing.assert_close(
+        torch.tensor([score.log_likelihood for score in found]),
+        torch.tensor([total for total, _ in wanted]),
+        rtol=1e-5, atol=1e-5,
+    )  # fmt: skip
+    greedy = [score.is_greedy for score in found]
+    assert greedy == [each for _, each in wanted]
+    return greedy
 
 
 def questions(count: int, longest: int) -> list[Question]:
@@ -54,13 +66,8 @@ def test_each_question_is_scored_as_if_it_were_alone(limits):
     asked += [with_likeliest(MODEL, question) for question in questions(3, 12)]
     found = loglikelihoods(Scorer.of_model(MODEL, TEXT, Mesh(), **limits), asked)
     wanted = [alone(MODEL, question) for question in asked]
-    torch.testing.assert_close(
-        torch.tensor([score.log_likelihood for score in found]),
-        torch.tensor([total for total, _ in wanted]),
-        rtol=1e-5, atol=1e-5,
-    )  # fmt: skip
-    greedy = [score.is_greedy for score in found]
-    assert greedy == [each for _, each in wanted] and greedy[-3:] == [True] * 3 and not all(greedy)
+    greedy = equal_scores(found, wanted)
+    assert greedy[-3:] == [True] * 3 and not all(greedy)
 
 
 def test_batches_hold_what_was_asked_for_and_lengths_are_multiples():
@@ -99,13 +106,8 @@ def test_answers_that_differ_in_their_last_token_are_read_once_and_scored_as_if_
 
     found = loglikelihoods(replace(scorer, score=score), asked)
     wanted = [alone(MODEL, question) for question in asked]
-    torch.testing.assert_close(
-        torch.tensor([each.log_likelihood for each in found]),
-        torch.tensor([total for total, _ in wanted]),
-        rtol=1e-5, atol=1e-5,
-    )  # fmt: skip
-    greedy = [each.is_greedy for each in found]
-    assert greedy == [each for _, each in wanted] and any(greedy)
+    greedy = equal_scores(found, wanted)
+    assert any(greedy)
     rows = sum(map(len, read))
     distinct = {tuple([*each.context, *each.continuation][:-1]) for each in asked}
     assert len(distinct) <= rows <= len(distinct) + 2 < len(asked) / 2, "of more than 16 some are read twice"

@@ -19,7 +19,7 @@ from llmkit.inference import evaluate_weights
 from llmkit.loop.initial_weights import StartingWeights
 from llmkit.prompts import chat_prompt
 from llmkit.weights import open_weights
-from tests.program import make_project, rows, train
+from tests.program import losses, make_project, rows, train
 from tests.ranks import free_ports, run_ranks
 from tests.shapes import LLAMA_STYLE
 
@@ -146,10 +146,6 @@ def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(name: str, *overrides: str) -> int:
     return main(["train", "tuned.yaml", f"run.name={name}", *overrides])
-
-
-def losses(name: str) -> list[float]:
-    return [row["loss"] for row in rows(Path("runs") / name) if "loss" in row]
 
 
 def test_the_first_loss_is_that_of_the_weights(project: Path) -> None:

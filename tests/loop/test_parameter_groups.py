@@ -12,7 +12,7 @@ from llmkit.checkpoint.format import folder_name
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
-from tests.program import make_project, recorded, rows, train
+from tests.program import losses, make_project, recorded, train
 
 GROUPS = (
     "optimizer.groups=[{params: [embedding.weight], learning_rate: 0.03, betas: [0.8, 0.9], weight_decay: 0},"
@@ -29,10 +29,6 @@ def project(tmp_path, monkeypatch) -> Path:
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def losses(run: str) -> list[float]:
-    return [row["loss"] for row in rows(Path("runs") / run) if "loss" in row]
 
 
 def at(step: int) -> Checkpoint:

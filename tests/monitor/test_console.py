@@ -12,15 +12,7 @@ from llmkit.monitor.console import Console, Refresher
 from llmkit.monitor.progress import Progress
 from tests.limits import HANG
 from tests.monitor.screen import Screen
-
-ROW = {
-    "step": 20,
-    "loss": 4.56789,
-    "tokens_per_second": 12345.6,
-    "step_seconds": 0.5,
-    "mfu": 0.4123,
-    "learning_rate": 1e-3,
-}
+from tests.monitor.test_row_text import ROW
 
 
 class Terminal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from llmkit.monitor.events import EventLog
+from llmkit.monitor.events import EventLog, event_time
 
 
 def test_events_carry_the_time_in_utc_their_name_and_their_fields(tmp_path: Path) -> None:
@@ -19,6 +19,14 @@ def test_events_carry_the_time_in_utc_their_name_and_their_fields(tmp_path: Path
     assert time.utcoffset() == timedelta(0)
     assert abs(datetime.now(UTC) - time) < timedelta(minutes=5)
     assert first["time"] <= second["time"]
+
+
+def test_a_time_that_is_none_is_not_known_and_one_without_a_zone_is_in_utc() -> None:
+    for damaged in ({}, {"time": None}, {"time": 7}, {"time": "noon"}):
+        assert event_time(damaged) is None
+    assert event_time({"time": "2026-11-28T12:00:00"}) == datetime(2026, 11, 28, 12, tzinfo=UTC)
+    east = event_time({"time": "2026-11-28T14:00:00+02:00"})
+    assert east == datetime(2026, 11, 28, 12, tzinfo=UTC)
 
 
 def test_the_last_event_is_found_behind_a_torn_line_and_by_another_process(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from llmkit.watch.watched import WatchedRun, read_manifest, whole
+from llmkit.watch.watched import WatchedRun, whole
 from tests.watch.folders import add_event, add_row, make_run
 
 
@@ -59,4 +59,6 @@ def test_a_folder_with_nothing_or_nonsense_in_it_is_an_empty_view(tmp_path: Path
         run.poll()
         assert run.progress.max_steps is None
     assert (run.progress.step, run.progress.row) == (1, {})
-    assert read_manifest(tmp_path / "missing") == {} and whole(-1) is None and whole(True) is None
+    (tmp_path / "manifest.json").unlink()
+    run.poll()
+    assert whole(-1) is None and whole(True) is None
