@@ -8,6 +8,7 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "llmkit"
 ELSEWHERE = {
     # Module -> the file of the tests that know it, by way of the module that uses it.
+    "config/faults_section.py": "config/test_keys.py",
     "config/lora_section.py": "config/test_adapters.py",
     "config/monitor_section.py": "config/test_keys.py",
     "config/operators.py": "kernels/test_operators.py",

@@ -145,6 +145,10 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "what is shown and recorded", "monitor.cost", "per_device_hour per_kwh currency"),
     **_rules("free", "what is measured", "monitor", "statistics_every spike_threshold spike_window"),
     **_rules(
+        "free", "what is looked for, and what follows", "faults",
+        "on_spike rollback_margin max_rollbacks check_replicas_every repeat_every",
+    ),
+    **_rules(
         "free", "what is shown and recorded", "monitor.wandb",
         "mode project entity name tags group job_type notes artifacts alerts",
     ),

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmkit.config.faults_section import Faults
 from llmkit.config.lora_section import Lora
 from llmkit.config.model_section import Model
 from llmkit.config.monitor_section import Monitor
@@ -356,5 +357,6 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     monitor: Monitor = Monitor()
+    faults: Faults = Faults()
     hooks: list[Entry] = []
     """What plugins do in the course of the run, in this order."""
