@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +29,15 @@ def cannot_read(path: Path, error: OSError, remedy: str = "") -> UserError:
         )
     what = f"{path}: cannot be read ({error.strerror or error})"
     return UserError(f"{what}; {remedy}" if remedy else what)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read. Raises OSError, also for what is no file: opening a pipe would wait for a writer."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def owner_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import UserError
-from llmkit.files import NoAccessError, may_exist, owner_of, read_json, write_atomic
+from llmkit.files import NoAccessError, may_exist, open_regular, owner_of, read_json, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,16 @@ def test_a_file_that_may_not_be_read_is_a_matter_for_its_owner(
     wanted = rf"a.json: cannot be read \(Permission denied\); ask {owner} for read access to it$"
     with pytest.raises(NoAccessError, match=wanted):
         read_json(tmp_path / "a.json", "delete it")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="it is no regular file"):
+            open_regular(path)
+    (tmp_path / "file").write_text("content")
+    with open_regular(tmp_path / "file") as file:
+        assert file.read() == b"content"
 
 
 def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.finish import time_line
-from llmkit.loop.report import write_report
+from llmkit.loop.report import REPORT, write_report
 from llmkit.loop.stop import HOOK, REASONS, StopRequest
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import MAX_REASON, EventLog
@@ -42,7 +42,8 @@ def stop_run(t: Trainer) -> int:
     )
     if t.mesh.rank == 0:
         t.console.note(f"where the time went: {time_line(t)}")
-    write_report(t)
+    if write_report(t):
+        t.console.note(f"report: {t.folder.path / REPORT}")
     return STOPPED
 
 

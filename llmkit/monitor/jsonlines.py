@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import RunFault, UserError
-from llmkit.files import cannot_read, sync_folder, write_atomic
+from llmkit.files import cannot_read, open_regular, sync_folder, write_atomic
 
 Row = dict[str, Any]
 
@@ -112,7 +112,8 @@ class JsonLines:
 
     def _lines(self, torn: bool = False) -> Iterator[bytes]:
         try:
-            lines = self.path.read_bytes().splitlines(keepends=True)
+            with open_regular(self.path) as file:
+                lines = file.read().splitlines(keepends=True)
         except FileNotFoundError:
             return
         except OSError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.errors import UserError
+from llmkit.files import open_regular
 from llmkit.monitor.jsonlines import JsonLines, Row, parse
 from llmkit.monitor.media import read_media
 from llmkit.monitor.run_state import RunState, state_of
@@ -76,7 +77,7 @@ class RunRecord:
     @cached_property
     def _last_rows(self) -> list[Row]:
         try:
-            with (self.folder / "metrics.jsonl").open("rb") as file:
+            with open_regular(self.folder / "metrics.jsonl") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - TAIL_BYTES))
                 lines = file.read(TAIL_BYTES).split(b"\n")[:-1]
@@ -150,7 +151,8 @@ def at(content: object, *path: str) -> Any:
 def _json(path: Path) -> Row:
     """The JSON object in a file; empty where there is none."""
     try:
-        content = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = json.load(file)
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

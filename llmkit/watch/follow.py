@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from llmkit.files import open_regular
 from llmkit.monitor.jsonlines import Row, parse
 
 BLOCK = 1 << 22
@@ -32,7 +33,7 @@ class FollowedFile:
     def read(self) -> News:
         """What is new since the last reading; nothing where the file cannot be read at the moment."""
         try:
-            with open(self._path, "rb", buffering=0) as file:
+            with open_regular(self._path) as file:
                 anew = self._offset > 0 and not self._is_same(file.fileno())
                 if anew:
                     self._offset, self._last = 0, b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,10 @@ def test_a_file_that_is_not_there_has_no_columns_and_one_that_cannot_be_read_is_
     assert read_columns(path).numbers == {}
     path.mkdir()
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
+        read_columns(path)
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read \(it is no regular file\)"):
         read_columns(path)
 
 
