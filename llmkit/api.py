@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.config.load import Loaded
 from llmkit.config.load import load as load_config
+from llmkit.end_file import errors_recorded
 from llmkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ def train(
     from llmkit.loop.resume import Options
     from llmkit.train import train as run_training
 
-    run_training(
-        loaded, Options(fresh, allow_data_change, quiet),
-        started=time.monotonic(), environment=os.environ, hooks=hooks, sinks=sinks,
-    )  # fmt: skip
+    with errors_recorded(os.environ):
+        run_training(
+            loaded, Options(fresh, allow_data_change, quiet),
+            started=time.monotonic(), environment=os.environ, hooks=hooks, sinks=sinks,
+        )  # fmt: skip
     return Run(Path(loaded.config.run.dir) / loaded.config.run.name)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from llmkit import __version__
 from llmkit.command_line import CommandParser, Commands, add_config, count, positive
 from llmkit.convert.options import add_export_command, add_import_command
+from llmkit.end_file import end_file, errors_recorded
 from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.evaluation.options import add_evaluate_command
 from llmkit.generation.options import add_generate_command
@@ -24,6 +25,7 @@ from llmkit.monitor.options import add_sync_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
 from llmkit.report.options import add_report_command
 from llmkit.serve.options import add_serve_command
+from llmkit.stopping import STOPPED
 from llmkit.watch.options import add_runs_command, add_top_command
 
 
@@ -100,6 +102,13 @@ def _drop_output() -> None:
 
 
 def _train(options: argparse.Namespace, started: float) -> int:
+    with errors_recorded(os.environ):
+        code = _train_run(options, started)
+    # A launcher would call a process that ends with 75 failed; who reads $END_FILE needs no code.
+    return 0 if code == STOPPED and end_file(os.environ) else code
+
+
+def _train_run(options: argparse.Namespace, started: float) -> int:
     from llmkit.api import ask_for_determinism, let_segments_grow, load
 
     if options.fresh and options.allow_data_change:

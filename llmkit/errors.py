@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class UserError(Exception):
@@ -16,7 +16,12 @@ class RunFault(Exception):
     """A run that cannot go on through no mistake in its configuration (a full disk, a diverged loss).
 
     The command line prints the message alone, without a traceback, and exits with code 1.
+    hosts: nodes that may be the cause.
     """
+
+    def __init__(self, message: str = "", hosts: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.hosts = tuple(hosts)
 
 
 def raise_together(errors: Iterable[UserError | RunFault]) -> None:
@@ -35,12 +40,15 @@ def to_report(error: BaseException) -> dict[str, str]:
     return {"kind": base.__name__, "message": str(error)}
 
 
-def from_report(report: Mapping[str, str], where: str = "") -> UserError | RunFault:
+def from_report(
+    report: Mapping[str, str], where: str = "", hosts: Sequence[str] = ()
+) -> UserError | RunFault:
     """The error that stands here for that of other processes, which `where` names; "" = of all."""
     message, kind = report["message"], UserError if report["kind"] == UserError.__name__ else RunFault
     if report["kind"] not in (UserError.__name__, RunFault.__name__):
         message = f"{report['kind']}: {message} (that rank's output has the traceback)"
-    return kind(f"{where}: {message}" if where else message)
+    text = f"{where}: {message}" if where else message
+    return kind(text) if kind is UserError else RunFault(text, hosts)
 
 
 class AlreadyReported(Exception):

@@ -20,6 +20,8 @@ SIGNALS = (
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 """Variables by which torchrun and accelerate are known, which stay as long as their processes run."""
 LAUNCHER_GONE = "its launcher has ended"
+STOPPED = 75
+"""Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""
 WATCH_SECONDS = 1.0
 """How often a reason to stop is looked for that no signal tells."""
 

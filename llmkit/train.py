@@ -13,9 +13,10 @@ from llmkit.config.entries import make_all
 from llmkit.config.load import Loaded
 from llmkit.config.registered import components
 from llmkit.config.walk import leaves
+from llmkit.end_file import End
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.build import build_trainer
-from llmkit.loop.ends import record_fault, stop_at_start
+from llmkit.loop.ends import record_end, record_fault, stop_at_start
 from llmkit.loop.finish import finish
 from llmkit.loop.folder import open_folder
 from llmkit.loop.hook import Hook
@@ -110,11 +111,12 @@ def _train(launch: Launch, listener: Listener) -> int:
                 trainer = build_trainer(launch, folder, console, stop, stack)
             code = 0 if trainer.has_nothing_to_do else _run(trainer, launch, stack)
         except Stopped as stopped:
-            return stop_at_start(mesh, folder, console, stop, stopped)
+            return stop_at_start(launch, folder, console, stop, stopped)
         finally:
             stop.hold()  # what follows, as the closing of files, is not interrupted
         if code == 0:
             finish(trainer)
+            record_end(trainer, End("done"))
         return code
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "llmkit"
 DESIGN = (PACKAGE.parent / "docs/design.md").read_text()
 LAYERS = (
     {"errors", "precision", "cores", "extras"},
-    {"files", "file_lock", "registry", "stopping", "batch"},
+    {"files", "file_lock", "registry", "stopping", "batch", "end_file"},
     {"config"},
     {"parallel", "data", "run_folder", "command_line"},
     {"kernels"},

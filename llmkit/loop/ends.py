@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
+from llmkit.end_file import End, end_of, write_end
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.finish import time_line
+from llmkit.loop.launch import Launch
 from llmkit.loop.report import REPORT, write_report
 from llmkit.loop.stop import HOOK, REASONS, StopRequest
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import MAX_REASON, EventLog
 from llmkit.parallel.agreement import fail_together
-from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.roll_call import hosts_behind
 from llmkit.run_folder import RunFolder
-from llmkit.stopping import Stopped
+from llmkit.stopping import STOPPED, Stopped
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop: it is saved, and the same command goes on with it."""
 
 
 def stop_run(t: Trainer) -> int:
@@ -32,6 +32,7 @@ def stop_run(t: Trainer) -> int:
     t.record_event("stop", step=state.step, reason=reason, phase_seconds=dict(t.phases.seconds))
     with fail_together(t.mesh):
         t.folder.mark_saved()
+        record_end(t, End("stopped", reason))
     of = "" if state.max_steps is None else f" of {state.max_steps}"
     if state.evaluated_step != state.step and (t.evaluation_due or state.finished()):
         of += ", whose evaluation is still to be made"
@@ -74,6 +75,17 @@ def save_and_fail(t: Trainer, error: Exception | None) -> NoReturn:
     raise AssertionError("no rank has given an error")
 
 
+def record_end(t: Trainer, end: End) -> None:
+    """Writes $END_FILE, if it is asked for, with the steps of this run.
+
+    On rank 0; of a fault, on the first rank that is left. Raises RunFault where it cannot be written.
+    """
+    roll_call = t.mesh.roll_call
+    if t.mesh.rank == (0 if roll_call is None else roll_call.first):
+        step, saved, first = t.state.step, t.saved_step, t.first_step
+        write_end(replace(end, step=step, saved_step=saved, first_step=first), t.environment)
+
+
 def raise_failures(t: Trainer) -> None:
     """Raises, on all ranks, the error of a hook of one of them, if there is one. Where nothing is unsaved."""
     with fail_together(t.mesh):
@@ -97,6 +109,8 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
     events, roll_call = t.events, t.mesh.roll_call
     if roll_call is not None and 0 in roll_call.gone and t.mesh.rank == roll_call.first:
         events = EventLog(t.folder.path / "events.jsonl")  # rank 0, whose task it was, has gone
+    with suppress(RunFault):  # what the user must see is the error itself
+        record_end(t, replace(end_of(cause), hosts=hosts_behind(cause)))
     events.record(
         "fault",
         step=t.state.step,
@@ -119,19 +133,22 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
 
 
 def stop_at_start(
-    mesh: Mesh, folder: RunFolder, console: Console, request: StopRequest, stopped: Stopped
+    launch: Launch, folder: RunFolder, console: Console, request: StopRequest, stopped: Stopped
 ) -> int:
     """The end of a start that has trained nothing yet, on all ranks; returns the exit code.
 
     What it has prepared is kept: parts of the data, a trained tokenizer.
     """
     request.hold()
+    mesh = launch.mesh
     if mesh.rank == 0:
         events = EventLog(folder.path / "events.jsonl")
         events.record("stop", reason=str(stopped), before="the first step of this start")
         events.close()
     with fail_together(mesh):
         folder.mark_saved()
+        if mesh.rank == 0:
+            write_end(End("stopped", str(stopped)), launch.environment)
     console.note(
         f"stopped by {stopped} before the first step of this start: nothing is lost; "
         "the same command goes on",

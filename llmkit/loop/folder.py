@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import COMMAND_LINE
+from llmkit.end_file import forget_end
 from llmkit.errors import UserError
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
@@ -19,7 +20,8 @@ from llmkit.run_folder import FollowedFolder, RunFolder, run_folder_of
 def open_folder(loaded: Loaded, mesh: Mesh, environment: Mapping[str, str]) -> RunFolder:
     """The run folder, which rank 0 holds and the others follow.
 
-    $STOP_FILE names a second file that asks for a stop, $SAVED_FILE one that says that it was heard.
+    $STOP_FILE names a second file that asks for a stop, $SAVED_FILE one that says that it was heard, and
+    $END_FILE one for the end of this start (`end_file.py`).
     Raises UserError where a rank has another folder under the same path, or cannot write where checkpoints
     go: no save could ever work; and where the settings are those of a run folder that lies elsewhere now.
     """
@@ -32,6 +34,7 @@ def open_folder(loaded: Loaded, mesh: Mesh, environment: Mapping[str, str]) -> R
         if mesh.rank == 0:
             _check_not_moved(loaded, path)
             folder = RunFolder.open(path, " ".join(sys.argv), stop, saved)
+            forget_end(environment)
     try:
         # A folder of the same name may be there without being shared: only rank 0's has this one in it.
         handshake = on_rank_zero(mesh, lambda: folder.begin_handshake() if folder else "")

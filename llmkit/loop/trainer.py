@@ -77,6 +77,7 @@ class Trainer:
         self.mesh, self.plan, self.data, self.loader, self.heldout = launch.mesh, plan, data, loader, heldout
         self.engine, self.state, self.folder, self.console = engine, state, folder, console
         self.events, self.stop, self.clock, self.saved_step = events, stop, launch.clock, saved_step
+        self.environment, self.first_step = launch.environment, state.step
         self.learning_rate, self.save_seconds, self.tasks_seconds = 0.0, 0.0, 0.0
         self.in_step = False
         """Whether a step has begun and is not over: then nothing can be saved."""

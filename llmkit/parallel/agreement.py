@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from importlib import metadata
@@ -19,6 +20,7 @@ import torch.distributed as dist
 
 import llmkit
 from llmkit.config.mistakes import listed, printable
+from llmkit.end_file import end_of, write_end
 from llmkit.errors import AlreadyReported, RunFault, UserError, from_report, to_report
 from llmkit.parallel.mesh import Mesh
 from llmkit.stopping import Stopped, interruptible
@@ -123,6 +125,8 @@ def report_once(mesh: Mesh, error: UserError | RunFault) -> NoReturn:
     first, *others = (rank for rank in range(mesh.world_size) if rank not in absent)
     if mesh.rank == first:
         print(f"llmkit: {error}", file=sys.stderr, flush=True)
+        with suppress(RunFault):
+            write_end(end_of(error), os.environ)
     try:
         if mesh.rank == first:
             store.set("reported", "")

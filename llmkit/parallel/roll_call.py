@@ -7,11 +7,14 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from llmkit.config.mistakes import listed
+from llmkit.end_file import own_host
 from llmkit.errors import RunFault, from_report, to_report
 
 ANSWER_SECONDS = 5.0
@@ -40,6 +43,7 @@ class RollCall:
         """Those of them that have reported nothing."""
         self._known: list[BaseException] = []
         self._closed = threading.Event()
+        store.set(f"host/{rank}", own_host(os.environ))
         store.set(f"process/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
         own: Store = store.clone()  # type: ignore[attr-defined]  # two threads cannot share one
         self._thread = threading.Thread(target=self._answer, args=(own,), name="roll call", daemon=True)
@@ -73,7 +77,8 @@ class RollCall:
         try:
             report = to_report(error)
             short = {"message": report["message"][:MAX_MESSAGE], "broken": _is_broken(error)}
-            self._store.set(f"end/{self._rank}", json.dumps(report | short))
+            hosts = {"hosts": hosts_behind(error)}
+            self._store.set(f"end/{self._rank}", json.dumps(report | short | hosts))
             self._store.set("ended", "")
             return self._behind() or error if _is_broken(error) else error
         except RuntimeError:
@@ -92,7 +97,9 @@ class RollCall:
             failed = [rank for rank, end in ends.items() if not json.loads(end)["broken"]]
             if failed:
                 self.absent = set(failed)
-                return from_report(json.loads(ends[failed[0]]), self._named(failed))
+                reports = [json.loads(ends[rank]) for rank in failed]
+                hosts = dict.fromkeys(host for report in reports for host in report["hosts"])
+                return from_report(reports[0], self._named(failed), list(hosts))
             if len(ends) == self._world:
                 return None
             if time.monotonic() > until:
@@ -106,7 +113,8 @@ class RollCall:
         gone = self._named(sorted(self.absent))
         return RunFault(
             f"{gone} ended without reporting an error: killed (out of memory, perhaps), or its host is lost. "
-            "Run the same command again: it continues from the newest checkpoint, if there is one"
+            "Run the same command again: it continues from the newest checkpoint, if there is one",
+            list(dict.fromkeys(self._read(f"host/{rank}") for rank in sorted(self.gone))),
         )
 
     def _named(self, ranks: list[int]) -> str:
@@ -123,6 +131,13 @@ class RollCall:
                     return
         except RuntimeError:
             return  # the store is gone: so is the run
+
+
+def hosts_behind(error: BaseException) -> Sequence[str]:
+    """Hosts that may be the cause of an error: this one where its device failed, as a GPU that is lost."""
+    if isinstance(error, torch.AcceleratorError):
+        return (own_host(os.environ),)
+    return error.hosts if isinstance(error, RunFault) else ()
 
 
 def _is_broken(error: BaseException) -> bool:

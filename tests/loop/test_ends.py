@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.data.blocks import BlockMaker
+from llmkit.end_file import End, read_end
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.control import Control
 from llmkit.monitor import background
@@ -152,3 +154,48 @@ def test_where_nothing_was_trained_nothing_is_saved(project, monkeypatch, capsys
     assert train() == 2
     assert capsys.readouterr().err == "llmkit: line 1 is broken\n"
     assert not list((project / "runs" / "tiny" / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def end_file(project, monkeypatch):
+    """The file in which a batch script asks how a start ended."""
+    path = project / "end"
+    monkeypatch.setenv("END_FILE", str(path))
+    return path
+
+
+def test_a_batch_script_reads_how_each_start_ended(project, monkeypatch, end_file):
+    end_file.write_text('{"end": "fault"}')  # of an attempt before
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train() == 0  # the file tells the rest; launchers call any other code a failure
+    assert read_end(end_file) == End("stopped", "SIGTERM", step=7, saved_step=7, first_step=0)
+    assert train() == 0
+    assert read_end(end_file) == End("done", step=12, saved_step=12, first_step=7)
+    assert train() == 0
+    assert read_end(end_file) == End("done", step=12, saved_step=12, first_step=12)
+
+
+def test_a_batch_script_reads_of_faults_what_is_saved(project, monkeypatch, end_file):
+    def fall() -> None:
+        raise RunFault("n2 computes wrongly", ["n2"])
+
+    at_step(monkeypatch, 9, fall)
+    assert train() == 1
+    expected = End("fault", "n2 computes wrongly", step=8, saved_step=5, first_step=0, hosts=("n2",))
+    assert read_end(end_file) == expected
+
+
+def test_a_batch_script_reads_of_mistakes(project, end_file):
+    assert train("train.max_step=5") == 2
+    end = read_end(end_file)
+    assert end is not None and end.end == "mistake" and "train.max_step" in end.reason
+
+
+def test_a_batch_script_reads_of_a_stop_before_the_first_step(project, monkeypatch, end_file):
+    def stop(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(importlib.import_module("llmkit.train"), "build_trainer", stop)
+    assert train() == 0
+    assert read_end(end_file) == End("stopped", "SIGTERM")

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+import torch
 
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel import roll_call
@@ -95,6 +96,17 @@ def test_who_does_not_answer_is_gone_and_who_is_blocked_is_not(ranks, monkeypatc
         f"rank 1 ({HERE}) and rank 2 ({HERE}) ended without reporting an error: killed"
     )
     assert first.absent == {1, 2}
+    assert isinstance(cause, RunFault) and cause.hosts == (socket.gethostname(),)
+
+
+def test_the_host_of_a_device_that_failed_is_suspected_by_all(ranks, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    _, (first, second, third) = ranks(3)
+    second.cause(torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"))
+    monkeypatch.setenv("SLURMD_NODENAME", "n3")
+    third.cause(KeyError("its own"))
+    cause = first.cause(RuntimeError(BROKEN))
+    assert isinstance(cause, RunFault) and cause.hosts == ("n2",)
 
 
 def test_where_all_are_there_a_broken_connection_is_the_error(ranks):
