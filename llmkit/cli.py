@@ -16,6 +16,7 @@ from pathlib import Path
 from llmkit import __version__
 from llmkit.command_line import CommandParser, Commands, add_config, count, positive
 from llmkit.convert.options import add_export_command, add_import_command
+from llmkit.doctor.options import add_doctor_options
 from llmkit.end_file import end_file, errors_recorded
 from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.evaluation.options import add_evaluate_command
@@ -198,9 +199,9 @@ def _doctor(options: argparse.Namespace, started: float) -> int:
         return parity_command(options.all, os.environ)
     if options.all:
         raise UserError("doctor: --all goes with --parity")
-    from llmkit.doctor import doctor_command
+    from llmkit.doctor.command import doctor_command
 
-    return doctor_command(os.environ)
+    return doctor_command(options, os.environ)
 
 
 def _new(options: argparse.Namespace, started: float) -> int:
@@ -284,9 +285,12 @@ def _reference_parser(commands: Commands) -> None:
 
 
 def _doctor_parser(commands: Commands) -> None:
-    doctor = commands.add_parser("doctor", help="what this machine has; --parity: do all layouts train alike")
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has, and what is wrong; --parity: do all layouts train alike"
+    )
     doctor.add_argument("--parity", action="store_true", help="compare layouts with one process, in a table")
     doctor.add_argument("--all", action="store_true", help="with --parity: many more of them")
+    add_doctor_options(doctor)
     doctor.set_defaults(command=_doctor, parser=doctor)
 
 

@@ -47,6 +47,7 @@ ELSEWHERE = {
     "config/task_section.py": "loop/test_tasks.py",
     "engine/complete.py": "evaluation/test_answers.py",
     "engine/layer_statistics.py": "loop/test_step_details.py",
+    "doctor/options.py": "doctor/test_command.py",
     "evaluation/harness_model.py": "evaluation/test_harness.py",
     "loop/evaluations.py": "loop/test_evaluate.py",
     "loop/hook_list.py": "loop/test_hook.py",

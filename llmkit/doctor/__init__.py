@@ -1,0 +1,1 @@
+"""What a machine, or each node of a job, has for training, and what is wrong with it."""

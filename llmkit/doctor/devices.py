@@ -1,0 +1,65 @@
+"""The devices of this machine, and what PyTorch can do with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from llmkit.device import choose_device
+from llmkit.doctor.findings import Finding
+from llmkit.doctor.scope import Scope
+from llmkit.kernels.compiler import compiler_missing
+from llmkit.monitor.energy import find_sources
+from llmkit.monitor.hardware import has_bf16_units
+
+
+def device_findings(scope: Scope) -> Iterator[Finding]:
+    """Starts the driver."""
+    yield gpus_finding(scope.expected_gpus)
+    device = choose_device()
+    yield Finding("precision", "ok", _precision(device), compared="should")
+    yield Finding("energy", "ok", _energy(device))
+    missing = compiler_missing(device)
+    if missing is None:
+        yield Finding("torch.compile", "ok", "can be used", compared="should")
+    else:
+        advice = "install it, or set kernels.compile=false (training is slower)"
+        yield Finding("torch.compile", "warn", f"cannot be used: {missing}", advice, "should")
+    yield Finding("backends", "ok", _backends(), compared="should")
+
+
+def gpus_finding(expected: int | None) -> Finding:
+    """Names and memory, and whether there are as many as expected."""
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        value = "none that torch can use" if built else "this torch has no GPU code"
+        count = 0
+    else:
+        count = torch.cuda.device_count()
+        found = (torch.cuda.get_device_properties(index) for index in range(count))
+        names = Counter(f"{each.name} ({each.total_memory / 2**30:.0f} GiB)" for each in found)
+        value = ", ".join(f"{number} x {name}" for name, number in names.items())
+    if expected is not None and count != expected:
+        advice = "look at nvidia-smi and the kernel's log on this node: a GPU that is gone needs a reboot"
+        return Finding("gpus", "fail", f"{count} instead of {expected}: {value}", advice, "must")
+    return Finding("gpus", "ok", value, compared="must")
+
+
+def _precision(device: torch.device) -> str:
+    if has_bf16_units(device):
+        return f"bf16 by default: the {device.type} has units for it"
+    return f"fp32 by default: the {device.type} has no units for bf16"
+
+
+def _energy(device: torch.device) -> str:
+    counters, missing = find_sources(device)
+    found = [f"{each.kind} {each.name}" for each in counters] or ["none"]
+    return "; ".join([", ".join(found), *(f"no {kind}: {why}" for kind, why in missing.items())])
+
+
+def _backends() -> str:
+    known = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available}
+    return ", ".join(name for name, there in known.items() if there()) or "none"

@@ -1,0 +1,177 @@
+"""The folder that is to hold runs: whether it can be written, how fast, with locks, and by all nodes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmkit.config.memory import show_bytes
+from llmkit.doctor.findings import Finding
+from llmkit.doctor.scope import Scope, node_name
+
+PREFIX = ".llmkit-doctor-"
+"""Begins the names of all files that are made here, and removed."""
+LITTLE, NONE = 10 * 2**30, 2**28
+"""Free bytes: fewer than a checkpoint of a small model takes; fewer than a start takes."""
+FEW_INODES = 1000
+CHUNK = 4 * 2**20
+SLOW = 20e6
+"""Bytes a second, written or read: below it is slower than a good network or disk by far."""
+OFF_SECONDS = 2.0
+"""What a clock may differ from that of the file system, which comes from another machine."""
+
+
+def disk_findings(scope: Scope) -> Iterator[Finding]:
+    """Writes for about a second into the folder."""
+    folder = Path(scope.folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if scope.meeting:
+            show_up(folder, scope.meeting, node_name(os.environ))
+        yield space_finding(folder)
+        yield from _tried(folder, scope.full)
+    except OSError as error:
+        value = f"{error.filename or folder}: {error.strerror or error}"
+        yield Finding("disk", "fail", value, "mend that, or set run.dir to another folder")
+
+
+def space_finding(folder: Path) -> Finding:
+    """Room for bytes and for files."""
+    usage, files = shutil.disk_usage(folder), os.statvfs(folder)
+    value = f"{show_bytes(usage.free)} of {show_bytes(usage.total)} free in {folder}"
+    if kind := file_system(folder):
+        value += f" ({kind})"
+    advice = f"make room there, or set run.dir to another disk ({folder})"
+    if files.f_files and files.f_favail < FEW_INODES:
+        value += f", and room for {files.f_favail} files"
+        return Finding("free", "warn" if files.f_favail else "fail", value, advice)
+    if usage.free < LITTLE:
+        return Finding("free", "warn" if usage.free >= NONE else "fail", value, advice)
+    return Finding("free", "ok", value)
+
+
+def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of file system that a folder lies on, such as "nfs4"; "" where that is not known."""
+    found = (0, "")
+    resolved = folder.resolve()
+    try:
+        for line in mounts.read_text(errors="replace").splitlines():
+            _, place, kind, *_ = line.split(" ")
+            if resolved.is_relative_to(place.replace("\\040", " ")) and len(place) >= found[0]:
+                found = (len(place), kind)
+    except (OSError, ValueError):
+        return ""
+    return found[1]
+
+
+def _tried(folder: Path, full: bool) -> Iterator[Finding]:
+    """What only a file shows: speed, locks, the file system's clock."""
+    handle, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
+    try:
+        os.write(handle, b"here")
+        before = time.time()
+        os.utime(handle)  # the file system's clock, on most network file systems the server's
+        yield clock_finding(before, os.fstat(handle).st_mtime, time.time())
+        yield lock_finding(handle, name)
+        yield speed_finding(handle, *((2**30, 5.0) if full else (2**26, 0.5)))
+    finally:
+        os.close(handle)
+        os.unlink(name)
+
+
+def speed_finding(handle: int, size: int, seconds: float) -> Finding:
+    """Writes up to `size` bytes for about `seconds`, syncs them, and reads them."""
+    block = os.urandom(CHUNK)
+    begin, written = time.perf_counter(), 0
+    os.lseek(handle, 0, os.SEEK_SET)
+    while written < size and time.perf_counter() - begin < seconds:
+        written += os.write(handle, block)
+    synced = time.perf_counter()
+    os.fsync(handle)
+    end = time.perf_counter()
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)  # so that they are not read from memory
+    os.lseek(handle, 0, os.SEEK_SET)
+    again, got = time.perf_counter(), 0
+    while part := len(os.read(handle, CHUNK)):
+        got += part
+        if time.perf_counter() - again > seconds:
+            break
+    reading = max(time.perf_counter() - again, 1e-6)
+    rates = {"write": written / max(end - begin, 1e-6), "read": got / reading}
+    value = ", ".join(f"{kind} {rate / 1e6:,.0f} MB/s" for kind, rate in rates.items())
+    value += f", sync {(end - synced) * 1e3:,.0f} ms of {show_bytes(written)}"
+    if min(rates.values()) < SLOW:
+        advice = "a save takes long: use a local or a parallel file system, or checkpoint.every_minutes"
+        return Finding("disk speed", "warn", value, advice, "speed", rates)
+    return Finding("disk speed", "ok", value, "", "speed", rates)
+
+
+def lock_finding(handle: int, name: str) -> Finding:
+    """Whether flock keeps a second open file out."""
+    second = os.open(name, os.O_RDWR | os.O_NOFOLLOW)
+    advice = "two runs on one run folder are kept apart by other means, and noticed later"
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Finding("file locks", "warn", "they keep nobody out", advice)
+    except BlockingIOError:
+        return Finding("file locks", "ok", "they work on this machine")
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        return Finding("file locks", "warn", f"none: {error.strerror}", advice)
+    finally:
+        os.close(second)
+
+
+def clock_finding(before: float, stored: float, after: float) -> Finding:
+    """stored: what the file system noted, between two looks at this machine's clock."""
+    off = max(before - stored, stored - after, 0.0)
+    # The kernel's own clock of files stands still between its ticks.
+    if off < OFF_SECONDS:
+        return Finding(
+            "clock", "ok", f"{time.strftime('%H:%M:%S', time.gmtime(after))} UTC, as the file system's"
+        )
+    side = "ahead of" if before > stored else "behind"
+    advice = "start chrony or ntpd: times in logs will not fit together"
+    return Finding("clock", "warn", f"{off:,.1f} s {side} the file system's", advice)
+
+
+def show_up(folder: Path, meeting: str, node: str) -> None:
+    """Leaves a file for the other nodes; what this one has left earlier goes."""
+    for left in folder.glob(f"{PREFIX}*-at-{node}"):
+        left.unlink(missing_ok=True)
+    os.close(
+        os.open(_mark(folder, meeting, node), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+    )
+
+
+def nodes_seen(folder: Path, meeting: str) -> list[str]:
+    """The nodes that have left a file here. Call it once: NFS clients list a folder from memory later."""
+    begin = _mark(folder, meeting, "").name
+    try:
+        return sorted(name.removeprefix(begin) for name in os.listdir(folder) if name.startswith(begin))
+    except OSError:
+        return []
+
+
+def clear(folder: Path, meeting: str, nodes: list[str]) -> None:
+    """Removes the files of nodes."""
+    for node in nodes:
+        _mark(folder, meeting, node).unlink(missing_ok=True)
+
+
+def seen_finding(scope: Scope) -> Finding:
+    """Which nodes share the folder with this one, of those that have shown up by now."""
+    seen = nodes_seen(Path(scope.folder), scope.meeting)
+    return Finding("shared folder", "ok", scope.folder, "", "seen", dict.fromkeys(seen, 1.0))
+
+
+def _mark(folder: Path, meeting: str, node: str) -> Path:
+    return folder / f"{PREFIX}{meeting}-at-{node}"

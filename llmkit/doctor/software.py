@@ -1,0 +1,116 @@
+"""Versions, the code and the settings that all nodes must have alike, and what is optional."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import llmkit
+from llmkit.config.mistakes import is_secret
+from llmkit.doctor.findings import Finding
+from llmkit.doctor.jit_locks import jit_lock_finding
+from llmkit.doctor.scope import Scope
+from llmkit.errors import UserError
+from llmkit.monitor.redaction import Redactor
+from llmkit.monitor.wandb_mode import resolve_mode, server_url
+
+PACKAGES = ("transformers", "datasets", "tokenizers", "wandb", "triton", "pynvml")
+DECIDING = (
+    "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_", "CUBLAS_", "UCX_", "FI_", "OMP_", "MKL_", "TRITON_",
+    "TORCHINDUCTOR_", "HF_HUB_OFFLINE", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "ACCELERATE_",
+)  # fmt: skip
+"""Variables whose names begin so decide how a node computes or talks."""
+OF_ONE_NODE = ("CUDA_VISIBLE_DEVICES", "TORCHELASTIC_")
+LONGEST_VALUE = 80
+
+
+def software_findings(scope: Scope, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Imports PyTorch, and finds out whether torch.compile can work."""
+    from llmkit.parallel.agreement import software_versions
+
+    for name, version in software_versions().items():
+        yield Finding(name, "ok", version, compared="must")
+    yield from (Finding(name, "ok", _version(name), compared="should") for name in PACKAGES)
+    yield packages_finding()
+    if commit := git_commit(Path(llmkit.__file__).parents[1]):
+        yield Finding("git", "ok", commit, compared="should")
+    if scope.config:
+        yield config_finding(Path(scope.config))
+    yield environment_finding(environment)
+    yield jit_lock_finding(environment)
+    found = shutil.which("sbatch")
+    yield Finding("slurm", "ok", "sbatch is there" if found else "no sbatch found")
+    yield wandb_finding(environment)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version("nvidia-ml-py" if package == "pynvml" else package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def packages_finding() -> Finding:
+    """All packages that Python finds, as one digest."""
+    found = {f"{each.name}=={each.version}" for each in metadata.distributions()}
+    digest = hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()[:12]
+    return Finding("packages", "ok", f"{len(found)} packages, digest {digest}", compared="should")
+
+
+def git_commit(checkout: Path) -> str:
+    """The commit that a checkout is at; "" where the folder is none."""
+    git = checkout / ".git"
+    try:
+        if git.is_file():  # of a linked worktree
+            git = Path(git.read_text().removeprefix("gitdir:").strip())
+        head = (git / "HEAD").read_text().strip()
+        name = head.removeprefix("ref: ")
+        if name == head:
+            return head[:12]
+        common = git / "commondir"
+        root = git / common.read_text().strip() if common.exists() else git
+        if (root / name).exists():
+            return (root / name).read_text().strip()[:12]
+        lines = (root / "packed-refs").read_text().splitlines()
+        return next((line[:12] for line in lines if line.endswith(f" {name}")), "")
+    except OSError:
+        return ""
+
+
+def config_finding(path: Path) -> Finding:
+    """A configuration with all that it extends, as one digest of its settings."""
+    from llmkit.config.load import load
+
+    try:
+        settings = load(path).config.model_dump_json()
+    except UserError as error:
+        return Finding(
+            "config", "fail", str(error).splitlines()[0], "all nodes must see the same file", "must"
+        )
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    return Finding("config", "ok", f"{path}, digest {digest}", compared="must")
+
+
+def environment_finding(environment: Mapping[str, str]) -> Finding:
+    """The variables that decide how this node computes or talks, without secrets."""
+    redactor = Redactor(environment)
+    names = sorted(
+        name for name in environment
+        if name.startswith(DECIDING) and not name.startswith(OF_ONE_NODE) and not is_secret(name)
+    )  # fmt: skip
+    shown = [f"{name}={redactor.text(environment[name])[:LONGEST_VALUE]}" for name in names]
+    return Finding("environment", "ok", " ".join(shown) or "nothing set that decides", compared="should")
+
+
+def wandb_finding(environment: Mapping[str, str]) -> Finding:
+    """Whether a run would be mirrored to W&B, and where."""
+    try:
+        decision = resolve_mode("auto", environment)
+    except UserError as error:
+        return Finding("wandb mode", "warn", str(error), "set it to one of these, or unset it")
+    why = f" ({decision.reason})" if decision.reason else ""
+    where = f" at {server_url(environment)}" if decision.mode == "online" else ""
+    return Finding("wandb mode", "ok", f"{decision.mode}{where}{why}")

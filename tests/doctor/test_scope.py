@@ -1,0 +1,28 @@
+"""What is looked at, and under which name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmkit.doctor.scope import Scope, folder_of_runs, node_name
+
+
+def test_a_scope_reaches_another_process_as_it_is() -> None:
+    scope = Scope("/runs", 8, "my.yaml", "abc", True)
+    assert Scope(**json.loads(json.dumps(scope.to_json()))) == scope
+
+
+def test_a_node_has_the_schedulers_name() -> None:
+    assert node_name({"SLURMD_NODENAME": "n3"}) == "n3"
+    assert node_name({}) and "." not in node_name({})
+
+
+def test_the_folder_is_that_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folder_of_runs(None) == str(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert folder_of_runs(None) == str(tmp_path / "runs")
+    assert folder_of_runs("other") == str(tmp_path / "other")

@@ -1,0 +1,78 @@
+"""Versions, code and settings as digests; W&B and the environment without their secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmkit.doctor.scope import Scope
+from llmkit.doctor.software import (
+    config_finding,
+    environment_finding,
+    git_commit,
+    software_findings,
+    wandb_finding,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_versions_and_the_digest_of_the_source_must_be_the_same() -> None:
+    found = {each.name: each for each in software_findings(Scope("."), {})}
+    assert found["torch"].value == torch.__version__
+    assert "source" in found["llmkit"].value and "digest" in found["packages"].value
+    must = {name for name, each in found.items() if each.compared == "must"}
+    assert must == {"llmkit", "python", "torch", "accelerate", "deepspeed"}
+    assert {"transformers", "slurm", "wandb mode", "build locks"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"WANDB_API_KEY": "0123456789secret"}, "online at https://api.wandb.ai"),
+        ({"HOME": "/nowhere"}, "offline (no API key found)"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_MODE": "sometimes"}, "WANDB_MODE=sometimes: allowed are"),
+    ],
+)
+def test_the_state_of_wandb_is_shown_without_its_key(environment: dict[str, str], shown: str) -> None:
+    found = wandb_finding(environment)
+    assert found.value.startswith(shown) and "secret" not in found.value
+
+
+def test_only_variables_that_decide_are_shown_and_no_secret() -> None:
+    environment = {
+        "NCCL_DEBUG": "INFO", "HOME": "/home/me", "CUDA_VISIBLE_DEVICES": "3", "TORCH_API_KEY": "hf_abcd",
+        "WANDB_API_KEY": "0123456789secret", "HF_HUB_OFFLINE": "0123456789secret",
+    }  # fmt: skip
+    shown = environment_finding(environment).value
+    assert shown == "HF_HUB_OFFLINE=... (not shown) NCCL_DEBUG=INFO"
+    assert environment_finding({}).value == "nothing set that decides"
+
+
+def test_a_configuration_is_a_digest_of_its_settings(project: Path) -> None:
+    first = config_finding(Path("tiny.yaml"))
+    (project / "tiny.yaml").write_text((project / "tiny.yaml").read_text() + "# a remark\n")
+    assert config_finding(Path("tiny.yaml")) == first and first.compared == "must"
+    (project / "tiny.yaml").write_text((project / "tiny.yaml").read_text().replace("0.01", "0.02"))
+    assert config_finding(Path("tiny.yaml")).value != first.value
+    assert config_finding(Path("absent.yaml")).state == "fail"
+
+
+def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) == ""
+    git = tmp_path / ".git"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "packed-refs").write_text(f"# pack-refs\n{COMMIT} refs/heads/main\n")
+    assert git_commit(tmp_path) == COMMIT[:12]
+    (git / "refs" / "heads" / "main").write_text(f"{COMMIT[::-1]}\n")
+    assert git_commit(tmp_path) == COMMIT[::-1][:12]
+    (git / "HEAD").write_text(f"{COMMIT}\n")
+    assert git_commit(tmp_path) == COMMIT[:12]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / ".git").write_text(f"gitdir: {git}\n")
+    assert git_commit(linked) == COMMIT[:12]
