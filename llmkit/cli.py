@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit import __version__
+from llmkit.cluster.options import add_jobs_options, add_submit_options
 from llmkit.command_line import CommandParser, Commands, add_config, count, positive
 from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.doctor.options import add_doctor_options
@@ -149,7 +150,9 @@ def _config(options: argparse.Namespace, started: float) -> int:
         from llmkit.plan.text import show_plan
 
         loaded = load(options.config, options.overrides)
-        print(show(loaded, show_plan(resolve_plan(loaded))), end="")
+        plan, run = resolve_plan(loaded), loaded.config.run
+        folder = os.path.abspath(os.path.join(run.dir, run.name))
+        print(f"{folder}\n" if options.run_folder else show(loaded, show_plan(plan)), end="")
     return 0
 
 
@@ -216,6 +219,19 @@ def _ladder(options: argparse.Namespace, started: float) -> int:
     return ladder_command(Path(options.folder))
 
 
+def _submit(options: argparse.Namespace, started: float) -> int:
+    from llmkit.api import load
+    from llmkit.cluster.submit import submit_command
+
+    return submit_command(options, load, os.environ)
+
+
+def _jobs(options: argparse.Namespace, started: float) -> int:
+    from llmkit.cluster.jobs import jobs_command
+
+    return jobs_command(options)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="llmkit", description="Trains, fine-tunes and uses GPT-style language models."
@@ -226,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
         _train_parser, _config_parser, _data_parser, _reference_parser, add_generate_command,
         add_evaluate_command, add_serve_command, add_inspect_command, add_import_command,
         add_export_command, add_sync_command, add_report_command, add_top_command, add_runs_command,
-        _new_parser, _ladder_parser, _doctor_parser,
+        _submit_parser, _jobs_parser, _new_parser, _ladder_parser, _doctor_parser,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -256,6 +272,7 @@ def _config_parser(commands: Commands) -> None:
         help="print all settings with their meaning instead, or only the settings and sections named; "
         "after a CONFIG, those of its plugins too",
     )
+    config.add_argument("--run-folder", action="store_true", help="check all of it, and print the run folder")
     config.set_defaults(command=_config, parser=config)
 
 
@@ -292,6 +309,18 @@ def _doctor_parser(commands: Commands) -> None:
     doctor.add_argument("--all", action="store_true", help="with --parity: many more of them")
     add_doctor_options(doctor)
     doctor.set_defaults(command=_doctor, parser=doctor)
+
+
+def _submit_parser(commands: Commands) -> None:
+    submit = commands.add_parser("submit", help="submit a run to SLURM, after checking all of it")
+    add_submit_options(submit)
+    submit.set_defaults(command=_submit, parser=submit)
+
+
+def _jobs_parser(commands: Commands) -> None:
+    jobs = commands.add_parser("jobs", help="your llmkit jobs in SLURM's queue, each with its run")
+    add_jobs_options(jobs)
+    jobs.set_defaults(command=_jobs, parser=jobs)
 
 
 def _new_parser(commands: Commands) -> None:

@@ -9,6 +9,9 @@ PACKAGE = TESTS.parent / "llmkit"
 ELSEWHERE = {
     # Module -> the file of the tests that know it, by way of the module that uses it.
     "config/faults_section.py": "config/test_keys.py",
+    "cluster/check.py": "cluster/test_submit.py",
+    "cluster/options.py": "cluster/test_submit.py",
+    "cluster/request.py": "cluster/test_submit.py",
     "config/lora_section.py": "config/test_adapters.py",
     "config/monitor_section.py": "config/test_keys.py",
     "config/operators.py": "kernels/test_operators.py",

@@ -18,7 +18,7 @@ LAYERS = (
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
     {"model", "device", "hf", "watch"},
     {"weights"},
-    {"engine", "layers", "evaluation_data", "doctor"},
+    {"engine", "layers", "evaluation_data", "doctor", "cluster"},
     {"inference", "parity", "recipes", "report"},
     {"generation", "preference"},
     {"evaluation"},

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from llmkit.config.memory import show_bytes
@@ -22,12 +21,12 @@ from llmkit.monitor.progress import LARGEST, Progress
 from llmkit.monitor.record import FILES, RunRecord, at
 from llmkit.monitor.terminal import Painter, size_of, takes_live_view
 from llmkit.monitor.text import duration, thousands
+from llmkit.watch.table import Column, draw
 from llmkit.watch.watched import whole
 
 DEEPEST = 8
 """Folders between the one that is named and a run."""
 WIDEST_NAME, NARROWEST_NAME = 48, 12
-GAP = "  "
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def sorted_lines(lines: Sequence[RunLine], column: str) -> list[RunLine]:
 COLUMNS: tuple[tuple[str, Callable[[RunLine], str]], ...] = (
     ("name", lambda line: line.name),
     ("state", lambda line: line.state),
-    ("step", lambda line: _steps(line)),
+    ("step", lambda line: steps_text(line)),
     ("loss", lambda line: "" if line.loss is None else f"{line.loss:.4f}"),
     ("held-out", lambda line: "" if line.heldout is None else f"{line.heldout:.4f}"),
     ("tokens/s", lambda line: "" if line.speed is None else thousands(line.speed)),
@@ -191,7 +190,8 @@ STYLES = {
 LEFT = ("name", "state", "layout")
 
 
-def _steps(line: RunLine) -> str:
+def steps_text(line: RunLine) -> str:
+    """Steps done, of how many: "741/1,500"."""
     done = "" if line.step is None else f"{line.step:,}"
     return done if line.max_steps is None else f"{done or 0}/{line.max_steps:,}"
 
@@ -203,26 +203,12 @@ def table(
 
     width: of the terminal, to which names are shortened. paint: gives styled text its colours.
     """
-    columns = [(heading, [text(line) for line in lines]) for heading, text in COLUMNS]
-    shown = [(heading, texts) for heading, texts in columns if any(texts)]
-    widths = [max(map(cell_len, (heading, *texts))) for heading, texts in shown]
-    widths[0] = min(widths[0], WIDEST_NAME)
-    if width is not None:
-        others = sum(widths[1:]) + len(GAP) * (len(widths) - 1)
-        widths[0] = min(widths[0], max(NARROWEST_NAME, width - others))
-    for number in range(-1, len(lines)):
-        cells = [
-            _cell(heading if number < 0 else texts[number], width, heading in LEFT)
-            for (heading, texts), width in zip(shown, widths, strict=True)
-        ]
-        line, begin = Text(GAP.join(cells).rstrip()), len(cells[0]) + len(GAP)
-        style = "bold" if number < 0 else STYLES[lines[number].state]
-        line.stylize(style, 0 if number < 0 else begin, None if number < 0 else begin + len(cells[1]))
-        yield paint(line)
-
-
-def _cell(text: str, width: int, left: bool) -> str:
-    if cell_len(text) > width:
-        text = set_cell_size(text, width - 1) + "…"
-    free = " " * (width - cell_len(text))
-    return text + free if left else free + text
+    columns = [
+        Column(
+            heading, [text(line) for line in lines], left=heading in LEFT, styled=heading == "state",
+            widest=WIDEST_NAME if heading == "name" else None,
+            shortest=NARROWEST_NAME if heading == "name" else None,
+        )
+        for heading, text in COLUMNS
+    ]  # fmt: skip
+    return draw(columns, [STYLES[line.state] for line in lines], width, paint)

@@ -1,0 +1,95 @@
+"""Checks the runs of a job with what its nodes will have, before it waits in the queue."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from llmkit.cluster.request import Request
+from llmkit.cluster.sweep import run_names
+from llmkit.config.load import Loaded
+from llmkit.config.mistakes import printable
+from llmkit.errors import UserError
+from llmkit.plan.plan import Known
+from llmkit.plan.resolve import resolve_plan
+
+Load = Callable[[str, Sequence[str]], Loaded]
+
+
+class CheckedRun(NamedTuple):
+    """A run of a job. overrides: those of its task of a sweep. remarks: on its settings."""
+
+    name: str
+    folder: str
+    overrides: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def check_runs(
+    config: str, overrides: Sequence[str], request: Request, load: Load
+) -> tuple[list[CheckedRun], list[str]]:
+    """The runs of a job: one, or one for each task of a sweep; and what is wrong with them, without repeats.
+
+    load: reads a configuration with overrides.
+    """
+    runs, mistakes = list[CheckedRun](), dict[str, None]()
+    for task in _tasks(config, overrides, request, load):
+        try:
+            runs.append(_checked(config, overrides, task, request, load))
+        except UserError as error:
+            mistakes |= dict.fromkeys(single_mistakes(str(error)))
+    return runs, [*mistakes, *_shared_folders(runs)]
+
+
+def single_mistakes(message: str) -> list[str]:
+    """The mistakes that a message names: below its heading each begins a line that is indented by two."""
+    _, *lines = message.split("\n")
+    found = list[str]()
+    for line in lines:
+        if line.startswith("   ") and found:
+            found[-1] += "\n" + line[2:]
+        else:
+            found.append(line.removeprefix("  "))
+    return found or [message]
+
+
+def _tasks(config: str, overrides: Sequence[str], request: Request, load: Load) -> list[tuple[str, ...]]:
+    """The overrides of each task, with a name for its run; of a job without a sweep there are none."""
+    sweep = request.sweep
+    if not sweep.axes:
+        return [()]
+    if sweep.names_runs:
+        return sweep.tasks
+    try:
+        name = load(config, [*overrides, *sweep.tasks[0]]).config.run.name
+    except UserError:
+        name = "run"  # what is wrong is found again, and told
+    return [(*task, f"run.name={own}") for task, own in zip(sweep.tasks, run_names(name, sweep), strict=True)]
+
+
+def _checked(
+    config: str, overrides: Sequence[str], task: tuple[str, ...], request: Request, load: Load
+) -> CheckedRun:
+    """The run of a task. Raises UserError that names all that is wrong with it."""
+    world = request.world_size
+    loaded = load(config, [f"parallel.world_size={world}", *overrides, *task])
+    asked = loaded.config.parallel.world_size
+    if asked != world:
+        made = f"{request.layout} make {world}"
+        where = loaded.origins["parallel.world_size"]
+        raise UserError(f"parallel.world_size is {asked} ({where}), but {made}; leave it out")
+    resolve_plan(loaded, Known(world_size=world))
+    run = loaded.config.run
+    return CheckedRun(run.name, os.path.join(run.dir, run.name), task, loaded.remarks)
+
+
+def _shared_folders(runs: Sequence[CheckedRun]) -> Iterator[str]:
+    """Run folders that two tasks have."""
+    seen = dict[str, CheckedRun]()
+    for run in runs:
+        other = seen.setdefault(os.path.abspath(run.folder), run)
+        if other is not run:
+            tasks = f"{' '.join(other.overrides)} and {' '.join(run.overrides)}"
+            yield printable(f"--array: two tasks have the run folder {run.folder}: {tasks}", 600)
+            return

@@ -1,0 +1,102 @@
+"""`llmkit submit`: checks a run, asks SLURM whether it takes the job, shows the script, submits it."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+
+from llmkit.cluster.check import CheckedRun, Load, check_runs
+from llmkit.cluster.environment import left_behind
+from llmkit.cluster.follow import follow_job
+from llmkit.cluster.queue import comment_of, job_facts
+from llmkit.cluster.request import Request, read_request
+from llmkit.cluster.script import render, shown_part, template
+from llmkit.cluster.slurm import ask, require_slurm
+from llmkit.cluster.words import start_time
+from llmkit.command_line import to_stderr
+from llmkit.errors import RunFault, UserError
+
+
+def submit_command(options: argparse.Namespace, load: Load, environment: Mapping[str, str]) -> int:
+    """Submits a job; returns 0, or with --follow the exit code of the job.
+
+    load: reads a configuration with overrides. Raises UserError that names every mistake before SLURM is
+    asked, and where SLURM refuses the job; RunFault where SLURM does not answer.
+    """
+    script = template()
+    request = read_request(options, script, environment)
+    runs, mistakes = check_runs(options.config, options.overrides, request, load)
+    if mistakes := [*request.mistakes, *mistakes]:
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        listed = "".join("\n  " + mistake.replace("\n", "\n  ") for mistake in mistakes)
+        raise UserError(f"submit: {count}, nothing was submitted{listed}")
+    written = write_script(script, request, runs, [options.config, *options.overrides])
+    for note in _notes(request, runs, environment):
+        to_stderr(f"note: {note}")
+    if options.dry_run:
+        print(written, end="")
+        return 0
+    require_slurm("submit", "sbatch")
+    number = _submit(written, environment)
+    print("\n".join(where_to_look(number, request, runs)), flush=True)
+    return follow_job(number) if options.follow else 0
+
+
+def write_script(script: str, request: Request, runs: Sequence[CheckedRun], arguments: Sequence[str]) -> str:
+    """The script of the job. script: the template. arguments: CONFIG and overrides."""
+    sweep = bool(request.sweep.axes)
+    run = os.path.join(os.path.dirname(runs[0].folder), f"{_begin(runs)}*") if sweep else runs[0].folder
+    own = {"job-name": _begin(runs).strip("._-")[:64] or "llmkit", "comment": comment_of(run)}
+    return render(
+        script, {**own, **request.options}, request.removed, request.variables, arguments,
+        [run.overrides for run in runs] if sweep else (),
+    )  # fmt: skip
+
+
+def _begin(runs: Sequence[CheckedRun]) -> str:
+    """What the names of all runs begin with."""
+    first, last = min(run.name for run in runs), max(run.name for run in runs)
+    alike = itertools.takewhile(lambda letters: letters[0] == letters[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in alike)
+
+
+def _notes(request: Request, runs: Sequence[CheckedRun], environment: Mapping[str, str]) -> Iterator[str]:
+    yield from dict.fromkeys(remark for run in runs for remark in run.remarks)
+    for name in left_behind(environment, request.exports):
+        yield (
+            f"{name} stays here, since SLURM would keep it: the job finds what `wandb login` and `hf auth "
+            f"login` have stored; --pass-env {name} takes it along"
+        )
+
+
+def _submit(script: str, environment: Mapping[str, str]) -> str:
+    """Asks SLURM whether it takes a job, shows the script, submits it; returns the number of the job."""
+    tried = ask("sbatch", "--test-only", script=script, environment=environment)
+    if tried.refusal:
+        raise UserError(f"submit: SLURM refuses this job, nothing was submitted: {tried.refusal}")
+    print(f"{shown_part(script)}\n(then slurm/train.sbatch; --dry-run prints all of it)\n")
+    answer = ask("sbatch", "--parsable", script=script, environment=environment)
+    if answer.refusal:
+        raise UserError(f"submit: SLURM refuses this job: {answer.refusal}")
+    number = answer.output.strip().partition(";")[0]
+    if not number.isdecimal():
+        raise RunFault(f"sbatch gave no number of a job, but {answer.output[:200]!r}; look at squeue")
+    return number
+
+
+def where_to_look(number: str, request: Request, runs: Sequence[CheckedRun]) -> Iterator[str]:
+    """Lines on a job that was submitted: what it is, and where what it does can be seen."""
+    facts = job_facts(number)
+    tasks = f", {len(runs)} tasks" if request.sweep.axes else ""
+    when = start_time(facts.get("StartTime", ""), datetime.now().astimezone())
+    yield f"job {number}: {request.layout}{tasks}" + (f"; starts about {when}" if when else "")
+    log = facts.get("StdOut", "")
+    if tasks:
+        log = os.path.join(os.path.dirname(log), f"slurm-{number}_TASK.out")
+    yield f"  log         {log}"
+    yield f"  run folder  {runs[0].folder}" + (f" ... {runs[-1].folder}" if tasks else "")
+    yield f"  watch       llmkit jobs; llmkit top {runs[0].folder}"
+    yield f"  end         touch {runs[0].folder}/STOP to save and stop; scancel {number}"

@@ -1,0 +1,230 @@
+"""`llmkit submit` with programs that stand for SLURM's; tests/slurm has a real one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli import main
+from tests.cluster.programs import Programs
+from tests.program import make_project
+
+FACTS = """\
+JobId=12 JobName=tiny
+   JobState=PENDING Reason=Resources StartTime=Unknown
+   StdOut=/w/slurm-12.out
+"""
+
+
+@pytest.fixture
+def slurm(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """A cluster that takes everything, and a project in the present folder."""
+    make_project(tmp_path / "w", documents=1)
+    monkeypatch.chdir(tmp_path / "w")
+    programs.say("sbatch", "12;local\n")
+    programs.say("sbatch", errors="sbatch: Job 13 to start at x\n", given="--test-only")
+    programs.say("scontrol", FACTS)
+    return programs
+
+
+def submit(*arguments: str) -> int:
+    return main(["submit", "tiny.yaml", *arguments])
+
+
+def head_of(script: str) -> list[str]:
+    return [line for line in script.splitlines() if line.startswith(("#SBATCH", "export", "set --", "  "))]
+
+
+def test_the_job_is_tried_shown_submitted_and_found(
+    slurm: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "8",
+        "--time",
+        "24:00:00",
+        "--partition",
+        "gpu",
+        "--qos",
+        "long",
+    ]
+    assert submit("train.max_steps=50", *given, "--exclude", "n[3-4]", "train.global_batch_size=16") == 0
+    tried, submitted = slurm.calls("sbatch")
+    assert tried["arguments"] == ["--test-only"] and submitted["arguments"] == ["--parsable"]
+    assert tried["input"] == submitted["input"]
+    head = head_of(submitted["input"])
+    for line in (
+        "nodes=2",
+        "gpus-per-node=8",
+        "time=24:00:00",
+        "partition=gpu",
+        "qos=long",
+        "exclude=n[3-4]",
+        "job-name=tiny",
+    ):
+        assert f"#SBATCH --{line}" in head
+    assert f'#SBATCH --comment="llmkit {Path.cwd()}/runs/tiny"' in head
+    assert "  train.max_steps=50 \\" in head and "  train.global_batch_size=16 \\" in head
+    output = capsys.readouterr().out
+    assert "#SBATCH --nodes=2" in output and "guard()" not in output
+    assert "job 12: 2 nodes x 8 GPUs\n" in output and "log         /w/slurm-12.out\n" in output
+    assert "runs/tiny" in output and "llmkit jobs" in output
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_prints_the_script_and_nothing_else(
+    slurm: Programs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # it needs no SLURM
+    assert submit("--processes-per-node", "2", "--dry-run", "--nodes", "2") == 0
+    script = capsys.readouterr().out
+    assert slurm.calls("sbatch") == []
+    assert script.startswith("#!/usr/bin/env bash\n")
+    subprocess.run(["bash", "-n"], input=script.encode(), check=True)
+    assert "#SBATCH --gpus-per-node" not in script and "export PROCESSES_PER_NODE=2" in script
+
+
+def test_all_mistakes_are_named_at_once_and_nothing_is_submitted(
+    slurm: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "--time",
+        "soon",
+        "--job-name",
+        "a b",
+        "--pass-env",
+        "NOT_SET",
+        "--sbatch-option=--wrap=x",
+        "--mem",
+        "$(x)",
+    ]
+    wrong = ["train.max_step=5", "parallel.tensor_parallel_size=3"]
+    assert (
+        submit(
+            "--nodes",
+            "2",
+            "--processes-per-node",
+            "1",
+            *given,
+            *wrong,
+            "--array",
+            "optimizer.learning_rate=1,x",
+        )
+        == 2
+    )
+    error = capsys.readouterr().err
+    for what in (
+        "--time",
+        "--job-name",
+        "--pass-env",
+        "--wrap",
+        "--mem",
+        "train.max_steps?",
+        "parallel.world_size 2",
+        '"x"',
+    ):
+        assert what in error
+    lines = [line for line in error.splitlines() if re.match("  [^ ]", line)]
+    assert f"submit: {len(lines)} mistakes, nothing was submitted" in error
+    assert sum("train.max_steps?" in line for line in lines) == 1  # not for each task
+    assert slurm.calls("sbatch") == []
+
+
+def test_the_layout_is_checked_with_the_processes_that_there_will_be(
+    slurm: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit("--nodes", "2", "--gpus-per-node", "4", "parallel.world_size=4") == 2
+    error = capsys.readouterr().err
+    assert "parallel.world_size is 4 (command line" in error and "2 nodes x 4 GPUs make 8" in error
+
+
+def test_what_slurm_refuses_is_not_submitted(slurm: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    slurm.say("sbatch", errors="allocation failure: Invalid account\n", code=1, given="--test-only")
+    assert submit("--gpus-per-node", "1") == 2
+    assert (
+        "SLURM refuses this job, nothing was submitted: allocation failure: Invalid account"
+        in capsys.readouterr().err
+    )
+    assert len(slurm.calls("sbatch")) == 1
+
+
+def test_tasks_of_a_sweep_have_runs_of_their_own(slurm: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit("--gpus-per-node", "1", "--array", "run.seed=1,2", "train.max_steps=3,4", "%2") == 0
+    script = slurm.calls("sbatch")[1]["input"]
+    assert "#SBATCH --array=0-3%2\n" in script
+    assert '  3) set -- "$@" run.seed=2 train.max_steps=4 run.name=tiny-seed_2-max_steps_4 ;;\n' in script
+    assert f'--comment="llmkit {Path.cwd()}/runs/tiny-seed_*"' in script
+    assert "job 12: 1 node x 1 GPU, 4 tasks" in capsys.readouterr().out
+
+
+def test_two_tasks_do_not_share_a_run_folder(slurm: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit("--gpus-per-node", "1", "--array", "run.name=a,b", "run.seed=1,2") == 2
+    assert "two tasks have the run folder runs/a" in capsys.readouterr().err
+
+
+def test_secrets_stay_here(
+    slurm: Programs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "HF_TOKEN": "hf_canarycanarycanary",
+        "SLURM_JOB_ID": "77",
+        "PLAIN": "x,y",
+        "NCCL_DEBUG": "a,B=c",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert submit("--gpus-per-node", "1", "--pass-env", "PLAIN") == 0
+    call = slurm.calls("sbatch")[1]
+    exported = re.search("--export=(.*)\n", call["input"])[1].split(",")
+    assert {"PATH", "PLAIN", "NCCL_DEBUG"} <= set(exported) and "HF_TOKEN" not in exported
+    assert "canary" not in call["input"] and "x,y" not in call["input"]  # names alone
+    assert "SLURM_JOB_ID" not in call["environment"]
+    assert "note: HF_TOKEN stays here" in capsys.readouterr().err
+    key = "data.sources.0.path=https://user:word@host/x"
+    assert submit("--gpus-per-node", "1", key) == 2
+    assert "user:word" not in capsys.readouterr().err
+
+
+def test_nodes_that_others_may_use_too(slurm: Programs) -> None:
+    assert submit("--gpus-per-node", "1", "--share-nodes", "--cpus-per-task", "8") == 0
+    assert (
+        submit("--gpus-per-node", "1", "--share-nodes", "--mem", "64G", "--sbatch-option=--signal=B:USR1@300")
+        == 0
+    )
+    first, second = (call["input"] for call in slurm.calls("sbatch")[1::2])
+    assert (
+        "--exclusive" not in first and "#SBATCH --mem" not in first and "#SBATCH --cpus-per-task=8\n" in first
+    )
+    assert (
+        "#SBATCH --mem=64G\n" in second
+        and "#SBATCH --signal=B:USR1@300\n" in second
+        and "USR1@120\n" not in second
+    )
+
+
+def test_a_container_has_an_interpreter_of_its_own(
+    slurm: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        submit(
+            "--gpus-per-node", "1", "--container", "nvcr.io#nvidia/py torch:25", "--launcher", "accelerate"
+        )
+        == 0
+    )
+    head = head_of(slurm.calls("sbatch")[1]["input"])
+    for line in (
+        "export PYTHON=python",
+        "export CONTAINER='nvcr.io#nvidia/py torch:25'",
+        "export LAUNCHER=accelerate",
+    ):
+        assert line in head
+    assert submit("--gpus-per-node", "1", "--python", "/not/there", "--container-mounts", "/a") == 2
+    error = capsys.readouterr().err
+    assert (
+        '--python: "/not/there" is no program here' in error
+        and "--container-mounts goes with --container" in error
+    )
