@@ -129,7 +129,7 @@ def _train_run(options: argparse.Namespace, started: float) -> int:
     from llmkit.loop.resume import Options
     from llmkit.train import train
 
-    how = Options(options.fresh, options.allow_data_change, options.quiet)
+    how = Options(options.fresh, options.allow_data_change, options.quiet, options.take_over)
     return train(loaded, how, started=started, environment=os.environ)
 
 
@@ -259,6 +259,9 @@ def _train_parser(commands: Commands) -> None:
     )
     train.add_argument(
         "--quiet", action="store_true", help="show errors, the end, and where the log is, and nothing else"
+    )
+    train.add_argument(
+        "--take-over", action="store_true", help="ask another process that has this run to stop, then go on"
     )
     train.set_defaults(command=_train, parser=train)
 

@@ -8,10 +8,24 @@ import json
 import os
 import socket
 import weakref
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from llmkit.errors import UserError
+
+
+class NoLocksError(UserError):
+    """The file system has no locks."""
+
+
+class LockedError(UserError):
+    """Another process holds the lock. owner: what it has noted of itself in the lock's file."""
+
+    def __init__(self, message: str, owner: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.owner = owner
 
 
 class FileLock:
@@ -19,12 +33,16 @@ class FileLock:
 
     path: of the lock's file. command: what the owner is called in the message to a second one. For messages,
     what: is locked; other: what to do beside waiting, elsewhere: what to do where a file system has no locks.
+    noted: what the owner notes in the lock's file beside who it is.
 
-    Raises UserError if another process holds it, OSError if it cannot be made.
+    Raises LockedError if another process holds it, NoLocksError, OSError if it cannot be made.
     """
 
-    def __init__(self, path: Path, command: str, *, what: str, other: str, elsewhere: str) -> None:
-        self._descriptor: int | None = _lock(path, command, what, other, elsewhere)
+    def __init__(
+        self, path: Path, command: str, *, what: str, other: str, elsewhere: str,
+        noted: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self._descriptor: int | None = _lock(path, command, what, other, elsewhere, noted or {})
         _held.add(self)
 
     def release(self) -> None:
@@ -47,37 +65,47 @@ def _release_in_child() -> None:
 os.register_at_fork(after_in_child=_release_in_child)
 
 
-def _lock(path: Path, command: str, what: str, other: str, elsewhere: str) -> int:
+def _lock(
+    path: Path, command: str, what: str, other: str, elsewhere: str, noted: Mapping[str, Any]
+) -> int:
     """A descriptor that holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": now(), "command": command}
+        owner: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "started": now()}
+        owner |= {"command": command, **noted}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         return descriptor
     except BlockingIOError as error:
-        owner_text = _owner(descriptor)
+        owner = _owner(descriptor)
         os.close(descriptor)
-        raise UserError(
-            f"{what} is in use by {owner_text}; wait for it, stop it, or {other}"
+        raise LockedError(
+            f"{what} is in use by {_text(owner)}; wait for it, stop it, or {other}", owner
         ) from error
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise UserError(
+            raise NoLocksError(
                 f"the file system of {path.parent.absolute()} has no file locks, so nothing would keep "
                 f"a second process out; {elsewhere}"
             ) from error
         raise
 
 
-def _owner(descriptor: int) -> str:
-    """Who holds the lock, as it noted itself in the lock's file."""
+def _owner(descriptor: int) -> dict[str, Any]:
+    """Who holds the lock, as it noted itself in the lock's file; empty where it did not."""
     try:
         owner = json.loads(os.pread(descriptor, 2**16, 0))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _text(owner: Mapping[str, Any]) -> str:
+    try:
         return f"process {owner['pid']} on {owner['host']}, started {owner['started']} ({owner['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except KeyError:
         return "another process"
 
 

@@ -8,13 +8,16 @@ import json
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from xxhash import xxh64_hexdigest
 
 from llmkit.errors import UserError
+
+PARTIAL = ".part"
+"""Ends the name of a file that is being written."""
 
 
 class NoAccessError(UserError):
@@ -77,24 +80,27 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def write_atomic(path: Path) -> Iterator[BinaryIO]:
+def write_atomic(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name only after its content is on the disk.
 
     Where that fails, the file that was there before is still there, and no part of the new one is. A symbolic
     link gives way to the file, and what it names stays as it is: where others may write into a folder, a link
     in it could name anything. What is no file, such as a pipe or a device, is written to as it is, and so is
     the system's name of an open file, such as /dev/stdout.
+
+    check: called when the new file is on the disk, before it gets its name, from which an error keeps it.
     """
     if path.exists() and (not path.is_file() or _of_system(path)):  # a new file would take its place
         with path.open("wb") as file:
             yield file
         return
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb", buffering=1 << 20) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        check()
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):

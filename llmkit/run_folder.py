@@ -11,15 +11,18 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
-from llmkit.file_lock import FileLock, now
-from llmkit.files import may_exist, write_atomic
+from llmkit.file_lock import now
+from llmkit.files import PARTIAL, may_exist, write_atomic
+from llmkit.ownership.claim import Claim, Ownership
+from llmkit.ownership.owner import Owner
+from llmkit.ownership.take import take
 
 LOCK = "run.lock"
 STOP = "STOP"
@@ -33,14 +36,15 @@ CONFIGS = "configs"
 class RunFolder:
     """A run's folder, held by this process until `close`. Usable in a `with` statement.
 
-    path: the folder; checkpoints, logs, wandb: folders in it, which exist. outdated: files that asked for a
-    stop before it was opened, and were removed.
+    path: the folder; checkpoints, logs, wandb: folders in it, which exist. claim: of this start on the run;
+    every method that writes raises RunFault once a later start has taken it over. outdated: files that asked
+    for a stop before it was opened, and were removed.
     """
 
     def __init__(
         self,
         path: Path,
-        lock: FileLock | None = None,
+        claim: Claim,
         stop_files: Sequence[Path] = (),
         saved_file: Path | None = None,
     ) -> None:
@@ -48,19 +52,23 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
         self.wandb = path / "wandb"
-        self._lock = lock
+        self.claim = claim
         self.outdated: list[Path] = []
         self._stop_files, self._saved_file = stop_files, saved_file
 
     @classmethod
     def open(
-        cls, path: Path, command: str, stop_file: Path | None = None, saved_file: Path | None = None
-    ) -> RunFolder:
-        """Create what is missing of the layout, lock it, and forget earlier requests to stop.
+        cls, path: Path, command: str, stop_file: Path | None = None, saved_file: Path | None = None,
+        *, environment: Mapping[str, str] | None = None, take_over: bool = False,
+        note: Callable[[str], None] = print,
+    ) -> RunFolder:  # fmt: skip
+        """Create what is missing of the layout, become its owner, and forget earlier requests to stop.
 
         command: what the owner is called in the message to a second run.
         stop_file: a file that asks the run to stop, beside `STOP` in the folder.
         saved_file: a file that tells a batch script that a run which was asked to stop is saved.
+        environment: in which SLURM tells of its job. take_over: another process that has the folder is asked
+        to stop; if it does not in time, it has lost the run. note: called with what this start waits for.
 
         Raises UserError if another process has the folder, or nothing can be written in it.
         """
@@ -68,17 +76,21 @@ class RunFolder:
         _require_target(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(
-                path / LOCK, command, what=f"the run folder {path.absolute()}",
-                other="choose another run.name", elsewhere="set run.dir to a folder on another one",
+            owner = Owner.of_this_process(command, environment or {})
+            claim = take(
+                path, owner, lock_name=LOCK, take_over=take_over,
+                ask=lambda who: _ask_to_stop(path, who), note=note,
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"cannot use {path.absolute()} as the run folder: {error.strerror}") from error
-        folder = cls(path, lock, [path / STOP, *([stop_file] if stop_file else [])], saved_file)
+        folder = cls(path, claim, [path / STOP, *([stop_file] if stop_file else [])], saved_file)
         try:
+            if claim.before:
+                (path / STOP).unlink(missing_ok=True)  # was for the one before
             for part in (folder.checkpoints, folder.logs, folder.wandb):
                 _require_target(part)
                 part.mkdir(exist_ok=True)
+            folder._remove_partial_files()
             folder.outdated = [file for file in folder._stop_files if file.exists()]
             for file in (*folder._stop_files, *([saved_file] if saved_file else [])):
                 file.unlink(missing_ok=True)
@@ -89,6 +101,11 @@ class RunFolder:
             folder.close()
             raise UserError(f"cannot set up the run folder: {error.filename}: {error.strerror}") from error
         return folder
+
+    def _remove_partial_files(self) -> None:
+        """Of earlier starts: should one of them go on, it can then not put its file in the place of ours."""
+        for file in [*self.path.glob(f"*{PARTIAL}"), *(self.path / CONFIGS).glob(f"*{PARTIAL}")]:
+            file.unlink(missing_ok=True)
 
     def begin_handshake(self) -> str:
         """Makes a folder with a random name beside the checkpoints, and returns the name.
@@ -126,9 +143,28 @@ class RunFolder:
         shutil.rmtree(self.checkpoints / handshake, ignore_errors=True)
 
     def close(self) -> None:
-        """Release the lock; the folder may be opened again."""
-        if self._lock is not None:
-            self._lock.release()
+        """Let the run go; the folder may be opened again."""
+        if isinstance(self.claim, Ownership):
+            self.claim.release()
+
+    @property
+    def generation(self) -> int:
+        """The number of this start among those of the run, from 1; the same on all ranks."""
+        return self.claim.generation
+
+    @property
+    def taken_from(self) -> str:
+        """The process that had the run, and was asked to stop for this start; "" where there was none."""
+        return self.claim.before if isinstance(self.claim, Ownership) else ""
+
+    @property
+    def took_by_force(self) -> bool:
+        """Whether that process did not stop in time."""
+        return isinstance(self.claim, Ownership) and self.claim.forced
+
+    def require_current(self) -> None:
+        """Raises RunFault where a later start has taken over the run: see `Claim.require_current`."""
+        self.claim.require_current()
 
     def __enter__(self) -> Self:
         return self
@@ -154,6 +190,7 @@ class RunFolder:
 
     def clear_done(self) -> None:
         """Say that the run goes on after all. Raises RunFault."""
+        self.require_current()
         try:
             (self.path / DONE).unlink(missing_ok=True)
         except OSError as error:
@@ -162,6 +199,7 @@ class RunFolder:
     def mark_saved(self) -> None:
         """Say, where somebody asked for it, that the run has stopped with all of its state saved."""
         if self._saved_file is not None:
+            self.require_current()
             try:
                 self._saved_file.touch()
             except OSError as error:
@@ -174,8 +212,9 @@ class RunFolder:
         """
         if Path(name).name != name or not name or name.startswith("."):
             raise ValueError(f"{name!r} is not the name of a file in the run folder")
+        self.require_current()
         try:
-            with write_atomic(self.path / name) as file:
+            with write_atomic(self.path / name, self.require_current) as file:
                 file.write(text.encode())
         except OSError as error:
             raise RunFault(f"cannot write {self.path / name}: {error.strerror}") from error
@@ -185,13 +224,14 @@ class RunFolder:
 
         Returns the name of their file, such as "configs/start-0001.yaml". Raises RunFault.
         """
+        self.require_current()
         kept = sorted((self.path / CONFIGS).glob("start-*.yaml"))
         try:
             if kept and kept[-1].read_text() == text:
                 return f"{CONFIGS}/{kept[-1].name}"
             name = f"start-{len(kept) + 1:04d}.yaml"
             (self.path / CONFIGS).mkdir(exist_ok=True)
-            with write_atomic(self.path / CONFIGS / name) as file:
+            with write_atomic(self.path / CONFIGS / name, self.require_current) as file:
                 file.write(text.encode())
         except OSError as error:
             raise RunFault(f"cannot keep the settings in {self.path / CONFIGS}: {error.strerror}") from error
@@ -203,6 +243,7 @@ class RunFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file of the folder, if it is there; one that cannot be removed stays."""
+        self.require_current()
         with contextlib.suppress(OSError):
             (self.path / name).unlink(missing_ok=True)
 
@@ -221,12 +262,12 @@ class FollowedFolder(RunFolder):
     """The folder on ranks other than 0: its paths can be used, and its methods write nothing."""
 
     @classmethod
-    def follow(cls, path: Path) -> FollowedFolder:
-        """The folder that another process of this run has opened.
+    def follow(cls, path: Path, generation: int) -> FollowedFolder:
+        """The folder that another process of this start has opened. generation: which it then had.
 
         Raises UserError if it is not there: nodes that do not share a disk cannot share a run.
         """
-        folder = cls(path)
+        folder = cls(path, Claim(path, generation))
         if not folder.checkpoints.is_dir():
             raise UserError(
                 f"the run folder {path.absolute()}, which rank 0 has made, is not there: "
@@ -258,6 +299,11 @@ def run_folder_of(file: Path) -> Path | None:
     """The run folder that keeps this file of settings, of the newest start or of any; None if none does."""
     folder = file.parent.parent if file.parent.name == CONFIGS else file.parent
     return folder if file.name and os.path.lexists(folder / LOCK) else None
+
+
+def _ask_to_stop(path: Path, who: str) -> None:
+    with write_atomic(path / STOP) as file:
+        file.write(f"{who} takes over the run\n".encode())
 
 
 def _require_target(path: Path) -> None:

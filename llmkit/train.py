@@ -102,7 +102,7 @@ def _train(launch: Launch, listener: Listener) -> int:
     with ExitStack() as stack:
         console = console_of_rank(mesh.rank, launch.options.quiet)
         stack.callback(console.close)
-        folder = stack.enter_context(open_folder(launch.loaded, mesh, launch.environment))
+        folder = stack.enter_context(open_folder(launch, console.note))
         console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")
         stop = StopRequest(listener, folder, console.note)
         try:

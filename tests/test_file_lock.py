@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from llmkit.errors import UserError
+from llmkit.file_lock import FileLock, NoLocksError
 from llmkit.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
@@ -111,13 +112,13 @@ def test_an_owner_that_left_no_note_is_just_another_process(path: Path) -> None:
             RunFolder.open(path, "train")
 
 
-def test_a_file_system_without_locks_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: Any) -> None:
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(UserError, match=r"no file locks.*run\.dir"):
-        RunFolder.open(path, "train")
+    with pytest.raises(NoLocksError, match=r"no file locks.*; go elsewhere"):
+        FileLock(tmp_path / "lock", "sync", what="it", other="", elsewhere="go elsewhere")
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path, path: Path) -> None:

@@ -12,7 +12,7 @@ DESIGN = (PACKAGE.parent / "docs/design.md").read_text()
 LAYERS = (
     {"errors", "precision", "cores", "extras"},
     {"files", "file_lock", "registry", "stopping", "batch", "end_file"},
-    {"config"},
+    {"config", "ownership"},
     {"parallel", "data", "run_folder", "command_line"},
     {"kernels"},
     {"checkpoint", "optim", "monitor", "plan", "prompts"},

@@ -23,7 +23,8 @@ def path(tmp_path: Path) -> Path:
 def test_the_layout_is_created(path: Path) -> None:
     with RunFolder.open(path, "train") as folder:
         assert folder.path == path
-        assert sorted(p.name for p in path.iterdir()) == ["checkpoints", "logs", "run.lock", "wandb"]
+        parts = ["checkpoints", "generations", "logs", "run.lock", "wandb"]
+        assert sorted(p.name for p in path.iterdir()) == parts
         assert folder.checkpoints.is_dir() and folder.logs.is_dir() and folder.wandb.is_dir()
 
 
@@ -120,12 +121,12 @@ def test_a_file_is_removed_if_it_is_there(path: Path) -> None:
 
 def test_those_who_follow_use_the_paths_and_change_nothing(tmp_path: Path, path: Path) -> None:
     with pytest.raises(UserError, match=rf"{path}, which rank 0 has made, is not there"):
-        FollowedFolder.follow(path)
+        FollowedFolder.follow(path, 1)
     with RunFolder.open(path, "train", saved_file=tmp_path / "saved") as folder:
         folder.mark_done()
         (path / "STOP").touch()
         before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-        with FollowedFolder.follow(path) as followed:
+        with FollowedFolder.follow(path, 1) as followed:
             assert followed.checkpoints == folder.checkpoints
             assert followed.is_done
             assert followed.stop_file() is None  # rank 0 tells them
@@ -142,10 +143,10 @@ def test_a_folder_of_the_same_name_elsewhere_is_found_out(tmp_path: Path, path: 
     with RunFolder.open(path, "train") as folder:
         handshake = folder.begin_handshake()
         folder.answer_handshake(handshake, 0)
-        FollowedFolder.follow(path).answer_handshake(handshake, 1)
+        FollowedFolder.follow(path, 1).answer_handshake(handshake, 1)
         assert sorted(file.name for file in (folder.checkpoints / handshake).iterdir()) == ["0", "1"]
         (tmp_path / "elsewhere" / "checkpoints").mkdir(parents=True)
-        other = FollowedFolder.follow(tmp_path / "elsewhere")
+        other = FollowedFolder.follow(tmp_path / "elsewhere", 1)
         with pytest.raises(UserError, match=r"elsewhere is another folder here than on rank 0: set run\.dir"):
             other.answer_handshake(handshake, 1)
         folder.end_handshake(handshake)

@@ -2,7 +2,7 @@
 
 Names of folders that are not (or no longer) checkpoints:
 
-    .tmp-step-00000100       being written
+    .tmp-7-step-00000100     being written by generation 7 of the run
     .tmp-old-step-00000100   being deleted
     .replaced-step-00000100  the checkpoint until `step-00000100` is there again
 """
@@ -28,28 +28,32 @@ from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
 from llmkit.files import sync_folder
+from llmkit.ownership.claim import Claim
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 
-_LEFTOVER = re.compile(r"\.tmp-(old-)?" + fmt.FOLDER.pattern)
+_LEFTOVER = re.compile(r"\.tmp-(old-|\d+-)?" + fmt.FOLDER.pattern)
 _REPLACED = re.compile(re.escape(fmt.REPLACED) + f"({fmt.FOLDER.pattern})")
 
 
 def commit(
-    writer: Writer, snapshot: Snapshot, keep_last: int, mesh: Mesh, note: Callable[[str], None]
-) -> Path:
+    writer: Writer, snapshot: Snapshot, keep_last: int, mesh: Mesh, note: Callable[[str], None],
+    claim: Claim | None = None,
+) -> Path:  # fmt: skip
     """Turns what all ranks have written into a checkpoint, then deletes old ones. Collective. Returns its
     folder.
 
     The last step of `write.save`, where arguments and errors are described.
     """
     root, final = writer.final.parent, writer.final
+    require_current = claim.require_current if claim is not None else lambda: None
 
     def publish() -> str:
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, but at least one checkpoint must be kept")
         with writer.explained(snapshot.pieces):
             finish(writer, parts, snapshot)
+            require_current()
             _rename(writer.folder, final)
         return ""
 
@@ -62,7 +66,7 @@ def commit(
         if mesh.rank == 0:
             shutil.rmtree(writer.folder, ignore_errors=True)
         raise
-    if problem := _prune(root, final, keep_last, mesh):
+    if problem := _prune(root, final, keep_last, mesh, require_current):
         note(f"{final} is saved, but older checkpoints cannot be deleted: {problem}")
     return final
 
@@ -97,7 +101,9 @@ def finish(writer: Writer, parts: list[bytes], snapshot: Snapshot) -> None:
 def tidy(root: Path) -> None:
     """Remove what an interrupted save left in `root`. Only for the one process that saves there.
 
-    What cannot be deleted stays, as where a reader has a file open on NFS. Raises OSError.
+    A start of a run calls it before it looks for checkpoints: what an earlier start still writes, should it
+    go on, can then not become one. What cannot be deleted stays, as where a reader has a file open on NFS.
+    Raises OSError.
     """
     for path in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:  # .tmp-old- before .replaced-
         if replaced := _REPLACED.fullmatch(path.name):
@@ -107,7 +113,8 @@ def tidy(root: Path) -> None:
                 path.rename(root / replaced[1])
         elif _LEFTOVER.fullmatch(path.name):
             with suppress(OSError):
-                _remove(path)
+                # Given its name in the midst of this, it would be a checkpoint of which files are missing.
+                _delete(path)
 
 
 def _rename(temporary: Path, final: Path) -> None:
@@ -125,7 +132,9 @@ def _rename(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
+def _prune(
+    root: Path, newest: Path, keep_last: int, mesh: Mesh, require_current: Callable[[], None]
+) -> str:
     """Delete all but `keep_last` of the checkpoints up to `newest`, once that one is verified. Collective.
 
     Every process verifies a share of it. Returns why some of them cannot be deleted; "" if they are. Raises
@@ -148,6 +157,7 @@ def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
     def delete() -> str:
         try:
             for path in to_delete():
+                require_current()
                 _delete(path)
         except OSError as error:
             return str(error)
@@ -162,8 +172,8 @@ def _prune(root: Path, newest: Path, keep_last: int, mesh: Mesh) -> str:
 
 
 def _delete(path: Path) -> None:
-    """Rename a checkpoint, then delete it, so that a partly deleted one is never taken for a checkpoint."""
-    aside = path.with_name(f".tmp-old-{path.name.removeprefix(fmt.REPLACED)}")
+    """Rename a checkpoint, or what may become one, then delete it: a part of it is no checkpoint."""
+    aside = path.with_name(".tmp-old-" + path.name[path.name.index("step-") :])
     path.rename(aside)
     _remove(aside)
 

@@ -1,6 +1,6 @@
 """Saving a checkpoint in three steps: `stage`, `write`, `commit`.
 
-A checkpoint is built in a folder aside, `.tmp-step-00000100`: every process writes its pieces there, each
+A checkpoint is built in a folder aside, `.tmp-7-step-00000100`: every process writes its pieces there, each
 file synced to the disk (`write`); when all have done so, rank 0 writes the index and the manifest and gives
 the folder its name (`commit`). Only `stage` needs the engine to stand still: with a copied snapshot the
 other two can go on in the background, on their own process group.
@@ -21,6 +21,7 @@ from llmkit.checkpoint.stage import Snapshot, stage
 from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
 from llmkit.files import sync_folder
+from llmkit.ownership.claim import Claim
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 
@@ -37,6 +38,7 @@ def save(
     keep_last: int,
     mesh: Mesh = ALONE,
     note: Callable[[str], None] = print,
+    claim: Claim | None = None,
 ) -> Path:
     """Save the checkpoint of a step in the folder `root`, then delete all but the newest. Returns its folder.
 
@@ -47,6 +49,7 @@ def save(
     keep_last: how many checkpoints to keep, this one included. Those of later steps (left by a run that
         went back) do not count and are not deleted.
     note: called with a message where older ones cannot be deleted; this one is saved all the same.
+    claim: of the start of the run that saves; one that has lost the run publishes and deletes nothing.
 
     Raises RunFault on all processes if the disk fails or is full on one of them; what was written of
     this checkpoint is then removed, and no other is touched. Raises ValueError on the process that gave
@@ -54,18 +57,20 @@ def save(
     """
     snapshot = stage(Snapshot(step, pieces, state, model, config, extra_files), copy=False)
     mesh = mesh.for_saving()
-    return commit(write(root, snapshot, mesh), snapshot, keep_last, mesh, note)
+    return commit(write(root, snapshot, mesh, claim), snapshot, keep_last, mesh, note, claim)
 
 
-def write(root: Path, snapshot: Snapshot, mesh: Mesh) -> Writer:
+def write(root: Path, snapshot: Snapshot, mesh: Mesh, claim: Claim | None = None) -> Writer:
     """Writes this rank's pieces into a folder aside; all processes call it. Raises as `save` does.
 
     Up to `writer.FILE_BYTES` of the pieces are kept alive at a time, which matters only if they are made as
     they are asked for.
     """
-    writer = Writer(root / fmt.folder_name(snapshot.step), mesh.rank)
+    writer = Writer(root / fmt.folder_name(snapshot.step), mesh.rank, claim.generation if claim else 0)
 
     def prepare() -> str:
+        if claim is not None:
+            claim.require_current()
         with writer.explained(snapshot.pieces):
             _prepare(root, writer.folder, snapshot)
         return ""

@@ -27,12 +27,14 @@ class Writer:
     """Writes files of one process into a folder beside `final`, and notes what the index must list.
 
     final: the folder of the checkpoint to be. folder: where its files are until then. rank: of the process,
-    part of the names of its files.
+    part of the names of its files. generation: of the start of the run, part of the folder's name, so that no
+    other start writes into it; 0 outside of a run.
     """
 
-    def __init__(self, final: Path, rank: int = 0) -> None:
+    def __init__(self, final: Path, rank: int = 0, generation: int = 0) -> None:
         self.final = final
-        self.folder = final.with_name(f"{ASIDE}{final.name}")
+        start = f"{generation}-" if generation else ""
+        self.folder = final.with_name(f"{ASIDE}{start}{final.name}")
         self.rank = rank
         self.written = 0
         self._files: list[StoredFile] = []

@@ -42,6 +42,7 @@ def begin(
     if data_changes:
         t.events.record("data_change", step=state.step, differences=data_changes)
         note(f"going on with other data: {'; '.join(data_changes)}")
+    folder.require_current()
     rows, events = metrics.rows(), t.events.rows()
     lost = lost_rows(rows, events, checkpoint)
     t.ledger.go_on(rows, events, state.step)
@@ -72,6 +73,9 @@ def begin(
     if point.passed_over:
         fields["passed_over"] = point.passed_over
     folder.clear_done()
+    fields["generation"] = folder.generation
+    if folder.taken_from:
+        t.events.record("take_over", step=state.step, before=folder.taken_from, forced=folder.took_by_force)
     t.record_event("start" if checkpoint is None else "resume", **fields)
     folder.write_json("manifest.json", manifest(t, loaded))
     folder.remove("deepspeed.json")  # of an earlier layout

@@ -118,7 +118,7 @@ def _open_records(
     """
     names = ("metrics.jsonl", "events.jsonl")
     places = [os.devnull if mesh.rank > 0 else folder.path / name for name in names]
-    metrics, events = MetricsFile(places[0]), EventLog(places[1])
+    metrics, events = MetricsFile(places[0], folder.claim), EventLog(places[1], folder.claim)
     for file in (metrics, events):
         stack.callback(_close_record, file, note)
     with fail_together(mesh):
@@ -146,7 +146,7 @@ def _sinks(
     for thread in fed:
         stack.callback(thread.close)
     lost = partial(console.note, important=True)
-    media = MediaSink(folder.path, lost)
+    media = MediaSink(folder.path, lost, folder.claim)
     stack.callback(media.close)
     return [MetricsSink(metrics, lost), media, console, *fed]
 

@@ -108,7 +108,8 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
     lost = t.unsaved_steps
     events, roll_call = t.events, t.mesh.roll_call
     if roll_call is not None and 0 in roll_call.gone and t.mesh.rank == roll_call.first:
-        events = EventLog(t.folder.path / "events.jsonl")  # rank 0, whose task it was, has gone
+        # Rank 0, whose task it was, has gone.
+        events = EventLog(t.folder.path / "events.jsonl", t.folder.claim)
     with suppress(RunFault):  # what the user must see is the error itself
         record_end(t, replace(end_of(cause), hosts=hosts_behind(cause)))
     events.record(
@@ -142,7 +143,7 @@ def stop_at_start(
     request.hold()
     mesh = launch.mesh
     if mesh.rank == 0:
-        events = EventLog(folder.path / "events.jsonl")
+        events = EventLog(folder.path / "events.jsonl", folder.claim)
         events.record("stop", reason=str(stopped), before="the first step of this start")
         events.close()
     with fail_together(mesh):

@@ -20,6 +20,7 @@ def write_report(t: Trainer) -> bool:
     """
     if t.mesh.rank > 0 or not t.config.monitor.report:
         return False
+    t.folder.require_current()
     try:
         from llmkit.report.command import write_page  # a run that is killed never needs it
 

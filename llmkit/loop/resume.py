@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llmkit.checkpoint.adapters import CheckpointAdapters, has_adapters
+from llmkit.checkpoint.commit import tidy
 from llmkit.checkpoint.format import FOLDER, folder_name
 from llmkit.checkpoint.read import Checkpoint, folders, newest
 from llmkit.config.adapters import trained_tensors
@@ -22,7 +23,7 @@ from llmkit.config.resume import Differences, compare
 from llmkit.config.resume_rules import RESUME_POLICIES
 from llmkit.config.schema import Config
 from llmkit.config.stored import read_stored
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
 from llmkit.loop.state import TrainState
 from llmkit.model.build import build_model
 from llmkit.model.initial import InitialWeights
@@ -37,11 +38,12 @@ from llmkit.run_folder import RunFolder
 class Options:
     """How the command was called. fresh: refuse a run folder that has checkpoints. allow_data_change: go
     on with other data, or other weights of the sources, than the checkpoint was made with. quiet:
-    show errors and the end, and nothing else."""
+    show errors and the end, and nothing else. take_over: ask another process that has the run to stop."""
 
     fresh: bool = False
     allow_data_change: bool = False
     quiet: bool = False
+    take_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def find_resume_point(
     Raises UserError on all of them where the folder holds another run, or one that would have to start over.
     """
     passed_over: list[str] = []
+    on_rank_zero(mesh, lambda: _tidy(folder))
     checkpoint = newest(folder.checkpoints, passed_over.append, mesh)
 
     def check() -> str:
@@ -77,6 +80,15 @@ def find_resume_point(
 
     was_done, passed_over = json.loads(on_rank_zero(mesh, check))
     return ResumePoint(checkpoint, was_done, passed_over)
+
+
+def _tidy(folder: RunFolder) -> str:
+    """Removes what earlier starts were writing: it can then not become a checkpoint any more."""
+    try:
+        tidy(folder.checkpoints)
+    except OSError as error:
+        raise RunFault(f"{folder.checkpoints} holds what an interrupted save left: {error}") from error
+    return ""
 
 
 def _vanished(checkpoint: Checkpoint, folder: RunFolder, note: Callable[[str], None]) -> list[str]:

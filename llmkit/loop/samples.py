@@ -10,6 +10,7 @@ from llmkit.data.loader import Step, TrainLoader
 from llmkit.data.sources.records import left_out_summary
 from llmkit.monitor.jsonlines import JsonLines
 from llmkit.parallel.mesh import Mesh
+from llmkit.run_folder import RunFolder
 
 FOLDER = "samples"
 
@@ -32,10 +33,10 @@ class SampleLog:
     Of ranks that see the same rows (tensor-parallel peers) only the first writes.
     """
 
-    def __init__(self, folder: Path, mesh: Mesh) -> None:
+    def __init__(self, folder: RunFolder, mesh: Mesh) -> None:
         self._rank, self._world = mesh["data"].rank, mesh["data"].size
         writes = mesh["context", "tensor"].rank == 0
-        self._file = JsonLines(samples_file(folder, self._rank)) if writes else None
+        self._file = JsonLines(samples_file(folder.path, self._rank), folder.claim) if writes else None
 
     def record(self, step: int, batch: Step) -> None:
         """Notes what was trained on in `step`."""

@@ -102,7 +102,7 @@ class Trainer:
             SourceLosses(loader.source_names, self.mesh.device), spike_detector(self.config),
             self.config.data.sequence_length, self.write_row, self._write_media, self._spiked,
         )  # fmt: skip
-        self._samples = SampleLog(folder.path, self.mesh) if self.config.monitor.log_samples else None
+        self._samples = SampleLog(folder, self.mesh) if self.config.monitor.log_samples else None
         self._left_out = LeftOutReport(loader, console.note)
         self.note_once = each_once(console.note)
         stop.time_over = self.time_over
@@ -185,6 +185,7 @@ class Trainer:
         return 60.0 * self.config.parallel.timeout_minutes
 
     def _after_step(self, batch: Step, result: StepResult) -> None:
+        self.folder.claim.raise_if_lost()
         if self._samples is not None:
             self._samples.record(self.state.step, batch)
         self.agreed = self.control.exchange(self._requests(), batch.hash)
@@ -245,6 +246,7 @@ class Trainer:
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Adds a row to metrics.jsonl, and gives it to the sinks."""
+        self.folder.claim.raise_if_lost()
         row = plain(row)
         for sink in self._sinks:
             sink.write(row)
@@ -289,6 +291,7 @@ class Trainer:
                 keep_last=self.config.checkpoint.keep_last,
                 mesh=self.mesh,
                 note=self.console.note,
+                claim=self.folder.claim,
             )
             self.saved_step = self.state.step
             self.record_event("save", step=self.state.step, path=path.name)
@@ -323,6 +326,7 @@ class Trainer:
         except DisagreementError:
             raise  # no later save could be better
         except RunFault as fault:
+            self.folder.require_current()  # a start that has lost the run ends
             self.events.record("save_failed", step=self.state.step, reason=str(fault))
             self.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmkit.errors import UserError
 from llmkit.monitor.jsonlines import JsonLines, Row
+from llmkit.ownership.claim import Claim
 from llmkit.stopping import Stopped
 
 MAX_REASON = 500
@@ -17,10 +18,11 @@ MAX_REASON = 500
 
 
 class EventLog:
-    """Appends events of a run; the last one tells how the run ended. listeners: called with each event."""
+    """Appends events of a run; the last one tells how the run ended. claim: see `JsonLines`. listeners:
+    called with each event."""
 
-    def __init__(self, path: Path | str) -> None:
-        self._file = JsonLines(path)
+    def __init__(self, path: Path | str, claim: Claim | None = None) -> None:
+        self._file = JsonLines(path, claim)
         self.listeners: list[Callable[[Row], None]] = []
 
     @property
@@ -29,7 +31,12 @@ class EventLog:
         return self._file.fault
 
     def open(self) -> None:
-        """Opens the file now, if there is one: raises UserError where no event could ever be written."""
+        """Opens a copy of the file now, if there is one, so that no earlier start writes into it.
+
+        Raises UserError where no event could ever be written, RunFault where there is no room.
+        """
+        self._file.open()
+        self._file.detach()
         self._file.open()
 
     def record(self, event: str, **fields: Any) -> None:

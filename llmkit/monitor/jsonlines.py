@@ -11,6 +11,7 @@ from typing import Any
 
 from llmkit.errors import RunFault, UserError
 from llmkit.files import cannot_read, open_regular, sync_folder, write_atomic
+from llmkit.ownership.claim import Claim
 
 Row = dict[str, Any]
 
@@ -41,10 +42,14 @@ class JsonLines:
     Every row reaches the kernel before `append` returns, so that a killed process loses none.
     A disk that refuses a row must not end a run: the row is kept in memory, written before the next
     one, and `fault` holds the reason until that succeeds.
+
+    claim: of the start of a run whose record this is. Rows of a start that has lost the run go nowhere: the
+    one that took it over has put a copy in the place of each file, and none is opened any more.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, claim: Claim | None = None) -> None:
         self.path = Path(path)
+        self._claim = claim
         self.fault: str | None = None
         self._file: int | None = None
         self._waiting: list[bytes] = []
@@ -82,8 +87,9 @@ class JsonLines:
     def keep(self, wanted: Callable[[Row], bool]) -> int:
         """Drops the rows that are not wanted, and every damaged line; returns how many lines went.
 
-        The new file replaces the old one in one step, so that a crash leaves the one or the other. Raises
-        UserError where the old one cannot be read, RunFault where the new one cannot be written.
+        A new file replaces the old one in one step, so that a crash leaves the one or the other, also where
+        nothing is dropped: a process that has the old one open then writes into nothing.
+        Raises UserError where the old one cannot be read, RunFault where the new one cannot be written.
         """
         self.close()
         kept, dropped = [], 0
@@ -93,14 +99,24 @@ class JsonLines:
                 kept.append(line)
             else:
                 dropped += 1
-        if dropped:
-            try:
-                with write_atomic(self.path) as file:
-                    file.write(b"".join(kept))
-                sync_folder(self.path.parent)
-            except OSError as error:
-                raise RunFault(f"cannot write {self.path}: {error.strerror}") from error
+        if kept or dropped:
+            self._replace(b"".join(kept))
         return dropped
+
+    def detach(self) -> None:
+        """Puts a copy in the place of the file, if there is one: see `keep`, whose errors it raises."""
+        self.close()
+        if content := b"".join(self._lines(torn=True)):
+            self._replace(content)
+
+    def _replace(self, content: bytes) -> None:
+        check = self._claim.require_current if self._claim is not None else lambda: None
+        try:
+            with write_atomic(self.path, check) as file:
+                file.write(content)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise RunFault(f"cannot write {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Writes what waits, if that is possible now, and closes the file; `append` opens it again."""
@@ -123,7 +139,8 @@ class JsonLines:
     def _opened(self) -> int:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            path = os.devnull if self._claim is not None and not self._claim.is_current() else self.path
+            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 _drop_torn_end(file)
             except OSError:

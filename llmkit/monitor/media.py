@@ -14,6 +14,7 @@ from typing import Any
 from llmkit.errors import UserError
 from llmkit.monitor.jsonlines import JsonLines, Row
 from llmkit.monitor.sink import Sink
+from llmkit.ownership.claim import Claim
 
 FILE = "media.jsonl"
 KINDS = {"histogram": ("edges", "counts"), "table": ("columns", "rows"), "image": ("path",)}
@@ -99,11 +100,11 @@ def _is_item(item: Row) -> bool:
 class MediaSink(Sink):
     """Appends each item to media.jsonl of the run folder; there is no file before the first one.
 
-    note: called where the disk refuses items, which then wait in memory.
+    note: called where the disk refuses items, which then wait in memory. claim: see `JsonLines`.
     """
 
-    def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
-        self._file, self._note = JsonLines(folder / FILE), note
+    def __init__(self, folder: Path, note: Callable[[str], None], claim: Claim | None = None) -> None:
+        self._file, self._note = JsonLines(folder / FILE, claim), note
         self._noted = False
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 
 from llmkit.data.loader import Step
 from llmkit.loop.samples import LeftOutReport, SampleLog, cut_back_samples, samples_file
+from llmkit.ownership.claim import Claim
 from llmkit.parallel.mesh import Mesh
+from llmkit.run_folder import RunFolder
 
 
 def mesh(tensor_rank: int = 0) -> Mesh:
@@ -28,8 +30,12 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in samples_file(folder, 1).read_text().splitlines()]
 
 
+def run_folder(path: Path) -> RunFolder:
+    return RunFolder(path, Claim(path, 1))
+
+
 def test_a_line_a_step_with_the_positions_of_this_rank_and_no_row_that_only_fills(tmp_path: Path) -> None:
-    log = SampleLog(tmp_path, mesh())
+    log = SampleLog(run_folder(tmp_path), mesh())
     log.record(1, batch(0, [0, -1], [7, 0]))
     log.record(2, batch(4, [0, 1], [255, 2**64 - 1]))
     log.close()
@@ -40,14 +46,14 @@ def test_a_line_a_step_with_the_positions_of_this_rank_and_no_row_that_only_fill
 
 
 def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
-    log = SampleLog(tmp_path, mesh())
+    log = SampleLog(run_folder(tmp_path), mesh())
     for step in (1, 2, 3):
         log.record(step, batch(4 * step, [0], [step]))
     log.close()
     samples_file(tmp_path, 5).write_text('{"step": 1}\n{"step": 2}\n')  # of a rank that is no more
     cut_back_samples(tmp_path, 1)
     assert samples_file(tmp_path, 5).read_text() == '{"step": 1}\n'
-    again = SampleLog(tmp_path, mesh())
+    again = SampleLog(run_folder(tmp_path), mesh())
     again.record(2, batch(8, [0], [9]))
     again.close()
     assert [(row["step"], row["hashes"]) for row in lines(tmp_path)] == [
@@ -56,7 +62,7 @@ def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
 
 
 def test_peers_do_not_write_twice(tmp_path: Path) -> None:
-    SampleLog(tmp_path, mesh(tensor_rank=1)).record(1, batch(0, [0], [1]))
+    SampleLog(run_folder(tmp_path), mesh(tensor_rank=1)).record(1, batch(0, [0], [1]))
     assert not samples_file(tmp_path, 1).exists()
 
 
