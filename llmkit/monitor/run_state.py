@@ -13,6 +13,7 @@ from typing import Literal
 
 from llmkit.monitor.events import event_time
 from llmkit.monitor.jsonlines import Row
+from llmkit.ownership.claim import GENERATIONS, is_held, newest_generation, owner_of_generation
 from llmkit.run_folder import DONE, LOCK
 
 State = Literal["running", "stalled", "done", "stopped", "failed"]
@@ -41,14 +42,14 @@ class RunState:
 def state_of(folder: Path, events: Sequence[Row], row_seconds: float | None, now: float) -> RunState:
     """How the run in a folder stands. row_seconds: between its newest rows, None where that is not known.
 
-    A process of this machine that holds the folder's lock is running, one that does not is not; of another
+    A process of this machine that has the folder is running, one that does not is not; of another
     machine's what it has written last decides. A process that holds the lock itself asks at the end of its
     run. Nothing is written, and no lock is taken.
     """
-    held, written = _held(folder / LOCK), _last_written(folder)
+    held, written = _held(folder), _last_written(folder)
     newest = next((row for row in reversed(events) if row.get("event") in ("start", "resume", *_ENDS)), {})
     begun, name = bool(newest), _ENDS.get(str(newest.get("event")))
-    if name is not None and (held is not True or _is_own(folder / LOCK)):
+    if name is not None and (held is not True or _is_own(folder)):
         return RunState(name, _how(name, newest), time_of(newest))
     if (folder / DONE).exists() and held is not True:
         return RunState("done", "finished", _mtime(folder / DONE))
@@ -89,11 +90,15 @@ def _text(event: Row) -> str:
     return str(event.get("reason", "")).strip().partition("\n")[0] or "no reason is on record"
 
 
-def _held(lock: Path) -> bool | None:
-    """Whether a process of this machine holds a run folder's lock; None where that cannot be known.
+def _held(folder: Path) -> bool | None:
+    """Whether a process of this machine has a run folder; None where that cannot be known.
 
-    To try to take it would refuse a run that starts in that moment, so the kernel's list is read.
+    Versions until 2026-11-29 have a lock alone. To try to take it would refuse a run that starts in that
+    moment, so the kernel's list is read.
     """
+    if (folder / GENERATIONS).is_dir():
+        return is_held(folder)
+    lock = folder / LOCK
     try:
         owner = json.loads(lock.read_bytes()[: 2**16])
         if owner["host"] != socket.gethostname():
@@ -108,12 +113,13 @@ def _held(lock: Path) -> bool | None:
     return None if known is None else any(word.endswith(inode) for word in known)
 
 
-def _is_own(lock: Path) -> bool:
-    """Whether it is this process that holds the lock."""
+def _is_own(folder: Path) -> bool:
+    """Whether it is this process that has the run."""
     try:
-        return int(json.loads(lock.read_bytes()[: 2**16])["pid"]) == os.getpid()
-    except (OSError, ValueError, KeyError, TypeError):
+        owner = owner_of_generation(folder, newest_generation(folder))
+    except OSError:
         return False
+    return owner is not None and (owner.host, owner.pid) == (socket.gethostname(), os.getpid())
 
 
 def _last_written(folder: Path) -> float | None:

@@ -26,6 +26,7 @@ from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.wandb_feed import Feed
 from llmkit.monitor.wandb_finish import hand_over
 from llmkit.monitor.wandb_open import is_reachable, open_run
+from llmkit.monitor.wandb_session import read_session
 
 POLL_SECONDS = 1.0
 MAX_ERRORS = 3
@@ -99,7 +100,7 @@ class Sidecar:
         """Mirrors the run until its trainer ends; returns the exit code."""
         self._trainer.start()
         lock = open(self._run_dir / "wandb" / "lock", "ab")  # noqa: SIM115 (held until the process ends)
-        if not wait_for_lock(lock, self._trainer.ended.wait):
+        if not wait_for_lock(lock, self._waits):
             log("the mirror of an earlier start still holds this run")
             return NOT_ON_SERVER
         session, feed = self._session, None
@@ -121,10 +122,16 @@ class Sidecar:
         log("finished" if done else "not finished")
         return DONE if done and opened.mode == session["mode"] else NOT_ON_SERVER
 
+    def _waits(self, seconds: float) -> bool:
+        """Waits for the mirror of an earlier start; returns whether to wait no longer."""
+        self._end_if_superseded()
+        return self._trainer.ended.wait(seconds)
+
     def _follow(self, run: Any, feed: Feed, online: bool) -> None:
         """Passes on what is new until the trainer has ended. Raises what wandb raises again and again."""
         errors, retry_at = 0, time.monotonic() + self._pause(10.0)
         while True:
+            self._end_if_superseded()
             last_round = self._trainer.ended.wait(POLL_SECONDS)
             try:
                 feed.pass_on(run)
@@ -142,6 +149,16 @@ class Sidecar:
                 if is_reachable(self._session["server"], self._timeouts["probe"]):
                     log("the server answers now")
                     self._begin_anew(feed, self._start + 1, 0.0)
+
+    def _end_if_superseded(self) -> None:
+        """Ends this process where a later start of the run has a mirror of its own.
+
+        Its trainer has lost the run, and may be stopped, so that it says nothing.
+        """
+        with suppress(OSError, ValueError):  # it is being replaced, or cannot be read now
+            if read_session(self._run_dir).get("restarts") != self._session["restarts"]:
+                log("a later start of this run has taken over")
+                exit_now(NOT_ON_SERVER)
 
     def _pause(self, times: float = 1.0) -> float:
         """Seconds until the next start of wandb."""

@@ -45,6 +45,18 @@ def owner_of_generation(path: Path, generation: int) -> Owner | None:
         return None
 
 
+def is_held(path: Path) -> bool | None:
+    """Whether the newest start of a run still has it; None where this machine cannot tell."""
+    with contextlib.suppress(OSError):
+        generation = newest_generation(path)
+        owner = owner_of_generation(path, generation)
+        if owner is not None and owner.released:
+            return False
+        if owner is not None and owner.inode == os.stat(folder_of(path, generation)).st_ino:
+            return owner.runs_here()
+    return None
+
+
 class Claim:
     """What a process of a run knows of its own start. generation: of that start. lost: "", or why the run is
     not its own any more, once that is known."""

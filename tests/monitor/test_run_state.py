@@ -59,14 +59,26 @@ def test_a_run_whose_lock_nobody_holds_has_ended_by_its_newest_event(
 def test_who_holds_the_lock_trains_and_is_not_disturbed(tmp_path: Path) -> None:
     run = RunFolder.open(tmp_path, "llmkit train")
     assert state_of(tmp_path, [START, DONE], None, NOW).name == "done"  # a run about itself
-    (tmp_path / "run.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 1}))
+    note = tmp_path / "generations" / "00000001" / "owner.json"
+    born = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]
+    note.write_text(json.dumps({**json.loads(note.read_text()), "pid": 1, "born": born}))
     both = "is starting again or ending"
     for events, reason in (([START], "is training"), ([], "is starting"), ([START, DONE], both)):
         written(tmp_path, ago=1.0)
         found = state_of(tmp_path, events, None, NOW)
         assert (found.name, found.reason) == ("running", reason)
     run.close()
-    RunFolder.open(tmp_path, "another").close()  # nobody else has taken the lock
+    RunFolder.open(tmp_path, "another").close()  # nobody else has taken the run
+
+
+def test_a_run_that_was_taken_over_by_force_is_held_without_its_lock(tmp_path: Path) -> None:
+    run = RunFolder.open(tmp_path, "llmkit train")
+    (tmp_path / "run.lock").write_text("{}")
+    run.claim._lock.release()  # type: ignore[attr-defined]
+    written(tmp_path, ago=1.0)
+    assert state_of(tmp_path, [START], None, NOW).name == "running"
+    run.close()
+    assert state_of(tmp_path, [START], None, NOW).name == "failed"
 
 
 @pytest.mark.parametrize(

@@ -314,6 +314,21 @@ def test_when_the_server_comes_back_the_run_goes_online(
     )
 
 
+def test_the_mirror_of_a_start_that_has_lost_the_run_ends_by_itself(
+    tmp_path: Path, environment: Environment, until: Callable[..., None]
+) -> None:
+    """Its trainer may be stopped, so that it ends nothing."""
+    lost = Run(tmp_path, environment)
+    until(lost.is_mirroring, lost.says)
+    assert lost.mirror._process is not None
+    run = Run(tmp_path, environment)
+    assert lost.mirror._process.wait(HANG) == 3
+    assert "a later start of this run has taken over" in run.says()
+    run.log(1, 3)
+    until(lambda: run.steps_on_disk() == [1, 2, 3], run.says)
+    assert run.finish() is None, run.says()
+
+
 def test_disabled_means_no_process_and_no_folder(tmp_path: Path, environment: Environment) -> None:
     mirror = Mirror.start(tmp_path / "run", Wandb(mode="disabled"), {}, environment=environment)
     assert (mirror.message, mirror.finish()) == ("", None)

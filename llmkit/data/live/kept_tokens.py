@@ -17,7 +17,6 @@ import contextlib
 import json
 import os
 import struct
-import time
 import uuid
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -152,11 +151,11 @@ def _damaged(path: Path) -> DamagedError:
     return DamagedError(f"{path} is damaged and was removed")
 
 
-def _remove_stale(folder: Path, pattern: str) -> None:
-    """Removes files that were left behind; nothing depends on it."""
+def _remove_stale(folder: Path, pattern: str, now: float) -> None:
+    """Removes files that were left behind; nothing depends on it. now: by the clock of the disk."""
     for leftover in folder.glob(pattern):
         with contextlib.suppress(OSError):  # another process may remove it, or have finished it, at any time
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+            if now - leftover.stat().st_mtime > STALE_SECONDS:
                 leftover.unlink()
 
 
@@ -172,8 +171,8 @@ class UnitKeeper:
         self._reasons: dict[str, int] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _remove_stale(folder, f".{self._path.stem}-*")
             self._file = self._partial.open("wb", buffering=1 << 17)
+            _remove_stale(folder, f".{self._path.stem}-*", os.fstat(self._file.fileno()).st_mtime)
         except OSError as error:
             self._error = error
 
