@@ -55,6 +55,12 @@ def _speed(scope: Scope) -> Iterator[Finding]:
     return speed_findings(scope)
 
 
+def _collectives(scope: Scope) -> Iterator[Finding]:
+    from llmkit.doctor.collectives import local_findings
+
+    return local_findings(scope)
+
+
 def _shared_folder(scope: Scope) -> Iterator[Finding]:
     from llmkit.doctor.disk import seen_finding
 
@@ -68,6 +74,7 @@ CHECKS: Mapping[str, Check] = {
     "versions": _versions,
     "devices": _devices,
     "speed": _speed,
+    "collectives": _collectives,
     "shared folder": _shared_folder,
 }
 

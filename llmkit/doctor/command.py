@@ -9,17 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llmkit.doctor.checks import CHECKS
+from llmkit.doctor.cluster import reports_of_all
 from llmkit.doctor.compare import compare, sick_nodes
 from llmkit.doctor.findings import Report
-from llmkit.doctor.node import compared_reports, meeting_of, write_report
+from llmkit.doctor.meeting import follow
+from llmkit.doctor.node import compared, meeting_of, node_names, read_reports, write_report
+from llmkit.doctor.participant import Participant
 from llmkit.doctor.scope import Scope, folder_of_runs, node_name
+from llmkit.doctor.step import Step, step_of
 from llmkit.doctor.supervise import LIMIT, run_checks
 from llmkit.doctor.table import machine_lines, node_lines
 from llmkit.errors import UserError
 from llmkit.monitor.redaction import Redactor
 
-ALONE_LIMIT = 120.0
-"""Seconds for all checks of a machine, which nobody waits for."""
+UNHURRIED = 60.0
+"""Seconds for all checks of a node where no job waits for them."""
 
 
 def doctor_command(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -27,17 +31,26 @@ def doctor_command(options: argparse.Namespace, environment: Mapping[str, str]) 
     for wanted, of in (("into", "node"), ("nodes", "table")):
         if getattr(options, wanted) and not getattr(options, of):
             raise UserError(f"doctor: --{wanted} goes with --{of}")
-    if options.table:
-        return _nodes(compared_reports(Path(options.table), options.nodes, environment), options.json)
     if options.node and not options.into:
         raise UserError("doctor: --node needs --into FOLDER, which all nodes share")
+    if options.table:
+        folder = Path(options.table)
+        names = node_names(environment.get("SLURM_JOB_NODELIST")) if options.nodes else ()
+        reports = read_reports(folder, options.nodes, names)
+        return _nodes(compared(reports, meeting_of(str(folder.absolute()))), options.json)
+    if int(environment.get("SLURM_LOCALID") or 0) > 0 and "SLURM_STEP_NUM_TASKS" in environment:
+        return 0  # the first task of a node speaks for it
+    step = None if options.node else step_of(environment)
+    if options.node:
+        meeting = meeting_of(str(Path(options.into).absolute()))
+    else:
+        meeting = meeting_of(step.name) if step is not None else ""
     scope = Scope(
-        folder_of_runs(options.run_folder), options.expect_gpus, options.config or "",
-        meeting_of(Path(options.into)) if options.node else "", options.full,
-    )  # fmt: skip
-    names = [name for name in CHECKS if options.node or name != "shared folder"]
-    found = run_checks(names, scope, LIMIT if options.node else ALONE_LIMIT)
-    report = redacted(Report(node_name(environment), tuple(found)), environment)
+        folder_of_runs(options.run_folder), options.expect_gpus, options.config or "", meeting, options.full
+    )
+    if step is not None:
+        return _cluster(step, scope, options.json, environment)
+    report = _report(scope, LIMIT if options.node else UNHURRIED, environment)
     if options.node:
         write_report(Path(options.into), report)
         return 0
@@ -47,6 +60,23 @@ def doctor_command(options: argparse.Namespace, environment: Mapping[str, str]) 
     else:
         print("\n".join(machine_lines(report)))
     return int(report.state == "fail")
+
+
+def _report(scope: Scope, limit: float, environment: Mapping[str, str]) -> Report:
+    names = [name for name in CHECKS if scope.meeting or name != "shared folder"]
+    return redacted(Report(node_name(environment), tuple(run_checks(names, scope, limit))), environment)
+
+
+def _cluster(step: Step, scope: Scope, as_json: bool, environment: Mapping[str, str]) -> int:
+    """One node of a step; the first one prints, and its exit code is that of all."""
+    own = Participant(step.nodes[step.index], lambda: _report(scope, UNHURRIED, environment))
+    try:
+        if step.index:
+            follow(step, own)
+            return 0
+        return _nodes(compared(reports_of_all(step, own, Path(scope.folder)), scope.meeting), as_json)
+    finally:
+        own.close()
 
 
 def _nodes(reports: list[Report], as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from llmkit.device import choose_device
 from llmkit.doctor.findings import Finding
+from llmkit.doctor.gpu_health import health_findings, xid_finding
 from llmkit.doctor.scope import Scope
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.monitor.energy import find_sources
@@ -19,6 +21,13 @@ from llmkit.monitor.hardware import has_bf16_units
 def device_findings(scope: Scope) -> Iterator[Finding]:
     """Starts the driver."""
     yield gpus_finding(scope.expected_gpus)
+    if torch.cuda.is_available() and torch.version.hip is None:
+        properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        if not any("MIG" in each.name.split() for each in properties):
+            uuids = [str(each.uuid) for each in properties]
+            yield from health_findings(uuids, scope.expected_gpus is not None, importlib.import_module)
+        if (errors := xid_finding()) is not None:
+            yield errors
     device = choose_device()
     yield Finding("precision", "ok", _precision(device), compared="should")
     yield Finding("energy", "ok", _energy(device))

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llmkit.config.memory import show_bytes
@@ -20,6 +21,8 @@ PREFIX = ".llmkit-doctor-"
 LITTLE, NONE = 10 * 2**30, 2**28
 """Free bytes: fewer than a checkpoint of a small model takes; fewer than a start takes."""
 FEW_INODES = 1000
+NO_LOCKS = "two runs on one run folder are kept apart by other means, and noticed later"
+KEPT_OUT = "kept out"
 CHUNK = 4 * 2**20
 SLOW = 20e6
 """Bytes a second, written or read: below it is slower than a good network or disk by far."""
@@ -115,19 +118,47 @@ def speed_finding(handle: int, size: int, seconds: float) -> Finding:
 def lock_finding(handle: int, name: str) -> Finding:
     """Whether flock keeps a second open file out."""
     second = os.open(name, os.O_RDWR | os.O_NOFOLLOW)
-    advice = "two runs on one run folder are kept apart by other means, and noticed later"
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Finding("file locks", "warn", "they keep nobody out", advice)
+        return Finding("file locks", "warn", "they keep nobody out", NO_LOCKS)
     except BlockingIOError:
         return Finding("file locks", "ok", "they work on this machine")
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise
-        return Finding("file locks", "warn", f"none: {error.strerror}", advice)
+        return Finding("file locks", "warn", f"none: {error.strerror}", NO_LOCKS)
     finally:
         os.close(second)
+
+
+@contextmanager
+def locked_file(folder: Path) -> Iterator[Path]:
+    """A file in the folder that this process holds a lock on."""
+    handle, name = tempfile.mkstemp(prefix=PREFIX, dir=folder)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield Path(name)
+    finally:
+        os.close(handle)
+        os.unlink(name)
+
+
+def lock_of_another(path: Path) -> str:
+    """What the lock of another node's `locked_file` does here: KEPT_OUT, or what it does instead."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError as error:
+        return f"the file is not there ({error.strerror})"
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return "it keeps nobody out"
+    except BlockingIOError:
+        return KEPT_OUT
+    except OSError as error:
+        return f"there are none ({error.strerror})"
+    finally:
+        os.close(handle)
 
 
 def clock_finding(before: float, stored: float, after: float) -> Finding:

@@ -69,10 +69,14 @@ class Report:
 
 
 def report_from_json(text: str) -> Report:
-    """What `Report.to_json` gave. Raises ValueError for anything else, whoever wrote it."""
+    """What `Report.to_json` gave, as text. Raises ValueError for anything else, whoever wrote it."""
     if len(text) > LONGEST:
         raise ValueError("it is too long")
-    content = json.loads(text)
+    return report_of(json.loads(text))
+
+
+def report_of(content: Any) -> Report:
+    """What `Report.to_json` gave. Raises ValueError for anything else."""
     if not isinstance(content, dict) or not isinstance(content.get("findings"), list):
         raise ValueError("it is no report")
     return Report(_text(content, "node"), tuple(finding_from_json(each) for each in content["findings"]))

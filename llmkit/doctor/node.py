@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit.doctor.compare import compare, silent
@@ -57,10 +57,8 @@ def _read(path: Path) -> Report:
     return report
 
 
-def compared_reports(folder: Path, expected: int | None, environment: Mapping[str, str]) -> list[Report]:
-    """As `read_reports`, compared with each other; files that show whose run folder is whose are removed."""
-    reports = read_reports(folder, expected, node_names(environment) if expected is not None else ())
-    meeting = meeting_of(folder)
+def compared(reports: Sequence[Report], meeting: str) -> list[Report]:
+    """The reports, compared; files that show whose run folder is whose are looked for here, and removed."""
     places = {each.value for report in reports if (each := report.find("shared folder"))}
     seen: list[str] = []
     for place in sorted(places):
@@ -69,14 +67,13 @@ def compared_reports(folder: Path, expected: int | None, environment: Mapping[st
     return compare(reports, seen)
 
 
-def meeting_of(folder: Path) -> str:
-    """A name that only the nodes of one check have, which all write into this folder."""
-    return hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
+def meeting_of(what: str) -> str:
+    """A name that only the nodes of one check have: `what` is its folder, or its job step."""
+    return hashlib.sha256(os.fsencode(what)).hexdigest()[:16]
 
 
-def node_names(environment: Mapping[str, str]) -> list[str]:
-    """The nodes of this job in its order; none where SLURM does not tell."""
-    nodes = environment.get("SLURM_JOB_NODELIST")
+def node_names(nodes: str | None) -> list[str]:
+    """The nodes in a list of SLURM's, such as n[1-4]; none where SLURM does not tell."""
     if not nodes or not shutil.which("scontrol"):
         return []
     try:

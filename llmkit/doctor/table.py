@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from llmkit.config.mistakes import printable
 from llmkit.doctor.compare import sick_nodes
 from llmkit.doctor.findings import Finding, Report
+from llmkit.monitor.text import thousands
 
 NAME = 15
 SHOWN = {"fail": "FAIL", "warn": "warn", "ok": "ok"}
-COLUMNS = ("gpus", "products", "disk speed")
+COLUMNS = {"gpus": "gpus", "products": "FLOP/s", "disk speed": "disk B/s", "collectives": "collectives B/s"}
+"""Finding: how its column of the table of nodes is called."""
 WIDEST = 38
 """Characters of a column of the table of nodes."""
 
@@ -40,11 +42,10 @@ def _summary(report: Report) -> str:
 def node_lines(reports: Sequence[Report]) -> Iterator[str]:
     """The nodes of a job, in their order; the last line names those that should be left out."""
     sick = sick_nodes(reports)
-    rows: list[tuple[str, ...]] = [("node", "state", *COLUMNS)]
+    rows: list[tuple[str, ...]] = [("node", "state", *COLUMNS.values())]
     for report in reports:
         state = "sick" if report.node in sick else report.state
-        values = (finding.value if (finding := report.find(name)) else "-" for name in COLUMNS)
-        rows.append((report.node, state, *values))
+        rows.append((report.node, state, *(_short(report.find(name)) for name in COLUMNS)))
     widths = [min(WIDEST, max(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(
@@ -64,6 +65,13 @@ def node_lines(reports: Sequence[Report]) -> Iterator[str]:
     if not everywhere and all(report.state == "ok" for report in reports):
         yield f"{len(reports)} nodes: all is well"
     yield f"sick: {' '.join(sick)}".rstrip()
+
+
+def _short(finding: Finding | None) -> str:
+    """What a column shows: the slowest device, or the value."""
+    if finding is None:
+        return "-"
+    return thousands(min(finding.numbers.values())) if finding.numbers else finding.value
 
 
 def _everywhere(reports: Sequence[Report]) -> list[Finding]:

@@ -67,4 +67,3 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     assert main(["doctor", *options]) == 2
     assert message in capsys.readouterr().err
-

@@ -1,0 +1,61 @@
+"""What one node of a check of all nodes does when it is asked to, and its answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmkit.doctor.collectives import Ranks, ranks_of_node
+from llmkit.doctor.disk import lock_of_another
+from llmkit.doctor.findings import Report
+from llmkit.doctor.messages import Line
+from llmkit.doctor.reach import Greeter, unreachable
+
+PATIENCE = 120.0
+"""Seconds that a node waits for the next question, longer than any step of the check takes."""
+
+
+class Participant:
+    """A node's part. check: what its report is made by."""
+
+    def __init__(self, node: str, check: Callable[[], Report]) -> None:
+        self.node = node
+        self._check = check
+        self._greeter = Greeter()
+        self._ranks: Ranks | None = None
+
+    @property
+    def port(self) -> int:
+        """Where others may try whether they reach this node."""
+        return self._greeter.port
+
+    def answer(self, question: str, content: Any) -> Any:
+        """The answer to a question of the node that leads."""
+        if question == "time":
+            return time.time()
+        if question == "check":
+            return self._check().to_json()
+        if question == "reach":
+            return unreachable({name: (str(address), int(port)) for name, (address, port) in content.items()})
+        if question == "lock":
+            return lock_of_another(Path(content))
+        if question == "ready":
+            self._ranks = Ranks(ranks_of_node())
+            return self._ranks.count if self._ranks.wait() else 0
+        if question == "join" and self._ranks is not None:
+            return self._ranks.join(str(content[0]), int(content[1]), int(content[2]), int(content[3]))
+        raise ConnectionError(f"it asks for {question!r}")
+
+    def serve(self, line: Line) -> None:
+        """Answers until it is told to end. Raises OSError where the leading node has gone."""
+        while (message := line.receive(PATIENCE)) != ["end", None]:
+            question, content = message
+            line.send(self.answer(question, content))
+
+    def close(self) -> None:
+        """Ends what was started."""
+        self._greeter.close()
+        if self._ranks is not None:
+            self._ranks.close()

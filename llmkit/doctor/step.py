@@ -1,0 +1,48 @@
+"""The step of a SLURM job that this process is a task of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmkit.doctor.node import node_names
+from llmkit.errors import RunFault
+
+LOW, COUNT = 20000, 12768
+"""Ports from which one is chosen: Linux gives those from 32768 on to outgoing connections."""
+TRIED = 20
+"""How many of them, where others listen on the first ones."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job step with several nodes, and this one's place in it.
+
+    name: of the step. nodes: their names, in order. index: of this one among them.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    index: int
+
+    @property
+    def ports(self) -> list[int]:
+        """Where the first node may listen: steps that share a node begin at others."""
+        numbers = [int(part) for part in self.name.split(".") if part.isdecimal()]
+        begin = sum(number * factor for number, factor in zip(numbers, (31, 7)))
+        return [LOW + (begin + attempt) % COUNT for attempt in range(TRIED)]
+
+
+def step_of(environment: Mapping[str, str]) -> Step | None:
+    """The step that this process is a task of; None where it has one node, or there is none.
+
+    Raises RunFault where SLURM does not tell the names of its nodes.
+    """
+    count = environment.get("SLURM_STEP_NUM_NODES", "1")
+    if not count.isdecimal() or int(count) < 2:
+        return None
+    nodes = node_names(environment.get("SLURM_STEP_NODELIST"))
+    if len(nodes) != int(count):
+        raise RunFault(f"doctor: SLURM does not tell the names of the {count} nodes of this step (scontrol)")
+    name = f"{environment.get('SLURM_JOB_ID', '0')}.{environment.get('SLURM_STEP_ID', '0')}"
+    return Step(name, tuple(nodes), int(environment.get("SLURM_NODEID", "0")))
