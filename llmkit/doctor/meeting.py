@@ -138,8 +138,8 @@ class Lead:
 
     @property
     def nodes(self) -> list[str]:
-        """Those that are still there, this one first."""
-        return [self._own.node, *self._lines]
+        """Those that are still there, in the step's order."""
+        return [node for node in self._step.nodes if node == self._own.node or node in self._lines]
 
     def close(self) -> None:
         """Lets all end."""

@@ -11,7 +11,7 @@ import pytest
 from llmkit.doctor.compare import sick_nodes
 from llmkit.doctor.disk import nodes_seen, show_up
 from llmkit.doctor.findings import Finding
-from llmkit.doctor.node import compared_reports, meeting_of, node_names, read_reports, write_report
+from llmkit.doctor.node import compared, meeting_of, node_names, read_reports, write_report
 from llmkit.errors import UserError
 from tests.doctor.reports import finding, nodes
 
@@ -45,20 +45,21 @@ def test_folders_that_cannot_be_used_are_the_users_mistake(tmp_path: Path) -> No
 def test_the_run_folder_is_compared_and_left_clean(tmp_path: Path) -> None:
     folder, runs = tmp_path / "into", tmp_path / "runs"
     runs.mkdir()
-    show_up(runs, meeting_of(folder), "n1")
+    meeting = meeting_of("a folder")
+    show_up(runs, meeting, "n1")
     for node in ("n1", "n2"):  # n2 has written elsewhere
         shared = Finding("shared folder", "ok", str(runs), "", "seen", {node: 1.0})
         write_report(folder, nodes(**{node: [shared]})[0])
-    reports = compared_reports(folder, 2, {})
+    reports = compared(read_reports(folder, 2), meeting)
     assert sick_nodes(reports) == ["n2"]
-    assert nodes_seen(runs, meeting_of(folder)) == [] and os.listdir(runs) == []
+    assert nodes_seen(runs, meeting) == [] and os.listdir(runs) == []
 
 
 def test_slurm_is_asked_for_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert node_names({}) == []
+    assert node_names(None) == []
     program = tmp_path / "scontrol"
     program.write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert node_names({"SLURM_JOB_NODELIST": "n[1-2]"}) == ["n1", "n2"]
-    assert node_names({"SLURM_JOB_NODELIST": "other"}) == []
+    assert node_names("n[1-2]") == ["n1", "n2"]
+    assert node_names("other") == []
