@@ -24,6 +24,7 @@ ELSEWHERE = {
     "data/live/windows.py": "data/live/test_lane.py",
     "data/live/worker.py": "data/live/test_serve.py",
     "data/located.py": "test_evaluation_data.py",
+    "data/micro_batches.py": "data/test_loader.py",
     "data/mixing.py": "data/test_order.py",
     "data/rank_lanes.py": "data/test_loader.py",
     "data/shards/format.py": "data/shards/test_reader.py",

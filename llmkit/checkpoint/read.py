@@ -30,16 +30,20 @@ ALONE = Mesh()
 Damaged = fmt.Damaged
 
 
-def newest(root: Path, report: Callable[[str], None], mesh: Mesh = ALONE) -> Checkpoint | None:
+def newest(
+    root: Path, report: Callable[[str], None], mesh: Mesh = ALONE, below: int | None = None
+) -> Checkpoint | None:
     """The newest valid checkpoint in the folder `root`; None if there is none. Collective.
 
-    The ranks verify a share of its bytes each, and each opens the one on which all agree. `report` gets one
-    line for each newer checkpoint that is damaged.
+    below: only those of earlier steps. The ranks verify a share of its bytes each, and each opens the one on
+    which all agree. `report` gets one line for each newer checkpoint that is damaged.
 
     Raises UserError or RunFault on all ranks if one of them cannot read a checkpoint that may be valid.
     """
     listing = on_rank_zero(mesh, lambda: json.dumps([folder.name for folder in folders(root)]))
     for name in reversed(json.loads(listing)):
+        if below is not None and name >= fmt.folder_name(below):
+            continue
         problem = ""
         with fail_together(mesh):
             try:

@@ -16,6 +16,7 @@ from llmkit.data.live.dealing import served_lanes
 from llmkit.data.live.demand import Cursors, demands
 from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.source import LiveSource
+from llmkit.data.omitted import Omitted
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared, TrainSource
 from llmkit.errors import SourceDryError
@@ -51,8 +52,9 @@ class RowsOfBlock:
     -1 for a row that only fills. targets: (steps,), how many. has_masks: whether a source has tokens that are
     no targets. hashes: (steps, rows) uint64, 0 for rows that only fill. cursors: for each step, where the
     lanes of live sources stand after it (source, lane, cursor). left_out: for each step, what was
-    left out of live sources (source, counts). notes: what the user should know. reference: of pairs,
-    (steps * rows, 2) float32, the log-probabilities under the reference model.
+    left out of live sources (source, counts). notes: what the user should know. positions: (steps, rows) in
+    the order, without meaning for rows that only fill. reference: of pairs, (steps * rows, 2) float32, the
+    log-probabilities under the reference model. has_pairs: whether a row is a pair of sequences.
     """
 
     text: Tensor
@@ -64,29 +66,35 @@ class RowsOfBlock:
     cursors: list[list[tuple[int, int, list[int]]]]
     left_out: list[list[tuple[int, Counter[str]]]]
     notes: list[str]
+    positions: np.ndarray
     reference: Tensor | None = None
+    has_pairs: bool = False
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What some steps of this rank are made of. positions, sources, epochs, rows: (steps, rows).
+    """What some steps of this rank are made of. numbers, positions, sources, epochs, rows: (steps, rows).
 
-    live: for each live source, its positions in these steps that may take a row of a lane that this rank
-    meets, whichever rank they belong to, ascending, and the lane of each.
+    numbers: of the rows without those that are left out (`llmkit.data.omitted`), the first of them `start`.
+    live: for each live source, its rows in these steps that may be taken from a lane that this rank meets,
+    whichever rank they belong to, ascending: their numbers, the lane of each, and whether it is left out;
+    such a row has the number of the one before it.
     """
 
     start: int
+    numbers: np.ndarray
     positions: np.ndarray
     sources: np.ndarray
     epochs: np.ndarray
     rows: np.ndarray
-    live: dict[int, tuple[np.ndarray, np.ndarray]]
+    live: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class BlockMaker:
     """Gathers the rows of one rank, some steps at a time.
 
-    cursors: where the lanes of each live source stand; None for other sources. The rest as in
+    omitted: the positions that are left out. cursors: where the lanes of each live source stand; None for
+    other sources. The rest as in
     `llmkit.data.loader.TrainLoader`. rows_made: grows as long as rows come.
     """
 
@@ -95,6 +103,7 @@ class BlockMaker:
         prepared: Prepared,
         config: schema.Data,
         order: Order,
+        omitted: Omitted,
         cursors: Sequence[Cursors | None],
         *,
         batch_rows: int,
@@ -107,7 +116,8 @@ class BlockMaker:
         self._reading: str | None = "the order of the rows"  # None = whatever the server of lanes does
         self._sources, self._length = prepared.train, config.row_length
         self._end_of_text = prepared.tokenizer.end_of_text_id
-        self._order, self._batch_rows, self._rank, self._world = order, batch_rows, rank, world_size
+        self._order, self._omitted = order, omitted
+        self._batch_rows, self._rank, self._world = batch_rows, rank, world_size
         self._rows = round_up(round_up(batch_rows, world_size) // world_size, micro_batch_size)
         self._hash_rows, self._workers, self._pin = hash_rows, workers, torch.cuda.is_available()
         self._may_run_dry = any(
@@ -155,35 +165,46 @@ class BlockMaker:
         steps = 1
         while True:
             located = max(round_up(ORDER_ROWS, self._rows) // self._rows, 1)
-            starts = position + self._batch_rows * np.arange(located)
-            plan = self._locate(starts)
+            starts = self._omitted.number(position) + self._batch_rows * np.arange(located)
+            plan = self._locate(starts, position)
             done = 0
             while done < located:
                 part = slice(done, done + steps)
                 yield self._gather(_part_of(plan, part, starts, self._batch_rows))
                 done += steps
                 steps = min(2 * steps, most)
-            position += self._batch_rows * located
+            position = self._omitted.after(position, self._batch_rows * located)
 
-    def _locate(self, starts: np.ndarray) -> _Plan:
-        """The rows of this rank in the steps that begin at `starts`, which follow each other."""
+    def _locate(self, starts: np.ndarray, position: int) -> _Plan:
+        """The rows of this rank in steps that follow each other; starts: the numbers of their first rows.
+
+        position: where the first step begins; rows that are left out may come first.
+        """
         first = starts + (self._rank - starts) % self._world
-        positions = first[:, None] + self._world * np.arange(self._rows)
-        real = positions < starts[:, None] + self._batch_rows
-        sources = np.full(positions.shape, -1, dtype=np.int64)
+        numbers = first[:, None] + self._world * np.arange(self._rows)
+        real = numbers < starts[:, None] + self._batch_rows
+        positions = self._omitted.positions(numbers)
+        sources = np.full(numbers.shape, -1, dtype=np.int64)
         epochs, rows = np.zeros_like(sources), np.zeros_like(sources)
         sources[real], epochs[real], rows[real] = self._order.at(positions[real])
-        begin = int(starts[0])
-        live: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        live: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         for place, table in self._tables.items():  # what other ranks take from a lane moves it, too
-            met = np.arange(begin, int(starts[-1]) + self._batch_rows)
+            met = np.arange(position, self._omitted.position(int(starts[-1]) + self._batch_rows))
             rounds, columns = table.shape
             is_met = np.asarray(np.isin(table, self._served[place]).any(axis=0))
             met = met[is_met[met % columns]]
             met = met[self._order.sources(met) == place]
             turn = self._order.in_column(place, met) % rounds
-            live[place] = met, table[turn, met % columns]
-        return _Plan(begin, positions, sources, epochs, rows, live)
+            lanes, is_omitted = table[turn, met % columns], self._omitted.contains(met)
+            live[place] = self._numbers(met, is_omitted, int(starts[0])), lanes, is_omitted
+        return _Plan(int(starts[0]), numbers, positions, sources, epochs, rows, live)
+
+    def _numbers(self, positions: np.ndarray, is_omitted: np.ndarray, least: int) -> np.ndarray:
+        """See `_Plan.live`; least: the smallest."""
+        found = positions.copy()
+        for start, stop in self._omitted.windows:
+            found -= np.clip(positions - start, 0, stop - start)
+        return np.maximum(found - is_omitted, least)
 
     def _gather(self, plan: _Plan) -> RowsOfBlock:
         steps, rows = plan.sources.shape
@@ -226,7 +247,9 @@ class BlockMaker:
             cursors=cursors,
             left_out=left_out,
             notes=self._notes,
+            positions=plan.positions,
             reference=reference,
+            has_pairs=self._has_pairs,
         )
 
     def _read(
@@ -267,19 +290,19 @@ class BlockMaker:
         assert self._server is not None
         self._reading = None
         slots = np.flatnonzero(plan.sources.ravel() == place)
-        slot_of = dict(zip(plan.positions.ravel()[slots].tolist(), slots.tolist(), strict=True))
+        slot_of = dict(zip(plan.numbers.ravel()[slots].tolist(), slots.tolist(), strict=True))
         for demand in demands(*plan.live[place], self._served[place], self._rank, self._world):
             last: dict[int, list[int]] = {}
-            for g, wanted in zip(demand.positions.tolist(), demand.wanted.tolist(), strict=True):
+            for number, wanted in zip(demand.numbers.tolist(), demand.wanted.tolist(), strict=True):
                 (row,) = self._server.take(place, demand.lane, [wanted])
                 self.rows_made += 1
-                step = (g - plan.start) // self._batch_rows
+                step = (number - plan.start) // self._batch_rows
                 last[step] = row.cursor
                 self._notes += row.notes
                 if row.left_out:
                     left_out[step].append((place, Counter(row.left_out)))
                 if wanted:
-                    slot = slot_of[g]
+                    slot = slot_of[number]
                     text[slot] = row.tokens
                     if is_target is not None and row.targets is not None:
                         is_target[slot] = row.targets
@@ -292,10 +315,13 @@ def _part_of(plan: _Plan, part: slice, starts: np.ndarray, batch_rows: int) -> _
     begins = starts[part]
     low, high = int(begins[0]), int(begins[-1]) + batch_rows
     live = {}
-    for place, (g, lanes) in plan.live.items():
-        here = slice(*np.searchsorted(g, [low, high]))
-        live[place] = g[here], lanes[here]
-    return _Plan(low, plan.positions[part], plan.sources[part], plan.epochs[part], plan.rows[part], live)
+    for place, (numbers, lanes, is_omitted) in plan.live.items():
+        here = slice(*np.searchsorted(numbers, [low, high]))
+        live[place] = numbers[here], lanes[here], is_omitted[here]
+    return _Plan(
+        low, plan.numbers[part], plan.positions[part], plan.sources[part], plan.epochs[part],
+        plan.rows[part], live,
+    )  # fmt: skip
 
 
 def _hashes(text: np.ndarray, is_target: np.ndarray | None, sources: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmkit.config import schema
@@ -44,13 +44,13 @@ class Curriculum:
         """The weights that hold for a step, counted from 1."""
         return self.weights[bisect_right(self.steps, step) - 1]
 
-    def continue_order(self, order: Order, position: int, steps_done: int, batch_rows: int) -> None:
-        """Gives `order` the weights from `position` on, where the step `steps_done` + 1 begins."""
+    def continue_order(self, order: Order, steps_done: int, begin: Callable[[int], int]) -> None:
+        """Gives `order` the weights from the step `steps_done` + 1 on. begin: where a step begins."""
         if order.segments[-1].weights != self.at(steps_done + 1):
-            order.reweight(position, self.at(steps_done + 1))
+            order.reweight(begin(steps_done + 1), self.at(steps_done + 1))
         for step, weights in zip(self.steps, self.weights, strict=True):
             if step > steps_done + 1:
-                order.reweight(position + (step - 1 - steps_done) * batch_rows, weights)
+                order.reweight(begin(step), weights)
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,18 @@ def supplies(train: Sequence[TrainSource], order: Order) -> list[Supply]:
 
 
 def shortages(
-    order: Order, supplies: Sequence[Supply], steps: range, position: int, batch_rows: int
+    order: Order, supplies: Sequence[Supply], steps: range, begin: Callable[[int], int]
 ) -> list[Shortage]:
-    """The sources that run dry in `steps`, the first of which begins at `position`."""
+    """The sources that run dry in `steps`. begin: where a step begins."""
     short = []
     for supply in supplies:
-        needed = int(order.consumed(position + len(steps) * batch_rows)[supply.index])
+        needed = int(order.consumed(begin(steps.stop))[supply.index])
         if needed <= supply.rows:
             continue
         lasts, too_many = 0, len(steps)  # the most steps that it has rows for lie between these
         while too_many - lasts > 1:
             middle = (lasts + too_many) // 2
-            if order.consumed(position + middle * batch_rows)[supply.index] > supply.rows:
+            if order.consumed(begin(steps.start + middle))[supply.index] > supply.rows:
                 too_many = middle
             else:
                 lasts = middle
@@ -103,7 +103,7 @@ def shortages(
 
 
 def check_supply(
-    order: Order, supplies: Sequence[Supply], steps: range, position: int, batch_rows: int
+    order: Order, supplies: Sequence[Supply], steps: range, begin: Callable[[int], int]
 ) -> None:
     """Raises UserError if a source runs dry in `steps`; the message says until which step each one lasts."""
     short = [
@@ -111,7 +111,7 @@ def check_supply(
         f"{each.needed:,} rows of source {each.supply.name}, {each.supply.max_epochs} epochs have "
         f"{each.supply.rows:,}; it lasts until step {each.last_step}. Lower its weight, raise max_epochs or "
         "end there"
-        for each in shortages(order, supplies, steps, position, batch_rows)
+        for each in shortages(order, supplies, steps, begin)
     ]
     if short:
         raise UserError("\n".join(short))

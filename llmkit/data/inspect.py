@@ -202,7 +202,7 @@ def mixture_lines(config: Config, prepared: Prepared) -> Iterator[str]:
     if steps is not None:
         columns = prepared.fingerprint["lanes"] or 1
         order = Order(config.run.seed, sizes, curriculum.at(1), length=length, columns=columns)
-        curriculum.continue_order(order, 0, 0, batch)
+        curriculum.continue_order(order, 0, lambda step: (step - 1) * batch)
         needed = order.consumed(steps * batch)
     for place, source in enumerate(prepared.train):
         size = sizes[place]

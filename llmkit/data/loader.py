@@ -10,20 +10,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 from pydantic import JsonValue
-from torch import Tensor
-from xxhash import xxh64_intdigest
 
-from llmkit.batch import Rows, split_pairs
 from llmkit.config import schema
 from llmkit.data.blocks import BlockMaker, RowsOfBlock, round_up, run_dry
 from llmkit.data.curriculum import Curriculum, Shortage, check_supply, shortages, supplies
 from llmkit.data.live.demand import Cursors, merge_cursors
 from llmkit.data.live.source import LiveSource
+from llmkit.data.micro_batches import Step, micro_batches_of
+from llmkit.data.omitted import Omitted, Window
 from llmkit.data.order import VERSION, Order
 from llmkit.data.position import (
     Change,
@@ -50,31 +47,6 @@ Gather = Callable[[str], list[str]]
 """What every rank gives, in the order of the ranks."""
 
 
-class Step(NamedTuple):
-    """One rank's part of a global batch.
-
-    micro_batches: all of the same shape (micro_batch_size, sequence_length), on the host; as many on
-    every rank. own_targets: targets in them. targets: those of the global batch, over all
-    ranks; None where it takes all ranks to know, because sources have tokens that are no targets. rows:
-    rows of the global batch. first: position of the first of them. sources: (micro-batches,
-    micro_batch_size), the source each row is from, -1 for a row that only fills. hashes: (rows of this
-    rank,) xxh64 of tokens and labels, if asked for.
-    """
-
-    micro_batches: list[Rows]
-    own_targets: int
-    targets: int | None
-    rows: int
-    first: int
-    sources: np.ndarray
-    hashes: np.ndarray | None
-
-    @property
-    def hash(self) -> int:
-        """One hash of all rows of this rank, below 2^63; 0 if rows are not hashed."""
-        return 0 if self.hashes is None else xxh64_intdigest(self.hashes.tobytes()) >> 1
-
-
 class TrainLoader:
     """An endless iterator of steps; epochs of each source follow each other.
 
@@ -82,7 +54,7 @@ class TrainLoader:
     world_size: among the data-parallel ranks. hash_rows: make `Step.hashes`. workers: processes that
     tokenize live sources; 0 = the thread that reads ahead does it.
 
-    `position` is at all times the number of rows of the steps handed out so far, `left_out` how many
+    `position` is at all times where the order stands after the steps handed out so far, `left_out` how many
     documents of each live source this rank has left out or mended since it started, by reason, `notes` what
     the user should know. `give_up` may be set: see `Prefetch`.
     """
@@ -136,11 +108,18 @@ class TrainLoader:
     def _begin(self, position: Position, steps_done: int) -> None:
         """Go on from `position`, which is one in the data of now."""
         sizes = [self._size(place, position.version) for place in range(len(self._names))]
-        self._order = self._order_of(position, sizes)
-        self._curriculum.continue_order(self._order, position.rows, steps_done, self._batch_rows)
+        self._order, self._omitted = self._order_of(position, sizes), Omitted(position.omitted)
         self.position, self._steps_done, self._changes = position.rows, steps_done, position.changes
+        self._before = position.rows
         self._next_number = position.next_number
         self._cursors = [None if each is None else dict(each) for each in position.cursors]
+        fixed = max(0, self._omitted.number(self._omitted.end) - self._omitted.number(position.rows))
+        fixed_steps = -(-fixed // self._batch_rows)
+        self._curriculum.continue_order(self._order, steps_done + fixed_steps, self.begin_of)
+
+    def begin_of(self, step: int) -> int:
+        """Where a step begins; steps are counted from 1, and this one is not behind."""
+        return self._omitted.after(self.position, (step - 1 - self._steps_done) * self._batch_rows)
 
     def _size(self, place: int, version: int) -> int | None:
         """Tokens of an epoch of a source; None for a live one."""
@@ -171,7 +150,7 @@ class TrainLoader:
         if step is None:
             self._steps = self._cut(next(self.start()))
             step = next(self._steps)
-        self.position += self._batch_rows
+        self._before, self.position = self.position, self._omitted.after(self.position, self._batch_rows)
         self._steps_done += 1
         self._left -= 1
         return step
@@ -197,7 +176,7 @@ class TrainLoader:
                 del cursors[lane]
             else:
                 cursors[lane] = before
-        self.position -= self._batch_rows
+        self.position = self._before
         self._steps_done -= 1
 
     def start(self) -> Prefetch[RowsOfBlock]:
@@ -205,7 +184,7 @@ class TrainLoader:
         if self._ahead is not None:
             return self._ahead
         maker = self._maker = BlockMaker(
-            self._prepared, self._config, self._order, self._cursors,
+            self._prepared, self._config, self._order, self._omitted, self._cursors,
             batch_rows=self._batch_rows, micro_batch_size=self._micro,
             rank=self._rank, world_size=self._world, hash_rows=self._hash_rows, workers=self._workers,
         )  # fmt: skip
@@ -242,22 +221,18 @@ class TrainLoader:
         Of live sources nobody knows the size: those run dry in mid-run.
         """
         steps = range(self._steps_done + 1, max_steps + 1)
-        check_supply(
-            self._order, supplies(self._prepared.train, self._order), steps, self.position, self._batch_rows
-        )
+        check_supply(self._order, supplies(self._prepared.train, self._order), steps, self.begin_of)
 
     def rows_to_come(self, steps: int) -> list[int]:
         """Rows of each source that the next `steps` steps take."""
-        begin, end = self.position, self.position + steps * self._batch_rows
+        begin, end = self.position, self.begin_of(self._steps_done + 1 + steps)
         return [int(rows) for rows in self._order.consumed(end) - self._order.consumed(begin)]
 
     @cached_property
     def first_shortage(self) -> Shortage | None:
         """The stored source with `max_epochs` that is the first to run dry; None if none ever does."""
         steps = range(self._steps_done + 1, self._steps_done + ENDLESS)
-        short = shortages(
-            self._order, supplies(self._prepared.train, self._order), steps, self.position, self._batch_rows
-        )
+        short = shortages(self._order, supplies(self._prepared.train, self._order), steps, self.begin_of)
         return min(short, key=lambda each: each.last_step, default=None)
 
     def state(self, gather: Gather = lambda text: [text]) -> dict[str, Any]:
@@ -276,11 +251,12 @@ class TrainLoader:
             segments=[
                 (segment.start, list(segment.weights))
                 for segment in self._order.segments
-                if segment.start <= self.position
+                if segment.start <= self.position or segment.start < self._omitted.end
             ],
             cursors=cursors,
             fingerprint=Fingerprint.model_validate(self._prepared.fingerprint),
             changes=self._changes,
+            omitted=self._omitted.windows,
         )
         return position.model_dump(mode="json")
 
@@ -314,11 +290,40 @@ class TrainLoader:
         if differences:
             change = Change(rows=position.rows, differences=differences, fingerprint=position.fingerprint)
             position = position.model_copy(update={"changes": [*position.changes, change]})
+        if differences:
+            position = position.without_plans()
         if other_data:
             then, position = position, carried_over(position, now, self._consumed(position), weights)
             differences += begun_anew(then, position)
         self._begin(position, steps_done)
         return differences
+
+    def rewind(self, state: dict[str, Any], steps_done: int) -> None:
+        """Go back to `state`, an earlier one of this loader after `steps_done` steps."""
+        self.close()
+        self._ahead = self._maker = None
+        self._steps, self._left = iter(()), 0
+        self._moved.clear()
+        self._begin(read_position(state), steps_done)
+
+    def omit(self, window: Window) -> Window:
+        """Leave out these positions, none of which was passed yet; returns the window with what had to be
+        left out behind it: of live sources whole turns of all their columns.
+
+        The rows in it are what they would have been: the weights that hold there stay.
+        """
+        assert self._ahead is None and window[0] >= self.position, window
+        unit = self._order.columns if any(each is not None for each in self._cursors) else 1
+        omitted, found = self._omitted.with_window(window, unit)
+        position = Position.model_validate(self.state())
+        fixed = [
+            (segment.start, list(segment.weights))
+            for segment in self._order.segments
+            if segment.start <= self.position or segment.start < omitted.end
+        ]
+        changed = {"segments": fixed, "omitted": omitted.windows, "cursors": self._cursors}
+        self._begin(position.model_copy(update=changed), self._steps_done)
+        return found
 
     def _consumed(self, position: Position) -> list[int]:
         """Rows of each source of then that lie before `position`."""
@@ -347,7 +352,7 @@ class TrainLoader:
         """
         steps, rows = block.sources.shape
         self._left, count = steps, rows // self._micro
-        micro_batches = self._micro_batches(block)
+        micro_batches = micro_batches_of(block, self._micro, len(self._names), self._boundary)
         own, sources = block.targets.tolist(), block.sources.reshape(steps, count, self._micro)
         everything: int | None = self._batch_rows * self._config.sequence_length
         if self._prepared.has_pairs:
@@ -367,31 +372,6 @@ class TrainLoader:
                 self.left_out.setdefault(self._names[source], Counter()).update(counts)
             yield Step(
                 micro_batches[step * count : (step + 1) * count], own[step], everything,
-                self._batch_rows, self.position, sources[step],
-                None if block.hashes is None else block.hashes[step],
+                self._batch_rows, self._omitted.after(self.position, 0), sources[step],
+                None if block.hashes is None else block.hashes[step], block.positions[step],
             )  # fmt: skip
-
-    def _micro_batches(self, block: RowsOfBlock) -> list[Rows]:
-        """Those of all steps, one after the other."""
-        text, is_target, sequences = block.text, block.is_target, self._micro
-        if self._prepared.has_pairs:
-            assert is_target is not None, "pairs have tokens that are no targets"
-            text, is_target, sequences = split_pairs(text), split_pairs(is_target, 0), 2 * self._micro
-        texts = text.split(sequences)
-        masks = [None] * len(texts) if is_target is None else is_target.split(sequences)
-        known = [None] * len(texts) if block.reference is None else block.reference.split(self._micro)
-        sources = self._sources_of_rows(block)
-        return [
-            Rows.of(text, is_target, self._boundary, reference, source)
-            for text, is_target, reference, source in zip(texts, masks, known, sources, strict=True)
-        ]
-
-    def _sources_of_rows(self, block: RowsOfBlock) -> Sequence[Tensor | None]:
-        """`Rows.sources` of each micro-batch; None where there is only one source."""
-        if len(self._names) == 1:
-            return [None] * (block.sources.size // self._micro)
-        number = torch.from_numpy(block.sources.reshape(-1, 1))
-        shape = (len(number), len(self._names))
-        is_of = torch.empty(shape, dtype=torch.bool, pin_memory=block.text.is_pinned())
-        torch.eq(number, torch.arange(len(self._names)), out=is_of)
-        return is_of.split(self._micro)

@@ -76,6 +76,9 @@ class Position(_Record):
     0, 1, ... next_number: one that no source had. cursors: for a live source where each of its lanes stands,
     by number of the lane; None for other sources. A lane that is not there has not begun.
 
+    omitted: windows of positions that are left out (`llmkit.data.omitted`), also behind `rows`; the weights
+    up to the end of the last one are fixed.
+
     version: of the order. A run of version 2 goes on in its own order, unless that read live sources
     unevenly.
     """
@@ -91,6 +94,18 @@ class Position(_Record):
     cursors: list[dict[str, JsonValue] | None]
     fingerprint: Fingerprint
     changes: list[Change] = []
+    omitted: list[tuple[Count, Count]] = []
+
+    @property
+    def weights(self) -> list[Weight]:
+        """Those that hold at `rows`."""
+        return [weights for start, weights in self.segments if start <= self.rows][-1]
+
+    def without_plans(self) -> Position:
+        """The same without what is fixed of the rows behind it."""
+        segments = [segment for segment in self.segments if segment[0] <= self.rows]
+        passed = [window for window in self.omitted if window[1] <= self.rows]
+        return self.model_copy(update={"segments": segments, "omitted": passed})
 
 
 def read_position(state: dict[str, Any]) -> Position:
@@ -105,7 +120,8 @@ def read_position(state: dict[str, Any]) -> Position:
             "llmkit that wrote it"
         ) from error
     starts = [start for start, _ in position.segments]
-    if starts != sorted(starts) or starts[0] != position.start or starts[-1] > position.rows:
+    fixed = max([position.rows, *(stop for _, stop in position.omitted)])
+    if starts != sorted(starts) or starts[0] != position.start or starts[-1] > fixed:
         raise UserError(f"the checkpoint's data position is not usable: segments start at {starts}")
     sizes = {len(weights) for _, weights in position.segments}
     sizes |= {len(position.carry), len(position.numbers), len(position.cursors)}
@@ -139,7 +155,7 @@ def refusal(differences: Sequence[str]) -> str:
 
 def mixture_difference(position: Position, names: Sequence[str], weights: Sequence[float]) -> list[str]:
     """What is new in the weights that should hold from `position` on, of sources that were there before."""
-    sources = zip(position.fingerprint.sources, position.segments[-1][1], strict=True)
+    sources = zip(position.fingerprint.sources, position.weights, strict=True)
     then = {source.name: weight for source, weight in sources}
     pairs = [(name, then[name], new) for name, new in zip(names, weights, strict=True) if name in then]
     changed = [f"{name} {old:g} -> {new:g}" for name, old, new in pairs if old != new]

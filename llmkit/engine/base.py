@@ -214,7 +214,7 @@ class Engine(Protocol):
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
         """Takes masters and moments from a checkpoint of any layout; each rank reads what it needs.
 
-        Where the source has no moments they start at zero. Before the first step only.
+        Where the source has no moments they start at zero. Between two steps.
         """
         ...
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llmkit.config.schema import Config
 from llmkit.engine.base import BUCKET_SIZES, BucketSizes, Engine, Objective, next_token
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
@@ -84,10 +85,18 @@ def build_engine(
     else:
         configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda", buckets=buckets)
         engine = _zero_engine(make_model, configure, plan, mesh, operators, objective)
+    take_state(engine, config, source, base, optimizer_steps)
+    return engine
+
+
+def take_state(
+    engine: Engine, config: Config, source: Source | None, base: Source | None, optimizer_steps: int
+) -> None:
+    """Gives an engine its weights and moments; arguments as of `build_engine`. Collective."""
     initial = InitialWeights(engine.model, config.run.seed)
     source = source or initial
-    engine.write_pieces(AdaptedWeights(base or initial, source) if lora.rank else source, optimizer_steps)
-    return engine
+    adapts = config.train.lora.rank > 0
+    engine.write_pieces(AdaptedWeights(base or initial, source) if adapts else source, optimizer_steps)
 
 
 def _prepare_parameters(model: Model) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from llmkit.data.loader import Step, TrainLoader
+from llmkit.data.loader import TrainLoader
+from llmkit.data.micro_batches import Step
 from llmkit.data.prefetch import GaveUp
 from llmkit.loop.control import Control
 

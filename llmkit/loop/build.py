@@ -15,7 +15,7 @@ from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
 from llmkit.device import choose_workers
 from llmkit.engine.base import next_token
-from llmkit.engine.build import build_engine
+from llmkit.engine.build import build_engine, take_state
 from llmkit.evaluation.harness import check_tasks
 from llmkit.loop.begin import begin
 from llmkit.loop.describe import opening_lines
@@ -25,6 +25,7 @@ from llmkit.loop.initial_weights import open_initial
 from llmkit.loop.launch import Launch
 from llmkit.loop.prepare import prepare_run
 from llmkit.loop.resume import changed_settings, find_resume_point, resumed_state
+from llmkit.loop.rollback import Rollbacks, rollbacks_on_record
 from llmkit.loop.spending import EnergyMeter, Spending
 from llmkit.loop.state import TrainState
 from llmkit.loop.stop import StopRequest
@@ -73,13 +74,15 @@ def _build(
     state = TrainState(max_steps=config.train.max_steps)
     if checkpoint is not None:
         state = resumed_state(checkpoint, config, data.fingerprint, note)
+    rollbacks = rollbacks_on_record(events, mesh)
     with fail_together(mesh):
         sinks = _sinks(launch, folder, metrics, console, stack)
-        loader, data_changes = _open_loader(launch, plan, data, checkpoint, state, stack)
+        loader, data_changes = _open_loader(launch, plan, data, checkpoint, state, rollbacks, stack)
     adapts = config.train.lora.rank > 0  # then the run's own checkpoints have the adapters alone
+    base = initial if adapts else None
     engine = build_engine(
         plan, mesh, device=mesh.device, note=note,
-        source=checkpoint or (None if adapts else initial), base=initial if adapts else None,
+        source=checkpoint or (None if adapts else initial), base=base,
         optimizer_steps=0 if checkpoint is None else checkpoint.state["updates"],
         objective=DpoLoss(config.train.dpo) if config.train.objective == "dpo" else next_token,
     )  # fmt: skip
@@ -92,6 +95,8 @@ def _build(
         stop=stop, saved_step=None if checkpoint is None else state.step, was_done=point.was_done,
         saved_state=saved_state if checkpoint is None else checkpoint.state,
         spending=Spending(mesh, energy, Prices.of(config.monitor), launch.started, launch.clock),
+        metrics=metrics, rollbacks=rollbacks,
+        restore=lambda earlier: take_state(engine, config, earlier, base, earlier.state["updates"]),
     )  # fmt: skip
     stack.callback(trainer.close)
     with fail_together(mesh):
@@ -157,6 +162,7 @@ def _open_loader(
     data: Prepared,
     checkpoint: Checkpoint | None,
     state: TrainState,
+    rollbacks: Rollbacks,
     stack: ExitStack,
 ) -> tuple[TrainLoader, list[str]]:
     """What gives the batches from here on, closed by `stack`; how its data differ from the checkpoint's.
@@ -176,6 +182,8 @@ def _open_loader(
         allowed = launch.options.allow_data_change
         settings = changed_settings(checkpoint, launch.loaded).of("data")
         changes = loader.load_state(checkpoint.state["data"], state.step, allowed, [str(d) for d in settings])
+        if not changes:  # in other data other rows stand there
+            rollbacks.apply(loader)
     if config.train.max_steps is not None:
         loader.check_supply(config.train.max_steps)
     elif state.max_steps is not None and (short := loader.first_shortage) is not None:

@@ -20,7 +20,7 @@ class Agreed(NamedTuple):
     stop: why to stop, an index into `llmkit.loop.stop.REASONS`. save: 1 = write a checkpoint. evaluate:
     1 = compute the held-out loss. max_steps: the step after which the run is finished. failed: 1 = a hook
     of this rank has failed. unready: 1 = it is not certain that this rank will have a batch for the next
-    step but one.
+    step but one. rollback: the step of a spike from before which to go on.
     """
 
     stop: int = 0
@@ -29,6 +29,7 @@ class Agreed(NamedTuple):
     max_steps: int = 0
     failed: int = 0
     unready: int = 0
+    rollback: int = 0
 
 
 NOTHING = Agreed(unready=1)

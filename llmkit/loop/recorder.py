@@ -103,6 +103,7 @@ class Recorder:
         Each rank takes its own, so that sums are added up in the same order as without a checkpoint; what
         ranks recorded that are no more goes to those that are.
         """
+        self._entries = {}
         rank, size = self._mesh.rank, self._mesh.world_size
         for number, recorded in list(enumerate(ranks))[rank::size]:
             for name, rule, text, count in recorded:

@@ -126,8 +126,13 @@ def _has_rows(folder: RunFolder) -> bool:
 
 def _last_saved(events: list[Row]) -> str | None:
     """The folder's name of the last checkpoint that the events tell of; None if they tell of none."""
-    saved = [row.get("path") for row in events if row.get("event") == "save"]
-    return saved[-1] if saved and FOLDER.fullmatch(str(saved[-1])) else None
+    saved: Any = None
+    for row in events:
+        if row.get("event") == "save":
+            saved = row.get("path")
+        elif row.get("event") == "rollback" and isinstance(row.get("to_step"), int):
+            saved = folder_name(row["to_step"])  # those after it were deleted
+    return saved if isinstance(saved, str) and FOLDER.fullmatch(saved) else None
 
 
 def changed_settings(checkpoint: Checkpoint, loaded: Loaded) -> Differences:

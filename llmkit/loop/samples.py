@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from llmkit.data.loader import Step, TrainLoader
+from llmkit.data.loader import TrainLoader
+from llmkit.data.micro_batches import Step
 from llmkit.data.sources.records import left_out_summary
 from llmkit.monitor.jsonlines import JsonLines
 from llmkit.parallel.mesh import Mesh
@@ -34,9 +35,8 @@ class SampleLog:
     """
 
     def __init__(self, folder: RunFolder, mesh: Mesh) -> None:
-        self._rank, self._world = mesh["data"].rank, mesh["data"].size
-        writes = mesh["context", "tensor"].rank == 0
-        self._file = JsonLines(samples_file(folder.path, self._rank), folder.claim) if writes else None
+        path, writes = samples_file(folder.path, mesh["data"].rank), mesh["context", "tensor"].rank == 0
+        self._file = JsonLines(path, folder.claim) if writes else None
 
     def record(self, step: int, batch: Step) -> None:
         """Notes what was trained on in `step`."""
@@ -44,8 +44,7 @@ class SampleLog:
             return
         assert batch.hashes is not None, "the loader was not asked for hashes"
         real = batch.sources.ravel() >= 0
-        start = batch.first + (self._rank - batch.first) % self._world
-        positions = [start + self._world * k for k in range(int(real.sum()))]
+        positions = batch.positions[real].tolist()
         hashes = [f"{value:016x}" for value in batch.hashes[real].tolist()]
         row = {"step": step, "first": batch.first, "positions": positions, "hashes": hashes}
         self._file.append(row)

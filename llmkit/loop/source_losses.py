@@ -44,6 +44,7 @@ class SourceLosses:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on after `state`; what it has of sources that are no more is dropped."""
+        self._sums = None
         if state:
             values = [[float(text) for text in state.get(name, ("0", "0"))] for name in self._names]
             self._sums = torch.tensor(values, dtype=torch.float64, device=self._device)

@@ -60,6 +60,16 @@ class TrainState:
             at = self.step if self.pace is None else self.pace.position_at(self.step, before)
             self.pace = Pace(self.step, at, before if self.pace is None else self.pace.span)
 
+    def go_back(self, earlier: TrainState) -> None:
+        """Becomes what it was; the run still ends where it does now."""
+        end = self.max_steps
+        for field in fields(self):
+            setattr(self, field.name, getattr(earlier, field.name))
+        if self.max_steps is None:
+            self.max_steps = end
+        elif end is not None:
+            self.end_after(end)
+
     def record_evaluation(self, loss: float, patience: int | None) -> None:
         """Notes an evaluation at this step, and whether it was one too many without a lower loss."""
         finite = math.isfinite(loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from llmkit.checkpoint.format import folder_name
+from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.write import save
 from llmkit.config.schema import Config
 from llmkit.data.evaluation import HeldOut
-from llmkit.data.loader import Step, TrainLoader
+from llmkit.data.loader import TrainLoader
+from llmkit.data.micro_batches import Step
 from llmkit.data.prepared import Prepared
 from llmkit.engine.base import Engine, StepResult
 from llmkit.errors import DisagreementError, RunFault
@@ -30,6 +32,7 @@ from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
 from llmkit.loop.profile_steps import ProfileSteps
 from llmkit.loop.recorder import Recorder, Rule
+from llmkit.loop.rollback import Rollbacks, roll_back, roll_back_if_asked
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_timer import SaveTimer
 from llmkit.loop.source_losses import SourceLosses
@@ -47,6 +50,7 @@ from llmkit.monitor.events import EventLog
 from llmkit.monitor.goodput import Ledger
 from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.media import checked
+from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.sink import Sink
 from llmkit.monitor.spikes import Spike
 from llmkit.optim.schedule import step_values
@@ -64,14 +68,15 @@ class Trainer:
     `phases`, and call `record`. plan: complete. state: counters, as the checkpoint left them. saved_step:
     step of the checkpoint that the run goes on from, None for a new run. was_done: whether the run folder
     was marked as done. sinks: receive every row. saved_state: that of the checkpoint; for a new run, what
-    its first checkpoint inherits.
+    its first checkpoint inherits. metrics: the rows on record. restore: gives `engine` an earlier state.
     """
 
     def __init__(
         self, launch: Launch, plan: Plan, data: Prepared, loader: TrainLoader, heldout: HeldOut | None,
         engine: Engine, state: TrainState, *, folder: RunFolder, console: Console, events: EventLog,
         sinks: list[Sink], stop: StopRequest, saved_step: int | None, was_done: bool,
-        saved_state: Mapping[str, Any], spending: Spending,
+        saved_state: Mapping[str, Any], spending: Spending, metrics: MetricsFile, rollbacks: Rollbacks,
+        restore: Callable[[Checkpoint], None],
     ) -> None:  # fmt: skip
         self.config: Config = launch.config
         self.mesh, self.plan, self.data, self.loader, self.heldout = launch.mesh, plan, data, loader, heldout
@@ -84,6 +89,7 @@ class Trainer:
         self.agreed: Agreed = NOTHING
         """The requests that hold after the newest step."""
         self.phases, self.ledger, self.work = launch.phases, Ledger(launch.phases.totals), Work(plan)
+        self.metrics, self.rollbacks, self.restore = metrics, rollbacks, restore
         self.row_columns: list[Columns] = [self.ledger.columns, partial(epoch_columns, loader)]
         """Called on each rank for a row that is due: each gives some of its columns, on rank 0."""
         self._started, self._sinks, self.spending = launch.started, sinks, spending
@@ -120,11 +126,15 @@ class Trainer:
         self.spending.start(self)
         if self.plan.kernels.compiled:
             self.console.note("compiling the model: the first step takes much longer than those after it")
-        self._recorder.load_state(self._saved_state.get("recorded", []))
-        self._details.load_state(self._saved_state.get("details", {}))
-        self.hooks.load_states(self._saved_state.get("hooks", {}))
+        self.load_recorded(self._saved_state)
         self.hooks.call("on_start", self)
         raise_failures(self)
+
+    def load_recorded(self, state: Mapping[str, Any]) -> None:
+        """Takes what a checkpoint keeps of hooks, and of what no row has taken yet."""
+        self._recorder.load_state(state.get("recorded", []))
+        self._details.load_state(state.get("details", {}))
+        self.hooks.load_states(state.get("hooks", {}))
 
     def fit(self) -> int:
         """Steps until the end, or until somebody asks to stop; either way the last step is saved.
@@ -134,6 +144,8 @@ class Trainer:
         batches = Batches(self.loader, self.control, self.stop_code)
         evaluate_if_due(self)
         while not self.state.finished():
+            if self.agreed.rollback and roll_back(self, self.agreed.rollback):
+                continue
             if self.agreed.failed:
                 save_and_fail(self, self.hooks.failure)
             if self.agreed.stop:
@@ -146,6 +158,8 @@ class Trainer:
                 self.agreed = self.agreed._replace(stop=batch.stop)
                 return self._stop()
             self._after_step(batch, self._step(batch))
+            if self.state.finished():
+                self.save_last()  # which may find that the run must go back
         self.save_last()
         if not (evaluate_now(self) and evaluate_tasks_now(self)):
             return self._stop()
@@ -218,7 +232,7 @@ class Trainer:
                 self.stop.hook = f"the hook {name_of(hook)}: {request.stop}"
         unready = int(not self.loader.ready(2))
         failed = int(self.hooks.failure is not None)
-        return Agreed(self.stop_code(), save, evaluate, max_steps, failed, unready)
+        return Agreed(self.stop_code(), save, evaluate, max_steps, failed, unready, self.rollbacks.asked)
 
     def record(self, name: str, value: float | torch.Tensor, reduce: Rule = "mean") -> None:
         """Records a number for the next row of metrics.jsonl: see `Recorder.record`."""
@@ -267,6 +281,8 @@ class Trainer:
     def _spiked(self, spike: Spike) -> None:
         self.events.record("loss_spike", **spike._asdict())
         self.console.note(spike.text)
+        if self.config.faults.on_spike == "rollback":
+            self.rollbacks.asked = self.rollbacks.asked or spike.step
 
     def save(self) -> Path:
         """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
@@ -278,6 +294,8 @@ class Trainer:
         if self.saved_step == self.state.step:
             return path
         self.log.flush()
+        if roll_back_if_asked(self):
+            return self.checkpoint
         began = self.clock()
         with self.phases.span("save"):
             save(
@@ -293,7 +311,7 @@ class Trainer:
                 note=self.console.note,
                 claim=self.folder.claim,
             )
-            self.saved_step = self.state.step
+            self.saved_step, self.rollbacks.without_save = self.state.step, 0
             self.record_event("save", step=self.state.step, path=path.name)
             self.hooks.call("after_save", self, path)
         self.save_seconds = self.clock() - began
@@ -321,6 +339,8 @@ class Trainer:
     def _save_and_go_on(self) -> None:
         """Saves; a failure is reported, and training goes on until the next save."""
         self.log.flush()  # what this raises is no failure to save
+        if roll_back_if_asked(self):
+            return
         try:
             self.save()
         except DisagreementError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmkit.data.loader import Step
+from llmkit.data.micro_batches import Step
 from llmkit.monitor.flops import causal_flops_per_token, recomputed_flops_per_token, train_flops_per_token
 from llmkit.plan import Plan
 

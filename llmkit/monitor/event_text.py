@@ -16,6 +16,7 @@ TEXTS = {
     "max_steps": "max_steps is {max_steps}",
     "tasks_left_out": "no time for the evaluation by tasks at the end",
     "loss_spike": "spike of {of} at step {step}",
+    "rollback": "went back from step {from_step} to step {to_step}",
     "early_stopping": "stopped early at step {step}",
     "done": "done at step {step}",
     "stop": "stopped: {reason}",

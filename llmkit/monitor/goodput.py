@@ -93,6 +93,12 @@ class Ledger:
         self._before = carried_over(rows, events, step, datetime.now(UTC) - timedelta(seconds=age))
         self._restarts = sum(_begins(event) for event in events)
 
+    def take_back(self, rows: Sequence[Row], events: Sequence[Row], step: int) -> None:
+        """Counts the time of the steps after `step` as that of steps done again; arguments as in `go_on`."""
+        redone = max(0.0, self.now().useful - _useful_until(step, rows, events))
+        lost = {**self._before.lost, "redone": self._before.lost.get("redone", 0.0) + redone}
+        self._before = Account(self._before.useful - redone, lost)
+
     def now(self) -> Account:
         """The account up to now."""
         return self._before.with_phases(self._totals())

@@ -100,6 +100,9 @@ class Progress:
         """An event of events.jsonl. Each start begins with the number of steps of its settings."""
         if event.get("event") in ("start", "resume"):
             self.max_steps = None
+        elif event.get("event") == "rollback" and isinstance(event.get("to_step"), int):
+            self.step = event["to_step"]
+            self._wall.clear()
         elif event.get("event") == "max_steps" and isinstance(event.get("max_steps"), int):
             self.max_steps = event["max_steps"]
         if event.get("event") in ("start", "resume", "save"):

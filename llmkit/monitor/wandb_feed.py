@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ class Tail:
         """The whole lines from `offset` on, each with the offset at which it ends."""
         if self._file is None:
             try:
-                # Kept open: the next trainer replaces the file where it drops rows.
+                # Kept open: a trainer replaces the file where it drops rows.
                 self._file = open(self._path, "rb")  # noqa: SIM115
             except FileNotFoundError:
                 return
@@ -40,6 +41,28 @@ class Tail:
                 return
             end += len(line)
             yield line, end
+
+
+    def size(self) -> int:
+        """Bytes of it now; 0 where it is not there."""
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def is_replaced(self) -> bool:
+        """Whether another file has taken the place of the one that is read."""
+        try:
+            is_same = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except (FileNotFoundError, AttributeError):  # none was opened yet
+            return False
+        return not is_same
+
+    def reopen(self) -> None:
+        """From now on reads the file that is there, from its beginning."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self.offset = None, 0
 
 
 class Feed:
@@ -64,6 +87,9 @@ class Feed:
         self._alert = alert
         self._first_news = dict(first_news or {})
         self._news.offset = self._first_news.get("e", 0)
+        self._since = Tail(run_dir / FILES["e"])  # what happened since this start of the mirror
+        self._since.offset = self._since.size()
+        self._rollbacks = 0  # that were followed
         self._media_errors = 0
         self._stall = StallWatch(time.monotonic())
         for kind, tail in self._tails.items():
@@ -95,6 +121,7 @@ class Feed:
         Raises whatever wandb raises; the line is then given again by the next call.
         """
         before = len(self.journal)
+        self._follow_rollbacks()
         for line, end in self._tails["m"].lines():
             row = parse(line)
             if row is not None:
@@ -109,6 +136,19 @@ class Feed:
         self._pass_on_media(run)
         self._pass_on_news(run, len(self.journal) > before)
         return len(self.journal) > before
+
+    def _follow_rollbacks(self) -> None:
+        """Reads anew what a rollback has cut back; what another start of the run does is not for this one."""
+        if not any(self._tails[kind].is_replaced() for kind in ("m", "a")):
+            return
+        happened = [(parse(line) or {}).get("event") for line, _ in self._since.lines()]
+        if happened.count("rollback") == self._rollbacks or {"start", "resume"} & set(happened):
+            return
+        self._rollbacks = happened.count("rollback")
+        for kind in ("m", "a"):
+            self._tails[kind].reopen()
+            self._tails[kind].offset = self._end_of_given(kind, self._tails[kind])
+        self._first_news["m"] = self._tails["m"].offset
 
     @property
     def news(self) -> dict[str, int]:

@@ -19,7 +19,8 @@ from llmkit.config import schema
 from llmkit.data import blocks as module
 from llmkit.data.live.row import Row
 from llmkit.data.live.serve import LaneServer
-from llmkit.data.loader import Step, TrainLoader
+from llmkit.data.loader import TrainLoader
+from llmkit.data.micro_batches import Step
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared
 from llmkit.data.sources.records import LeftOut, Pair

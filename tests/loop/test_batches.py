@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llmkit.data.loader import Step, TrainLoader
+from llmkit.data.loader import TrainLoader
+from llmkit.data.micro_batches import Step
 from llmkit.data.prefetch import GaveUp
 from llmkit.errors import SourceDryError, UserError
 from llmkit.loop.batches import Batches, NoBatch

@@ -268,3 +268,21 @@ def test_the_table_of_events_is_given_where_there_are_new_ones(
     record.events.record("done", step=9)
     feed().give_events(run)
     assert len(run.lines[1][1]["faults/events"].data) == 2
+
+
+def test_a_file_that_is_cut_back_while_it_is_read_is_followed(
+    record: SimpleNamespace, feed: Callable[..., Feed]
+) -> None:
+    """As by a rollback: what W&B has of the steps that stay is not given again."""
+    one, run = feed(), FakeRun()
+    for step in (1, 2, 3):
+        record.metrics.append({"step": step, "loss": 1.0})
+    one.pass_on(run)
+    record.metrics.append({"step": 4, "loss": 9.0})  # not read before it is dropped
+    record.events.record("rollback", step=3, to_step=1)
+    record.metrics.cut_back(1)
+    record.metrics.append({"step": 2, "loss": 0.5})
+    assert one.pass_on(run) and run.steps == [1, 2, 3, 2]
+    record.metrics.append({"step": 3, "loss": 0.5})
+    assert one.pass_on(run) and run.steps == [1, 2, 3, 2, 3]
+    assert not one.pass_on(run)

@@ -3,7 +3,8 @@
 Position g is in column g % columns and belongs to the rank g % ranks, so a rank meets only the lanes of
 columns that equal it modulo the greatest common divisor of both numbers: where the columns are a multiple of
 the ranks and each belongs to one lane, each lane is met by one rank alone. Otherwise several ranks tokenize
-the same lane, and each keeps its own rows: more work for the CPU, never another result.
+the same lane, and each keeps its own rows: more work for the CPU, never another result. Where rows are left
+out (`llmkit.data.omitted`), they are multiples of the columns, and those behind them count on without them.
 """
 
 from __future__ import annotations
@@ -25,25 +26,28 @@ Cursors = dict[str, JsonValue]
 class Demand:
     """What a rank takes from one lane, in order: `wanted[k]` says whether the k-th row is its own.
 
-    positions: (count,) of these rows in the global order.
+    numbers: (count,) of these rows, as `demands` was given them.
     """
 
     lane: int
-    positions: np.ndarray
+    numbers: np.ndarray
     wanted: np.ndarray
 
 
 def demands(
-    positions: np.ndarray, lanes: np.ndarray, served: Sequence[int], rank: int, ranks: int
-) -> list[Demand]:
-    """The rows to take so that `positions` of a source, ascending, get theirs; only of the lanes `served`.
+    numbers: np.ndarray, lanes: np.ndarray, is_omitted: np.ndarray, served: Sequence[int],
+    rank: int, ranks: int,
+) -> list[Demand]:  # fmt: skip
+    """The rows to take so that those of a source, ascending, get theirs; only of the lanes `served`.
 
-    lanes: (count,) that each of the positions takes a row of.
+    numbers: (count,) of the rows in the run: the row g belongs to the rank g % ranks. lanes: (count,) that
+    each of them is taken from. is_omitted: (count,) whether it is taken for nobody.
     """
     found = []
-    for number in np.intersect1d(lanes, served).tolist():
-        here = positions[lanes == number]
-        found.append(Demand(number, here, here % ranks == rank))
+    for lane in np.intersect1d(lanes, served).tolist():
+        here = lanes == lane
+        wanted = (numbers[here] % ranks == rank) & ~is_omitted[here]
+        found.append(Demand(lane, numbers[here], wanted))
     return found
 
 

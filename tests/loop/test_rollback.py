@@ -1,0 +1,187 @@
+"""Runs that meet rows of noise: they go back, and on without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.loop.rollback import Rollbacks
+from tests.drills.test_world import free_ports
+from tests.loop.poison import poisoned
+from tests.program import at_step, events, losses, make_project, recorded, rows, timeless, train
+from tests.ranks import run_ranks
+
+SETTINGS = (
+    "train.max_steps=40", "checkpoint.every_steps=5", "checkpoint.keep_last=20", "evaluate.every_steps=10",
+    "monitor.spike_window=10", "monitor.log_samples=true", "faults.on_spike=rollback",
+    "faults.rollback_margin=2",
+)  # fmt: skip
+BAD = range(92, 96)
+"""The rows of step 24."""
+
+
+def weights(name: str) -> dict[str, Any]:
+    checkpoint = open_checkpoint(Path("runs") / name)
+    found = {
+        (kind, tensor): checkpoint.read(tensor, kind).tolist()
+        for kind in checkpoint.kinds()
+        for tensor in checkpoint.names(kind)
+    }
+    return {"step": checkpoint.step, "state": checkpoint.state, **found}
+
+
+def stop_dead() -> None:
+    raise ZeroDivisionError("killed")
+
+
+@pytest.fixture
+def undisturbed(project: Path) -> None:
+    """A run, named so, whose 24th step is noise."""
+    with poisoned(BAD):
+        assert train("run.name=undisturbed", *SETTINGS) == 0
+
+
+def same_outcome(name: str) -> None:
+    assert timeless(Path("runs") / name) == timeless(Path("runs/undisturbed"))
+    mine, other = weights(name), weights("undisturbed")
+    for one in (mine, other):
+        one["state"] = {key: one["state"][key] for key in ("progress", "data", "updates", "details")}
+    assert mine == other
+
+
+def test_the_run_goes_back_and_leaves_out_the_rows_that_did_harm(undisturbed: None, project: Path) -> None:
+    folder = Path("runs/undisturbed")
+    (spike,) = recorded("loss_spike", folder)
+    assert (spike["step"], spike["of"]) == (24, "loss")
+    (event,) = recorded("rollback", folder)
+    assert (event["step"], event["to_step"], event["rows"]) == (24, 20, [84, 96])  # steps 22 to 24
+    assert event["from_step"] == 25, "one process acts after the step in which the spike was read"
+    steps = [row["step"] for row in rows(folder) if "loss" in row]
+    assert steps == list(range(1, 41)), "each step has one row"
+    lines = (folder / "samples" / "rank-00000.jsonl").read_text().splitlines()
+    used = [position for line in lines for position in json.loads(line)["positions"]]
+    assert used == [*range(84), *range(96, 40 * 4 + 12)]
+    assert max(losses("undisturbed")[10:]) < spike["median"] + 1.0
+    assert open_checkpoint(folder).state["data"]["omitted"] == [[84, 96]]
+    assert [row["step"] for row in rows(folder) if "eval_loss" in row] == [10, 20, 30, 40]
+    assert rows(folder)[-1]["step"] == 40
+
+
+def test_a_run_that_is_killed_after_the_rollback_goes_on_the_same(
+    undisturbed: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a checkpoint knows of it: then the event does."""
+    at_step(monkeypatch, 28, stop_dead)  # 25 steps, then 21, 22 and the 23rd
+    with poisoned(BAD):
+        with pytest.raises(ZeroDivisionError):
+            train("run.name=killed", *SETTINGS)
+        assert events(Path("runs/killed"))[-2:] == ["rollback", "fault"]
+        assert train("run.name=killed", *SETTINGS) == 0
+    same_outcome("killed")
+    assert len(recorded("rollback", Path("runs/killed"))) == 1
+
+
+def test_a_run_that_is_killed_in_the_rollback_finds_the_same_spike_again(
+    undisturbed: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with poisoned(BAD):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr("llmkit.monitor.goodput.Ledger.take_back", lambda *arguments: stop_dead())
+            train("run.name=killed", *SETTINGS)
+        assert "rollback" not in events(Path("runs/killed"))
+        assert train("run.name=killed", *SETTINGS) == 0
+    same_outcome("killed")
+
+
+def test_a_spike_that_is_seen_by_a_save_is_not_saved(project: Path) -> None:
+    with poisoned(range(96, 100)):  # step 25, at which a save is due
+        assert train(*SETTINGS) == 0
+    (event,) = recorded("rollback")
+    assert (event["from_step"], event["to_step"]) == (25, 20)
+    saves = [row["step"] for row in recorded("save")]
+    assert saves == [5, 10, 15, 20, 25, 30, 35, 40], "step 25 only after the rollback"
+
+
+def test_a_spike_in_the_last_step_is_one_too(project: Path) -> None:
+    with poisoned(range(156, 160)):
+        assert train(*SETTINGS) == 0
+    (event,) = recorded("rollback")
+    assert (event["from_step"], event["to_step"]) == (40, 35)
+    assert [row["step"] for row in rows(Path("runs/tiny")) if "loss" in row] == list(range(1, 41))
+
+
+def test_the_run_ends_where_it_goes_back_too_often(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that comes is noise: each time a window of it is left out, and the next rows are no better."""
+    with poisoned(range(92, 10_000)):
+        assert train(*SETTINGS, "faults.max_rollbacks=2") == 1
+    going_back = recorded("rollback")
+    assert [event["to_step"] for event in going_back] == [20, 15]
+    message = "a spike again after 2 rollbacks without a new checkpoint between them (faults.max_rollbacks)"
+    assert message in capsys.readouterr().err
+    assert open_checkpoint(Path("runs/tiny")).step == 15
+    with poisoned(range(92, 10_000)):
+        assert train(*SETTINGS, "faults.max_rollbacks=2") == 1, "the next start counts on"
+    assert recorded("rollback") == going_back
+
+
+def test_without_a_checkpoint_the_run_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with poisoned(BAD):
+        assert train(*SETTINGS, "checkpoint.every_steps=0", "train.max_steps=30") == 0
+    assert "rollback" not in events(Path("runs/tiny"))
+    assert "no checkpoint is from before step 24" in capsys.readouterr().out
+
+
+def test_what_is_left_out_is_read_from_the_events() -> None:
+    one, two = {"event": "rollback", "rows": [8, 16]}, {"event": "rollback", "rows": [4, 6]}
+    assert Rollbacks([one, two]).windows == [(8, 16), (4, 6)]
+    assert Rollbacks([one, {"event": "save"}, two]).without_save == 1
+    assert Rollbacks([one, {"event": "data_change"}]).windows == []
+    for damaged in (None, [1], ["a", 2]):
+        assert Rollbacks([{"event": "rollback", "rows": damaged}]).windows == []
+
+
+LAYOUTS = {
+    "ddp": ["parallel.zero_stage=0"],
+    "muon": ["parallel.zero_stage=1", "optimizer.name=muon"],
+    "zero1": ["parallel.zero_stage=1", "parallel.engine=deepspeed"],
+    "zero3": ["parallel.zero_stage=3"],
+    "offload": ["parallel.zero_stage=2", "parallel.offload=cpu"],
+    "tensor": ["parallel.tensor_parallel_size=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with each layout, whose 24th step is noise, and of one process each optimizer."""
+    folder = tmp_path_factory.mktemp("rollback")
+    make_project(folder)
+    common = [
+        *SETTINGS, "train.max_steps=32", "train.gradient_clipping=0.5", "model.hidden_dropout=0",
+        "optimizer.eps=1e-5", "optimizer.learning_rate=0.006",
+    ]  # fmt: skip
+    cases = {name: [*common, *overrides] for name, overrides in LAYOUTS.items()}
+    codes = run_ranks(
+        2, "tests.loop.rollback_cases:once", joined=False,
+        folder=str(folder), ports=free_ports(len(cases)), cases=cases, bad=list(BAD),
+    )  # fmt: skip
+    assert codes == [[0] * len(cases)] * 2
+    with pytest.MonkeyPatch.context() as patch, poisoned(BAD):
+        patch.chdir(folder)
+        assert train("run.name=alone", *common) == 0
+        assert train("run.name=alone-muon", *common, "optimizer.name=muon") == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_goes_back_alike(name: str, on_two_ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(on_two_ranks)
+    alone = "alone-muon" if name == "muon" else "alone"
+    (event,) = recorded("rollback", Path("runs") / name)
+    assert (event["to_step"], event["rows"]) == (20, [84, 96])
+    assert event["from_step"] == 25, "a save is due, which needs to know at once"
+    assert losses(name) == pytest.approx(losses(alone), rel=1e-5)
+    assert open_checkpoint(Path("runs") / name).state["data"]["omitted"] == [[84, 96]]
