@@ -22,7 +22,6 @@ from llmkit.loop.state import TrainState
 from llmkit.loop.tasks import tasks_on_record
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import Row
-from llmkit.monitor.media import cut_back_media
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 
@@ -137,6 +136,7 @@ def _restore(t: Trainer, checkpoint: Checkpoint) -> None:
 def _put_on_record(t: Trainer, spike: int, last: int, rows: Window) -> None:
     """Drops what is not true any more, checkpoints first: a start in between finds the same spike again."""
     step = t.state.step
+    t.folder.require_current()
     for path in folders(t.folder.checkpoints):
         if path.name > folder_name(step):
             aside = path.with_name(f".tmp-old-{path.name}")
@@ -144,6 +144,5 @@ def _put_on_record(t: Trainer, spike: int, last: int, rows: Window) -> None:
             shutil.rmtree(aside)
     t.ledger.take_back(t.metrics.rows(), t.events.rows(), step)
     t.record_event("rollback", step=spike, from_step=last, to_step=step, rows=list(rows))
-    t.metrics.cut_back(step)
-    cut_back_media(t.folder.path, step)
+    t.cut_back(step)
     cut_back_samples(t.folder.path, step)

@@ -49,7 +49,7 @@ from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.goodput import Ledger
 from llmkit.monitor.jsonlines import plain
-from llmkit.monitor.media import checked
+from llmkit.monitor.media import MediaSink, checked
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.sink import Sink
 from llmkit.monitor.spikes import Spike
@@ -264,6 +264,13 @@ class Trainer:
         row = plain(row)
         for sink in self._sinks:
             sink.write(row)
+
+    def cut_back(self, step: int) -> None:
+        """Drops the rows, and the items of media.jsonl, of the steps after this one."""
+        self.metrics.cut_back(step)
+        for sink in self._sinks:
+            if isinstance(sink, MediaSink):
+                sink.cut_back(step)
 
     def write_media(self, item: Mapping[str, Any]) -> None:
         """Records a histogram, a table or an image of this step in media.jsonl, and shows it to the sinks.

@@ -85,8 +85,12 @@ def read_media(folder: Path) -> list[Row]:
 
 
 def cut_back_media(folder: Path, step: int) -> None:
-    """Drops what was recorded after `step`: these steps are done again."""
-    JsonLines(folder / FILE).keep(lambda item: _is_item(item) and item["step"] <= step)
+    """Drops what was recorded after `step`: these steps are done again. Before a `MediaSink` writes."""
+    _cut_back(JsonLines(folder / FILE), step)
+
+
+def _cut_back(file: JsonLines, step: int) -> None:
+    file.keep(lambda item: _is_item(item) and item["step"] <= step)
 
 
 def _is_item(item: Row) -> bool:
@@ -117,6 +121,10 @@ class MediaSink(Sink):
         if fault is not None and not self._noted:
             self._note(f"{FILE} cannot be written, its items wait in memory: {fault}")
         self._noted = fault is not None
+
+    def cut_back(self, step: int) -> None:
+        """Drops what was recorded after `step`: the run has gone back to it."""
+        _cut_back(self._file, step)
 
     def close(self) -> None:
         """Closes the file."""

@@ -10,6 +10,7 @@ import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.loop.rollback import Rollbacks
+from llmkit.monitor.media import read_media
 from tests.drills.test_world import free_ports
 from tests.loop.poison import poisoned
 from tests.program import at_step, events, losses, make_project, recorded, rows, timeless, train
@@ -18,7 +19,7 @@ from tests.ranks import run_ranks
 SETTINGS = (
     "train.max_steps=40", "checkpoint.every_steps=5", "checkpoint.keep_last=20", "evaluate.every_steps=10",
     "monitor.spike_window=10", "monitor.log_samples=true", "faults.on_spike=rollback",
-    "faults.rollback_margin=2",
+    "faults.rollback_margin=2", "monitor.statistics_every=4",
 )  # fmt: skip
 BAD = range(92, 96)
 """The rows of step 24."""
@@ -69,6 +70,8 @@ def test_the_run_goes_back_and_leaves_out_the_rows_that_did_harm(undisturbed: No
     assert open_checkpoint(folder).state["data"]["omitted"] == [[84, 96]]
     assert [row["step"] for row in rows(folder) if "eval_loss" in row] == [10, 20, 30, 40]
     assert rows(folder)[-1]["step"] == 40
+    items = [item["step"] for item in read_media(folder) if item["name"] == "gradients/norm"]
+    assert items == list(range(4, 41, 4)), "what is recorded beside rows, too"
 
 
 def test_a_run_that_is_killed_after_the_rollback_goes_on_the_same(
