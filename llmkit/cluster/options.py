@@ -31,11 +31,15 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
         "%%2 lets two of them run at a time",
     )  # fmt: skip
     parser.add_argument(
-        "--launcher", choices=["torchrun", "accelerate"], help="what starts the processes of a node"
+        "--launcher",
+        choices=["torchrun", "accelerate", "srun"],
+        help="what starts the processes of a node; srun: a task for each, which sees one GPU",
     )
+    parser.add_argument("--accelerate-config", metavar="FILE", help="accelerate's, such as launch/zero2.yaml")
     parser.add_argument("--python", metavar="FILE", help="the interpreter that has llmkit; default: this one")
-    parser.add_argument("--container", metavar="IMAGE", help="run in it: pyxis, or apptainer for a .sif file")
+    parser.add_argument("--container", metavar="IMAGE", help="train in it, by pyxis or else by apptainer")
     parser.add_argument("--container-mounts", metavar="A:B,C", help="folders that the container sees")
+    parser.add_argument("--container-python", metavar="FILE", help="its interpreter; default: python")
     parser.add_argument(
         "--pass-env", action="append", default=[], metavar="NAME",
         help="a variable that the job gets beside the usual ones; SLURM keeps its value",

@@ -91,17 +91,17 @@ def _given(options: argparse.Namespace) -> tuple[dict[str, str | None], list[str
     return given, mistakes
 
 
+SCRIPT_OPTIONS = ("launcher", "accelerate_config", "container", "container_mounts", "container_python")
+"""Options that the script reads from its environment, by the same names."""
+
+
 def _variables(options: argparse.Namespace, per_node: int, on_gpus: bool) -> dict[str, str]:
     """What the script reads from its environment, of what was asked for."""
-    own = "python" if options.container else sys.executable
-    asked = {
-        "PYTHON": options.python or own,
-        "PROCESSES_PER_NODE": None if on_gpus else str(per_node),
-        "LAUNCHER": options.launcher,
-        "CONTAINER": options.container,
-        "CONTAINER_MOUNTS": options.container_mounts,
-    }
-    return {name: value for name, value in asked.items() if value is not None}
+    variables = {"PYTHON": options.python or sys.executable}
+    if not on_gpus:
+        variables["PROCESSES_PER_NODE"] = str(per_node)
+    asked = {name.upper(): getattr(options, name) for name in SCRIPT_OPTIONS}
+    return variables | {name: value for name, value in asked.items() if value is not None}
 
 
 def _wrong(options: argparse.Namespace, environment: Mapping[str, str]) -> Iterator[str]:
@@ -109,20 +109,26 @@ def _wrong(options: argparse.Namespace, environment: Mapping[str, str]) -> Itera
     if options.job_name is not None and not JOB_NAME.fullmatch(options.job_name):
         allowed = "a job's name has 1 to 64 letters, digits, dots, dashes and underscores"
         yield f"--job-name: {display(options.job_name)}: {allowed}"
-    for name in ("python", "container", "container_mounts"):
+    for name in ("python", *SCRIPT_OPTIONS):
         value = getattr(options, name)
         if value is not None and (what := unfit_for_scripts(value) or (None if value else "is empty")):
-            yield f"--{name.replace('_', '-')}: the value {what}"
-    if options.container_mounts and not options.container:
-        yield "--container-mounts goes with --container"
-    # One in a container can only be looked for there.
-    python = None if options.container or unfit_for_scripts(options.python or "") else options.python
-    if python and not shutil.which(python):
+            yield f"{_spelled(name)}: the value {what}"
+    for name in ("container_mounts", "container_python"):
+        if getattr(options, name) and not options.container:
+            yield f"{_spelled(name)} goes with --container"
+    if options.accelerate_config and options.launcher != "accelerate":
+        yield "--accelerate-config goes with --launcher accelerate"
+    python = options.python
+    if python and not unfit_for_scripts(python) and not shutil.which(python):
         yield f"--python: {display(python)} is no program here; name the interpreter that has llmkit"
     if options.follow and options.array:
         yield "--follow shows the log of one job; leave it out with --array"
     yield from wrong_variables(environment, options.pass_env)
     yield from wrong_arguments([options.config, *options.overrides, *options.array])
+
+
+def _spelled(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def wrong_arguments(arguments: Sequence[str]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -211,13 +212,21 @@ def test_a_container_has_an_interpreter_of_its_own(
 ) -> None:
     assert (
         submit(
-            "--gpus-per-node", "1", "--container", "nvcr.io#nvidia/py torch:25", "--launcher", "accelerate"
+            "--gpus-per-node",
+            "1",
+            "--container",
+            "nvcr.io#nvidia/py torch:25",
+            "--launcher",
+            "accelerate",
+            "--container-python",
+            "/opt/py",
         )
         == 0
     )
     head = head_of(slurm.calls("sbatch")[1]["input"])
     for line in (
-        "export PYTHON=python",
+        f"export PYTHON={sys.executable}",
+        "export CONTAINER_PYTHON=/opt/py",
         "export CONTAINER='nvcr.io#nvidia/py torch:25'",
         "export LAUNCHER=accelerate",
     ):

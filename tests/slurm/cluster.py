@@ -48,9 +48,15 @@ class Cluster:
 
     def run(self, *command: str, folder: Path = ROOT, **variables: str) -> str:
         """Output of a command on the login node that must end well."""
-        done = self._script("exec", *command, folder=folder, **variables)
+        done = self.ask(*command, folder=folder, **variables)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def ask(
+        self, *command: str, folder: Path = ROOT, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """A command on the login node, however it ends."""
+        return self._script("exec", *command, folder=folder, **variables)
 
     def start_on(self, node: str, *command: str) -> subprocess.Popen[str]:
         """A command on a node that goes on beside the test; its output can be read."""
