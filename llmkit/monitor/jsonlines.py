@@ -106,7 +106,7 @@ class JsonLines:
     def detach(self) -> None:
         """Puts a copy in the place of the file, if there is one: see `keep`, whose errors it raises."""
         self.close()
-        if content := b"".join(self._lines(torn=True)):
+        if self.path.is_file() and (content := b"".join(self._lines(torn=True))):  # not os.devnull
             self._replace(content)
 
     def _replace(self, content: bytes) -> None:
