@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from llmkit.doctor.checks import CHECKS
@@ -28,6 +32,24 @@ UNHURRIED = 60.0
 
 def doctor_command(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     """Prints, or with --node writes, what was found; returns the exit code, 1 where something failed."""
+    with _ended_in_order():
+        return _command(options, environment)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM, as of a job that ends, ends what was started too, by way of SystemExit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
     for wanted, of in (("into", "node"), ("nodes", "table")):
         if getattr(options, wanted) and not getattr(options, of):
             raise UserError(f"doctor: --{wanted} goes with --{of}")

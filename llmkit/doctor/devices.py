@@ -22,12 +22,7 @@ def device_findings(scope: Scope) -> Iterator[Finding]:
     """Starts the driver."""
     yield gpus_finding(scope.expected_gpus)
     if torch.cuda.is_available() and torch.version.hip is None:
-        properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        if not any("MIG" in each.name.split() for each in properties):
-            uuids = [str(each.uuid) for each in properties]
-            yield from health_findings(uuids, scope.expected_gpus is not None, importlib.import_module)
-        if (errors := xid_finding()) is not None:
-            yield errors
+        yield from _nvidia_findings(scope)
     device = choose_device()
     yield Finding("precision", "ok", _precision(device), compared="should")
     yield Finding("energy", "ok", _energy(device))
@@ -38,6 +33,17 @@ def device_findings(scope: Scope) -> Iterator[Finding]:
         advice = "install it, or set kernels.compile=false (training is slower)"
         yield Finding("torch.compile", "warn", f"cannot be used: {missing}", advice, "should")
     yield Finding("backends", "ok", _backends(), compared="should")
+
+
+def _nvidia_findings(scope: Scope) -> Iterator[Finding]:
+    """What the driver and the kernel say. Of a part of a GPU (MIG) NVML knows little."""
+    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    if not any("MIG" in each.name.split() for each in properties):
+        uuids = [str(each.uuid) for each in properties]
+        yield from health_findings(uuids, scope.expected_gpus is not None, importlib.import_module)
+    if (errors := xid_finding()) is not None:
+        yield errors
+    yield Finding("libraries", "ok", _libraries(), compared="must")
 
 
 def gpus_finding(expected: int | None) -> Finding:
@@ -55,6 +61,12 @@ def gpus_finding(expected: int | None) -> Finding:
         advice = "look at nvidia-smi and the kernel's log on this node: a GPU that is gone needs a reboot"
         return Finding("gpus", "fail", f"{count} instead of {expected}: {value}", advice, "must")
     return Finding("gpus", "ok", value, compared="must")
+
+
+def _libraries() -> str:
+    """Those that must be the same for GPUs to compute and talk alike."""
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else "none"
+    return f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, NCCL {nccl}"
 
 
 def _precision(device: torch.device) -> str:

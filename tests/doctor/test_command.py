@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from llmkit.cli import main
+from tests import program
+from tests.limits import HANG
 
 
 def test_it_tells_versions_devices_speeds_wandb_and_disk(
@@ -67,3 +74,17 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     assert main(["doctor", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_job_that_ends_leaves_nothing_behind(project: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "llmkit", "doctor"], env=program.environment())
+    started: list[psutil.Process] = []
+    end = time.monotonic() + HANG
+    while not started:
+        assert process.poll() is None and time.monotonic() < end
+        started = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(HANG) == 128 + signal.SIGTERM
+    _, left = psutil.wait_procs(started, HANG)
+    assert left == []
