@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from llmkit.cluster.accounting import ended_jobs
 from llmkit.cluster.queue import SlurmJob, running_first, user_jobs
 from llmkit.cluster.slurm import require_slurm
 from llmkit.cluster.words import state_in_words, why_waiting
@@ -41,7 +42,9 @@ def jobs_command(options: argparse.Namespace) -> int:
     """Prints the table, or JSON. Raises UserError where there is no SLURM, RunFault where it is silent."""
     require_slurm("jobs", "squeue")
     now = datetime.now().astimezone()
-    lines = [job_line(job, now) for job in running_first(user_jobs())]
+    queued = user_jobs()
+    ended = ended_jobs({job.job_id for job in queued})
+    lines = [job_line(job, now) for job in running_first([*queued, *ended])]
     if options.json:
         print(json.dumps([as_json(line) for line in lines], indent=2))
     elif not lines:

@@ -15,7 +15,7 @@ from llmkit.errors import RunFault
 COMMENT = "llmkit"
 """Begins the comment of a job of ours; the run folder follows."""
 SCRIPT = "train.sbatch"
-_BETWEEN = "\x1f"
+BETWEEN = "\x1f"
 """Separates the fields of a job: no name, folder or comment of a job of ours has it."""
 _FIELDS = ("%i", "%A", "%T", "%r", "%D", "%N", "%M", "%L", "%S", "%E", "%j", "%o", "%k")
 
@@ -51,13 +51,19 @@ def comment_of(run: str) -> str:
     return text if len(text) <= 1000 else COMMENT
 
 
+def run_of(comment: str) -> Path | None:
+    """The run folder that the comment of a job names; None if it does not, or is none of ours."""
+    ours, _, run = comment.partition(" ")
+    return Path(run) if ours == COMMENT and run else None
+
+
 def user_jobs() -> list[SlurmJob]:
     """The jobs of this user that are ours, also those that have ended in the last minutes.
 
     Raises RunFault where SLURM does not answer.
     """
     user = f"--user={os.getuid()}"
-    form = _BETWEEN.join(_FIELDS)
+    form = BETWEEN.join(_FIELDS)
     rows = _output(ask("squeue", "--noheader", "--states=all", user, f"--format={form}"))
     restarts = _output(ask("squeue", "--noheader", "--states=all", user, "--Format=JobID:20,RestartCnt:20"))
     return list(_parsed(rows, dict(_pairs(restarts))))
@@ -77,19 +83,19 @@ def _pairs(text: str) -> Iterator[tuple[str, int]]:
 
 def _parsed(text: str, restarts: dict[str, int]) -> Iterator[SlurmJob]:
     for line in text.split("\n"):
-        fields = line.split(_BETWEEN)
+        fields = line.split(BETWEEN)
         if len(fields) != len(_FIELDS):
             continue
         values = [printable(field.strip(), 2000) for field in fields]
         number, job_id, state, reason, nodes, hosts, used, left, starts, dependency = values[:10]
         name, command, comment = values[10:]
-        ours, _, run = comment.partition(" ")
-        if ours != COMMENT and os.path.basename(command.partition(" ")[0]) != SCRIPT:
+        run = run_of(comment)
+        if run is None and comment != COMMENT and os.path.basename(command.partition(" ")[0]) != SCRIPT:
             continue
         yield SlurmJob(
             number, job_id, state, reason, int(nodes) if nodes.isdecimal() else 0, hosts, used, left, starts,
             "" if dependency == "(null)" else dependency, name, restarts.get(job_id, 0),
-            Path(run) if ours == COMMENT and run else None,
+            run,
         )  # fmt: skip
 
 

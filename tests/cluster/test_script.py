@@ -7,6 +7,7 @@ import random
 import shutil
 import string
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from llmkit.cluster.fields import option_line
 from llmkit.cluster.request import wrong_arguments
 from llmkit.cluster.script import MARK, render, script_variables, shown_part, template
 
+ROOT = Path(__file__).parents[2]
 SMALL = f"""\
 #!/bin/bash
 # A comment.
@@ -80,12 +82,17 @@ def test_arguments_of_a_task_follow_those_of_all_and_those_by_hand(tmp_path: Pat
 
 def test_the_template_takes_them() -> None:
     script = template()
-    assert script.count(MARK) == 1
+    assert script == (ROOT / "slurm/train.sbatch").read_text() and script.count(MARK) == 1
     written = render(script, {"nodes": "3"}, variables={"PYTHON": "/a b/python"}, arguments=["my.yaml"])
     assert "#SBATCH --nodes=3\n" in written and "#SBATCH --nodes=2" not in written
     assert f"{MARK}\nexport PYTHON='/a b/python'\nset -- my.yaml \"$@\"\n\n" in written
     assert shown_part(written).endswith('set -- my.yaml "$@"') and "say()" not in shown_part(written)
     assert {"PYTHON", "PROCESSES_PER_NODE", "MAX_FAULTS", "END_SECONDS"} <= set(script_variables(script))
+
+
+def test_an_installed_package_has_the_template() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "cluster/train.sbatch" in packages["package-data"]["llmkit"]
 
 
 HOSTILE = (
