@@ -130,7 +130,7 @@ def _train_run(options: argparse.Namespace, started: float) -> int:
     from llmkit.train import train
 
     how = Options(options.fresh, options.allow_data_change, options.quiet, options.take_over)
-    return train(loaded, how, started=started, environment=os.environ)
+    return train(loaded, how, started=started, environment=os.environ, own_process=True)
 
 
 def _config(options: argparse.Namespace, started: float) -> int:

@@ -62,6 +62,10 @@ class AlreadyReported(Exception):
         self.code = code
 
 
+class EndedError(RunFault):
+    """This process hangs, or others wait for it in vain: its watchdog ends it, and has printed why."""
+
+
 class SourceDryError(RunFault):
     """A source has no row left for the next step: it was read as often as its settings allow."""
 

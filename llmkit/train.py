@@ -27,6 +27,7 @@ from llmkit.loop.phases import Phases
 from llmkit.loop.resume import Options
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.trainer import Trainer
+from llmkit.loop.watching import open_watch
 from llmkit.monitor.events import failure_recorded
 from llmkit.monitor.quiet import console_of_rank
 from llmkit.monitor.sink import Sink
@@ -43,12 +44,13 @@ from llmkit.stopping import Listener, Stopped
 def train(
     loaded: Loaded, options: Options, *, started: float, environment: Mapping[str, str],
     hooks: Sequence[Hook] = (), sinks: Sequence[Sink] = (), clock: Callable[[], float] = time.monotonic,
+    own_process: bool = False,
 ) -> int:  # fmt: skip
     """Trains the run that the configuration describes, from where it stands; returns the exit code.
 
     started: of the command, by `clock`, from which `train.max_minutes` counts. hooks, sinks: beside those of
     the configuration, which come first; the same on all ranks. clock: seconds from any origin, for all that
-    depends on time.
+    depends on time. own_process: as in Launch.
     Raises UserError, RunFault, HookError where a hook has failed, and AlreadyReported where another process
     of the run has printed the error.
     """
@@ -79,7 +81,7 @@ def train(
         check_same_on_all_ranks(mesh, software_versions() | settings | code | called | plan.facts())
         launch = Launch(
             loaded, options, environment, plan, known, mesh.split(tensor=plan.layout.tensor_parallel_size),
-            rank_info.local_size, started, clock, Phases(clock, started), hooks, sinks,
+            rank_info.local_size, started, clock, Phases(clock, started), hooks, sinks, own_process,
         )  # fmt: skip
         return _train(launch, listener)
 
@@ -104,11 +106,12 @@ def _train(launch: Launch, listener: Listener) -> int:
         stack.callback(console.close)
         folder = stack.enter_context(open_folder(launch, console.note))
         console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")
+        watch = open_watch(launch, folder, console.note, stack)
         stop = StopRequest(listener, folder, console.note)
         try:
             stop.give_up(everywhere=mesh.world_size == 1)
             with launch.phases.span("start"):
-                trainer = build_trainer(launch, folder, console, stop, stack)
+                trainer = build_trainer(launch, folder, console, stop, stack, watch)
             code = 0 if trainer.has_nothing_to_do else _run(trainer, launch, stack)
         except Stopped as stopped:
             return stop_at_start(launch, folder, console, stop, stopped)

@@ -16,7 +16,7 @@ LAYERS = (
     {"parallel", "data", "run_folder", "command_line"},
     {"kernels"},
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
-    {"model", "device", "hf", "watch"},
+    {"model", "device", "hf", "watch", "watchdog"},
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor", "cluster"},
     {"inference", "parity", "recipes", "report"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from llmkit.config.section import NonNegative, Positive, Section
 
@@ -24,3 +26,8 @@ class Faults(Section):
     repeat_every: NonNegative = 0
     """Steps between checks in which each process computes a micro-batch twice and compares; 0 = only when
     something is suspicious: a spike, a skipped update."""
+    watchdog: bool = True
+    """A process beside each rank notices when it dies, hangs or falls behind (docs/watchdog.md)."""
+    max_step_seconds: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds after which a step that is not over counts as hung; default: learned from the steps of the run,
+    three times their 99th percentile, and 15 s at least."""

@@ -146,7 +146,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "what is measured", "monitor", "statistics_every spike_threshold spike_window"),
     **_rules(
         "free", "what is looked for, and what follows", "faults",
-        "on_spike rollback_margin max_rollbacks check_replicas_every repeat_every",
+        "on_spike rollback_margin max_rollbacks check_replicas_every repeat_every watchdog max_step_seconds",
     ),
     **_rules(
         "free", "what is shown and recorded", "monitor.wandb",

@@ -43,10 +43,12 @@ from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
 from llmkit.preference.loss import DpoLoss
 from llmkit.run_folder import RunFolder
+from llmkit.watchdog.watch import Watch
 
 
 def build_trainer(
-    launch: Launch, folder: RunFolder, console: Console, stop: StopRequest, stack: ExitStack
+    launch: Launch, folder: RunFolder, console: Console, stop: StopRequest, stack: ExitStack,
+    watch: Watch | None = None,
 ) -> Trainer:
     """Builds all parts, resumes from the newest good checkpoint, and says what it chose.
 
@@ -55,12 +57,12 @@ def build_trainer(
     """
     metrics, events = _open_records(folder, launch.mesh, partial(console.note, important=True), stack)
     with failure_recorded(events):
-        return _build(launch, folder, console, stop, stack, metrics, events)
+        return _build(launch, folder, console, stop, stack, watch or Watch(), metrics, events)
 
 
 def _build(
     launch: Launch, folder: RunFolder, console: Console, stop: StopRequest, stack: ExitStack,
-    metrics: MetricsFile, events: EventLog,
+    watch: Watch, metrics: MetricsFile, events: EventLog,
 ) -> Trainer:  # fmt: skip
     config, mesh, note = launch.config, launch.mesh, console.note
     for line in launch.loaded.remarks:
@@ -91,7 +93,7 @@ def _build(
     saved_state = {"init_from": initial.record()} if initial is not None else {}
     trainer = Trainer(
         launch, plan, data, loader, _heldout(launch, plan, data, note), engine, state,
-        folder=folder, console=console, events=events, sinks=sinks,
+        folder=folder, console=console, events=events, sinks=sinks, watch=watch,
         stop=stop, saved_step=None if checkpoint is None else state.step, was_done=point.was_done,
         saved_state=saved_state if checkpoint is None else checkpoint.state,
         spending=Spending(mesh, energy, Prices.of(config.monitor), launch.started, launch.clock),

@@ -22,6 +22,7 @@ class Launch:
     plan: as the settings and the launch make it; what the tokenizer and the device decide is pending.
     known: what it was made from. local_size: processes of this run on this host. started: of the command, by
     `clock`, from which `train.max_minutes` counts. clock: seconds from any origin. phases: by that clock.
+    own_process: whether this process is llmkit's own, so that the watchdog may end it where it hangs alone.
     """
 
     loaded: Loaded
@@ -36,6 +37,7 @@ class Launch:
     phases: Phases
     hooks: Sequence[Hook] = ()
     sinks: Sequence[Sink] = ()
+    own_process: bool = False
 
     @property
     def config(self) -> Config:

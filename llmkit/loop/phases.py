@@ -44,6 +44,8 @@ class Phases:
         self._read: dict[Name, float] = {}
         self.annotate: Callable[[str], AbstractContextManager[Any]] = nullcontext
         """What each span runs in, made of its name: a mark in a profiler's trace."""
+        self.beat: Callable[[Name], None] = lambda name: None
+        """Called with the phase that begins, or goes on, whenever a span begins or ends."""
 
     @contextmanager
     def span(self, name: Name, limit: float | None = None) -> Iterator[None]:
@@ -53,12 +55,14 @@ class Phases:
         if name in ("data", "compile", "step"):
             self._between = "other"
         self.current = Span(name, began, limit)
+        self.beat(name)
         try:
             with self.annotate(name):
                 yield
         finally:
             self._count()
             self.current = outer
+            self.beat(self._between if outer is None else outer.name)
 
     def rename(self, name: Name) -> None:
         """What is under way turns out to be another phase."""

@@ -72,6 +72,11 @@ class StepLog:
         """Whether a step has computed something: the first one is that which compiles."""
         return self._times.warmed_up
 
+    @property
+    def own_seconds(self) -> tuple[float, int]:
+        """See `StepTimes.own_seconds`."""
+        return self._times.own_seconds
+
     def after_step(
         self, result: StepResult, learning_rate: float, row_due: bool, causal_flops: float | None = None
     ) -> None:

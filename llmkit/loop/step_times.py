@@ -41,6 +41,7 @@ class StepTimes:
         """Whether a step has computed something."""
         self._since: defaultdict[str, float] = defaultdict(float)
         self._parts: defaultdict[str, float] = defaultdict(float)
+        self._own, self._counted = 0.0, 0
         self._start_row()
 
     def _start_row(self) -> None:
@@ -63,7 +64,9 @@ class StepTimes:
         elif not since["compile"]:
             self._steps += 1
             self._computed += computes
-            self._training += since["data"] + since["step"] + since["other"]
+            training = since["data"] + since["step"] + since["other"]
+            self._training += training
+            self._own, self._counted = self._own + training, self._counted + 1
             self._waited += since["data"]
             if computes:
                 self._causal = None if causal is None or self._causal is None else self._causal + causal
@@ -73,6 +76,12 @@ class StepTimes:
         """Adds the parts of a step (`StepParts`), which are known a step late."""
         for name, each in seconds.items():
             self._parts[name] += each
+        self._own -= seconds.get("communication", 0.0)
+
+    @property
+    def own_seconds(self) -> tuple[float, int]:
+        """Seconds of the counted steps so far, without communication that was waited for; their number."""
+        return self._own, self._counted
 
     def take_parts(self) -> dict[str, float | None]:
         """The columns of parts, of all steps up to that of the row."""

@@ -43,6 +43,7 @@ from llmkit.loop.step_details import StepDetails, spike_detector
 from llmkit.loop.step_log import Columns, make_step_log
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.time_budget import TimeBudget, time_over
+from llmkit.loop.watching import WatchHook
 from llmkit.loop.work import Work
 from llmkit.monitor.columns import OWN_NAMES
 from llmkit.monitor.console import Console
@@ -57,6 +58,7 @@ from llmkit.optim.schedule import step_values
 from llmkit.parallel.randomness import seed_step
 from llmkit.plan import Plan
 from llmkit.run_folder import RunFolder
+from llmkit.watchdog.watch import Watch
 
 
 class Trainer:
@@ -74,7 +76,7 @@ class Trainer:
     def __init__(
         self, launch: Launch, plan: Plan, data: Prepared, loader: TrainLoader, heldout: HeldOut | None,
         engine: Engine, state: TrainState, *, folder: RunFolder, console: Console, events: EventLog,
-        sinks: list[Sink], stop: StopRequest, saved_step: int | None, was_done: bool,
+        sinks: list[Sink], watch: Watch, stop: StopRequest, saved_step: int | None, was_done: bool,
         saved_state: Mapping[str, Any], spending: Spending, metrics: MetricsFile, rollbacks: Rollbacks,
         restore: Callable[[Checkpoint], None],
     ) -> None:  # fmt: skip
@@ -82,7 +84,7 @@ class Trainer:
         self.mesh, self.plan, self.data, self.loader, self.heldout = launch.mesh, plan, data, loader, heldout
         self.engine, self.state, self.folder, self.console = engine, state, folder, console
         self.events, self.stop, self.clock, self.saved_step = events, stop, launch.clock, saved_step
-        self.environment, self.first_step = launch.environment, state.step
+        self.environment, self.first_step, self.watch = launch.environment, state.step, watch
         self.learning_rate, self.save_seconds, self.tasks_seconds = 0.0, 0.0, 0.0
         self.in_step = False
         """Whether a step has begun and is not over: then nothing can be saved."""
@@ -101,7 +103,7 @@ class Trainer:
         if state.max_steps is None:
             budget = Budget.for_run(self.config, self._started, self.clock(), heldout)
         timer = SaveTimer(self.config.checkpoint.every_minutes, self.clock())
-        own = [TimeBudget(budget), timer, MicroBatchHint(), ProfileSteps(self.config)]
+        own = [TimeBudget(budget), timer, MicroBatchHint(), ProfileSteps(self.config), WatchHook(watch)]
         self.hooks = HookList(own, launch.hooks)
         self._recorder = Recorder(self.mesh, OWN_NAMES, gathers=self.hooks.has_others)
         self._details = StepDetails(
@@ -160,6 +162,7 @@ class Trainer:
             self._after_step(batch, self._step(batch))
             if self.state.finished():
                 self.save_last()  # which may find that the run must go back
+        self.watch.settle()
         self.save_last()
         if not (evaluate_now(self) and evaluate_tasks_now(self)):
             return self._stop()
@@ -249,7 +252,9 @@ class Trainer:
         self.console.max_steps = self.state.max_steps
 
     def stop_code(self) -> int:
-        """Why this rank should stop, an index into `stop.REASONS`; 0 = it should not."""
+        """Why this rank should stop, an index into `stop.REASONS`; 0 = it should not. Asked by
+        all that waits, so that it is a sign of life."""
+        self.watch.alive()
         return self.stop.code()
 
     def time_over(self) -> bool:
@@ -382,6 +387,7 @@ class Trainer:
         return self.state.step - (self.saved_step or 0)
 
     def _stop(self) -> int:
+        self.watch.settle()
         code = stop_run(self)
         self.hooks.call("on_end", self)
         raise_failures(self)

@@ -55,3 +55,17 @@ def interface_of(address: str) -> str | None:
                 if found == wanted or (found.is_loopback and wanted.is_loopback):
                     return name
     return None
+
+
+def address_of_gloo() -> str:
+    """This host's address on the interface that gloo uses, by which other hosts reach it.
+
+    Where that is not known, of the default route; raises OSError where there is none either.
+    """
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
+    for each in psutil.net_if_addrs().get(chosen, []):
+        if each.family == socket.AF_INET:
+            return str(each.address)
+    if (address := source_address(ANYWHERE)) is None:
+        raise OSError(f"no IPv4 address on the interface {chosen!r}, and no route to the outside")
+    return address

@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from llmkit.cores import available_cores, keep_freed_memory
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import AlreadyReported, EndedError, RunFault, UserError
 from llmkit.parallel.agreement import report_once
 from llmkit.parallel.mesh import Mesh, small_group
 from llmkit.parallel.network import choose_gloo_interface
@@ -42,6 +42,8 @@ def process_group(info: RankInfo, timeout: timedelta, *, needs_group: bool = Fal
             dist.barrier(group=mesh.control)  # a process that ends early can abort the others
     except Exception as error:
         cause = mesh.cause_of(error)
+        if isinstance(cause, EndedError):  # the others cannot come: they are where this one does not come
+            raise AlreadyReported(1) from error
         if mesh.world_size > 1 and isinstance(cause, UserError | RunFault):
             report_once(mesh, cause)
         if mesh.store is not None and mesh.world_size > 1 and mesh.rank == 0:

@@ -1,0 +1,60 @@
+"""How long each phase of a rank may last before something must be wrong."""
+
+from __future__ import annotations
+
+from collections import deque
+
+FLOOR = 12.0
+"""Seconds of a step that are never overdue. A hang is named at most 3 s later: looking, asking all ranks."""
+FACTOR = 2.5
+"""Of the 99th percentile of steps; with those 3 s at most three times as long from FLOOR / FACTOR s on."""
+UNKNOWN = 600.0
+"""Limit of a step until LEARNED of them were seen."""
+LEARNED = 5
+WINDOW = 256
+EVERY = 16
+"""Steps between two computations of the limit, once the first LEARNED of them were seen."""
+LONG = 1800.0
+"""Seconds of a start, a compilation, an evaluation, a save."""
+STOPPED = 12.0
+"""Seconds after which a process that is stopped (SIGSTOP) while others of its run are not is overdue."""
+PATIENT = ("start", "compile")
+"""Phases that may take any time while something is computed: only seconds in which nothing is count."""
+
+
+class Limits:
+    """The limits of the phases of one rank.
+
+    step_seconds: that of a step, where the settings give it; else learned from the steps. data_seconds: after
+    which the loader itself gives up. foreign: whether other people's hooks run between steps.
+    """
+
+    def __init__(self, step_seconds: float | None, data_seconds: float, foreign: bool) -> None:
+        self._fixed, self._data, self._foreign = step_seconds, data_seconds, foreign
+        self._seen: deque[float] = deque(maxlen=WINDOW)
+        self._count = 0
+        self.step = UNKNOWN if step_seconds is None else step_seconds
+
+    def saw_step(self, seconds: float) -> None:
+        """A step is over, which took so long with the wait for its data and what followed it."""
+        self._seen.append(seconds)
+        self._count += 1
+        due = LEARNED <= self._count < 2 * EVERY or self._count % EVERY == 0
+        if due and self._fixed is None:
+            self.step = max(FLOOR, FACTOR * percentile_99(self._seen))
+
+    def of(self, phase: str) -> float:
+        """Seconds that a phase may last without a sign of life."""
+        if phase == "step":
+            return self.step
+        if phase == "data":
+            return max(self.step, self._data + FLOOR)
+        if phase == "other":
+            return max(self.step, UNKNOWN) if self._foreign else self.step
+        return LONG
+
+
+def percentile_99(seconds: deque[float]) -> float:
+    """The value that 99 % of them do not exceed."""
+    ordered = sorted(seconds)
+    return ordered[-1 - len(ordered) // 100]
