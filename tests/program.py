@@ -47,6 +47,8 @@ kernels:
   compile: false
 checkpoint:
   every_steps: 5
+faults:
+  watchdog: false
 monitor:
   log_every: 1
   report: false

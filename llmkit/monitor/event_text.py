@@ -24,6 +24,10 @@ TEXTS = {
     "profile_failed": "no profile: {reason}",
     "refused": "did not start: {reason}",
     "fault": "FAULT: {reason}",
+    "dead_rank": "DEAD: {reason}",
+    "hung_rank": "HUNG: {reason}",
+    "stalled": "DATA STALLED: {reason}",
+    "straggler": "rank {rank} ({host}) is slower than the others",
 }
 """Words of each event. Others are called by their name."""
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 
-FLOOR = 12.0
-"""Seconds of a step that are never overdue. A hang is named at most 3 s later: looking, asking all ranks."""
-FACTOR = 2.5
-"""Of the 99th percentile of steps; with those 3 s at most three times as long from FLOOR / FACTOR s on."""
+LOOKING = 3.0
+"""Seconds from a phase that is overdue to the message that says so: to look, and to ask all ranks."""
+LEAST = 15.0
+"""Seconds within which no hang has to be named."""
+FACTOR = 3.0
+"""The same in 99th percentiles of steps."""
+FLOOR = LEAST - LOOKING
+"""Seconds of a step that are never overdue."""
 UNKNOWN = 600.0
 """Limit of a step until LEARNED of them were seen."""
 LEARNED = 5
@@ -16,7 +20,7 @@ EVERY = 16
 """Steps between two computations of the limit, once the first LEARNED of them were seen."""
 LONG = 1800.0
 """Seconds of a start, a compilation, an evaluation, a save."""
-STOPPED = 12.0
+STOPPED = FLOOR
 """Seconds after which a process that is stopped (SIGSTOP) while others of its run are not is overdue."""
 PATIENT = ("start", "compile")
 """Phases that may take any time while something is computed: only seconds in which nothing is count."""
@@ -41,7 +45,7 @@ class Limits:
         self._count += 1
         due = LEARNED <= self._count < 2 * EVERY or self._count % EVERY == 0
         if due and self._fixed is None:
-            self.step = max(FLOOR, FACTOR * percentile_99(self._seen))
+            self.step = max(LEAST, FACTOR * percentile_99(self._seen)) - LOOKING
 
     def of(self, phase: str) -> float:
         """Seconds that a phase may last without a sign of life."""

@@ -82,11 +82,11 @@ class Member:
 
     def report(self) -> dict[str, Any]:
         """The state of the rank as a message."""
-        sight = self.sight
+        sight, patience = self.sight, min(STOPPED, self.sight.step_limit or STOPPED)
         return {
             "phase": self._phases[sight.phase], "step": sight.step, "age": max(self.age, self.stopped),
             "overdue": self.age > sight.limit > 0.0, "stuck": self.age > sight.step_limit > 0.0,
-            "stopped": self.stopped > STOPPED, "steps": sight.steps, "own_seconds": sight.own_seconds,
+            "stopped": self.stopped > patience, "steps": sight.steps, "own_seconds": sight.own_seconds,
         }  # fmt: skip
 
     def evidence(self) -> Evidence:

@@ -6,7 +6,6 @@ import selectors
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from hmac import compare_digest
 from typing import Any
 
 from llmkit.watchdog.lines import Lines, Message
@@ -77,6 +76,8 @@ class Peers:
         rank, token = hello.get("rank"), hello.get("token")
         if type(rank) is not int or not isinstance(token, str) or not isinstance(hello.get("pid"), int):
             return False
+        from hmac import compare_digest  # only here: it takes as much memory as all the rest
+
         known = 0 < rank < self._world and rank not in self._joined
         return known and compare_digest(token.encode(), self._token)
 

@@ -64,12 +64,9 @@ class Stack(NamedTuple):
 
         A wait for its own device is DEVICE.
         """
-        outer = ""
-        for frame in self.frames[:4]:  # a decorator, and the function, and what it calls
-            if "/torch/distributed/" in frame.file:
-                outer = frame.function  # the outermost of them names the operation
-        if outer:
-            return outer
+        for frame in self.frames[:4]:
+            if "/torch/distributed/" in frame.file and not frame.file.endswith("c10d_logger.py"):
+                return frame.function
         if not self.frames:
             return ""
         text = line_of(self.frames[0].file, self.frames[0].line)

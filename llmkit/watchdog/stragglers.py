@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -45,7 +44,7 @@ class Stragglers:
         self._since, self._began = dict(ranks), now
         found = []
         for rank, seconds in each.items():
-            median = statistics.median(value for other, value in each.items() if other != rank)
+            median = _median([value for other, value in each.items() if other != rank])
             if seconds > SLOWER * median:
                 self._slow[rank] = self._slow.get(rank, 0) + 1
                 if self._slow[rank] == 2:
@@ -53,3 +52,9 @@ class Stragglers:
             elif seconds < RECOVERED * median or self._slow.get(rank, 0) < 2:
                 self._slow[rank] = 0
         return found
+
+
+def _median(values: list[float]) -> float:
+    """As of `statistics`, which is slow to import."""
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2.0

@@ -71,7 +71,7 @@ class Watch:
         self._first_step = self._saved_step = -1
         self._own_seconds = 0.0
         self._phase = phases[0] if phases else ""
-        self._settled = False
+        self._settled, self._alone = False, True
         self._board: Board | None = None
         self._line: Lines | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,7 +86,7 @@ class Watch:
         """Starts the watching process. Raises OSError where there can be none: on what is not Linux, too."""
         if not hasattr(os, "memfd_create") or not os.path.isdir("/proc/self"):
             raise OSError("this system has no /proc and no anonymous files")
-        hub = hub or Hub()
+        hub, self._alone = hub or Hub(), watched.world == 1
         self._board = Board.create()
         self.beat(self._phase)
         self._dump = os.memfd_create("llmkit-stacks", os.MFD_CLOEXEC)
@@ -183,7 +183,9 @@ class Watch:
         if self._process is None:
             return
         process, self._process = self._process, None
-        if self._line is not None:
+        if self._alone:
+            process.kill()  # it may not even have begun
+        elif self._line is not None:
             self._line.send(kind="left")
             self._line.close()
             self._line = None

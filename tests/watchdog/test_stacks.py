@@ -1,0 +1,83 @@
+"""What a stack says of a thread."""
+
+from __future__ import annotations
+
+import faulthandler
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from llmkit.watchdog.stacks import DEVICE, Frame, Stack, parse
+
+TORCH = "/x/lib/python3.11/site-packages/torch"
+
+
+def test_a_dump_of_this_process_is_read():
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        stacks = parse(file.read().decode())
+    own = stacks[threading.main_thread().ident or 0]
+    assert own.frames[0].function == "test_a_dump_of_this_process_is_read"
+    assert own.place.startswith("test_a_dump_of_this_process_is_read (test_stacks.py:")
+    assert not own.compiles and not own.debugged
+
+
+def test_a_place_names_the_call_and_who_made_it():
+    frames = (
+        Frame(f"{TORCH}/distributed/distributed_c10d.py", 2501, "all_reduce"),
+        Frame("/home/me/llmkit/llmkit/loop/control.py", 70, "largest"),
+    )
+    assert Stack(frames).place == (
+        "all_reduce (torch/distributed/distributed_c10d.py:2501), "
+        "called by largest (llmkit/loop/control.py:70)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("frames", "exchange"),
+    [
+        ([(f"{TORCH}/distributed/distributed_c10d.py", "all_reduce"),
+          (f"{TORCH}/distributed/c10d_logger.py", "wrapper"), ("/x/user.py", "step")], "all_reduce"),
+        ([("/x/user.py", "step")], ""),
+        ([(f"{TORCH}/autograd/graph.py", "_engine_run_backward")], DEVICE),
+        ([], ""),
+    ],
+)  # fmt: skip
+def test_the_exchange_that_a_stack_waits_in(frames, exchange):
+    assert Stack(tuple(Frame(file, 1, function) for file, function in frames)).exchange == exchange
+
+
+@pytest.mark.parametrize(
+    ("line", "exchange"),
+    [
+        ("        work.wait()", "wait"),
+        ("    values = found.tolist()", DEVICE),
+        ("    dist.all_gather_into_tensor(a, b)", "all_gather_into_tensor"),
+        ("    time.sleep(600)", ""),
+        ("    return awaited(3)", ""),
+    ],
+)
+def test_calls_into_c_are_told_by_their_line(tmp_path, line, exchange):
+    file = tmp_path / "user.py"
+    file.write_text(f"def step():\n{line}\n")
+    assert Stack((Frame(str(file), 2, "step"),)).exchange == exchange
+
+
+def test_a_compiler_and_a_debugger_are_seen():
+    assert Stack((Frame("/x/torch/_inductor/scheduler.py", 1, "run"),)).compiles
+    typing = Frame("/x/input.py", 1, "read"), Frame("/usr/lib/python3.11/pdb.py", 1, "cmdloop")
+    assert Stack(typing).debugged
+
+
+def test_what_is_no_dump_gives_no_stacks():
+    assert parse("") == {}
+    assert parse("Fatal\x00\nThread nonsense\n  File nowhere") == {}
+    assert Stack().place == "unknown"
+
+
+def test_the_places_of_llmkit_are_below_its_package():
+    frame = Frame(str(Path("/a/llmkit/llmkit/engine/reduce.py")), 128, "finish")
+    assert frame.place == "finish (llmkit/engine/reduce.py:128)"
