@@ -44,7 +44,7 @@ def open_watch(launch: Launch, folder: RunFolder, note: Callable[[str], None], s
     if not config.faults.watchdog:
         return watch
     watched = Watched(
-        folder.path, mesh.rank, mesh.world_size,
+        folder.path, mesh.rank, mesh.world_size, folder.generation,
         ends=launch.own_process or mesh.world_size > 1, report_steps=config.monitor.log_every,
         end_file=end_file and os.path.abspath(end_file),
     )  # fmt: skip

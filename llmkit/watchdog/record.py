@@ -38,10 +38,18 @@ def save_stack(folder: Path, rank: int, text: str) -> None:
         (folder / f"rank-{rank:05d}.txt").write_text(text, errors="replace")
 
 
-def record(run: Path, verdict: Verdict, ranks: Sequence[Known], folder: Path | None) -> None:
-    """Appends the event of a verdict. ranks: what is known of them. folder: with the stacks."""
-    from llmkit.monitor.events import EventLog  # what is here is needed by few watching processes
+def record(
+    run: Path, generation: int, verdict: Verdict, ranks: Sequence[Known], folder: Path | None
+) -> None:
+    """Appends the event of a verdict, unless a later start has the run. ranks: what is known of them.
 
+    folder: with the stacks.
+    """
+    from llmkit.monitor.events import EventLog  # what is here is needed by few watching processes
+    from llmkit.ownership.claim import Claim
+
+    if not Claim(run, generation).is_current():
+        return
     first = next((each for each in ranks if each.rank in verdict.ranks), ranks[0])
     events = EventLog(run / "events.jsonl")
     events.record(

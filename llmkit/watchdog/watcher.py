@@ -211,7 +211,7 @@ class Watcher:
         run, end_file = Path(self._orders["run"]), self._orders["end_file"]
         folder = None if verdict.event == "dead_rank" else self._stacks
         hosts, sight = hosts_of(verdict, ranks), self._member.sight
-        in_time(lambda: record(run, verdict, ranks, folder))
+        in_time(lambda: record(run, self._orders["generation"], verdict, ranks, folder))
         if self._orders["ends"] and end_file is not None:
             in_time(lambda: end(end_file, verdict, sight, hosts))
         say(verdict.text + ("" if folder is None else f"; the stacks of all ranks are in {folder}"))

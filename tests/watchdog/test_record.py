@@ -21,7 +21,7 @@ RANKS = [Known(0, "n0", 100, "step", 7), Known(1, "n1", 101, "step", 6)]
 
 def test_the_event_tells_rank_host_phase_seconds_and_stacks(tmp_path):
     (tmp_path / "events.jsonl").write_text('{"event": "start"}\n')
-    record(tmp_path, VERDICT, RANKS, stacks_folder(tmp_path, 3))
+    record(tmp_path, 3, VERDICT, RANKS, stacks_folder(tmp_path, 3))
     _, line = (tmp_path / "events.jsonl").read_text().splitlines()
     row = json.loads(line)
     del row["time"]
@@ -29,6 +29,12 @@ def test_the_event_tells_rank_host_phase_seconds_and_stacks(tmp_path):
         "event": "hung_rank", "reason": "rank 1 hangs", "rank": 1, "ranks": [1], "host": "n1", "step": 6,
         "phase": "step", "seconds": 13.0, "stacks": "logs/stacks-3",
     }  # fmt: skip
+
+
+def test_a_start_that_has_lost_the_run_writes_nothing(tmp_path):
+    (tmp_path / "generations" / "00000004").mkdir(parents=True)
+    record(tmp_path, 3, VERDICT, RANKS, None)
+    assert not (tmp_path / "events.jsonl").exists()
 
 
 def test_stacks_are_saved_a_file_a_rank(tmp_path):
