@@ -16,6 +16,7 @@ from pathlib import Path
 from llmkit import __version__
 from llmkit.cluster.options import add_jobs_options, add_submit_options
 from llmkit.command_line import CommandParser, Commands, add_config, count, positive
+from llmkit.config.redaction import without_access
 from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.doctor.options import add_doctor_options
 from llmkit.end_file import end_file, errors_recorded
@@ -53,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AlreadyReported as end:
         return end.code
     except UserError as error:
-        print(f"llmkit: {error}", file=sys.stderr)
+        print(f"llmkit: {without_access(error)}", file=sys.stderr)
         return 2
     except RunFault as fault:
-        print(f"llmkit: {fault}", file=sys.stderr)
+        print(f"llmkit: {without_access(fault)}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as in `llmkit config ... | head`
         _drop_output()

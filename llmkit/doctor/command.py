@@ -24,7 +24,7 @@ from llmkit.doctor.step import Step, step_of
 from llmkit.doctor.supervise import LIMIT, run_checks
 from llmkit.doctor.table import machine_lines, node_lines
 from llmkit.errors import UserError
-from llmkit.monitor.redaction import Redactor
+from llmkit.config.redaction import Redactor
 
 UNHURRIED = 60.0
 """Seconds for all checks of a node where no job waits for them."""

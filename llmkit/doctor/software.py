@@ -14,7 +14,7 @@ from llmkit.doctor.findings import Finding
 from llmkit.doctor.jit_locks import jit_lock_finding
 from llmkit.doctor.scope import Scope
 from llmkit.errors import UserError
-from llmkit.monitor.redaction import Redactor
+from llmkit.config.redaction import Redactor
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
 
 PACKAGES = ("transformers", "datasets", "tokenizers", "wandb", "triton", "pynvml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import warnings
@@ -88,7 +89,7 @@ def missing_names(names: Mapping[str, tuple[str, ...]]) -> list[str]:
     for where, wanted in names.items():
         module_name, _, class_name = where.partition(":")
         try:
-            module = __import__(module_name, fromlist=["_"])
+            module = importlib.import_module(module_name)
             owner = getattr(module, class_name) if class_name else module
         except (ImportError, AttributeError):
             absent.append(where.replace(":", "."))

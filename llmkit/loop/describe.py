@@ -12,6 +12,7 @@ import torch
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.derive import size_of
 from llmkit.config.load import Loaded
+from llmkit.config.redaction import command_on_record
 from llmkit.config.registered import components
 from llmkit.config.remarks import length_remarks, vocabulary_remarks
 from llmkit.config.settings import Facts, Settings
@@ -41,7 +42,7 @@ def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
         **software_versions(),
         "host": platform.node(),
         "device": device_name(t.mesh.device),
-        "command": sys.argv,
+        "command": command_on_record(sys.argv),
         "config": str(loaded.path),
         **t.plan.to_json(),
         "max_steps": t.state.max_steps,

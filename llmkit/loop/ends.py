@@ -13,7 +13,7 @@ from llmkit.loop.launch import Launch
 from llmkit.loop.report import REPORT, write_report
 from llmkit.loop.stop import HOOK, REASONS, StopRequest
 from llmkit.monitor.console import Console
-from llmkit.monitor.events import MAX_REASON, EventLog
+from llmkit.monitor.events import EventLog
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.roll_call import hosts_behind
 from llmkit.run_folder import RunFolder
@@ -115,7 +115,7 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
     events.record(
         "fault",
         step=t.state.step,
-        reason=reason[:MAX_REASON],
+        reason=reason,
         saved_step=t.saved_step,
         lost_steps=lost,
         account=t.ledger.now().to_json(),

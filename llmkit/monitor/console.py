@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import textwrap
 import threading
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 
 from rich.text import Text
 
+from llmkit.config.redaction import Redactor
 from llmkit.monitor.background import UnblockedStream
 from llmkit.monitor.live_region import LiveRegion
 from llmkit.monitor.live_view import Frame, live_view
@@ -48,6 +50,7 @@ class Console(Sink):
         self._stream = UnblockedStream(stream, self._terminal)
         self._size, self._own_stream = size, stream
         self._paint = Painter(self._terminal)
+        self._redactor = Redactor(os.environ)
         self._region = LiveRegion(self._stream.write)
         self._lock = threading.RLock()  # a thread draws, too
         self._refresher: Refresher | None = None
@@ -167,14 +170,15 @@ class Console(Sink):
             self.log("standard output takes nothing: what this log holds was not all shown there")
 
     def log(self, text: str) -> None:
-        """Writes `text` to the log alone."""
+        """Writes `text` to the log alone, without what gives access."""
         if self._log is not None:
             with contextlib.suppress(OSError):
-                self._log.write(text + "\n")
+                self._log.write(self._redactor.text(text) + "\n")
                 self._log.flush()
 
     def _print(self, line: str, style: str = "", bold: int = 0) -> None:
-        """Prints a line that stays, and logs it. bold: so many characters of it."""
+        """Prints and logs a line that stays, without what gives access. bold: so many characters of it."""
+        line = self._redactor.text(line)
         self.log(line)
         text = Text(self._wrapped(line), style=style)
         text.stylize("bold", 0, bold)

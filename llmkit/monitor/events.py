@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.redaction import Redactor
 from llmkit.errors import UserError
 from llmkit.monitor.jsonlines import JsonLines, Row
 from llmkit.ownership.claim import Claim
@@ -19,10 +21,13 @@ MAX_REASON = 500
 
 class EventLog:
     """Appends events of a run; the last one tells how the run ended. claim: see `JsonLines`. listeners:
-    called with each event."""
+    called with each event.
+
+    What gives access is taken out: the message of an error may quote a URL, or the value of a variable.
+    """
 
     def __init__(self, path: Path | str, claim: Claim | None = None) -> None:
-        self._file = JsonLines(path, claim)
+        self._file, self._redactor = JsonLines(path, claim), Redactor(os.environ)
         self.listeners: list[Callable[[Row], None]] = []
 
     @property
@@ -40,9 +45,14 @@ class EventLog:
         self._file.open()
 
     def record(self, event: str, **fields: Any) -> None:
-        """Appends `{"time": now in UTC, "event": event, ...fields}`; a full disk does not raise."""
+        """Appends `{"time": now in UTC, "event": event, ...fields}`; a full disk does not raise.
+
+        A `reason` has at most MAX_REASON characters on record.
+        """
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        row = {"time": time, "event": event, **fields}
+        row = {"time": time, "event": event, **self._redactor.value(fields)}
+        if "reason" in row:  # cut only now: half a secret would not be known as one
+            row["reason"] = row["reason"][:MAX_REASON]
         self._file.append(row)
         for listener in self.listeners:
             listener(row)
@@ -76,8 +86,8 @@ def failure_recorded(events: EventLog) -> Iterator[None]:
     except Stopped:
         raise
     except UserError as error:
-        events.record("refused", reason=str(error)[:MAX_REASON])
+        events.record("refused", reason=str(error))
         raise
     except BaseException as error:
-        events.record("fault", reason=f"{type(error).__name__}: {error}"[:MAX_REASON])
+        events.record("fault", reason=f"{type(error).__name__}: {error}")
         raise

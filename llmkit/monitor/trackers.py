@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.config.mistakes import display
+from llmkit.config.redaction import Redactor
 from llmkit.config.schema import Config
 from llmkit.config.walk import leaves
 from llmkit.errors import UserError
 from llmkit.extras import missing_package
 from llmkit.files import write_json
-from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.sink import Sink
 
 IDS = "trackers.json"

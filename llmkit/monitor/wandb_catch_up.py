@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.redaction import Redactor
 from llmkit.monitor.jsonlines import JsonLines
-from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.wandb_feed import Feed
 from llmkit.monitor.wandb_finish import STOPPED_EARLY, hand_over
 from llmkit.monitor.wandb_journal import FILES

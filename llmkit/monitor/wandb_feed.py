@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.redaction import Redactor
 from llmkit.monitor.jsonlines import Row, parse
-from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.wandb_alerts import WAIT_SECONDS, Alert, StallWatch, of_event, of_row
 from llmkit.monitor.wandb_journal import FILES, Journal, digest
 from llmkit.monitor.wandb_rows import Best, chart_values, events_table, media

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llmkit.config.redaction import Redactor
 from llmkit.monitor.process_tree import descendants, kill_tree
-from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.wandb_feed import Feed
 from llmkit.monitor.wandb_finish import hand_over
 from llmkit.monitor.wandb_open import is_reachable, open_run

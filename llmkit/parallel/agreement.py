@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 import llmkit
 from llmkit.config.mistakes import listed, printable
+from llmkit.config.redaction import without_access
 from llmkit.end_file import end_of, write_end
 from llmkit.errors import AlreadyReported, RunFault, UserError, from_report, to_report
 from llmkit.parallel.mesh import Mesh
@@ -124,7 +125,7 @@ def report_once(mesh: Mesh, error: UserError | RunFault) -> NoReturn:
     assert store is not None
     first, *others = (rank for rank in range(mesh.world_size) if rank not in absent)
     if mesh.rank == first:
-        print(f"llmkit: {error}", file=sys.stderr, flush=True)
+        print(f"llmkit: {without_access(error)}", file=sys.stderr, flush=True)
         with suppress(RunFault):
             write_end(end_of(error), os.environ)
     try:

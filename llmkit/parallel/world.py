@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from llmkit.cores import available_cores, keep_freed_memory
 from llmkit.errors import AlreadyReported, EndedError, RunFault, UserError
 from llmkit.parallel.agreement import report_once
+from llmkit.parallel.joining import join_start
 from llmkit.parallel.mesh import Mesh, small_group
 from llmkit.parallel.network import choose_gloo_interface
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
@@ -110,7 +111,8 @@ def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
             store: Store = HashStore()
         else:
             launched, _, _ = next(rendezvous("env://", timeout=timeout))
-            store = PrefixStore(f"world-{next(_joined)}", launched)  # what an earlier one wrote stays behind
+            world = PrefixStore(f"world-{next(_joined)}", launched)  # what an earlier one wrote stays behind
+            store = join_start(world, info.rank, info.world_size, timeout)
             if device.type == "cuda":
                 check_own_gpu(info, store, str(torch.cuda.get_device_properties(device).uuid), timeout)
             interface = choose_gloo_interface(address, one_host=info.local_size == info.world_size)

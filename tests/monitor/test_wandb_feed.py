@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from llmkit.config.redaction import Redactor
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import JsonLines
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.wandb_feed import Feed
 from llmkit.monitor.wandb_journal import Journal
 

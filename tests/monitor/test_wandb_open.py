@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from llmkit.config.redaction import Redactor
 from llmkit.monitor import wandb_open
-from llmkit.monitor.redaction import Redactor
 from llmkit.monitor.wandb_feed import Feed
 from llmkit.monitor.wandb_file import OnDisk
 from llmkit.monitor.wandb_open import open_run

@@ -1,12 +1,13 @@
-"""What is sent to others, without what gives access."""
+"""What is sent to others, or kept where others may read it, without what gives access."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmkit.config.mistakes import NOT_SHOWN, SECRET_VALUE, access_in_url, is_secret
+from llmkit.config.mistakes import NOT_SHOWN, SECRET_VALUE, access_in_url, is_secret, without_secrets
 
 SHORTEST = 8
 """Characters of a secret in the environment, at least: shorter ones are words of texts."""
@@ -53,6 +54,20 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
+
+
+def without_access(error: BaseException) -> str:
+    """The message of an error without what gives access: it may quote a URL, or the value of a variable."""
+    return Redactor(os.environ).text(str(error))
+
+
+def command_on_record(arguments: Sequence[str]) -> list[str]:
+    """A command line without what gives access; that of another program, too, which uses llmkit."""
+    redactor, shown, secret = Redactor(os.environ), list[str](), False
+    for word in arguments:
+        shown.append(NOT_SHOWN if secret else redactor.text(without_secrets(word) if "=" in word else word))
+        secret = word.startswith("-") and is_secret(word.lstrip("-"))  # then the next word is its value
+    return shown
 
 
 def _open_url(found: re.Match[str]) -> str:
