@@ -28,7 +28,7 @@ from llmkit.monitor.options import add_sync_command
 from llmkit.recipes.options import add_ladder_options, add_new_options
 from llmkit.report.options import add_report_command
 from llmkit.serve.options import add_serve_command
-from llmkit.stopping import STOPPED
+from llmkit.stopping import STOPPED, restarts_failed
 from llmkit.watch.options import add_runs_command, add_top_command
 
 
@@ -107,8 +107,11 @@ def _drop_output() -> None:
 def _train(options: argparse.Namespace, started: float) -> int:
     with errors_recorded(os.environ):
         code = _train_run(options, started)
-    # A launcher would call a process that ends with 75 failed; who reads $END_FILE needs no code.
-    return 0 if code == STOPPED and end_file(os.environ) else code
+    # A launcher would call a process that ends with 75 failed, and start it again where it may; who reads
+    # $END_FILE needs no code.
+    if code == STOPPED and (end_file(os.environ) or restarts_failed(os.environ)):
+        return 0
+    return code
 
 
 def _train_run(options: argparse.Namespace, started: float) -> int:

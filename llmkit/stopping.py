@@ -163,6 +163,11 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def restarts_failed(environment: Mapping[str, str]) -> bool:
+    """Whether the launcher starts its processes again when one ends with a code other than 0."""
+    return environment.get("TORCHELASTIC_MAX_RESTARTS", "0") not in ("", "0")
+
+
 def ignore_requests() -> None:
     """From now on signals are no requests to stop, as all is done; but Ctrl-C ends a process that hangs."""
     for number in set(SIGNALS) - {signal.SIGINT}:

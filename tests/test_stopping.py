@@ -10,7 +10,16 @@ import time
 import pytest
 
 from llmkit import stopping
-from llmkit.stopping import LAUNCHER_GONE, LAUNCHERS, SIGNALS, Listener, Stopped, in_thread, interruptible
+from llmkit.stopping import (
+    LAUNCHER_GONE,
+    LAUNCHERS,
+    SIGNALS,
+    Listener,
+    Stopped,
+    in_thread,
+    interruptible,
+    restarts_failed,
+)
 from tests.limits import HANG
 from tests.program import make_project, run
 
@@ -150,3 +159,8 @@ def test_a_command_that_has_its_exit_code_ends_with_it_whatever_signal_comes(tmp
     make_project(tmp_path)
     plugins = ", ".join(sorted(path.stem for path in tmp_path.glob("ender_*.py")))
     run(tmp_path, "config", "tiny.yaml", f"plugins=[{plugins}]")
+
+
+def test_a_launcher_that_starts_failed_processes_again_is_known():
+    assert restarts_failed({"TORCHELASTIC_MAX_RESTARTS": "3"})
+    assert not any(map(restarts_failed, ({}, {"TORCHELASTIC_MAX_RESTARTS": "0"})))
