@@ -27,7 +27,7 @@ ask_to_stop() {
   [ -z "$asking" ] || return 0
   say "$1: asking the run to save and stop"
   while :; do
-    [ -e "$STOP_FILE" ] || echo "$1 on $HOSTNAME" >"$STOP_FILE"
+    [ -e "$STOP_FILE" ] || { echo "$1 on $HOSTNAME" >"$STOP_FILE.part" && mv "$STOP_FILE.part" "$STOP_FILE"; }
     sleep 2
   done >/dev/null 2>&1 &
   asking=$!

@@ -23,6 +23,7 @@ from llmkit.files import PARTIAL, may_exist, write_atomic
 from llmkit.ownership.claim import Claim, Ownership
 from llmkit.ownership.owner import Owner
 from llmkit.ownership.take import take
+from llmkit.stopping import restarted
 
 LOCK = "run.lock"
 STOP = "STOP"
@@ -67,8 +68,9 @@ class RunFolder:
         command: what the owner is called in the message to a second run.
         stop_file: a file that asks the run to stop, beside `STOP` in the folder.
         saved_file: a file that tells a batch script that a run which was asked to stop is saved.
-        environment: in which SLURM tells of its job. take_over: another process that has the folder is asked
-        to stop; if it does not in time, it has lost the run. note: called with what this start waits for.
+        environment: in which SLURM tells of its job, and a launcher of a restart in place. take_over: another
+        process that has the folder is asked to stop; if it does not in time, it has lost the run. note:
+        called with what this start waits for.
 
         Raises UserError if another process has the folder, or nothing can be written in it.
         """
@@ -91,8 +93,9 @@ class RunFolder:
                 _require_target(part)
                 part.mkdir(exist_ok=True)
             folder._remove_partial_files()
-            folder.outdated = [file for file in folder._stop_files if file.exists()]
-            for file in (*folder._stop_files, *([saved_file] if saved_file else [])):
+            if not restarted(environment or {}):  # then they may be of this launch, and are meant for it
+                folder.outdated = [file for file in folder._stop_files if file.exists()]
+            for file in (*folder.outdated, *([saved_file] if saved_file else [])):
                 file.unlink(missing_ok=True)
         except UserError:
             folder.close()

@@ -168,6 +168,11 @@ def restarts_failed(environment: Mapping[str, str]) -> bool:
     return environment.get("TORCHELASTIC_MAX_RESTARTS", "0") not in ("", "0")
 
 
+def restarted(environment: Mapping[str, str]) -> bool:
+    """Whether the launcher of this process has started its processes again in place."""
+    return environment.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
 def ignore_requests() -> None:
     """From now on signals are no requests to stop, as all is done; but Ctrl-C ends a process that hangs."""
     for number in set(SIGNALS) - {signal.SIGINT}:

@@ -57,6 +57,17 @@ def test_a_stop_is_seen_and_forgotten_at_the_next_start(tmp_path: Path, path: Pa
             assert folder.stop_file() == file
 
 
+def test_a_stop_that_is_asked_for_during_a_restart_in_place_is_kept(path: Path) -> None:
+    """The request is one to this launch: it may have come after the fault that is being mended."""
+    RunFolder.open(path, "train").close()
+    (path / "STOP").touch()
+    with RunFolder.open(path, "train", environment={"TORCHELASTIC_RESTART_COUNT": "1"}) as folder:
+        assert folder.stop_file() == path / "STOP" and folder.outdated == []
+    with RunFolder.open(path, "train", environment={"TORCHELASTIC_RESTART_COUNT": "0"}) as folder:
+        assert folder.stop_file() is None and folder.outdated == [path / "STOP"]
+
+
+
 def test_done_is_marked_and_cleared(path: Path) -> None:
     with RunFolder.open(path, "train") as folder:
         assert not folder.is_done

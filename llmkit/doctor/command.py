@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmkit.config.redaction import Redactor
 from llmkit.doctor.checks import CHECKS
 from llmkit.doctor.cluster import reports_of_all
 from llmkit.doctor.compare import compare, sick_nodes
@@ -24,7 +25,6 @@ from llmkit.doctor.step import Step, step_of
 from llmkit.doctor.supervise import LIMIT, run_checks
 from llmkit.doctor.table import machine_lines, node_lines
 from llmkit.errors import UserError
-from llmkit.config.redaction import Redactor
 
 UNHURRIED = 60.0
 """Seconds for all checks of a node where no job waits for them."""

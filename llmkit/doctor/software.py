@@ -10,11 +10,11 @@ from pathlib import Path
 
 import llmkit
 from llmkit.config.mistakes import is_secret
+from llmkit.config.redaction import Redactor
 from llmkit.doctor.findings import Finding
 from llmkit.doctor.jit_locks import jit_lock_finding
 from llmkit.doctor.scope import Scope
 from llmkit.errors import UserError
-from llmkit.config.redaction import Redactor
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
 
 PACKAGES = ("transformers", "datasets", "tokenizers", "wandb", "triton", "pynvml")
