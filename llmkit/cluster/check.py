@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from llmkit.cluster.request import Request
@@ -11,6 +12,7 @@ from llmkit.cluster.sweep import run_names
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
+from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.plan.plan import Known
 from llmkit.plan.resolve import resolve_plan
 
@@ -27,16 +29,16 @@ class CheckedRun(NamedTuple):
 
 
 def check_runs(
-    config: str, overrides: Sequence[str], request: Request, load: Load
+    config: str, overrides: Sequence[str], request: Request, load: Load, accelerate: AccelerateConfig | None
 ) -> tuple[list[CheckedRun], list[str]]:
     """The runs of a job: one, or one for each task of a sweep; and what is wrong with them, without repeats.
 
-    load: reads a configuration with overrides.
+    load: reads a configuration with overrides. accelerate: the launcher's configuration, if it has one.
     """
     runs, mistakes = list[CheckedRun](), dict[str, None]()
     for task in _tasks(config, overrides, request, load):
         try:
-            runs.append(_checked(config, overrides, task, request, load))
+            runs.append(_checked([*overrides, *task], task, request, accelerate, partial(load, config)))
         except UserError as error:
             mistakes |= dict.fromkeys(single_mistakes(str(error)))
     return runs, [*mistakes, *_shared_folders(runs)]
@@ -69,17 +71,18 @@ def _tasks(config: str, overrides: Sequence[str], request: Request, load: Load) 
 
 
 def _checked(
-    config: str, overrides: Sequence[str], task: tuple[str, ...], request: Request, load: Load
-) -> CheckedRun:
+    overrides: Sequence[str], task: tuple[str, ...], request: Request, accelerate: AccelerateConfig | None,
+    load: Callable[[Sequence[str]], Loaded],
+) -> CheckedRun:  # fmt: skip
     """The run of a task. Raises UserError that names all that is wrong with it."""
     world = request.world_size
-    loaded = load(config, [f"parallel.world_size={world}", *overrides, *task])
+    loaded = load([f"parallel.world_size={world}", *overrides])
     asked = loaded.config.parallel.world_size
     if asked != world:
         made = f"{request.layout} make {world}"
         where = loaded.origins["parallel.world_size"]
         raise UserError(f"parallel.world_size is {asked} ({where}), but {made}; leave it out")
-    resolve_plan(loaded, Known(world_size=world))
+    resolve_plan(loaded, Known(world_size=world, accelerate=accelerate))
     run = loaded.config.run
     return CheckedRun(run.name, os.path.join(run.dir, run.name), task, loaded.remarks)
 

@@ -7,8 +7,9 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 
-from llmkit.cluster.check import CheckedRun, Load, check_runs
+from llmkit.cluster.check import CheckedRun, Load, check_runs, single_mistakes
 from llmkit.cluster.environment import left_behind
 from llmkit.cluster.follow import follow_job
 from llmkit.cluster.queue import comment_of, job_facts
@@ -18,6 +19,8 @@ from llmkit.cluster.slurm import ask, require_slurm
 from llmkit.cluster.words import start_time
 from llmkit.command_line import to_stderr
 from llmkit.errors import RunFault, UserError
+from llmkit.parallel.accelerate import AccelerateConfig, read_accelerate
+from llmkit.parallel.accelerate_file import variables_of
 
 
 def submit_command(options: argparse.Namespace, load: Load, environment: Mapping[str, str]) -> int:
@@ -28,8 +31,9 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     """
     script = template()
     request = read_request(options, script, environment)
-    runs, mistakes = check_runs(options.config, options.overrides, request, load)
-    if mistakes := [*request.mistakes, *mistakes]:
+    accelerate, unread = _accelerate(options)
+    runs, mistakes = check_runs(options.config, options.overrides, request, load, accelerate)
+    if mistakes := [*request.mistakes, *unread, *mistakes]:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         listed = "".join("\n  " + mistake.replace("\n", "\n  ") for mistake in mistakes)
         raise UserError(f"submit: {count}, nothing was submitted{listed}")
@@ -43,6 +47,16 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     number = _submit(written, environment)
     print("\n".join(where_to_look(number, request, runs)), flush=True)
     return follow_job(number) if options.follow else 0
+
+
+def _accelerate(options: argparse.Namespace) -> tuple[AccelerateConfig | None, list[str]]:
+    """Accelerate's configuration, where a file of it is named; and what is wrong with the file."""
+    if options.accelerate_config is None:
+        return None, []
+    try:
+        return read_accelerate(variables_of(Path(options.accelerate_config))), []
+    except UserError as error:
+        return None, single_mistakes(str(error))
 
 
 def write_script(script: str, request: Request, runs: Sequence[CheckedRun], arguments: Sequence[str]) -> str:

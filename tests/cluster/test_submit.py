@@ -237,3 +237,18 @@ def test_a_container_has_an_interpreter_of_its_own(
         '--python: "/not/there" is no program here' in error
         and "--container-mounts goes with --container" in error
     )
+
+
+def test_what_accelerate_will_be_told_is_checked_too(
+    slurm: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("zero.yaml")
+    file.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\n")
+    given = ["--gpus-per-node", "4", "--launcher", "accelerate", "--accelerate-config", "zero.yaml"]
+    assert submit(*given) == 0
+    assert "export ACCELERATE_CONFIG=zero.yaml" in head_of(slurm.calls("sbatch")[1]["input"])
+    assert submit(*given, "parallel.zero_stage=3") == 2
+    assert "zero_stage 2 (ACCELERATE_DEEPSPEED_ZERO_STAGE)" in capsys.readouterr().err
+    assert submit("--gpus-per-node", "4", "--accelerate-config", "none.yaml", "train.max_step=1") == 2
+    error = capsys.readouterr().err
+    assert "none.yaml" in error and "goes with --launcher accelerate" in error and "train.max_steps?" in error
