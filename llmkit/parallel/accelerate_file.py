@@ -21,6 +21,7 @@ _DEEPSPEED = {
     "zero3_save_16bit_model": "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL",
 }
 """Keys of `deepspeed_config`: their variables."""
+_AS_WRITTEN = ("deepspeed_config_file", "deepspeed_moe_layer_cls_names")
 
 
 def variables_of(file: Path) -> dict[str, str]:
@@ -55,4 +56,4 @@ def _variables(content: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     yield "ACCELERATE_USE_DEEPSPEED", "true"
     for name, value in deepspeed.items() if isinstance(deepspeed, Mapping) else ():
         if name in _DEEPSPEED and value is not None:
-            yield _DEEPSPEED[name], str(value) if name == "deepspeed_config_file" else str(value).lower()
+            yield _DEEPSPEED[name], str(value) if name in _AS_WRITTEN else str(value).lower()
