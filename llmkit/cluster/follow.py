@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from llmkit.cluster.queue import job_facts
+from llmkit.cluster.queue import UNDER_WAY, job_facts
 from llmkit.cluster.words import waiting_text
 from llmkit.command_line import to_stderr
 
@@ -17,7 +17,6 @@ LOG_SECONDS = 1.0
 STATE_SECONDS = 10.0
 """How often SLURM is asked, which many do at the same time."""
 BLOCK = 1 << 16
-_UNDER_WAY = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED")
 
 
 def follow_job(
@@ -51,7 +50,7 @@ def _follow(
             if why and why != told:
                 to_stderr(f"job {number} waits: {why}")
             told = why
-            ended = facts.get("JobState", "") not in _UNDER_WAY
+            ended = facts.get("JobState", "") not in UNDER_WAY
         offset = _show_new(Path(facts.get("StdOut", "")), offset, show)
         if ended:
             state, code = facts.get("JobState", "gone"), facts.get("ExitCode", "")

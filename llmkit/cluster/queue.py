@@ -15,6 +15,8 @@ from llmkit.errors import RunFault
 COMMENT = "llmkit"
 """Begins the comment of a job of ours; the run folder follows."""
 SCRIPT = "train.sbatch"
+UNDER_WAY = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED")
+"""States of jobs that have not ended."""
 BETWEEN = "\x1f"
 """Separates the fields of a job: no name, folder or comment of a job of ours has it."""
 _FIELDS = ("%i", "%A", "%T", "%r", "%D", "%N", "%M", "%L", "%S", "%E", "%j", "%o", "%k")

@@ -12,7 +12,7 @@ from pathlib import Path
 from llmkit.cluster.check import CheckedRun, Load, check_runs, single_mistakes
 from llmkit.cluster.environment import left_behind
 from llmkit.cluster.follow import follow_job
-from llmkit.cluster.queue import comment_of, job_facts
+from llmkit.cluster.queue import UNDER_WAY, comment_of, job_facts, user_jobs
 from llmkit.cluster.request import Request, read_request
 from llmkit.cluster.script import render, shown_part, template
 from llmkit.cluster.slurm import ask, require_slurm
@@ -44,6 +44,9 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
         print(written, end="")
         return 0
     require_slurm("submit", "sbatch")
+    if "dependency" not in request.options:
+        for note in _same_runs(runs):
+            to_stderr(f"note: {note}")
     number = _submit(written, environment)
     print("\n".join(where_to_look(number, request, runs)), flush=True)
     return follow_job(number) if options.follow else 0
@@ -84,6 +87,17 @@ def _notes(request: Request, runs: Sequence[CheckedRun], environment: Mapping[st
             f"{name} stays here, since SLURM would keep it: the job finds what `wandb login` and `hf auth "
             f"login` have stored; --pass-env {name} takes it along"
         )
+
+
+def _same_runs(runs: Sequence[CheckedRun]) -> Iterator[str]:
+    """Jobs that have one of these run folders already."""
+    folders = {Path(os.path.abspath(run.folder)) for run in runs}
+    for job in user_jobs():
+        if job.run in folders and job.state in UNDER_WAY:
+            yield (
+                f"job {job.number} has the run folder {job.run}, too, and only one can train there; "
+                f"--dependency afterany:{job.number} lets this job wait for it"
+            )
 
 
 def _submit(script: str, environment: Mapping[str, str]) -> str:

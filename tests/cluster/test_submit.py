@@ -11,6 +11,7 @@ import pytest
 
 from llmkit.cli import main
 from tests.cluster.programs import Programs
+from tests.cluster.test_queue import row
 from tests.program import make_project
 
 FACTS = """\
@@ -28,6 +29,7 @@ def slurm(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     programs.say("sbatch", "12;local\n")
     programs.say("sbatch", errors="sbatch: Job 13 to start at x\n", given="--test-only")
     programs.say("scontrol", FACTS)
+    programs.say("squeue")
     return programs
 
 
@@ -188,6 +190,19 @@ def test_secrets_stay_here(
     key = "data.sources.0.path=https://user:word@host/x"
     assert submit("--gpus-per-node", "1", key) == 2
     assert "user:word" not in capsys.readouterr().err
+
+
+def test_a_run_that_another_job_has_is_noted(slurm: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    run = f"llmkit {Path.cwd()}/runs/tiny"
+    there = row("7", "7", "RUNNING", "None", "1", "n1", "0:50", "0:10", "x", "(null)", "tiny", "(null)", run)
+    slurm.say("squeue", there)
+    assert submit("--gpus-per-node", "1") == 0
+    assert "note: job 7 has the run folder" in capsys.readouterr().err
+    assert submit("--gpus-per-node", "1", "--dependency", "afterany:7") == 0
+    assert submit("--gpus-per-node", "1", "run.name=other") == 0
+    slurm.say("squeue", there.replace("RUNNING", "COMPLETED"))
+    assert submit("--gpus-per-node", "1") == 0
+    assert "run folder" not in capsys.readouterr().err
 
 
 def test_nodes_that_others_may_use_too(slurm: Programs) -> None:
