@@ -59,14 +59,14 @@ def job_line(job: SlurmJob, now: datetime) -> JobLine:
     """A job with what its run folder tells. Nothing in that is written."""
     line = JobLine(job, state_in_words(job), why_waiting(job, now))
     if job.run is None or not job.run.is_dir():
-        return line
+        return replace(line, what="is starting") if job.state == "RUNNING" else line
     try:
         run = read_line(job.run, Path.cwd(), now.timestamp())
     except UserError as error:
         return replace(line, what=line.what or printable(str(error)))
     ended = not line.what and job.state not in ("RUNNING", "COMPLETING", "CONFIGURING")
     events = RunRecord(job.run).events
-    last = event_text(events[-1]) if events else "has begun nothing yet"
+    last = event_text(events[-1]) if events else "is starting"
     return replace(line, run=run, what=line.what or (run.reason if ended else last))
 
 

@@ -22,7 +22,7 @@ NUMBERS = {
     "FLUX_TASK_RANK": "a Flux job",
 }
 """Variable: who sets it to the number of a task, from 0. Only a number above 0 says that there are others."""
-LAUNCHERS = "torchrun, accelerate launch or sbatch slurm/train.sbatch"
+LAUNCHERS = "torchrun, accelerate launch or llmkit submit"
 
 
 @dataclass(frozen=True)

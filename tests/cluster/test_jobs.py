@@ -94,6 +94,17 @@ def test_each_job_with_its_run(programs: Programs, runs: Path, capsys: pytest.Ca
     assert first["job"]["restarts"] == 2 and first["run"]["step"] == 5 and first["what"] == "started"
 
 
+def test_a_job_whose_run_has_not_begun(
+    programs: Programs, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("1", "n1", "0:02", "1:00", "x", "(null)", "new", "(null)", f"llmkit {runs}/new")
+    programs.say("squeue", row("10", "10", "RUNNING", "None", *place) + row("9", "9", "FAILED", "x", *place))
+    assert main(["jobs"]) == 0
+    _, running, failed = capsys.readouterr().out.splitlines()
+    assert running.split() == ["10", "running", "new", "1", "n1", "1:00", "is", "starting"]
+    assert failed.split() == ["9", "failed", "new", "1", "n1", "1:00"]
+
+
 def test_no_jobs_and_no_slurm(
     programs: Programs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def test_one_task_of_several_does_not_train_alone(environment, what):
     with pytest.raises(UserError) as refusal:
         rank_info_from_env(environment)
     assert what in str(refusal.value)
-    assert "torchrun, accelerate launch or sbatch slurm/train.sbatch" in str(refusal.value)
+    assert "torchrun, accelerate launch or llmkit submit" in str(refusal.value)
 
 
 @pytest.mark.parametrize("wrong", [{"RANK": "1"}, {"LOCAL_RANK": "1"}, {"RANK": "x"}])
