@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit import __version__
+from llmkit.build_locks import clear_build_locks
 from llmkit.cluster.options import add_jobs_options, add_submit_options
 from llmkit.command_line import CommandParser, Commands, add_config, count, positive
 from llmkit.config.redaction import without_access
@@ -119,6 +120,7 @@ def _train_run(options: argparse.Namespace, started: float) -> int:
 
     if options.fresh and options.allow_data_change:
         raise UserError("train: --fresh begins a run, --allow-data-change goes on with one; leave one out")
+    clear_build_locks(os.environ, lambda text: print(f"llmkit: {text}", file=sys.stderr))
     try:
         loaded = load(options.config, options.overrides)
     except UserError as error:

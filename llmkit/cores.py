@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_MOST_FILES = 2**16
+"""More are never needed, and some programs look at every number up to the limit."""
 _MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
+
+
+def raise_open_files() -> None:
+    """Lets this process, and those that it starts, open as many files as the system allows it.
+
+    The limit that a shell gives, often 1024 and at times 256, is a default: `ulimit -n` could raise it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def keep_freed_memory() -> bool:

@@ -13,6 +13,7 @@ from llmkit.config.entries import make_all
 from llmkit.config.load import Loaded
 from llmkit.config.registered import components
 from llmkit.config.walk import leaves
+from llmkit.cores import raise_open_files
 from llmkit.end_file import End
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.build import build_trainer
@@ -54,6 +55,7 @@ def train(
     Raises UserError, RunFault, HookError where a hook has failed, and AlreadyReported where another process
     of the run has printed the error.
     """
+    raise_open_files()
     config = loaded.config
     rank_info = rank_info_from_env(environment)
     try:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from llmkit.cores import available_cores, host_memory
+from llmkit.cores import available_cores, host_memory, raise_open_files
 
 
 def test_where_no_cores_are_assigned_all_of_the_machine_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +93,15 @@ def test_freed_memory_is_used_again_without_page_faults_unless_the_user_has_set_
     assert kept == "True" and faults < 1000  # of 4 x 32,768 pages
     kept, faults = outcome(MALLOC_TRIM_THRESHOLD_="1048576")
     assert kept == "False" and faults > 1000
+
+
+def test_a_process_may_open_as_many_files_as_the_system_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        raise_open_files()
+        raised, kept = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+        assert (raised, kept) == (most, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "llmkit"
 DESIGN = (PACKAGE.parent / "docs/design.md").read_text()
 LAYERS = (
-    {"errors", "precision", "cores", "extras"},
+    {"errors", "precision", "cores", "extras", "build_locks"},
     {"files", "file_lock", "registry", "stopping", "batch", "end_file"},
     {"config", "ownership"},
     {"parallel", "data", "run_folder", "command_line"},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llmkit.doctor.jit_locks import OLD, extensions_folder, jit_lock_finding
+from llmkit.build_locks import OLD
+from llmkit.doctor.jit_locks import jit_lock_finding
 
 
 def test_an_old_lock_is_named_and_a_fresh_one_is_not(tmp_path: Path) -> None:
@@ -19,8 +20,3 @@ def test_an_old_lock_is_named_and_a_fresh_one_is_not(tmp_path: Path) -> None:
     os.utime(lock, (made, made))
     found = jit_lock_finding(environment)
     assert found.state == "warn" and str(lock) in found.value
-
-
-def test_the_folder_is_pytorchs() -> None:
-    assert extensions_folder({"XDG_CACHE_HOME": "/caches"}) == Path("/caches/torch_extensions")
-    assert extensions_folder({}) == Path.home() / ".cache" / "torch_extensions"

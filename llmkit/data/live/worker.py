@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import resource
 import threading
 import time
 import traceback
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection
 
 from pydantic import JsonValue
 
+from llmkit.cores import raise_open_files
 from llmkit.data.live.lane import Lane
 from llmkit.data.live.row import Cursor, Row
 from llmkit.data.live.source import LiveSource
@@ -165,9 +165,7 @@ class Worker(Helper):
 
 def _work(pipe: Connection) -> None:
     """A worker's life: demands come, rows go, until the consumer closes the pipe."""
-    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # each lane has a file open
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    raise_open_files()  # each lane has a file open
     sources, cursors = pipe.recv()
     maker, keys = LaneMaker(sources, cursors), list(cursors)
     ready: queue.SimpleQueue[bytes] = queue.SimpleQueue()
