@@ -17,6 +17,7 @@ from llmkit.loop.launch import Launch
 from llmkit.loop.phases import NAMES
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.network import address_of_gloo
+from llmkit.parallel.roll_call import Explanation
 from llmkit.run_folder import RunFolder
 from llmkit.watchdog.limits import Limits
 from llmkit.watchdog.lines import Message
@@ -55,7 +56,15 @@ def open_watch(launch: Launch, folder: RunFolder, note: Callable[[str], None], s
         return watch
     stack.callback(watch.close)
     launch.phases.beat = watch.beat
+    if mesh.roll_call is not None:
+        mesh.roll_call.witness = lambda: explanation(watch)
     return watch
+
+
+def explanation(watch: Watch) -> Explanation | None:
+    """What the watchdog knows of ranks that have gone."""
+    verdict = watch.look_for_verdict()
+    return None if verdict is None else Explanation(verdict.ranks, verdict.text, watch.hosts)
 
 
 def meet(mesh: Mesh, *, one_host: bool) -> Hub | None:

@@ -7,7 +7,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,20 @@ SHOWN = 8
 """Ranks that a message names at most."""
 
 
+AGAIN = "Run the same command again: it continues from the newest checkpoint, if there is one"
+
+
+class Explanation(NamedTuple):
+    """What somebody who watches all processes says: these ranks are why the others cannot go on.
+
+    hosts: that may be the cause.
+    """
+
+    ranks: Sequence[int]
+    text: str
+    hosts: Sequence[str] = ()
+
+
 class RollCall:
     """Runs in every process from the moment it joins the others until `close`.
 
@@ -41,6 +56,8 @@ class RollCall:
         """Ranks that have failed or gone; set by `cause`."""
         self.gone: set[int] = set()
         """Those of them that have reported nothing."""
+        self.witness: Callable[[], Explanation | None] = lambda: None
+        """May be set to who knows of ranks that have gone; asked by the thread that calls `cause`."""
         self._known: list[BaseException] = []
         self._closed = threading.Event()
         store.set(f"host/{rank}", own_host(os.environ))
@@ -85,9 +102,8 @@ class RollCall:
             if self._rank == 0 or not _is_broken(error):
                 return error
             self.absent = self.gone = {0}
-            return RunFault(
-                "rank 0, where the processes of this run meet, has failed or ended; see its output. "
-                "Run the same command again: it continues from the newest checkpoint, if there is one"
+            return self._explained() or RunFault(
+                f"rank 0, where the processes of this run meet, has failed or ended; see its output. {AGAIN}"
             )
 
     def _behind(self) -> BaseException | None:
@@ -100,6 +116,8 @@ class RollCall:
                 reports = [json.loads(ends[rank]) for rank in failed]
                 hosts = dict.fromkeys(host for report in reports for host in report["hosts"])
                 return from_report(reports[0], self._named(failed), list(hosts))
+            if (explained := self._explained()) is not None:
+                return explained
             if len(ends) == self._world:
                 return None
             if time.monotonic() > until:
@@ -113,9 +131,16 @@ class RollCall:
         gone = self._named(sorted(self.absent))
         return RunFault(
             f"{gone} ended without reporting an error: killed (out of memory, perhaps), or its host is lost. "
-            "Run the same command again: it continues from the newest checkpoint, if there is one",
+            f"{AGAIN}",
             list(dict.fromkeys(self._read(f"host/{rank}") for rank in sorted(self.gone))),
         )
+
+    def _explained(self) -> RunFault | None:
+        told = self.witness()
+        if told is None or not told.ranks or self._rank in told.ranks:
+            return None
+        self.absent = self.gone = set(told.ranks)
+        return RunFault(f"{told.text}. {AGAIN}", told.hosts)
 
     def _named(self, ranks: list[int]) -> str:
         return listed([f"rank {rank} ({self._read(f'process/{rank}')})" for rank in ranks], SHOWN)

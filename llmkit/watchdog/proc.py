@@ -31,11 +31,12 @@ def parent_of(pid: int) -> int:
 
 
 def end_of(pid: int) -> str:
-    """How a process ended that nobody has waited for yet: a signal's name, or "exit code 3"; "" = unknown."""
+    """How a process ended, or is about to: a signal's name, or "exit code 3"; "" = it runs, or is unknown, as
+    once its parent has waited for it."""
     fields = _stat(pid)
-    if not fields or fields[0] not in "ZX":
-        return ""
-    status = int(fields[49])
+    status = int(fields[49]) if len(fields) > 49 and fields[0] not in "Tt" else 0
+    if status == 0:
+        return "exit code 0" if fields and fields[0] in "ZX" else ""
     if number := status & 0x7F:
         with suppress(ValueError):
             return signal.Signals(number).name

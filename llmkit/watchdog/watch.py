@@ -21,6 +21,7 @@ from llmkit.end_file import own_host
 from llmkit.errors import EndedError
 from llmkit.stopping import signals_blocked
 from llmkit.watchdog.board import Board
+from llmkit.watchdog.diagnosis import Verdict
 from llmkit.watchdog.limits import LONG, PATIENT, Limits
 from llmkit.watchdog.lines import Lines, Message
 from llmkit.watchdog.member import END, STACKS
@@ -77,8 +78,8 @@ class Watch:
         self._process: subprocess.Popen[bytes] | None = None
         self._dump = -1
         self._messages: list[Message] = []
-        self.verdict = ""
-        """Why the run is ended by the watchdog; empty = it is not, or that was not read yet."""
+        self.verdict: Verdict | None = None
+        """Why the run is ended by the watchdog; None = it is not, or that was not read yet."""
         self.hosts: list[str] = []
         """Hosts that may be the cause of that."""
 
@@ -161,12 +162,18 @@ class Watch:
         news, self._messages = self._messages, []
         return news
 
+    def look_for_verdict(self) -> Verdict | None:
+        """`verdict`, after a look at what the watching process has sent."""
+        self._receive()
+        return self.verdict
+
     def _receive(self) -> None:
         if self._line is None:
             return
         for message in self._line.receive():
             if message.get("kind") == "verdict":
-                self.verdict, self.hosts = str(message["text"]), list(map(str, message["hosts"]))
+                self.verdict = Verdict(message["event"], tuple(message["ranks"]), message["text"])
+                self.hosts = message["hosts"]
             else:
                 self._messages.append(message)
         if self._line.closed:
@@ -176,7 +183,8 @@ class Watch:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._receive()
-        raise EndedError(f"ended by its watchdog: {self.verdict}", self.hosts)
+        why = "nobody knows why" if self.verdict is None else self.verdict.text
+        raise EndedError(f"ended by its watchdog: {why}", self.hosts)
 
     def close(self) -> None:
         """This rank ends, and is watched no more."""

@@ -210,6 +210,7 @@ class Watcher:
         """Puts a verdict on record; returns the hosts that may be the cause."""
         run, end_file = Path(self._orders["run"]), self._orders["end_file"]
         folder = None if verdict.event == "dead_rank" else self._stacks
+        self._member.look(0.0)
         hosts, sight = hosts_of(verdict, ranks), self._member.sight
         in_time(lambda: record(run, self._orders["generation"], verdict, ranks, folder))
         if self._orders["ends"] and end_file is not None:
@@ -227,7 +228,7 @@ class Watcher:
             return
         if verdict.event != "dead_rank" and self._last_text:
             in_time(lambda: save_stack(self._stacks, self._rank, self._last_text))
-        self._line.send(kind="verdict", text=verdict.text, hosts=hosts)
+        self._line.send(kind="verdict", **verdict._asdict(), hosts=hosts)
         if not self._orders["ends"]:
             return
         guilty = not verdict.ranks or self._rank in verdict.ranks

@@ -12,7 +12,7 @@ import torch
 
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel import roll_call
-from llmkit.parallel.roll_call import RollCall
+from llmkit.parallel.roll_call import Explanation, RollCall
 from tests.limits import HANG
 
 BROKEN = "Connection closed by peer"
@@ -142,3 +142,28 @@ def test_closing_waits_for_the_thread_which_may_be_inside_the_store(monkeypatch)
     threading.Timer(0.2, go_on.set).start()
     call.close()
     assert go_on.is_set() and not call._thread.is_alive()
+
+
+def test_who_watches_all_processes_is_believed_at_once(ranks, monkeypatch):
+    monkeypatch.setattr(roll_call, "ANSWER_SECONDS", HANG)
+    _, (first, *_) = ranks(3)
+    first.witness = lambda: Explanation([2], "rank 2 was ended by SIGKILL", ["n1"])
+    cause = first.cause(RuntimeError(BROKEN))
+    assert isinstance(cause, RunFault) and str(cause).startswith("rank 2 was ended by SIGKILL. Run the same")
+    assert (first.gone, first.first, cause.hosts) == ({2}, 0, ("n1",))
+
+
+def test_a_witness_names_rank_0_too_where_the_store_went_with_it(ranks):
+    store, (_, second) = ranks(2)
+    second.witness = lambda: Explanation([0], "rank 0 was ended by SIGSEGV")
+    store.gone = True
+    assert str(second.cause(RuntimeError(BROKEN))).startswith("rank 0 was ended by SIGSEGV")
+    store.gone = False
+
+
+def test_what_a_witness_says_of_nobody_or_of_this_rank_explains_no_broken_connection(ranks):
+    _, (first, _) = ranks(2)
+    for told in (Explanation([], "all wait for each other"), Explanation([0], "rank 0 hangs")):
+        first.witness = lambda told=told: told
+        assert "all wait" not in str(first.cause(RuntimeError(BROKEN)))
+        assert "hangs" not in str(first.cause(RuntimeError(BROKEN)))

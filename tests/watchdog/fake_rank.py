@@ -93,7 +93,7 @@ def main(order: dict[str, Any]) -> int:
     except EndedError as error:
         print(error, flush=True)
         code = 1
-    print("verdict:", watch.verdict, flush=True)
+    print("verdict:", watch.verdict and watch.verdict.text, flush=True)
     watch.close()
     return code
 

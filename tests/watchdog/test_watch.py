@@ -110,6 +110,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Started]:
     time.sleep(3.0)
     for process in stopped:
         process.send_signal(signal.SIGCONT)
+    dying = [found[name] for name in ("killed", "forked", "one-dies", "first-dies")]
+    until(lambda: all(case.events() for case in dying))  # how a process ended is told until it is waited for
     for case in found.values():
         case.codes()
     return found
