@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from llmkit.cluster.queue import UNDER_WAY, job_facts
+from llmkit.cluster.queue import UNDER_WAY, job_facts, log_of
 from llmkit.cluster.words import waiting_text
 from llmkit.command_line import to_stderr
 
@@ -51,7 +51,7 @@ def _follow(
                 to_stderr(f"job {number} waits: {why}")
             told = why
             ended = facts.get("JobState", "") not in UNDER_WAY
-        offset = _show_new(Path(facts.get("StdOut", "")), offset, show)
+        offset = _show_new(Path(log_of(facts)), offset, show)
         if ended:
             state, code = facts.get("JobState", "gone"), facts.get("ExitCode", "")
             to_stderr(f"job {number}: {state.lower().replace('_', ' ')}, exit code {code.partition(':')[0]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,18 +101,35 @@ def _parsed(text: str, restarts: dict[str, int]) -> Iterator[SlurmJob]:
         )  # fmt: skip
 
 
-def job_facts(number: str, environment: dict[str, str] | None = None) -> dict[str, str]:
+def job_facts(number: str) -> dict[str, str]:
     """What `scontrol show job` says of a job or task; empty where SLURM does not know it any more."""
-    answer = ask("scontrol", "show", "job", number, environment=environment)
+    answer = ask("scontrol", "show", "job", number)
     if answer.refusal:
         return {}
     facts: dict[str, str] = {}
     for line in answer.output.split("\n\n")[0].splitlines():
         whole = re.fullmatch(r"\s*(Command|WorkDir|StdErr|StdIn|StdOut|Comment)=(.*?)\s*", line)
-        words = [whole.groups()] if whole else re.findall(r"(\w+)=(\S*)", line.partition(" JobName=")[0])
+        before, _, job_name = line.partition(" JobName=")
+        words = [whole.groups()] if whole else re.findall(r"(\w+)=(\S*)", before)
         for name, value in words:
             facts.setdefault(name, value)
+        if job_name:
+            facts.setdefault("JobName", job_name)
     return facts
+
+
+def log_of(facts: Mapping[str, str]) -> str:
+    """The log of a job, of an array with TASK for the number of a task, from what `job_facts` gives.
+
+    Versions from 24.05 on show the pattern of its name, those before 4294967294 for a task's number.
+    """
+    number = facts.get("JobId", "")
+    array, name = facts.get("ArrayJobId", number), facts.get("JobName", "")
+    known = {"%j": number, "%A": array, "%a": facts.get("ArrayTaskId", "TASK"), "%x": name, "%%": "%"}
+    if not known["%a"].isdecimal():  # of tasks that wait it is as in "0-3"
+        known["%a"] = "TASK"
+    log = facts.get("StdOut", "").replace("4294967294", "TASK")
+    return re.sub("%[jAax%]", lambda found: known[found[0]], log)
 
 
 def running_first(jobs: Sequence[SlurmJob]) -> list[SlurmJob]:
@@ -120,6 +137,6 @@ def running_first(jobs: Sequence[SlurmJob]) -> list[SlurmJob]:
     order = {"RUNNING": 0, "COMPLETING": 0, "CONFIGURING": 1, "PENDING": 1}
 
     def key(job: SlurmJob) -> tuple[int, int, str]:
-        return order.get(job.state, 2), int(re.match(r"\d*", job.number)[0] or 0), job.number  # type: ignore[index]
+        return order.get(job.state, 2), int(re.sub(r"\D.*", "", job.number) or 0), job.number
 
     return sorted(jobs, key=key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,12 +13,13 @@ from pathlib import Path
 from llmkit.cluster.check import CheckedRun, Load, check_runs, single_mistakes
 from llmkit.cluster.environment import left_behind
 from llmkit.cluster.follow import follow_job
-from llmkit.cluster.queue import UNDER_WAY, comment_of, job_facts, user_jobs
+from llmkit.cluster.queue import UNDER_WAY, comment_of, job_facts, log_of, user_jobs
 from llmkit.cluster.request import Request, read_request
 from llmkit.cluster.script import render, shown_part, template
 from llmkit.cluster.slurm import ask, require_slurm
 from llmkit.cluster.words import start_time
 from llmkit.command_line import to_stderr
+from llmkit.config.override import as_utf8
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.accelerate import AccelerateConfig, read_accelerate
 from llmkit.parallel.accelerate_file import variables_of
@@ -37,11 +39,13 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         listed = "".join("\n  " + mistake.replace("\n", "\n  ") for mistake in mistakes)
         raise UserError(f"submit: {count}, nothing was submitted{listed}")
-    written = write_script(script, request, runs, [options.config, *options.overrides])
+    written = write_script(script, request, runs, [*map(as_utf8, [options.config, *options.overrides])])
     for note in _notes(request, runs, environment):
         to_stderr(f"note: {note}")
     if options.dry_run:
-        print(written, end="")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(written.encode())  # as it is submitted, whatever encoding the terminal has
+        sys.stdout.buffer.flush()
         return 0
     require_slurm("submit", "sbatch")
     if "dependency" not in request.options:
@@ -121,10 +125,7 @@ def where_to_look(number: str, request: Request, runs: Sequence[CheckedRun]) -> 
     tasks = f", {len(runs)} tasks" if request.sweep.axes else ""
     when = start_time(facts.get("StartTime", ""), datetime.now().astimezone())
     yield f"job {number}: {request.layout}{tasks}" + (f"; starts about {when}" if when else "")
-    log = facts.get("StdOut", "")
-    if tasks:
-        log = os.path.join(os.path.dirname(log), f"slurm-{number}_TASK.out")
-    yield f"  log         {log}"
+    yield f"  log         {log_of(facts)}"
     yield f"  run folder  {runs[0].folder}" + (f" ... {runs[-1].folder}" if tasks else "")
     yield f"  watch       llmkit jobs; llmkit top {runs[0].folder}"
     yield f"  end         touch {runs[0].folder}/STOP to save and stop; scancel {number}"

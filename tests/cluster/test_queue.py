@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.cluster.queue import comment_of, job_facts, running_first, user_jobs
+from llmkit.cluster.queue import comment_of, job_facts, log_of, running_first, user_jobs
 from llmkit.errors import RunFault
 from tests.cluster.programs import Programs
 
@@ -99,9 +99,28 @@ JobId=3 JobState=RUNNING
 """
 
 
+@pytest.mark.parametrize(
+    ("facts", "log"),
+    [
+        ({"JobId": "2", "StdOut": "/w/slurm-2.out"}, "/w/slurm-2.out"),
+        ({"JobId": "2", "StdOut": "/w/%x-%j%%.out", "JobName": "a b"}, "/w/a b-2%.out"),
+        ({"JobId": "2", "ArrayTaskId": "0-3", "StdOut": "/w/x-2-4294967294.log"}, "/w/x-2-TASK.log"),
+        (
+            {"JobId": "3", "ArrayJobId": "2", "ArrayTaskId": "0-3%2", "StdOut": "/w/%A_%a.out"},
+            "/w/2_TASK.out",
+        ),
+        ({"JobId": "3", "ArrayJobId": "2", "ArrayTaskId": "1", "StdOut": "/w/%A_%a.out"}, "/w/2_1.out"),
+        ({}, ""),
+    ],
+)
+def test_logs_of_old_and_new_versions(facts: dict[str, str], log: str) -> None:
+    assert log_of(facts) == log
+
+
 def test_facts_of_a_job(programs: Programs) -> None:
     programs.say("scontrol", SHOWN)
     facts = job_facts("2")
+    assert facts["JobName"] == "odd name JobState=fake"
     assert facts["StdOut"] == "/w/a b/slurm-2.out" and facts["Reason"] == "Priority"
     programs.say("scontrol", errors="slurm_load_jobs error: Invalid job id specified\n", code=1)
     assert job_facts("2") == {}
