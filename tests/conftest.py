@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.drills.catalogue import drills_of
 from tests.program import make_project
 
 # What a busy machine does slowly is no fault.
@@ -42,6 +44,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str, float | str, str], None]:
+    """Records a figure of a drill for the table of `python -m tests.drills`: name, value, unit."""
+
+    def record(name: str, value: float | str, unit: str) -> None:
+        request.node.user_properties.append(("measured", (name, value, unit)))
+
+    return record
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """No file of tests registers anything when it is imported: all tests would have other settings."""
     from llmkit import registry
@@ -52,7 +64,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU are skipped, and said to be, where there is none."""
+    """Wrong marks of drills are found; tests that need a GPU are skipped, and said to be, without one."""
+    for item in items:
+        drills_of(item)
     wanting = [item for item in items if item.get_closest_marker("cuda")]
     if not wanting:
         return

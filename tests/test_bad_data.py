@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,11 @@ def flip(path: Path, place: int = 1000) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.drill(
+    "D21",
+    injection="a shard of tokens with a flipped byte, cut short or missing; its index damaged or missing",
+    expected="`llmkit train` and `llmkit data verify` refuse it, and name the file",
+)
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
@@ -100,6 +106,11 @@ def test_damaged_shards(project: Path, capsys: pytest.CaptureFixture[str], harm,
         assert all(part in message for part in says), message
 
 
+@pytest.mark.drill(
+    "D38",
+    injection="shards made with another tokenizer, or with a token id beyond the vocabulary",
+    expected="refused at the start; the id and the size of the vocabulary are shown",
+)
 @pytest.mark.parametrize(
     ("tokenizer", "vocab_size", "ids", "says"),
     [
@@ -260,6 +271,11 @@ def train_on_a_rank(folder: str, stalls: bool) -> int:
     return code
 
 
+@pytest.mark.drill(
+    "D22",
+    injection="a source's file is replaced while it is read",
+    expected="the run ends with the name of the file, after a save",
+)
 def test_a_file_that_changes_under_the_run(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,8 +295,13 @@ def test_a_file_that_changes_under_the_run(
     assert "changed" in message
 
 
+@pytest.mark.drill(
+    "D22",
+    injection="lines appended to a source, and its weight changed, between save and resume",
+    expected="refused with what differs; --allow-data-change goes on and puts it on record",
+)
 def test_other_data_on_resume_is_refused_and_goes_on_where_it_is_allowed(
-    project: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, capsys: pytest.CaptureFixture[str], measured: Any
 ) -> None:
     Path("a.jsonl").write_text(texts(200))
     second = '{"type": "jsonl", "path": "a.jsonl", "live": true}'
@@ -290,7 +311,9 @@ def test_other_data_on_resume_is_refused_and_goes_on_where_it_is_allowed(
     message = ended(capsys, 2, weights, "train.max_steps=8")
     assert "data.sources.1.weight: 1.0 -> 3" in message
     Path("a.jsonl").write_text(texts(220))
+    begun = time.perf_counter()
     message = ended(capsys, 2, two, "train.max_steps=8")
+    measured("refused after", time.perf_counter() - begun, "s")
     assert "source jsonl-1 has other files" in message
     ended(capsys, 0, two, "train.max_steps=8", "--allow-data-change")
     run = project / "runs" / "tiny"

@@ -110,6 +110,11 @@ def test_documents_that_are_no_text_are_counted(project, capsys):
     assert "records.jsonl:3" in message
 
 
+@pytest.mark.drill(
+    "D38",
+    injection="shards whose index names another tokenizer",
+    expected="refused at the start",
+)
 def test_another_tokenizer_than_the_shards(project, capsys):
     trained()
     (folder,) = Path("data-cache").glob("text-0-*")
@@ -120,6 +125,11 @@ def test_another_tokenizer_than_the_shards(project, capsys):
     assert "tokenizer" in message
 
 
+@pytest.mark.drill(
+    "D38",
+    injection="a tokenizer of another size than that of the checkpoint",
+    expected="refused at the start, with the checkpoint's name",
+)
 def test_another_tokenizer_than_the_checkpoint(project, capsys):
     trained("data.tokenizer={type: bpe, vocab_size: 270}")
     message = refused(capsys, "data.tokenizer={type: bpe, vocab_size: 280}", "train.max_steps=6")
@@ -134,6 +144,11 @@ def test_other_data_than_the_checkpoint(project, capsys):
     assert "tokens" in message
 
 
+@pytest.mark.drill(
+    "D38",
+    injection="model.vocab_size one smaller than the tokenizer",
+    expected="refused before data are built; both numbers are shown",
+)
 def test_a_vocabulary_that_is_too_small_is_refused_before_the_sources_are_built(project, capsys):
     trained("data.tokenizer={type: bpe, vocab_size: 280}")
     (made,) = Path("data-cache").glob("tokenizer-*/tokenizer.json")
@@ -224,6 +239,11 @@ def mounted(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.drill(
+    "D17",
+    injection="the run folder is on a read-only bind mount at the start",
+    expected="refused at once, by path and reason",
+)
 def test_a_read_only_run_folder(project):
     Path("runs").mkdir()
     done = mounted('mount -o bind,ro runs runs && exec "$1" -m llmkit train tiny.yaml', project)
@@ -232,6 +252,11 @@ def test_a_read_only_run_folder(project):
     assert "Read-only file system" in done.stderr
 
 
+@pytest.mark.drill(
+    "D16",
+    injection="the disk has no room for the checkpoints of the run at the start",
+    expected="refused before training: bytes that are needed, bytes that are free",
+)
 def test_no_free_disk(project):
     Path("runs").mkdir()
     done = mounted('mount -t tmpfs -o size=300k none runs && exec "$1" -m llmkit train tiny.yaml', project)

@@ -215,6 +215,11 @@ def test_the_stop_file_saves_and_is_forgotten_by_the_next_start(project, where, 
     assert not stop.exists()
 
 
+@pytest.mark.drill(
+    "D9",
+    injection="SIGTERM, and a second one while the save that it asked for is written",
+    expected="one save, of the step of the signal",
+)
 def test_a_second_signal_while_saving_changes_nothing(project, monkeypatch):
     import llmkit.loop.trainer
 

@@ -98,6 +98,6 @@ def _prepare(root: Path, aside: Path, snapshot: Snapshot) -> None:
     for name in snapshot.extra_files:
         if name in (fmt.MANIFEST, fmt.INDEX) or not fmt.FILE_NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of a file in a checkpoint")
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(exist_ok=True)  # its parent is the run folder: where that has gone, the disk has
     tidy(root)
     aside.mkdir()

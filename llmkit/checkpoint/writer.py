@@ -82,7 +82,7 @@ class Writer:
                 f"it needs more than the {self.written} bytes that could be written, " if self.written else ""
             )
         try:
-            free = f"{shutil.disk_usage(self.final.parent).free} are free"
+            free = f"{shutil.disk_usage(self.final.parent).free} bytes are free"
         except OSError:
             free = "the folder cannot be reached"
         return f"cannot save checkpoint {self.final}: {error.strerror or error} ({needed}{free})"

@@ -132,7 +132,10 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "free", "how operators are computed, not what", "kernels.operators",
         "linear norm rotation activation dropout_add attention head_loss gradient_norm adamw muon",
     ),
-    **_rules("free", "when to save, what to keep", "checkpoint", "every_steps every_minutes keep_last"),
+    **_rules(
+        "free", "when to save, what to keep", "checkpoint",
+        "every_steps every_minutes keep_last max_failed_saves",
+    ),
     **_rules("free", "when to evaluate and to end the run", "evaluate", "every_steps early_stopping"),
     **_rules(
         "free", "what is measured beside the loss", "evaluate.tasks",

@@ -86,6 +86,7 @@ class Trainer:
         self.events, self.stop, self.clock, self.saved_step = events, stop, launch.clock, saved_step
         self.environment, self.first_step, self.watch = launch.environment, state.step, watch
         self.learning_rate, self.save_seconds, self.tasks_seconds = 0.0, 0.0, 0.0
+        self._failed_saves = 0  # since the last one that succeeded
         self.in_step = False
         """Whether a step has begun and is not over: then nothing can be saved."""
         self.agreed: Agreed = NOTHING
@@ -349,7 +350,10 @@ class Trainer:
         return self.save()
 
     def _save_and_go_on(self) -> None:
-        """Saves; a failure is reported, and training goes on until the next save."""
+        """Saves; a failure is reported, and training goes on until the next save.
+
+        Raises RunFault, on all ranks, where `checkpoint.max_failed_saves` have failed in a row.
+        """
         self.log.flush()  # what this raises is no failure to save
         if roll_back_if_asked(self):
             return
@@ -360,7 +364,15 @@ class Trainer:
         except RunFault as fault:
             self.folder.require_current()  # a start that has lost the run ends
             self.events.record("save_failed", step=self.state.step, reason=str(fault))
+            self._failed_saves += 1
+            if self._failed_saves == self.config.checkpoint.max_failed_saves:
+                raise RunFault(
+                    f"{self._failed_saves} saves in a row have failed (checkpoint.max_failed_saves), "
+                    f"the last one: {fault}"
+                ) from fault
             self.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
+        else:
+            self._failed_saves = 0
 
     @property
     def evaluation_due(self) -> bool:

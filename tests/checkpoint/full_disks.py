@@ -1,13 +1,12 @@
-"""Saves onto disks that are full or read-only. Run in a mount namespace of its own, as root.
+"""Saves onto disks that are full or read-only, as root.
 
-Usage: unshare -m python full_disks.py ROOT. Prints a JSON object: case -> what was seen.
+Usage: python -m tests.checkpoint.full_disks ROOT. Writes ROOT/report.json: case -> what was seen.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from llmkit.checkpoint import read, write
 from llmkit.checkpoint.pieces import Piece
 from llmkit.errors import RunFault, UserError
 from llmkit.run_folder import RunFolder
+from tests.mounts import mount, own_mounts, tmpfs
 
 ELEMENTS = 2_000_000
 
@@ -40,24 +40,12 @@ def look(root: Path) -> dict[str, Any]:
     return {"newest": found.step if found else None, "names": sorted(os.listdir(root))}
 
 
-def mount(*arguments: str) -> None:
-    """mount(8); raises if it is not permitted."""
-    subprocess.run(["mount", *arguments], check=True)
-
-
-def tmpfs(path: Path, options: str) -> Path:
-    """A small file system in memory."""
-    path.mkdir()
-    mount("-t", "tmpfs", "-o", options, "tmpfs", str(path))
-    return path / "checkpoints"
-
-
 def full(disk: Path, options: str) -> dict[str, Any]:
     """The second save does not fit; after more room was made it does."""
-    root = tmpfs(disk, options)
+    root = tmpfs(disk, options) / "checkpoints"
     first, second = save(root, 1), save(root, 2)
     seen = look(root)
-    mount("-o", "remount,size=64m,nr_inodes=1000", str(disk))
+    mount("-o", "remount,size=64m,nr_inodes=1000", disk)
     return {"first": first, "second": second, "seen": seen, "third": save(root, 2), "after": look(root)}
 
 
@@ -65,8 +53,8 @@ def read_only(folder: Path) -> dict[str, Any]:
     """The disk turns read-only after the first save."""
     with RunFolder.open(folder, "first"):
         first = save(folder / "checkpoints", 1)
-    mount("--bind", str(folder), str(folder))
-    mount("-o", "remount,ro,bind", str(folder))
+    mount("--bind", folder, folder)
+    mount("-o", "remount,ro,bind", folder)
     second = save(folder / "checkpoints", 2)
     try:
         RunFolder.open(folder, "second").close()
@@ -76,11 +64,17 @@ def read_only(folder: Path) -> dict[str, Any]:
     return {"first": first, "second": second, "seen": look(folder / "checkpoints"), "opened": opened}
 
 
+def main(base: Path) -> None:
+    if problem := own_mounts():
+        report: dict[str, Any] = {"cannot": problem}
+    else:
+        report = {
+            "bytes": full(base / "bytes", "size=12m"),
+            "inodes": full(base / "inodes", "size=64m,nr_inodes=9"),
+            "read-only": read_only(base / "read-only"),
+        }
+    (base / "report.json").write_text(json.dumps(report))
+
+
 if __name__ == "__main__":
-    base = Path(sys.argv[1])
-    report = {
-        "bytes": full(base / "bytes", "size=12m"),
-        "inodes": full(base / "inodes", "size=64m,nr_inodes=9"),
-        "read-only": read_only(base / "read-only"),
-    }
-    print(json.dumps(report))
+    main(Path(sys.argv[1]))

@@ -1,8 +1,9 @@
 """Kills a save with SIGKILL at each of its system calls that change the disk, one after the other.
 
-Usage: killed_saves.py ROOT. For each scenario and each call, ROOT/SCENARIO/NUMBER is then a folder of
-checkpoints as the kill left it; ROOT/SCENARIO/calls.txt names the calls. With a power cut, files that
-were not synced lose what was written to them.
+Usage: python -m tests.checkpoint.killed_saves ROOT, as a child of the fork server: it has one thread. For
+each scenario and each call, ROOT/SCENARIO/NUMBER is then a folder of checkpoints as the kill left it;
+ROOT/SCENARIO/calls.txt names the calls. With a power cut, files that were not synced lose what was written
+to them.
 """
 
 from __future__ import annotations
@@ -68,8 +69,11 @@ def prepare(scenario: Callable[[Path], None], root: Path) -> None:
         (root / "step-00000001").rename(root / ".replaced-step-00000001")
 
 
-def watch(kill_at: int | None, power_cut: bool) -> list[str]:
-    """Count the calls from now on, and die before call number `kill_at`. Returns the calls, live."""
+def watch(kill_at: int | None, power_cut: bool = False, signal_number: int = signal.SIGKILL) -> list[str]:
+    """Count the calls from now on, and die before call number `kill_at`. Returns the calls, live.
+
+    signal_number: another one to send to this process, as SIGSTOP, after which it goes on.
+    """
     seen: list[str] = []
     unsynced: dict[int, tuple[int, int]] = {}  # descriptor -> device and inode
 
@@ -78,7 +82,7 @@ def watch(kill_at: int | None, power_cut: bool) -> list[str]:
             for descriptor, identity in unsynced.items():
                 if _identity(descriptor) == identity:
                     os.truncate(descriptor, 0)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal_number)
 
     def wrap(name: str) -> Any:
         real = getattr(os, name)
@@ -87,7 +91,7 @@ def watch(kill_at: int | None, power_cut: bool) -> list[str]:
             if name == "open" and not args[1] & os.O_CREAT:
                 return real(*args, **kwargs)
             if len(seen) == kill_at:
-                if name == "write":
+                if name == "write" and signal_number == signal.SIGKILL:
                     real(args[0], args[1][: len(args[1]) // 2])
                 die()
             seen.append(name)
@@ -131,7 +135,7 @@ def drill(root: Path, scenario: Callable[[Path], None], power_cut: bool) -> None
 
     def count() -> None:
         shutil.copytree(template, root / "count")
-        seen = watch(None, power_cut=False)
+        seen = watch(None)
         scenario(root / "count")
         (root / "calls.txt").write_text("\n".join(seen))
 
@@ -148,7 +152,6 @@ def drill(root: Path, scenario: Callable[[Path], None], power_cut: bool) -> None
 
 if __name__ == "__main__":
     setattr(os, "fsync", lambda descriptor: None)  # noqa: B010  # a kill loses nothing that is not synced
-    torch.set_num_threads(1)  # a forked child has no other threads
     for scenario in (next_step, same_step, after_a_crash):
         drill(Path(sys.argv[1]) / scenario.__name__, scenario, power_cut=False)
-    drill(Path(sys.argv[1]) / "power_cut", same_step, power_cut=True)
+        drill(Path(sys.argv[1]) / f"power_cut_{scenario.__name__}", scenario, power_cut=True)

@@ -19,6 +19,7 @@ from llmkit.errors import RunFault, UserError
 from llmkit.parallel.slices import Box
 
 PIECES = "pieces-00000-00000.safetensors"
+FLIPS = 1000
 
 
 def newest(root: Path) -> tuple[int | None, list[str]]:
@@ -63,6 +64,7 @@ def test_folders_that_are_no_checkpoints_are_passed_by(tmp_path: Path, save_step
 
 def test_a_path_may_be_a_run_folder_its_checkpoints_or_one_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    run.mkdir()
     for step in (1, 2):
         write.save(run / "checkpoints", step, [], state={}, model={}, config={}, extra_files={}, keep_last=5)
     (run / "manifest.json").write_text("{}")  # a run folder has one, too
@@ -134,12 +136,19 @@ def test_a_missing_tokenizer_is_named(save_step: Any) -> None:
 # Damage
 
 
-def test_every_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path: Path, save_step: Any) -> None:
+@pytest.mark.drill(
+    "D19",
+    injection="a bit flipped at random positions, in turn in each file of a checkpoint",
+    expected="the file is named, and the checkpoint before is taken",
+)
+def test_every_flipped_bit_is_found_and_the_one_before_is_taken(
+    tmp_path: Path, save_step: Any, measured: Any
+) -> None:
     save_step(1)
     folder = save_step(2)
     paths = sorted(folder.iterdir())
     draw = random.Random(0)
-    for trial in range(200):
+    for trial in range(FLIPS):
         path = paths[trial % len(paths)]
         position, bit = draw.randrange(path.stat().st_size), draw.randrange(8)
         _flip(path, position, bit)
@@ -149,6 +158,7 @@ def test_every_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path: Path, 
         assert len(read.verify(folder)) == 1
         _flip(path, position, bit)
     assert newest(tmp_path) == (2, [])
+    measured("found", FLIPS, f"of {FLIPS} bits in {len(paths)} files")
 
 
 def _flip(path: Path, position: int, bit: int) -> None:
@@ -159,6 +169,11 @@ def _flip(path: Path, position: int, bit: int) -> None:
         file.write(bytes([byte ^ 1 << bit]))
 
 
+@pytest.mark.drill(
+    "D20",
+    injection="each file of a checkpoint is missing, empty, shorter, longer, a folder, a pipe or a link",
+    expected="the file is named, and the checkpoint before is taken",
+)
 @pytest.mark.parametrize("name", [PIECES, "tokenizer.json", "index.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "shorter", "longer", "folder", "pipe", "link"])
 def test_a_file_that_is_not_as_written_is_named(
@@ -182,6 +197,11 @@ def test_a_file_that_is_not_as_written_is_named(
     assert len(said) == 1 and str(path) in said[0]
 
 
+@pytest.mark.drill(
+    "D20",
+    injection="files, and the whole folder, of another step",
+    expected="the file is named, and the checkpoint before is taken",
+)
 def test_files_of_two_steps_do_not_mix(tmp_path: Path, save_step: Any) -> None:
     one, two = save_step(1), save_step(2)
     shutil.copy(one / PIECES, two / PIECES)  # as long as the right one

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,12 @@ def flipped(content: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_each_bit_of_each_file_is_covered(chats: schema.Data) -> None:
+@pytest.mark.drill(
+    "D21",
+    injection="a bit flipped at random positions of each file of prepared data",
+    expected="the file is named when the data are opened or verified",
+)
+def test_each_bit_of_each_file_is_covered(chats: schema.Data, measured: Any) -> None:
     files = [path for path in Path(chats.cache_dir).glob("*/**/*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".bin", ".idx", ".mask"}
     assert {path.parent.name for path in files} >= {"train", "heldout"}
@@ -64,6 +70,7 @@ def test_each_bit_of_each_file_is_covered(chats: schema.Data) -> None:
         path.write_bytes(whole)
         assert says is None or json.loads(says) == json.loads(path.read_text())
     verify(prepare(chats, silent), silent)
+    measured("found", TRIES * len(files), f"of {TRIES * len(files)} bits in {len(files)} files")
 
 
 def test_no_figure_of_an_index_can_change_unseen(chats: schema.Data) -> None:

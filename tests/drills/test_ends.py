@@ -18,6 +18,7 @@ NO_SAVES = ["checkpoint.every_steps=0", "train.max_steps=40"]
 CASES: dict[str, dict[str, Any]] = {
     # name: what each rank does, and settings
     "a-step": {"acts": ["nothing", "step"], "overrides": NO_SAVES},
+    "both": {"acts": ["step", "step"], "overrides": NO_SAVES},
     "an-evaluation": {
         "acts": ["nothing", "evaluation"],
         "overrides": ["evaluate.every_steps=4", "train.micro_batch_size=1"],
@@ -58,13 +59,28 @@ def ended(outcomes: dict[str, list[dict[str, Any]]], name: str) -> tuple[int, in
     return first["code"], second["code"]
 
 
-def test_a_signal_to_one_rank_stops_both_at_most_two_steps_later(project, outcomes):
-    assert ended(outcomes, "a-step") == (75, 75)
-    folder = project / "runs" / "a-step"
-    assert open_checkpoint(folder).step in (5, 6)
+@pytest.mark.drill(
+    "D6",
+    injection="SIGTERM to one of two ranks, or to both, as step 4 begins",
+    expected="both save the same step, at most two later, and end with exit code 75",
+)
+@pytest.mark.parametrize("case", ["a-step", "both"])
+def test_a_signal_to_a_rank_stops_both_at_most_two_steps_later(project, outcomes, case, measured):
+    assert ended(outcomes, case) == (75, 75)
+    folder = project / "runs" / case
+    step = open_checkpoint(folder).step
+    assert step in ((5, 6) if case == "a-step" else (4, 5, 6))
     assert last_event(folder)["reason"] == "SIGTERM"
+    assert max(row["step"] for row in rows(folder)) == step
+    measured("saved after the step of the signal", step - 4, "steps later")
+    measured("steps lost", 0, "")
 
 
+@pytest.mark.drill(
+    "D9",
+    injection="SIGTERM to one of two ranks in an evaluation",
+    expected="both give the evaluation up, what was saved before it stays",
+)
 def test_a_signal_to_one_rank_gives_up_the_evaluation_of_both(project, outcomes):
     assert ended(outcomes, "an-evaluation") == (75, 75)
     folder = project / "runs" / "an-evaluation"
@@ -72,11 +88,21 @@ def test_a_signal_to_one_rank_gives_up_the_evaluation_of_both(project, outcomes)
     assert not [row for row in rows(folder) if "eval_loss" in row]
 
 
+@pytest.mark.drill(
+    "D9",
+    injection="SIGTERM to a rank that waits for data that do not come",
+    expected="both save the last step",
+)
 def test_a_signal_to_a_rank_that_waits_for_data_stops_both(project, outcomes):
     assert ended(outcomes, "a-stall") == (75, 75)
     assert open_checkpoint(project / "runs" / "a-stall").step == 3
 
 
+@pytest.mark.drill(
+    "D9",
+    injection="SIGTERM to a rank that builds data, before the first step",
+    expected="both end with exit code 75",
+)
 def test_a_signal_to_a_rank_that_builds_data_stops_both(project, outcomes):
     assert ended(outcomes, "a-build") == (75, 75)
     folder = project / "runs" / "a-build"

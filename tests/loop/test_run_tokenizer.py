@@ -59,6 +59,11 @@ def test_other_sources_train_no_other_tokenizer(project):
     assert (open_checkpoint(Path("runs/tiny")).step, stored()) == (3, before)
 
 
+@pytest.mark.drill(
+    "D38",
+    injection="another vocabulary size, end of text or kind of tokenizer on resume",
+    expected="refused by the name of the setting, also with --allow-data-change",
+)
 @pytest.mark.parametrize("flags", [[], ["--allow-data-change"]])
 @pytest.mark.parametrize(
     ("tokenizer", "says"),
@@ -74,6 +79,11 @@ def test_another_tokenizer_is_refused_by_name(project, tokenizer, says, flags, c
     assert "trained with another tokenizer" in message and says in message
 
 
+@pytest.mark.drill(
+    "D38",
+    injection="the tokenizer's file has lost a merge since the save",
+    expected="refused on resume, also with --allow-data-change",
+)
 def test_a_file_of_the_same_content_is_the_same_tokenizer_and_a_changed_one_is_refused(project, capsys):
     Path("mine.json").write_text(stored())
     mine = "data.tokenizer={type: file, path: mine.json}"

@@ -16,6 +16,7 @@ from llmkit.config.load import load
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.engine.native import NativeEngine
+from llmkit.errors import RunFault
 from llmkit.loop import trainer as module
 from llmkit.loop.hook import Hook
 from llmkit.loop.phases import NAMES
@@ -24,7 +25,8 @@ from llmkit.monitor.goodput import LOST
 from llmkit.monitor.media import read_media
 from llmkit.train import train
 from tests.drills.test_world import free_ports
-from tests.program import at_step, events, make_project, rows
+from tests.program import at_step, events, make_project, recorded, rows
+from tests.program import train as train_tiny
 from tests.ranks import run_ranks
 
 
@@ -318,3 +320,23 @@ def test_an_unknown_peak_is_said_once_and_gives_no_utilization(
     last = rows(project / "runs" / "tiny")[2]
     assert last["tokens_per_second"] > 0 and last["mfu_peak"] == "no such GPU"
     assert last["mfu"] is None and last["mfu_causal"] is None
+
+
+def test_saves_that_go_on_failing_end_the_run(project, monkeypatch, capsys):
+    save = module.save
+
+    def failing(*arguments, **named):
+        if arguments[1] in (2, 4, 8, 9, 10):
+            raise RunFault("the disk is full")
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(module, "save", failing)
+    often = ["checkpoint.every_steps=1", "checkpoint.max_failed_saves=3", "train.max_steps=20"]
+    assert train_tiny(*often) == 1
+    message = capsys.readouterr().err
+    assert "3 saves in a row have failed (checkpoint.max_failed_saves), the last one: the disk is" in message
+    folder = project / "runs" / "tiny"
+    assert [row["step"] for row in recorded("save_failed", folder)] == [2, 4, 8, 9, 10]
+    assert recorded("fault", folder)[0]["lost_steps"] == 3
+    monkeypatch.setattr(module, "save", save)
+    assert train_tiny(*often) == 0

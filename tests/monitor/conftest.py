@@ -27,6 +27,7 @@ def server() -> Iterator[FakeServer]:
         thread = threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         yield fake
+        fake.answers.set()
         fake.shutdown()
 
 
@@ -42,6 +43,12 @@ def refused_url() -> str:
     """A place where no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def unknown_url() -> str:
+    """The address of a host that no name server knows."""
+    return "http://wandb.invalid"
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,7 +21,7 @@ class FakeServer(ThreadingHTTPServer):
     Of each run by its id: histories, the logged rows; summaries; exit_codes; upserts, what is sent when a run
     is opened. alerts, artifacts: as sent. keys: the authorizations seen. bodies: of all requests.
     sweep: its configuration; commands: what its agent is told next.
-    failing: a status that every POST gets instead of an answer.
+    failing: a status that every POST gets instead of an answer. answers: while it is not set, none comes.
     """
 
     daemon_threads = True
@@ -39,6 +40,8 @@ class FakeServer(ThreadingHTTPServer):
         self.sweep = ""
         self.commands: list[dict[str, Any]] = []
         self.failing: int | None = None
+        self.answers = threading.Event()
+        self.answers.set()
 
     def config(self, run: str) -> dict[str, Any]:
         """The configuration of a run as it was sent last."""
@@ -66,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self._body()
+        self.server.answers.wait()
         if self.server.failing is not None:
             self._reply({"error": "down"}, self.server.failing)
         elif self.path.endswith("/graphql"):

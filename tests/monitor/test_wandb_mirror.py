@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ PATIENT = Timeouts(*[HANG] * 6)
 SECRET_URL = "https://user:canary@host/x?token=canary-in-the-query"
 CONFIG = {"train": {"max_steps": 10}, "data": {"sources": [{"path": SECRET_URL}], "cache": KEY}}
 ROOT = str(Path(__file__).parents[2])
+LONG = partial(pytest.param, marks=pytest.mark.exhaustive)
 Environment = dict[str, str]
+Measured = Callable[[str, float | str, str], None]
 
 
 class Run:
@@ -143,8 +146,13 @@ def nothing_secret(folder: Path, server: FakeServer) -> None:
         assert [body for body in server.bodies if secret.encode() in body] == []
 
 
+@pytest.mark.drill(
+    "D32",
+    injection="kill -9 of the trainer that has just logged 50 rows; SIGTERM, USR1, INT and HUP to the mirror",
+    expected="metrics.jsonl and W&B's transaction log have all rows",
+)
 def test_offline_every_row_outlives_a_trainer_killed_with_minus_9(
-    tmp_path: Path, environment: Environment, until: Callable[..., None]
+    tmp_path: Path, environment: Environment, until: Callable[..., None], measured: Measured
 ) -> None:
     trainer = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("trainer.py")), str(tmp_path / "run"), "50"],
@@ -165,25 +173,38 @@ def test_offline_every_row_outlives_a_trainer_killed_with_minus_9(
     trainer.stdout.close()
     (transaction_log,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
     assert steps(history(transaction_log)) == list(range(1, 51))
+    assert [row["step"] for row in MetricsFile(tmp_path / "run" / "metrics.jsonl").rows()] == [*range(1, 51)]
+    measured("rows missing", 0, "of 50")
 
 
-@pytest.mark.parametrize("status", [503, 401])
+@pytest.mark.drill(
+    "D30",
+    injection="in mid-run every request is answered with 503, 401 or 429, or not at all",
+    expected="all rows are on disk, the end waits for its limit at most, `llmkit sync` sends the rest",
+)
+@pytest.mark.parametrize("status", [503, 401, LONG(429), LONG(None)])
 def test_an_outage_in_mid_run_loses_nothing_and_says_how_to_upload(
-    tmp_path: Path, status: int, server: FakeServer, online: Callable[[str], Environment],
-    until: Callable[..., None], capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, status: int | None, server: FakeServer, online: Callable[[str], Environment],
+    until: Callable[..., None], capsys: pytest.CaptureFixture[str], measured: Measured,
 ) -> None:  # fmt: skip
     environment = online(server.url)
     run = Run(tmp_path, environment, PATIENT._replace(finish=1.5))
     run.log(1, 5)
     until(lambda: len(server.histories.get(run.id, [])) == 5, run.says)
     server.failing = status
+    if status is None:
+        server.answers.clear()
     run.log(6, 40)
+    begun = time.perf_counter()
     message = run.finish()
+    measured("the end took", time.perf_counter() - begun, "s, limit 1.5 s for W&B")
+    measured("rows lost", 0, "of 40")
     assert message is not None and f"llmkit sync {tmp_path} " in message
     assert run.steps_on_disk() == list(range(1, 41))
     assert steps(server.histories[run.id]) == list(range(1, 6))
 
     server.failing = None
+    server.answers.set()
     assert sync_command([tmp_path], environment) == 0
     assert "sent 35 rows, 0 items" in capsys.readouterr().out
     assert steps(server.histories[run.id]) == list(range(1, 41))
@@ -191,21 +212,35 @@ def test_an_outage_in_mid_run_loses_nothing_and_says_how_to_upload(
     assert "nothing is missing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fault", ["refused_url", "silent_url"])
+@pytest.mark.drill(
+    "D30",
+    injection="at the start the server refuses connections, takes them and is silent, or has no address",
+    expected="the run is mirrored offline and can be sent later",
+)
+@pytest.mark.parametrize("fault", ["refused_url", "silent_url", "unknown_url"])
 def test_without_a_server_the_run_is_kept_offline(
-    tmp_path: Path, fault: str, online: Callable[[str], Environment], request: pytest.FixtureRequest
-) -> None:
+    tmp_path: Path, fault: str, online: Callable[[str], Environment], request: pytest.FixtureRequest,
+    measured: Measured,
+) -> None:  # fmt: skip
     run = Run(tmp_path, online(request.getfixturevalue(fault)), PATIENT._replace(probe=0.5))
     run.log(1, 20)
     message = run.finish()
     assert message is not None and "llmkit sync" in message, run.says()
     assert run.steps_on_disk() == list(range(1, 21))
+    measured("rows lost", 0, "of 20")
 
 
+@pytest.mark.drill(
+    "D30",
+    injection="at the start the server answers with 503, 401 or 429",
+    expected="the run is mirrored offline under the same id",
+)
+@pytest.mark.parametrize("status", [503, LONG(401), LONG(429)])
 def test_a_server_that_refuses_the_run_leaves_it_offline_under_the_same_id(
-    tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
-) -> None:
-    server.failing = 503
+    tmp_path: Path, status: int, server: FakeServer, online: Callable[[str], Environment],
+    until: Callable[..., None],
+) -> None:  # fmt: skip
+    server.failing = status
     run = Run(tmp_path, online(server.url), PATIENT._replace(init=2.0))
     until(run.is_mirroring, run.says)
     run.log(1, 20)
@@ -216,8 +251,13 @@ def test_a_server_that_refuses_the_run_leaves_it_offline_under_the_same_id(
     assert steps(history(transaction_log)) == list(range(1, 21))
 
 
+@pytest.mark.drill(
+    "D31",
+    injection="SIGSTOP of the mirror and of wandb-core",
+    expected="they are killed at the end, the run's files have all",
+)
 def test_a_frozen_mirror_is_killed_with_all_its_processes(
-    tmp_path: Path, environment: Environment, until: Callable[..., None]
+    tmp_path: Path, environment: Environment, until: Callable[..., None], measured: Measured
 ) -> None:
     run = Run(tmp_path, environment, PATIENT._replace(kill=0.5))
     until(run.is_mirroring, run.says)
@@ -225,11 +265,18 @@ def test_a_frozen_mirror_is_killed_with_all_its_processes(
     assert len(processes) > 1, "wandb-core is not among them"
     for process in processes:
         os.kill(process, signal.SIGSTOP)
+    begun = time.perf_counter()
     message = run.finish()
+    measured("the end took", time.perf_counter() - begun, "s, limit 0.5 s")
     assert message is not None and "llmkit sync" in message
     until(lambda: not any(is_running(process) for process in processes))
 
 
+@pytest.mark.drill(
+    "D31",
+    injection="SIGSTOP of wandb-core",
+    expected="the mirror gives it up and kills it",
+)
 def test_a_mirror_whose_wandb_is_frozen_ends_by_itself(
     tmp_path: Path, environment: Environment, until: Callable[..., None]
 ) -> None:
@@ -244,6 +291,11 @@ def test_a_mirror_whose_wandb_is_frozen_ends_by_itself(
     until(lambda: not any(is_running(process) for process in processes))
 
 
+@pytest.mark.drill(
+    "D31",
+    injection="kill -9 of the mirror and of wandb-core in mid-run",
+    expected="the next start sends each row once",
+)
 def test_rows_that_a_killed_mirror_missed_are_sent_by_the_next_one(
     tmp_path: Path, environment: Environment, until: Callable[..., None], server: FakeServer,
     online: Callable[[str], Environment], capsys: pytest.CaptureFixture[str],
@@ -279,6 +331,11 @@ def test_rows_that_a_killed_mirror_missed_are_sent_by_the_next_one(
     assert steps(server.histories[run.id]) == everything
 
 
+@pytest.mark.drill(
+    "D31",
+    injection="kill -9 of wandb-core in mid-run",
+    expected="it is started anew in the same run; no row is missing",
+)
 def test_when_wandb_breaks_down_it_is_started_anew(
     tmp_path: Path, server: FakeServer, online: Callable[[str], Environment], until: Callable[..., None]
 ) -> None:

@@ -34,6 +34,11 @@ def continued(
     return found | elastic_cases.go_on(root, pairs)
 
 
+@pytest.mark.drill(
+    "D28",
+    injection="saved under one of ten layouts, resumed under another: ZeRO 0 to 3, TP, 1 to 4 ranks",
+    expected="weights and moments are restored bit for bit, and end within 1e-5",
+)
 @pytest.mark.parametrize(
     "pair",
     [
@@ -41,8 +46,9 @@ def continued(
         for pair in PAIRS
     ],
 )
-def test_weights_and_moments_go_on_as_if_nothing_had_changed(continued, pair):
+def test_weights_and_moments_go_on_as_if_nothing_had_changed(continued, pair, measured):
     found, nothing = continued[str(pair)], dict.fromkeys(elastic_cases.KINDS, 0.0)
+    measured(f"largest relative error of a weight in {pair.precision}", found["end"]["master"], "")
     assert found["updates"] == 10
     assert found["restored"] == nothing
     if pair.source == pair.target:

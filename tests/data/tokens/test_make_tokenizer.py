@@ -104,6 +104,11 @@ def test_a_file_is_used_as_it_is(tmp_path: Path) -> None:
     assert make_tokenizer(spec, never()).hash == trained.hash
 
 
+@pytest.mark.drill(
+    "D38",
+    injection="a tokenizer whose file or template is not there",
+    expected="refused by name, with what to do",
+)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -206,6 +211,11 @@ def test_the_names_of_tokens_come_from_the_hub(hub: Path) -> None:
     assert (loaded.end_of_text, loaded.named_tokens) == (END, made.named_tokens)
 
 
+@pytest.mark.drill(
+    "D38",
+    injection="a tokenizer without the token that ends a text",
+    expected="refused; the one that it has is named",
+)
 def test_where_the_end_of_text_is_missing_the_tokenizers_own_is_named(hub: Path) -> None:
     (hub / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
     with pytest.raises(
