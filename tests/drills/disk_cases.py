@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,23 @@ def fill_inodes(folder: Path) -> None:
 
 def empty(folder: Path) -> None:
     subprocess.run(["rm", "-r", str(folder / "ballast")], check=True)
+
+
+def forked(work: Callable[[], Any]) -> Any:
+    """What comes of some work in a process of its own: each start of a run is one."""
+    answer = Path("answer.json")
+    child = os.fork()
+    if child == 0:
+        try:
+            answer.write_text(json.dumps(work()))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    found = json.loads(answer.read_text())
+    answer.unlink()
+    return found
 
 
 def harmed(run_dir: Path, acts: dict[int, Callable[[], Any]], *overrides: str) -> dict[str, Any]:
@@ -99,7 +117,7 @@ def full(name: str, options: str, fill: Callable[[Path], None]) -> dict[str, Any
     """The disk is full while a checkpoint is written, and has room again for the next."""
     folder = disk(name, options)
     acts = {HARMED: lambda: fill(folder), MENDED: lambda: empty(folder)}
-    return harmed(folder, acts) | record(folder / "tiny")
+    return forked(lambda: harmed(folder, acts)) | record(folder / "tiny")
 
 
 def read_only() -> dict[str, Any]:
@@ -111,9 +129,9 @@ def read_only() -> dict[str, Any]:
         mount("--bind", run, run)
         mount("-o", "remount,ro,bind", run)
 
-    seen = harmed(folder, {HARMED: turn}, "checkpoint.max_failed_saves=2")
+    seen = forked(lambda: harmed(folder, {HARMED: turn}, "checkpoint.max_failed_saves=2"))
     subprocess.run(["umount", str(run)], check=True)
-    return seen | record(run) | {"resumed": resumed(folder)}
+    return seen | record(run) | {"resumed": forked(lambda: resumed(folder))}
 
 
 def vanishing() -> dict[str, Any]:
@@ -126,10 +144,11 @@ def vanishing() -> dict[str, Any]:
     def turn() -> None:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
-    seen = harmed(folder, {HARMED: turn}, "checkpoint.max_failed_saves=2")
+    seen = forked(lambda: harmed(folder, {HARMED: turn}, "checkpoint.max_failed_saves=2"))
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
     mount("--bind", kept, folder)
-    return seen | {"left under it": left} | record(folder / "tiny") | {"resumed": resumed(folder)}
+    seen |= {"left under it": left} | record(folder / "tiny")
+    return seen | {"resumed": forked(lambda: resumed(folder))}
 
 
 def failing() -> dict[str, Any]:
@@ -142,34 +161,38 @@ def failing() -> dict[str, Any]:
         return real(path, flags, *rest, **more)
 
     folder = disk("failing", "size=16m")
-    with pytest.MonkeyPatch.context() as patch:
-        acts = {HARMED: lambda: patch.setattr(os, "open", opened), MENDED: patch.undo}
-        seen = harmed(folder, acts)
-    return seen | record(folder / "tiny")
+    patch = pytest.MonkeyPatch()
+    acts = {HARMED: lambda: patch.setattr(os, "open", opened), MENDED: patch.undo}
+    return forked(lambda: harmed(folder, acts)) | record(folder / "tiny")
 
 
 def slow() -> dict[str, Any]:
     """A disk that takes a second for each file of one save."""
-    real, waited = os.fsync, []
+    real, waited, patch = os.fsync, [], pytest.MonkeyPatch()
 
     def synced(descriptor: int) -> None:
         waited.append(1.0)
         time.sleep(1.0)
         real(descriptor)
 
-    folder = disk("slow", "size=16m")
-    with pytest.MonkeyPatch.context() as patch:
+    def work() -> dict[str, Any]:
         acts = {HARMED: lambda: patch.setattr(os, "fsync", synced), MENDED - 1: patch.undo}
-        seen = harmed(folder, acts)
-    run = folder / "tiny"
+        return harmed(folder, acts) | {"waited": sum(waited)}
+
+    folder = disk("slow", "size=16m")
+    seen, run = forked(work), folder / "tiny"
     of_rows = {row["step"]: row["time/save"] for row in rows(run) if "time/save" in row}
-    return seen | record(run) | {"waited": sum(waited), "rows": of_rows}
+    return seen | record(run) | {"rows": of_rows}
 
 
 def resumed(folder: Path) -> dict[str, Any]:
     """The same command again; what came of it."""
-    code = train(f"run.dir={folder}", *STEPS)
-    return {"code": code, "from": recorded("resume", folder / "tiny")[0]["step"], **record(folder / "tiny")}
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        code = train(f"run.dir={folder}", *STEPS)
+    run = folder / "tiny"
+    starts = [event["step"] for event in recorded("resume", run)]
+    return {"code": code, "errors": errors.getvalue(), "from": starts, **record(run)}
 
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -187,7 +210,7 @@ def main(folder: str) -> None:
     if problem := own_mounts():
         report: dict[str, Any] = {"cannot": problem}
     else:
-        assert train(*STEPS) == 0  # runs/tiny, which nothing disturbs
+        assert forked(lambda: train(*STEPS)) == 0  # runs/tiny, which nothing disturbs
         report = {name: case() for name, case in CASES.items()}
     Path("report.json").write_text(json.dumps(report))
 

@@ -83,7 +83,7 @@ def test_a_disk_that_stays_away_ends_the_run(
     assert "2 saves in a row" in case["errors"]
     assert case.get("left under it", []) == []
     resumed = case["resumed"]
-    assert (resumed["code"], resumed["from"]) == (0, 3)
+    assert (resumed["code"], resumed["from"]) == (0, [3]), resumed["errors"]
     assert resumed["saves"] == [3, 6, 9, 12] and resumed["same"]
     measured("failed saves before the end", 2, "")
     measured("steps lost", 6, "")
