@@ -21,7 +21,6 @@ DECIDED = (
 )  # fmt: skip
 """Options that llmkit itself decides, or that would make the job another one."""
 _PLAIN = re.compile(r"[A-Za-z0-9._/:=,@%+\[\]-]+")
-_SPLITS_A_JOB = re.compile("(het|pack)(job)", re.IGNORECASE)
 
 
 class Field(NamedTuple):
@@ -89,11 +88,10 @@ def unfit_for_scripts(text: str, longest: int = LONGEST) -> str | None:
 def option_line(name: str, value: str | None) -> str:
     """The line of a batch script that gives sbatch an option; value None: an option without one.
 
-    sbatch takes quotes and backslashes from such lines as a shell does, a `#` for the begin of a comment, and
-    blanks the words hetjob and packjob wherever they are.
+    sbatch reads quotes and backslashes in such lines as a shell does, and a `#` as the begin of a comment.
     """
     if value is None:
         return f"#SBATCH --{name}"
     if not _PLAIN.fullmatch(value):
         value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return f"#SBATCH --{name}=" + _SPLITS_A_JOB.sub(r"\1\\\2", value)
+    return f"#SBATCH --{name}={value}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.cluster.fields import (
@@ -77,6 +77,7 @@ def test_further_options_leave_alone_what_is_decided() -> None:
     assert all(wrong for _, _, wrong in further_options(refused))
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_what_may_stand_on_a_line_stands_on_one(text: str) -> None:
     if unfit_for_scripts(text) is None:
@@ -90,12 +91,8 @@ def test_lines_are_quoted_only_where_they_must_be() -> None:
     assert option_line("comment", 'a "b" #c\\d') == '#SBATCH --comment="a \\"b\\" #c\\\\d"'
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.text().filter(lambda text: unfit_for_scripts(text) is None))
 def test_a_line_is_one_word_of_a_posix_shell(text: str) -> None:
     words = shlex.split(option_line("comment", text).removeprefix("#SBATCH "))
     assert [word.replace("\\", "") for word in words] == ["--comment=" + text.replace("\\", "")]
-
-
-def test_words_that_sbatch_takes_for_several_jobs_are_broken_up() -> None:
-    assert "hetjob" not in option_line("comment", "llmkit /runs/hetjob-1")
-    assert "packjob" not in option_line("comment", "PackJob".lower())

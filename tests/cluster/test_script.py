@@ -167,4 +167,3 @@ def test_lines_of_options_hold_nothing_that_ends_them() -> None:
         if not list(wrong_arguments([text])):
             line = option_line("comment", text)
             assert line.startswith("#SBATCH --comment=") and len(line.splitlines()) == 1
-            assert "hetjob" not in line.lower() and "packjob" not in line.lower()

@@ -118,7 +118,8 @@ EMPTY_JOB = f"#!/bin/sh\n#SBATCH --hold\n{MARK}\n\ntrue\n"
 
 
 def test_hostile_texts_are_what_sbatch_reads(cluster: Cluster, folder: Path) -> None:
-    texts = [text for text in hostile_texts(150) if not list(wrong_arguments([text]))][:40]
+    texts = ["/runs/hetjob-1", 'a "PackJob" #b', *hostile_texts(150)]
+    texts = [text for text in texts if not list(wrong_arguments([text]))][:40]
     script = folder / "job.sbatch"
     for text in texts:
         script.write_text(render(EMPTY_JOB, {"comment": f"llmkit x{text}x", "job-name": "canary"}))
