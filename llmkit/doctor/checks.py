@@ -28,7 +28,7 @@ def _machine(scope: Scope) -> Iterator[Finding]:
 def _network(scope: Scope) -> Iterator[Finding]:
     from llmkit.doctor.network import network_findings
 
-    return network_findings(os.environ)
+    return network_findings(scope.first, os.environ)
 
 
 def _disk(scope: Scope) -> Iterator[Finding]:

@@ -68,8 +68,9 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
     else:
         meeting = meeting_of(step.name) if step is not None else ""
     scope = Scope(
-        folder_of_runs(options.run_folder), options.expect_gpus, options.config or "", meeting, options.full
-    )
+        folder_of_runs(options.run_folder), options.expect_gpus, options.config or "", meeting, options.full,
+        step.nodes[0] if step is not None else "",
+    )  # fmt: skip
     if step is not None:
         return _cluster(step, scope, options.json, environment)
     report = _report(scope, LIMIT if options.node else UNHURRIED, environment)

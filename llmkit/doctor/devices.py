@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,7 +14,8 @@ from llmkit.device import choose_device
 from llmkit.doctor.findings import Finding
 from llmkit.doctor.gpu_health import health_findings, xid_finding
 from llmkit.doctor.scope import Scope
-from llmkit.kernels.compiler import compiler_missing
+from llmkit.kernels.compile_cache import use_compile_cache
+from llmkit.kernels.compiler import compile_function, compiler_missing
 from llmkit.monitor.energy import find_sources
 from llmkit.monitor.hardware import has_bf16_units
 
@@ -26,11 +28,11 @@ def device_findings(scope: Scope) -> Iterator[Finding]:
     device = choose_device()
     yield Finding("precision", "ok", _precision(device), compared="should")
     yield Finding("energy", "ok", _energy(device))
-    missing = compiler_missing(device)
+    missing = compiler_missing(device) or (compile_failure(device) if scope.full else None)
     if missing is None:
         yield Finding("torch.compile", "ok", "can be used", compared="should")
     else:
-        advice = "install it, or set kernels.compile=false (training is slower)"
+        advice = "mend that, or set kernels.compile=false (training is slower)"
         yield Finding("torch.compile", "warn", f"cannot be used: {missing}", advice, "should")
     yield Finding("backends", "ok", _backends(), compared="should")
 
@@ -67,6 +69,16 @@ def _libraries() -> str:
     """Those that must be the same for GPUs to compute and talk alike."""
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else "none"
     return f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, NCCL {nccl}"
+
+
+def compile_failure(device: torch.device) -> str | None:
+    """Why a small function cannot be compiled and run; None if it can."""
+    failures: list[str] = []
+    use_compile_cache(os.environ, 1, lambda note: None)
+    compile_function(lambda x: (x * 2 + 1).sum(), failures.append, name="a small function")(
+        torch.ones(64, device=device)
+    )
+    return failures[0] if failures else None
 
 
 def _precision(device: torch.device) -> str:

@@ -37,26 +37,27 @@ def disk_findings(scope: Scope) -> Iterator[Finding]:
         folder.mkdir(parents=True, exist_ok=True)
         if scope.meeting:
             show_up(folder, scope.meeting, node_name(os.environ))
-        yield space_finding(folder)
+        yield space_finding("free", folder)
+        yield space_finding("free, temporary", Path(tempfile.gettempdir()))
         yield from _tried(folder, scope.full)
     except OSError as error:
         value = f"{error.filename or folder}: {error.strerror or error}"
         yield Finding("disk", "fail", value, "mend that, or set run.dir to another folder")
 
 
-def space_finding(folder: Path) -> Finding:
+def space_finding(name: str, folder: Path) -> Finding:
     """Room for bytes and for files."""
     usage, files = shutil.disk_usage(folder), os.statvfs(folder)
     value = f"{show_bytes(usage.free)} of {show_bytes(usage.total)} free in {folder}"
     if kind := file_system(folder):
         value += f" ({kind})"
-    advice = f"make room there, or set run.dir to another disk ({folder})"
+    advice = f"make room in {folder}, or set {'run.dir' if name == 'free' else 'TMPDIR'} to another disk"
     if files.f_files and files.f_favail < FEW_INODES:
         value += f", and room for {files.f_favail} files"
-        return Finding("free", "warn" if files.f_favail else "fail", value, advice)
+        return Finding(name, "warn" if files.f_favail else "fail", value, advice)
     if usage.free < LITTLE:
-        return Finding("free", "warn" if usage.free >= NONE else "fail", value, advice)
-    return Finding("free", "ok", value)
+        return Finding(name, "warn" if usage.free >= NONE else "fail", value, advice)
+    return Finding(name, "ok", value)
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:

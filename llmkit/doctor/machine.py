@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from llmkit.config.memory import show_bytes
 from llmkit.cores import available_cores, host_memory
 from llmkit.doctor.findings import Finding
@@ -17,6 +19,8 @@ FEW_FILES = 4096
 """Open files: each loader's worker, each connection to another rank and each shard takes some."""
 SMALL_SHARED = 2**30
 """Bytes of /dev/shm; containers get 64 MiB where nobody asks for more."""
+LITTLE_MEMORY = 0.05
+"""Share of the memory below which a start probably fails."""
 INFINIBAND = Path("/sys/class/infiniband")
 
 
@@ -27,8 +31,8 @@ def machine_findings() -> Iterator[Finding]:
     )
     yield cpu_finding(available_cores(), os.cpu_count() or 1)
     yield Finding("load", "ok", " ".join(f"{load:.1f}" for load in os.getloadavg()))
-    there = host_memory()
-    yield Finding("memory", "ok", "unknown" if there is None else f"{show_bytes(there)}, swap included")
+    memory = psutil.virtual_memory()
+    yield memory_finding(host_memory(), memory.available, memory.total)
     yield numa_finding()
     yield open_files_finding(resource.getrlimit(resource.RLIMIT_NOFILE))
     yield locked_memory_finding(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], INFINIBAND.is_dir())
@@ -49,6 +53,18 @@ def cpu_finding(cores: int, all_cores: int, cpuinfo: Path = Path("/proc/cpuinfo"
         )
         return Finding("cpu", "warn", value, advice, "should")
     return Finding("cpu", "ok", value, compared="should")
+
+
+def memory_finding(usable: int | None, available: int, total: int) -> Finding:
+    """usable: bytes that this process may use, swap included; None = unknown. Of the machine's `total` some
+    are available."""
+    value = f"{show_bytes(available)} of {show_bytes(total)} available"
+    if usable is not None:
+        value += f", {show_bytes(usable)} for this process with swap"
+    if available < LITTLE_MEMORY * total:
+        advice = "see what takes it (top, ls /dev/shm): what an ended job has left may be removed"
+        return Finding("memory", "warn", value, advice)
+    return Finding("memory", "ok", value)
 
 
 def numa_finding(nodes: Path = Path("/sys/devices/system/node")) -> Finding:

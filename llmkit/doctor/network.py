@@ -15,10 +15,10 @@ from llmkit.parallel.network import ANYWHERE, interface_of, source_address
 INFINIBAND = Path("/sys/class/infiniband")
 
 
-def network_findings(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Sends nothing."""
+def network_findings(first: str, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Sends nothing. first: the node to reach, "" = that of MASTER_ADDR."""
     yield interfaces_finding()
-    target = environment.get("MASTER_ADDR") or ANYWHERE
+    target = first or environment.get("MASTER_ADDR") or ANYWHERE
     yield route_finding(target, source_address(target), environment)
     yield name_finding(socket.gethostname())
     if (finding := infiniband_finding()) is not None:

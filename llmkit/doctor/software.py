@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Iterator, Mapping
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import llmkit
-from llmkit.config.mistakes import is_secret
+from llmkit.config.mistakes import is_secret, printable
 from llmkit.config.redaction import Redactor
 from llmkit.doctor.findings import Finding
 from llmkit.doctor.jit_locks import jit_lock_finding
@@ -25,6 +27,8 @@ DECIDING = (
 """Variables whose names begin so decide how a node computes or talks."""
 OF_ONE_NODE = ("CUDA_VISIBLE_DEVICES", "TORCHELASTIC_")
 LONGEST_VALUE = 80
+SECONDS = 3.0
+"""For an answer of SLURM's or a server's."""
 
 
 def software_findings(scope: Scope, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -41,8 +45,7 @@ def software_findings(scope: Scope, environment: Mapping[str, str]) -> Iterator[
         yield config_finding(Path(scope.config))
     yield environment_finding(environment)
     yield jit_lock_finding(environment)
-    found = shutil.which("sbatch")
-    yield Finding("slurm", "ok", "sbatch is there" if found else "no sbatch found")
+    yield Finding("slurm", "ok", _slurm(), compared="should")
     yield wandb_finding(environment)
 
 
@@ -105,12 +108,43 @@ def environment_finding(environment: Mapping[str, str]) -> Finding:
     return Finding("environment", "ok", " ".join(shown) or "nothing set that decides", compared="should")
 
 
-def wandb_finding(environment: Mapping[str, str]) -> Finding:
-    """Whether a run would be mirrored to W&B, and where."""
+def _slurm() -> str:
+    """The version of SLURM."""
+    try:
+        done = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=SECONDS)
+    except FileNotFoundError:
+        return "no sbatch found"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"sbatch does not answer: {error}"
+    return done.stdout.strip() or f"sbatch is there, and fails: {printable(done.stderr.strip(), 100)}"
+
+
+def reaches(url: str) -> bool:
+    """Whether a server can be connected to; nothing is sent."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        if not parts.hostname:
+            return False
+        with socket.create_connection((parts.hostname, port), timeout=SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def wandb_finding(environment: Mapping[str, str], reach: Callable[[str], bool] = reaches) -> Finding:
+    """Whether a run would be mirrored to W&B, and where, and whether this machine can connect to it."""
     try:
         decision = resolve_mode("auto", environment)
     except UserError as error:
         return Finding("wandb mode", "warn", str(error), "set it to one of these, or unset it")
     why = f" ({decision.reason})" if decision.reason else ""
-    where = f" at {server_url(environment)}" if decision.mode == "online" else ""
-    return Finding("wandb mode", "ok", f"{decision.mode}{where}{why}")
+    if decision.mode != "online":
+        return Finding("wandb mode", "ok", f"{decision.mode}{why}")
+    where = server_url(environment)
+    if not reach(where):
+        advice = (
+            "runs are kept on disk meanwhile: send them later by `llmkit sync RUN` from a machine that can"
+        )
+        return Finding("wandb mode", "warn", f"online at {where}, which cannot be reached from here", advice)
+    return Finding("wandb mode", "ok", f"online at {where}{why}")

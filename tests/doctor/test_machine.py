@@ -9,6 +9,7 @@ from llmkit.doctor.machine import (
     cpu_finding,
     locked_memory_finding,
     machine_findings,
+    memory_finding,
     numa_finding,
     open_files_finding,
     shared_memory_finding,
@@ -53,6 +54,14 @@ def test_memory_nodes_are_counted(tmp_path: Path) -> None:
     for name in ("node0", "node1", "online"):
         (tmp_path / name).mkdir()
     assert numa_finding(tmp_path).value == "2 nodes"
+
+
+def test_little_memory_is_remarked_on() -> None:
+    assert memory_finding(None, 2**35, 2**36).state == "ok"
+    little = memory_finding(2**36, 2**30, 2**36)
+    assert little.state == "warn" and little.value.startswith(
+        "1.0 GiB of 64.0 GiB available, 64.0 GiB for this"
+    )
 
 
 def test_no_shared_memory_is_remarked_on(tmp_path: Path) -> None:

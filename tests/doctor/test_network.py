@@ -13,9 +13,11 @@ from llmkit.parallel.network import ANYWHERE
 
 
 def test_a_machine_tells_its_interfaces() -> None:
-    found = {each.name: each for each in network_findings({"MASTER_ADDR": "127.0.0.1"})}
+    found = {each.name: each for each in network_findings("", {"MASTER_ADDR": "127.0.0.1"})}
     assert "127.0.0.1" in found["interfaces"].value
     assert found["route"].value.startswith("to 127.0.0.1 by lo") and found["route"].state == "ok"
+    found = {each.name: each for each in network_findings("localhost", {"MASTER_ADDR": "127.0.0.1"})}
+    assert found["route"].value.startswith("to localhost by lo")
 
 
 def test_no_route_matters_where_there_is_somebody_to_reach() -> None:

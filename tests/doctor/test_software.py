@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmkit.doctor.messages import listen
 from llmkit.doctor.scope import Scope
 from llmkit.doctor.software import (
     config_finding,
     environment_finding,
     git_commit,
+    reaches,
     software_findings,
     wandb_finding,
 )
@@ -38,8 +40,22 @@ def test_versions_and_the_digest_of_the_source_must_be_the_same() -> None:
     ],
 )
 def test_the_state_of_wandb_is_shown_without_its_key(environment: dict[str, str], shown: str) -> None:
-    found = wandb_finding(environment)
+    found = wandb_finding(environment, lambda url: True)
     assert found.value.startswith(shown) and "secret" not in found.value
+
+
+def test_a_server_that_cannot_be_reached_is_remarked_on() -> None:
+    asked = []
+    environment = {"WANDB_API_KEY": "0123456789secret", "WANDB_BASE_URL": "https://me:0123@wandb.example.org"}
+    found = wandb_finding(environment, lambda url: bool(asked.append(url)))
+    assert found.state == "warn" and "llmkit sync" in found.advice
+    assert asked == ["https://wandb.example.org"]
+    with listen() as listener:
+        port = listener.getsockname()[1]
+        assert reaches(f"http://127.0.0.1:{port}")
+    assert (
+        not reaches(f"http://127.0.0.1:{port}") and not reaches("no url") and not reaches("http://a:99999999")
+    )
 
 
 def test_only_variables_that_decide_are_shown_and_no_secret() -> None:
