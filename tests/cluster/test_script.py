@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import shutil
 import string
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llmkit.cluster.fields import option_line
-from llmkit.cluster.request import wrong_arguments
+from llmkit.cluster.options import add_submit_options
+from llmkit.cluster.request import read_request, wrong_arguments
 from llmkit.cluster.script import MARK, render, script_variables, shown_part, template
+from llmkit.errors import UserError
+
+Measured = Callable[[str, float | str, str], None]
 
 ROOT = Path(__file__).parents[2]
 SMALL = f"""\
@@ -145,7 +151,12 @@ def hostile_texts(count: int) -> list[str]:
     ]
 
 
-def test_hostile_texts_are_refused_or_arrive_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.drill(
+    "D36",
+    injection="1,500 generated texts with $(...), backticks, quotes, line breaks, NUL as overrides of a job",
+    expected="refused, or they arrive as they are; nothing is executed",
+)
+def test_hostile_texts_are_refused_or_arrive_as_they_are(tmp_path: Path, measured: Measured) -> None:
     texts = hostile_texts(1500)
     taken = [text for text in texts if not list(wrong_arguments([text]))]
     assert 300 < len(taken) < 1400  # both are tried
@@ -159,7 +170,56 @@ def test_hostile_texts_are_refused_or_arrive_as_they_are(tmp_path: Path) -> None
     )
     printing = "".join(f'printf "%s\\0" "$V{i}"\n' for i in range(len(taken)))
     assert arguments_of(script + printing, tmp_path, SLURM_ARRAY_TASK_ID="0") == taken * 3
+    executed = list(tmp_path.iterdir())
+    measured("texts", len(texts), "")
+    measured("refused", len(texts) - len(taken), "")
+    measured("executed", len(executed), "")
+    assert executed == []
+
+
+@pytest.mark.drill(
+    "D36",
+    injection="120 generated texts for each option of llmkit submit",
+    expected="refused by name, or on a line of their own; nothing is executed",
+)
+def test_hostile_texts_in_each_option(tmp_path: Path, measured: Measured) -> None:
+    parser = argparse.ArgumentParser()
+    add_submit_options(parser)
+    takes_text = [
+        action.option_strings[0]
+        for action in parser._actions
+        if action.nargs != 0 and action.type is None and not action.choices and action.option_strings
+    ]
+    assert {"--job-name", "--time", "--array", "--pass-env", "--sbatch-option", "--container"} <= set(
+        takes_text
+    )
+    given = ["x.yaml", "--gpus-per-node", "1", "--launcher", "accelerate", "--container", "image"]
+    plain = len(written(parser, given, tmp_path).splitlines())
+    tried = refused = 0
+    for option in takes_text:
+        for text in hostile_texts(120):
+            value = f"--x={text}" if option == "--sbatch-option" else text
+            try:
+                script = written(parser, [*given, f"{option}={value}"], tmp_path)
+            except UserError:
+                refused += 1
+            else:
+                assert len(script.splitlines()) <= plain + 1
+                assert arguments_of(script, tmp_path) == ["x.yaml"]
+            tried += 1
+    measured("texts", tried, "")
+    measured("refused", refused, "")
     assert list(tmp_path.iterdir()) == []
+    assert 0.5 * tried < refused < tried
+
+
+def written(parser: argparse.ArgumentParser, arguments: list[str], folder: Path) -> str:
+    """The script of a job. Raises UserError where it is refused."""
+    options = parser.parse_args(arguments)
+    request = read_request(options, SMALL, {"PATH": os.environ["PATH"], "HOME": str(folder)})
+    if request.mistakes:
+        raise UserError("; ".join(request.mistakes))
+    return render(SMALL, request.options, request.removed, request.variables, [options.config])
 
 
 def test_lines_of_options_hold_nothing_that_ends_them() -> None:

@@ -170,6 +170,11 @@ def test_two_tasks_do_not_share_a_run_folder(slurm: Programs, capsys: pytest.Cap
     assert "two tasks have the run folder runs/a" in capsys.readouterr().err
 
 
+@pytest.mark.drill(
+    "D42",
+    injection="keys in the environment and in an override of llmkit submit",
+    expected="not in the script, not in what is printed",
+)
 def test_secrets_stay_here(
     slurm: Programs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llmkit.cluster.request import wrong_arguments
 from llmkit.cluster.script import MARK, render
 from tests.cluster.test_script import hostile_texts
@@ -60,6 +62,11 @@ def test_a_job_is_submitted_followed_and_shown(cluster: Cluster, folder: Path) -
     )
 
 
+@pytest.mark.drill(
+    "D42",
+    injection="keys in the environment that a job is submitted from",
+    expected="not in what SLURM's controller keeps of the job",
+)
 def test_the_controller_keeps_no_secret(cluster: Cluster, folder: Path) -> None:
     make_project(folder)
     output = cluster.run(
@@ -117,6 +124,11 @@ def test_what_slurm_refuses_is_not_submitted(cluster: Cluster, folder: Path) -> 
 EMPTY_JOB = f"#!/bin/sh\n#SBATCH --hold\n{MARK}\n\ntrue\n"
 
 
+@pytest.mark.drill(
+    "D36",
+    injection="40 generated texts in an #SBATCH field of a real job",
+    expected="SLURM reads them as they are; nothing is executed",
+)
 def test_hostile_texts_are_what_sbatch_reads(cluster: Cluster, folder: Path) -> None:
     texts = ["/runs/hetjob-1", 'a "PackJob" #b', *hostile_texts(150)]
     texts = [text for text in texts if not list(wrong_arguments([text]))][:40]
