@@ -11,12 +11,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from llmkit.cores import available_cores, keep_freed_memory
 from llmkit.errors import AlreadyReported, EndedError, RunFault, UserError
 from llmkit.parallel.agreement import report_once
 from llmkit.parallel.joining import join_start
+from llmkit.parallel.meeting import open_store, stray
 from llmkit.parallel.mesh import Mesh, small_group
 from llmkit.parallel.network import choose_gloo_interface
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
@@ -110,7 +110,7 @@ def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks the environment for its device
             store: Store = HashStore()
         else:
-            launched, _, _ = next(rendezvous("env://", timeout=timeout))
+            launched = open_store(info, address, timeout)
             world = PrefixStore(f"world-{next(_joined)}", launched)  # what an earlier one wrote stays behind
             store = join_start(world, info.rank, info.world_size, timeout)
             if device.type == "cuda":
@@ -132,7 +132,7 @@ def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
     except RuntimeError as error:  # what gloo raises is no DistError
         raise RunFault(
             f"rank {info.rank} of {info.world_size} could not join the others at {where} within "
-            f"{timeout.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}"
+            f"{timeout.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}{stray(info, address)}"
         ) from error
     roll_call = RollCall(store, info.rank, info.world_size) if info.world_size > 1 else None
     return Mesh(

@@ -8,6 +8,8 @@ from datetime import timedelta
 import pytest
 from torch._C._distributed_c10d import HashStore, Store
 
+from llmkit.errors import UserError
+from llmkit.parallel import joining
 from llmkit.parallel.joining import join_start
 from tests.limits import HANG
 
@@ -50,3 +52,20 @@ def test_those_that_have_not_come_are_named():
         join_start(HashStore(), 0, 4, SOON)
     with pytest.raises(RuntimeError, match="rank 0 has not come"):
         join_start(HashStore(), 1, 4, SOON)
+
+
+def test_ranks_that_were_given_other_numbers_of_ranks_are_refused():
+    store = HashStore()
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(join_start, store, 1, 3, LIMIT)
+        with pytest.raises(UserError, match="WORLD_SIZE is 2 for rank 0 and 3 for rank 1: all processes"):
+            join_start(store, 0, 2, LIMIT)
+        with pytest.raises(UserError, match="WORLD_SIZE is 2 for rank 0"):
+            other.result(HANG)
+
+
+def test_rank_0_says_for_whom_it_waits(monkeypatch, capfd):
+    monkeypatch.setattr(joining, "PATIENCE", timedelta(seconds=0.05))
+    with pytest.raises(RuntimeError, match="have not come"):
+        join_start(HashStore(), 0, 3, SOON)
+    assert "llmkit: waiting for rank 1 and rank 2 of 3\n" in capfd.readouterr().err
