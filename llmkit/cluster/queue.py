@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmkit.cluster.fields import unfit_for_scripts
 from llmkit.cluster.slurm import Answer, ask
 from llmkit.config.mistakes import printable
 from llmkit.errors import RunFault
@@ -48,9 +49,9 @@ class SlurmJob:
 
 
 def comment_of(run: str) -> str:
-    """The comment of a job by which `llmkit jobs` knows it and its run."""
+    """The comment of a job by which `llmkit jobs` knows it, and its run if that can be said on a line."""
     text = f"{COMMENT} {os.path.abspath(run)}"
-    return text if len(text) <= 1000 else COMMENT
+    return COMMENT if unfit_for_scripts(text) else text
 
 
 def run_of(comment: str) -> Path | None:

@@ -6,14 +6,16 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from llmkit.cluster.environment import exported, wrong_variables
 from llmkit.cluster.fields import FIELDS, JOB_NAME, further_options, unfit_for_scripts, wrong_value
 from llmkit.cluster.script import script_variables
 from llmkit.cluster.sweep import Sweep, read_sweep
-from llmkit.config.mistakes import display, without_secrets
+from llmkit.config.mistakes import NOT_SHOWN, display, without_secrets
 
+SCRIPT_OPTIONS = ("launcher", "accelerate_config", "container", "container_mounts", "container_python")
+"""Options that the script reads from its environment, by the same names."""
 LONGEST_ARGUMENT = 10_000
 """Characters of CONFIG or an override."""
 
@@ -33,7 +35,7 @@ class Request:
     removed: tuple[str, ...]
     variables: Mapping[str, str]
     exports: tuple[str, ...]
-    mistakes: tuple[str, ...] = field(default=())
+    mistakes: tuple[str, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -91,10 +93,6 @@ def _given(options: argparse.Namespace) -> tuple[dict[str, str | None], list[str
     return given, mistakes
 
 
-SCRIPT_OPTIONS = ("launcher", "accelerate_config", "container", "container_mounts", "container_python")
-"""Options that the script reads from its environment, by the same names."""
-
-
 def _variables(options: argparse.Namespace, per_node: int, on_gpus: bool) -> dict[str, str]:
     """What the script reads from its environment, of what was asked for."""
     variables = {"PYTHON": options.python or sys.executable}
@@ -137,5 +135,5 @@ def wrong_arguments(arguments: Sequence[str]) -> Iterator[str]:
         shown = without_secrets(argument)
         if what := unfit_for_scripts(argument, LONGEST_ARGUMENT):
             yield f"{shown}: the argument {what}"
-        elif shown.endswith("(not shown)"):
+        elif shown.endswith(NOT_SHOWN):
             yield f"{shown}: looks like a secret, and SLURM keeps the script; put it into the environment"

@@ -19,6 +19,7 @@ from llmkit.cluster.script import render, shown_part, template
 from llmkit.cluster.slurm import ask, require_slurm
 from llmkit.cluster.words import start_time
 from llmkit.command_line import to_stderr
+from llmkit.config.mistakes import printable
 from llmkit.config.override import as_utf8
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.accelerate import AccelerateConfig, read_accelerate
@@ -121,11 +122,11 @@ def _submit(script: str, environment: Mapping[str, str]) -> str:
 
 def where_to_look(number: str, request: Request, runs: Sequence[CheckedRun]) -> Iterator[str]:
     """Lines on a job that was submitted: what it is, and where what it does can be seen."""
-    facts = job_facts(number)
+    facts, first, last = job_facts(number), printable(runs[0].folder, 1000), printable(runs[-1].folder, 1000)
     tasks = f", {len(runs)} tasks" if request.sweep.axes else ""
     when = start_time(facts.get("StartTime", ""), datetime.now().astimezone())
     yield f"job {number}: {request.layout}{tasks}" + (f"; starts about {when}" if when else "")
     yield f"  log         {log_of(facts)}"
-    yield f"  run folder  {runs[0].folder}" + (f" ... {runs[-1].folder}" if tasks else "")
-    yield f"  watch       llmkit jobs; llmkit top {runs[0].folder}"
-    yield f"  end         touch {runs[0].folder}/STOP to save and stop; scancel {number}"
+    yield f"  run folder  {first}" + (f" ... {last}" if tasks else "")
+    yield f"  watch       llmkit jobs; llmkit top {first}"
+    yield f"  end         touch {first}/STOP to save and stop; scancel {number}"

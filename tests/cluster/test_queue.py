@@ -86,6 +86,7 @@ def test_comments_are_as_long_as_slurm_takes_them(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir("/usr")
     assert comment_of("runs/demo") == "llmkit /usr/runs/demo"
     assert comment_of("x" * 1000) == "llmkit"
+    assert comment_of("x\n#SBATCH --wrap=y") == "llmkit"
 
 
 SHOWN = """\

@@ -210,6 +210,14 @@ def test_a_run_that_another_job_has_is_noted(slurm: Programs, capsys: pytest.Cap
     assert "run folder" not in capsys.readouterr().err
 
 
+def test_a_run_folder_of_the_file_adds_no_option(slurm: Programs) -> None:
+    file = Path("tiny.yaml")
+    file.write_text(file.read_text().replace("run:\n", 'run:\n  dir: "x\\n#SBATCH --wrap=y"\n'))
+    assert submit("--gpus-per-node", "1") == 0
+    script = slurm.calls("sbatch")[1]["input"]
+    assert "#SBATCH --comment=llmkit\n" in script and "--wrap" not in script
+
+
 def test_nodes_that_others_may_use_too(slurm: Programs) -> None:
     assert submit("--gpus-per-node", "1", "--share-nodes", "--cpus-per-task", "8") == 0
     assert (
