@@ -1,7 +1,7 @@
 """The checks of a machine, and the process that runs them for `supervise`.
 
 Each is a function of a Scope, and imports what it needs only when it runs: what hangs or dies is then a check
-that has a name. The lighter ones come first.
+that has a name. Those that take little time, and those that must not be missing, come first.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ CHECKS: Mapping[str, Check] = {
     "network": _network,
     "disk": _disk,
     "versions": _versions,
+    "shared folder": _shared_folder,
     "devices": _devices,
     "speed": _speed,
     "collectives": _collectives,
-    "shared folder": _shared_folder,
 }
 
 
