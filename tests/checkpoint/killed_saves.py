@@ -130,6 +130,7 @@ def in_child(work: Callable[[], None]) -> int:
 
 def drill(root: Path, scenario: Callable[[Path], None], power_cut: bool) -> None:
     """Run the scenario once to count its calls, then once for each call."""
+    root.mkdir()
     template = root / "template"
     prepare(scenario, template)
 
