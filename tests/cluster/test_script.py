@@ -93,7 +93,7 @@ def test_the_template_takes_them() -> None:
     assert "#SBATCH --nodes=3\n" in written and "#SBATCH --nodes=2" not in written
     assert f"{MARK}\nexport PYTHON='/a b/python'\nset -- my.yaml \"$@\"\n\n" in written
     assert shown_part(written).endswith('set -- my.yaml "$@"') and "say()" not in shown_part(written)
-    assert {"PYTHON", "PROCESSES_PER_NODE", "MAX_FAULTS", "END_SECONDS"} <= set(script_variables(script))
+    assert {"PYTHON", "PROCESSES_PER_NODE", "END_SECONDS"} <= set(script_variables(script))
 
 
 def test_an_installed_package_has_the_template() -> None:
