@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.cluster.accounting import ended_jobs
-from llmkit.cluster.queue import SlurmJob, running_first, user_jobs
+from llmkit.cluster.queue import UNDER_WAY, SlurmJob, running_first, user_jobs
 from llmkit.cluster.slurm import require_slurm
 from llmkit.cluster.words import state_in_words, why_waiting
 from llmkit.config.mistakes import printable
@@ -64,10 +64,14 @@ def job_line(job: SlurmJob, now: datetime) -> JobLine:
         run = read_line(job.run, Path.cwd(), now.timestamp())
     except UserError as error:
         return replace(line, what=line.what or printable(str(error)))
-    ended = not line.what and job.state not in ("RUNNING", "COMPLETING", "CONFIGURING")
     events = RunRecord(job.run).events
-    last = event_text(events[-1]) if events else "is starting"
-    return replace(line, run=run, what=line.what or (run.reason if ended else last))
+    if job.state == "PENDING":
+        what = line.what + (f"; before: {run.reason}" if job.restarts else "")
+    elif job.state in UNDER_WAY:
+        what = event_text(events[-1]) if events else "is starting"
+    else:
+        what = run.reason
+    return replace(line, run=run, what=what)
 
 
 def as_json(line: JobLine) -> dict[str, Any]:

@@ -105,6 +105,17 @@ def test_a_job_whose_run_has_not_begun(
     assert failed.split() == ["9", "failed", "new", "1", "n1", "1:00"]
 
 
+def test_a_job_that_went_back_into_the_queue_says_why(
+    programs: Programs, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("1", "", "0:00", "1:00", "N/A", "(null)", "two", "(null)", f"llmkit {runs}/two")
+    programs.say("squeue", row("10", "10", "PENDING", "Resources", *place))
+    programs.say("squeue", "10 1\n", given="RestartCnt")
+    assert main(["jobs"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.endswith("waits for free nodes; before: stopped by SIGTERM after step 4")
+
+
 def test_no_jobs_and_no_slurm(
     programs: Programs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
