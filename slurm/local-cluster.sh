@@ -20,7 +20,7 @@
 #   SLURM_CLUSTER_TMP     own: nodes have their own /tmp. shared: they do not, for a checkout or Python under /tmp
 #                         (default: own, unless SLURM_CLUSTER_DIR is under /tmp)
 #   NODES CPUS MEMORY GPUS    what to pretend: 2 nodes of 8 CPUs, 32000 MiB and 4 GPUs (files that are no devices)
-# Partitions: main, where a job that is preempted gets 8 s; urgent, which preempts main.
+# Partitions: main, where a job that is preempted gets 8 s; hard, where it gets none; urgent, which preempts both.
 set -euo pipefail
 export PATH=/usr/sbin:/sbin:$PATH
 
@@ -214,6 +214,7 @@ FirstJobId=$(next_job)
 NodeName=n[1-$NODES] NodeAddr=$NETWORK.[1-$NODES] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS \
 ThreadsPerCore=1 RealMemory=$MEMORY State=UNKNOWN $( ((GPUS == 0)) || echo "Gres=gpu:$GPUS")
 PartitionName=main Nodes=ALL Default=YES DefaultTime=10 PriorityTier=1 GraceTime=8
+PartitionName=hard Nodes=ALL DefaultTime=10 PriorityTier=1 GraceTime=0
 PartitionName=urgent Nodes=ALL DefaultTime=10 PriorityTier=10 PreemptMode=OFF
 END
 }

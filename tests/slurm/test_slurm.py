@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from llmkit.cluster.starts import Record
+from llmkit.end_file import read_end
 from tests.program import events, make_project, rows, timeless
-from tests.slurm.cluster import FOLDER, Cluster, Job
+from tests.slurm.cluster import ROOT, Cluster, Job
 
 STAND_IN = str(Path(__file__).with_name("stand_in"))
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    cluster = Cluster()
-    if reason := cluster.up():
-        pytest.skip(f"no SLURM cluster here: {reason}")
-    yield cluster
-    cluster.down()
-
-
-@pytest.fixture
-def folder(request: pytest.FixtureRequest) -> Path:
-    """A folder that all nodes see, empty, for the job of this test."""
-    path = FOLDER / request.node.name
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    return path
-
-
 def stand_in(
-    cluster: Cluster, folder: Path, *arguments: str, nodes: int = 1, processes: str = "", **variables: str
-) -> Job:
+    cluster: Cluster, folder: Path, *arguments: str, nodes: int = 1, processes: str = "",
+    options: Sequence[str] = (), **variables: str,
+) -> Job:  # fmt: skip
     """A job whose trainer is the stand-in; processes: "" = one a GPU, of which there are two."""
-    variables = {"TRAIN_SECONDS": "600", "FAULT": "", **variables}
+    variables = {
+        "TRAIN_SECONDS": "600", "FAULT": "", "FAULT_HOST": "", "MISTAKE": "", "PREFLIGHT": "off", **variables
+    }  # fmt: skip
     return cluster.submit(
-        folder, "my.yaml", *arguments, options=[f"--nodes={nodes}", "--gpus-per-node=2"],
+        folder, "tiny.yaml", *arguments, options=[f"--nodes={nodes}", "--gpus-per-node=2", *options],
         PYTHONPATH=STAND_IN, RUN_FOLDER=str(folder), PROCESSES_PER_NODE=processes, **variables,
     )  # fmt: skip
 
@@ -61,16 +47,113 @@ def test_each_rank_knows_its_place_and_gets_the_arguments_as_they_are(cluster, f
     hosts = [facts["host"] for facts in found]
     assert hosts[0] == hosts[1] != hosts[2] == hosts[3]
     for facts in found:
-        assert facts["arguments"] == ["train", "my.yaml", "parallel.world_size=4", *odd]
+        assert facts["arguments"] == ["train", "tiny.yaml", "parallel.world_size=4", *odd]
     assert not job.state_folder.exists() and not (folder / "oops").exists()
 
 
 def test_faults_are_counted_and_the_job_is_requeued_until_there_are_too_many(cluster, folder):
-    job = stand_in(cluster, folder, processes="1", FAULT="0", MAX_FAULTS="1")
+    """The node that is suspected is used again where the user names the nodes."""
+    job = stand_in(
+        cluster, folder, processes="1", options=["--nodelist=n2"], FAULT_HOST="n2", MAX_STARTS="2"
+    )  # fmt: skip
     assert job.wait() == "FAILED", job.log
     assert starts(folder) == ["start-0-rank-0", "start-1-rank-0"]
-    assert "fault 1 of at most 1 in a row" in job.log
-    assert "fault 2 in a row (exit code 1), giving up" in job.log
+    assert "n2 may be used again: the job asks for n2 by name" in job.log
+    assert "fault: a rank on n2 has died; start 1 in a row without a new checkpoint, of at most 2" in job.log
+    assert "2 starts in a row saved nothing new (no checkpoint at all), giving up" in job.log
+
+
+def hosts_of_start(folder: Path, start: int) -> set[str]:
+    return {json.loads(path.read_text())["host"] for path in folder.glob(f"start-{start}-rank-*.json")}
+
+
+def test_a_node_that_is_named_by_a_fault_is_left_out_of_the_next_start(cluster, folder):
+    job = stand_in(
+        cluster, folder, nodes=2, processes="1", FAULT_HOST="n2", TRAIN_SECONDS="1", END_SECONDS="5"
+    )  # fmt: skip
+    assert job.wait() == "COMPLETED", job.log
+    assert "n2" in hosts_of_start(folder, 0) and "n2" not in hosts_of_start(folder, 1)
+    assert "n2 left out of the next starts" in job.log and job.facts()["ExcNodeList"] == "n2"
+
+
+def test_a_node_that_is_not_fit_is_left_out_before_anything_starts(cluster, folder):
+    (folder / "sick-n1").touch()
+    job = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0", PREFLIGHT="on")
+    assert job.wait() == "COMPLETED", job.log
+    assert "the table" in job.log and "not fit: n1: requeued" in job.log
+    assert starts(folder) == ["start-1-rank-0"] and "n1" not in hosts_of_start(folder, 1)
+
+
+def test_where_no_others_are_left_nodes_that_are_not_fit_are_used_or_the_job_fails(cluster, folder):
+    (folder / "sick-n3").touch()
+    strict = stand_in(cluster, folder, nodes=4, processes="1", TRAIN_SECONDS="0", PREFLIGHT="strict")
+    assert strict.wait() == "FAILED", strict.log
+    assert "without n3 3 nodes of main are left, and 4 are needed" in strict.log
+    assert "not fit: n3 (PREFLIGHT=strict)" in strict.log and starts(folder) == []
+    job = stand_in(cluster, folder, nodes=4, processes="1", TRAIN_SECONDS="0", PREFLIGHT="on")
+    assert job.wait() == "COMPLETED", job.log
+    assert "goes on with nodes that are not fit: n3" in job.log
+
+
+def test_a_mistake_that_a_rank_finds_ends_the_job_at_once(cluster, folder):
+    job = stand_in(cluster, folder, MISTAKE="1")
+    assert job.wait() == "FAILED", job.log
+    assert job.facts()["ExitCode"] == "2:0"
+    assert "a mistake, which no other start would mend: no such file on this rank" in job.log
+    assert "requeued" not in job.log
+
+
+def test_one_task_a_process_needs_no_launcher_and_sees_one_gpu(cluster, folder):
+    job = stand_in(cluster, folder, nodes=2, LAUNCHER="srun", TRAIN_SECONDS="0")
+    assert job.wait() == "COMPLETED", job.log
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("start-0-rank-*.json"))]
+    assert [(facts["rank"], facts["LOCAL_RANK"], facts["WORLD_SIZE"]) for facts in found] == [
+        ("0", "0", "4"), ("1", "1", "4"), ("2", "0", "4"), ("3", "1", "4"),
+    ]  # fmt: skip
+    assert {facts["LOCAL_WORLD_SIZE"] for facts in found} == {"2"}
+    assert [facts["CUDA_VISIBLE_DEVICES"].count(",") for facts in found] == [0, 0, 0, 0]
+    hosts = [facts["host"] for facts in found]
+    assert hosts[0] == hosts[1] != hosts[2] == hosts[3]
+
+
+def test_accelerate_launches_as_its_configuration_says(cluster, folder):
+    configuration = str(ROOT / "launch" / "multinode.yaml")
+    job = stand_in(
+        cluster, folder, nodes=2, LAUNCHER="accelerate", ACCELERATE_CONFIG=configuration,
+        ACCELERATE_USE_CPU="true", TRAIN_SECONDS="0",
+    )  # fmt: skip
+    assert job.wait() == "COMPLETED", job.log
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("start-0-rank-*.json"))]
+    assert [(facts["rank"], facts["LOCAL_RANK"], facts["WORLD_SIZE"]) for facts in found] == [
+        ("0", "0", "4"), ("1", "1", "4"), ("2", "0", "4"), ("3", "1", "4"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("partition", ["main", "hard"])
+def test_a_job_that_is_preempted_goes_on_later(cluster, folder, partition):
+    """With a time of grace (main) and without one (hard), where SLURM's KillWait is all there is."""
+    job = stand_in(cluster, folder, nodes=4, processes="1", options=[f"--partition={partition}"])
+    job.wait_until(lambda: len(starts(folder)) == 4)
+    cluster.run("srun", "--partition=urgent", "--nodes=4", "--immediate=60", "sleep", "1")
+    job.wait_until(lambda: len(starts(folder)) == 8)
+    end = read_end(job.state_folder / "end.0")
+    assert end is not None and end.end == "stopped" and "(SIGTERM)" in end.reason
+    (folder / "STOP").touch()
+    assert job.wait() == "FAILED" and job.facts()["Restarts"] == "1"
+
+
+def test_a_job_that_was_interrupted_too_often_waits_until_it_is_released(cluster, folder):
+    job = stand_in(cluster, folder, processes="1", options=["--hold"], TRAIN_SECONDS="0")
+    record = Record(newest=-1, interrupted=9, ended=False)  # as nine preemptions leave it
+    job.state_folder.mkdir()
+    record.write(job.state_folder / "starts.json")
+    cluster.run("scontrol", "release", job.number)
+    job.wait_until(lambda: job.facts()["JobState"] == "PENDING" and "requeued" in job.log)
+    assert "10 starts in a row were ended by SLURM" in job.log
+    assert f"requeued, and waits until `scontrol release {job.number}`" in job.log
+    assert job.facts()["Reason"] == "job_requeued_in_held_state"
+    cluster.run("scontrol", "release", job.number)
+    assert job.wait() == "COMPLETED", job.log
 
 
 LISTEN = """
@@ -103,7 +186,7 @@ def hardware_address(cluster: Cluster, node: str) -> str:
 
 
 def test_a_node_that_was_away_for_a_moment_is_no_fault(cluster, folder):
-    job = stand_in(cluster, folder, nodes=2, processes="1", MAX_FAULTS="0", END_SECONDS="5")
+    job = stand_in(cluster, folder, nodes=2, processes="1", MAX_STARTS="1", END_SECONDS="5")
     job.wait_until(lambda: len(starts(folder)) == 2)
     before = hardware_address(cluster, "n2")
     cluster.power("crash", "n2")
@@ -130,11 +213,11 @@ def test_a_user_who_asks_the_run_to_stop_ends_the_job(cluster, folder):
     (folder / "STOP").touch()
     assert job.wait() == "FAILED"
     assert job.facts()["ExitCode"] == "75:0"
-    assert "stopped on a user's request, and saved" in job.log
+    assert "stopped by STOP, and saved; submit the job again to go on" in job.log
 
 
 def test_the_number_of_processes_must_be_known(cluster, folder):
-    job = cluster.submit(folder, "my.yaml", options=["--nodes=1", "--gpus-per-node=0"], PYTHONPATH=STAND_IN)
+    job = cluster.submit(folder, "tiny.yaml", options=["--nodes=1", "--gpus-per-node=0"], PYTHONPATH=STAND_IN)
     assert job.wait() == "FAILED"
     assert job.facts()["ExitCode"] == "2:0"
     assert "how many processes a node?" in job.log
@@ -144,7 +227,7 @@ def train(cluster: Cluster, folder: Path, *arguments: str, processes: str, **var
     """A job of the real trainer on the CPUs of two nodes."""
     return cluster.submit(
         folder, "tiny.yaml", *arguments, options=["--nodes=2", "--gpus-per-node=0"],
-        PROCESSES_PER_NODE=processes, **variables,
+        PROCESSES_PER_NODE=processes, **{"PREFLIGHT": "off", **variables},
     )  # fmt: skip
 
 
@@ -158,7 +241,7 @@ def test_mistakes_in_the_settings_are_told_once_and_not_tried_again(cluster, fol
 
 def test_a_world_of_another_size_than_told_is_refused(cluster, folder):
     make_project(folder)
-    job = train(cluster, folder, "parallel.world_size=8", processes="1", MAX_FAULTS="0")
+    job = train(cluster, folder, "parallel.world_size=8", processes="1")
     assert job.wait() == "FAILED"
     assert job.log.count("llmkit: ") == 1  # rank 0 tells it for all
     assert "parallel.world_size 8 (command line), but the world that was joined has 2" in job.log
@@ -178,7 +261,8 @@ def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, fol
     assert straight.wait() == "COMPLETED", straight.log
 
     assert job.facts()["Restarts"] == "1"
-    assert "stopped on SLURM's request, and saved: requeued" in job.log
+    assert "stopped: the batch script's stop file: time limit (SIGUSR1); saved until step" in job.log
+    assert "FAILED" not in job.log and "exitcode" not in job.log  # a stop is no failure to the launcher
     assert events(runs / "requeued") == ["start", "save", "stop", "resume", "save", "done"]
     stop = json.loads((runs / "requeued" / "events.jsonl").read_text().splitlines()[2])
     assert stop["reason"] == "the batch script's stop file: time limit (SIGUSR1)"
