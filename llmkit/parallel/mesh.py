@@ -229,12 +229,20 @@ class Mesh:
         return messages.broadcast_text(text, self.control)
 
 
-def small_group(timeout: timedelta) -> ProcessGroup:
-    """A gloo group of all ranks for small messages: joined within `timeout`, then patient. Collective."""
-    group = dist.new_group(backend="gloo", timeout=timeout)
-    assert isinstance(group, ProcessGroup)
-    group._get_backend(torch.device("cpu"))._set_default_timeout(max(timeout, PATIENCE))
+def small_group(timeout: timedelta, connect: timedelta | None = None) -> ProcessGroup:
+    """A gloo group of all ranks for small messages, then patient. Collective.
+
+    connect: how long its ranks may take to connect; default: `timeout`.
+    """
+    group = dist.new_group(backend="gloo", timeout=connect or timeout)
+    set_timeout(group, max(timeout, PATIENCE))
     return group
+
+
+def set_timeout(group: ProcessGroup | None, timeout: timedelta) -> None:
+    """Lets the messages of a gloo group take so long from now on."""
+    assert isinstance(group, ProcessGroup)
+    group._get_backend(torch.device("cpu"))._set_default_timeout(timeout)
 
 
 def make_mesh(tensor_size: int, timeout: timedelta = timedelta(minutes=10), *, context_size: int = 1) -> Mesh:

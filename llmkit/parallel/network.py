@@ -5,11 +5,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from pathlib import Path
 
 import psutil
 
 ANYWHERE = "192.0.2.1"
 """An address outside (RFC 5737, nothing is sent to it): the route to it is the default one."""
+
+
+NCCL_FILES = ("/etc/nccl.conf", "~/.nccl.conf")
+VERBS = Path("/sys/class/infiniband")
+"""Has an entry for each device that NCCL can use without sockets."""
 
 
 def choose_gloo_interface(address: str, *, one_host: bool) -> str:
@@ -30,6 +36,33 @@ def choose_gloo_interface(address: str, *, one_host: bool) -> str:
     if chosen:
         os.environ["GLOO_SOCKET_IFNAME"] = chosen
     return chosen
+
+
+def choose_nccl_interface(interface: str) -> str:
+    """Sets NCCL_SOCKET_IFNAME where NCCL might take an interface that leads nowhere; returns what it sets.
+
+    NCCL takes InfiniBand first, else all interfaces but loopback and Docker, and meets by the first one:
+    a bridge of virtual machines, say. Its choice stands where there is InfiniBand (verbs, or an interface
+    ib...), where the user or the administrator has made it (the variable, nccl.conf), and where there is
+    one interface only. interface: that of the route to the other hosts; "" where that is not known.
+    """
+    names = [name for name, each in psutil.net_if_stats().items() if each.isup]
+    others = [name for name in names if not name.startswith(("lo", "docker"))]
+    decided = any(os.environ.get(name) for name in ("NCCL_SOCKET_IFNAME", "NCCL_CONF_FILE"))
+    decided = decided or any(os.path.exists(os.path.expanduser(file)) for file in NCCL_FILES)
+    infiniband = any(name.startswith("ib") for name in names) or (VERBS.is_dir() and any(VERBS.iterdir()))
+    if not interface or decided or infiniband or len(others) < 2:
+        return ""
+    os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # this one, and not all whose names begin so
+    return interface
+
+
+def address_of(interface: str) -> str:
+    """The first address of an interface by which other hosts can reach it; "" where it has none."""
+    for each in psutil.net_if_addrs().get(interface, []):
+        if each.family in (socket.AF_INET, socket.AF_INET6):
+            return str(each.address).partition("%")[0]
+    return ""
 
 
 def source_address(target: str) -> str | None:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed import ProcessGroup
 
 from llmkit.cores import available_cores, keep_freed_memory
 from llmkit.errors import AlreadyReported, EndedError, RunFault, UserError
 from llmkit.parallel.agreement import report_once
 from llmkit.parallel.joining import join_start
 from llmkit.parallel.meeting import open_store, stray
-from llmkit.parallel.mesh import Mesh, small_group
-from llmkit.parallel.network import choose_gloo_interface
+from llmkit.parallel.mesh import Mesh, set_timeout, small_group
+from llmkit.parallel.network import address_of, choose_gloo_interface, choose_nccl_interface
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
+from llmkit.parallel.reach import Deadline, Reach
 from llmkit.parallel.roll_call import RollCall
 from llmkit.stopping import LAUNCHERS
 
 TIMEOUT = timedelta(minutes=10)
 """How long the ranks of a command that does not train wait for each other."""
+CONNECT = timedelta(minutes=2)
+"""How long processes that have met may take to connect to each other."""
 _joined = itertools.count()
 """Numbers the worlds that this process joins, one after another: as many in all processes of a launch."""
 
@@ -100,11 +104,11 @@ def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
         keep_freed_memory()
     if info.world_size == 1 and not needs_group:
         return Mesh(device=device, timeout=timeout)
-    backend = "nccl" if device.type == "cuda" else "gloo"
     address = os.environ.get("MASTER_ADDR", "")
     where = f"{address}:{os.environ.get('MASTER_PORT')}"
     # Where mpirun started the launcher: DeepSpeed would insist that it equals LOCAL_RANK.
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
+    reach: Reach | None = None
     try:
         if info.world_size == 1:
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks the environment for its device
@@ -117,28 +121,55 @@ def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
                 check_own_gpu(info, store, str(torch.cuda.get_device_properties(device).uuid), timeout)
             interface = choose_gloo_interface(address, one_host=info.local_size == info.world_size)
             where += f", gloo by {interface}" if interface else ""
-        dist.init_process_group(
-            backend,
-            store=PrefixStore("torch", store),
-            rank=info.rank,
-            world_size=info.world_size,
-            timeout=timeout,
-            # Not alone: there NCCL cannot split a group that is bound to its device.
-            device_id=device if device.type == "cuda" and info.world_size > 1 else None,
-        )
-        if info.world_size > 1:
-            _set_up_accelerate(device)
-        control, saving = small_group(timeout), small_group(timeout)
+            if device.type == "cuda" and info.local_size < info.world_size:
+                choose_nccl_interface(interface)
+            reach = Reach(store, info, address_of(interface))
+        control, saving = _make_groups(info, store, device, timeout, reach)
     except RuntimeError as error:  # what gloo raises is no DistError
+        pairs = reach.unreachable() if reach is not None else ""
         raise RunFault(
             f"rank {info.rank} of {info.world_size} could not join the others at {where} within "
             f"{timeout.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}{stray(info, address)}"
+            + (f". {pairs}" if pairs else "")
         ) from error
+    finally:
+        if reach is not None:
+            reach.close()
     roll_call = RollCall(store, info.rank, info.world_size) if info.world_size > 1 else None
     return Mesh(
         info.rank, info.world_size, device=device, timeout=timeout, store=store,
         control=control, saving=saving, roll_call=roll_call,
     )  # fmt: skip
+
+
+def _make_groups(
+    info: RankInfo, store: Store, device: torch.device, timeout: timedelta, reach: Reach | None
+) -> tuple[ProcessGroup, ProcessGroup]:
+    """Makes the default process group; returns two more, for small messages. Collective.
+
+    All processes have met, so that to connect takes seconds: who cannot is named after CONNECT.
+    """
+    nccl, connect = device.type == "cuda", min(timeout, CONNECT)
+    with ExitStack() as stack:
+        if nccl and reach is not None:
+            stack.enter_context(Deadline(store, info, reach, "NCCL", connect.total_seconds()))
+        dist.init_process_group(
+            "nccl" if nccl else "gloo",
+            store=PrefixStore("torch", store),
+            rank=info.rank,
+            world_size=info.world_size,
+            timeout=timeout if nccl else connect,
+            # Not alone: there NCCL cannot split a group that is bound to its device.
+            device_id=device if nccl and info.world_size > 1 else None,
+        )
+        if nccl and info.world_size > 1:
+            dist.all_reduce(torch.ones((), device=device))
+            torch.cuda.synchronize(device)
+    if not nccl:
+        set_timeout(dist.group.WORLD, timeout)
+    if info.world_size > 1:
+        _set_up_accelerate(device)
+    return small_group(timeout, connect), small_group(timeout, connect)
 
 
 def check_own_gpu(info: RankInfo, store: Store, uuid: str, timeout: timedelta) -> None:

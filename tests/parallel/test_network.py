@@ -9,7 +9,13 @@ from collections import namedtuple
 import pytest
 
 from llmkit.parallel import network
-from llmkit.parallel.network import choose_gloo_interface, interface_of, source_address
+from llmkit.parallel.network import (
+    address_of,
+    choose_gloo_interface,
+    choose_nccl_interface,
+    interface_of,
+    source_address,
+)
 
 Address = namedtuple("Address", ["family", "address"])
 INTERFACES = {
@@ -68,3 +74,46 @@ def test_an_address_has_its_interface():
 def test_of_this_machine():
     assert source_address("127.0.0.1") == "127.0.0.1"
     assert source_address("no such name.invalid") is None
+
+
+Stats = namedtuple("Stats", ["isup"])
+
+
+@pytest.fixture
+def nccl(monkeypatch, tmp_path):
+    """A host with two networks and no InfiniBand, on which nothing is decided for NCCL."""
+    for name in ("NCCL_SOCKET_IFNAME", "NCCL_CONF_FILE"):
+        monkeypatch.setenv(name, "")
+    up = {"lo": True, "docker0": True, "virbr0": True, "eth0": True, "ib0": False}
+    stats = {name: Stats(isup) for name, isup in up.items()}
+    monkeypatch.setattr(network.psutil, "net_if_stats", lambda: stats)
+    monkeypatch.setattr(network, "NCCL_FILES", (str(tmp_path / "nccl.conf"),))
+    monkeypatch.setattr(network, "VERBS", tmp_path / "infiniband")
+    return stats
+
+
+def test_nccl_is_told_the_interface_where_it_could_take_another(nccl):
+    assert choose_nccl_interface("eth0") == "eth0"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=eth0"
+
+
+@pytest.mark.parametrize("case", ["unknown", "chosen", "file", "named file", "one", "verbs", "ip over ib"])
+def test_the_choice_is_left_to_nccl_where_it_is_made_or_needs_none(nccl, case, monkeypatch, tmp_path):
+    if case == "chosen":
+        monkeypatch.setenv("NCCL_SOCKET_IFNAME", "bond0")
+    elif case == "file":
+        (tmp_path / "nccl.conf").touch()
+    elif case == "named file":
+        monkeypatch.setenv("NCCL_CONF_FILE", "/site/nccl.conf")
+    elif case == "one":
+        del nccl["virbr0"]
+    elif case == "verbs":
+        (tmp_path / "infiniband" / "mlx5_0").mkdir(parents=True)
+    elif case == "ip over ib":
+        nccl["ib0"] = Stats(True)
+    assert choose_nccl_interface("" if case == "unknown" else "eth0") == ""
+    assert os.environ["NCCL_SOCKET_IFNAME"] == ("bond0" if case == "chosen" else "")
+
+
+def test_an_interface_has_its_address():
+    assert [address_of(name) for name in ("eth0", "lo", "none")] == ["10.0.0.5", "127.0.0.1", ""]

@@ -102,7 +102,7 @@ def test_each_process_of_a_host_gets_its_share_of_the_cores_beside_a_gpu_too(mon
     class Reached(Exception):
         pass
 
-    def rendezvous(*arguments, **settings):
+    def open_store(*arguments):
         raise Reached
 
     given: list[int] = []
@@ -111,7 +111,7 @@ def test_each_process_of_a_host_gets_its_share_of_the_cores_beside_a_gpu_too(mon
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr("llmkit.parallel.world.available_cores", lambda: 64)
-    monkeypatch.setattr("llmkit.parallel.world.rendezvous", rendezvous)
+    monkeypatch.setattr("llmkit.parallel.world.open_store", open_store)
     for threads, left in (("1", "16"), ("6", "6")):  # what a user has set stays
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         with pytest.raises(Reached), process_group(RankInfo(3, 8, 3, 4), LIMIT):

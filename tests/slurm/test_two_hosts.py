@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.monitor.process_tree import descendants
 from tests.drills.test_stale import ENDLESS, contents, steps
 from tests.limits import HANG
 from tests.program import events, make_project, recorded
@@ -55,7 +58,8 @@ def test_one_host_has_the_run_and_a_host_that_stood_still_has_lost_it(
     assert steps(run) == list(range(1, done + 21))
     assert [event["generation"] for event in recorded("start", run) + recorded("resume", run)] == [1, 2]
     before = contents(run)
-    cluster.start_on("n1", "kill", "-CONT", str(owner["pid"])).wait(HANG)
+    for pid in descendants(first.pid):  # nsenter, too, which stops with what it has started
+        os.kill(pid, signal.SIGCONT)
     code, said = ended(first)
     assert code == 1 and "taken over by generation 2 (process" in said and " on n2, started" in said, said
     assert contents(run) == before
