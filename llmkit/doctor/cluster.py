@@ -11,17 +11,16 @@ from pathlib import Path
 from statistics import median
 
 from llmkit.config.mistakes import listed
-from llmkit.doctor.collectives import JOIN_SECONDS, READY_SECONDS, collectives_finding, free_port
+from llmkit.doctor.collectives import JOIN_SECONDS, collectives_finding, free_port
 from llmkit.doctor.compare import silent
 from llmkit.doctor.disk import KEPT_OUT, NO_LOCKS, OFF_SECONDS, locked_file
 from llmkit.doctor.findings import Finding, Report, report_of
 from llmkit.doctor.meeting import ANSWER_SECONDS, COME_SECONDS, Lead
 from llmkit.doctor.participant import Participant
 from llmkit.doctor.reach import to_leave_out
+from llmkit.doctor.scope import Scope
 from llmkit.doctor.step import Step
 
-CHECK_SECONDS = 75.0
-"""For the checks of a node, which has a limit of its own below it."""
 MORE_SECONDS = 15.0
 """Beyond the limit that a node itself keeps to."""
 
@@ -29,14 +28,15 @@ Found = dict[str, Finding]
 
 
 def reports_of_all(
-    step: Step, own: Participant, folder: Path, come_seconds: float = COME_SECONDS
+    step: Step, own: Participant, scope: Scope, come_seconds: float = COME_SECONDS
 ) -> list[Report]:
-    """The reports of all nodes of a step, in its order. folder: of runs."""
+    """The reports of all nodes of a step, in its order."""
     lead = Lead(step, own)
     try:
         lead.gather(come_seconds)
-        reports = lead.ask("check", dict.fromkeys(lead.nodes), CHECK_SECONDS, report_of)
-        further: list[Found] = [_clocks(lead), *_reach_and_collectives(lead, step), _locks(lead, folder)]
+        reports = lead.ask("check", dict.fromkeys(lead.nodes), scope.seconds + MORE_SECONDS, report_of)
+        further: list[Found] = [_clocks(lead), *_reach_and_collectives(lead, step, scope)]
+        further.append(_locks(lead, Path(scope.folder)))
     finally:
         lead.close()
     result = []
@@ -67,7 +67,7 @@ def clock_findings(offsets: Mapping[str, tuple[float, float]]) -> Found:
     return result
 
 
-def _reach_and_collectives(lead: Lead, step: Step) -> list[Found]:
+def _reach_and_collectives(lead: Lead, step: Step, scope: Scope) -> list[Found]:
     """Who reaches whom, and collectives of those that reach each other."""
     answers = lead.ask(
         "reach", {node: lead.addresses_for(node) for node in lead.nodes}, ANSWER_SECONDS, _names
@@ -75,7 +75,7 @@ def _reach_and_collectives(lead: Lead, step: Step) -> list[Found]:
     pairs = {frozenset((node, other)) for node, others in answers.items() for other in others}
     reach = reach_findings(list(answers), pairs, [node for node in step.nodes if node in answers])
     left = [node for node in answers if reach[node].state != "fail"]
-    return [reach, *([_collectives(lead, left)] if len(left) > 1 else [])]
+    return [reach, *([_collectives(lead, left, scope.seconds)] if len(left) > 1 else [])]
 
 
 def reach_findings(nodes: list[str], pairs: set[frozenset[str]], order: list[str]) -> Found:
@@ -93,8 +93,8 @@ def reach_findings(nodes: list[str], pairs: set[frozenset[str]], order: list[str
     return result
 
 
-def _collectives(lead: Lead, nodes: list[str]) -> Found:
-    ready = lead.ask("ready", dict.fromkeys(nodes), READY_SECONDS + MORE_SECONDS, int)
+def _collectives(lead: Lead, nodes: list[str], seconds: float) -> Found:
+    ready = lead.ask("ready", dict.fromkeys(nodes, seconds), seconds + MORE_SECONDS, int)
     counts = {node: count for node, count in ready.items() if count}
     result = {
         node: Finding("collectives", "warn", "its processes did not get ready in time", "check again")
@@ -107,8 +107,9 @@ def _collectives(lead: Lead, nodes: list[str]) -> Found:
         contents[node] = (address, port, first, world)
         first += count
     where = f"over {world} processes on {len(counts)} nodes"
-    seconds = 2 * JOIN_SECONDS + MORE_SECONDS
-    return result | lead.ask("join", contents, seconds, lambda found: collectives_finding(found, where))
+    return result | lead.ask(
+        "join", contents, 2 * JOIN_SECONDS + MORE_SECONDS, lambda found: collectives_finding(found, where)
+    )
 
 
 def _names(answer: list[str]) -> list[str]:

@@ -19,8 +19,6 @@ from llmkit.config.mistakes import printable
 from llmkit.doctor.findings import Finding
 from llmkit.doctor.scope import Scope
 
-READY_SECONDS = 40.0
-"""For the import of PyTorch, on a machine that is busy."""
 JOIN_SECONDS = 15.0
 """That ranks wait for each other once all have imported it."""
 ADVICE = (
@@ -46,7 +44,7 @@ class Ranks:
             for local in range(count)
         ]  # fmt: skip
 
-    def wait(self, seconds: float = READY_SECONDS) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Whether all are ready in time."""
         return [line.strip() for line in self._lines(seconds)] == ["ready"] * len(self._processes)
 
@@ -115,8 +113,8 @@ def local_findings(scope: Scope) -> Iterator[Finding]:
     if scope.meeting and count < 2:
         return
     with Ranks(count or 2) as ranks:
-        if not ranks.wait():
-            value = f"processes did not get ready within {READY_SECONDS:g} s"
+        if not ranks.wait(scope.seconds):
+            value = f"processes did not get ready within {scope.seconds:g} s"
             yield Finding("collectives", "warn", value, "check again when less runs here")
             return
         yield collectives_finding(ranks.join("127.0.0.1", free_port(), 0, count or 2), "on this machine")

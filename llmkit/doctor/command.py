@@ -22,12 +22,12 @@ from llmkit.doctor.node import compared, meeting_of, node_names, read_reports, w
 from llmkit.doctor.participant import Participant
 from llmkit.doctor.scope import Scope, folder_of_runs, node_name
 from llmkit.doctor.step import Step, step_of
-from llmkit.doctor.supervise import LIMIT, run_checks
+from llmkit.doctor.supervise import run_checks
 from llmkit.doctor.table import machine_lines, node_lines
 from llmkit.errors import UserError
 
-UNHURRIED = 60.0
-"""Seconds for all checks of a node where no job waits for them."""
+SECONDS, WITHIN_A_JOB = 60.0, 25.0
+"""For all checks of a node; where a job waits for them."""
 
 
 def doctor_command(options: argparse.Namespace, environment: Mapping[str, str]) -> int:
@@ -70,10 +70,11 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
     scope = Scope(
         folder_of_runs(options.run_folder), options.expect_gpus, options.config or "", meeting, options.full,
         step.nodes[0] if step is not None else "",
+        options.seconds or (WITHIN_A_JOB if options.node else SECONDS),
     )  # fmt: skip
     if step is not None:
         return _cluster(step, scope, options.json, environment)
-    report = _report(scope, LIMIT if options.node else UNHURRIED, environment)
+    report = _report(scope, environment)
     if options.node:
         write_report(Path(options.into), report)
         return 0
@@ -85,19 +86,19 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
     return int(report.state == "fail")
 
 
-def _report(scope: Scope, limit: float, environment: Mapping[str, str]) -> Report:
+def _report(scope: Scope, environment: Mapping[str, str]) -> Report:
     names = [name for name in CHECKS if scope.meeting or name != "shared folder"]
-    return redacted(Report(node_name(environment), tuple(run_checks(names, scope, limit))), environment)
+    return redacted(Report(node_name(environment), tuple(run_checks(names, scope))), environment)
 
 
 def _cluster(step: Step, scope: Scope, as_json: bool, environment: Mapping[str, str]) -> int:
     """One node of a step; the first one prints, and its exit code is that of all."""
-    own = Participant(step.nodes[step.index], lambda: _report(scope, UNHURRIED, environment))
+    own = Participant(step.nodes[step.index], lambda: _report(scope, environment), scope.seconds)
     try:
         if step.index:
             follow(step, own)
             return 0
-        return _nodes(compared(reports_of_all(step, own, Path(scope.folder)), scope.meeting), as_json)
+        return _nodes(compared(reports_of_all(step, own, scope), scope.meeting), as_json)
     finally:
         own.close()
 

@@ -19,6 +19,11 @@ def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one node of many: write what is found --into a folder, within 30 s",
     )
+    doctor.add_argument(
+        "--seconds",
+        type=positive,
+        help="for all checks of a node; what there is no time for is left out; default: 60, with --node 25",
+    )
     doctor.add_argument("--into", metavar="FOLDER", help="with --node: a folder that all nodes share")
     doctor.add_argument(
         "--table", metavar="FOLDER", help="compare what all nodes have written into this folder"

@@ -13,15 +13,16 @@ from llmkit.doctor.findings import Report
 from llmkit.doctor.messages import Line
 from llmkit.doctor.reach import Greeter, unreachable
 
-PATIENCE = 120.0
-"""Seconds that a node waits for the next question, longer than any step of the check takes."""
+PATIENCE = 60.0
+"""Seconds beyond those of its own checks that a node waits for the next question: others may take longer."""
 
 
 class Participant:
-    """A node's part. check: what its report is made by."""
+    """A node's part. check: what its report is made by, in about `seconds`."""
 
-    def __init__(self, node: str, check: Callable[[], Report]) -> None:
+    def __init__(self, node: str, check: Callable[[], Report], seconds: float) -> None:
         self.node = node
+        self._patience = seconds + PATIENCE
         self._check = check
         self._greeter = Greeter()
         self._ranks: Ranks | None = None
@@ -43,14 +44,14 @@ class Participant:
             return lock_of_another(Path(content))
         if question == "ready":
             self._ranks = Ranks(ranks_of_node())
-            return self._ranks.count if self._ranks.wait() else 0
+            return self._ranks.count if self._ranks.wait(float(content)) else 0
         if question == "join" and self._ranks is not None:
             return self._ranks.join(str(content[0]), int(content[1]), int(content[2]), int(content[3]))
         raise ConnectionError(f"it asks for {question!r}")
 
     def serve(self, line: Line) -> None:
         """Answers until it is told to end. Raises OSError where the leading node has gone."""
-        while (message := line.receive(PATIENCE)) != ["end", None]:
+        while (message := line.receive(self._patience)) != ["end", None]:
             question, content = message
             line.send(self.answer(question, content))
 

@@ -17,7 +17,7 @@ class Scope:
     folder: which is to hold runs. expected_gpus: of this node, None = any number. config: a configuration
     that all nodes must see alike, "" = none. meeting: a random name that the nodes of one check share, by
     which they find each other's files in `folder`; "" = this machine alone. full: measure for longer, and
-    compile. first: the node that all must reach, "" = that of MASTER_ADDR, if any.
+    compile. first: the node that all must reach, "" = that of MASTER_ADDR, if any. seconds: for all checks.
     """
 
     folder: str
@@ -26,6 +26,7 @@ class Scope:
     meeting: str = ""
     full: bool = False
     first: str = ""
+    seconds: float = 60.0
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`; `Scope(**content)` reads it."""

@@ -20,12 +20,10 @@ from llmkit.config.mistakes import printable
 from llmkit.doctor.findings import Finding, finding_from_json
 from llmkit.doctor.scope import Scope
 
-LIMIT = 25.0
-"""Seconds for all checks of a node."""
-BLOCKED = 10.0
-"""Seconds in which a check that uses no processor time counts as hung."""
-IDLE = 0.1
-"""Seconds of processor time in BLOCKED that count as none: with a load of 12 on 2 cores one gets 1.6."""
+BLOCKED = 0.4
+"""Share of the time for all checks in which a check that uses no processor counts as hung: 10 of 25 s."""
+IDLE = 0.01
+"""Share of a core that counts as none: of a load of 12 on 2 cores a process gets 0.16."""
 OWN_CORE = 0.8
 """Share of a core with which a check that is not done in time was not held up by others: it waits in a loop,
 as drivers do for a GPU."""
@@ -41,15 +39,13 @@ def start_checks(names: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "llmkit.doctor.checks", *names]
 
 
-def run_checks(
-    names: Sequence[str], scope: Scope, limit: float = LIMIT, command: Command = start_checks
-) -> list[Finding]:
-    """What the checks of these names find, in about `limit` seconds at most.
+def run_checks(names: Sequence[str], scope: Scope, command: Command = start_checks) -> list[Finding]:
+    """What the checks of these names find, in about `scope.seconds` at most.
 
     One that hangs, or ends its process, fails, and the others go on in another process. Those for which there
     is no time left are a warning: on a busy machine nothing is wrong with them.
     """
-    end = time.monotonic() + limit
+    end = time.monotonic() + scope.seconds
     found: list[Finding] = []
     left = list(names)
     while left and time.monotonic() < end:
@@ -57,7 +53,7 @@ def run_checks(
         found += process.run(end)
         left = process.left
     if left:
-        value = f"no time for {', '.join(left)} within {limit:g} s"
+        value = f"no time for {', '.join(left)} within {scope.seconds:g} s"
         found.append(Finding("time", "warn", value, "check again when less runs here"))
     return found
 
@@ -67,7 +63,7 @@ class _Process:
 
     def __init__(self, command: list[str], names: Sequence[str], scope: Scope) -> None:
         self.left: list[str] = []
-        self._names, self._begun = names, 0
+        self._names, self._begun, self._blocked = names, 0, BLOCKED * scope.seconds
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `run`
         self._process = subprocess.Popen(
             command,
@@ -80,7 +76,7 @@ class _Process:
         self._output: IO[bytes] = self._process.stdout
         with contextlib.suppress(BrokenPipeError), self._process.stdin as file:
             file.write(json.dumps(scope.to_json()).encode())
-        self._used = _Use(self._process.pid)
+        self._used = _Use(self._process.pid, self._blocked)
 
     def run(self, end: float) -> Iterator[Finding]:
         """What it finds, until it ends, hangs, or the time is over."""
@@ -89,10 +85,10 @@ class _Process:
                 kind, content = json.loads(line)
                 if kind == "begin":
                     self._begun += 1
-                    self._used = _Use(self._process.pid)
+                    self._used = _Use(self._process.pid, self._blocked)
                 else:
                     yield finding_from_json(content)
-            if self._process.wait(BLOCKED) != 0:
+            if self._process.wait(self._blocked) != 0:
                 yield self._broken_off(f"its process {self._ending()}")
         except subprocess.TimeoutExpired:
             yield self._broken_off("its process does not end")
@@ -148,31 +144,36 @@ class _Hung(Exception):
 
 
 class _Use:
-    """The processor time of a check, that of the processes it has started included."""
+    """The processor time of a check, that of the processes it has started included.
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    blocked: seconds without any after which it hangs.
+    """
+
+    def __init__(self, pid: int, blocked: float) -> None:
+        self._pid, self._blocked = pid, blocked
         self._begun = self._moved = time.monotonic()
-        self._at_begin = self._seen = self._seconds()
+        self._at_begin = self._seen = _processor_seconds(pid) or 0.0
 
     def require_progress(self) -> None:
-        """Raises _Hung where it has used no processor time for BLOCKED seconds."""
-        now = time.monotonic()
-        if (seconds := self._seconds()) > self._seen + IDLE:
-            self._seen, self._moved = seconds, now
-        if now - self._moved > BLOCKED:
-            raise _Hung(f"it hangs, without any use of a processor for {BLOCKED:g} s")
+        """Raises _Hung where it has used no processor time for so long."""
+        now, seconds = time.monotonic(), _processor_seconds(self._pid)
+        if seconds is None or seconds > self._seen + IDLE * self._blocked:
+            self._seen, self._moved = seconds or self._seen, now
+        if now - self._moved > self._blocked:
+            raise _Hung(f"it hangs, without any use of a processor for {self._blocked:g} s")
 
     def require_held_up(self) -> None:
-        """Raises _Hung where it had a core to itself for BLOCKED seconds, and did not get done."""
-        passed, used = time.monotonic() - self._begun, self._seconds() - self._at_begin
-        if passed > BLOCKED and used > OWN_CORE * passed:
+        """Raises _Hung where it had a core to itself for so long, and did not get done."""
+        passed, used = time.monotonic() - self._begun, (_processor_seconds(self._pid) or 0.0) - self._at_begin
+        if passed > self._blocked and used > OWN_CORE * passed:
             raise _Hung(f"it hangs: not done after {used:.0f} s of processor time")
 
-    def _seconds(self) -> float:
-        try:
-            process = psutil.Process(self._pid)
-            times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
-        except psutil.Error:  # one has just ended
-            return self._seen if hasattr(self, "_seen") else 0.0
-        return sum(each.user + each.system for each in times)
+
+def _processor_seconds(pid: int) -> float | None:
+    """Of a process and all that it has started; None where one of them has just ended."""
+    try:
+        process = psutil.Process(pid)
+        times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    except psutil.Error:
+        return None
+    return float(sum(each.user + each.system for each in times))

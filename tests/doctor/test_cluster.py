@@ -19,6 +19,7 @@ from llmkit.doctor.compare import compare, sick_nodes
 from llmkit.doctor.findings import Finding, Report
 from llmkit.doctor.meeting import follow
 from llmkit.doctor.participant import Participant
+from llmkit.doctor.scope import Scope
 from llmkit.doctor.step import Step
 from llmkit.errors import RunFault
 from tests.limits import HANG
@@ -32,7 +33,9 @@ class Node(Participant):
     """Without processes for collectives. unusual: question -> what is done instead of the answer."""
 
     def __init__(self, node: str, unusual: dict[str, Callable[[], Any]] | None = None) -> None:
-        super().__init__(node, lambda: Report(node, (Finding("torch", "ok", "2.13.0", compared="must"),)))
+        super().__init__(
+            node, lambda: Report(node, (Finding("torch", "ok", "2.13.0", compared="must"),)), HANG
+        )
         self._unusual = unusual or {}
 
     def answer(self, question: str, content: Any) -> Any:
@@ -72,7 +75,7 @@ def checked(
 ) -> dict[str, Report]:
     step = a_step(*(node.node for node in nodes), *absent)
     with followers(step, *nodes), closing(Node(LEADER)) as own:
-        reports = reports_of_all(step, own, folder, come)
+        reports = reports_of_all(step, own, Scope(str(folder), seconds=HANG), come)
     assert [report.node for report in reports] == list(step.nodes)
     return {report.node: report for report in reports}
 
@@ -96,7 +99,7 @@ def test_all_nodes_answer_and_are_compared_in_clocks_reach_locks_and_collectives
 
 
 def test_nodes_that_hang_die_or_do_not_come_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CHECK_SECONDS", 2.0)
+    monkeypatch.setattr(cluster, "MORE_SECONDS", 2.0)
     over = threading.Event()
 
     def dies() -> None:
@@ -107,7 +110,9 @@ def test_nodes_that_hang_die_or_do_not_come_are_rows(tmp_path: Path, monkeypatch
     step_nodes = (hung, dead, other, Node("well"))
     step = a_step(*(node.node for node in step_nodes), "absent")
     with followers(step, *step_nodes), closing(Node(LEADER)) as own:
-        reports = {each.node: each for each in reports_of_all(step, own, tmp_path, 4.0)}
+        reports = {
+            each.node: each for each in reports_of_all(step, own, Scope(str(tmp_path), seconds=0.0), 4.0)
+        }
         over.set()
     assert value(reports["hung"], "answer") == "no answer in time (check)"
     assert value(reports["dead"], "answer") == "its process has ended (check)"
@@ -138,7 +143,7 @@ def test_a_collective_that_fails_on_all_is_no_fault_of_one(
 
 
 def _with(node: Node, name: str, unusual: dict[str, Callable[[], Any]]) -> None:
-    Participant.__init__(node, name, lambda: Report(name, ()))
+    Participant.__init__(node, name, lambda: Report(name, ()), HANG)
     node._unusual = unusual
 
 
@@ -160,7 +165,7 @@ def test_strangers_are_not_let_in(tmp_path: Path) -> None:
     thread = threading.Thread(target=disturb, daemon=True)
     thread.start()
     with followers(step, node), closing(Node(LEADER)) as own:
-        reports = reports_of_all(step, own, tmp_path, HANG)
+        reports = reports_of_all(step, own, Scope(str(tmp_path)), HANG)
     stop.set()
     thread.join(HANG)
     assert [report.state for report in reports] == ["ok", "ok"]

@@ -23,7 +23,7 @@ def test_it_tells_versions_devices_speeds_wandb_and_disk(
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "0123456789secret")
     monkeypatch.setenv("NCCL_DEBUG", "x-0123456789secret")
-    assert main(["doctor"]) == 0
+    assert main(["doctor", "--seconds", "600"]) == 0
     out = capsys.readouterr().out
     lines = {line[6:22].strip(): line[22:] for line in out.splitlines()}
     assert lines["torch"] == torch.__version__
@@ -39,7 +39,20 @@ def test_nodes_are_checked_into_a_folder_and_compared(
     """One node is checked; of a second one what it wrote is changed."""
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     assert (
-        main(["doctor", "--node", "--into", "found", "--run-folder", "runs/tiny", "--config", "tiny.yaml"])
+        main(
+            [
+                "doctor",
+                "--node",
+                "--seconds",
+                "600",
+                "--into",
+                "found",
+                "--run-folder",
+                "runs/tiny",
+                "--config",
+                "tiny.yaml",
+            ]
+        )
         == 0
     )
     assert capsys.readouterr().out == ""

@@ -41,11 +41,11 @@ def started(names: Sequence[str]) -> list[str]:
 
 
 def run(*names: str, limit: float = HANG) -> dict[str, Finding]:
-    return {each.name: each for each in run_checks(names, Scope("."), limit, started)}
+    return {each.name: each for each in run_checks(names, Scope(".", seconds=limit), started)}
 
 
 def test_checks_that_hang_or_die_are_findings_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "BLOCKED", 1.0)
+    monkeypatch.setattr(supervise, "BLOCKED", 2.0 / HANG)
     found = run("well-1", "hangs", "well-2", "dies", "leaves", "well-3")
     assert [(each.name, each.state) for each in found.values()] == [
         ("well-1", "ok"), ("hangs", "fail"), ("well-2", "ok"), ("dies", "fail"), ("leaves", "fail"),
@@ -56,15 +56,16 @@ def test_checks_that_hang_or_die_are_findings_and_others_go_on(monkeypatch: pyte
     assert "exit code 1: no such library" in found["leaves"].value
 
 
-def test_what_there_is_no_time_for_is_no_failure() -> None:
+def test_what_there_is_no_time_for_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check that has a share of a core, as on a busy machine, is slow, and not hung."""
+    monkeypatch.setattr(supervise, "BLOCKED", HANG)
     found = run("busy", "well", limit=0.5)
     assert [(each.name, each.state) for each in found.values()] == [("time", "warn")]
     assert "no time for busy, well" in found["time"].value
 
 
 def test_a_check_that_spins_on_a_core_of_its_own_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "BLOCKED", 0.5)
+    monkeypatch.setattr(supervise, "BLOCKED", 0.1)
     monkeypatch.setattr(supervise, "OWN_CORE", 0.0)  # whatever this machine gives it
     assert run("busy", limit=3.0)["busy"].state == "fail"
 
@@ -75,10 +76,10 @@ CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[
 def test_the_work_of_what_a_check_has_started_counts_and_ends_with_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(supervise, "BLOCKED", 1.0)
+    monkeypatch.setattr(supervise, "BLOCKED", 0.6)
     note = tmp_path / "pid"
     spin = f"import os; open({str(note)!r}, 'w').write(str(os.getpid()))\nwhile True: pass"
-    found = run_checks(["waits"], Scope("."), 3.0, lambda names: [sys.executable, "-c", CHILD, spin])
+    found = run_checks(["waits"], Scope(".", seconds=3.0), lambda names: [sys.executable, "-c", CHILD, spin])
     assert [(each.name, each.state) for each in found] == [("time", "warn")]
     end = time.monotonic() + HANG
     while psutil.pid_exists(pid := int(note.read_text())):
@@ -90,6 +91,6 @@ def test_the_work_of_what_a_check_has_started_counts_and_ends_with_it(
 
 def test_the_process_gets_the_scope_and_its_prints_stay_out_of_the_findings(tmp_path: Path) -> None:
     """The real process, with the lightest check."""
-    found = run_checks(["disk"], Scope(str(tmp_path)), HANG)
+    found = run_checks(["disk"], Scope(str(tmp_path), seconds=HANG))
     assert {each.name for each in found} == {"free", "free, temporary", "clock", "file locks", "disk speed"}
     assert os.listdir(tmp_path) == []

@@ -35,7 +35,8 @@ class Site(NamedTuple):
         """`llmkit doctor` on each of the first nodes: exit code and output."""
         done = self.cluster.ask(
             "srun", f"--nodes={nodes}", "--ntasks-per-node=1", f"--nodelist=n[1-{nodes}]", "bash", "on-n2.sh",
-            *DOCTOR, *arguments, "--run-folder", "runs/tiny", "--config", "tiny.yaml", folder=self.folder,
+            *DOCTOR, *arguments, "--run-folder", "runs/tiny", "--config", "tiny.yaml", "--seconds", "600",
+            folder=self.folder,
         )  # fmt: skip
         return done.returncode, done.stdout
 
