@@ -28,10 +28,12 @@ from llmkit.api import load
 from llmkit.loop.hook import Hook
 from llmkit.loop.resume import Options
 from llmkit.loop.trainer import Trainer
+from llmkit.loop.watching import WatchHook
 from llmkit.monitor.console import Console
 from llmkit.monitor.metrics import MetricsSink
 from llmkit.monitor.progress import Progress
 from llmkit.train import train
+from llmkit.watchdog.watch import Watch
 
 WARMUP = 3
 """Steps before the first block."""
@@ -47,20 +49,26 @@ SETTINGS = {
     "run.name": "monitored", "data.tokenizer.type": "bytes", "train.precision": "fp32",
     "kernels.compile": "false", "checkpoint.every_steps": 0, "data.validation_fraction": 0,
     "schedule.warmup_steps": 0, "monitor.log_every": 1, "monitor.report": "false",
+    "faults.max_step_seconds": 1e6,
 }  # fmt: skip
 
 
 class Variant(NamedTuple):
-    """log_every, statistics_every: as in `monitor`; 0 = none. live: whether a terminal's view is drawn."""
+    """log_every, statistics_every: as in `monitor`; 0 = none. live: whether a terminal's view is drawn.
+
+    watched: whether the watchdog is told of phases and steps.
+    """
 
     name: str
     log_every: int
     live: bool = False
     statistics_every: int = 0
+    watched: bool = False
 
 
 VARIANTS = (
     Variant("off", 0),
+    Variant("watchdog", 0, watched=True),
     Variant("rows every 10 steps", 10),
     Variant("rows every 10 steps, live view", 10, live=True),
     Variant("rows and statistics every 10 steps", 10, statistics_every=10),
@@ -95,6 +103,9 @@ class Turns(Hook):
         self._monitor, (self._file,) = t.config.monitor, (s for s in t._sinks if isinstance(s, MetricsSink))
         for owner, name in ((t.log, "after_step"), (t.work, "causal"), (t.console, "progress")):
             setattr(owner, name, self._counting(getattr(owner, name)))
+        self._watch, self._beat = t.watch, self._counting(t.phases.beat)
+        (self._told,) = (hook for hook in t.hooks._active if isinstance(hook, WatchHook))
+        self._told.after_step = self._counting(self._told.after_step)  # type: ignore[method-assign]
         self._switch(t, VARIANTS[0])
 
     def _counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,6 +124,8 @@ class Turns(Hook):
         self._variant = variant
         chosen = {"log_every": variant.log_every or 10**9, "statistics_every": variant.statistics_every}
         t.config = t.config.model_copy(update={"monitor": self._monitor.model_copy(update=chosen)})
+        t.watch = self._told._watch = self._watch if variant.watched else Watch()
+        t.phases.beat = self._beat if variant.watched else lambda name: None
         t._sinks = [self._file] if variant.log_every else []
         if variant.live:
             self._live = Console(stream=open(os.devnull, "w"), terminal=True, size=(120, 40))  # noqa: SIM115
