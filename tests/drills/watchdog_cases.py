@@ -1,4 +1,4 @@
-"""What the ranks of tests/drills/test_watchdog.py do: `llmkit train`, in which one of two dies or hangs."""
+"""What ranks of tests/drills/test_watchdog.py do: `llmkit train`, where one of two dies, hangs or is slow."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ import torch
 import torch.distributed as dist
 
 from llmkit.cli import main
+from llmkit.engine.native import NativeEngine
 from tests.drills.end_cases import at_step
 from tests.limits import HANG
 
 STEP = 8
 """In which it happens."""
+SLOWER = 0.2
+"""Seconds that each step of a slow rank takes longer."""
 
 
 def hold_the_gil() -> None:
@@ -40,6 +43,19 @@ ACTS: dict[str, Callable[[], object]] = {
 }
 
 
+def slow_down(patch: pytest.MonkeyPatch) -> None:
+    """Each step of this rank takes longer, by itself; the run is stopped once that is on record."""
+    train_step = NativeEngine.train_step
+
+    def slow(self: NativeEngine, *arguments: Any) -> Any:
+        time.sleep(SLOWER)
+        if "straggler" in Path("runs/d13/events.jsonl").read_text():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, *arguments)
+
+    patch.setattr(NativeEngine, "train_step", slow)
+
+
 def watched(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> dict[str, Any]:
     """One rank of the case to which it belongs: each has two of the processes of this launch.
 
@@ -56,7 +72,10 @@ def watched(folder: str, ports: list[int], cases: list[dict[str, Any]]) -> dict[
         ACTS[case["act"]]()
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
-        if rank == case["rank"]:
+        if rank == case["rank"] and case["act"] == "slow":
+            Path(f"{case['name']}.began").write_text(str(time.time()))
+            slow_down(patch)
+        elif rank == case["rank"]:
             at_step(patch, STEP, act)
         code = main(["train", "tiny.yaml", f"run.name={case['name']}", *case["overrides"]])
     return {"code": code, "errors": errors.getvalue()}
