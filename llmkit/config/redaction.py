@@ -65,8 +65,11 @@ def command_on_record(arguments: Sequence[str]) -> list[str]:
     """A command line without what gives access; that of another program, too, which uses llmkit."""
     redactor, shown, secret = Redactor(os.environ), list[str](), False
     for word in arguments:
-        shown.append(NOT_SHOWN if secret else redactor.text(without_secrets(word) if "=" in word else word))
-        secret = word.startswith("-") and is_secret(word.lstrip("-"))  # then the next word is its value
+        name = word.lstrip("-")
+        dashes = word[: len(word) - len(name)]
+        plain = redactor.text(dashes + without_secrets(name) if "=" in name else word)
+        shown.append(NOT_SHOWN if secret else plain)
+        secret = bool(dashes) and is_secret(name)  # then the next word is its value
     return shown
 
 

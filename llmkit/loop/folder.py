@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import COMMAND_LINE
+from llmkit.config.redaction import command_on_record
 from llmkit.end_file import forget_end
 from llmkit.errors import UserError
 from llmkit.loop.launch import Launch
@@ -36,7 +37,7 @@ def open_folder(launch: Launch, note: Callable[[str], None]) -> RunFolder:
         if mesh.rank == 0:
             _check_not_moved(loaded, path)
             folder = RunFolder.open(
-                path, " ".join(sys.argv), stop, saved,
+                path, " ".join(command_on_record(sys.argv)), stop, saved,
                 environment=environment, take_over=launch.options.take_over, note=note,
             )  # fmt: skip
             forget_end(environment)

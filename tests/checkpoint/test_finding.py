@@ -59,6 +59,7 @@ def test_a_link_to_another_step_is_not_taken_for_that_step(tmp_path: Path, save_
     assert "it is of step 5" in said[0]
 
 
+@pytest.mark.drill("D37", injection="a link in a checkpoint to a file outside", expected="refused")
 def test_files_in_a_checkpoint_may_not_be_links(tmp_path: Path, save_step: Any) -> None:
     folder = save_step(1)
     (folder / "tokenizer.json").rename(tmp_path / "elsewhere.json")

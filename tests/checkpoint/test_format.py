@@ -65,6 +65,9 @@ HOSTILE: dict[str, Callable[[Content], object]] = {
 }
 
 
+@pytest.mark.drill(
+    "D37", injection=f"{len(HOSTILE)} hostile manifests: ../secret, wrong types, sizes", expected="refused"
+)
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_manifest_is_refused_in_one_line(
@@ -118,6 +121,9 @@ def test_the_same_content_in_another_form_is_refused(save_step: Any, old: bytes,
     assert read.verify(path.parent) == [f"{path}: it is not in the form it was written in"]
 
 
+@pytest.mark.drill(
+    "D37", injection="a link in a checkpoint to a file with the right content", expected="refused"
+)
 def test_no_file_outside_the_folder_is_opened(tmp_path: Path, save_step: Any) -> None:
     """A link with the right content is refused, too: who can place it decides what is read."""
     folder = save_step(100)
@@ -150,6 +156,9 @@ class Bomb:
         return os.mkdir, (str(self.canary),)
 
 
+@pytest.mark.drill(
+    "D37", injection="pickles in the place of a checkpoint's files", expected="refused, and not run"
+)
 @pytest.mark.parametrize("name", [PIECES, "manifest.json", "index.safetensors", "tokenizer.json"])
 def test_a_pickle_named_as_a_file_of_a_checkpoint_is_not_run(
     tmp_path: Path, save_step: Any, name: str
@@ -168,6 +177,7 @@ def test_a_pickle_named_as_a_file_of_a_checkpoint_is_not_run(
     assert not canary.exists()
 
 
+@pytest.mark.drill("D37", injection="a pickle given as a checkpoint", expected="refused, and not run")
 @pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_pickle_given_as_a_checkpoint_is_refused_and_not_run(tmp_path: Path, how: str) -> None:
     canary, path = tmp_path / "canary", tmp_path / "model.pt"

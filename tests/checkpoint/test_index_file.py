@@ -78,6 +78,9 @@ HOSTILE: dict[str, Callable[[Index], Index]] = {
 }
 
 
+@pytest.mark.drill(
+    "D37", injection=f"{len(HOSTILE)} hostile indexes: ../secret, boxes beyond tensors", expected="refused"
+)
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_index_is_refused_in_one_line(save_step: Any, change: Callable[[Index], Index]) -> None:
     folder = save_step(1)

@@ -47,7 +47,7 @@ def test_values_are_redacted_at_any_depth_and_hashes_stay() -> None:
 
 def test_a_command_is_kept_without_what_gives_access(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-of-the-hub")
-    command = ["tool", "--wandb-key", "hunter2", "--api_token=hunter2", "canary-of-the-hub", "a=s3://u:hunter2@b/c"]
+    command = ["tool", "--wandb-key", "hunter2", "--token=hunter2", "canary-of-the-hub", "a=s3://u:hunter2@b/c"]
     shown = command_on_record([*command, "train.max_steps=3", "--quiet", "x"])
     assert "hunter2" not in str(shown) and "canary" not in str(shown)
     assert [shown[0], *shown[-3:]] == ["tool", "train.max_steps=3", "--quiet", "x"]

@@ -149,6 +149,11 @@ HOSTILE: dict[str, tuple[str | bytes, str, str]] = {
 }
 
 
+@pytest.mark.drill(
+    "D36",
+    injection=f"{len(HOSTILE)} hostile files: bombs, tags, anchors, keys twice, nesting, NUL, 1 MiB and more",
+    expected="refused, with the line",
+)
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_is_no_plain_configuration_is_refused_with_its_line(case: str, refused: Refused) -> None:
     text, location, what = HOSTILE[case]
