@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
+from llmkit.engine.fingerprint import Fingerprint
 from llmkit.engine.layer_statistics import LayerStatistics
 from llmkit.engine.loss_parts import sums_by_position, sums_by_source
 from llmkit.engine.parts import StepParts
@@ -55,6 +56,8 @@ class StepResult(NamedTuple):
     by_source: nats and targets of each data source, (sources, 2) fp64; None: see `Batch.sources`.
     by_position: the same of each of `position_ranges`; None: not asked for, or not known.
     layers: sizes of gradients, weights, updates and activations; None: not asked for.
+    by_rank: squared L2 norm of the gradient that each rank has computed, of which `grad_norm` is that of the
+        sum, (ranks,) fp64; None: there is one rank, or nothing was computed.
     """
 
     loss_sum: Tensor
@@ -66,6 +69,7 @@ class StepResult(NamedTuple):
     by_source: Tensor | None = None
     by_position: Tensor | None = None
     layers: LayerStatistics | None = None
+    by_rank: Tensor | None = None
 
 
 def without_targets(device: torch.device) -> StepResult:
@@ -81,12 +85,13 @@ class SumsOfStep(NamedTuple):
     extras: dict[str, Tensor]
     by_source: Tensor | None
     by_position: Tensor | None
+    by_rank: Tensor | None
 
     def result(self, targets: int, grad_norm: Tensor, skipped: Tensor) -> StepResult:
         """The outcome of the step, but for what only engines know."""
         return StepResult(
             self.loss, targets, grad_norm, skipped, self.extras,
-            by_source=self.by_source, by_position=self.by_position,
+            by_source=self.by_source, by_position=self.by_position, by_rank=self.by_rank,
         )  # fmt: skip
 
 
@@ -121,9 +126,10 @@ class StepSums:
             value = extra.detach().double()
             self.extras[name] = self.extras[name] + value if name in self.extras else value
 
-    def over_ranks(self) -> SumsOfStep:
+    def over_ranks(self, by_rank: Tensor | None = None) -> SumsOfStep:
         """The sums over all ranks that see other tokens, in one exchange; nothing waits for the device.
 
+        by_rank: as of `OwnGradients.by_rank`; summed over all ranks.
         Collective. Raises UserError where the names of the extras differ between ranks, or change.
         """
         names = tuple(sorted(self.extras))  # the order in which ranks have met them may differ
@@ -136,7 +142,7 @@ class StepSums:
                 f"LossSum.extras of the model had the names ({', '.join(self.names)}), in this step they are "
                 f"({', '.join(names)}): give the same for every batch, 0 where there is nothing to add"
             )
-        parts = [sums_by_source(self.rows) if self.rows else None, self.by_position]
+        parts = [sums_by_source(self.rows) if self.rows else None, self.by_position, by_rank]
         numbers = torch.stack([self.loss, *(self.extras[name] for name in names)])
         flat = [numbers, *(part.flatten() for part in parts if part is not None)]
         self.mesh["data", "context"].sum(total := torch.cat(flat))
@@ -144,7 +150,17 @@ class StepSums:
         for index, part in enumerate(parts):
             if part is not None:
                 parts[index], total = total[: part.numel()].view_as(part), total[part.numel() :]
+        if parts[-1] is not None:
+            self.mesh["tensor"].sum(parts[-1])
         return SumsOfStep(numbers[0], dict(zip(names, numbers[1:].unbind(), strict=True)), *parts)
+
+
+class Copies(NamedTuple):
+    """A tensor of which all ranks along some mesh dimensions hold the same."""
+
+    name: str
+    dims: tuple[str, ...]
+    tensor: Tensor
 
 
 @dataclass(frozen=True)
@@ -202,6 +218,17 @@ class Engine(Protocol):
 
         Data-parallel ranks give as many batches each. Raises UserError for a model that does not count.
         """
+        ...
+
+    def fingerprint(self, batch: Batch) -> Fingerprint:
+        """What a forward and backward pass of a micro-batch gives; weights and gradients stay as they are.
+
+        Not before the first step.
+        """
+        ...
+
+    def copies(self) -> Iterator[Copies]:
+        """What several ranks hold the same of, which should be equal bit for bit; the same on all ranks."""
         ...
 
     def read_pieces(self) -> Iterator[Piece]:

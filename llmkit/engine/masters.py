@@ -29,6 +29,11 @@ class Masters(Protocol):
         ...
 
     @property
+    def buckets(self) -> GradientBuckets | None:
+        """The gradients on their way to other ranks; None where they go to none."""
+        ...
+
+    @property
     def partitioned(self) -> bool:
         """Whether ranks along the data and context dimensions hold different elements."""
         ...

@@ -19,6 +19,7 @@ from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import (
     BUCKET_SIZES,
     BucketSizes,
+    Copies,
     Objective,
     Observer,
     StepResult,
@@ -29,9 +30,11 @@ from llmkit.engine.base import (
     score_rows,
     without_targets,
 )
+from llmkit.engine.fingerprint import Fingerprint, fingerprint
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.layer_statistics import LayerMeter
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
+from llmkit.engine.own_gradients import OwnGradients
 from llmkit.engine.parts import StepParts
 from llmkit.engine.quantised import write_quantised
 from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
@@ -86,6 +89,9 @@ class NativeEngine:
         partitioned = zero_stage == 1 and axis.size > 1
         make_masters = PartitionedMasters if partitioned else ReplicatedMasters
         self.masters: Masters = make_masters(trained, groups, precision, axis, buckets.native)
+        self.own_gradients = OwnGradients(self.mesh)
+        if self.masters.buckets is not None:
+            self.masters.buckets.before_sending = self.own_gradients.add
         self.frozen = {name: weight for name, weight in self.weights.items() if name not in trained}
         for weight in self.frozen.values():
             weight.data = weight.data.to(torch_dtype(precision.weights))
@@ -133,13 +139,14 @@ class NativeEngine:
             self._update(skipped, values, measure)
         with parts.part("communication"):
             self.masters.send_weights()
-            sums = self.sums.over_ranks()
+            sums = self.sums.over_ranks(self.own_gradients.by_rank())
             layers = self.meter.finish(skipped) if measure else None
         return sums.result(targets, norm, skipped)._replace(parts=parts, layers=layers)
 
     def _forward_and_backward(self, micro_batches: Sequence[Batch], targets: int, measure: bool) -> None:
         """The sums and this rank's gradients of a step, whatever those of an earlier one are."""
         self.masters.zero_gradients()
+        self.own_gradients.start()
         self.sums.start(micro_batches[0].tokens.device, by_position=measure)
         with self.meter.watched(measure):
             for index, batch in enumerate(micro_batches):
@@ -163,7 +170,10 @@ class NativeEngine:
         partitioned = self.summed if self.masters.partitioned else ()
         total = torch.zeros((), dtype=torch.float64, device=device)
         for dims, found in sorted(gradients.items()):
-            total += self.mesh[tuple({*dims, *partitioned})].sum(self.operators.sum_of_squares(found, device))
+            squares = self.operators.sum_of_squares(found, device)
+            if self.masters.buckets is None:  # then nobody else has computed a part of it
+                self.own_gradients.add_squares(squares.clone())
+            total += self.mesh[tuple({*dims, *partitioned})].sum(squares)
         return total.sqrt().float()
 
     def _clip(self, scale: Tensor) -> None:
@@ -205,6 +215,20 @@ class NativeEngine:
     def score(self, batches: Iterable[Batch]) -> LossSum:
         """See `Engine.score`."""
         return score_rows(self.model, self.model, batches)
+
+    def fingerprint(self, batch: Batch) -> Fingerprint:
+        """See `Engine.fingerprint`."""
+        weights = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
+        return fingerprint(lambda each: self.objective(self.model(each), each), weights, batch)
+
+    def copies(self) -> Iterator[Copies]:
+        """See `Engine.copies`: of partitioned masters and moments there are none."""
+        for name, weight in self.weights.items():
+            yield Copies(name, self.placements[name].copies, weight.detach())
+        is_weight = not self.masters.rounded()  # then a master is the weight itself
+        for shard in self._state_shards():
+            if shard.parameter in self.trained and not (is_weight and shard.kind == "master"):
+                yield Copies(f"{shard.parameter} ({shard.kind})", self._copies(shard.parameter), shard.data)
 
     def read_pieces(self) -> Iterator[Piece]:
         """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each.

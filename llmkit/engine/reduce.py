@@ -64,6 +64,8 @@ class GradientBuckets:
     ) -> None:
         self.axis, self.partitioned = axis, partitioned
         self.last_micro_batch = False
+        self.before_sending: Callable[[Tensor], None] = lambda gradient: None
+        """Called with the gradient of each bucket, while it is that of this rank alone."""
         self.buckets: list[Bucket] = []
         self._sent: list[dist.Work] = []
         limit = bucket_bytes * max(1, axis.size // RANKS) // 4
@@ -111,6 +113,7 @@ class GradientBuckets:
         group = self.axis.group
         while len(self._sent) < len(self.buckets) and self.buckets[len(self._sent)].missing == 0:
             bucket = self.buckets[len(self._sent)]
+            self.before_sending(bucket.gradient)
             if self.partitioned:
                 mine = bucket.gradient[self.own(bucket)]
                 work = getattr(dist, REDUCE_SCATTER)(mine, bucket.gradient, group=group, async_op=True)

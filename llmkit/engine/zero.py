@@ -19,6 +19,7 @@ from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import Piece
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import (
+    Copies,
     Objective,
     Observer,
     StepResult,
@@ -30,9 +31,11 @@ from llmkit.engine.base import (
     without_targets,
 )
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
+from llmkit.engine.fingerprint import Fingerprint, fingerprint
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.flat import FlatOptimizer
 from llmkit.engine.layer_statistics import LayerMeter
+from llmkit.engine.own_gradients import OwnGradients
 from llmkit.engine.partitions import held_by_deepspeed, own_partition
 from llmkit.engine.quantised import write_quantised
 from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
@@ -96,6 +99,8 @@ class ZeroEngine:
         trained = {name: weight for name, weight in self.parameters.items() if weight.requires_grad}
         self.sums, self.use = StepSums(mesh), SameUse(trained, mesh)
         self.first_pass = FirstPass(model, operators, alone=False)  # DeepSpeed keeps gradients of its own
+        self.own_gradients = OwnGradients(mesh)
+        self.own_gradients.watch(trained.values())
         self.frozen = {name: weight for name, weight in self.parameters.items() if name not in trained}
         parts = {name: self.parts[name] for name in trained}
         groups = groups_of(parts, optimizer, model.hidden_matrices())
@@ -152,7 +157,7 @@ class ZeroEngine:
             self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.sums.loss.device
         )
         skipped = torch.full_like(norm, float(self.zero.overflow))
-        sums = self.sums.over_ranks()
+        sums = self.sums.over_ranks(self.own_gradients.by_rank())
         layers = self.meter.finish(skipped) if measure else None
         return sums.result(targets, norm, skipped)._replace(layers=layers)
 
@@ -167,6 +172,7 @@ class ZeroEngine:
 
     def _forward_and_backward(self, micro_batches: Sequence[Batch], share: float, measure: bool) -> None:
         """The sums of a step, and the gradients of the objective times `share`, which DeepSpeed keeps."""
+        self.own_gradients.start()
         self.sums.start(micro_batches[0].tokens.device, by_position=measure)
         with self.meter.watched(measure):
             for index, batch in enumerate(micro_batches):
@@ -192,6 +198,24 @@ class ZeroEngine:
     def score(self, batches: Iterable[Batch]) -> LossSum:
         """See `Engine.score`."""
         return score_rows(self.model, self.engine, batches)
+
+    def fingerprint(self, batch: Batch) -> Fingerprint:
+        """See `Engine.fingerprint`. The model is called past DeepSpeed, which would sum the gradients."""
+        trained = {name: each for name, each in self.parameters.items() if name not in self.frozen}
+        found = fingerprint(lambda each: self.objective(self.model(each), each), trained, batch)
+        self.end_fetching()
+        return found
+
+    def copies(self) -> Iterator[Copies]:
+        """See `Engine.copies`: at stage 3 tensor-parallel ranks alone hold some."""
+        for name, parameter in self.parameters.items():
+            along = placement(parameter)
+            if self.stage < 3:
+                yield Copies(name, along.copies, parameter.detach())
+            else:
+                mine, _ = own_partition(parameter, self.mesh["data", "context"].rank)
+                dims = tuple(dim for dim in along.copies if dim not in along.summed)
+                yield Copies(name, dims, mine.detach())
 
     def end_fetching(self) -> None:
         """See `Engine.end_fetching`: at stage 3 all parameters are partitioned again."""

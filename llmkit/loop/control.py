@@ -20,7 +20,8 @@ class Agreed(NamedTuple):
     stop: why to stop, an index into `llmkit.loop.stop.REASONS`. save: 1 = write a checkpoint. evaluate:
     1 = compute the held-out loss. max_steps: the step after which the run is finished. failed: 1 = a hook
     of this rank has failed. unready: 1 = it is not certain that this rank will have a batch for the next
-    step but one. rollback: the step of a spike from before which to go on.
+    step but one. rollback: the step of a spike from before which to go on. repeat: 1 = compute a micro-batch
+    again.
     """
 
     stop: int = 0
@@ -30,6 +31,7 @@ class Agreed(NamedTuple):
     failed: int = 0
     unready: int = 0
     rollback: int = 0
+    repeat: int = 0
 
 
 NOTHING = Agreed(unready=1)

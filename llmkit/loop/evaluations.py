@@ -24,6 +24,14 @@ def evaluate_if_due(t: Trainer) -> None:
         evaluate_tasks_now(t)
 
 
+def may_end_here(t: Trainer) -> bool:
+    """Whether this may be the last step: by the number of steps, or by what its evaluation will say."""
+    patience, without = t.config.evaluate.early_stopping, t.state.evaluations_without_gain
+    evaluates = t.heldout is not None and (t.evaluation_due or t.agreed.evaluate)
+    last_chance = evaluates and patience is not None and without + 1 >= patience
+    return last_chance or t.state.finished()
+
+
 def evaluate_now(t: Trainer) -> bool:
     """Evaluates at this step, unless that was done or nothing is held out.
 

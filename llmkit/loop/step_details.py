@@ -36,6 +36,7 @@ class Taken(NamedTuple):
         layers = self.result.layers
         found = [self.result.by_position]
         found += [layers.sums, layers.of_outputs] if layers is not None else []
+        found.append(self.result.by_rank)
         return [each for each in found if each is not None]
 
 
@@ -43,7 +44,7 @@ class StepDetails:
     """Takes what a step gives on the device, and makes rows and items of it when it is read.
 
     length: of a row in tokens. write: takes a row. write_media: takes an item of media.jsonl and its step.
-    on_spike: called with each spike.
+    on_spike: called with each spike. on_ranks: called with each step and `StepResult.by_rank`.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class StepDetails:
         write: Callable[[dict[str, Any]], None],
         write_media: Callable[[Mapping[str, Any], int], None],
         on_spike: Callable[[Spike], None],
+        on_ranks: Callable[[int, Sequence[float]], None] = lambda step, squares: None,
     ) -> None:
         self._sources, self._spikes, self._length = sources, spikes, length
-        self._write, self._write_media, self._on_spike = write, write_media, on_spike
+        self._write, self._write_media = write, write_media
+        self._on_spike, self._on_ranks = on_spike, on_ranks
 
     def take(self, result: StepResult, row_due: bool) -> Taken:
         """Takes a step; the sums since the last row belong to it where a row is due."""
@@ -88,6 +91,8 @@ class StepDetails:
                     self._write_media(histogram(f"gradients/{layer}", EDGES, numbers[COUNTS:]), step)
         if row:
             self._write({"step": step} | row)
+        if (by_rank := taken.result.by_rank) is not None:
+            self._on_ranks(step, [next(values) for _ in range(by_rank.numel())])
         if loss is not None and norm is not None:
             spike = self._spikes.add(step, loss, norm)
             if spike is not None:

@@ -51,19 +51,21 @@ class StepLog:
     after too many in a row.
 
     further: each gives columns of a row when one is due. write: takes each row. max_skipped: skipped updates
-    in a row that end the run. saved_step: that of the newest checkpoint, None where there is none. limit:
-    seconds that a step may take.
+    in a row that end the run. saved_step: that of the newest checkpoint, None where there is none. blame:
+    whose gradients were not finite, in words, and their hosts. limit: seconds that a step may take.
     """
 
     def __init__(
         self, state: TrainState, device: torch.device, phases: Phases, recorder: Recorder, speed: Speed,
         further: Sequence[Columns], write: Callable[[dict[str, Any]], None],
         max_skipped: int, saved_step: Callable[[], int | None], details: StepDetails,
+        blame: Callable[[], tuple[str, list[str]]] = lambda: ("", []),
         limit: float | None = None,
     ) -> None:  # fmt: skip
         self._state, self._device, self._phases, self._recorder = state, device, phases, recorder
         self._further, self._details, self._write = further, details, write
         self._max_skipped, self._saved_step, self._limit = max_skipped, saved_step, limit
+        self._blame = blame
         self.speed, self._times = speed, StepTimes(phases, speed)
         self._pending: _Step | None = None
 
@@ -156,10 +158,15 @@ class StepLog:
         if self._state.skipped_in_a_row >= self._max_skipped:
             saved = self._saved_step()
             start = "starts anew, as nothing was saved" if saved is None else f"goes on from step {saved}"
+            whose, hosts = self._blame()
+            advice = "A lower optimizer.learning_rate often helps; else look for the cause in the data"
+            if whose:
+                advice = f"The last one was not finite {whose} alone: leave that node out if that stays so"
             raise RunFault(
                 f"step {step.step}: the gradient was not finite {self._max_skipped} times in a row "
-                f"(train.max_nonfinite_steps); these updates were skipped. The same command {start}. A lower "
-                "optimizer.learning_rate often helps; else look for the cause in the data"
+                "(train.max_nonfinite_steps); these updates were skipped. "
+                f"The same command {start}. {advice}",
+                hosts,
             )
 
 
@@ -174,5 +181,5 @@ def make_step_log(t: Trainer, recorder: Recorder, details: StepDetails) -> StepL
     speed = Speed(t.plan.tokens_per_step, t.work.full, t.work.recomputed, peak, label, t.mesh.world_size)
     return StepLog(
         t.state, t.mesh.device, t.phases, recorder, speed, t.row_columns, t.write_row,
-        t.config.train.max_nonfinite_steps, lambda: t.saved_step, details, t.step_limit,
+        t.config.train.max_nonfinite_steps, lambda: t.saved_step, details, t.checks.blame, t.step_limit,
     )  # fmt: skip

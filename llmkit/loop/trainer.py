@@ -18,15 +18,17 @@ from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.micro_batches import Step
 from llmkit.data.prepared import Prepared
+from llmkit.end_file import own_host
 from llmkit.engine.base import Engine, StepResult
 from llmkit.errors import DisagreementError, RunFault
 from llmkit.kernels.compiler import each_once, graph_breaks, graphs_compiled
 from llmkit.loop.batches import Batches, NoBatch
 from llmkit.loop.budget import Budget
+from llmkit.loop.checks import Checks
 from llmkit.loop.control import NOTHING, Agreed, Control
 from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
 from llmkit.loop.epochs import epoch_columns
-from llmkit.loop.evaluations import evaluate_if_due, evaluate_now, evaluate_tasks_now
+from llmkit.loop.evaluations import evaluate_if_due, evaluate_now, evaluate_tasks_now, may_end_here
 from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
 from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
@@ -53,7 +55,6 @@ from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.media import MediaSink, checked
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.sink import Sink
-from llmkit.monitor.spikes import Spike
 from llmkit.optim.schedule import step_values
 from llmkit.parallel.randomness import seed_step
 from llmkit.plan import Plan
@@ -106,10 +107,13 @@ class Trainer:
         timer = SaveTimer(self.config.checkpoint.every_minutes, self.clock())
         own = [TimeBudget(budget), timer, MicroBatchHint(), ProfileSteps(self.config), WatchHook(watch)]
         self.hooks = HookList(own, launch.hooks)
+        self.checks, self.hosts = Checks(self), list[str]()
+        """hosts: of the ranks."""
         self._recorder = Recorder(self.mesh, OWN_NAMES, gathers=self.hooks.has_others)
         self._details = StepDetails(
             SourceLosses(loader.source_names, self.mesh.device), spike_detector(self.config),
-            self.config.data.sequence_length, self.write_row, self._write_media, self._spiked,
+            self.config.data.sequence_length, self.write_row, self._write_media,
+            self.checks.spiked, self.checks.gradients,
         )  # fmt: skip
         self._samples = SampleLog(folder, self.mesh) if self.config.monitor.log_samples else None
         self._left_out = LeftOutReport(loader, console.note)
@@ -123,6 +127,7 @@ class Trainer:
 
     def start(self) -> None:
         """What comes before the first step: measures the device's peak, calls hooks. All ranks call it."""
+        self.hosts = self.mesh.all_gather_text(own_host(self.environment))
         self.log = make_step_log(self, self._recorder, self._details)
         if self.mesh.rank == 0:
             show_start(self, self.log.speed.label)
@@ -181,6 +186,7 @@ class Trainer:
             micro_batches = [micro.to(self.mesh.device) for micro in batch.micro_batches]
             values = step_values(state.step + 1, state.max_steps, self.config, state.pace)
             self.learning_rate = self.config.optimizer.learning_rate * values.learning_rate
+            self.checks.before_step(micro_batches[0])
             seed_step(self.config.run.seed, state.step, self.mesh["data", "context"].rank)
             targets = batch.targets
             if targets is None:  # where not every token is a target, each rank knows only its own
@@ -209,9 +215,10 @@ class Trainer:
         self.agreed = self.control.exchange(self._requests(), batch.hash)
         if self.agreed.max_steps:
             self.end_after(self.agreed.max_steps)
+        self.checks.after_step()
         self.hooks.call("after_step", self, result)
         every, step = self.config.monitor.log_every, self.state.step
-        row_due = step == 1 or step % every == 0 or self._may_end_here
+        row_due = step == 1 or step % every == 0 or may_end_here(self)
         first = not self.log.warmed_up
         causal = self.work.causal(batch) if self.mesh.rank == 0 else None
         self.log.after_step(result, self.learning_rate, row_due, causal)
@@ -236,7 +243,8 @@ class Trainer:
                 self.stop.hook = f"the hook {name_of(hook)}: {request.stop}"
         unready = int(not self.loader.ready(2))
         failed = int(self.hooks.failure is not None)
-        return Agreed(self.stop_code(), save, evaluate, max_steps, failed, unready, self.rollbacks.asked)
+        back, again = self.rollbacks.asked, int(bool(self.checks.suspicion))
+        return Agreed(self.stop_code(), save, evaluate, max_steps, failed, unready, back, again)
 
     def record(self, name: str, value: float | torch.Tensor, reduce: Rule = "mean") -> None:
         """Records a number for the next row of metrics.jsonl: see `Recorder.record`."""
@@ -291,12 +299,6 @@ class Trainer:
         for sink in self._sinks:
             sink.media(item)
 
-    def _spiked(self, spike: Spike) -> None:
-        self.events.record("loss_spike", **spike._asdict())
-        self.console.note(spike.text)
-        if self.config.faults.on_spike == "rollback":
-            self.rollbacks.asked = self.rollbacks.asked or spike.step
-
     def save(self) -> Path:
         """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
 
@@ -309,6 +311,7 @@ class Trainer:
         self.log.flush()
         if roll_back_if_asked(self):
             return self.checkpoint
+        self.checks.before_save()
         began = self.clock()
         with self.phases.span("save"):
             save(
@@ -379,14 +382,6 @@ class Trainer:
         """Whether `evaluate.every_steps` asks for an evaluation at this step."""
         every, step = self.config.evaluate.every_steps, self.state.step
         return self.heldout is not None and every > 0 and step > 0 and step % every == 0
-
-    @property
-    def _may_end_here(self) -> bool:
-        """Whether this may be the last step: by the number of steps, or by what its evaluation will say."""
-        patience, without = self.config.evaluate.early_stopping, self.state.evaluations_without_gain
-        evaluates = self.heldout is not None and (self.evaluation_due or self.agreed.evaluate)
-        last_chance = evaluates and patience is not None and without + 1 >= patience
-        return last_chance or self.state.finished()
 
     @property
     def checkpoint(self) -> Path:

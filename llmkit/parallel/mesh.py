@@ -164,6 +164,11 @@ class Mesh:
             rank, indices[name] = divmod(rank, self._size(name))
         return indices
 
+    def differs_only_in(self, rank: int, dims: tuple[str, ...]) -> bool:
+        """Whether a rank has the coordinates of this one but for those along `dims`."""
+        own, other = self._coordinates(self.rank), self._coordinates(rank)
+        return all(own[name] == other[name] for name in DIMENSIONS if name not in dims)
+
     def _new_group(self, partition: list[list[int]]) -> ProcessGroup:
         """This rank's group of a partition of all ranks: one call each, however many groups it has."""
         if len(partition) == 1:

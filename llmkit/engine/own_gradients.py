@@ -1,0 +1,52 @@
+"""The size of the gradient that each rank has computed by itself, before it is summed over the ranks.
+
+After the sum a NaN of one rank is on all of them, and nobody could tell whose it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from llmkit.parallel.mesh import Mesh
+
+
+class OwnGradients:
+    """Collects the norms of parts of this rank's gradient, on the device; does nothing on one rank."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self._norms: list[Tensor] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether there are other ranks."""
+        return self.mesh.world_size > 1
+
+    def watch(self, parameters: Iterable[Tensor]) -> None:
+        """From now on adds the gradients of these parameters, of each micro-batch, as they come."""
+        for parameter in parameters if self.active else ():
+            parameter.register_hook(self.add)
+
+    def start(self) -> None:
+        """Before the first backward pass of a step."""
+        self._norms.clear()
+
+    def add(self, gradient: Tensor) -> None:
+        """Takes a part of the gradient. A NaN or an infinity in it stays one."""
+        self._norms.append(torch.linalg.vector_norm(gradient))
+
+    def add_squares(self, squares: Tensor) -> None:
+        """Takes the sum of squares of a part, () of any floating type."""
+        self._norms.append(squares.sqrt())
+
+    def by_rank(self) -> Tensor | None:
+        """(ranks,) fp64: the squared norm in the place of this rank, else 0; None on one rank."""
+        if not self.active or not self._norms:
+            return None
+        norms = torch.stack([norm.double() for norm in self._norms])
+        found = torch.zeros(self.mesh.world_size, dtype=torch.float64, device=norms.device)
+        found[self.mesh.rank] = norms.square().sum()
+        return found

@@ -1,0 +1,96 @@
+"""One of two ranks has a fault in its numbers: it is found, named, and not saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.program import events, losses, make_project, recorded
+from tests.ranks import free_ports, run_ranks
+
+LAYOUTS = {
+    "ddp": ["parallel.zero_stage=0"],
+    "stage1": ["parallel.zero_stage=1"],
+    "zero1": ["parallel.zero_stage=1", "parallel.engine=deepspeed"],
+    "zero2": ["parallel.zero_stage=2"],
+    "zero3": ["parallel.zero_stage=3"],
+    "tensor": ["parallel.tensor_parallel_size=2"],
+}
+SETTINGS = ["train.max_steps=6", "checkpoint.every_steps=3", "optimizer.eps=1e-5"]
+FAULTS = {
+    "plain": ("none", ["faults.check_replicas_every=0"]),
+    "checked": ("none", ["faults.check_replicas_every=1", "faults.repeat_every=2"]),
+    "nan": ("nan", []),
+    "unsteady": ("unsteady", ["faults.repeat_every=5"]),
+    "flipped": ("flipped", ["faults.check_replicas_every=2"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with each fault under each layout, named LAYOUT-FAULT; codes.json has their exit codes."""
+    folder = tmp_path_factory.mktemp("checks")
+    make_project(folder)
+    cases = {
+        f"{layout}-{name}": (fault, [*SETTINGS, *of_layout, *of_fault])
+        for layout, of_layout in LAYOUTS.items()
+        for name, (fault, of_fault) in FAULTS.items()
+    }
+    codes = run_ranks(
+        2, "tests.loop.check_cases:runs", joined=False,
+        folder=str(folder), ports=free_ports(len(cases)), cases=cases,
+    )  # fmt: skip
+    assert codes[0] == codes[1]
+    (folder / "codes.json").write_text(json.dumps(dict(zip(cases, codes[0], strict=True))))
+    return folder
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(folder)
+    return str(request.param)
+
+
+def code(name: str) -> Any:
+    return json.loads(Path("codes.json").read_text())[name]
+
+
+def test_checks_change_nothing_and_find_nothing_in_a_run_without_faults(layout: str) -> None:
+    assert code(f"{layout}-checked") == code(f"{layout}-plain") == 0
+    assert losses(f"{layout}-checked") == losses(f"{layout}-plain")
+    assert set(events(Path(f"runs/{layout}-checked"))) == {"start", "save", "done"}
+
+
+def test_the_rank_whose_gradient_is_not_finite_is_named_and_all_skip(layout: str) -> None:
+    assert code(f"{layout}-nan") == 0
+    (event,) = recorded("nonfinite_gradient", Path(f"runs/{layout}-nan"))
+    assert event["step"] == 3
+    assert event["ranks"] == ([0, 1] if layout == "tensor" else [1]), "such peers share activations"
+    clean, spoilt = losses(f"{layout}-plain"), losses(f"{layout}-nan")
+    assert spoilt[:3] == clean[:3] and spoilt[3] != clean[3], "the third update was left out"
+
+
+def test_a_rank_that_computes_something_else_the_second_time_is_named(layout: str) -> None:
+    assert code(f"{layout}-unsteady") == 1
+    (event,) = recorded("computation_differs", Path(f"runs/{layout}-unsteady"))
+    assert event["step"] == 5 and 1 in event["ranks"]
+    assert event["ranks"] == ([0, 1] if layout == "tensor" else [1])
+    assert [row["step"] for row in recorded("save", Path(f"runs/{layout}-unsteady"))] == [3]
+    (fault,) = recorded("fault", Path(f"runs/{layout}-unsteady"))
+    assert "computed the same micro-batch again with another result" in fault["reason"]
+
+
+def test_a_wrong_bit_in_a_copy_of_a_weight_is_found_and_not_saved(layout: str) -> None:
+    if layout == "zero3":
+        assert code(f"{layout}-flipped") == 0, "no rank has a copy of another one's part"
+        return
+    assert code(f"{layout}-flipped") == 1
+    (event,) = recorded("replicas_differ", Path(f"runs/{layout}-flipped"))
+    assert event["step"] == 4 and event["ranks"] == [0, 1] and not event["found"]
+    assert len(event["tensors"]) == 1
+    (fault,) = recorded("fault", Path(f"runs/{layout}-flipped"))
+    assert "hold different values, and it cannot be told which are right" in fault["reason"]
+    assert [row["step"] for row in recorded("save", Path(f"runs/{layout}-flipped"))] == [3]
