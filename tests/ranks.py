@@ -105,6 +105,20 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
+def agreed_port(folder: Path, name: str) -> int:
+    """A free port that rank 0 chooses as all ranks ask for it: one that was chosen long before may be taken."""
+    file = folder / f"port-{name}"
+    if os.environ["RANK"] == "0":
+        part = file.with_suffix(".part")
+        part.write_text(str(free_ports(1)[0]))
+        part.rename(file)
+    until = time.monotonic() + HANG
+    while not file.exists():
+        assert time.monotonic() < until, "rank 0 has chosen no port"
+        time.sleep(0.01)
+    return int(file.read_text())
+
+
 def world(size: int) -> list[dict[str, str]]:
     """The variables that torchrun would set for each of `size` ranks on this machine."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "OMP_NUM_THREADS": "1"}

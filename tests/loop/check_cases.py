@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -16,6 +17,7 @@ from llmkit.loop.hook import Hook, Request
 from llmkit.loop.resume import Options
 from llmkit.model.norm import RMSNorm
 from llmkit.train import train
+from tests.ranks import agreed_port
 
 GUILTY = 1
 """The rank with the fault."""
@@ -76,14 +78,14 @@ FAULTS: dict[str, type[Hook]] = {
 }  # fmt: skip
 
 
-def runs(folder: str, ports: list[int], cases: dict[str, tuple[str, list[str]]]) -> list[int]:
+def runs(folder: str, cases: dict[str, tuple[str, list[str]]]) -> list[int]:
     """Each case by its name: its fault, and its settings. The exit codes."""
     import_deepspeed()  # before any process group
     codes = []
     with contextlib.chdir(folder):
-        for (name, (fault, overrides)), port in zip(cases.items(), ports, strict=True):
+        for name, (fault, overrides) in cases.items():
             loaded = load("tiny.yaml", [f"run.name={name}", *overrides])
-            with patch.dict(os.environ, MASTER_PORT=str(port)):
+            with patch.dict(os.environ, MASTER_PORT=str(agreed_port(Path(), name))):
                 hooks = [FAULTS[fault]()]
                 try:
                     codes.append(train(loaded, Options(), started=0.0, environment=os.environ, hooks=hooks))

@@ -5,36 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 from unittest.mock import patch
 
 from llmkit.api import load
+from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import AlreadyReported
 from llmkit.loop.resume import Options
 from llmkit.train import train
 from tests.loop.poison import poisoned
+from tests.ranks import agreed_port
 
 
-def run(name: str, port: int, overrides: Sequence[str]) -> int:
+def run(name: str, overrides: Sequence[str]) -> int:
     """One run; its exit code."""
     loaded = load("tiny.yaml", [f"run.name={name}", *overrides])
-    with patch.dict(os.environ, MASTER_PORT=str(port)):
+    with patch.dict(os.environ, MASTER_PORT=str(agreed_port(Path(), name))):
         try:
             return train(loaded, Options(quiet=True), started=0.0, environment=os.environ)
         except AlreadyReported as error:
             return error.code
 
 
-def layouts(folder: str, ports: list[int], cases: dict[str, list[str]], bad: list[int]) -> list[int]:
+def layouts(folder: str, cases: dict[str, list[str]], bad: list[int]) -> list[int]:
     """Each case by its name. bad: the positions of the rows that are noise."""
+    import_deepspeed()  # before any process group
     with contextlib.chdir(folder), poisoned(bad):
-        codes = zip(cases.items(), ports, strict=True)
-        return [run(name, port, overrides) for (name, overrides), port in codes]
-
-
-def once(**arguments: Any) -> list[int]:
-    """`layouts`, without what cannot be there: DeepSpeed is imported before any process group."""
-    from llmkit.engine.deepspeed import import_deepspeed
-
-    import_deepspeed()
-    return layouts(**arguments)
+        return [run(name, overrides) for name, overrides in cases.items()]

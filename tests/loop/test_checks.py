@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.program import events, losses, make_project, recorded
-from tests.ranks import free_ports, run_ranks
+from tests.ranks import run_ranks
 
 LAYOUTS = {
     "ddp": ["parallel.zero_stage=0"],
@@ -39,10 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for layout, of_layout in LAYOUTS.items()
         for name, (fault, of_fault) in FAULTS.items()
     }
-    codes = run_ranks(
-        2, "tests.loop.check_cases:runs", joined=False,
-        folder=str(folder), ports=free_ports(len(cases)), cases=cases,
-    )  # fmt: skip
+    codes = run_ranks(2, "tests.loop.check_cases:runs", joined=False, folder=str(folder), cases=cases)
     assert codes[0] == codes[1]
     (folder / "codes.json").write_text(json.dumps(dict(zip(cases, codes[0], strict=True))))
     return folder

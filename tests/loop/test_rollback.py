@@ -11,7 +11,6 @@ import pytest
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.loop.rollback import Rollbacks
 from llmkit.monitor.media import read_media
-from tests.drills.test_world import free_ports
 from tests.loop.poison import poisoned
 from tests.program import at_step, events, losses, make_project, recorded, rows, timeless, train
 from tests.ranks import run_ranks
@@ -168,8 +167,8 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     cases = {name: [*common, *overrides] for name, overrides in LAYOUTS.items()}
     codes = run_ranks(
-        2, "tests.loop.rollback_cases:once", joined=False,
-        folder=str(folder), ports=free_ports(len(cases)), cases=cases, bad=list(BAD),
+        2, "tests.loop.rollback_cases:layouts", joined=False,
+        folder=str(folder), cases=cases, bad=list(BAD),
     )  # fmt: skip
     assert codes == [[0] * len(cases)] * 2
     with pytest.MonkeyPatch.context() as patch, poisoned(BAD):
