@@ -106,7 +106,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def agreed_port(folder: Path, name: str) -> int:
-    """A free port that rank 0 chooses as all ranks ask for it: one that was chosen long before may be taken."""
+    """A free port that rank 0 chooses as all ranks ask for it; one chosen long before may be taken."""
     file = folder / f"port-{name}"
     if os.environ["RANK"] == "0":
         part = file.with_suffix(".part")
