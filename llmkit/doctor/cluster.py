@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from llmkit.config.mistakes import listed
-from llmkit.doctor.collectives import JOIN_SECONDS, collectives_finding, free_port
+from llmkit.doctor.collectives import collectives_finding, free_port, join_seconds
 from llmkit.doctor.compare import silent
 from llmkit.doctor.disk import KEPT_OUT, NO_LOCKS, OFF_SECONDS, locked_file
 from llmkit.doctor.findings import Finding, Report, report_of
@@ -108,7 +108,10 @@ def _collectives(lead: Lead, nodes: list[str], seconds: float) -> Found:
         first += count
     where = f"over {world} processes on {len(counts)} nodes"
     return result | lead.ask(
-        "join", contents, 2 * JOIN_SECONDS + MORE_SECONDS, lambda found: collectives_finding(found, where)
+        "join",
+        contents,
+        2 * join_seconds(world) + MORE_SECONDS,
+        lambda found: collectives_finding(found, where),
     )
 
 

@@ -19,12 +19,17 @@ from llmkit.config.mistakes import printable
 from llmkit.doctor.findings import Finding
 from llmkit.doctor.scope import Scope
 
-JOIN_SECONDS = 15.0
-"""That ranks wait for each other once all have imported it."""
+JOIN_SECONDS, MORE_A_RANK = 15.0, 0.05
+"""That ranks wait for each other once all have imported PyTorch, and how much longer with each of them."""
 ADVICE = (
     "set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the interface of the network between the nodes; open "
     "its ports in the firewall; NCCL_DEBUG=INFO shows more"
 )
+
+
+def join_seconds(world_size: int) -> float:
+    """That ranks wait for each other in each step, of which joining and summing are two."""
+    return JOIN_SECONDS + MORE_A_RANK * world_size
 
 
 class Ranks:
@@ -33,11 +38,11 @@ class Ranks:
     count: how many. Usable in a `with` statement, at whose end all are gone.
     """
 
-    def __init__(self, count: int, seconds: float = JOIN_SECONDS) -> None:
-        self.count, self._seconds = count, seconds
+    def __init__(self, count: int) -> None:
+        self.count = count
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "llmkit.doctor.ranks", str(seconds), str(local)],
+                [sys.executable, "-m", "llmkit.doctor.ranks", str(local)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 start_new_session=True,
             )
@@ -48,8 +53,14 @@ class Ranks:
         """Whether all are ready in time."""
         return [line.strip() for line in self._lines(seconds)] == ["ready"] * len(self._processes)
 
-    def join(self, address: str, port: int, first: int, world_size: int) -> list[dict[str, Any]]:
-        """Makes them ranks `first` and on of a world that meets at an address; what each has measured."""
+    def join(
+        self, address: str, port: int, first: int, world_size: int, seconds: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Makes them ranks `first` and on of a world that meets at an address; what each has measured.
+
+        seconds: that they wait for each other, None = as many as that world may take.
+        """
+        seconds = join_seconds(world_size) if seconds is None else seconds
         for local, process in enumerate(self._processes):
             place = {
                 "MASTER_ADDR": address, "MASTER_PORT": port, "WORLD_SIZE": world_size, "RANK": first + local,
@@ -57,9 +68,10 @@ class Ranks:
             }  # fmt: skip
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps({name: str(value) for name, value in place.items()}) + "\n")
+                process.stdin.write(json.dumps([seconds, {name: str(each) for name, each in place.items()}]))
+                process.stdin.write("\n")
                 process.stdin.flush()
-        lines = self._lines(2 * self._seconds + 5.0)
+        lines = self._lines(2 * seconds + 5.0)
         return [json.loads(line) if line else {"error": "no answer: it hangs or has died"} for line in lines]
 
     def _lines(self, seconds: float) -> list[str]:

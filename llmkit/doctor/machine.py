@@ -70,7 +70,9 @@ def memory_finding(usable: int | None, available: int, total: int) -> Finding:
 def numa_finding(nodes: Path = Path("/sys/devices/system/node")) -> Finding:
     """How many memory nodes there are."""
     count = len(list(nodes.glob("node[0-9]*")))
-    return Finding("numa", "ok", f"{count} nodes" if count else "unknown", compared="should")
+    return Finding(
+        "numa", "ok", f"{count} node{'s' * (count > 1)}" if count else "unknown", compared="should"
+    )
 
 
 def open_files_finding(limits: tuple[int, int]) -> Finding:

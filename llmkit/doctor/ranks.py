@@ -1,7 +1,7 @@
 """One of the processes that try collectives: joins the others, sums, and prints how fast.
 
-It prints "ready" once its device is, waits for a line on its input with the variables that a launcher would
-set, and prints a JSON object.
+It prints "ready" once its device is, waits for a line on its input with the seconds of `measure` and the
+variables that a launcher would set, and prints a JSON object.
 """
 
 from __future__ import annotations
@@ -70,17 +70,18 @@ def _seconds_of_sum(tensor: torch.Tensor) -> float:
 
 
 def main() -> None:
-    """See above; its arguments are the seconds of `measure`, and the rank on this host."""
+    """See above; its argument is the rank on this host."""
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)  # what libraries print
-        device = own_device(int(sys.argv[2]))
+        device = own_device(int(sys.argv[1]))
         print("ready", file=out, flush=True)
-        place = json.loads(sys.stdin.readline() or "null")
-        if place is None:
+        line = sys.stdin.readline()
+        if not line:
             return
+        seconds, place = json.loads(line)
         os.environ.update(place)
         try:
-            result = measure(rank_info_from_env(os.environ), device, float(sys.argv[1]))
+            result = measure(rank_info_from_env(os.environ), device, float(seconds))
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             result = {"error": f"{type(error).__name__}: {lines[0]}"}

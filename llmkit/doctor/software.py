@@ -84,16 +84,19 @@ def git_commit(checkout: Path) -> str:
 
 
 def config_finding(path: Path) -> Finding:
-    """A configuration with all that it extends, as one digest of its settings."""
+    """A configuration with all that it extends, as one digest of its settings.
+
+    Where some of them are given on the command line alone, what is missing without stands for the digest.
+    """
     from llmkit.config.load import load
 
     try:
-        settings = load(path).config.model_dump_json()
+        digest = hashlib.sha256(load(path).config.model_dump_json().encode()).hexdigest()[:12]
     except UserError as error:
-        return Finding(
-            "config", "fail", str(error).splitlines()[0], "all nodes must see the same file", "must"
-        )
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        why = printable(" ".join(str(error).split()), 200)
+        if not path.is_file():
+            return Finding("config", "fail", why, "all nodes must see the same file", "must")
+        return Finding("config", "ok", f"without overrides: {why}", compared="must")
     return Finding("config", "ok", f"{path}, digest {digest}", compared="must")
 
 

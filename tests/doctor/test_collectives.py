@@ -7,9 +7,9 @@ from llmkit.doctor.scope import Scope
 
 
 def test_a_rank_whose_others_do_not_come_says_so_and_is_ended() -> None:
-    with Ranks(1, seconds=1.0) as ranks:
+    with Ranks(1) as ranks:
         assert ranks.wait(600.0)
-        (result,) = ranks.join("127.0.0.1", free_port(), 0, 2)
+        (result,) = ranks.join("127.0.0.1", free_port(), 0, 2, seconds=1.0)
     assert "error" in result and "rate" not in result
     found = collectives_finding([result], "over 2 processes")
     assert found.state == "fail" and "firewall" in found.advice

@@ -75,6 +75,9 @@ def test_a_configuration_is_a_digest_of_its_settings(project: Path) -> None:
     (project / "tiny.yaml").write_text((project / "tiny.yaml").read_text().replace("0.01", "0.02"))
     assert config_finding(Path("tiny.yaml")).value != first.value
     assert config_finding(Path("absent.yaml")).state == "fail"
+    (project / "part.yaml").write_text("train: {max_steps: 3}\n")
+    part = config_finding(Path("part.yaml"))
+    assert part.state == "ok" and "data" in part.value and part.compared == "must"
 
 
 def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
