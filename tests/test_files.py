@@ -80,6 +80,16 @@ def test_a_symbolic_link_gives_way_and_what_it_names_stays(tmp_path: Path) -> No
     assert (tmp_path / "precious").read_text() == "precious"
 
 
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    for target in ("precious", "nowhere"):
+        (tmp_path / "file.part").symlink_to(tmp_path / target)
+        with write_atomic(tmp_path / "file") as file:
+            file.write(b"content")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "precious"]
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_standard_output_stays_what_it_is_where_it_is_a_file(tmp_path: Path) -> None:
     code = "from pathlib import Path; from llmkit.files import write_atomic\n"
     code += "with write_atomic(Path('/dev/stdout')) as file: file.write(b'content')"
