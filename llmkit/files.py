@@ -95,7 +95,7 @@ def write_atomic(path: Path, check: Callable[[], None] = lambda: None) -> Iterat
             yield file
         return
     partial = path.with_name(path.name + PARTIAL)
-    partial.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody else has put there
+    partial.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody has put there
     try:
         with open(partial, "xb", buffering=1 << 20) as file:  # follows no link
             yield file
