@@ -27,6 +27,11 @@ def cleared(folder: Path) -> list[str]:
     return notes
 
 
+@pytest.mark.drill(
+    "D43",
+    injection="a process that builds an extension is killed",
+    expected="the next start names its lock, and removes it where it is certainly left over",
+)
 @pytest.mark.parametrize("local", [True, False])
 def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_running_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -42,7 +42,7 @@ class Reach:
     """
 
     def __init__(self, store: Store, info: RankInfo, address: str) -> None:
-        self._store, self._info = store, info
+        self._store, self._info, self._lock = store, info, threading.Lock()
         self._listener: socket.socket | None = None
         if info.local_rank == 0 and info.local_size < info.world_size:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -73,9 +73,9 @@ class Reach:
         if self._info.rank in doors:
             me = doors.pop(self._info.rank)
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                reached = list(pool.map(_connects, doors.values()))
-            failed = [door["host"] for door, open_ in zip(doors.values(), reached, strict=True) if not open_]
-            pairs = [f"{me['host']} cannot connect to {host}" for host in failed]
+                failed = list(pool.map(self._fails, doors, doors.values()))
+            lost = [door["host"] for door, fails in zip(doors.values(), failed, strict=True) if fails]
+            pairs = [f"{me['host']} cannot connect to {host}" for host in lost]
             self._store.set(f"tried/{self._info.rank}", json.dumps(pairs))
             doors[self._info.rank] = me
         until, found = time.monotonic() + PATIENCE, dict[int, list[str]]()
@@ -88,12 +88,16 @@ class Reach:
         return f"{listed(pairs, SHOWN)}: {REMEDY}" if pairs else ""
 
 
-def _connects(door: dict[str, object]) -> bool:
-    try:
-        socket.create_connection((str(door["address"]), int(str(door["port"]))), timeout=SECONDS).close()
-    except OSError:
+    def _fails(self, rank: int, door: Mapping[str, object]) -> bool:
+        """Whether the door of a rank cannot be reached. One that has given up, and closed it, is no proof."""
+        try:
+            socket.create_connection((str(door["address"]), int(str(door["port"]))), timeout=SECONDS).close()
+        except ConnectionRefusedError:
+            with self._lock:
+                return not self._store.check([f"tried/{rank}"])
+        except OSError:
+            return True
         return False
-    return True
 
 
 class Deadline:

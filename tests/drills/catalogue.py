@@ -62,6 +62,7 @@ DRILLS = {
     "D45": "the clock is set back in a run",
     "D46": "ulimit -n 256",
     "D47": "a storm of requeues",
+    "D48": "a start that is over for its batch system goes on",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from tests.limits import HANG
 from tests.program import environment, events, make_project, recorded, rows
 from tests.ranks import world
 
+Measured = Callable[[str, float | str, str], None]
 JOB = {"SLURM_JOB_ID": "4711"}
 ENDLESS = [
     "train.max_steps=1000000", "checkpoint.every_steps=5", "checkpoint.keep_last=2",
@@ -51,8 +52,15 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.mark.drill(
+    "D48",
+    injection="all ranks stopped, the job started again elsewhere and finished, the ranks continued",
+    expected="they end with exit code 1; of the run folder no byte and no file has changed",
+)
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_stale_start_that_wakes_up_publishes_nothing(tmp_path: Path, size: int) -> None:
+def test_a_stale_start_that_wakes_up_publishes_nothing(
+    tmp_path: Path, size: int, measured: Measured
+) -> None:
     """As where slurmd dies: the processes of the job are left over, the job is requeued on another node."""
     make_project(tmp_path)
     run = tmp_path / "runs" / "tiny"
@@ -68,20 +76,29 @@ def test_a_stale_start_that_wakes_up_publishes_nothing(tmp_path: Path, size: int
     before = contents(run)
     for process in stale:
         os.kill(process.pid, signal.SIGCONT)
+    began = time.monotonic()
     codes = [process.wait(HANG) for process in stale]
+    measured("until they ended", time.monotonic() - began, "s")
     assert contents(run) == before
     said = "".join(process.output() for process in stale)
     assert codes == [1] * size and "taken over by generation 2 (process" in said, said
     assert "Traceback" not in said, said
 
 
-def test_a_run_that_is_asked_for_is_saved_and_handed_over(tmp_path: Path) -> None:
+@pytest.mark.drill(
+    "D33",
+    injection="a second start on the same folder, then one with --take-over",
+    expected="the second refuses and names the owner; the third gets the run, saved, without a lost step",
+)
+def test_a_run_that_is_asked_for_is_saved_and_handed_over(tmp_path: Path, measured: Measured) -> None:
     make_project(tmp_path)
     run = tmp_path / "runs" / "tiny"
     (first,) = begin(tmp_path, 1, {}, *ENDLESS)
     wait_for_saves(run, 1, [first])
+    began = time.monotonic()
     (second,) = begin(tmp_path, 1, {}, "train.max_steps=5")
     assert second.wait(HANG) == 2
+    measured("until it refused, with its start", time.monotonic() - began, "s")
     assert f"is in use by process {first.pid} on" in second.output() and first.poll() is None
     (third,) = begin(tmp_path, 1, {}, "train.max_steps=5000000", "--take-over")
     assert first.wait(HANG) == 75, first.output()

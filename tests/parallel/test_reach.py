@@ -49,6 +49,13 @@ def test_all_ranks_name_the_pairs_that_cannot_connect(hosts):
     assert said == {f"n1 cannot connect to n3 and n2 cannot connect to n3: {module.REMEDY}"}
 
 
+def test_a_host_that_has_given_up_is_not_taken_for_unreachable(hosts):
+    store, reaches = hosts
+    store.set("tried/4", json.dumps(["n3 cannot connect to n2"]))
+    reaches[4].close()
+    assert set(asked(reaches[:4])) == {f"n3 cannot connect to n2: {module.REMEDY}"}
+
+
 def test_a_host_alone_needs_nothing():
     reach = Reach(HashStore(), RankInfo(0, 2, 0, 2), "")
     assert reach.unreachable() == ""

@@ -1,9 +1,10 @@
-"""Two processes on two hosts want one run folder, on file systems whose locks do not help."""
+"""What goes wrong between hosts: two that want one run folder without locks, and two that cannot connect."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,11 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output
 
 
+@pytest.mark.drill(
+    "D33",
+    injection="a second start on another host where locks fail, or hold for one host; the first stopped",
+    expected="refused; 30 s after the first was stopped its run is taken, and it publishes nothing",
+)
 @pytest.mark.parametrize("locks", ["none", "host"])
 def test_one_host_has_the_run_and_a_host_that_stood_still_has_lost_it(
     cluster: Cluster, folder: Path, locks: str
@@ -63,3 +69,25 @@ def test_one_host_has_the_run_and_a_host_that_stood_still_has_lost_it(
     code, said = ended(first)
     assert code == 1 and "taken over by generation 2 (process" in said and " on n2, started" in said, said
     assert contents(run) == before
+
+
+@pytest.mark.drill(
+    "D15",
+    injection="no route between two of three hosts",
+    expected="every rank ends, and names the pair",
+)
+def test_hosts_that_cannot_connect_are_named(cluster: Cluster, folder: Path) -> None:
+    make_project(folder)
+    for node, other in (("n2", "10.77.0.3"), ("n3", "10.77.0.2")):
+        assert cluster.start_on(node, "ip", "route", "add", "blackhole", f"{other}/32").wait(HANG) == 0
+    ranks = []
+    for rank in range(3):
+        place = f"RANK={rank} LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 WORLD_SIZE=3 MASTER_ADDR=n1 MASTER_PORT=29555"
+        train = f"{sys.executable} -m llmkit train tiny.yaml parallel.timeout_minutes=1"
+        command = f"cd {folder} && exec env {place} OMP_NUM_THREADS=1 {train} 2>&1"
+        ranks.append(cluster.start_on(f"n{rank + 1}", "bash", "-c", command))
+    for process in ranks:
+        code, said = ended(process)
+        assert code == 1 and "could not join the others" in said and "Traceback" not in said, said
+        named = said.partition(" gloo ")[2]
+        assert re.search("n[23] cannot connect to n[32]", named) and "n1" not in named, said
