@@ -10,6 +10,8 @@ SLOWER = 1.5
 RECOVERED = 1.2
 """Below this it is none any more, and may be named again."""
 WINDOW_SECONDS = 5.0
+LEAST = 0.01
+"""Seconds a step that nobody is named for: steps of a few milliseconds differ by what else a machine does."""
 
 
 class Straggler(NamedTuple):
@@ -45,7 +47,7 @@ class Stragglers:
         found = []
         for rank, seconds in each.items():
             median = _median([value for other, value in each.items() if other != rank])
-            if seconds > SLOWER * median:
+            if seconds > max(SLOWER * median, median + LEAST):
                 self._slow[rank] = self._slow.get(rank, 0) + 1
                 if self._slow[rank] == 2:
                     found.append(Straggler(rank, seconds, median))

@@ -103,12 +103,17 @@ class Watch:
         faulthandler.register(STACKS, self._dump, all_threads=True, chain=False)
         signal.signal(END, self._end)
         passed = [theirs.fileno(), self._board.descriptor, self._dump, *([] if server is None else [server])]
-        with theirs, signals_blocked():
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SCRIPT), str(theirs.fileno())],
-                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/",
-                pass_fds=passed, start_new_session=True,
-            )  # fmt: skip
+        try:
+            with theirs, signals_blocked():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(SCRIPT), str(theirs.fileno())],
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/",
+                    pass_fds=passed, start_new_session=True,
+                )  # fmt: skip
+        except OSError:
+            ours.close()
+            self._drop()
+            raise
         if hub.server is not None:
             hub.server.close()
         self._line = Lines(ours)

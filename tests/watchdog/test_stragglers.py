@@ -43,3 +43,7 @@ def test_the_figures_are_those_of_a_step():
     watch.look(10.0, {0: (2, 2.0), 1: (2, 8.0)})
     (found,) = watch.look(20.0, {0: (6, 6.0), 1: (6, 24.0)})
     assert tuple(found) == (1, 4.0, 1.0)
+
+
+def test_milliseconds_name_nobody():
+    assert reports([[0.004, 0.012]] * 4) == [[]] * 4

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from llmkit.watchdog import proc
+from llmkit.watchdog.watch import Watch, Watched
 from tests.limits import HANG
 
 ROOT = Path(__file__).parents[2]
@@ -188,3 +189,17 @@ def test_ranks_that_wait_for_each_other_are_told_with_their_places(started):
     event = case.event()
     assert event["ranks"] == [] and event["reason"].startswith("all ranks wait for each other")
     assert case.codes() == [1, 1]
+
+
+def test_where_no_process_can_be_started_nothing_is_left(tmp_path, monkeypatch):
+    def refused(*arguments: Any, **named: Any) -> None:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr("llmkit.watchdog.watch.subprocess.Popen", refused)
+    before = os.listdir("/proc/self/fd")
+    watch = Watch(("start",))
+    with pytest.raises(OSError):
+        watch.start(Watched(tmp_path))
+    watch.beat("start")
+    watch.close()
+    assert os.listdir("/proc/self/fd") == before
