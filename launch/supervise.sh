@@ -41,6 +41,8 @@ done
 # the end of this one.
 end_file() { stat --format='%i %.Z' "$END_FILE" 2>/dev/null; }
 
+# By now all machines have read it; left here, it would keep a mistake from being written before the run is opened.
+find "$END_FILE" -mmin +1 -delete 2>/dev/null
 before=$(end_file)
 "$@" &
 child=$!

@@ -36,6 +36,11 @@ def test_the_exit_code_is_that_of_the_run_and_not_that_of_its_launcher(tmp_path,
 def test_the_end_of_an_earlier_start_is_not_taken_for_that_of_this_one(tmp_path):
     assert supervise(tmp_path, """echo '{"end": "stopped"}' >$END_FILE""").wait(HANG) == 75
     assert supervise(tmp_path, "exit 9").wait(HANG) == 9
+    assert (tmp_path / "end").exists()  # other machines may still have to read it
+    hour_ago = (tmp_path / "end").stat().st_mtime - 3600
+    os.utime(tmp_path / "end", (hour_ago, hour_ago))
+    assert supervise(tmp_path, "exit 9").wait(HANG) == 9
+    assert not (tmp_path / "end").exists()
 
 
 def test_arguments_reach_the_launcher_as_they_are():
