@@ -107,3 +107,14 @@ def test_what_may_not_be_looked_at_may_exist(tmp_path: Path, monkeypatch: pytest
     assert may_exist(tmp_path) and not may_exist(tmp_path / "gone") and not may_exist("a\0b")
     monkeypatch.setattr("os.stat", denied)
     assert may_exist(tmp_path / "gone")
+
+
+def test_a_check_keeps_a_file_from_its_name(tmp_path: Path) -> None:
+    def refuse() -> None:
+        assert (tmp_path / "file.part").read_bytes() == b"new"
+        raise ZeroDivisionError
+
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), write_atomic(tmp_path / "file", refuse) as file:
+        file.write(b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,38 @@ def test_a_folder_in_which_no_checkpoint_can_be_written_is_refused_at_the_start(
         monkeypatch.setattr("pathlib.Path.mkdir", refuse)
         with pytest.raises(UserError, match=r"nothing can be written in .*: Read-only file system; mend"):
             folder.begin_handshake()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "beat")
+    return {path: path.read_bytes() for path in files}
+
+
+def test_a_start_that_has_lost_the_run_writes_nothing_into_its_folder(tmp_path: Path, path: Path) -> None:
+    saved = tmp_path / "saved"
+    with RunFolder.open(path, "train", saved_file=saved) as folder:
+        folder.write_text("config.yaml", "a: 1\n")
+        folder.mark_done()
+        shutil.move(path / "generations" / "00000001", path / "generations" / "00000002")
+        before = contents(path)
+        for act in (
+            lambda: folder.write_text("config.yaml", "a: 2\n"),
+            lambda: folder.keep_config("a: 2\n"),
+            lambda: folder.remove("config.yaml"),
+            folder.clear_done,
+            folder.mark_done,
+            folder.mark_saved,
+            FollowedFolder.follow(path, 1).require_current,
+        ):
+            with pytest.raises(RunFault, match="taken over by generation 2"):
+                act()
+    assert contents(path) == before and not saved.exists()
+
+
+def test_what_an_earlier_start_was_writing_cannot_take_the_place_of_a_file_any_more(path: Path) -> None:
+    with RunFolder.open(path, "train") as folder:
+        folder.keep_config("a: 1\n")
+    for name in ("config.yaml.part", "configs/start-0002.yaml.part"):
+        (path / name).write_text("half")
+    with RunFolder.open(path, "train"):
+        assert not list(path.rglob("*.part"))

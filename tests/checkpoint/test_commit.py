@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from llmkit.checkpoint import commit, read
+from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
+from llmkit.ownership.claim import Claim, folder_of
 
 
 def names(root: Path) -> list[str]:
@@ -137,3 +139,80 @@ def test_a_leftover_that_is_a_link_is_removed_and_its_target_kept(tmp_path: Path
     save_step(1)
     assert names(tmp_path) == ["step-00000001"]
     assert outside.is_dir()
+
+
+@pytest.fixture
+def lose(tmp_path: Path) -> Any:
+    """Lets another start take over the run whose checkpoints `save_step` writes; first its claim."""
+    run = tmp_path.parent
+
+    def generation(number: int) -> None:
+        folder = folder_of(run, number)
+        folder.mkdir(parents=True)
+        (folder / "beat").touch()
+
+    def lose() -> None:
+        generation(2)
+        commit.tidy(tmp_path)
+
+    shutil.rmtree(run / "generations", ignore_errors=True)
+    generation(1)
+    lose.claim = Claim(run, 1)  # type: ignore[attr-defined]
+    yield lose
+    shutil.rmtree(run / "generations")
+
+
+@pytest.mark.parametrize("moment", ["before", "while writing", "before the check", "after the check"])
+def test_a_start_that_loses_the_run_in_a_save_publishes_nothing(
+    tmp_path: Path, save_step: Any, lose: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    save_step(1, claim=lose.claim)
+    before = {path: path.read_bytes() for path in (tmp_path / "step-00000001").iterdir()}
+    if moment == "before":
+        lose()
+    module, name = {
+        "before": (commit, "tidy"),
+        "while writing": (Writer, "_write_batch"),
+        "before the check": (commit, "finish"),
+        "after the check": (commit, "_rename"),
+    }[moment]
+    act = getattr(module, name)
+
+    def then_lost(*arguments: Any) -> None:
+        if moment == "after the check":
+            lose()
+        act(*arguments)
+        if moment in ("while writing", "before the check"):
+            lose()
+
+    monkeypatch.setattr(module, name, then_lost)
+    with pytest.raises(RunFault):
+        save_step(2, claim=lose.claim)
+    assert names(tmp_path) == ["step-00000001"]
+    assert {path: path.read_bytes() for path in (tmp_path / "step-00000001").iterdir()} == before
+
+
+def test_a_start_that_has_lost_the_run_deletes_no_checkpoint(
+    tmp_path: Path, save_step: Any, lose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_step(1, claim=lose.claim)
+    verify = read.verify
+
+    def then_lost(*arguments: Any) -> Any:
+        lose()
+        return verify(*arguments)
+
+    monkeypatch.setattr(read, "verify", then_lost)
+    with pytest.raises(RunFault, match="taken over by generation 2"):
+        save_step(2, keep_last=1, claim=lose.claim)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]  # as it was the run's when it got its name
+
+
+def test_starts_of_a_run_write_aside_under_names_of_their_own(tmp_path: Path, save_step: Any) -> None:
+    writers = [Writer(tmp_path / "step-00000001", 0, generation) for generation in (0, 1, 12)]
+    aside = [writer.folder.name for writer in writers]
+    assert aside == [".tmp-step-00000001", ".tmp-1-step-00000001", ".tmp-12-step-00000001"]
+    for writer in writers:
+        writer.folder.mkdir(parents=True)
+    commit.tidy(tmp_path)
+    assert names(tmp_path) == []

@@ -11,6 +11,7 @@ import pytest
 from llmkit.errors import RunFault, UserError
 from llmkit.monitor import jsonlines
 from llmkit.monitor.metrics import MetricsFile
+from llmkit.ownership.claim import Claim
 
 
 @pytest.fixture
@@ -104,9 +105,9 @@ def test_a_cut_that_fails_leaves_the_file_as_it_was(
 
 def test_what_can_never_be_read_or_written_is_an_error_that_names_it(metrics: MetricsFile) -> None:
     metrics.path.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read .Is a directory"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read .it is no regular file"):
         metrics.rows()
-    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read .Is a directory"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot be read .it is no regular file"):
         metrics.cut_back(3)
     with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written .Is a directory"):
         metrics.open()
@@ -139,3 +140,39 @@ def test_a_value_that_json_does_not_have_is_a_bug_not_a_torn_file(metrics: Metri
         metrics.append({"loss": object()})
     metrics.append({"step": 1})
     assert steps(metrics) == [1]
+
+
+class Lost(Claim):
+    """The claim of a start that has lost the run."""
+
+    def require_current(self) -> None:
+        raise RunFault("taken over")
+
+
+def test_rows_of_a_start_that_has_lost_the_run_go_nowhere(tmp_path: Path) -> None:
+    mine = MetricsFile(tmp_path / "metrics.jsonl")
+    mine.append({"step": 1})
+    theirs = MetricsFile(tmp_path / "metrics.jsonl")
+    assert theirs.cut_back(1) == 0  # which makes it another file
+    mine.append({"step": 2})
+    assert steps(theirs) == [1]
+    late = MetricsFile(tmp_path / "metrics.jsonl", Lost(tmp_path, 1))
+    late.append({"step": 3})
+    assert steps(theirs) == [1]
+    with pytest.raises(RunFault, match="taken over"):
+        late.cut_back(0)
+    assert steps(theirs) == [1] and [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_copy_takes_the_place_of_a_file_with_all_that_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\ndamaged\n{"step":')
+    mine = MetricsFile(path)
+    mine.append({"step": 2})  # which drops the torn end
+    MetricsFile(path).detach()
+    assert path.read_bytes() == b'{"step": 1}\ndamaged\n{"step": 2}\n'
+    mine.append({"step": 3})
+    assert steps(MetricsFile(path)) == [1, 2]
+    MetricsFile(tmp_path / "none").detach()
+    MetricsFile(os.devnull).detach()
+    assert not (tmp_path / "none").exists()
