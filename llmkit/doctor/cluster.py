@@ -97,7 +97,9 @@ def _collectives(lead: Lead, nodes: list[str], seconds: float) -> Found:
     ready = lead.ask("ready", dict.fromkeys(nodes, seconds), seconds + MORE_SECONDS, int)
     counts = {node: count for node, count in ready.items() if count}
     result = {
-        node: Finding("collectives", "warn", "its processes did not get ready in time", "check again")
+        node: Finding(
+            "collectives", "warn", "takes no part: its processes did not get ready in time", "check again"
+        )
         for node in ready.keys() - counts.keys()
     }
     first, port, world, contents = 0, free_port(), sum(counts.values()), {}

@@ -107,13 +107,6 @@ class Ranks:
                     pipe.close()
 
 
-def ranks_of_node() -> int:
-    """As many as there are GPUs, else one."""
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
 def local_findings(scope: Scope) -> Iterator[Finding]:
     """Collectives of this machine's GPUs, or of two processes where there are none.
 

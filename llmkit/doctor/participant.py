@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmkit.doctor.collectives import Ranks, ranks_of_node
+from llmkit.doctor.collectives import Ranks
 from llmkit.doctor.disk import lock_of_another
 from llmkit.doctor.findings import Report
 from llmkit.doctor.messages import Line
@@ -25,6 +25,7 @@ class Participant:
         self._patience = seconds + PATIENCE
         self._check = check
         self._greeter = Greeter()
+        self._report: Report | None = None
         self._ranks: Ranks | None = None
 
     @property
@@ -37,17 +38,25 @@ class Participant:
         if question == "time":
             return time.time()
         if question == "check":
-            return self._check().to_json()
+            self._report = self._check()
+            return self._report.to_json()
         if question == "reach":
             return unreachable({name: (str(address), int(port)) for name, (address, port) in content.items()})
         if question == "lock":
             return lock_of_another(Path(content))
         if question == "ready":
-            self._ranks = Ranks(ranks_of_node())
-            return self._ranks.count if self._ranks.wait(float(content)) else 0
+            return self._ready(float(content))
         if question == "join" and self._ranks is not None:
             return self._ranks.join(str(content[0]), int(content[1]), int(content[2]), int(content[3]))
         raise ConnectionError(f"it asks for {question!r}")
+
+    def _ready(self, seconds: float) -> int:
+        """How many processes are ready for collectives: none where the devices could not be checked."""
+        products = None if self._report is None else self._report.find("products")
+        if products is None:
+            return 0
+        self._ranks = Ranks(max(1, len(products.numbers)))
+        return self._ranks.count if self._ranks.wait(seconds) else 0
 
     def serve(self, line: Line) -> None:
         """Answers until it is told to end. Raises OSError where the leading node has gone."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import llmkit
+from llmkit.build_locks import OLD, extensions_folder, lock_ages
 from llmkit.config.mistakes import is_secret, printable
 from llmkit.config.redaction import Redactor
 from llmkit.doctor.findings import Finding
-from llmkit.doctor.jit_locks import jit_lock_finding
 from llmkit.doctor.scope import Scope
 from llmkit.errors import UserError
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
@@ -44,7 +44,7 @@ def software_findings(scope: Scope, environment: Mapping[str, str]) -> Iterator[
     if scope.config:
         yield config_finding(Path(scope.config))
     yield environment_finding(environment)
-    yield jit_lock_finding(environment)
+    yield build_locks_finding(environment)
     yield Finding("slurm", "ok", _slurm(), compared="should")
     yield wandb_finding(environment)
 
@@ -109,6 +109,15 @@ def environment_finding(environment: Mapping[str, str]) -> Finding:
     )  # fmt: skip
     shown = [f"{name}={redactor.text(environment[name])[:LONGEST_VALUE]}" for name in names]
     return Finding("environment", "ok", " ".join(shown) or "nothing set that decides", compared="should")
+
+
+def build_locks_finding(environment: Mapping[str, str]) -> Finding:
+    """Locks of builds of C++ extensions that were killed; those of Inductor end with their process."""
+    folder = extensions_folder(environment)
+    if old := [str(path) for path, age in lock_ages(folder) if age > OLD]:
+        advice = "remove these files when no process builds: starts wait for them"
+        return Finding("build locks", "warn", f"left by a build that was killed: {', '.join(old)}", advice)
+    return Finding("build locks", "ok", f"no old ones in {folder}")
 
 
 def _slurm() -> str:

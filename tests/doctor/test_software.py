@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from llmkit.build_locks import OLD
 from llmkit.doctor.messages import listen
 from llmkit.doctor.scope import Scope
 from llmkit.doctor.software import (
+    build_locks_finding,
     config_finding,
     environment_finding,
     git_commit,
@@ -78,6 +81,19 @@ def test_a_configuration_is_a_digest_of_its_settings(project: Path) -> None:
     (project / "part.yaml").write_text("train: {max_steps: 3}\n")
     part = config_finding(Path("part.yaml"))
     assert part.state == "ok" and "data" in part.value and part.compared == "must"
+
+
+def test_an_old_lock_of_a_build_is_named_and_a_fresh_one_is_not(tmp_path: Path) -> None:
+    environment = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    assert build_locks_finding(environment).state == "ok"
+    lock = tmp_path / "py311_cpu" / "fused_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert build_locks_finding(environment).state == "ok"
+    made = lock.stat().st_mtime - OLD - 60.0
+    os.utime(lock, (made, made))
+    found = build_locks_finding(environment)
+    assert found.state == "warn" and str(lock) in found.value
 
 
 def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
