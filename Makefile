@@ -4,11 +4,14 @@
 #   PYTHON=python3.12    another interpreter for the private environment in .venv
 #   SYSTEM_TORCH=1       keep the torch that this interpreter already has (an image's CUDA build, say)
 #   PIP_FLAGS="..."      more flags for pip, such as an index to take torch from
-#   ARGS="..."           overrides for the demo, such as train.max_minutes=10
+#   ARGS="..."           overrides for the demo, such as train.max_minutes=10; options of pytest
+#   WORKERS=3            processes that share the tests; 0 = one after the other
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 0
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 SYSTEM_TORCH ?=
 
 # An environment keeps what it was made with: asking for something else means making it anew.
@@ -32,10 +35,10 @@ demo: $(VENV)/.installed
 	$(BIN)/llmkit train configs/demo.yaml $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(PYTEST) -m "" $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("torch finds no GPU here")'

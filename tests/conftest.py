@@ -34,6 +34,8 @@ for secret in ("WANDB_API_KEY", "HF_TOKEN"):
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parents[1]
+LONGEST = ("tests/slurm", "tests/benchmarks", "tests/parity", "tests/engine", "tests/launch", "tests/drills")
+"""Folders with the tests that take minutes, the longest first."""
 
 
 @pytest.fixture
@@ -63,10 +65,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(f"registered while tests were collected: {found}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Wrong marks of drills are found; tests that need a GPU are skipped, and said to be, without one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Wrong marks of drills are found; tests that need a GPU are skipped, and said to be, without one.
+
+    Where several workers share the tests (pytest-xdist), each file stays with one of them, and so does the
+    cluster of tests/slurm; what takes longest comes first.
+    """
     for item in items:
         drills_of(item)
+    if hasattr(config, "workerinput"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+        items.sort(key=lambda item: _place(_group(item)))
     wanting = [item for item in items if item.get_closest_marker("cuda")]
     if not wanting:
         return
@@ -75,6 +85,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+def _group(item: pytest.Item) -> str:
+    """What one worker does as a whole."""
+    file = item.path.relative_to(ROOT)
+    return "tests/slurm" if file.is_relative_to("tests/slurm") else file.as_posix()
+
+
+def _place(group: str) -> int:
+    """Where a group comes in the order: the smaller the earlier."""
+    return next((place for place, name in enumerate(LONGEST) if group.startswith(name)), len(LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
