@@ -19,12 +19,9 @@ from tests.program import environment
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file under `folder` that a run could harm; the lock, logs and events of attempts aside."""
-    kept = {
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("run.lock", "rank-00000.log", "events.jsonl")
-    }
+    """Every file under `folder` that a run could harm; what attempts leave behind, such as logs, aside."""
+    attempts = {"run.lock", "generations", "rank-00000.log", "events.jsonl"}
+    kept = {path for path in folder.rglob("*") if path.is_file() and not attempts & set(path.parts)}
     return {str(path): path.read_bytes() for path in kept}
 
 

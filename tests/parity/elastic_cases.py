@@ -56,10 +56,12 @@ def start(root: str, pairs: list[list[str]]) -> None:
             continue
         engine, mesh = make(name, precision)
         engine.write_pieces(RandomWeights(SHAPE), optimizer_steps=0)
+        folder = Path(root) / precision / name
+        folder.mkdir(parents=True, exist_ok=True)
         for first, last in ((0, SAVED), (SAVED, END)):
             train(engine, mesh, first, last)
             save(
-                Path(root) / precision / name, last, engine.read_pieces(),
+                folder, last, engine.read_pieces(),
                 state={"updates": engine.optimizer_steps}, model=SHAPE.to_dict(), config={},
                 extra_files={}, keep_last=2, mesh=mesh,
             )  # fmt: skip
