@@ -17,7 +17,7 @@ from llmkit.end_file import END_FILE, End, write_end
 def job(tmp_path, monkeypatch):
     """The folder of a job, and that which it was submitted from."""
     monkeypatch.chdir(tmp_path)
-    for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_JOB_NODELIST", "n[1-2]")):
+    for name, value in (("SLURM_JOB_ID", "7"), ("JOB", "7"), ("SLURM_JOB_NODELIST", "n[1-2]")):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MAX_STARTS", raising=False)
     monkeypatch.setattr(nodes, "services", lambda names: {"n1": "then", "n2": "then"})

@@ -51,6 +51,19 @@ def test_each_rank_knows_its_place_and_gets_the_arguments_as_they_are(cluster, f
     assert not job.state_folder.exists() and not (folder / "oops").exists()
 
 
+def test_a_task_of_an_array_requeues_itself_alone(cluster, folder):
+    job = stand_in(cluster, folder, processes="1", options=["--array=0-1"])
+    tasks = [Job(cluster, f"{job.number}_{task}", folder) for task in range(2)]
+    for task in tasks:
+        task.wait_until(lambda task=task: "start 0" in task.log)
+    (last,) = (task for task in tasks if task.facts()["JobId"] == job.number)  # it has the array's number
+    last.ask_to_stop()
+    last.wait_until(lambda: last.facts()["Restarts"] == "1")
+    other = tasks[1 - tasks.index(last)].facts()
+    assert (other["JobState"], other["Restarts"]) == ("RUNNING", "0")
+    job.signal()
+
+
 def test_faults_are_counted_and_the_job_is_requeued_until_there_are_too_many(cluster, folder):
     """The node that is suspected is used again where the user names the nodes."""
     job = stand_in(

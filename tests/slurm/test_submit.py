@@ -49,6 +49,7 @@ def test_a_job_is_submitted_followed_and_shown(cluster: Cluster, folder: Path) -
     output = cluster.run(
         *LLMKIT, "submit", "tiny.yaml", *SETTINGS, "--nodes", "2", *SMALL_JOB, "--follow",
         folder=folder, HF_TOKEN="hf_canarycanarycanary", NCCL_DEBUG="a,b=c", SLURM_CPU_BIND="quiet",
+        PREFLIGHT="off",
     )  # fmt: skip
     number = number_of(output)
     assert "2 nodes x 1 process" in output and f"{folder}/slurm-{number}.out" in output
@@ -89,13 +90,10 @@ def test_the_controller_keeps_no_secret(cluster: Cluster, folder: Path) -> None:
 def test_tasks_of_a_sweep_run_and_a_job_waits_for_them(cluster: Cluster, folder: Path) -> None:
     make_project(folder)
     varied = ("--array", "run.seed=1,2", "%2")
-    number = number_of(
-        cluster.run(*LLMKIT, "submit", "tiny.yaml", *SETTINGS, *SMALL_JOB, *varied, folder=folder)
-    )
+    submit = (*LLMKIT, "submit", "tiny.yaml", *SETTINGS, *SMALL_JOB)
+    number = number_of(cluster.run(*submit, *varied, folder=folder, PREFLIGHT="off"))
     after = ("run.name=after", "--dependency", f"afterok:{number}")
-    last = number_of(
-        cluster.run(*LLMKIT, "submit", "tiny.yaml", *SETTINGS, *SMALL_JOB, *after, folder=folder)
-    )
+    last = number_of(cluster.run(*submit, *after, folder=folder))
     line = jobs(cluster, folder)[last]
     assert line["state"] == "waiting" and line["what"].startswith(f"waits for afterok:{number}")
     cluster.run("scancel", last)
