@@ -24,6 +24,7 @@ TEXTS = {
     "early_stopping": "stopped early at step {step}",
     "done": "done at step {step}",
     "stop": "stopped: {reason}",
+    "take_over": "took the run from {before}",
     "profile": "profiled: {verdict}",
     "profile_failed": "no profile: {reason}",
     "refused": "did not start: {reason}",

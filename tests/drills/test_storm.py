@@ -1,16 +1,18 @@
-"""A run that is started again and again, and killed as it starts: nothing grows, the next start trains."""
+"""Starts under bad conditions: one after another that are killed, and one that may open few files."""
 
 from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.limits import HANG
-from tests.program import make_project, rows, run, start
+from tests.program import environment, make_project, rows, run, start
 
 LATEST = 2.0
 """Seconds after which a start is killed, at most: it then trains, on a quiet machine."""
@@ -44,3 +46,18 @@ def test_starts_that_are_killed_leave_nothing_behind_that_grows(tmp_path: Path, 
     assert len(list((folder / "generations").iterdir())) == 1
     assert len(list((folder / "configs").iterdir())) <= times + 1
     assert len(list((folder / "logs").iterdir())) <= 2
+
+
+@pytest.mark.exhaustive
+@pytest.mark.drill(
+    "D46", injection="ulimit -n 256, soft and hard; 8 workers", expected="the run trains to its end"
+)
+def test_few_files_are_enough_for_eight_workers(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    arguments = ["-m", "llmkit", "train", "tiny.yaml", "data.workers=8", "monitor.sample=null"]
+    command = ["bash", "-c", 'ulimit -n 256; exec "$@"', "bash", sys.executable, *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=HANG
+    )
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "runs" / "tiny")[-1]["step"] == 12
