@@ -22,7 +22,7 @@ DEVIATIONS, LEAST_SPREAD = 5.0, 0.02
 """How many robust standard deviations (1.4826 x the median absolute deviation of the others, at least this
 share of their median) it must be slower as well."""
 OF_ALL = ("disk", "free", "config")
-"""What fails for a reason that is not the node's, where there is one node alone."""
+"""What fails for a reason that is not the node's, where there is nobody to compare it with."""
 ANSWER = "answer"
 """The finding of a node that has not answered."""
 
@@ -53,11 +53,11 @@ def compare(reports: Sequence[Report], seen_here: Collection[str] = ()) -> list[
 
 
 def sick_nodes(reports: Sequence[Report]) -> list[str]:
-    """Nodes that fail where others do not: what all of them fail at is no fault of a node."""
+    """Nodes that fail where others do not: what all that answer fail at is no fault of a node."""
+    answering = [report for report in reports if report.find(ANSWER) is None]
     common = set(OF_ALL)
-    if len(reports) > 1:
-        failing = [{finding.name for finding in report.of_state("fail")} for report in reports]
-        common = set.intersection(*failing)
+    if len(answering) > 1:
+        common = set.intersection(*({each.name for each in one.of_state("fail")} for one in answering))
     return sorted(
         report.node for report in reports if any(each.name not in common for each in report.of_state("fail"))
     )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llmkit.parallel.network import choose_gloo_interface
+from llmkit.parallel.network import choose_gloo_interface, choose_nccl_interface
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
 
 CPU_BYTES, GPU_BYTES = 2**22, 2**28
@@ -40,7 +40,9 @@ def measure(info: RankInfo, device: torch.device, seconds: float) -> dict[str, A
     a tensor.
     """
     on_gpu = device.type == "cuda"
-    choose_gloo_interface(os.environ["MASTER_ADDR"], one_host=info.local_size == info.world_size)
+    interface = choose_gloo_interface(os.environ["MASTER_ADDR"], one_host=info.local_size == info.world_size)
+    if on_gpu and info.local_size < info.world_size:
+        choose_nccl_interface(interface)
     begin = time.monotonic()
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", rank=info.rank, world_size=info.world_size,

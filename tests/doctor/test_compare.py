@@ -99,6 +99,9 @@ def test_what_fails_everywhere_is_no_fault_of_a_node() -> None:
     reports = compare(nodes(n1=[full], n2=[full, finding("gpus", "7 instead of 8", "fail")]))
     assert sick_nodes(reports) == ["n2"]
     assert sick_nodes(nodes(n1=[full])) == []
+    assert sick_nodes([*nodes(n1=[full]), silent("n2", "no report")]) == ["n2"]
+    two = [*nodes(n1=[full], n2=[full]), silent("n3", "no report"), silent("n4", "no report")]
+    assert sick_nodes(two) == ["n3", "n4"]
     assert sick_nodes(nodes(n1=[finding("gpus", "7 instead of 8", "fail")])) == ["n1"]
 
 
