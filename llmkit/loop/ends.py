@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from llmkit.end_file import End, end_of, write_end
-from llmkit.errors import RunFault, UserError
+from llmkit.errors import DisagreementError, RunFault, UserError
 from llmkit.loop.finish import time_line
 from llmkit.loop.launch import Launch
 from llmkit.loop.report import REPORT, write_report
+from llmkit.loop.rollback import roll_back_if_asked
 from llmkit.loop.stop import HOOK, REASONS, StopRequest
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
@@ -46,6 +47,32 @@ def stop_run(t: Trainer) -> int:
     if write_report(t):
         t.console.note(f"report: {t.folder.path / REPORT}")
     return STOPPED
+
+
+def save_and_go_on(t: Trainer) -> None:
+    """Saves after a step; a failure is reported, and training goes on until the next save.
+
+    Raises RunFault, on all ranks, where `checkpoint.max_failed_saves` have failed in a row.
+    """
+    t.log.flush()  # what this raises is no failure to save
+    if roll_back_if_asked(t):
+        return
+    try:
+        t.save()
+    except DisagreementError:
+        raise  # no later save could be better
+    except RunFault as fault:
+        t.folder.require_current()  # a start that has lost the run ends
+        t.events.record("save_failed", step=t.state.step, reason=str(fault))
+        t.failed_saves += 1
+        if t.failed_saves == t.config.checkpoint.max_failed_saves:
+            raise RunFault(
+                f"{t.failed_saves} saves in a row have failed (checkpoint.max_failed_saves), "
+                f"the last one: {fault}"
+            ) from fault
+        t.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
+    else:
+        t.failed_saves = 0
 
 
 def save_and_fail(t: Trainer, error: Exception | None) -> NoReturn:

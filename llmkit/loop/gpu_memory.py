@@ -1,4 +1,4 @@
-"""The memory of a GPU in a run: what micro-batch would fit, and what to do where one does not."""
+"""Memory in a run: what micro-batch would fit, and what to do where one does not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from llmkit.config.memory import show_bytes
 from llmkit.engine.base import StepResult
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.hook import Hook
-from llmkit.monitor.hardware import GpuMemory, gpu_memory
+from llmkit.monitor.hardware import GpuMemory, gpu_memory, peak_memory_gib, total_memory
 from llmkit.plan import Plan
+from llmkit.plan.fitting import alternatives, needed
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -57,25 +58,47 @@ def largest_micro_batch(rows: int, now: int, found: GpuMemory) -> int:
 
 
 @contextmanager
-def named_where_full(plan: Plan, warmed_up: bool) -> Iterator[None]:
-    """Says what to do where a step does not fit into a GPU's memory.
+def named_where_full(
+    plan: Plan, device: torch.device, warmed_up: bool, where: str = "",
+    memory: Callable[[torch.device], GpuMemory] = gpu_memory,
+) -> Iterator[None]:  # fmt: skip
+    """Says what took the memory, and what should fit, where a step does not fit.
 
-    warmed_up: whether a step of this process has fitted before. Raises UserError where none has, since the
-    next start would fail alike, else RunFault: memory may be lost in gaps, which a new process does not have.
+    device: that computes. warmed_up: whether a step of this process has fitted before. where: names the rank.
+    Raises UserError where none has, since the next start would fail alike, else RunFault: memory may be lost
+    in gaps, which a new process does not have.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        now, rows = plan.micro_batch_size, plan.rows_per_rank
-        smaller = max((n for n in range(1, now) if rows % n == 0), default=None)
-        advice = [] if smaller is None else [f"train.micro_batch_size={smaller}"]
-        if plan.layout.activation_checkpointing == "none":
-            advice.append("parallel.activation_checkpointing=selective")
-        if plan.layout.activation_checkpointing != "full":
-            advice.append("parallel.activation_checkpointing=full")
-        advice.append("more sharing (parallel.zero_stage, parallel.tensor_parallel_size)")
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_full(error):
+            raise
+        if device.type == "cuda":
+            found = memory(device)
+            room, peak = found.usable, float(found.peak)
+        else:
+            room, peak = total_memory(), peak_memory_gib(device) * 2**30
+        held = f"at most {show_bytes(peak)} of {show_bytes(room)} were in use"
         kind = RunFault if warmed_up else UserError
-        raise kind(
-            f"a step with train.micro_batch_size {now} does not fit into the GPU's memory "
-            f"({str(error).splitlines()[0]}); try {', or '.join(advice)}"
-        ) from error
+        reason = str(error).splitlines()[0] if str(error) else "no memory"
+        raise kind(f"{where}out of memory: {reason.rstrip('.')}; {held}. {_advice(plan, room)}") from error
+
+
+def _is_full(error: RuntimeError) -> bool:
+    """Whether PyTorch had no memory; on a CPU it says so by a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _advice(plan: Plan, room: int) -> str:
+    estimate = needed(plan, plan.micro_batch_size, plan.layout)
+    text = (
+        f"A step with train.micro_batch_size {plan.micro_batch_size} needs {show_bytes(estimate.on_device)} "
+        f"a process by estimate: {estimate}{'' if estimate.activations else ', and activations'}. "
+    )
+    if found := alternatives(plan, room):
+        options = [f"{' '.join(changes)} (needs {show_bytes(size)})" for changes, size in found]
+        return f"{text}What should fit: {', or '.join(options)}"
+    return (
+        f"{text}Try a smaller train.micro_batch_size, or more processes that share the state "
+        "(parallel.zero_stage, parallel.tensor_parallel_size)"
+    )

@@ -24,6 +24,7 @@ from llmkit.config.resume_rules import RESUME_POLICIES
 from llmkit.config.schema import Config
 from llmkit.config.stored import read_stored
 from llmkit.errors import RunFault, UserError
+from llmkit.loop.failed_starts import check_progress
 from llmkit.loop.state import TrainState
 from llmkit.model.build import build_model
 from llmkit.model.initial import InitialWeights
@@ -71,6 +72,7 @@ def find_resume_point(
         """On rank 0, refuses another run than that of the folder; what a `ResumePoint` says, as JSON."""
         for line in passed_over:
             note(line)
+        check_progress(EventLog(folder.path / "events.jsonl").rows())
         if checkpoint is None:
             _check_new_run(folder)
         else:

@@ -20,13 +20,12 @@ from llmkit.data.micro_batches import Step
 from llmkit.data.prepared import Prepared
 from llmkit.end_file import own_host
 from llmkit.engine.base import Engine, StepResult
-from llmkit.errors import DisagreementError, RunFault
 from llmkit.kernels.compiler import each_once, graph_breaks, graphs_compiled
 from llmkit.loop.batches import Batches, NoBatch
 from llmkit.loop.budget import Budget
 from llmkit.loop.checks import Checks
 from llmkit.loop.control import NOTHING, Agreed, Control
-from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
+from llmkit.loop.ends import raise_failures, save_and_fail, save_and_go_on, stop_run
 from llmkit.loop.epochs import epoch_columns
 from llmkit.loop.evaluations import evaluate_if_due, evaluate_now, evaluate_tasks_now, may_end_here
 from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
@@ -87,7 +86,7 @@ class Trainer:
         self.events, self.stop, self.clock, self.saved_step = events, stop, launch.clock, saved_step
         self.environment, self.first_step, self.watch = launch.environment, state.step, watch
         self.learning_rate, self.save_seconds, self.tasks_seconds = 0.0, 0.0, 0.0
-        self._failed_saves = 0  # since the last one that succeeded
+        self.failed_saves = 0  # since the last one that succeeded
         self.in_step = False
         """Whether a step has begun and is not over: then nothing can be saved."""
         self.agreed: Agreed = NOTHING
@@ -96,6 +95,7 @@ class Trainer:
         self.metrics, self.rollbacks, self.restore = metrics, rollbacks, restore
         self.row_columns: list[Columns] = [self.ledger.columns, partial(epoch_columns, loader)]
         """Called on each rank for a row that is due: each gives some of its columns, on rank 0."""
+        self._where = f"rank {self.mesh.rank}: " if self.mesh.world_size > 1 else ""
         self._started, self._sinks, self.spending = launch.started, sinks, spending
         self._was_done, self._saved_state = was_done, saved_state
         self.init_from: Mapping[str, Any] | None = saved_state.get("init_from")
@@ -191,7 +191,7 @@ class Trainer:
             targets = batch.targets
             if targets is None:  # where not every token is a target, each rank knows only its own
                 targets = self.mesh.count_over_data(batch.own_targets)
-            with named_where_full(self.plan, self.log.warmed_up):
+            with named_where_full(self.plan, self.mesh.device, self.log.warmed_up, self._where):
                 every = self.config.monitor.statistics_every
                 measure = every > 0 and (state.step + 1) % every == 0
                 result = self.engine.train_step(micro_batches, targets, values, measure)
@@ -230,7 +230,7 @@ class Trainer:
         self.console.progress(step)
         every = self.config.checkpoint.every_steps
         if self.agreed.save or (every and step % every == 0):
-            self._save_and_go_on()
+            save_and_go_on(self)
         evaluate_if_due(self)
 
     def _requests(self) -> Agreed:
@@ -351,31 +351,6 @@ class Trainer:
         """Ends the exchange of requests, which finds batches that differ between ranks, then saves."""
         self.control.close()
         return self.save()
-
-    def _save_and_go_on(self) -> None:
-        """Saves; a failure is reported, and training goes on until the next save.
-
-        Raises RunFault, on all ranks, where `checkpoint.max_failed_saves` have failed in a row.
-        """
-        self.log.flush()  # what this raises is no failure to save
-        if roll_back_if_asked(self):
-            return
-        try:
-            self.save()
-        except DisagreementError:
-            raise  # no later save could be better
-        except RunFault as fault:
-            self.folder.require_current()  # a start that has lost the run ends
-            self.events.record("save_failed", step=self.state.step, reason=str(fault))
-            self._failed_saves += 1
-            if self._failed_saves == self.config.checkpoint.max_failed_saves:
-                raise RunFault(
-                    f"{self._failed_saves} saves in a row have failed (checkpoint.max_failed_saves), "
-                    f"the last one: {fault}"
-                ) from fault
-            self.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
-        else:
-            self._failed_saves = 0
 
     @property
     def evaluation_due(self) -> bool:

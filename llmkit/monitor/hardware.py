@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
@@ -124,6 +125,13 @@ def gpu_memory(device: torch.device) -> GpuMemory:
         torch.cuda.max_memory_allocated(device),
         free + torch.cuda.memory_reserved(device),
     )
+
+
+def total_memory() -> int:
+    """Bytes that this process may have at most: those of the machine, or of its limit, if that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min([total, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -61,18 +61,28 @@ def test_checks_change_nothing_and_find_nothing_in_a_run_without_faults(layout: 
     assert set(events(Path(f"runs/{layout}-checked"))) == {"start", "save", "done"}
 
 
-def test_the_rank_whose_gradient_is_not_finite_is_named_and_all_skip(layout: str) -> None:
+@pytest.mark.drill(
+    "D23", injection="the gradient of one of two ranks is NaN, under each layout",
+    expected="the step is skipped on all, the rank is named",
+)  # fmt: skip
+def test_the_rank_whose_gradient_is_not_finite_is_named_and_all_skip(layout: str, measured: Any) -> None:
     assert code(f"{layout}-nan") == 0
     (event,) = recorded("nonfinite_gradient", Path(f"runs/{layout}-nan"))
     assert event["step"] == 3
     assert event["ranks"] == ([0, 1] if layout == "tensor" else [1]), "such peers share activations"
+    measured("steps until it is on record", event["step"] - 3, "")
     clean, spoilt = losses(f"{layout}-plain"), losses(f"{layout}-nan")
     assert spoilt[:3] == clean[:3] and spoilt[3] != clean[3], "the third update was left out"
 
 
-def test_a_rank_that_computes_something_else_the_second_time_is_named(layout: str) -> None:
+@pytest.mark.drill(
+    "D24", injection="one element of a gradient changes in every second pass of one of two ranks",
+    expected="the repetition names the rank, nothing is saved",
+)  # fmt: skip
+def test_a_rank_that_computes_something_else_the_second_time_is_named(layout: str, measured: Any) -> None:
     assert code(f"{layout}-unsteady") == 1
     (event,) = recorded("computation_differs", Path(f"runs/{layout}-unsteady"))
+    measured("steps until the rank is named", event["step"] - 5, "")
     assert event["step"] == 5 and 1 in event["ranks"]
     assert event["ranks"] == ([0, 1] if layout == "tensor" else [1])
     assert [row["step"] for row in recorded("save", Path(f"runs/{layout}-unsteady"))] == [3]
@@ -80,12 +90,16 @@ def test_a_rank_that_computes_something_else_the_second_time_is_named(layout: st
     assert "computed the same micro-batch again with another result" in fault["reason"]
 
 
-def test_a_wrong_bit_in_a_copy_of_a_weight_is_found_and_not_saved(layout: str) -> None:
+@pytest.mark.drill(
+    "D26", injection="one bit of a weight flips on one of two ranks", expected="found at the next comparison"
+)
+def test_a_wrong_bit_in_a_copy_of_a_weight_is_found_and_not_saved(layout: str, measured: Any) -> None:
     if layout == "zero3":
         assert code(f"{layout}-flipped") == 0, "no rank has a copy of another one's part"
         return
     assert code(f"{layout}-flipped") == 1
     (event,) = recorded("replicas_differ", Path(f"runs/{layout}-flipped"))
+    measured("steps until it is found", event["step"] - 4, "")
     assert event["step"] == 4 and event["ranks"] == [0, 1] and not event["found"]
     assert len(event["tensors"]) == 1
     (fault,) = recorded("fault", Path(f"runs/{layout}-flipped"))

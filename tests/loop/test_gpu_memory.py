@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from llmkit.config.load import load
+from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.gpu_memory import MicroBatchHint, largest_micro_batch, named_where_full
 from llmkit.monitor.hardware import GpuMemory
 from llmkit.parallel.mesh import Mesh
+from llmkit.plan import Known, resolve_plan
+from llmkit.plan.fitting import needed
+from tests.program import at_step, make_project, recorded, train
 
 GIB = 2**30
 MEMORY = GpuMemory(held=20 * GIB, peak=32 * GIB, usable=80 * GIB)
@@ -53,32 +59,48 @@ def test_it_divides_the_rows_and_leaves_a_tenth_free(rows: int, now: int, peak: 
     assert largest_micro_batch(rows, now, found) == expected
 
 
-@pytest.mark.parametrize(
-    ("warmed_up", "kind", "now", "recompute", "advice"),
-    [
-        (
-            False,
-            UserError,
-            8,
-            "none",
-            "train.micro_batch_size=6, or parallel.activation_checkpointing=selective, or",
-        ),
-        (
-            True,
-            RunFault,
-            8,
-            "selective",
-            "train.micro_batch_size=6, or parallel.activation_checkpointing=full, or",
-        ),
-        (False, UserError, 1, "full", "more sharing (parallel.zero_stage, parallel.tensor_parallel_size)"),
-    ],
+def test_a_step_that_does_not_fit_says_what_took_the_memory_and_what_fits(tmp_path: Path) -> None:
+    overrides = ["train.global_batch_size=64", "train.micro_batch_size=16", "model.hidden_size=512"]
+    loaded = load(make_project(tmp_path), [*overrides, "data.sequence_length=1024"])
+    plan = resolve_plan(loaded, Known(world_size=1, tokenizer_size=257, holds_out=True))
+    room = needed(plan, 16, plan.layout).on_device // 2
+    memory = GpuMemory(room // 4, room - 5, room)
+    for warmed_up, kind in ((False, UserError), (True, RunFault)):
+        with (
+            pytest.raises(kind) as refusal,
+            named_where_full(plan, torch.device("cuda"), warmed_up, "rank 2: ", lambda _: memory),
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+        text = str(refusal.value)
+        assert text.startswith("rank 2: out of memory: CUDA out of memory. Tried to allocate 2 GiB; at most ")
+        assert f"of {show_bytes(room)} were in use. A step with train.micro_batch_size 16 needs" in text
+        assert "activations" in text and "more" not in text
+        assert "What should fit: train.micro_batch_size=4 (needs" in text
+        assert "\n" not in text
+
+
+def test_the_host_may_be_full_too(project: Path) -> None:
+    plan = resolve_plan(load("tiny.yaml", []), Known(world_size=1, tokenizer_size=257, holds_out=True))
+    cpu = torch.device("cpu")
+    full = pytest.raises(UserError, match=r"out of memory: .*can't allocate memory: you tried to allocate")
+    with full, named_where_full(plan, cpu, False):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RunFault, match="memory: no memory; at most"), named_where_full(plan, cpu, True):
+        raise MemoryError
+    with pytest.raises(RuntimeError, match="another"), named_where_full(plan, cpu, True):
+        raise RuntimeError("another")
+
+
+@pytest.mark.drill(
+    "D39", injection="a step asks for more memory than there is", expected="one message: what needs it"
 )
-def test_a_step_that_does_not_fit_says_what_to_try(
-    warmed_up: bool, kind: type[Exception], now: int, recompute: str, advice: str
+def test_a_run_that_is_out_of_memory_says_so_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], measured: Any
 ) -> None:
-    layout = SimpleNamespace(activation_checkpointing=recompute)
-    plan: Any = SimpleNamespace(micro_batch_size=now, rows_per_rank=24, layout=layout)
-    with pytest.raises(kind) as refusal, named_where_full(plan, warmed_up):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
-    assert f"train.micro_batch_size {now} does not fit" in str(refusal.value)
-    assert "(CUDA out of memory. Tried to allocate 2 GiB.); try " + advice in str(refusal.value)
+    at_step(monkeypatch, 8, lambda: torch.empty(2**60, dtype=torch.uint8))
+    assert train() == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and "out of memory" in error[0] and "activations" in error[0]
+    (fault,) = recorded("fault")
+    measured("steps lost", fault["lost_steps"], "")
+    assert (fault["step"], fault["saved_step"]) == (7, 5)

@@ -53,12 +53,16 @@ def same_outcome(name: str) -> None:
     assert mine == other
 
 
-def test_the_run_goes_back_and_leaves_out_the_rows_that_did_harm(undisturbed: None, project: Path) -> None:
+@pytest.mark.drill(
+    "D25", injection="four rows of noise", expected="back to a checkpoint of before, on without these rows"
+)
+def test_the_run_goes_back_and_leaves_out_the_rows_that_did_harm(undisturbed: None, measured: Any) -> None:
     folder = Path("runs/undisturbed")
     (spike,) = recorded("loss_spike", folder)
     assert (spike["step"], spike["of"]) == (24, "loss")
     (event,) = recorded("rollback", folder)
     assert (event["step"], event["to_step"], event["rows"]) == (24, 20, [84, 96])  # steps 22 to 24
+    measured("steps done again", event["from_step"] - event["to_step"], "")
     assert event["from_step"] == 25, "one process acts after the step in which the spike was read"
     steps = [row["step"] for row in rows(folder) if "loss" in row]
     assert steps == list(range(1, 41)), "each step has one row"
