@@ -120,6 +120,11 @@ _listener: Listener | None = None
 """Signals belong to the process, and so does who listens to them."""
 
 
+def asked_to_stop() -> str:
+    """Why this process should stop, for work that waits and asks now and then; empty = no reason."""
+    return _listener.reason if _listener is not None else ""
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Work that may be given up, if a Listener allows it now: on a stop, Stopped is raised."""

@@ -17,7 +17,7 @@ from llmkit.cores import raise_open_files
 from llmkit.end_file import End
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.build import build_trainer
-from llmkit.loop.ends import record_end, record_fault, stop_at_start
+from llmkit.loop.ends import record_end, record_fault, stop_at_start, stop_before_start
 from llmkit.loop.finish import finish
 from llmkit.loop.folder import open_folder
 from llmkit.loop.hook import Hook
@@ -106,7 +106,10 @@ def _train(launch: Launch, listener: Listener) -> int:
     with ExitStack() as stack:
         console = console_of_rank(mesh.rank, launch.options.quiet)
         stack.callback(console.close)
-        folder = stack.enter_context(open_folder(launch, console.note))
+        try:
+            folder = stack.enter_context(open_folder(launch, console.note))
+        except Stopped as stopped:
+            return stop_before_start(launch, console, stopped)
         console.keep_log(folder.logs / f"rank-{mesh.rank:05d}.log")
         watch = open_watch(launch, folder, console.note, stack)
         stop = StopRequest(listener, folder, console.note)

@@ -160,6 +160,14 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
     return cause
 
 
+def stop_before_start(launch: Launch, console: Console, stopped: Stopped) -> int:
+    """The end of a start that has waited in vain for the run folder, on all ranks; returns the exit code."""
+    if launch.mesh.rank == 0:
+        write_end(End("stopped", str(stopped)), launch.environment)
+    console.note(f"stopped by {stopped} before it had the run folder: nothing was changed", important=True)
+    return STOPPED
+
+
 def stop_at_start(
     launch: Launch, folder: RunFolder, console: Console, request: StopRequest, stopped: Stopped
 ) -> int:

@@ -24,6 +24,7 @@ from llmkit.ownership.claim import (
     write_beat,
 )
 from llmkit.ownership.owner import Owner
+from llmkit.stopping import Stopped, asked_to_stop
 
 LEASE_SECONDS = 30.0
 """An owner on another machine whose counter has not changed for so long is taken for dead."""
@@ -40,7 +41,8 @@ def take(
     """Makes the next generation of a run folder, which is there.
 
     take_over: a living owner is asked to stop (`ask`, with who asks), and has TAKE_OVER_SECONDS for it.
-    note: called with what this start waits for. Raises UserError where another start owns the run, OSError.
+    note: called with what this start waits for. Raises UserError where another start owns the run, OSError,
+    and Stopped where this process is asked to stop while it waits.
     """
     taking = _Taking(path, owner, path / lock_name)
     try:
@@ -61,6 +63,8 @@ def take(
                     f"the run was last held by {taking.who}, which has not said that it ended: waiting up to "
                     f"{LEASE_SECONDS:g} s for a sign of life"
                 )
+            if reason := asked_to_stop():
+                raise Stopped(reason)
             time.sleep(POLL_SECONDS)
     except BaseException:
         if taking.lock is not None:

@@ -50,7 +50,8 @@ def check_address(info: RankInfo, address: str) -> None:
             f"MASTER_ADDR is {address}, and {host} knows no host of this name: give the name or the address "
             "of rank 0's host as all hosts know it"
         ) from error
-    other_host = info.rank != info.local_rank  # the ranks of a host follow each other
+    # Rank 0 is on this host where the ranks of a host follow each other, or by its name.
+    other_host = info.rank != info.local_rank and address != host
     if other_host and all(each.is_loopback for each in found):
         raise UserError(
             f"MASTER_ADDR is {address}, which on {host} means {host} itself ({found[0]}), and rank 0 runs on "

@@ -27,7 +27,7 @@ def names(folder: Path) -> list[str]:
     injection="starts that are killed at random moments of their first seconds",
     expected="the next one trains, without a lost row; nothing is left of the others but their settings",
 )
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_starts_that_are_killed_leave_nothing_behind_that_grows(tmp_path: Path, times: int) -> None:
     make_project(tmp_path)
     draw, folder = random.Random(times), tmp_path / "runs" / "tiny"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +16,12 @@ from typing import Any
 import pytest
 
 from llmkit.errors import RunFault, UserError
+from llmkit.file_lock import FileLock
 from llmkit.ownership import claim, take
 from llmkit.ownership.claim import Ownership, folder_of, newest_generation
 from llmkit.ownership.owner import Owner
+from llmkit.stopping import Listener, Stopped
+from tests.limits import HANG
 
 ME = Owner.of_this_process("llmkit train here.yaml", {})
 AWAY = replace(ME, host="n7", machine="another boot", command="llmkit train there.yaml")
@@ -215,3 +220,18 @@ def test_a_generation_whose_owner_cannot_be_read_is_watched(tmp_path: Path) -> N
         first._lock.release()  # type: ignore[union-attr]
         start(tmp_path)
     first.release()
+
+
+def test_a_start_that_waits_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(take, "LEASE_SECONDS", HANG)
+    first = start(tmp_path, AWAY)
+    first._released.set()
+    first._thread.join()
+    first._lock.release()  # type: ignore[union-attr]
+    with Listener({}) as listener:
+        listener.listen()
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Stopped, match="SIGTERM"):
+            start(tmp_path)
+    assert newest_generation(tmp_path) == 1
+    FileLock(tmp_path / "run.lock", "another", what="", other="", elsewhere="").release()
