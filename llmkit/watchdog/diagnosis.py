@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmkit.watchdog.stacks import DEVICE
 
@@ -41,12 +41,22 @@ class Known(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is wrong. event: as in events.jsonl. ranks: those that it is put down to. text: one sentence."""
+    """What is wrong. event: as in events.jsonl. ranks: those that it is put down to. text: one sentence.
+
+    gone: whether these cannot be ended, or have ended, so that the others may never notice.
+    """
 
     event: str
     ranks: tuple[int, ...]
     text: str
     seconds: float = 0.0
+    gone: bool = False
+
+
+def verdict_of(message: Mapping[str, Any]) -> Verdict:
+    """The verdict that was sent with the fields of one."""
+    fields = {name: message[name] for name in Verdict._fields}
+    return Verdict(**{**fields, "ranks": tuple(fields["ranks"])})
 
 
 def hosts_of(verdict: Verdict, ranks: Sequence[Known]) -> list[str]:
@@ -58,7 +68,7 @@ def hosts_of(verdict: Verdict, ranks: Sequence[Known]) -> list[str]:
 
 def named(known: Known) -> str:
     """As in "rank 3 (n2, process 4711)"."""
-    return f"rank {known.rank} ({known.host}, process {known.pid})"
+    return f"rank {known.rank} ({known.host}{f', process {known.pid}' if known.pid else ''})"
 
 
 def dead(known: Known, cause: str) -> Verdict:
@@ -80,10 +90,10 @@ def diagnose(ranks: Sequence[Known], silent_limit: float) -> Verdict | None:
     if any(known.excused for known in ranks):
         return None
     if gone := [known for known in ranks if known.left or known.lost]:
-        return _verdict("hung_rank", gone, ranks, "has ended, and the others still wait for it")
+        return _gone(gone, ranks, "has ended, and the others still wait for it")
     if cut_off := [known for known in ranks if known.silent > silent_limit]:
         text = f"was not heard for {cut_off[0].silent:.0f} s: its host, or the network to it, is down"
-        return _verdict("hung_rank", cut_off, ranks, text)
+        return _gone(cut_off, ranks, text)
     if stopped := [known for known in ranks if known.stopped]:
         if len(stopped) == len(ranks):
             return None  # somebody stopped all of the job
@@ -97,10 +107,18 @@ def diagnose(ranks: Sequence[Known], silent_limit: float) -> Verdict | None:
     return _mismatch(ranks) if len(ranks) > 1 else _verdict("hung_rank", ranks, ranks, "hangs")
 
 
+def _gone(suspects: Sequence[Known], ranks: Sequence[Known], what: str) -> Verdict:
+    """The verdict on ranks of which nothing more is known."""
+    others = [known for known in ranks if known not in suspects]
+    text = f"{', '.join(named(known) for known in suspects[:SHOWN])} {what}{_places('; ', others)}"
+    seconds = max(known.silent for known in suspects)
+    return Verdict("hung_rank", tuple(known.rank for known in suspects), text, seconds, gone=True)
+
+
 def _verdict(event: str, suspects: Sequence[Known], ranks: Sequence[Known], what: str) -> Verdict:
     first = suspects[0]
     text = f"{named(first)} {what}"
-    if first.place and not (first.left or first.lost):
+    if first.place:
         text += f" in {first.place}"
     text += f", since {first.age:.0f} s in the phase {first.phase} after step {first.step}"
     if len(suspects) > 1:

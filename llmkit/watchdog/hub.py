@@ -16,13 +16,13 @@ LONGEST_PAUSE = 60.0
 
 
 class Hub:
-    """The state of all ranks that have reported, by their messages; knows nothing of sockets.
+    """The state of all ranks, by their messages; knows nothing of sockets.
 
-    ask: sends the request for stacks to all of them.
+    ask: sends the request for stacks to all of them. world: the number of ranks, which join one by one.
     """
 
-    def __init__(self, ask: Callable[[], None]) -> None:
-        self.ranks: dict[int, Known] = {}
+    def __init__(self, ask: Callable[[], None], world: int) -> None:
+        self.ranks = {rank: Known(rank, "its host is not known", phase="start") for rank in range(world)}
         self.counted: dict[int, tuple[int, float]] = {}
         self._ask = ask
         self._asked: set[int] = set()
@@ -74,7 +74,7 @@ class Hub:
         self._wait -= elapsed
         if self._wait <= 0.0:
             self._inquiry = INQUIRY
-            self._asked = {rank for rank, each in self.ranks.items() if not (each.left or each.lost)}
+            self._asked = {rank for rank, each in self.ranks.items() if self._joined(each)}
             self.ranks = {
                 rank: each._replace(place="", exchange=None, excused="") for rank, each in self.ranks.items()
             }
@@ -89,7 +89,11 @@ class Hub:
     @property
     def all_gone(self) -> bool:
         """Whether no rank is left to be watched."""
-        return all(each.left or each.lost for each in self.ranks.values())
+        return not any(self._joined(each) for each in self.ranks.values())
+
+    @staticmethod
+    def _joined(known: Known) -> bool:
+        return known.pid > 0 and not (known.left or known.lost)
 
 
 def known_of(known: Known, report: Mapping[str, Any]) -> Known:

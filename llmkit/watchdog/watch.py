@@ -21,7 +21,7 @@ from llmkit.end_file import own_host
 from llmkit.errors import EndedError
 from llmkit.stopping import signals_blocked
 from llmkit.watchdog.board import Board
-from llmkit.watchdog.diagnosis import Verdict
+from llmkit.watchdog.diagnosis import Verdict, verdict_of
 from llmkit.watchdog.limits import LONG, PATIENT, Limits
 from llmkit.watchdog.lines import Lines, Message
 from llmkit.watchdog.member import END, STACKS
@@ -177,7 +177,7 @@ class Watch:
             return
         for message in self._line.receive():
             if message.get("kind") == "verdict":
-                self.verdict = Verdict(message["event"], tuple(message["ranks"]), message["text"])
+                self.verdict = verdict_of(message)
                 self.hosts = message["hosts"]
             else:
                 self._messages.append(message)

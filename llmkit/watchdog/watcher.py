@@ -13,7 +13,7 @@ from typing import Any
 
 from llmkit.watchdog import proc
 from llmkit.watchdog.board import Board
-from llmkit.watchdog.diagnosis import Known, Verdict, diagnose, hosts_of
+from llmkit.watchdog.diagnosis import Known, Verdict, diagnose, hosts_of, verdict_of
 from llmkit.watchdog.hub import Hub, known_of
 from llmkit.watchdog.limits import STOPPED
 from llmkit.watchdog.lines import Lines
@@ -55,7 +55,7 @@ class Watcher:
         if self._rank == 0:
             server = None if orders["listen"] is None else socket.socket(fileno=orders["listen"])
             self._peers = Peers(server, orders["token"], orders["world"], self._selector)
-            self._hub, self._stragglers = Hub(self._ask), Stragglers(orders["report_steps"])
+            self._hub, self._stragglers = Hub(self._ask, orders["world"]), Stragglers(orders["report_steps"])
             self._hub.add(self._own)
         else:
             self._connect()
@@ -159,7 +159,7 @@ class Watcher:
                 case "stacks":
                     self._testify()
                 case "verdict":
-                    verdict = Verdict(message["event"], tuple(message["ranks"]), message["text"])
+                    verdict = verdict_of(message)
                     self._follow(verdict, message["hosts"])
                 case "over":
                     self._over = True
@@ -231,7 +231,7 @@ class Watcher:
         self._line.send(kind="verdict", **verdict._asdict(), hosts=hosts)
         if not self._orders["ends"]:
             return
-        guilty = not verdict.ranks or self._rank in verdict.ranks
+        guilty = verdict.gone or not verdict.ranks or self._rank in verdict.ranks
         dump = self._member.end(guilty, ASKED_SECONDS if guilty else OTHERS_SECONDS, self._gone)
         if dump:
             in_time(lambda: save_stack(self._stacks, self._rank, f"{dump}\n{self._last_text}"))

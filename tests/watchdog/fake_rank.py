@@ -78,6 +78,10 @@ def main(order: dict[str, Any]) -> int:
     watch.start(watched, place)
     assert watch._process is not None
     print(watch._process.pid, flush=True)
+    watched.run.joinpath(f"up-{watched.rank}").touch()
+    while not all(watched.run.joinpath(f"up-{rank}").exists() for rank in range(watched.world)):
+        time.sleep(0.01)  # they meet, as ranks do
+        watch.alive()
     try:
         for step in range(1, 21):
             watch.beat(order.get("phase", "step"))

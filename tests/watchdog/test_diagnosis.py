@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkit.watchdog.diagnosis import Known, dead, diagnose, hosts_of
+from llmkit.watchdog.diagnosis import Known, dead, diagnose, hosts_of, verdict_of
 
 LIMIT = 12.0
 
@@ -19,6 +19,7 @@ def waiting(rank: int, **facts) -> Known:
 
 def test_the_rank_that_waits_for_nobody_hangs():
     verdict = diagnose([waiting(0), waiting(1, exchange="", place="read (my.py:7)"), waiting(2)], LIMIT)
+    assert verdict is not None and verdict_of({**verdict._asdict(), "kind": "verdict"}) == verdict
     assert verdict is not None
     assert (verdict.event, verdict.ranks) == ("hung_rank", (1,))
     assert verdict.text == (
@@ -47,7 +48,7 @@ def test_a_host_that_is_not_heard_is_named_with_those_that_wait_for_it():
     verdict = diagnose([waiting(0), known(1, silent=14.0)], LIMIT)
     assert verdict is not None and verdict.ranks == (1,)
     assert "rank 1 (n1, process 101) was not heard for 14 s" in verdict.text
-    assert "rank 0 waits" in verdict.text
+    assert "rank 0 waits" in verdict.text and verdict.gone
 
 
 def test_a_rank_that_has_ended_while_others_wait_is_named_whatever_they_do():

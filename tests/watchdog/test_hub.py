@@ -12,7 +12,7 @@ class Ranks:
     """A hub with ranks that answer as they are told. asked: how often it asked them for their stacks."""
 
     def __init__(self, count: int) -> None:
-        self.hub, self.asked = Hub(self._ask), 0
+        self.hub, self.asked = Hub(self._ask, count), 0
         for rank in range(count):
             self.hub.add(Known(rank, f"n{rank}", 100 + rank))
         self.evidence: dict[int, dict[str, Any]] = {}
@@ -113,6 +113,21 @@ def test_a_rank_whose_watching_process_has_gone_is_named_when_the_others_wait():
     ranks.hub.tick(0.5)
     verdict = ranks.hub.tick(0.5)
     assert verdict is not None and verdict.ranks == (1,)
+
+
+def test_a_rank_that_has_not_joined_yet_is_waited_for_like_one_that_is_silent():
+    hub = Hub(lambda: None, 2)
+    hub.add(Known(0, "n0", 100))
+    found = []
+    for _ in range(40):
+        hub.take(0, {"kind": "report", "phase": "step", **LATE})
+        hub.take(0, {"kind": "evidence", "excused": "", **WAITS})
+        found.append(hub.tick(0.5))
+    first = next(index for index, verdict in enumerate(found) if verdict is not None)
+    assert 0.5 * first >= 11.0 and found[first].ranks == (1,)
+    assert not hub.all_gone
+    hub.take(0, {"kind": "left"})
+    assert hub.all_gone
 
 
 def test_silence_is_counted_from_the_last_message():
