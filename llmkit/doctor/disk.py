@@ -99,7 +99,8 @@ def speed_finding(handle: int, size: int, seconds: float) -> Finding:
     synced = time.perf_counter()
     os.fsync(handle)
     end = time.perf_counter()
-    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)  # so that they are not read from memory
+    if hasattr(os, "posix_fadvise"):  # so that they are not read from memory; macOS has none
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.lseek(handle, 0, os.SEEK_SET)
     again, got = time.perf_counter(), 0
     while part := len(os.read(handle, CHUNK)):
