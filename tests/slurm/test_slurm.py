@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_a_node_that_is_not_fit_is_left_out_before_anything_starts(cluster, fold
     assert starts(folder) == ["start-1-rank-0"] and "n1" not in hosts_of_start(folder, 1)
 
 
+@pytest.mark.exhaustive
+def test_a_node_that_does_not_end_its_check_is_left_out(cluster, folder):
+    (folder / "hangs-n2").touch()
+    job = stand_in(cluster, folder, nodes=2, processes="1", TRAIN_SECONDS="0", PREFLIGHT="on")
+    assert job.wait() == "COMPLETED", job.log
+    assert "not fit: n2: requeued" in job.log and "n2" not in hosts_of_start(folder, 1)
+
+
 def test_where_no_others_are_left_nodes_that_are_not_fit_are_used_or_the_job_fails(cluster, folder):
     (folder / "sick-n3").touch()
     strict = stand_in(cluster, folder, nodes=4, processes="1", TRAIN_SECONDS="0", PREFLIGHT="strict")
@@ -116,9 +125,42 @@ def test_a_mistake_that_a_rank_finds_ends_the_job_at_once(cluster, folder):
     assert "requeued" not in job.log
 
 
+APPTAINER = """#!/bin/bash
+echo "$@" >>"$RUN_FOLDER/apptainer"
+while [ "$1" != my.sif ]; do shift; done
+exec "${@:2}"
+"""
+PYXIS = """#!/bin/bash
+[ "$1" != --help ] || { echo "--container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH"; exit; }
+for argument; do
+  case $argument in
+    --container-*) echo "$argument" >>"$RUN_FOLDER/pyxis" ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+exec /usr/bin/srun "${arguments[@]}"
+"""
+
+
+def in_container(folder: Path, program: str, script: str, image: str) -> dict[str, str]:
+    """Variables by which a job trains in a container; a program that stands for its runtime runs no image."""
+    path = folder / "bin" / program
+    path.parent.mkdir()
+    path.write_text(script)
+    path.chmod(0o755)
+    return {
+        "PATH": f"{path.parent}:{os.environ['PATH']}", "CONTAINER": image, "CONTAINER_MOUNTS": "/data:/data",
+        "CONTAINER_PYTHON": sys.executable, "PREFLIGHT": "on", "TRAIN_SECONDS": "0",
+    }  # fmt: skip
+
+
 def test_one_task_a_process_needs_no_launcher_and_sees_one_gpu(cluster, folder):
-    job = stand_in(cluster, folder, nodes=2, LAUNCHER="srun", TRAIN_SECONDS="0")
+    container = in_container(folder, "apptainer", APPTAINER, "my.sif")
+    job = stand_in(cluster, folder, nodes=2, LAUNCHER="srun", **container)
     assert job.wait() == "COMPLETED", job.log
+    lines = (folder / "apptainer").read_text().splitlines()
+    assert len(lines) == 6  # two nodes are checked, four processes train
+    assert all(f"--bind {folder},/data:/data my.sif {sys.executable} -m llmkit" in line for line in lines)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("start-0-rank-*.json"))]
     assert [(facts["rank"], facts["LOCAL_RANK"], facts["WORLD_SIZE"]) for facts in found] == [
         ("0", "0", "4"), ("1", "1", "4"), ("2", "0", "4"), ("3", "1", "4"),
@@ -133,16 +175,27 @@ def test_accelerate_launches_as_its_configuration_says(cluster, folder):
     configuration = str(ROOT / "launch" / "multinode.yaml")
     job = stand_in(
         cluster, folder, nodes=2, LAUNCHER="accelerate", ACCELERATE_CONFIG=configuration,
-        ACCELERATE_USE_CPU="true", TRAIN_SECONDS="0",
+        ACCELERATE_USE_CPU="true", **in_container(folder, "srun", PYXIS, "nvcr.io#nvidia/pytorch:26.08"),
     )  # fmt: skip
     assert job.wait() == "COMPLETED", job.log
+    options = (folder / "pyxis").read_text().splitlines()
+    assert options == 2 * [  # the nodes are checked in it, too
+        "--container-image=nvcr.io#nvidia/pytorch:26.08",
+        f"--container-mounts={folder}:{folder},/data:/data",
+        f"--container-workdir={folder}",
+    ]
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("start-0-rank-*.json"))]
     assert [(facts["rank"], facts["LOCAL_RANK"], facts["WORLD_SIZE"]) for facts in found] == [
         ("0", "0", "4"), ("1", "1", "4"), ("2", "0", "4"), ("3", "1", "4"),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("partition", ["main", "hard"])
+@pytest.mark.drill(
+    "D8",
+    injection="a job of higher priority, with and without a time of grace",
+    expected="saved, requeued, goes on",
+)
+@pytest.mark.parametrize("partition", ["main", pytest.param("hard", marks=pytest.mark.exhaustive)])
 def test_a_job_that_is_preempted_goes_on_later(cluster, folder, partition):
     """With a time of grace (main) and without one (hard), where SLURM's KillWait is all there is."""
     job = stand_in(cluster, folder, nodes=4, processes="1", options=[f"--partition={partition}"])
@@ -155,6 +208,11 @@ def test_a_job_that_is_preempted_goes_on_later(cluster, folder, partition):
     assert job.wait() == "FAILED" and job.facts()["Restarts"] == "1"
 
 
+@pytest.mark.drill(
+    "D47",
+    injection="the tenth start in a row that SLURM ends before it has saved",
+    expected="the job is held, and goes on once it is released",
+)
 def test_a_job_that_was_interrupted_too_often_waits_until_it_is_released(cluster, folder):
     job = stand_in(cluster, folder, processes="1", options=["--hold"], TRAIN_SECONDS="0")
     record = Record(newest=-1, interrupted=9, ended=False)  # as nine preemptions leave it
@@ -193,6 +251,29 @@ def test_a_port_that_is_taken_is_not_tried(cluster, folder):
     assert int(json.loads((folder / "start-0-rank-0.json").read_text())["MASTER_PORT"]) == likely[2]
 
 
+THIEF = f"""#!/bin/bash
+case "$*:${{SLURM_RESTART_COUNT:-0}}" in
+  *--label*:0)
+    "$PYTHON" -c '{LISTEN}' "$MASTER_PORT" >"$RUN_FOLDER/stolen" &
+    until [ -s "$RUN_FOLDER/stolen" ]; do sleep 0.1; done
+    ;;
+esac
+exec /usr/bin/srun "$@"
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_port_that_is_taken_after_it_was_chosen_is_another_one_in_the_next_start(cluster, folder):
+    (folder / "bin").mkdir()
+    (folder / "bin" / "srun").write_text(THIEF)
+    (folder / "bin" / "srun").chmod(0o755)
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    job = stand_in(cluster, folder, processes="1", PATH=path, TRAIN_SECONDS="0")
+    assert job.wait() == "COMPLETED", job.log
+    assert "EADDRINUSE" in job.log and "start 1 in a row without a new checkpoint" in job.log
+    assert starts(folder) == ["start-1-rank-0"]
+
+
 def hardware_address(cluster: Cluster, node: str) -> str:
     output = cluster.start_on(node, "ip", "-o", "link", "show", "eth0").communicate()[0]
     return output.partition("link/ether ")[2].split()[0]
@@ -211,6 +292,7 @@ def test_a_node_that_was_away_for_a_moment_is_no_fault(cluster, folder):
     job.signal()
 
 
+@pytest.mark.drill("D8", injection="scancel", expected="saved, and stays cancelled")
 def test_a_cancelled_job_stops_in_order_and_stays_cancelled(cluster, folder):
     job = stand_in(cluster, folder, nodes=2, processes="1")
     job.wait_until(lambda: len(starts(folder)) == 2)
@@ -261,7 +343,12 @@ def test_a_world_of_another_size_than_told_is_refused(cluster, folder):
     assert not (folder / "runs").exists()
 
 
-def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, folder):
+@pytest.mark.drill(
+    "D7",
+    injection="SLURM's signal before the time limit, to a job of 2 nodes x 2 processes",
+    expected="saved at the next step but one at most, requeued, the same metrics in the end",
+)
+def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, folder, measured):
     make_project(folder)
     settings = ["parallel.zero_stage=2", "train.max_steps=100", "checkpoint.every_steps=0"]
     straight = train(cluster, folder, *settings, "run.name=straight", processes="2")
@@ -281,6 +368,8 @@ def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, fol
     assert stop["reason"] == "the batch script's stop file: time limit (SIGUSR1)"
     steps = [row["step"] for row in rows(runs / "requeued") if "loss" in row or "eval_loss" in row]
     assert steps == [*range(1, 101), 100]  # the last: evaluation
+    resumed = json.loads((runs / "requeued" / "events.jsonl").read_text().splitlines()[3])
+    measured("steps lost", stop["step"] - resumed["step"], "")
     assert timeless(runs / "requeued") == timeless(runs / "straight")  # the same layout: bit-equal
     assert (runs / "requeued" / "DONE").exists()
 
