@@ -115,7 +115,7 @@ def test_every_setting_that_a_message_names_can_be_typed() -> None:
 
 def test_every_setting_that_the_docs_name_exists() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
-    pages += [ROOT / "slurm" / "train.sbatch", *(ROOT / "launch").iterdir()]
+    pages += [ROOT / "slurm" / "train.sbatch", *filter(Path.is_file, (ROOT / "launch").rglob("*"))]
     named = {name for page in pages for name in NAME.findall(page.read_text())}
     assert len(named) > 50
     assert {name for name in named - NO_SETTINGS if key_of(name) is None} == set()
