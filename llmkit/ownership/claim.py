@@ -13,6 +13,7 @@ node) finds that there is a higher generation before it publishes anything: `Cla
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from pathlib import Path
@@ -66,23 +67,33 @@ class Claim:
 
     def require_current(self) -> None:
         """Raises RunFault where a later start has taken over the run: then nothing may be published."""
-        with contextlib.suppress(OSError):  # on NFS only an open finds that the file is gone
-            os.close(os.open(folder_of(self.path, self.generation) / BEAT, os.O_RDONLY | os.O_CLOEXEC))
         try:
+            gone = self._is_gone()
             newest = newest_generation(self.path)
         except OSError as error:
             raise RunFault(
                 f"{self.path / GENERATIONS} cannot be read ({error.strerror}), so another start of this run "
                 "may have taken it over: nothing is written"
             ) from error
-        if newest > self.generation:
-            by = owner_of_generation(self.path, newest)
-            who = f" ({by})" if by else ""
+        if newest > self.generation or gone:
+            by = owner_of_generation(self.path, newest) if newest > self.generation else None
+            who = f"generation {newest}" if newest > self.generation else "a later one"
             self.lost = (
                 f"this start (generation {self.generation}) of the run in {self.path.absolute()} was taken "
-                f"over by generation {newest}{who}: it ends, and writes nothing more"
+                f"over by {who}{f' ({by})' if by else ''}: it ends, and writes nothing more"
             )
         self.raise_if_lost()
+
+    def _is_gone(self) -> bool:
+        """Whether this generation was removed, as a later start does, and not the whole folder.
+
+        On NFS an open finds that at once, while what a folder holds may be remembered for a minute.
+        """
+        try:
+            os.close(os.open(folder_of(self.path, self.generation) / BEAT, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            return error.errno in (errno.ENOENT, errno.ESTALE) and (self.path / GENERATIONS).is_dir()
+        return False
 
     def is_current(self) -> bool:
         """Whether no later start has taken over the run, as far as that can be read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -50,6 +51,8 @@ def take(
             alive = taking.look()
             if alive is False or taking.late:
                 taking.make(forced=alive is not False)
+                if taking.ownership is None:  # somebody was faster, whom NFS may not show yet
+                    time.sleep(POLL_SECONDS)
                 continue
             if alive and not take_over:
                 raise taking.in_use()
@@ -188,9 +191,9 @@ def _make(path: Path, generation: int, owner: Owner) -> Owner | None:
         write_beat(prepared, 0)
         os.rename(prepared, final)  # fails where this generation is there, as its folder is not empty
         sync_folder(root)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(prepared, ignore_errors=True)
-        if newest_generation(path) < generation:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):  # as where others are faster
             raise
     if newest_generation(path) > generation or owner_of_generation(path, generation) != owner:
         return None

@@ -55,6 +55,16 @@ def test_a_claim_ends_when_there_is_a_higher_generation(tmp_path: Path) -> None:
     Claim(tmp_path, 2).require_current()
 
 
+def test_a_claim_that_is_gone_is_lost_though_no_higher_one_is_seen_yet(tmp_path: Path) -> None:
+    """As on NFS, where what a folder holds may be remembered for a minute."""
+    make(tmp_path, 1)
+    shutil.rmtree(folder_of(tmp_path, 1))
+    with pytest.raises(RunFault, match="taken over by a later one: it ends"):
+        Claim(tmp_path, 1).require_current()
+    shutil.rmtree(tmp_path / "generations")
+    Claim(tmp_path, 1).require_current()  # a folder that has vanished belongs to nobody else
+
+
 def test_where_nothing_can_be_read_nothing_may_be_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
