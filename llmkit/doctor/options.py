@@ -9,7 +9,7 @@ from llmkit.command_line import positive
 
 def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
     """Adds what it can be asked for, beside the comparison of layouts."""
-    doctor.add_argument("--full", action="store_true", help="measure for longer, and more sizes")
+    doctor.add_argument("--full", action="store_true", help="measure for longer, and compile something")
     doctor.add_argument("--json", action="store_true", help="print a JSON object instead")
     doctor.add_argument("--run-folder", metavar="DIR", help="check the disk of this folder; default: runs")
     doctor.add_argument("--expect-gpus", metavar="N", type=positive, help="fail where there are not as many")
