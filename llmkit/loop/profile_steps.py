@@ -76,7 +76,8 @@ class ProfileSteps(Hook):
     def _end(self, t: Trainer) -> None:
         recording, self._recording, t.phases.annotate = self._recording, None, nullcontext
         assert recording is not None
-        recording.stop()
+        with t.phases.span("save"):  # which may take long, on a GPU
+            recording.stop()
         waiting, steps = t.phases.seconds["data"] - self._waited, t.state.step - self._begun_at
         name = f"step-{self._begun_at + 1}-rank-{t.mesh.rank}"
         flops = t.work.full * t.plan.tokens_per_step * steps / t.mesh.world_size
