@@ -16,7 +16,7 @@ from llmkit.doctor.findings import Finding, Report, State
 
 SLOW, SLOWER = 0.6, 0.8
 """Shares of the others' median speed below which a GPU is sick, and below which it is remarked on."""
-SLOW_HOST = 1 / 3
+SLOW_HOST = 0.2
 """The same for processors and disks, remarked on alone: what else runs there may be the reason."""
 DEVIATIONS, LEAST_SPREAD = 5.0, 0.02
 """How many robust standard deviations (1.4826 x the median absolute deviation of the others, at least this
@@ -114,10 +114,14 @@ def _compare_speeds(found: dict[str, Finding]) -> dict[str, Finding]:
         ]  # fmt: skip
         if not others:
             continue
-        state = speed_state(speed, others, on_gpu=device != _kind(device))
+        on_gpu = device != _kind(device)
+        state = speed_state(speed, others, on_gpu)
         if state != "ok":
             share = f"{device}: {speed / median(others):.2f} of the median of the others"
-            result[node] = result[node].worse(state, share, "leave this node out, or find what holds it back")
+            advice = (
+                "leave this node out, or find what holds it back" if on_gpu else "see what else runs there"
+            )
+            result[node] = result[node].worse(state, share, advice)
     return result
 
 

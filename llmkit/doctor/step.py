@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llmkit.doctor.node import node_names
+from llmkit.doctor.scope import node_name
 from llmkit.errors import RunFault
 
 LOW, COUNT = 20000, 12768
@@ -42,7 +43,11 @@ def step_of(environment: Mapping[str, str]) -> Step | None:
     if not count.isdecimal() or int(count) < 2:
         return None
     nodes = node_names(environment.get("SLURM_STEP_NODELIST"))
-    if len(nodes) != int(count):
-        raise RunFault(f"doctor: SLURM does not tell the names of the {count} nodes of this step (scontrol)")
+    own = node_name(environment)
+    if len(nodes) != int(count) or own not in nodes:
+        raise RunFault(
+            f"doctor: SLURM does not tell the names of the {count} nodes of this step, one of them {own} "
+            "(scontrol show hostnames)"
+        )
     name = f"{environment.get('SLURM_JOB_ID', '0')}.{environment.get('SLURM_STEP_ID', '0')}"
-    return Step(name, tuple(nodes), int(environment.get("SLURM_NODEID", "0")))
+    return Step(name, tuple(nodes), nodes.index(own))

@@ -10,7 +10,7 @@ from llmkit.errors import RunFault
 
 VARIABLES = {
     "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0",
-    "SLURM_NODEID": "1",
+    "SLURM_NODEID": "0", "SLURMD_NODENAME": "n2",
 }  # fmt: skip
 
 
@@ -20,6 +20,8 @@ def test_a_task_of_several_nodes_knows_the_others(monkeypatch: pytest.MonkeyPatc
     assert step_of({}) is None and step_of(VARIABLES | {"SLURM_STEP_NUM_NODES": "1"}) is None
     with pytest.raises(RunFault, match="does not tell the names of the 3 nodes"):
         step_of(VARIABLES | {"SLURM_STEP_NUM_NODES": "3"})
+    with pytest.raises(RunFault, match="one of them n7"):
+        step_of(VARIABLES | {"SLURMD_NODENAME": "n7"})
 
 
 def test_steps_that_share_a_node_begin_at_other_ports() -> None:
