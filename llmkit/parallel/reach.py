@@ -55,17 +55,17 @@ class Reach:
         if self._listener is not None:
             self._listener.close()
 
-    def unreachable(self) -> str:
+    def unreachable(self, patience: float = PATIENCE) -> str:
         """The pairs of hosts that cannot connect, as a part of a sentence; "" where there are none.
 
-        To be called on all ranks, in no order; waits PATIENCE at most for the others.
+        To be called on all ranks, in no order. patience: seconds that it waits for the others, at most.
         """
         try:
-            return self._unreachable()
+            return self._unreachable(patience)
         except RuntimeError:  # the store is gone
             return ""
 
-    def _unreachable(self) -> str:
+    def _unreachable(self, patience: float) -> str:
         doors = {}
         for rank in range(self._info.world_size):
             if self._store.check([f"door/{rank}"]):
@@ -78,7 +78,7 @@ class Reach:
             pairs = [f"{me['host']} cannot connect to {host}" for host in lost]
             self._store.set(f"tried/{self._info.rank}", json.dumps(pairs))
             doors[self._info.rank] = me
-        until, found = time.monotonic() + PATIENCE, dict[int, list[str]]()
+        until, found = time.monotonic() + patience, dict[int, list[str]]()
         while len(found) < len(doors) and time.monotonic() < until:
             for rank in doors:
                 if rank not in found and self._store.check([f"tried/{rank}"]):

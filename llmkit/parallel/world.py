@@ -21,14 +21,16 @@ from llmkit.parallel.meeting import open_store, stray
 from llmkit.parallel.mesh import Mesh, set_timeout, small_group
 from llmkit.parallel.network import address_of, choose_gloo_interface, choose_nccl_interface
 from llmkit.parallel.rank_info import RankInfo, rank_info_from_env
-from llmkit.parallel.reach import Deadline, Reach
+from llmkit.parallel.reach import PATIENCE, Deadline, Reach
 from llmkit.parallel.roll_call import RollCall
 from llmkit.stopping import LAUNCHERS
 
 TIMEOUT = timedelta(minutes=10)
 """How long the ranks of a command that does not train wait for each other."""
-CONNECT = timedelta(minutes=2)
+CONNECT = timedelta(minutes=3)
 """How long processes that have met may take to connect to each other."""
+GLOO_FACTOR = 5
+"""Times its timeout gloo waits for a connection (`Pair::waitUntilConnected`)."""
 _joined = itertools.count()
 """Numbers the worlds that this process joins, one after another: as many in all processes of a launch."""
 
@@ -126,7 +128,9 @@ def _join(info: RankInfo, timeout: timedelta, needs_group: bool) -> Mesh:
             reach = Reach(store, info, address_of(interface))
         control, saving = _make_groups(info, store, device, timeout, reach)
     except RuntimeError as error:  # what gloo raises is no DistError
-        pairs = reach.unreachable() if reach is not None else ""
+        # Without a route that fails at once, else late; rank 0 keeps the store that the late ones ask.
+        patience = min(timeout, CONNECT).total_seconds() if info.rank == 0 else PATIENCE
+        pairs = reach.unreachable(patience) if reach is not None else ""
         raise RunFault(
             f"rank {info.rank} of {info.world_size} could not join the others at {where} within "
             f"{timeout.total_seconds() / 60:g} minutes: {str(error).splitlines()[0]}{stray(info, address)}"
@@ -150,6 +154,7 @@ def _make_groups(
     All processes have met, so that to connect takes seconds: who cannot is named after CONNECT.
     """
     nccl, connect = device.type == "cuda", min(timeout, CONNECT)
+    gloo = connect / GLOO_FACTOR
     with ExitStack() as stack:
         if nccl and reach is not None:
             stack.enter_context(Deadline(store, info, reach, "NCCL", connect.total_seconds()))
@@ -158,7 +163,7 @@ def _make_groups(
             store=PrefixStore("torch", store),
             rank=info.rank,
             world_size=info.world_size,
-            timeout=timeout if nccl else connect,
+            timeout=timeout if nccl else gloo,
             # Not alone: there NCCL cannot split a group that is bound to its device.
             device_id=device if nccl and info.world_size > 1 else None,
         )
@@ -167,9 +172,10 @@ def _make_groups(
             torch.cuda.synchronize(device)
     if not nccl:
         set_timeout(dist.group.WORLD, timeout)
+    control, saving = small_group(timeout, gloo), small_group(timeout, gloo)
     if info.world_size > 1:
-        _set_up_accelerate(device)
-    return small_group(timeout, connect), small_group(timeout, connect)
+        _set_up_accelerate(device)  # after what is waited for: it imports much
+    return control, saving
 
 
 def check_own_gpu(info: RankInfo, store: Store, uuid: str, timeout: timedelta) -> None:

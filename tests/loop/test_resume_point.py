@@ -39,7 +39,8 @@ def project(stopped, tmp_path, monkeypatch):
 
 def record() -> dict[str, bytes]:
     """All that the folder records, but for the event that says why nothing was done."""
-    files = {str(path): path.read_bytes() for path in FOLDER.rglob("*.*") if "logs" not in path.parts}
+    files = {str(path): path.read_bytes() for path in FOLDER.rglob("*.*")}
+    files = {name: text for name, text in files.items() if not {"logs", "generations"} & {*Path(name).parts}}
     lines = files.pop(str(FOLDER / "events.jsonl")).splitlines()
     return {name: text for name, text in files.items() if not name.endswith("run.lock")} | {
         "events": b"\n".join(line for line in lines if json.loads(line)["event"] != "refused")

@@ -22,7 +22,6 @@ HOSTS = ["n1", "n2", "n3"]
 @pytest.fixture
 def hosts(monkeypatch):
     """Three hosts with two ranks each, which are threads here, in one store."""
-    monkeypatch.setattr(module, "PATIENCE", HANG)
     store, names = HashStore(), iter(HOSTS)
     monkeypatch.setattr(module.socket, "gethostname", lambda: next(names))
     reaches = [Reach(store, RankInfo(rank, 6, rank % 2, 2), "127.0.0.1") for rank in range(6)]
@@ -33,7 +32,7 @@ def hosts(monkeypatch):
 
 def asked(reaches: list[Any]) -> list[str]:
     with ThreadPoolExecutor(len(reaches)) as threads:
-        return list(threads.map(lambda reach: reach.unreachable(), reaches))
+        return list(threads.map(lambda reach: reach.unreachable(HANG), reaches))
 
 
 def test_hosts_that_all_reach_each_other_have_nothing_to_say(hosts):
@@ -58,7 +57,7 @@ def test_a_host_that_has_given_up_is_not_taken_for_unreachable(hosts):
 
 def test_a_host_alone_needs_nothing():
     reach = Reach(HashStore(), RankInfo(0, 2, 0, 2), "")
-    assert reach.unreachable() == ""
+    assert reach.unreachable(HANG) == ""
     reach.close()
 
 
