@@ -36,11 +36,17 @@ class Limits:
     def __init__(self, step_seconds: float | None, data_seconds: float, foreign: bool) -> None:
         self._fixed, self._data, self._foreign = step_seconds, data_seconds, foreign
         self._seen: deque[float] = deque(maxlen=WINDOW)
-        self._count = 0
+        self._count, self._first = 0, True
         self.step = UNKNOWN if step_seconds is None else step_seconds
 
     def saw_step(self, seconds: float) -> None:
-        """A step is over, which took so long with the wait for its data and what followed it."""
+        """A step is over, which took so long with the wait for its data and what followed it.
+
+        The first one, in which libraries are loaded, is not learned from.
+        """
+        if self._first:
+            self._first = False
+            return
         self._seen.append(seconds)
         self._count += 1
         due = LEARNED <= self._count < 2 * EVERY or self._count % EVERY == 0

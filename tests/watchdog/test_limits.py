@@ -9,6 +9,7 @@ from llmkit.watchdog.limits import FACTOR, FLOOR, LONG, LOOKING, UNKNOWN, Limits
 
 def test_the_limit_of_a_step_is_learned_from_steps():
     limits = Limits(None, 300.0, foreign=False)
+    limits.saw_step(500.0)  # the first one of a start
     for _ in range(4):
         limits.saw_step(10.0)
     assert limits.of("step") == UNKNOWN
@@ -18,6 +19,7 @@ def test_the_limit_of_a_step_is_learned_from_steps():
 
 def test_short_steps_have_the_least_limit():
     limits = Limits(None, 300.0, foreign=False)
+    limits.saw_step(500.0)  # the first one of a start
     for _ in range(50):
         limits.saw_step(0.01)
     assert limits.of("step") == FLOOR
@@ -25,6 +27,7 @@ def test_short_steps_have_the_least_limit():
 
 def test_one_slow_step_of_many_does_not_count_and_a_slower_machine_is_learned():
     limits = Limits(None, 300.0, foreign=False)
+    limits.saw_step(500.0)  # the first one of a start
     for step in range(256):
         limits.saw_step(1000.0 if step == 100 else 8.0)
     assert limits.of("step") == FACTOR * 8.0 - LOOKING
@@ -36,6 +39,7 @@ def test_one_slow_step_of_many_does_not_count_and_a_slower_machine_is_learned():
 def test_a_hang_is_named_within_three_times_the_slowest_steps():
     for seconds in (0.1, 4.0, 5.0, 6.0, 100.0):
         limits = Limits(None, 300.0, foreign=False)
+        limits.saw_step(500.0)
         for _ in range(300):
             limits.saw_step(seconds)
         assert limits.of("step") + LOOKING <= max(15.0, 3.0 * seconds)
