@@ -229,10 +229,10 @@ LONG = [b'{"text": "a"}', b'{"text": "%s"}' % (b"b" * 5000), b'{"text": "c"}']
     ("name", "content", "fields", "where"),
     [
         ("a.jsonl", b"\n".join(LONG), {}, ":2: the line"),
-        ("a.jsonl.gz", gzip.compress(b"\n".join(LONG)), {}, ":2: the line"),
+        ("a.jsonl.gz", gzip.compress(b"\n".join(LONG), mtime=0), {}, ":2: the line"),
         ("a.jsonl.zst", zstd(b"\n".join(LONG)), {}, ":2: the line"),
         ("a.txt", b"--".join(LONG), {"separator": "--"}, ", document 2: the document"),
-        ("a.txt.gz", gzip.compress(b"--".join(LONG)), {"separator": "--"}, ", document 2: the document"),
+        ("a.txt.gz", gzip.compress(b"--".join(LONG), mtime=0), {"separator": "--"}, ", document 2: the document"),
         ("a.txt", b"--".join(LONG), {}, ": the document"),
         ("a.txt.zst", zstd(b"--".join(LONG)), {}, ": the document"),
     ],
