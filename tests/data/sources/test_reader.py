@@ -223,6 +223,7 @@ class TestPolicy:
 
 
 LONG = [b'{"text": "a"}', b'{"text": "%s"}' % (b"b" * 5000), b'{"text": "c"}']
+PARTS = b"--".join(LONG)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +232,10 @@ LONG = [b'{"text": "a"}', b'{"text": "%s"}' % (b"b" * 5000), b'{"text": "c"}']
         ("a.jsonl", b"\n".join(LONG), {}, ":2: the line"),
         ("a.jsonl.gz", gzip.compress(b"\n".join(LONG), mtime=0), {}, ":2: the line"),
         ("a.jsonl.zst", zstd(b"\n".join(LONG)), {}, ":2: the line"),
-        ("a.txt", b"--".join(LONG), {"separator": "--"}, ", document 2: the document"),
-        ("a.txt.gz", gzip.compress(b"--".join(LONG), mtime=0), {"separator": "--"}, ", document 2: the document"),
-        ("a.txt", b"--".join(LONG), {}, ": the document"),
-        ("a.txt.zst", zstd(b"--".join(LONG)), {}, ": the document"),
+        ("a.txt", PARTS, {"separator": "--"}, ", document 2: the document"),
+        ("a.txt.gz", gzip.compress(PARTS, mtime=0), {"separator": "--"}, ", document 2: the document"),
+        ("a.txt", PARTS, {}, ": the document"),
+        ("a.txt.zst", zstd(PARTS), {}, ": the document"),
     ],
 )
 @pytest.mark.parametrize("is_remote", [False, True])
