@@ -351,7 +351,7 @@ def test_a_world_of_another_size_than_told_is_refused(cluster, folder):
 def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, folder, measured):
     make_project(folder)
     settings = ["parallel.zero_stage=2", "train.max_steps=100", "checkpoint.every_steps=0"]
-    straight = train(cluster, folder, *settings, "run.name=straight", processes="2")
+    straight = train(cluster, folder, *settings, "run.name=straight", processes="2", PREFLIGHT="on")
     job = train(cluster, folder, *settings, "run.name=requeued", processes="2")
     runs = folder / "runs"
     metrics = runs / "requeued" / "metrics.jsonl"
@@ -359,6 +359,7 @@ def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, fol
     job.ask_to_stop()
     assert job.wait() == "COMPLETED", job.log
     assert straight.wait() == "COMPLETED", straight.log
+    assert "\nsick:\n" in straight.log  # what llmkit doctor says of two good nodes
 
     assert job.facts()["Restarts"] == "1"
     assert "stopped: the batch script's stop file: time limit (SIGUSR1); saved until step" in job.log
