@@ -67,7 +67,6 @@ ELSEWHERE = {
     "recipes/recipe.py": "recipes/test_rules.py",
     "plan/form_rules.py": "plan/test_operators.py",
     "serve/answers.py": "serve/test_app.py",
-    "watchdog/member.py": "watchdog/test_watch.py",
     "watchdog/process.py": "watchdog/test_watch.py",
     "watchdog/watcher.py": "watchdog/test_watch.py",
     "watch/options.py": "watch/test_runs.py",

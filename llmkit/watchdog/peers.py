@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import selectors
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +25,7 @@ class Peers:
     ) -> None:
         self._server, self._token, self._world, self._selector = server, token.encode(), world, selector
         self._joined: dict[int, Lines] = {}
+        self._ranks: dict[int, int] = {}  # by the descriptor of their connection
         self._strangers: list[Lines] = []
         if server is not None:
             server.setblocking(False)
@@ -35,17 +36,20 @@ class Peers:
         for line in self._joined.values():
             line.send(**message)
 
-    def hear(self) -> Iterator[tuple[int, Message | None]]:
+    def hear(self, ready: Iterable[int]) -> Iterator[tuple[int, Message | None]]:
         """What has arrived, with the rank that it is from. The first message of a rank is its `hello`; None =
-        its connection has ended."""
+        its connection has ended.
+
+        ready: descriptors that something has arrived at; of hundreds of ranks the others are not looked at.
+        """
         yield from self._welcome()
-        for rank, line in list(self._joined.items()):
+        for rank in [self._ranks[descriptor] for descriptor in ready if descriptor in self._ranks]:
+            line = self._joined[rank]
             for message in line.receive():
                 yield rank, message
-            line.flush()
             if line.closed:
+                del self._ranks[line.socket.fileno()], self._joined[rank]
                 self._forget(line)
-                del self._joined[rank]
                 yield rank, None
 
     def _welcome(self) -> Iterator[tuple[int, Message]]:
@@ -66,7 +70,7 @@ class Peers:
             self._strangers.remove(line)
             if messages and self._belongs(messages[0]):
                 rank = int(messages[0]["rank"])
-                self._joined[rank] = line
+                self._joined[rank], self._ranks[line.socket.fileno()] = line, rank
                 for message in messages:
                     yield rank, message
             else:

@@ -79,9 +79,12 @@ class Watcher:
         """Until the rank has ended, and, of the hub, all of them."""
         last = time.monotonic()
         while not self._finished():
-            self._selector.select(max(0.0, last + TICK - time.monotonic()))
+            events = self._selector.select(max(0.0, last + TICK - time.monotonic()))
             self._hear_rank()
-            self._hear_hub() if self._hub is None else self._hear_peers(self._hub)
+            if self._hub is None:
+                self._hear_hub()
+            else:
+                self._hear_peers(self._hub, [key.fd for key, _ in events])
             if (elapsed := time.monotonic() - last) >= TICK:
                 last += elapsed
                 # What was longer was no time for anybody: this machine slept, or all of it was stopped.
@@ -141,8 +144,8 @@ class Watcher:
         self._tell(kind="report", **self._member.report())
         self._tell(kind="dead", cause=cause)
 
-    def _hear_peers(self, hub: Hub) -> None:
-        for rank, message in self._peers.hear():
+    def _hear_peers(self, hub: Hub, ready: list[int]) -> None:
+        for rank, message in self._peers.hear(ready):
             if message is None:
                 hub.lose(rank)
             elif message.get("kind") == "hello":
