@@ -22,7 +22,7 @@ def open_store(info: RankInfo, address: str, timeout: timedelta) -> Store:
     port = os.environ["MASTER_PORT"]
     if not (port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(f"MASTER_PORT is {port!r}; it must be the number of a port, 1 to 65535")
-    check_address(info, address)
+    check_address(info, address, int(port))
     keeps = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         return TCPStore(
@@ -38,8 +38,11 @@ def open_store(info: RankInfo, address: str, timeout: timedelta) -> Store:
         raise
 
 
-def check_address(info: RankInfo, address: str) -> None:
-    """Raises UserError where the name of the first host cannot lead to it from here."""
+def check_address(info: RankInfo, address: str, port: int) -> None:
+    """Raises UserError where the name of the first host cannot lead to it from here.
+
+    Several launchers may be on one host, as in a trial: then somebody answers there.
+    """
     host = socket.gethostname()
     try:
         found = _addresses(address)
@@ -52,7 +55,7 @@ def check_address(info: RankInfo, address: str) -> None:
         ) from error
     # Rank 0 is on this host where the ranks of a host follow each other, or by its name.
     other_host = info.rank != info.local_rank and address != host
-    if other_host and all(each.is_loopback for each in found):
+    if other_host and all(each.is_loopback for each in found) and not _answers(found[0], port):
         raise UserError(
             f"MASTER_ADDR is {address}, which on {host} means {host} itself ({found[0]}), and rank 0 runs on "
             "another host: give its address in the network, or mend /etc/hosts"
@@ -77,6 +80,12 @@ def stray(info: RankInfo, address: str) -> str:
         f"; this is rank 0, on {socket.gethostname()}, and MASTER_ADDR is another host: if every host has "
         'been given rank 0, write \\$SLURM_NODEID in `srun bash -c "..."`'
     )
+
+
+def _answers(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> bool:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex((str(address), port)) == 0
 
 
 def _addresses(name: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

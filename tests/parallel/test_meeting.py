@@ -15,6 +15,8 @@ from tests.limits import HANG
 from tests.ranks import free_ports
 
 LIMIT = timedelta(seconds=HANG)
+PORT = 1
+"""Nobody listens on it."""
 FIRST, ELSEWHERE = RankInfo(0, 4, 0, 2), RankInfo(2, 4, 0, 2)
 
 
@@ -37,20 +39,22 @@ def names(monkeypatch):
 
 @pytest.mark.parametrize("name", ["n1", "both", "six", "slow"])
 def test_a_name_that_may_lead_to_the_first_host_is_taken(names, name):
-    check_address(ELSEWHERE, name)
+    check_address(ELSEWHERE, name, PORT)
 
 
 def test_a_name_that_leads_back_here_is_refused_where_rank_0_is_elsewhere(names):
-    check_address(FIRST, "own")
-    check_address(RankInfo(1, 4, 1, 2), "own")
-    check_address(ELSEWHERE, "n2")  # ranks may be dealt over the hosts in turn
+    check_address(FIRST, "own", PORT)
+    check_address(RankInfo(1, 4, 1, 2), "own", PORT)
+    check_address(ELSEWHERE, "n2", PORT)  # ranks may be dealt over the hosts in turn
     with pytest.raises(UserError, match=r"own, which on n2 means n2 itself \(127\.0\.1\.1\), and rank 0"):
-        check_address(ELSEWHERE, "own")
+        check_address(ELSEWHERE, "own", PORT)
+    with socket.create_server(("127.0.1.1", 0)) as server:  # several launchers on one host
+        check_address(ELSEWHERE, "own", server.getsockname()[1])
 
 
 def test_a_name_that_nobody_knows_is_refused(names):
     with pytest.raises(UserError, match="MASTER_ADDR is nowhere, and n2 knows no host of this name"):
-        check_address(FIRST, "nowhere")
+        check_address(FIRST, "nowhere", PORT)
 
 
 def test_a_rank_0_that_is_not_where_all_meet_is_told(names):
