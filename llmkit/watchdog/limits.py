@@ -22,6 +22,9 @@ LONG = 1800.0
 """Seconds of a start, a compilation, an evaluation, a save."""
 STOPPED = FLOOR
 """Seconds after which a process that is stopped (SIGSTOP) while others of its run are not is overdue."""
+DISK = 120.0
+"""Seconds at least, while the kernel has the main thread wait for a disk: file servers stall, and such a
+process cannot even be killed."""
 PATIENT = ("start", "compile")
 """Phases that may take any time while something is computed: only seconds in which nothing is count."""
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llmkit.watchdog import proc
 from llmkit.watchdog.board import Board
-from llmkit.watchdog.limits import STOPPED
+from llmkit.watchdog.limits import DISK, STOPPED
 from llmkit.watchdog.stacks import Stack, parse
 
 STACKS = signal.SIGRTMIN + 6
@@ -48,6 +48,7 @@ class Member:
         self.pid, self._thread, self._board, self._dump, self._phases = pid, thread, board, dump, phases
         self.sight = board.read()
         self.age = self.stopped = 0.0
+        self._state = ""
         self._times: proc.Times | None = None
         self._tree: float | None = None
 
@@ -56,16 +57,16 @@ class Member:
         sight = self._board.read()
         if sight.beats != self.sight.beats:
             self.age, self._times, self._tree = 0.0, None, None
-            self.stopped = 0.0
+            self.stopped, self._state = 0.0, ""
         else:
             self.age += self._share(elapsed)
         self.sight = sight
 
     def _share(self, elapsed: float) -> float:
         """How much of the time since the last look counts as time in which the rank could go on."""
-        state = proc.state(self.pid)
-        if state in ("T", "t"):
-            self.stopped += elapsed if state == "T" else 0.0
+        self._state = proc.state(self.pid)
+        if self._state in ("T", "t"):
+            self.stopped += elapsed if self._state == "T" else 0.0
             return 0.0
         self.stopped = 0.0
         if self.sight.patient:
@@ -83,9 +84,10 @@ class Member:
     def report(self) -> dict[str, Any]:
         """The state of the rank as a message."""
         sight, patience = self.sight, min(STOPPED, self.sight.step_limit or STOPPED)
+        least = DISK if self._state == "D" else 0.0
         return {
             "phase": self._phases[sight.phase], "step": sight.step, "age": max(self.age, self.stopped),
-            "overdue": self.age > sight.limit > 0.0, "stuck": self.age > sight.step_limit > 0.0,
+            "overdue": self.age > max(sight.limit, least) > 0.0, "stuck": self.age > sight.step_limit > 0.0,
             "stopped": self.stopped > patience, "steps": sight.steps, "own_seconds": sight.own_seconds,
         }  # fmt: skip
 

@@ -6,6 +6,7 @@ import pytest
 
 from llmkit.watchdog import proc
 from llmkit.watchdog.board import Board, Sight
+from llmkit.watchdog.limits import DISK
 from llmkit.watchdog.member import SLOW, Member
 
 TICK = 0.5
@@ -93,3 +94,11 @@ def test_time_under_a_debugger_does_not_count(machine):
     machine.state = "t"
     machine.pass_by(100.0)
     assert machine.member.age == machine.member.stopped == 0.0
+
+
+def test_a_disk_may_stall_for_longer_than_a_step(machine):
+    machine.state = "D"
+    machine.pass_by(100.0)
+    assert machine.member.age == 100.0 and not machine.member.report()["overdue"]
+    machine.pass_by(DISK)
+    assert machine.member.report()["overdue"]
