@@ -49,15 +49,15 @@ def extensions_folder(environment: Mapping[str, str]) -> Path:
 
 def lock_ages(folder: Path) -> list[tuple[Path, float]]:
     """The locks, and how many seconds ago each was made by the clock of its file system."""
-    locks = sorted({*folder.glob("*/lock"), *folder.glob("*/*/lock")})
-    if not locks:
-        return []
     try:
+        locks = sorted({*folder.glob("*/lock"), *folder.glob("*/*/lock")})
+        if not locks:
+            return []
         with tempfile.TemporaryFile(dir=folder) as now:
             os.utime(now.fileno())
             moment = os.fstat(now.fileno()).st_mtime
         return [(lock, moment - lock.stat().st_mtime) for lock in locks]
-    except OSError:  # not ours to write, or just removed
+    except OSError:  # not ours to look at or to write, or just removed
         return []
 
 

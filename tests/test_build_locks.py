@@ -59,3 +59,13 @@ def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_running_one_is_not(
 
 def test_the_file_system_of_the_innermost_mount_counts() -> None:
     assert build_locks._file_system(Path("/proc/self/status")) == "proc"
+
+
+def test_a_folder_that_this_user_may_not_look_at_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "glob", closed)
+    assert cleared(tmp_path) == []
