@@ -156,4 +156,4 @@ def test_a_life_of_everything_ends_with_the_losses_of_an_undisturbed_one(
         "time limit (SIGUSR1)", "preemption, requeue or cancellation (SIGTERM)",
     ]  # fmt: skip
     records = {path.name.rpartition("-")[2] for path in (life.run / "wandb").rglob("offline-run-*")}
-    assert records == {(life.run / "wandb" / "run_id").read_text()}
+    assert records == {(life.run / "wandb" / "run_id").read_text().strip()}
