@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,12 +12,17 @@ from llmkit.cluster.request import Request
 from llmkit.cluster.sweep import run_names
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import printable
+from llmkit.config.schema import Data
+from llmkit.data.sources.urls import is_url
 from llmkit.errors import UserError
+from llmkit.files import may_exist
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.plan.plan import Known
 from llmkit.plan.resolve import resolve_plan
 
 Load = Callable[[str, Sequence[str]], Loaded]
+FILES = ("text", "jsonl", "parquet", "arrow", "shards")
+"""Types of sources whose `path` is one of a file system."""
 
 
 class CheckedRun(NamedTuple):
@@ -84,7 +90,21 @@ def _checked(
         raise UserError(f"parallel.world_size is {asked} ({where}), but {made}; leave it out")
     resolve_plan(loaded, Known(world_size=world, accelerate=accelerate))
     run = loaded.config.run
-    return CheckedRun(run.name, os.path.join(run.dir, run.name), task, loaded.remarks)
+    remarks = (*loaded.remarks, *_missing(loaded.config.data))
+    return CheckedRun(run.name, os.path.join(run.dir, run.name), task, remarks)
+
+
+def _missing(data: Data) -> Iterator[str]:
+    """Notes on files of the corpus that are not here: no mistake, as nodes may have disks of their own."""
+    for number, source in enumerate(data.sources):
+        if source.type not in FILES:
+            continue
+        paths = [source.path] if isinstance(source.path, str) else source.path or []
+        for path in (path.removeprefix("file://") for path in paths):
+            if is_url(path) or may_exist(path) or next(glob.iglob(path, recursive=True), None) is not None:
+                continue
+            what = f"there is no {printable(path)} here (looked from {os.getcwd()})"
+            yield f"data.sources.{number}.path: {what}; a job that does not find it on its nodes ends at once"
 
 
 def _shared_folders(runs: Sequence[CheckedRun]) -> Iterator[str]:

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from llmkit.cluster.queue import UNDER_WAY, job_facts, log_of
+from llmkit.cluster.queue import ENDED, job_facts, log_of
 from llmkit.cluster.words import waiting_text
 from llmkit.command_line import to_stderr
+from llmkit.errors import RunFault
 
 LOG_SECONDS = 1.0
 STATE_SECONDS = 10.0
 """How often SLURM is asked, which many do at the same time."""
 BLOCK = 1 << 16
+GONE = "gone"
+"""The state of a job that SLURM does not know any more."""
 
 
 def follow_job(
@@ -44,19 +47,29 @@ def _follow(
     while True:
         ended = False
         if time.monotonic() >= next_look:
-            facts = job_facts(number) or {**facts, "JobState": "gone"}
+            facts, why = _look(number, facts)
             next_look = time.monotonic() + state_seconds
-            why = waiting_text(facts, datetime.now().astimezone())
             if why and why != told:
-                to_stderr(f"job {number} waits: {why}")
+                to_stderr(f"job {number}: {why}")
             told = why
-            ended = facts.get("JobState", "") not in UNDER_WAY
+            ended = facts.get("JobState") in (*ENDED, GONE)
         offset = _show_new(Path(log_of(facts)), offset, show)
         if ended:
-            state, code = facts.get("JobState", "gone"), facts.get("ExitCode", "")
-            to_stderr(f"job {number}: {state.lower().replace('_', ' ')}, exit code {code.partition(':')[0]}")
-            return _exit_code(state, code)
+            state, code = facts.get("JobState", GONE), facts.get("ExitCode", "")
+            end = _exit_code(state, code)
+            to_stderr(f"job {number}: {state.lower().replace('_', ' ')}, exit code {end}")
+            return end
         sleep(LOG_SECONDS)
+
+
+def _look(number: str, before: dict[str, str]) -> tuple[dict[str, str], str]:
+    """What SLURM says of a job, and why it waits; the facts of `before` while SLURM does not answer."""
+    try:
+        facts = job_facts(number) or {**before, "JobState": GONE}
+    except RunFault as error:  # as where its controller is started again
+        return before, f"{error}; asked again every {STATE_SECONDS:.0f} s"
+    why = waiting_text(facts, datetime.now().astimezone())
+    return facts, why and f"waits: {why}"
 
 
 def _exit_code(state: str, code: str) -> int:

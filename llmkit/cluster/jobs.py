@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.cluster.accounting import ended_jobs
-from llmkit.cluster.queue import UNDER_WAY, SlurmJob, running_first, user_jobs
+from llmkit.cluster.queue import ENDED, SlurmJob, running_first, user_jobs
 from llmkit.cluster.slurm import require_slurm
 from llmkit.cluster.words import state_in_words, why_waiting
 from llmkit.config.mistakes import printable
@@ -67,7 +67,7 @@ def job_line(job: SlurmJob, now: datetime) -> JobLine:
     events = RunRecord(job.run).events
     if job.state == "PENDING":
         what = line.what + (f"; before: {run.reason}" if job.restarts else "")
-    elif job.state in UNDER_WAY:
+    elif job.state not in ENDED:
         what = event_text(events[-1]) if events else "is starting"
     else:
         what = run.reason
@@ -92,10 +92,15 @@ def columns(lines: Sequence[JobLine]) -> list[Column]:
         Column("loss", ["" if run is None or run.loss is None else f"{run.loss:.4f}" for run in runs]),
         Column("tokens/s", [_speed(run) for run in runs]),
         Column("nodes", [f"{job.nodes} {job.hosts}".rstrip() for job in jobs], left=True, shortest=6),
-        Column("left", ["" if job.left in ("INVALID", "NOT_SET") else job.left for job in jobs]),
+        Column("left", [_left(job) for job in jobs]),
         Column("restarts", [str(job.restarts or "") for job in jobs]),
         Column("", [line.what for line in lines], left=True, shortest=20),
     ]
+
+
+def _left(job: SlurmJob) -> str:
+    """What a job has left of its time limit; of one that has ended SLURM goes on to tell it."""
+    return "" if job.state in ENDED or job.left in ("INVALID", "NOT_SET") else job.left
 
 
 def _speed(run: RunLine | None) -> str:

@@ -16,8 +16,11 @@ from llmkit.errors import RunFault
 COMMENT = "llmkit"
 """Begins the comment of a job of ours; the run folder follows."""
 SCRIPT = "train.sbatch"
-UNDER_WAY = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED")
-"""States of jobs that have not ended."""
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+    "REVOKED", "TIMEOUT",
+)  # fmt: skip
+"""States of jobs that have ended; of the others newer versions have more."""
 BETWEEN = "\x1f"
 """Separates the fields of a job: no name, folder or comment of a job of ours has it."""
 _FIELDS = ("%i", "%A", "%T", "%r", "%D", "%N", "%M", "%L", "%S", "%E", "%j", "%o", "%k")
@@ -103,10 +106,15 @@ def _parsed(text: str, restarts: dict[str, int]) -> Iterator[SlurmJob]:
 
 
 def job_facts(number: str) -> dict[str, str]:
-    """What `scontrol show job` says of a job or task; empty where SLURM does not know it any more."""
+    """What `scontrol show job` says of a job or task; empty where SLURM does not know it any more.
+
+    Raises RunFault where SLURM does not answer.
+    """
     answer = ask("scontrol", "show", "job", number)
     if answer.refusal:
-        return {}
+        if "invalid job id" in answer.refusal.lower():
+            return {}
+        raise RunFault(f"scontrol: {answer.refusal}")
     facts: dict[str, str] = {}
     for line in answer.output.split("\n\n")[0].splitlines():
         whole = re.fullmatch(r"\s*(Command|WorkDir|StdErr|StdIn|StdOut|Comment)=(.*?)\s*", line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,6 +120,8 @@ def _wrong(options: argparse.Namespace, environment: Mapping[str, str]) -> Itera
     python = options.python
     if python and not unfit_for_scripts(python) and not shutil.which(python):
         yield f"--python: {display(python)} is no program here; name the interpreter that has llmkit"
+    if not options.dry_run and not os.access(".", os.W_OK):
+        yield f"{os.getcwd()} cannot be written, where the job's log would be; submit from another folder"
     if options.follow and options.array:
         yield "--follow shows the log of one job; leave it out with --array"
     yield from wrong_variables(environment, options.pass_env)

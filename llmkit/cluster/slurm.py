@@ -20,6 +20,11 @@ OF_OTHER_JOBS = (
 variables that change what these programs do."""
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 """Which of them say what the cluster is."""
+UNREACHABLE = (
+    "contact slurm controller", "configuration source", "socket timed out", "connection refused",
+    "zero bytes were transmitted",
+)  # fmt: skip
+"""In what these programs say where the controller does not answer."""
 
 
 class Answer(NamedTuple):
@@ -68,6 +73,6 @@ def ask(
         return Answer(output, "")
     said = [line.partition("error: ")[2] or line for line in errors.splitlines() if line.strip()]
     refusal = printable("; ".join(said), 600) or f"{program} ended with code {done.returncode}"
-    if "contact slurm controller" in refusal.lower() or "configuration source" in refusal:
+    if any(sign in refusal.lower() for sign in UNREACHABLE):
         raise RunFault(f"SLURM's controller does not answer {program}: {refusal}")
     return Answer(output, refusal)

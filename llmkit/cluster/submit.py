@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -13,7 +15,7 @@ from pathlib import Path
 from llmkit.cluster.check import CheckedRun, Load, check_runs, single_mistakes
 from llmkit.cluster.environment import left_behind
 from llmkit.cluster.follow import follow_job
-from llmkit.cluster.queue import UNDER_WAY, comment_of, job_facts, log_of, user_jobs
+from llmkit.cluster.queue import ENDED, comment_of, job_facts, log_of, user_jobs
 from llmkit.cluster.request import Request, read_request
 from llmkit.cluster.script import render, shown_part, template
 from llmkit.cluster.slurm import ask, require_slurm
@@ -98,7 +100,7 @@ def _same_runs(runs: Sequence[CheckedRun]) -> Iterator[str]:
     """Jobs that have one of these run folders already."""
     folders = {Path(os.path.abspath(run.folder)) for run in runs}
     for job in user_jobs():
-        if job.run in folders and job.state in UNDER_WAY:
+        if job.run in folders and job.state not in ENDED:
             yield (
                 f"job {job.number} has the run folder {job.run}, too, and only one can train there; "
                 f"--dependency afterany:{job.number} lets this job wait for it"
@@ -122,11 +124,14 @@ def _submit(script: str, environment: Mapping[str, str]) -> str:
 
 def where_to_look(number: str, request: Request, runs: Sequence[CheckedRun]) -> Iterator[str]:
     """Lines on a job that was submitted: what it is, and where what it does can be seen."""
-    facts, first, last = job_facts(number), printable(runs[0].folder, 1000), printable(runs[-1].folder, 1000)
+    facts, first, last = {}, printable(runs[0].folder, 1000), printable(runs[-1].folder, 1000)
+    with contextlib.suppress(RunFault):  # the job is submitted all the same
+        facts = job_facts(number)
+    word = shlex.quote(first)  # of commands to be copied
     tasks = f", {len(runs)} tasks" if request.sweep.axes else ""
     when = start_time(facts.get("StartTime", ""), datetime.now().astimezone())
     yield f"job {number}: {request.layout}{tasks}" + (f"; starts about {when}" if when else "")
-    yield f"  log         {log_of(facts)}"
+    yield f"  log         {log_of(facts) or f'slurm-{number}.out'}"
     yield f"  run folder  {first}" + (f" ... {last}" if tasks else "")
-    yield f"  watch       llmkit jobs; llmkit top {first}"
-    yield f"  end         touch {first}/STOP to save and stop; scancel {number}"
+    yield f"  watch       llmkit jobs; llmkit top {word}"
+    yield f"  end         touch {shlex.quote(f'{first}/STOP')} to save and stop; scancel {number}"

@@ -36,6 +36,11 @@ REASONS = {
     "Licenses": "waits for a license",
     "Cleaning": "SLURM tidies up after its last start",
     "launch failed requeued held": "could not be started and is held; scontrol release {number} tries again",
+    "job requeued in held state": "held after its last start, the end of its log may say why; free it by "
+    "scontrol release {number}",
+    "user env retrieval failed requeued held": "its node could not read the environment of your login shell, "
+    "and it is held; make ~/.bashrc and ~/.profile quicker, then scontrol release {number}",
+    "JobHoldMaxRequeue": "requeued more often than the cluster allows; free it by scontrol release {number}",
 }
 """Of jobs that wait. Limits of accounts and of qualities of service have names of their own: below."""
 _LIMITS = {
@@ -68,7 +73,7 @@ def waiting_text(facts: Mapping[str, str], now: datetime) -> str:
 def _waits(why: str, starts: str, dependency: str, number: str, now: datetime) -> str:
     # A reason may have details behind a comma, as in "ReqNodeNotAvail, UnavailableNodes:n3".
     reason, _, details = why.partition(",")
-    text = REASONS.get(reason)
+    text = REASONS.get(reason.replace("_", " "))  # which scontrol writes for spaces
     if text is None:
         text = next((words for begin, words in _LIMITS.items() if reason.startswith(begin)), None)
         text = reason if text is None else f"{text} ({reason})"

@@ -125,3 +125,6 @@ def test_facts_of_a_job(programs: Programs) -> None:
     assert facts["StdOut"] == "/w/a b/slurm-2.out" and facts["Reason"] == "Priority"
     programs.say("scontrol", errors="slurm_load_jobs error: Invalid job id specified\n", code=1)
     assert job_facts("2") == {}
+    programs.say("scontrol", errors="slurm_load_jobs error: Access denied\n", code=1)
+    with pytest.raises(RunFault, match="Access denied"):
+        job_facts("2")

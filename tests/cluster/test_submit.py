@@ -80,6 +80,35 @@ def test_the_job_is_tried_shown_submitted_and_found(
     assert not Path("runs").exists()
 
 
+def test_what_is_shown_to_be_copied_is_safe_to_copy(
+    slurm: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.say("scontrol", errors="slurm_load_jobs error: Unable to contact slurm controller\n", code=1)
+    assert submit("--gpus-per-node", "1", "run.dir=my runs/$(touch x)") == 0
+    output = capsys.readouterr().out
+    assert "llmkit top 'my runs/$(touch x)/tiny'\n" in output
+    assert "touch 'my runs/$(touch x)/tiny/STOP' to save" in output
+    assert "log         slurm-12.out" in output  # SLURM does not answer, but the job is submitted
+
+
+def test_a_corpus_that_is_not_here_is_noted(slurm: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = "data.sources.0.path=[corpus, 'corpus/*.txt', https://host/x, /node/own, 'none/*.txt']"
+    assert submit("--gpus-per-node", "1", elsewhere) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "data.sources" in line]
+    assert len(notes) == 2 and "there is no /node/own here" in notes[0] and "none/*.txt" in notes[1]
+    assert submit("--gpus-per-node", "1") == 0
+    assert "there is no" not in capsys.readouterr().err
+
+
+def test_a_folder_that_can_hold_no_log_is_refused(
+    slurm: Programs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != ".")  # root may write everywhere
+    assert submit("--gpus-per-node", "1") == 2
+    assert f"{Path.cwd()} cannot be written, where the job's log" in capsys.readouterr().err
+    assert submit("--gpus-per-node", "1", "--dry-run") == 0
+
+
 def test_a_dry_run_prints_the_script_and_nothing_else(
     slurm: Programs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,11 @@ JOB = SlurmJob("12", "12", "PENDING", "Resources", 2, "", "0:00", "1:00", "N/A",
             "",
             "a node that it asks for is down, drained or reserved (UnavailableNodes:n3)",
         ),
+        (
+            "job_requeued_in_held_state",
+            "",
+            "held after its last start, the end of its log may say why; free it by scontrol release 12",
+        ),
         ("SomethingNew", "", "SomethingNew"),
     ],
 )
