@@ -86,7 +86,7 @@ class Checks:
         """Computes the first micro-batch of a step again where that is due, or something is suspicious."""
         t, every = self._t, self._t.config.faults.repeat_every
         due = every > 0 and (t.state.step + 1) % every == 0
-        if t.state.step == 0 or not (due or t.agreed.repeat):
+        if not t.log.warmed_up or not (due or t.agreed.repeat):  # not before code is compiled
             return
         reason, self.suspicion = self.suspicion or "faults.repeat_every", ""
         self._repeated, rank = t.state.step, t.mesh["data", "context"].rank
