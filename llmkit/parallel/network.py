@@ -96,9 +96,7 @@ def address_of_gloo() -> str:
     Where that is not known, of the default route; raises OSError where there is none either.
     """
     chosen = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
-    for each in psutil.net_if_addrs().get(chosen, []):
-        if each.family == socket.AF_INET:
-            return str(each.address)
-    if (address := source_address(ANYWHERE)) is None:
-        raise OSError(f"no IPv4 address on the interface {chosen!r}, and no route to the outside")
+    address = address_of(chosen) or source_address(ANYWHERE)
+    if address is None:
+        raise OSError(f"no address on the interface {chosen!r}, and no route to the outside")
     return address

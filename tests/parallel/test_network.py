@@ -117,3 +117,14 @@ def test_the_choice_is_left_to_nccl_where_it_is_made_or_needs_none(nccl, case, m
 
 def test_an_interface_has_its_address():
     assert [address_of(name) for name in ("eth0", "lo", "none")] == ["10.0.0.5", "127.0.0.1", ""]
+
+
+def test_the_address_on_the_interface_of_gloo(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert network.address_of_gloo() == "127.0.0.1"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
+    monkeypatch.setattr(network, "source_address", lambda target: "10.1.2.3")
+    assert network.address_of_gloo() == "10.1.2.3"
+    monkeypatch.setattr(network, "source_address", lambda target: None)
+    with pytest.raises(OSError, match="nowhere0"):
+        network.address_of_gloo()
