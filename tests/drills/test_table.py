@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_what_does_not_run_and_what_has_no_test_are_rows_with_a_reason():
     ]
     assert table[1].injection == DRILLS["D4"]
     assert summary(table) == "2 cannot be run here, 1 missing"
+
+
+def test_every_drill_is_performed_by_a_test():
+    files = set(Path(__file__).parents[1].rglob("test_*.py")) - {Path(__file__)}
+    texts = [file.read_text() for file in files]
+    marked = {number for text in texts for number in re.findall(r'mark\.drill\(\s*"(\w+)"', text)}
+    assert set(DRILLS) - marked == set()
 
 
 def test_a_drill_that_is_performed_in_two_ways_has_two_rows():
