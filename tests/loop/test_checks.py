@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llmkit.loop.checks import Checks
 from tests.program import events, losses, make_project, recorded
 from tests.ranks import run_ranks
 
@@ -29,15 +32,20 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with each fault under each layout, named LAYOUT-FAULT; codes.json has their exit codes."""
-    folder = tmp_path_factory.mktemp("checks")
+USUAL = ("ddp", "zero3", "tensor")
+"""The other layouts are tried by `make test-all`."""
+
+
+@cache
+def folder(usual: bool, base: Path) -> Path:
+    """Runs with each fault under several layouts, named LAYOUT-FAULT; codes.json has their exit codes."""
+    folder = base / f"usual-{usual}"
     make_project(folder)
     cases = {
         f"{layout}-{name}": (fault, [*SETTINGS, *of_layout, *of_fault])
         for layout, of_layout in LAYOUTS.items()
         for name, (fault, of_fault) in FAULTS.items()
+        if (layout in USUAL) == usual
     }
     codes = run_ranks(2, "tests.loop.check_cases:runs", joined=False, folder=str(folder), cases=cases)
     assert codes[0] == codes[1]
@@ -45,9 +53,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=LAYOUTS)
-def layout(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(folder)
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checks")
+
+
+@pytest.fixture(
+    params=[pytest.param(each, marks=[] if each in USUAL else pytest.mark.exhaustive) for each in LAYOUTS]
+)
+def layout(request: pytest.FixtureRequest, base: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(folder(request.param in USUAL, base))
     return str(request.param)
 
 
@@ -105,3 +120,37 @@ def test_a_wrong_bit_in_a_copy_of_a_weight_is_found_and_not_saved(layout: str, m
     (fault,) = recorded("fault", Path(f"runs/{layout}-flipped"))
     assert "hold different values, and it cannot be told which are right" in fault["reason"]
     assert [row["step"] for row in recorded("save", Path(f"runs/{layout}-flipped"))] == [3]
+
+
+def checks_of(ranks: int, found: list[Any]) -> Checks:
+    def record(name: str, **fields: Any) -> None:
+        found.append((name, fields["ranks"], fields["hosts"]))
+
+    events = SimpleNamespace(record=record)
+    console = SimpleNamespace(note=lambda text: None)
+    hosts = [f"n{rank // 2}" for rank in range(ranks)]
+    t: Any = SimpleNamespace(events=events, console=console, hosts=hosts, state=SimpleNamespace(step=100))
+    return Checks(t)
+
+
+def test_a_gradient_far_above_those_of_the_others_is_named() -> None:
+    found: list[Any] = []
+    checks = checks_of(4, found)
+    checks.gradients(5, [1.0, 2.0, 1.5, 300.0])
+    assert not found and not checks.suspicion, "data differ that much"
+    checks.gradients(6, [1.0, 2.0, 1e12, 1.5])
+    assert found == [("gradient_outlier", [2], ["n1"])] and checks.suspicion == "gradient_outlier"
+    two = checks_of(2, found)
+    two.gradients(6, [1.0, 1e12])
+    assert len(found) == 1, "of two nobody knows which is right"
+
+
+def test_who_is_to_blame_for_gradients_that_are_not_finite() -> None:
+    found: list[Any] = []
+    checks = checks_of(4, found)
+    assert checks.blame() == ("", [])
+    checks.gradients(7, [1.0, float("nan"), 1.0, float("inf")])
+    assert found == [("nonfinite_gradient", [1, 3], ["n0", "n1"])]
+    assert checks.blame() == ("on rank 1 (n0) and rank 3 (n1)", ["n0", "n1"])
+    checks.gradients(8, [float("nan")] * 4)
+    assert checks.blame() == ("", []), "a loss that has diverged is nobody's fault"

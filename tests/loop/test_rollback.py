@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -160,16 +161,23 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with each layout, whose 24th step is noise, and of one process each optimizer."""
-    folder = tmp_path_factory.mktemp("rollback")
+USUAL = ("ddp", "muon", "zero3")
+"""The other layouts are tried by `make test-all`."""
+
+
+@cache
+def on_two_ranks(usual: bool, folder: Path) -> Path:
+    """Runs with several layouts, whose 24th step is noise, and of one process with each optimizer."""
     make_project(folder)
     common = [
         *SETTINGS, "train.max_steps=32", "train.gradient_clipping=0.5", "model.hidden_dropout=0",
         "optimizer.eps=1e-5", "optimizer.learning_rate=0.006",
     ]  # fmt: skip
-    cases = {name: [*common, *overrides] for name, overrides in LAYOUTS.items()}
+    cases = {
+        name: [*common, *overrides]
+        for name, overrides in LAYOUTS.items()
+        if (name in USUAL) == usual
+    }  # fmt: skip
     codes = run_ranks(
         2, "tests.loop.rollback_cases:layouts", joined=False,
         folder=str(folder), cases=cases, bad=list(BAD),
@@ -182,9 +190,17 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_goes_back_alike(name: str, on_two_ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(on_two_ranks)
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rollback")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[] if each in USUAL else pytest.mark.exhaustive) for each in LAYOUTS]
+)
+def test_every_layout_goes_back_alike(name: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = name in USUAL
+    monkeypatch.chdir(on_two_ranks(usual, base / f"usual-{usual}"))
     alone = "alone-muon" if name == "muon" else "alone"
     (event,) = recorded("rollback", Path("runs") / name)
     assert (event["to_step"], event["rows"]) == (20, [84, 96])
