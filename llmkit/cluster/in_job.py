@@ -98,7 +98,8 @@ def leave_out(state: Path, hosts: Sequence[str]) -> bool:
     """Leaves nodes out of the next start of this job, if that can be; says which, or why not."""
     named = ", ".join(hosts)
     try:
-        (state / EXCLUDE).write_text(nodes.exclusion(os.environ["JOB"], hosts))
+        count = int(os.environ["SLURM_JOB_NUM_NODES"])
+        (state / EXCLUDE).write_text(nodes.exclusion(os.environ["JOB"], hosts, count))
     except nodes.CannotLeaveOut as why_not:
         say(f"{named} may be used again: {why_not}")
         return False

@@ -28,7 +28,7 @@ def services(nodes: str) -> dict[str, str]:
         name = re.match(r"NodeName=(\S+)", line)
         state, since = re.search(r" State=(\S+)", line), re.search(r" SlurmdStartTime=(\S+)", line)
         if name and state and since:
-            away = "DOWN" in state[1] or "*" in state[1]
+            away = "DOWN" in state[1] or "NOT_RESPONDING" in state[1]
             found[name[1]] = "down" if away else since[1]
     return found
 
@@ -38,21 +38,23 @@ def lost(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return [name for name, since in now.items() if since == "down" or before.get(name, since) != since]
 
 
-def exclusion(job: str, hosts: Sequence[str]) -> str:
+def exclusion(job: str, hosts: Sequence[str], count: int) -> str:
     """The nodes that a job should not get: those that it does not get already, and `hosts`, joined by commas.
+
+    count: nodes that the job needs; squeue knows it no more once SLURM ends the job, as where one has died.
 
     Raises CannotLeaveOut: the user has named the nodes to use (SLURM would wait for ever), too few would be
     left, or SLURM does not answer.
     """
-    facts = _lines("squeue", "--noheader", f"--jobs={job}", "--format=%n|%x|%P|%D")
-    if len(facts) != 1 or facts[0].count("|") != 3:
+    facts = _lines("squeue", "--noheader", f"--jobs={job}", "--format=%n|%x|%P")
+    if len(facts) != 1 or facts[0].count("|") != 2:
         raise CannotLeaveOut("SLURM does not answer")
-    required, excluded, partition, count = facts[0].split("|")
+    required, excluded, partition = facts[0].split("|")
     if required:
         raise CannotLeaveOut(f"the job asks for {required} by name")
     left_out = {*_expand(excluded), *hosts}
     remaining = _usable(partition) - left_out
-    if len(remaining) < int(count):
+    if len(remaining) < count:
         without = f"without {', '.join(hosts)} {len(remaining)} nodes of {partition}"
         raise CannotLeaveOut(f"{without} are left, and {count} are needed")
     return ",".join(sorted(left_out))

@@ -25,8 +25,10 @@ REASONS = {
     "JobArrayTaskLimit": "as many tasks of its array run as may at a time",
     "JobHeldUser": "held; free it by scontrol release {number}",
     "JobHeldAdmin": "held by an administrator; ask them why",
-    "BadConstraints": "will never start: no nodes fit what it asks for",
+    "BadConstraints": "will never start: no nodes fit what it asks for. `scontrol update JobId={number} "
+    "ExcNodeList=` gives it those back that were left out",
     "ReqNodeNotAvail": "a node that it asks for is down, drained or reserved",
+    "Nodes required for job are DOWN": "waits for nodes that are down",
     "NodeDown": "a node that it asks for is down",
     "PartitionDown": "its partition is down",
     "PartitionInactive": "its partition starts no jobs",

@@ -17,7 +17,8 @@ from llmkit.end_file import END_FILE, End, write_end
 def job(tmp_path, monkeypatch):
     """The folder of a job, and that which it was submitted from."""
     monkeypatch.chdir(tmp_path)
-    for name, value in (("SLURM_JOB_ID", "7"), ("JOB", "7"), ("SLURM_JOB_NODELIST", "n[1-2]")):
+    known = {"SLURM_JOB_ID": "7", "JOB": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    for name, value in known.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MAX_STARTS", raising=False)
     monkeypatch.setattr(nodes, "services", lambda names: {"n1": "then", "n2": "then"})
@@ -28,7 +29,7 @@ def job(tmp_path, monkeypatch):
 @pytest.fixture
 def left_out(monkeypatch):
     """Where nodes can be left out: the file that names them."""
-    monkeypatch.setattr(nodes, "exclusion", lambda number, hosts: ",".join(hosts))
+    monkeypatch.setattr(nodes, "exclusion", lambda number, hosts, count: ",".join(hosts))
     return Path("state/exclude")
 
 
@@ -81,7 +82,7 @@ def test_nodes_that_are_not_fit_use_no_start_up(job, capsys, left_out):
 
 
 def test_a_node_that_cannot_be_left_out_is_named_with_the_reason(job, capsys, monkeypatch):
-    def refuse(number, hosts):
+    def refuse(number, hosts, count):
         raise nodes.CannotLeaveOut("the job asks for n2 by name")
 
     monkeypatch.setattr(nodes, "exclusion", refuse)

@@ -311,6 +311,17 @@ def test_a_user_who_asks_the_run_to_stop_ends_the_job(cluster, folder):
     assert "stopped by STOP, and saved; submit the job again to go on" in job.log
 
 
+def test_a_job_that_may_not_be_requeued_says_so_when_it_ends(cluster, folder):
+    """And of several tasks a node, as its user has asked for, one alone starts processes."""
+    job = stand_in(cluster, folder, processes="1", options=["--no-requeue", "--ntasks-per-node=2"])
+    job.wait_until(lambda: bool(starts(folder)))
+    job.ask_to_stop()
+    assert job.wait() == "FAILED", job.log
+    assert job.facts()["ExitCode"] == "75:0" and starts(folder) == ["start-0-rank-0"]
+    assert "SLURM does not requeue the job (" in job.log and "submit it again to go on" in job.log
+    assert "requeued" not in job.log
+
+
 def test_the_number_of_processes_must_be_known(cluster, folder):
     job = cluster.submit(folder, "tiny.yaml", options=["--nodes=1", "--gpus-per-node=0"], PYTHONPATH=STAND_IN)
     assert job.wait() == "FAILED"
