@@ -14,7 +14,7 @@ from llmkit.errors import RunFault
 NODES = """\
 NodeName=n1 Arch=x86_64 CPUAlloc=0 Gres=gpu:4 State=IDLE ThreadsPerCore=1 Partitions=main,urgent \
 BootTime=2026-11-29T00:08:46 SlurmdStartTime=2026-11-29T20:01:02 LastBusyTime=2026-11-29T20:01:10
-NodeName=n2 Arch=x86_64 State=DOWN+NOT_RESPONDING ThreadsPerCore=1 SlurmdStartTime=2026-11-29T20:01:02 Reason=Not responding
+NodeName=n2 Arch=x86_64 State=DOWN+NOT_RESPONDING ThreadsPerCore=1 SlurmdStartTime=2026-11-29T20:01:02
 NodeName=n3 State=ALLOCATED+NOT_RESPONDING SlurmdStartTime=2026-11-29T20:01:02
 NodeName=n4 State=ALLOCATED+DRAIN SlurmdStartTime=2026-11-29T20:44:00
 """
