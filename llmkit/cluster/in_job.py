@@ -40,6 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     after.add_argument("--end-file", type=Path, required=True)
     after.add_argument("--asked", action="store_true", help="the script has asked for a stop")
     options = parser.parse_args(arguments)
+    try:
+        return _answer(options)
+    except OSError as error:  # as of a disk that is full
+        say(f"{options.action}: {error} ({options.state}): mend that, then submit the job again to go on")
+        return 1
+
+
+def _answer(options: argparse.Namespace) -> int:
+    """Answers the question; returns the exit code. Raises OSError."""
     if options.action == "before":
         return begin(options.state, options.run)
     if options.action == "port":

@@ -88,10 +88,8 @@ class _Process:
                     self._used = _Use(self._process.pid, self._blocked)
                 else:
                     yield finding_from_json(content)
-            if self._process.wait(self._blocked) != 0:
+            if self._code(end):
                 yield self._broken_off(f"its process {self._ending()}")
-        except subprocess.TimeoutExpired:
-            yield self._broken_off("its process does not end")
         except _Hung as hung:
             yield self._broken_off(str(hung))
         except TimeoutError:
@@ -115,6 +113,17 @@ class _Process:
                 if time.monotonic() > end:
                     self._used.require_held_up()
                     raise TimeoutError
+
+    def _code(self, end: float) -> int | None:
+        """The exit code of a process that has found all; None where it has none at `end`. Raises _Hung.
+
+        On a busy machine a process with PyTorch takes its time to end, too.
+        """
+        while time.monotonic() < end:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(POLL)
+            self._used.require_progress()
+        return self._process.poll()
 
     def _broken_off(self, why: str) -> Finding:
         """The check that is under way as one that has failed; the ones behind it are left."""

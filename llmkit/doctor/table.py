@@ -63,7 +63,7 @@ def node_lines(reports: Sequence[Report]) -> Iterator[str]:
             for finding in sorted(left, key=lambda each: each.state):
                 yield from _lines(finding)
     if not everywhere and all(report.state == "ok" for report in reports):
-        yield f"{len(reports)} nodes: all is well"
+        yield f"{'1 node' if len(reports) == 1 else f'{len(reports)} nodes'}: all is well"
     yield f"sick: {' '.join(sick)}".rstrip()
 
 

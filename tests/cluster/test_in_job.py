@@ -74,6 +74,17 @@ def test_a_job_is_held_after_many_interruptions(job, capsys):
     assert "10 starts in a row were ended by SLURM" in capsys.readouterr().err
 
 
+def test_a_disk_that_takes_no_record_is_named(job, capsys, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("llmkit.cluster.starts.write_json", full)
+    assert main(["state", "before", "runs/tiny"]) == 1
+    error = capsys.readouterr().err
+    assert "before: [Errno 28] No space left on device: 'state/starts.json'" in error
+    assert "submit the job again" in error and "Traceback" not in error
+
+
 def test_nodes_that_are_not_fit_use_no_start_up(job, capsys, left_out):
     for _ in range(12):
         assert start() == 0
