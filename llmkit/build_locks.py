@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from llmkit.files import file_system
+
 OLD = 600.0
 """Seconds after which a build has ended, one way or another."""
 LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "f2fs"}
@@ -28,7 +30,7 @@ def clear_build_locks(environment: Mapping[str, str], note: Callable[[str], None
     for path, age in lock_ages(folder):
         if _is_open(path):
             continue
-        if age > OLD or _file_system(path) in LOCAL:
+        if age > OLD or file_system(path) in LOCAL:
             with contextlib.suppress(OSError):
                 path.unlink()
                 note(f"note: {path} was left by a build that was killed: it is removed")
@@ -75,15 +77,3 @@ def _is_open(path: Path) -> bool:
                     if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
                         return True
     return False
-
-
-def _file_system(path: Path) -> str:
-    """The kind of the file system on which a file lies, as in /proc/mounts; "" where that is unknown."""
-    best, kind = -1, ""
-    with contextlib.suppress(OSError):
-        resolved = path.resolve()
-        for line in Path("/proc/self/mounts").read_text().splitlines():
-            _, where, found, *_ = line.split(" ")
-            if resolved.is_relative_to(where) and len(where) >= best:
-                best, kind = len(where), found
-    return kind

@@ -144,6 +144,20 @@ def _checksum(content: dict[str, Any]) -> str:
     return xxh64_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
+def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of file system that a path lies on, such as "nfs4"; "" where that is not known."""
+    longest, kind = -1, ""
+    try:
+        resolved = path.resolve()
+        for line in mounts.read_text(errors="replace").splitlines():
+            _, place, found, *_ = line.split(" ")
+            if resolved.is_relative_to(place.replace("\\040", " ")) and len(place) >= longest:
+                longest, kind = len(place), found
+    except (OSError, ValueError):
+        return ""
+    return kind
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder as durable as the files behind them."""
     handle = os.open(folder, os.O_RDONLY)

@@ -11,6 +11,7 @@ import pytest
 
 from llmkit import build_locks
 from llmkit.build_locks import OLD, clear_build_locks, extensions_folder
+from llmkit.files import file_system
 
 BUILDS = "import os, sys; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print(flush=True); sys.stdin.read()"
 """What PyTorch's FileBaton does at the start of a build."""
@@ -36,7 +37,7 @@ def cleared(folder: Path) -> list[str]:
 def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_running_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
-    monkeypatch.setattr(build_locks, "LOCAL", {build_locks._file_system(tmp_path)} if local else set())
+    monkeypatch.setattr(build_locks, "LOCAL", {file_system(tmp_path)} if local else set())
     lock = tmp_path / "py311_cpu" / "mine" / "lock"
     lock.parent.mkdir(parents=True)
     assert cleared(tmp_path) == []
@@ -55,10 +56,6 @@ def test_the_lock_of_a_killed_build_is_removed_and_that_of_a_running_one_is_not(
         os.utime(lock, (made, made))
         assert "it is removed" in cleared(tmp_path)[0]
     assert not lock.exists()
-
-
-def test_the_file_system_of_the_innermost_mount_counts() -> None:
-    assert build_locks._file_system(Path("/proc/self/status")) == "proc"
 
 
 def test_a_folder_that_this_user_may_not_look_at_is_passed_over(

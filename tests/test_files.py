@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from llmkit.errors import UserError
-from llmkit.files import NoAccessError, may_exist, open_regular, owner_of, read_json, write_atomic
+from llmkit.files import (
+    NoAccessError,
+    file_system,
+    may_exist,
+    open_regular,
+    owner_of,
+    read_json,
+    write_atomic,
+)
 
 
 @pytest.mark.parametrize(
@@ -118,3 +126,14 @@ def test_a_check_keeps_a_file_from_its_name(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), write_atomic(tmp_path / "file", refuse) as file:
         file.write(b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_the_kind_of_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        f"/dev/a / ext4 rw 0 0\nserver:/b {tmp_path} nfs4 rw 0 0\nnone {tmp_path}/other tmpfs rw 0 0\n"
+    )
+    assert file_system(tmp_path / "runs", mounts) == "nfs4"
+    assert file_system(Path("/"), mounts) == "ext4"
+    assert file_system(Path("/"), tmp_path / "absent") == ""
+    assert file_system(Path("/proc/self/status")) == "proc"

@@ -12,6 +12,7 @@ ELSEWHERE = {
     "cluster/check.py": "cluster/test_submit.py",
     "cluster/options.py": "cluster/test_submit.py",
     "cluster/request.py": "cluster/test_submit.py",
+    "slurm.py": "cluster/test_slurm.py",
     "config/lora_section.py": "config/test_adapters.py",
     "config/monitor_section.py": "config/test_keys.py",
     "config/operators.py": "kernels/test_operators.py",

@@ -10,10 +10,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "llmkit"
 DESIGN = (PACKAGE.parent / "docs/design.md").read_text()
 LAYERS = (
-    {"errors", "precision", "cores", "extras", "build_locks"},
+    {"errors", "precision", "cores", "extras", "ports"},
     {"files", "file_lock", "registry", "stopping", "batch", "end_file"},
-    {"config", "ownership"},
-    {"parallel", "data", "run_folder", "command_line"},
+    {"config", "ownership", "build_locks"},
+    {"parallel", "data", "run_folder", "command_line", "slurm"},
     {"kernels"},
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
     {"model", "device", "hf", "watch", "watchdog"},

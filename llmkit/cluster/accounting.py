@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Collection, Iterator
 
 from llmkit.cluster.queue import BETWEEN, SlurmJob, run_of
-from llmkit.cluster.slurm import ask
 from llmkit.config.mistakes import printable
 from llmkit.errors import RunFault
+from llmkit.slurm import ask
 
 SINCE = "now-1days"
 FIELDS = ("JobID", "JobIDRaw", "State", "NNodes", "NodeList", "Elapsed", "JobName", "Comment")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from llmkit.cluster.fields import unfit_for_scripts
-from llmkit.cluster.slurm import OF_OTHER_JOBS
 from llmkit.config.mistakes import SECRET_VALUE, access_in_url, display, is_secret
+from llmkit.slurm import OF_OTHER_JOBS
 
 NAMES = {
     "CC", "CUDA_HOME", "CUDA_PATH", "CURL_CA_BUNDLE", "CXX", "HOME", "HTTPS_PROXY", "HTTP_PROXY",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,13 @@ from pathlib import Path
 from llmkit.cluster import nodes
 from llmkit.cluster.starts import MAX_STARTS, Ended, Record, Verdict, judge
 from llmkit.end_file import End, read_end
+from llmkit.ports import PORTS, listen, ports_of
 from llmkit.run_folder import DONE
 
 RECORD, RUN, EXCLUDE = "starts.json", "run-folder", "exclude"
 """Files in the folder of a job; of the last one the script makes SLURM's list, once the job is requeued."""
 HOLD = 3
 """Exit code of `before` where the job should wait until its user releases it."""
-PORTS = range(20000, 32768)
-"""From which a job's port is taken: Linux gives those above to outgoing connections."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,17 +122,10 @@ def newest_checkpoint(folder: Path) -> int:
 
 
 def free_port(job: int, start: int) -> int:
-    """A port of this host that nobody listens on.
-
-    Job and start decide where the search begins: jobs that share a node do not meet, and a start does not
-    repeat the choice of the one before. Raises OSError where none is free.
-    """
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    for attempt in range(len(PORTS)):
-        port = PORTS[(job * 31 + start * 7 + attempt) % len(PORTS)]
+    """A port of this host that nobody listens on; another one for each start. Raises OSError: none is."""
+    for port in ports_of(job, start):
         try:
-            socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+            listen(port).close()
         except OSError:
             continue
         return port

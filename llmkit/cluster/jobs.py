@@ -13,7 +13,6 @@ from typing import Any
 
 from llmkit.cluster.accounting import ended_jobs
 from llmkit.cluster.queue import ENDED, SlurmJob, running_first, user_jobs
-from llmkit.cluster.slurm import require_slurm
 from llmkit.cluster.words import state_in_words, why_waiting
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
@@ -21,6 +20,7 @@ from llmkit.monitor.event_text import event_text
 from llmkit.monitor.record import RunRecord
 from llmkit.monitor.terminal import Painter, size_of, takes_live_view
 from llmkit.monitor.text import thousands
+from llmkit.slurm import require_slurm
 from llmkit.watch.runs import STYLES, RunLine, read_line, steps_text
 from llmkit.watch.table import Column, draw
 

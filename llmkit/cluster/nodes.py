@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from llmkit.cluster.slurm import ask
 from llmkit.errors import RunFault
+from llmkit.slurm import ask, hostnames
 
 USABLE = ("idle", "mix", "alloc", "comp", "plnd", "resv")
 """States of nodes that run jobs, as `sinfo -o %t` shortens them."""
@@ -52,17 +52,12 @@ def exclusion(job: str, hosts: Sequence[str], count: int) -> str:
     required, excluded, partition = facts[0].split("|")
     if required:
         raise CannotLeaveOut(f"the job asks for {required} by name")
-    left_out = {*_expand(excluded), *hosts}
+    left_out = {*hostnames(excluded), *hosts}
     remaining = _usable(partition) - left_out
     if len(remaining) < count:
         without = f"without {', '.join(hosts)} {len(remaining)} nodes of {partition}"
         raise CannotLeaveOut(f"{without} are left, and {count} are needed")
     return ",".join(sorted(left_out))
-
-
-def _expand(nodes: str) -> list[str]:
-    """`n[1-2],m` as names."""
-    return _lines("scontrol", "show", "hostnames", nodes) if nodes else []
 
 
 def _usable(partition: str) -> set[str]:

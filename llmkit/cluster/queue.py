@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.cluster.fields import unfit_for_scripts
-from llmkit.cluster.slurm import Answer, ask
 from llmkit.config.mistakes import printable
 from llmkit.errors import RunFault
+from llmkit.slurm import Answer, ask
 
 COMMENT = "llmkit"
 """Begins the comment of a job of ours; the run folder follows."""

@@ -76,9 +76,8 @@ class Record:
         count, self.interrupted, self.ended = self.interrupted, 0, True
         return (
             f"{count} starts in a row were ended by SLURM (preempted, or a node died) before they could "
-            "save: "
-            "no fault of the run, but no use either. A lower checkpoint.every_minutes, or a partition with a "
-            "longer GraceTime, would help"
+            "save: no fault of the run, but no use either. A lower checkpoint.every_minutes, or a partition "
+            "with a longer GraceTime, would help"
         )
 
 

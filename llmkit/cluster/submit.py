@@ -18,7 +18,6 @@ from llmkit.cluster.follow import follow_job
 from llmkit.cluster.queue import ENDED, comment_of, job_facts, log_of, user_jobs
 from llmkit.cluster.request import Request, read_request
 from llmkit.cluster.script import render, shown_part, template
-from llmkit.cluster.slurm import ask, require_slurm
 from llmkit.cluster.words import start_time
 from llmkit.command_line import to_stderr
 from llmkit.config.mistakes import printable
@@ -26,6 +25,7 @@ from llmkit.config.override import as_utf8
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.accelerate import AccelerateConfig, read_accelerate
 from llmkit.parallel.accelerate_file import variables_of
+from llmkit.slurm import ask, require_slurm
 
 
 def submit_command(options: argparse.Namespace, load: Load, environment: Mapping[str, str]) -> int:

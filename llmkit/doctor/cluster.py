@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from llmkit.config.mistakes import listed
-from llmkit.doctor.collectives import collectives_finding, free_port, join_seconds
+from llmkit.doctor.collectives import collectives_finding, join_seconds
 from llmkit.doctor.compare import silent
 from llmkit.doctor.disk import KEPT_OUT, NO_LOCKS, OFF_SECONDS, locked_file
 from llmkit.doctor.findings import Finding, Report, report_of
@@ -20,6 +20,7 @@ from llmkit.doctor.participant import Participant
 from llmkit.doctor.reach import to_leave_out
 from llmkit.doctor.scope import Scope
 from llmkit.doctor.step import Step
+from llmkit.ports import free_port
 
 MORE_SECONDS = 15.0
 """Beyond the limit that a node itself keeps to."""

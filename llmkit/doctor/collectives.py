@@ -7,7 +7,6 @@ import json
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from llmkit.config.mistakes import printable
 from llmkit.doctor.findings import Finding
 from llmkit.doctor.scope import Scope
+from llmkit.ports import free_port
 
 JOIN_SECONDS, MORE_A_RANK = 15.0, 0.05
 """That ranks wait for each other once all have imported PyTorch, and how much longer with each of them."""
@@ -133,10 +133,3 @@ def collectives_finding(results: Sequence[dict[str, Any]], where: str) -> Findin
     rates, joined = [float(each["rate"]) for each in results], max(float(each["joined"]) for each in results)
     value = f"{results[0]['backend']} {where}: {median(rates) / 1e9:.2f} GB/s, joined in {joined:.1f} s"
     return Finding("collectives", "ok", value, numbers={"all-reduce": median(rates)})
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

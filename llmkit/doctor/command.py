@@ -18,13 +18,15 @@ from llmkit.doctor.cluster import reports_of_all
 from llmkit.doctor.compare import compare, sick_nodes
 from llmkit.doctor.findings import Report
 from llmkit.doctor.meeting import follow
-from llmkit.doctor.node import compared, meeting_of, node_names, read_reports, write_report
+from llmkit.doctor.node import compared, meeting_of, read_reports, write_report
 from llmkit.doctor.participant import Participant
-from llmkit.doctor.scope import Scope, folder_of_runs, node_name
+from llmkit.doctor.scope import Scope, folder_of_runs
 from llmkit.doctor.step import Step, step_of
 from llmkit.doctor.supervise import run_checks
 from llmkit.doctor.table import machine_lines, node_lines
+from llmkit.end_file import own_host
 from llmkit.errors import UserError
+from llmkit.slurm import hostnames
 
 SECONDS, WITHIN_A_JOB = 60.0, 25.0
 """For all checks of a node; where a job waits for them."""
@@ -57,7 +59,7 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
         raise UserError("doctor: --node needs --into FOLDER, which all nodes share")
     if options.table:
         folder = Path(options.table)
-        names = node_names(environment.get("SLURM_JOB_NODELIST")) if options.nodes else ()
+        names = hostnames(environment.get("SLURM_JOB_NODELIST", "")) if options.nodes else ()
         reports = read_reports(folder, options.nodes, names)
         return _nodes(compared(reports, meeting_of(str(folder.absolute()))), options.json)
     if int(environment.get("SLURM_LOCALID") or 0) > 0 and "SLURM_STEP_NUM_TASKS" in environment:
@@ -88,7 +90,7 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
 
 def _report(scope: Scope, environment: Mapping[str, str]) -> Report:
     names = [name for name in CHECKS if scope.meeting or name != "shared folder"]
-    return redacted(Report(node_name(environment), tuple(run_checks(names, scope))), environment)
+    return redacted(Report(own_host(environment), tuple(run_checks(names, scope))), environment)
 
 
 def _cluster(step: Step, scope: Scope, as_json: bool, environment: Mapping[str, str]) -> int:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from llmkit.config.memory import show_bytes
 from llmkit.doctor.findings import Finding
-from llmkit.doctor.scope import Scope, node_name
+from llmkit.doctor.scope import Scope
+from llmkit.end_file import own_host
+from llmkit.files import file_system
 
 PREFIX = ".llmkit-doctor-"
 """Begins the names of all files that are made here, and removed."""
@@ -36,7 +38,7 @@ def disk_findings(scope: Scope) -> Iterator[Finding]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if scope.meeting:
-            show_up(folder, scope.meeting, node_name(os.environ))
+            show_up(folder, scope.meeting, own_host(os.environ))
         yield space_finding("free", folder)
         yield space_finding("free, temporary", Path(tempfile.gettempdir()))
         yield from _tried(folder, scope.full)
@@ -58,20 +60,6 @@ def space_finding(name: str, folder: Path) -> Finding:
     if usage.free < LITTLE:
         return Finding(name, "warn" if usage.free >= NONE else "fail", value, advice)
     return Finding(name, "ok", value)
-
-
-def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The kind of file system that a folder lies on, such as "nfs4"; "" where that is not known."""
-    found = (0, "")
-    resolved = folder.resolve()
-    try:
-        for line in mounts.read_text(errors="replace").splitlines():
-            _, place, kind, *_ = line.split(" ")
-            if resolved.is_relative_to(place.replace("\\040", " ")) and len(place) >= found[0]:
-                found = (len(place), kind)
-    except (OSError, ValueError):
-        return ""
-    return found[1]
 
 
 def _tried(folder: Path, full: bool) -> Iterator[Finding]:

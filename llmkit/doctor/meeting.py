@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from llmkit.doctor.messages import Line, listen
+from llmkit.doctor.messages import Line
 from llmkit.doctor.participant import Participant
 from llmkit.doctor.step import Step
 from llmkit.errors import RunFault
+from llmkit.ports import listen
 
 COME_SECONDS = 30.0
 """For all nodes to come to the first one, from a file system of which all import at once."""

@@ -59,10 +59,3 @@ class Line:
 def plain(address: str) -> str:
     """An address without the form that IPv4 has in IPv6."""
     return address.removeprefix("::ffff:")
-
-
-def listen(port: int = 0) -> socket.socket:
-    """A listener for all addresses of this node. Raises OSError where the port is taken."""
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=512)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from llmkit.errors import UserError
 from llmkit.files import write_json
 
 SUFFIX = ".json"
-NAMES_SECONDS = 10.0
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -70,16 +67,3 @@ def compared(reports: Sequence[Report], meeting: str) -> list[Report]:
 def meeting_of(what: str) -> str:
     """A name that only the nodes of one check have: `what` is its folder, or its job step."""
     return hashlib.sha256(os.fsencode(what)).hexdigest()[:16]
-
-
-def node_names(nodes: str | None) -> list[str]:
-    """The nodes in a list of SLURM's, such as n[1-4]; none where SLURM does not tell."""
-    if not nodes or not shutil.which("scontrol"):
-        return []
-    try:
-        done = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=NAMES_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.split() if done.returncode == 0 else []

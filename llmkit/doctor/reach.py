@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from llmkit.doctor.messages import GREETING, listen
+from llmkit.doctor.messages import GREETING
+from llmkit.ports import listen
 
 SECONDS = 3.0
 """For a connection and the greeting."""

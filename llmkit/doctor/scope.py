@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,6 @@ class Scope:
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`; `Scope(**content)` reads it."""
         return asdict(self)
-
-
-def node_name(environment: Mapping[str, str]) -> str:
-    """This node as the scheduler calls it, else by its host name."""
-    return environment.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
 def folder_of_runs(run_folder: str | None) -> str:

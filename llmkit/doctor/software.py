@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +16,9 @@ from llmkit.config.mistakes import is_secret, printable
 from llmkit.config.redaction import Redactor
 from llmkit.doctor.findings import Finding
 from llmkit.doctor.scope import Scope
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
 from llmkit.monitor.wandb_mode import resolve_mode, server_url
+from llmkit.slurm import ask
 
 PACKAGES = ("transformers", "datasets", "tokenizers", "wandb", "triton", "pynvml")
 DECIDING = (
@@ -122,13 +123,13 @@ def build_locks_finding(environment: Mapping[str, str]) -> Finding:
 
 def _slurm() -> str:
     """The version of SLURM."""
-    try:
-        done = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=SECONDS)
-    except FileNotFoundError:
+    if shutil.which("sbatch") is None:
         return "no sbatch found"
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"sbatch does not answer: {error}"
-    return done.stdout.strip() or f"sbatch is there, and fails: {printable(done.stderr.strip(), 100)}"
+    try:
+        answer = ask("sbatch", "--version", seconds=SECONDS)
+    except RunFault as fault:
+        return str(fault)
+    return answer.output.strip() or f"sbatch is there, and fails: {answer.refusal}"
 
 
 def reaches(url: str) -> bool:

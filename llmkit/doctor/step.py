@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
-from llmkit.doctor.node import node_names
-from llmkit.doctor.scope import node_name
+from llmkit.end_file import own_host
 from llmkit.errors import RunFault
+from llmkit.ports import ports_of
+from llmkit.slurm import hostnames
 
-LOW, COUNT = 20000, 12768
-"""Ports from which one is chosen: Linux gives those from 32768 on to outgoing connections."""
 TRIED = 20
-"""How many of them, where others listen on the first ones."""
+"""Ports that are tried, where others listen on the first ones."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class Step:
     @property
     def ports(self) -> list[int]:
         """Where the first node may listen: steps that share a node begin at others."""
-        numbers = [int(part) for part in self.name.split(".") if part.isdecimal()]
-        begin = sum(number * factor for number, factor in zip(numbers, (31, 7)))
-        return [LOW + (begin + attempt) % COUNT for attempt in range(TRIED)]
+        job, step, *_ = (int(part) if part.isdecimal() else 0 for part in f"{self.name}.".split("."))
+        return list(islice(ports_of(job, step), TRIED))
 
 
 def step_of(environment: Mapping[str, str]) -> Step | None:
@@ -42,8 +41,8 @@ def step_of(environment: Mapping[str, str]) -> Step | None:
     count = environment.get("SLURM_STEP_NUM_NODES", "1")
     if not count.isdecimal() or int(count) < 2:
         return None
-    nodes = node_names(environment.get("SLURM_STEP_NODELIST"))
-    own = node_name(environment)
+    nodes = hostnames(environment.get("SLURM_STEP_NODELIST", ""))
+    own = own_host(environment)
     if len(nodes) != int(count) or own not in nodes:
         raise RunFault(
             f"doctor: SLURM does not tell the names of the {count} nodes of this step, one of them {own} "

@@ -14,15 +14,13 @@ from llmkit.errors import RunFault, UserError
 from llmkit.loop.hook import Hook
 from llmkit.monitor.hardware import GpuMemory, gpu_memory, peak_memory_gib, total_memory
 from llmkit.plan import Plan
-from llmkit.plan.fitting import alternatives, needed
+from llmkit.plan.fitting import SAFE_SHARE, alternatives, needed
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
 
 STEPS = 2
 """Steps of this process after which memory is looked at: in the first one code is compiled and chosen."""
-SAFE_SHARE = 0.9
-"""Share of the memory beside weights and state that may be filled: some is lost between blocks."""
 
 
 class MicroBatchHint(Hook):

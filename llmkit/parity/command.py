@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from llmkit.parity.cases import FURTHER, Case
 from llmkit.parity.covering import covering
 from llmkit.parity.run import refusal
 from llmkit.parity.suite import HEADING, run_cases
+from llmkit.ports import free_port
 
 TIMEOUT = timedelta(minutes=30)
 """That ranks wait for each other: the first one computes the references, on a machine that may be busy."""
@@ -83,7 +83,7 @@ def _run(cases: list[Case], rank_info: RankInfo) -> int:
 def _launch(size: int, everything: bool, environment: Mapping[str, str]) -> int:
     """This command again, on `size` processes of this machine. Raises RunFault if one of them broke off."""
     common = {**environment, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if torch.cuda.device_count() < size:
         common["CUDA_VISIBLE_DEVICES"] = ""  # not a GPU each: all on the CPU
     command = [sys.executable, "-m", "llmkit", "doctor", "--parity", *["--all"] * everything]
@@ -113,9 +113,3 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
         if until is not None and time.monotonic() > until:
             return
         time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

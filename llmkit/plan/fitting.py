@@ -14,7 +14,7 @@ from llmkit.plan.activations import Arithmetic, Recompute, training_bytes
 from llmkit.plan.plan import Plan, training_state
 
 SAFE_SHARE = 0.9
-"""Of the memory that an alternative may need: some is lost between blocks, and estimates are no more."""
+"""Share of a device's memory that may be filled: some is lost between blocks, and estimates are no more."""
 MOST = 3
 """Alternatives that are named."""
 

@@ -35,7 +35,7 @@ OTHERS_SECONDS = 30.0
 
 
 class Watcher:
-    """Watches one rank, by these orders (`Orders` in watch.py); that of rank 0 is the hub of all of them."""
+    """Watches one rank, by the orders of `Watch.start`; that of rank 0 is the hub of all of them."""
 
     def __init__(self, rank_end: socket.socket, orders: dict[str, Any]) -> None:
         self._orders, self._rank = orders, int(orders["rank"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.cluster import in_job, nodes
+from llmkit import ports
+from llmkit.cluster import nodes
 from llmkit.cluster.in_job import HOLD, free_port, main, newest_checkpoint
 from llmkit.end_file import END_FILE, End, write_end
 
@@ -119,6 +120,6 @@ def test_a_port_that_is_taken_is_passed_over_and_each_start_has_another(capsys, 
     with socket.create_server(("", first)):
         assert free_port(123456, 0) > first
     assert free_port(123456, 1) != first
-    monkeypatch.setattr(in_job, "PORTS", range(first, first + 1))
+    monkeypatch.setattr(ports, "PORTS", range(first, first + 1))
     with socket.create_server(("", first)), pytest.raises(OSError, match="is free"):
         free_port(1, 0)

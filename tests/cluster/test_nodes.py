@@ -8,8 +8,8 @@ import pytest
 
 from llmkit.cluster import nodes
 from llmkit.cluster.nodes import CannotLeaveOut, exclusion, lost, services
-from llmkit.cluster.slurm import Answer
 from llmkit.errors import RunFault
+from llmkit.slurm import Answer
 
 NODES = """\
 NodeName=n1 Arch=x86_64 CPUAlloc=0 Gres=gpu:4 State=IDLE ThreadsPerCore=1 Partitions=main,urgent \
@@ -25,13 +25,14 @@ def slurm(monkeypatch):
     """The answers of SLURM by the first words of a command."""
     answers: dict[str, str] = {}
 
-    def ask(*command: str) -> Answer:
+    def ask(*command: str, **_: object) -> Answer:
         for words, answer in answers.items():
             if " ".join(command).startswith(words):
                 return Answer(answer, "")
         raise RunFault("SLURM's controller does not answer")
 
     monkeypatch.setattr(nodes, "ask", ask)
+    monkeypatch.setattr("llmkit.slurm.ask", ask)
     return answers
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmkit.cluster.slurm import Answer, ask, own_environment, require_slurm
 from llmkit.errors import RunFault, UserError
+from llmkit.slurm import Answer, ask, hostnames, own_environment, require_slurm
 from tests.cluster.programs import Programs
 
 
@@ -51,3 +51,11 @@ def test_without_slurm(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> N
         require_slurm("jobs", "squeue")
     with pytest.raises(RunFault, match="sbatch cannot be started"):
         ask("sbatch")
+    assert hostnames("n[1-2]") == []
+
+
+def test_names_of_nodes(programs: Programs) -> None:
+    programs.say("scontrol", "n1\nn2\n", given="show hostnames n[1-2]")
+    programs.say("scontrol", errors="error: Invalid hostlist: n[\n", code=1, given="show hostnames n[")
+    assert hostnames("n[1-2]") == ["n1", "n2"] and hostnames("") == []
+    assert hostnames("n[") == []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llmkit.doctor.collectives import Ranks, collectives_finding, free_port, local_findings
+from llmkit.doctor.collectives import Ranks, collectives_finding, local_findings
 from llmkit.doctor.scope import Scope
+from llmkit.ports import free_port
 
 
 def test_a_rank_whose_others_do_not_come_says_so_and_is_ended() -> None:

@@ -18,7 +18,6 @@ from llmkit.doctor.disk import (
     clear,
     clock_finding,
     disk_findings,
-    file_system,
     nodes_seen,
     seen_finding,
     show_up,
@@ -69,16 +68,6 @@ def test_room_for_bytes_and_for_files(
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free, total=2**41))
     monkeypatch.setattr(disk.os, "statvfs", lambda folder: SimpleNamespace(f_files=10**7, f_favail=inodes))
     assert space_finding("free", tmp_path).state == state
-
-
-def test_the_kind_of_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(
-        f"/dev/a / ext4 rw 0 0\nserver:/b {tmp_path} nfs4 rw 0 0\nnone {tmp_path}/other tmpfs rw 0 0\n"
-    )
-    assert file_system(tmp_path / "runs", mounts) == "nfs4"
-    assert file_system(Path("/"), mounts) == "ext4"
-    assert file_system(Path("/"), tmp_path / "absent") == ""
 
 
 @pytest.mark.parametrize(

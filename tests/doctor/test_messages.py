@@ -10,7 +10,8 @@ from contextlib import closing
 import pytest
 
 from llmkit.doctor import messages
-from llmkit.doctor.messages import Line, listen, plain
+from llmkit.doctor.messages import Line, plain
+from llmkit.ports import listen
 
 
 @pytest.fixture

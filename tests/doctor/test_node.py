@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from llmkit.doctor.compare import sick_nodes
 from llmkit.doctor.disk import nodes_seen, show_up
 from llmkit.doctor.findings import Finding
-from llmkit.doctor.node import compared, meeting_of, node_names, read_reports, write_report
+from llmkit.doctor.node import compared, meeting_of, read_reports, write_report
 from llmkit.errors import UserError
 from tests.doctor.reports import finding, nodes
 
@@ -53,13 +52,3 @@ def test_the_run_folder_is_compared_and_left_clean(tmp_path: Path) -> None:
     reports = compared(read_reports(folder, 2), meeting)
     assert sick_nodes(reports) == ["n2"]
     assert nodes_seen(runs, meeting) == [] and os.listdir(runs) == []
-
-
-def test_slurm_is_asked_for_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert node_names(None) == []
-    program = tmp_path / "scontrol"
-    program.write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert node_names("n[1-2]") == ["n1", "n2"]
-    assert node_names("other") == []

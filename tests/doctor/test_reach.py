@@ -8,8 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from llmkit.doctor.messages import listen
 from llmkit.doctor.reach import Greeter, to_leave_out, unreachable
+from llmkit.ports import listen
 
 
 @pytest.fixture

@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.doctor.scope import Scope, folder_of_runs, node_name
+from llmkit.doctor.scope import Scope, folder_of_runs
 
 
 def test_a_scope_reaches_another_process_as_it_is() -> None:
     scope = Scope("/runs", 8, "my.yaml", "abc", True)
     assert Scope(**json.loads(json.dumps(scope.to_json()))) == scope
-
-
-def test_a_node_has_the_schedulers_name() -> None:
-    assert node_name({"SLURMD_NODENAME": "n3"}) == "n3"
-    assert node_name({}) and "." not in node_name({})
 
 
 def test_the_folder_is_that_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from llmkit.build_locks import OLD
-from llmkit.doctor.messages import listen
 from llmkit.doctor.scope import Scope
 from llmkit.doctor.software import (
     build_locks_finding,
@@ -20,6 +19,7 @@ from llmkit.doctor.software import (
     software_findings,
     wandb_finding,
 )
+from llmkit.ports import listen
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -53,19 +53,23 @@ def require_slurm(command: str, program: str) -> None:
 
 
 def ask(
-    program: str, *arguments: str, environment: Mapping[str, str] | None = None, script: str | None = None
-) -> Answer:
-    """Runs a program of SLURM. script: what it reads. Raises RunFault where the cluster does not answer."""
+    program: str, *arguments: str, environment: Mapping[str, str] | None = None, script: str | None = None,
+    seconds: float = SECONDS,
+) -> Answer:  # fmt: skip
+    """Runs a program of SLURM. script: what it reads. seconds: how long it may take.
+
+    Raises RunFault where the cluster does not answer.
+    """
     try:
         done = subprocess.run(
             [program, *arguments],
             input=None if script is None else script.encode(),
             stdin=subprocess.DEVNULL if script is None else None,
             env=own_environment(os.environ if environment is None else environment),
-            capture_output=True, timeout=SECONDS, check=False,
+            capture_output=True, timeout=seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise RunFault(f"{program}: SLURM's controller has not answered for {SECONDS:.0f} s") from error
+        raise RunFault(f"{program}: SLURM's controller has not answered for {seconds:.0f} s") from error
     except OSError as error:
         raise RunFault(f"{program} cannot be started: {error.strerror}") from error
     output, errors = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
@@ -76,3 +80,12 @@ def ask(
     if any(sign in refusal.lower() for sign in UNREACHABLE):
         raise RunFault(f"SLURM's controller does not answer {program}: {refusal}")
     return Answer(output, refusal)
+
+
+def hostnames(nodes: str, seconds: float = SECONDS) -> list[str]:
+    """The names in a list of SLURM's, such as "n[1-2],m"; none where SLURM does not tell them."""
+    try:
+        answer = ask("scontrol", "show", "hostnames", nodes, seconds=seconds) if nodes else Answer("", "")
+    except RunFault:
+        return []
+    return [] if answer.refusal else answer.output.split()
