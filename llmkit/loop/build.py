@@ -14,6 +14,7 @@ from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
 from llmkit.device import choose_workers
+from llmkit.end_file import end_file
 from llmkit.engine.base import next_token
 from llmkit.engine.build import build_engine, take_state
 from llmkit.evaluation.harness import check_tasks
@@ -69,7 +70,8 @@ def _build(
         note(f"note: {line}")
     energy = EnergyMeter(mesh)  # from now on: a start may take long
     stack.callback(energy.close)
-    point = find_resume_point(launch.loaded, mesh, folder, launch.options, note)
+    bounded = end_file(launch.environment) is not None
+    point = find_resume_point(launch.loaded, mesh, folder, launch.options, note, bounded=bounded)
     checkpoint = point.checkpoint
     initial = open_initial(config, mesh, checkpoint, note)
     data, plan = prepare_run(launch, folder, checkpoint, initial, note, console.table)

@@ -58,10 +58,12 @@ class ResumePoint:
 
 
 def find_resume_point(
-    loaded: Loaded, mesh: Mesh, folder: RunFolder, options: Options, note: Callable[[str], None]
-) -> ResumePoint:
+    loaded: Loaded, mesh: Mesh, folder: RunFolder, options: Options, note: Callable[[str], None],
+    *, bounded: bool = False,
+) -> ResumePoint:  # fmt: skip
     """Where the run stands, with the checkpoint to go on from; all ranks call it, and verify a share each.
 
+    bounded: whether somebody else bounds the starts that fail, as `slurm/train.sbatch` does.
     Raises UserError on all of them where the folder holds another run, or one that would have to start over.
     """
     passed_over: list[str] = []
@@ -72,7 +74,8 @@ def find_resume_point(
         """On rank 0, refuses another run than that of the folder; what a `ResumePoint` says, as JSON."""
         for line in passed_over:
             note(line)
-        check_progress(EventLog(folder.path / "events.jsonl").rows())
+        if not bounded:
+            check_progress(EventLog(folder.path / "events.jsonl").rows())
         if checkpoint is None:
             _check_new_run(folder)
         else:

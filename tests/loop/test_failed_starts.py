@@ -41,9 +41,13 @@ def test_a_batch_that_fails_each_time_stops_the_run(
             at_step(patch, steps, fall)
             train()
     assert len(recorded("fault")) == 3 and len(recorded("save")) == 1
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setenv("END_FILE", str(project / "end"))  # whoever asks for it bounds the starts
+        at_step(patch, 2, fall)
+        train()
     capsys.readouterr()
     assert train() == 2
-    assert "the last 3 starts of this run have failed" in capsys.readouterr().err
+    assert "the last 4 starts of this run have failed" in capsys.readouterr().err
     assert events(project / "runs" / "tiny")[-1] == "refused"
-    measured("starts that failed", len(recorded("fault")), "")
+    measured("starts that failed, one of them under a batch script", len(recorded("fault")), "")
     assert train() == 0, "somebody has mended it and tries again"
