@@ -59,7 +59,8 @@ def job_line(job: SlurmJob, now: datetime) -> JobLine:
     """A job with what its run folder tells. Nothing in that is written."""
     line = JobLine(job, state_in_words(job), why_waiting(job, now))
     if job.run is None or not job.run.is_dir():
-        return replace(line, what="is starting") if job.state == "RUNNING" else line
+        begun = {"RUNNING": "is starting", "FAILED": "ended before its run began; its log says why"}
+        return replace(line, what=begun.get(job.state, line.what))
     try:
         run = read_line(job.run, Path.cwd(), now.timestamp())
     except UserError as error:

@@ -117,6 +117,7 @@ def _wrong(options: argparse.Namespace, environment: Mapping[str, str]) -> Itera
             yield f"{_spelled(name)} goes with --container"
     if options.accelerate_config and options.launcher != "accelerate":
         yield "--accelerate-config goes with --launcher accelerate"
+    yield from _accelerate_without_file(options, environment)
     python = options.python
     if python and not unfit_for_scripts(python) and not shutil.which(python):
         yield f"--python: {display(python)} is no program here; name the interpreter that has llmkit"
@@ -126,6 +127,21 @@ def _wrong(options: argparse.Namespace, environment: Mapping[str, str]) -> Itera
         yield "--follow shows the log of one job; leave it out with --array"
     yield from wrong_variables(environment, options.pass_env)
     yield from wrong_arguments([options.config, *options.overrides, *options.array])
+
+
+def _accelerate_without_file(options: argparse.Namespace, environment: Mapping[str, str]) -> Iterator[str]:
+    """Accelerate without a configuration starts several processes only where a node has several GPUs."""
+    alone = (options.gpus_per_node or 1) == 1 and options.nodes * (options.processes_per_node or 1) > 1
+    if options.launcher != "accelerate" or options.accelerate_config or not alone:
+        return
+    cache = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    home = environment.get("HF_HOME") or os.path.join(cache, "huggingface")
+    if not os.path.isfile(os.path.join(home, "accelerate", "default_config.yaml")):
+        cpus = "" if options.gpus_per_node else ", and ACCELERATE_USE_CPU=true in the environment"
+        yield (
+            "--launcher accelerate: without a configuration of its own it starts one process a node, each "
+            f"for itself; add --accelerate-config FILE, such as launch/multinode.yaml{cpus}"
+        )
 
 
 def _spelled(name: str) -> str:

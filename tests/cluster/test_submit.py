@@ -296,6 +296,21 @@ def test_a_container_has_an_interpreter_of_its_own(
     )
 
 
+def test_accelerate_needs_a_configuration_where_it_would_start_too_few(
+    slurm: Programs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", "home")
+    accelerate = ["--launcher", "accelerate", "--nodes", "2"]
+    assert submit(*accelerate, "--gpus-per-node", "1") == 2
+    assert "add --accelerate-config FILE, such as launch/multinode.yaml\n" in capsys.readouterr().err
+    assert submit(*accelerate, "--processes-per-node", "2") == 2
+    assert "launch/multinode.yaml, and ACCELERATE_USE_CPU=true" in capsys.readouterr().err
+    assert submit(*accelerate, "--gpus-per-node", "2") == 0
+    Path("home/accelerate").mkdir(parents=True)
+    Path("home/accelerate/default_config.yaml").touch()
+    assert submit(*accelerate, "--gpus-per-node", "1") == 0
+
+
 def test_what_accelerate_will_be_told_is_checked_too(
     slurm: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:
