@@ -126,6 +126,7 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
     Between two steps a process alone saves first, unless it ends on purpose; of several, the others may be
     anywhere.
     """
+    t.watch.settle()  # what follows may take long, such as the end of the mirror to W&B
     cause = t.mesh.cause_of(error)
     unexpected = isinstance(error, Exception) and not isinstance(error, UserError | RunFault)
     if unexpected and t.unsaved_steps and not t.in_step and t.mesh.world_size == 1:

@@ -68,6 +68,7 @@ def repeat(t: Trainer, batch: Batch, reason: str, seed: Callable[[], None]) -> N
     """
 
     def compute() -> Fingerprint:
+        t.watch.alive()  # the step takes that much longer than the others
         seed()
         return t.engine.fingerprint(batch)
 
@@ -77,6 +78,7 @@ def repeat(t: Trainer, batch: Batch, reason: str, seed: Callable[[], None]) -> N
     if differ:
         passes.append(compute())
         wrong = suspects(passes)
+    t.watch.alive()
     step = t.state.step + 1
     found = {rank: names for rank, names in enumerate(_gathered(t, wrong)) if names}
     if not found:

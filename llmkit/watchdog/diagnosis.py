@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from llmkit.watchdog.limits import DISK
 from llmkit.watchdog.stacks import DEVICE
 
 SHOWN = 8
@@ -16,7 +17,8 @@ class Known(NamedTuple):
 
     host, pid: where it runs. phase, step: what it does. overdue: whether its phase lasts longer than it may.
     stuck: whether it has given no sign of life for as long as a step may take, whatever the phase.
-    stopped: whether it has been stopped by a signal for too long. age: seconds without a sign of life.
+    stopped: whether it has been stopped by a signal for too long. paused: whether it was stopped so a moment
+    ago. age: seconds without a sign of life.
     place: the innermost call of its main thread; exchange: the exchange with others that it waits in, "" =
     none, None = no stack was got. excused: why its rest is no fault (a compiler, a debugger), or "".
     silent: seconds without word from its watching process. left: it has ended, with word. lost: its watching
@@ -31,6 +33,7 @@ class Known(NamedTuple):
     overdue: bool = False
     stuck: bool = False
     stopped: bool = False
+    paused: bool = False
     age: float = 0.0
     place: str = ""
     exchange: str | None = None
@@ -95,16 +98,22 @@ def diagnose(ranks: Sequence[Known], silent_limit: float) -> Verdict | None:
         text = f"was not heard for {cut_off[0].silent:.0f} s: its host, or the network to it, is down"
         return _gone(cut_off, ranks, text)
     if stopped := [known for known in ranks if known.stopped]:
-        if len(stopped) == len(ranks):
-            return None  # somebody stopped all of the job
+        if all(known.stopped or known.paused for known in ranks):
+            return None  # somebody stopped all of the job, or lets it go on: some reports are older
         return _verdict("hung_rank", stopped, ranks, "is stopped (SIGSTOP), and the others wait for it")
-    hung = [known for known in ranks if known.overdue and not known.exchange]
+    hung = [known for known in ranks if known.overdue and _is_at_work(known)]
     if hung:
         event = "stalled" if all(known.phase == "data" for known in hung) else "hung_rank"
         return _verdict(event, hung, ranks, "hangs")
     if not all(known.stuck and known.exchange for known in ranks):
         return None
     return _mismatch(ranks) if len(ranks) > 1 else _verdict("hung_rank", ranks, ranks, "hangs")
+
+
+def _is_at_work(known: Known) -> bool:
+    """Whether it waits for no other. One whose stacks were not got may well: a machine that is out of memory,
+    or has too much to do, answers late."""
+    return known.exchange == "" or (known.exchange is None and known.age > DISK)
 
 
 def _gone(suspects: Sequence[Known], ranks: Sequence[Known], what: str) -> Verdict:

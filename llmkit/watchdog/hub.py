@@ -101,7 +101,9 @@ def known_of(known: Known, report: Mapping[str, Any]) -> Known:
     return known._replace(**_fields(report, _REPORT))
 
 
-_REPORT = {"phase": str, "step": int, "age": float, "overdue": bool, "stuck": bool, "stopped": bool}
+_REPORT = {
+    "phase": str, "step": int, "age": float, "overdue": bool, "stuck": bool, "stopped": bool, "paused": bool,
+}  # fmt: skip
 _EVIDENCE = {"place": str, "exchange": (str, type(None)), "excused": str}
 MOST = 500
 """Characters of a text from another process."""

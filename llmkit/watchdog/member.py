@@ -48,18 +48,20 @@ class Member:
         self.pid, self._thread, self._board, self._dump, self._phases = pid, thread, board, dump, phases
         self.sight = board.read()
         self.age = self.stopped = 0.0
+        self._since_stop = STOPPED
         self._state = ""
         self._times: proc.Times | None = None
         self._tree: float | None = None
 
     def look(self, elapsed: float) -> None:
         """Takes what the rank does now. elapsed: seconds since the last look that count at all."""
-        sight = self._board.read()
+        sight, was_stopped = self._board.read(), self.stopped > 0.0
         if sight.beats != self.sight.beats:
             self.age, self._times, self._tree = 0.0, None, None
             self.stopped, self._state = 0.0, ""
         else:
             self.age += self._share(elapsed)
+        self._since_stop = 0.0 if was_stopped else self._since_stop + elapsed
         self.sight = sight
 
     def _share(self, elapsed: float) -> float:
@@ -82,13 +84,14 @@ class Member:
         return elapsed * running / (running + waiting) if waiting > STARVED * elapsed else elapsed
 
     def report(self) -> dict[str, Any]:
-        """The state of the rank as a message."""
+        """The state of the rank as a message: fields of `Known`, and of its steps."""
         sight, patience = self.sight, min(STOPPED, self.sight.step_limit or STOPPED)
         least = DISK if self._state == "D" else 0.0
         return {
             "phase": self._phases[sight.phase], "step": sight.step, "age": max(self.age, self.stopped),
             "overdue": self.age > max(sight.limit, least) > 0.0, "stuck": self.age > sight.step_limit > 0.0,
-            "stopped": self.stopped > patience, "steps": sight.steps, "own_seconds": sight.own_seconds,
+            "stopped": self.stopped > patience, "paused": self._since_stop < STOPPED,
+            "steps": sight.steps, "own_seconds": sight.own_seconds,
         }  # fmt: skip
 
     def evidence(self) -> Evidence:

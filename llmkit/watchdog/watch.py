@@ -100,6 +100,7 @@ class Watch:
             "listen": server, "hub": hub.address, "port": hub.port, "token": hub.token, "hub_host": hub.host,
             "package": str(Path(__file__).resolve().parents[2]), "path": list(map(str, sys.path)),
         }  # fmt: skip
+        signal.signal(STACKS, signal.SIG_IGN)  # what `close` goes back to: a late request would end us
         faulthandler.register(STACKS, self._dump, all_threads=True, chain=False)
         signal.signal(END, self._end)
         passed = [theirs.fileno(), self._board.descriptor, self._dump, *([] if server is None else [server])]

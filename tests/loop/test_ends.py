@@ -17,6 +17,8 @@ from llmkit.end_file import End, read_end
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.control import Control
 from llmkit.monitor import background
+from llmkit.monitor.wandb_mirror import Mirror
+from llmkit.watchdog.watch import Watch
 from tests.loop.test_evaluate import STRAIGHT, during_evaluation
 from tests.monitor.test_background import fill
 from tests.program import at_step, timeless, train
@@ -174,6 +176,20 @@ def test_a_batch_script_reads_how_each_start_ended(project, monkeypatch, end_fil
     assert read_end(end_file) == End("done", step=12, saved_step=12, first_step=7)
     assert train() == 0
     assert read_end(end_file) == End("done", step=12, saved_step=12, first_step=12)
+
+
+def test_what_follows_a_fault_may_take_longer_than_a_step(project, monkeypatch):
+    """As where the mirror to W&B waits for a slow server: the rank does not hang."""
+    begun: list[str] = []
+    monkeypatch.setattr(Watch, "settle", lambda watch: begun.append("settle"))
+    monkeypatch.setattr(Mirror, "finish", lambda mirror: begun.append("mirror") or "")
+
+    def fail() -> None:
+        raise RunFault("n2 computes wrongly")
+
+    at_step(monkeypatch, 3, fail)
+    assert train() == 1
+    assert begun == ["settle", "mirror"]
 
 
 def test_a_batch_script_reads_of_faults_what_is_saved(project, monkeypatch, end_file):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from llmkit.engine.fingerprint import Fingerprint
-from llmkit.loop.repeat import distances, suspects
+from llmkit.loop.repeat import distances, repeat, suspects
 
 
 def of(bits: int, projection: float, norm: float = 1.0) -> Fingerprint:
@@ -38,3 +40,38 @@ def test_a_pass_that_stands_apart_is_suspect(passes: list[Fingerprint], wrong: b
 def test_distances_are_relative_to_the_size_of_a_tensor() -> None:
     assert distances(of(1, 50.0, 100.0), of(2, 51.0, 100.0)) == {"w": pytest.approx(0.01)}
     assert distances(SAME, SAME) == {"w": 0.0}
+
+
+class Passes:
+    """Stands for a trainer, and notes signs of life and passes in their order. bits: of each pass."""
+
+    def __init__(self, bits: list[int]) -> None:
+        self.done: list[str] = []
+        self.watch = self.engine = self.control = self.mesh = self.console = self
+        self.state = SimpleNamespace(step=4)
+        self._bits = iter(bits)
+
+    def alive(self) -> None:
+        self.done.append("alive")
+
+    def fingerprint(self, batch: Any) -> Fingerprint:
+        self.done.append("pass")
+        return of(next(self._bits), 0.5)
+
+    def largest(self, value: int) -> list[int]:
+        return [value]
+
+    def all_gather_text(self, text: str) -> list[str]:
+        return [text]
+
+    def log(self, text: str) -> None: ...
+
+    def note_once(self, text: str) -> None: ...
+
+
+def test_each_pass_is_a_sign_of_life_as_a_step_with_three_more_lasts_longer_than_any() -> None:
+    twice, thrice = Passes([1, 1]), Passes([1, 2, 3])
+    for t in (twice, thrice):
+        repeat(t, SimpleNamespace(), "faults.repeat_every", lambda: None)  # type: ignore[arg-type]
+    assert twice.done == ["alive", "pass"] * 2 + ["alive"]
+    assert thrice.done == ["alive", "pass"] * 3 + ["alive"]

@@ -18,6 +18,7 @@ from typing import Any
 
 from llmkit.errors import EndedError
 from llmkit.watchdog.limits import Limits
+from llmkit.watchdog.member import STACKS
 from llmkit.watchdog.watch import Hub, Watch, Watched
 
 PHASES = ("start", "step", "save")
@@ -99,6 +100,7 @@ def main(order: dict[str, Any]) -> int:
         code = 1
     print("verdict:", watch.verdict and watch.verdict.text, flush=True)
     watch.close()
+    os.kill(os.getpid(), STACKS)  # a request that comes late
     return code
 
 

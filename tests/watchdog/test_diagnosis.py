@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmkit.watchdog.diagnosis import Known, dead, diagnose, hosts_of, verdict_of
+from llmkit.watchdog.limits import DISK
 
 LIMIT = 12.0
 
@@ -37,6 +38,11 @@ def test_a_stopped_rank_is_named_and_a_stopped_job_is_none():
     verdict = diagnose([waiting(0), stopped], LIMIT)
     assert verdict is not None and verdict.ranks == (1,) and "SIGSTOP" in verdict.text
     assert diagnose([stopped, stopped._replace(rank=0)], LIMIT) is None
+
+
+def test_a_job_that_goes_on_after_it_was_stopped_is_given_time_to():
+    """Of some ranks the newest report may still be from before."""
+    assert diagnose([known(0, paused=True), known(1, stopped=True, age=60.0)], LIMIT) is None
 
 
 def test_a_compiler_and_a_debugger_are_no_hang():
@@ -88,9 +94,18 @@ def test_ranks_that_all_wait_are_left_alone_until_all_do_for_too_long():
 
 
 def test_a_single_rank_hangs_wherever_it_is():
-    for exchange in ("", "device", None):
+    for exchange in ("", "device"):
         verdict = diagnose([waiting(0, exchange=exchange)], LIMIT)
         assert verdict is not None and verdict.ranks == (0,)
+
+
+def test_a_rank_whose_stacks_were_not_got_may_be_waiting_too():
+    """As on a machine that has too much to do: the one that it waits for is within its limit."""
+    ranks = [waiting(0, place="", exchange=None), known(1, phase="data", age=60.0, exchange="")]
+    assert diagnose(ranks, LIMIT) is None
+    assert diagnose([waiting(0, place="", exchange=None)], LIMIT) is None
+    verdict = diagnose([waiting(0, place="", exchange=None, age=DISK + 1.0), ranks[1]], LIMIT)
+    assert verdict is not None and verdict.ranks == (0,)
 
 
 def test_late_data_are_no_reason_to_leave_a_host_out():

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmkit.watchdog.diagnosis import Known
 from llmkit.watchdog.hub import INQUIRY, LONGEST_PAUSE, MOST, Hub
+from llmkit.watchdog.limits import DISK
 
 
 class Ranks:
@@ -55,13 +56,14 @@ def test_a_rank_that_hangs_is_found_at_the_first_look_after_all_have_answered():
 def test_a_rank_that_does_not_answer_is_waited_for_a_limited_time():
     ranks = Ranks(3)
     ranks.evidence = {0: WAITS, 1: WAITS}
-    found = []
-    for _ in range(int(INQUIRY / 0.5) + 2):
-        for rank in range(3):
-            ranks.report(rank, **LATE)
-        found.append(ranks.hub.tick(0.5))
-    (verdict,) = (each for each in found if each is not None)
-    assert verdict.ranks == (2,)
+    for age, named in ((LATE["age"], []), (DISK + 1.0, [(2,)])):
+        found = []
+        for _ in range(int((LONGEST_PAUSE + INQUIRY) / 0.5) + 2):
+            for rank in range(3):
+                ranks.report(rank, **{**LATE, "age": age})
+            found.append(ranks.hub.tick(0.5))
+        verdicts = [each.ranks for each in found if each is not None]
+        assert verdicts[:1] == named
 
 
 def test_where_looks_find_nothing_they_become_rare():

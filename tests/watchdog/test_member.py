@@ -87,7 +87,9 @@ def test_time_in_which_it_is_stopped_counts_apart(machine):
     assert report["stopped"] and not report["overdue"] and report["age"] == 13.0
     machine.state = "S"
     machine.pass_by(TICK)
-    assert not machine.member.report()["stopped"]
+    assert not machine.member.report()["stopped"] and machine.member.report()["paused"]
+    machine.pass_by(13.0)
+    assert not machine.member.report()["paused"]
 
 
 def test_time_under_a_debugger_does_not_count(machine):
