@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmkit import __version__
 from llmkit.build_locks import clear_build_locks
+from llmkit.checkpoints.options import add_checkpoint_command
 from llmkit.cluster.options import add_jobs_options, add_submit_options
 from llmkit.command_line import CommandParser, Commands, add_config, count, positive
 from llmkit.config.redaction import without_access
@@ -247,8 +248,8 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _train_parser, _config_parser, _data_parser, _reference_parser, add_generate_command,
         add_evaluate_command, add_serve_command, add_inspect_command, add_import_command,
-        add_export_command, add_sync_command, add_report_command, add_top_command, add_runs_command,
-        _submit_parser, _jobs_parser, _new_parser, _ladder_parser, _doctor_parser,
+        add_export_command, add_checkpoint_command, add_sync_command, add_report_command, add_top_command,
+        add_runs_command, _submit_parser, _jobs_parser, _new_parser, _ladder_parser, _doctor_parser,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -1,7 +1,7 @@
 """The folder of a run: its layout, the lock against a second run, the files that hold its state.
 
-Only one process of a run opens it, the others follow; `STOP` asks the run to stop, `DONE` says that it has
-finished.
+Only one process of a run opens it, the others follow; `STOP` asks the run to stop, `SAVE` to save a
+checkpoint, `DONE` says that it has finished.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from llmkit.stopping import restarted
 
 LOCK = "run.lock"
 STOP = "STOP"
+SAVE = "SAVE"
 DONE = "DONE"
 HANDSHAKE = ".start-"
 """Begins the name of a folder in which all ranks of a start show that they have the same run folder."""

@@ -89,7 +89,8 @@ def test_every_command_runs_in_order(project, capsys, monkeypatch):
         assert main([*command, *more]) == 0, command
         ran.add(command[0])
         printed += capsys.readouterr().out
-    wanted = "train generate evaluate config data doctor new reference inspect serve export report runs top"
+    wanted = "train generate evaluate config data doctor new reference inspect serve export report runs top "
+    wanted += "checkpoint"
     assert ran == set(wanted.split())
     for part in ("bits per byte", "serving 'sft'", "transformers", "gives llmkit's logits", "an adapter of"):
         assert part in printed, part

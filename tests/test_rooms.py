@@ -19,7 +19,7 @@ LAYERS = (
     {"model", "device", "hf", "watch", "watchdog"},
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor", "cluster"},
-    {"inference", "parity", "recipes", "report"},
+    {"inference", "parity", "recipes", "report", "checkpoints"},
     {"generation", "preference"},
     {"evaluation"},
     {"loop", "inspect", "serve", "convert"},

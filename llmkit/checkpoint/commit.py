@@ -108,13 +108,13 @@ def tidy(root: Path) -> None:
     for path in sorted(root.iterdir(), reverse=True) if root.is_dir() else []:  # .tmp-old- before .replaced-
         if replaced := _REPLACED.fullmatch(path.name):
             if os.path.lexists(root / replaced[1]):
-                _delete(path)
+                delete_checkpoint(path)
             else:
                 path.rename(root / replaced[1])
         elif _LEFTOVER.fullmatch(path.name):
             with suppress(OSError):
                 # Given its name in the midst of this, it would be a checkpoint of which files are missing.
-                _delete(path)
+                delete_checkpoint(path)
 
 
 def _rename(temporary: Path, final: Path) -> None:
@@ -158,7 +158,7 @@ def _prune(
         try:
             for path in to_delete():
                 require_current()
-                _delete(path)
+                delete_checkpoint(path)
         except OSError as error:
             return str(error)
         return ""
@@ -171,8 +171,11 @@ def _prune(
     return on_rank_zero(mesh, delete)
 
 
-def _delete(path: Path) -> None:
-    """Rename a checkpoint, or what may become one, then delete it: a part of it is no checkpoint."""
+def delete_checkpoint(path: Path) -> None:
+    """Rename a checkpoint, or what may become one, then delete it: a part of it is no checkpoint.
+
+    Of a link the link alone. Raises OSError.
+    """
     aside = path.with_name(".tmp-old-" + path.name[path.name.index("step-") :])
     path.rename(aside)
     _remove(aside)

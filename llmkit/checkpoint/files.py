@@ -179,6 +179,14 @@ class BlockFile:
         if xxhash.xxh64(wanted).intdigest() != self._checksums[index]:
             raise Damaged(f"{self.path}: bytes {offset} to {offset + len(wanted)} are not what was written")
 
+    def damage(self, index: int, buffer: memoryview) -> str:
+        """What is wrong with a block, read into the buffer; "" if nothing is."""
+        try:
+            self.fill(index, buffer)
+        except Damaged as error:
+            return str(error)
+        return ""
+
     def block(self, index: int) -> Tensor:
         """(bytes,) uint8: a block."""
         block = torch.empty(min(BLOCK, self.size - index * BLOCK), dtype=torch.uint8)

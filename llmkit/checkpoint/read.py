@@ -129,15 +129,16 @@ def verify(folder: Path, share: int = 0, of: int = 1) -> list[str]:
     share, of: read only share number `share` of `of`, for processes that verify a checkpoint together.
     """
     try:
-        return list(load(folder).problems(share, of))
+        return list(load(folder, keep_open=False).problems(share, of))
     except (Damaged, UserError) as error:
         return [str(error)]
 
 
-def load(folder: Path) -> Checkpoint:
+def load(folder: Path, keep_open: bool = True) -> Checkpoint:
     """The checkpoint in exactly this folder. Checks the manifest and the index.
 
-    Other files are verified as they are read. The folder may be a link, its files may not.
+    Other files are verified as they are read. The folder may be a link, its files may not. keep_open: few
+    files are opened now, which fails where one is missing; else each when it is read.
 
     Raises Damaged, and UserError for a checkpoint in the format of another version.
     """
@@ -151,12 +152,12 @@ def load(folder: Path) -> Checkpoint:
     opened = OpenFiles()
     if isinstance(manifest, ManifestV1):
         try:
-            return Checkpoint(folder, manifest, manifest.to_index(), opened)
+            return Checkpoint(folder, manifest, manifest.to_index(), opened, keep_open)
         except ValueError as error:
             raise Damaged(f"{path}: {error}") from error
     file = BlockFile(folder / fmt.INDEX, StoredFile.of(manifest.index), opened)
     try:
-        return Checkpoint(folder, manifest, index_file.decode(file.content()), opened)
+        return Checkpoint(folder, manifest, index_file.decode(file.content()), opened, keep_open)
     except ValueError as error:
         raise Damaged(f"{file.path}: {error}") from error
 
@@ -187,13 +188,14 @@ def _read_manifest(path: Path) -> fmt.Manifest | ManifestV1:
 class Checkpoint:
     """A checkpoint that is open for reading; made by `newest`, `open` or `load`.
 
-    It stays readable when its folder is deleted meanwhile, unless it has more than `files.OPEN_FILES` files:
-    these are opened as they are read, a few at a time.
+    It stays readable when its folder is deleted meanwhile, unless it has more than `files.OPEN_FILES` files,
+    or `keep_open` is False: these are opened as they are read, a few at a time.
     """
 
     def __init__(
-        self, path: Path, manifest: fmt.Manifest | ManifestV1, index: Index, opened: OpenFiles
-    ) -> None:
+        self, path: Path, manifest: fmt.Manifest | ManifestV1, index: Index, opened: OpenFiles,
+        keep_open: bool,
+    ) -> None:  # fmt: skip
         self.path = path
         self.manifest = manifest
         self._index = index
@@ -204,7 +206,7 @@ class Checkpoint:
         if len(self._files) < len(listed) or fmt.MANIFEST in self._files:
             raise ValueError("it lists a file twice, or the manifest")
         self._regions = RegionReader(path, index, self._files)
-        if len(self._files) <= OPEN_FILES:
+        if keep_open and len(self._files) <= OPEN_FILES:
             for file in self._files.values():
                 file.open()
 
@@ -278,24 +280,44 @@ class Checkpoint:
         for file in self._files.values():
             file.check_size()
 
-    def problems(self, share: int = 0, of: int = 1) -> Iterator[str]:
-        """Read everything; a line for each file that is not what was written. See `verify`."""
+    def problems(self, share: int = 0, of: int = 1, sizes_only: bool = False) -> Iterator[str]:
+        """Read everything; a line for each file that is missing or of another size, and each block that is
+        not what was written. See `verify`. sizes_only: read nothing, but look at the files.
+        """
         blocks = sum(file.blocks for file in self._files.values())
         first, end = blocks * share // of, blocks * (share + 1) // of
         with_pieces = {stored.name: number for number, stored in enumerate(self._index.files)}
         buffer = memoryview(bytearray(fmt.BLOCK))
         before = 0
         for number, (name, file) in enumerate(self._files.items()):
-            try:
-                if number % of == share:
-                    file.check_size()
-                for block in range(max(first - before, 0), min(end - before, file.blocks)):
-                    file.fill(block, buffer)
-                if first <= before < end and name in with_pieces:
-                    self._regions.check_spans(with_pieces[name])
-            except Damaged as error:
-                yield str(error)
+            mine = range(max(first - before, 0), min(end - before, file.blocks))
             before += file.blocks
+            if not mine and number % of != share:
+                continue
+            try:
+                file.check_size()
+            except Damaged as error:
+                if number % of == share:
+                    yield str(error)
+                continue
+            found = [] if sizes_only else [text for block in mine if (text := file.damage(block, buffer))]
+            yield from found
+            if mine.start == 0 and mine and not sizes_only and not found and name in with_pieces:
+                try:
+                    self._regions.check_spans(with_pieces[name])
+                except Damaged as error:
+                    yield str(error)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its files, without the manifest."""
+        return sum(file.size for file in self._files.values())
+
+    @property
+    def writers(self) -> int:
+        """How many ranks have written pieces."""
+        names = (file.name for file in self._index.files)
+        return len({name.split("-")[1] for name in names if name.startswith("pieces-")})
 
     def _number(self, name: str, kind: str) -> int:
         try:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from llmkit.checkpoint.aside import built_aside, refuse_existing
 from llmkit.checkpoint.files import write_file
 from llmkit.config.adapters import trained_tensors
 from llmkit.config.parameters import count_elements
-from llmkit.convert.aside import built_aside, refuse_existing
 from llmkit.convert.companions import tokenizer_files
 from llmkit.convert.export import exported_shape
 from llmkit.convert.proof import cannot_prove, prove_adapter

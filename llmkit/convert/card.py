@@ -81,7 +81,10 @@ def _training(weights: Weights, config: Config | None, run: Path | None) -> Iter
             yield "imported from", f"{imported['folder']}, a {imported['class']}"
         if progress := state.get("progress"):
             yield "trained", f"{progress['step']:,} steps, {progress['tokens']:,} tokens that are targets"
-        if run is not None:
+        if average := state.get("average"):
+            steps = ", ".join(str(each["step"]) for each in average["of"])
+            yield "average of", f"{len(average['of'])} checkpoints, of the steps {steps}"
+        elif run is not None:
             yield from _losses(run, weights.checkpoint.step)
     if config is not None:
         yield "data", "; ".join(map(_source, config.data.sources))

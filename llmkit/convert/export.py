@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from llmkit.checkpoint.aside import built_aside, refuse_existing, require_room
 from llmkit.checkpoint.files import write_file
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import to_yaml
 from llmkit.config.stored import read_stored
-from llmkit.convert.aside import built_aside, refuse_existing, require_room
 from llmkit.convert.card import CARD, SETTINGS, model_card
 from llmkit.convert.companions import config_files, tokenizer_files
 from llmkit.convert.proof import cannot_prove, prove

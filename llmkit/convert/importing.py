@@ -7,11 +7,11 @@ from pathlib import Path
 
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint import index_file
+from llmkit.checkpoint.aside import built_aside, refuse_existing, require_room
 from llmkit.checkpoint.commit import finish
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
-from llmkit.convert.aside import built_aside, refuse_existing, require_room
 from llmkit.errors import UserError
 from llmkit.hf.folder import HFFolder
 from llmkit.hf.tokenizer_files import note_on_template

@@ -339,6 +339,7 @@ class Trainer:
             "data": self.loader.state(self.mesh.all_gather_text),
             "updates": self.engine.optimizer_steps,
             "precision": self.plan.precision.name,
+            "layout": self.plan.layout.to_dict(),
             "kernels": self.plan.kernels.in_use,
             "started_in": os.getcwd(),  # where relative paths of the settings start from
             "hooks": self.hooks.states(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmkit.convert.aside import built_aside, require_room
+from llmkit.checkpoint.aside import built_aside, require_room
 from llmkit.errors import RunFault, UserError
 
 

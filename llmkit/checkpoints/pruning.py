@@ -1,0 +1,123 @@
+"""`llmkit checkpoint prune`: deletes old checkpoints of a run that is not under way."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmkit.checkpoint.commit import delete_checkpoint
+from llmkit.checkpoint.read import Damaged, folders, load
+from llmkit.checkpoints.found import Found, find, step_of
+from llmkit.command_line import to_stderr
+from llmkit.config.memory import show_bytes
+from llmkit.errors import RunFault, UserError
+from llmkit.ownership.claim import Claim, newest_generation, owner_of_generation
+from llmkit.ownership.owner import Owner
+from llmkit.ownership.take import take
+from llmkit.run_folder import LOCK
+
+
+def prune_command(
+    path: Path, keep_last: int | None, keep_every: int | None, *, dry_run: bool, yes: bool
+) -> int:
+    """Deletes the checkpoints before the newest `keep_last` good ones (1 if only the other is given), but for
+    those whose step `keep_every` divides.
+
+    Asks first on a terminal, unless `yes`. Raises UserError where the run is under way, or nothing says what
+    to keep; RunFault where no checkpoint is good.
+    """
+    if keep_last is None and keep_every is None:
+        raise UserError("prune: say what to keep, by --keep-last N or --keep-every N")
+    found = find(path)
+    if found.single:
+        raise UserError(f"prune: {path} is one checkpoint; name its run folder")
+    if dry_run:
+        to_delete = choose(found.root, keep_last or 1, keep_every)
+        print("\n".join(f"would delete {folder}" for folder in to_delete) or "nothing would be deleted")
+        return 0
+    with _claimed(found) as claim:
+        to_delete = choose(found.root, keep_last or 1, keep_every)
+        if to_delete and not yes and sys.stdin.isatty() and not _agreed(to_delete):
+            print("nothing is deleted")
+            return 0
+        freed = sum(_delete(folder, claim) for folder in to_delete)
+    print(f"{len(to_delete)} deleted, {show_bytes(freed)} freed" if to_delete else "nothing to delete")
+    return 0
+
+
+def choose(root: Path, keep_last: int, keep_every: int | None) -> list[Path]:
+    """The checkpoints in `root` that are to be deleted, the oldest first.
+
+    All of them are older than the newest `keep_last` good ones, of which everything was read. What is damaged
+    among these is left. Raises RunFault where none is good.
+    """
+    kept = 0
+    to_delete: list[Path] = []
+    for folder in reversed(folders(root)):
+        if kept < keep_last:
+            if problem := _damage(folder):
+                to_stderr(f"{folder.name} is damaged, and left as it is: {problem}")
+            else:
+                kept += 1
+        elif keep_every is None or (step_of(folder) or 0) % keep_every:
+            to_delete.append(folder)
+    if not kept:
+        raise RunFault(f"prune: no checkpoint in {root} is good; nothing is deleted")
+    return to_delete[::-1]
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a checkpoint, of which all is read; "" for a good one."""
+    try:
+        return next(load(folder, keep_open=False).problems(), "")
+    except Damaged as error:
+        return str(error)
+
+
+@contextmanager
+def _claimed(found: Found) -> Iterator[Claim | None]:
+    """The checkpoints are this process's own until the end: a run that begins meanwhile is refused.
+
+    Raises UserError where the run is under way.
+    """
+    if found.run is None:
+        yield None
+        return
+    run = found.run
+    owner = Owner.of_this_process("llmkit checkpoint prune", os.environ)
+    try:
+        claim = take(run, owner, lock_name=LOCK, take_over=False, ask=to_stderr, note=to_stderr)
+    except UserError as error:
+        other = owner_of_generation(run, newest_generation(run))
+        raise UserError(
+            f"prune: the run {run} is under way ({other or error}), and deletes its own old checkpoints by "
+            "checkpoint.keep_last; wait for it, or stop it first"
+        ) from error
+    except OSError as error:
+        raise UserError(f"prune: nothing can be written in {run}: {error.strerror or error}") from error
+    try:
+        yield claim
+    finally:
+        claim.release()
+
+
+def _agreed(to_delete: list[Path]) -> bool:
+    print("".join(f"{folder}\n" for folder in to_delete), end="")
+    return input(f"delete these {len(to_delete)} checkpoints? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _delete(folder: Path, claim: Claim | None) -> int:
+    """Deletes a checkpoint; how many bytes that frees: of a link none."""
+    if claim is not None:
+        claim.require_current()
+    files = () if folder.is_symlink() else folder.iterdir()
+    try:
+        size = sum(file.lstat().st_size for file in files)
+        delete_checkpoint(folder)
+    except OSError as error:
+        raise RunFault(f"prune: {folder} cannot be deleted: {error.strerror or error}") from error
+    print(f"deleted {folder}", flush=True)
+    return size

@@ -1,0 +1,52 @@
+"""`llmkit checkpoint verify`: reads all of each checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from llmkit.checkpoint.read import Damaged, load
+from llmkit.checkpoints.found import find
+from llmkit.config.memory import show_bytes
+from llmkit.errors import UserError
+from llmkit.parallel.agreement import on_rank_zero
+from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.rank_info import rank_info_from_env
+from llmkit.parallel.world import TIMEOUT, process_group
+
+
+def verify_command(path: Path, quick: bool, environment: Mapping[str, str]) -> int:
+    """Prints each checkpoint at a path with every file and block of it that is damaged; the exit code.
+
+    The ranks of a launch read a share each. quick: only the sizes of files are compared. Raises UserError
+    where there are no checkpoints.
+    """
+    with process_group(rank_info_from_env(environment), TIMEOUT) as mesh:
+        named = json.loads(on_rank_zero(mesh, lambda: json.dumps([str(each) for each in find(path).folders])))
+        damaged = 0
+        for folder in map(Path, named):
+            size, problems = check(folder, mesh, quick)
+            damaged += bool(problems)
+            if mesh.rank == 0:
+                what = "files of the right sizes, not read" if quick else "every block is as it was written"
+                found = f"{len(problems)} damaged" if problems else f"{what}, {show_bytes(size)}"
+                print(f"{folder}: {found}")
+                print("".join(f"  {problem}\n" for problem in problems), end="", flush=True)
+    return 1 if damaged else 0
+
+
+def check(folder: Path, mesh: Mesh, quick: bool) -> tuple[int, list[str]]:
+    """The bytes of a checkpoint, and a line for each file or block of it that is damaged. Collective.
+
+    What cannot be read by this user or this version counts as damaged.
+    """
+    size = 0
+    try:
+        checkpoint = load(folder, keep_open=False)
+        size = checkpoint.nbytes
+        problems = list(checkpoint.problems(mesh.rank, mesh.world_size, sizes_only=quick))
+    except (Damaged, UserError) as error:
+        problems = [str(error)]
+    found = [json.loads(text) for text in mesh.all_gather_text(json.dumps(problems))]
+    return size, list(dict.fromkeys(line for lines in found for line in lines))
