@@ -14,13 +14,13 @@ from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
 from llmkit.device import choose_workers
-from llmkit.end_file import end_file
 from llmkit.engine.base import next_token
 from llmkit.engine.build import build_engine, take_state
 from llmkit.evaluation.harness import check_tasks
 from llmkit.loop.begin import begin
 from llmkit.loop.describe import opening_lines
 from llmkit.loop.evaluate import take_over_evaluation
+from llmkit.loop.failed_starts import COUNTED
 from llmkit.loop.hook_list import instances
 from llmkit.loop.initial_weights import open_initial
 from llmkit.loop.launch import Launch
@@ -70,7 +70,7 @@ def _build(
         note(f"note: {line}")
     energy = EnergyMeter(mesh)  # from now on: a start may take long
     stack.callback(energy.close)
-    bounded = end_file(launch.environment) is not None
+    bounded = COUNTED in launch.environment
     point = find_resume_point(launch.loaded, mesh, folder, launch.options, note, bounded=bounded)
     checkpoint = point.checkpoint
     initial = open_initial(config, mesh, checkpoint, note)

@@ -11,6 +11,9 @@ MOST = 3
 """Starts in a row that a fault has ended, without a new checkpoint."""
 BREAKS = ("save", "refused", "stop", "done", "data_change")
 """Events after which it is not the same any more: progress, a change, or somebody has been told."""
+COUNTED = "MAX_STARTS"
+"""A variable that is set by a batch script which counts starts itself: it knows which of them a dead node has
+ended, and how many its user allows (llmkit/cluster/starts.py)."""
 
 
 def check_progress(events: Sequence[Row]) -> None:
