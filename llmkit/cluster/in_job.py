@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit.cluster import nodes
-from llmkit.cluster.starts import MAX_STARTS, Ended, Record, Verdict, judge
+from llmkit.cluster.starts import MAX_STARTS, MAX_UNFIT, Ended, Record, Verdict, judge
 from llmkit.end_file import End, read_end
 from llmkit.ports import PORTS, listen, ports_of
 from llmkit.run_folder import DONE
@@ -93,10 +93,15 @@ def judge_start(state: Path, code: int, end_file: Path, asked: bool) -> Verdict:
 
 def exclude(state: Path, hosts: Sequence[str]) -> int:
     """Leaves nodes out that are not fit for a start, which then ends; returns 1 where that cannot be."""
+    record = Record.read(state / RECORD)
+    if record.unfit >= MAX_UNFIT:
+        count = f"nodes were left out {record.unfit} times in a row"
+        say(f"{', '.join(hosts)} may be used again: {count}, so that the cause may be another one")
+        return 1
     if not leave_out(state, hosts):
         return 1
-    record = Record.read(state / RECORD)
     record.ended = True
+    record.unfit += 1
     record.write(state / RECORD)
     return 0
 

@@ -22,6 +22,9 @@ from llmkit.stopping import LAUNCHER_GONE
 
 MAX_STARTS = 3
 """Starts in a row that end by themselves without a new checkpoint, after which a job fails."""
+MAX_UNFIT = 3
+"""Times in a row that nodes are left out as they are not fit: if those after them are not either, the cause is
+another one, such as a broken environment."""
 MAX_INTERRUPTIONS = 10
 """Starts in a row that SLURM ends without a new checkpoint, after which a job is held."""
 FAULT, STOPPED = 1, 75
@@ -39,7 +42,7 @@ class Record:
     newest: the step of the newest checkpoint that any of them has seen, -1 before the first. fruitless: why
     the last starts ended that made no newer one. interrupted: how many SLURM ended, likewise. ended: whether
     it is known how the last start ended. nodes: those of the last start, and since when SLURM's daemon runs
-    on each.
+    on each. unfit: how often in a row nodes were left out before a start.
     """
 
     newest: int = -1
@@ -47,6 +50,7 @@ class Record:
     interrupted: int = 0
     ended: bool = True
     nodes: dict[str, str] = field(default_factory=dict)
+    unfit: int = 0
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -107,7 +111,7 @@ class Ended:
 
 def judge(record: Record, ended: Ended, max_starts: int = MAX_STARTS) -> Verdict:
     """What becomes of a job that SLURM is not ending itself; notes in `record` how its start ended."""
-    record.ended = True
+    record.ended, record.unfit = True, 0
     kind = "fault" if ended.end is None else ended.end.end
     reason = _reason(ended)
     if kind == "done":

@@ -50,8 +50,8 @@ def _nvidia_findings(scope: Scope) -> Iterator[Finding]:
 
 def gpus_finding(expected: int | None) -> Finding:
     """Names and memory, and whether there are as many as expected."""
+    built = torch.version.cuda or torch.version.hip
     if not torch.cuda.is_available():
-        built = torch.version.cuda or torch.version.hip
         value = "none that torch can use" if built else "this torch has no GPU code"
         count = 0
     else:
@@ -61,6 +61,8 @@ def gpus_finding(expected: int | None) -> Finding:
         value = ", ".join(f"{number} x {name}" for name, number in names.items())
     if expected is not None and count != expected:
         advice = "look at nvidia-smi and the kernel's log on this node: a GPU that is gone needs a reboot"
+        if not built:
+            advice = "install a PyTorch with GPU code into this Python environment; the node is not to blame"
         return Finding("gpus", "fail", f"{count} instead of {expected}: {value}", advice, "must")
     return Finding("gpus", "ok", value, compared="must")
 

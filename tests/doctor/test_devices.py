@@ -39,6 +39,11 @@ def test_a_gpu_that_is_gone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus_finding(None).value == "7 x NVIDIA H100 80GB HBM3 (80 GiB)"
     gone = gpus_finding(8)
     assert gone.state == "fail" and gone.value.startswith("7 instead of 8")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "nvidia-smi" in gpus_finding(8).advice
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert "install a PyTorch with GPU code" in gpus_finding(8).advice
 
 
 def test_gpus_of_nvidia_are_asked_by_their_identity(monkeypatch: pytest.MonkeyPatch) -> None:
