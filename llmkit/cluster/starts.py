@@ -23,8 +23,8 @@ from llmkit.stopping import LAUNCHER_GONE
 MAX_STARTS = 3
 """Starts in a row that end by themselves without a new checkpoint, after which a job fails."""
 MAX_UNFIT = 3
-"""Times in a row that nodes are left out as they are not fit: if those after them are not either, the cause is
-another one, such as a broken environment."""
+"""Times in a row that nodes are left out as not fit: if those after them are not either, the cause is another
+one, such as a broken environment."""
 MAX_INTERRUPTIONS = 10
 """Starts in a row that SLURM ends without a new checkpoint, after which a job is held."""
 FAULT, STOPPED = 1, 75
