@@ -129,16 +129,18 @@ def verify(folder: Path, share: int = 0, of: int = 1) -> list[str]:
     share, of: read only share number `share` of `of`, for processes that verify a checkpoint together.
     """
     try:
-        return list(load(folder, keep_open=False).problems(share, of))
+        return list(load(folder, OpenFiles()).problems(share, of))
     except (Damaged, UserError) as error:
         return [str(error)]
 
 
-def load(folder: Path, keep_open: bool = True) -> Checkpoint:
+def load(folder: Path, opened: OpenFiles | None = None) -> Checkpoint:
     """The checkpoint in exactly this folder. Checks the manifest and the index.
 
-    Other files are verified as they are read. The folder may be a link, its files may not. keep_open: few
-    files are opened now, which fails where one is missing; else each when it is read.
+    Other files are verified as they are read. The folder may be a link, its files may not.
+
+    opened: keeps files open, of several checkpoints together; then none is opened before it is read. Without
+    it all are opened now where they are few, which fails where one is missing.
 
     Raises Damaged, and UserError for a checkpoint in the format of another version.
     """
@@ -149,7 +151,7 @@ def load(folder: Path, keep_open: bool = True) -> Checkpoint:
     named = fmt.FOLDER.fullmatch(folder.name.removeprefix(fmt.REPLACED))
     if named and int(named[1]) != manifest.step:
         raise Damaged(f"{path}: it is of step {manifest.step}")
-    opened = OpenFiles()
+    keep_open, opened = opened is None, opened or OpenFiles()
     if isinstance(manifest, ManifestV1):
         try:
             return Checkpoint(folder, manifest, manifest.to_index(), opened, keep_open)
@@ -188,8 +190,8 @@ def _read_manifest(path: Path) -> fmt.Manifest | ManifestV1:
 class Checkpoint:
     """A checkpoint that is open for reading; made by `newest`, `open` or `load`.
 
-    It stays readable when its folder is deleted meanwhile, unless it has more than `files.OPEN_FILES` files,
-    or `keep_open` is False: these are opened as they are read, a few at a time.
+    It stays readable when its folder is deleted meanwhile, if its files are opened now (`keep_open`) and are
+    at most `files.OPEN_FILES`; else they are opened as they are read, a few at a time.
     """
 
     def __init__(

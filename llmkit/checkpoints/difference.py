@@ -51,12 +51,14 @@ def diff_command(first: Path, second: Path, count: int, *, as_json: bool) -> int
     settings = [change.to_json() for change in changes]
     model = _changed(a.model, b.model)
     data = data_changes(a, b)
+    only = {side: [kind for kind in one.kinds() if kind not in other.kinds()]
+            for side, one, other in (("A", a, b), ("B", b, a))}  # fmt: skip
     tensors = list(compare_tensors(a, b))
     shown = sorted((each for each in tensors if each.differs), key=_size, reverse=True)
     if as_json:
         found = {
             "a": _about(a), "b": _about(b), "settings": settings, "model": model, "data": data,
-            "kinds": _kinds(tensors), "tensors": [_to_json(each) for each in shown],
+            "only_in": only, "kinds": _kinds(tensors), "tensors": [_to_json(each) for each in shown],
         }  # fmt: skip
         print(json.dumps(plain(found), indent=2))
         return 0
@@ -67,6 +69,9 @@ def diff_command(first: Path, second: Path, count: int, *, as_json: bool) -> int
     for kind, sums in _kinds(tensors).items():
         how_many = f"{sums['differ']} of {sums['tensors']} tensors differ"
         print(f"{kind:<10} {how_many}, by {_shown(sums['relative'])}")
+    for side, kinds in only.items():
+        if kinds:
+            print(f"only in {side}  {', '.join(kinds)}")
     print("\n".join(_table(shown[:count])))
     if len(shown) > count:
         print(f"and {len(shown) - count} more; --count N shows more, --json all")
@@ -74,9 +79,8 @@ def diff_command(first: Path, second: Path, count: int, *, as_json: bool) -> int
 
 
 def compare_tensors(a: Checkpoint, b: Checkpoint) -> Iterator[TensorDifference]:
-    """All tensors of two checkpoints, of each kind of state; a few rows are in memory at a time."""
-    kinds = list(dict.fromkeys([*a.kinds(), *b.kinds()]))
-    for kind in kinds:
+    """All tensors of the kinds of state that two checkpoints have; a few rows are in memory at a time."""
+    for kind in (kind for kind in a.kinds() if kind in b.kinds()):
         mine, theirs = (each.names(kind) for each in (a, b))
         known = set(mine) & set(theirs)
         for name in dict.fromkeys([*mine, *theirs]):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkit.checkpoint.files import OpenFiles
 from llmkit.checkpoint.read import Checkpoint, Damaged, load
 from llmkit.checkpoints.found import find, step_of
 from llmkit.checkpoints.recorded import Recorded, shown_time
@@ -69,6 +71,8 @@ def lines_of(path: Path, quick: bool) -> list[CheckpointLine]:
     is_good = quick
     for folder in reversed(found.folders):
         checkpoint, state, reason = _look(folder, read=not is_good)
+        if not os.path.lexists(folder):
+            continue  # a run that is under way has deleted it meanwhile
         is_good = is_good or state == GOOD
         opened.insert(0, (folder, checkpoint, state, reason))
     newest = next((each for _, each, state, _ in reversed(opened) if each is not None), None)
@@ -94,7 +98,7 @@ def kept_by(folders: Sequence[Path], config: Mapping[str, Any]) -> dict[Path, li
 def _look(folder: Path, read: bool) -> tuple[Checkpoint | None, str, str]:
     """A checkpoint, how it is, and what is wrong with it. read: all of it."""
     try:
-        checkpoint = load(folder, keep_open=False)
+        checkpoint = load(folder, OpenFiles())
         problem = next(checkpoint.problems(sizes_only=not read), "")
     except Damaged as error:
         return None, DAMAGED, str(error)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint.files import OpenFiles
 from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.checkpoints.found import Found, find, step_of
 from llmkit.checkpoints.recorded import Recorded
@@ -14,7 +17,6 @@ from llmkit.config.resume_rules import RESUME_POLICIES
 from llmkit.errors import UserError
 from llmkit.parallel.slices import Shape
 from llmkit.weights import Weights, model_of, open_weights, weights_of
-from llmkit.weights.checkpoint import CheckpointWeights
 
 SHOWN = 5
 """Names that a message lists at most."""
@@ -48,7 +50,9 @@ def choose(paths: Sequence[Path], choice: Choice) -> list[Member]:
 
     Raises UserError where there are fewer than two, one is named twice, or it is not known how good one is.
     """
-    members = sorted((each for path in paths for each in _at(path, choice)), key=lambda each: each.step)
+    opened = OpenFiles()
+    found = (member for path in paths for member in _at(path, choice, opened))
+    members = sorted(found, key=lambda member: member.step)
     places = [member.weights.path.resolve() for member in members]
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise UserError(f"average: {twice} is named twice; name it once")
@@ -113,18 +117,15 @@ def _of_no_weight(name: str) -> bool:
     return initial or name.endswith("_dropout") or (rule is not None and rule.kind == "free")
 
 
-def _at(path: Path, choice: Choice) -> list[Member]:
-    """The weights at a path."""
-    if not ((path / "checkpoints").is_dir() or folders(path)):
-        weights = open_weights(path)
-        if not isinstance(weights, CheckpointWeights):
-            return [Member(weights, 0, None)]
-        run = find(path).run
-        return [_member(weights, weights.checkpoint, Recorded(run))]
+def _at(path: Path, choice: Choice, opened: OpenFiles) -> list[Member]:
+    """The weights at a path. opened: keeps files of all of them open."""
+    if not ((path / "checkpoints").is_dir() or folders(path) or os.path.lexists(path / fmt.MANIFEST)):
+        return [Member(open_weights(path), 0, None)]
     found = find(path)
     recorded = Recorded(found.run)
-    opened = [load(folder) for folder in _chosen(found, choice)]
-    return [_member(weights_of(checkpoint), checkpoint, recorded) for checkpoint in opened]
+    chosen = found.folders if found.single else _chosen(found, choice)
+    checkpoints = [load(folder, opened) for folder in chosen]
+    return [_member(weights_of(checkpoint), checkpoint, recorded) for checkpoint in checkpoints]
 
 
 def _member(weights: Weights, checkpoint: Checkpoint, recorded: Recorded) -> Member:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmkit.checkpoint.commit import delete_checkpoint
+from llmkit.checkpoint.files import OpenFiles
 from llmkit.checkpoint.read import Damaged, folders, load
 from llmkit.checkpoints.found import Found, find, step_of
 from llmkit.command_line import to_stderr
@@ -72,7 +73,7 @@ def choose(root: Path, keep_last: int, keep_every: int | None) -> list[Path]:
 def _damage(folder: Path) -> str:
     """What is wrong with a checkpoint, of which all is read; "" for a good one."""
     try:
-        return next(load(folder, keep_open=False).problems(), "")
+        return next(load(folder, OpenFiles()).problems(), "")
     except Damaged as error:
         return str(error)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+from llmkit.checkpoint.files import OpenFiles
 from llmkit.checkpoint.read import Damaged, load
 from llmkit.checkpoints.found import find
 from llmkit.config.memory import show_bytes
@@ -27,6 +30,8 @@ def verify_command(path: Path, quick: bool, environment: Mapping[str, str]) -> i
         damaged = 0
         for folder in map(Path, named):
             size, problems = check(folder, mesh, quick)
+            if problems and not on_rank_zero(mesh, partial(_name_if_there, folder)):
+                continue  # a run that is under way has deleted it meanwhile
             damaged += bool(problems)
             if mesh.rank == 0:
                 what = "files of the right sizes, not read" if quick else "every block is as it was written"
@@ -36,6 +41,10 @@ def verify_command(path: Path, quick: bool, environment: Mapping[str, str]) -> i
     return 1 if damaged else 0
 
 
+def _name_if_there(folder: Path) -> str:
+    return folder.name if os.path.lexists(folder) else ""
+
+
 def check(folder: Path, mesh: Mesh, quick: bool) -> tuple[int, list[str]]:
     """The bytes of a checkpoint, and a line for each file or block of it that is damaged. Collective.
 
@@ -43,7 +52,7 @@ def check(folder: Path, mesh: Mesh, quick: bool) -> tuple[int, list[str]]:
     """
     size = 0
     try:
-        checkpoint = load(folder, keep_open=False)
+        checkpoint = load(folder, OpenFiles())
         size = checkpoint.nbytes
         problems = list(checkpoint.problems(mesh.rank, mesh.world_size, sizes_only=quick))
     except (Damaged, UserError) as error:

@@ -11,8 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llmkit.checkpoint import files
+from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.read import load, verify
+from llmkit.checkpoint.write import save
+from llmkit.checkpoints.listing import lines_of
 from llmkit.cli import main
+from llmkit.parallel.slices import full_box
 from llmkit.weights import open_weights
 from tests.checkpoints.recut import recut
 from tests.limits import HANG
@@ -33,7 +38,8 @@ def step(number: int, root: Path = TINY) -> Path:
 def check(out: Path, folders: list[Path], shares: list[float]) -> None:
     """The average is that of numpy, and all that is stored."""
     found, members = load(out), [load(folder) for folder in folders]
-    assert found.kinds() == ["master"] and found.names("master") == members[0].names("master")
+    assert found.kinds() == ["master"]
+    assert set(found.names("master")) == set(members[0].names("master"))
     for name in found.names("master"):
         values = [member.read(name, "master").double().numpy() for member in members]
         wanted = sum(share * value for share, value in zip(shares, values, strict=True))
@@ -146,6 +152,75 @@ def test_damage_and_values_that_are_no_numbers(project: Path, capsys: pytest.Cap
     assert not Path("out").exists() and not Path(".tmp-out").exists()
 
 
+def test_adapters_are_merged_before(project: Path) -> None:
+    from tests.program import train
+
+    more = ["train.lora.rank=4", "optimizer.learning_rate=0.1", "checkpoint.every_steps=2"]
+    assert train("run.name=lora", "train.init_from=runs/tiny", "train.max_steps=4", *more) == 0
+    members = [open_weights(step(number, Path("runs/lora/checkpoints"))) for number in (2, 4)]
+    out = load(average("runs/lora"))
+    assert set(out.names("master")) == set(members[0].names())
+    changed = set()
+    for name in out.names("master"):
+        one, other = (each.read(name, full_box(each.shape(name))).double() for each in members)
+        found = out.read(name, "master").double()
+        torch.testing.assert_close(found, (one + other) / 2, rtol=1e-7, atol=1e-12)
+        changed |= set() if torch.equal(one, other) else {name.split(".")[-2]}
+    assert {"q_proj", "down_proj"} <= changed and "embedding" not in changed
+    assert main(["generate", "out", "--prompt", "the", "--max-new-tokens", "2"]) == 0
+    assert train("run.name=next", "train.init_from=out", "train.max_steps=1") == 0
+
+
+def test_models_in_other_formats(project: Path) -> None:
+    """The mean of bf16 weights is no bf16 number: it is kept in fp32."""
+    for number in (4, 8):
+        assert main(["export", str(step(number)), f"hf-{number}", "--dtype", "bf16", "--no-check"]) == 0
+    assert main(["import", "hf-8", "imported"]) == 0
+    out = load(average("hf-4", "imported"))
+    members = [open_weights(Path(name)) for name in ("hf-4", "imported")]
+    for name in out.names("master"):
+        one, other = (each.read(name, full_box(each.shape(name))).double() for each in members)
+        assert torch.equal(out.read(name, "master").double(), ((one + other) / 2).float().double())
+    assert out.config == {} and main(["generate", "out", "--prompt", "the", "--max-new-tokens", "2"]) == 0
+
+
+def test_a_value_that_is_no_number_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = load(step(8))
+    name = checkpoint.names("master")[-1]
+    manifest = checkpoint.manifest
+    pieces = []
+    for each in checkpoint.names("master"):
+        data = checkpoint.read(each, "master").flatten()
+        if each == name:
+            data[-1] = torch.inf
+        shape = checkpoint.shape(each, "master")
+        pieces.append(Piece(each, "master", shape, full_box(shape), (0, len(data)), data))
+    extra = {entry.name: checkpoint.extra_file(entry.name) for entry in manifest.files}
+    Path("broken").mkdir()
+    bad = save(
+        Path("broken"), 8, pieces, state=manifest.state, model=manifest.model, config=manifest.config,
+        extra_files=extra, keep_last=1,
+    )  # fmt: skip
+    average("runs/tiny", str(bad), code=2)
+    assert f"{bad}: {name} holds values that are no finite numbers" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_few_files_are_open_whatever_is_averaged(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    descriptor = files.OpenFiles.descriptor
+
+    def counted(opened: files.OpenFiles, path: Path, size: int) -> int:
+        nonlocal most
+        found = descriptor(opened, path, size)
+        most = max(most, len(opened._descriptors))
+        return found
+
+    monkeypatch.setattr(files.OpenFiles, "descriptor", counted)
+    average("runs/tiny", "runs/other")
+    assert most == 8 * 4 <= files.OPEN_FILES  # one limit for all; of each its pieces, index and tokenizer
+
+
 @pytest.mark.exhaustive
 def test_of_runs_that_trained_under_other_layouts(project: Path) -> None:
     """DDP, ZeRO-2, and ZeRO-3 x TP 2, with what each of the ranks has written itself."""
@@ -159,3 +234,6 @@ def test_of_runs_that_trained_under_other_layouts(project: Path) -> None:
     check(average(*(f"runs/{name}" for name in layouts), "runs/tiny", "--steps", "2"),
           [step(2), *folders], [0.25] * 4)  # fmt: skip
     assert main(["checkpoint", "verify", "out"]) == 0
+    found = [lines_of(Path("runs", name), quick=True)[-1].layout for name in layouts]
+    assert found == ["2", "2: ZeRO-2", "4: ZeRO-3, TP 2"]
+    assert main(["checkpoint", "diff", "runs/ddp", "runs/zero3"]) == 0

@@ -99,6 +99,16 @@ def test_other_data_and_another_model_are_named(project: Path, capsys: pytest.Ca
     assert "shape [64, 32] -> [96, 32]" in {each["problem"] for each in found["tensors"]}
 
 
+def test_an_average_lacks_the_moments(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checkpoint", "average", "runs/tiny", "--out", "out"]) == 0
+    capsys.readouterr()
+    found = diff(capsys, "runs/tiny", "out")
+    assert found["only_in"] == {"A": ["exp_avg", "exp_avg_sq"], "B": []}
+    assert {each["kind"] for each in found["tensors"]} == {"master"}
+    assert main(["checkpoint", "diff", "out", "runs/tiny"]) == 0
+    assert "only in B  exp_avg, exp_avg_sq" in capsys.readouterr().out
+
+
 def test_what_is_no_checkpoint_is_one_message(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoint", "diff", "runs/tiny", "nowhere"]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llmkit.checkpoint import files, format, index_file
 from llmkit.checkpoint.pieces import Piece
-from llmkit.checkpoint.read import load, verify
+from llmkit.checkpoint.read import Checkpoint, load, verify
 from llmkit.checkpoint.write import save
+from llmkit.checkpoints.verifying import verify_command
 from llmkit.cli import main
 from llmkit.parallel.slices import full_box
+from tests.ranks import run_ranks
 
 PIECES = "pieces-00000-00000.safetensors"
 
@@ -58,6 +64,33 @@ def test_each_damaged_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert starts == [str(4096 * block) for block in (3, 4, 5)] and size > 4096 * 5 + 100
     shared = [line for share in range(3) for line in load(folder).problems(share, 3)]
     assert sorted(shared) == sorted(verify(folder))
+
+
+def verify_here(place: str) -> int:
+    """The exit code of a rank."""
+    return verify_command(Path(place), False, os.environ)
+
+
+def test_the_ranks_of_a_launch_share_the_work(project: Path) -> None:
+    folder = Path("runs/tiny/checkpoints/step-00000008")
+    flip(folder / PIECES, -1)
+    function = "tests.checkpoints.test_verifying:verify_here"
+    assert run_ranks(2, function, joined=False, place=str(project / "runs/tiny")) == [1, 1]
+    good = str(project / folder.parent / "step-00000006")
+    assert run_ranks(2, function, joined=False, place=good) == [0, 0]
+
+
+def test_one_that_is_deleted_meanwhile_is_no_damage(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deleted(checkpoint: Checkpoint, *_: Any, **__: Any) -> Iterator[str]:
+        if checkpoint.step == 2:
+            shutil.rmtree(checkpoint.path)
+            yield f"{checkpoint.path}: No such file or directory"
+
+    monkeypatch.setattr(Checkpoint, "problems", deleted)
+    assert main(["checkpoint", "verify", "runs/tiny"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_quick_looks_at_sizes_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
