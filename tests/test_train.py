@@ -365,13 +365,21 @@ def test_accumulation_changes_nothing(project):
 
 def test_a_save_that_fails_does_not_stop_training(project, monkeypatch, capsys):
     import llmkit.loop.trainer
+    import llmkit.ownership.claim
 
     save, fail = llmkit.loop.trainer.save, [True]
 
     def failing(*arguments, **named):
         if fail.pop() if fail else False:
+            monkeypatch.setattr(llmkit.ownership.claim, "newest_generation", once_broken)
             raise RunFault("the disk is full")
         return save(*arguments, **named)
+
+    newest_generation = llmkit.ownership.claim.newest_generation
+
+    def once_broken(path):  # nor does the disk tell whose the run is
+        monkeypatch.setattr(llmkit.ownership.claim, "newest_generation", newest_generation)
+        raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(llmkit.loop.trainer, "save", failing)
     assert train() == 0

@@ -62,7 +62,9 @@ def save_and_go_on(t: Trainer) -> None:
     except DisagreementError:
         raise  # no later save could be better
     except RunFault as fault:
-        t.folder.require_current()  # a start that has lost the run ends
+        with suppress(OSError):  # of a disk that fails: it will be looked at before the next save
+            t.folder.claim.is_current()
+        t.folder.claim.raise_if_lost()  # such a start ends
         t.events.record("save_failed", step=t.state.step, reason=str(fault))
         t.failed_saves += 1
         if t.failed_saves == t.config.checkpoint.max_failed_saves:

@@ -66,15 +66,22 @@ class Claim:
         self.path, self.generation, self.lost = path, generation, ""
 
     def require_current(self) -> None:
-        """Raises RunFault where a later start has taken over the run: then nothing may be published."""
+        """Raises RunFault where a later start has taken over the run: then nothing may be published.
+
+        The same where that cannot be read.
+        """
         try:
-            gone = self._is_gone()
-            newest = newest_generation(self.path)
+            self.is_current()
         except OSError as error:
             raise RunFault(
                 f"{self.path / GENERATIONS} cannot be read ({error.strerror}), so another start of this run "
                 "may have taken it over: nothing is written"
             ) from error
+        self.raise_if_lost()
+
+    def is_current(self) -> bool:
+        """Whether no later start has taken over the run; sets `lost`. Raises OSError: it cannot be read."""
+        gone, newest = self._is_gone(), newest_generation(self.path)
         if newest > self.generation or gone:
             by = owner_of_generation(self.path, newest) if newest > self.generation else None
             who = f"generation {newest}" if newest > self.generation else "a later one"
@@ -82,7 +89,7 @@ class Claim:
                 f"this start (generation {self.generation}) of the run in {self.path.absolute()} was taken "
                 f"over by {who}{f' ({by})' if by else ''}: it ends, and writes nothing more"
             )
-        self.raise_if_lost()
+        return not self.lost
 
     def _is_gone(self) -> bool:
         """Whether this generation was removed, as a later start does, and not the whole folder.
@@ -94,14 +101,6 @@ class Claim:
         except OSError as error:
             return error.errno in (errno.ENOENT, errno.ESTALE) and (self.path / GENERATIONS).is_dir()
         return False
-
-    def is_current(self) -> bool:
-        """Whether no later start has taken over the run, as far as that can be read."""
-        try:
-            self.require_current()
-        except RunFault:
-            return False
-        return True
 
     def raise_if_lost(self) -> None:
         """Raises RunFault where it is known already; reads nothing."""
@@ -142,10 +141,8 @@ class Ownership(Claim):
             count += 1
             with contextlib.suppress(OSError):  # a disk that fails says so when something is saved
                 write_beat(folder_of(self.path, self.generation), count)
-            try:
-                self.require_current()
-            except RunFault:
-                if self.lost:
+            with contextlib.suppress(OSError):
+                if not self.is_current():
                     return
 
 

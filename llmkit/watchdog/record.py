@@ -48,7 +48,10 @@ def record(
     from llmkit.monitor.events import EventLog  # what is here is needed by few watching processes
     from llmkit.ownership.claim import Claim
 
-    if not Claim(run, generation).is_current():
+    try:
+        if not Claim(run, generation).is_current():
+            return
+    except OSError:  # the disk does not take the event either
         return
     first = next((each for each in ranks if each.rank in verdict.ranks), ranks[0])
     events = EventLog(run / "events.jsonl")

@@ -145,8 +145,9 @@ def test_a_value_that_json_does_not_have_is_a_bug_not_a_torn_file(metrics: Metri
 class Lost(Claim):
     """The claim of a start that has lost the run."""
 
-    def require_current(self) -> None:
-        raise RunFault("taken over")
+    def is_current(self) -> bool:
+        self.lost = "taken over"
+        return False
 
 
 def test_rows_of_a_start_that_has_lost_the_run_go_nowhere(tmp_path: Path) -> None:
@@ -162,6 +163,21 @@ def test_rows_of_a_start_that_has_lost_the_run_go_nowhere(tmp_path: Path) -> Non
     with pytest.raises(RunFault, match="taken over"):
         late.cut_back(0)
     assert steps(theirs) == [1] and [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_rows_wait_for_a_disk_that_does_not_tell_whose_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> int:
+        raise OSError(5, "Input/output error")
+
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", Claim(tmp_path, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("llmkit.ownership.claim.newest_generation", broken)
+        metrics.append({"step": 1})
+    assert metrics.fault and "Input/output error" in metrics.fault
+    metrics.append({"step": 2})
+    assert steps(metrics) == [1, 2] and metrics.fault is None
 
 
 def test_a_copy_takes_the_place_of_a_file_with_all_that_is_in_it(tmp_path: Path) -> None:
