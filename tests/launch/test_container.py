@@ -56,6 +56,9 @@ def test_nothing_but_what_is_copied_gets_into_the_build() -> None:
     rules = [line for line in ignored if not line.startswith("#")]
     sources = {source.partition("/")[0] for given in of("COPY") for source in given.split()[:-1]}
     assert rules[0] == "*" and {rule[1:] for rule in rules if rule.startswith("!")} == sources
+    # Links stay links: what they name has to be there, too.
+    links = [path for source in sources for path in (ROOT / source).rglob("*") if path.is_symlink()]
+    assert links and {path.resolve().relative_to(ROOT).parts[0] for path in links} <= sources
 
 
 @pytest.fixture(scope="module")
