@@ -95,7 +95,8 @@ def roll_back(t: Trainer, spike: int) -> bool:
             "optimizer.learning_rate, or raise faults.rollback_margin"
         )
     root, first = t.folder.checkpoints, max(1, spike - faults.rollback_margin)
-    checkpoint = newest(root, note, t.mesh, below=first) or newest(root, note, t.mesh, below=spike)
+    with t.phases.span("start"):  # all of a checkpoint is read, to verify it
+        checkpoint = newest(root, note, t.mesh, below=first) or newest(root, note, t.mesh, below=spike)
     if checkpoint is None:
         note(f"no checkpoint is from before step {spike}, to go back to: training goes on", important=True)
         return False

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmkit.checkpoint.read import Checkpoint, newest
 from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.loop.phases import Name, Phases
 from llmkit.loop.rollback import Rollbacks
 from llmkit.monitor.media import read_media
 from tests.loop.poison import poisoned
@@ -133,6 +137,30 @@ def test_the_run_ends_where_it_goes_back_too_often(project: Path, capsys: pytest
     with poisoned(range(92, 10_000)):
         assert train(*SETTINGS, "faults.max_rollbacks=2") == 1, "the next start counts on"
     assert recorded("rollback") == going_back
+
+
+def test_going_back_may_take_as_long_as_a_start(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To verify a large checkpoint takes longer than a step, after which a rank would count as hung."""
+    spans: list[str] = []
+    phases: list[list[str]] = []
+    span = Phases.span
+
+    @contextmanager
+    def noted(self: Phases, name: Name, limit: float | None = None) -> Iterator[None]:
+        spans.append(name)
+        with span(self, name, limit):
+            yield
+        spans.pop()
+
+    def verified(*arguments: Any, **options: Any) -> Checkpoint | None:
+        phases.append(list(spans))
+        return newest(*arguments, **options)
+
+    monkeypatch.setattr(Phases, "span", noted)
+    monkeypatch.setattr("llmkit.loop.rollback.newest", verified)
+    with poisoned(BAD):
+        assert train(*SETTINGS, "train.max_steps=25") == 0
+    assert phases == [["start"]]
 
 
 def test_without_a_checkpoint_the_run_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
