@@ -72,7 +72,7 @@ def _tasks(config: str, overrides: Sequence[str], request: Request, load: Load) 
     try:
         name = load(config, [*overrides, *sweep.tasks[0]]).config.run.name
     except UserError:
-        name = "run"  # what is wrong is found again, and told
+        name = "run"  # what is wrong is found again by the check of each task
     return [(*task, f"run.name={own}") for task, own in zip(sweep.tasks, run_names(name, sweep), strict=True)]
 
 

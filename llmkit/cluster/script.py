@@ -1,6 +1,6 @@
 """The script of a job: slurm/train.sbatch with the options and settings of this job in it.
 
-All that SLURM is told is in the script, which can be shown, saved, and submitted by hand. Each value in it is
+All that SLURM gets is in the script, which can be shown, saved, and submitted by hand. Each value in it is
 on one line, as was checked, and is a word in quotes, of which neither sbatch nor a shell takes a part for its
 own.
 """

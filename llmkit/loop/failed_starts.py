@@ -10,7 +10,7 @@ from llmkit.monitor.jsonlines import Row
 MOST = 3
 """Starts in a row that a fault has ended, without a new checkpoint."""
 BREAKS = ("save", "refused", "stop", "done", "data_change")
-"""Events after which it is not the same any more: progress, a change, or somebody has been told."""
+"""Events after which it is not the same any more: progress, a change, or a message to the user."""
 COUNTED = "MAX_STARTS"
 """A variable that is set by a batch script which counts starts itself: it knows which of them a dead node has
 ended, and how many its user allows (llmkit/cluster/starts.py)."""

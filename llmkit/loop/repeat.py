@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 APART = 100.0
 """A pass stands apart that differs from the other two so many times more than these from each other."""
 ROUNDING = 1e-6
-"""Differences below this, relative to a tensor's norm, are not told from rounding."""
+"""Differences below this, relative to a tensor's norm, cannot be distinguished from rounding."""
 LARGE = 0.3
 """Rounding never makes more of a difference."""
 LEAST = 1e-30

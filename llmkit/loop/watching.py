@@ -1,4 +1,4 @@
-"""The watchdog of a rank in the loop: started with the run folder, told of each step, heard at each row."""
+"""The watchdog of a rank in the loop: started with the run folder, notified of steps, read at each row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEY = "watchdog"
 
 
 def open_watch(launch: Launch, folder: RunFolder, note: Callable[[str], None], stack: ExitStack) -> Watch:
-    """The watchdog of this rank, told by the phases of `launch`; closed by `stack`. All ranks call it.
+    """The watchdog of this rank, which the phases of `launch` notify; closed by `stack`. All ranks call it.
 
     Where there can be none, as on what is not Linux, the run goes on without, and note says so.
     """

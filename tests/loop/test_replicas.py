@@ -58,6 +58,13 @@ def test_without_a_majority_nobody_is_blamed() -> None:
     assert caught.value.hosts == ()
 
 
+def test_of_two_copies_nobody_knows_which_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.ALL", "0,1")
+    with pytest.raises(DisagreementError, match=r"rank 0 \(n1\) and rank 1 \(n1\) hold different") as caught:
+        compare({"a": 1, "b": 3}, found=[])
+    assert caught.value.hosts == ()
+
+
 def test_any_single_bit_changes_a_sum() -> None:
     engine = SimpleNamespace(copies=lambda: iter([Copies("w", ("data",), weights)]))
     mesh = Mesh(0, 2)
