@@ -35,6 +35,7 @@ from llmkit.loop.profile_steps import ProfileSteps
 from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.rollback import Rollbacks, roll_back, roll_back_if_asked
 from llmkit.loop.samples import LeftOutReport, SampleLog
+from llmkit.loop.save_request import SaveRequest
 from llmkit.loop.save_timer import SaveTimer
 from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.spending import Spending
@@ -104,8 +105,8 @@ class Trainer:
         budget = None
         if state.max_steps is None:
             budget = Budget.for_run(self.config, self._started, self.clock(), heldout)
-        timer = SaveTimer(self.config.checkpoint.every_minutes, self.clock())
-        own = [TimeBudget(budget), timer, MicroBatchHint(), ProfileSteps(self.config), WatchHook(watch)]
+        saves = [SaveTimer(self.config.checkpoint.every_minutes, self.clock()), SaveRequest()]
+        own = [TimeBudget(budget), *saves, MicroBatchHint(), ProfileSteps(self.config), WatchHook(watch)]
         self.hooks = HookList(own, launch.hooks)
         self.checks, self.hosts = Checks(self), list[str]()
         """hosts: of the ranks."""

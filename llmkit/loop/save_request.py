@@ -1,0 +1,48 @@
+"""A checkpoint on request: the file `SAVE` in the run folder, as `llmkit checkpoint save` makes it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmkit.loop.hook import Hook, Request
+from llmkit.run_folder import SAVE
+
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
+
+
+class SaveRequest(Hook):
+    """Asks for a checkpoint when rank 0 finds the file, and removes it when that is saved.
+
+    Each file is asked for once: where the save fails it stays, and the next save, whoever asks for it, is the
+    answer.
+    """
+
+    def __init__(self) -> None:
+        self._asked: tuple[int, int] | None = None
+
+    def request(self, t: Trainer) -> Request | None:
+        """A save, where there is a file that was not there before."""
+        if t.mesh.rank > 0:
+            return None
+        found = _file(t)
+        if found is None or found == self._asked:
+            return None
+        self._asked = found
+        return Request(save=True)
+
+    def after_save(self, t: Trainer, path: Path) -> None:
+        """Removes the file, unless it is a newer one, which may ask for what this checkpoint has not."""
+        if self._asked is not None and _file(t) == self._asked:
+            t.folder.remove(SAVE)
+
+
+def _file(t: Trainer) -> tuple[int, int] | None:
+    """Which file it is; None where there is none, or the disk does not answer."""
+    try:
+        status = os.lstat(t.folder.path / SAVE)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
