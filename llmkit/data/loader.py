@@ -298,13 +298,18 @@ class TrainLoader:
         self._begin(position, steps_done)
         return differences
 
+    def has_data_of(self, state: dict[str, Any]) -> bool:
+        """Whether no data have changed since `state`, an earlier one of this run."""
+        return read_position(state).changes == self._changes
+
     def rewind(self, state: dict[str, Any], steps_done: int) -> None:
-        """Go back to `state`, an earlier one of this loader after `steps_done` steps."""
+        """Go back to `state`, an earlier one of this run with the same data, after `steps_done` steps."""
         self.close()
         self._ahead = self._maker = None
         self._steps, self._left = iter(()), 0
         self._moved.clear()
-        self._begin(read_position(state), steps_done)
+        now = Fingerprint.model_validate(self._prepared.fingerprint)
+        self._begin(upgraded(read_position(state), now), steps_done)
 
     def omit(self, window: Window) -> Window:
         """Leave out these positions, none of which was passed yet; returns the window with what had to be

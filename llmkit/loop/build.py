@@ -186,8 +186,9 @@ def _open_loader(
         allowed = launch.options.allow_data_change
         settings = changed_settings(checkpoint, launch.loaded).of("data")
         changes = loader.load_state(checkpoint.state["data"], state.step, allowed, [str(d) for d in settings])
-        if not changes:  # in other data other rows stand there
-            rollbacks.apply(loader)
+        if changes:
+            rollbacks.windows.clear()  # in other data other rows stand there
+        rollbacks.apply(loader)
     if config.train.max_steps is not None:
         loader.check_supply(config.train.max_steps)
     elif state.max_steps is not None and (short := loader.first_shortage) is not None:

@@ -96,9 +96,12 @@ def roll_back(t: Trainer, spike: int) -> bool:
         )
     root, first = t.folder.checkpoints, max(1, spike - faults.rollback_margin)
     with t.phases.span("start"):  # all of a checkpoint is read, to verify it
-        checkpoint = newest(root, note, t.mesh, below=first) or newest(root, note, t.mesh, below=spike)
+        found = (newest(root, note, t.mesh, below=step) for step in (first, spike))
+        usable = (each for each in found if each is not None and t.loader.has_data_of(each.state["data"]))
+        checkpoint = next(usable, None)
     if checkpoint is None:
-        note(f"no checkpoint is from before step {spike}, to go back to: training goes on", important=True)
+        what = f"no checkpoint is from before step {spike} (and of the data of now), to go back to"
+        note(f"{what}: training goes on", important=True)
         return False
     last = t.state.step
     with t.phases.span("start"):

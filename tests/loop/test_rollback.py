@@ -163,6 +163,22 @@ def test_going_back_may_take_as_long_as_a_start(project: Path, monkeypatch: pyte
     assert phases == [["start"]]
 
 
+def test_the_run_goes_back_to_no_checkpoint_from_before_its_data_changed(project: Path) -> None:
+    """In those data the rows of the spike stand elsewhere, if there are any."""
+    Path("more").mkdir()
+    Path("more/a.txt").write_text(Path("corpus/000.txt").read_text() * 40)
+    sources = [{"type": "text", "path": path, "name": path} for path in ("corpus", "more")]
+    settings = [*SETTINGS, "faults.rollback_margin=10"]
+    assert train(*settings, "train.max_steps=20", f"data.sources={json.dumps(sources[:1])}") == 0
+    with poisoned(range(108, 112)):  # step 28
+        assert train(*settings, f"data.sources={json.dumps(sources)}", "--allow-data-change") == 0
+    (event,) = recorded("rollback")
+    assert (event["step"], event["to_step"]) == (28, 25), "and not 15, which is from before the margin"
+    assert [row["step"] for row in rows(Path("runs/tiny")) if "loss" in row] == list(range(1, 41))
+    (change,) = open_checkpoint(Path("runs/tiny")).state["data"]["changes"]
+    assert change["rows"] == 80
+
+
 def test_without_a_checkpoint_the_run_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with poisoned(BAD):
         assert train(*SETTINGS, "checkpoint.every_steps=0", "train.max_steps=30") == 0
