@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +219,11 @@ def live_bytes() -> int:
     """Bytes of all tensors that are alive, storages counted once."""
     storages = {}
     for thing in gc.get_objects():
-        # The compiler's tensors hold nothing.
+        # The compiler's tensors hold nothing, and what it has freed itself has no storage any more.
         if issubclass(type(thing), Tensor) and not issubclass(type(thing), FakeTensor):
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            with suppress(RuntimeError):
+                storage = thing.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
             if thing.is_leaf and thing.grad is not None:
                 storage = thing.grad.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()

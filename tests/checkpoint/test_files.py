@@ -25,9 +25,10 @@ def newest(root: Path) -> tuple[int | None, list[str]]:
 
 @pytest.fixture
 def few_files() -> Iterator[None]:
-    """A process that may open 200 files, as others may 1,024."""
+    """A process that may open 150 files more, as others may 1,024."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    newest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (newest + 150, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 

@@ -31,7 +31,7 @@ def test_a_stage_may_begin_with_the_run() -> None:
 def test_stages_that_lie_ahead_get_their_positions_from_the_batch_size_of_now() -> None:
     curriculum = Curriculum.of(settings({"a": 1.0, "b": 1.0}, (3, {"a": 3.0}), (9, {"a": 0.0})), ["a", "b"])
     order = Order(0, [100, 100], curriculum.at(1))
-    curriculum.continue_order(order, 70, 5, 10)
+    curriculum.continue_order(order, 5, lambda step: 70 + (step - 6) * 10)
     assert [(segment.start, segment.weights) for segment in order.segments] == [
         (0, (1.0, 1.0)), (70, (3.0, 1.0)), (70 + 3 * 10, (0.0, 1.0)),
     ]  # fmt: skip
@@ -39,16 +39,19 @@ def test_stages_that_lie_ahead_get_their_positions_from_the_batch_size_of_now() 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_a_supply_that_is_too_short_is_told_with_the_last_step_that_it_feeds(limit: int) -> None:
+    def begin(step: int) -> int:
+        return (step - 1) * 10
+
     order = Order(3, [40, 1000], [1.0, 1.0])
     supply = [Supply("a", 0, 40 * limit, limit)]
     consumed = [int(order.consumed(10 * step)[0]) for step in range(60)]
     last = max(step for step in range(60) if consumed[step] <= 40 * limit)
-    check_supply(order, supply, range(1, last + 1), 0, 10)
+    check_supply(order, supply, range(1, last + 1), begin)
     told = f"until step 59 the run needs {consumed[59]} rows .* lasts until step {last}"
     with pytest.raises(UserError, match=told):
-        check_supply(order, supply, range(1, 60), 0, 10)
+        check_supply(order, supply, range(1, 60), begin)
     with pytest.raises(UserError, match=f"lasts until step {last}"):  # asked in mid-run
-        check_supply(order, supply, range(4, 60), 30, 10)
+        check_supply(order, supply, range(4, 60), begin)
 
 
 def test_a_weight_that_is_too_small_is_named_with_its_stage() -> None:

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch.distributed as dist
 
+from llmkit.loop.control import Agreed
 from tests.limits import HANG
 from tests.ranks import run_ranks
 
@@ -42,8 +43,9 @@ def test_ranks_agree_or_all_learn_what_differs():
         )
         assert found["count"] == 5  # of the one data-parallel rank
         # A step later, the same on all ranks.
-        assert found["control"] == [
-            [0, 0, 0, 0, 0, 1], [0, 1, 0, 0, 1, 0], [0, 0, 1, 102, 0, 0], [2, 0, 0, 0, 0, 1], [0] * 6,
+        assert [Agreed(*each) for each in found["control"]] == [
+            Agreed(unready=1), Agreed(save=1, failed=1), Agreed(evaluate=1, max_steps=102),
+            Agreed(stop=2, unready=1), Agreed(),
         ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +15,6 @@ from llmkit.parallel import reach as module
 from llmkit.parallel.rank_info import RankInfo
 from llmkit.parallel.reach import Deadline, Reach
 from tests.limits import HANG
-from tests.ranks import free_ports
 
 HOSTS = ["n1", "n2", "n3"]
 
@@ -43,8 +43,10 @@ def test_hosts_that_all_reach_each_other_have_nothing_to_say(hosts):
 def test_all_ranks_name_the_pairs_that_cannot_connect(hosts):
     store, reaches = hosts
     door = json.loads(store.get("door/4"))
-    store.set("door/4", json.dumps({**door, "port": free_ports(1)[0]}))
-    said = set(asked(reaches))
+    with socket.socket() as taken:  # nobody listens there, and nobody else will
+        taken.bind(("127.0.0.1", 0))
+        store.set("door/4", json.dumps({**door, "port": taken.getsockname()[1]}))
+        said = set(asked(reaches))
     assert said == {f"n1 cannot connect to n3 and n2 cannot connect to n3: {module.REMEDY}"}
 
 
