@@ -7,8 +7,8 @@ from math import prod
 
 from llmkit.parallel.slices import Box, Shape, full_box
 
-ELEMENTS = 2**22
-"""Elements of a slab at most, unless a row has more: four blocks of fp32."""
+ELEMENTS = 2**20
+"""Elements of a slab at most, unless a row has more: those of a block in fp32."""
 
 
 def slabs(shape: Shape, elements: int = ELEMENTS) -> Iterator[tuple[slice, Box]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from llmkit.checkpoint.read import Checkpoint
+from llmkit.checkpoints import listing
 from llmkit.checkpoints.listing import kept_by, lines_of
 from llmkit.cli import main
 from tests.program import recorded, rows
@@ -63,3 +66,14 @@ def test_why_a_run_keeps_what_it_keeps() -> None:
     found = kept_by(folders, {"checkpoint": {"keep_last": 2, "keep_every": 100}})
     assert list(found.values()) == [["keep_every 100"], [], ["keep_last 2", "keep_every 100"], ["newest"]]
     assert list(kept_by(folders, {}).values()) == [[], [], [], []]
+
+
+def test_one_that_is_deleted_meanwhile_is_left_out(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(folder: Path, read: bool) -> tuple[Checkpoint | None, str, str]:
+        if folder.name == "step-00000002":
+            shutil.rmtree(folder)
+        return real(folder, read)
+
+    real = listing._look
+    monkeypatch.setattr(listing, "_look", look)
+    assert [line.step for line in lines_of(Path("runs/tiny"), quick=True)] == [4, 6, 8]
