@@ -45,7 +45,6 @@ def test_a_killed_save_leaves_the_old_checkpoint_or_the_new_one(
     killed: Path, scenario: str, measured: Measured
 ) -> None:
     measured("kills", old_or_new(killed / scenario), "")
-    measured("without a checkpoint", 0, "")
 
 
 @pytest.mark.drill(
@@ -58,7 +57,6 @@ def test_a_power_cut_leaves_the_old_checkpoint_or_the_new_one(
     killed: Path, scenario: str, measured: Measured
 ) -> None:
     measured("power cuts", old_or_new(killed / f"power_cut_{scenario}"), "")
-    measured("without a checkpoint", 0, "")
 
 
 def old_or_new(folder: Path) -> int:
@@ -109,7 +107,6 @@ def test_either_rank_may_be_killed_in_a_save(killed_ranks: Path, victim: int, me
         values.add(_value(killed_ranks / name, name))
     assert values == ({1.0, 2.0} if victim == 0 else {1.0})
     measured("kills", len(ended["calls"][victim]), "")
-    measured("without a checkpoint", 0, "")
 
 
 @pytest.mark.drill(

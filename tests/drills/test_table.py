@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -132,3 +133,18 @@ def test_the_program_runs_what_is_marked_and_writes_the_table(drills: Path, caps
     page = (drills / "page.md").read_text()
     assert "2 failed, 1 passed" in page and "| D3 | killed | loads | points 7 to 9 | passed |" in page
     assert "D17" in capsys.readouterr().out
+
+
+def test_every_figure_is_measured():
+    """A number that is written into a test says nothing about the run."""
+    written = []
+    for path in sorted(program.TESTS.rglob("test_*.py")):
+        if "mark.drill(" in (text := path.read_text()):
+            calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+            written += [
+                f"{path.relative_to(program.TESTS)}:{call.lineno}"
+                for call in calls
+                if ast.unparse(call.func) == "measured" and len(call.args) == 3
+                and isinstance(call.args[1], ast.Constant)
+            ]  # fmt: skip
+    assert written == []
