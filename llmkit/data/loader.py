@@ -107,6 +107,7 @@ class TrainLoader:
 
     def _begin(self, position: Position, steps_done: int) -> None:
         """Go on from `position`, which is one in the data of now."""
+        self.__dict__.pop("first_shortage", None)  # depends on what is left out
         sizes = [self._size(place, position.version) for place in range(len(self._names))]
         self._order, self._omitted = self._order_of(position, sizes), Omitted(position.omitted)
         self.position, self._steps_done, self._changes = position.rows, steps_done, position.changes

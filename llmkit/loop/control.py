@@ -92,9 +92,9 @@ class Control:
             )
         return Agreed(*agreed.tolist())
 
-    def close(self) -> None:
-        """Ends the last exchange; all ranks must have begun it."""
-        self._receive()
+    def close(self) -> Agreed:
+        """Ends the last exchange, which all ranks must have begun; returns what they asked for in it."""
+        return self._receive()
 
 
 class Poll:

@@ -85,7 +85,8 @@ def roll_back(t: Trainer, spike: int) -> bool:
     Collective, between two steps. Raises RunFault where the run has gone back too often in vain.
     """
     faults, rollbacks, note = t.config.faults, t.rollbacks, t.console.note
-    t.control.close()
+    if end := t.control.close().max_steps:  # is asked for once
+        t.end_after(end)
     t.log.flush()
     t.agreed, rollbacks.asked = t.agreed._replace(rollback=0), 0
     if rollbacks.without_save >= faults.max_rollbacks:

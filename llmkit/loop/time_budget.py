@@ -75,13 +75,13 @@ class TimeBudget(Hook):
     def after_step(self, t: Trainer, result: StepResult) -> None:
         """Ends the run with the supply of its data, where no number of steps was chosen until then; records
         the number."""
-        agreed, first, short = t.agreed.max_steps, self._is_open, None
+        chosen, first, short = t.state.max_steps is not None, self._is_open, None
         if first:
             short = t.loader.first_shortage
-            if not agreed and (short is None or t.state.step < short.last_step):
+            if not chosen and (short is None or t.state.step < short.last_step):
                 return
             self._budget, self._is_open = None, False
-            if not agreed and short is not None:
+            if not chosen and short is not None:
                 t.end_after(short.last_step)
         if t.mesh.rank == 0 and (first or t.state.max_steps != self._known):
             self._record(t, first, short)

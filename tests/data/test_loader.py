@@ -554,6 +554,17 @@ def test_a_run_that_needs_more_epochs_than_allowed_is_refused_with_the_numbers()
     loader.close()
 
 
+def test_a_source_lasts_for_fewer_steps_once_rows_of_it_are_left_out() -> None:
+    prepared, config = toy({"a": ToyRows(801)}, max_epochs={"a": 2})
+    with TrainLoader(prepared, config, SEED, 10, 5) as loader:
+        before, start = loader.first_shortage, loader.state()
+        loader.omit((20, 50))
+        after = loader.first_shortage
+        loader.rewind(start, 0)
+        assert before is not None and after is not None and loader.first_shortage == before
+        assert after.last_step == before.last_step - 3
+
+
 def test_a_source_that_runs_dry_in_mid_run_says_so() -> None:
     prepared, config = toy({"a": ToyRows(81)}, max_epochs={"a": 2})
     with (

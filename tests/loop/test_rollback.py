@@ -13,6 +13,7 @@ import pytest
 
 from llmkit.checkpoint.read import Checkpoint, newest
 from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.loop.control import NOTHING, Control
 from llmkit.loop.phases import Name, Phases
 from llmkit.loop.rollback import Rollbacks
 from llmkit.monitor.media import read_media
@@ -177,6 +178,15 @@ def test_the_run_goes_back_to_no_checkpoint_from_before_its_data_changed(project
     assert [row["step"] for row in rows(Path("runs/tiny")) if "loss" in row] == list(range(1, 41))
     (change,) = open_checkpoint(Path("runs/tiny")).state["data"]["changes"]
     assert change["rows"] == 80
+
+
+def test_an_end_that_was_asked_for_meanwhile_holds(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the time budget, while ranks tell each other of the spike: it asks once."""
+    monkeypatch.setattr(Control, "close", lambda control: NOTHING._replace(max_steps=30))
+    with poisoned(BAD):
+        assert train(*SETTINGS) == 0
+    assert len(recorded("rollback")) == 1
+    assert open_checkpoint(Path("runs/tiny")).step == 30
 
 
 def test_without_a_checkpoint_the_run_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
