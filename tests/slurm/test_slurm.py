@@ -98,6 +98,18 @@ def test_a_node_that_is_not_fit_is_left_out_before_anything_starts(cluster, fold
     assert starts(folder) == ["start-1-rank-0"] and "n1" not in hosts_of_start(folder, 1)
 
 
+def test_nodes_whose_check_slurm_ends_are_not_to_blame(cluster, folder):
+    (folder / "slow-n1").touch()
+    job = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0", PREFLIGHT="on")
+    job.wait_until(lambda: (job.state_folder / "nodes.0").exists())
+    cluster.run("scontrol", "requeue", job.number)
+    job.wait_until(lambda: "ended by SLURM" in job.log)
+    (folder / "slow-n1").unlink()
+    assert "while the nodes were checked" in job.log and "not fit" not in job.log
+    assert job.wait() == "COMPLETED", job.log
+    assert "left out" not in job.log and starts(folder) == ["start-1-rank-0"]
+
+
 @pytest.mark.exhaustive
 def test_a_node_that_does_not_end_its_check_is_left_out(cluster, folder):
     (folder / "hangs-n2").touch()

@@ -4,7 +4,8 @@ fast, and keeps the script's contract.
 From the environment the trainer reads RUN_FOLDER, where its files lie; TRAIN_SECONDS, how long it trains;
 FAULT, the rank that dies as soon as it starts; FAULT_HOST, the host whose ranks do so and name it; MISTAKE,
 the rank that finds one. All ranks die once there is a file FAULT in the folder. A node is sick where there is
-a file sick-HOST in it, and does not answer where there is a file hangs-HOST.
+a file sick-HOST in it, does not answer where there is a file hangs-HOST, and is slow to where there is a file
+slow-HOST.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def check_node(into: Path) -> int:
     host = own_host(os.environ)
     if (FOLDER / f"hangs-{host}").exists():
         time.sleep(600)
+    if (FOLDER / f"slow-{host}").exists():
+        time.sleep(2)
     (into / f"{host}.json").write_text(json.dumps((FOLDER / f"sick-{host}").exists()))
     return 0
 
