@@ -58,11 +58,11 @@ def _clocks(lead: Lead) -> Found:
 
 def clock_findings(offsets: Mapping[str, tuple[float, float]]) -> Found:
     """offsets: seconds that each node's clock is ahead of the same one, and how uncertain that is."""
-    middle = median(offset for offset, _ in offsets.values())
+    middle, of_middle = (median(each) for each in zip(*offsets.values(), strict=True))
     result = {}
     for node, (offset, uncertain) in offsets.items():
         value = f"{offset - middle:+.3f} s from the others', measured to {uncertain:.3f} s"
-        off = abs(offset - middle) - uncertain > OFF_SECONDS
+        off = abs(offset - middle) - uncertain - of_middle > OFF_SECONDS
         advice = "start chrony or ntpd there: times in logs will not fit together" if off else ""
         result[node] = Finding("clocks", "warn" if off else "ok", value, advice)
     return result

@@ -158,6 +158,7 @@ def lose(tmp_path: Path) -> Any:
     shutil.rmtree(run / "generations", ignore_errors=True)
     generation(1)
     lose.claim = Claim(run, 1)  # type: ignore[attr-defined]
+    lose.generation = generation  # type: ignore[attr-defined]
     yield lose
     shutil.rmtree(run / "generations")
 
@@ -190,6 +191,22 @@ def test_a_start_that_loses_the_run_in_a_save_publishes_nothing(
         save_step(2, claim=lose.claim)
     assert names(tmp_path) == ["step-00000001"]
     assert {path: path.read_bytes() for path in (tmp_path / "step-00000001").iterdir()} == before
+
+
+def test_a_start_that_has_just_lost_the_run_gives_no_checkpoint_its_name(
+    tmp_path: Path, save_step: Any, lose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that has taken it over has not yet removed what was being written."""
+    finish = commit.finish
+
+    def then_lost(*arguments: Any) -> None:
+        finish(*arguments)
+        lose.generation(2)
+
+    monkeypatch.setattr(commit, "finish", then_lost)
+    with pytest.raises(RunFault, match="taken over by generation 2"):
+        save_step(1, claim=lose.claim)
+    assert names(tmp_path) == []
 
 
 def test_a_start_that_has_lost_the_run_deletes_no_checkpoint(

@@ -154,3 +154,18 @@ def test_who_is_to_blame_for_gradients_that_are_not_finite() -> None:
     assert checks.blame() == ("on rank 1 (n0) and rank 3 (n1)", ["n0", "n1"])
     checks.gradients(8, [float("nan")] * 4)
     assert checks.blame() == ("", []), "a loss that has diverged is nobody's fault"
+
+
+def test_of_many_suspicions_only_some_cost_a_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated: list[int] = []
+    checks = checks_of(4, [])
+    t: Any = checks._t
+    monkeypatch.setattr("llmkit.loop.checks.repeat", lambda *_: repeated.append(t.state.step))
+    t.config = SimpleNamespace(faults=SimpleNamespace(repeat_every=0))
+    t.log, t.mesh = SimpleNamespace(warmed_up=True), {("data", "context"): SimpleNamespace(rank=0)}
+    batch: Any = None
+    for t.state.step in (100, 101, 119, 120, 121):
+        checks.gradients(t.state.step, [1.0, 1.0, 1e12, 1.0])
+        t.agreed = SimpleNamespace(repeat=bool(checks.suspicion))
+        checks.before_step(batch)
+    assert repeated == [100, 120]
