@@ -227,3 +227,21 @@ def test_lines_of_options_hold_nothing_that_ends_them() -> None:
         if not list(wrong_arguments([text])):
             line = option_line("comment", text)
             assert line.startswith("#SBATCH --comment=") and len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("LAUNCHER=mpirun", "LAUNCHER=mpirun: torchrun, accelerate or srun"),
+        ("PREFLIGHT=yes", "PREFLIGHT=yes: on, strict or off"),
+        ("MAX_STARTS=0", "MAX_STARTS=0: a whole number from 1 on"),
+        ("MAX_STARTS=many", "MAX_STARTS=many: a whole number from 1 on"),
+        ("", "usage: sbatch slurm/train.sbatch CONFIG [section.key=value ...]"),
+    ],
+)
+def test_the_script_names_mistakes_in_its_variables(variable: str, message: str) -> None:
+    name, _, value = variable.partition("=")
+    command = ["bash", "slurm/train.sbatch", *(["mine.yaml"] if name else [])]
+    environment = {"PATH": os.environ["PATH"], **({name: value} if name else {})}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout.endswith(f": {message}\n")
