@@ -55,13 +55,15 @@ def train(
     fresh: bool = False,
     allow_data_change: bool = False,
     quiet: bool = False,
+    take_over: bool = False,
 ) -> Run:
     """Trains the run that a configuration describes, from its newest good checkpoint; returns it.
 
     Works in one process, and in each process that torchrun, accelerate or SLURM starts. hooks: called in
     their order, after those of the configuration. sinks: get each row of metrics, on rank 0. fresh: raise
     where the run has checkpoints. allow_data_change: go on although the data are others than before. quiet:
-    print errors, the end, and where the log is, and nothing else.
+    print errors, the end, and where the log is, and nothing else. take_over: ask another process that has
+    the run to stop, then go on.
 
     The run it returns may have been stopped before its end: `Run.done` tells. Raises UserError for mistakes
     in the configuration, RunFault where the run cannot go on, HookError for a bug of a hook, and
@@ -78,7 +80,7 @@ def train(
 
     with errors_recorded(os.environ):
         run_training(
-            loaded, Options(fresh, allow_data_change, quiet),
+            loaded, Options(fresh, allow_data_change, quiet, take_over),
             started=time.monotonic(), environment=os.environ, hooks=hooks, sinks=sinks,
         )  # fmt: skip
     return Run(Path(loaded.config.run.dir) / loaded.config.run.name)
