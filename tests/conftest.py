@@ -76,15 +76,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Wrong marks of drills are found; tests that need a GPU are skipped, and said to be, without one.
 
-    Where several workers share the tests (pytest-xdist), each file stays with one of them, and so does the
-    cluster of tests/slurm; what takes longest comes first.
+    Where several workers share the tests, each file stays with one of them, and what takes longest comes
+    first. There is one cluster of tests/slurm, which they cannot share.
     """
     for item in items:
         drills_of(item)
-    if hasattr(config, "workerinput"):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_place)
         for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-        items.sort(key=lambda item: _place(_group(item)))
+            if item.path.is_relative_to(ROOT / "tests/slurm"):
+                alone = "one process alone performs it: make test WORKERS=0 ARGS=tests/slurm"
+                item.add_marker(pytest.mark.skip(reason=alone))
     wanting = [item for item in items if item.get_closest_marker("cuda")]
     if not wanting:
         return
@@ -95,15 +97,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
 
 
-def _group(item: pytest.Item) -> str:
-    """What one worker does as a whole."""
-    file = item.path.relative_to(ROOT)
-    return "tests/slurm" if file.is_relative_to("tests/slurm") else file.as_posix()
-
-
-def _place(group: str) -> int:
-    """Where a group comes in the order: the smaller the earlier."""
-    return next((place for place, name in enumerate(LONGEST) if group.startswith(name)), len(LONGEST))
+def _place(item: pytest.Item) -> int:
+    """Where a test comes in the order: the smaller the earlier."""
+    file = item.path.relative_to(ROOT).as_posix()
+    return next((place for place, name in enumerate(LONGEST) if file.startswith(name)), len(LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -95,10 +95,10 @@ CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[
 def test_the_work_of_what_a_check_has_started_counts_and_ends_with_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(supervise, "BLOCKED", 0.6)
+    monkeypatch.setattr(supervise, "BLOCKED", 3.0)
     note = tmp_path / "pid"
     spin = f"import os; open({str(note)!r}, 'w').write(str(os.getpid()))\nwhile True: pass"
-    found = run_checks(["waits"], Scope(".", seconds=3.0), lambda names: [sys.executable, "-c", CHILD, spin])
+    found = run_checks(["waits"], Scope(".", seconds=7.0), lambda names: [sys.executable, "-c", CHILD, spin])
     assert [(each.name, each.state) for each in found] == [("time", "warn")]
     end = time.monotonic() + HANG
     while psutil.pid_exists(pid := int(note.read_text())):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import faulthandler
-import tempfile
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,16 @@ from llmkit.watchdog.stacks import DEVICE, Frame, Stack, parse
 TORCH = "/x/lib/python3.11/site-packages/torch"
 
 
-def test_a_dump_of_this_process_is_read():
-    with tempfile.TemporaryFile() as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-        file.seek(0)
-        stacks = parse(file.read().decode())
-    own = stacks[threading.main_thread().ident or 0]
-    assert own.frames[0].function == "test_a_dump_of_this_process_is_read"
-    assert own.place.startswith("test_a_dump_of_this_process_is_read (test_stacks.py:")
+def test_a_dump_is_read(tmp_path: Path) -> None:
+    """Of a process of its own: of one with many threads faulthandler shows a hundred."""
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import faulthandler, sys\ndef hang():\n    faulthandler.dump_traceback(sys.stdout)\nhang()\n"
+    )
+    dump = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
+    (own,) = parse(dump).values()
+    assert [frame.function for frame in own.frames] == ["hang", "<module>"]
+    assert own.place.startswith("hang (") and own.place.split(", ")[0].endswith("hang.py:3)")
     assert not own.compiles and not own.debugged
 
 
