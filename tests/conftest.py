@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 from collections import defaultdict
@@ -62,6 +63,14 @@ def measured(request: pytest.FixtureRequest) -> Callable[[str, float | str, str]
         request.node.user_properties.append(("measured", (name, value, unit)))
 
     return record
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test begins with the same random numbers, whichever ran before it in this process."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

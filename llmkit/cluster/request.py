@@ -13,6 +13,7 @@ from llmkit.cluster.environment import exported, wrong_variables
 from llmkit.cluster.fields import FIELDS, JOB_NAME, further_options, unfit_for_scripts, wrong_value
 from llmkit.cluster.script import script_variables
 from llmkit.cluster.sweep import Sweep, read_sweep
+from llmkit.cluster.time_limit import too_short
 from llmkit.config.mistakes import NOT_SHOWN, display, without_secrets
 
 SCRIPT_OPTIONS = ("launcher", "accelerate_config", "container", "container_mounts", "container_python")
@@ -73,6 +74,7 @@ def read_request(options: argparse.Namespace, script: str, environment: Mapping[
         sbatch["job-name"] = options.job_name
     exports = exported(environment, script_variables(script), options.pass_env)
     sbatch["export"] = ",".join(exports) or "NONE"
+    wrong += filter(None, [too_short(script, given)])
     mistakes = [*wrong, *sweep.mistakes, *_wrong(options, environment)]
     variables = _variables(options, per_node, on_gpus)
     return Request(
