@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.data_contenders import Contender, Pair, find
 from benchmarks.data_corpus import LENGTH, ROWS, read_facts
+from llmkit import proc
 
 START_BATCHES = {"reading": 64, "size": 64, "live": 32}
 """Before the window opens, so that threads and workers are under way and what is read ahead is read."""
@@ -36,7 +37,6 @@ DISTRIBUTIONS = (
     "mosaicml-streaming", "grain",
 )  # fmt: skip
 
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 def run() -> None:
@@ -90,7 +90,7 @@ def measure(contender: Contender, corpus: Path, place: Path, tokens: int, second
         last = next(batches)
         delivered += last[0].numel()
     wall, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
-    children = len(descendants())
+    children = len(proc.descendants(os.getpid()))
     check(last, contender.kind, corpus)
     return {
         "tokens": delivered,
@@ -158,31 +158,14 @@ def _holds(content: mmap.mmap | bytes, wanted: bytes) -> bool:
 def cpu_seconds() -> float:
     """CPU time of this process, of its children that live and of those that are gone, to a tick."""
     gone = resource.getrusage(resource.RUSAGE_CHILDREN)
-    alive = 0
-    for process in descendants():
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            alive += sum(map(int, fields[11:15]))  # user and system, its own and its dead children's
-    return time.process_time() + gone.ru_utime + gone.ru_stime + alive / TICK
-
-
-def descendants() -> list[int]:
-    """Children of this process, and theirs."""
-    found, waiting = [], [os.getpid()]
-    while waiting:
-        process = waiting.pop()
-        for task in Path(f"/proc/{process}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                children = [int(child) for child in task.read_text().split()]
-                found += children
-                waiting += children
-    return found
+    alive = sum(map(proc.own_seconds, proc.descendants(os.getpid())))
+    return time.process_time() + gone.ru_utime + gone.ru_stime + alive
 
 
 def memory() -> int:
     """Bytes that this process and its children hold beside mapped files, shared ones by their shares."""
     total = 0
-    for process in ("self", *descendants()):
+    for process in ("self", *proc.descendants(os.getpid())):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
                 if line.startswith(("Pss_Anon:", "Pss_Shmem:")):

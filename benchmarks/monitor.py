@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import machine
+from llmkit import proc
 from llmkit.api import load
 from llmkit.loop.hook import Hook
 from llmkit.loop.resume import Options
@@ -146,18 +147,7 @@ class Turns(Hook):
 
 def helpers_seconds(parent: int) -> float:
     """Processor seconds of all processes below `parent` that run now."""
-    stats = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        stats[int(path.parent.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
-    below, found = {parent}, 0.0
-    while more := {pid for pid, (above, _) in stats.items() if above in below} - below:
-        below |= more
-    found = sum(ticks for pid, (_, ticks) in stats.items() if pid in below - {parent})
-    return found / os.sysconf("SC_CLK_TCK")
+    return sum(map(proc.own_seconds, proc.descendants(parent)))
 
 
 def lines(blocks: dict[str, list[Block]]) -> Iterator[str]:

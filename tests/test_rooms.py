@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "llmkit"
 DESIGN = (PACKAGE.parent / "docs/design.md").read_text()
 LAYERS = (
-    {"errors", "precision", "cores", "extras", "ports"},
+    {"errors", "precision", "cores", "extras", "ports", "proc"},
     {"files", "file_lock", "registry", "stopping", "batch", "end_file"},
     {"config", "ownership", "build_locks"},
     {"parallel", "data", "run_folder", "command_line", "slurm"},

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import llmkit
-from llmkit.monitor.process_tree import kill_tree
 from llmkit.monitor.wandb_mode import has_home, resolve_mode
 from llmkit.monitor.wandb_names import resolve_names
 from llmkit.monitor.wandb_session import Timeouts, begin_session, wandb_environment
+from llmkit.proc import kill_tree
 from llmkit.stopping import signals_blocked
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmkit.config.redaction import Redactor
-from llmkit.monitor.process_tree import descendants, kill_tree
 from llmkit.monitor.wandb_feed import Feed
 from llmkit.monitor.wandb_finish import hand_over
 from llmkit.monitor.wandb_open import is_reachable, open_run
 from llmkit.monitor.wandb_session import read_session
+from llmkit.proc import descendants, kill_tree
 
 POLL_SECONDS = 1.0
 MAX_ERRORS = 3

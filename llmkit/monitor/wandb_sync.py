@@ -13,7 +13,6 @@ from llmkit.command_line import to_stderr
 from llmkit.errors import RunFault, UserError
 from llmkit.file_lock import FileLock
 from llmkit.monitor.jsonlines import parse
-from llmkit.monitor.process_tree import kill_tree
 from llmkit.monitor.wandb_finish import is_complete
 from llmkit.monitor.wandb_journal import FILES
 from llmkit.monitor.wandb_mirror import start_process
@@ -27,6 +26,7 @@ from llmkit.monitor.wandb_session import (
     wandb_environment,
     write_session,
 )
+from llmkit.proc import kill_tree
 from llmkit.run_folder import LOCK
 
 PATIENT = Timeouts(probe=10.0, init=120.0, finish=3600.0, abandon=3600.0, kill=3600.0)

@@ -6,12 +6,10 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
+from llmkit import proc
 from llmkit.file_lock import now
-
-PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,9 @@ class Owner:
     def of_this_process(cls, command: str, environment: Mapping[str, str]) -> Self:
         """This process. environment: in which SLURM tells of its job."""
         restart = environment.get("SLURM_RESTART_COUNT", "0")
+        _, born = proc.state_and_start(os.getpid())
         return cls(
-            socket.gethostname(), os.getpid(), now(), command, _machine(), _born(os.getpid())[1],
+            socket.gethostname(), os.getpid(), now(), command, _machine(), born,
             environment.get("SLURM_JOB_ID", ""), int(restart) if restart.isdecimal() else 0,
         )  # fmt: skip
 
@@ -74,22 +73,13 @@ class Owner:
         """The letter of the process's state in /proc; "" where it is gone; None on another machine."""
         if not self.machine or self.machine != _machine():
             return None
-        state, born = _born(self.pid)
+        state, born = proc.state_and_start(self.pid)
         return state if born == self.born else ""
 
 
 def _machine() -> str:
     try:
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink(PROC / 'self/ns/pid')}"
+        boot = (proc.PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink(proc.PROC / 'self/ns/pid')}"
     except OSError:
         return ""
-
-
-def _born(pid: int) -> tuple[str, str]:
-    """State and start time of a process by /proc/PID/stat; both empty where it is gone."""
-    try:
-        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        return fields[0], fields[19]
-    except (OSError, IndexError):
-        return "", ""

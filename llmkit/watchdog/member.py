@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from llmkit.watchdog import proc
+from llmkit import proc
 from llmkit.watchdog.board import Board
 from llmkit.watchdog.limits import DISK, STOPPED
 from llmkit.watchdog.stacks import Stack, parse

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmkit.watchdog import proc
+from llmkit import proc
 from llmkit.watchdog.board import Board
 from llmkit.watchdog.diagnosis import Known, Verdict, diagnose, hosts_of, verdict_of
 from llmkit.watchdog.hub import Hub, known_of

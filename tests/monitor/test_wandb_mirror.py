@@ -22,11 +22,11 @@ from llmkit.errors import UserError
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import JsonLines
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.monitor.process_tree import descendants
 from llmkit.monitor.wandb_file import history
 from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.monitor.wandb_session import Timeouts
 from llmkit.monitor.wandb_sync import sync_command
+from llmkit.proc import descendants
 from tests.limits import HANG
 
 PATIENT = Timeouts(*[HANG] * 6)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.ownership import owner as module
+from llmkit import proc
 from llmkit.ownership.owner import Owner
 from tests.limits import HANG
 
@@ -47,7 +47,7 @@ def test_of_another_machine_nothing_is_known(machine: str) -> None:
 
 
 def test_a_system_without_proc_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PROC", tmp_path)
+    monkeypatch.setattr(proc, "PROC", tmp_path)
     assert Owner.of_this_process("train", {}).runs_here() is None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.monitor.process_tree import descendants
+from llmkit.proc import descendants
 from tests.drills.test_stale import ENDLESS, contents, steps
 from tests.limits import HANG
 from tests.program import events, make_project, recorded

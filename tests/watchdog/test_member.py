@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmkit.watchdog import proc
+from llmkit import proc
 from llmkit.watchdog.board import Board, Sight
 from llmkit.watchdog.limits import DISK
 from llmkit.watchdog.member import SLOW, Member

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.watchdog import proc
+from llmkit import proc
 from llmkit.watchdog.watch import Watch, Watched
 from tests.limits import HANG
 

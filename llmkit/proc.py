@@ -1,4 +1,4 @@
-"""What the kernel tells of a process (Linux): state, processor time, how it ended."""
+"""What the kernel tells of a process (Linux): state, start, processor time, how it ended, its children."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -22,6 +23,12 @@ def state(pid: int) -> str:
     """R running, S sleeping, D waiting for a disk, T stopped, t traced by a debugger, Z ended; "" = gone."""
     fields = _stat(pid)
     return fields[0] if fields else ""
+
+
+def state_and_start(pid: int) -> tuple[str, str]:
+    """Its state, and when it began, in clock ticks since the boot; both "" where it is gone."""
+    fields = _stat(pid)
+    return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
 
 
 def parent_of(pid: int) -> int:
@@ -49,26 +56,42 @@ def times(pid: int) -> Times:
     running = waiting = 0
     for task in _tasks(pid):
         with suppress(OSError, ValueError, IndexError):
-            spent, ready, *_ = Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()
+            spent, ready, *_ = (PROC / f"{pid}/task/{task}/schedstat").read_text().split()
             running, waiting = running + int(spent), waiting + int(ready)
     return Times(running / 1e9, waiting / 1e9)
 
 
 def tree_seconds(pid: int) -> float:
     """Seconds of processor time of a process and all below it, those that have ended included."""
-    total, waiting = 0.0, [pid]
-    while waiting:
-        each = waiting.pop()
-        if fields := _stat(each):
-            total += sum(map(int, fields[11:15])) / TICKS
-            waiting += _children(each)
-    return total
+    return sum(map(own_seconds, (pid, *descendants(pid))))
+
+
+def own_seconds(pid: int) -> float:
+    """Seconds of processor time of a process and of those below it that have ended."""
+    return sum(map(int, _stat(pid)[11:15])) / TICKS
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes started by `pid`, directly or not."""
+    found = list[int]()
+    for task in _tasks(pid):
+        with suppress(OSError, ValueError):
+            for child in map(int, (PROC / f"{pid}/task/{task}/children").read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """Kills a process and all it started, those with a session of their own too."""
+    for member in [pid, *descendants(pid)]:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal.SIGKILL)
 
 
 def tracer(pid: int) -> int:
     """The debugger that has attached to it; 0 = none."""
     with suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in (PROC / f"{pid}/status").read_text().splitlines():
             if line.startswith("TracerPid:"):
                 return int(line.split()[1])
     return 0
@@ -79,7 +102,7 @@ def in_kernel(pid: int) -> str:
     found = [f"state {state(pid) or 'gone'}"]
     for name in ("wchan", "syscall", "stack"):
         with suppress(OSError):
-            text = Path(f"/proc/{pid}/{name}").read_text(errors="replace").strip()
+            text = (PROC / f"{pid}/{name}").read_text(errors="replace").strip()
             if text and text != "0":
                 found.append(f"{name}: {text}")
     return "\n".join(found)
@@ -88,21 +111,13 @@ def in_kernel(pid: int) -> str:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat behind the name; empty where the process is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
 
 
 def _tasks(pid: int) -> list[str]:
     try:
-        return os.listdir(f"/proc/{pid}/task")
+        return os.listdir(PROC / f"{pid}/task")
     except OSError:
         return []
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in _tasks(pid):
-        with suppress(OSError, ValueError):
-            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-    return found

@@ -11,8 +11,14 @@ from collections.abc import Callable
 
 import pytest
 
-from llmkit.watchdog import proc
+from llmkit import proc
 from tests.limits import HANG
+
+SLEEPS = """
+import subprocess, time
+print(subprocess.Popen(["sleep", "600"], start_new_session=True).pid, flush=True)
+time.sleep(600)
+"""
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -57,3 +63,16 @@ def test_nothing_is_known_of_a_process_that_is_gone():
     assert proc.times(gone) == (0.0, 0.0)
     assert (proc.tree_seconds(gone), proc.tracer(gone), proc.tracer(os.getpid())) == (0.0, 0, 0)
     assert proc.in_kernel(gone) == "state gone"
+
+
+def test_children_with_a_session_of_their_own_are_found_and_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert proc.descendants(parent.pid) == [child]
+    assert child in proc.descendants(os.getpid())
+    proc.kill_tree(parent.pid)
+    assert parent.wait() == -9
+    parent.stdout.close()
+    until(lambda: proc.state(child) in ("", "Z", "X"))
+
