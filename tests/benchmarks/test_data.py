@@ -105,7 +105,6 @@ def test_cpu_time_has_that_of_children_in_it() -> None:
     assert child.stdout is not None
     child.stdout.readline()
     alive = data_turn.cpu_seconds() - before
-    assert child.pid in data_turn.descendants()
     child.communicate(b"\n")
     assert alive > 0.25
     assert data_turn.cpu_seconds() - before >= alive - 0.02
