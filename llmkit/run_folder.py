@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,7 @@ from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
 from llmkit.file_lock import now
 from llmkit.files import PARTIAL, may_exist, write_atomic
-from llmkit.ownership.claim import Claim, Ownership
+from llmkit.ownership.claim import Claim, Ownership, newest_generation, owner_of_generation
 from llmkit.ownership.owner import Owner
 from llmkit.ownership.take import take
 from llmkit.stopping import restarted
@@ -324,3 +324,23 @@ def _cannot_save(folder: Path, error: OSError) -> str:
         f"nothing can be written in {folder.absolute()}, where checkpoints go: {error.strerror or error}; "
         "mend that, or set run.dir to another folder"
     )
+
+
+@contextlib.contextmanager
+def borrowed(run: Path, command: str, *, advice: str, note: Callable[[str], None]) -> Iterator[Claim]:
+    """The claim of `llmkit COMMAND` on a run that is not under way, so that it is not begun meanwhile.
+
+    advice: for where it is under way, which raises UserError, as does a folder that cannot be written.
+    """
+    owner = Owner.of_this_process(f"llmkit {command}", os.environ)
+    try:
+        claim = take(run, owner, lock_name=LOCK, take_over=False, ask=note, note=note)
+    except UserError as error:
+        other = owner_of_generation(run, newest_generation(run))
+        raise UserError(f"{command}: the run {run} is under way ({other or error}){advice}") from error
+    except OSError as error:
+        raise UserError(f"{command}: nothing can be written in {run}: {error.strerror or error}") from error
+    try:
+        yield claim
+    finally:
+        claim.release()

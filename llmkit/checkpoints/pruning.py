@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,8 @@ from llmkit.checkpoints.found import Found, find, step_of
 from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
-from llmkit.ownership.claim import Claim, newest_generation, owner_of_generation
-from llmkit.ownership.owner import Owner
-from llmkit.ownership.take import take
-from llmkit.run_folder import LOCK
+from llmkit.ownership.claim import Claim
+from llmkit.run_folder import borrowed
 
 
 def prune_command(
@@ -87,22 +84,11 @@ def _claimed(found: Found) -> Iterator[Claim | None]:
     if found.run is None:
         yield None
         return
-    run = found.run
-    owner = Owner.of_this_process("llmkit checkpoint prune", os.environ)
-    try:
-        claim = take(run, owner, lock_name=LOCK, take_over=False, ask=to_stderr, note=to_stderr)
-    except UserError as error:
-        other = owner_of_generation(run, newest_generation(run))
-        raise UserError(
-            f"prune: the run {run} is under way ({other or error}), and deletes its own old checkpoints by "
-            "checkpoint.keep_last; wait for it, or stop it first"
-        ) from error
-    except OSError as error:
-        raise UserError(f"prune: nothing can be written in {run}: {error.strerror or error}") from error
-    try:
+    advice = (
+        ", and deletes its own old checkpoints by checkpoint.keep_last; wait for it, or stop it first"
+    )
+    with borrowed(found.run, "checkpoint prune", advice=advice, note=to_stderr) as claim:
         yield claim
-    finally:
-        claim.release()
 
 
 def _agreed(to_delete: list[Path]) -> bool:

@@ -49,8 +49,9 @@ def open_watch(launch: Launch, folder: RunFolder, note: Callable[[str], None], s
         ends=launch.own_process or mesh.world_size > 1, report_steps=config.monitor.log_every,
         end_file=end_file and os.path.abspath(end_file),
     )  # fmt: skip
+    alone = launch.local_size == mesh.world_size
     try:
-        watch.start(watched, meet(mesh, one_host=launch.local_size == mesh.world_size))
+        watch.start(watched, meet(mesh, own_host(launch.environment), one_host=alone))
     except OSError as error:
         note(f"nothing watches over this process, so that it would not be noticed if it hangs: {error}")
         return watch
@@ -67,10 +68,11 @@ def explanation(watch: Watch) -> Explanation | None:
     return None if verdict is None else Explanation(verdict.ranks, verdict.text, watch.hosts)
 
 
-def meet(mesh: Mesh, *, one_host: bool) -> Hub | None:
+def meet(mesh: Mesh, host: str, *, one_host: bool) -> Hub | None:
     """Where the watching processes of all ranks meet, which rank 0 tells the others; None for one rank alone.
 
-    one_host: whether all ranks are on this one. Raises OSError on all ranks where rank 0 finds no place.
+    host: the name of this one. one_host: whether all ranks are on it. Raises OSError on all ranks where
+    rank 0 finds no place.
     """
     if mesh.world_size == 1:
         return None
@@ -87,7 +89,7 @@ def meet(mesh: Mesh, *, one_host: bool) -> Hub | None:
     except OSError as error:
         mesh.store.set(KEY, json.dumps({"error": f"rank 0 cannot listen: {error}"}))
         raise
-    hub = Hub(address, server.getsockname()[1], secrets.token_hex(16), own_host(os.environ), server)
+    hub = Hub(address, server.getsockname()[1], secrets.token_hex(16), host, server)
     mesh.store.set(KEY, json.dumps({**hub._replace(server=None)._asdict()}))
     return hub
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from llmkit.command_line import to_stderr
 from llmkit.errors import RunFault, UserError
-from llmkit.file_lock import FileLock
 from llmkit.monitor.jsonlines import parse
 from llmkit.monitor.wandb_finish import is_complete
 from llmkit.monitor.wandb_journal import FILES
@@ -27,7 +26,7 @@ from llmkit.monitor.wandb_session import (
     write_session,
 )
 from llmkit.proc import kill_tree
-from llmkit.run_folder import LOCK
+from llmkit.run_folder import borrowed
 
 PATIENT = Timeouts(probe=10.0, init=120.0, finish=3600.0, abandon=3600.0, kill=3600.0)
 """Nobody waits for it but who has called it."""
@@ -62,17 +61,9 @@ def _sync_alone(run_dir: Path, environment: Mapping[str, str]) -> str:
     """`_sync` of a run that nobody trains, nor begins to train meanwhile."""
     if not (run_dir / FILES["m"]).is_file():
         raise UserError(f"sync: {run_dir} holds no run: there is no {FILES['m']} in it")
-    try:
-        lock = FileLock(
-            run_dir / LOCK, "llmkit sync", what=f"sync: the run folder {run_dir.absolute()}",
-            other="call this when it has ended", elsewhere="copy the folder to another one",
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"sync: {run_dir} cannot be used: {error.strerror}") from error
-    try:
+    advice = "; call this when it has ended, or for a copy of the folder"
+    with borrowed(run_dir, "sync", advice=advice, note=to_stderr):
         return _sync(run_dir, environment)
-    finally:
-        lock.release()
 
 
 def _sync(run_dir: Path, environment: Mapping[str, str]) -> str:

@@ -122,6 +122,31 @@ def test_a_wrong_bit_in_a_copy_of_a_weight_is_found_and_not_saved(layout: str, m
     assert [row["step"] for row in recorded("save", Path(f"runs/{layout}-flipped"))] == [3]
 
 
+@pytest.mark.exhaustive
+@pytest.mark.drill(
+    "D24", injection="the gradient of one of three ranks is a million times too large",
+    expected="the rank is named in its step, and on all ranks a micro-batch is computed again",
+)  # fmt: skip
+def test_one_of_three_ranks_whose_gradient_is_far_too_large_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Any
+) -> None:
+    make_project(tmp_path)
+    layouts = ("ddp", "stage1", "zero3")
+    cases = {layout: ("huge", [*SETTINGS, *LAYOUTS[layout]]) for layout in layouts}
+    codes = run_ranks(3, "tests.loop.check_cases:runs", joined=False, folder=str(tmp_path), cases=cases)
+    assert codes == [[0] * len(cases)] * 3
+    monkeypatch.chdir(tmp_path)
+    for layout in layouts:
+        (event,) = recorded("gradient_outlier", Path(f"runs/{layout}"))
+        assert event["ranks"] == [1]
+        measured("steps until it is on record", event["step"] - 3, "")
+        assert "computed again (gradient_outlier), with the same result" in _log_of(layout)
+
+
+def _log_of(run: str) -> str:
+    return "".join(path.read_text() for path in Path(f"runs/{run}/logs").glob("*rank-00000*"))
+
+
 def checks_of(ranks: int, found: list[Any]) -> Checks:
     def record(name: str, **fields: Any) -> None:
         found.append((name, fields["ranks"], fields["hosts"]))

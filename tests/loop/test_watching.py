@@ -103,14 +103,14 @@ def test_a_watchdog_that_has_ended_is_told():
 
 def test_ranks_meet_where_rank_0_listens():
     store = dist.HashStore()
-    first = meet(Mesh(0, 2, store=store), one_host=True)
-    second = meet(Mesh(1, 2, store=store), one_host=True)
+    first = meet(Mesh(0, 2, store=store), "n1", one_host=True)
+    second = meet(Mesh(1, 2, store=store), "n1", one_host=True)
     assert first is not None and first.server is not None
     assert second == first._replace(server=None)
     assert second.address == "127.0.0.1" and len(second.token) == 32
     with first.server, socket.create_connection((second.address, second.port)):
         pass
-    assert meet(Mesh(), one_host=True) is None
+    assert meet(Mesh(), "n1", one_host=True) is None
 
 
 def test_where_rank_0_cannot_listen_no_rank_is_watched(monkeypatch):
@@ -118,7 +118,7 @@ def test_where_rank_0_cannot_listen_no_rank_is_watched(monkeypatch):
     monkeypatch.setattr("llmkit.loop.watching.address_of_gloo", lambda: "192.0.2.1")  # nobody's
     for rank in range(2):
         with pytest.raises(OSError):
-            meet(Mesh(rank, 2, store=store), one_host=False)
+            meet(Mesh(rank, 2, store=store), "n1", one_host=False)
     assert "rank 0 cannot listen" in json.loads(store.get(KEY))["error"]
 
 

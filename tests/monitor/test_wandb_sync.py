@@ -6,6 +6,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from fake_wandb import FakeServer
 
 from llmkit.cli import main
 from llmkit.errors import RunFault, UserError
-from llmkit.file_lock import FileLock
 from llmkit.monitor import wandb_catch_up, wandb_sync
 from llmkit.monitor.wandb_catch_up import exit_code_of
 from llmkit.monitor.wandb_sync import sync_command
+from llmkit.ownership.owner import Owner
+from llmkit.ownership.take import take
+from llmkit.run_folder import LOCK
 
 Environment = dict[str, str]
 CONFIG = """
@@ -72,10 +75,25 @@ def test_what_is_no_run_and_a_missing_key_are_refused(
 
 def test_a_run_that_is_training_is_refused(tmp_path: Path, online: Callable[[str], Environment]) -> None:
     record(tmp_path, 1)
-    lock = FileLock(tmp_path / "run.lock", "llmkit train", what="", other="", elsewhere="")
-    with pytest.raises(UserError, match=r"in use by process .*llmkit train"):
+    owner = Owner.of_this_process("llmkit train", {})
+    claim = take(tmp_path, owner, lock_name=LOCK, take_over=False, ask=print, note=print)
+    with pytest.raises(UserError, match=r"under way \(process .*llmkit train"):
         sync_command([tmp_path], online("http://localhost:1"))
-    lock.release()
+    claim.release()
+
+
+def test_a_run_on_another_host_that_still_shows_signs_of_life_is_refused(
+    tmp_path: Path, online: Callable[[str], Environment]
+) -> None:
+    """Where locks do not reach other hosts, its counter tells."""
+    record(tmp_path, 1)
+    away = replace(Owner.of_this_process("llmkit train", {}), host="n7", machine="another boot")
+    claim = take(tmp_path, away, lock_name=LOCK, take_over=False, ask=print, note=print)
+    assert claim._lock is not None
+    claim._lock.release()
+    with pytest.raises(UserError, match=r"under way \(process \d+ on n7"):
+        sync_command([tmp_path], online("http://localhost:1"))
+    claim.release()
 
 
 def test_a_copy_that_was_trained_on_without_wandb_is_sent_as_a_run_of_its_own(
