@@ -1,1 +1,1 @@
-"""What a plan needs and how fast it should be, by formulas: memory, time, cost; nothing of it imports torch."""
+"""What a plan needs, how fast it should be, what it costs: by formulas, without torch."""
