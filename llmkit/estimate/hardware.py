@@ -9,14 +9,17 @@ from typing import Literal
 from llmkit.errors import UserError
 from llmkit.monitor.peaks import published_peak
 
+Architecture = Literal["ampere", "ada", "hopper", "blackwell", "cdna", "cpu"]
+"""Generations of devices, which differ in how fast attention runs on them."""
+
 
 @dataclass(frozen=True)
 class Link:
     """What joins the devices of a node, or the nodes.
 
     bandwidth: bytes a second and direction of one port, by its data sheet. share: of it that large
-    collectives reach. latency: seconds of one message. ports: of a node, which its devices share; None = one
-    a device.
+    collectives reach. latency: seconds from a device to its neighbour. ports: of a node, which its devices
+    share; None = one a device.
     """
 
     name: str
@@ -65,7 +68,7 @@ class Device:
     inside: str
     between: str
     source: str
-    kind: Literal["cpu", "cuda"] = "cuda"
+    architecture: Architecture
     per_node: int = 8
     joined: int = 1
     reached: Reached = field(default_factory=Reached)
