@@ -64,7 +64,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds RUN, which `llmkit.weights.open_weights` takes."""
-    what = "a run folder, a checkpoint, an import, or a model in Hugging Face's format"
+    what = "a run folder, RUN@best, RUN@STEP, a checkpoint, an import, or a model in Hugging Face's format"
     parser.add_argument("run", metavar="RUN", help=what)
 
 

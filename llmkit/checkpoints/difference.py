@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkit.checkpoint.named import named
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.checkpoints.slabs import slabs
@@ -46,7 +47,7 @@ def diff_command(first: Path, second: Path, count: int, *, as_json: bool) -> int
 
     Raises UserError where there is no checkpoint at a path, Damaged where one is damaged.
     """
-    a, b = open_checkpoint(first), open_checkpoint(second)
+    a, b = open_checkpoint(named(first)), open_checkpoint(named(second))
     changes = compare(with_new_names(a.config), with_new_names(b.config)).all
     settings = [change.to_json() for change in changes]
     model = _changed(a.model, b.model)

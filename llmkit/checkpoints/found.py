@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint.named import named
 from llmkit.checkpoint.read import folders
 from llmkit.errors import UserError
 from llmkit.files import may_exist
@@ -27,10 +28,12 @@ class Found:
 
 
 def find(path: Path) -> Found:
-    """The checkpoints at a path: of a run folder, in a folder of checkpoints, or the one that is there.
+    """The checkpoints at a path: of a run folder, in a folder of checkpoints, or the one that is there or
+    that RUN@best and the like name.
 
     Raises UserError where there are none.
     """
+    path = named(path)
     if not path.is_dir():
         there = may_exist(path)
         what = "is no folder" if there else "no such folder"
@@ -43,12 +46,6 @@ def find(path: Path) -> Found:
     if not found:
         raise UserError(f"{root}: there is no checkpoint in it; name a run folder that has one")
     return Found(root, found, _run_of(root))
-
-
-def step_of(folder: Path) -> int | None:
-    """The step in the name of a checkpoint of a run; None for another name, as of an import."""
-    named = fmt.FOLDER.fullmatch(folder.name.removeprefix(fmt.REPLACED))
-    return int(named[1]) if named else None
 
 
 def _run_of(root: Path) -> Path | None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.checkpoint.files import OpenFiles
+from llmkit.checkpoint.keeping import Best, read_best, step_of
 from llmkit.checkpoint.read import Checkpoint, Damaged, load
-from llmkit.checkpoints.found import find, step_of
+from llmkit.checkpoints.found import find
 from llmkit.checkpoints.recorded import Recorded, shown_time
+from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
@@ -76,14 +78,27 @@ def lines_of(path: Path, quick: bool) -> list[CheckpointLine]:
         is_good = is_good or state == GOOD
         opened.insert(0, (folder, checkpoint, state, reason))
     newest = next((each for _, each, state, _ in reversed(opened) if each is not None), None)
-    rules = {} if newest is None or found.single else kept_by(found.folders, newest.config)
+    rules = {}
+    if newest is not None and not found.single:
+        rules = kept_by(found.folders, newest.config, _best(found.root))
     return [
         _line(folder, checkpoint, recorded, rules.get(folder, []), state, reason)
         for folder, checkpoint, state, reason in opened
     ]
 
 
-def kept_by(folders: Sequence[Path], config: Mapping[str, Any]) -> dict[Path, list[str]]:
+def _best(root: Path) -> Best | None:
+    """The best one; None where it is not known, and why on standard error."""
+    try:
+        return read_best(root)
+    except Damaged as error:
+        to_stderr(str(error))
+        return None
+
+
+def kept_by(
+    folders: Sequence[Path], config: Mapping[str, Any], best: Best | None = None
+) -> dict[Path, list[str]]:
     """Why a run of these settings keeps each of its checkpoints, which are in the order of their steps."""
     keep_last, keep_every = at(config, "checkpoint", "keep_last"), at(config, "checkpoint", "keep_every")
     found: dict[Path, list[str]] = {folder: [] for folder in folders}
@@ -92,6 +107,9 @@ def kept_by(folders: Sequence[Path], config: Mapping[str, Any]) -> dict[Path, li
     for folder in folders if isinstance(keep_every, int) and keep_every > 0 else ():
         if (step_of(folder) or 1) % keep_every == 0:
             found[folder].append(f"keep_every {keep_every}")
+    for folder in folders:
+        if best is not None and step_of(folder) == best.step:
+            found[folder].append("best")
     return found
 
 

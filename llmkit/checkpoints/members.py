@@ -9,8 +9,10 @@ from pathlib import Path
 
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.files import OpenFiles
+from llmkit.checkpoint.keeping import step_of
+from llmkit.checkpoint.named import named
 from llmkit.checkpoint.read import Checkpoint, folders, load
-from llmkit.checkpoints.found import Found, find, step_of
+from llmkit.checkpoints.found import Found, find
 from llmkit.checkpoints.recorded import Recorded
 from llmkit.config.mistakes import display, listed
 from llmkit.config.resume_rules import RESUME_POLICIES
@@ -119,6 +121,7 @@ def _of_no_weight(name: str) -> bool:
 
 def _at(path: Path, choice: Choice, opened: OpenFiles) -> list[Member]:
     """The weights at a path. opened: keeps files of all of them open."""
+    path = named(path)
     if not ((path / "checkpoints").is_dir() or folders(path) or os.path.lexists(path / fmt.MANIFEST)):
         return [Member(open_weights(path), 0, None)]
     found = find(path)

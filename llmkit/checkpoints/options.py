@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmkit.command_line import CommandParser, Commands, count, positive
 
-PLACE = "a run folder, a folder of checkpoints, or a checkpoint"
+PLACE = "a run folder, a folder of checkpoints, or a checkpoint, also as RUN@best or RUN@STEP"
 Run = Callable[[argparse.Namespace], int]
 
 
@@ -71,7 +71,7 @@ def _average_parser(actions: Commands) -> None:
 
 
 def _prune_parser(actions: Commands) -> None:
-    what = "delete old checkpoints, once a newer one is verified; never the newest good one"
+    what = "delete old checkpoints, once a newer one is verified; never the newest good one, nor the best"
     parser = _action(actions, "prune", what, _prune)
     parser.add_argument("path", metavar="RUN", help="a run folder, or a folder of checkpoints")
     parser.add_argument("--keep-last", type=positive, metavar="N", help="keep the newest N good ones")

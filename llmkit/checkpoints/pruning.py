@@ -9,8 +9,9 @@ from pathlib import Path
 
 from llmkit.checkpoint.commit import delete_checkpoint
 from llmkit.checkpoint.files import OpenFiles
+from llmkit.checkpoint.keeping import is_kept, read_best
 from llmkit.checkpoint.read import Damaged, folders, load
-from llmkit.checkpoints.found import Found, find, step_of
+from llmkit.checkpoints.found import Found, find
 from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
@@ -22,7 +23,7 @@ def prune_command(
     path: Path, keep_last: int | None, keep_every: int | None, *, dry_run: bool, yes: bool
 ) -> int:
     """Deletes the checkpoints before the newest `keep_last` good ones (1 if only the other is given), but for
-    those whose step `keep_every` divides.
+    those whose step `keep_every` divides, and for the best one.
 
     Asks first on a terminal, unless `yes`. Raises UserError where the run is under way, or nothing says what
     to keep; RunFault where no checkpoint is good.
@@ -50,9 +51,10 @@ def choose(root: Path, keep_last: int, keep_every: int | None) -> list[Path]:
     """The checkpoints in `root` that are to be deleted, the oldest first.
 
     All of them are older than the newest `keep_last` good ones, of which everything was read. What is damaged
-    among these is left. Raises RunFault where none is good.
+    among these is left, and so is the best one. Raises RunFault where none is good, or it is not known which
+    one is the best.
     """
-    kept = 0
+    best, kept = read_best(root), 0
     to_delete: list[Path] = []
     for folder in reversed(folders(root)):
         if kept < keep_last:
@@ -60,7 +62,7 @@ def choose(root: Path, keep_last: int, keep_every: int | None) -> list[Path]:
                 to_stderr(f"{folder.name} is damaged, and left as it is: {problem}")
             else:
                 kept += 1
-        elif keep_every is None or (step_of(folder) or 0) % keep_every:
+        elif not is_kept(folder, keep_every or 0, best):
             to_delete.append(folder)
     if not kept:
         raise RunFault(f"prune: no checkpoint in {root} is good; nothing is deleted")

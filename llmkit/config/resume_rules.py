@@ -42,7 +42,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules(
         "warned", "the same weights compute something else", "model",
         "norm_eps norm_weight_offset rope_theta sliding_rope_theta partial_rotary_factor key_shift "
-        "sliding_window layer_types attention_dropout hidden_dropout "
+        "sliding_window layer_types "
         "final_logit_softcapping attn_logit_softcapping embedding_multiplier attention_multiplier "
         "residual_multiplier logits_scaling",
     ),
@@ -60,6 +60,10 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "initializer_range embedding_initializer_range head_initializer_range residual_init",
     ),
     **_rules("free", "padding is in no checkpoint and in no loss", "model", "vocab_pad_multiple"),
+    **_rules(
+        "free", "acts in training alone, from the next step on: no stored number depends on it", "model",
+        "attention_dropout hidden_dropout",
+    ),
     **_rules(
         "content", "the checkpoint's tokenizer is used, and another one refused", "data.tokenizer",
         "type vocab_size pattern path name revision end_of_text control_tokens_in_text",
@@ -100,8 +104,11 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "the loss is a sum over the whole batch", "train", "micro_batch_size"),
     **_rules("fixed", "decides which adapters there are", "train.lora", "rank targets"),
     **_rules(
-        "warned", "the same adapters compute something else", "train.lora",
-        "alpha input_dropout quantize_base",
+        "warned", "the same adapters compute something else", "train.lora", "alpha quantize_base"
+    ),
+    **_rules(
+        "free", "acts in training alone, from the next step on: no stored number depends on it",
+        "train.lora", "input_dropout",
     ),
     **_rules("free", "a limit", "train", "max_nonfinite_steps"),
     **_rules("fixed", "decides the weights that the run began with", "train", "init_from"),

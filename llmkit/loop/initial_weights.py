@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmkit.checkpoint.named import named
 from llmkit.checkpoint.read import Checkpoint, newest
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.mistakes import listed
@@ -138,7 +139,7 @@ def open_initial(
         return None
     before = {} if checkpoint is None else checkpoint.state.get("init_from", {})
     with fail_together(mesh):
-        path = Path(config.train.init_from) if checkpoint is None else base_path(checkpoint)
+        path = named(Path(config.train.init_from)) if checkpoint is None else base_path(checkpoint)
         weights = look_at(path)
     if isinstance(weights, CheckpointWeights) and weights.path != path:
         found = newest(weights.path.parent, note, mesh)

@@ -244,5 +244,13 @@ def _check_same_run(
         )
     differences = changed_settings(checkpoint, loaded)
     differences.raise_if_fixed(folder.path, options.allow_data_change)
+    note_changes(differences, note)
+
+
+def note_changes(differences: Differences, note: Callable[[str], None]) -> None:
+    """Says what has changed: a line for each setting that decides what is computed, one for all others."""
     for difference in differences.of("warned", "data"):
         note(f"changed since the checkpoint: {difference}: {difference.rule.reason}")
+    free = [str(each) for each in differences.of("free") if not each.path.startswith("run.")]
+    if free:
+        note(f"changed since the checkpoint, and free to change: {listed(free, 10)}")

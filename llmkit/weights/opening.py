@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.adapters import has_adapters
+from llmkit.checkpoint.named import named, split_name
 from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.initial_model import Asked, StoredModel
@@ -60,10 +61,11 @@ def base_path(checkpoint: Checkpoint) -> Path:
 
     Raises UserError where they are in none of these.
     """
-    read, named = Path(checkpoint.state["init_from"]["path"]), Path(checkpoint.config["train"]["init_from"])
+    read, asked = Path(checkpoint.state["init_from"]["path"]), checkpoint.config["train"]["init_from"]
+    place = split_name(asked)[0]
     places = [read]
     for root in (Path(), *_moved_to(checkpoint)):
-        places += [root / named / "checkpoints" / read.name, root / named]
+        places += [root / place / "checkpoints" / read.name, root / place]
     path = next(filter(may_exist, places), None)
     if path is None:
         raise UserError(
@@ -82,8 +84,8 @@ def _moved_to(checkpoint: Checkpoint) -> Iterator[Path]:
 
 
 def open_weights(path: Path, mesh: Mesh = ALONE) -> Weights:
-    """The weights at a path: a run folder (of its newest good checkpoint), a folder of checkpoints, a
-    checkpoint, an import, a folder in Hugging Face's format, or an adapter of PEFT.
+    """The weights at a path: a run folder (of its newest good checkpoint), RUN@best and the like, a folder of
+    checkpoints, a checkpoint, an import, a folder in Hugging Face's format, or an adapter of PEFT.
 
     Collective over the ranks of `mesh`. Raises UserError where there are none, and Damaged for a damaged
     checkpoint, on all ranks.
@@ -101,6 +103,7 @@ def _on_all(mesh: Mesh, work: Callable[[], Result]) -> Result:
 
 def _open(path: Path) -> Weights | Checkpoint:
     """What is at a path; adapters in a checkpoint are not merged yet."""
+    path = named(path)
     if not may_exist(path):
         raise UserError(
             f"{path}: no such folder; name a run folder, a checkpoint or an import{_not_downloaded(path)}"
@@ -116,6 +119,7 @@ def _open(path: Path) -> Weights | Checkpoint:
 def look_at(path: Path) -> Weights:
     """The weights at a path as by `open_weights`, of a run its newest checkpoint that can be opened: its
     tensors are not verified yet, nor adapters merged. For what needs no more than their description."""
+    path = named(path)
     below = path / "checkpoints"  # a run folder has a manifest.json of its own
     if path.is_dir() and (below.is_dir() or not (path / fmt.MANIFEST).exists()):
         for folder in reversed(folders(below if below.is_dir() else path)):
@@ -130,8 +134,8 @@ def read_model(asked: Asked) -> StoredModel:
     A run that has checkpoints goes on from them, and the folder that it began with need not be there.
     Raises UserError where there are no weights, or they are those of the run itself.
     """
-    named, run = (Path(os.path.abspath(path)) for path in (asked.init_from, asked.run))
-    if named == run or run in named.parents:
+    start, run = (Path(os.path.abspath(path)) for path in (split_name(str(asked.init_from))[0], asked.run))
+    if start == run or run in start.parents:
         raise UserError(f"{asked.init_from} is the run's own folder; give the new run another run.name")
     resumed = bool(folders(asked.run / "checkpoints"))
     weights = look_at(asked.run if resumed else asked.init_from)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.checkpoints.found import find, step_of
+from llmkit.checkpoints.found import find
 from llmkit.errors import UserError
 
 
@@ -40,7 +40,7 @@ def test_what_names_none_is_one_message(project: Path, path: str, says: str) -> 
         find(Path(path))
 
 
-def test_the_step_of_a_folder() -> None:
-    assert step_of(Path("a/step-00000012")) == 12
-    assert step_of(Path(".replaced-step-00000012")) == 12
-    assert step_of(Path("average")) is None
+def test_a_checkpoint_by_name(project: Path) -> None:
+    found = find(Path("runs/tiny@step-4"))
+    assert [folder.name for folder in found.folders] == ["step-00000004"]
+    assert found.single and found.run == Path("runs/tiny")

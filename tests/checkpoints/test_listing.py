@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.checkpoint.keeping import Best, write_best
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoints import listing
 from llmkit.checkpoints.listing import kept_by, lines_of
@@ -66,6 +67,16 @@ def test_why_a_run_keeps_what_it_keeps() -> None:
     found = kept_by(folders, {"checkpoint": {"keep_last": 2, "keep_every": 100}})
     assert list(found.values()) == [["keep_every 100"], [], ["keep_last 2", "keep_every 100"], ["newest"]]
     assert list(kept_by(folders, {}).values()) == [[], [], [], []]
+    assert list(kept_by(folders, {}, Best(150, 2.5)).values()) == [[], ["best"], [], []]
+
+
+def test_the_best_one_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path("runs/tiny/checkpoints")
+    write_best(root, Best(4, 2.5))
+    assert [line.kept for line in lines_of(root, quick=True)][1] == ["keep_last 9", "best"]
+    (root / "best.json").write_text("{")
+    assert [line.kept for line in lines_of(root, quick=True)][1] == ["keep_last 9"]
+    assert "best.json: it does not say" in capsys.readouterr().err
 
 
 def test_one_that_is_deleted_meanwhile_is_left_out(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.checkpoint.keeping import Best, write_best
 from llmkit.cli import main
 from llmkit.ownership.owner import Owner
 from llmkit.ownership.take import take
@@ -29,7 +30,7 @@ def prune(project: Path, capsys: pytest.CaptureFixture[str]) -> Prune:
 
 
 def steps() -> list[int]:
-    return sorted(int(folder.name[5:]) for folder in ROOT.iterdir())
+    return sorted(int(folder.name[5:]) for folder in ROOT.glob("step-*"))
 
 
 def damage(step: int) -> None:
@@ -51,6 +52,16 @@ def test_what_is_kept(prune: Prune, options: list[str], left: list[int]) -> None
     assert steps() == left
     assert prune(*options) == 0
     assert steps() == left
+
+
+def test_the_best_one_stays(prune: Prune, capsys: pytest.CaptureFixture[str]) -> None:
+    write_best(ROOT, Best(4, 2.5))
+    assert prune("--keep-last", "1") == 0
+    assert steps() == [4, 8]
+    (ROOT / "best.json").write_text("{")
+    assert prune("--keep-last", "1") == 1
+    assert "best.json: it does not say which checkpoint is the best" in capsys.readouterr().err
+    assert steps() == [4, 8]
 
 
 def test_it_says_what_it_does(prune: Prune, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,18 @@ def test_a_copy_has_the_digest_of_the_original_and_another_step_another_one(proj
     assert open_weights(project / "runs/longer").digest() != open_weights(copy).digest()
 
 
+def test_a_checkpoint_of_a_run_by_name(project):
+    expected = open_weights(project / "runs/tiny").path
+    assert open_weights(project / "runs/tiny@2").path == expected
+    assert look_at(project / "runs/tiny@step-2").path == expected
+    with pytest.raises(UserError, match="is marked as the best"):
+        open_weights(project / "runs/tiny@best")
+    found = read_model(Asked(project / "runs/tiny@2", project / "runs/new", False))
+    assert found.origin == str(expected)
+    with pytest.raises(UserError, match="is the run's own folder"):
+        read_model(Asked(project / "runs/tiny@2", project / "runs/tiny", False))
+
+
 def test_a_run_goes_on_with_its_own_model_and_may_not_start_from_itself(project, monkeypatch):
     monkeypatch.chdir(project)
     nowhere, tiny = Path("nowhere"), Path("runs/tiny")
