@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,16 @@ DETERMINISTIC = {"MKL_CBWR": "COMPATIBLE", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """What MKL and cuBLAS must find in the environment when torch is imported, for `run.deterministic`."""
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, assumed: Mapping[str, Any] | None = None
+) -> Loaded:
     """Reads a configuration file, with `section.key=value` overrides on top.
 
-    Where it starts from weights (`train.init_from`) the settings of the model are read from these.
+    Where it starts from weights (`train.init_from`) the settings of the model are read from these. assumed:
+    values by their dotted keys, in place of defaults where nothing is given.
     Raises UserError that names every mistake at once, each with its file and line.
     """
-    return load_config(path, overrides, _read_model)
+    return load_config(path, overrides, _read_model, assumed)
 
 
 def _read_model(asked: Asked) -> StoredModel:

@@ -20,7 +20,7 @@ LAYERS = (
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor", "cluster"},
     {"inference", "parity", "recipes", "report", "checkpoints"},
-    {"generation", "preference"},
+    {"generation", "preference", "planner"},
     {"evaluation"},
     {"loop", "inspect", "serve", "convert"},
     {"train"},

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llmkit.config import initial_model
 from llmkit.config.check import check
@@ -19,13 +20,16 @@ from llmkit.config.paths import with_home
 from llmkit.config.remarks import remarks
 from llmkit.config.schema import PLUGIN, Config
 from llmkit.config.settings import Facts, Settings
-from llmkit.config.tree import Node, find, merge
+from llmkit.config.tree import Node, find, merge, tree_of
 from llmkit.config.validate import origins, validate
 from llmkit.config.walk import leaves
 from llmkit.config.yaml_reader import read_file
 from llmkit.errors import UserError
 from llmkit.files import may_exist
 from llmkit.registry import import_plugin
+
+ASSUMED = "assumed"
+"""Origin of a value that stands for one that was not given."""
 
 MAX_EXTENDS = 8
 """Longest chain of files that extend each other."""
@@ -60,10 +64,15 @@ class Loaded:
         return cls(config, {path: name for path, _ in leaves(config)}, Path(name))
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), read_model: ReadModel | None = None) -> Loaded:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), read_model: ReadModel | None = None,
+    assumed: Mapping[str, Any] | None = None,
+) -> Loaded:  # fmt: skip
     """Reads a configuration file, with `section.key=value` overrides on top.
 
     read_model: reads the model that `train.init_from` names; None = what the configuration says is all.
+    assumed: values by their dotted keys that stand in for defaults, where neither the files nor the command
+    line say anything; their origin is `ASSUMED`.
     Raises UserError that names every mistake at once, each with its file and line.
     """
     files = _Files()
@@ -76,6 +85,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), read_model: ReadModel 
     if tree is None:
         raise error(files.mistakes, shown)
     stored = None
+    if assumed:
+        tree = merge(tree_of(assumed, ASSUMED), tree)
     if read_model is not None:
         tree, stored = with_stored_model(tree, read_model, files.mistakes)
     _import_plugins(tree, files.mistakes)

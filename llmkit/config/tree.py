@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Scalar = str | int | float | bool | None
 Path = tuple[str | int, ...]
@@ -44,6 +45,26 @@ def merge(under: Node, over: Node) -> Node:
     for key, node in over.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
     return Node(merged, over.location, under.replaces)
+
+
+def tree_of(values: Mapping[str, Any], location: str) -> Node:
+    """The tree of some values by their dotted keys, all of them from one place."""
+    root = Node({}, location)
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        here = root
+        for section in sections:
+            assert isinstance(here.value, dict)
+            here = here.value.setdefault(section, Node({}, location))
+        assert isinstance(here.value, dict)
+        here.value[name] = _node(value, location)
+    return root
+
+
+def _node(value: Any, location: str) -> Node:
+    if isinstance(value, dict):
+        return Node({key: _node(each, location) for key, each in value.items()}, location)
+    return Node([_node(each, location) for each in value] if isinstance(value, list) else value, location)
 
 
 def find(tree: Node, path: Iterable[str | int]) -> Node | None:

@@ -34,6 +34,13 @@ def test_values_and_their_origins(write: Write) -> None:
     assert loaded.path == Path("c.yaml")
 
 
+def test_assumed_values_hold_where_nothing_is_given(write: Write) -> None:
+    loaded = load(write(), ["train.max_steps=3"], assumed={"train.max_steps": 9, "train.z_loss": 0.5})
+    assert (loaded.config.train.max_steps, loaded.config.train.z_loss) == (3, 0.5)
+    assert loaded.origins["train.max_steps"] == "command line"
+    assert loaded.origins["train.z_loss"] == "assumed"
+
+
 def test_a_section_that_is_reset_starts_from_the_defaults(write: Write) -> None:
     write(name="base.yaml")
     write("reset: model\nmodel: {hidden_size: 96}\n", "other.yaml")

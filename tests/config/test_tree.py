@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkit.config.tree import Node, dotted, find, location_of, merge, undotted
+from llmkit.config.tree import Node, dotted, find, location_of, merge, tree_of, undotted
 
 
 def tree(values: object, location: str) -> Node:
@@ -58,3 +58,9 @@ def test_what_is_not_there_is_placed_at_what_is_above_it():
 def test_dotted_keys_and_paths_are_the_same():
     assert dotted(("data", "sources", 0, "type")) == "data.sources.0.type"
     assert undotted("data.sources.0.type") == ("data", "sources", 0, "type")
+
+
+def test_a_tree_of_dotted_keys():
+    made = tree_of({"a.b": 1, "a.c": [{"d": 2}], "e": None}, "here")
+    assert made.plain() == {"a": {"b": 1, "c": [{"d": 2}]}, "e": None}
+    assert find(made, ("a", "c", 0, "d")).location == "here"
