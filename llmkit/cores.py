@@ -66,6 +66,32 @@ def host_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"
         return None
 
 
+def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory, without swap, that are free now for this process; None where the system does not say.
+
+    What the control groups of this process have taken counts against their limits, but for the page cache.
+    """
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        limits = [(_number(file), file.parent) for file in _limits(proc, groups)]
+        left = [limit - _taken(group) for limit, group in limits if limit is not None]
+        return max(0, min([available, *left]))
+    except (OSError, ValueError, KeyError, IndexError, StopIteration):
+        return None
+
+
+def _taken(group: Path) -> int:
+    """Bytes that a control group, of version 1 or 2, has taken, without files in the page cache."""
+    used = _number(group / "memory.current")
+    if used is None:
+        used = _number(group / "memory.usage_in_bytes")
+    if used is None:
+        return 0
+    counted = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return used - int(counted.get("total_inactive_file", counted.get("inactive_file", 0)))
+
+
 def _limits(proc: Path, groups: Path) -> Iterator[Path]:
     """The files with the limits of the control groups, of version 1 or 2, that this process is in."""
     for line in (proc / "self" / "cgroup").read_text().splitlines():

@@ -47,6 +47,7 @@ kernels:
   compile: false
 checkpoint:
   every_steps: 5
+  background: false
 faults:
   watchdog: false
 monitor:

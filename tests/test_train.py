@@ -221,17 +221,17 @@ def test_the_stop_file_saves_and_is_forgotten_by_the_next_start(project, where, 
     expected="one save, of the step of the signal",
 )
 def test_a_second_signal_while_saving_changes_nothing(project, monkeypatch):
-    import llmkit.loop.trainer
+    import llmkit.loop.saving
 
     saves = []
 
     def slow_save(*arguments, **named):
         os.kill(os.getpid(), signal.SIGTERM)
-        saves.append(arguments[1])
+        saves.append(arguments[1].step)
         return save(*arguments, **named)
 
-    save = llmkit.loop.trainer.save
-    monkeypatch.setattr(llmkit.loop.trainer, "save", slow_save)
+    save = llmkit.loop.saving.write_and_commit
+    monkeypatch.setattr(llmkit.loop.saving, "write_and_commit", slow_save)
     at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert train() == 75
     assert saves == [2]
@@ -364,10 +364,10 @@ def test_accumulation_changes_nothing(project):
 
 
 def test_a_save_that_fails_does_not_stop_training(project, monkeypatch, capsys):
-    import llmkit.loop.trainer
+    import llmkit.loop.saving
     import llmkit.ownership.claim
 
-    save, fail = llmkit.loop.trainer.save, [True]
+    save, fail = llmkit.loop.saving.write_and_commit, [True]
 
     def failing(*arguments, **named):
         if fail.pop() if fail else False:
@@ -381,7 +381,7 @@ def test_a_save_that_fails_does_not_stop_training(project, monkeypatch, capsys):
         monkeypatch.setattr(llmkit.ownership.claim, "newest_generation", newest_generation)
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(llmkit.loop.trainer, "save", failing)
+    monkeypatch.setattr(llmkit.loop.saving, "write_and_commit", failing)
     assert train() == 0
     folder = project / "runs" / "tiny"
     assert events(folder) == ["start", "save_failed", "save", "save", "done"]

@@ -55,8 +55,19 @@ def save(
     this checkpoint is then removed, and no other is touched. Raises ValueError on the process that gave
     something that cannot be saved, or on rank 0 if a tensor is incomplete.
     """
-    snapshot = stage(Snapshot(step, pieces, state, model, config, extra_files), copy=False)
+    snapshot = stage(Snapshot(step, pieces, state, model, config, extra_files), memory=None)
     mesh = mesh.for_saving()
+    return write_and_commit(root, snapshot, keep_last=keep_last, mesh=mesh, note=note, claim=claim)
+
+
+def write_and_commit(
+    root: Path, snapshot: Snapshot, *, keep_last: int, mesh: Mesh, note: Callable[[str], None],
+    claim: Claim | None,
+) -> Path:  # fmt: skip
+    """Writes and commits a staged snapshot: all of `save` that may go on beside training, in a thread.
+
+    mesh: one whose small messages nothing else uses meanwhile (`Mesh.for_saving`).
+    """
     return commit(write(root, snapshot, mesh, claim), snapshot, keep_last, mesh, note, claim)
 
 

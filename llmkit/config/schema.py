@@ -328,6 +328,8 @@ class Checkpoint(Section):
     """Minutes between checkpoints; 0 = off."""
     keep_last: Positive = 3
     """How many checkpoints are kept."""
+    background: bool = False
+    """Write beside training, which waits for a copy of the state to host memory alone; off: for the disk."""
     max_failed_saves: NonNegative = 10
     """Saves in a row that may fail, as on a full disk, before the run ends; 0 = any number."""
 

@@ -21,7 +21,8 @@ class Agreed(NamedTuple):
     1 = compute the held-out loss. max_steps: the step after which the run is finished. failed: 1 = a hook
     of this rank has failed. unready: 1 = it is not certain that this rank will have a batch for the next
     step but one. rollback: the step of a spike from before which to go on. repeat: 1 = compute a micro-batch
-    again.
+    again. saves: minus the number of saves that this rank has finished, so that the largest is that of the
+    slowest rank.
     """
 
     stop: int = 0
@@ -32,6 +33,7 @@ class Agreed(NamedTuple):
     unready: int = 0
     rollback: int = 0
     repeat: int = 0
+    saves: int = 0
 
 
 NOTHING = Agreed(unready=1)

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from llmkit.end_file import End, end_of, write_end
-from llmkit.errors import DisagreementError, RunFault, UserError
+from llmkit.errors import RunFault, UserError
 from llmkit.loop.finish import time_line
 from llmkit.loop.launch import Launch
 from llmkit.loop.report import REPORT, write_report
-from llmkit.loop.rollback import roll_back_if_asked
 from llmkit.loop.stop import HOOK, REASONS, StopRequest
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
@@ -47,34 +46,6 @@ def stop_run(t: Trainer) -> int:
     if write_report(t):
         t.console.note(f"report: {t.folder.path / REPORT}")
     return STOPPED
-
-
-def save_and_go_on(t: Trainer) -> None:
-    """Saves after a step; a failure is reported, and training goes on until the next save.
-
-    Raises RunFault, on all ranks, where `checkpoint.max_failed_saves` have failed in a row.
-    """
-    t.log.flush()  # what this raises is no failure to save
-    if roll_back_if_asked(t):
-        return
-    try:
-        t.save()
-    except DisagreementError:
-        raise  # no later save could be better
-    except RunFault as fault:
-        with suppress(OSError):  # of a disk that fails: it will be looked at before the next save
-            t.folder.claim.is_current()
-        t.folder.claim.raise_if_lost()  # such a start ends
-        t.events.record("save_failed", step=t.state.step, reason=str(fault))
-        t.failed_saves += 1
-        if t.failed_saves == t.config.checkpoint.max_failed_saves:
-            raise RunFault(
-                f"{t.failed_saves} saves in a row have failed (checkpoint.max_failed_saves), "
-                f"the last one: {fault}"
-            ) from fault
-        t.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
-    else:
-        t.failed_saves = 0
 
 
 def save_and_fail(t: Trainer, error: Exception | None) -> NoReturn:
@@ -130,6 +101,7 @@ def record_fault(t: Trainer, error: BaseException) -> BaseException:
     """
     t.watch.settle()  # what follows may take long, such as the end of the mirror to W&B
     cause = t.mesh.cause_of(error)
+    t.saves.settle_after(error)
     unexpected = isinstance(error, Exception) and not isinstance(error, UserError | RunFault)
     if unexpected and t.unsaved_steps and not t.in_step and t.mesh.world_size == 1:
         with suppress(Exception):  # what the user must see is the error itself

@@ -88,6 +88,7 @@ def roll_back(t: Trainer, spike: int) -> bool:
     if end := t.control.close().max_steps:  # is asked for once
         t.end_after(end)
     t.log.flush()
+    t.saves.settle()
     t.agreed, rollbacks.asked = t.agreed._replace(rollback=0), 0
     if rollbacks.without_save >= faults.max_rollbacks:
         raise RunFault(

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmkit.checkpoint.format import folder_name
 from llmkit.loop.hook import Hook, Request
 from llmkit.run_folder import SAVE
 
@@ -22,6 +23,8 @@ class SaveRequest(Hook):
 
     def __init__(self) -> None:
         self._asked: tuple[int, int] | None = None
+        self._since = 0
+        """The step after which it was asked for."""
 
     def request(self, t: Trainer) -> Request | None:
         """A save, where there is a file that was not there before."""
@@ -30,12 +33,13 @@ class SaveRequest(Hook):
         found = _file(t)
         if found is None or found == self._asked:
             return None
-        self._asked = found
+        self._asked, self._since = found, t.state.step
         return Request(save=True)
 
     def after_save(self, t: Trainer, path: Path) -> None:
-        """Removes the file, unless it is a newer one, which may ask for what this checkpoint has not."""
-        if self._asked is not None and _file(t) == self._asked:
+        """Removes the file, unless it asks for what this checkpoint has not: one that was begun before, or a
+        newer file."""
+        if self._asked is not None and path.name >= folder_name(self._since) and _file(t) == self._asked:
             t.folder.remove(SAVE)
 
 

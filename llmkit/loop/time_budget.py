@@ -62,7 +62,7 @@ class TimeBudget(Hook):
                 self._watch, self._budget, self._paused = self._budget.watch, None, _paused(t)
         elif self._watch is not None and state.max_steps is not None:
             before, self._paused = self._paused, _paused(t)
-            kept = t.save_seconds + t.tasks_seconds  # for those at the end
+            kept = t.saves.seconds + t.tasks_seconds  # for those at the end
             spent = self._paused - before
             plan = self._watch.after_step(state.step, state.max_steps, now, spent, kept, most)
         else:

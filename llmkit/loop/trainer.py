@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 from llmkit.checkpoint.format import folder_name
 from llmkit.checkpoint.read import Checkpoint
-from llmkit.checkpoint.write import save
 from llmkit.config.schema import Config
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
@@ -25,7 +23,7 @@ from llmkit.loop.batches import Batches, NoBatch
 from llmkit.loop.budget import Budget
 from llmkit.loop.checks import Checks
 from llmkit.loop.control import NOTHING, Agreed, Control
-from llmkit.loop.ends import raise_failures, save_and_fail, save_and_go_on, stop_run
+from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
 from llmkit.loop.epochs import epoch_columns
 from llmkit.loop.evaluations import evaluate_if_due, evaluate_now, evaluate_tasks_now, may_end_here
 from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
@@ -33,10 +31,11 @@ from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
 from llmkit.loop.profile_steps import ProfileSteps
 from llmkit.loop.recorder import Recorder, Rule
-from llmkit.loop.rollback import Rollbacks, roll_back, roll_back_if_asked
+from llmkit.loop.rollback import Rollbacks, roll_back
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_request import SaveRequest
 from llmkit.loop.save_timer import SaveTimer
+from llmkit.loop.saving import Saves
 from llmkit.loop.source_losses import SourceLosses
 from llmkit.loop.spending import Spending
 from llmkit.loop.start_plan import show_start
@@ -86,8 +85,7 @@ class Trainer:
         self.engine, self.state, self.folder, self.console = engine, state, folder, console
         self.events, self.stop, self.clock, self.saved_step = events, stop, launch.clock, saved_step
         self.environment, self.first_step, self.watch = launch.environment, state.step, watch
-        self.learning_rate, self.save_seconds, self.tasks_seconds = 0.0, 0.0, 0.0
-        self.failed_saves = 0  # since the last one that succeeded
+        self.learning_rate, self.tasks_seconds = 0.0, 0.0
         self.in_step = False
         """Whether a step has begun and is not over: then nothing can be saved."""
         self.agreed: Agreed = NOTHING
@@ -108,10 +106,11 @@ class Trainer:
         saves = [SaveTimer(self.config.checkpoint.every_minutes, self.clock()), SaveRequest()]
         own = [TimeBudget(budget), *saves, MicroBatchHint(), ProfileSteps(self.config), WatchHook(watch)]
         self.hooks = HookList(own, launch.hooks)
+        self.saves = Saves(self, launch.local_size)
         self.checks, self.hosts = Checks(self), list[str]()
         """hosts: of the ranks."""
-        self._recorder = Recorder(self.mesh, OWN_NAMES, gathers=self.hooks.has_others)
-        self._details = StepDetails(
+        self.recorder = Recorder(self.mesh, OWN_NAMES, gathers=self.hooks.has_others)
+        self.details = StepDetails(
             SourceLosses(loader.source_names, self.mesh.device), spike_detector(self.config),
             self.config.data.sequence_length, self.write_row, self._write_media,
             self.checks.spiked, self.checks.gradients,
@@ -129,7 +128,7 @@ class Trainer:
     def start(self) -> None:
         """What comes before the first step: measures the device's peak, calls hooks. All ranks call it."""
         self.hosts = self.mesh.all_gather_text(own_host(self.environment))
-        self.log = make_step_log(self, self._recorder, self._details)
+        self.log = make_step_log(self, self.recorder, self.details)
         if self.mesh.rank == 0:
             show_start(self, self.log.speed.label)
         self.spending.start(self)
@@ -141,8 +140,8 @@ class Trainer:
 
     def load_recorded(self, state: Mapping[str, Any]) -> None:
         """Takes what a checkpoint keeps of hooks, and of what no row has taken yet."""
-        self._recorder.load_state(state.get("recorded", []))
-        self._details.load_state(state.get("details", {}))
+        self.recorder.load_state(state.get("recorded", []))
+        self.details.load_state(state.get("details", {}))
         self.hooks.load_states(state.get("hooks", {}))
 
     def fit(self) -> int:
@@ -216,6 +215,7 @@ class Trainer:
         self.agreed = self.control.exchange(self._requests(), batch.hash)
         if self.agreed.max_steps:
             self.end_after(self.agreed.max_steps)
+        self.saves.poll(-self.agreed.saves)
         self.checks.after_step()
         self.hooks.call("after_step", self, result)
         every, step = self.config.monitor.log_every, self.state.step
@@ -231,7 +231,7 @@ class Trainer:
         self.console.progress(step)
         every = self.config.checkpoint.every_steps
         if self.agreed.save or (every and step % every == 0):
-            save_and_go_on(self)
+            self.saves.save_and_go_on()
         evaluate_if_due(self)
 
     def _requests(self) -> Agreed:
@@ -245,11 +245,12 @@ class Trainer:
         unready = int(not self.loader.ready(2))
         failed = int(self.hooks.failure is not None)
         back, again = self.rollbacks.asked, int(bool(self.checks.suspicion))
-        return Agreed(self.stop_code(), save, evaluate, max_steps, failed, unready, back, again)
+        saves = -self.saves.finished
+        return Agreed(self.stop_code(), save, evaluate, max_steps, failed, unready, back, again, saves)
 
     def record(self, name: str, value: float | torch.Tensor, reduce: Rule = "mean") -> None:
         """Records a number for the next row of metrics.jsonl: see `Recorder.record`."""
-        self._recorder.record(name, value, reduce)
+        self.recorder.record(name, value, reduce)
 
     def record_event(self, event: str, **fields: Any) -> None:
         """Records an event with where the time went, and what was used, until now."""
@@ -271,7 +272,8 @@ class Trainer:
         """Whether the run must begin to end for `train.max_minutes` to hold; rank 0 decides."""
         if self.mesh.rank > 0:
             return False
-        return time_over(self.config.train, self.state, self._started, self.clock, self.save_seconds)
+        seconds = self.saves.seconds * (1 + self.saves.in_flight)  # the one in flight, and the last one
+        return time_over(self.config.train, self.state, self._started, self.clock, seconds)
 
     def write_row(self, row: Mapping[str, Any]) -> None:
         """Adds a row to metrics.jsonl, and gives it to the sinks."""
@@ -301,53 +303,8 @@ class Trainer:
             sink.media(item)
 
     def save(self) -> Path:
-        """Writes a checkpoint of this moment, unless there is one; waits until it is on disk.
-
-        All ranks call it. Raises RunFault, on all of them, where it cannot be written; what was there
-        before is then still there.
-        """
-        path = self.checkpoint
-        if self.saved_step == self.state.step:
-            return path
-        self.log.flush()
-        if roll_back_if_asked(self):
-            return self.checkpoint
-        self.checks.before_save()
-        began = self.clock()
-        with self.phases.span("save"):
-            save(
-                self.folder.checkpoints,
-                self.state.step,
-                self.engine.read_pieces(),
-                state=self._checkpoint_state(),
-                model=self.plan.model.to_dict(),
-                config=self.config.model_dump(mode="json"),
-                extra_files=self.data.tokenizer.files(),
-                keep_last=self.config.checkpoint.keep_last,
-                mesh=self.mesh,
-                note=self.console.note,
-                claim=self.folder.claim,
-            )
-            self.saved_step, self.rollbacks.without_save = self.state.step, 0
-            self.record_event("save", step=self.state.step, path=path.name)
-            self.hooks.call("after_save", self, path)
-        self.save_seconds = self.clock() - began
-        return path
-
-    def _checkpoint_state(self) -> dict[str, Any]:
-        return {
-            "progress": self.state.to_json(),
-            "data": self.loader.state(self.mesh.all_gather_text),
-            "updates": self.engine.optimizer_steps,
-            "precision": self.plan.precision.name,
-            "layout": self.plan.layout.to_dict(),
-            "kernels": self.plan.kernels.in_use,
-            "started_in": os.getcwd(),  # where relative paths of the settings start from
-            "hooks": self.hooks.states(),
-            "recorded": self._recorder.state(),
-            "details": self._details.state(),
-            **({"init_from": self.init_from} if self.init_from else {}),
-        }
+        """See `Saves.save`."""
+        return self.saves.save()
 
     def save_last(self) -> Path:
         """Ends the exchange of requests, which finds batches that differ between ranks, then saves."""

@@ -12,7 +12,7 @@ from llmkit.checkpoint import read
 from llmkit.checkpoint.commit import commit
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.read import ALONE
-from llmkit.checkpoint.stage import Snapshot, stage
+from llmkit.checkpoint.stage import HostMemory, Snapshot, stage
 from llmkit.checkpoint.write import write
 
 
@@ -22,7 +22,7 @@ def staged(weights: torch.Tensor, copy: bool) -> Snapshot:
         Piece(name, "master", (len(data),), ((0, len(data)),), (0, len(data)), data)
         for name, data in (("w", weights.view(-1)), ("column", weights[:, 1]))
     )
-    return stage(Snapshot(7, pieces, {"step": 7}, {}, {}, {}), copy)
+    return stage(Snapshot(7, pieces, {"step": 7}, {}, {}, {}), HostMemory(128) if copy else None)
 
 
 def test_a_copied_snapshot_is_written_as_it_was_staged_though_training_goes_on(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_save_that_fails_does_not_hide_why_the_run_ends(project, monkeypatch, 
         raise RunFault("the disk is full")
 
     end_of_data(monkeypatch, 3, UserError("line 17 is broken"))
-    monkeypatch.setattr("llmkit.loop.trainer.save", full)
+    monkeypatch.setattr("llmkit.loop.saving.write_and_commit", full)
     assert train("checkpoint.every_steps=0") == 2
     assert "llmkit: line 17 is broken. NOT SAVED: the disk is full" in capsys.readouterr().err
     assert last_event(project / "runs" / "tiny")["lost_steps"] == 3

@@ -75,6 +75,7 @@ def test_a_newer_request_is_left(project: Path) -> None:
 
     class Trainer:
         mesh = type("Mesh", (), {"rank": 0})
+        state = type("State", (), {"step": 7})
         folder = Folder()
 
     hook, trainer = SaveRequest(), Trainer()
@@ -82,9 +83,11 @@ def test_a_newer_request_is_left(project: Path) -> None:
     assert hook.request(trainer).save and hook.request(trainer) is None  # type: ignore
     Path("newer").touch()
     Path("newer").replace("SAVE")
-    hook.after_save(trainer, Path())  # type: ignore
+    hook.after_save(trainer, Path("step-00000007"))  # type: ignore
     assert Path("SAVE").exists() and hook.request(trainer).save  # type: ignore
-    hook.after_save(trainer, Path())  # type: ignore
+    hook.after_save(trainer, Path("step-00000006"))  # type: ignore
+    assert Path("SAVE").exists(), "that save was begun before it was asked for"
+    hook.after_save(trainer, Path("step-00000007"))  # type: ignore
     assert not Path("SAVE").exists()
 
 

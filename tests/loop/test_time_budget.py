@@ -127,8 +127,8 @@ def test_time_is_kept_for_an_evaluation_by_tasks_at_the_end_once_one_was_made():
     budget._watch, budget._asked = SimpleNamespace(after_step=lambda *given: kept.append(given[-2])), 9
     trainer = SimpleNamespace(
         state=TrainState(step=5, max_steps=9), clock=lambda: 0.0, mesh=SimpleNamespace(rank=0),
-        phases=SimpleNamespace(seconds={"evaluate": 0.0, "save": 0.0}), save_seconds=2.0, tasks_seconds=30.0,
-        loader=SimpleNamespace(first_shortage=None),
+        phases=SimpleNamespace(seconds={"evaluate": 0.0, "save": 0.0}), tasks_seconds=30.0,
+        saves=SimpleNamespace(seconds=2.0), loader=SimpleNamespace(first_shortage=None),
     )  # fmt: skip
     assert budget.request(trainer) is None and kept == [32.0]
 

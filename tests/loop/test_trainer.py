@@ -17,6 +17,7 @@ from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
+from llmkit.loop import saving
 from llmkit.loop import trainer as module
 from llmkit.loop.hook import Hook
 from llmkit.loop.phases import NAMES
@@ -56,7 +57,7 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
     clock = Clock(monkeypatch)
     clock.takes(NativeEngine, "train_step", 2.0)
     clock.takes(TrainLoader, "__next__", 0.5)
-    clock.takes(module, "save", 100.0)
+    clock.takes(saving, "write_and_commit", 100.0)
     clock.takes(HeldOut, "__iter__", 300.0)
     uploads = Hook()
     for name in ("after_save", "after_evaluate"):
@@ -323,14 +324,14 @@ def test_an_unknown_peak_is_said_once_and_gives_no_utilization(
 
 
 def test_saves_that_go_on_failing_end_the_run(project, monkeypatch, capsys):
-    save = module.save
+    save = saving.write_and_commit
 
     def failing(*arguments, **named):
-        if arguments[1] in (2, 4, 8, 9, 10):
+        if arguments[1].step in (2, 4, 8, 9, 10):
             raise RunFault("the disk is full")
         return save(*arguments, **named)
 
-    monkeypatch.setattr(module, "save", failing)
+    monkeypatch.setattr(saving, "write_and_commit", failing)
     often = ["checkpoint.every_steps=1", "checkpoint.max_failed_saves=3", "train.max_steps=20"]
     assert train_tiny(*often) == 1
     message = capsys.readouterr().err
@@ -338,5 +339,5 @@ def test_saves_that_go_on_failing_end_the_run(project, monkeypatch, capsys):
     folder = project / "runs" / "tiny"
     assert [row["step"] for row in recorded("save_failed", folder)] == [2, 4, 8, 9, 10]
     assert recorded("fault", folder)[0]["lost_steps"] == 3
-    monkeypatch.setattr(module, "save", save)
+    monkeypatch.setattr(saving, "write_and_commit", save)
     assert train_tiny(*often) == 0

@@ -1,0 +1,252 @@
+"""The checkpoints of a run: the state is copied between two steps, and written beside training."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.checkpoint.stage import HostMemory, Snapshot, room_for, stage
+from llmkit.checkpoint.write import write_and_commit
+from llmkit.config.memory import show_bytes
+from llmkit.cores import free_memory
+from llmkit.errors import RunFault
+from llmkit.loop.rollback import roll_back_if_asked
+
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
+
+MARGIN = 0.9
+"""Share of the free memory of the host that copies of the state may take."""
+
+
+@dataclass
+class _Save:
+    """A save that has begun and is not on record yet.
+
+    began: by the clock of the trainer. stall: seconds for which training has waited for it. facts: for its
+    event, of the moment at which training went on. written: when it was on disk, or had failed.
+    """
+
+    step: int
+    path: Path
+    began: float
+    stall: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+    written: float = 0.0
+
+
+class Saves:
+    """Makes the checkpoints of a trainer; every method is collective, between two steps.
+
+    At most one save is in flight: it was begun and is not on record. The next one, a stop, a rollback and the
+    end wait for it. With `checkpoint.background` it is written by a thread, which talks with those of the
+    other ranks over a process group of its own; without it, or where the host has no memory for a copy of the
+    state, by the thread that trains.
+
+    local_size: processes of this run on this host, which share its memory.
+    """
+
+    def __init__(self, t: Trainer, local_size: int) -> None:
+        self._t, self._local_size = t, local_size
+        self._begun = 0
+        self._flight: _Save | None = None
+        self._outcome: Future[list[str]] = Future()
+        self._memory: HostMemory | None = None
+        self._background = t.config.checkpoint.background
+        self.failed = 0
+        """Saves that have failed since the last one that succeeded."""
+        self.seconds = 0.0
+        """From the begin of the last save to its end."""
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save was begun that is not on record yet."""
+        return self._flight is not None
+
+    @property
+    def finished(self) -> int:
+        """How many saves this rank has finished, in whatever way; looked at after each step."""
+        return self._begun - (self._flight is not None and not self._outcome.done())
+
+    def save(self) -> Path:
+        """Saves this moment, unless that is done; waits until it is on disk. Returns the checkpoint's folder.
+
+        Raises RunFault, on all ranks, where it cannot be written; what was there before is then still there.
+        """
+        t = self._t
+        self.settle()
+        if t.saved_step == t.state.step:
+            return t.checkpoint
+        t.log.flush()
+        if roll_back_if_asked(t):
+            return t.checkpoint
+        self._begin(background=False)
+        self._take_outcome()
+        return t.checkpoint
+
+    def save_and_go_on(self) -> None:
+        """Saves this moment while training goes on; a failure is reported, and training goes on, too.
+
+        Raises RunFault, on all ranks, where `checkpoint.max_failed_saves` have failed in a row.
+        """
+        t = self._t
+        t.log.flush()  # what this raises is no failure to save
+        if roll_back_if_asked(t):
+            return
+        self.settle()
+        if t.saved_step == t.state.step:
+            return
+        background = self._fits()
+        self._begin(background)
+        if not background:
+            self.settle()
+
+    def poll(self, finished: int) -> None:
+        """After a step: puts the save in flight on record once all ranks have finished it.
+
+        finished: the smallest of the ranks' numbers of finished saves.
+        """
+        if self._flight is not None and finished >= self._begun:
+            self.settle()
+
+    def settle(self) -> None:
+        """Waits for the save in flight, and puts it on record; a failure as in `save_and_go_on`."""
+        step = self._t.state.step if self._flight is None else self._flight.step
+        try:
+            self._take_outcome()
+        except RunFault as fault:
+            self._report(step, fault)
+
+    def settle_after(self, error: BaseException) -> None:
+        """The same where this rank ends by an error: less is lost then. Not collective, raises nothing.
+
+        Where other ranks have gone, or the user wants an end at once, nothing is waited for.
+        """
+        t = self._t
+        gone = t.mesh.roll_call is not None and t.mesh.roll_call.gone
+        if self._outcome.done() or (isinstance(error, Exception) and not gone):
+            with suppress(Exception):
+                self.settle()
+
+    def _begin(self, background: bool) -> None:
+        """Stages this moment, and writes it, beside training or at once."""
+        t = self._t
+        t.checks.before_save()
+        save, outcome = _Save(t.state.step, t.checkpoint, t.clock()), Future[list[str]]()
+        with t.phases.span("save"):
+            snapshot = Snapshot(
+                t.state.step, t.engine.read_pieces(), checkpoint_state(t), t.plan.model.to_dict(),
+                t.config.model_dump(mode="json"), t.data.tokenizer.files(),
+            )  # fmt: skip
+            snapshot = stage(snapshot, self._memory if background else None)
+            work = (snapshot, save, outcome)
+            self._flight, self._outcome, self._begun = save, outcome, self._begun + 1
+            if background:
+                threading.Thread(target=self._write, args=work, name="save", daemon=True).start()
+            else:
+                self._write(*work)
+        save.stall = t.clock() - save.began
+        t.spending.update()
+        save.facts = {"account": t.ledger.now().to_json(), "spent": t.spending.used()}
+
+    def _write(self, snapshot: Snapshot, save: _Save, outcome: Future[list[str]]) -> None:
+        """Writes a snapshot, with all other ranks; in the background, too."""
+        t, notes = self._t, list[str]()
+        mesh = replace(t.mesh.for_saving(), roll_call=None)  # that is for the thread which trains
+        try:
+            write_and_commit(
+                t.folder.checkpoints, snapshot, keep_last=t.config.checkpoint.keep_last, mesh=mesh,
+                note=notes.append, claim=t.folder.claim,
+            )  # fmt: skip
+        except BaseException as error:
+            save.written = t.clock()
+            outcome.set_exception(error)
+        else:
+            save.written = t.clock()
+            outcome.set_result(notes)
+
+    def _take_outcome(self) -> None:
+        """Waits for the save in flight, if there is one, and puts it on record. Raises what it has raised."""
+        if self._flight is None:
+            return
+        t, save, since = self._t, self._flight, self._t.clock()
+        with t.phases.span("save"):
+            error = self._outcome.exception()  # waits
+            save.stall += t.clock() - since
+            self._flight = None
+            if error is not None:
+                raise _broken(error) or error
+            self.seconds = save.written - save.began
+            for note in self._outcome.result():
+                t.console.note(note)
+            self._on_published(save)
+
+    def _on_published(self, save: _Save) -> None:
+        """What follows on a checkpoint that is there, on all ranks, in the thread that trains."""
+        t = self._t
+        t.saved_step, t.rollbacks.without_save, self.failed = save.step, 0, 0
+        seconds, stall = round(self.seconds, 3), round(save.stall, 6)
+        t.events.record(
+            "save", step=save.step, path=save.path.name, seconds=seconds, stall_seconds=stall, **save.facts
+        )
+        t.hooks.call("after_save", t, save.path)
+
+    def _report(self, step: int, fault: RunFault) -> None:
+        """Puts a failed save on record. Raises RunFault where too many have failed in a row."""
+        t = self._t
+        with suppress(OSError):  # of a disk that fails: it will be looked at before the next save
+            t.folder.claim.is_current()
+        t.folder.claim.raise_if_lost()  # such a start ends
+        t.events.record("save_failed", step=step, reason=str(fault))
+        self.failed += 1
+        if self.failed == t.config.checkpoint.max_failed_saves:
+            raise RunFault(
+                f"{self.failed} saves in a row have failed (checkpoint.max_failed_saves), "
+                f"the last one: {fault}"
+            ) from fault
+        t.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
+
+    def _fits(self) -> bool:
+        """Whether there is host memory to save beside training; decided by all ranks at the first save."""
+        t = self._t
+        if self._background and self._memory is None:
+            size = room_for(t.engine.read_pieces())
+            free = free_memory()
+            most = size if free is None else int(MARGIN * free / self._local_size)
+            self._memory = HostMemory(size)
+            if t.control.largest(int(size > most))[0]:
+                self._background = False
+                t.console.note(
+                    "training will wait while checkpoints are written, as with checkpoint.background=false: a "
+                    f"copy of the state takes {show_bytes(size)} of host memory a process, and a host has not "
+                    f"enough of it (this one {show_bytes(most)} a process)"
+                )
+        return self._background
+
+
+def _broken(error: BaseException) -> BaseException | None:
+    """The broken connection behind an error of a save, which ends the run; None: there is none behind it."""
+    cause = error.__cause__
+    return cause if isinstance(error, RunFault) and isinstance(cause, RuntimeError) else None
+
+
+def checkpoint_state(t: Trainer) -> dict[str, Any]:
+    """What a checkpoint keeps beside the engine's state. Collective."""
+    return {
+        "progress": t.state.to_json(),
+        "data": t.loader.state(t.mesh.all_gather_text),
+        "updates": t.engine.optimizer_steps,
+        "precision": t.plan.precision.name,
+        "layout": t.plan.layout.to_dict(),
+        "kernels": t.plan.kernels.in_use,
+        "started_in": os.getcwd(),  # where relative paths of the settings start from
+        "hooks": t.hooks.states(),
+        "recorded": t.recorder.state(),
+        "details": t.details.state(),
+        **({"init_from": t.init_from} if t.init_from else {}),
+    }
