@@ -114,11 +114,12 @@ class TrainedModel:
     """A trained model in a folder.
 
     path: a run folder (its newest good checkpoint is taken), a checkpoint, an import, or a folder in Hugging
-    Face's format. The methods raise UserError where there is none.
+    Face's format. ema: take the moving average of the weights, of a run with `train.ema`. The methods raise
+    UserError where there is none.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, ema: bool = False) -> None:
+        self.path, self.ema = Path(path), ema
 
     def model(self, device: str | None = None, precision: str = "auto") -> Model:
         """The model in evaluation mode. device: as torch names it; default: the GPU, if any."""
@@ -155,7 +156,7 @@ class TrainedModel:
     def _weights(self) -> Weights:
         from llmkit.weights import open_weights
 
-        return open_weights(self.path)
+        return open_weights(self.path, ema=self.ema)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -164,11 +165,11 @@ class TrainedModel:
 class Run(TrainedModel):
     """A run's folder: its settings, its record, its checkpoints, and the model of the newest one.
 
-    path: a run folder. Raises UserError where there is none.
+    path: a run folder. ema: see `TrainedModel`. Raises UserError where there is none.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | Path, *, ema: bool = False) -> None:
+        super().__init__(path, ema=ema)
         if not (self.path / "config.yaml").is_file():
             raise UserError(f"{self.path}: this is no run folder, as it has no config.yaml")
 

@@ -57,15 +57,18 @@ def add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> Non
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds RUN and --precision, of commands that use a trained model."""
+    """Adds RUN, --ema and --precision, of commands that use a trained model."""
     add_weights(parser)
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds RUN, which `llmkit.weights.open_weights` takes."""
+    """Adds RUN and --ema, which `llmkit.weights.open_weights` takes."""
     what = "a run folder, RUN@best, RUN@STEP, a checkpoint, an import, or a model in Hugging Face's format"
     parser.add_argument("run", metavar="RUN", help=what)
+    parser.add_argument(
+        "--ema", action="store_true", help="the moving average of the weights, of a run with train.ema"
+    )
 
 
 def to_stderr(line: str) -> None:

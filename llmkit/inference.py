@@ -168,27 +168,31 @@ def _heldout_of(
 
 
 def evaluate_command(
-    path: Path, *, precision: str, other: str | None = None, as_json: bool = False, tensor_size: int = 1
-) -> int:
+    path: Path, *, precision: str, other: str | None = None, as_json: bool = False, tensor_size: int = 1,
+    ema: bool = False,
+) -> int:  # fmt: skip
     """`llmkit evaluate`: held-out loss, perplexity and bits per byte of a model (of a run the newest).
 
     other: names other data than the run's held-out text (see `evaluation_data.other_data`). as_json: prints
-    one JSON object. tensor_size: processes of the launch that share each copy of the model.
+    one JSON object. tensor_size: processes of the launch that share each copy of the model. ema: see
+    `open_weights`.
     """
     with launched(tensor_size, os.environ) as mesh:
-        weights = open_weights(path, mesh)
+        weights = open_weights(path, mesh, ema=ema)
         note = to_stderr if mesh.rank == 0 else lambda line: None
         found = evaluate_weights(weights, precision, other, note, mesh)
     if mesh.rank > 0:
         return 0
     if as_json:
         figures = {
-            "checkpoint": str(weights.path), "data": other, "loss": found.loss, "targets": found.targets,
-            "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte,
+            "checkpoint": str(weights.path), "ema": ema, "data": other, "loss": found.loss,
+            "targets": found.targets, "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte,
         }  # fmt: skip
         print(json.dumps(plain(figures)))
         return 0
     print(f"checkpoint     {weights.path}")
+    if ema:
+        print("weights        their moving average")
     if other is not None:
         print(f"data           {other}")
     print(f"held-out loss  {found.loss:.4f} nats a token, {found.targets:,} tokens")

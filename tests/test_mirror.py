@@ -8,6 +8,7 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "llmkit"
 ELSEWHERE = {
     # Module -> the file of the tests that know it, by way of the module that uses it.
+    "config/ema_section.py": "optim/test_schedule.py",
     "config/faults_section.py": "config/test_keys.py",
     "cluster/check.py": "cluster/test_submit.py",
     "cluster/options.py": "cluster/test_submit.py",

@@ -23,9 +23,10 @@ def has_adapters(checkpoint: Checkpoint) -> bool:
 
 @dataclass(frozen=True)
 class CheckpointAdapters:
-    """The adapters of a checkpoint that has some."""
+    """The adapters of a checkpoint that has some. kind: of state, "master" or their moving average."""
 
     checkpoint: Checkpoint
+    kind: str = "master"
 
     @cached_property
     def settings(self) -> Lora:
@@ -45,8 +46,8 @@ class CheckpointAdapters:
         a, b = f"{layer}.{LORA_A}", f"{layer}.{LORA_B}"
         rows, columns = region or (None, None)
         return (
-            self.checkpoint.read(a, "master", None if columns is None else (rank, columns)),
-            self.checkpoint.read(b, "master", None if rows is None else (rows, rank)),
+            self.checkpoint.read(a, self.kind, None if columns is None else (rank, columns)),
+            self.checkpoint.read(b, self.kind, None if rows is None else (rows, rank)),
         )
 
     def change(self, layer: str, region: Box) -> Tensor:

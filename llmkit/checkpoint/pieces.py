@@ -10,13 +10,16 @@ from torch import Tensor
 
 from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, check_box
 
+EMA = "ema"
+"""The kind of state of the moving average of the weights (`train.ema`)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """Some consecutive elements of a box of a full tensor.
 
     name: of the full tensor.
-    kind: what is stored of it: "master" (fp32 weights), "exp_avg", "exp_avg_sq" (moments), ...
+    kind: what is stored of it: "master" (fp32 weights), "exp_avg", "exp_avg_sq" (moments), "ema", ...
     shape: of the full tensor, vocabulary unpadded.
     box: the part of the full tensor that the piece lies in.
     range: which elements of the box, counted row by row.

@@ -39,7 +39,7 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     settings = Settings(config, origins, facts or Facts())
     data = (_tokenizer, _sources, _entries, _profile, _curriculum, check_paths)
     layout = (check_world, check_tensor_parallel, check_zero)
-    update = (check_preference, _evaluate, check_optimizer, check_groups, check_lora)
+    update = (check_preference, _ema, _evaluate, check_optimizer, check_groups, check_lora)
     checks = (check_model, check_vocabulary, *data, check_batch, *update, *layout)
     return [mistake for one in checks for mistake in one(settings)]
 
@@ -194,6 +194,13 @@ def _curriculum(s: Settings) -> Iterator[Mistake]:
         weights |= {name: weight for name, weight in stage.weights.items() if name in names}
         if not any(weights.values()):
             yield s.mistake("{0} leave no source to draw from", f"{at}.weights")
+
+
+def _ema(s: Settings) -> Iterator[Mistake]:
+    ema, at = s.config.train.ema, "train.ema"
+    if ema.decay is not None and ema.half_life_tokens is not None:
+        note = "both say how fast the average forgets; leave one of them out"
+        yield s.mistake("{0} does not go with {1}", f"{at}.decay", f"{at}.half_life_tokens", note=note)
 
 
 def _evaluate(s: Settings) -> Iterator[Mistake]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from llmkit.config.ema_section import Ema
 from llmkit.config.groups import assign
 from llmkit.config.operators import QUANTISED, QUANTISED_BLOCK
 from llmkit.config.optimizer_section import Optimizer
@@ -55,7 +56,7 @@ def state_bytes(
 
     Activations and communication buffers are not included. parameters: those that are trained; frozen:
     others. quantised: bytes of weights beside both that are kept in fewer bits, on all data-parallel ranks
-    and where they are used. moments: see `mean_moments`.
+    and where they are used. moments: see `kept_tensors`.
     """
     weight, gradient, kept = parameter_bytes(precision, moments)
     shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
@@ -79,14 +80,22 @@ def quantised_bytes(tensors: Iterable[FullTensor], form: str) -> int:
 
 
 def parameter_bytes(precision: Precision, moments: float) -> tuple[int, int, float]:
-    """Returns the bytes per parameter of the weight, of its gradient, and of its master and moments."""
+    """Returns the bytes per parameter of the weight, of its gradient, and of its master with what is kept
+    beside it (moments: see `kept_tensors`)."""
     kept = moments + precision.keeps_masters
     return BYTES[precision.weights], BYTES[precision.reduction], kept * BYTES[precision.masters]
 
 
 def checkpoint_bytes(moments: float) -> float:
-    """Returns the bytes per parameter of a checkpoint: its fp32 value and moments."""
+    """Returns the bytes per parameter of a checkpoint: its fp32 value with what is kept beside it (moments:
+    see `kept_tensors`)."""
     return BYTES["fp32"] * (1 + moments)
+
+
+def kept_tensors(tensors: Sequence[FullTensor], optimizer: Optimizer, ema: Ema) -> float:
+    """Returns the fp32 tensors per parameter, on average, that are kept beside weights and masters: moments,
+    and a moving average of the weights."""
+    return mean_moments(tensors, optimizer) + ema.on
 
 
 def mean_moments(tensors: Sequence[FullTensor], optimizer: Optimizer) -> float:

@@ -42,6 +42,8 @@ IDLE: dict[str, tuple[Callable[[Config], bool], str]] = {
     "data.shuffle_window": (_none_live, "data.sources.0.live"),
     "data.workers": (_none_live, "data.sources.0.live"),
     "train.max_minutes": (lambda c: c.train.max_steps is not None, "train.max_steps"),
+    "train.ema.every_steps": (lambda c: not c.train.ema.on, "train.ema.decay"),
+    "train.ema.evaluate": (lambda c: not c.train.ema.on, "train.ema.decay"),
     "optimizer.momentum": (_adamw_alone, "optimizer.name"),
     "optimizer.momentum_warmup_steps": (_adamw_alone, "optimizer.name"),
     "optimizer.momentum_start": (

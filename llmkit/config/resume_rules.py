@@ -111,6 +111,11 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "train.lora", "input_dropout",
     ),
     **_rules("free", "a limit", "train", "max_nonfinite_steps"),
+    **_rules(
+        "warned", "changes the average, which begins at the weights of now if the checkpoint has none",
+        "train.ema", "decay half_life_tokens every_steps",
+    ),
+    **_rules("free", "what is measured", "train.ema", "evaluate"),
     **_rules("fixed", "decides the weights that the run began with", "train", "init_from"),
     **_rules("fixed", "the checkpoint holds the moments of this optimizer", "optimizer", "name"),
     **_rules(

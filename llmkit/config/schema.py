@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from llmkit.config.ema_section import Ema
 from llmkit.config.faults_section import Faults
 from llmkit.config.lora_section import Lora
 from llmkit.config.model_section import Model
@@ -248,6 +249,8 @@ class Train(Section):
     auto = bf16 where the device has units for it, else fp32."""
     lora: Lora = Lora()
     """Low-rank adapters."""
+    ema: Ema = Ema()
+    """Moving average of the weights."""
     max_nonfinite_steps: Positive = 10
     """A step with a non-finite gradient is skipped; this many in a row end the run."""
 

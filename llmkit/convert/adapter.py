@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,14 +26,17 @@ ROWS = 4096
 """Rows of a tensor that are compared at a time."""
 
 
-def export_adapter_command(path: Path, out: Path, *, base: Path | None, check: bool) -> int:
+def export_adapter_command(
+    path: Path, out: Path, *, base: Path | None, check: bool, ema: bool = False
+) -> int:
     """Writes the adapters of a run as PEFT loads them onto their base model.
 
     base: the base model in Hugging Face's format, which must hold the weights that the run adapted; None:
     that is where the run took them from. check: compare logits with those of PEFT, where it is installed.
+    ema: see `open_weights`.
     """
     refuse_existing(out)
-    weights = open_weights(path)
+    weights = open_weights(path, ema=ema)
     if not isinstance(weights, AdaptedCheckpoint):
         raise UserError(f"{path}: no adapters were trained there (train.lora), so there are none to export")
     shape, tokenizer = exported_shape(weights), weights.tokenizer()
@@ -48,7 +52,7 @@ def export_adapter_command(path: Path, out: Path, *, base: Path | None, check: b
         )  # fmt: skip
         for name, content in tokenizer_files(tokenizer, shape.max_position_embeddings).items():
             write_file(folder / name, [memoryview(content)])
-        merged = AdaptedCheckpoint(weights.checkpoint, theirs, rounded=False)
+        merged = replace(weights, base=theirs, rounded=False)
         proof = None if unproved else prove_adapter(merged, shape, tokenizer, folder, folder_of_base)
     count = count_elements(trained_tensors(shape.tensors, lora))
     print(f"exported   {weights.path}")

@@ -77,6 +77,8 @@ def _training(weights: Weights, config: Config | None, run: Path | None) -> Iter
         yield "adapters", f"merged into {base}"
     if isinstance(weights, CheckpointWeights):
         state = weights.checkpoint.state
+        if weights.ema:
+            yield "moving average", "of the weights, kept in training (train.ema)"
         if imported := state.get("imported"):
             yield "imported from", f"{imported['folder']}, a {imported['class']}"
         if progress := state.get("progress"):

@@ -25,17 +25,19 @@ from llmkit.weights import AdaptedCheckpoint, AdaptedFolder, Weights, model_of, 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def export_command(path: Path, out: Path, *, dtype: str | None, max_shard_size: int, check: bool) -> int:
+def export_command(
+    path: Path, out: Path, *, dtype: str | None, max_shard_size: int, check: bool, ema: bool = False
+) -> int:
     """`llmkit export`: writes a folder that transformers, vLLM and others load, with a model card.
 
     dtype: to which weights are rounded; None: as they are stored, those with adapters as their base is.
     max_shard_size: bytes of a file. check: compare logits and ids with those of transformers, where it is
-    installed and there is memory.
+    installed and there is memory. ema: see `open_weights`.
 
     Raises UserError where no class of transformers can express the model, naming every setting.
     """
     refuse_existing(out)
-    weights, rounded = open_weights(path), DTYPES[dtype] if dtype else None
+    weights, rounded = open_weights(path, ema=ema), DTYPES[dtype] if dtype else None
     if rounded is None and isinstance(weights, AdaptedCheckpoint | AdaptedFolder):
         rounded = _type_of(weights.base)
     shape = exported_shape(weights)

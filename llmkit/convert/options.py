@@ -57,7 +57,7 @@ def _export(options: argparse.Namespace, started: float) -> int:
             raise UserError("export: --dtype is for a model, adapters are fp32; leave it or --adapter out")
         base = Path(options.base) if options.base else None
         return export_adapter_command(
-            Path(options.run), Path(options.out), base=base, check=not options.no_check
+            Path(options.run), Path(options.out), base=base, check=not options.no_check, ema=options.ema
         )
     if options.base:
         raise UserError("export: --base is for --adapter; leave it out")
@@ -69,6 +69,7 @@ def _export(options: argparse.Namespace, started: float) -> int:
         dtype=options.dtype,
         max_shard_size=options.max_shard_size,
         check=not options.no_check,
+        ema=options.ema,
     )
 
 

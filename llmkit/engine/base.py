@@ -232,16 +232,26 @@ class Engine(Protocol):
         ...
 
     def read_pieces(self) -> Iterator[Piece]:
-        """Masters and moments, as checkpoint pieces; with `optimizer_steps` they are the complete state.
+        """Masters, moments and the moving average, as checkpoint pieces; with `optimizer_steps` they are the
+        complete state.
 
         Each rank yields a share, and no two ranks the same: together they are the checkpoint.
         """
         ...
 
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
-        """Takes masters and moments from a checkpoint of any layout; each rank reads what it needs.
+        """Takes masters, moments and the moving average from a checkpoint of any layout; each rank reads what
+        it needs.
 
-        Where the source has no moments they start at zero. Between two steps.
+        Where the source has no moments they start at zero; where it has no average, that starts at the
+        weights. Between two steps.
+        """
+        ...
+
+    def exchange_ema(self) -> None:
+        """Exchanges the weights with their moving average, which there must be; a second call undoes that.
+
+        Between two steps, with nothing but evaluations between the two calls. Collective.
         """
         ...
 

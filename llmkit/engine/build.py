@@ -80,7 +80,7 @@ def build_engine(
             make_model(), config.optimizer,
             precision=plan.precision, gradient_clipping=config.train.gradient_clipping, mesh=mesh,
             zero_stage=layout.zero_stage, buckets=buckets, operators=operators, objective=objective,
-            note=note,
+            ema=config.train.ema.on, note=note,
         )  # fmt: skip
     else:
         configure = partial(deepspeed_config, plan, on_gpu=device.type == "cuda", buckets=buckets)
@@ -128,6 +128,7 @@ def _zero_engine(
     return ZeroEngine(
         model, plan.config.optimizer,
         precision=plan.precision, config=settings, mesh=mesh, operators=operators, objective=objective,
+        ema=plan.config.train.ema.on,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
-from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.pieces import EMA, Piece
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import (
     BUCKET_SIZES,
@@ -30,6 +30,7 @@ from llmkit.engine.base import (
     score_rows,
     without_targets,
 )
+from llmkit.engine.ema import MovingAverage
 from llmkit.engine.fingerprint import Fingerprint, fingerprint
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.layer_statistics import LayerMeter
@@ -55,7 +56,8 @@ class NativeEngine:
 
     The model comes in fp32. In bf16 its values become the masters, and the model keeps rounded
     copies, renewed after each update. Parameters that require no gradient are never updated; they have no
-    master, gradient or moment. zero_stage: 0 or 1. objective: what is minimised.
+    master, gradient or moment. zero_stage: 0 or 1. objective: what is minimised. ema: whether to keep a
+    moving average of the masters.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class NativeEngine:
         buckets: BucketSizes = BUCKET_SIZES,
         operators: Operators = TORCH,
         objective: Objective = next_token,
+        ema: bool = False,
         note: Callable[[str], None] = print,
     ) -> None:
         self.model, self.mesh, self.operators = model, mesh or Mesh(), operators
@@ -107,6 +110,7 @@ class NativeEngine:
             precision=precision,
             operators=operators,
         )
+        self.ema = MovingAverage(held.tensor for held in self.masters.held) if ema else None
         rounded, self.written = self.masters.rounded(), set[Tensor]()
         for each in self.optimizers:
             if isinstance(each, (RoundsWeights, Muon)):
@@ -196,6 +200,8 @@ class NativeEngine:
             else:
                 self.first_pass.update(optimizer.step)
         self.masters.round_weights(self.written)
+        if self.ema is not None and values.ema:
+            self.ema.update(values.ema, skipped)
 
     def evaluate(self, batches: Iterable[Batch], observe: Observer = ignore) -> LossSum:
         """See `Engine.evaluate`.
@@ -271,15 +277,25 @@ class NativeEngine:
         self.masters.round_weights()
         self.masters.send_weights()
 
+    def exchange_ema(self) -> None:
+        """See `Engine.exchange_ema`."""
+        assert self.ema is not None
+        self.ema.exchange()
+        self.masters.round_weights()
+        self.masters.send_weights()
+
     def _state_shards(self) -> Iterator[StateShard]:
         """All that a checkpoint keeps."""
         owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for held in self.masters.held:
             optimizer = owner[held.tensor]
             state = optimizer.state.get(held.tensor, {})
-            kinds = [kind for kind in moments(optimizer) if kind in state]
+            tensors = {"master": held.tensor.detach()}
+            if self.ema is not None:
+                tensors[EMA] = self.ema.of[held.tensor]
+            tensors |= {kind: state[kind] for kind in moments(optimizer) if kind in state}
             for each in held.fragments:
-                for kind, tensor in (("master", held.tensor.detach()), *((k, state[k]) for k in kinds)):
+                for kind, tensor in tensors.items():
                     flat = tensor.view(-1)[each.offset : each.offset + each.numel]
                     yield StateShard(each.parameter, kind, flat, each.start)
         for name, weight in self.frozen.items():

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.pieces import EMA, Piece
 from llmkit.config.adapters import is_adapter
 from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import Box, ParameterSlice, Range
@@ -71,7 +71,8 @@ def to_pieces(shards: Iterable[StateShard], parts: Mapping[str, Sequence[Paramet
 def load_shards(
     shards: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]], source: Source
 ) -> None:
-    """Sets the shards to what the source has of them, and moments that it has not to zero.
+    """Sets the shards to what the source has of them. Moments that it has not become zero, a moving average
+    becomes the weights.
 
     A rank reads only its own elements.
     """
@@ -82,8 +83,11 @@ def load_shards(
             shared = part.overlap(shard.start, shard.start + shard.data.numel())
             if shard.kind not in there:
                 there[shard.kind] = frozenset(source.names(shard.kind))
-            if shared and (shard.kind == "master" or part.name in there[shard.kind]):
-                _view(shard, part, shared).copy_(source.read(part.name, shard.kind, part.box, shared))
+            kind = shard.kind
+            if kind == EMA and part.name not in there[EMA]:
+                kind = "master"
+            if shared and (kind == "master" or part.name in there[kind]):
+                _view(shard, part, shared).copy_(source.read(part.name, kind, part.box, shared))
 
 
 def broadcast_shards(shards: Iterable[StateShard], axis: Axis) -> None:

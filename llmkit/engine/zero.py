@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
-from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.pieces import EMA, Piece
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import (
     Copies,
@@ -31,6 +31,7 @@ from llmkit.engine.base import (
     without_targets,
 )
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
+from llmkit.engine.ema import MovingAverage
 from llmkit.engine.fingerprint import Fingerprint, fingerprint
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.flat import FlatOptimizer
@@ -75,7 +76,8 @@ class ZeroEngine:
     model: of fp32 parameters; for stage 3 made inside `zero3_init`. Its values do not matter: state comes
     by `write_pieces`. Parameters that require no gradient when the engine is made are never updated; they
     have no master, gradient or moment, and at stage 3 are partitioned as the others are. config: DeepSpeed's,
-    see `deepspeed_config`. objective: what is minimised.
+    see `deepspeed_config`. objective: what is minimised. ema: whether to keep a moving average of the
+    masters.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ZeroEngine:
         mesh: Mesh,
         operators: Operators = TORCH,
         objective: Objective = next_token,
+        ema: bool = False,
     ) -> None:
         deepspeed = import_deepspeed()
         self.model, self.mesh, self.config, self.objective = model, mesh, config, objective
@@ -124,6 +127,7 @@ class ZeroEngine:
                 [held], parts, optimizer, mesh, device=device, precision=precision, operators=operators
             )
         self.optimizer.bind(bound)
+        self.ema = MovingAverage(held.tensor for held in self.held) if ema else None
         if hasattr(self.zero, "get_grads_for_norm"):
             take_norm_precisely(self.zero, device, operators)
         if self.stage == 3:
@@ -153,6 +157,8 @@ class ZeroEngine:
         if self.zero.overflow and hasattr(self.zero, "averaged_gradients"):
             # With offload, DeepSpeed would add the next step's gradients to those that it just refused.
             self.zero.averaged_gradients.update(dict.fromkeys(self.zero.averaged_gradients))
+        if self.ema is not None and values.ema and not self.zero.overflow:
+            self.ema.update(values.ema)
         norm = torch.as_tensor(
             self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.sums.loss.device
         )
@@ -255,12 +261,20 @@ class ZeroEngine:
         self.model.has_weights = True
         self._round_weights()
 
+    def exchange_ema(self) -> None:
+        """See `Engine.exchange_ema`."""
+        assert self.ema is not None
+        self.ema.exchange()
+        self._round_weights()
+
     def _shards(self) -> Iterator[StateShard]:
         """All that this rank keeps, as views of DeepSpeed's flat tensors and of the frozen weights."""
         for held in self.held:
             state = self.optimizer.state[held.tensor]
             kinds = moments(self.optimizer.optimizers[held.tensor])
             tensors = {"master": held.tensor.detach(), **{kind: state[kind] for kind in kinds}}
+            if self.ema is not None:
+                tensors[EMA] = self.ema.of[held.tensor]
             for each in held.fragments:
                 for kind, tensor in tensors.items():
                     mine = tensor[each.offset : each.offset + each.numel]

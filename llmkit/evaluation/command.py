@@ -25,7 +25,7 @@ from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.world import launched
 from llmkit.plan.batch import choose_scoring_tokens
 from llmkit.plan.precision import choose_precision
-from llmkit.weights import Weights, model_of, open_weights
+from llmkit.weights import CheckpointWeights, Weights, model_of, open_weights
 
 RESAMPLES = 1000
 """For the standard errors of metrics without a formula for it."""
@@ -40,11 +40,12 @@ def tasks_command(
     tensor_size: int = 1,
     output: str | None = None,
     as_json: bool = False,
+    ema: bool = False,
 ) -> int:
     """Prints a table of the tasks' figures, or lm-eval's results as JSON, on rank 0; the exit code.
 
     rows: of a batch; None = by memory. tensor_size: processes that share each copy of the model. output: file
-    that the results are written to.
+    that the results are written to. ema: see `open_weights`.
     """
     check_installed()
     if output is not None and not os.path.isdir(os.path.dirname(output) or "."):
@@ -53,7 +54,7 @@ def tasks_command(
         raise UserError(f"--output {output}: is a folder; name a file in it")
     tasks = replace(tasks, bootstrap=RESAMPLES)
     with launched(tensor_size, os.environ) as mesh:
-        results = evaluate_by_tasks(open_weights(path, mesh), tasks, mesh, precision, rows)
+        results = evaluate_by_tasks(open_weights(path, mesh, ema=ema), tasks, mesh, precision, rows)
         if results is None:
             return 0
         print(json.dumps(without_samples(results)) if as_json else table(results), flush=True)
@@ -80,7 +81,8 @@ def evaluate_by_tasks(
     tokens = choose_scoring_tokens(spec, used, device_facts(mesh.device), layout)
     digest = on_rank_zero(mesh, weights.digest)
     facts = {
-        "weights": str(weights.path), "digest": digest, "parameters": model.num_parameters,
+        "weights": str(weights.path), "ema": isinstance(weights, CheckpointWeights) and weights.ema,
+        "digest": digest, "parameters": model.num_parameters,
         "precision": used.name, "processes": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size,
         "versions": {"llmkit": __version__, "lm_eval": version("lm_eval"), "torch": version("torch")},
     }  # fmt: skip

@@ -54,7 +54,7 @@ def _evaluate(options: argparse.Namespace, started: float) -> int:
 
         return evaluate_command(
             Path(options.run), precision=options.precision, other=options.data, as_json=options.json,
-            tensor_size=options.tensor_parallel,
+            tensor_size=options.tensor_parallel, ema=options.ema,
         )  # fmt: skip
     if options.data is not None:
         raise UserError("evaluate: --tasks bring their own data; leave out --data")
@@ -75,5 +75,5 @@ def _evaluate(options: argparse.Namespace, started: float) -> int:
     )  # fmt: skip
     return tasks_command(
         Path(options.run), tasks, precision=options.precision, rows=options.batch_size,
-        tensor_size=options.tensor_parallel, output=options.output, as_json=options.json,
+        tensor_size=options.tensor_parallel, output=options.output, as_json=options.json, ema=options.ema,
     )  # fmt: skip

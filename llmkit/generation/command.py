@@ -35,8 +35,8 @@ from llmkit.weights import Weights, open_weights
 class Wanted:
     """The options that both forms of the command have.
 
-    run: as `open_weights` takes it. stops: strings that end an answer. system: message before each chat.
-    tensor_parallel: processes that share a model; None = all.
+    run, ema: as `open_weights` takes them. stops: strings that end an answer. system: message before each
+    chat. tensor_parallel: processes that share a model; None = all.
     """
 
     run: Path
@@ -47,6 +47,7 @@ class Wanted:
     precision: str
     use_cache: bool
     tensor_parallel: int | None
+    ema: bool = False
 
 
 def generate_command(
@@ -68,7 +69,7 @@ def generate_command(
     """
     given: list[str | Messages] = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
     with _ranks(wanted.tensor_parallel) as mesh:
-        weights = open_weights(wanted.run, mesh)
+        weights = open_weights(wanted.run, mesh, ema=wanted.ema)
         tokenizer = weights.tokenizer()
         if mesh.rank == 0 and not chat and not control_tokens:
             _note_chats(weights, tokenizer, [text for text in given if isinstance(text, str)])
@@ -105,7 +106,7 @@ def converse_command(wanted: Wanted) -> int:
     """A conversation with the model in the terminal, or over a pipe a question a line."""
     require_alone("generate: a conversation", os.environ, ", or give --prompt")
     with _ranks(wanted.tensor_parallel) as mesh:
-        weights = open_weights(wanted.run)
+        weights = open_weights(wanted.run, ema=wanted.ema)
         tokenizer = weights.tokenizer()
         chat_prompt(tokenizer, "?", wanted.system)  # raises where it cannot be asked
         _note_template(tokenizer)

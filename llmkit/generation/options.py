@@ -96,6 +96,7 @@ def _generate(options: argparse.Namespace, started: float) -> int:
         precision=options.precision,
         use_cache=not options.no_cache,
         tensor_parallel=options.tensor_parallel,
+        ema=options.ema,
     )
     prompts = [text("--prompt", prompt) for prompt in options.prompt]
     if not prompts and options.prompt_file is None:

@@ -26,19 +26,20 @@ ATTRIBUTION_BYTES = 10
 
 
 def inspect_command(
-    run: Path, prompt: str, output: Path, *, control_tokens: bool, force: bool, precision: str
-) -> int:
+    run: Path, prompt: str, output: Path, *, control_tokens: bool, force: bool, precision: str,
+    ema: bool = False,
+) -> int:  # fmt: skip
     """Writes the page to `output`, where it replaces another with `force` alone.
 
-    control_tokens: those that the prompt spells are meant. Raises UserError where there is no page of this
-    model and text, or it cannot be written.
+    control_tokens: those that the prompt spells are meant. ema: see `open_weights`. Raises UserError where
+    there is no page of this model and text, or it cannot be written.
     """
     require_alone("inspect", os.environ)
     if output.exists() and not force:
         raise UserError(f"inspect: {output} is there already; name another file, or add --force")
     if not prompt:
         raise UserError("inspect: --prompt is empty; write the text that the model is to read")
-    weights, device = open_weights(run), choose_device()
+    weights, device = open_weights(run, ema=ema), choose_device()
     tokenizer = weights.tokenizer()
     ids = text_prompt(tokenizer, prompt, control_tokens).ids
     used = choose_precision(precision, device_facts(device))

@@ -27,4 +27,5 @@ def _inspect(options: argparse.Namespace, started: float) -> int:
     return inspect_command(
         Path(options.run), unicode_text("inspect", "--prompt", options.prompt), options.output,
         control_tokens=options.control_tokens, force=options.force, precision=options.precision,
+        ema=options.ema,
     )  # fmt: skip

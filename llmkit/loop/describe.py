@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmkit.checkpoint.pieces import EMA
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.derive import size_of
 from llmkit.config.load import Loaded
@@ -70,6 +71,10 @@ def _remarks(
         yield from vocabulary_remarks(Settings(config, loaded.origins, Facts(tokenizer_size=tokenizer_size)))
     if checkpoint is not None:
         yield f"resuming from {checkpoint.path} at step {state.step}"
+        if config.train.ema.on and EMA not in checkpoint.kinds():
+            yield f"no moving average is in that checkpoint: it begins at the weights of step {state.step}"
+        elif not config.train.ema.on and EMA in checkpoint.kinds():
+            yield "the moving average in that checkpoint is dropped, as train.ema is off now"
         if settings_of(checkpoint).train.max_steps is not None and config.train.max_steps is None:
             yield f"train.max_steps is not set now: the run keeps the {state.max_steps} steps that it had"
     settings, asked, made = loaded.settings, config.train.max_steps, state.step

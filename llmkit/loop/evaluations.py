@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from llmkit.data.evaluation import HeldOut
 from llmkit.data.prefetch import GaveUp
 from llmkit.loop.evaluate import evaluate, evaluation_row
 from llmkit.loop.sample_table import write_samples
@@ -46,18 +49,43 @@ def evaluate_now(t: Trainer) -> bool:
     try:
         with t.phases.span("evaluate"):
             found = evaluate(t.engine, heldout, t.mesh, t.control, t.stop_code, state.step)
+            averaged = _loss_of_average(t, heldout)
             write_samples(t)  # before the row, by which a start knows that nothing is missing
     except GaveUp as end:
         t.agreed = t.agreed._replace(stop=end.why)
         return False
     state.record_evaluation(found.loss, t.config.evaluate.early_stopping)
-    t.write_row(evaluation_row(found, of_pairs=t.data.has_pairs))
+    t.write_row({**evaluation_row(found, of_pairs=t.data.has_pairs), **averaged})
     if state.stopped_early:
         t.events.record("early_stopping", step=state.step, best=state.best_eval_loss)
         t.console.note(f"stopping early: {state.evaluations_without_gain} evaluations without a lower loss")
     with t.phases.span("evaluate"):
         t.hooks.call("after_evaluate", t, found)
     return True
+
+
+def _loss_of_average(t: Trainer, heldout: HeldOut) -> dict[str, float]:
+    """The column of the moving average's held-out loss, where that is asked for. Raises GaveUp."""
+    ema = t.config.train.ema
+    if not (ema.on and ema.evaluate):
+        return {}
+    with _average_in_use(t):
+        found = evaluate(t.engine, heldout, t.mesh, t.control, t.stop_code, t.state.step)
+    return {"eval_ema_loss": found.loss}
+
+
+@contextmanager
+def _average_in_use(t: Trainer) -> Iterator[None]:
+    """In here the weights are their moving average. Collective."""
+    t.engine.exchange_ema()
+    try:
+        yield
+    except Exception as error:
+        # Of another error other ranks may not know: they could not take part, and nothing is saved then.
+        if isinstance(error, GaveUp) or t.mesh.world_size == 1:
+            t.engine.exchange_ema()
+        raise
+    t.engine.exchange_ema()
 
 
 def evaluate_tasks_now(t: Trainer) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from llmkit.checkpoint.read import folders
 from llmkit.config.load import Loaded
-from llmkit.config.memory import checkpoint_bytes, mean_moments, parameter_bytes, show_bytes
+from llmkit.config.memory import checkpoint_bytes, parameter_bytes, show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.cores import host_memory
 from llmkit.errors import UserError
@@ -37,7 +37,7 @@ def _require(loaded: Loaded, plan: Plan, needed: int, there: int | None, who: st
         return
     names = _SIZES if isinstance(plan.model, ModelShape) else ("type",)
     sizes = ", ".join(loaded.settings.describe(f"model.{name}") for name in names)
-    each = sum(parameter_bytes(plan.precision, mean_moments(plan.trained, loaded.config.optimizer)))
+    each = sum(parameter_bytes(plan.precision, plan.kept_tensors))
     trained = " trained" if loaded.config.train.lora.rank else ""
     raise UserError(
         f"a model of {plan.model.num_parameters:,} parameters does not fit into memory: weights, gradients "
@@ -54,5 +54,4 @@ def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
     While a save is under way there is one more than is kept; those that are there need no more.
     """
     copies = max(1, loaded.config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
-    moments = mean_moments(plan.trained, loaded.config.optimizer)
-    folder.require_space(int(checkpoint_bytes(moments) * plan.num_trained) * copies)
+    folder.require_space(int(checkpoint_bytes(plan.kept_tensors) * plan.num_trained) * copies)

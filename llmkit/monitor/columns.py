@@ -147,6 +147,8 @@ COLUMNS = (
         "this step, all ranks; else absent"),
     Column("eval_loss", "nats", "eval", "held-out loss a target", "all held-out tokens, all ranks",
         "evaluation"),
+    Column("eval_ema_loss", "nats", "eval", "the same of the moving average of the weights",
+        "as `eval_loss`; with `train.ema.evaluate`, else absent", "evaluation"),
     Column("eval_perplexity", "", "eval", "exp of `eval_loss`; null where that is too large, and of pairs",
         "as `eval_loss`", "evaluation"),
     Column("eval_bits_per_byte", "bits", "eval", "bits a byte of the held-out text costs",

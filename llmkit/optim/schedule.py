@@ -18,11 +18,13 @@ class StepValues(NamedTuple):
     """Factors of the optimizers' settings in one step; 1.0 = as configured.
 
     Each parameter group's learning rate, weight decay and momentum (Muon's) is multiplied by its factor.
+    ema: share of the new weights in their moving average; 0.0 = the average stays as it is.
     """
 
     learning_rate: float = 1.0
     weight_decay: float = 1.0
     momentum: float = 1.0
+    ema: float = 0.0
 
 
 AS_CONFIGURED = StepValues()
@@ -53,6 +55,7 @@ def step_values(step: int, max_steps: int | None, config: Config, pace: Pace | N
     return StepValues(
         lr_factor(position, max_steps or UNKNOWN_END, config.schedule),
         momentum=momentum_factor(step, config.optimizer),
+        ema=ema_share(step, config),
     )
 
 
@@ -71,6 +74,26 @@ def momentum_factor(step: int, optimizer: Optimizer) -> float:
         return 1.0
     start = optimizer.momentum_start / optimizer.momentum
     return start + (1.0 - start) * done
+
+
+def ema_share(step: int, config: Config) -> float:
+    """Share of the new weights in their moving average after the update that makes step `step` (1 = the
+    first): 1 - min(decay, (1 + n) / (10 + n)) in the n-th update of the average, as in TensorFlow's
+    tf.train.ExponentialMovingAverage. So the average spans about the last tenth of the updates until `decay`
+    lets it span no more. 0.0 in steps without an update.
+
+    A half-life in tokens is a decay to the power of the tokens of a step (Busbridge et al. 2023, "How to
+    scale your EMA"); several steps between two updates are a power likewise.
+    """
+    ema = config.train.ema
+    if not ema.on or step % ema.every_steps:
+        return 0.0
+    decay = ema.decay
+    if decay is None:
+        assert ema.half_life_tokens is not None
+        decay = 0.5 ** (config.train.global_batch_size * config.data.row_length / ema.half_life_tokens)
+    updates = step // ema.every_steps
+    return 1.0 - min(decay**ema.every_steps, (1 + updates) / (10 + updates))
 
 
 def lr_factor(step: float, max_steps: int, schedule: Schedule) -> float:

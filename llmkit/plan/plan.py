@@ -11,7 +11,7 @@ from llmkit.config.adapters import trained_tensors
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.groups import describe_groups
-from llmkit.config.memory import State, mean_moments, quantised_bytes, state_bytes
+from llmkit.config.memory import State, kept_tensors, quantised_bytes, state_bytes
 from llmkit.config.parameters import FullTensor, count_elements
 from llmkit.config.schema import Config
 from llmkit.parallel.accelerate import AccelerateConfig
@@ -81,7 +81,7 @@ def training_state(config: Config, model: AnyModel, precision: Precision, layout
     adapters = count_elements(trained) if config.train.lora.rank else None
     return state_bytes(
         model.num_parameters if adapters is None else adapters,
-        precision, mean_moments(trained, config.optimizer),
+        precision, kept_tensors(trained, config.optimizer, config.train.ema),
         frozen=0 if adapters is None else model.num_parameters - count_elements(stored),
         quantised=0 if form is None else quantised_bytes(stored, form),
         data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
@@ -129,6 +129,11 @@ class Plan:
     def num_trained(self) -> int:
         """Elements of the full tensors that are trained."""
         return count_elements(self.trained)
+
+    @property
+    def kept_tensors(self) -> float:
+        """Moments, and the moving average, per trained parameter; see `llmkit.config.memory.kept_tensors`."""
+        return kept_tensors(self.trained, self.config.optimizer, self.config.train.ema)
 
     @property
     def tokens_per_step(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llmkit.config.derive import INTERMEDIATE_SIZES
 from llmkit.config.groups import describe_groups
-from llmkit.config.memory import mean_moments, parameter_bytes, show_bytes
+from llmkit.config.memory import parameter_bytes, show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.config.shape import ModelShape
 from llmkit.plan.operators import show_choices
@@ -98,7 +98,7 @@ def _memory(plan: Plan) -> Iterator[Row]:
     if plan.pending.get("vocab_size") == WITH_TOKENIZER:
         return
     state, precision = plan.state, plan.precision
-    each = sum(parameter_bytes(precision, mean_moments(plan.trained, plan.config.optimizer)))
+    each = sum(parameter_bytes(precision, plan.kept_tensors))
     how = "at least, a process: weights, gradients, optimizer state; "
     how += f"{each:.4g} bytes a{' trained' * (plan.config.train.lora.rank > 0)} parameter in {precision}"
     if plan.layout.offload == "cpu":

@@ -35,6 +35,7 @@ def serve_command(
     max_batch: int,
     api_key_file: Path | None,
     precision: str,
+    ema: bool = False,
 ) -> int:
     """Serves the model of `run` until Ctrl-C. Arguments: see `serve.options`.
 
@@ -48,7 +49,7 @@ def serve_command(
 
     key = None if api_key_file is None else _read_key(api_key_file)
     listening = listen(host, port)
-    weights, device = open_weights(run), choose_device()
+    weights, device = open_weights(run, ema=ema), choose_device()
     tokenizer = weights.tokenizer()
     model = load_model(weights, device, choose_precision(precision, device_facts(device)))
     list(stream_text(model, tokenizer, text_prompt(tokenizer, ""), 1, Sampling(0.0)))  # what fails, fails now

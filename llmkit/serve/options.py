@@ -40,5 +40,5 @@ def _serve(options: argparse.Namespace, started: float) -> int:
     return serve_command(
         Path(options.run), host=options.host, port=options.port, name=options.model_name,
         max_tokens=options.max_tokens, max_batch=options.max_batch, api_key_file=options.api_key_file,
-        precision=options.precision,
+        precision=options.precision, ema=options.ema,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.adapters import CheckpointAdapters, quantised_region
+from llmkit.checkpoint.pieces import EMA
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.hf.folder import HFFolder
 from llmkit.hf.peft_adapters import PeftAdapters
@@ -60,7 +61,7 @@ class AdaptedCheckpoint(CheckpointWeights):
     @cached_property
     def adapters(self) -> CheckpointAdapters:
         """The adapters."""
-        return CheckpointAdapters(self.checkpoint)
+        return CheckpointAdapters(self.checkpoint, EMA if self.ema else "master")
 
     def names(self) -> Collection[str]:
         """See `Weights.names`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from xxhash import xxh64_hexdigest
 
 from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint.pieces import EMA
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.parallel.slices import Box, Shape
@@ -20,9 +22,13 @@ from llmkit.weights.base import check_vocabulary
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """The weights of a checkpoint: its fp32 masters, or what an import kept."""
+    """The weights of a checkpoint: its fp32 masters, or what an import kept.
+
+    ema: take the moving average (`train.ema`) of the weights that were trained instead.
+    """
 
     checkpoint: Checkpoint
+    ema: bool = field(default=False, kw_only=True)
 
     @property
     def path(self) -> Path:
@@ -32,7 +38,7 @@ class CheckpointWeights:
     @property
     def origin(self) -> str:
         """See `Weights.origin`."""
-        return self.checkpoint.origin
+        return f"{self.checkpoint.origin}{', moving average of the weights' * self.ema}"
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -54,7 +60,12 @@ class CheckpointWeights:
 
     def read(self, name: str, region: Box) -> Tensor:
         """See `Weights.read`. Raises Damaged where the bytes are not what was written."""
-        return self.checkpoint.read(name, "master", region)
+        return self.checkpoint.read(name, EMA if name in self._averaged else "master", region)
+
+    @cached_property
+    def _averaged(self) -> frozenset[str]:
+        """The tensors of which the moving average is taken."""
+        return frozenset(self.checkpoint.names(EMA) if self.ema else ())
 
     def tokenizer(self) -> Tokenizer:
         """See `Weights.tokenizer`."""
@@ -66,4 +77,5 @@ class CheckpointWeights:
 
     def digest(self) -> str:
         """See `Weights.digest`. The manifest has the checksums of all files, and a base's digest."""
-        return xxh64_hexdigest(fmt.canonical(self.checkpoint.manifest.model_dump(mode="json")))
+        manifest = fmt.canonical(self.checkpoint.manifest.model_dump(mode="json"))
+        return xxh64_hexdigest(manifest + EMA.encode() * self.ema)

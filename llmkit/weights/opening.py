@@ -11,6 +11,7 @@ from typing import TypeVar
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.adapters import has_adapters
 from llmkit.checkpoint.named import named, split_name
+from llmkit.checkpoint.pieces import EMA
 from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.initial_model import Asked, StoredModel
@@ -29,15 +30,25 @@ ALONE = Mesh()
 """Of a process that opens weights by itself."""
 
 
-def weights_of(checkpoint: Checkpoint, mesh: Mesh = ALONE) -> Weights:
+def weights_of(checkpoint: Checkpoint, mesh: Mesh = ALONE, ema: bool = False) -> Weights:
     """The weights of a checkpoint; of one that holds adapters, those of its base with what they add.
 
-    Collective over the ranks of `mesh`. Raises UserError where the base is not there, or holds other weights
-    than the adapters were trained with.
+    ema: of the weights that were trained, their moving average. Collective over the ranks of `mesh`. Raises
+    UserError where that is not there, or the base is not, or it holds other weights than the adapters were
+    trained with.
     """
+    if ema and EMA not in checkpoint.kinds():
+        raise _no_average(checkpoint.path)
     if has_adapters(checkpoint):
-        return AdaptedCheckpoint(checkpoint, open_base(checkpoint, mesh))
-    return CheckpointWeights(checkpoint)
+        return AdaptedCheckpoint(checkpoint, open_base(checkpoint, mesh), ema=ema)
+    return CheckpointWeights(checkpoint, ema=ema)
+
+
+def _no_average(path: Path) -> UserError:
+    return UserError(
+        f"{path} holds no moving average of the weights; leave out --ema, or go on with the run with "
+        "train.ema.decay, which keeps one from then on"
+    )
 
 
 def open_base(checkpoint: Checkpoint, mesh: Mesh = ALONE) -> Weights:
@@ -83,15 +94,19 @@ def _moved_to(checkpoint: Checkpoint) -> Iterator[Path]:
         yield folder.parents[len(run.parts) - 1]
 
 
-def open_weights(path: Path, mesh: Mesh = ALONE) -> Weights:
+def open_weights(path: Path, mesh: Mesh = ALONE, *, ema: bool = False) -> Weights:
     """The weights at a path: a run folder (of its newest good checkpoint), RUN@best and the like, a folder of
     checkpoints, a checkpoint, an import, a folder in Hugging Face's format, or an adapter of PEFT.
 
-    Collective over the ranks of `mesh`. Raises UserError where there are none, and Damaged for a damaged
-    checkpoint, on all ranks.
+    ema: of a checkpoint the moving average of the weights (`train.ema`). Collective over the ranks of `mesh`.
+    Raises UserError where there are none, and Damaged for a damaged checkpoint, on all ranks.
     """
     found = _on_all(mesh, lambda: _open(path))
-    return weights_of(found, mesh) if isinstance(found, Checkpoint) else found
+    if isinstance(found, Checkpoint):
+        return weights_of(found, mesh, ema)
+    if ema:
+        raise _no_average(path)
+    return found
 
 
 def _on_all(mesh: Mesh, work: Callable[[], Result]) -> Result:

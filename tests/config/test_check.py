@@ -21,6 +21,10 @@ CONTRADICTIONS = [
         ["data.tokenizer.type=bytes"],
         'data.tokenizer.vocab_size 512 (c.yaml:12) does not belong to data.tokenizer.type "bytes"',
     ),
+    (
+        ["train.ema={decay: 0.9, half_life_tokens: 1000}"],
+        "train.ema.decay 0.9 (command line) does not go with train.ema.half_life_tokens 1000 (command line)",
+    ),
     (["data.tokenizer.path=a.json"], 'data.tokenizer.path "a.json" (command line) does not belong to'),
     (["data.tokenizer.name=gpt2"], "data.tokenizer.name is only for the tokenizer type hub"),
     (["data.tokenizer.revision=main"], "data.tokenizer.revision is only for the tokenizer type hub"),

@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import pytest
 
+from llmkit.config.ema_section import Ema
 from llmkit.config.memory import (
     State,
     checkpoint_bytes,
+    kept_tensors,
     mean_moments,
     parameter_bytes,
     show_bytes,
     state_bytes,
 )
 from llmkit.config.optimizer_section import Optimizer
+from llmkit.plan import DeviceFacts, plan_for_shape
 from llmkit.precision import PRECISIONS
 from llmkit.registry import register
 from tests.examples.project import forgotten
@@ -49,6 +52,17 @@ def test_each_group_keeps_the_moments_of_its_optimizer() -> None:
     groups = Optimizer.model_validate({"name": "muon", "groups": [attention]})
     mlp = 12 * 3 * 768 * 3072
     assert mean_moments(SHAPE.tensors, groups) * N == pytest.approx(2 * N - mlp)
+
+
+def test_a_moving_average_is_one_more_tensor_of_fp32() -> None:
+    muon = Optimizer(name="muon")
+    for ema, more in ((Ema(), 0), (Ema(decay=0.9), 1), (Ema(half_life_tokens=10**6), 1)):
+        assert kept_tensors(SHAPE.tensors, muon, ema) == mean_moments(SHAPE.tensors, muon) + more
+    data = {"sources": [{"type": "stdlib"}], "sequence_length": 32}
+    config = {"data": data, "train": {"precision": "bf16", "max_steps": 1}}
+    plain = plan_for_shape(SHAPE, config, DeviceFacts()).state
+    averaged = {**config, "train": {**config["train"], "ema": {"decay": 0.9}}}
+    assert plan_for_shape(SHAPE, averaged, DeviceFacts()).state.total - plain.total == 4 * N
 
 
 @pytest.mark.parametrize(("stage", "bytes_each"), list(enumerate([18.0, 9.0, 6.0, 4.5])))

@@ -53,7 +53,8 @@ NOT_FREE: dict[Kind, str] = {
         model.embedding_initializer_range model.head_initializer_range model.residual_init
         train.max_steps train.max_minutes train.global_batch_size train.gradient_clipping train.precision
         train.z_loss train.label_smoothing train.dpo.beta train.dpo.loss train.dpo.label_smoothing
-        train.dpo.nll_weight train.lora.alpha train.lora.quantize_base
+        train.dpo.nll_weight train.lora.alpha train.lora.quantize_base train.ema.decay
+        train.ema.half_life_tokens train.ema.every_steps
         optimizer.learning_rate optimizer.betas optimizer.eps optimizer.momentum
         optimizer.momentum_warmup_steps optimizer.momentum_start optimizer.weight_decay
         optimizer.groups.N.params optimizer.groups.N.learning_rate optimizer.groups.N.betas

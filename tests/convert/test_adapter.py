@@ -28,6 +28,7 @@ run: {name: lora}
 train:
   init_from: base
   lora: {rank: 3, alpha: 6, targets: [q_proj, v_proj, "*.mlp.*"]}
+  ema: {decay: 0.6, evaluate: true}
   max_steps: 4
   global_batch_size: 4
   precision: fp32
@@ -42,7 +43,7 @@ checkpoint: {every_steps: 2}
 monitor: {log_every: 1, wandb: {mode: disabled}}
 """
 STARTS = ["start", "resume"]
-KINDS = {"master", "momentum_buffer"}
+KINDS = {"master", "ema", "momentum_buffer"}
 TOKENS = torch.randint(250, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
@@ -73,7 +74,7 @@ def state_of(name: str) -> dict[tuple[str, str], torch.Tensor]:
 def test_checkpoints_hold_adapters_with_their_moments_and_name_the_base():
     state, base = state_of("lora"), open_weights(Path("base"))
     assert {kind for kind, _ in state} == KINDS and all(is_adapter(name) for _, name in state)
-    assert len(state) == 2 * 2 * (2 + 3) * 2  # kinds, A and B, layers, blocks
+    assert len(state) == 3 * 2 * (2 + 3) * 2  # kinds, A and B, layers, blocks
     record = open_checkpoint(Path("runs/lora")).state["init_from"]
     assert record == {"path": str(Path("base").absolute()), "digest": base.digest()}
 
@@ -119,6 +120,21 @@ def test_the_merged_weights_are_those_that_were_trained(tmp_path, capsys):
     for name, tensor in base.items():
         same = not name.endswith(("q_proj.weight", "v_proj.weight")) and ".mlp." not in name
         assert torch.equal(merged[name], tensor) is same, name
+
+
+def test_the_averaged_adapters_are_merged_exported_and_evaluated_likewise(tmp_path, capsys):
+    weights, averaged = (open_weights(Path("runs/lora"), ema=ema) for ema in (False, True))
+    (found,) = (row["eval_ema_loss"] for row in rows(Path("runs/lora")) if "eval_loss" in row)
+    assert evaluate_weights(averaged, "fp32", None, print).loss == pytest.approx(found, rel=1e-6)
+    assert averaged.digest() != weights.digest()
+    assert main(["export", "runs/lora", str(tmp_path / "adapter"), "--adapter", "--ema"]) == 0
+    assert "peft 0" in capsys.readouterr().out
+    stored = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    layer = "blocks.0.attention.q_proj"
+    (theirs,) = (t for name, t in stored.items() if "layers.0" in name and "q_proj.lora_B" in name)
+    state = state_of("lora")
+    assert torch.equal(theirs, state["ema", f"{layer}.lora_B"])
+    assert not torch.equal(theirs, state["master", f"{layer}.lora_B"])
 
 
 def test_peft_computes_with_the_exported_adapter_what_the_run_does(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.cli import main
 from llmkit.config.schema import Config, Data, Evaluate, Source
 from llmkit.data.evaluation import HeldOut
 from llmkit.loop.evaluate import take_over_evaluation
@@ -71,6 +73,31 @@ def test_what_is_due_at_a_step_is_saved_before_the_evaluation_of_that_step(proje
                 train(*STRAIGHT, "checkpoint.every_steps=4")
         assert open_checkpoint(folder).step == 4 * number
     assert train(*STRAIGHT) == 0
+
+
+def test_the_average_is_evaluated_beside_the_weights_which_stay_as_they_are(project, monkeypatch, capsys):
+    plain, folder = project / "runs" / "plain", project / "runs" / "tiny"
+    ema = ["train.ema.decay=0.9", "train.ema.evaluate=true"]
+    assert train("run.name=plain", *STRAIGHT) == 0
+    with monkeypatch.context() as patch:  # in the evaluation of the first average
+        during_evaluation(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(*STRAIGHT, *ema) == 75
+    assert [row for row in rows(folder) if "eval_loss" in row] == []
+    with monkeypatch.context() as patch:  # an error in that of the second; then it is saved
+        during_evaluation(patch, 4, lambda: os.truncate("/nonexistent", 0))
+        with pytest.raises(FileNotFoundError):
+            train(*STRAIGHT, *ema)
+    assert open_checkpoint(folder).step == 8
+    assert train(*STRAIGHT, *ema) == 0
+    assert timeless(folder) == timeless(plain)
+    found = [row["eval_ema_loss"] for row in rows(folder) if "eval_loss" in row]
+    assert len(found) == 3 and not set(found) & {row.get("eval_loss") for row in rows(folder)}
+    capsys.readouterr()
+    assert main(["evaluate", "runs/tiny", "--ema", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ema"] and answer["loss"] == pytest.approx(found[-1], rel=1e-6)
+    assert main(["evaluate", "runs/plain", "--ema"]) == 2
+    assert "plain/checkpoints/step-00000012 holds no moving average of the weights" in capsys.readouterr().err
 
 
 def test_an_evaluation_after_the_save_of_its_step_counts_when_the_run_goes_on(project, monkeypatch):

@@ -70,3 +70,22 @@ def test_the_momentum_rises_to_what_is_configured():
     assert {step_values(step, None, constant).momentum for step in (1, 2, 50)} == {1.0}
     values = step_values(1, 100, config)
     assert (values.learning_rate, values.weight_decay) == (0.5, 1.0)
+
+
+def test_the_average_forgets_the_first_steps_and_then_as_is_configured():
+    def shares(steps, batch=8, **ema):
+        train = {"ema": ema, "global_batch_size": batch}
+        data = {**SOURCES, "sequence_length": 128}
+        config = Config.model_validate({"data": data, "train": train})
+        return [step_values(step, None, config).ema for step in steps]
+
+    assert shares((1, 2, 50)) == [0.0, 0.0, 0.0]
+    assert shares((1, 2, 8, 81, 82, 5000), decay=0.9) == pytest.approx(
+        [9 / 11, 9 / 12, 9 / 18, 0.1, 0.1, 0.1]
+    )
+    every = shares(range(1, 13), decay=0.9, every_steps=4)
+    assert every == pytest.approx([0, 0, 0, 9 / 11, 0, 0, 0, 9 / 12, 0, 0, 0, 9 / 13])
+    assert shares((4000,), decay=0.9, every_steps=4) == pytest.approx([1 - 0.9**4])
+    half = 64 * 8 * 128  # 64 steps; of twice the batch 32
+    (share,), (twice,) = (shares((10**6,), batch, half_life_tokens=half) for batch in (8, 16))
+    assert (1 - share) ** 64 == pytest.approx(0.5) and (1 - twice) ** 32 == pytest.approx(0.5)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.cli import main
 from llmkit.config.initial_model import Asked
 from llmkit.errors import UserError
 from llmkit.weights import CheckpointWeights, look_at, model_of, open_weights, read_model
@@ -22,7 +24,7 @@ def project(tmp_path_factory):
     make_project(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert train("train.max_steps=2") == 0
+        assert train("train.max_steps=2", "train.ema.decay=0.9") == 0
     return folder
 
 
@@ -35,6 +37,39 @@ def test_the_weights_of_a_run_are_the_masters_of_its_newest_checkpoint(project):
     region = ((1, rows), (2, columns - 3))
     assert torch.equal(weights.read(name, region), checkpoint.read(name, "master")[1:, 2:-3])
     assert weights.tokenizer().vocab_size == 257
+
+
+def test_the_moving_average_is_taken_where_it_is_asked_for(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    run, checkpoint = Path("runs/tiny"), open_checkpoint(Path("runs/tiny"))
+    plain, averaged = open_weights(run), open_weights(run, ema=True)
+    assert list(averaged.names()) == list(plain.names()) and averaged.digest() != plain.digest()
+    name = "blocks.1.mlp.down_proj.weight"
+    region = tuple((0, size) for size in plain.shape(name))
+    stored = {kind: checkpoint.read(name, kind) for kind in ("master", "ema")}
+    assert torch.equal(averaged.read(name, region), stored["ema"])
+    assert not torch.equal(stored["ema"], stored["master"])
+    assert main(["export", "runs/tiny", str(tmp_path / "out"), "--ema", "--no-check"]) == 0
+    assert "| moving average | of the weights" in (tmp_path / "out/README.md").read_text()
+    exported = load_file(tmp_path / "out/model.safetensors")["model.layers.1.mlp.down_proj.weight"]
+    assert torch.equal(exported, stored["ema"])
+    capsys.readouterr()
+    for command in (["generate", "runs/tiny"], ["evaluate", "runs/tiny"]):
+        more = ["--json", *(["--prompt", "the", "--logprobs", "1"] if command[0] == "generate" else [])]
+        answers = []
+        for ema in ([], ["--ema"]):
+            assert main([*command, *more, *ema]) == 0
+            answers.append(capsys.readouterr().out)
+        assert answers[0] != answers[1]
+
+
+def test_without_a_moving_average_it_is_one_message(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    assert train("run.name=plain", "train.max_steps=1") == 0
+    assert main(["export", "runs/plain", str(tmp_path / "out"), "--no-check"]) == 0
+    for path in ("runs/plain", str(tmp_path / "out")):
+        with pytest.raises(UserError, match="holds no moving average of the weights; leave out --ema"):
+            open_weights(Path(path), ema=True)
 
 
 def test_a_copy_has_the_digest_of_the_original_and_another_step_another_one(project, tmp_path):
