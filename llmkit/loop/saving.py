@@ -222,9 +222,9 @@ class Saves:
             if t.control.largest(int(size > most))[0]:
                 self._background = False
                 t.console.note(
-                    "training will wait while checkpoints are written, as with checkpoint.background=false: a "
-                    f"copy of the state takes {show_bytes(size)} of host memory a process, and a host has not "
-                    f"enough of it (this one {show_bytes(most)} a process)"
+                    "training will wait while checkpoints are written, as with checkpoint.background=false: "
+                    f"a copy of the state takes {show_bytes(size)} of host memory a process, and a host has "
+                    f"not enough of it (this one {show_bytes(most)} a process)"
                 )
         return self._background
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from llmkit.errors import RunFault
 from llmkit.loop import saving
+from llmkit.loop.trainer import Trainer
 from tests.limits import HANG
 from tests.program import at_step, make_project, recorded, rows, timeless, train
+from tests.ranks import run_ranks
 
 RUN = Path("runs/tiny")
 BACKGROUND = "checkpoint.background=true"
@@ -23,6 +29,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+LAYOUTS = {
+    "muon": ["optimizer.name=muon"],
+    "zero2": ["parallel.zero_stage=2"],
+    "zero3-tp2": ["parallel.zero_stage=3", "parallel.tensor_parallel_size=2"],
+}
 
 
 class Gate:
@@ -82,3 +95,136 @@ def test_steps_go_on_while_it_is_written_and_it_is_on_record_once_it_is_there(
     first = recorded("save")[0]
     assert 0.0 < first["stall_seconds"] < first["seconds"]
     assert first["account"]["useful"] < recorded("save")[1]["account"]["useful"]
+
+
+def test_a_save_that_is_not_over_is_waited_for_by_the_next_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    opens_when_waited_for(monkeypatch, gate)
+    seen: list[list[int]] = []
+    at_step(monkeypatch, 4, lambda: seen.append(saved()))
+    at_step(monkeypatch, 5, lambda: seen.append(saved()))
+    assert train(*FEW) == 0
+    assert seen == [[], [2]] and saved() == [2, 4, 6]
+
+
+def opens_when_waited_for(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    """Lets a save be written once the thread that trains waits for it."""
+    settle = saving.Saves.settle
+
+    def opening(saves: saving.Saves) -> None:
+        gate.open.set()
+        settle(saves)
+
+    monkeypatch.setattr(saving.Saves, "settle", opening)
+
+
+def test_a_stop_waits_for_it_and_saves_what_came_after(
+    project: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    opens_when_waited_for(monkeypatch, gate)
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(*FEW) == 75
+    assert saved() == [2, 3] and gate.threads == ["save", "MainThread"]
+
+
+def test_a_fault_waits_for_it(project: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    opens_when_waited_for(monkeypatch, gate)
+
+    def broken() -> None:
+        raise RunFault("a step is broken")
+
+    at_step(monkeypatch, 4, broken)
+    assert train(*FEW) == 1
+    (fault,) = recorded("fault")
+    assert saved() == [2] and (fault["saved_step"], fault["lost_steps"]) == (2, 1)
+
+
+def test_one_that_fails_is_on_record_and_training_goes_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_disk(monkeypatch, "step-00000002")
+    assert train(*FEW) == 0
+    assert saved("save_failed") == [2] and saved() == [4, 6]
+    assert "NOT SAVED, training goes on: cannot save checkpoint" in capsys.readouterr().out
+    assert sorted(path.name for path in (RUN / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_many_that_fail_end_the_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_disk(monkeypatch, "step-")
+    assert train("train.max_steps=20", *FEW[1:], "checkpoint.max_failed_saves=2") == 1
+    assert "2 saves in a row have failed (checkpoint.max_failed_saves)" in capsys.readouterr().err
+    assert saved("save_failed") == [2, 4] and recorded("fault")[0]["saved_step"] is None
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """There is no room for the tensors of checkpoints with such names."""
+    real = os.open
+
+    def full(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_CREAT and f"{folder}" in str(path) and "pieces" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", full)
+
+
+def test_a_bug_in_it_ends_the_run_with_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **named: Any) -> Path:
+        raise ZeroDivisionError("in the thread")
+
+    monkeypatch.setattr(saving, "write_and_commit", broken)
+    with pytest.raises(ZeroDivisionError, match="in the thread"):
+        train(*FEW)
+
+
+def test_without_memory_for_a_copy_training_waits(
+    project: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(saving, "free_memory", lambda: 1000)
+    assert train(*FEW) == 0
+    assert saved() == [2, 4, 6] and set(gate.threads) == {"MainThread"}
+    assert capsys.readouterr().out.count("training will wait while checkpoints are written") == 1
+
+
+def test_a_run_that_goes_back_goes_to_the_checkpoint_in_flight(
+    project: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    opens_when_waited_for(monkeypatch, gate)
+    asks = [True]
+
+    def spike(trainer: Trainer) -> None:
+        if trainer.state.step == 3 and asks.pop() if asks else False:
+            trainer.rollbacks.asked = 3
+
+    real = Trainer._requests
+    monkeypatch.setattr(Trainer, "_requests", lambda t: (spike(t), real(t))[1])
+    assert train(*FEW, "faults.on_spike=rollback", "faults.rollback_margin=0") == 0
+    (back,) = recorded("rollback")
+    assert (back["from_step"], back["to_step"]) == (3, 2) and saved() == [2, 4, 6]
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of four ranks with each layout, beside training and not; all in one launch."""
+    folder = tmp_path_factory.mktemp("layouts")
+    make_project(folder)
+    codes = run_ranks(
+        4, "tests.loop.saving_cases:layouts", joined=False, folder=str(folder), cases=LAYOUTS
+    )  # fmt: skip
+    assert codes == [[0] * 2 * len(LAYOUTS)] * 4
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_write_what_they_would_have_waited_for(layouts: Path, layout: str) -> None:
+    waits, beside = layouts / f"{layout}-waits", layouts / f"{layout}-beside"
+    for step in (2, 4):
+        name = f"checkpoints/step-{step:08d}"
+        assert files(beside / name) == files(waits / name)
+        assert len(list((beside / name).glob("pieces-*"))) == 4
+    assert timeless(beside) == timeless(waits)
+    saves = {folder.name[5:]: [row["step"] for row in recorded("save", folder)] for folder in (beside, waits)}
+    assert set(map(tuple, saves.values())) == {(2, 4)}
