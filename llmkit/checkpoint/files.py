@@ -187,11 +187,14 @@ class BlockFile:
             return str(error)
         return ""
 
-    def block(self, index: int) -> Tensor:
-        """(bytes,) uint8: a block."""
-        block = torch.empty(min(BLOCK, self.size - index * BLOCK), dtype=torch.uint8)
-        self.fill(index, tensor_bytes(block))
-        return block
+    def block(self, index: int, memory: Tensor | None = None) -> Tensor:
+        """(bytes,) uint8: a block. memory: of another block, used if it is as long: new memory costs as much
+        time as reading."""
+        size = min(BLOCK, self.size - index * BLOCK)
+        if memory is None or len(memory) != size:
+            memory = torch.empty(size, dtype=torch.uint8)
+        self.fill(index, tensor_bytes(memory))
+        return memory
 
     def content(self) -> bytes:
         """All of it."""

@@ -19,9 +19,6 @@ from llmkit.checkpoint.pieces import ContiguousBox, intersect, runs, subtract
 from llmkit.checkpoint.safetensors_header import TensorSpan, decode_header
 from llmkit.parallel.slices import Box, Range
 
-_CACHED_BLOCKS = 8
-"""Small tensors share blocks, and the kinds of one tensor are read in turn."""
-
 
 class RegionReader:
     """The tensors of the checkpoint in a folder. files: name -> file, those of the index among them."""
@@ -30,7 +27,11 @@ class RegionReader:
         self._folder = folder
         self._index = index
         self._files = [files[stored.name] for stored in index.files]
-        self._blocks: dict[tuple[int, int], Tensor] = {}
+        self._recent: dict[int, dict[int, Tensor]] = {}
+        """Of each file the blocks used last, the latest at the end."""
+        self._kept = 1 + len({tensor.kind for tensor in index.tensors})
+        """Blocks kept of each file. Small pieces share a block, and tensors lie in one order in all files:
+        with one block a kind, as the kinds of a tensor are read in turn, each block is read once."""
         self._headers: dict[int, dict[str, TensorSpan]] = {}
 
     def read(self, tensor: int, box: Box, within: Range) -> Tensor:
@@ -89,12 +90,12 @@ class RegionReader:
 
     def _block(self, file: int, index: int) -> Tensor:
         """A verified block of a file, as bytes."""
-        block = self._blocks.get((file, index))
+        recent = self._recent.setdefault(file, {})
+        block = recent.pop(index, None)
         if block is None:
-            block = self._files[file].block(index)
-            if len(self._blocks) >= _CACHED_BLOCKS:
-                del self._blocks[next(iter(self._blocks))]
-            self._blocks[file, index] = block
+            old = recent.pop(next(iter(recent))) if len(recent) >= self._kept else None
+            block = self._files[file].block(index, old)
+        recent[index] = block
         return block
 
     def _bytes(self, file: int, lo: int, hi: int) -> bytes:

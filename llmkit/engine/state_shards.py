@@ -78,16 +78,20 @@ def load_shards(
     """
     there: dict[str, frozenset[str]] = {}
     for shard in shards:
-        shard.data.zero_()
+        if shard.kind not in there:
+            there[shard.kind] = frozenset(source.names(shard.kind))
+        found = []
         for part in parts[shard.parameter]:
             shared = part.overlap(shard.start, shard.start + shard.data.numel())
-            if shard.kind not in there:
-                there[shard.kind] = frozenset(source.names(shard.kind))
             kind = shard.kind
             if kind == EMA and part.name not in there[EMA]:
                 kind = "master"
             if shared and (kind == "master" or part.name in there[kind]):
-                _view(shard, part, shared).copy_(source.read(part.name, kind, part.box, shared))
+                found.append((part, kind, shared))
+        if sum(hi - lo for *_, (lo, hi) in found) < shard.data.numel():
+            shard.data.zero_()
+        for part, kind, shared in found:
+            _view(shard, part, shared).copy_(source.read(part.name, kind, part.box, shared))
 
 
 def broadcast_shards(shards: Iterable[StateShard], axis: Axis) -> None:

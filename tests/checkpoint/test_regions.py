@@ -55,9 +55,9 @@ def test_only_the_blocks_of_the_region_are_read(save_step: Any, monkeypatch: pyt
     read_blocks: list[int] = []
     block = files.BlockFile.block
 
-    def recording(file: files.BlockFile, index: int) -> Tensor:
+    def recording(file: files.BlockFile, index: int, memory: Tensor | None = None) -> Tensor:
         read_blocks.append(index)
-        return block(file, index)
+        return block(file, index, memory)
 
     monkeypatch.setattr(files.BlockFile, "block", recording)
     box = ((rows + 5, 2 * rows + 7), (100, 900))
