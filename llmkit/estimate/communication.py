@@ -1,0 +1,163 @@
+"""How long the ranks of a step communicate, and how much of it nothing hides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmkit.estimate.collectives import CONTENTION, Spread, gathered, sent
+from llmkit.estimate.computing import Computing
+from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.workload import Workload
+
+BUCKET = 25 * 2.0**20
+"""Bytes of a message of gradients or weights, at least; with more than 32 ranks it grows with them."""
+WEIGHT = 2.0
+"""Bytes of a weight that is gathered."""
+HOST_BANDWIDTH = 20e9
+"""Bytes a second and direction between a device and its host's pinned memory (assumed of PCIe 4 and 5)."""
+HOST_UPDATE = 0.5e-9
+"""Seconds of a host for the update of a parameter of one rank, by 8 threads (assumed; one thread: 3.7 ns)."""
+HOPS_EXPOSED = 0.3
+"""Share of the messages between pipeline stages that nothing hides (assumed)."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Seconds of a kind of communication in a step: those that the rank waits for, and those beside
+    computing.
+
+    What is hidden slows the kernels beside it: that counts as waiting, too.
+    """
+
+    exposed: float = 0.0
+    hidden: float = 0.0
+
+    @classmethod
+    def beside(cls, seconds: float, room: float, alone: float = 0.0) -> Sent:
+        """Of `seconds`, as many hidden as there is room for; but for `alone`, which nothing can hide."""
+        hidden = max(0.0, min(seconds - alone, room))
+        return cls(seconds - hidden + CONTENTION * hidden, hidden)
+
+    def times(self, factor: float) -> Sent:
+        """Of so many."""
+        return Sent(self.exposed * factor, self.hidden * factor)
+
+    def plus(self, other: Sent) -> Sent:
+        """Both."""
+        return Sent(self.exposed + other.exposed, self.hidden + other.hidden)
+
+
+def tensor_parallel(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
+    """Of a micro-batch, over the layers of a rank.
+
+    A layer sums twice forward and twice backward (Shoeybi et al. 2019); a sum is a reduce-scatter and an
+    all-gather, also where the sequence is sharded between them (Korthikanti et al. 2022). Full recomputation
+    repeats the forward ones. Embedding and head add two.
+    """
+    if work.tensor == 1:
+        return Sent()
+    spread = Spread(fleet, work.tensor)
+    once = gathered(work.tokens * work.shape.hidden_size * work.value_bytes, spread)
+    layers = work.shape.num_hidden_layers / work.pipeline
+    again = 4.0 / work.recompute_every if work.recompute == "full" else 0.0
+    forward, backward = (4.0 + again) * layers, 4.0 * layers
+    extra = 2.0 * layers if work.exchange.gathers_again else 0.0
+    how = work.exchange.tensor if spread.nodes == 1 or work.exchange.tensor != "pipelined" else "backward"
+    ends = Sent(4.0 * once / work.pipeline)
+    if how == "none":
+        return Sent((forward + backward + extra) * once).plus(ends)
+    if how == "pipelined":
+        seconds = (forward + backward + extra) * once
+        return Sent.beside(seconds, computed.matmul.total, seconds / work.tensor).plus(ends)
+    hidden = 2.0 if work.sequence_parallel and not work.exchange.gathers_again else 4.0
+    beside = Sent.beside((hidden * layers + extra) * once, computed.of_weights)
+    return Sent((forward + backward - hidden * layers) * once).plus(beside).plus(ends)
+
+
+def context_parallel(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
+    """Of a micro-batch: keys and values go around a ring, twice as often backward (Liu et al. 2023)."""
+    if work.context == 1:
+        return Sent()
+    shape = work.shape
+    size = 2.0 * shape.num_key_value_heads * shape.head_dim / work.tensor * work.value_bytes
+    spread = Spread(fleet, work.context, work.tensor)
+    once = gathered(size * work.length * work.micro_batch, spread, work.context - 1.0)
+    seconds = 3.0 * once * shape.num_hidden_layers / work.pipeline
+    room = computed.attention.total * (work.context - 1) / work.context
+    return Sent.beside(seconds, room, seconds / shape.num_hidden_layers)
+
+
+def sharded_weights(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
+    """Of a micro-batch under ZeRO-3: weights gathered for each pass, gradients reduce-scattered.
+
+    The weights of a layer are gathered while the one before computes (Rajbhandari et al. 2020; Zhao et al.
+    2023, FSDP): a layer's messages are hidden by the computing of a layer, forward and backward apart. The
+    first gather of each pass and the last reduce-scatter have nothing beside them.
+    """
+    spread = _data_spread(work, fleet)
+    if work.zero < 3 or spread.ranks == 1:
+        return Sent()
+    layers = work.shape.num_hidden_layers / work.pipeline
+    weights = gathered(work.parameters / layers * WEIGHT, spread)
+    gradients = gathered(work.trained / layers * work.exchange.gradient_bytes, spread)
+    passes = computed.layers
+    head = computed.head.total + computed.loss.total
+    forward = Sent.beside(weights * layers, passes.forward + head / 3, weights)
+    back = (weights + gradients) * layers
+    return forward.plus(Sent.beside(back, passes.backward + passes.again + head * 2 / 3, gradients))
+
+
+def gradients(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
+    """Of a step below ZeRO-3: gradients summed beside the last backward pass, weights gathered.
+
+    Buckets leave as they are complete (Li et al. 2020); of the last one nothing is hidden. DeepSpeed's stage
+    1 in bf16 sums after the backward pass, and does not hide it.
+    """
+    spread = _data_spread(work, fleet)
+    if work.zero == 3 or spread.ranks == 1:
+        return Sent()
+    exchange, bucket = work.exchange, BUCKET * max(1.0, spread.ranks / 32.0)
+    size = work.trained * exchange.gradient_bytes
+    scattered = gathered(size, spread, max(1.0, size / bucket))
+    if exchange.all_reduce:
+        scattered *= 2.0
+    times = work.micro_batches if exchange.each_micro_batch else 1.0
+    passes = computed.layers
+    room = passes.backward + passes.again + (computed.head.total + computed.loss.total) * 2 / 3
+    sums = Sent.beside(scattered, room, scattered * min(1.0, bucket / size)).times(times)
+    if work.zero == 0:
+        return sums
+    size = work.trained * WEIGHT
+    weights = gathered(size, spread, max(1.0, size / bucket))
+    if exchange.gathers_late:
+        return sums.plus(Sent(weights))
+    return sums.plus(Sent.beside(weights, passes.forward, weights / work.shape.num_hidden_layers))
+
+
+def pipeline(work: Workload, fleet: Fleet) -> tuple[float, float]:
+    """Seconds of messages between stages of a micro-batch, and the share by which a step waits for stages.
+
+    (p - 1) / (v m) for p stages of v chunks and m micro-batches (Narayanan et al. 2021). No engine of ours.
+    """
+    if work.pipeline == 1:
+        return 0.0, 0.0
+    size = work.tokens * work.shape.hidden_size * work.value_bytes / work.tensor
+    hop = sent(size, fleet, work.tensor * work.context * work.pipeline > fleet.joined)
+    return 2.0 * work.chunks * hop * HOPS_EXPOSED, (work.pipeline - 1) / (work.chunks * work.micro_batches)
+
+
+def host_traffic(work: Workload) -> Sent:
+    """Of a step with offloading: gradients to the host, weights from it, and the host's update of its share.
+
+    ZeRO-Offload (Ren et al. 2021): gradients leave during the backward pass, the rest is waited for.
+    """
+    if not work.offload:
+        return Sent()
+    mine = work.trained / work.data_parallel
+    there = mine * work.exchange.gradient_bytes / HOST_BANDWIDTH
+    return Sent(mine * WEIGHT / HOST_BANDWIDTH + mine * HOST_UPDATE, there)
+
+
+def _data_spread(work: Workload, fleet: Fleet) -> Spread:
+    """Ranks that hold the same weights: those of other rows, and of other parts of a row."""
+    return Spread(fleet, work.data_parallel * work.context, work.tensor)

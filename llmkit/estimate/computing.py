@@ -1,0 +1,196 @@
+"""How long a rank computes for a micro-batch, by part, and for the update of its weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from llmkit.config.parameters import INTO_MLP
+from llmkit.estimate.rates import Rates
+from llmkit.estimate.workload import Workload
+
+EAGER_TRAFFIC = 2.5
+"""Times as many bytes as fused pointwise kernels move, plain PyTorch does (counted on its operators)."""
+TRITON_TRAFFIC = 1.3
+"""The same of our Triton kernels, which leave residual sums to PyTorch (counted)."""
+LOGIT_BYTES = {"triton": 4, "avx512": 4, "chunked": 8, "full": 6, "eager": 34}
+"""Bytes moved per logit in bf16, by form of head and loss (counted; eager: of `full` that is not
+compiled)."""
+KERNELS = {True: (14, 30), False: (60, 120)}
+"""Kernels of a layer, forward and backward: fused or not (counted in traces of a GPT)."""
+NEWTON_SCHULZ_STEPS = 5
+"""Iterations of Muon (Jordan et al. 2024)."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of a part in the forward and the backward pass; again: of what is computed again."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    again: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.forward + self.backward + self.again
+
+    def times(self, factor: float) -> Pass:
+        """Of so many."""
+        return Pass(self.forward * factor, self.backward * factor, self.again * factor)
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Seconds of a rank's micro-batch by part, over its layers; of_weights: of `matmul` backward, the
+    weights' gradients alone."""
+
+    matmul: Pass
+    attention: Pass
+    pointwise: Pass
+    head: Pass
+    loss: Pass
+    of_weights: float
+    kernels: float
+
+    @property
+    def layers(self) -> Pass:
+        """Of all layers, without head and loss."""
+        parts = (self.matmul, self.attention, self.pointwise)
+        return Pass(*(sum(getattr(p, name) for p in parts) for name in ("forward", "backward", "again")))
+
+    @property
+    def total(self) -> float:
+        """Of all parts."""
+        return self.layers.total + self.head.total + self.loss.total
+
+
+def computing(work: Workload, rates: Rates) -> Computing:
+    """Seconds of each part for one micro-batch, on a rank of the stage with a mean share of the layers."""
+    layers = work.shape.num_hidden_layers / work.pipeline
+    again = {"none": 0.0, "selective": 0.0, "full": 1.0}[work.recompute] / work.recompute_every
+    light = again if work.recompute != "selective" else 1.0 / work.recompute_every
+    forward, of_inputs, of_weights = _linear(work, rates)
+    matmul = Pass(forward, of_inputs + of_weights, forward * again).times(layers)
+    attention = _attention(work, rates, again).times(1.0 / work.pipeline)
+    moved, moved_back = pointwise_bytes(work)
+    pointwise = Pass(rates.moved(moved), rates.moved(moved_back), rates.moved(moved) * light).times(layers)
+    once, twice = KERNELS[work.fused]
+    kernels = (once * (1.0 + light) + twice) * layers
+    head, loss = _head(work, rates)
+    return Computing(matmul, attention, pointwise, head, loss, of_weights * layers, kernels)
+
+
+def linear_shapes(work: Workload) -> Iterator[tuple[float, float]]:
+    """(outputs, inputs) of each product of a layer on a rank, fused where the model fuses them."""
+    shape, tensor = work.shape, work.tensor
+    query = shape.num_attention_heads * shape.head_dim
+    grouped = shape.num_key_value_heads * shape.head_dim
+    width, inner = shape.hidden_size, shape.intermediate_size
+    yield (query + 2 * grouped) / tensor, width
+    yield width, query / tensor
+    yield len(INTO_MLP[shape.mlp]) * inner / tensor, width
+    yield width, inner / tensor
+
+
+def _linear(work: Workload, rates: Rates) -> tuple[float, float, float]:
+    """Of a layer's products: forward, gradients of inputs, gradients of weights."""
+    forward = of_inputs = of_weights = 0.0
+    for outputs, inputs in linear_shapes(work):
+        forward += rates.product(work.tokens, outputs, inputs, work.linear)
+        of_inputs += rates.product(work.tokens, inputs, outputs, work.linear)
+        of_weights += rates.product(outputs, inputs, work.tokens, work.linear)
+    return forward, of_inputs, of_weights * (1.0 - work.frozen)
+
+
+def seen_keys(length: int, window: int | None) -> float:
+    """Keys that a position of a row sees on average; None: all before it. Documents are not known."""
+    near = length if window is None else min(length, window)
+    return (near * (near + 1) / 2 + (length - near) * near) / length
+
+
+def _attention(work: Workload, rates: Rates, again: float) -> Pass:
+    """Of all layers: 4 FLOPs for each query, key and channel forward, and 2.5 times as many backward (FA2).
+
+    Dense masks of windows are computed in full by the forms that know no others.
+    """
+    shape, form = work.shape, work.form("attention", "sdpa")
+    forward = backward = 0.0
+    windows = Counter(shape.window(layer) for layer in range(shape.num_hidden_layers))
+    for window, layers in windows.items():
+        dense = form in ("sdpa", "matmul") and window is not None
+        keys = float(work.length) if dense else seen_keys(work.length, window)
+        flops = 4.0 * work.tokens * keys * shape.num_attention_heads * shape.head_dim / work.tensor
+        length = 2.0 * keys  # a row without a window in which as many are seen
+        forward += layers * rates.attention(flops, shape.head_dim, length, form, False)
+        backward += layers * rates.attention(2.5 * flops, shape.head_dim, length, form, True)
+    return Pass(forward, backward, forward * again)
+
+
+def pointwise_bytes(work: Workload) -> tuple[float, float]:
+    """Bytes that norms, residual sums, rotations and activations of a layer move: forward, backward.
+
+    In values of a token: two norms and two residual sums read and write 8 widths; a rotation reads and writes
+    queries and keys; a gated activation reads two inner widths and writes one (backward: reads 3, writes 2,
+    and gate or product once more); gradients of biases read what they sum up.
+    """
+    shape = work.shape
+    query = shape.num_attention_heads * shape.head_dim
+    grouped = shape.num_key_value_heads * shape.head_dim
+    width, inner, gated = shape.hidden_size, shape.intermediate_size, len(INTO_MLP[shape.mlp]) == 2
+    norms = 4 if shape.norm_placement == "both" else 2
+    forward = (4.0 + 2.0 * norms) * width + (3.0 if gated else 2.0) * inner
+    backward = (4.0 + 2.0 * norms) * width + (5.5 if gated else 3.0) * inner
+    if shape.position_embedding == "rope":
+        forward, backward = forward + 2 * (query + grouped), backward + 2 * (query + grouped)
+    if shape.qk_norm:
+        forward, backward = forward + 2 * (query + grouped), backward + 3 * (query + grouped)
+    biases = (query + 2 * grouped) * shape.attention_bias + width * shape.output_bias
+    backward += biases + (inner + width) * shape.mlp_bias
+    if shape.hidden_dropout:
+        forward, backward = forward + 2.0 * width, backward + 2.0 * width
+    fp8 = (5.0 * width + inner) * 1.5 if work.linear == "fp8" else 0.0  # casts: read 2 bytes, write 1
+    more = 1.0 if work.fused else TRITON_TRAFFIC if work.form("norm", "torch") == "triton" else EAGER_TRAFFIC
+    scale = work.tokens * work.value_bytes / work.tensor
+    return (forward * more + fp8 / 3) * scale, (backward * more + fp8 * 2 / 3) * scale
+
+
+def _head(work: Workload, rates: Rates) -> tuple[Pass, Pass]:
+    """Of the head's product, and of the loss of its logits; both on the last stage, which others wait for."""
+    columns = work.shape.padded_vocab_size / work.tensor
+    width, kind = work.shape.hidden_size, "fp32" if work.value_bytes == 4 else "bf16"
+    product = rates.product(work.tokens, columns, width, kind)
+    back = rates.product(work.tokens, width, columns, kind)
+    back += rates.product(columns, width, work.tokens, kind) * (work.frozen == 0.0)
+    form = work.form("head_loss", "full")
+    traffic = LOGIT_BYTES["eager" if form == "full" and not work.fused else form]
+    moved = rates.moved(traffic * work.value_bytes / 2 * columns * work.tokens)
+    share = 1.0 / work.pipeline
+    return Pass(product, back).times(share), Pass(moved / 3, moved * 2 / 3).times(share)
+
+
+def update_seconds(work: Workload, rates: Rates, overlap: int) -> float:
+    """Seconds of the update of a rank. overlap: ranks that share it (ZeRO).
+
+    Each parameter: gradient read for the norm, read for the update, set to zero (12 bytes), master and
+    moments read and written, the weight written.
+    """
+    if work.update is None:
+        return 0.0
+    elements = work.update.elements / (work.tensor * work.pipeline)
+    size = 12.0 + 8.0 * (1.0 + work.update.moments) + (2.0 if work.value_bytes == 2 else 0.0)
+    seconds = rates.moved(elements * size / overlap)
+    flops = sum(map(newton_schulz_flops, work.update.muon)) / (work.tensor * work.pipeline)
+    if flops:
+        size_of = max(prod(shape) for shape in work.update.muon) ** 0.5
+        cube = rates.product(size_of, size_of, size_of, "bf16" if work.value_bytes == 2 else "fp32")
+        seconds += flops / work.data_parallel * cube / (2.0 * size_of**3)
+    return seconds
+
+
+def newton_schulz_flops(shape: tuple[int, ...]) -> float:
+    """FLOPs of Muon for one matrix (m, n), m <= n: X X', its square, and the sum times X, five times."""
+    small, large = min(shape), max(shape)
+    return NEWTON_SCHULZ_STEPS * (4.0 * small * small * large + 2.0 * small**3)

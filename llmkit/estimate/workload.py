@@ -1,0 +1,149 @@
+"""What the ranks of a run compute and send in a step, in the terms that its time is estimated from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+from llmkit.config.groups import assign
+from llmkit.config.shape import ModelShape
+from llmkit.plan import Plan
+from llmkit.precision import BYTES
+
+TensorOverlap = Literal["none", "backward", "pipelined"]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How a trainer sends what its ranks share.
+
+    gradient_bytes: of one gradient on the way. each_micro_batch: whether gradients are sent after each
+    backward pass, not after the last one of a step alone. all_reduce: whether every rank gets all of them.
+    gathers_late: whether updated weights are gathered before the next step begins, not beside its first
+    forward pass. tensor: which sums of tensor parallelism run beside products: none, those of the backward
+    pass beside the weights' gradients (Megatron-LM), or all, in pieces beside the pieces of the product that
+    makes or needs them (Transformer Engine's, within the reach of the inner link). gathers_again: whether the
+    inputs of products are gathered once more for the weights' gradients, instead of being kept.
+    """
+
+    gradient_bytes: int = 4
+    each_micro_batch: bool = False
+    all_reduce: bool = False
+    gathers_late: bool = False
+    tensor: TensorOverlap = "backward"
+    gathers_again: bool = False
+
+
+@dataclass(frozen=True)
+class Update:
+    """The optimizer's work on a set of parameters. muon: shapes of the matrices that it orthogonalises."""
+
+    elements: float
+    moments: float = 2.0
+    muon: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A step of a run, ours or a published one.
+
+    rows: sequences of a step over all ranks, `length` tokens each; micro_batch: of a forward pass. tensor,
+    context, pipeline: ranks that share a layer, a row, the layers; chunks: parts of each pipeline stage,
+    which take turns. linear: number type of the products of linear layers. fused: whether pointwise
+    operations run as few kernels (compiled, or fused by hand). forms: operator -> form, as a plan has them.
+    frozen: share of the weights that have no gradient. accumulates: bytes that are moved per gradient and
+    micro-batch to add it up.
+    """
+
+    shape: ModelShape
+    length: int
+    rows: int
+    world: int
+    micro_batch: int = 1
+    tensor: int = 1
+    sequence_parallel: bool = False
+    context: int = 1
+    pipeline: int = 1
+    chunks: float = 1.0
+    zero: int = 0
+    offload: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
+    recompute_every: int = 1
+    linear: Literal["bf16", "fp32", "fp8"] = "bf16"
+    value_bytes: int = 2
+    fused: bool = True
+    forms: Mapping[str, str] = field(default_factory=dict)
+    exchange: Exchange = field(default_factory=Exchange)
+    update: Update | None = None
+    frozen: float = 0.0
+    accumulates: float = 0.0
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks that see different rows."""
+        return self.world // (self.tensor * self.pipeline * self.context)
+
+    @property
+    def micro_batches(self) -> float:
+        """Forward passes of a rank and step."""
+        return -(-self.rows // self.data_parallel) / self.micro_batch
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a micro-batch that a rank computes."""
+        return self.micro_batch * self.length / self.context
+
+    @cached_property
+    def parameters(self) -> float:
+        """Weights of a rank before ZeRO shards them."""
+        return self.shape.num_parameters / (self.tensor * self.pipeline)
+
+    @property
+    def trained(self) -> float:
+        """Of these, those with a gradient."""
+        return self.parameters * (1.0 - self.frozen)
+
+    def form(self, operator: str, default: str) -> str:
+        """The form of an operator."""
+        return self.forms.get(operator, default)
+
+
+def workload_of(plan: Plan) -> Workload | None:
+    """The step of a plan of ours; None for a registered model, of which too little is known."""
+    if not isinstance(plan.model, ModelShape):
+        return None
+    layout, kernels, precision = plan.layout, plan.kernels, plan.precision
+    deepspeed = layout.engine == "deepspeed"
+    exchange = Exchange(
+        gradient_bytes=BYTES[precision.reduction],
+        each_micro_batch=deepspeed and layout.zero_stage >= 2,
+        all_reduce=layout.zero_stage == 0 or (deepspeed and layout.zero_stage <= 2),
+        gathers_late=True,
+    )
+    return Workload(
+        shape=plan.model, length=plan.config.data.row_length,
+        rows=plan.rows_per_rank * layout.data_parallel_size, world=layout.world_size,
+        micro_batch=plan.micro_batch_size, tensor=layout.tensor_parallel_size,
+        sequence_parallel=layout.sequence_parallel, zero=layout.zero_stage, offload=layout.offload == "cpu",
+        recompute=layout.activation_checkpointing, recompute_every=layout.activation_checkpointing_every,
+        linear=precision.linear, value_bytes=BYTES[precision.compute], fused=kernels.blocks_compiled,
+        forms=kernels.forms, exchange=exchange, update=_update(plan),
+        frozen=1.0 - plan.num_trained / plan.model.num_parameters if plan.config.train.lora.rank else 0.0,
+        accumulates=2.0 * BYTES[precision.reduction] + BYTES[precision.weights],
+    )  # fmt: skip
+
+
+def _update(plan: Plan) -> Update:
+    shapes = {tensor.name: tensor.shape for tensor in plan.trained}
+    muon = tuple(
+        shapes[name]
+        for group in assign(plan.trained, plan.config.optimizer)
+        if group.optimizer == "muon"
+        for name in group.names
+    )
+    elements = float(plan.num_trained)
+    moments = 2.0 - sum(map(prod, muon)) / elements
+    return Update(elements, moments, muon)

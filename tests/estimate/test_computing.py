@@ -1,0 +1,121 @@
+"""What a rank computes: shapes of products, bytes that are moved, FLOPs of Muon."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.published import L8, nanochat, with_update
+from llmkit.config.shape import ModelShape
+from llmkit.estimate.computing import (
+    Computing,
+    computing,
+    linear_shapes,
+    newton_schulz_flops,
+    pointwise_bytes,
+    seen_keys,
+    update_seconds,
+)
+from llmkit.estimate.workload import Update, Workload
+
+WORK = with_update(Workload(L8, 4096, 8, 1, micro_batch=2))
+
+
+class OneFlopASecond:
+    """Seconds are FLOPs of products and attention, and bytes that are moved."""
+
+    def product(self, rows: float, columns: float, inner: float, number_type: str) -> float:
+        return 2.0 * rows * columns * inner
+
+    def attention(self, flops: float, head_dim: int, length: float, form: str, backward: bool) -> float:
+        return flops
+
+    def moved(self, size: float) -> float:
+        return size
+
+    def launched(self, kernels: float) -> float:
+        return kernels
+
+
+def found(work: Workload) -> Computing:
+    return computing(work, OneFlopASecond())
+
+
+def test_products_are_six_flops_a_parameter_and_token() -> None:
+    blocks = L8.num_block_parameters - 2 * 32 * 4096  # without norms
+    assert found(WORK).matmul.total == pytest.approx(6 * blocks * 8192)
+    assert found(WORK).matmul.forward == pytest.approx(2 * blocks * 8192)
+    assert found(WORK).of_weights == pytest.approx(2 * blocks * 8192)
+    assert found(WORK).head.total == pytest.approx(6 * 128256 * 4096 * 8192)
+    assert found(replace(WORK, tensor=4)).matmul.total == pytest.approx(6 * blocks * 8192 / 4)
+    frozen = found(replace(WORK, frozen=1.0))
+    assert frozen.matmul.total == pytest.approx(4 * blocks * 8192)
+    assert frozen.head.total == pytest.approx(4 * 128256 * 4096 * 8192)
+
+
+def test_attention_needs_what_is_seen() -> None:
+    forward = 4 * 32 * 4096 * 8192 * 4097 / 2
+    assert found(WORK).attention.forward == pytest.approx(forward)
+    assert found(WORK).attention.backward == pytest.approx(2.5 * forward)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "keys"), [(5, None, 3.0), (5, 2, 1.8), (5, 9, 3.0), (1, 1, 1.0)]
+)
+def test_keys_that_a_position_sees(length: int, window: int | None, keys: float) -> None:
+    counted = sum(min(position + 1, window or length) for position in range(length)) / length
+    assert seen_keys(length, window) == pytest.approx(counted)
+    assert counted == pytest.approx(keys)
+
+
+def test_windows_are_computed_in_full_by_forms_with_dense_masks() -> None:
+    work = Workload(nanochat(12), 2048, 8, 1, forms={"attention": "flash3"})
+    dense = replace(work, forms={"attention": "sdpa"})
+    assert found(dense).attention.total > 1.5 * found(work).attention.total
+
+
+def test_recomputation_repeats_the_forward_pass_of_its_blocks() -> None:
+    full = found(replace(WORK, recompute="full"))
+    assert full.layers.again == pytest.approx(full.layers.forward)
+    half = found(replace(WORK, recompute="full", recompute_every=2))
+    assert half.layers.again == pytest.approx(full.layers.again / 2)
+    selective = found(replace(WORK, recompute="selective"))
+    assert selective.layers.again == pytest.approx(selective.pointwise.forward)
+
+
+def test_pointwise_traffic_of_llama_and_of_what_is_not_fused() -> None:
+    forward, backward = pointwise_bytes(WORK)
+    width, inner, rotated = 4096, 14336, 4096 + 1024
+    assert forward == 8192 * 2 * (8 * width + 3 * inner + 2 * rotated)
+    assert backward == 8192 * 2 * (8 * width + 5.5 * inner + 2 * rotated)
+    assert pointwise_bytes(replace(WORK, fused=False))[0] == pytest.approx(2.5 * forward)
+    triton = replace(WORK, fused=False, forms={"norm": "triton"})
+    assert pointwise_bytes(triton)[0] == pytest.approx(1.3 * forward)
+    assert pointwise_bytes(replace(WORK, value_bytes=4))[0] == pytest.approx(2 * forward)
+    assert pointwise_bytes(replace(WORK, linear="fp8"))[0] > forward
+
+
+def test_shapes_of_products_are_those_of_the_model() -> None:
+    shape = ModelShape(100, 128, 64, 2, 4, 2, 24, 160, 32)
+    work = Workload(shape, 32, 1, 1)
+    assert list(linear_shapes(work)) == [(4 * 24 + 2 * 2 * 24, 64), (64, 96), (320, 64), (64, 160)]
+
+
+def test_the_update_moves_what_it_reads_and_writes() -> None:
+    work = replace(WORK, update=Update(1000.0))
+    assert update_seconds(work, OneFlopASecond(), 1) == pytest.approx(1000 * 38)
+    assert update_seconds(work, OneFlopASecond(), 8) == pytest.approx(1000 * 38 / 8)
+    fp32 = replace(work, value_bytes=4)
+    assert update_seconds(fp32, OneFlopASecond(), 1) == pytest.approx(1000 * 36)
+    muon = replace(work, update=Update(1000.0, 1.0, ((10, 20), (20, 10))))
+    assert update_seconds(muon, OneFlopASecond(), 1) == pytest.approx(
+        1000 * 30 + 2 * newton_schulz_flops((10, 20))
+    )
+    assert update_seconds(replace(work, update=None), OneFlopASecond(), 1) == 0.0
+
+
+def test_newton_schulz_is_three_products_five_times() -> None:
+    small, large = 10, 20
+    each = 2 * small * large * small + 2 * small**3 + 2 * small * small * large
+    assert newton_schulz_flops((small, large)) == newton_schulz_flops((large, small)) == 5 * each

@@ -1,0 +1,95 @@
+"""The model of a step's time against published runs, and how its parts depend on a layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import mean
+
+import pytest
+
+from benchmarks.published import FITTED_ROWS, L8, MEGATRON, OUTSIDE, mean_error, with_update
+from llmkit.estimate.constants import FITTED
+from llmkit.estimate.devices import Hardware
+from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.step_parts import StepParts, step_parts
+from llmkit.estimate.workload import Exchange, Workload
+
+FORMS = {"attention": "cudnn", "head_loss": "triton"}
+BASE = with_update(Workload(L8, 8192, 256, 64, 2, zero=1, forms=FORMS, exchange=Exchange(gathers_late=True)))
+
+
+def fleet(nodes: int) -> Fleet:
+    return Hardware().fleet("h100", nodes=nodes)
+
+
+def parts(work: Workload) -> StepParts:
+    return step_parts(work, fleet(max(1, work.world // 8)))
+
+
+def test_published_runs_that_nothing_was_fitted_to_are_met() -> None:
+    assert mean_error(OUTSIDE, FITTED) < 0.10
+    assert mean_error(FITTED_ROWS, FITTED) < 0.10
+    assert abs(mean(row.error(FITTED) for row in OUTSIDE)) < 0.06
+
+
+def test_the_parts_add_up_and_the_rest_is_hidden() -> None:
+    found = parts(BASE)
+    assert found.seconds == pytest.approx(sum(found.parts.values()))
+    assert {"matmul", "attention", "pointwise", "head", "loss", "optimizer"} <= found.parts.keys()
+    assert found.hidden.keys() == {"gradients and weights"}
+    assert "recompute" not in found.parts
+
+
+def test_sharding_within_a_node_costs_little() -> None:
+    """Gathers of a layer are shorter than its computing, and hidden by it."""
+    node = replace(BASE, world=8, zero=3, exchange=Exchange(each_micro_batch=True))
+    found = parts(node)
+    assert found.parts["gathers of ZeRO-3"] < 0.04 * found.seconds
+    assert found.hidden["gathers of ZeRO-3"] > 5 * found.parts["gathers of ZeRO-3"]
+    thin = parts(replace(node, micro_batch=1, length=512))
+    assert thin.parts["gathers of ZeRO-3"] > 0.3 * thin.seconds  # too little to compute beside them
+
+
+def test_tensor_parallelism_over_nodes_is_dear() -> None:
+    work = replace(BASE, tensor=8, world=16, sequence_parallel=True, rows=64)
+    inside = parts(work).parts["tensor parallelism"]
+    over = parts(replace(work, tensor=16)).parts["tensor parallelism"]
+    assert over > 1.5 * inside
+    pipelined = replace(work, exchange=MEGATRON)
+    assert parts(pipelined).parts["tensor parallelism"] < 0.5 * inside
+    wide = parts(replace(pipelined, tensor=16)).parts["tensor parallelism"]
+    assert wide > 4 * parts(pipelined).parts["tensor parallelism"]  # no pieces beside pieces over nodes
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"recompute": "full"}, "recompute"),
+        ({"context": 2}, "context parallelism"),
+        ({"pipeline": 2}, "pipeline"),
+        ({"accumulates": 10.0}, "accumulation"),
+        ({"micro_batch": 1, "length": 32, "fused": False}, "launching"),
+        ({"world": 128, "rows": 512}, "stragglers"),
+    ],
+)
+def test_parts_appear_with_what_causes_them(change: dict[str, object], part: str) -> None:
+    before, after = parts(BASE), parts(replace(BASE, **change))  # type: ignore[arg-type]
+    assert after.parts[part] > before.parts.get(part, 0.0)
+
+
+def test_offloading_takes_the_update_to_the_host() -> None:
+    found = parts(replace(BASE, offload=True))
+    assert found.parts["offload"] > parts(BASE).parts["optimizer"]
+    assert "optimizer" not in found.parts
+
+
+def test_a_sequence_of_sums_in_each_micro_batch_costs_more_than_one_a_step() -> None:
+    once = replace(BASE, micro_batch=1)
+    each = replace(once, exchange=Exchange(each_micro_batch=True, gathers_late=True))
+    name = "gradients and weights"
+    assert (
+        parts(each).parts[name] + parts(each).hidden[name]
+        > parts(once).parts[name] + parts(once).hidden[name]
+    )
+    reduced = replace(once, exchange=Exchange(all_reduce=True, gathers_late=True))
+    assert parts(reduced).parts[name] > parts(once).parts[name]

@@ -1,0 +1,51 @@
+"""The workload of a plan of ours."""
+
+from __future__ import annotations
+
+from llmkit.estimate.workload import Workload, workload_of
+from llmkit.plan import Plan
+from tests.estimate.test_step_time import LLAMA_8B, plan_of
+
+
+def workload(parallel: dict[str, object], **train: object) -> Workload:
+    plan = plan_of(LLAMA_8B, {"global_batch_size": 64, "micro_batch_size": 2, **train}, parallel)
+    work = workload_of(plan)
+    assert work is not None
+    return work
+
+
+def test_sizes_are_those_of_the_plan() -> None:
+    work = workload({"world_size": 16, "tensor_parallel_size": 2, "sequence_parallel": True})
+    assert (work.data_parallel, work.micro_batches, work.tokens) == (8, 4, 2 * 8192)
+    assert (work.rows, work.length, work.tensor, work.sequence_parallel) == (64, 8192, 2, True)
+    assert work.parameters == LLAMA_8B.num_parameters / 2
+    assert (work.linear, work.value_bytes, work.exchange.gradient_bytes) == ("bf16", 2, 4)
+    assert work.update is not None
+    assert (work.update.elements, work.update.moments, work.update.muon) == (LLAMA_8B.num_parameters, 2.0, ())
+
+
+def test_what_each_engine_sends() -> None:
+    native = [
+        workload({"world_size": 8, "engine": "native", "zero_stage": stage}).exchange for stage in (0, 1)
+    ]
+    assert [each.all_reduce for each in native] == [True, False]
+    assert not any(each.each_micro_batch for each in native)
+    stages = (1, 2, 3)
+    other = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).exchange for s in stages]
+    assert [each.all_reduce for each in other] == [True, True, False]
+    assert [each.each_micro_batch for each in other] == [False, True, True]
+
+
+def test_adapters_leave_most_weights_without_a_gradient() -> None:
+    work = workload({"world_size": 8}, init_from="weights", lora={"rank": 8})
+    assert work.frozen > 0.99
+    assert work.trained < 0.01 * work.parameters
+
+
+def test_muon_has_the_matrices_of_the_blocks() -> None:
+    plan: Plan = plan_of(LLAMA_8B, {"global_batch_size": 64}, {"world_size": 8}, optimizer={"name": "muon"})
+    work = workload_of(plan)
+    assert work is not None
+    assert work.update is not None
+    assert len(work.update.muon) == 7 * 32
+    assert 1.0 < work.update.moments < 1.2
