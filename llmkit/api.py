@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.config.load import Loaded
 from llmkit.config.load import load as load_config
@@ -59,6 +59,8 @@ def train(
     allow_data_change: bool = False,
     quiet: bool = False,
     take_over: bool = False,
+    branch_from: str | Path | None = None,
+    data_position: Literal["keep", "new"] | None = None,
 ) -> Run:
     """Trains the run that a configuration describes, from its newest good checkpoint; returns it.
 
@@ -66,7 +68,9 @@ def train(
     their order, after those of the configuration. sinks: get each row of metrics, on rank 0. fresh: raise
     where the run has checkpoints. allow_data_change: go on although the data are others than before. quiet:
     print errors, the end, and where the log is, and nothing else. take_over: ask another process that has
-    the run to stop, then go on.
+    the run to stop, then go on. branch_from: begin a new run with this checkpoint of another one, such as
+    runs/demo@1000. data_position: whether such a branch reads on where that run stood ("keep", the default)
+    or from the beginning ("new").
 
     The run it returns may have been stopped before its end: `Run.done` tells. Raises UserError for mistakes
     in the configuration, RunFault where the run cannot go on, HookError for a bug of a hook, and
@@ -78,12 +82,13 @@ def train(
     if loaded.config.run.deterministic:
         ask_for_determinism(os.environ)
     let_segments_grow(os.environ)
-    from llmkit.loop.resume import Options
+    from llmkit.loop.options import Options
     from llmkit.train import train as run_training
 
+    branch = None if branch_from is None else str(branch_from)
     with errors_recorded(os.environ):
         run_training(
-            loaded, Options(fresh, allow_data_change, quiet, take_over),
+            loaded, Options(fresh, allow_data_change, quiet, take_over, branch, data_position),
             started=time.monotonic(), environment=os.environ, hooks=hooks, sinks=sinks,
         )  # fmt: skip
     return Run(Path(loaded.config.run.dir) / loaded.config.run.name)

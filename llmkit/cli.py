@@ -17,7 +17,7 @@ from llmkit import __version__
 from llmkit.build_locks import clear_build_locks
 from llmkit.checkpoints.options import add_checkpoint_command
 from llmkit.cluster.options import add_jobs_options, add_submit_options
-from llmkit.command_line import CommandParser, Commands, add_config, count, positive
+from llmkit.command_line import CommandParser, Commands, add_branch, add_config, count, positive
 from llmkit.config.redaction import without_access
 from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.doctor.options import add_doctor_options
@@ -133,10 +133,13 @@ def _train_run(options: argparse.Namespace, started: float) -> int:
     if loaded.config.run.deterministic:  # read when torch is imported, so set before
         ask_for_determinism(os.environ)
     let_segments_grow(os.environ)
-    from llmkit.loop.resume import Options
+    from llmkit.loop.options import Options
     from llmkit.train import train
 
-    how = Options(options.fresh, options.allow_data_change, options.quiet, options.take_over)
+    how = Options(
+        options.fresh, options.allow_data_change, options.quiet, options.take_over, options.branch,
+        options.data_position,
+    )  # fmt: skip
     return train(loaded, how, started=started, environment=os.environ, own_process=True)
 
 
@@ -270,6 +273,7 @@ def _train_parser(commands: Commands) -> None:
     train.add_argument(
         "--take-over", action="store_true", help="ask another process that has this run to stop, then go on"
     )
+    add_branch(train)
     train.set_defaults(command=_train, parser=train)
 
 

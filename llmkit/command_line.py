@@ -56,6 +56,19 @@ def add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> Non
     )
 
 
+def add_branch(parser: argparse.ArgumentParser) -> None:
+    """Adds --from and --data-position, of commands that begin a run."""
+    parser.add_argument(
+        "--from", dest="branch", metavar="RUN@STEP",
+        help="begin a new run with this checkpoint of another one, and its optimizer: RUN@1000, RUN@best, RUN; "
+        "a branch that has begun goes on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data-position", choices=["keep", "new"],
+        help="of a branch: read on where the other run stood (keep, the default), or from the beginning",
+    )  # fmt: skip
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds RUN, --ema and --precision, of commands that use a trained model."""
     add_weights(parser)

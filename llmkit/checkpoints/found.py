@@ -40,15 +40,15 @@ def find(path: Path) -> Found:
         raise UserError(f"{path}: {what}; name a run folder, its checkpoints folder or a checkpoint")
     below = path / "checkpoints"
     if not below.is_dir() and os.path.lexists(path / fmt.MANIFEST):
-        return Found(path.parent, [path], _run_of(path.parent), single=True)
+        return Found(path.parent, [path], run_of(path.parent), single=True)
     root = below if below.is_dir() else path
     found = folders(root)
     if not found:
         raise UserError(f"{root}: there is no checkpoint in it; name a run folder that has one")
-    return Found(root, found, _run_of(root))
+    return Found(root, found, run_of(root))
 
 
-def _run_of(root: Path) -> Path | None:
+def run_of(root: Path) -> Path | None:
     """The run folder whose checkpoints lie in `root`, which may be a link."""
     run = root.absolute().parent
     is_run = root.name == "checkpoints" and any((run / name).is_file() for name in FILES)

@@ -53,10 +53,13 @@ class Differences:
         """Those whose rule is of one of these kinds."""
         return [difference for difference in self.all if difference.rule.kind in kinds]
 
-    def raise_if_fixed(self, origin: str | Path, allow_data_change: bool = False) -> None:
+    def raise_if_fixed(
+        self, origin: str | Path, allow_data_change: bool = False,
+        remedy: str = "Put the old values back, or start a new run under another run.name",
+    ) -> None:  # fmt: skip
         """Raises one UserError that names each setting that may not change, with both values.
 
-        origin: where the old values are from, such as the run folder.
+        origin: where the old values are from, such as the run folder. remedy: what the user can do.
         """
         forbidden = self.of("fixed") if allow_data_change else self.of("fixed", "data")
         if not forbidden:
@@ -66,7 +69,6 @@ class Differences:
             "(old -> new):"
         ]
         lines += [f"  {difference}: {difference.rule.reason}" for difference in forbidden]
-        remedy = "Put the old values back, or start a new run under another run.name"
         if not self.of("fixed"):
             remedy += "; --allow-data-change goes on with other data, and records that"
         lines.append(f"{remedy}.")

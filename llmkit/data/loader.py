@@ -89,21 +89,17 @@ class TrainLoader:
         self._steps: Iterator[Step] = iter(())
         self._left = 0  # of them
         self._moved: list[tuple[Cursors, str, JsonValue]] = []  # by the newest step, and from where
-        count = len(prepared.train)
-        self._begin(
-            Position(
-                version=VERSION,
-                rows=0,
-                seed=seed,
-                carry=[0] * count,
-                numbers=list(range(count)),
-                next_number=count,
-                segments=[(0, list(self._curriculum.at(1)))],
-                cursors=[{} if isinstance(source.rows, LiveSource) else None for source in prepared.train],
-                fingerprint=Fingerprint.model_validate(prepared.fingerprint),
-            ),
-            steps_done=0,
-        )
+        self.begin_anew(steps_done=0)
+
+    def begin_anew(self, steps_done: int) -> None:
+        """Reads all data from their beginning, with the weights of the step after `steps_done`; before the
+        first step of this loader."""
+        assert self._ahead is None, "begin_anew comes before the first step"
+        sources = self._prepared.train
+        live = [isinstance(source.rows, LiveSource) for source in sources]
+        fingerprint = Fingerprint.model_validate(self._prepared.fingerprint)
+        weights = self._curriculum.at(steps_done + 1)
+        self._begin(Position.at_start(VERSION, self._seed, weights, live, fingerprint), steps_done)
 
     def _begin(self, position: Position, steps_done: int) -> None:
         """Go on from `position`, which is one in the data of now."""

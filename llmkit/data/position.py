@@ -96,6 +96,19 @@ class Position(_Record):
     changes: list[Change] = []
     omitted: list[tuple[Count, Count]] = []
 
+    @classmethod
+    def at_start(
+        cls, version: Literal[2, 3], seed: int, weights: Sequence[float], live: Sequence[bool],
+        fingerprint: Fingerprint,
+    ) -> Position:  # fmt: skip
+        """Before the first row. weights, live: of each source, whether it is tokenized while training."""
+        count = len(weights)
+        return cls(
+            version=version, rows=0, seed=seed, carry=[0] * count, numbers=list(range(count)),
+            next_number=count, segments=[(0, list(weights))], cursors=[{} if each else None for each in live],
+            fingerprint=fingerprint,
+        )  # fmt: skip
+
     @property
     def weights(self) -> list[Weight]:
         """Those that hold at `rows`."""

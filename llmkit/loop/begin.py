@@ -44,7 +44,7 @@ def begin(
         note(f"going on with other data: {'; '.join(data_changes)}")
     folder.require_current()
     rows, events = metrics.rows(), t.events.rows()
-    lost = lost_rows(rows, events, checkpoint)
+    lost = None if point.begins_branch else lost_rows(rows, events, checkpoint)
     t.ledger.go_on(rows, events, state.step)
     t.spending.before = spent_until_now(rows, events)
     last = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
@@ -56,6 +56,8 @@ def begin(
     fields["config"] = folder.keep_config(to_yaml(loaded.config, loaded.origins))
     if checkpoint is None and t.init_from is not None:
         fields["init_from"] = dict(t.init_from)
+    if point.begins_branch:
+        fields["branched_from"] = t.branched_from
     if checkpoint is not None:
         fields["changes"] = [change.to_json() for change in changed_settings(checkpoint, loaded).all]
         for name, old, new in _changed_surroundings(checkpoint, t.plan):
@@ -76,7 +78,8 @@ def begin(
     fields["generation"] = folder.generation
     if folder.taken_from:
         t.events.record("take_over", step=state.step, before=folder.taken_from, forced=folder.took_by_force)
-    t.record_event("start" if checkpoint is None else "resume", **fields)
+    is_new = checkpoint is None or point.begins_branch
+    t.record_event("start" if is_new else "resume", **fields)
     folder.write_json("manifest.json", manifest(t, loaded))
     folder.remove("deepspeed.json")  # of an earlier layout
     for name, content in t.engine.files().items():
@@ -113,6 +116,7 @@ def lost_rows(rows: list[Row], events: list[Row], checkpoint: Checkpoint | None)
         return None
     begun = [row.get("step") for row in events if row.get("event") in ("start", "resume")]
     since = max((step for step in begun if isinstance(step, int) and step < checkpoint.step), default=0)
+    since = max(since, checkpoint.state.get("branched_from", {}).get("step", 0))
     every = settings_of(checkpoint).monitor.log_every
     due = max(checkpoint.step - checkpoint.step % every, 1)
     steps = [row["step"] for row in rows if "loss" in row and isinstance(row.get("step"), int)]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.entries import make_all
 from llmkit.config.heldout import nothing_held_out
 from llmkit.data.evaluation import HeldOut
@@ -18,6 +17,7 @@ from llmkit.engine.base import next_token
 from llmkit.engine.build import build_engine, take_state
 from llmkit.evaluation.harness import check_tasks
 from llmkit.loop.begin import begin
+from llmkit.loop.branch import begin_branch, record
 from llmkit.loop.describe import opening_lines
 from llmkit.loop.evaluate import take_over_evaluation
 from llmkit.loop.failed_starts import COUNTED
@@ -25,7 +25,7 @@ from llmkit.loop.hook_list import instances
 from llmkit.loop.initial_weights import open_initial
 from llmkit.loop.launch import Launch
 from llmkit.loop.prepare import prepare_run
-from llmkit.loop.resume import changed_settings, find_resume_point, resumed_state
+from llmkit.loop.resume import ResumePoint, changed_settings, find_resume_point, resumed_state
 from llmkit.loop.rollback import Rollbacks, rollbacks_on_record
 from llmkit.loop.spending import EnergyMeter, Spending
 from llmkit.loop.state import TrainState
@@ -78,10 +78,13 @@ def _build(
     state = TrainState(max_steps=config.train.max_steps)
     if checkpoint is not None:
         state = resumed_state(checkpoint, config, data.fingerprint, note)
+        if point.begins_branch:
+            with fail_together(mesh):
+                begin_branch(state, launch.loaded)
     rollbacks = rollbacks_on_record(events, mesh)
     with fail_together(mesh):
         sinks = _sinks(launch, folder, metrics, console, stack)
-        loader, data_changes = _open_loader(launch, plan, data, checkpoint, state, rollbacks, stack)
+        loader, data_changes = _open_loader(launch, plan, data, point, state, rollbacks, stack)
     adapts = config.train.lora.rank > 0  # then the run's own checkpoints have the adapters alone
     base = initial if adapts else None
     engine = build_engine(
@@ -93,11 +96,15 @@ def _build(
     stack.callback(engine.close)
     events.listeners += [sink.event for sink in sinks]
     saved_state = {"init_from": initial.record()} if initial is not None else {}
+    if checkpoint is not None:
+        saved_state = checkpoint.state
+    if checkpoint is not None and point.begins_branch:
+        saved_state = saved_state | {"branched_from": record(checkpoint, launch.options)}
     trainer = Trainer(
         launch, plan, data, loader, _heldout(launch, plan, data, note), engine, state,
         folder=folder, console=console, events=events, sinks=sinks, watch=watch,
-        stop=stop, saved_step=None if checkpoint is None else state.step, was_done=point.was_done,
-        saved_state=saved_state if checkpoint is None else checkpoint.state,
+        stop=stop, saved_step=None if checkpoint is None or point.begins_branch else state.step,
+        was_done=point.was_done, saved_state=saved_state,
         spending=Spending(mesh, energy, Prices.of(config.monitor), launch.started, launch.clock),
         metrics=metrics, rollbacks=rollbacks,
         restore=lambda earlier: take_state(engine, config, earlier, base, earlier.state["updates"]),
@@ -113,7 +120,7 @@ def _build(
         if tasks_on_record(metrics, state.step, mesh):
             state.tasks_step = state.step
     console.max_steps = state.max_steps
-    for line in opening_lines(trainer, launch, checkpoint):
+    for line in opening_lines(trainer, launch, point):
         note(line)
     return trainer
 
@@ -164,7 +171,7 @@ def _open_loader(
     launch: Launch,
     plan: Plan,
     data: Prepared,
-    checkpoint: Checkpoint | None,
+    point: ResumePoint,
     state: TrainState,
     rollbacks: Rollbacks,
     stack: ExitStack,
@@ -173,7 +180,7 @@ def _open_loader(
 
     Where a source does not last for the steps that a time budget has become, `state` ends with it.
     """
-    config, mesh = launch.config, launch.mesh
+    config, mesh, checkpoint = launch.config, launch.mesh, point.checkpoint
     loader = TrainLoader(
         data, config.data, config.run.seed, config.train.global_batch_size, plan.micro_batch_size,
         rank=mesh["data"].rank, world_size=mesh["data"].size,
@@ -182,7 +189,9 @@ def _open_loader(
     )  # fmt: skip
     stack.callback(loader.close)
     changes: list[str] = []
-    if checkpoint is not None:
+    if point.begins_branch and launch.options.begins_data_anew:
+        loader.begin_anew(state.step)
+    elif checkpoint is not None:
         allowed = launch.options.allow_data_change
         settings = changed_settings(checkpoint, launch.loaded).of("data")
         changes = loader.load_state(checkpoint.state["data"], state.step, allowed, [str(d) for d in settings])

@@ -19,7 +19,7 @@ from llmkit.config.remarks import length_remarks, vocabulary_remarks
 from llmkit.config.settings import Facts, Settings
 from llmkit.data.prepared import lane_lines
 from llmkit.loop.launch import Launch
-from llmkit.loop.resume import settings_of
+from llmkit.loop.resume import ResumePoint, settings_of
 from llmkit.loop.state import TrainState
 from llmkit.parallel.agreement import software_versions
 from llmkit.registry import source_hashes
@@ -28,9 +28,15 @@ if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
 
 
-def opening_lines(t: Trainer, launch: Launch, checkpoint: Checkpoint | None) -> Iterator[str]:
+def opening_lines(t: Trainer, launch: Launch, point: ResumePoint) -> Iterator[str]:
     """What a user should know before the first step, and the settings alone do not show."""
+    checkpoint = point.checkpoint
     yield from launch.plan.notes
+    if checkpoint is not None and point.begins_branch:
+        where = "from their beginning" if launch.options.begins_data_anew else "on from where that run stood"
+        yield f"a branch: begins with {checkpoint.path} at step {t.state.step}, and reads the data {where}"
+    elif checkpoint is not None:
+        yield f"resuming from {checkpoint.path} at step {t.state.step}"
     yield from _remarks(checkpoint, launch.loaded, t.state, t.data.tokenizer.vocab_size)
     if checkpoint is None and t.init_from is not None:
         yield f"starting from the weights of {t.init_from['path']}"
@@ -52,6 +58,7 @@ def manifest(t: Trainer, loaded: Loaded) -> dict[str, Any]:
         "flops_per_token": t.work.full,
         "plugins": source_hashes(t.config.plugins, components(t.config)),
         "init_from": t.init_from,
+        "branched_from": t.branched_from,
         "schedule": {
             "log_every": t.config.monitor.log_every,
             "save_every": t.config.checkpoint.every_steps,
@@ -70,7 +77,6 @@ def _remarks(
     if size_of(config.data.tokenizer) is None:  # else it is among the remarks of the configuration
         yield from vocabulary_remarks(Settings(config, loaded.origins, Facts(tokenizer_size=tokenizer_size)))
     if checkpoint is not None:
-        yield f"resuming from {checkpoint.path} at step {state.step}"
         if config.train.ema.on and EMA not in checkpoint.kinds():
             yield f"no moving average is in that checkpoint: it begins at the weights of step {state.step}"
         elif not config.train.ema.on and EMA in checkpoint.kinds():

@@ -9,7 +9,7 @@ from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.loop.hook import Hook
 from llmkit.loop.phases import Phases
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.monitor.sink import Sink
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Known, Plan

@@ -24,7 +24,9 @@ from llmkit.config.resume_rules import RESUME_POLICIES
 from llmkit.config.schema import Config
 from llmkit.config.stored import read_stored
 from llmkit.errors import RunFault, UserError
+from llmkit.loop.branch import begun_as_branch, check_same_origin, open_origin
 from llmkit.loop.failed_starts import check_progress
+from llmkit.loop.options import Options
 from llmkit.loop.state import TrainState
 from llmkit.model.build import build_model
 from llmkit.model.initial import InitialWeights
@@ -36,25 +38,15 @@ from llmkit.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Options:
-    """How the command was called. fresh: refuse a run folder that has checkpoints. allow_data_change: go
-    on with other data, or other weights of the sources, than the checkpoint was made with. quiet:
-    show errors and the end, and nothing else. take_over: ask another process that has the run to stop."""
-
-    fresh: bool = False
-    allow_data_change: bool = False
-    quiet: bool = False
-    take_over: bool = False
-
-
-@dataclass(frozen=True)
 class ResumePoint:
     """Where a run goes on. checkpoint: None for a new run. was_done: the run was finished. passed_over: why
-    newer checkpoints are not used, a line each."""
+    newer checkpoints are not used, a line each. begins_branch: the run is new, and the checkpoint one of
+    another run."""
 
     checkpoint: Checkpoint | None
     was_done: bool
     passed_over: list[str]
+    begins_branch: bool = False
 
 
 def find_resume_point(
@@ -77,14 +69,19 @@ def find_resume_point(
         if not bounded:
             check_progress(EventLog(folder.path / "events.jsonl").rows())
         if checkpoint is None:
-            _check_new_run(folder)
+            _check_new_run(folder, options)
         else:
+            check_same_origin(checkpoint, options, folder)
             _check_same_run(checkpoint, loaded, options, folder, note)
             passed_over.extend(_vanished(checkpoint, folder, note))
         return json.dumps([folder.is_done, passed_over])
 
     was_done, passed_over = json.loads(on_rank_zero(mesh, check))
-    return ResumePoint(checkpoint, was_done, passed_over)
+    if checkpoint is not None or options.branch is None:
+        return ResumePoint(checkpoint, was_done, passed_over)
+    origin = open_origin(options, folder, mesh, note)
+    on_rank_zero(mesh, lambda: _check_settings_of_branch(origin, loaded, options, note))
+    return ResumePoint(origin, False, [], begins_branch=True)
 
 
 def _tidy(folder: RunFolder) -> str:
@@ -106,7 +103,7 @@ def _vanished(checkpoint: Checkpoint, folder: RunFolder, note: Callable[[str], N
     return [line]
 
 
-def _check_new_run(folder: RunFolder) -> None:
+def _check_new_run(folder: RunFolder, options: Options) -> None:
     """Raises UserError if the folder without a usable checkpoint is that of a run which has had one."""
     if damaged := folders(folder.checkpoints):
         raise UserError(
@@ -121,6 +118,11 @@ def _check_new_run(folder: RunFolder) -> None:
             f"{folder.path} is the record of a run whose checkpoints are gone: "
             f"{folder.checkpoints}{link} holds none{f', and {saved} was saved' if saved else ''}. Bring them "
             "back (is their disk mounted?), or choose another run.name, or move the folder away to start anew"
+        )
+    if options.branch is None and (origin := begun_as_branch(events)) is not None:
+        raise UserError(
+            f"{folder.path} was begun as a branch of {origin}, and was ended before it had a checkpoint of its "
+            f"own: start it as before, with --from {origin}, or choose another run.name"
         )
 
 
@@ -244,10 +246,25 @@ def _check_same_run(
         )
     differences = changed_settings(checkpoint, loaded)
     differences.raise_if_fixed(folder.path, options.allow_data_change)
-    note_changes(differences, note)
+    _note_changes(differences, note)
 
 
-def note_changes(differences: Differences, note: Callable[[str], None]) -> None:
+def _check_settings_of_branch(
+    origin: Checkpoint, loaded: Loaded, options: Options, note: Callable[[str], None]
+) -> str:
+    """The same for a branch; where it begins the data anew it may have others, in another order."""
+    anew = options.begins_data_anew
+    differences = changed_settings(origin, loaded)
+    decisive = [each for each in differences.all if not (anew and each.path == "run.seed")]
+    remedy = "Put the old values back, or start from the weights alone (train.init_from)"
+    if not anew:
+        remedy += "; with --data-position new, settings of the data and run.seed may change"
+    Differences(decisive).raise_if_fixed(origin.path, anew or options.allow_data_change, remedy)
+    _note_changes(differences, note)
+    return ""
+
+
+def _note_changes(differences: Differences, note: Callable[[str], None]) -> None:
     """Says what has changed: a line for each setting that decides what is computed, one for all others."""
     for difference in differences.of("warned", "data"):
         note(f"changed since the checkpoint: {difference}: {difference.rule.reason}")

@@ -249,4 +249,5 @@ def checkpoint_state(t: Trainer) -> dict[str, Any]:
         "recorded": t.recorder.state(),
         "details": t.details.state(),
         **({"init_from": t.init_from} if t.init_from else {}),
+        **({"branched_from": t.branched_from} if t.branched_from else {}),
     }

@@ -99,6 +99,8 @@ class Trainer:
         self._was_done, self._saved_state = was_done, saved_state
         self.init_from: Mapping[str, Any] | None = saved_state.get("init_from")
         """The weights that the run began with: their folder, and a digest of them; None for random ones."""
+        self.branched_from: Mapping[str, Any] | None = saved_state.get("branched_from")
+        """The checkpoint of another run that this one began with: see `loop.branch.record`."""
         self.control = Control(self.mesh)
         budget = None
         if state.max_steps is None:
@@ -150,6 +152,8 @@ class Trainer:
         Returns the exit code. All ranks call it.
         """
         batches = Batches(self.loader, self.control, self.stop_code)
+        if self.branched_from and self.saved_step is None:
+            self.save()  # from here on the run that it began with is not needed
         evaluate_if_due(self)
         while not self.state.finished():
             if self.agreed.rollback and roll_back(self, self.agreed.rollback):
@@ -325,7 +329,7 @@ class Trainer:
     @property
     def unsaved_steps(self) -> int:
         """Steps that no checkpoint holds."""
-        return self.state.step - (self.saved_step or 0)
+        return self.state.step - (self.first_step if self.saved_step is None else self.saved_step)
 
     def _stop(self) -> int:
         self.watch.settle()

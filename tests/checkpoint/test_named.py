@@ -42,7 +42,7 @@ def test_other_paths_stay_as_they_are(run: Path) -> None:
     ("path", "says"),
     [
         ("runs/demo@40", r"has no checkpoint of step 40, but of 10, 20, 30; name one of these"),
-        ("runs/demo@best", r"no checkpoint in runs/demo/checkpoints is marked as the best; name a step instead"),
+        ("runs/demo@best", r"no checkpoint in runs/demo/checkpoints is marked as the best; name a step"),
         ("runs/demo@bets", r"behind @ stands best or a step, as in runs/demo@best or runs/demo@1000"),
         ("nowhere@best", r"nowhere@best: there is no checkpoint in nowhere; name a run folder that has one"),
     ],

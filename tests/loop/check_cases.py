@@ -14,7 +14,7 @@ from llmkit.api import load
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import AlreadyReported
 from llmkit.loop.hook import Hook, Request
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.model.norm import RMSNorm
 from llmkit.train import train
 from tests.ranks import agreed_port

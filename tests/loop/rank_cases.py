@@ -17,7 +17,7 @@ from llmkit.api import load
 from llmkit.errors import AlreadyReported
 from llmkit.kernels import attention_timing
 from llmkit.loop.hook import Hook, Request
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.plan import operators
 from llmkit.plan.operators import FORMS, Form
 from llmkit.train import train

@@ -11,7 +11,7 @@ from unittest.mock import patch
 from llmkit.api import load
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.errors import AlreadyReported
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.train import train
 from tests.loop.poison import poisoned
 from tests.ranks import agreed_port

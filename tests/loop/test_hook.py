@@ -16,7 +16,7 @@ from llmkit.config.load import load
 from llmkit.errors import UserError
 from llmkit.loop.hook import Evaluation, Hook, Request
 from llmkit.loop.hook_list import HookError
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.monitor.sink import Sink
 from llmkit.train import train
 from tests.program import events, recorded, rows, timeless

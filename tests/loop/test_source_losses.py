@@ -12,7 +12,7 @@ import torch
 
 from llmkit.config.load import load
 from llmkit.loop.hook import Hook, Request
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.loop.source_losses import SourceLosses
 from llmkit.train import train
 from tests.program import rows

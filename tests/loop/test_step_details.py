@@ -11,7 +11,7 @@ import pytest
 
 from llmkit.config.load import load
 from llmkit.loop.hook import Hook, Request
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.loop.step_details import layer_columns, output_columns
 from llmkit.monitor.media import read_media
 from llmkit.train import train

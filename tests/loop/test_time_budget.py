@@ -14,7 +14,7 @@ from llmkit.cli import main
 from llmkit.config.load import load
 from llmkit.config.schema import Train
 from llmkit.loop.hook import Hook, Request
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.loop.state import TrainState
 from llmkit.loop.time_budget import TimeBudget, time_over
 from llmkit.train import train

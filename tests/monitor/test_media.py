@@ -13,7 +13,7 @@ import pytest
 from llmkit.config.load import load
 from llmkit.errors import UserError
 from llmkit.loop.hook import Hook, Request
-from llmkit.loop.resume import Options
+from llmkit.loop.options import Options
 from llmkit.monitor import media
 from llmkit.monitor.sink import Sink
 from llmkit.train import train

@@ -1,0 +1,51 @@
+"""How the command that trains was called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmkit.errors import UserError
+
+DataPosition = Literal["keep", "new"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the command was called. fresh: refuse a run folder that has checkpoints. allow_data_change: go
+    on with other data, or other weights of the sources, than the checkpoint was made with. quiet:
+    show errors and the end, and nothing else. take_over: ask another process that has the run to stop.
+
+    branch: begin with this checkpoint of another run (RUN, RUN@best, RUN@1000). data_position: of a branch:
+    "keep" (the default) = read on where the other run stood; "new" = read the data from their beginning.
+
+    Raises UserError for options that contradict each other.
+    """
+
+    fresh: bool = False
+    allow_data_change: bool = False
+    quiet: bool = False
+    take_over: bool = False
+    branch: str | None = None
+    data_position: DataPosition | None = None
+
+    def __post_init__(self) -> None:
+        if self.branch is None and self.data_position is not None:
+            raise UserError(
+                f"--data-position {self.data_position} goes with --from: a run that goes on keeps its position "
+                "in the data; leave it out"
+            )
+        if self.data_position not in (None, "keep", "new"):
+            raise UserError(f"--data-position {self.data_position!r}: is keep or new")
+        if self.branch is not None and not self.branch:
+            raise UserError("--from is empty; name a run or a checkpoint of it, such as runs/demo@1000")
+        if self.data_position == "new" and self.allow_data_change:
+            raise UserError(
+                "--data-position new reads any data from their beginning, so --allow-data-change has nothing "
+                "to allow; leave one of them out"
+            )
+
+    @property
+    def begins_data_anew(self) -> bool:
+        """Whether a branch reads the data from their beginning."""
+        return self.data_position == "new"
