@@ -60,8 +60,8 @@ def add_branch(parser: argparse.ArgumentParser) -> None:
     """Adds --from and --data-position, of commands that begin a run."""
     parser.add_argument(
         "--from", dest="branch", metavar="RUN@STEP",
-        help="begin a new run with this checkpoint of another one, and its optimizer: RUN@1000, RUN@best, RUN; "
-        "a branch that has begun goes on",
+        help="begin a new run with this checkpoint of another one, and its optimizer: RUN@1000, RUN@best, "
+        "RUN; a branch that has begun goes on",
     )  # fmt: skip
     parser.add_argument(
         "--data-position", choices=["keep", "new"],

@@ -24,8 +24,8 @@ from llmkit.loop.hook import Hook
 from llmkit.loop.hook_list import instances, name_of
 from llmkit.loop.launch import Launch
 from llmkit.loop.mirror import open_mirror
-from llmkit.loop.phases import Phases
 from llmkit.loop.options import Options
+from llmkit.loop.phases import Phases
 from llmkit.loop.stop import StopRequest
 from llmkit.loop.trainer import Trainer
 from llmkit.loop.watching import open_watch

@@ -52,8 +52,8 @@ def open_origin(options: Options, folder: RunFolder, mesh: Mesh, note: Callable[
     state = checkpoint.state
     if "average" in state or not {"progress", "data", "updates"} <= state.keys():
         raise UserError(
-            f"--from {name}: {checkpoint.path} holds weights alone, and a branch goes on with the optimizer's "
-            f"state, too; name a checkpoint of a run, or start from the weights: train.init_from={place}"
+            f"--from {name}: {checkpoint.path} holds weights alone, and a branch needs the optimizer's "
+            f"state; name a checkpoint of a run, or start from the weights: train.init_from={place}"
         )
     return checkpoint
 
@@ -103,6 +103,7 @@ def check_same_origin(checkpoint: Checkpoint, options: Options, folder: RunFolde
     if options.branch is None:
         return
     began, name = checkpoint.state.get("branched_from"), options.branch
+    _require_other_run(name, folder)
     if began is None:
         raise UserError(
             f"--from {name}: the run in {folder.path} has checkpoints and did not begin as a branch; give "

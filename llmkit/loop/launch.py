@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.loop.hook import Hook
-from llmkit.loop.phases import Phases
 from llmkit.loop.options import Options
+from llmkit.loop.phases import Phases
 from llmkit.monitor.sink import Sink
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Known, Plan

@@ -32,8 +32,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.branch is None and self.data_position is not None:
             raise UserError(
-                f"--data-position {self.data_position} goes with --from: a run that goes on keeps its position "
-                "in the data; leave it out"
+                f"--data-position {self.data_position} goes with --from: a run that goes on keeps its "
+                "position in the data; leave it out"
             )
         if self.data_position not in (None, "keep", "new"):
             raise UserError(f"--data-position {self.data_position!r}: is keep or new")

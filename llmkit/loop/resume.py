@@ -121,8 +121,8 @@ def _check_new_run(folder: RunFolder, options: Options) -> None:
         )
     if options.branch is None and (origin := begun_as_branch(events)) is not None:
         raise UserError(
-            f"{folder.path} was begun as a branch of {origin}, and was ended before it had a checkpoint of its "
-            f"own: start it as before, with --from {origin}, or choose another run.name"
+            f"{folder.path} was begun as a branch of {origin}, and was ended before it had a checkpoint of "
+            f"its own: start it as before, with --from {origin}, or choose another run.name"
         )
 
 

@@ -20,8 +20,8 @@ from llmkit.errors import RunFault
 from llmkit.loop import saving
 from llmkit.loop import trainer as module
 from llmkit.loop.hook import Hook
-from llmkit.loop.phases import NAMES
 from llmkit.loop.options import Options
+from llmkit.loop.phases import NAMES
 from llmkit.monitor.goodput import LOST
 from llmkit.monitor.media import read_media
 from llmkit.train import train
