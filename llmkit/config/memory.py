@@ -1,9 +1,8 @@
-"""Memory of weights, gradients and optimizer state, which does not depend on the batch."""
+"""Bytes of a parameter and of its optimizer state, whatever the layout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 from llmkit.config.ema_section import Ema
@@ -13,64 +12,6 @@ from llmkit.config.optimizer_section import Optimizer
 from llmkit.config.parameters import FullTensor
 from llmkit.precision import BYTES, Precision
 from llmkit.registry import find
-
-
-@dataclass(frozen=True)
-class State:
-    """Bytes of one process.
-
-    device: of weights, masters and moments where it computes; gradients: of gradients, which offloading
-    takes to the host as they come; host: of what offloading keeps there. weights: of the weights, which are
-    part of one of them.
-    """
-
-    device: int
-    gradients: int
-    host: int = 0
-    weights: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.device + self.gradients + self.host
-
-    @property
-    def optimizer(self) -> int:
-        """Of masters and moments."""
-        return self.total - self.gradients - self.weights
-
-
-def state_bytes(
-    parameters: int,
-    precision: Precision,
-    moments: float,
-    *,
-    frozen: int = 0,
-    quantised: int = 0,
-    data_parallel_size: int = 1,
-    tensor_parallel_size: int = 1,
-    zero_stage: int = 0,
-    offload: str = "none",
-) -> State:
-    """Returns a lower bound of the bytes of weights, gradients, masters and moments.
-
-    Activations and communication buffers are not included. parameters: those that are trained; frozen:
-    others. quantised: bytes of weights beside both that are kept in fewer bits, on all data-parallel ranks
-    and where they are used. moments: see `kept_tensors`.
-    """
-    weight, gradient, kept = parameter_bytes(precision, moments)
-    shared = [data_parallel_size if zero_stage >= stage else 1 for stage in (1, 2, 3)]
-    mine, all_mine = parameters / tensor_parallel_size, (parameters + frozen) / tensor_parallel_size
-    optimizer_state, gradients = (
-        int(mine * size / ranks) for size, ranks in zip((kept, gradient), shared[:2], strict=True)
-    )
-    weights = int(all_mine * weight / shared[2])
-    kept_here = quantised // tensor_parallel_size
-    if offload == "none":
-        return State(weights + optimizer_state + kept_here, gradients, weights=weights + kept_here)
-    if zero_stage < 3:
-        return State(weights + kept_here, gradients, optimizer_state, weights + kept_here)
-    return State(kept_here, gradients, weights + optimizer_state, weights + kept_here)
 
 
 def quantised_bytes(tensors: Iterable[FullTensor], form: str) -> int:
@@ -102,10 +43,11 @@ def mean_moments(tensors: Sequence[FullTensor], optimizer: Optimizer) -> float:
     """Returns the moments per parameter, on average: Muon's matrices have one, what AdamW updates has two."""
     sizes = {tensor.name: prod(tensor.shape) for tensor in tensors}
     kept = {group: sum(sizes[name] for name in group.names) for group in assign(tensors, optimizer)}
-    return sum(_moments_of(group.optimizer) * size for group, size in kept.items()) / sum(sizes.values())
+    return sum(moments_of(group.optimizer) * size for group, size in kept.items()) / sum(sizes.values())
 
 
-def _moments_of(optimizer: str) -> int:
+def moments_of(optimizer: str) -> int:
+    """Returns how many fp32 values an optimizer keeps of each parameter, its master left out."""
     registered = find("optimizer", optimizer)
     if registered is not None:
         return len(getattr(registered.make, "states", ()))

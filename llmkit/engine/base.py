@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -161,23 +160,6 @@ class Copies(NamedTuple):
     name: str
     dims: tuple[str, ...]
     tensor: Tensor
-
-
-@dataclass(frozen=True)
-class BucketSizes:
-    """How much is sent at once; what parity makes small, so that small models are sent in many parts.
-
-    native: bytes of a bucket of gradients. deepspeed: elements of its communication buckets, enough for
-    messages that are sent at full speed. persistent: ZeRO-3 keeps parameters up to this many elements
-    unpartitioned, as gathering a norm costs more than holding it.
-    """
-
-    native: int = 25 * 2**20
-    deepspeed: int = 2**25
-    persistent: int = 100_000
-
-
-BUCKET_SIZES = BucketSizes()
 
 
 class Engine(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llmkit.config.schema import Config
-from llmkit.engine.base import BUCKET_SIZES, BucketSizes, Engine, Objective, next_token
+from llmkit.engine.base import Engine, Objective, next_token
 from llmkit.engine.deepspeed_config import deepspeed_config
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.state_shards import AdaptedWeights, Source
@@ -26,6 +26,7 @@ from llmkit.model.lora import add_adapters
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
+from llmkit.plan.buckets import BUCKET_SIZES, BucketSizes
 from llmkit.precision import default_type, torch_dtype
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmkit.engine.base import BUCKET_SIZES, BucketSizes
 from llmkit.errors import UserError
 from llmkit.parallel.layout import Layout
 from llmkit.plan import Plan
+from llmkit.plan.buckets import BUCKET_SIZES, BucketSizes, deepspeed_bucket, reduce_bucket
 
 
 def deepspeed_config(
@@ -58,7 +58,7 @@ def deepspeed_config(
 
 
 def _check_bucket(zero: dict[str, Any], largest_parameter: int) -> None:
-    """Raises UserError for a bucket of the user's with which gradients would be lost, see `_zero`."""
+    """Raises UserError for a bucket of the user's with which gradients would be lost, see `reduce_bucket`."""
     size = zero["reduce_bucket_size"]
     if zero["stage"] == 2 and zero["overlap_comm"] and size < largest_parameter:
         raise UserError(
@@ -72,13 +72,8 @@ def _zero(
     layout: Layout, num_parameters: int, largest_parameter: int, on_gpu: bool, buckets: BucketSizes
 ) -> dict[str, Any]:
     """What is partitioned, where it is kept, how much is sent at once."""
-    # The buffers of a small model stay small beside it; DeepSpeed wants an even number.
-    bucket = min(buckets.deepspeed, 1024 + num_parameters // 8 // 1024 * 1024)
-    reduced = bucket
-    if layout.zero_stage == 2:
-        # A gradient larger than the bucket is not copied into it but reduced where it is, by another stream;
-        # DeepSpeed frees it while that stream may still read it (`overlap_comm`).
-        reduced = max(bucket, largest_parameter + largest_parameter % 2)
+    bucket = deepspeed_bucket(num_parameters, buckets)
+    reduced = reduce_bucket(layout.zero_stage, num_parameters, largest_parameter, buckets)
     zero: dict[str, Any] = {
         "stage": layout.zero_stage,
         "overlap_comm": on_gpu,

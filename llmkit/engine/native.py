@@ -17,8 +17,6 @@ from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import EMA, Piece
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import (
-    BUCKET_SIZES,
-    BucketSizes,
     Copies,
     Objective,
     Observer,
@@ -48,6 +46,7 @@ from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Axis, Mesh
 from llmkit.parallel.placement import placement
+from llmkit.plan.buckets import BUCKET_SIZES, BucketSizes
 from llmkit.precision import Precision, torch_dtype
 
 

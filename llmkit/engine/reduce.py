@@ -15,15 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llmkit.parallel.mesh import Axis
+from llmkit.plan.buckets import fill, offsets
 
 REDUCE_SCATTER, ALL_GATHER = "reduce_scatter_single", "all_gather_single"
 if not hasattr(dist, REDUCE_SCATTER):  # torch before 2.13
     REDUCE_SCATTER, ALL_GATHER = "reduce_scatter_tensor", "all_gather_into_tensor"
 """The names of today warn of those of yesterday."""
-RANKS = 32
-"""With more, buckets grow as the number of ranks does, so that a rank's slice does not become small."""
-ALIGNMENT = 64
-"""Elements. In partitioned buckets weights begin at multiples, which matrix products read fastest."""
 
 
 @dataclass
@@ -68,25 +65,14 @@ class GradientBuckets:
         """Called with the gradient of each bucket, while it is that of this rank alone."""
         self.buckets: list[Bucket] = []
         self._sent: list[dist.Work] = []
-        limit = bucket_bytes * max(1, axis.size // RANKS) // 4
-        waiting: dict[int, list[Tensor]] = {}
-        completed: dict[int, int] = {}
-        for index, (weight, number) in enumerate(reversed(weights)):
-            completed[number] = index
-            waiting.setdefault(number, []).append(weight)
-            if sum(each.numel() for each in waiting[number]) >= limit:
-                self._add(waiting.pop(number))
-        for number in sorted(waiting, key=completed.__getitem__):
-            self._add(waiting[number])
+        sizes = [(weight.numel(), number) for weight, number in weights]
+        for bucket in fill(sizes, bucket_bytes, axis.size):
+            self._add([weights[index][0] for index in bucket])
 
     def _add(self, weights: list[Tensor]) -> None:
-        unit, total = (ALIGNMENT, ALIGNMENT * self.axis.size) if self.partitioned else (1, 1)
-        offsets, size = [], 0
-        for weight in weights:
-            offsets.append(size)
-            size += -(-weight.numel() // unit) * unit
-        size = -(-size // total) * total
-        bucket = Bucket(weights, offsets, torch.zeros(size, dtype=torch.float32, device=weights[0].device))
+        sizes = [weight.numel() for weight in weights]
+        begins, size = offsets(sizes, self.axis.size, partitioned=self.partitioned)
+        bucket = Bucket(weights, begins, torch.zeros(size, dtype=torch.float32, device=weights[0].device))
         for weight, gradient in bucket.views():
             weight.register_post_accumulate_grad_hook(self._hook(gradient, bucket))
         self.buckets.append(bucket)

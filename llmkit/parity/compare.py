@@ -87,7 +87,8 @@ def compare(found: Trajectory, reference: Reference, case: Case) -> list[Deviati
         differences.append(Deviation(sort, where, places[where], allowed))
     missed = abs(found.optimizer_steps - reference.same.optimizer_steps)
     replicas = Deviation("replicas", ", ".join(found.drifted[:3]), len(found.drifted), 0.0)
-    return [*differences, replicas, Deviation("updates", "the run", missed, 0.0)]
+    memory = Deviation("memory", "; ".join(found.memory[:3]), len(found.memory), 0.0)
+    return [*differences, replicas, memory, Deviation("updates", "the run", missed, 0.0)]
 
 
 def _order(error: float) -> float:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from llmkit.config.shape import ModelShape
 from llmkit.device import device_facts
-from llmkit.engine.base import BucketSizes, Engine, StepResult
+from llmkit.engine.base import Engine, StepResult
 from llmkit.engine.build import build_engine
 from llmkit.engine.layer_sums import GRADIENT, UPDATE, WEIGHT
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
+from llmkit.parity.memory import memory_differences, watched_gradients
 from llmkit.parity.state import State, drifted, gather_state
 from llmkit.parity.subjects import (
     ADAPTERS,
@@ -28,8 +29,11 @@ from llmkit.parity.subjects import (
     share,
 )
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
+from llmkit.plan.buckets import BucketSizes
 from llmkit.plan.form_rules import Situation
 from llmkit.plan.operators import FORMS
+from llmkit.plan.state_memory import State as StateBytes
+from llmkit.plan.state_memory import state_memory
 
 STEPS = 10
 GRADIENT_STEPS = (0, 4, 9)
@@ -64,7 +68,7 @@ class Trajectory:
     losses: mean nats a target; norms: before clipping; gradients: step -> name -> full clipped gradient;
     parts: step -> what is measured of it -> numbers, those of the loss by source and position, and of layers;
     state: masters and moments at the end; drifted: weights that ranks should hold alike, but do not any more;
-    optimizer_steps: how many steps were not skipped.
+    optimizer_steps: how many steps were not skipped; memory: where the state takes not the bytes planned.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -74,6 +78,7 @@ class Trajectory:
     state: State = field(default_factory=dict)
     drifted: list[str] = field(default_factory=list)
     optimizer_steps: int = 0
+    memory: list[str] = field(default_factory=list)
 
 
 def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
@@ -87,7 +92,10 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
     )  # fmt: skip
     try:
         engine.write_pieces(RandomWeights(MODELS[case.model], case.adapters), optimizer_steps=0)
-        return train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
+        with watched_gradients(engine) as gradients:
+            found = train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
+        found.memory = memory_differences(engine, planned_state(case, device), gradients, mesh)
+        return found
     finally:
         engine.close()
         if case.compiled:  # graphs of one case would count against the limit of another
@@ -105,6 +113,17 @@ def run_alone(
     """The same on a single process: no layout, all rows at once, nothing recomputed."""
     alone = Case(model, 0, 1, 1, False, 1, "none", masked, precision, "none", optimizer, adapters=adapters)
     return run_case(alone, Mesh(), device)
+
+
+def planned_state(case: Case, device: torch.device) -> StateBytes:
+    """What a process of the case keeps from step to step, by its plan."""
+    facts = device_facts(device, compiled=case.compiled)
+    micro = ROWS // case.data // case.accumulation
+    plan = make_plan(
+        MODELS[case.model], case.parallel, micro, facts, case.precision, case.optimizer, case.kernels,
+        case.adapters,
+    )  # fmt: skip
+    return state_memory(plan.config, plan.model, plan.precision, plan.layout, BUCKETS)
 
 
 def refusal(case: Case, device: DeviceFacts) -> str | None:

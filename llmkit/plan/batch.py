@@ -9,7 +9,8 @@ from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan.activations import Activations, Arithmetic, forward_bytes, training_bytes
 from llmkit.plan.facts import DeviceFacts
-from llmkit.plan.plan import Kernels, training_state
+from llmkit.plan.plan import Kernels
+from llmkit.plan.state_memory import state_memory
 from llmkit.precision import Precision
 
 CPU_TOKENS = 16384
@@ -33,7 +34,7 @@ def choose_micro_batch(
     """
     if config.train.micro_batch_size != "auto":
         return config.train.micro_batch_size
-    state = training_state(config, shape, precision, layout)
+    state = state_memory(config, shape, precision, layout)
     needed = None
     if isinstance(shape, ModelShape):
         how = Arithmetic(
@@ -41,7 +42,7 @@ def choose_micro_batch(
             adapters=config.train.lora.rank > 0,
         )  # fmt: skip
         needed = training_bytes(shape, how)
-    return _largest(config, device, device.free_bytes - state.device - state.gradients, needed, layout)
+    return _largest(config, device, device.free_bytes - state.device, needed, layout)
 
 
 def choose_evaluation_batch(

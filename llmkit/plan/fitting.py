@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import get_args
 
-from llmkit.config.memory import State, show_bytes
+from llmkit.config.memory import show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan.activations import Arithmetic, Recompute, training_bytes
-from llmkit.plan.plan import Plan, training_state
+from llmkit.plan.plan import Plan
+from llmkit.plan.state_memory import State, state_memory
 
 SAFE_SHARE = 0.9
 """Share of a device's memory that may be filled: some is lost between blocks, and estimates are no more."""
@@ -29,19 +30,18 @@ class Needed:
     @property
     def on_device(self) -> int:
         """Of the device that computes."""
-        return self.state.device + self.state.gradients + (self.activations or 0)
+        return self.state.device + (self.activations or 0)
 
     def __str__(self) -> str:
         state = self.state
-        weights = state.weights if state.device >= state.weights else 0
-        parts = [("weights", weights), ("gradients", state.gradients)]
-        parts += [("optimizer state", state.device - weights), ("activations", self.activations or 0)]
+        parts = [(name, size) for name, size in state.parts.items() if name not in state.on_host]
+        parts.append(("activations", self.activations or 0))
         return " + ".join(f"{name} {show_bytes(size)}" for name, size in parts if size)
 
 
 def needed(plan: Plan, micro_batch_size: int, layout: Layout) -> Needed:
     """The estimate for a complete plan with another micro-batch and another layout."""
-    state, activations = training_state(plan.config, plan.model, plan.precision, layout), None
+    state, activations = state_memory(plan.config, plan.model, plan.precision, layout), None
     if isinstance(plan.model, ModelShape):
         kernels, adapts = plan.kernels, plan.config.train.lora.rank > 0
         how = Arithmetic(

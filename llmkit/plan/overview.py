@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmkit.config.memory import State, show_bytes
+from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
@@ -14,6 +14,7 @@ from llmkit.plan.form_rules import MEASURED
 from llmkit.plan.operators import FORMS
 from llmkit.plan.plan import Plan
 from llmkit.plan.resolve import AT_START, WITH_TOKENIZER
+from llmkit.plan.state_memory import State
 
 Line = tuple[str, str]
 """What it is about, and what there is to say."""
@@ -128,7 +129,7 @@ def activation_bytes(plan: Plan) -> int | None:
 def _offloaded(layout: Layout, state: State) -> str:
     if layout.offload == "none":
         return ""
-    return f"; {show_bytes(state.gradients + state.host)} of it on the host"
+    return f"; {show_bytes(state.host)} of it on the host"
 
 
 def _kernels(plan: Plan) -> Iterator[Line]:

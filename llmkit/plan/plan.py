@@ -11,13 +11,14 @@ from llmkit.config.adapters import trained_tensors
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.groups import describe_groups
-from llmkit.config.memory import State, kept_tensors, quantised_bytes, state_bytes
+from llmkit.config.memory import kept_tensors
 from llmkit.config.parameters import FullTensor, count_elements
 from llmkit.config.schema import Config
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
 from llmkit.plan.facts import DeviceFacts
 from llmkit.plan.form_rules import Choice
+from llmkit.plan.state_memory import State, state_memory
 from llmkit.precision import Precision
 
 
@@ -73,22 +74,6 @@ class Kernels:
         return {**self.forms, "torch.compile": "yes" if self.compiled else "no"}
 
 
-def training_state(config: Config, model: AnyModel, precision: Precision, layout: Layout) -> State:
-    """Returns the least bytes of one process of this layout for weights, gradients, masters and moments."""
-    trained = trained_tensors(model.tensors, config.train.lora)
-    form = config.train.lora.base_form
-    stored = [tensor for tensor in model.tensors if tensor.linear and form is not None]
-    adapters = count_elements(trained) if config.train.lora.rank else None
-    return state_bytes(
-        model.num_parameters if adapters is None else adapters,
-        precision, kept_tensors(trained, config.optimizer, config.train.ema),
-        frozen=0 if adapters is None else model.num_parameters - count_elements(stored),
-        quantised=0 if form is None else quantised_bytes(stored, form),
-        data_parallel_size=layout.data_parallel_size, tensor_parallel_size=layout.tensor_parallel_size,
-        zero_stage=layout.zero_stage, offload=layout.offload,
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Plan:
     """A run with every number resolved; made by `resolve_plan` alone.
@@ -142,8 +127,8 @@ class Plan:
 
     @property
     def state(self) -> State:
-        """The least bytes of one process for weights, gradients, masters and moments."""
-        return training_state(self.config, self.model, self.precision, self.layout)
+        """Bytes of one process for weights, gradients, masters and moments."""
+        return state_memory(self.config, self.model, self.precision, self.layout)
 
     def require_complete(self) -> None:
         """Raises ValueError where something is still pending."""

@@ -99,11 +99,11 @@ def _memory(plan: Plan) -> Iterator[Row]:
         return
     state, precision = plan.state, plan.precision
     each = sum(parameter_bytes(precision, plan.kept_tensors))
-    how = "at least, a process: weights, gradients, optimizer state; "
+    how = "a process: weights, gradients, optimizer state; "
     how += f"{each:.4g} bytes a{' trained' * (plan.config.train.lora.rank > 0)} parameter in {precision}"
     if plan.layout.offload == "cpu":
-        how += f", of which {show_bytes(state.gradients + state.host)} on the host"
-    yield "training_state", show_bytes(state.device + state.gradients + state.host), how
+        how += f", of which {show_bytes(state.host)} on the host"
+    yield "training_state", show_bytes(state.total), how
 
 
 def _batch(plan: Plan) -> Iterator[Row]:

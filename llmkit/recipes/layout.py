@@ -63,4 +63,4 @@ def _bytes(shape: ModelShape, settings: dict[str, Any], device: Device) -> tuple
     kernels = plan.kernels
     how = Arithmetic(plan.precision, plan.layout, kernels.blocks_compiled, kernels.compiled, kernels.forms)
     row = training_bytes(shape, how)
-    return plan.state.device + plan.state.gradients, row.token * plan.config.data.sequence_length + row.fixed
+    return plan.state.device, row.token * plan.config.data.sequence_length + row.fixed

@@ -1,4 +1,4 @@
-"""The least memory that training a model takes, by hand."""
+"""Bytes of a parameter and of its optimizer state, by hand."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import pytest
 
 from llmkit.config.ema_section import Ema
 from llmkit.config.memory import (
-    State,
     checkpoint_bytes,
     kept_tensors,
     mean_moments,
     parameter_bytes,
     show_bytes,
-    state_bytes,
 )
 from llmkit.config.optimizer_section import Optimizer
-from llmkit.plan import DeviceFacts, plan_for_shape
 from llmkit.precision import PRECISIONS
 from llmkit.registry import register
 from tests.examples.project import forgotten
@@ -58,32 +55,6 @@ def test_a_moving_average_is_one_more_tensor_of_fp32() -> None:
     muon = Optimizer(name="muon")
     for ema, more in ((Ema(), 0), (Ema(decay=0.9), 1), (Ema(half_life_tokens=10**6), 1)):
         assert kept_tensors(SHAPE.tensors, muon, ema) == mean_moments(SHAPE.tensors, muon) + more
-    data = {"sources": [{"type": "stdlib"}], "sequence_length": 32}
-    config = {"data": data, "train": {"precision": "bf16", "max_steps": 1}}
-    plain = plan_for_shape(SHAPE, config, DeviceFacts()).state
-    averaged = {**config, "train": {**config["train"], "ema": {"decay": 0.9}}}
-    assert plan_for_shape(SHAPE, averaged, DeviceFacts()).state.total - plain.total == 4 * N
-
-
-@pytest.mark.parametrize(("stage", "bytes_each"), list(enumerate([18.0, 9.0, 6.0, 4.5])))
-def test_each_stage_shares_out_more(stage: int, bytes_each: float) -> None:
-    state = state_bytes(N, BF16, 2, data_parallel_size=4, zero_stage=stage)
-    assert (state.device + state.gradients) / N == pytest.approx(bytes_each, abs=0.01)
-    assert state.host == 0
-
-
-def test_tensor_parallelism_shares_out_everything() -> None:
-    cut, zero3 = (
-        state_bytes(N, BF16, 2, tensor_parallel_size=4),
-        state_bytes(N, BF16, 2, data_parallel_size=4, zero_stage=3),
-    )
-    assert (cut.device, cut.gradients) == pytest.approx((zero3.device, zero3.gradients), rel=1e-6)
-
-
-def test_offloading_moves_the_optimizer_and_at_stage_3_the_weights() -> None:
-    one = {"zero_stage": 1, "offload": "cpu"}
-    assert state_bytes(N, BF16, 2, **one) == State(2 * N, 4 * N, 12 * N, 2 * N)  # type: ignore[arg-type]
-    assert state_bytes(N, BF16, 2, zero_stage=3, offload="cpu") == State(0, 4 * N, 14 * N, 2 * N)
 
 
 @pytest.mark.parametrize(

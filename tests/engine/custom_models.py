@@ -15,13 +15,14 @@ import llmkit
 from llmkit.batch import IGNORE, Batch
 from llmkit.config.load import Loaded
 from llmkit.config.registered import config_class
-from llmkit.engine.base import BucketSizes, Engine
+from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.layers import Embedding, FusedColumnLinear, Head, RMSNorm, RowLinear, reduce_from_group
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parity.state import gather_state
 from llmkit.parity.subjects import RandomWeights
 from llmkit.plan import DeviceFacts, Known, resolve_plan
+from llmkit.plan.buckets import BucketSizes
 
 BUCKETS = BucketSizes(native=2_000, persistent=20)
 """So that there are several; and at stage 3 matrices are partitioned, vectors are not."""

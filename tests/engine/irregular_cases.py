@@ -14,12 +14,13 @@ import llmkit
 from llmkit.batch import IGNORE, Batch
 from llmkit.config.load import Loaded
 from llmkit.config.registered import config_class
-from llmkit.engine.base import BucketSizes, Engine
+from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.errors import UserError
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parity.state import gather_state
 from llmkit.plan import DeviceFacts, Known, resolve_plan
+from llmkit.plan.buckets import BucketSizes
 from tests.engine.custom_models import Weights
 
 VOCABULARY, ROWS, LENGTH, STEPS = 53, 6, 12, 4

@@ -12,13 +12,14 @@ from torch import Tensor
 from llmkit.batch import IGNORE, Batch, LossSum
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
-from llmkit.engine.base import BucketSizes, Engine
+from llmkit.engine.base import Engine
 from llmkit.engine.build import build_engine
 from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.parity.subjects import RandomWeights
 from llmkit.plan import DeviceFacts, plan_for_shape
+from llmkit.plan.buckets import BucketSizes
 from llmkit.precision import PRECISIONS
 from tests.limits import HANG
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from llmkit.engine import deepspeed_config
-from llmkit.engine.base import BucketSizes
 from llmkit.engine.deepspeed import import_deepspeed
 from llmkit.parallel.mesh import make_mesh
+from llmkit.plan.buckets import BucketSizes
 from tests.engine.rank_cases import make, train
 
 

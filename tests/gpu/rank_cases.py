@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from llmkit.device import device_facts
-from llmkit.engine.base import BucketSizes
 from llmkit.engine.build import build_engine
 from llmkit.parallel.rank_info import rank_info_from_env
 from llmkit.parallel.world import process_group
 from llmkit.parity.state import gather_state
 from llmkit.parity.subjects import MODELS, ROWS, RandomWeights, count_targets, global_batch, share
 from llmkit.plan import plan_for_shape
+from llmkit.plan.buckets import BucketSizes
 from tests.limits import HANG
 
 DELAY = 200_000_000

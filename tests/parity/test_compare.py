@@ -40,6 +40,7 @@ CHANGES: dict[str, Callable[[Trajectory], object]] = {
     "first moment": lambda t: t.state["first"]["blocks.0.mlp.up_proj.bias"].add_(float("inf")),
     "second moment": lambda t: t.state["exp_avg_sq"].update(unknown=torch.zeros(1)),
     "replicas": lambda t: t.drifted.append("norm.weight"),
+    "memory": lambda t: t.memory.append("rank 0: 8 bytes of masters, planned were 4"),
     "updates": lambda t: setattr(t, "optimizer_steps", 9),
 }
 

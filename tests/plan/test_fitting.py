@@ -38,7 +38,7 @@ def test_the_estimate_is_that_of_the_overview(plan: Any) -> None:
     assert found.state == one.state
     assert found.on_device == one.state.total + found.activations
     parts = re.findall(r"(\w+(?: \w+)?) ([\d.]+) (MiB|GiB)", str(found))
-    assert [name for name, _, _ in parts] == ["weights", "gradients", "optimizer state", "activations"]
+    assert [name for name, _, _ in parts] == ["weights", "gradients", "masters", "moments", "activations"]
     total = sum(float(size) * (GIB if unit == "GiB" else 2**20) for _, size, unit in parts)
     assert total == pytest.approx(found.on_device, rel=0.01)
 

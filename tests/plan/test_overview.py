@@ -61,7 +61,7 @@ def test_what_offloading_keeps_on_the_host_is_told(stage: int) -> None:
     state = made.state
     assert state.optimizer > 0 and state.weights > 0
     memory = dict(overview(made))["memory"]
-    assert memory.endswith(f"; {show_bytes(state.gradients + state.host)} of it on the host")
+    assert memory.endswith(f"; {show_bytes(state.host)} of it on the host")
     assert ", and activations a process" in memory
 
 

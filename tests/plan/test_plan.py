@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from llmkit.config.memory import state_bytes
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
+from llmkit.plan.state_memory import state_memory
 from llmkit.precision import PRECISIONS
 from tests.shapes import LLAMA_STYLE
 
@@ -32,10 +32,8 @@ def test_the_ranks_share_the_batch_with_padding(processes: int, rows: int, paddi
 
 def test_its_state_is_that_of_its_layout() -> None:
     plan = planned(parallel={"world_size": 4, "zero_stage": 2, "tensor_parallel_size": 2})
-    assert plan.state == state_bytes(
-        LLAMA_STYLE.num_parameters, PRECISIONS["bf16"], 2,
-        data_parallel_size=2, tensor_parallel_size=2, zero_stage=2,
-    )  # fmt: skip
+    assert plan.state == state_memory(plan.config, LLAMA_STYLE, PRECISIONS["bf16"], plan.layout)
+    assert plan.state.moments == 2 * plan.state.masters == 2 * plan.state.gradients
 
 
 def test_it_can_be_written_down() -> None:

@@ -16,7 +16,6 @@ from llmkit.config.load import load
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
-from llmkit.plan.plan import training_state
 from tests.shapes import LLAMA_STYLE
 
 ROOT = Path(__file__).parents[2]
@@ -60,12 +59,10 @@ def test_the_bytes_are_those_of_codes_and_scales_on_every_data_parallel_rank(
     layout = {"world_size": 2 * ranks, "zero_stage": stage, "tensor_parallel_size": ranks}
     plan = planned(form, shape=shape, parallel=layout)
     linear = sum(prod(tensor.shape) for tensor in shape.tensors if tensor.linear)
-    rest = 2 * (shape.num_parameters - (linear if form != "none" else 0) + plan.num_trained)
-    kept = 12 * plan.num_trained
-    shared = 2 if stage == 3 else 1
-    wanted = (rest + kept) / ranks / shared + linear * bytes_each / ranks * (form != "none")
-    state = training_state(plan.config, shape, plan.precision, plan.layout)
-    assert state.device == pytest.approx(wanted, abs=3)
+    plain = planned("none", shape=shape, parallel=layout)
+    before, shared = 2.0 * linear, 2 if stage == 3 else 1
+    after = linear * bytes_each if form != "none" else before / shared
+    assert plain.state.device - plan.state.device == pytest.approx((before / shared - after) / ranks, abs=3)
 
 
 def test_rows_that_are_no_whole_blocks_are_filled_up() -> None:
@@ -126,7 +123,7 @@ def test_an_8b_model_fits_a_gpu_of_24_gb(tmp_path: Path) -> None:
         train = written["train"] | {"lora": written["train"]["lora"] | {"quantize_base": form}}
         settings = {name: written[name] for name in ("data", "optimizer", "parallel")} | {"train": train}
         plan = plan_for_shape(shape, settings, gpu)
-        found[form] = plan, (plan.state.device + plan.state.gradients) / 2**30
+        found[form] = plan, plan.state.device / 2**30
     for (_, gib), shown in zip(found.values(), ("15.7", "9.6", "6.3"), strict=True):
         assert f"{gib:.1f}" == shown and f"{shown} GiB" in page
     assert f"micro-batches of {found['nf4'][0].micro_batch_size} rows" in page
