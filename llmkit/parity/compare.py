@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmkit.checkpoint.pieces import EMA
 from llmkit.parity.cases import Case
 from llmkit.parity.run import Trajectory
 from llmkit.parity.subjects import MODELS
@@ -22,6 +23,7 @@ FP32 = {
     "gradient": 1e-5,
     "part": 1e-5,
     "weight": 1e-5,
+    "moving average": 1e-5,
     "first moment": 1e-5,
     "second moment": 2e-5,  # a square differs by twice what its root does
 }
@@ -110,7 +112,8 @@ def errors(found: Trajectory, expected: Trajectory, case: Case) -> Errors:
         if step in expected.gradients:
             pairs = _tensor_errors(found.gradients[step], expected.gradients[step], case, floors=True)
             result[f"{initial}gradient"] |= {f"{name}, step {step}": error for name, error in pairs.items()}
-    kinds = {"master": "weight", "first": "first moment", "exp_avg_sq": "second moment"}
+    kinds = {"master": "weight", EMA: "moving average", "first": "first moment"}
+    kinds["exp_avg_sq"] = "second moment"
     for kind, sort in kinds.items():
         result[sort] = _tensor_errors(found.state[kind], expected.state[kind], case, floors=kind == "first")
     return result

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmkit.checkpoint.pieces import EMA
 from llmkit.config.shape import ModelShape
 from llmkit.device import device_facts
 from llmkit.engine.base import Engine, StepResult
 from llmkit.engine.build import build_engine
 from llmkit.engine.layer_sums import GRADIENT, UPDATE, WEIGHT
+from llmkit.optim.schedule import StepValues
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
 from llmkit.parity.memory import memory_differences, watched_gradients
@@ -56,9 +58,13 @@ OPTIMIZER: dict[str, Any] = {
 ADAPTER_GROUPS = [{"params": ["blocks.0.*.lora_B"], "learning_rate": 4e-3, "name": "adamw"}]
 SETTINGS: dict[str, Any] = {
     "data": {"sources": [{"type": "stdlib"}], "sequence_length": LENGTH},
-    "train": {"max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5},
+    "train": {
+        "max_steps": STEPS, "global_batch_size": ROWS, "gradient_clipping": 0.5, "ema": {"decay": 0.7},
+    },
     "kernels": {"compile": False},
-}
+}  # fmt: skip
+VALUES = StepValues(ema=0.3)
+"""Of each step."""
 
 
 @dataclass
@@ -67,8 +73,9 @@ class Trajectory:
 
     losses: mean nats a target; norms: before clipping; gradients: step -> name -> full clipped gradient;
     parts: step -> what is measured of it -> numbers, those of the loss by source and position, and of layers;
-    state: masters and moments at the end; drifted: weights that ranks should hold alike, but do not any more;
-    optimizer_steps: how many steps were not skipped; memory: where the state takes not the bytes planned.
+    state: masters, their moving average and moments at the end; drifted: weights that ranks should hold
+    alike, but do not any more; optimizer_steps: how many steps were not skipped; memory: where the state
+    takes not the bytes planned.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -198,7 +205,7 @@ def train(
             each.to(device) for each in share(batch, mesh["data"].rank, mesh["data"].size, accumulation)
         ]
         measure = step in GRADIENT_STEPS
-        result = engine.train_step(micro_batches, count_targets(batch), measure=measure)
+        result = engine.train_step(micro_batches, count_targets(batch), values=VALUES, measure=measure)
         found.losses.append(float(result.loss_sum) / result.targets)
         found.norms.append(float(result.grad_norm))
         if measure:
@@ -209,7 +216,7 @@ def train(
                 name: (after[name] - BETA1 * moment) / (1 - BETA1) for name, moment in before.items()
             }
     found.state = {
-        **gather_state(engine, mesh, ["master", "exp_avg_sq"]),
+        **gather_state(engine, mesh, ["master", EMA, "exp_avg_sq"]),
         "first": _first_moments(engine, mesh),
     }
     found.drifted = drifted(engine.model, mesh)

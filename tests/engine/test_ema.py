@@ -156,3 +156,8 @@ def test_an_exchange_gives_the_model_the_average_and_a_second_one_takes_it_back(
     assert all(map(torch.equal, engine.model.parameters(), weights))
     assert engine.evaluate([unseen]).nats.sum() == loss
     assert all(torch.equal(data, before[key]) for key, data in state(engine).items())
+
+
+def test_replicas_compare_their_averages_too():
+    found = {copy.name: copy.tensor for copy in make("fp32", "adamw").copies()}
+    assert {f"{name} (ema)" for name in dict(GPT(GPT2_STYLE).named_parameters())} <= found.keys()

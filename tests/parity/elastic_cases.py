@@ -12,9 +12,10 @@ import torch.distributed as dist
 from llmkit.checkpoint import read
 from llmkit.checkpoint.write import save
 from llmkit.engine.base import Engine
+from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.compare import relative_error
-from llmkit.parity.run import make_engine
+from llmkit.parity.run import VALUES, make_engine
 from llmkit.parity.state import gather_state
 from llmkit.parity.subjects import MODELS, RandomWeights, count_targets, global_batch, share
 from tests.parity.launched import mesh_maker
@@ -34,7 +35,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 """Settings of the section `parallel`."""
 SHAPE = MODELS["odd"]
 SAVED, END = 5, 10
-KINDS = ("master", "exp_avg", "exp_avg_sq", "momentum_buffer")
+KINDS = ("master", "ema", "exp_avg", "exp_avg_sq", "momentum_buffer")
 """Under Muon, which leaves embedding, norms and biases to AdamW, so that there is all of it."""
 
 
@@ -58,14 +59,51 @@ def start(root: str, pairs: list[list[str]]) -> None:
         engine.write_pieces(RandomWeights(SHAPE), optimizer_steps=0)
         folder = Path(root) / precision / name
         folder.mkdir(parents=True, exist_ok=True)
+        average = gather_state(engine, mesh, ["master"])["master"]
         for first, last in ((0, SAVED), (SAVED, END)):
-            train(engine, mesh, first, last)
+            for step in range(first, last):
+                train(engine, mesh, step, step + 1)
+                check_average(engine, mesh, average)
             save(
                 folder, last, engine.read_pieces(),
                 state={"updates": engine.optimizer_steps}, model=SHAPE.to_dict(), config={},
                 extra_files={}, keep_last=2, mesh=mesh,
             )  # fmt: skip
+        check_exchange(engine, mesh, 1e-6 if precision == "fp32" else 1e-2)
         engine.close()
+
+
+def check_average(engine: Engine, mesh: Mesh, average: dict[str, torch.Tensor]) -> None:
+    """Takes the newest masters into `average`, in fp64, and compares the engine's own average with it."""
+    state = gather_state(engine, mesh, ["master", "ema"])
+    for name, master in state["master"].items():
+        average[name] = average[name].double().lerp(master.double(), VALUES.ema)
+        assert relative_error(state["ema"][name], average[name]) < 3e-7, name
+
+
+def check_exchange(engine: Engine, mesh: Mesh, allowed: float) -> None:
+    """That the model computes with the average between two exchanges, and with its weights after them."""
+    batch = global_batch(SHAPE, 99, masked=True)
+
+    def loss() -> float:
+        mine = share(batch, mesh["data"].rank, mesh["data"].size, 1)
+        return float(mesh["data", "context"].sum(engine.evaluate(mine).nats.double().sum()))
+
+    before, state = loss(), gather_state(engine, mesh, KINDS)
+    engine.exchange_ema()
+    averaged, swapped = loss(), gather_state(engine, mesh, KINDS)
+    engine.exchange_ema()
+    again = gather_state(engine, mesh, KINDS)
+    assert loss() == before and all(
+        torch.equal(again[kind][name], tensor) for kind in KINDS for name, tensor in state[kind].items()
+    )
+    assert all(torch.equal(swapped["master"][name], tensor) for name, tensor in state["ema"].items())
+    alone = GPT(SHAPE)
+    for name, parts in alone.parameter_slices().items():
+        for part in parts:
+            alone.get_parameter(name).data[part.start : part.stop] = state["ema"][part.name]
+    expected = float(alone(batch).nats.detach().double().sum())
+    assert abs(averaged / expected - 1) < allowed and averaged != before
 
 
 def go_on(root: str, pairs: list[list[str]]) -> dict[str, dict[str, Any]]:
@@ -114,7 +152,7 @@ def train(engine: Engine, mesh: Mesh, first: int, last: int) -> None:
     for step in range(first, last):
         batch = global_batch(SHAPE, step, masked=True)
         micro_batches = share(batch, mesh["data"].rank, mesh["data"].size, 1)
-        engine.train_step(micro_batches, count_targets(batch))
+        engine.train_step(micro_batches, count_targets(batch), VALUES)
 
 
 def errors(engine: Engine, mesh: Mesh, expected: read.Checkpoint, keys: bool = True) -> dict[str, float]:

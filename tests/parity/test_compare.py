@@ -25,7 +25,8 @@ def test_a_run_equals_itself_and_was_clipped(alone):
     assert min(alone.norms) > 0.5 and len(alone.losses) == 10
     assert sorted(alone.gradients) == sorted(alone.parts) == [0, 4, 9]
     names = set(alone.state["master"])
-    assert names == set(alone.state["first"]) == set(alone.state["exp_avg_sq"]) == set(alone.gradients[4])
+    assert all(names == set(alone.state[kind]) for kind in ("ema", "first", "exp_avg_sq"))
+    assert names == set(alone.gradients[4])
 
 
 CHANGES: dict[str, Callable[[Trajectory], object]] = {
@@ -37,6 +38,7 @@ CHANGES: dict[str, Callable[[Trajectory], object]] = {
     "gradient": lambda t: t.gradients[4].pop("norm.weight"),
     "part": lambda t: t.parts[4]["updates"][1].mul_(1 + 1e-4),
     "weight": lambda t: t.state["master"]["positions.weight"][0].mul_(1.1),
+    "moving average": lambda t: t.state["ema"]["positions.weight"][0].mul_(1.1),
     "first moment": lambda t: t.state["first"]["blocks.0.mlp.up_proj.bias"].add_(float("inf")),
     "second moment": lambda t: t.state["exp_avg_sq"].update(unknown=torch.zeros(1)),
     "replicas": lambda t: t.drifted.append("norm.weight"),
