@@ -17,7 +17,7 @@ class Ema(Section):
     """Share of the average that a step keeps, as in 0.999. It is smaller at first: (1 + n) / (10 + n) in the
     n-th update, so that the average spans about the last tenth of the updates."""
     half_life_tokens: Positive | None = None
-    """The same whatever the batch: after so many tokens weights count half (instead of decay)."""
+    """Instead of decay, and the same for any batch size: weights of this many tokens ago count half."""
     every_steps: Positive = 1
     """Steps between updates of the average, which then keeps decay to the power of this."""
     evaluate: bool = False

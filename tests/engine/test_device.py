@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 
@@ -118,13 +117,6 @@ def take_steps(engine: NativeEngine, documents: bool) -> None:
     empty = engine.train_step([batch, batch], 0)
     assert [scalar.dtype for scalar in (empty.loss_sum, empty.grad_norm)] == [torch.float64, torch.float32]
     assert engine.evaluate([batch]).nats.device.type == "meta"
-
-
-@pytest.fixture
-def waiting_is_an_error() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 def on_gpu(shape: ModelShape, step: int) -> tuple[Batch, int]:

@@ -43,6 +43,26 @@ def test_an_update_moves_each_average_by_a_share_of_its_distance_in_one_rounding
     assert not any(map(torch.equal, average.of.values(), now))
 
 
+@pytest.mark.cuda
+def test_an_update_on_a_gpu_is_that_of_the_cpu_and_waits_for_nothing(request):
+    masters = [torch.randn(7, 5), torch.randn(2**21 + 3), torch.randn(3)]
+    mine = [master.cuda() for master in masters]
+    on_cpu, on_gpu = MovingAverage(masters), MovingAverage(mine)
+    for master, other in zip(masters, mine, strict=True):
+        other.copy_(master.normal_())
+    steps = [(0.3, torch.tensor(0.0)), (0.2, torch.tensor(1.0)), (0.1, torch.tensor(0.0))]
+    on_device = [skipped.cuda() for _, skipped in steps]
+    request.getfixturevalue("waiting_is_an_error")
+    for (share, _), skipped in zip(steps, on_device, strict=True):
+        on_gpu.update(share, skipped)
+    torch.cuda.set_sync_debug_mode("default")
+    for share, skipped in steps:
+        on_cpu.update(share, skipped)
+    for expected, found in zip(on_cpu.of.values(), on_gpu.of.values(), strict=True):
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(other.cpu(), master) for master, other in zip(masters, mine, strict=True))
+
+
 def test_an_exchange_swaps_every_element(monkeypatch):
     monkeypatch.setattr(module, "PART", 4)
     master = torch.arange(21.0).view(3, 7)
