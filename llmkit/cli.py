@@ -212,6 +212,10 @@ def _doctor(options: argparse.Namespace, started: float) -> int:
         return parity_command(options.all, os.environ)
     if options.all:
         raise UserError("doctor: --all goes with --parity")
+    if options.calibrate is not None:
+        from llmkit.calibration.command import calibrate_command
+
+        return calibrate_command(options.calibrate, options.full, os.environ)
     from llmkit.doctor.command import doctor_command
 
     return doctor_command(options, os.environ)

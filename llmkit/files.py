@@ -8,7 +8,7 @@ import json
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -107,6 +107,14 @@ def write_atomic(path: Path, check: Callable[[], None] = lambda: None) -> Iterat
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def user_cache(environment: Mapping[str, str]) -> Path:
+    """The folder for what this user's later starts can use again; it need not be there."""
+    home = environment.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):  # the XDG specification wants relative ones ignored
+        home = os.path.expanduser("~/.cache")
+    return Path(home) / "llmkit"
 
 
 def _of_system(path: Path) -> bool:

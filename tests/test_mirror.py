@@ -10,6 +10,7 @@ ELSEWHERE = {
     # Module -> the file of the tests that know it, by way of the module that uses it.
     "config/ema_section.py": "optim/test_schedule.py",
     "config/faults_section.py": "config/test_keys.py",
+    "calibration/primitives.py": "calibration/test_steps.py",
     "cluster/check.py": "cluster/test_submit.py",
     "cluster/options.py": "cluster/test_submit.py",
     "cluster/request.py": "cluster/test_submit.py",

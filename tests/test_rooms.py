@@ -19,7 +19,7 @@ LAYERS = (
     {"model", "device", "hf", "watch", "watchdog", "estimate"},
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor", "cluster"},
-    {"inference", "parity", "recipes", "report", "checkpoints"},
+    {"inference", "parity", "calibration", "recipes", "report", "checkpoints"},
     {"generation", "preference", "planner"},
     {"evaluation"},
     {"loop", "inspect", "serve", "convert"},

@@ -10,6 +10,14 @@ from llmkit.command_line import positive
 def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
     """Adds what it can be asked for, beside the comparison of layouts."""
     doctor.add_argument("--full", action="store_true", help="measure for longer, and compile something")
+    doctor.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="measure how fast this CPU trains, for llmkit plan and the forecast of runs; with --full in "
+        "every precision; default: a file of this user's for this machine",
+    )
     doctor.add_argument("--json", action="store_true", help="print a JSON object instead")
     doctor.add_argument("--run-folder", metavar="DIR", help="check the disk of this folder; default: runs")
     doctor.add_argument("--expect-gpus", metavar="N", type=positive, help="fail where there are not as many")

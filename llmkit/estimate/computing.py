@@ -76,9 +76,10 @@ def computing(work: Workload, rates: Rates) -> Computing:
     matmul = Pass(forward, of_inputs + of_weights, forward * again).times(layers)
     attention = _attention(work, rates, again).times(1.0 / work.pipeline)
     moved, moved_back = pointwise_bytes(work)
-    pointwise = Pass(rates.moved(moved), rates.moved(moved_back), rates.moved(moved) * light).times(layers)
-    once, twice = KERNELS[work.fused]
-    kernels = (once * (1.0 + light) + twice) * layers
+    once = rates.pointwise(moved)
+    pointwise = Pass(once, rates.pointwise(moved_back), once * light).times(layers)
+    starts, starts_back = KERNELS[work.fused]
+    kernels = (starts * (1.0 + light) + starts_back) * layers
     head, loss = _head(work, rates)
     return Computing(matmul, attention, pointwise, head, loss, of_weights * layers, kernels)
 
@@ -99,9 +100,10 @@ def _linear(work: Workload, rates: Rates) -> tuple[float, float, float]:
     """Of a layer's products: forward, gradients of inputs, gradients of weights."""
     forward = of_inputs = of_weights = 0.0
     for outputs, inputs in linear_shapes(work):
-        forward += rates.product(work.tokens, outputs, inputs, work.linear)
-        of_inputs += rates.product(work.tokens, inputs, outputs, work.linear)
-        of_weights += rates.product(outputs, inputs, work.tokens, work.linear)
+        found = rates.linear(work.tokens, outputs, inputs, work.linear)
+        forward += found.forward
+        of_inputs += found.of_inputs
+        of_weights += found.of_weights
     return forward, of_inputs, of_weights * (1.0 - work.frozen)
 
 
@@ -161,14 +163,13 @@ def _head(work: Workload, rates: Rates) -> tuple[Pass, Pass]:
     """Of the head's product, and of the loss of its logits; both on the last stage, which others wait for."""
     columns = work.shape.padded_vocab_size / work.tensor
     width, kind = work.shape.hidden_size, "fp32" if work.value_bytes == 4 else "bf16"
-    product = rates.product(work.tokens, columns, width, kind)
-    back = rates.product(work.tokens, width, columns, kind)
-    back += rates.product(columns, width, work.tokens, kind) * (work.frozen == 0.0)
+    found = rates.linear(work.tokens, columns, width, kind)
+    back = found.of_inputs + found.of_weights * (work.frozen == 0.0)
     form = work.form("head_loss", "full")
     traffic = LOGIT_BYTES["eager" if form == "full" and not work.fused else form]
-    moved = rates.moved(traffic * work.value_bytes / 2 * columns * work.tokens)
+    moved = rates.loss(columns * work.tokens, traffic * work.value_bytes / 2)
     share = 1.0 / work.pipeline
-    return Pass(product, back).times(share), Pass(moved / 3, moved * 2 / 3).times(share)
+    return Pass(found.forward, back).times(share), Pass(moved / 3, moved * 2 / 3).times(share)
 
 
 def update_seconds(work: Workload, rates: Rates, overlap: int) -> float:
@@ -181,7 +182,7 @@ def update_seconds(work: Workload, rates: Rates, overlap: int) -> float:
         return 0.0
     elements = work.update.elements / (work.tensor * work.pipeline)
     size = 12.0 + 8.0 * (1.0 + work.update.moments) + (2.0 if work.value_bytes == 2 else 0.0)
-    seconds = rates.moved(elements * size / overlap)
+    seconds = rates.updated(elements / overlap, size)
     flops = sum(map(newton_schulz_flops, work.update.muon)) / (work.tensor * work.pipeline)
     if flops:
         size_of = max(prod(shape) for shape in work.update.muon) ** 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llmkit.estimate.hardware import Architecture, Device
 
@@ -49,21 +49,50 @@ LAUNCH = 4.5e-6
 class Rates(Protocol):
     """What a device does in how many seconds; of a GPU by the table, of a CPU as calibrated."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether the host computes, or else starts kernels while those before them run."""
+        ...
+
+    def linear(self, tokens: float, outputs: float, inputs: float, number_type: str) -> Linear:
+        """The products of a linear layer in "bf16", "fp32" or "fp8"."""
+        ...
+
     def product(self, rows: float, columns: float, inner: float, number_type: str) -> float:
-        """Of (rows, inner) times (inner, columns), in "bf16", "fp32" or "fp8"."""
+        """Of (rows, inner) times (inner, columns)."""
         ...
 
     def attention(self, flops: float, head_dim: int, length: float, form: str, backward: bool) -> float:
         """Of the products of attention in rows of this length. flops: of what is computed, masks left out."""
         ...
 
-    def moved(self, size: float) -> float:
-        """Of pointwise operations that read and write so many bytes together."""
+    def pointwise(self, size: float) -> float:
+        """Of pointwise operations of a layer that read and write so many bytes together."""
+        ...
+
+    def loss(self, logits: float, size: float) -> float:
+        """Of the loss and its gradient, which read and write `size` bytes for each logit."""
+        ...
+
+    def updated(self, parameters: float, size: float) -> float:
+        """Of gradient norm and optimizer, which read and write `size` bytes for each parameter."""
+        ...
+
+    def accumulated(self, gradients: float, size: float) -> float:
+        """Of adding up gradients, which reads and writes `size` bytes for each."""
         ...
 
     def launched(self, kernels: float) -> float:
-        """Of the host, to start so many kernels."""
+        """Of the host, to start so many kernels of PyTorch."""
         ...
+
+
+class Linear(NamedTuple):
+    """Seconds of the products of a linear layer: its outputs, the gradients of its inputs, of its weights."""
+
+    forward: float
+    of_inputs: float
+    of_weights: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +104,15 @@ class GpuRates:
 
     device: Device
     sustained: float = 1.0
+    waits: bool = False
+
+    def linear(self, tokens: float, outputs: float, inputs: float, number_type: str) -> Linear:
+        """See `Rates.linear`."""
+        return Linear(
+            self.product(tokens, outputs, inputs, number_type),
+            self.product(tokens, inputs, outputs, number_type),
+            self.product(outputs, inputs, tokens, number_type),
+        )
 
     def product(self, rows: float, columns: float, inner: float, number_type: str) -> float:
         """See `Rates.product`: the slower of arithmetic and memory.
@@ -90,7 +128,7 @@ class GpuRates:
         shape = self._efficiency(rows, columns, inner) / self._efficiency(*[MEASURED_SIZE] * 3)
         seconds = 2.0 * rows * columns * inner / (rate * self.sustained * shape)
         element = {"fp32": 4, "bf16": 2, "fp8": 1}[number_type]
-        return max(seconds, self.moved((rows * inner + inner * columns + rows * columns) * element))
+        return max(seconds, self._moved((rows * inner + inner * columns + rows * columns) * element))
 
     def _efficiency(self, rows: float, columns: float, inner: float) -> float:
         """Share of the rate of an endless product that one of this shape reaches."""
@@ -106,8 +144,23 @@ class GpuRates:
         slower = EFFICIENT if form in ("efficient", "matmul") else 1.0
         return flops / (self.device.flops["bf16"] * share * slower * length / (length + half))
 
-    def moved(self, size: float) -> float:
-        """See `Rates.moved`: at the bandwidth that a copy reaches."""
+    def pointwise(self, size: float) -> float:
+        """See `Rates.pointwise`: at the bandwidth that a copy reaches."""
+        return self._moved(size)
+
+    def loss(self, logits: float, size: float) -> float:
+        """See `Rates.loss`."""
+        return self._moved(logits * size)
+
+    def updated(self, parameters: float, size: float) -> float:
+        """See `Rates.updated`."""
+        return self._moved(parameters * size)
+
+    def accumulated(self, gradients: float, size: float) -> float:
+        """See `Rates.accumulated`."""
+        return self._moved(gradients * size)
+
+    def _moved(self, size: float) -> float:
         return size / (self.device.bandwidth * self.device.reached.memory)
 
     def launched(self, kernels: float) -> float:

@@ -51,10 +51,11 @@ def step_parts(
         "offload": host_traffic(work),
     }
     parts = _computed(computed, micro)
-    parts["accumulation"] = rates.moved(work.trained * work.accumulates) * micro
+    parts["accumulation"] = rates.accumulated(work.trained, work.accumulates) * micro
     alone = sum(parts.values())
     parts["overhead"] = (constants.overhead - 1.0) * alone
-    parts["launching"] = max(0.0, rates.launched(computed.kernels) * micro - alone * constants.overhead)
+    launched = rates.launched(computed.kernels) * micro
+    parts["launching"] = launched if rates.waits else max(0.0, launched - alone * constants.overhead)
     nodes = max(1.0, work.world / fleet.devices_per_node)
     parts["stragglers"] = constants.jitter * log2(nodes) * alone * constants.overhead
     hop, bubble = pipeline(work, fleet)

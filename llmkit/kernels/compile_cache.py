@@ -13,13 +13,14 @@ import platform
 import stat
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 
 import torch
 
 from llmkit.cores import available_cores
 from llmkit.errors import UserError
+from llmkit.files import user_cache
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 MOST_THREADS = 32
@@ -50,14 +51,6 @@ def use_compile_cache(
         note(f"{removed} truncated files in the cache of compiled code are removed and made anew ({folder})")
     _set_up_inductor(environment, local_size)
     return folder
-
-
-def user_cache(environment: Mapping[str, str]) -> Path:
-    """The folder for what this user's later starts can use again; it need not be there."""
-    home = environment.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(home):  # the XDG specification wants relative ones ignored
-        home = os.path.expanduser("~/.cache")
-    return Path(home) / "llmkit"
 
 
 def _own_folder(environment: MutableMapping[str, str]) -> Path:

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from llmkit.config.shape import ModelShape
+from llmkit.files import user_cache
 from llmkit.kernels.attention_timing import Sizes, milliseconds
-from llmkit.kernels.compile_cache import user_cache
 from llmkit.loop.describe import device_name
 from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh

@@ -17,6 +17,7 @@ from llmkit.estimate.computing import (
     seen_keys,
     update_seconds,
 )
+from llmkit.estimate.rates import Linear
 from llmkit.estimate.workload import Update, Workload
 
 WORK = with_update(Workload(L8, 4096, 8, 1, micro_batch=2))
@@ -25,14 +26,24 @@ WORK = with_update(Workload(L8, 4096, 8, 1, micro_batch=2))
 class OneFlopASecond:
     """Seconds are FLOPs of products and attention, and bytes that are moved."""
 
+    waits = False
+
+    def linear(self, tokens: float, outputs: float, inputs: float, number_type: str) -> Linear:
+        return Linear(*[2.0 * tokens * outputs * inputs] * 3)
+
     def product(self, rows: float, columns: float, inner: float, number_type: str) -> float:
         return 2.0 * rows * columns * inner
 
     def attention(self, flops: float, head_dim: int, length: float, form: str, backward: bool) -> float:
         return flops
 
-    def moved(self, size: float) -> float:
+    def pointwise(self, size: float) -> float:
         return size
+
+    def loss(self, logits: float, size: float) -> float:
+        return logits * size
+
+    updated = accumulated = loss
 
     def launched(self, kernels: float) -> float:
         return kernels

@@ -49,5 +49,7 @@ def test_every_device_has_a_chart_for_every_form(name: str) -> None:
 
 
 def test_memory_and_launches() -> None:
-    assert H100.moved(3.0e12) == pytest.approx(1.0, rel=0.01)
+    assert H100.pointwise(3.0e12) == pytest.approx(1.0, rel=0.01)
+    assert H100.loss(3.0e11, 10) == H100.updated(3.0e11, 10) == H100.accumulated(3.0e11, 10)
+    assert H100.loss(3.0e11, 10) == H100.pointwise(3.0e12)
     assert H100.launched(1000) == pytest.approx(4.5e-3)
