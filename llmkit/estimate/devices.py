@@ -97,6 +97,11 @@ class Hardware:
         """The device of this name, in either case. Raises UserError where there is none."""
         return _named(self.devices, name, "device")
 
+    def labelled(self, label: str) -> Device | None:
+        """The device that PyTorch calls by this name; None where it is in no table."""
+        plain = label.removeprefix("NVIDIA ").strip()
+        return next((device for device in self.devices.values() if device.label == plain), None)
+
     def link(self, name: str) -> Link:
         """The link of this name, in either case. Raises UserError where there is none."""
         return _named(self.links, name, "link")

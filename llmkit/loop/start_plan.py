@@ -40,6 +40,7 @@ def start_plan(t: Trainer, peak: str, step_seconds: float | None) -> Iterator[Li
     yield "run", f"{t.folder.path}, {begun}"
     yield "device", f"{_device(t.mesh.device)}, {t.plan.precision}"
     yield "peak", peak
+    yield "forecast", t.forecast.text
     yield from zip(("data", *[""] * SHOWN_SOURCES), _data(t), strict=False)
     yield "length", _length(t, step_seconds)
     for name, text in schedule(t.config):

@@ -16,7 +16,7 @@ from llmkit.loop.recorder import Recorded, Recorder
 from llmkit.loop.scalars import Scalars
 from llmkit.loop.state import TrainState
 from llmkit.loop.step_details import StepDetails, Taken
-from llmkit.loop.step_times import Speed, StepTimes
+from llmkit.loop.step_times import Counted, Speed, StepTimes
 from llmkit.monitor.hardware import device_peak, peak_memory_gib, reserved_memory_gib
 from llmkit.precision import torch_dtype
 
@@ -73,6 +73,11 @@ class StepLog:
     def warmed_up(self) -> bool:
         """Whether a step has computed something: the first one is that which compiles."""
         return self._times.warmed_up
+
+    @property
+    def counted(self) -> Counted:
+        """Sums over the steps that count so far."""
+        return self._times.counted
 
     @property
     def own_seconds(self) -> tuple[float, int]:

@@ -28,6 +28,21 @@ class Speed:
     devices: int = 1
 
 
+@dataclass
+class Counted:
+    """Sums over the steps that count so far, seconds. parts_steps: those whose parts are known; a step's are
+    a step late, and not at all where the engine cannot tell.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    data: float = 0.0
+    other: float = 0.0
+    parts_steps: int = 0
+    communication: float = 0.0
+    optimizer: float = 0.0
+
+
 class StepTimes:
     """Adds up the phases of steps.
 
@@ -41,7 +56,7 @@ class StepTimes:
         """Whether a step has computed something."""
         self._since: defaultdict[str, float] = defaultdict(float)
         self._parts: defaultdict[str, float] = defaultdict(float)
-        self._own, self._counted = 0.0, 0
+        self.counted = Counted()
         self._start_row()
 
     def _start_row(self) -> None:
@@ -66,7 +81,10 @@ class StepTimes:
             self._computed += computes
             training = since["data"] + since["step"] + since["other"]
             self._training += training
-            self._own, self._counted = self._own + training, self._counted + 1
+            self.counted.steps += 1
+            self.counted.seconds += training
+            self.counted.data += since["data"]
+            self.counted.other += since["other"]
             self._waited += since["data"]
             if computes:
                 self._causal = None if causal is None or self._causal is None else self._causal + causal
@@ -76,12 +94,14 @@ class StepTimes:
         """Adds the parts of a step (`StepParts`), which are known a step late."""
         for name, each in seconds.items():
             self._parts[name] += each
-        self._own -= seconds.get("communication", 0.0)
+        self.counted.parts_steps += bool(seconds)
+        self.counted.communication += seconds.get("communication", 0.0)
+        self.counted.optimizer += seconds.get("optimizer", 0.0)
 
     @property
     def own_seconds(self) -> tuple[float, int]:
         """Seconds of the counted steps so far, without communication that was waited for; their number."""
-        return self._own, self._counted
+        return self.counted.seconds - self.counted.communication, self.counted.steps
 
     def take_parts(self) -> dict[str, float | None]:
         """The columns of parts, of all steps up to that of the row."""

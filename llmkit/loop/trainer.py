@@ -26,6 +26,7 @@ from llmkit.loop.control import NOTHING, Agreed, Control
 from llmkit.loop.ends import raise_failures, save_and_fail, stop_run
 from llmkit.loop.epochs import epoch_columns
 from llmkit.loop.evaluations import evaluate_if_due, evaluate_now, evaluate_tasks_now, may_end_here
+from llmkit.loop.forecast import Forecast
 from llmkit.loop.gpu_memory import MicroBatchHint, named_where_full
 from llmkit.loop.hook_list import HookList, name_of
 from llmkit.loop.launch import Launch
@@ -106,8 +107,10 @@ class Trainer:
         if state.max_steps is None:
             budget = Budget.for_run(self.config, self._started, self.clock(), heldout)
         saves = [SaveTimer(self.config.checkpoint.every_minutes, self.clock()), SaveRequest()]
+        self.forecast = Forecast(launch, plan)
+        self.row_columns.append(self.forecast.columns)
         own = [TimeBudget(budget), *saves, MicroBatchHint(), ProfileSteps(self.config), WatchHook(watch)]
-        self.hooks = HookList(own, launch.hooks)
+        self.hooks = HookList([*own, self.forecast], launch.hooks)
         self.saves = Saves(self, launch.local_size)
         self.checks, self.hosts = Checks(self), list[str]()
         """hosts: of the ranks."""

@@ -88,6 +88,8 @@ COLUMNS = (
     Column("restarts", "starts", "faults", "starts of the run after its first one",
         "since the run's first start"),
     Column("step_seconds", "s", "speed", "time of a step", MEAN),
+    Column("step_seconds_predicted", "s", "speed", "time of a step by the model of it (docs/plan.md)",
+        "in rows of the first 50 steps of a start, where the device is known or calibrated"),
     Column("data_seconds", "s", "speed", "of it, waiting for a batch", f"rank 0; {MEAN}"),
     Column("tokens_per_second", "tokens/s", "speed", "tokens trained on a second, by the whole job",
         f"all ranks; {MEAN}"),

@@ -25,6 +25,7 @@ TEXTS = {
     "done": "done at step {step}",
     "stop": "stopped: {reason}",
     "take_over": "took the run from {before}",
+    "predicted": "steps take {measured} s, {predicted} s were predicted",
     "profile": "profiled: {verdict}",
     "profile_failed": "no profile: {reason}",
     "refused": "did not start: {reason}",

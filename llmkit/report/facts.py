@@ -49,6 +49,7 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     seconds = max(sum(use.seconds for use in time_use(run)), (known.last or 0.0) if known else 0.0)
     if seconds:
         yield "Wall time", duration(seconds)
+    yield "Forecast", _forecast(run)
     verdicts = [event["verdict"] for event in run.events if isinstance(event.get("verdict"), str)]
     if verdicts:
         yield "Profile", printable(verdicts[-1], 300)
@@ -174,6 +175,20 @@ def _device(run: RunRecord) -> str:
     many = f"{world} processes, each on " if isinstance(world, int) and world > 1 else ""
     where = f", host {host}" if host else ""
     return printable(f"{many}{device}{where}", 300) if device else ""
+
+
+def _forecast(run: RunRecord) -> str:
+    """What a step was predicted to take, and took, in the newest start that has compared them."""
+    found = [event for event in run.events if event.get("event") == "predicted"]
+    newest = found[-1] if found else {}
+    predicted, measured = newest.get("predicted"), newest.get("measured")
+    if not isinstance(predicted, (int, float)) or not isinstance(measured, (int, float)):
+        return ""
+    text = f"{predicted:.3g} s a step were predicted, {measured:.3g} s measured"
+    if predicted > 0:
+        text += f" ({100 * (measured / predicted - 1):+.0f} %)"
+    cause = newest.get("cause")
+    return text + (f"; most likely because of {printable(cause, 300)}" if isinstance(cause, str) else "")
 
 
 def _layout(run: RunRecord) -> str:

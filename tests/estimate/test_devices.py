@@ -26,6 +26,13 @@ def test_the_tables_are_complete_and_agree() -> None:
         assert 1e9 < link.usable < link.bandwidth
 
 
+def test_a_device_is_known_by_the_name_that_pytorch_gives_it() -> None:
+    found = Hardware().labelled("NVIDIA H100 80GB HBM3")
+    assert found is not None
+    assert found.name == "h100"
+    assert Hardware().labelled("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [("h10", "did you mean h100"), ("cpu", "llmkit doctor --calibrate"), ("tpu-v9", "choose one of a100, ")],

@@ -50,8 +50,8 @@ def test_a_newcomer_sees_what_will_be_done_and_the_same_on_a_resume_with_what_is
     printed = capsys.readouterr().out
     found = facts(printed)
     assert list(found) == [
-        "model", "layout", "step", "memory", "kernels", "run", "device", "peak", "data", "length", "saves",
-        "evaluates", "metrics",
+        "model", "layout", "step", "memory", "kernels", "run", "device", "peak", "forecast", "data",
+        "length", "saves", "evaluates", "metrics",
     ]  # fmt: skip
     assert found["run"] == "runs/tiny, new"
     assert found["device"].startswith("the CPU (") and found["device"].endswith("), fp32")
@@ -211,6 +211,6 @@ def test_nothing_held_out_is_said() -> None:
     t = trainer(100, [1, 3])
     t.folder = SimpleNamespace(path=Path("runs/x"))
     t.mesh = SimpleNamespace(device=torch.device("cpu"))
-    t.plan.precision = "fp32"
+    t.plan.precision, t.forecast = "fp32", SimpleNamespace(text="1 s a step")
     lines = list(start_plan(t, "no peak", None))
     assert ("evaluates", "nothing is held out") in lines and ("cost", "much") in lines

@@ -24,6 +24,16 @@ def test_facts_of_a_run(tmp_path: Path):
     }  # fmt: skip
 
 
+def test_what_was_predicted_stands_beside_what_was_measured(tmp_path: Path):
+    event = {"event": "predicted", "predicted": 0.5, "measured": 0.8, "cause": "waiting for data"}
+    found = dict(facts(make_run(tmp_path / "run", [row(1)], [*EVENTS, event])))
+    assert found["Forecast"] == (
+        "0.5 s a step were predicted, 0.8 s measured (+60 %); most likely because of waiting for data"
+    )
+    torn = dict(facts(make_run(tmp_path / "other", [row(1)], [{"event": "predicted", "predicted": "x"}])))
+    assert "Forecast" not in torn
+
+
 def test_figures_of_a_run(tmp_path: Path):
     rows = [
         row(1, tokens_per_second=None),
