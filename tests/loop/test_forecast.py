@@ -48,7 +48,8 @@ def test_the_first_steps_are_compared_once(
     assert "forecast   " in printed
     assert " s were predicted; most likely because of the model" in printed
     with_it = [row for row in rows(tmp_path, "metrics.jsonl") if "step_seconds_predicted" in row]
-    assert {row["step_seconds_predicted"] for row in with_it} == {pytest.approx(event["predicted"], abs=1e-5)}
+    (said,) = {row["step_seconds_predicted"] for row in with_it}
+    assert said == pytest.approx(event["predicted"], abs=1e-5)
     assert max(row["step"] for row in with_it) <= 6
 
 
