@@ -188,8 +188,8 @@ class BlockFile:
         return ""
 
     def block(self, index: int, memory: Tensor | None = None) -> Tensor:
-        """(bytes,) uint8: a block. memory: of another block, used if it is as long: new memory costs as much
-        time as reading."""
+        """(bytes,) uint8: a block. memory: to put it in, if that is as long: new memory costs as much time as
+        reading."""
         size = min(BLOCK, self.size - index * BLOCK)
         if memory is None or len(memory) != size:
             memory = torch.empty(size, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -264,8 +265,23 @@ class Checkpoint:
         box = full_box(shape) if box is None else box
         within = (0, box_size(box)) if range is None else range
         check_piece(shape, box, within)
-        out = self._regions.read(number, box, within)
+        out = torch.empty(within[1] - within[0], dtype=self._regions.dtype(number))
+        self._regions.read(number, box, within, out)
         return out.view(box_shape(box)) if range is None else out
+
+    def read_into(self, out: Tensor, name: str, kind: str, box: Box, range: Range) -> None:
+        """Sets `out`, (n,) of any type and device, to elements `range` of a box; as `read`.
+
+        Where that raises Damaged, anything may be in `out`.
+        """
+        number = self._number(name, kind)
+        if len(out) != range[1] - range[0]:
+            raise ValueError(f"{name}: {len(out)} elements for the range {range}")
+        if out.device.type == "cpu" and out.dtype == self._regions.dtype(number) and out.is_contiguous():
+            check_piece(self._index.tensors[number].shape, box, range)
+            self._regions.read(number, box, range, out)
+        else:
+            out.copy_(self.read(name, kind, box, range))
 
     def extra_file(self, name: str) -> bytes:
         """The content of a file given to `save` beside the pieces. Raises KeyError, Damaged."""

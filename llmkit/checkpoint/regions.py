@@ -34,19 +34,25 @@ class RegionReader:
         with one block a kind, as the kinds of a tensor are read in turn, each block is read once."""
         self._headers: dict[int, dict[str, TensorSpan]] = {}
 
-    def read(self, tensor: int, box: Box, within: Range) -> Tensor:
-        """(elements,) on the CPU, of the type stored: elements `within` of a box of a tensor.
+    def dtype(self, tensor: int) -> torch.dtype:
+        """The type that a tensor is stored in."""
+        return fmt.DTYPES[self._index.tensors[tensor].dtype]
 
-        Raises Damaged if bytes it needs are not what was written or nothing holds some of the region.
+    def read(self, tensor: int, box: Box, within: Range, out: Tensor) -> None:
+        """Puts elements `within` of a box of a tensor into `out`.
+
+        out: (elements,) of the type stored, contiguous, on the CPU.
+        Raises Damaged if bytes it needs are not what was written or nothing holds some of the region; then
+        anything may be in `out`.
         """
-        lo, hi = within
         targets = list(runs(box, within))
         holding = self._index.holding(tensor, targets)
         self._require(tensor, holding, targets)
-        out = torch.empty(hi - lo, dtype=fmt.DTYPES[self._index.tensors[tensor].dtype])
         for piece in holding:
-            self._copy(piece, targets, out, lo)
-        return out
+            if piece.box == box:
+                self._copy_range(piece, within, out)
+            else:
+                self._copy(piece, targets, out, within[0])
 
     def check_spans(self, file: int) -> None:
         """Raise Damaged unless the file holds the pieces that the index says are in it."""
@@ -63,6 +69,24 @@ class RegionReader:
             region = ", ".join(f"{lo}:{hi}" for lo, hi in missing[0])
             kind, name, *_ = self._index.tensors[tensor]
             raise fmt.Damaged(f"{self._folder}: no piece holds [{region}] of {kind} {name}")
+
+    def _copy_range(self, piece: PieceEntry, within: Range, out: Tensor) -> None:
+        """Copy what a piece holds of a range of its box, `out`. Blocks that lie in it are read to where they
+        belong."""
+        lo, hi = max(piece.range[0], within[0]), min(piece.range[1], within[1])
+        if lo >= hi:
+            return
+        start, file = self._span(piece).start, self._files[piece.file]
+        begin, end = (start + (number - piece.range[0]) * out.itemsize for number in (lo, hi))
+        memory = out[lo - within[0] : hi - within[0]].view(torch.uint8)
+        for index in range(begin // fmt.BLOCK, -(-end // fmt.BLOCK)):
+            first = index * fmt.BLOCK
+            last = min(first + fmt.BLOCK, file.size)
+            if begin <= first and last <= end:
+                file.block(index, memory[first - begin : last - begin])
+            else:
+                inside = slice(max(begin - first, 0), min(end, last) - first)
+                memory[max(first - begin, 0) : last - begin].copy_(self._block(piece.file, index)[inside])
 
     def _copy(self, piece: PieceEntry, targets: Sequence[ContiguousBox], out: Tensor, first: int) -> None:
         """Copy what a piece holds of the targets to where it belongs in `out`, block by block.

@@ -42,8 +42,12 @@ class Source(Protocol):
         """The elements `range` of the box, counted row by row, fp32."""
         ...
 
+    def read_into(self, out: Tensor, name: str, kind: str, box: Box, range: Range) -> None:
+        """Sets `out`, (n,) on any device, to these elements."""
+        out.copy_(self.read(name, kind, box, range))
 
-class AdaptedWeights:
+
+class AdaptedWeights(Source):
     """A source for a model with adapters: these and their moments from one source, the rest from another."""
 
     def __init__(self, base: Source, adapters: Source) -> None:
@@ -57,6 +61,10 @@ class AdaptedWeights:
     def read(self, name: str, kind: str, box: Box | None = None, range: Range | None = None) -> Tensor:
         """See `Source.read`."""
         return (self.adapters if is_adapter(name) else self.base).read(name, kind, box, range)
+
+    def read_into(self, out: Tensor, name: str, kind: str, box: Box, range: Range) -> None:
+        """See `Source.read_into`."""
+        (self.adapters if is_adapter(name) else self.base).read_into(out, name, kind, box, range)
 
 
 def to_pieces(shards: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]]) -> Iterator[Piece]:
@@ -91,7 +99,7 @@ def load_shards(
         if sum(hi - lo for *_, (lo, hi) in found) < shard.data.numel():
             shard.data.zero_()
         for part, kind, shared in found:
-            _view(shard, part, shared).copy_(source.read(part.name, kind, part.box, shared))
+            source.read_into(_view(shard, part, shared), part.name, kind, part.box, shared)
 
 
 def broadcast_shards(shards: Iterable[StateShard], axis: Axis) -> None:

@@ -15,6 +15,7 @@ from llmkit.checkpoint.read import Checkpoint, newest
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.mistakes import listed
 from llmkit.config.schema import Config
+from llmkit.engine.state_shards import Source
 from llmkit.errors import UserError
 from llmkit.model.build import build_model
 from llmkit.model.initial import InitialWeights
@@ -28,7 +29,7 @@ MEAN_ROWS = 4096
 
 
 @dataclass
-class StartingWeights:
+class StartingWeights(Source):
     """Stored weights as the state of an engine before its first step; each read takes a region's memory.
 
     digest: of the weights. known: tokens that they know. Where the model knows more, `grow` says so, and the

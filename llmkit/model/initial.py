@@ -50,6 +50,10 @@ class InitialWeights:
             out.fill_(mean)
         return out.view(box_shape(box)) if range is None else out
 
+    def read_into(self, out: Tensor, name: str, kind: str, box: Box, range: Range) -> None:
+        """Sets `out`, (n,) on any device, to elements `range` of a box."""
+        out.copy_(self.read(name, kind, box, range))
+
 
 def _of_adapter(name: str, shape: Shape) -> Initial:
     """B is 0; A has the variance of PyTorch's and PEFT's uniform one: 1 / (3 inputs)."""

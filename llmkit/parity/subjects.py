@@ -14,6 +14,7 @@ from llmkit.batch import IGNORE, Batch, document_bounds
 from llmkit.config.lora_section import Lora
 from llmkit.config.model_section import RopeScaling
 from llmkit.config.shape import ModelShape
+from llmkit.engine.state_shards import Source
 from llmkit.model.gpt import GPT
 from llmkit.model.initial import InitialWeights
 from llmkit.model.lora import add_adapters
@@ -80,7 +81,7 @@ million elements, since a sum in fp32 may be wrong only where it is long."""
 ADAPTERS = Lora(rank=3, alpha=7.0)
 
 
-class RandomWeights:
+class RandomWeights(Source):
     """Start weights as a source of state, random in every part.
 
     Biases that start at 0 and norms that start at 1 would hide mistakes in their use.

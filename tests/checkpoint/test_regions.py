@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmkit.checkpoint import commit, files, format, index_file, read, write, writer
 from llmkit.checkpoint.pieces import Piece
+from llmkit.checkpoint.regions import RegionReader
 from llmkit.errors import RunFault
 from llmkit.parallel.slices import Box, box_size, full_box
 from tests.checkpoint.cuttings import cuttings
@@ -132,3 +133,36 @@ def test_what_one_cutting_wrote_another_reads(layout: Any, block: int, kinds: li
                 expected = region(tensors[kind], box)
                 assert torch.equal(checkpoint.read("w", kind, box), expected)
                 assert torch.equal(checkpoint.read("w", kind, box, part), expected.reshape(-1)[slice(*part)])
+                for dtype in (torch.float32, torch.float64):  # that of one kind, and of the other
+                    out = torch.full((part[1] - part[0],), torch.nan, dtype=dtype)
+                    checkpoint.read_into(out, "w", kind, box, part)
+                    assert torch.equal(out, expected.reshape(-1)[slice(*part)].to(dtype))
+
+
+def test_blocks_go_straight_to_where_they_belong(save_step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (format, files, index_file):
+        monkeypatch.setattr(module, "BLOCK", 256)
+    data = torch.arange(1000.0)
+    piece = Piece("w", "m", (10, 100), full_box((10, 100)), (0, 1000), data)
+    folder = save_step(1, pieces=[piece])
+    checkpoint = read.load(folder)
+    out = torch.full((900,), torch.nan)
+    given: list[int] = []
+    fill = files.BlockFile.fill
+
+    def recording(file: files.BlockFile, index: int, buffer: memoryview) -> None:
+        given.append(index)
+        fill(file, index, buffer)
+
+    monkeypatch.setattr(files.BlockFile, "fill", recording)
+    monkeypatch.setattr(RegionReader, "_copy", None)
+    checkpoint.read_into(out, "w", "m", full_box((10, 100)), (53, 953))
+    assert torch.equal(out, data[53:953])
+    assert sorted(given) == sorted(set(given)) and len(given) >= 15
+    _flip(folder / PIECES, 2100, 3)
+    with pytest.raises(RunFault, match=f"{PIECES}: bytes 2048 to 2304 are not"):
+        checkpoint.read_into(out, "w", "m", full_box((10, 100)), (53, 953))
+    with pytest.raises(ValueError, match="range"):
+        checkpoint.read_into(out, "w", "m", full_box((10, 100)), (0, 1001))
+    with pytest.raises(ValueError, match="900 elements for the range"):
+        checkpoint.read_into(out, "w", "m", full_box((10, 100)), (0, 1000))

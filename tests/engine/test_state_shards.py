@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.engine.state_shards import StateShard, load_shards, to_pieces
+from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
 from llmkit.parallel.slices import ParameterSlice
 
 # A stored matrix of 7 rows of 5: rows 0-2 are all of "a", rows 2-5 rows 4-7 of "b" (9 rows), 5-7 padding.
@@ -17,7 +17,7 @@ B = ParameterSlice("b", (9, 5), ((4, 7), (0, 5)), 2, 5)
 PARTS = {"stack": [A, B]}
 
 
-class Numbers:
+class Numbers(Source):
     """Element i of a tensor's flat storage is i, plus 1000 for "b"."""
 
     def names(self, kind):
