@@ -1,96 +1,167 @@
-"""What a checkpoint of many ranks costs rank 0 as it is committed, and each rank as it is loaded.
+"""What a save and a restart of many ranks cost one of them, rank 0 above all.
 
-Every rank holds a slice of every tensor, as under ZeRO-3. The ranks' files are sparse, without data: only
-their names and sizes count here. Usage: checkpoint_scale.py [RANKS [TENSORS]]
+All ranks are simulated in one process, one after the other, by the package's own functions: files, pieces,
+index and manifest are what that many ranks write (ZeRO-3 x TP2), but the tensors are small. What ranks send
+each other is handed over in memory. Usage: checkpoint_scale.py [RANKS,RANKS,... [TENSORS]]
 """
 
 from __future__ import annotations
 
+import json
+import os
 import resource
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
+import torch
 
-from llmkit.checkpoint import commit, index, index_file, read
-from llmkit.checkpoint.files import StoredFile
-from llmkit.checkpoint.format import BLOCK, INDEX
-from llmkit.checkpoint.pieces import ContiguousBox
+from benchmarks.checkpoint_reads import KINDS, Model, Ranks
+from llmkit.checkpoint import commit, index_file, read, write
+from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.stage import Snapshot
-from llmkit.checkpoint.writer import Writer
+from llmkit.parallel.mesh import Mesh
 
-KINDS = ("master", "exp_avg", "exp_avg_sq")
-SHAPE = (4096, 4096)
-_Result = TypeVar("_Result")
+OPEN_FILES = 256
+"""What each process may have open, as by `ulimit -n`."""
 
 
-def part(rank: int, ranks: int, tensors: int, folder: Path) -> index.Index:
-    """What one rank has written: a slice of every tensor."""
-    elements = SHAPE[0] * SHAPE[1]
-    within = (elements * rank // ranks, elements * (rank + 1) // ranks)
-    entries = [
-        index.PieceEntry(
-            index.TensorEntry(kind, f"blocks.{number}.mlp.down_proj.weight", SHAPE, "F32"),
-            ((0, SHAPE[0]), (0, SHAPE[1])),
-            within,
-        )
+@dataclass(frozen=True)
+class Simulated(Mesh):
+    """A rank among others that do not exist. gathered: what they give to rank 0. sent: what it sends them."""
+
+    gathered: tuple[bytes, ...] = ()
+    sent: str = ""
+
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        """What all ranks give."""
+        return [content, *self.gathered]
+
+    def broadcast_text(self, text: str) -> str:
+        """What rank 0 has."""
+        return text if self.rank == 0 else self.sent
+
+
+class Cost(NamedTuple):
+    """Of some work: seconds of the processor, growth of the peak of memory in MB, files open at its end."""
+
+    seconds: float
+    megabytes: float
+    files: int
+
+
+def cost(work: Callable[[], object]) -> Cost:
+    """Does it in a process of its own, which may open few files, and which shares the disk alone."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+            memory, began = _peak(), time.process_time()
+            kept = work()
+            found = Cost(time.process_time() - began, _peak() - memory, len(os.listdir("/proc/self/fd")))
+            del kept
+            os.write(writer, json.dumps(found).encode())
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        answer = file.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return Cost(*json.loads(answer))
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def model_of(ranks: int, tensors: int) -> Model:
+    """Of which each rank holds a little of every tensor; each eighth is not cut by tensor parallelism."""
+    return {
+        f"blocks.{n}.weight": ((ranks,), None) if n % 8 == 0 else ((2 * ranks, 8), 0) for n in range(tensors)
+    }
+
+
+def value(kind: str, name: str) -> float:
+    """Each element of a tensor, as the simulated run holds it."""
+    return KINDS.index(kind) + float(name.split(".")[1])
+
+
+def pieces(rank: int, ranks: Ranks, model: Model) -> list[Piece]:
+    """What a rank writes."""
+    return [
+        Piece(name, kind, shape, box, part, torch.full((part[1] - part[0],), value(kind, name)))
+        for name, shape, box, part in ranks.held_by(rank, model, writes=True)
         for kind in KINDS
-        for number in range(tensors)
     ]
-    size = 4 * len(entries) * (within[1] - within[0])
-    file = StoredFile(
-        f"pieces-{rank:05d}-00000.safetensors", size, np.arange(-(-size // BLOCK), dtype=np.uint64)
-    )
-    with (folder / file.name).open("wb") as sparse:
-        sparse.truncate(size)
-    return index.build_index(entries, [file])
 
 
-def timed(what: str, work: Callable[[], _Result]) -> _Result:
-    """The result of some work; prints how long it took."""
-    began = time.perf_counter()
-    result = work()
-    print(f"{what:44s} {time.perf_counter() - began:7.3f} s", flush=True)
-    return result
+def restart(root: Path, rank: int, ranks: Ranks, model: Model) -> read.Checkpoint:
+    """A rank finds the newest checkpoint, verifies its share of it, and reads what it holds."""
+    listing = json.dumps([folder.name for folder in read.folders(root)])
+    checkpoint = read.newest(root, print, Simulated(rank, ranks.count, sent=listing))
+    assert checkpoint is not None
+    for name, _, box, part in ranks.held_by(rank, model):
+        for kind in KINDS:
+            out = torch.empty(part[1] - part[0])
+            checkpoint.read_into(out, name, kind, box, part)
+            assert bool(out.eq(value(kind, name)).all()), (rank, kind, name)
+    return checkpoint
 
 
-def main(ranks: int = 512, tensors: int = 300) -> None:
-    """Prints a line a step."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    with tempfile.TemporaryDirectory() as root:
-        writer = Writer(Path(root) / "step-00000001")
-        writer.folder.mkdir()
-        parts = [index_file.encode(part(rank, ranks, tensors, writer.folder)) for rank in range(1, ranks)]
-        first = timed(
-            "each rank: its index", lambda: index_file.encode(part(0, ranks, tensors, writer.folder))
+def simulate(count: int, tensors: int, root: Path) -> dict[str, Cost]:
+    """What is done -> its cost, for `count` ranks with state of so many tensors.
+
+    Step 2 is saved and read, and step 1 deleted.
+    """
+    ranks, model = Ranks(count // 2, 2), model_of(count, tensors)
+    snapshots = [Snapshot(2, pieces(rank, ranks, model), {}, {}, {}, {}) for rank in range(count)]
+    first = write.write(root, snapshots[0], Simulated(0, count))
+    encoded = []
+    for rank in range(1, count):
+        writer = write.write(root, snapshots[rank], Simulated(rank, count))
+        encoded.append(index_file.encode(writer.index()))
+    older = root / "step-00000001"
+    older.mkdir()
+    for path in first.folder.iterdir():
+        os.link(path, older / path.name)
+    mesh = Simulated(0, count, gathered=tuple(encoded))
+    found = {
+        "rank 0 commits, deletes the last one": cost(
+            partial(commit.commit, first, snapshots[0], 1, mesh, print)
         )
-        print(f"gathered on rank 0: {sum(map(len, parts)) / 1e6:.1f} MB")
-        snapshot = Snapshot(1, [], state={}, model={}, config={}, extra_files={})
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        timed(
-            "rank 0: merge, check, write, read back", lambda: commit.finish(writer, [first, *parts], snapshot)
-        )
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"rank 0: memory above what was there before    {(after - before) / 1024:7.1f} MB")
-        writer.folder.rename(writer.final)
-        checkpoint = timed("each rank: load", lambda: read.load(writer.final))
-        found = index_file.decode((checkpoint.path / INDEX).read_bytes())
-        elements = SHAPE[0] * SHAPE[1]
-        box = ((0, SHAPE[0]), (0, SHAPE[1]))
+    }
+    assert [path.name for path in root.iterdir()] == ["step-00000002"]
+    for name, rank, others in (
+        ("rank 0 starts again", 0, ranks),
+        ("the last rank starts again", count - 1, ranks),
+        ("rank 0 of 8 goes on from it", 0, Ranks(4, 2)),
+    ):
+        found[name] = cost(partial(restart, root, rank, others, model))
+    return found
 
-        def look_up(within: tuple[int, int]) -> int:
-            rows = ContiguousBox(0, ((within[0] // SHAPE[1], -(-within[1] // SHAPE[1])), box[1]))
-            return sum(len(found.holding(number, [rows])) for number in range(len(found.tensors)))
 
-        timed("each rank: find the pieces of its own slices", lambda: look_up((0, elements // ranks)))
-        timed("one of 8 ranks: the same", lambda: look_up((0, elements // 8)))
+def main(counts: str = "8,64,512", tensors: int = 300) -> None:
+    """Prints a line for each number of ranks and each step."""
+    print("ranks | what                                 | seconds |   MB above | open files")
+    for count in map(int, counts.split(",")):
+        with tempfile.TemporaryDirectory() as root:
+            for what, spent in simulate(count, tensors, Path(root)).items():
+                figures = f"{spent.seconds:7.2f} | {spent.megabytes:10.1f} | {spent.files:10d}"
+                print(f"{count:5d} | {what:36s} | {figures}", flush=True)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
