@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmkit.checkpoint.format import BLOCK, Damaged, FileEntry
-from llmkit.errors import RunFault
+from llmkit.errors import RunFault, UserError
 from llmkit.files import cannot_read
 
 OPEN_FILES = 64
 """Files of a checkpoint that are open at once: it may have more than a process may open (`ulimit -n`),
 and several checkpoints may be open."""
 _OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of opening a file that say nothing about the file."""
+_OF_THE_DISK = (
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+)  # fmt: skip
+"""Errors that say nothing about the file: the limits of this process, a file server that does not answer."""
 
 
 class StoredFile(NamedTuple):
@@ -89,17 +92,29 @@ def open_file(path: Path) -> int:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise cannot_read(path, error) from error
     except OSError as error:
-        if error.errno in _OF_THIS_PROCESS:
-            raise RunFault(f"{path}: it cannot be opened now ({error.strerror})") from error
-        why = "it is a symbolic link" if path.is_symlink() else error.strerror
-        raise Damaged(f"{path}: {why}") from error
+        if error.errno == errno.ELOOP:
+            raise Damaged(f"{path}: it is a symbolic link") from error
+        raise unreadable(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise Damaged(f"{path}: it is not a regular file")
     return descriptor
+
+
+def unreadable(path: Path, error: OSError, what: str = "") -> UserError | RunFault:
+    """What to raise for a file that cannot be read: Damaged, after which an older checkpoint is taken, where
+    the file alone is at fault. what: was being done, as ", reading from byte 0"."""
+    if isinstance(error, PermissionError):
+        return cannot_read(path, error)
+    if error.errno in _OF_THIS_PROCESS:
+        return RunFault(f"{path}: it cannot be opened now ({error.strerror})")
+    if error.errno in _OF_THE_DISK:
+        return RunFault(
+            f"{path}: it cannot be read now ({error.strerror}){what}: its disk does not answer, or another "
+            "machine has removed or replaced it; look after the disk, then start again"
+        )
+    return Damaged(f"{path}: {error.strerror or error}{what}")
 
 
 class OpenFiles:
@@ -155,10 +170,8 @@ class BlockFile:
         """Check, without opening it, that it is a regular file of the right size."""
         try:
             found = os.lstat(self.path)
-        except PermissionError as error:
-            raise cannot_read(self.path, error) from error
         except OSError as error:
-            raise Damaged(f"{self.path}: {error.strerror}") from error
+            raise unreadable(self.path, error) from error
         if stat.S_ISLNK(found.st_mode):
             raise Damaged(f"{self.path}: it is a symbolic link")
         if not stat.S_ISREG(found.st_mode):
@@ -173,7 +186,7 @@ class BlockFile:
             while rest and (count := os.preadv(descriptor, [rest], offset + len(wanted) - len(rest))):
                 rest = rest[count:]
         except OSError as error:
-            raise Damaged(f"{self.path}: {error.strerror}, reading from byte {offset}") from error
+            raise unreadable(self.path, error, f", reading from byte {offset}") from error
         if rest:
             raise Damaged(f"{self.path}: it has less than {self.size} bytes")
         if xxhash.xxh64(wanted).intdigest() != self._checksums[index]:

@@ -28,6 +28,7 @@ TOKENIZER = "tokenizer.json"
 BLOCK: Final = 4194304
 """Bytes under one checksum: the least that must be read to verify any byte of it."""
 MAX_MANIFEST = 2**30
+_EDITED = "it was edited, or is damaged; bring the original file back"
 MAX_STEP = 10**8 - 1
 REPLACED = ".replaced-"
 """Prefix of a valid checkpoint's name while a new one of the same step replaces it."""
@@ -124,11 +125,11 @@ def decode_content(raw: bytes) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         if canonical(content) != raw:
-            raise ValueError("it is not in the form it was written in")
+            raise ValueError(f"it is not in the form it was written in: {_EDITED}")
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if content.pop("checksum", None) != xxhash.xxh64(canonical(content)).hexdigest():
-        raise ValueError("its checksum is wrong")
+        raise ValueError(f"its checksum is wrong: {_EDITED}")
     return content
 
 

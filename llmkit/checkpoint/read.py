@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from llmkit import __version__
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint import index_file
-from llmkit.checkpoint.files import OPEN_FILES, BlockFile, OpenFiles, StoredFile, open_file
+from llmkit.checkpoint.files import OPEN_FILES, BlockFile, OpenFiles, StoredFile, open_file, unreadable
+from llmkit.checkpoint.foreign import foreign
 from llmkit.checkpoint.format_v1 import ManifestV1
 from llmkit.checkpoint.index import Index
 from llmkit.checkpoint.pieces import check_piece
@@ -89,7 +89,7 @@ def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
         why = (
             f"none of the {count} checkpoints in it is good"
             if count
-            else f"there is no checkpoint in it{_runs(path)}"
+            else foreign(root) or f"there is no checkpoint in it{_runs(path)}"
         )
         raise UserError(f"{root}{link}: {why}")
     return found
@@ -114,8 +114,8 @@ def folders(root: Path) -> list[Path]:
         names = {path.name for path in root.iterdir() if path.is_dir() or path.is_symlink()}
     except FileNotFoundError:
         return []
-    except PermissionError as error:
-        raise cannot_read(root, error) from error
+    except OSError as error:
+        raise unreadable(root, error) from error
     found = {name: name for name in names if fmt.FOLDER.fullmatch(name)}
     for name in names:
         final = name.removeprefix(fmt.REPLACED)
@@ -184,8 +184,10 @@ def _read_manifest(path: Path) -> fmt.Manifest | ManifestV1:
             return kind.model_validate_json(fmt.canonical(content))
         except ValidationError as error:
             raise Damaged(f"{path}: {fmt.first_error(error)}") from None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise Damaged(f"{path}: {error}") from error
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 class Checkpoint:
@@ -265,8 +267,7 @@ class Checkpoint:
         box = full_box(shape) if box is None else box
         within = (0, box_size(box)) if range is None else range
         check_piece(shape, box, within)
-        out = torch.empty(within[1] - within[0], dtype=self._regions.dtype(number))
-        self._regions.read(number, box, within, out)
+        out = self._regions.read(number, box, within)
         return out.view(box_shape(box)) if range is None else out
 
     def read_into(self, out: Tensor, name: str, kind: str, box: Box, range: Range) -> None:

@@ -38,21 +38,24 @@ class RegionReader:
         """The type that a tensor is stored in."""
         return fmt.DTYPES[self._index.tensors[tensor].dtype]
 
-    def read(self, tensor: int, box: Box, within: Range, out: Tensor) -> None:
-        """Puts elements `within` of a box of a tensor into `out`.
+    def read(self, tensor: int, box: Box, within: Range, out: Tensor | None = None) -> Tensor:
+        """(elements,) on the CPU, of the type stored: elements `within` of a box of a tensor.
 
-        out: (elements,) of the type stored, contiguous, on the CPU.
-        Raises Damaged if bytes it needs are not what was written or nothing holds some of the region; then
-        anything may be in `out`.
+        out: memory for them, contiguous; by default new memory, once it is known that pieces hold so many.
+        Raises Damaged if bytes it needs are not what was written or nothing holds some of
+        the region; then anything may be in `out`.
         """
         targets = list(runs(box, within))
         holding = self._index.holding(tensor, targets)
         self._require(tensor, holding, targets)
+        if out is None:
+            out = torch.empty(within[1] - within[0], dtype=self.dtype(tensor))
         for piece in holding:
             if piece.box == box:
                 self._copy_range(piece, within, out)
             else:
                 self._copy(piece, targets, out, within[0])
+        return out
 
     def check_spans(self, file: int) -> None:
         """Raise Damaged unless the file holds the pieces that the index says are in it."""

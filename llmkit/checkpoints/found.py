@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint.foreign import foreign
 from llmkit.checkpoint.named import named
 from llmkit.checkpoint.read import folders
 from llmkit.errors import UserError
@@ -44,7 +45,8 @@ def find(path: Path) -> Found:
     root = below if below.is_dir() else path
     found = folders(root)
     if not found:
-        raise UserError(f"{root}: there is no checkpoint in it; name a run folder that has one")
+        why = foreign(root) or "there is no checkpoint in it; name a run folder that has one"
+        raise UserError(f"{root}: {why}")
     return Found(root, found, run_of(root))
 
 

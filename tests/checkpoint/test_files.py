@@ -79,6 +79,8 @@ def test_of_many_files_only_what_is_read_is_opened(
     [
         (errno.EMFILE, RunFault, "cannot be opened now (Too many open files)"),
         (errno.EACCES, UserError, "read access"),
+        (errno.ESTALE, RunFault, "cannot be read now (Stale file handle): its disk does not answer"),
+        (errno.ETIMEDOUT, RunFault, "cannot be read now (Connection timed out)"),
     ],
 )
 def test_what_cannot_be_opened_is_not_taken_for_damage(
@@ -99,3 +101,32 @@ def test_what_cannot_be_opened_is_not_taken_for_damage(
         newest(tmp_path)
     assert says in str(refused.value)
     assert not isinstance(refused.value, read.Damaged)
+
+
+@pytest.mark.drill(
+    "D17",
+    injection="a file server that has gone (ESTALE) as a checkpoint is looked for, opened, examined and read",
+    expected="the start ends with the reason; no older checkpoint is taken, nothing is deleted",
+)
+@pytest.mark.parametrize("call", ["listdir", "open", "lstat", "preadv"])
+def test_a_stale_handle_ends_the_start(
+    tmp_path: Path, save_step: Any, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    save_step(1)
+    newer = save_step(2)
+    real = getattr(os, call)
+
+    def failing(what: Any, *arguments: Any, **settings: Any) -> Any:
+        path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)
+        if path == (str(tmp_path) if call == "listdir" else str(newer / "tokenizer.json")):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return real(what, *arguments, **settings)
+
+    checkpoint = read.load(newer)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        with pytest.raises(RunFault, match="Stale file handle") as refused:
+            newest(tmp_path)
+            checkpoint.check_sizes()
+        assert not isinstance(refused.value, read.Damaged) and "\n" not in str(refused.value)
+    assert newest(tmp_path) == (2, [])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import xxhash
 
 from llmkit.checkpoint import read
@@ -31,6 +33,31 @@ def test_checkpoints_on_another_disk_are_found_through_their_links(tmp_path: Pat
     save_step(3, keep_last=2)
     assert [path.name for path in read.folders(tmp_path)] == ["step-00000002", "step-00000003"]
     assert (tmp_path / "disk1" / "manifest.json").exists()  # only the link was pruned
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "linked", "copied as another step"])
+def test_a_folder_of_checkpoints_that_was_moved_copied_or_linked_is_read_as_it_was(
+    tmp_path: Path, save_step: Any, tensors: Any, how: str
+) -> None:
+    save_step(1)
+    folder = save_step(2)
+    root = tmp_path / "elsewhere"
+    root.mkdir()
+    for each in read.folders(tmp_path):
+        if how == "moved":
+            each.rename(root / each.name)
+        elif how == "linked":
+            (root / each.name).symlink_to(each)
+        else:
+            shutil.copytree(each, root / each.name)
+    if how == "copied as another step":
+        shutil.copytree(folder, root / "step-00000003")
+    step, said = newest(root)
+    assert step == 2
+    assert len(said) == (how == "copied as another step") and all("it is of step 2" in line for line in said)
+    checkpoint = read.open(root / "step-00000002")
+    assert read.verify(checkpoint.path) == []
+    assert all(torch.equal(checkpoint.read(name, "master"), t) for name, t in tensors(2).items())
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path, save_step: Any) -> None:

@@ -118,7 +118,37 @@ def test_the_same_content_in_another_form_is_refused(save_step: Any, old: bytes,
     raw = path.read_bytes()
     assert old in raw and json.loads(raw.replace(old, new)) == json.loads(raw)
     path.write_bytes(raw.replace(old, new))
-    assert read.verify(path.parent) == [f"{path}: it is not in the form it was written in"]
+    assert read.verify(path.parent) == [
+        f"{path}: it is not in the form it was written in: it was edited, or is damaged; bring the original "
+        "file back"
+    ]
+
+
+@pytest.mark.drill(
+    "D20",
+    injection="a manifest edited by hand: another step, setting or checksum; laid out anew",
+    expected="named as edited, and the checkpoint before is taken",
+)
+@pytest.mark.parametrize("edit", ["step", "setting", "file", "checksum", "layout"])
+def test_a_manifest_edited_by_hand_is_named(tmp_path: Path, save_step: Any, edit: str) -> None:
+    save_step(100)
+    path = save_step(200) / "manifest.json"
+    content = json.loads(path.read_bytes())
+    if edit == "layout":
+        text = json.dumps(content, indent=2)
+    else:
+        {
+            "step": lambda: content.update(step=300),
+            "setting": lambda: content["config"]["run"].update(name="other"),
+            "file": lambda: content["files"].clear(),
+            "checksum": lambda: content.update(checksum="0" * 16),
+        }[edit]()
+        text = canonical(content).decode()
+    path.write_text(text)
+    said: list[str] = []
+    found = read.newest(tmp_path, said.append)
+    assert found is not None and found.step == 100
+    assert len(said) == 1 and str(path) in said[0] and "it was edited, or is damaged; bring" in said[0]
 
 
 @pytest.mark.drill(

@@ -49,7 +49,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_the_same_step(tmp_path: Path
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "rename", "mkdir"])
-@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ESTALE])
 def test_a_failing_disk_is_a_fault_that_names_path_and_bytes(
     tmp_path: Path, save_step: Any, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
