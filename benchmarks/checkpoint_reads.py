@@ -98,8 +98,9 @@ def save(folder: Path, model: Model, ranks: Ranks) -> None:
 
 @dataclass(frozen=True)
 class Reads:
-    """Bytes. needed: of all ranks' regions. by_ranks: that all ranks read together, in blocks. by_nodes: that
-    differ of them on each node, which is what its page cache does not hold. most: of one rank."""
+    """Bytes. needed: of all ranks' regions. by_ranks: that all ranks read together, in blocks, with the share
+    that each verifies. by_nodes: those that a node reads for the first time, so that its page cache does not
+    hold them. most: of one rank."""
 
     needed: int
     by_ranks: int
@@ -108,7 +109,7 @@ class Reads:
 
 
 def resume(folder: Path, model: Model, ranks: Ranks, kinds: Sequence[str] = KINDS) -> Reads:
-    """What is read where these ranks go on from the checkpoint."""
+    """What is read where these ranks verify the checkpoint and go on from it."""
     fill, read_blocks = BlockFile.fill, Counter[tuple[str, int]]()
 
     def counted(file: BlockFile, index: int, buffer: memoryview) -> None:
@@ -125,6 +126,7 @@ def resume(folder: Path, model: Model, ranks: Ranks, kinds: Sequence[str] = KIND
             by_nodes, on_node = by_nodes + sum(sizes[block] for block in on_node), set()
         checkpoint = read.load(folder, OpenFiles())
         with patch.object(BlockFile, "fill", counted):
+            assert list(checkpoint.problems(rank, ranks.count)) == []
             for name, _, box, part in ranks.held_by(rank, model):
                 for kind in kinds:
                     needed += checkpoint.read(name, kind, box, part).nbytes
@@ -139,6 +141,7 @@ PAIRS = (
     (Ranks(4, 2), Ranks(8, 1), KINDS),
     (Ranks(4, 2), Ranks(2, 4), KINDS),
     (Ranks(4, 2), Ranks(32, 2), KINDS),
+    (Ranks(32, 2), Ranks(32, 2), KINDS),
     (Ranks(32, 2), Ranks(4, 2), KINDS),
     (Ranks(32, 2), Ranks(1, 1), KINDS),
     (Ranks(32, 2), Ranks(1, 1), KINDS[:1]),

@@ -22,8 +22,8 @@ def test_one_process_reads_a_checkpoint_of_many_ranks_once(
     save(folder, model, writers)
     stored = sum(path.stat().st_size for path in folder.glob("pieces-*"))
     reads = resume(folder, model, Ranks(1, 1), kinds)
-    assert reads.by_ranks == reads.by_nodes <= stored
+    assert stored < reads.by_nodes < reads.by_ranks < 2 * reads.by_nodes  # all is verified, then read once
     assert reads.needed == len(kinds) * 4 * sum(prod(shape) for shape, _ in model.values())
     same = resume(folder, model, writers, kinds)
     assert same.needed > reads.needed  # replicated norms are read by each tensor-parallel rank
-    assert same.most < stored / 4
+    assert same.most < stored / 4 and same.by_nodes < 1.5 * stored
