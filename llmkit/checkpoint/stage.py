@@ -12,8 +12,8 @@ from torch import Tensor
 from llmkit.checkpoint.pieces import Piece
 
 CHUNK = 2**30
-"""Bytes of host memory that are asked for at a time: a power of two, to which page-locked memory is rounded
-up."""
+"""Bytes of host memory that are taken at a time: a power of two, to which page-locked memory is rounded up.
+A piece that is larger has a chunk of its own."""
 _ALIGNMENT = 64
 """Of the copy of a piece, in bytes: a line of the cache."""
 
@@ -37,28 +37,39 @@ class Snapshot:
 
 
 class HostMemory:
-    """Room for the pieces of one rank, kept from one save to the next.
+    """Room for copies of the pieces of one rank, kept from one save to the next.
 
-    Memory that is new to a process costs more time than the copy: a fault for each of its pages, and far more
-    where it is page-locked, as it is for pieces of a GPU.
-    size: bytes that all pieces together take, as `room_for` counts them.
+    Memory that is new to a process costs more time than a copy into it: a fault for each of its pages, and
+    far more where it is page-locked, as it is for pieces of a GPU.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._chunks: list[Tensor] = []
+
+    def allocate(self, rooms: Iterable[int], pinned: bool) -> None:
+        """Takes memory for pieces of such `rooms`, in their order, and touches all of it.
+
+        pinned: page-locked. Raises RuntimeError where there is none.
+        """
+        size = 0
+        for room in rooms:
+            if size and size + room > CHUNK:
+                self._add(size, pinned)
+                size = 0
+            size += room
+        if size:
+            self._add(size, pinned)
 
     def copy(self, pieces: Iterable[Piece]) -> list[Piece]:
         """The pieces with data in this memory, complete when this returns; the copies of before are gone."""
         copies: list[Piece] = []
         number = used = 0
         for piece in pieces:
-            data = piece.data.detach()
-            room = _aligned(data.nbytes)
+            data, room = piece.data.detach(), room_for(piece)
             while number < len(self._chunks) and used + room > len(self._chunks[number]):
                 number, used = number + 1, 0
-            if number == len(self._chunks):
-                self._chunks.append(self._chunk(room, pinned=data.is_cuda))
+            if number == len(self._chunks):  # a piece that was not expected
+                self._add(room, data.is_cuda)
             there = self._chunks[number][used : used + data.nbytes].view(data.dtype)
             copies.append(replace(piece, data=there.copy_(data, non_blocking=True)))
             used += room
@@ -66,19 +77,14 @@ class HostMemory:
             torch.cuda.synchronize()
         return copies
 
-    def _chunk(self, least: int, pinned: bool) -> Tensor:
-        """The next chunk: no larger than what is still to come, but for the gaps between pieces."""
-        left = self._size - sum(map(len, self._chunks))
-        return torch.empty(max(least, min(CHUNK, left)), dtype=torch.uint8, pin_memory=pinned)
+    def _add(self, size: int, pinned: bool) -> None:
+        chunk = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self._chunks.append(chunk if pinned else chunk.zero_())
 
 
-def room_for(pieces: Iterable[Piece]) -> int:
-    """Bytes of host memory that copies of the pieces take."""
-    return sum(_aligned(piece.data.nbytes) for piece in pieces)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+def room_for(piece: Piece) -> int:
+    """Bytes of host memory that a copy of the piece takes."""
+    return -(-piece.data.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def stage(snapshot: Snapshot, memory: HostMemory | None) -> Snapshot:

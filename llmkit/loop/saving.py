@@ -10,19 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.checkpoint.stage import HostMemory, Snapshot, room_for, stage
+from llmkit.checkpoint.stage import HostMemory, Snapshot, stage
 from llmkit.checkpoint.write import write_and_commit
-from llmkit.config.memory import show_bytes
-from llmkit.cores import free_memory
 from llmkit.errors import RunFault
+from llmkit.loop.host_copies import HostCopies
 from llmkit.loop.rollback import roll_back_if_asked
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
-
-MARGIN = 0.9
-"""Share of the free memory of the host that copies of the state may take."""
-
 
 @dataclass
 class _Save:
@@ -52,12 +47,11 @@ class Saves:
     """
 
     def __init__(self, t: Trainer, local_size: int) -> None:
-        self._t, self._local_size = t, local_size
+        self._t = t
         self._begun = 0
         self._flight: _Save | None = None
         self._outcome: Future[list[str]] = Future()
-        self._memory: HostMemory | None = None
-        self._background = t.config.checkpoint.background
+        self._copies = HostCopies(t, local_size)
         self.failed = 0
         """Saves that have failed since the last one that succeeded."""
         self.seconds = 0.0
@@ -85,7 +79,7 @@ class Saves:
         t.log.flush()
         if roll_back_if_asked(t):
             return t.checkpoint
-        self._begin(background=False)
+        self._begin(None)
         self._take_outcome()
         return t.checkpoint
 
@@ -101,9 +95,9 @@ class Saves:
         self.settle()
         if t.saved_step == t.state.step:
             return
-        background = self._fits()
-        self._begin(background)
-        if not background:
+        memory = self._copies.memory()
+        self._begin(memory)
+        if memory is None:
             self.settle()
 
     def poll(self, finished: int) -> None:
@@ -111,6 +105,7 @@ class Saves:
 
         finished: the smallest of the ranks' numbers of finished saves.
         """
+        self._copies.prepare_if_expected()
         if self._flight is not None and finished >= self._begun:
             self.settle()
 
@@ -133,8 +128,8 @@ class Saves:
             with suppress(Exception):
                 self.settle()
 
-    def _begin(self, background: bool) -> None:
-        """Stages this moment, and writes it, beside training or at once."""
+    def _begin(self, memory: HostMemory | None) -> None:
+        """Stages this moment, and writes it: beside training from a copy in `memory`, without it at once."""
         t = self._t
         t.checks.before_save()
         save, outcome = _Save(t.state.step, t.checkpoint, t.clock()), Future[list[str]]()
@@ -143,10 +138,10 @@ class Saves:
                 t.state.step, t.engine.read_pieces(), checkpoint_state(t), t.plan.model.to_dict(),
                 t.config.model_dump(mode="json"), t.data.tokenizer.files(),
             )  # fmt: skip
-            snapshot = stage(snapshot, self._memory if background else None)
+            snapshot = stage(snapshot, memory)
             work = (snapshot, save, outcome)
             self._flight, self._outcome, self._begun = save, outcome, self._begun + 1
-            if background:
+            if memory is not None:
                 threading.Thread(target=self._write, args=work, name="save", daemon=True).start()
             else:
                 self._write(*work)
@@ -210,23 +205,6 @@ class Saves:
                 f"the last one: {fault}"
             ) from fault
         t.console.note(f"NOT SAVED, training goes on: {fault}", important=True)
-
-    def _fits(self) -> bool:
-        """Whether there is host memory to save beside training; decided by all ranks at the first save."""
-        t = self._t
-        if self._background and self._memory is None:
-            size = room_for(t.engine.read_pieces())
-            free = free_memory()
-            most = size if free is None else int(MARGIN * free / self._local_size)
-            self._memory = HostMemory(size)
-            if t.control.largest(int(size > most))[0]:
-                self._background = False
-                t.console.note(
-                    "training will wait while checkpoints are written, as with checkpoint.background=false: "
-                    f"a copy of the state takes {show_bytes(size)} of host memory a process, and a host has "
-                    f"not enough of it (this one {show_bytes(most)} a process)"
-                )
-        return self._background
 
 
 def _broken(error: BaseException) -> BaseException | None:

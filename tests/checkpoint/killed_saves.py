@@ -69,10 +69,14 @@ def prepare(scenario: Callable[[Path], None], root: Path) -> None:
         (root / "step-00000001").rename(root / ".replaced-step-00000001")
 
 
-def watch(kill_at: int | None, power_cut: bool = False, signal_number: int = signal.SIGKILL) -> list[str]:
+def watch(
+    kill_at: int | None, power_cut: bool = False, signal_number: int = signal.SIGKILL,
+    counts: Callable[[], bool] = lambda: True,
+) -> list[str]:  # fmt: skip
     """Count the calls from now on, and die before call number `kill_at`. Returns the calls, live.
 
-    signal_number: another one to send to this process, as SIGSTOP, after which it goes on.
+    signal_number: another one to send to this process, as SIGSTOP, after which it goes on. counts: whether a
+    call counts, asked in the thread that makes it.
     """
     seen: list[str] = []
     unsynced: dict[int, tuple[int, int]] = {}  # descriptor -> device and inode
@@ -88,7 +92,7 @@ def watch(kill_at: int | None, power_cut: bool = False, signal_number: int = sig
         real = getattr(os, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if name == "open" and not args[1] & os.O_CREAT:
+            if not counts() or (name == "open" and not args[1] & os.O_CREAT):
                 return real(*args, **kwargs)
             if len(seen) == kill_at:
                 if name == "write" and signal_number == signal.SIGKILL:

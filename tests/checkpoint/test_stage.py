@@ -12,7 +12,7 @@ from llmkit.checkpoint import read
 from llmkit.checkpoint.commit import commit
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.read import ALONE
-from llmkit.checkpoint.stage import HostMemory, Snapshot, stage
+from llmkit.checkpoint.stage import HostMemory, Snapshot, room_for, stage
 from llmkit.checkpoint.write import write
 
 
@@ -22,7 +22,7 @@ def staged(weights: torch.Tensor, copy: bool) -> Snapshot:
         Piece(name, "master", (len(data),), ((0, len(data)),), (0, len(data)), data)
         for name, data in (("w", weights.view(-1)), ("column", weights[:, 1]))
     )
-    return stage(Snapshot(7, pieces, {"step": 7}, {}, {}, {}), HostMemory(128) if copy else None)
+    return stage(Snapshot(7, pieces, {"step": 7}, {}, {}, {}), HostMemory() if copy else None)
 
 
 def test_a_copied_snapshot_is_written_as_it_was_staged_though_training_goes_on(tmp_path: Path) -> None:
@@ -45,3 +45,26 @@ def test_a_snapshot_that_is_not_copied_takes_no_memory(tmp_path: Path) -> None:
     assert pieces[0].data.data_ptr() == weights.data_ptr()
     copied: list[Any] = list(staged(weights, copy=True).pieces)
     assert copied[0].data.data_ptr() != weights.data_ptr() and not copied[0].data.is_pinned()
+
+
+def test_memory_is_taken_once_and_used_by_every_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks hold several pieces, or one that is larger than a chunk."""
+    monkeypatch.setattr("llmkit.checkpoint.stage.CHUNK", 1024)
+    sizes, memory = [100, 150, 3, 600, 7], HostMemory()
+    first = [torch.arange(float(size)) for size in sizes]
+
+    def pieces(tensors: list[torch.Tensor]) -> list[Piece]:
+        return [
+            Piece(str(number), "master", (len(data),), ((0, len(data)),), (0, len(data)), data)
+            for number, data in enumerate(tensors)
+        ]
+
+    memory.allocate(map(room_for, pieces(first)), pinned=False)
+    places = []
+    for tensors in (first, [-each for each in first]):
+        copies = memory.copy(pieces(tensors))
+        assert all(copy.data.equal(data) for copy, data in zip(copies, tensors, strict=True))
+        assert all(copy.data.data_ptr() % 64 == 0 for copy in copies)
+        places.append([copy.data.data_ptr() for copy in copies])
+    assert places[0] == places[1] and [len(chunk) for chunk in memory._chunks] == [448, 704, 2432, 64]
+    assert memory.copy(pieces([*first, torch.ones(50)]))[-1].data.equal(torch.ones(50))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from llmkit.errors import RunFault
-from llmkit.loop import saving
+from llmkit.loop import host_copies, saving
 from llmkit.loop.trainer import Trainer
 from tests.limits import HANG
 from tests.program import at_step, make_project, recorded, rows, timeless, train
@@ -183,7 +183,7 @@ def test_a_bug_in_it_ends_the_run_with_its_traceback(project: Path, monkeypatch:
 def test_without_memory_for_a_copy_training_waits(
     project: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(saving, "free_memory", lambda: 1000)
+    monkeypatch.setattr(host_copies, "free_memory", lambda: 1000)
     assert train(*FEW) == 0
     assert saved() == [2, 4, 6] and set(gate.threads) == {"MainThread"}
     assert capsys.readouterr().out.count("training will wait while checkpoints are written") == 1

@@ -1,0 +1,77 @@
+"""Host memory for a copy of the state, from which a checkpoint is written beside training."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from llmkit.checkpoint.stage import HostMemory, room_for
+from llmkit.config.memory import show_bytes
+from llmkit.cores import free_memory
+
+if TYPE_CHECKING:
+    from llmkit.loop.trainer import Trainer
+
+SHARE = 0.9
+"""Of the free memory of a host, what copies of the state may take."""
+
+
+class HostCopies:
+    """Takes the memory beside training, in a thread, and says whether all ranks have it.
+
+    local_size: processes of this run on this host, which share its memory.
+    """
+
+    def __init__(self, t: Trainer, local_size: int) -> None:
+        checkpoint = t.config.checkpoint
+        self._t, self._local_size = t, local_size
+        self._wanted, self._agreed = checkpoint.background, False
+        self._expected = checkpoint.every_steps > 0 or checkpoint.every_minutes > 0
+        self._memory: HostMemory | None = None
+        self._outcome: Future[None] = Future()
+        self._size = 0
+
+    def prepare_if_expected(self) -> None:
+        """Begins to take the memory, where saves are expected. After the first step: the optimizer then has
+        all of its state."""
+        if self._wanted and self._expected and self._memory is None:
+            self._prepare()
+
+    def memory(self) -> HostMemory | None:
+        """The memory; None: training has to wait for saves. Collective: ranks agree at the first save.
+
+        Waits for the memory, if that is still being taken.
+        """
+        if self._wanted and not self._agreed:
+            if self._memory is None:
+                self._prepare()
+            with self._t.phases.span("save"):
+                error, self._agreed = self._outcome.exception(), True
+            if self._t.control.largest(int(error is not None))[0]:
+                self._wanted, self._memory = False, None
+                why = "another host has not enough" if error is None else str(error).partition("\n")[0]
+                self._t.console.note(
+                    "training will wait while checkpoints are written, as with checkpoint.background=false: "
+                    f"a copy of the state takes {show_bytes(self._size)} of host memory a process, and {why}"
+                )
+        return self._memory
+
+    def _prepare(self) -> None:
+        rooms = [room_for(piece) for piece in self._t.engine.read_pieces()]
+        pinned, free = self._t.mesh.device.type == "cuda", free_memory()
+        most = None if free is None else int(SHARE * free / self._local_size)
+        memory = self._memory = HostMemory()
+        self._size = sum(rooms)
+
+        def work() -> None:
+            try:
+                if most is not None and self._size > most:
+                    raise MemoryError(f"this host has {show_bytes(most)} for each of its processes")
+                memory.allocate(rooms, pinned)
+            except (MemoryError, RuntimeError) as error:
+                self._outcome.set_exception(error)
+            else:
+                self._outcome.set_result(None)
+
+        threading.Thread(target=work, name="memory", daemon=True).start()
