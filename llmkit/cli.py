@@ -27,6 +27,7 @@ from llmkit.evaluation.options import add_evaluate_command
 from llmkit.generation.options import add_generate_command
 from llmkit.inspect.options import add_inspect_command
 from llmkit.monitor.options import add_sync_command
+from llmkit.planner.options import add_plan_options
 from llmkit.recipes.options import add_ladder_options, add_new_options
 from llmkit.report.options import add_report_command
 from llmkit.serve.options import add_serve_command
@@ -233,6 +234,13 @@ def _ladder(options: argparse.Namespace, started: float) -> int:
     return ladder_command(Path(options.folder))
 
 
+def _plan(options: argparse.Namespace, started: float) -> int:
+    from llmkit.api import load
+    from llmkit.planner.command import plan_command
+
+    return plan_command(options, load)
+
+
 def _submit(options: argparse.Namespace, started: float) -> int:
     from llmkit.api import load
     from llmkit.cluster.submit import submit_command
@@ -256,7 +264,8 @@ def _parser() -> argparse.ArgumentParser:
         _train_parser, _config_parser, _data_parser, _reference_parser, add_generate_command,
         add_evaluate_command, add_serve_command, add_inspect_command, add_import_command,
         add_export_command, add_checkpoint_command, add_sync_command, add_report_command, add_top_command,
-        add_runs_command, _submit_parser, _jobs_parser, _new_parser, _ladder_parser, _doctor_parser,
+        add_runs_command, _plan_parser, _submit_parser, _jobs_parser, _new_parser, _ladder_parser,
+        _doctor_parser,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -292,6 +301,12 @@ def _config_parser(commands: Commands) -> None:
     )
     config.add_argument("--run-folder", action="store_true", help="check all of it, and print the run folder")
     config.set_defaults(command=_config, parser=config)
+
+
+def _plan_parser(commands: Commands) -> None:
+    plan = commands.add_parser("plan", help="what fits, how fast, how long and at what cost, without a GPU")
+    add_plan_options(plan)
+    plan.set_defaults(command=_plan, parser=plan)
 
 
 def _data_parser(commands: Commands) -> None:

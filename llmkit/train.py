@@ -16,6 +16,7 @@ from llmkit.config.walk import leaves
 from llmkit.cores import raise_open_files
 from llmkit.end_file import End
 from llmkit.errors import RunFault, UserError
+from llmkit.loop.auto_layout import choose_layout
 from llmkit.loop.build import build_trainer
 from llmkit.loop.ends import record_end, record_fault, stop_at_start, stop_before_start
 from llmkit.loop.finish import finish
@@ -56,13 +57,14 @@ def train(
     of the run has printed the error.
     """
     raise_open_files()
-    config = loaded.config
     rank_info = rank_info_from_env(environment)
     try:
         known = Known(rank_info.world_size, read_accelerate(environment))
+        loaded = choose_layout(loaded, known, rank_info)
         plan = resolve_plan(loaded, known)
     except UserError as error:
         refuse(error, environment)
+    config = loaded.config
     sharded = plan.layout.engine == "deepspeed"
     if sharded:
         from llmkit.engine.deepspeed import import_deepspeed

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -156,12 +157,12 @@ class ModelShape:
         """Name -> shape of every full tensor: see `llmkit.config.parameters.named_parameters`."""
         return dict(named_parameters(self))
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[FullTensor, ...]:
         """The same, with what decides how they are updated."""
         return full_tensors(self)
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Weights in all: vocabulary without padding, tied ones once, learned positions included."""
         return sum(math.prod(size) for size in self.parameters().values())

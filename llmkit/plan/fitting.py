@@ -41,7 +41,9 @@ class Needed:
 
 def needed(plan: Plan, micro_batch_size: int, layout: Layout) -> Needed:
     """The estimate for a complete plan with another micro-batch and another layout."""
-    state, activations = state_memory(plan.config, plan.model, plan.precision, layout), None
+    state, activations = plan.state, None
+    if layout != plan.layout:
+        state = state_memory(plan.config, plan.model, plan.precision, layout)
     if isinstance(plan.model, ModelShape):
         kernels, adapts = plan.kernels, plan.config.train.lora.rank > 0
         how = Arithmetic(

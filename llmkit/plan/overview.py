@@ -23,7 +23,8 @@ Line = tuple[str, str]
 def overview(plan: Plan) -> Iterator[Line]:
     """Layout, sizes, memory and kernels of a run."""
     yield "model", _model(plan)
-    yield "layout", layout_text(plan.layout) + _recomputed(plan.layout)
+    text = layout_text(plan.layout) + _recomputed(plan.layout)
+    yield "layout", f"{AT_START} (parallel.layout)" if "layout" in plan.pending else text
     yield "step", _step(plan)
     yield "memory", _memory(plan)
     yield from _kernels(plan)

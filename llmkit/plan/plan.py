@@ -125,7 +125,7 @@ class Plan:
         """Tokens of an optimizer step, over all ranks."""
         return self.config.train.global_batch_size * self.config.data.row_length
 
-    @property
+    @cached_property
     def state(self) -> State:
         """Bytes of one process for weights, gradients, masters and moments."""
         return state_memory(self.config, self.model, self.precision, self.layout)

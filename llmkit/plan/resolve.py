@@ -52,6 +52,8 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
     found = [with_location(loaded, mistake) for mistake in launch.mistakes + on_device]
     if mistakes := check_again(loaded, facts) + found:
         raise error(mistakes, str(loaded.path))
+    if config.parallel.layout == "auto" and known.device is None:
+        pending["layout"] = AT_START
     if asked == "auto" and known.device is None:
         pending["precision"] = AT_START
     model = resolved_model(config, vocab_size)

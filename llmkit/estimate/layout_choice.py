@@ -1,0 +1,72 @@
+"""`parallel.layout: auto`: the layout of a start, where the settings leave it open."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmkit.config.load import Loaded
+from llmkit.config.mistakes import listed
+from llmkit.errors import UserError
+from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.search import MICRO_BATCH, PATHS, Candidate, Ground, search, with_settings
+from llmkit.plan.overview import layout_text
+from llmkit.plan.plan import Known
+
+CHOSEN = "chosen by parallel.layout"
+"""Origin of the values that are chosen."""
+VOCABULARY = 131_072
+"""Tokens that are counted with where the tokenizer is not known yet: about those of today's largest ones."""
+
+
+def with_layout(loaded: Loaded, known: Known, fleet: Fleet, host_memory: float | None = None) -> Loaded:
+    """The configuration with the best layout on a fleet in the place of settings that are not given.
+
+    host_memory: bytes of a node's host. A pure function of what all ranks have alike, so that they agree. The
+    micro-batch stays open where it is: it follows from the memory that is free. Raises UserError where no
+    layout fits, or none is accepted.
+    """
+    if known.tokenizer_size is None and loaded.config.model.vocab_size == "auto":
+        known = replace(known, tokenizer_size=VOCABULARY)
+    fixed = [path for path in PATHS if _is_given(loaded, path)]
+    ground = Ground(fleet, known, host_memory=host_memory)
+    found = search(loaded, ground, fixed)
+    if not found.fitting:
+        if found.nearest is None:
+            raise UserError(found.refused[0])
+        raise UserError(
+            f"parallel.layout=auto ({loaded.origins['parallel.layout']}): no layout fits {fleet.size} x "
+            f"{fleet.device.name}; `llmkit plan {loaded.path} --device {fleet.device.name} --nodes "
+            f"{fleet.nodes}` says what is missing"
+        )
+    best, *others = found.families
+    changed = {
+        path: value for path, value in best.settings.items() if path not in fixed and path != MICRO_BATCH
+    }
+    chosen = with_settings(loaded, changed, CHOSEN)
+    return replace(chosen, remarks=(*loaded.remarks, _reason(best, others, len(found.fitting), ground.timed)))
+
+
+def _is_given(loaded: Loaded, path: str) -> bool:
+    """Whether a setting has a value that was asked for."""
+    section, _, name = path.partition(".")
+    given = loaded.origins.get(path, "default") != "default"
+    return given and getattr(getattr(loaded.config, section), name) != "auto"
+
+
+def _reason(best: Candidate, others: list[Candidate], count: int, timed: bool) -> str:
+    """What was chosen, and what comes next."""
+    text = f"parallel.layout=auto: {_described(best)}"
+    if not timed:
+        return f"{text}, the plainest of {count} layouts that fit by estimate"
+    text += f", the fastest of {count} layouts that fit: a step of {best.time.seconds:.3g} s by estimate"
+    if others:
+        near = [f"{_described(each)} {each.time.seconds:.3g} s" for each in others[:2]]
+        text += f"; next: {listed(near)}"
+    return text
+
+
+def _described(candidate: Candidate) -> str:
+    layout = candidate.plan.layout
+    again = layout.activation_checkpointing
+    offload = ", offloaded" * (layout.offload != "none")
+    return layout_text(layout) + offload + (f", {again} activation checkpointing" if again != "none" else "")

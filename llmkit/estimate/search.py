@@ -1,0 +1,272 @@
+"""The layouts that a run may have on a fleet, and which of them are fastest by estimate.
+
+Each candidate is a `Plan` that `resolve_plan` has made of the configuration with a layout's settings, so that
+what is recommended is what training does; a layout that it refuses is none. A further way to share a run out
+is a further entry of `DIMENSIONS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from llmkit.config.load import Loaded
+from llmkit.config.schema import Config
+from llmkit.errors import UserError
+from llmkit.estimate.facts import facts_of
+from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.memory import MemoryEstimate, memory_of
+from llmkit.estimate.rates import Rates
+from llmkit.estimate.step_time import StepEstimate, step_time
+from llmkit.plan.plan import Known, Plan
+from llmkit.plan.resolve import resolve_plan
+
+Chosen = dict[str, Any]
+"""Value of each setting of a layout by its dotted key, in the order of `DIMENSIONS`."""
+MICRO_BATCH, WORLD = "train.micro_batch_size", "parallel.world_size"
+HOST_SHARE = 3.0
+"""A host's memory, over that of its devices, where it is not known: as of a DGX H100 (2 TB, 8 x 80 GB)."""
+ALIKE = 1.01
+"""Step times whose ratio is below this count as the same: estimates are no better."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A setting that a layout decides. values: those to try, given the settings before it."""
+
+    path: str
+    values: Callable[[Config, Fleet, Chosen], Sequence[Any]]
+
+
+def _tensor_sizes(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
+    """Powers of 2 within a node; what the heads do not divide is refused later."""
+    sizes = [2**n for n in range(fleet.devices_per_node.bit_length())]
+    return [size for size in sizes if fleet.devices_per_node % size == 0]
+
+
+def _sequence_parallel(config: Config, fleet: Fleet, chosen: Chosen) -> list[bool]:
+    """With tensor parallelism wherever rows can be cut: it sends as much and keeps less."""
+    size = chosen["parallel.tensor_parallel_size"]
+    return [size > 1 and config.data.sequence_length % size == 0]
+
+
+def _stages(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
+    """All, as far as there are ranks to share with."""
+    alone = fleet.size == chosen["parallel.tensor_parallel_size"]
+    return [0] if alone and fleet.device.architecture == "cpu" else [0, 3] if alone else [0, 1, 2, 3]
+
+
+def _engines(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
+    """Our own engine where it can; DeepSpeed's ZeRO-1 for comparison."""
+    return {0: ["native"], 1: ["native", "deepspeed"]}.get(chosen["parallel.zero_stage"], ["deepspeed"])
+
+
+def _offloads(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
+    """To the host's memory, which only DeepSpeed does, and only where the device's is another."""
+    offers = chosen["parallel.engine"] == "deepspeed" and fleet.device.architecture != "cpu"
+    return ["none", "cpu"] if offers else ["none"]
+
+
+def _recomputed(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
+    return ["none", "selective", "full"]
+
+
+DIMENSIONS = (
+    Dimension("parallel.tensor_parallel_size", _tensor_sizes),
+    Dimension("parallel.sequence_parallel", _sequence_parallel),
+    Dimension("parallel.zero_stage", _stages),
+    Dimension("parallel.engine", _engines),
+    Dimension("parallel.offload", _offloads),
+    Dimension("parallel.activation_checkpointing", _recomputed),
+)
+PATHS = (*(dimension.path for dimension in DIMENSIONS), MICRO_BATCH)
+"""The settings that a search decides."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where layouts are tried.
+
+    known: what is known beside the settings. rates: of a calibrated device. host_memory: bytes of a node's
+    host; None = `HOST_SHARE` times its devices' memory.
+    """
+
+    fleet: Fleet
+    known: Known = field(default_factory=Known)
+    rates: Rates | None = None
+    host_memory: float | None = None
+
+    @property
+    def host_room(self) -> float:
+        """Bytes of the host's memory for each of its devices."""
+        if self.host_memory is not None:
+            return self.host_memory / self.fleet.devices_per_node
+        return HOST_SHARE * self.fleet.device.memory
+
+    @cached_property
+    def complete(self) -> Known:
+        """`known`, with the fleet's world and device."""
+        return replace(self.known, world_size=self.fleet.size, device=facts_of(self.fleet.device))
+
+    @property
+    def timed(self) -> bool:
+        """Whether times can be told: of a CPU only where it was calibrated."""
+        return self.fleet.device.architecture != "cpu" or self.rates is not None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout with its estimates. rates: of a device that was calibrated."""
+
+    plan: Plan
+    fleet: Fleet
+    memory: MemoryEstimate
+    rates: Rates | None = None
+
+    @cached_property
+    def time(self) -> StepEstimate:
+        """Of a step; computed when it is asked for. Raises UserError where there is no estimate."""
+        return step_time(self.plan, self.fleet, self.rates)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits with the room to spare that a recommendation has."""
+        return self.memory.fits and self.memory.largest_micro_batch >= self.plan.micro_batch_size
+
+    def shortage(self, ground: Ground) -> float:
+        """Bytes that are missing of the device and of its part of the host."""
+        device = self.memory.device_bytes - self.memory.available
+        return max(0.0, device) + max(0.0, self.memory.host_bytes - ground.host_room)
+
+    @property
+    def settings(self) -> Chosen:
+        """The settings of the layout, by dotted key."""
+        return {path: setting_of(self.plan, path) for path in PATHS}
+
+    @property
+    def family(self) -> tuple[Any, ...]:
+        """What tells layouts apart, beside the engine, what is recomputed, and the micro-batch."""
+        layout = self.plan.layout
+        return layout.tensor_parallel_size, layout.zero_stage, layout.offload
+
+    @property
+    def effort(self) -> int:
+        """How much machinery a layout takes: of two that are as fast the lesser one is better."""
+        layout = self.plan.layout
+        doubled = layout.tensor_parallel_size.bit_length() - 1
+        recomputed = ("none", "selective", "full").index(layout.activation_checkpointing)
+        engine = 2 * (layout.engine != "native") + 5 * (layout.offload != "none")
+        return layout.zero_stage + doubled + recomputed + engine
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found.
+
+    fitting: the candidates that fit, the best first. nearest: of those that do not the one that needs least
+    memory; None where all fit, or all are refused. refused: why, for each layout that is none.
+    """
+
+    fitting: tuple[Candidate, ...]
+    nearest: Candidate | None
+    refused: tuple[str, ...] = ()
+
+    @property
+    def families(self) -> tuple[Candidate, ...]:
+        """The best of each family."""
+        best: dict[tuple[Any, ...], Candidate] = {}
+        for candidate in self.fitting:
+            best.setdefault(candidate.family, candidate)
+        return tuple(best.values())
+
+
+def search(loaded: Loaded, ground: Ground, fixed: Collection[str] = ()) -> Found:
+    """Tries all layouts of a configuration on a fleet; those with offloading only where no other fits.
+
+    fixed: of `PATHS`, those that stay as the configuration has them. Where no times can be told the layout
+    with the least machinery is the best one.
+    """
+    fitting, unfit, refused = list[Candidate](), list[Candidate](), dict[str, None]()
+    layouts = list(_layouts(loaded.config, ground.fleet, fixed, {}))
+    for offloads in (False, True):
+        for layout in layouts:
+            if (layout["parallel.offload"] != "none") is not offloads:
+                continue
+            try:
+                found = candidate(loaded, ground, layout, MICRO_BATCH in fixed)
+            except UserError as error:
+                refused[str(error)] = None
+                continue
+            fits = found.fits and found.memory.host_bytes <= ground.host_room
+            (fitting if fits else unfit).append(found)
+        if fitting:
+            break
+    nearest = min(unfit, key=lambda each: each.shortage(ground), default=None)
+    return Found(tuple(_ranked(fitting, ground.timed)), nearest, tuple(refused))
+
+
+def candidate(
+    loaded: Loaded, ground: Ground, layout: Mapping[str, Any], keep_micro_batch: bool = False
+) -> Candidate:
+    """A layout with the largest micro-batch that fits, 1 where none does. Raises UserError for one that
+    training refuses."""
+    if keep_micro_batch:
+        return as_given(with_settings(loaded, layout), ground)
+    probe = as_given(with_settings(loaded, {**layout, MICRO_BATCH: 1}), ground)
+    micro = probe.memory.largest_micro_batch
+    if micro <= 1:
+        return probe
+    return as_given(with_settings(loaded, {**layout, MICRO_BATCH: micro}), ground)
+
+
+def as_given(loaded: Loaded, ground: Ground) -> Candidate:
+    """The layout that the configuration has, on as many processes as the fleet has devices, whatever it says.
+
+    Raises UserError where training refuses it.
+    """
+    plan = resolve_plan(with_settings(loaded, {WORLD: ground.fleet.size}), ground.complete)
+    return Candidate(plan, ground.fleet, memory_of(plan, ground.fleet), ground.rates)
+
+
+def with_settings(loaded: Loaded, settings: Mapping[str, Any], origin: str = "plan") -> Loaded:
+    """The configuration with other values of some settings, all of them in sections of the first level."""
+    config = loaded.config
+    for section in dict.fromkeys(path.partition(".")[0] for path in settings):
+        mine = {path: value for path, value in settings.items() if path.startswith(f"{section}.")}
+        values = {path.partition(".")[2]: value for path, value in mine.items()}
+        config = config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+    return replace(loaded, config=config, origins={**loaded.origins, **dict.fromkeys(settings, origin)})
+
+
+def setting_of(plan: Plan, path: str) -> Any:
+    """The value of a setting of `PATHS`, with nothing left open."""
+    return plan.micro_batch_size if path == MICRO_BATCH else getattr(plan.layout, path.partition(".")[2])
+
+
+def _layouts(config: Config, fleet: Fleet, fixed: Collection[str], chosen: Chosen) -> Iterator[Chosen]:
+    """All combinations of the dimensions' values."""
+    if len(chosen) == len(DIMENSIONS):
+        yield chosen
+        return
+    dimension = DIMENSIONS[len(chosen)]
+    section, _, name = dimension.path.partition(".")
+    given = getattr(getattr(config, section), name)
+    values = [given] if dimension.path in fixed else dimension.values(config, fleet, chosen)
+    for value in values:
+        yield from _layouts(config, fleet, fixed, {**chosen, dimension.path: value})
+
+
+def _ranked(fitting: Sequence[Candidate], timed: bool) -> list[Candidate]:
+    """The fastest first; of those that are as fast the one with the least machinery."""
+    if not fitting or not timed:
+        return sorted(fitting, key=lambda each: each.effort)
+    least = min(each.time.seconds for each in fitting)
+
+    def key(each: Candidate) -> tuple[int, int, float]:
+        behind = int(math.log(each.time.seconds / least) / math.log(ALIKE))
+        return behind, each.effort, each.time.seconds
+
+    return sorted(fitting, key=key)

@@ -1,0 +1,39 @@
+"""`llmkit plan`: what fits, how fast, how long and at what cost, before a GPU is touched."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+from llmkit.errors import UserError
+from llmkit.planner.assumed import Load
+from llmkit.planner.compare import compare
+from llmkit.planner.document import document
+from llmkit.planner.explain import explain
+from llmkit.planner.page import page
+from llmkit.planner.study import open_fleet, study
+from llmkit.planner.sweep import sweep_command
+
+
+def plan_command(options: argparse.Namespace, load: Load, show: Callable[[str], None] = print) -> int:
+    """Prints the plan of a configuration; returns 0.
+
+    load: reads a configuration. Raises UserError for mistakes in it or the options, and where nothing fits.
+    """
+    if options.svg is not None and not options.sweep:
+        raise UserError("plan: --svg goes with --sweep, whose charts it writes")
+    fleet = open_fleet(options)
+    if options.compare is not None:
+        lines = compare(load, options, fleet)
+    else:
+        found = study(load, options, options.config, options.overrides, fleet)
+        if options.json:
+            lines = iter([json.dumps(document(found, options.best), indent=1)])
+        elif options.sweep:
+            lines = sweep_command(found, options.svg)
+        else:
+            lines = explain(found) if options.explain else page(found, options.best)
+    for line in lines:
+        show(line)
+    return 0

@@ -1,0 +1,194 @@
+"""What a run with a layout takes from its first step to its last: time, money, saves, disks, memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llmkit.config.memory import checkpoint_bytes, mean_moments, show_bytes
+from llmkit.data.shards.format import token_dtype
+from llmkit.estimate import interruptions
+from llmkit.estimate.expense import Expense, expense
+from llmkit.estimate.interruptions import DALY, LLAMA_3, daly_interval, lost_share, seconds_between
+from llmkit.estimate.search import Candidate
+from llmkit.estimate.term import Term
+from llmkit.monitor.cost import Prices
+from llmkit.plan.plan import Plan
+from llmkit.precision import BYTES
+
+HOST_BANDWIDTH = 20e9
+"""Bytes a second between a device and pinned memory of its host, of PCIe 4 and 5 (assumed)."""
+DISK_BANDWIDTH = 2e9
+"""Bytes a second that a node writes to a shared disk (assumed; `llmkit doctor` measures it)."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What of a run is asked for beside its layout.
+
+    tokens: of the run. device_hours: between two failures of a device. given_rate: whether these are the
+    user's.
+    """
+
+    tokens: float
+    prices: Prices
+    device_hours: float = interruptions.DEVICE_HOURS
+    given_rate: bool = False
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A run from its first step to its last.
+
+    seconds: with all that is lost to saves and failures; low, high: by the uncertainty of a step. interval,
+    stall: seconds between two saves, and of one. lost: share of the time. failures: expected. terms: how each
+    figure comes about.
+    """
+
+    tokens: float
+    steps: int
+    seconds: float
+    low: float
+    high: float
+    interval: float
+    stall: float
+    lost: float
+    failures: float
+    expense: Expense
+    checkpoint: float
+    terms: tuple[Term, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+
+def outlook(candidate: Candidate, question: Question) -> Outlook:
+    """The run of a candidate that fits."""
+    plan, fleet, step = candidate.plan, candidate.fleet, candidate.time
+    steps = math.ceil(question.tokens / plan.tokens_per_step)
+    saved = checkpoint_size(plan)
+    stall = _stall(saved.value, candidate)
+    between = seconds_between(question.device_hours, fleet.size)
+    interval = max(step.seconds, daly_interval(stall.value, between))
+    lost = lost_share(interval, stall.value, between)
+    alone = steps * step.seconds
+    longer = 1.0 / max(1e-9, 1.0 - lost)
+    seconds = alone * longer
+    spent = expense(seconds, fleet.size, fleet.device.watts, question.prices)
+    rate = "given" if question.given_rate else LLAMA_3
+    terms = (
+        Term(
+            "steps", steps, "steps",
+            f"{question.tokens:.4g} tokens / {plan.tokens_per_step:,} tokens a step, rounded up",
+        ),
+        Term("training", alone, "s", f"{steps:,} steps x {step.seconds:.4g} s"),
+        saved,
+        stall,
+        Term(
+            "between failures", between, "s",
+            f"{question.device_hours:,.0f} device-hours / {fleet.size:,} devices", rate,
+        ),
+        Term(
+            "between saves", interval, "s",
+            f"Daly's optimum for a stall of {stall.value:.3g} s and a failure every {between:.3g} s; a step "
+            "at least", DALY,
+        ),
+        Term(
+            "lost", lost, "share",
+            f"{stall.value:.3g} s of {interval + stall.value:.4g} s for saves + half an interval and "
+            f"{interruptions.RESTART_SECONDS:.0f} s a failure", "first order; the restart is assumed",
+        ),
+        Term("time", seconds, "s", f"{alone:.4g} s / (1 - {lost:.3g})"),
+        *_expenses(spent, candidate, question.prices),
+        *_needs(candidate, question, saved.value),
+    )  # fmt: skip
+    return Outlook(
+        question.tokens, steps, seconds, steps * step.low * longer, steps * step.high * longer, interval,
+        stall.value, lost, seconds / between, spent, saved.value, terms,
+    )  # fmt: skip
+
+
+def checkpoint_size(plan: Plan) -> Term:
+    """Of one checkpoint: fp32 values with their moments."""
+    moments = mean_moments(plan.trained, plan.config.optimizer)
+    each = checkpoint_bytes(moments)
+    formula = f"{plan.num_trained:,} trained parameters x {each:.4g} bytes: fp32 and {moments:.3g} moments"
+    return Term("checkpoint", each * plan.num_trained, "bytes", formula, "llmkit/config/memory.py")
+
+
+def _stall(saved: float, candidate: Candidate) -> Term:
+    """Seconds for which training waits for a save: every rank copies its share to its host."""
+    mine = saved / candidate.fleet.size
+    return Term(
+        "stall of a save", mine / HOST_BANDWIDTH, "s",
+        f"{show_bytes(mine)} a rank / {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory",
+        "all ranks share the pieces (docs/checkpoints.md); the rate is assumed of PCIe 4 and 5",
+    )  # fmt: skip
+
+
+def _expenses(spent: Expense, candidate: Candidate, prices: Prices) -> list[Term]:
+    device, size = candidate.fleet.device, candidate.fleet.size
+    how = f"{size:,} devices x {spent.seconds / 3600:.4g} h"
+    terms = [Term("device-hours", spent.device_hours, "h", how)]
+    if spent.kwh is not None:
+        how = f"{spent.device_hours:.4g} h x {device.watts:g} W, the devices' limit, without their hosts"
+        terms.append(Term("energy", spent.kwh, "kWh", how, device.source))
+    if spent.money is not None:
+        parts = []
+        if prices.per_device_hour is not None:
+            parts.append(f"{spent.device_hours:.4g} h x {prices.per_device_hour:g}")
+        if prices.per_kwh is not None and spent.kwh is not None:
+            parts.append(f"{spent.kwh:.4g} kWh x {prices.pue:g} x {prices.per_kwh:g}")
+        terms.append(Term("cost", spent.money, prices.currency, " + ".join(parts), "prices as given"))
+    if spent.grams is not None:
+        how = f"{spent.kwh:.4g} kWh x {prices.pue:g} x {prices.grid:g} g"
+        terms.append(Term("CO2", spent.grams / 1000.0, "kg", how, "monitor.grid_gco2_per_kwh"))
+    return terms
+
+
+def _needs(candidate: Candidate, question: Question, saved: float) -> list[Term]:
+    """Of disks, hosts and network."""
+    plan, fleet = candidate.plan, candidate.fleet
+    kept = plan.config.checkpoint.keep_last + 1
+    formula = f"{kept} x {show_bytes(saved)}, one of them being written"
+    terms = [Term("disk for checkpoints", kept * saved, "bytes", formula)]
+    if (vocabulary := getattr(plan.model, "vocab_size", None)) is not None:
+        size = 2 if token_dtype(vocabulary) == "uint16" else 4
+        formula = f"{question.tokens:.4g} x {size} bytes, where no token is read twice or live"
+        terms.append(Term("disk for tokens", size * question.tokens, "bytes", formula))
+    host, shared = candidate.memory.host_bytes, saved / fleet.nodes
+    terms.append(
+        Term(
+            "host memory of a node", host * fleet.devices_per_node + shared, "bytes",
+            f"{fleet.devices_per_node} x {show_bytes(host)} + {show_bytes(shared)} of a save under way",
+        )
+    )  # fmt: skip
+    write = saved / fleet.nodes / DISK_BANDWIDTH
+    terms.append(
+        Term(
+            "writing a checkpoint", write, "s",
+            f"{show_bytes(saved / fleet.nodes)} a node / {DISK_BANDWIDTH / 1e9:g} GB/s, beside training",
+            "the rate is assumed; `llmkit doctor` measures it",
+        )
+    )  # fmt: skip
+    if fleet.nodes > 1:
+        terms.append(_network(candidate))
+    return terms
+
+
+def _network(candidate: Candidate) -> Term:
+    """Bytes a second that leave a node: each ring of data-parallel ranks crosses its border once."""
+    plan, layout = candidate.plan, candidate.plan.layout
+    gradient, weight = BYTES[plan.precision.reduction], BYTES[plan.precision.weights]
+    times, sent = 1, float(gradient + (weight if layout.zero_stage else gradient))
+    if layout.zero_stage == 3:
+        times, sent = plan.accumulation_steps, 2.0 * weight + gradient
+    trained = float(plan.num_trained)
+    bytes_ = times * sent * trained
+    return Term(
+        "network of a node", bytes_ / candidate.time.seconds, "bytes/s",
+        f"{times} x {sent:g} bytes of {trained:.4g} parameters, in {candidate.time.seconds:.4g} s a step",
+        "rings of reduce-scatter and all-gather (Patarasuk and Yuan 2009), each crossing once",
+    )  # fmt: skip

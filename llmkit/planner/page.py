@@ -1,0 +1,153 @@
+"""The page that `llmkit plan` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from llmkit.config.memory import show_bytes
+from llmkit.estimate.search import Candidate
+from llmkit.estimate.term import Term
+from llmkit.monitor.text import duration
+from llmkit.planner import words
+from llmkit.planner.launch import launch_lines, override
+from llmkit.planner.study import Study
+from llmkit.recipes.document import amount
+
+BAR = 24
+"""Letters of the longest bar."""
+
+
+def page(study: Study, best: int) -> Iterator[str]:
+    """The lines of the page. best: layouts that are listed."""
+    plan, fleet = study.best.plan, study.fleet
+    yield f"{study.path}: {words.model(plan)}, on {words.fleet(fleet)}"
+    rows = plan.config.train.global_batch_size
+    yield f"a step: {rows:,} rows, {plan.tokens_per_step:,} tokens, {plan.precision}"
+    if study.subject.assumed:
+        given = ", ".join(override(path, value) for path, value in study.subject.assumed.items())
+        yield f"assumed, as {study.path} leaves it open: {given}"
+    yield ""
+    yield from _layouts(study, best)
+    yield ""
+    yield from _parts(study.best)
+    yield ""
+    yield from _run(study)
+    yield ""
+    yield from laws(study)
+    yield ""
+    yield from _launch(study)
+
+
+def _layouts(study: Study, best: int) -> Iterator[str]:
+    rows: list[Sequence[str]] = [("", "layout", "memory", "step", "tokens/s", "MFU", "HFU")]
+    if study.asked is not None:
+        rows.append(("asked", *_layout_row(study.asked)))
+    shown = study.found.families[:best]
+    rows += [(str(place), *_layout_row(each)) for place, each in enumerate(shown, start=1)]
+    yield from words.table(rows, right=(2, 3, 4, 5, 6))
+    if study.refusal:
+        yield f"the layout that is asked for is refused: {study.refusal}"
+    elif study.asked is not None and not study.asked.memory.fits:
+        there = show_bytes(study.asked.memory.available)
+        yield f"the layout that is asked for does not fit: a device has {there}"
+    elif study.subject.loaded.config.parallel.layout == "auto":
+        yield "parallel.layout is auto: a start chooses layout 1, with the micro-batch that its memory allows"
+    step, count = study.best.time, len(study.found.fitting)
+    reasons = f" ({', '.join(step.unsure)})" if step.unsure else ""
+    yield f"{count} layouts fit; of each way to share the run out the fastest is shown"
+    span = f"{words.seconds(step.low)} to {words.seconds(step.high)}"
+    yield f"a step of 1: {span}, +-{step.spread:.0%}{reasons}"
+
+
+def _layout_row(candidate: Candidate) -> tuple[str, ...]:
+    time, memory = candidate.time, show_bytes(candidate.memory.device_bytes)
+    if not candidate.memory.fits:
+        return words.layout(candidate.plan), memory, "does not fit", "", "", ""
+    rate, shares = f"{time.tokens_per_second:,.0f}", (_share(time.mfu), _share(time.hfu))
+    return words.layout(candidate.plan), memory, words.seconds(time.seconds), rate, *shares
+
+
+def _share(part: float | None) -> str:
+    return "?" if part is None else f"{part:.1%}"
+
+
+def _parts(candidate: Candidate) -> Iterator[str]:
+    """Memory and time of one layout, part by part."""
+    memory, time = candidate.memory, candidate.time
+    available = show_bytes(memory.available)
+    yield f"memory of a process of 1: {show_bytes(memory.device_bytes)} of {available}"
+    yield from _bars(memory.device)
+    if memory.host:
+        yield f"on its host: {show_bytes(memory.host_bytes)}"
+        yield from _bars(memory.host)
+    yield ""
+    yield f"a step of 1: {words.seconds(time.seconds)}"
+    yield from _bars(time.parts)
+    if time.hidden:
+        beside = ", ".join(f"{term.name} {words.value(term)}" for term in time.hidden)
+        yield f"  beside computing, which hides it: {beside}"
+
+
+def _bars(terms: Sequence[Term]) -> Iterator[str]:
+    largest = max((term.value for term in terms), default=0.0)
+    total = sum(term.value for term in terms)
+    rows = [
+        (
+            f"  {term.name}", words.value(term), f"{term.value / total:.1%}",
+            "━" * round(BAR * term.value / largest),
+        )
+        for term in sorted(terms, key=lambda each: -each.value)
+        if term.value > 0.0
+    ]  # fmt: skip
+    yield from words.table(rows, right=(1, 2))
+
+
+def _run(study: Study) -> Iterator[str]:
+    found = study.outlook
+    yield f"the run of {amount(found.tokens)} tokens with layout 1"
+    span = f"{duration(found.low)} to {duration(found.high)}"
+    rows = [("  time", duration(found.seconds), f"{span}, with saves and {found.failures:.1f} failures")]
+    for term in found.terms:
+        if term.name not in ("steps", "training", "time"):
+            rows.append((f"  {term.name}", words.value(term), term.formula))
+    if found.expense.money is None:
+        rows.append(("  cost", "not known", "give --price-per-hour, or monitor.cost"))
+    yield from words.table(rows)
+
+
+def laws(study: Study) -> Iterator[str]:
+    """The table of scaling laws."""
+    first = study.laws[0]
+    wanted = any(row.wanted is not None for row in study.laws)
+    spent = f"{first.best.flops:.3g} FLOPs"
+    yield f"scaling laws (losses in nats a token of their text); the best training for about {spent}:"
+    heads = ["  law", "loss of this run", "best size", "its tokens", "its loss"]
+    rows = [[*heads, *(["tokens to the loss", "best size for it", "its tokens"] if wanted else [])]]
+    for row in study.laws:
+        line = [
+            f"  {row.law.name}", _nats(row.loss), amount(row.best.parameters), amount(row.best.tokens),
+            _nats(row.best.loss),
+        ]  # fmt: skip
+        if wanted:
+            best = row.wanted
+            line += ["never" if row.tokens is None and row.loss is not None else _amount(row.tokens)]
+            line += ["-", "-"] if best is None else [amount(best.parameters), amount(best.tokens)]
+        rows.append(line)
+    yield from words.table(rows, right=tuple(range(1, len(rows[0]))))
+
+
+def _nats(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.3f}"
+
+
+def _amount(number: float | None) -> str:
+    return "-" if number is None else amount(number)
+
+
+def _launch(study: Study) -> Iterator[str]:
+    overrides = study.best_overrides
+    yield f"layout 1: {' '.join(overrides) if overrides else 'as it is'}"
+    if study.subject.assumed or study.fleet.nodes > 1:
+        yield "(names in capitals are yours to fill in)"
+    for line in launch_lines(study.path, overrides, study.fleet, study.subject.assumed):
+        yield f"  {line}"

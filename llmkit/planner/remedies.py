@@ -1,0 +1,73 @@
+"""What would make a model fit that fits into no layout of a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from llmkit.config.load import Loaded
+from llmkit.config.memory import show_bytes
+from llmkit.config.mistakes import listed
+from llmkit.errors import UserError
+from llmkit.estimate.devices import Hardware
+from llmkit.estimate.search import MICRO_BATCH, Found, Ground, candidate
+from llmkit.planner import words
+
+MOST_NODES = 2048
+"""More are not tried."""
+
+
+def remedies(loaded: Loaded, ground: Ground, found: Found) -> str:
+    """The message: what is needed at least, of what there is, and with which nodes or devices it fits."""
+    nearest, fleet = found.nearest, ground.fleet
+    assert nearest is not None
+    memory = nearest.memory
+    parts = ", ".join(f"{term.name} {show_bytes(term.value)}" for term in memory.device if term.value)
+    there = f"{show_bytes(fleet.device.memory)} of the {fleet.device.name}"
+    if memory.host_bytes > ground.host_room:
+        host = f"{show_bytes(memory.host_bytes)} of {show_bytes(ground.host_room)}"
+        there += f", and {host} of its part of the host's memory (--host-memory)"
+    ways = [*_more_nodes(loaded, ground, found), *_larger_devices(loaded, ground, found)]
+    ways.append("a smaller model, or shorter rows (data.sequence_length)")
+    return (
+        f"plan: {words.model(nearest.plan)}: no layout fits on {words.fleet(fleet)}: the least is "
+        f"{show_bytes(memory.device_bytes)} a process ({words.layout(nearest.plan)}: {parts}) of {there}; it "
+        f"would take {' or '.join(ways)}"
+    )
+
+
+def _more_nodes(loaded: Loaded, ground: Ground, found: Found) -> Iterator[str]:
+    fleet = ground.fleet
+    nodes = fleet.nodes * 2
+    while nodes <= MOST_NODES:
+        if _fits(loaded, replace(ground, fleet=replace(fleet, nodes=nodes)), found):
+            yield f"{nodes} nodes of {fleet.devices_per_node}"
+            return
+        nodes *= 2
+
+
+def _larger_devices(loaded: Loaded, ground: Ground, found: Found) -> Iterator[str]:
+    """Of the devices of the table those with the least memory that is enough."""
+    fleet = ground.fleet
+    larger = [each for each in Hardware().devices.values() if each.memory > fleet.device.memory]
+    for device in sorted(larger, key=lambda each: each.memory):
+        if _fits(loaded, replace(ground, fleet=replace(fleet, device=device)), found):
+            same = [each.name for each in larger if each.memory == device.memory]
+            yield f"{listed(same)} ({show_bytes(device.memory)})"
+            return
+
+
+def _fits(loaded: Loaded, ground: Ground, found: Found) -> bool:
+    """Whether one of the layouts that need least memory fits on another fleet."""
+    assert found.nearest is not None
+    settings = found.nearest.settings
+    for stage in (3, settings["parallel.zero_stage"]):
+        engine = "deepspeed" if stage >= 2 else settings["parallel.engine"]
+        layout = settings | {"parallel.zero_stage": stage, "parallel.engine": engine, MICRO_BATCH: 1}
+        try:
+            found_there = candidate(loaded, ground, layout)
+            if found_there.fits and found_there.memory.host_bytes <= ground.host_room:
+                return True
+        except UserError:
+            continue
+    return False

@@ -1,0 +1,124 @@
+"""All that `llmkit plan` finds out of a configuration on a fleet, before any of it is shown."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from llmkit.errors import UserError
+from llmkit.estimate.devices import Hardware
+from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.hardware_file import read_hardware
+from llmkit.estimate.interruptions import DEVICE_HOURS
+from llmkit.estimate.search import Candidate, Found, Ground, as_given, candidate, search
+from llmkit.monitor.cost import Prices
+from llmkit.plan.plan import Known
+from llmkit.planner.assumed import Load, Subject, open_subject
+from llmkit.planner.launch import overrides_of
+from llmkit.planner.law_table import LawRow, law_rows
+from llmkit.planner.outlook import Outlook, Question, outlook
+from llmkit.planner.remedies import remedies
+
+
+@dataclass(frozen=True)
+class Study:
+    """A configuration on a fleet.
+
+    path, overrides: as they were given. asked: the layout of the configuration; None where that is left to
+    `parallel.layout: auto`, or where training refuses it, for the reason `refusal`. found: by the search.
+    """
+
+    path: str
+    overrides: tuple[str, ...]
+    subject: Subject
+    ground: Ground
+    question: Question
+    asked: Candidate | None
+    refusal: str
+    found: Found
+    laws: tuple[LawRow, ...]
+
+    @property
+    def best(self) -> Candidate:
+        """The fastest layout that fits."""
+        return self.found.fitting[0]
+
+    @property
+    def fleet(self) -> Fleet:
+        """The devices."""
+        return self.ground.fleet
+
+    @cached_property
+    def outlook(self) -> Outlook:
+        """The run with the best layout."""
+        return outlook(self.best, self.question)
+
+    @property
+    def best_overrides(self) -> list[str]:
+        """What realises the best layout, beside the overrides that were given."""
+        changed = overrides_of(self.best, self.subject.loaded.config)
+        replaced = {each.partition("=")[0] for each in changed}
+        return [*(each for each in self.overrides if each.partition("=")[0] not in replaced), *changed]
+
+
+def open_fleet(options: argparse.Namespace) -> Fleet:
+    """The devices that the command line asks for. Raises UserError for those that there are not."""
+    for name in ("nodes", "gpus_per_node"):
+        count = getattr(options, name)
+        if count is not None and count < 1:
+            raise UserError(f"plan: --{name.replace('_', '-')} is {count}; it must be at least 1")
+    hardware = Hardware() if options.hardware is None else read_hardware(Path(options.hardware))
+    return hardware.fleet(options.device, options.gpus_per_node, options.nodes)
+
+
+def study(
+    load: Load, options: argparse.Namespace, config: str, overrides: Sequence[str], fleet: Fleet
+) -> Study:
+    """Tries the layouts of a configuration on a fleet.
+
+    Raises UserError for mistakes in the configuration, and where no layout of it fits.
+    """
+    overrides = tuple(overrides)
+    subject = open_subject(load, config, overrides, options.tokens)
+    loaded = subject.loaded
+    host = None if options.host_memory is None else options.host_memory * 2.0**30
+    ground = replace(ground_of(subject, fleet), host_memory=host)
+    asked, refusal = None, ""
+    try:
+        if loaded.config.parallel.layout == "given":
+            asked = asked_layout(subject, fleet)
+    except UserError as error:
+        refusal = str(error)
+    found = search(loaded, ground)
+    if not found.fitting:
+        if found.nearest is None:
+            raise UserError(refusal or found.refused[0])
+        raise UserError(remedies(loaded, ground, found))
+    steps = loaded.config.train.max_steps
+    best = found.fitting[0].plan
+    tokens = options.tokens or (steps * best.tokens_per_step if steps else 20.0 * best.num_trained)
+    prices = Prices.of(loaded.config.monitor)
+    if options.price_per_hour is not None:
+        prices = replace(prices, per_device_hour=options.price_per_hour)
+    question = Question(tokens, prices, options.mtbf or DEVICE_HOURS, options.mtbf is not None)
+    laws = law_rows(best.model, tokens, flops=options.flops, loss=options.loss)
+    return Study(config, overrides, subject, ground, question, asked, refusal, found, tuple(laws))
+
+
+def ground_of(subject: Subject, fleet: Fleet) -> Ground:
+    """Where the layouts of a configuration are tried."""
+    return Ground(fleet, Known(tokenizer_size=subject.vocab_size))
+
+
+def asked_layout(subject: Subject, fleet: Fleet) -> Candidate:
+    """The layout of the configuration; a micro-batch that it leaves open is the largest that fits.
+
+    Raises UserError where training refuses it.
+    """
+    ground = ground_of(subject, fleet)
+    if subject.loaded.config.train.micro_batch_size != "auto":
+        return as_given(subject.loaded, ground)
+    return candidate(subject.loaded, ground, {})

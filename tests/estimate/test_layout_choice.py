@@ -1,0 +1,71 @@
+"""`parallel.layout: auto`: what is given stays, the rest becomes the best layout, on all ranks the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmkit.config.load import Loaded, load
+from llmkit.errors import UserError
+from llmkit.estimate.devices import Hardware
+from llmkit.estimate.layout_choice import CHOSEN, with_layout
+from llmkit.estimate.search import Ground, search
+from llmkit.parallel.accelerate import AccelerateConfig
+from llmkit.parallel.launch_setting import LaunchSetting
+from llmkit.plan import Known, resolve_plan
+
+RECIPES = Path(__file__).parents[2] / "configs/recipes"
+FLEET = Hardware().fleet("h100", 8, 8)
+KNOWN = Known(world_size=FLEET.size)
+
+
+def recipe(*overrides: str) -> Loaded:
+    return load(RECIPES / "llama-3.1-8b.yaml", ["parallel.layout=auto", *overrides])
+
+
+def test_the_best_layout_stands_in_the_settings():
+    given = recipe()
+    chosen = with_layout(given, KNOWN, FLEET)
+    best = search(given, Ground(FLEET, KNOWN), ["parallel.activation_checkpointing"]).fitting[0]
+    layout = resolve_plan(chosen, KNOWN).layout
+    assert layout.to_dict() == best.plan.layout.to_dict()
+    assert chosen.config.train.micro_batch_size == "auto", "it follows from the memory that is free"
+    assert chosen.origins["parallel.zero_stage"] == CHOSEN
+    assert "the fastest of" in chosen.remarks[-1] and "by estimate; next: " in chosen.remarks[-1]
+
+
+def test_what_is_given_is_kept():
+    chosen = with_layout(recipe("parallel.zero_stage=3", "train.micro_batch_size=1"), KNOWN, FLEET)
+    assert chosen.config.parallel.zero_stage == 3
+    assert chosen.origins["parallel.zero_stage"] == "command line"
+    assert chosen.config.parallel.activation_checkpointing == "selective", "as the recipe has it"
+
+
+def test_all_ranks_choose_alike():
+    one, other = (with_layout(recipe(), KNOWN, FLEET) for _ in range(2))
+    assert one.config == other.config and one.remarks == other.remarks
+
+
+def test_the_launchers_stage_is_followed():
+    stage = LaunchSetting("zero_stage", "2", "zero2.yaml:3")
+    known = replace(KNOWN, accelerate=AccelerateConfig(zero_stage=stage))
+    assert with_layout(recipe(), known, FLEET).config.parallel.zero_stage == 2
+
+
+def test_a_vocabulary_that_is_not_known_yet_counts_as_a_large_one():
+    hub = ["model.vocab_size=auto", "data.tokenizer.name=some/tokenizer"]
+    assert with_layout(recipe(*hub), KNOWN, FLEET).config.parallel.zero_stage in (1, 2, 3)
+
+
+def test_what_fits_nowhere_is_refused_with_the_command_that_says_more():
+    alone = Hardware().fleet("l4", 1)
+    what = r"parallel.layout=auto \(command line\): no layout fits 1 x l4; `llmkit plan"
+    with pytest.raises(UserError, match=what):
+        with_layout(recipe(), Known(world_size=1), alone, host_memory=2.0**34)
+
+
+def test_contradictions_are_told_as_ever():
+    with pytest.raises(UserError, match=r"train\.micro_batch_size"):
+        with_layout(recipe("train.global_batch_size=64", "train.micro_batch_size=64"), KNOWN, FLEET)

@@ -1,0 +1,118 @@
+"""Candidates are plans that training accepts; the fastest that fits comes first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmkit.config.load import Loaded, load
+from llmkit.errors import UserError
+from llmkit.estimate.devices import Hardware
+from llmkit.estimate.search import (
+    ALIKE,
+    MICRO_BATCH,
+    PATHS,
+    Found,
+    Ground,
+    as_given,
+    search,
+    setting_of,
+    with_settings,
+)
+
+RECIPES = Path(__file__).parents[2] / "configs/recipes"
+
+
+def recipe(name: str, *overrides: str) -> Loaded:
+    return load(RECIPES / f"{name}.yaml", overrides)
+
+
+def on(device: str, per_node: int = 8, nodes: int = 1) -> Ground:
+    return Ground(Hardware().fleet(device, per_node, nodes))
+
+
+@pytest.fixture(scope="module")
+def found() -> Found:
+    return search(recipe("llama-3.1-8b"), on("h100", nodes=8))
+
+
+def test_all_that_is_offered_fits_and_no_layout_comes_twice(found: Found):
+    assert all(each.fits and each.memory.fits for each in found.fitting)
+    settings = [tuple(each.settings.items()) for each in found.fitting]
+    assert len(set(settings)) == len(settings) > 20
+    assert {path for each in found.fitting for path in each.settings} == set(PATHS)
+
+
+def test_the_fastest_come_first_the_plainest_of_those_that_are_alike(found: Found):
+    seconds = [each.time.seconds for each in found.fitting]
+    assert seconds[0] <= min(seconds) * ALIKE
+    assert all(later >= min(seconds) * 0.999 / ALIKE for later in seconds)
+    behind = [each for each in found.fitting if each.time.seconds <= min(seconds) * ALIKE]
+    assert found.fitting[0].effort == min(each.effort for each in behind)
+    assert [each.effort for each in found.fitting[: len(behind)]] == sorted(each.effort for each in behind)
+
+
+def test_micro_batches_are_the_largest_that_fit(found: Found):
+    for each in found.fitting:
+        assert each.plan.micro_batch_size == each.memory.largest_micro_batch
+
+
+def test_nothing_is_offloaded_where_it_fits_without(found: Found):
+    assert {each.plan.layout.offload for each in found.fitting} == {"none"}
+    alone = search(recipe("llama-3.1-8b"), on("h100", 1))
+    assert {each.plan.layout.offload for each in alone.fitting} == {"cpu"}
+
+
+def test_families_are_the_best_of_each_way_to_share_out(found: Found):
+    families = [each.family for each in found.families]
+    assert len(set(families)) == len(families) and found.families[0] is found.fitting[0]
+
+
+def test_a_candidate_is_what_the_settings_make(found: Found):
+    loaded, best = recipe("llama-3.1-8b"), found.fitting[0]
+    again = as_given(with_settings(loaded, best.settings), on("h100", nodes=8))
+    assert again.plan.facts() == best.plan.facts()
+    assert with_settings(loaded, {"parallel.zero_stage": 2}).origins["parallel.zero_stage"] == "plan"
+
+
+def test_what_is_fixed_stays():
+    loaded = recipe("gpt2-124m", "parallel.zero_stage=1", "train.micro_batch_size=4")
+    found = search(loaded, on("h100"), ["parallel.zero_stage", MICRO_BATCH])
+    for path, value in (("parallel.zero_stage", 1), (MICRO_BATCH, 4)):
+        assert {setting_of(each.plan, path) for each in found.fitting} == {value}
+
+
+def test_heads_that_do_not_divide_are_no_candidates():
+    """GPT-2 has 12 heads: 8 ranks cannot share them."""
+    found = search(recipe("gpt2-124m"), on("h100"))
+    assert {each.plan.layout.tensor_parallel_size for each in found.fitting} == {1, 2, 4}
+    assert any("num_attention_heads 12" in why for why in found.refused)
+
+
+def test_what_fits_nowhere_is_told_by_what_needs_least():
+    small = replace(Hardware().device("l4"), memory=2**30)
+    ground = on("l4", 1)
+    found = search(recipe("gpt2-1558m"), replace(ground, fleet=replace(ground.fleet, device=small)))
+    assert not found.fitting and found.nearest is not None
+    assert found.nearest.plan.layout.activation_checkpointing == "full"
+
+
+def test_more_ranks_than_rows_are_tried_only_where_they_share_layers():
+    found = search(recipe("gpt2-124m", "train.global_batch_size=4"), on("h100"))
+    assert found.fitting[0].plan.padding_rows == 0
+
+
+def test_a_layout_that_training_refuses_is_an_error():
+    with pytest.raises(UserError, match="num_attention_heads"):
+        as_given(with_settings(recipe("gpt2-124m"), {"parallel.tensor_parallel_size": 8}), on("h100"))
+
+
+def test_on_a_cpu_of_unknown_speed_the_plainest_is_best():
+    cpu = replace(Hardware().device("l4"), name="cpu", architecture="cpu", memory=2**37)
+    ground = on("l4", 2)
+    ground = replace(ground, fleet=replace(ground.fleet, device=cpu))
+    best = search(recipe("gpt2-124m"), ground).fitting[0].plan.layout
+    assert not ground.timed
+    assert (best.zero_stage, best.tensor_parallel_size, best.activation_checkpointing) == (0, 1, "none")

@@ -1,0 +1,46 @@
+"""A start that chooses its layout: which devices it is for, and that it trains and goes on with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmkit.cli import main
+from llmkit.errors import UserError
+from llmkit.loop.auto_layout import fleet_of
+from llmkit.parallel.rank_info import RankInfo
+from tests.program import make_project
+
+
+def test_nodes_and_devices_of_a_launch(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB HBM3")
+    fleet = fleet_of(RankInfo(rank=9, world_size=16, local_rank=1, local_size=8))
+    assert (fleet.device.name, fleet.nodes, fleet.devices_per_node, fleet.size) == ("h100", 2, 8, 16)
+    assert (fleet.inside.name, fleet.between.name) == ("nvlink4", "ib-ndr")
+
+
+def test_a_gpu_without_figures_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Z9")
+    with pytest.raises(UserError, match="no figures of NVIDIA Z9 are known"):
+        fleet_of(RankInfo())
+
+
+def test_a_run_trains_with_it_and_goes_on(tmp_path, monkeypatch, capsys):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run = ["train", "tiny.yaml", "parallel.layout=auto"]
+    assert main([*run, "train.max_steps=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "parallel.layout=auto: 1 process, the plainest of" in printed
+    (folder,) = (path for path in Path("runs").iterdir() if path.is_dir())
+    assert json.loads((folder / "manifest.json").read_text())["layout"]["zero_stage"] == 0
+    assert "chosen by parallel.layout" in next((folder / "configs").iterdir()).read_text()
+    assert main([*run, "train.max_steps=3"]) == 0
+    assert "goes on after step 2" in capsys.readouterr().out
+    assert main(["config", "tiny.yaml", "parallel.layout=auto"]) == 0
+    assert "layout     chosen at start (parallel.layout)" in capsys.readouterr().out

@@ -1,0 +1,140 @@
+"""`llmkit plan` from the command line: pages, JSON, comparisons, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmkit.cli import main
+from tests.program import environment
+
+ROOT = Path(__file__).parents[2]
+LLAMA = str(ROOT / "configs/models/llama-3.1-8b.yaml")
+RECIPE = str(ROOT / "configs/recipes/llama-3.1-8b.yaml")
+SMALL = str(ROOT / "configs/recipes/gpt2-124m.yaml")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["plan", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_page_has_all_parts(capsys):
+    page = plan(
+        capsys, RECIPE, "--device", "h100", "--nodes", "8", "--tokens", "300b", "--loss", "2.1",
+        "--price-per-hour", "2.5", "monitor.grid_gco2_per_kwh=400",
+    )  # fmt: skip
+    for part in (
+        "8.03B parameters", "64 x h100 (8 nodes of 8", "memory of a process of 1", "optimizer", "activations",
+        "a step of 1", "matmul", "attention", "gradients and weights", "tokens/s", "MFU", "HFU",
+        "the run of 300B tokens", "device-hours", "kWh", "USD", "CO2", "between saves", "Daly", "host memory",
+        "disk for checkpoints", "network of a node", "Chinchilla 1", "Chinchilla 3, refitted", "Kaplan",
+        "tokens to the loss", "accelerate launch", "llmkit submit", "parallel.zero_stage=",
+    ):  # fmt: skip
+        assert part in page, part
+    assert "assumed" not in page and "does not fit" in page, "the layout of the file: DDP"
+
+
+def test_a_model_alone_is_enough_and_torch_is_not_imported():
+    script = (
+        "import sys\nfrom llmkit.cli import main\n"
+        f"code = main(['plan', {LLAMA!r}, '--device', 'h100', '--nodes', '8'])\n"
+        "heavy = 'torch', 'transformers', 'datasets', 'deepspeed', 'accelerate', 'tokenizers'\n"
+        "print('CODE', code, [name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), text=True, capture_output=True)
+    assert done.stdout.splitlines()[-1] == "CODE 0 []", done.stdout + done.stderr
+    assert "leaves it open: data.sources=[{type: text, path: DATA}]" in done.stdout
+
+
+def test_json_holds_what_the_page_shows(capsys):
+    found = json.loads(plan(capsys, SMALL, "--device", "a100", "--json", "--best", "2", "--mtbf", "1000"))
+    assert found["version"] == 1 and len(found["layouts"]) == 2
+    best = found["layouts"][0]
+    memory, step = best["memory"], best["step"]
+    assert memory["device_bytes"] == pytest.approx(sum(term["value"] for term in memory["device"]), rel=1e-6)
+    assert step["seconds"] == pytest.approx(sum(term["value"] for term in step["parts"]))
+    assert step["low"] < step["seconds"] < step["high"]
+    assert found["run"]["failures"] == pytest.approx(found["run"]["seconds"] * 8 / 3.6e6)
+    assert [row["law"] for row in found["laws"]][-1] == "Kaplan"
+    assert {"name", "value", "unit", "formula", "source"} == set(step["parts"][0])
+
+
+def test_every_figure_is_explained(capsys):
+    text = plan(capsys, SMALL, "--device", "h100", "--explain")
+    for part in ("devices and links", "memory of a process", "time of a step", "the run", "arXiv"):
+        assert part in text
+    assert "Grattafiori et al. 2024" in text and "nvlink4: 82% of 450 GB/s" in text
+
+
+def test_two_layouts_beside_each_other(capsys):
+    zero = "parallel.zero_stage=1 parallel.activation_checkpointing=full"
+    text = plan(capsys, SMALL, "--device", "h100", "--compare", "", zero)
+    assert "A: as it is" in text and f"B: {zero}" in text
+    assert "B - A" in text and "recompute" in text and "MFU" in text
+    configs = plan(capsys, SMALL, "--device", "h100", "--compare", SMALL, RECIPE)
+    assert "does not fit" not in configs and "fits" in configs
+
+
+def test_layouts_that_are_left_open(capsys):
+    text = plan(capsys, SMALL, "--device", "h100", "parallel.layout=auto")
+    assert "a start chooses layout 1" in text and "\nasked" not in text
+    assert "parallel.layout=given" in text, "the lines realise what is shown"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--device", "h10"], "did you mean h100"),
+        (["--device", "h100", "--nodes", "0"], "--nodes is 0; it must be at least 1"),
+        (["--device", "h100", "--gpus-per-node", "-1"], "--gpus-per-node is -1"),
+        (["--device", "h100", "parallel.tensor_parallel_size=5"], "num_attention_heads 12"),
+        (["--device", "h100", "--svg", "x.svg"], "--svg goes with --sweep"),
+        (["--device", "h100", "--hardware", "none.yaml"], "none.yaml"),
+        (["--device", "h100", "--compare", "", "'"], "quotes in it do not match"),
+        (["--device", "h100", "--compare", "", "parallel.tensor_parallel_size=8"], "num_attention_heads"),
+        (["--device", "h100", "model.vocab_size=auto"], "say how many tokens it has"),
+    ],
+)
+def test_bad_input_is_named(arguments, says, capsys):
+    assert says in refusal(capsys, SMALL, *arguments)
+
+
+def test_what_fits_nowhere_is_told_with_what_would_fit(capsys):
+    model = str(ROOT / "configs/models/llama-3.1-405b.yaml")
+    message = refusal(capsys, model, "--device", "h100", "--nodes", "2")
+    assert "no layout fits on 16 x h100" in message
+    assert " nodes of 8 or " in message and "a smaller model, or shorter rows" in message
+    assert "\n" not in message.strip()
+
+
+def test_devices_of_ones_own(tmp_path, capsys):
+    file = tmp_path / "ours.yaml"
+    file.write_text("devices: {slow: {like: h100, bf16_tflops: 100, source: measured here}}\n")
+    found = json.loads(plan(capsys, SMALL, "--device", "slow", "--hardware", str(file), "--json"))
+    usual = json.loads(plan(capsys, SMALL, "--device", "h100", "--json"))
+    assert found["fleet"]["device"]["source"].startswith("measured here")
+    assert found["layouts"][0]["step"]["seconds"] > 3 * usual["layouts"][0]["step"]["seconds"]
+
+
+def test_a_layout_that_is_refused_is_told_beside_those_that_are_not(capsys):
+    text = plan(capsys, RECIPE, "--device", "h100", "parallel.zero_stage=0", "parallel.offload=none")
+    assert "\nasked" in text
+
+
+def test_numbers_and_units_of_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", SMALL, "--device", "h100", "--tokens", "many"])
+    assert "no positive number" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", SMALL])
+    assert "--device" in capsys.readouterr().err

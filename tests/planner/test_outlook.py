@@ -1,0 +1,60 @@
+"""The figures of a whole run, counted by hand from those of a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmkit.api import load
+from llmkit.config.memory import checkpoint_bytes
+from llmkit.estimate.devices import Hardware
+from llmkit.estimate.interruptions import daly_interval, lost_share
+from llmkit.estimate.search import Candidate, search
+from llmkit.monitor.cost import Prices
+from llmkit.planner.assumed import open_subject
+from llmkit.planner.outlook import HOST_BANDWIDTH, Question, checkpoint_size, outlook
+from llmkit.planner.study import ground_of
+
+RECIPE = str(Path(__file__).parents[2] / "configs/recipes/llama-3.1-8b.yaml")
+
+
+@pytest.fixture(scope="module")
+def best() -> Candidate:
+    subject = open_subject(load, RECIPE, ["checkpoint.keep_last=2"], None)
+    return search(subject.loaded, ground_of(subject, Hardware().fleet("h100", 8, 8))).fitting[0]
+
+
+def test_time_is_steps_with_what_is_lost(best: Candidate):
+    found = outlook(best, Question(1e11, Prices(), device_hours=6400.0, given_rate=True))
+    stall = checkpoint_size(best.plan).value / 64 / HOST_BANDWIDTH
+    between = 100 * 3600.0
+    interval = daly_interval(stall, between)
+    lost = lost_share(interval, stall, between)
+    assert found.steps == -(-int(1e11) // (512 * 8192))
+    assert (found.stall, found.interval, found.lost) == pytest.approx((stall, interval, lost))
+    assert found.seconds == pytest.approx(found.steps * best.time.seconds / (1 - lost))
+    assert found.failures == pytest.approx(found.seconds / between)
+    assert found.low < found.seconds < found.high
+
+
+def test_expenses(best: Candidate):
+    found = outlook(best, Question(1e11, Prices(per_device_hour=2.0, grid=100.0)))
+    hours = 64 * found.seconds / 3600
+    assert found.expense.device_hours == pytest.approx(hours)
+    assert found.expense.money == pytest.approx(2 * hours)
+    assert found.expense.kwh == pytest.approx(0.7 * hours)
+    terms = {term.name: term for term in found.terms}
+    assert terms["CO2"].value == pytest.approx(found.expense.kwh / 10) and terms["CO2"].unit == "kg"
+    assert terms["between failures"].source.startswith("Grattafiori")
+
+
+def test_disks_hosts_and_network(best: Candidate):
+    terms = {term.name: term for term in outlook(best, Question(1e11, Prices())).terms}
+    saved = checkpoint_bytes(2) * 8_030_261_248
+    assert terms["checkpoint"].value == saved
+    assert terms["disk for checkpoints"].value == 3 * saved
+    assert terms["disk for tokens"].value == 4e11, "ids beyond 65,536 take 4 bytes"
+    assert terms["host memory of a node"].value >= saved / 8
+    sent = terms["network of a node"].value * best.time.seconds
+    assert best.plan.layout.zero_stage == 1 and sent == pytest.approx(6 * 8_030_261_248)
