@@ -100,6 +100,7 @@ def outlook(candidate: Candidate, question: Question) -> Outlook:
             f"{stall.value:.3g} s of {interval + stall.value:.4g} s for saves + half an interval and "
             f"{interruptions.RESTART_SECONDS:.0f} s a failure", "first order; the restart is assumed",
         ),
+        _as_configured(candidate, stall.value, between),
         Term("time", seconds, "s", f"{alone:.4g} s / (1 - {lost:.3g})"),
         *_expenses(spent, candidate, question.prices),
         *_needs(candidate, question, saved.value),
@@ -126,6 +127,17 @@ def _stall(saved: float, candidate: Candidate) -> Term:
         f"{show_bytes(mine)} a rank / {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory",
         "all ranks share the pieces (docs/checkpoints.md); the rate is assumed of PCIe 4 and 5",
     )  # fmt: skip
+
+
+def _as_configured(candidate: Candidate, stall: float, between: float) -> Term:
+    """What is lost where the run saves as often as its configuration says, instead."""
+    checkpoint, step = candidate.plan.config.checkpoint, candidate.time.seconds
+    spans = [checkpoint.every_steps * step, checkpoint.every_minutes * 60.0]
+    interval = min((span for span in spans if span), default=math.inf)
+    if math.isinf(interval):
+        return Term("lost as configured", 1.0, "share", "nothing is saved before the end")
+    formula = f"the same with a save every {interval:.4g} s (checkpoint.every_steps, every_minutes)"
+    return Term("lost as configured", lost_share(interval, stall, between), "share", formula)
 
 
 def _expenses(spent: Expense, candidate: Candidate, prices: Prices) -> list[Term]:
@@ -187,8 +199,9 @@ def _network(candidate: Candidate) -> Term:
         times, sent = plan.accumulation_steps, 2.0 * weight + gradient
     trained = float(plan.num_trained)
     bytes_ = times * sent * trained
+    seconds, there = candidate.time.seconds, candidate.fleet.node_bandwidth / 1e9
     return Term(
-        "network of a node", bytes_ / candidate.time.seconds, "bytes/s",
-        f"{times} x {sent:g} bytes of {trained:.4g} parameters, in {candidate.time.seconds:.4g} s a step",
+        "network of a node", bytes_ / seconds, "bytes/s",
+        f"{times} x {sent:g} bytes of {trained:.4g} parameters in {seconds:.4g} s, of {there:.4g} GB/s",
         "rings of reduce-scatter and all-gather (Patarasuk and Yuan 2009), each crossing once",
     )  # fmt: skip

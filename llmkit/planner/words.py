@@ -58,7 +58,7 @@ def value(term: Term) -> str:
         return duration(number) if number >= 60.0 else seconds(number)
     if unit == "share":
         return f"{number:.2%}"
-    return f"{number:,.4g} {unit}" if number < 1e5 else f"{number:,.0f} {unit}"
+    return f"{number:,.4g} {unit}" if number < 1e4 else f"{number:,.0f} {unit}"
 
 
 def seconds(number: float) -> str:

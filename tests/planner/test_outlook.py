@@ -32,6 +32,10 @@ def test_time_is_steps_with_what_is_lost(best: Candidate):
     interval = daly_interval(stall, between)
     lost = lost_share(interval, stall, between)
     assert found.steps == -(-int(1e11) // (512 * 8192))
+    terms = {term.name: term.value for term in found.terms}
+    every = min(1000 * best.time.seconds, 30 * 60)
+    assert terms["lost as configured"] == pytest.approx(lost_share(every, stall, between))
+    assert terms["lost as configured"] > found.lost, "Daly's interval loses least"
     assert (found.stall, found.interval, found.lost) == pytest.approx((stall, interval, lost))
     assert found.seconds == pytest.approx(found.steps * best.time.seconds / (1 - lost))
     assert found.failures == pytest.approx(found.seconds / between)
