@@ -66,8 +66,10 @@ def _engines(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
 
 def _offloads(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
     """To the host's memory, which only DeepSpeed does, and only where the device's is another."""
-    offers = chosen["parallel.engine"] == "deepspeed" and fleet.device.architecture != "cpu"
-    return ["none", "cpu"] if offers else ["none"]
+    if chosen["parallel.engine"] != "deepspeed" or fleet.device.architecture == "cpu":
+        return ["none"]
+    alone = fleet.size == chosen["parallel.tensor_parallel_size"]  # ZeRO serves nothing else there
+    return ["cpu"] if alone else ["none", "cpu"]
 
 
 def _recomputed(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
