@@ -106,11 +106,6 @@ class Hardware:
         """The link of this name, in either case. Raises UserError where there is none."""
         return _named(self.links, name, "link")
 
-    def called(self, label: str) -> Device | None:
-        """The device that PyTorch gives this name; None where it is not in the table."""
-        plain = label.removeprefix("NVIDIA ").strip()
-        return next((each for each in self.devices.values() if each.label == plain), None)
-
     def with_device(self, device: Device) -> Hardware:
         """The same with one device more, such as a CPU that has been measured."""
         return replace(self, devices={**self.devices, device.name: device})

@@ -39,7 +39,7 @@ def fleet_of(info: RankInfo) -> Fleet:
 
 def _gpu(hardware: Hardware, info: RankInfo) -> Device:
     name = torch.cuda.get_device_name(info.local_rank)
-    if (device := hardware.called(name)) is None:
+    if (device := hardware.labelled(name)) is None:
         raise UserError(
             f"parallel.layout is auto, and no figures of {name} are known to choose by; set it to given, and "
             "the settings of `parallel` to the layout that you want"
