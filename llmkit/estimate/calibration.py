@@ -159,8 +159,8 @@ def calibration_file(machine: Machine, threads: int, environment: Mapping[str, s
     return user_cache(environment) / "calibration" / f"{name}-{threads}.json"
 
 
-def read_calibration(path: Path, here: Machine, threads: int) -> Calibration:
-    """The calibration in a file, of this machine and number of threads.
+def read_calibration(path: Path, here: Machine, threads: int | None) -> Calibration:
+    """The calibration in a file, of this machine and number of threads; None = of any.
 
     Raises UserError, with the name of the machine, where it is of another one, and where it is damaged.
     """
@@ -173,7 +173,7 @@ def read_calibration(path: Path, here: Machine, threads: int) -> Calibration:
         raise UserError(f"{path}: is no calibration; {ANEW}") from None
     if found.machine != here:
         raise UserError(f"{path}: is the calibration of {found.machine}, and this is {here}; {ANEW}")
-    if found.threads != threads:
+    if threads is not None and found.threads != threads:
         raise UserError(f"{path}: was measured with {found.threads} threads, not {threads}; {ANEW}")
     return found
 

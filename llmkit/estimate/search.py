@@ -16,11 +16,13 @@ from typing import Any
 from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
+from llmkit.estimate.calibration import MEASURED
 from llmkit.estimate.facts import facts_of
 from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.memory import MemoryEstimate, memory_of
 from llmkit.estimate.rates import Rates
 from llmkit.estimate.step_time import StepEstimate, step_time
+from llmkit.plan.facts import DeviceFacts
 from llmkit.plan.plan import Known, Plan
 from llmkit.plan.resolve import resolve_plan
 
@@ -93,13 +95,14 @@ class Ground:
     """Where layouts are tried.
 
     known: what is known beside the settings. rates: of a calibrated device. host_memory: bytes of a node's
-    host; None = `HOST_SHARE` times its devices' memory.
+    host; None = `HOST_SHARE` times its devices' memory. facts: of the device; None = those of the table's.
     """
 
     fleet: Fleet
     known: Known = field(default_factory=Known)
     rates: Rates | None = None
     host_memory: float | None = None
+    facts: DeviceFacts | None = None
 
     @property
     def host_room(self) -> float:
@@ -111,7 +114,8 @@ class Ground:
     @cached_property
     def complete(self) -> Known:
         """`known`, with the fleet's world and device."""
-        return replace(self.known, world_size=self.fleet.size, device=facts_of(self.fleet.device))
+        facts = facts_of(self.fleet.device) if self.facts is None else self.facts
+        return replace(self.known, world_size=self.fleet.size, device=facts)
 
     @property
     def timed(self) -> bool:
@@ -131,7 +135,9 @@ class Candidate:
     @cached_property
     def time(self) -> StepEstimate:
         """Of a step; computed when it is asked for. Raises UserError where there is no estimate."""
-        return step_time(self.plan, self.fleet, self.rates)
+        if self.rates is None:
+            return step_time(self.plan, self.fleet)
+        return step_time(self.plan, self.fleet, self.rates, MEASURED)
 
     @property
     def fits(self) -> bool:

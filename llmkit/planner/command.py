@@ -11,8 +11,9 @@ from llmkit.planner.assumed import Load
 from llmkit.planner.compare import compare
 from llmkit.planner.document import document
 from llmkit.planner.explain import explain
+from llmkit.planner.ground import open_place
 from llmkit.planner.page import page
-from llmkit.planner.study import open_fleet, study
+from llmkit.planner.study import study
 from llmkit.planner.sweep import sweep_command
 
 
@@ -23,11 +24,11 @@ def plan_command(options: argparse.Namespace, load: Load, show: Callable[[str], 
     """
     if options.svg is not None and not options.sweep:
         raise UserError("plan: --svg goes with --sweep, whose charts it writes")
-    fleet = open_fleet(options)
+    place = open_place(options)
     if options.compare is not None:
-        lines = compare(load, options, fleet)
+        lines = compare(load, options, place)
     else:
-        found = study(load, options, options.config, options.overrides, fleet)
+        found = study(load, options, options.config, options.overrides, place)
         if options.json:
             lines = iter([json.dumps(document(found, options.best), indent=1)])
         elif options.sweep:

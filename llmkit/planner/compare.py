@@ -9,19 +9,19 @@ from pathlib import Path
 
 from llmkit.config.memory import show_bytes
 from llmkit.errors import UserError
-from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.search import Candidate
 from llmkit.estimate.term import Term
 from llmkit.planner import words
 from llmkit.planner.assumed import Load, open_subject
+from llmkit.planner.ground import Place
 from llmkit.planner.study import asked_layout
 
 
-def compare(load: Load, options: argparse.Namespace, fleet: Fleet) -> Iterator[str]:
+def compare(load: Load, options: argparse.Namespace, place: Place) -> Iterator[str]:
     """The lines. Raises UserError for a side that training refuses."""
-    sides = [_side(load, options, text, fleet) for text in options.compare]
+    sides = [_side(load, options, text, place) for text in options.compare]
     names = [words.layout(side.plan) for side in sides]
-    yield f"on {words.fleet(fleet)}"
+    yield f"on {words.fleet(sides[0].fleet)}"
     for letter, text, side in zip("AB", options.compare, sides, strict=True):
         yield f"{letter}: {text or 'as it is'}: {words.model(side.plan)}; {names['AB'.index(letter)]}"
     yield ""
@@ -38,7 +38,7 @@ def compare(load: Load, options: argparse.Namespace, fleet: Fleet) -> Iterator[s
     yield from words.table(rows, right=(1, 2, 3))
 
 
-def _side(load: Load, options: argparse.Namespace, text: str, fleet: Fleet) -> Candidate:
+def _side(load: Load, options: argparse.Namespace, text: str, place: Place) -> Candidate:
     """The layout that a configuration, or overrides of CONFIG, ask for."""
     config, overrides = options.config, list(options.overrides)
     if text.endswith((".yaml", ".yml")) or Path(text).is_file():
@@ -49,7 +49,8 @@ def _side(load: Load, options: argparse.Namespace, text: str, fleet: Fleet) -> C
         except ValueError as error:
             what = f"plan: --compare {text[:80]!r}: the quotes in it do not match: {error}"
             raise UserError(what) from error
-    return asked_layout(open_subject(load, config, overrides, options.tokens), fleet)
+    subject = open_subject(load, config, overrides, options.tokens)
+    return asked_layout(subject, place.ground(subject))
 
 
 def _rows(

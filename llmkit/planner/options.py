@@ -17,6 +17,9 @@ def add_plan_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--hardware", metavar="FILE", help="YAML with devices and links of your own (docs/plan.md)"
     )
+    plan.add_argument(
+        "--calibration", metavar="FILE", help="of this CPU, by llmkit doctor --calibrate"
+    )
     plan.add_argument("--tokens", type=quantity, metavar="T", help="of the run; default: CONFIG's")
     plan.add_argument("--loss", type=quantity, metavar="L", help="to reach, in nats a token, by scaling laws")
     plan.add_argument("--flops", type=quantity, metavar="F", help="to spend, by scaling laws; such as 1e22")

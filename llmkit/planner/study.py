@@ -6,17 +6,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from llmkit.errors import UserError
-from llmkit.estimate.devices import Hardware
 from llmkit.estimate.hardware import Fleet
-from llmkit.estimate.hardware_file import read_hardware
 from llmkit.estimate.interruptions import DEVICE_HOURS
 from llmkit.estimate.search import Candidate, Found, Ground, as_given, candidate, search
 from llmkit.monitor.cost import Prices
-from llmkit.plan.plan import Known
 from llmkit.planner.assumed import Load, Subject, open_subject
+from llmkit.planner.ground import Place
 from llmkit.planner.launch import overrides_of
 from llmkit.planner.law_table import LawRow, law_rows
 from llmkit.planner.outlook import Outlook, Question, outlook
@@ -64,32 +61,21 @@ class Study:
         return [*(each for each in self.overrides if each.partition("=")[0] not in replaced), *changed]
 
 
-def open_fleet(options: argparse.Namespace) -> Fleet:
-    """The devices that the command line asks for. Raises UserError for those that there are not."""
-    for name in ("nodes", "gpus_per_node"):
-        count = getattr(options, name)
-        if count is not None and count < 1:
-            raise UserError(f"plan: --{name.replace('_', '-')} is {count}; it must be at least 1")
-    hardware = Hardware() if options.hardware is None else read_hardware(Path(options.hardware))
-    return hardware.fleet(options.device, options.gpus_per_node, options.nodes)
-
-
 def study(
-    load: Load, options: argparse.Namespace, config: str, overrides: Sequence[str], fleet: Fleet
+    load: Load, options: argparse.Namespace, config: str, overrides: Sequence[str], place: Place
 ) -> Study:
-    """Tries the layouts of a configuration on a fleet.
+    """Tries the layouts of a configuration on some devices.
 
     Raises UserError for mistakes in the configuration, and where no layout of it fits.
     """
     overrides = tuple(overrides)
     subject = open_subject(load, config, overrides, options.tokens)
     loaded = subject.loaded
-    host = None if options.host_memory is None else options.host_memory * 2.0**30
-    ground = replace(ground_of(subject, fleet), host_memory=host)
+    ground = place.ground(subject)
     asked, refusal = None, ""
     try:
         if loaded.config.parallel.layout == "given":
-            asked = asked_layout(subject, fleet)
+            asked = asked_layout(subject, ground)
     except UserError as error:
         refusal = str(error)
     found = search(loaded, ground)
@@ -108,17 +94,11 @@ def study(
     return Study(config, overrides, subject, ground, question, asked, refusal, found, tuple(laws))
 
 
-def ground_of(subject: Subject, fleet: Fleet) -> Ground:
-    """Where the layouts of a configuration are tried."""
-    return Ground(fleet, Known(tokenizer_size=subject.vocab_size))
-
-
-def asked_layout(subject: Subject, fleet: Fleet) -> Candidate:
+def asked_layout(subject: Subject, ground: Ground) -> Candidate:
     """The layout of the configuration; a micro-batch that it leaves open is the largest that fits.
 
     Raises UserError where training refuses it.
     """
-    ground = ground_of(subject, fleet)
     if subject.loaded.config.train.micro_batch_size != "auto":
         return as_given(subject.loaded, ground)
     return candidate(subject.loaded, ground, {})

@@ -17,7 +17,6 @@ from llmkit.estimate.search import Ground, search
 from llmkit.plan import Known, resolve_plan
 from llmkit.planner.assumed import open_subject
 from llmkit.planner.launch import launch_lines, override, overrides_of
-from llmkit.planner.study import ground_of
 
 ROOT = Path(__file__).parents[2]
 LLAMA = str(ROOT / "configs/models/llama-3.1-8b.yaml")
@@ -50,7 +49,7 @@ def test_each_line_resolves_to_the_plan_that_is_shown(config, given, device, per
     fleet = Hardware().fleet(device, per_node, nodes)
     subject = open_subject(load, config, given, None)
     known = Known(fleet.size, tokenizer_size=subject.vocab_size, device=facts_of(fleet.device))
-    for candidate in search(subject.loaded, ground_of(subject, fleet)).families[:4]:
+    for candidate in search(subject.loaded, Ground(fleet, known)).families[:4]:
         overrides = [*given, *overrides_of(candidate, subject.loaded.config)]
         lines = launch_lines(config, overrides, fleet, subject.assumed)
         assert len(lines) == 2

@@ -10,11 +10,10 @@ from llmkit.api import load
 from llmkit.config.memory import checkpoint_bytes
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.interruptions import daly_interval, lost_share
-from llmkit.estimate.search import Candidate, search
+from llmkit.estimate.search import Candidate, Ground, search
 from llmkit.monitor.cost import Prices
 from llmkit.planner.assumed import open_subject
 from llmkit.planner.outlook import HOST_BANDWIDTH, Question, checkpoint_size, outlook
-from llmkit.planner.study import ground_of
 
 RECIPE = str(Path(__file__).parents[2] / "configs/recipes/llama-3.1-8b.yaml")
 
@@ -22,7 +21,7 @@ RECIPE = str(Path(__file__).parents[2] / "configs/recipes/llama-3.1-8b.yaml")
 @pytest.fixture(scope="module")
 def best() -> Candidate:
     subject = open_subject(load, RECIPE, ["checkpoint.keep_last=2"], None)
-    return search(subject.loaded, ground_of(subject, Hardware().fleet("h100", 8, 8))).fitting[0]
+    return search(subject.loaded, Ground(Hardware().fleet("h100", 8, 8))).fitting[0]
 
 
 def test_time_is_steps_with_what_is_lost(best: Candidate):
