@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmkit.cores import available_cores, host_memory, raise_open_files
+from llmkit.cores import available_cores, free_memory, host_memory, raise_open_files
 
 
 def test_where_no_cores_are_assigned_all_of_the_machine_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +55,32 @@ def test_a_control_group_holds_a_job_to_less(tmp_path, groups, file, text, expec
 
 def test_a_system_that_does_not_tell_has_no_known_memory(tmp_path):
     assert host_memory(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {}, 5 * GIB),
+        ("0::/job\n", {"memory.max": f"{4 * GIB}", "memory.current": f"{3 * GIB}", "memory.stat":
+            f"anon 5\ninactive_file {2 * GIB}"}, 3 * GIB),
+        ("0::/job\n", {"memory.max": "max", "memory.current": f"{3 * GIB}"}, 5 * GIB),
+        ("0::/job\n", {"memory.max": f"{GIB}", "memory.current": f"{GIB + 4096}", "memory.stat": ""}, 0),
+        ("4:memory:/job\n", {"memory.limit_in_bytes": f"{4 * GIB}", "memory.usage_in_bytes": f"{3 * GIB}",
+            "memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB}"}, 2 * GIB),
+    ],
+)  # fmt: skip
+def test_what_a_control_group_has_taken_is_not_free_but_for_the_page_cache(
+    tmp_path: Path, groups: str, files: dict[str, str], expected: int
+) -> None:
+    folder = tmp_path / "groups" / ("job" if groups.startswith("0") else "memory/job")
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(f"{text}\n" if text else "")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text(groups)
+    (tmp_path / "meminfo").write_text(f"MemTotal: {8 * 2**20} kB\nMemAvailable: {5 * 2**20} kB\n")
+    assert free_memory(tmp_path, tmp_path / "groups") == expected
+    assert free_memory(tmp_path / "nowhere") is None
 
 
 FAULTS = """

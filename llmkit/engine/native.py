@@ -36,7 +36,14 @@ from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
 from llmkit.engine.own_gradients import OwnGradients
 from llmkit.engine.parts import StepParts
 from llmkit.engine.quantised import write_quantised
-from llmkit.engine.state_shards import Source, StateShard, broadcast_shards, load_shards, to_pieces
+from llmkit.engine.state_shards import (
+    Source,
+    StateShard,
+    broadcast_shards,
+    load_shards,
+    share_out,
+    to_pieces,
+)
 from llmkit.kernels.adamw import RoundsWeights
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
@@ -236,22 +243,21 @@ class NativeEngine:
                 yield Copies(f"{shard.parameter} ({shard.kind})", self._copies(shard.parameter), shard.data)
 
     def read_pieces(self) -> Iterator[Piece]:
-        """See `Engine.read_pieces`. Ranks that hold the same share the work, a parameter each.
+        """See `Engine.read_pieces`. Ranks that hold the same share it out (`share_out`).
 
         A frozen weight has no master: its value, rounded as it is, stands for one, unless it is in no
         checkpoint (`Model.adapted`).
         """
-        mine = set()
-        for index, name in enumerate(self.trained if self.model.adapted else self.weights):
-            copies = self.mesh[self._copies(name)]
-            if index % copies.size == copies.rank:
-                mine.add(name)
+        names = self.trained if self.model.adapted else self.weights
+        sizes = {name: (self.weights[name].numel(), self.mesh[self._copies(name)]) for name in names}
+        shares = share_out(sizes)
         kept = (
-            shard._replace(data=shard.data.float())
+            shard.within(*shares[shard.parameter])
             for shard in self._state_shards()
-            if shard.parameter in mine
+            if shard.parameter in shares
         )
-        return to_pieces(kept, self.parts)
+        held = (shard._replace(data=shard.data.float()) for shard in kept if len(shard.data))
+        return to_pieces(held, self.parts)
 
     def _copies(self, name: str) -> tuple[str, ...]:
         """Mesh dimensions along which all ranks hold the same of a parameter's state."""

@@ -18,6 +18,9 @@ from llmkit.config.adapters import is_adapter
 from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import Box, ParameterSlice, Range
 
+PART = 2**20
+"""Elements of a parameter, at least, that one of several ranks writes into a checkpoint."""
+
 
 class StateShard(NamedTuple):
     """Elements start, start + 1, ... of one parameter's flat storage.
@@ -29,6 +32,11 @@ class StateShard(NamedTuple):
     kind: str
     data: Tensor
     start: int
+
+    def within(self, lo: int, hi: int) -> StateShard:
+        """Its elements of the range [lo, hi) of the parameter's flat storage, perhaps none."""
+        lo, hi = (min(max(bound - self.start, 0), len(self.data)) for bound in (lo, hi))
+        return self._replace(data=self.data[lo:hi], start=self.start + lo)
 
 
 class Source(Protocol):
@@ -65,6 +73,23 @@ class AdaptedWeights(Source):
     def read_into(self, out: Tensor, name: str, kind: str, box: Box, range: Range) -> None:
         """See `Source.read_into`."""
         (self.adapters if is_adapter(name) else self.base).read_into(out, name, kind, box, range)
+
+
+def share_out(parameters: Mapping[str, tuple[int, Axis]]) -> dict[str, Range]:
+    """Which elements of each parameter this rank writes, where several hold the same; none: it is left out.
+
+    Parameters are divided into parts, which are dealt to the ranks in turn, so that none writes much more
+    than another. parameters: the elements of each, and the ranks that hold the same of it.
+    """
+    found: dict[str, Range] = {}
+    dealt = dict.fromkeys((holders.size for _, holders in parameters.values()), 0)
+    for name, (size, holders) in parameters.items():
+        parts = min(holders.size, max(1, size // PART))
+        number = (holders.rank - dealt[holders.size]) % holders.size
+        dealt[holders.size] += parts  # of ranks of one kind, as what they hold is of one size
+        if number < parts:
+            found[name] = (size * number // parts, size * (number + 1) // parts)
+    return found
 
 
 def to_pieces(shards: Iterable[StateShard], parts: Mapping[str, Sequence[ParameterSlice]]) -> Iterator[Piece]:

@@ -72,7 +72,7 @@ class Hook:
         """After each evaluation."""
 
     def after_save(self, t: Trainer, path: Path) -> None:
-        """After each checkpoint; `path` is its folder."""
+        """When a checkpoint is on disk; `path` is its folder. `t.state` may be some steps ahead of it."""
 
     def on_end(self, t: Trainer) -> None:
         """After the last step of this process, whether the run is finished or was stopped; all is saved."""

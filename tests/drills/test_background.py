@@ -14,7 +14,8 @@ from tests.limits import HANG
 from tests.program import environment, make_project
 
 DRILL = {
-    "injection": "kill -9 of one rank at calls to the disk of the thread that writes its checkpoint",
+    "injection": "kill -9 of one rank (or SIGSTOP of rank 0, for a moment) at calls to the disk of the "
+    "thread that writes its checkpoint",
     "expected": "the checkpoint before or the new one is found and verifies; the next start leaves no "
     "temporary file, and ends as a run that nothing disturbed",
 }
@@ -59,3 +60,8 @@ def test_a_kill_in_the_background_leaves_a_checkpoint(
             assert all(again[key].equal(wanted[key]) for key in wanted), each
     assert len(found["points"]) >= least and steps >= {None, 2, 4}
     measured("kills", len(found["points"]), f"on {layout}")
+    for each in found["stops"]:  # of rank 0, for a moment
+        assert set(each["codes"]) == {0} and each["meanwhile"] in (None, 2, 4), each
+        state = final_state(tmp_path / "runs" / each["name"], 6)
+        assert all(state[key].equal(wanted[key]) for key in wanted), each
+    measured("stops", len(found["stops"]), f"on {layout}")

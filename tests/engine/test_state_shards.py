@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from unittest.mock import patch
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.engine.state_shards import Source, StateShard, load_shards, to_pieces
+from llmkit.engine import state_shards
+from llmkit.engine.state_shards import Source, StateShard, load_shards, share_out, to_pieces
+from llmkit.parallel.mesh import Axis
 from llmkit.parallel.slices import ParameterSlice
 
 # A stored matrix of 7 rows of 5: rows 0-2 are all of "a", rows 2-5 rows 4-7 of "b" (9 rows), 5-7 padding.
@@ -77,3 +80,34 @@ def test_what_the_source_does_not_have_starts_at_zero():
     slot = StateShard("stack", "exp_avg", torch.ones(35), 0)
     load_shards([slot], PARTS, Numbers())
     assert slot.data.eq(0.0).all()
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 5))
+def test_ranks_that_hold_the_same_share_it_out(sizes, ranks):
+    """Every element is one rank's; none writes much more than another, and parts are not small."""
+    with patch.object(state_shards, "PART", 8):
+        shares = [
+            share_out({str(number): (size, Axis(rank, ranks)) for number, size in enumerate(sizes)})
+            for rank in range(ranks)
+        ]
+    for number, size in enumerate(sizes):
+        ranges = sorted(share[str(number)] for share in shares if str(number) in share)
+        assert ranges[0][0] == 0 and ranges[-1][1] == size
+        assert all(one[1] == two[0] for one, two in pairwise(ranges))
+        assert all(hi - lo >= min(8, size) for lo, hi in ranges)
+
+
+def test_one_large_parameter_is_no_load_of_one_rank():
+    sizes = {"embedding.weight": 2**28, **{f"blocks.{number}": 2**22 for number in range(32)}}
+    for ranks in (2, 8, 64):
+        held = [{name: (size, Axis(rank, ranks)) for name, size in sizes.items()} for rank in range(ranks)]
+        shares = list(map(share_out, held))
+        written = [sum(hi - lo for lo, hi in share.values()) for share in shares]
+        assert sum(written) == sum(sizes.values()) and max(written) <= 1.1 * sum(written) / ranks
+
+
+def test_a_shard_has_the_elements_of_a_range_that_it_holds():
+    shard = StateShard("stack", "master", torch.arange(10.0, 20.0), 10)
+    assert shard.within(12, 15).data.tolist() == [12.0, 13.0, 14.0] and shard.within(12, 15).start == 12
+    assert len(shard.within(0, 10).data) == len(shard.within(20, 35).data) == 0
+    assert shard.within(0, 35).data.equal(shard.data)

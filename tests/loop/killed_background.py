@@ -3,13 +3,15 @@
 Usage: python -m tests.loop.killed_background FOLDER LAYOUT EVERY, as a child of the fork server: it has one
 thread. In FOLDER is a project; EVERY: of the calls, each so many-th is a point at which a rank is killed.
 FOLDER/LAYOUT.json then tells of each point: the rank, the call, the checkpoint that is found and verifies,
-how the others have ended, and, where the run was started again, its exit code.
+how the others have ended, and, where the run was started again, its exit code. Then rank 0 is stopped for a
+moment (SIGSTOP) instead, at each STOPS-th of its calls.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -36,15 +38,20 @@ AGAIN = 8
 """Of the points of several ranks, every so many-th run is started again; of one rank, every run."""
 
 
+STOPS = 23
+
+
 def saving() -> bool:
     """Whether this is the thread that writes a checkpoint."""
     return threading.current_thread().name == "save"
 
 
-def begin(layout: str, name: str, victim: int | None, kill_at: int | None) -> list[int]:
-    """Starts the ranks of a run, of which one is killed before its call number `kill_at`; their process ids.
+def begin(
+    layout: str, name: str, victim: int | None, at: int | None, send: int = signal.SIGKILL
+) -> list[int]:
+    """Starts the ranks of a run, of which one sends itself a signal before its call number `at`; their ids.
 
-    victim: None = none is killed, and each writes down its calls.
+    victim: None = none does, and each writes down its calls.
     """
     children, variables = [], world(RANKS[layout])
     for rank in range(RANKS[layout]):
@@ -52,7 +59,7 @@ def begin(layout: str, name: str, victim: int | None, kill_at: int | None) -> li
         if child == 0:
             code = 70
             try:
-                code = rank_process(layout, name, rank, variables[rank], victim, kill_at)
+                code = rank_process(layout, name, rank, variables[rank], victim, at, send)
             except Exception:
                 traceback.print_exc()
             finally:
@@ -62,11 +69,12 @@ def begin(layout: str, name: str, victim: int | None, kill_at: int | None) -> li
 
 
 def rank_process(
-    layout: str, name: str, rank: int, variables: dict[str, str], victim: int | None, kill_at: int | None
-) -> int:
+    layout: str, name: str, rank: int, variables: dict[str, str], victim: int | None, at: int | None,
+    send: int,
+) -> int:  # fmt: skip
     """One rank; its exit code."""
     agreement.LINGER, roll_call.ANSWER_SECONDS = timedelta(), 0.2  # the others do not wait for the dead
-    seen = watch(kill_at, counts=saving) if victim in (None, rank) else []
+    seen = watch(at, signal_number=send, counts=saving) if victim in (None, rank) else []
     if RANKS[layout] == 1:
         code = train(f"run.name={name}", *STEPS, *LAYOUTS[layout])
     else:
@@ -97,6 +105,16 @@ def point(layout: str, name: str, victim: int, number: int, again: bool) -> dict
     return found
 
 
+def stopped(layout: str, name: str, number: int) -> dict[str, Any]:
+    """What comes of a run whose rank 0 is stopped in a save, and what there is meanwhile."""
+    children = begin(layout, name, 0, number, signal.SIGSTOP)
+    _, status = os.waitpid(children[0], os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    newest = read.newest(Path("runs") / name / "checkpoints", lambda line: None)
+    os.kill(children[0], signal.SIGCONT)
+    return {"name": name, "meanwhile": None if newest is None else newest.step, "codes": ended(children)}
+
+
 def main(folder: Path, layout: str, every: int) -> None:
     setattr(os, "fsync", lambda descriptor: None)  # noqa: B010  # a kill loses nothing that is not synced
     os.chdir(folder)
@@ -109,7 +127,9 @@ def main(folder: Path, layout: str, every: int) -> None:
         again = RANKS[layout] == 1 or index % AGAIN == 0
         left = point(layout, f"{layout}-{rank}-{number}", rank, number, again)
         found.append({"rank": rank, "number": number, "call": calls[rank][number], **left})
-    Path(f"{layout}.json").write_text(json.dumps({"straight": straight, "points": found}))
+    stops = range(0, len(calls[0]), STOPS) if every < 10 else []
+    paused = [stopped(layout, f"{layout}-stopped-{number}", number) for number in stops]
+    Path(f"{layout}.json").write_text(json.dumps({"straight": straight, "points": found, "stops": paused}))
 
 
 if __name__ == "__main__":
