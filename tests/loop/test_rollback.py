@@ -209,7 +209,7 @@ LAYOUTS = {
     "ddp": ["parallel.zero_stage=0"],
     "muon": ["parallel.zero_stage=1", "optimizer.name=muon"],
     "zero1": ["parallel.zero_stage=1", "parallel.engine=deepspeed"],
-    "zero3": ["parallel.zero_stage=3"],
+    "zero3": ["parallel.zero_stage=3", "checkpoint.background=true"],
     "offload": ["parallel.zero_stage=2", "parallel.offload=cpu"],
     "tensor": ["parallel.tensor_parallel_size=2"],
 }

@@ -97,6 +97,11 @@ def test_steps_go_on_while_it_is_written_and_it_is_on_record_once_it_is_there(
     assert first["account"]["useful"] < recorded("save")[1]["account"]["useful"]
 
 
+@pytest.mark.drill(
+    "D18",
+    injection="a disk so slow that a save beside training is not over when the next one is due",
+    expected="no step waits for it, the next save does; nothing is lost",
+)
 def test_a_save_that_is_not_over_is_waited_for_by_the_next_one(
     project: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
@@ -140,6 +145,11 @@ def test_a_fault_waits_for_it(project: Path, monkeypatch: pytest.MonkeyPatch, ga
     assert saved() == [2] and (fault["saved_step"], fault["lost_steps"]) == (2, 1)
 
 
+@pytest.mark.drill(
+    "D16",
+    injection="the disk has no room for a save that is written beside training",
+    expected="all ranks notice it after the same step, training goes on, the next save is there",
+)
 def test_one_that_fails_is_on_record_and_training_goes_on(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,9 +222,10 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     make_project(folder)
     codes = run_ranks(
-        4, "tests.loop.saving_cases:layouts", joined=False, folder=str(folder), cases=LAYOUTS
+        4, "tests.loop.saving_cases:layouts", joined=False, may_die=range(4),
+        folder=str(folder), cases=LAYOUTS,
     )  # fmt: skip
-    assert codes == [[0] * 2 * len(LAYOUTS)] * 4
+    assert codes == [[*[0] * 2 * len(LAYOUTS), 1]] * 4
     return folder / "runs"
 
 
@@ -228,3 +239,11 @@ def test_ranks_write_what_they_would_have_waited_for(layouts: Path, layout: str)
     assert timeless(beside) == timeless(waits)
     saves = {folder.name[5:]: [row["step"] for row in recorded("save", folder)] for folder in (beside, waits)}
     assert set(map(tuple, saves.values())) == {(2, 4)}
+
+
+def test_what_is_being_written_is_saved_where_one_rank_fails(layouts: Path) -> None:
+    run = layouts / "fails"
+    assert [row["step"] for row in recorded("save", run)] == [2]
+    (fault,) = recorded("fault", run)
+    assert (fault["saved_step"], fault["lost_steps"]) == (2, 1) and "rank 1 cannot go on" in fault["reason"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
