@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llmkit.config.memory import checkpoint_bytes, mean_moments, show_bytes
+from llmkit.config.memory import checkpoint_bytes, show_bytes
 from llmkit.data.shards.format import token_dtype
 from llmkit.estimate import interruptions
 from llmkit.estimate.expense import Expense, expense
@@ -112,20 +112,24 @@ def outlook(candidate: Candidate, question: Question) -> Outlook:
 
 
 def checkpoint_size(plan: Plan) -> Term:
-    """Of one checkpoint: fp32 values with their moments."""
-    moments = mean_moments(plan.trained, plan.config.optimizer)
-    each = checkpoint_bytes(moments)
-    formula = f"{plan.num_trained:,} trained parameters x {each:.4g} bytes: fp32 and {moments:.3g} moments"
+    """Of one checkpoint: fp32 values with what is kept beside them."""
+    each = checkpoint_bytes(plan.kept_tensors)
+    kept = f"fp32 and {plan.kept_tensors:.3g} more (moments, a moving average)"
+    formula = f"{plan.num_trained:,} trained parameters x {each:.4g} bytes: {kept}"
     return Term("checkpoint", each * plan.num_trained, "bytes", formula, "llmkit/config/memory.py")
 
 
 def _stall(saved: float, candidate: Candidate) -> Term:
-    """Seconds for which training waits for a save: every rank copies its share to its host."""
-    mine = saved / candidate.fleet.size
+    """Seconds for which training waits for a save: every rank copies its share to its host, and waits for the
+    disk, too, where that is not done beside training."""
+    mine, node = saved / candidate.fleet.size, saved / candidate.fleet.nodes
+    seconds, formula = mine / HOST_BANDWIDTH, f"{show_bytes(mine)} a rank / {HOST_BANDWIDTH / 1e9:.0f} GB/s"
+    if not candidate.plan.config.checkpoint.background:
+        seconds += node / DISK_BANDWIDTH
+        formula += f" + {show_bytes(node)} a node / {DISK_BANDWIDTH / 1e9:g} GB/s (no checkpoint.background)"
     return Term(
-        "stall of a save", mine / HOST_BANDWIDTH, "s",
-        f"{show_bytes(mine)} a rank / {HOST_BANDWIDTH / 1e9:.0f} GB/s to the host's memory",
-        "all ranks share the pieces (docs/checkpoints.md); the rate is assumed of PCIe 4 and 5",
+        "stall of a save", seconds, "s", formula,
+        "all ranks share the pieces (docs/checkpoints.md); rates of PCIe and of a shared disk are assumed",
     )  # fmt: skip
 
 
@@ -181,7 +185,7 @@ def _needs(candidate: Candidate, question: Question, saved: float) -> list[Term]
     terms.append(
         Term(
             "writing a checkpoint", write, "s",
-            f"{show_bytes(saved / fleet.nodes)} a node / {DISK_BANDWIDTH / 1e9:g} GB/s, beside training",
+            f"{show_bytes(saved / fleet.nodes)} a node / {DISK_BANDWIDTH / 1e9:g} GB/s",
             "the rate is assumed; `llmkit doctor` measures it",
         )
     )  # fmt: skip

@@ -108,15 +108,14 @@ def _charts(
     study: Study, strong: list[Point], weak: list[Point], memory: dict[str, list[tuple[int, int]]]
 ) -> Iterator[Chart]:
     lines = [
-        Line(name, [(float(p.devices), p.best.time.tokens_per_second) for p in points])
+        Line(name, [(float(p.devices), p.each) for p in points])
         for name, points in (("strong scaling", strong), ("weak scaling", weak))
         if points
     ]
     if weak:
-        ideal = [(float(p.devices), weak[0].each * p.devices) for p in weak]
-        lines.append(Line("in proportion", ideal, dashed=True))
-    name, device = study.best.plan.config.run.name, study.fleet.device.name
-    yield Chart(f"{name} on {device}: tokens a second", "devices", "tokens/s", lines)
+        lines.append(Line("without loss", [(float(p.devices), weak[0].each) for p in weak], dashed=True))
+    name, device = Path(study.path).stem, study.fleet.device.name
+    yield Chart(f"{name} on {device}: tokens a second of one device", "devices", "tokens/s", lines)
     kept = [Line(how, [(float(n), size / 2**30) for n, size in points]) for how, points in memory.items()]
     ends = sorted({float(n) for points in memory.values() for n, _ in points})
     there = study.fleet.device.memory / 2**30

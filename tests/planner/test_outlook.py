@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,15 @@ from llmkit.estimate.interruptions import daly_interval, lost_share
 from llmkit.estimate.search import Candidate, Ground, search
 from llmkit.monitor.cost import Prices
 from llmkit.planner.assumed import open_subject
-from llmkit.planner.outlook import HOST_BANDWIDTH, Question, checkpoint_size, outlook
+from llmkit.planner.outlook import DISK_BANDWIDTH, HOST_BANDWIDTH, Question, checkpoint_size, outlook
 
 RECIPE = str(Path(__file__).parents[2] / "configs/recipes/llama-3.1-8b.yaml")
 
 
 @pytest.fixture(scope="module")
 def best() -> Candidate:
-    subject = open_subject(load, RECIPE, ["checkpoint.keep_last=2"], None)
+    given = ["checkpoint.keep_last=2", "checkpoint.background=true"]
+    subject = open_subject(load, RECIPE, given, None)
     return search(subject.loaded, Ground(Hardware().fleet("h100", 8, 8))).fitting[0]
 
 
@@ -61,3 +63,12 @@ def test_disks_hosts_and_network(best: Candidate):
     assert terms["host memory of a node"].value >= saved / 8
     sent = terms["network of a node"].value * best.time.seconds
     assert best.plan.layout.zero_stage == 1 and sent == pytest.approx(6 * 8_030_261_248)
+
+
+def test_training_waits_for_the_disk_where_saves_are_not_beside_it(best: Candidate):
+    off = best.plan.config.checkpoint.model_copy(update={"background": False})
+    plan = replace(best.plan, config=best.plan.config.model_copy(update={"checkpoint": off}))
+    question = Question(1e11, Prices())
+    stalls = [outlook(each, question).stall for each in (best, replace(best, plan=plan))]
+    assert stalls[1] == pytest.approx(stalls[0] + checkpoint_size(plan).value / 8 / DISK_BANDWIDTH)
+    assert outlook(replace(best, plan=plan), question).lost > outlook(best, question).lost
