@@ -18,6 +18,7 @@ from llmkit.end_file import End
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.auto_layout import choose_layout
 from llmkit.loop.build import build_trainer
+from llmkit.loop.copying import open_copies
 from llmkit.loop.ends import record_end, record_fault, stop_at_start, stop_before_start
 from llmkit.loop.finish import finish
 from llmkit.loop.folder import open_folder
@@ -134,6 +135,7 @@ def _run(trainer: Trainer, launch: Launch, stack: ExitStack) -> int:
     """The loop, followed by the mirror to Weights & Biases, and with a fault on record."""
     with failure_recorded(trainer.events), launch.phases.span("start"):
         trainer.start()
+        open_copies(trainer, launch, stack)
         mirror = open_mirror(trainer, launch, stack)
     try:
         mirror.exit_code = trainer.fit()

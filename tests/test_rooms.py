@@ -16,7 +16,7 @@ LAYERS = (
     {"parallel", "data", "run_folder", "command_line", "slurm"},
     {"kernels"},
     {"checkpoint", "optim", "monitor", "plan", "prompts"},
-    {"model", "device", "hf", "watch", "watchdog", "estimate"},
+    {"model", "device", "hf", "watch", "watchdog", "copies", "estimate"},
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor", "cluster"},
     {"inference", "parity", "calibration", "recipes", "report", "checkpoints"},

@@ -207,6 +207,8 @@ class Checkpoint:
         listed = [StoredFile.of(entry) for entry in manifest.files]
         if isinstance(manifest, fmt.Manifest):
             listed += [StoredFile.of(manifest.index), *index.files]
+        self.stored_files = listed
+        """Its files as they were written, without the manifest."""
         self._files = {file.name: BlockFile(path / file.name, file, opened) for file in listed}
         if len(self._files) < len(listed) or fmt.MANIFEST in self._files:
             raise ValueError("it lists a file twice, or the manifest")

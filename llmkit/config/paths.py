@@ -50,6 +50,9 @@ def check_paths(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} is a URL, and only a path will do", path, note=note)
         elif scheme and not scheme.string.startswith(f"{scheme[0]}/"):
             yield s.mistake(f"{{0}} looks like a URL with one / missing: {scheme[1]}://", path)
+        elif path == "checkpoint.copy_to" and texts and (not scheme or set("?#") & set(texts[0])):
+            note = "such as s3://bucket/runs, https://host/runs or file:///mnt/runs; the run's name is added"
+            yield s.mistake("{0} must be a URL without ? and #", path, note=note)
         elif isinstance(value, list) and "" in value:
             yield s.mistake("{0} has an empty path in it", path)
         elif value == "" and path in ("run.dir", "data.cache_dir", *_MODELS):
@@ -86,6 +89,7 @@ def _path_settings(config: Config) -> Iterator[tuple[str, str]]:
     yield "data.cache_dir", _ON_A_DISK
     for path in _MODELS:
         yield path, "fetch a model of the hub first (hf download NAME --local-dir FOLDER)"
+    yield "checkpoint.copy_to", ""
     yield "data.tokenizer.path", _NO_FILES
     yield "data.tokenizer.chat_template", "download the file"
     for index, source in enumerate(config.data.sources):

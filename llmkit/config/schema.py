@@ -337,6 +337,9 @@ class Checkpoint(Section):
     """How many checkpoints are kept."""
     background: bool = False
     """Write beside training, which waits for a copy of the state to host memory alone; off: for the disk."""
+    copy_to: str | None = None
+    """URL (s3, gs, https by PUT, file ...) beneath which each checkpoint is copied beside training, under the
+    run's name; a start on an empty disk goes on from the newest copy. Default: no copies."""
     max_failed_saves: NonNegative = 10
     """Saves in a row that may fail, as on a full disk, before the run ends; 0 = any number."""
 

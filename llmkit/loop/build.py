@@ -18,6 +18,7 @@ from llmkit.engine.build import build_engine, take_state
 from llmkit.evaluation.harness import check_tasks
 from llmkit.loop.begin import begin
 from llmkit.loop.branch import begin_branch, record
+from llmkit.loop.bring_back import bring_back
 from llmkit.loop.describe import opening_lines
 from llmkit.loop.evaluate import take_over_evaluation
 from llmkit.loop.failed_starts import COUNTED
@@ -56,7 +57,10 @@ def build_trainer(
     What needs closing is given to `stack`. Raises UserError if the run in the folder is another one; then,
     and where a finished run has nothing to do, nothing in it changes but that the error is an event.
     """
+    fetched = bring_back(launch, folder, console.note)
     metrics, events = _open_records(folder, launch.mesh, partial(console.note, important=True), stack)
+    if fetched is not None:
+        events.record("fetched", **fetched)
     with failure_recorded(events):
         return _build(launch, folder, console, stop, stack, watch or Watch(), metrics, events)
 

@@ -40,6 +40,10 @@ class HookList:
         """Whether hooks beside llmkit's own are there."""
         return bool(self._others)
 
+    def add(self, hook: Hook) -> None:
+        """Calls one more of llmkit's own hooks from now on."""
+        self._active.append(hook)
+
     def call(self, method: str, t: Trainer, *arguments: Any) -> None:
         """Calls a method of each hook."""
         for hook in list(self._active):

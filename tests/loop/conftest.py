@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from llmkit.copies import copier
+from tests.copies.stores import PutServer
+from tests.limits import HANG
 from tests.program import make_project, train
 
 
@@ -27,3 +32,22 @@ def finished(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def copying_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project as working directory, whose runs wait for their copies; without proxies."""
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(copier, "END_SECONDS", HANG)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest.fixture
+def put_server() -> Iterator[PutServer]:
+    """A web server that takes copies."""
+    server = PutServer()
+    yield server
+    server.close()

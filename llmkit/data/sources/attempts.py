@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TypeVar
 
 from llmkit.data.sources.urls import without_secrets
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
 
 Value = TypeVar("Value")
 
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses of HTTP that may pass."""
+MISSING = frozenset({404, 410})
+"""Statuses of HTTP that say that there is no such file."""
 _FINAL = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
 )
@@ -21,11 +24,11 @@ _FINAL = frozenset(
 
 
 class FailedError(Exception):
-    """An attempt that failed. final: another one would fail as well."""
+    """An attempt that failed. final: another one would fail as well. missing: there is no such file."""
 
-    def __init__(self, reason: str, final: bool) -> None:
+    def __init__(self, reason: str, final: bool, missing: bool = False) -> None:
         super().__init__(reason)
-        self.final = final
+        self.final, self.missing = final, missing
 
 
 class ChangedError(Exception):
@@ -33,10 +36,13 @@ class ChangedError(Exception):
 
 
 def attempt(function: Callable[[], Value]) -> Value:
-    """What `function` returns; any error of a store or network becomes a FailedError."""
+    """What `function` returns; any error of a store or network becomes a FailedError.
+
+    What is raised as a UserError or RunFault stays as it is.
+    """
     try:
         return function()
-    except (FailedError, ChangedError, UserError):
+    except (FailedError, ChangedError, UserError, RunFault):
         raise
     except Exception as error:
         status = status_of(error)
@@ -46,7 +52,29 @@ def attempt(function: Callable[[], Value]) -> Value:
         final = final or (
             400 <= status < 600 and status not in TRANSIENT and not isinstance(error, TimeoutError)
         )
-        raise FailedError(told(error), final) from error
+        missing = isinstance(error, FileNotFoundError) or status in MISSING
+        raise FailedError(told(error), final, missing) from error
+
+
+def patiently(
+    function: Callable[[], Value], attempts: int = 4, first_delay: float = 0.5,
+    sleep: Callable[[float], object] | None = None,
+) -> Value:  # fmt: skip
+    """What `function` returns; called again where another attempt may do better.
+
+    first_delay: seconds before the second attempt; each later one waits twice as long, 30 s at most. sleep:
+    waits so many seconds; by default this thread sleeps. Raises FailedError, that of the last attempt, and
+    what `attempt` lets through.
+    """
+    for number in range(attempts):
+        try:
+            return attempt(function)
+        except FailedError as error:
+            if error.final or number == attempts - 1:
+                raise
+        (sleep or time.sleep)(min(30.0, first_delay * 2**number))
+    raise AssertionError
+
 
 
 def status_of(error: BaseException) -> int:

@@ -61,7 +61,7 @@ def open_filesystem(url: str, stall_seconds: float) -> tuple[Any, str]:
     except ImportError as error:
         driver = _DRIVERS.get(scheme)
         remedy = f"pip install {driver}" if driver else str(error)
-        raise UserError(f"{shown(url)}: reading {scheme}:// needs one more package: {remedy}") from error
+        raise UserError(f"{shown(url)}: {scheme}:// needs one more package: {remedy}") from error
     except ValueError as error:
         raise UserError(f"{shown(url)}: cannot be opened ({told(error)})") from error
     return filesystem, path

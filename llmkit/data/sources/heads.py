@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from llmkit.data.sources.attempts import TRANSIENT, ChangedError, FailedError
+from llmkit.data.sources.attempts import MISSING, TRANSIENT, ChangedError, FailedError
 
 _TAGS = ("ETag", "etag", "blob_id", "xet_hash", "md5Hash", "checksum")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
@@ -28,7 +28,7 @@ def head_of_part(status: int, reason: str | None, headers: Mapping[str, str], st
         return Head(int(total), tag)
     if status in (200, 206):
         raise FailedError("the server does not serve parts of files (byte ranges); download the file", True)
-    raise FailedError(f"HTTP {status} {reason or ''}".strip(), status not in TRANSIENT)
+    raise FailedError(f"HTTP {status} {reason or ''}".strip(), status not in TRANSIENT, status in MISSING)
 
 
 def head_of_info(info: Mapping[str, Any]) -> Head:

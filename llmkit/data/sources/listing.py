@@ -6,8 +6,7 @@ import glob
 import os
 import stat
 import sysconfig
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import xxhash
 
 from llmkit.config import schema
 from llmkit.data.sources import fetch
-from llmkit.data.sources.attempts import FailedError, Value, attempt, told
+from llmkit.data.sources.attempts import FailedError, patiently, told
 from llmkit.data.sources.custom import CustomSpec
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.urls import is_url, shown
@@ -33,7 +32,6 @@ _SUFFIXES = {
 }
 """Files that a folder stands for; of other types it stands for all."""
 _TAG_BYTES = 4096
-_ATTEMPTS = 4
 _STALL_SECONDS = 30.0
 
 
@@ -173,7 +171,7 @@ def _match_remote(pattern: str, suffixes: tuple[str, ...], place: str) -> list[s
     if is_web and not set("*[") & set(urlsplit(pattern).path):
         return [pattern]  # a web server has no folders
     try:
-        found = _patiently(lambda: _find(filesystem, path, suffixes))
+        found = patiently(lambda: _find(filesystem, path, suffixes))
     except FailedError as error:
         raise UserError(f"{place}.path: {shown(pattern)} cannot be listed ({error})") from error
     if not found:
@@ -246,7 +244,7 @@ def _fetcher(path: str) -> fetch.Fetcher | None:
 def _examine(path: str, fetcher: fetch.Fetcher | None) -> File:
     if fetcher is not None:
         try:
-            head = _patiently(fetcher.head)
+            head = patiently(fetcher.head)
         except FailedError as error:
             raise UserError(f"{shown(path)}: cannot be read ({error})") from error
         return File(path, head.size, head.tag)
@@ -261,18 +259,6 @@ def _examine(path: str, fetcher: fetch.Fetcher | None) -> File:
     except OSError as error:
         raise cannot_read(Path(path), error) from error
     return File(path, status.st_size, digest.hexdigest(), status.st_mtime_ns)
-
-
-def _patiently(function: Callable[[], Value], first_delay: float = 0.5) -> Value:
-    """What `function` returns; asks again where another attempt may do better."""
-    for number in range(_ATTEMPTS):
-        try:
-            return attempt(function)
-        except FailedError as error:
-            if error.final or number == _ATTEMPTS - 1:
-                raise
-        time.sleep(first_delay * 2**number)
-    raise AssertionError
 
 
 def _any_of(suffixes: tuple[str, ...]) -> str:

@@ -127,7 +127,7 @@ class S3Server(LocalServer):
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
-        if handler.command == "GET":
+        if handler.command != "HEAD":
             handler.wfile.write(content[:keep])
             handler.wfile.flush()
 

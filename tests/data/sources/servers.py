@@ -13,7 +13,7 @@ FLOOD_BYTES = 64 << 20
 
 
 class LocalServer:
-    """Answers GET and HEAD in threads of its own, until `close`; what it answers is up to `answer`."""
+    """Answers requests in threads of its own, until `close`; what it answers is up to `answer`."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
@@ -30,6 +30,8 @@ class LocalServer:
 
             def do_HEAD(self) -> None:
                 server.answer(self)
+
+            do_PUT = do_POST = do_DELETE = do_GET
 
             def log_message(self, *args: Any) -> None:
                 pass

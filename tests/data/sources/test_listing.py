@@ -15,7 +15,7 @@ import pytest
 from fsspec.registry import _registry as drivers
 
 from llmkit.config.schema import Source
-from llmkit.data.sources import listing
+from llmkit.data.sources import attempts, listing
 from llmkit.data.sources.heads import Head
 from llmkit.data.sources.listing import File, list_files
 from llmkit.errors import UserError
@@ -201,7 +201,7 @@ def test_a_proxy_is_heeded(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_web_server_that_turns_away_is_asked_again(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: None)
     web.files["/a.jsonl"] = b"12345"
     web.trouble = lambda number, start, end: 503 if number < 3 else None
     assert list_files(Source(type="jsonl", path=f"{web.url}/a.jsonl"), "p")[0].size == 5
@@ -225,7 +225,7 @@ def test_a_server_without_ranges_is_refused(web: Any) -> None:
 
 
 def test_a_server_that_is_not_there_is_told(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: None)
     with pytest.raises(UserError, match=r"http://127.0.0.1:1/a.jsonl: cannot be read \(ClientConnectorError"):
         list_files(Source(type="jsonl", path="http://127.0.0.1:1/a.jsonl"), "p")
 
@@ -239,7 +239,7 @@ def test_a_missing_driver_is_named_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
     monkeypatch.delitem(drivers, url.partition(":")[0], raising=False)
-    with pytest.raises(UserError, match=f"a.jsonl: reading .* needs one more package: pip install {module}"):
+    with pytest.raises(UserError, match=f"a.jsonl: .* needs one more package: pip install {module}"):
         list_files(Source(type="jsonl", path=url), "p")
 
 

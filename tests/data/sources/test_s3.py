@@ -13,7 +13,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from llmkit.config.schema import Source
-from llmkit.data.sources import listing, remote
+from llmkit.data.sources import attempts, remote
 from llmkit.data.sources.listing import File, list_files
 from llmkit.data.sources.remote import Patience, RandomFile
 from llmkit.errors import RunFault, UserError
@@ -55,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def s3(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> S3Server:
     """The store with nothing but an empty bucket named "bucket", and no trouble."""
     monkeypatch.setattr(remote, "PATIENCE", Patience(retries=2, first_delay=0.001, stall_seconds=30.0))
-    monkeypatch.setattr(listing.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: None)
     for client in S3FileSystem._cache.values():
         client.invalidate_cache()
     server.reset()
@@ -146,7 +146,7 @@ class TestListing:
         self, monkeypatch: pytest.MonkeyPatch, s3: S3Server, no_keys: None
     ) -> None:
         pauses: list[float] = []
-        monkeypatch.setattr(listing.time, "sleep", pauses.append)
+        monkeypatch.setattr(attempts.time, "sleep", pauses.append)
         with pytest.raises(UserError, match=r"cannot be listed \(NoCredentialsError: Unable to locate cred"):
             found("s3://bucket/dir")
         assert not s3.requests and not pauses

@@ -1,0 +1,198 @@
+"""How each kind of store takes a file: S3 in parts, a web server by PUT, all others as fsspec writes them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from typing import Any
+
+from llmkit.copies.outgoing import Outgoing, md5
+from llmkit.copies.store import Traffic
+from llmkit.data.sources.attempts import MISSING, TRANSIENT, FailedError, in_thread
+from llmkit.errors import RunFault
+
+_CHUNK = 256 << 10
+"""Bytes that a web server gets at a time."""
+
+
+class S3Driver:
+    """S3, and stores that speak its language: files of more than one part go there part by part, each with
+    its MD5, so that the store refuses what has changed on the way."""
+
+    def __init__(self, filesystem: Any, stall_seconds: float) -> None:
+        self._filesystem, self._limit = filesystem, stall_seconds
+
+    def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
+        """See `Driver.put`. The tag of an object is the MD5 of its parts, unless the store encrypts it."""
+        bucket, key, _ = self._filesystem.split_path(self._filesystem._strip_protocol(url))
+        at = {"Bucket": bucket, "Key": key}
+        if content.count <= 1:
+            body = next(content.parts(), b"")
+            answer = self._send(traffic, "put_object", body, **at)
+            traffic.sent += len(body)
+            return _tag(answer) == md5(body).hex()
+        upload = {**at, "UploadId": self._ask(traffic, "create_multipart_upload", **at)["UploadId"]}
+        try:
+            parts, digests = [], []
+            for number, body in enumerate(content.parts(), start=1):
+                answer = self._send(traffic, "upload_part", body, PartNumber=number, **upload)
+                traffic.sent += len(body)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                digests.append(md5(body))
+            answer = self._ask(
+                traffic, "complete_multipart_upload", MultipartUpload={"Parts": parts}, **upload
+            )
+        except BaseException:
+            with contextlib.suppress(Exception):  # what it has taken would else be kept, and paid for
+                self._once("abort_multipart_upload", **upload)
+            raise
+        return _tag(answer) == f"{md5(b''.join(digests)).hex()}-{len(parts)}"
+
+    def delete(self, url: str, traffic: Traffic) -> None:
+        bucket, key, _ = self._filesystem.split_path(self._filesystem._strip_protocol(url))
+        self._ask(traffic, "delete_object", Bucket=bucket, Key=key)
+
+    def _send(self, traffic: Traffic, method: str, body: bytes, **arguments: Any) -> Any:
+        digest = base64.b64encode(md5(body)).decode()
+        return self._ask(traffic, method, Body=body, ContentMD5=digest, **arguments)
+
+    def _ask(self, traffic: Traffic, method: str, **arguments: Any) -> Any:
+        return traffic.try_again(lambda: self._once(method, **arguments))
+
+    def _once(self, method: str, **arguments: Any) -> Any:
+        from fsspec.asyn import sync
+
+        async def ask() -> Any:
+            # A server that takes no more bytes is seen by no other limit.
+            async with asyncio.timeout(2 * self._limit):
+                try:
+                    return await self._filesystem._call_s3(method, **arguments)
+                except OSError as error:
+                    answer = getattr(error.__cause__, "response", {})
+                    if answer.get("Error", {}).get("Code") == "BadDigest":  # else a 400 is final
+                        raise FailedError("the store received other bytes than sent", False) from error
+                    raise
+
+        return sync(self._filesystem.loop, ask)
+
+
+def _tag(answer: Any) -> str:
+    return str(answer.get("ETag", "")).strip('"')
+
+
+class WebDriver:
+    """A web server that takes files by PUT and deletes them by DELETE. What it has taken is read back."""
+
+    def __init__(self, filesystem: Any, stall_seconds: float) -> None:
+        self._filesystem, self._limit = filesystem, stall_seconds
+
+    def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
+        """See `Driver.put`."""
+        from fsspec.asyn import sync
+
+        traffic.try_again(lambda: sync(self._filesystem.loop, self._put, url, content, traffic))
+        return False
+
+    def delete(self, url: str, traffic: Traffic) -> None:
+        from fsspec.asyn import sync
+
+        async def delete() -> None:
+            session = await self._filesystem.set_session()
+            async with session.delete(self._filesystem.encode_url(url)) as answer:
+                _check_status(answer)
+
+        traffic.try_again(lambda: sync(self._filesystem.loop, delete))
+
+    async def _put(self, url: str, content: Outgoing, traffic: Traffic) -> None:
+        faults = list[RunFault]()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for number in range(content.count):
+                try:
+                    part = content.part(number)
+                except RunFault as fault:
+                    faults.append(fault)
+                    raise
+                for at in range(0, len(part), _CHUNK):
+                    chunk = part[at : at + _CHUNK]
+                    yield chunk
+                    traffic.sent += len(chunk)
+
+        async def put() -> None:
+            session = await self._filesystem.set_session()
+            headers = {"Content-Length": str(content.file.size), "Content-Type": "application/octet-stream"}
+            async with session.put(
+                self._filesystem.encode_url(url), data=chunks() if content.count else b"", headers=headers
+            ) as answer:
+                _check_status(answer)
+
+        try:
+            await _while_it_goes_on(put(), lambda: traffic.sent, self._limit)
+        except Exception:
+            if faults:  # aiohttp would have it that the connection broke
+                raise faults[0] from None
+            raise
+
+
+def _check_status(answer: Any) -> None:
+    if not 200 <= answer.status < 300:
+        final, missing = answer.status not in TRANSIENT, answer.status in MISSING
+        raise FailedError(f"HTTP {answer.status} {answer.reason or ''}".strip(), final, missing)
+
+
+async def _while_it_goes_on(work: Awaitable[None], progress: Callable[[], int], limit: float) -> None:
+    """Waits for work as long as `progress` changes within `limit` seconds. Raises FailedError."""
+    task = asyncio.ensure_future(work)
+    seen = progress()
+    try:
+        while not (await asyncio.wait({task}, timeout=limit))[0]:
+            if (now := progress()) == seen:
+                raise FailedError(f"no byte was taken in {limit:g} s", False)
+            seen = now
+        await task
+    finally:
+        task.cancel()
+
+
+class FileDriver:
+    """Any other store that fsspec knows, in a thread that is left behind where it hangs. What the store has
+    taken is read back."""
+
+    def __init__(self, filesystem: Any, stall_seconds: float) -> None:
+        self._filesystem, self._limit = filesystem, stall_seconds
+
+    def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
+        """See `Driver.put`."""
+        path = self._filesystem._strip_protocol(url)
+
+        def write() -> None:
+            if "file" in self._filesystem.protocol or "sftp" in self._filesystem.protocol:
+                self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+            with self._filesystem.open(path, "wb", block_size=content.part_bytes) as file:
+                for part in content.parts():
+                    file.write(part)
+                    traffic.sent += len(part)
+            self._filesystem.invalidate_cache()
+
+        traffic.try_again(lambda: self._limited(write, traffic))
+        return False
+
+    def delete(self, url: str, traffic: Traffic) -> None:
+        path = self._filesystem._strip_protocol(url)
+        traffic.try_again(lambda: self._limited(lambda: self._filesystem.rm_file(path), traffic))
+
+    def _limited(self, function: Callable[[], None], traffic: Traffic) -> None:
+        future: Future[None] = in_thread(function)
+        seen = traffic.sent
+        while True:
+            try:
+                return future.result(self._limit)
+            except TimeoutError:
+                if future.done():
+                    raise
+                if traffic.sent == seen:
+                    raise FailedError(f"no answer in {self._limit:g} s", False) from None
+                seen = traffic.sent

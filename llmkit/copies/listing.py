@@ -1,0 +1,28 @@
+"""The files of a checkpoint, as they were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmkit.checkpoint.format import MANIFEST
+from llmkit.checkpoint.read import load
+from llmkit.copies.outgoing import Stored, stored
+from llmkit.files import cannot_read, open_regular
+
+
+def files_of(checkpoint: Path) -> list[Stored]:
+    """All files of a checkpoint with the checksums in its index and manifest; the manifest is the last one.
+
+    Raises Damaged where those cannot be read, UserError for a checkpoint of another version.
+    """
+    files = load(checkpoint).stored_files
+    listed = [
+        Stored(name=file.name, size=file.size, xxh64=[f"{value:016x}" for value in file.checksums])
+        for file in files
+    ]
+    path = checkpoint / MANIFEST
+    try:
+        with open_regular(path) as opened:
+            return [*listed, stored(MANIFEST, opened.read())]
+    except OSError as error:
+        raise cannot_read(path, error) from error

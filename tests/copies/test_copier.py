@@ -1,0 +1,195 @@
+"""The process that copies, and the trainer's side of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmkit.copies import catalogue, copier, owner
+from llmkit.copies.copier import Copier, Message
+from llmkit.copies.offer import Offer, Rule
+from llmkit.copies.sender import known_of
+from llmkit.copies.store import Store, Traffic
+from tests.copies.conftest import write_files
+from tests.copies.stores import PutServer
+from tests.copies.test_sender import name_of, save
+from tests.limits import HANG
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    write_files(folder, {"metrics.jsonl": b'{"step": 1}\n'})
+    (folder / "logs").mkdir()
+    known_of(folder, "0123456789abcdef")
+    return folder
+
+
+Copies = Callable[[str], Copier]
+
+
+@pytest.fixture
+def copier_of(run: Path) -> Iterator[Copies]:
+    """Copiers, each killed at the end."""
+    made = list[Copier]()
+
+    def make(url: str) -> Copier:
+        made.append(Copier(run, url, "llmkit train a.yaml", os.environ))
+        return made[-1]
+
+    yield make
+    for each in made:
+        if each._process is not None:
+            each._process.kill()
+            each._process.wait()
+
+
+def offer_of(run: Path, step: int) -> Offer:
+    return Offer(name=name_of(step), files=save(run, step), rule=Rule(keep_last=2))
+
+
+def until(copies: Copier, event: str) -> Message:
+    """Waits for an event."""
+    end = time.monotonic() + HANG
+    while time.monotonic() < end:
+        for message in copies.messages(wait=1.0):
+            if message.get("event") == event:
+                return message
+    raise AssertionError((copies._folder / "logs/copies.log").read_text())
+
+
+def complete(url: str) -> list[int]:
+    found = catalogue.read(Store(url))
+    return [] if found is None else [each.step for each in found.complete]
+
+
+def test_it_copies_what_is_offered_and_the_end(run: Path, copier_of: Copies, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    copies, said = copier_of(url), list[Message]()
+    copies.offer()
+    copies.offer(offer_of(run, 10))
+    copied = until(copies, "copied")
+    assert copied["path"] == name_of(10) and copied["bytes"] > 30_000
+    copies.offer(offer_of(run, 20))  # in the last moment
+    (run / "DONE").write_bytes(b"now\n")
+    assert copies.finish(said.append, lambda: False)
+    assert [message["path"] for message in said if message.get("event") == "copied"] == [name_of(20)]
+    assert complete(url) == [10, 20]
+    found, has = catalogue.read(Store(url)), owner.read(Store(url))
+    assert found is not None and found.record is not None and has is not None and has.ended
+    assert [file.name for file in found.record.files] == ["metrics.jsonl", "DONE"]
+    assert copies.finish(said.append, lambda: False)  # which does nothing
+
+
+def test_of_copies_that_fall_behind_the_newest_is_made(run: Path, copier_of: Copies, web: PutServer) -> None:
+    """While one is copied others are offered, and the run deletes it: it is copied nevertheless."""
+    held = [True]
+
+    def trouble(method: str, number: int, path: str) -> None:
+        end = time.monotonic() + HANG
+        while held[0] and "pieces-3" in path and time.monotonic() < end:
+            time.sleep(0.01)
+
+    web.write_trouble = trouble
+    copies, said = copier_of(web.url), list[Message]()
+    copies.offer(offer_of(run, 10))
+    end = time.monotonic() + HANG
+    while not any("pieces-3" in write for write in web.writes) and time.monotonic() < end:
+        time.sleep(0.01)
+    for step in (20, 30):
+        copies.offer(offer_of(run, step))
+    for path in (run / "checkpoints" / name_of(10)).iterdir():
+        path.unlink()
+    held[0] = False
+    assert copies.finish(said.append, lambda: True)
+    assert [message["path"] for message in said if "event" in message] == [name_of(10), name_of(30)]
+    assert complete(web.url) == [10, 30]
+
+
+@pytest.mark.parametrize("trouble", ["stall", "drop", 403, 503, "lose", "flip"])
+def test_a_bad_store_costs_a_limited_time(
+    trouble: str | int, run: Path, copier_of: Copies, web: PutServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer never waits before the end, and then for END_SECONDS; later everything is sent."""
+    monkeypatch.setattr(copier, "END_SECONDS", 2.0)
+    web.write_trouble = lambda method, number, path: (
+        trouble if trouble != "flip" or "pieces" in path else None
+    )
+    copies, said = copier_of(web.url), list[Message]()
+    copies.offer(offer_of(run, 10))
+    assert not copies.finish(said.append, lambda: True)
+    assert not [message for message in said if message.get("event") == "copied"]
+    web.write_trouble = lambda method, number, path: None
+    monkeypatch.setattr(copier, "END_SECONDS", HANG)
+    again = copier_of(web.url)
+    again.offer(copies.offered)
+    assert again.finish(said.append, lambda: True)
+    assert complete(web.url) == [10]
+
+
+def test_it_ends_with_the_trainer_and_goes_on_after_a_kill(
+    run: Path, copier_of: Copies, tmp_path: Path
+) -> None:
+    url = f"file://{tmp_path}/store"
+    copies, said = copier_of(url), list[Message]()
+    copies.offer(offer_of(run, 10))
+    until(copies, "copied")
+    process = copies._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    copies.offer(offer_of(run, 20))  # starts another one
+    until(copies, "copied")
+    process = copies._process
+    assert process is not None and process.stdin is not None
+    process.stdin.close()  # as the kernel does where the trainer is killed
+    assert process.wait(HANG) == 3
+    process.stdin = None
+    copies._process = None
+    assert complete(url) == [10, 20]
+    last = copier_of(url)
+    last.offer(offer_of(run, 20))
+    assert last.finish(said.append, lambda: True)
+    assert said[-1] == {"event": "copied", "path": name_of(20), "bytes": 0, "seconds": said[-1]["seconds"]}
+
+
+def test_a_start_that_lost_the_copies_says_so_once(
+    run: Path, copier_of: Copies, web: PutServer, traffic: Traffic
+) -> None:
+    copies, said = copier_of(web.url), list[Message]()
+    copies.offer(offer_of(run, 10))
+    until(copies, "copied")
+    mine = owner.read(Store(web.url, traffic))
+    assert mine is not None
+    owner.write(Store(web.url, traffic), replace(mine, start=2))
+    copies.offer(offer_of(run, 20))
+    assert "this start copies nothing more there" in until(copies, "copy_failed")["reason"]
+    copies.offer(offer_of(run, 30))
+    assert not copies.finish(said.append, lambda: True)
+    assert [message for message in said if "event" in message] == []
+    assert complete(web.url) == [10]
+
+
+def test_it_needs_little_memory() -> None:
+    """Neither torch nor what reads data is imported."""
+    program = (
+        "import llmkit.copies.process, sys; print([m for m in ('torch', 'datasets') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_offers_are_read_back(run: Path) -> None:
+    assert Offer.read(run) is None
+    offer_of(run, 10).write(run)
+    assert Offer.read(run) == offer_of(run, 10)
+    (run / "copies/next.json").write_text("{}")
+    assert Offer.read(run) is None
+    assert Rule(keep_last=2).kept([1, 5, 7]) == {5, 7}

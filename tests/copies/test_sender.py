@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from llmkit.copies import catalogue, owner
+from llmkit.copies.offer import Rule
+from llmkit.copies.outgoing import Stored
+from llmkit.copies.owner import Known, LostError
+from llmkit.copies.sender import Sender, known_of
+from llmkit.copies.store import Store, Traffic
+from llmkit.data.sources.attempts import FailedError
+from llmkit.errors import RunFault
+from tests.copies.conftest import content_of, write_files
+from tests.copies.stores import PutServer
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    write_files(folder, {"metrics.jsonl": b'{"step": 1}\n', "manifest.json": b"{}"})
+    return folder
+
+
+def save(run: Path, step: int) -> list[Stored]:
+    """A checkpoint, as far as copies know of it."""
+    contents = {f"pieces-{rank}.bin": content_of(5000, seed=step + rank) for rank in range(6)}
+    return write_files(run / "checkpoints" / name_of(step), {**contents, "manifest.json": b"of %d" % step})
+
+
+def sender_of(store: Store, run: Path) -> Sender:
+    known_of(run, "0123456789abcdef")
+    known = Known.read(run)
+    assert known is not None
+    return Sender(store, run, known, "llmkit train a.yaml")
+
+
+def copy(sender: Sender, run: Path, *steps: int, keep: int = 2) -> list[int]:
+    sender.claim()
+    return [sender.copy(name_of(step), save(run, step), Rule(keep_last=keep).kept) for step in steps]
+
+
+def complete(store: Store) -> list[int]:
+    found = catalogue.read(store)
+    return [] if found is None else [each.step for each in found.complete]
+
+
+def bytes_of(files: Sequence[Stored]) -> int:
+    return sum(file.size for file in files)
+
+
+def test_copies_are_complete_and_old_ones_go(any_store: Store, run: Path) -> None:
+    sender = sender_of(any_store, run)
+    for step in (10, 20, 30):
+        assert copy(sender, run, step) == [bytes_of(save(run, step))]
+    assert complete(any_store) == [20, 30]
+    found = catalogue.read(any_store)
+    assert found is not None and found.record is not None
+    for each in found.complete:
+        for file in each.files:
+            local = (run / "checkpoints" / each.name / file.name).read_bytes()
+            assert b"".join(any_store.blocks(each.path(file), file)) == local
+    assert any_store.head(f"checkpoints/{name_of(10)}/manifest.json") is None
+    assert any_store.head(f"checkpoints/{name_of(10)}/pieces-3.bin") is None
+    assert any_store.text(found.record.path(found.record.files[0])) == b'{"step": 1}\n'
+    assert copy(sender, run, 30) == [0]
+
+
+def test_nothing_is_called_complete_before_all_of_it_is_there(
+    web: PutServer, traffic: Traffic, run: Path
+) -> None:
+    """Whatever request fails, the copies that are called complete are."""
+    store = Store(web.url, traffic)
+    sender = sender_of(store, run)
+    copy(sender, run, 10)
+    begun = len(web.writes)
+    copy(sender, run, 20)
+    requests = len(web.writes) - begun
+    copy(sender, run, 30, keep=1)
+    for failing in range(1, requests + 1):
+        begun = len(web.writes)
+        web.write_trouble = lambda method, number, path, last=begun + failing: 403 if number >= last else None
+        again = sender_of(store, run)
+        with pytest.raises(FailedError):
+            copy(again, run, 40 + failing)
+        web.write_trouble = lambda method, number, path: None
+        assert complete(store) in ([30], [30, 40 + failing], [40 + failing])
+        found = catalogue.read(store)
+        assert found is not None
+        for each in found.complete:
+            for file in each.files:
+                assert len(b"".join(store.blocks(each.path(file), file))) == file.size
+        copy(sender_of(store, run), run, 30, keep=1)
+
+
+def test_files_that_are_there_are_not_sent_again(web: PutServer, traffic: Traffic, run: Path) -> None:
+    store = Store(web.url, traffic)
+    web.write_trouble = lambda method, number, path: 403 if "pieces-5" in path else None
+    with pytest.raises(FailedError):
+        copy(sender_of(store, run), run, 10)
+    there = {path for path in web.files if "pieces-" in path}
+    assert len(there) >= 2 and complete(store) == []
+    web.write_trouble = lambda method, number, path: None
+    web.writes.clear()
+    assert copy(sender_of(store, run), run, 10)[0] < bytes_of(save(run, 10))
+    assert not there & {write.removeprefix("PUT ") for write in web.writes}
+    assert complete(store) == [10]
+    web.files[f"/checkpoints/{name_of(10)}/pieces-0.bin"] = b"of somebody else"
+    web.tag = '"two"'  # a change that the store tells of: everything is sent anew
+    found = catalogue.read(store)
+    assert found is not None
+    catalogue.write(store, found.model_copy(update={"copies": []}))
+    assert copy(sender_of(store, run), run, 10) == [bytes_of(save(run, 10))]
+
+
+def test_a_copy_that_was_given_up_is_removed_with_the_next(
+    web: PutServer, traffic: Traffic, run: Path
+) -> None:
+    store = Store(web.url, traffic)
+    web.write_trouble = lambda method, number, path: 403 if "pieces-5" in path else None
+    with pytest.raises(FailedError):
+        copy(sender_of(store, run), run, 10)
+    web.write_trouble = lambda method, number, path: None
+    copy(sender_of(store, run), run, 20)
+    assert complete(store) == [20]
+    assert not [path for path in web.files if name_of(10) in path]
+
+
+def test_a_run_that_went_back_replaces_what_it_left(any_store: Store, run: Path) -> None:
+    sender = sender_of(any_store, run)
+    copy(sender, run, 10, 20)
+    again = write_files(run / "checkpoints" / name_of(10), {"other.bin": b"new", "manifest.json": b"new"})
+    sender.copy(name_of(10), again, Rule(keep_last=3).kept)
+    assert complete(any_store) == [10]
+    assert any_store.text(f"checkpoints/{name_of(10)}/other.bin") == b"new"
+    for gone in (f"{name_of(10)}/pieces-0.bin", f"{name_of(20)}/pieces-0.bin"):
+        assert any_store.head(f"checkpoints/{gone}") is None
+
+
+def test_another_start_gets_the_copies_and_this_one_stops(
+    any_store: Store, run: Path, tmp_path: Path
+) -> None:
+    first = sender_of(any_store, run)
+    copy(first, run, 10)
+    second = sender_of(any_store, run)  # which knows of the first one
+    second.claim()
+    with pytest.raises(LostError, match="this start copies nothing more there"):
+        copy(first, run, 20)
+    with pytest.raises(LostError):
+        first.beat(1)
+    second.beat(1, ended=True)
+    found = owner.read(any_store)
+    assert found is not None and (found.start, found.beat, found.ended) == (2, 1, True)
+    other = tmp_path / "other"
+    write_files(other, {"metrics.jsonl": b"{}\n"})
+    known_of(other, "f" * 16)
+    known = Known.read(other)
+    assert known is not None
+    with pytest.raises(LostError, match="holds the copies of another run"):
+        Sender(any_store, other, known, "c").claim()
+    assert complete(any_store) == [10]
+
+
+def test_a_store_that_deletes_nothing_keeps_copies(web: PutServer, traffic: Traffic, run: Path) -> None:
+    store = Store(web.url, traffic)
+    web.write_trouble = lambda method, number, path: 405 if method == "DELETE" else None
+    sender = sender_of(store, run)
+    copy(sender, run, 10, 20, keep=1)
+    assert complete(store) == [20]
+    assert sender.not_deleted.startswith("HTTP 405")
+
+
+def test_the_record_follows_the_run(any_store: Store, run: Path) -> None:
+    sender = sender_of(any_store, run)
+    copy(sender, run, 10)
+    before = catalogue.read(any_store)
+    (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    sender.keep_record()
+    after = catalogue.read(any_store)
+    assert before is not None and after is not None and before.record is not None and after.record is not None
+    assert any_store.text(after.record.path(after.record.files[0])) == b'{"step": 1}\n{"step": 2}\n'
+    assert any_store.head(before.record.path(before.record.files[0])) is None
+    sender.keep_record()
+    assert catalogue.read(any_store) == after
+
+
+def test_what_is_not_as_it_was_written_here_is_no_copy(any_store: Store, run: Path) -> None:
+    sender, files = sender_of(any_store, run), save(run, 10)
+    sender.claim()
+    (run / "checkpoints" / name_of(10) / "pieces-2.bin").write_bytes(bytes(5000))
+    with pytest.raises(RunFault, match=r"pieces-2\.bin: bytes 0 to 5000 are not what was written"):
+        sender.copy(name_of(10), files, Rule(keep_last=2).kept)
+    assert complete(any_store) == []
+
+
+def test_a_deleted_checkpoint_is_told(any_store: Store, run: Path) -> None:
+    sender, files = sender_of(any_store, run), save(run, 10)
+    sender.claim()
+    shutil.rmtree(run / "checkpoints" / name_of(10))
+    with pytest.raises(FileNotFoundError):
+        sender.copy(name_of(10), files, Rule(keep_last=2).kept)
+    assert complete(any_store) == []
