@@ -25,17 +25,23 @@ def compare(load: Load, options: argparse.Namespace, place: Place) -> Iterator[s
     for letter, text, side in zip("AB", options.compare, sides, strict=True):
         yield f"{letter}: {text or 'as it is'}: {words.model(side.plan)}; {names['AB'.index(letter)]}"
     yield ""
-    rows: list[Sequence[str]] = [("", "A", "B", "B - A")]
+    yield from side_by_side("A", sides[0], "B", sides[1])
+
+
+def side_by_side(one: str, a: Candidate, other: str, b: Candidate) -> list[str]:
+    """Memory by part of two layouts with their names as a table, and time where both fit."""
+    sides = (a, b)
+    rows: list[Sequence[str]] = [("", one, other, f"{other} - {one}")]
     rows += _rows("memory of a process", [side.memory.device for side in sides], show_bytes)
     rows += _rows("memory of its host", [side.memory.host for side in sides], show_bytes)
     rows.append(("fits", *("yes" if side.memory.fits else "no" for side in sides), ""))
     if all(side.memory.fits for side in sides):
         rows += _rows("a step", [side.time.parts for side in sides], words.seconds)
-        a, b = (side.time.tokens_per_second for side in sides)
-        rows.append(("tokens/s", f"{a:,.0f}", f"{b:,.0f}", f"{b / a - 1:+.1%}"))
+        rates = [side.time.tokens_per_second for side in sides]
+        rows.append(("tokens/s", *(f"{rate:,.0f}" for rate in rates), f"{rates[1] / rates[0] - 1:+.1%}"))
         shares = [side.time.mfu for side in sides]
         rows.append(("MFU", *("?" if share is None else f"{share:.1%}" for share in shares), ""))
-    yield from words.table(rows, right=(1, 2, 3))
+    return words.table(rows, right=(1, 2, 3))
 
 
 def _side(load: Load, options: argparse.Namespace, text: str, place: Place) -> Candidate:

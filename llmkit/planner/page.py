@@ -9,6 +9,7 @@ from llmkit.estimate.search import Candidate
 from llmkit.estimate.term import Term
 from llmkit.monitor.text import duration
 from llmkit.planner import words
+from llmkit.planner.compare import side_by_side
 from llmkit.planner.launch import launch_lines, override
 from llmkit.planner.study import Study
 from llmkit.recipes.document import amount
@@ -29,7 +30,7 @@ def page(study: Study, best: int) -> Iterator[str]:
     yield ""
     yield from _layouts(study, best)
     yield ""
-    yield from _parts(study.best)
+    yield from _parts(study)
     yield ""
     yield from _run(study)
     yield ""
@@ -71,16 +72,33 @@ def _share(part: float | None) -> str:
     return "?" if part is None else f"{part:.1%}"
 
 
-def _parts(candidate: Candidate) -> Iterator[str]:
-    """Memory and time of one layout, part by part."""
-    memory, time = candidate.memory, candidate.time
-    available = show_bytes(memory.available)
-    yield f"memory of a process of 1: {show_bytes(memory.device_bytes)} of {available}"
+def _parts(study: Study) -> Iterator[str]:
+    """Memory and time, part by part, of layout 1, and of the one that is asked for where that is another."""
+    asked, best = study.asked, study.best
+    if asked is not None and asked.settings != best.settings:
+        yield f"part by part; a device has {show_bytes(best.memory.available)}"
+        yield from side_by_side("asked", asked, "1", best)
+        if asked.memory.fits:
+            return
+        yield ""
+    else:
+        yield from _memory(best)
+        yield ""
+    yield from _time(best)
+
+
+def _memory(candidate: Candidate) -> Iterator[str]:
+    memory = candidate.memory
+    there = show_bytes(memory.available)
+    yield f"memory of a process of 1: {show_bytes(memory.device_bytes)} of {there}"
     yield from _bars(memory.device)
     if memory.host:
         yield f"on its host: {show_bytes(memory.host_bytes)}"
         yield from _bars(memory.host)
-    yield ""
+
+
+def _time(candidate: Candidate) -> Iterator[str]:
+    time = candidate.time
     yield f"a step of 1: {words.seconds(time.seconds)}"
     yield from _bars(time.parts)
     if time.hidden:

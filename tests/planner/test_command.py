@@ -34,7 +34,8 @@ def test_a_page_has_all_parts(capsys):
         "--price-per-hour", "2.5", "monitor.grid_gco2_per_kwh=400",
     )  # fmt: skip
     for part in (
-        "8.03B parameters", "64 x h100 (8 nodes of 8", "memory of a process of 1", "optimizer", "activations",
+        "8.03B parameters", "64 x h100 (8 nodes of 8", "memory of a process", "1 - asked", "moments",
+        "activations",
         "a step of 1", "matmul", "attention", "gradients and weights", "tokens/s", "MFU", "HFU",
         "the run of 300B tokens", "device-hours", "kWh", "USD", "CO2", "between saves", "Daly", "host memory",
         "disk for checkpoints", "network of a node", "Chinchilla 1", "Chinchilla 3, refitted", "Kaplan",
@@ -54,6 +55,13 @@ def test_a_model_alone_is_enough_and_torch_is_not_imported():
     done = subprocess.run([sys.executable, "-c", script], env=environment(), text=True, capture_output=True)
     assert done.stdout.splitlines()[-1] == "CODE 0 []", done.stdout + done.stderr
     assert "leaves it open: data.sources=[{type: text, path: DATA}]" in done.stdout
+
+
+def test_parts_stand_beside_those_of_the_layout_that_is_asked_for(capsys):
+    other = plan(capsys, SMALL, "--device", "h100", "parallel.activation_checkpointing=full")
+    assert "1 - asked" in other and "recompute" in other
+    best = plan(capsys, SMALL, "--device", "h100", "parallel.layout=auto")
+    assert "memory of a process of 1: " in best and "1 - asked" not in best
 
 
 def test_json_holds_what_the_page_shows(capsys):
