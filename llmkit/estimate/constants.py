@@ -17,4 +17,4 @@ class Constants:
     source: str
 
 
-FITTED = Constants(1.35, 0.010, "fitted to published runs on H100 (benchmarks/published.py)")
+FITTED = Constants(1.20, 0.015, "fitted to published runs on H100 (benchmarks/published.py)")

@@ -97,13 +97,9 @@ class Linear(NamedTuple):
 
 @dataclass(frozen=True)
 class GpuRates:
-    """See `Rates`: by the numbers of a device, and shares of them that hold in training.
-
-    sustained: of the rate of products that are measured alone, what products of a training step reach.
-    """
+    """See `Rates`: by the numbers of a device, and shares of them that hold in training."""
 
     device: Device
-    sustained: float = 1.0
     waits: bool = False
 
     def linear(self, tokens: float, outputs: float, inputs: float, number_type: str) -> Linear:
@@ -126,7 +122,7 @@ class GpuRates:
         )
         rate = bf16 * (FP8_GAIN if number_type == "fp8" and "fp8" in self.device.flops else 1.0)
         shape = self._efficiency(rows, columns, inner) / self._efficiency(*[MEASURED_SIZE] * 3)
-        seconds = 2.0 * rows * columns * inner / (rate * self.sustained * shape)
+        seconds = 2.0 * rows * columns * inner / (rate * self.device.reached.sustained * shape)
         element = {"fp32": 4, "bf16": 2, "fp8": 1}[number_type]
         return max(seconds, self._moved((rows * inner + inner * columns + rows * columns) * element))
 
@@ -142,6 +138,7 @@ class GpuRates:
         found = attention_chart(self.device.architecture, form)
         share, half = found[64 if head_dim <= 64 else 128][int(backward)]
         slower = EFFICIENT if form in ("efficient", "matmul") else 1.0
+        share *= self.device.reached.sustained
         return flops / (self.device.flops["bf16"] * share * slower * length / (length + half))
 
     def pointwise(self, size: float) -> float:

@@ -43,11 +43,13 @@ def step_parts(
     """Seconds of a step of any workload, ours or a published one."""
     rates = rates or GpuRates(fleet.device)
     computed, micro = computing(work, rates), work.micro_batches
+    nodes = max(1.0, work.world / fleet.devices_per_node)
+    beside = computed.times(constants.overhead)  # communication is hidden by the time that computing takes
     sends = {
-        "tensor parallelism": tensor_parallel(work, fleet, computed).times(micro),
-        "context parallelism": context_parallel(work, fleet, computed).times(micro),
-        "gathers of ZeRO-3": sharded_weights(work, fleet, computed).times(micro),
-        "gradients and weights": gradients(work, fleet, computed),
+        "tensor parallelism": tensor_parallel(work, fleet, beside).times(micro),
+        "context parallelism": context_parallel(work, fleet, beside).times(micro),
+        "gathers of ZeRO-3": sharded_weights(work, fleet, beside).times(micro),
+        "gradients and weights": gradients(work, fleet, beside),
         "offload": host_traffic(work),
     }
     parts = _computed(computed, micro)
@@ -56,7 +58,6 @@ def step_parts(
     parts["overhead"] = (constants.overhead - 1.0) * alone
     launched = rates.launched(computed.kernels) * micro
     parts["launching"] = launched if rates.waits else max(0.0, launched - alone * constants.overhead)
-    nodes = max(1.0, work.world / fleet.devices_per_node)
     parts["stragglers"] = constants.jitter * log2(nodes) * alone * constants.overhead
     hop, bubble = pipeline(work, fleet)
     staged = sum(parts.values()) + sum(sends[name].exposed for name in IN_STAGE) + hop * micro
