@@ -110,8 +110,7 @@ def sharded_weights(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
 def gradients(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     """Of a step below ZeRO-3: gradients summed beside the last backward pass, weights gathered.
 
-    Buckets leave as they are complete (Li et al. 2020); of the last one nothing is hidden. DeepSpeed's stage
-    1 in bf16 sums after the backward pass, and does not hide it.
+    Buckets leave as they are complete (Li et al. 2020); of the last one nothing is hidden.
     """
     spread = _data_spread(work, fleet)
     if work.zero == 3 or spread.ranks == 1:
@@ -124,7 +123,8 @@ def gradients(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     times = work.micro_batches if exchange.each_micro_batch else 1.0
     passes = computed.layers
     room = passes.backward + passes.again + (computed.head.total + computed.loss.total) * 2 / 3
-    sums = Sent.beside(scattered, room, scattered * min(1.0, bucket / size)).times(times)
+    alone = scattered * max(1.0 - exchange.beside, min(1.0, bucket / size))
+    sums = Sent.beside(scattered, room, alone).times(times)
     if work.zero == 0:
         return sums
     size = work.trained * WEIGHT

@@ -57,9 +57,10 @@ class Computing:
 
     def times(self, factor: float) -> Computing:
         """The same, all of it so many times as long."""
-        passes = (self.matmul, self.attention, self.pointwise, self.head, self.loss)
-        longer = (each.times(factor) for each in passes)
-        return Computing(*longer, of_weights=self.of_weights * factor, kernels=self.kernels)
+        return Computing(
+            self.matmul.times(factor), self.attention.times(factor), self.pointwise.times(factor),
+            self.head.times(factor), self.loss.times(factor), self.of_weights * factor, self.kernels,
+        )  # fmt: skip
 
     @property
     def layers(self) -> Pass:

@@ -39,9 +39,9 @@ class Link:
 class Reached:
     """Shares of the published rates that the best kernels reach on large operands.
 
-    products: of the matrix peak. memory: of the memory bandwidth. sustained: of `products`, what lasts through
-    a step: devices whose power limit does not let all multiplying units run at the highest clock slow down.
-    source: measured where, or assumed.
+    products: of the matrix peak. memory: of the memory bandwidth. sustained: of `products`, what lasts
+    through a step: where the power limit does not let all multiplying units run at the highest clock, it is
+    less than a short measurement finds. source: measured where, or assumed.
     """
 
     products: float = 0.81

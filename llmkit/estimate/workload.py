@@ -13,6 +13,13 @@ from llmkit.config.shape import ModelShape
 from llmkit.plan import Plan
 from llmkit.precision import BYTES
 
+DEEPSPEED_BESIDE = (1.0, 0.0, 0.5, 1.0)
+"""By stage: share of the sums of gradients that DeepSpeed hides. Stage 1 in bf16 sums after the backward
+pass; stage 2 makes it wait for the bucket before (both read in its source; the half is assumed)."""
+DEEPSPEED_MOVED = (10.0, 18.0, 18.0, 24.0)
+"""By stage: bytes of memory that DeepSpeed moves for each gradient and micro-batch in bf16, to divide,
+convert, copy together and add up (counted in its source); ours reads the gradient and adds to its fp32
+sum."""
 TensorOverlap = Literal["none", "backward", "pipelined"]
 
 
@@ -20,16 +27,18 @@ TensorOverlap = Literal["none", "backward", "pipelined"]
 class Exchange:
     """How a trainer sends what its ranks share.
 
-    gradient_bytes: of one gradient on the way. each_micro_batch: whether gradients are sent after each
-    backward pass, not after the last one of a step alone. all_reduce: whether every rank gets all of them.
-    gathers_late: whether updated weights are gathered before the next step begins, not beside its first
-    forward pass. tensor: which sums of tensor parallelism run beside products: none, those of the backward
-    pass beside the weights' gradients (Megatron-LM), or all, in pieces beside the pieces of the product that
-    makes or needs them (Transformer Engine's, within the reach of the inner link). gathers_again: whether the
-    inputs of products are gathered once more for the weights' gradients, instead of being kept.
+    gradient_bytes: of one gradient on the way. beside: share of their sums that can run beside the backward
+    pass. each_micro_batch: whether gradients are sent after each backward pass, not after the last one of a
+    step alone. all_reduce: whether every rank gets all of them. gathers_late: whether updated weights are
+    gathered before the next step begins, not beside its first forward pass. tensor: which sums of tensor
+    parallelism run beside products: none, those of the backward pass beside the weights' gradients
+    (Megatron-LM), or all, in pieces beside the pieces of the product that makes or needs them (Transformer
+    Engine's, within the reach of the inner link). gathers_again: whether the inputs of products are gathered
+    once more for the weights' gradients, instead of being kept.
     """
 
     gradient_bytes: int = 4
+    beside: float = 1.0
     each_micro_batch: bool = False
     all_reduce: bool = False
     gathers_late: bool = False
@@ -118,6 +127,7 @@ def workload_of(plan: Plan) -> Workload | None:
     layout, kernels, precision = plan.layout, plan.kernels, plan.precision
     deepspeed = layout.engine == "deepspeed"
     exchange = Exchange(
+        beside=DEEPSPEED_BESIDE[layout.zero_stage] if deepspeed else 1.0,
         gradient_bytes=BYTES[precision.reduction],
         each_micro_batch=deepspeed and layout.zero_stage >= 2,
         all_reduce=layout.zero_stage == 0 or (deepspeed and layout.zero_stage <= 2),
@@ -132,7 +142,10 @@ def workload_of(plan: Plan) -> Workload | None:
         linear=precision.linear, value_bytes=BYTES[precision.compute], fused=kernels.blocks_compiled,
         forms=kernels.forms, exchange=exchange, update=_update(plan),
         frozen=1.0 - plan.num_trained / plan.model.num_parameters if plan.config.train.lora.rank else 0.0,
-        accumulates=2.0 * BYTES[precision.reduction] + BYTES[precision.weights],
+        accumulates=(
+            DEEPSPEED_MOVED[layout.zero_stage] if deepspeed
+            else 2.0 * BYTES[precision.reduction] + BYTES[precision.weights]
+        ),
     )  # fmt: skip
 
 

@@ -24,10 +24,10 @@ def test_among_nodes_a_group_has_the_ports_of_its_ranks() -> None:
     whole, every_eighth = Spread(CLUSTER, 128), Spread(CLUSTER, 16, stride=8)
     assert (whole.in_node, whole.nodes) == (8, 16)
     assert (every_eighth.in_node, every_eighth.nodes) == (1, 16)
-    assert whole.bandwidth == pytest.approx(8 * 42.5e9)
-    assert every_eighth.bandwidth == pytest.approx(42.5e9)
+    assert whole.bandwidth == pytest.approx(8 * 46e9)
+    assert every_eighth.bandwidth == pytest.approx(46e9)
     half = Spread(CLUSTER, 32, stride=4)  # two of its ranks in each node
-    assert half.bandwidth == pytest.approx(2 * 42.5e9)
+    assert half.bandwidth == pytest.approx(2 * 46e9)
 
 
 def test_ranks_of_a_node_share_its_one_port() -> None:
@@ -41,7 +41,7 @@ def test_a_rack_that_one_link_joins_is_one_node() -> None:
     assert Spread(rack, 72).nodes == 1
     more = Spread(HARDWARE.fleet("gb200", nodes=36), 144)
     assert (more.in_node, more.nodes) == (72, 2)
-    assert more.bandwidth == pytest.approx(min(900e9 * 0.80, 72 * 42.5e9))
+    assert more.bandwidth == pytest.approx(min(900e9 * 0.80, 72 * 46e9))
 
 
 def test_small_messages_pay_for_hops_and_many_messages_for_starts() -> None:
@@ -54,5 +54,5 @@ def test_small_messages_pay_for_hops_and_many_messages_for_starts() -> None:
 
 
 def test_a_message_between_nodes_takes_one_port() -> None:
-    assert sent(1e9, CLUSTER, between=True) == pytest.approx(1e9 / 42.5e9, rel=0.01)
+    assert sent(1e9, CLUSTER, between=True) == pytest.approx(1e9 / 46e9, rel=0.01)
     assert sent(1e9, CLUSTER, between=False) < sent(1e9, CLUSTER, between=True)

@@ -13,7 +13,7 @@ def test_a_fleet_counts_its_devices_and_ports() -> None:
     hardware = Hardware()
     fleet = hardware.fleet("h100", nodes=16)
     assert fleet.size == 128
-    assert fleet.node_bandwidth == pytest.approx(8 * 50e9 * 0.85)
+    assert fleet.node_bandwidth == pytest.approx(8 * 50e9 * 0.92)
     shared = hardware.fleet("l40s", 4, 2)
     assert shared.node_bandwidth == pytest.approx(12.5e9 * 0.70)  # one port for four devices
     assert hardware.fleet("gb200", nodes=2).joined == 72

@@ -12,7 +12,7 @@ H100 = GpuRates(Hardware().device("h100"))
 
 def test_a_large_product_runs_at_the_rate_that_was_measured() -> None:
     rate = 2 * 8192**3 / H100.product(8192, 8192, 8192, "bf16")
-    assert rate == pytest.approx(798e12, rel=0.002)
+    assert rate == pytest.approx(0.86 * 798e12, rel=0.002)  # of which so much lasts
     assert H100.product(8192, 8192, 8192, "bf16") / H100.product(8192, 8192, 8192, "fp8") == pytest.approx(
         FP8_GAIN
     )

@@ -33,6 +33,10 @@ def test_what_each_engine_sends() -> None:
     stages = (1, 2, 3)
     other = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).exchange for s in stages]
     assert [each.all_reduce for each in other] == [True, True, False]
+    assert [each.beside for each in other] == [0.0, 0.5, 1.0]
+    moved = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).accumulates for s in stages]
+    assert moved == [18.0, 18.0, 24.0]
+    assert workload({"world_size": 8, "engine": "native"}).accumulates == 10.0
     assert [each.each_micro_batch for each in other] == [False, True, True]
 
 
