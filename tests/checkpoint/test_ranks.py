@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmkit.checkpoint import read
+from benchmarks import checkpoint_reads
+from benchmarks.checkpoint_reads import Ranks, gpt
+from llmkit.checkpoint import files, format, index_file, read
 from llmkit.parallel.mesh import Mesh
 from tests.checkpoint.rank_saves import SHAPES, full, save
 from tests.ranks import run_ranks
 
 Seen = list[dict[str, Any]]
+FLIPS = 200
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +114,33 @@ def test_one_process_alone_must_give_whole_tensors_too(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"master embedding: \[0:7, 2:6\] is missing"):
         save(tmp_path, 1, Mesh())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.drill(
+    "D19",
+    injection="a bit flipped at random in a checkpoint of ZeRO-3 x TP2 that 8 ranks verify together",
+    expected="one rank finds it and names the file and the bytes",
+)
+def test_ranks_that_verify_together_find_every_flipped_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Any
+) -> None:
+    for module in (format, files, index_file):
+        monkeypatch.setattr(module, "BLOCK", 4096)
+    writers, readers = Ranks(4, 2), 8
+    folder = tmp_path / "step-00000001"
+    checkpoint_reads.save(folder, gpt(24, 2), writers)
+    paths = sorted(folder.glob("pieces-*"))
+    draw = random.Random(0)
+    for trial in range(FLIPS):
+        path = paths[trial % len(paths)]
+        whole = path.read_bytes()
+        header = 8 + int.from_bytes(whole[:8], "little")
+        end = header if trial % 2 else len(whole)  # half of them in the header
+        raw = bytearray(whole)
+        raw[position := draw.randrange(end)] ^= 1 << draw.randrange(8)
+        path.write_bytes(raw)
+        found = [problem for rank in range(readers) for problem in read.verify(folder, rank, readers)]
+        block = position // 4096 * 4096
+        assert len(found) == 1 and f"{path}: bytes {block} to " in found[0]
+        path.write_bytes(whole)
+    measured("found", FLIPS, f"of {FLIPS} bits by {readers} ranks")
