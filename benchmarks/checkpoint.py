@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import machine
-from benchmarks.checkpoint_contenders import Contender, State, contenders
+from benchmarks.checkpoint_contenders import CONTENDERS, Contender, State
 from benchmarks.workloads import ROOT
 
 EVERY = 50
@@ -35,9 +35,11 @@ EVERY = 50
 
 
 class Turn(NamedTuple):
-    """Seconds of one save and load: by the wall, and `cpu` of all threads; bytes: on disk."""
+    """Seconds of one save and load: by the wall, and processor time (of the stall that of the thread that
+    waits, else of all threads); bytes: on disk."""
 
     stall: float
+    stall_cpu: float
     save: float
     save_cpu: float
     load: float
@@ -49,9 +51,9 @@ def turn(contender: Contender, folder: Path) -> Turn:
     """One save, and the load of what it has written, which must be the state."""
     gc.collect()
     os.sync()  # what others have left to be written is not this one's
-    began, cpu = time.perf_counter(), time.process_time()
+    began, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
     finish = contender.begin(folder)
-    stall = time.perf_counter() - began
+    stall, stall_cpu = time.perf_counter() - began, time.thread_time() - own
     finish()
     save, save_cpu = time.perf_counter() - began, time.process_time() - cpu
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -61,21 +63,22 @@ def turn(contender: Contender, folder: Path) -> Turn:
     began, cpu = time.perf_counter(), time.process_time()
     contender.load(folder)
     load, load_cpu = time.perf_counter() - began, time.process_time() - cpu
-    assert all(map(torch.equal, contender.tensors(), kept)), contender.name
-    return Turn(stall, save, save_cpu, load, load_cpu, size)
+    assert all(map(torch.equal, contender.tensors(), kept)), contender
+    return Turn(stall, stall_cpu, save, save_cpu, load, load_cpu, size)
 
 
-def compare(gigabytes: float, rounds: int, folder: Path) -> dict[str, list[Turn]]:
-    """The turns of each contender. The first round, in which memory is new, is listed by itself."""
-    taking_part = list(contenders(State(gigabytes)))
-    turns: dict[str, list[Turn]] = {each.name: [] for each in taking_part}
+def compare(names: Sequence[str], gigabytes: float, rounds: int, folder: Path) -> dict[str, list[Turn]]:
+    """The turns of each contender. The first round, in which memory is new, comes before the others."""
+    state = State(gigabytes)
+    contenders = {name: CONTENDERS[name](state) for name in names}
+    turns: dict[str, list[Turn]] = {name: [] for name in names}
     for number in range(1 + rounds):
-        for each in taking_part:
-            place = folder / f"{taking_part.index(each)}-{number}"
+        for index, (name, contender) in enumerate(contenders.items()):
+            place = folder / f"{index}-{number}"
             place.mkdir()
-            turns[each.name].append(turn(each, place))
+            turns[name].append(turn(contender, place))
             shutil.rmtree(place)
-            print(f"{gigabytes:g} GB, round {number}: {each.name}: {turns[each.name][-1]}", flush=True)
+            print(f"{gigabytes:g} GB, round {number}: {name}: {turns[name][-1]}", flush=True)
     return turns
 
 
@@ -84,12 +87,12 @@ def lines(turns: dict[str, list[Turn]], gigabytes: float) -> list[str]:
     rows = []
     for name, found in turns.items():
         middle = [statistics.median(values) for values in zip(*found[1:], strict=True)]
-        stall, save, save_cpu, load, load_cpu, size = middle
+        stall, stall_cpu, save, save_cpu, load, load_cpu, size = middle
         rows.append(
-            [name, f"{found[0].stall:.3f}", f"{stall:.3f}", f"{save:.2f}", f"{save_cpu:.2f}",
-             f"{load:.2f}", f"{load_cpu:.2f}", f"{size / 1e9:.3f}"]
+            [name, f"{found[0].stall:.3f}", f"{stall:.3f}", f"{stall_cpu:.3f}",
+             f"{save:.2f}", f"{save_cpu:.2f}", f"{load:.2f}", f"{load_cpu:.2f}", f"{size / 1e9:.3f}"]
         )  # fmt: skip
-    head = ["contender", "first stall", "stall", "save", "save, CPU", "load", "load, CPU", "GB"]
+    head = ["contender", "first stall", "stall", "stall, CPU", "save", "save, CPU", "load", "load, CPU", "GB"]
     return [f"## {gigabytes:g} GB of state, one process; seconds", "", *table(head, rows)]
 
 
@@ -130,6 +133,7 @@ def main(arguments: Sequence[str]) -> None:
     """Measures, and writes a file of results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=float, nargs="*", default=[0.1, 1.0], help="GB of state")
+    parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=2, help="after a first one")
     parser.add_argument("--folder", type=Path, help="on the disk that is measured; default: a temporary one")
     parser.add_argument("--steps", type=int, default=151, help="of the run; 0 = none")
@@ -140,7 +144,7 @@ def main(arguments: Sequence[str]) -> None:
     text = [f"llmkit and peers in turns, {options.rounds} rounds after a first; {options.threads} threads"]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for size in options.sizes:
-            text += ["", *lines(compare(size, options.rounds, Path(name)), size)]
+            text += ["", *lines(compare(options.contenders, size, options.rounds, Path(name)), size)]
         if options.steps:
             text += ["", *of_a_run(options.steps, Path(name))]
     today, processor = datetime.date.today().isoformat(), machine.device_name(torch.device("cpu"))

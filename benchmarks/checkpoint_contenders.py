@@ -6,6 +6,7 @@ The state is that of AdamW in fp32: a master and two moments of each matrix.
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -31,8 +32,6 @@ Finish = Callable[[], object]
 
 class Contender(Protocol):
     """Saves and loads its state."""
-
-    name: str
 
     def tensors(self) -> Iterator[Tensor]:
         """The state."""
@@ -70,7 +69,6 @@ class Llmkit:
     """llmkit, with `checkpoint.background` or without: files synced, checksums written."""
 
     def __init__(self, state: State, background: bool) -> None:
-        self.name = "llmkit, background" if background else "llmkit"
         self.state, self.tensors = state, state.tensors
         self.memory = HostMemory() if background else None
         if self.memory is not None:  # as it is taken while training begins
@@ -99,17 +97,15 @@ class Llmkit:
 
     def load(self, folder: Path) -> None:
         """As a run resumes: the newest checkpoint is verified as a whole, then read."""
-        checkpoint = read.newest(folder)
+        checkpoint = read.newest(folder, print)
         assert checkpoint is not None
         for kind, tensors in self.state.state.items():
             for name, tensor in tensors.items():
-                tensor.copy_(checkpoint.read(name, kind).view(SIDE, SIDE))
+                checkpoint.read_into(tensor.view(-1), name, kind, ((0, SIDE), (0, SIDE)), (0, SIDE * SIDE))
 
 
 class TorchSave:
     """torch.save of a dict; neither synced nor verified."""
-
-    name = "torch.save"
 
     def __init__(self, state: State) -> None:
         self.state, self.tensors = state, state.tensors
@@ -129,11 +125,14 @@ class Dcp:
     """torch.distributed.checkpoint; its files are synced by default. Its memory for copies is kept."""
 
     def __init__(self, state: State, background: bool) -> None:
-        from torch.distributed.checkpoint.staging import BlockingAsyncStager
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-        self.name = "DCP, async_save" if background else "DCP"
         self.state, self.tensors = state, state.tensors
-        self.stager = BlockingAsyncStager(cache_staged_state_dict=True) if background else None
+        plain = StagingOptions(
+            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False,
+            use_non_blocking_copy=False,
+        )  # fmt: skip
+        self.stager = DefaultStager(plain) if background else None
 
     def begin(self, folder: Path) -> Finish:
         import torch.distributed.checkpoint as dcp
@@ -158,10 +157,11 @@ class DeepSpeed:
     It stores the weights of the model beside masters and moments; neither synced nor verified.
     """
 
-    name = "DeepSpeed"
-
     def __init__(self, state: State) -> None:
-        deepspeed = import_deepspeed()
+        deepspeed = import_deepspeed()  # sets it up, which must come before any process group
+        os.environ["LOCAL_RANK"] = "0"  # it insists, as on a process group
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         layers = [torch.nn.Linear(SIDE, SIDE, bias=False) for _ in range(state.matrices)]
         model = torch.nn.ModuleList(layers)
         config = {
@@ -179,7 +179,7 @@ class DeepSpeed:
 
     def tensors(self) -> Iterator[Tensor]:
         zero = self.engine.optimizer
-        yield from zero.single_partition_of_fp32_groups
+        yield from (group.detach() for group in zero.single_partition_of_fp32_groups)
         for group in zero.single_partition_of_fp32_groups:
             yield from (zero.optimizer.state[group][kind] for kind in KINDS[1:])
 
@@ -193,14 +193,11 @@ class DeepSpeed:
             self.engine.load_checkpoint(str(folder), tag="step")
 
 
-def contenders(state: State) -> Iterator[Contender]:
-    """All of them. DeepSpeed wants a process group."""
-    yield Llmkit(state, background=False)
-    yield Llmkit(state, background=True)
-    yield TorchSave(state)
-    yield Dcp(state, background=False)
-    yield Dcp(state, background=True)
-    import_deepspeed()  # sets it up, which must come before any process group
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield DeepSpeed(state)
+CONTENDERS: dict[str, Callable[[State], Contender]] = {
+    "llmkit": lambda state: Llmkit(state, background=False),
+    "llmkit, background": lambda state: Llmkit(state, background=True),
+    "torch.save": TorchSave,
+    "DCP": lambda state: Dcp(state, background=False),
+    "DCP, async_save": lambda state: Dcp(state, background=True),
+    "DeepSpeed": DeepSpeed,
+}

@@ -54,6 +54,7 @@ def begin(
     victim: None = none does, and each writes down its calls.
     """
     children, variables = [], world(RANKS[layout])
+    Path(f"port-{name}").unlink(missing_ok=True)  # of the start before, where the ranks do not meet
     for rank in range(RANKS[layout]):
         child = os.fork()
         if child == 0:
