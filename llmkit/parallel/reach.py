@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -78,15 +78,22 @@ class Reach:
             pairs = [f"{me['host']} cannot connect to {host}" for host in lost]
             self._store.set(f"tried/{self._info.rank}", json.dumps(pairs))
             doors[self._info.rank] = me
-        until, found = time.monotonic() + patience, dict[int, list[str]]()
-        while len(found) < len(doors) and time.monotonic() < until:
-            for rank in doors:
-                if rank not in found and self._store.check([f"tried/{rank}"]):
-                    found[rank] = json.loads(self._store.get(f"tried/{rank}"))
-            time.sleep(0.05)
-        pairs = [pair for rank in sorted(found) for pair in found[rank]]
+        until = time.monotonic() + patience
+        tried = self._wait_for("tried", doors, until)
+        pairs = [pair for rank in tried for pair in json.loads(self._store.get(f"tried/{rank}"))]
+        self._store.set(f"read/{self._info.rank}", "")
+        if doors and self._info.rank == 0:  # whose process may keep the store, which ends with it
+            self._wait_for("read", range(self._info.world_size), until)
         return f"{listed(pairs, SHOWN)}: {REMEDY}" if pairs else ""
 
+    def _wait_for(self, key: str, ranks: Iterable[int], until: float) -> list[int]:
+        """Which of the ranks have set `key`, in their order, as soon as all have, or at `until`."""
+        missing, there = set(ranks), list[int]()
+        while missing and time.monotonic() < until:
+            there += [rank for rank in missing if self._store.check([f"{key}/{rank}"])]
+            missing.difference_update(there)
+            time.sleep(0.05)
+        return sorted(there)
 
     def _fails(self, rank: int, door: Mapping[str, object]) -> bool:
         """Whether the door of a rank cannot be reached. One that has given up, and closed it, is no proof."""

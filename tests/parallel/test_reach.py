@@ -53,8 +53,20 @@ def test_all_ranks_name_the_pairs_that_cannot_connect(hosts):
 def test_a_host_that_has_given_up_is_not_taken_for_unreachable(hosts):
     store, reaches = hosts
     store.set("tried/4", json.dumps(["n3 cannot connect to n2"]))
+    for rank in (4, 5):
+        store.set(f"read/{rank}", "")
     reaches[4].close()
     assert set(asked(reaches[:4])) == {f"n3 cannot connect to n2: {module.REMEDY}"}
+
+
+def test_the_process_that_may_keep_the_store_ends_last(hosts):
+    _, reaches = hosts
+    with ThreadPoolExecutor(len(reaches)) as threads:
+        first = threads.submit(reaches[0].unreachable, HANG)
+        others = [threads.submit(reach.unreachable, HANG) for reach in reaches[1:5]]
+        assert [each.result() for each in others] == [""] * 4
+        assert not first.done()
+        assert reaches[5].unreachable(HANG) == first.result() == ""
 
 
 def test_a_host_alone_needs_nothing():
