@@ -94,7 +94,7 @@ def sharded_weights(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     2023, FSDP): a layer's messages are hidden by the computing of a layer, forward and backward apart. The
     first gather of each pass and the last reduce-scatter have nothing beside them.
     """
-    spread = _data_spread(work, fleet)
+    spread = data_spread(work, fleet)
     if work.zero < 3 or spread.ranks == 1:
         return Sent()
     layers = work.shape.num_hidden_layers / work.pipeline
@@ -112,7 +112,7 @@ def gradients(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
 
     Buckets leave as they are complete (Li et al. 2020); of the last one nothing is hidden.
     """
-    spread = _data_spread(work, fleet)
+    spread = data_spread(work, fleet)
     if work.zero == 3 or spread.ranks == 1:
         return Sent()
     exchange, bucket = work.exchange, BUCKET * max(1.0, spread.ranks / 32.0)
@@ -158,6 +158,6 @@ def host_traffic(work: Workload) -> Sent:
     return Sent(mine * WEIGHT / HOST_BANDWIDTH + mine * HOST_UPDATE, there)
 
 
-def _data_spread(work: Workload, fleet: Fleet) -> Spread:
+def data_spread(work: Workload, fleet: Fleet) -> Spread:
     """Ranks that hold the same weights: those of other rows, and of other parts of a row."""
     return Spread(fleet, work.data_parallel * work.context, work.tensor)

@@ -121,21 +121,35 @@ def seen_keys(length: int, window: int | None) -> float:
 
 
 def _attention(work: Workload, rates: Rates, again: float) -> Pass:
-    """Of all layers: 4 FLOPs for each query, key and channel forward, and 2.5 times as many backward (FA2).
-
-    Dense masks of windows are computed in full by the forms that know no others.
-    """
+    """Of all layers; the backward pass computes 2.5 times as much (Dao 2023, FlashAttention-2)."""
     shape, form = work.shape, work.form("attention", "sdpa")
     forward = backward = 0.0
-    windows = Counter(shape.window(layer) for layer in range(shape.num_hidden_layers))
-    for window, layers in windows.items():
-        dense = form in ("sdpa", "matmul") and window is not None
-        keys = float(work.length) if dense else seen_keys(work.length, window)
-        flops = 4.0 * work.tokens * keys * shape.num_attention_heads * shape.head_dim / work.tensor
+    for (keys, masked), flops in _attended(work).items():
+        how = "efficient" if masked and form in ("sdpa", "matmul") else form
         length = 2.0 * keys  # a row without a window in which as many are seen
-        forward += layers * rates.attention(flops, shape.head_dim, length, form, False)
-        backward += layers * rates.attention(2.5 * flops, shape.head_dim, length, form, True)
+        forward += rates.attention(flops, shape.head_dim, length, how, False)
+        backward += rates.attention(2.5 * flops, shape.head_dim, length, how, True)
     return Pass(forward, backward, forward * again)
+
+
+def attention_flops(work: Workload) -> float:
+    """Of the forward pass of all layers, for a micro-batch on a rank."""
+    return sum(_attended(work).values())
+
+
+def _attended(work: Workload) -> dict[tuple[float, bool], float]:
+    """(Keys that a position sees on average, whether that takes a mask) -> FLOPs of the layers alike.
+
+    4 for each query, key seen and channel.
+    """
+    shape = work.shape
+    windows = Counter(shape.window(layer) for layer in range(shape.num_hidden_layers))
+    found: dict[tuple[float, bool], float] = {}
+    for window, layers in windows.items():
+        keys = seen_keys(work.length, window)
+        flops = 4.0 * work.tokens * keys * shape.num_attention_heads * shape.head_dim / work.tensor
+        found[keys, window is not None] = layers * flops
+    return found
 
 
 def pointwise_bytes(work: Workload) -> tuple[float, float]:
@@ -172,24 +186,31 @@ def _head(work: Workload, rates: Rates) -> tuple[Pass, Pass]:
     width, kind = work.shape.hidden_size, "fp32" if work.value_bytes == 4 else "bf16"
     found = rates.linear(work.tokens, columns, width, kind)
     back = found.of_inputs + found.of_weights * (work.frozen == 0.0)
-    form = work.form("head_loss", "full")
-    traffic = LOGIT_BYTES["eager" if form == "full" and not work.fused else form]
-    moved = rates.loss(columns * work.tokens, traffic * work.value_bytes / 2)
+    moved = rates.loss(columns * work.tokens, logit_bytes(work))
     share = 1.0 / work.pipeline
     return Pass(found.forward, back).times(share), Pass(moved / 3, moved * 2 / 3).times(share)
 
 
-def update_seconds(work: Workload, rates: Rates, overlap: int) -> float:
-    """Seconds of the update of a rank. overlap: ranks that share it (ZeRO).
+def logit_bytes(work: Workload) -> float:
+    """Bytes that the loss and its gradient move for each logit."""
+    form = work.form("head_loss", "full")
+    traffic = LOGIT_BYTES["eager" if form == "full" and not work.fused else form]
+    return traffic * work.value_bytes / 2
 
-    Each parameter: gradient read for the norm, read for the update, set to zero (12 bytes), master and
-    moments read and written, the weight written.
-    """
+
+def update_bytes(work: Workload) -> float:
+    """Bytes that are moved for each parameter: its gradient is read for the norm, read for the update and set
+    to zero (12), master and moments are read and written, the weight is written."""
+    moments = 2.0 if work.update is None else work.update.moments
+    return 12.0 + 8.0 * (1.0 + moments) + (2.0 if work.value_bytes == 2 else 0.0)
+
+
+def update_seconds(work: Workload, rates: Rates, shared: int) -> float:
+    """Seconds of the update of a rank. shared: ranks that share it (ZeRO)."""
     if work.update is None:
         return 0.0
     elements = work.update.elements / (work.tensor * work.pipeline)
-    size = 12.0 + 8.0 * (1.0 + work.update.moments) + (2.0 if work.value_bytes == 2 else 0.0)
-    seconds = rates.updated(elements / overlap, size)
+    seconds = rates.updated(elements / shared, update_bytes(work))
     flops = sum(map(newton_schulz_flops, work.update.muon)) / (work.tensor * work.pipeline)
     if flops:
         size_of = max(prod(shape) for shape in work.update.muon) ** 0.5

@@ -1,59 +1,181 @@
-"""Of each part of a step the formula in words, and where it is from: what `--explain` shows."""
+"""Of each part of a step the formula with its numbers, and where it is from: what `--explain` shows."""
 
 from __future__ import annotations
 
-_PARTS = {
-    "matmul": (
-        "3 products of 2 m n k FLOPs for each linear layer, at (rate) x k / (k + 120) x filled waves",
-        "estimate/rates.py; rate measured on H100, of other devices assumed",
-    ),
-    "attention": (
-        "4 x queries x keys x width FLOPs forward, 2.5 times as many backward, at R s / (s + s0)",
-        "FlashAttention-2 and -3, published charts",
-    ),
-    "pointwise": (
-        "bytes read and written by norms, residual sums, rotations, activations / memory bandwidth",
-        "estimate/computing.py, counted; bandwidth measured on H100",
-    ),
-    "head": ("3 products of 2 m n k FLOPs with the vocabulary", "estimate/rates.py"),
-    "loss": ("bytes moved per logit, by form of the loss / memory bandwidth", "counted on the kernels"),
-    "recompute": ("the forward pass of what is computed again, once more", "Chen et al. 2016"),
-    "accumulation": ("gradient read, fp32 sum read and written, each micro-batch", "engine/reduce.py"),
-    "overhead": ("a factor on all computing: gaps between kernels, lower clocks", "fitted to published runs"),
-    "launching": ("kernels x 4.5 us of the host, as far as the device would wait for it", "assumed"),
-    "stragglers": (
-        "a share per doubling of nodes: each step waits for the slowest",
-        "fitted to published runs",
-    ),
-    "tensor parallelism": (
-        "2 sums a layer and pass, each (n - 1) / n x bytes x 2 / bandwidth + latency; those beside products "
-        "count by their contention alone",
-        "Shoeybi et al. 2019, Korthikanti et al. 2022; bandwidth by data sheets, shares assumed",
-    ),
-    "context parallelism": ("keys and values around a ring, beside attention", "Liu et al. 2023"),
-    "gathers of ZeRO-3": (
-        "weights gathered twice, gradients scattered once for each micro-batch, layer by layer, less the "
-        "computing of a layer",
-        "Rajbhandari et al. 2020, Zhao et al. 2023",
-    ),
-    "gradients and weights": (
-        "gradients in buckets beside the last backward pass, then the updated weights",
-        "Li et al. 2020, Rajbhandari et al. 2020",
-    ),
-    "offload": (
-        "gradients to the host, weights from it, AdamW on the host's cores",
-        "Ren et al. 2021; assumed",
-    ),
-    "pipeline": ("(p - 1) / (v m) of the step, and messages between stages", "Narayanan et al. 2021"),
-    "optimizer": (
-        "bytes of gradient, master, moments and weight / memory bandwidth; Muon's products",
-        "counted",
-    ),
-    "data": ("waiting for batches that are prepared beside the step", "none is expected"),
-    "checkpoint": ("copying the state to the host / steps between saves", "checkpoint/stage.py"),
-}
+from collections.abc import Callable, Mapping
+
+from llmkit.config.memory import show_bytes
+from llmkit.estimate.collectives import Spread
+from llmkit.estimate.communication import HOST_BANDWIDTH, WEIGHT, data_spread
+from llmkit.estimate.computing import (
+    KERNELS,
+    attention_flops,
+    linear_shapes,
+    logit_bytes,
+    pointwise_bytes,
+    update_bytes,
+)
+from llmkit.estimate.constants import Constants
+from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.rates import K_HALF, LAUNCH
+from llmkit.estimate.workload import Workload
+
+Numbers = Callable[[Workload, Fleet, Constants], str]
 
 
-def source_of(part: str) -> tuple[str, str]:
+def formula_of(part: str, work: Workload, fleet: Fleet, constants: Constants) -> tuple[str, str]:
     """Formula and source of a part."""
-    return _PARTS[part]
+    numbers, source = _PARTS[part]
+    return numbers(work, fleet, constants), source
+
+
+def _matmul(work: Workload, fleet: Fleet, _: Constants) -> str:
+    weights = sum(outputs * inputs for outputs, inputs in linear_shapes(work)) * _layers(work)
+    return (
+        f"{6.0 - 2.0 * work.frozen:.3g} x {work.tokens:,.0f} tokens x {weights:.4g} weights x "
+        f"{work.micro_batches:g} micro-batches in {work.linear}, at {_peak(work, fleet)}, x k / (k + {K_HALF:g}) "
+        "x filled waves"
+    )
+
+
+def _head(work: Workload, fleet: Fleet, _: Constants) -> str:
+    weights = work.shape.padded_vocab_size * work.shape.hidden_size / work.tensor
+    return f"6 x {work.tokens:,.0f} tokens x {weights:.4g} weights x {work.micro_batches:g} micro-batches"
+
+
+def _attention(work: Workload, fleet: Fleet, _: Constants) -> str:
+    flops = 3.5 * attention_flops(work) * work.micro_batches / work.pipeline
+    return (
+        f"3.5 x 4 x queries x keys seen x width = {flops:.3g} FLOPs, at R s / (s + s0) by charts of the form"
+    )
+
+
+def _pointwise(work: Workload, fleet: Fleet, _: Constants) -> str:
+    forward, backward = (size * _layers(work) * work.micro_batches for size in pointwise_bytes(work))
+    return f"({show_bytes(forward)} + {show_bytes(backward)}) / {_bandwidth(fleet)}"
+
+
+def _loss(work: Workload, fleet: Fleet, _: Constants) -> str:
+    logits = work.tokens * work.shape.padded_vocab_size / work.tensor * work.micro_batches
+    return f"{logits:.4g} logits x {logit_bytes(work):g} bytes / {_bandwidth(fleet)}"
+
+
+def _recompute(work: Workload, fleet: Fleet, _: Constants) -> str:
+    every = f" of every {work.recompute_every}. layer" if work.recompute_every > 1 else ""
+    what = "the forward pass" if work.recompute == "full" else "pointwise operations of it"
+    return f"{what}{every} once more"
+
+
+def _accumulation(work: Workload, fleet: Fleet, _: Constants) -> str:
+    total = work.trained * work.accumulates * work.micro_batches
+    return (
+        f"{work.trained:.4g} gradients x {work.accumulates:g} bytes x {work.micro_batches:g} micro-batches "
+        f"= {show_bytes(total)} / {_bandwidth(fleet)}"
+    )
+
+
+def _overhead(work: Workload, fleet: Fleet, constants: Constants) -> str:
+    return f"({constants.overhead:g} - 1) x all computing: gaps between kernels, lower clocks"
+
+
+def _launching(work: Workload, fleet: Fleet, _: Constants) -> str:
+    kernels = sum(KERNELS[work.fused]) * _layers(work) * work.micro_batches
+    each = (
+        "as measured" if fleet.device.architecture == "cpu" else f"x {LAUNCH * 1e6:g} us, less all computing"
+    )
+    return f"{kernels:,.0f} kernels {each}"
+
+
+def _stragglers(work: Workload, fleet: Fleet, constants: Constants) -> str:
+    nodes = max(1.0, work.world / fleet.devices_per_node)
+    return f"{constants.jitter:g} x log2({nodes:g} nodes) x all computing: each step waits for the slowest"
+
+
+def _tensor(work: Workload, fleet: Fleet, _: Constants) -> str:
+    size = work.tokens * work.shape.hidden_size * work.value_bytes
+    sums = 4.0 * _layers(work) * work.micro_batches
+    return f"{sums:,.0f} sums of {show_bytes(size)} {_over(Spread(fleet, work.tensor))}"
+
+
+def _context(work: Workload, fleet: Fleet, _: Constants) -> str:
+    return f"keys and values three times around a ring {_over(Spread(fleet, work.context, work.tensor))}"
+
+
+def _gathers(work: Workload, fleet: Fleet, _: Constants) -> str:
+    weights, gradients = work.parameters * WEIGHT, work.trained * work.exchange.gradient_bytes
+    return (
+        f"(2 x {show_bytes(weights)} + {show_bytes(gradients)}) x {work.micro_batches:g} micro-batches in "
+        f"{_layers(work):g} layers {_over(data_spread(work, fleet))}"
+    )
+
+
+def _gradients(work: Workload, fleet: Fleet, _: Constants) -> str:
+    exchange, size = work.exchange, work.trained * work.exchange.gradient_bytes
+    times = f" x {work.micro_batches:g} micro-batches" if exchange.each_micro_batch else ""
+    text = f"{show_bytes(size)} of gradients{' x 2 (all-reduce)' if exchange.all_reduce else ''}{times}"
+    weights = f" and {show_bytes(work.trained * WEIGHT)} of weights" if work.zero else ""
+    return f"{text}{weights} {_over(data_spread(work, fleet))}"
+
+
+def _offload(work: Workload, fleet: Fleet, _: Constants) -> str:
+    mine = work.trained / work.data_parallel
+    return f"{mine:.4g} parameters: gradients and weights at {HOST_BANDWIDTH / 1e9:g} GB/s, the host's update"
+
+
+def _pipeline(work: Workload, fleet: Fleet, _: Constants) -> str:
+    return f"({work.pipeline} - 1) / ({work.chunks:g} x {work.micro_batches:g}) of the step, and messages"
+
+
+def _optimizer(work: Workload, fleet: Fleet, _: Constants) -> str:
+    shared = work.data_parallel * work.context if work.zero else 1
+    elements = 0.0 if work.update is None else work.update.elements / (work.tensor * work.pipeline * shared)
+    muon = ", and Newton-Schulz products" if work.update is not None and work.update.muon else ""
+    return f"{elements:.4g} parameters x {update_bytes(work):.3g} bytes / {_bandwidth(fleet)}{muon}"
+
+
+def _layers(work: Workload) -> float:
+    return work.shape.num_hidden_layers / work.pipeline
+
+
+def _peak(work: Workload, fleet: Fleet) -> str:
+    kind = work.linear if work.linear in fleet.device.flops else "bf16"
+    reached = fleet.device.reached
+    return f"{reached.products:.3g} x {reached.sustained:g} of {fleet.device.flops[kind] / 1e12:,.4g} TFLOP/s"
+
+
+def _bandwidth(fleet: Fleet) -> str:
+    device = fleet.device
+    if not device.bandwidth:
+        return "the measured rate"
+    return f"{device.bandwidth * device.reached.memory / 1e12:.3g} TB/s"
+
+
+def _over(spread: Spread) -> str:
+    where = (
+        f"{spread.ranks} ranks, {spread.in_node} a node"
+        if spread.nodes > 1
+        else f"{spread.ranks} ranks of a node"
+    )
+    return f"over {where}, at {spread.bandwidth / 1e9:.4g} GB/s + {spread.latency * 1e6:.3g} us a message"
+
+
+DATA_SHEETS = "bandwidth by data sheets, shares and latencies assumed"
+_PARTS: Mapping[str, tuple[Numbers, str]] = {
+    "matmul": (_matmul, "estimate/rates.py; rates measured on one H100, assumed of other devices"),
+    "attention": (_attention, "charts of FlashAttention-2, -3"),
+    "pointwise": (_pointwise, "estimate/computing.py, counted; bandwidth measured on one H100"),
+    "head": (_head, "estimate/rates.py"),
+    "loss": (_loss, "counted on the kernels"),
+    "recompute": (_recompute, "Chen et al. 2016"),
+    "accumulation": (_accumulation, "engine/reduce.py, DeepSpeed's source"),
+    "overhead": (_overhead, "fitted to published runs"),
+    "launching": (_launching, "kernels counted, seconds assumed of GPUs"),
+    "stragglers": (_stragglers, "fitted to published runs"),
+    "tensor parallelism": (_tensor, f"Shoeybi et al. 2019, Korthikanti et al. 2022; {DATA_SHEETS}"),
+    "context parallelism": (_context, f"Liu et al. 2023; {DATA_SHEETS}"),
+    "gathers of ZeRO-3": (_gathers, f"Rajbhandari et al. 2020, Zhao et al. 2023; {DATA_SHEETS}"),
+    "gradients and weights": (_gradients, f"Li et al. 2020, Rajbhandari et al. 2020; {DATA_SHEETS}"),
+    "offload": (_offload, "Ren et al. 2021; rates assumed"),
+    "pipeline": (_pipeline, "Narayanan et al. 2021"),
+    "optimizer": (_optimizer, "counted; Jordan et al. 2024 for Muon"),
+}

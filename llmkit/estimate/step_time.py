@@ -8,7 +8,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.estimate.constants import FITTED, Constants
 from llmkit.estimate.hardware import Fleet
-from llmkit.estimate.part_sources import source_of
+from llmkit.estimate.part_sources import formula_of
 from llmkit.estimate.rates import Rates
 from llmkit.estimate.step_parts import step_parts
 from llmkit.estimate.term import Term
@@ -104,9 +104,13 @@ def step_time(
     length, layout = plan.config.data.sequence_length, plan.layout
     adapters = plan.num_trained if plan.config.train.lora.rank else 0
     how, every = layout.activation_checkpointing, layout.activation_checkpointing_every
+
+    def term(part: str, name: str, value: float) -> Term:
+        return Term(name, value, "s", *formula_of(part, work, fleet, constants))
+
     return StepEstimate(
-        tuple(Term(name, value, "s", *source_of(name)) for name, value in found.parts.items()),
-        tuple(Term(f"{name}, hidden", value, "s", *source_of(name)) for name, value in found.hidden.items()),
+        tuple(term(name, name, value) for name, value in found.parts.items()),
+        tuple(term(name, f"{name}, hidden", value) for name, value in found.hidden.items()),
         UNSURE if unsure else SURE, unsure, plan.tokens_per_step, layout.world_size,
         train_flops_per_token(plan.model, length, adapters),
         causal_flops_per_token(plan.model, [length], adapters),

@@ -10,6 +10,7 @@ from benchmarks.published import L8, nanochat, with_update
 from llmkit.config.shape import ModelShape
 from llmkit.estimate.computing import (
     Computing,
+    attention_flops,
     computing,
     linear_shapes,
     newton_schulz_flops,
@@ -80,10 +81,11 @@ def test_keys_that_a_position_sees(length: int, window: int | None, keys: float)
     assert counted == pytest.approx(keys)
 
 
-def test_windows_are_computed_in_full_by_forms_with_dense_masks() -> None:
+def test_windows_limit_what_attention_computes() -> None:
     work = Workload(nanochat(12), 2048, 8, 1, forms={"attention": "flash3"})
-    dense = replace(work, forms={"attention": "sdpa"})
-    assert found(dense).attention.total > 1.5 * found(work).attention.total
+    keys = 9 * seen_keys(2048, 1024) + 3 * seen_keys(2048, None)
+    assert attention_flops(work) == pytest.approx(4 * 2048 * 768 * keys)
+    assert found(work).attention.total == pytest.approx(3.5 * attention_flops(work))
 
 
 def test_recomputation_repeats_the_forward_pass_of_its_blocks() -> None:
