@@ -211,6 +211,7 @@ class BlockFile:
 
     def content(self) -> bytes:
         """All of it."""
+        self.open()  # memory is taken only for a file that is as long as it should be
         found = torch.empty(self.size, dtype=torch.uint8)
         view = tensor_bytes(found)
         for index in range(self.blocks):

@@ -176,6 +176,26 @@ def test_a_huge_tensor_of_which_little_is_stored_takes_no_memory(
     assert checkpoint.read("w", "m", ((0, 3),)).tolist() == [0, 0, 0]
 
 
+@pytest.mark.drill(
+    "D37",
+    injection="sizes of terabytes in a manifest, each with its checksums; a manifest of a gigabyte",
+    expected="refused in one line, without the memory",
+)
+@pytest.mark.parametrize("what", ["index", "tokenizer", "manifest"])
+def test_a_size_that_no_file_has_takes_no_memory(save_step: Any, what: str) -> None:
+    folder = save_step(1)
+    if what == "manifest":
+        os.truncate(folder / "manifest.json", 2**30 + 1)
+        expected = "manifest.json: it has 1073741825 bytes, more than any manifest"
+    else:
+        entry = {"size": 2**40, "xxh64": ["0" * 16] * 2**18}
+        forge(folder, lambda m: (m["index"] if what == "index" else m["files"][0]).update(entry))
+        name = "index.safetensors" if what == "index" else "tokenizer.json"
+        expected = f"{name}: it has {(folder / name).stat().st_size} bytes instead of {2**40}"
+    (problem,) = read.verify(folder)
+    assert problem == f"{folder}/{expected}"
+
+
 class Bomb:
     """Unpickling it creates a file."""
 

@@ -99,6 +99,8 @@ def without(array: str) -> bytes:
 BYTES = {
     "nothing": b"",
     "a header alone": encode_header({}),
+    "a header longer than the file": (10**6).to_bytes(8, "little") + b"{}",
+    "a header longer than any": b"\xff" * 16,
     "no pieces": without("pieces"),
     "no tensors": without("tensors"),
     "numbers that are text": index_file.encode(build_index([])).replace(b'"I64"', b'"F64"'),

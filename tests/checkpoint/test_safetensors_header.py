@@ -48,6 +48,11 @@ ENTRIES = {
 }
 
 
+@pytest.mark.drill(
+    "D37",
+    injection=f"{len(HEADERS) + len(ENTRIES)} hostile headers: absurd sizes, spans outside of the file",
+    expected="refused",
+)
 @pytest.mark.parametrize("raw", [*HEADERS.values(), *ENTRIES.values()], ids=[*HEADERS, *ENTRIES])
 def test_a_hostile_tensor_file_is_refused(save_step: Any, raw: bytes) -> None:
     piece = Piece("w", "m", (2,), ((0, 2),), (0, 2), torch.zeros(2))
