@@ -61,6 +61,7 @@ def train(
     take_over: bool = False,
     branch_from: str | Path | None = None,
     data_position: Literal["keep", "new"] | None = None,
+    anyway: bool = False,
 ) -> Run:
     """Trains the run that a configuration describes, from its newest good checkpoint; returns it.
 
@@ -70,7 +71,7 @@ def train(
     print errors, the end, and where the log is, and nothing else. take_over: ask another process that has
     the run to stop, then go on. branch_from: begin a new run with this checkpoint of another one, such as
     runs/demo@1000. data_position: whether such a branch reads on where that run stood ("keep", the default)
-    or from the beginning ("new").
+    or from the beginning ("new"). anyway: start although a step cannot fit into memory by estimate.
 
     The run it returns may have been stopped before its end: `Run.done` tells. Raises UserError for mistakes
     in the configuration, RunFault where the run cannot go on, HookError for a bug of a hook, and
@@ -88,7 +89,7 @@ def train(
     branch = None if branch_from is None else str(branch_from)
     with errors_recorded(os.environ):
         run_training(
-            loaded, Options(fresh, allow_data_change, quiet, take_over, branch, data_position),
+            loaded, Options(fresh, allow_data_change, quiet, take_over, branch, data_position, anyway),
             started=time.monotonic(), environment=os.environ, hooks=hooks, sinks=sinks,
         )  # fmt: skip
     return Run(Path(loaded.config.run.dir) / loaded.config.run.name)

@@ -139,7 +139,7 @@ def _train_run(options: argparse.Namespace, started: float) -> int:
 
     how = Options(
         options.fresh, options.allow_data_change, options.quiet, options.take_over, options.branch,
-        options.data_position,
+        options.data_position, options.anyway,
     )  # fmt: skip
     return train(loaded, how, started=started, environment=os.environ, own_process=True)
 
@@ -285,6 +285,9 @@ def _train_parser(commands: Commands) -> None:
     )
     train.add_argument(
         "--take-over", action="store_true", help="ask another process that has this run to stop, then go on"
+    )
+    train.add_argument(
+        "--anyway", action="store_true", help="start although a step cannot fit into memory by estimate"
     )
     add_branch(train)
     train.set_defaults(command=_train, parser=train)

@@ -73,6 +73,7 @@ ELSEWHERE = {
     "hf/tensor_files.py": "hf/test_folder.py",
     "kernels/adamw.py": "optim/test_build.py",
     "kernels/linear.py": "model/test_layers.py",
+    "plan/arithmetic.py": "plan/test_activations.py",
     "plan/attention_rules.py": "plan/test_operators.py",
     "plan/facts.py": "test_device.py",
     "recipes/recipe.py": "recipes/test_rules.py",

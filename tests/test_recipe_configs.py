@@ -12,7 +12,7 @@ from llmkit.config.load import load
 from llmkit.config.model_section import UNSCALED
 from llmkit.config.shape import ModelShape
 from llmkit.plan import DeviceFacts, Known, Plan, resolve_plan
-from llmkit.plan.activations import Arithmetic, training_bytes
+from llmkit.plan.memory import memory
 from llmkit.plan.text import show_plan
 
 ROOT = Path(__file__).parents[1]
@@ -44,13 +44,8 @@ def plan_of(path: Path, launch: str) -> Plan:
 def test_a_launch_line_is_accepted_and_fits(path: Path, launch: str) -> None:
     plan = plan_of(path, launch)
     assert show_plan(plan)
-    model = plan.model
-    assert isinstance(model, ModelShape) and plan.precision.name == "bf16"
-    compiled = plan.kernels.compiled
-    how = Arithmetic(plan.precision, plan.layout, plan.kernels.blocks_compiled, compiled, plan.kernels.forms)
-    activations = training_bytes(model, how)
-    tokens = plan.micro_batch_size * plan.config.data.sequence_length
-    assert plan.state.device + activations.token * tokens + activations.fixed < GPU.free_bytes
+    assert isinstance(plan.model, ModelShape) and plan.precision.name == "bf16"
+    assert memory(plan).on_device < GPU.free_bytes
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

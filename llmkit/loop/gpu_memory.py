@@ -14,7 +14,8 @@ from llmkit.errors import RunFault, UserError
 from llmkit.loop.hook import Hook
 from llmkit.monitor.hardware import GpuMemory, gpu_memory, peak_memory_gib, total_memory
 from llmkit.plan import Plan
-from llmkit.plan.fitting import SAFE_SHARE, alternatives, needed
+from llmkit.plan.fitting import SAFE_SHARE, should_fit
+from llmkit.plan.memory import memory as memory_of_plan
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -78,8 +79,9 @@ def named_where_full(
             room, peak = total_memory(), peak_memory_gib(device) * 2**30
         held = f"at most {show_bytes(peak)} of {show_bytes(room)} were in use"
         kind = RunFault if warmed_up else UserError
+        advice = _advice(plan, room, device.type == "cuda")
         reason = str(error).splitlines()[0] if str(error) else "no memory"
-        raise kind(f"{where}out of memory: {reason.rstrip('.')}; {held}. {_advice(plan, room)}") from error
+        raise kind(f"{where}out of memory: {reason.rstrip('.')}; {held}. {advice}") from error
 
 
 def _is_full(error: RuntimeError) -> bool:
@@ -87,16 +89,10 @@ def _is_full(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def _advice(plan: Plan, room: int) -> str:
-    estimate = needed(plan, plan.micro_batch_size, plan.layout)
-    text = (
+def _advice(plan: Plan, room: int, on_gpu: bool) -> str:
+    estimate = memory_of_plan(plan)
+    return (
         f"A step with train.micro_batch_size {plan.micro_batch_size} needs {show_bytes(estimate.on_device)} "
         f"a process by estimate: {estimate}{'' if estimate.activations else ', and activations'}. "
-    )
-    if found := alternatives(plan, room):
-        options = [f"{' '.join(changes)} (needs {show_bytes(size)})" for changes, size in found]
-        return f"{text}What should fit: {', or '.join(options)}"
-    return (
-        f"{text}Try a smaller train.micro_batch_size, or more processes that share the state "
-        "(parallel.zero_stage, parallel.tensor_parallel_size)"
+        f"{should_fit(plan, room, on_gpu)}"
     )

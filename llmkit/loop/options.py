@@ -15,6 +15,7 @@ class Options:
     """How the command was called. fresh: refuse a run folder that has checkpoints. allow_data_change: go
     on with other data, or other weights of the sources, than the checkpoint was made with. quiet:
     show errors and the end, and nothing else. take_over: ask another process that has the run to stop.
+    anyway: start though memory cannot hold a step by what is counted.
 
     branch: begin with this checkpoint of another run (RUN, RUN@best, RUN@1000). data_position: of a branch:
     "keep" (the default) = read on where the other run stood; "new" = read the data from their beginning.
@@ -28,6 +29,7 @@ class Options:
     take_over: bool = False
     branch: str | None = None
     data_position: DataPosition | None = None
+    anyway: bool = False
 
     def __post_init__(self) -> None:
         if self.branch is None and self.data_position is not None:

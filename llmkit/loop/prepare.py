@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import torch
-
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.schema import Data
 from llmkit.data.building.opened import Found
@@ -19,11 +17,12 @@ from llmkit.data.sources.listing import File
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts, make_deterministic
+from llmkit.errors import UserError
 from llmkit.loop.attention_choice import choose_attention
 from llmkit.loop.initial_weights import StartingWeights
 from llmkit.loop.launch import Launch
 from llmkit.loop.resume import check_same_model
-from llmkit.loop.room import require_disk, require_memory
+from llmkit.loop.room import memory_refusal, memory_warning, require_disk
 from llmkit.loop.run_tokenizer import check_same_ids, tokenizer_of_run, tokenizer_of_weights
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
@@ -57,7 +56,7 @@ def prepare_run(
     known = replace(launch.known, device=replace(facts, free_bytes=free))
     with fail_together(mesh):
         # Any vocabulary only adds to what the smallest needs; a trained one may get fewer tokens than asked.
-        _require_room(launch, folder, resolve_plan(launch.loaded, replace(known, tokenizer_size=1)), device)
+        _require_room(launch, folder, resolve_plan(launch.loaded, replace(known, tokenizer_size=1)))
         tokenizer = None
         if checkpoint is not None:
             tokenizer = tokenizer_of_run(checkpoint, launch.loaded)
@@ -71,7 +70,7 @@ def prepare_run(
             if initial is not None:
                 check_same_ids(tokenizer, initial.weights)
                 initial.fit(plan.model, adapts=plan.config.train.lora.rank > 0)
-            _require_room(launch, folder, plan, device)
+            _require_room(launch, folder, plan, note)
 
         data = prepare(
             config.data, note, seed=config.run.seed, known=remote, tokenizer=tokenizer, accept=accept
@@ -100,8 +99,17 @@ def _reference_digest(launch: Launch, checkpoint: Checkpoint | None) -> str | No
     return on_rank_zero(launch.mesh, lambda: open_weights(reference_path(launch.loaded)).digest())
 
 
-def _require_room(launch: Launch, folder: RunFolder, plan: Plan, device: torch.device) -> None:
-    require_memory(launch.loaded, plan, device, launch.local_size)
+def _require_room(
+    launch: Launch, folder: RunFolder, plan: Plan, note: Callable[[str], None] = lambda text: None
+) -> None:
+    """Raises UserError where the plan cannot fit into memory, unless the run is to start all the same, and
+    RunFault where its checkpoints do not fit onto the disk. note: is told of what may not fit."""
+    device = launch.mesh.device
+    refusal = memory_refusal(launch.loaded, plan, device, launch.local_size)
+    if refusal is not None and not launch.options.anyway:
+        raise UserError(refusal)
+    if warning := refusal or memory_warning(plan, device, launch.local_size):
+        note(warning)
     require_disk(launch.loaded, plan, folder)
 
 

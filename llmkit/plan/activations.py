@@ -6,18 +6,16 @@ the partitioner of torch.compile save; a test counts them again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 from llmkit.config.operators import QUANTISED
 from llmkit.config.parameters import INTO_MLP
 from llmkit.config.shape import ModelShape
-from llmkit.parallel.layout import Layout
-from llmkit.precision import BYTES, Precision
+from llmkit.plan.arithmetic import Arithmetic, Recompute
+from llmkit.plan.score_memory import mask_bytes, score_bytes
+from llmkit.precision import BYTES
 
-Recompute = Literal["none", "selective", "full"]
 FP32 = BYTES["fp32"]
 LOGIT_BYTES = {True: 4, False: 14}
 """Of a logit where all are stored. Compiled: the logits and their gradient; else fp32 logits and
@@ -38,27 +36,9 @@ class Activations:
     token: float
     fixed: float = 0.0
 
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """What the memory of activations depends on, beside the sizes of the model.
-
-    compiled: whether the blocks are; head_compiled: whether head and loss are. forms: operator -> form
-    (`llmkit.plan.operators`). adapters: whether they alone are trained, so that the head's matrix, like all
-    others, has no gradient.
-    """
-
-    precision: Precision
-    layout: Layout
-    compiled: bool
-    head_compiled: bool
-    forms: Mapping[str, str]
-    adapters: bool = False
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of an activation."""
-        return BYTES[self.precision.compute]
+    def of(self, tokens: int) -> int:
+        """Bytes of a micro-batch of so many tokens."""
+        return int(self.token * tokens + self.fixed)
 
 
 def training_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
@@ -66,14 +46,25 @@ def training_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
 
     All blocks have run, and then the head with the loss computes, or the last block its gradients.
     """
+    parts = training_parts(shape, how).values()
+    return Activations(sum(each.token for each in parts), sum(each.fixed for each in parts))
+
+
+def training_parts(shape: ModelShape, how: Arithmetic) -> dict[str, Activations]:
+    """The same by kind: what all blocks keep (`block_parts`), and what is beside it at the largest moment."""
     recompute, every = how.layout.activation_checkpointing, how.layout.activation_checkpointing_every
     layers = shape.num_hidden_layers
     recomputed = 0 if recompute == "none" else -(-layers // every)
-    plain = block_bytes(shape, how, "none")
-    kept = recomputed * block_bytes(shape, how, recompute) + (layers - recomputed) * plain
-    head = _head(shape, how)
+    plain, kept = block_parts(shape, how, "none"), block_parts(shape, how, recompute)
+    parts = {
+        kind: Activations(recomputed * kept[kind] + (layers - recomputed) * plain[kind]) for kind in plain
+    }
+    parts["before the blocks"] = Activations(_before_blocks(shape, how))
+    head, block = _head(shape, how), sum(plain.values())
+    parts["loss" if head.token >= block else "gradients of a block"] = Activations(max(head.token, block))
     fixed = max(head.fixed, _dequantised(shape, how))
-    return Activations(kept + _before_blocks(shape, how) + max(head.token, plain), fixed)
+    parts["whatever the batch"] = Activations(0.0, fixed)  # gradients of the head, a matrix of few bits
+    return {kind: each for kind, each in parts.items() if each.token or each.fixed}
 
 
 def _dequantised(shape: ModelShape, how: Arithmetic) -> float:
@@ -119,19 +110,29 @@ def block_bytes(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> flo
 
     recompute: what of it is computed again then.
     """
+    return sum(block_parts(shape, how, recompute).values())
+
+
+def block_parts(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> dict[str, float]:
+    """The same by kind."""
     size, layout = how.bytes, how.layout
     whole = float(size * shape.hidden_size)  # its input
-    sharded, gathered = 0.0, 0.0
+    attention, scores, mlp, gathered = 0.0, 0.0, 0.0, 0.0
     if recompute != "full":
         whole += _residual(shape, how, recompute)
-        sharded = _attention(shape, how, recompute) + _mlp(shape, how, recompute)
+        attention, mlp = _attention(shape, how, recompute), _mlp(shape, how, recompute)
+        scores = score_bytes(shape, how, recompute)
         if (
             layout.sequence_parallel
         ):  # of the inputs of both column-parallel layers, all of the sequence is kept
             gathered = 2.0 * size * shape.hidden_size
             whole -= gathered if recompute == "none" else 0.0
     pieces = layout.tensor_parallel_size if layout.sequence_parallel else 1
-    return whole / pieces + gathered + sharded / layout.tensor_parallel_size
+    ranks = layout.tensor_parallel_size
+    return {
+        "residual stream and norms": whole / pieces + gathered, "attention": attention / ranks,
+        "attention scores": scores / ranks, "masks": mask_bytes(shape, how, recompute), "mlp": mlp / ranks,
+    }  # fmt: skip
 
 
 def _residual(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:

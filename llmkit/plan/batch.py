@@ -7,10 +7,11 @@ from llmkit.config.derive import rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
-from llmkit.plan.activations import Activations, Arithmetic, forward_bytes, training_bytes
+from llmkit.plan.activations import Activations, forward_bytes, training_bytes
+from llmkit.plan.arithmetic import Arithmetic
 from llmkit.plan.facts import DeviceFacts
-from llmkit.plan.plan import Kernels
-from llmkit.plan.state_memory import state_memory
+from llmkit.plan.memory import arithmetic, memory
+from llmkit.plan.plan import Plan
 from llmkit.precision import Precision
 
 CPU_TOKENS = 16384
@@ -20,29 +21,20 @@ MEMORY_SHARE = 0.8
 ALONE = Layout()
 
 
-def choose_micro_batch(
-    config: Config,
-    shape: AnyModel,
-    precision: Precision,
-    device: DeviceFacts,
-    kernels: Kernels,
-    layout: Layout = ALONE,
-) -> int:
+def choose_micro_batch(plan: Plan, device: DeviceFacts) -> int:
     """Returns `train.micro_batch_size`; for "auto" the largest divisor of a rank's sequences that should fit.
 
-    On a GPU it is 1 for a registered model, of whose activations nothing is known.
+    On a GPU it is 1 for a registered model, of whose activations nothing is known. plan: with any one.
     """
+    config, layout = plan.config, plan.layout
     if config.train.micro_batch_size != "auto":
         return config.train.micro_batch_size
-    state = state_memory(config, shape, precision, layout)
     needed = None
-    if isinstance(shape, ModelShape):
-        how = Arithmetic(
-            precision, layout, kernels.blocks_compiled, kernels.compiled, kernels.forms,
-            adapters=config.train.lora.rank > 0,
-        )  # fmt: skip
-        needed = training_bytes(shape, how)
-    return _largest(config, device, device.free_bytes - state.device, needed, layout)
+    if isinstance(plan.model, ModelShape):
+        needed = training_bytes(plan.model, arithmetic(config, plan.precision, layout, plan.kernels))
+    beside = memory(plan)
+    free = device.free_bytes - beside.state.device - sum(beside.buffers.values())
+    return _largest(config, device, free, needed, layout)
 
 
 def choose_evaluation_batch(

@@ -9,8 +9,8 @@ from llmkit.config.mistakes import listed
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
-from llmkit.plan.activations import Arithmetic, training_bytes
 from llmkit.plan.form_rules import MEASURED
+from llmkit.plan.memory import memory
 from llmkit.plan.operators import FORMS
 from llmkit.plan.plan import Plan
 from llmkit.plan.resolve import AT_START, WITH_TOKENIZER
@@ -106,12 +106,13 @@ def _memory(plan: Plan) -> str:
     """Of one process, by part; an estimate."""
     if plan.pending.get("vocab_size") == WITH_TOKENIZER:
         return f"{WITH_TOKENIZER}"
-    state = plan.state
-    total, parts = state.total, [("weights", state.weights), ("gradients", state.gradients)]
-    parts.append(("optimizer", state.optimizer))
+    needs, state = memory(plan), plan.state
+    parts = [("weights", state.weights), ("gradients", state.gradients), ("optimizer", state.optimizer)]
     if (activations := activation_bytes(plan)) is not None:
         parts.append(("activations up to", activations))
-        total += activations
+    if needs.buffers:
+        parts.append(("buffers", sum(needs.buffers.values())))
+    total = sum(size for _, size in parts)
     text = " + ".join(f"{name} {show_bytes(size)}" for name, size in parts)
     unknown = "" if activations is not None else ", and activations"
     return f"{show_bytes(total)}{unknown} a process: {text}{_offloaded(plan.layout, state)}"
@@ -119,12 +120,8 @@ def _memory(plan: Plan) -> str:
 
 def activation_bytes(plan: Plan) -> int | None:
     """Bytes of the activations of a micro-batch; None where they are not known (yet)."""
-    if not isinstance(plan.model, ModelShape) or plan.pending:
-        return None
-    kernels = plan.kernels
-    how = Arithmetic(plan.precision, plan.layout, kernels.blocks_compiled, kernels.compiled, kernels.forms)
-    needed = training_bytes(plan.model, how)
-    return int(needed.token * plan.micro_batch_size * plan.config.data.row_length + needed.fixed)
+    needs = memory(plan)
+    return None if needs.activations is None or plan.pending else needs.activation_bytes
 
 
 def _offloaded(layout: Layout, state: State) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmkit.config.derive import accumulation_steps, fitting_ranks, known_vocab_size, resolved_model
@@ -57,16 +58,17 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
     if asked == "auto" and known.device is None:
         pending["precision"] = AT_START
     model = resolved_model(config, vocab_size)
+    notes = tuple(f"accelerate's configuration: {note}" for note in launch.accelerate.notes)
+    plan = Plan(config, model, layout, precision, 1, 1, kernels, notes, pending)
     if known.device is not None:
-        micro_batch = choose_micro_batch(config, model, precision, known.device, kernels, layout)
+        micro_batch = choose_micro_batch(plan, known.device)
     elif config.train.micro_batch_size == "auto":
         pending["micro_batch_size"], micro_batch = AT_START, 1
     else:
         micro_batch = config.train.micro_batch_size
     steps = accumulation_steps(config, layout.data_parallel_size, micro_batch)
     assert steps is not None, "a check has found that it divides the sequences of a rank"
-    notes = tuple(f"accelerate's configuration: {note}" for note in launch.accelerate.notes)
-    return Plan(config, model, layout, precision, micro_batch, steps, kernels, notes, pending)
+    return replace(plan, micro_batch_size=micro_batch, accumulation_steps=steps)
 
 
 def plan_for_shape(shape: ModelShape, settings: Mapping[str, Any], device: DeviceFacts) -> Plan:

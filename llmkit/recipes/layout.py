@@ -7,8 +7,8 @@ from typing import Any
 from llmkit.config.memory import show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
-from llmkit.plan.activations import Arithmetic, training_bytes
 from llmkit.plan.batch import MEMORY_SHARE
+from llmkit.plan.memory import memory
 from llmkit.plan.resolve import plan_for_shape
 from llmkit.recipes.devices import Device
 from llmkit.recipes.recipe import Setting
@@ -58,9 +58,6 @@ def _section(stage: int, recompute: str, why: str, gpus: int) -> dict[str, Setti
 
 
 def _bytes(shape: ModelShape, settings: dict[str, Any], device: Device) -> tuple[float, float]:
-    """Of a process: state with gradients, and the activations of one row."""
-    plan = plan_for_shape(shape, settings, device.facts)
-    kernels = plan.kernels
-    how = Arithmetic(plan.precision, plan.layout, kernels.blocks_compiled, kernels.compiled, kernels.forms)
-    row = training_bytes(shape, how)
-    return plan.state.device, row.token * plan.config.data.sequence_length + row.fixed
+    """Of a process: state with buffers, and the activations of one row."""
+    needs = memory(plan_for_shape(shape, settings, device.facts), micro_batch_size=1)
+    return needs.on_device - needs.activation_bytes, needs.activation_bytes

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmkit.config.custom_model import CustomModel
 from llmkit.config.load import load
+from llmkit.config.parameters import FullTensor
 from llmkit.estimate.devices import Hardware
+from llmkit.estimate.facts import facts_of
 from llmkit.estimate.hardware import Fleet
-from llmkit.estimate.memory import memory_of
+from llmkit.estimate.memory import MemoryEstimate, memory_of
 from llmkit.plan import DeviceFacts, Known, Plan, resolve_plan
+from llmkit.plan.memory import memory
 from tests.program import make_project
 
 GIB = 2**30
+ROOT = Path(__file__).parents[2]
+H100 = Hardware().fleet("h100")
 SIZES = (
     "model.hidden_size=768", "model.intermediate_size=3072", "model.num_hidden_layers=12",
     "model.num_attention_heads=12", "model.num_key_value_heads=12", "data.sequence_length=1024",
@@ -37,13 +44,78 @@ def plan(tmp_path: Any) -> Any:
     return make
 
 
+def parts(found: MemoryEstimate, where: str = "device") -> dict[str, float]:
+    return {term.name: term.value for term in getattr(found, where)}
+
+
 def test_the_largest_micro_batch_fits_and_the_next_one_does_not(plan: Any) -> None:
-    one = plan()
-    needs = {
-        micro: memory_of(plan(1, f"train.micro_batch_size={micro}"), fleet(1000)).device_bytes
-        for micro in (8, 16)
-    }
+    needs = {n: memory_of(plan(1, f"train.micro_batch_size={n}"), fleet(1000)).device_bytes for n in (8, 16)}
     assert needs[8] < needs[16]
-    found = memory_of(one, fleet((needs[8] + needs[16]) / 2 / 0.95 / GIB))
-    assert found.largest_micro_batch == 8
-    assert memory_of(one, fleet(0.01)).largest_micro_batch == 0
+    for room, largest in ((needs[8], 8), (needs[8] - 1, 4), (needs[16] - 1, 8), (needs[16], 16)):
+        assert memory_of(plan(), fleet(room / GIB)).largest_micro_batch == largest
+    nothing = memory_of(plan(), fleet(0.01))
+    assert nothing.largest_micro_batch == 0 and nothing.cannot_fit and not nothing.fits
+
+
+def test_the_parts_are_those_of_the_plan_and_what_a_gpu_takes_beside_them(plan: Any) -> None:
+    one = plan(4, "parallel.zero_stage=1", "train.micro_batch_size=4")
+    found, needs = memory_of(one, fleet(80)), memory(one)
+    named = parts(found)
+    assert {name: named[name] for name in ("weights", "gradients", "masters", "moments")} == {
+        name: size for name, size in one.state.parts.items() if size
+    }
+    kinds = {name: size for name, size in named.items() if name.startswith("activations: ")}
+    assert sum(kinds.values()) == needs.activation_bytes and "activations: mlp" in kinds
+    assert found.fits and named["NCCL"] > 0 and named["CUDA"] > 0
+    assert named["fragmentation"] == int(0.08 * needs.activation_bytes)
+    assert found.device_bytes == sum(named.values()) and found.least == needs.least < found.device_bytes
+    assert all(term.formula and term.source and term.unit == "bytes" for term in found.device + found.host)
+
+
+def test_what_is_offloaded_is_the_host_s(plan: Any) -> None:
+    found = memory_of(plan(2, "parallel.zero_stage=3", "parallel.offload=cpu"), fleet(80))
+    host, device = parts(found, "host"), parts(found)
+    assert {"weights", "gradients", "masters", "moments", "process"} <= set(host)
+    assert not {"weights", "masters", "moments"} & set(device) and "gathered weights" in device
+    assert found.host_bytes == sum(host.values())
+
+
+def test_of_a_registered_model_activations_are_not_known(plan: Any) -> None:
+    one = plan()
+    other = CustomModel("other", 257, 1024, 10**6, 0, {}, tensors=(FullTensor("w", (10, 10), False, "w"),))
+    found = memory_of(replace(one, model=other), fleet(80))
+    assert not found.known and found.largest_micro_batch == 0
+    assert not [name for name in parts(found) if name.startswith("activations")]
+
+
+PUBLISHED = {
+    "gpt2-124m": 1.9, "gpt2-355m": 5.3, "gpt2-774m": 11.5, "gpt2-1558m": 23.2, "llama-3.2-1b": 18.4,
+    "llama-3.2-3b": 47.9, "llama-3.1-8b": 119.7,
+}  # fmt: skip
+"""GiB of weights, gradients, masters and moments at 16 bytes a parameter; with fp32 gradients it is 18."""
+SOURCE = ("data.sources=[{type: stdlib}]", "data.tokenizer.type=bytes")
+DATA = (*SOURCE, "train.max_steps=1", "train.precision=bf16")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_state_of_published_models_is_known(name: str) -> None:
+    loaded = load(str(ROOT / f"configs/models/{name}.yaml"), DATA)
+    one = resolve_plan(loaded, Known(1, None, loaded.config.model.vocab_size, True, facts_of(H100.device)))
+    assert one.state.total / GIB * 16 / 18 == pytest.approx(PUBLISHED[name], abs=0.05)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/models").iterdir()), ids=lambda path: path.stem)
+def test_each_published_model_has_memory_that_is_worth_showing(path: Path) -> None:
+    """On as many H100s as its state needs under ZeRO-3, and with its activations recomputed."""
+    loaded, size = load(str(path), DATA), 1
+    known = Known(1, None, loaded.config.model.vocab_size, True, facts_of(H100.device))
+    alone = resolve_plan(loaded, known)
+    while 18 * alone.model.num_parameters / size > 40e9:
+        size *= 2
+    overrides = ["parallel.activation_checkpointing=full", "parallel.zero_stage=3"]
+    batch = f"train.global_batch_size={8 * size}", "train.micro_batch_size=1"
+    loaded = load(str(path), [*DATA, *overrides, *batch])
+    found = memory_of(resolve_plan(loaded, replace(known, world_size=size)), H100)
+    assert found.known and found.least < found.device_bytes < 2 * found.available
+    assert found.fits, {name: f"{value / GIB:.1f}" for name, value in parts(found).items()}
+    assert found.largest_micro_batch >= 1

@@ -16,7 +16,7 @@ from llmkit.loop.gpu_memory import MicroBatchHint, largest_micro_batch, named_wh
 from llmkit.monitor.hardware import GpuMemory
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Known, resolve_plan
-from llmkit.plan.fitting import needed
+from llmkit.plan.memory import memory as needed_memory
 from tests.program import at_step, make_project, recorded, train
 
 GIB = 2**30
@@ -63,7 +63,7 @@ def test_a_step_that_does_not_fit_says_what_took_the_memory_and_what_fits(tmp_pa
     overrides = ["train.global_batch_size=64", "train.micro_batch_size=16", "model.hidden_size=512"]
     loaded = load(make_project(tmp_path), [*overrides, "data.sequence_length=1024"])
     plan = resolve_plan(loaded, Known(world_size=1, tokenizer_size=257, holds_out=True))
-    room = needed(plan, 16, plan.layout).on_device // 2
+    room = needed_memory(plan).on_device // 2
     memory = GpuMemory(room // 4, room - 5, room)
     for warmed_up, kind in ((False, UserError), (True, RunFault)):
         with (

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.head_loss_chunks import BUFFER_BYTES, BUFFER_SHARE
-from llmkit.kernels.operators import TORCH
+from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.activation_checkpointing import KEPT
 from llmkit.model.block import Block
 from llmkit.model.positions import BlockInputs
@@ -25,11 +25,13 @@ from llmkit.parallel.mesh import TensorParallel
 from llmkit.plan.activations import (
     CHUNK_BYTES,
     CHUNKED_LOGIT_BYTES,
-    Arithmetic,
     block_bytes,
     forward_bytes,
     training_bytes,
+    training_parts,
 )
+from llmkit.plan.arithmetic import Arithmetic
+from llmkit.plan.score_memory import mean_keys
 from llmkit.precision import PRECISIONS
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
@@ -70,7 +72,6 @@ def add_layer_norm(
     return x, layer_norm(x, weight, bias, eps)
 
 
-OPERATORS = replace(TORCH, layer_norm=layer_norm, add_layer_norm=add_layer_norm)
 COMPILER = "aot_eager_decomp_partition"  # decides what is saved as inductor does
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -79,14 +80,19 @@ def arithmetic(compiled: bool = False, precision: str = "bf16", **layout: Any) -
     return Arithmetic(PRECISIONS[precision], Layout(**layout), compiled, compiled, FORMS)
 
 
+def operators(how: Arithmetic) -> Operators:
+    """Those of the forms, with a layer norm as on a GPU."""
+    return replace(Operators.of(how.forms), layer_norm=layer_norm, add_layer_norm=add_layer_norm)
+
+
 def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorParallel) -> float:
     """Bytes for each token of all memory that the saved tensors of a block hold, parameters left out."""
     torch._dynamo.reset()
-    last = shape.num_hidden_layers - 1
-    block = Block(shape, last, OPERATORS, tp, recompute).to(TYPES[how.precision.name])
+    last, length = shape.num_hidden_layers - 1, how.length or LENGTH
+    block = Block(shape, last, operators(how), tp, recompute).to(TYPES[how.precision.name])
     rope = None
     if shape.position_embedding == "rope":
-        rope = rope_tables(LENGTH, shape.rotary_dim, shape.rope_theta)
+        rope = rope_tables(length, shape.rotary_dim, shape.rope_theta)
     kept: dict[int, Tensor] = {}
 
     def pack(saved: Tensor) -> Tensor:
@@ -95,12 +101,15 @@ def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorPa
 
     # Of several sequences in pieces, attention on a CPU gives what is copied before the next product.
     rows = 1 if tp.sequence_parallel else ROWS
-    size = (LENGTH // tp.size, rows) if tp.sequence_parallel else (rows, LENGTH)
+    size = (length // tp.size, rows) if tp.sequence_parallel else (rows, length)
     x = torch.randn(*size, shape.hidden_size, dtype=TYPES[how.precision.name], requires_grad=True)
     # What all blocks are given is kept once.
     embedding, bigram = (torch.randn_like(x, requires_grad=True) for _ in range(2))
-    tokens = torch.randint(shape.vocab_size, (rows, LENGTH))
-    inputs = BlockInputs(rope, tokens=tokens, embedding=embedding, bigram=bigram)
+    tokens = torch.randint(shape.vocab_size, (rows, length))
+    documents = None
+    if how.documents:
+        documents = (torch.arange(length, dtype=torch.int32) // 50).repeat(rows, 1)
+    inputs = BlockInputs(rope, documents=documents, tokens=tokens, embedding=embedding, bigram=bigram)
     shared = (*block.parameters(), *(rope or ()), embedding, bigram, tokens)
     known = {each.untyped_storage().data_ptr() for each in shared}
     call = block
@@ -111,7 +120,7 @@ def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorPa
     found = (each.untyped_storage().nbytes() for place, each in kept.items() if place not in known)
     del out
     state = torch.get_rng_state().nbytes  # of the generator, for numbers that are drawn again
-    return sum(size for size in found if size != state) / (LENGTH * rows)
+    return sum(size for size in found if size != state) / (length * rows)
 
 
 def check(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorParallel = ALONE) -> None:
@@ -184,6 +193,64 @@ def test_selective_recomputation_without_compilation_keeps_the_results_of_produc
         block(x, BlockInputs(rope_tables(LENGTH, shape.head_dim, shape.rope_theta)))
     found = (results.found + x.nbytes) / LENGTH
     assert found == pytest.approx(block_bytes(shape, how, "selective"), rel=0.01, abs=16)
+
+
+SCORED = replace(SHAPES["llama"], hidden_size=48, intermediate_size=96)
+EAGER = [
+    (form, documents, recompute)
+    for form in ("sdpa", "blocks", "matmul")
+    for documents in (False, True)
+    for recompute in ("none", "full")
+]
+
+
+def scored(form: str, documents: bool, precision: str, compiled: bool) -> Arithmetic:
+    forms = {**FORMS, "attention": form}
+    length = 320 if compiled else 192
+    return replace(arithmetic(compiled, precision), forms=forms, length=length, documents=documents)
+
+
+@pytest.mark.parametrize("precision", TYPES)
+@pytest.mark.parametrize(("form", "documents", "recompute"), EAGER)
+def test_scores_and_masks_are_counted_to_a_tenth(form, documents, recompute, precision):
+    how = scored(form, documents, precision, compiled=False)
+    found = saved_bytes(SCORED, how, recompute, ALONE)
+    assert found == pytest.approx(block_bytes(SCORED, how, recompute), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("form", "documents", "precision", "recompute"),
+    [
+        ("sdpa", True, "fp32", "none"),
+        ("sdpa", True, "bf16", "selective"),
+        ("blocks", True, "bf16", "none"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (
+                ("sdpa", True, "bf16", "full"),
+                ("blocks", False, "fp32", "none"),
+                ("blocks", False, "bf16", "selective"),
+                ("blocks", True, "bf16", "full"),
+                ("matmul", False, "bf16", "none"),
+                ("matmul", True, "fp32", "selective"),
+            )
+        ),
+    ],
+)
+def test_compiled_scores_and_masks_are_counted_to_a_tenth(form, documents, precision, recompute):
+    how = scored(form, documents, precision, compiled=True)
+    found = saved_bytes(SCORED, how, recompute, ALONE)
+    assert found == pytest.approx(block_bytes(SCORED, how, recompute), rel=0.1)
+
+
+def test_the_parts_of_a_step_are_all_of_it():
+    shape, how = replace(SHAPES["llama"], num_hidden_layers=5), arithmetic(activation_checkpointing="full")
+    parts, found = training_parts(shape, how), training_bytes(shape, how)
+    assert sum(each.token for each in parts.values()) == found.token
+    assert set(parts) == {"residual stream and norms", "gradients of a block"}
+    parts = training_parts(shape, replace(arithmetic(), documents=True, length=1000))
+    assert {"attention", "mlp", "masks", "gradients of a block"} < set(parts)
+    assert parts["masks"].token == pytest.approx(5 * 2 * mean_keys(1000, None))
 
 
 def test_a_step_adds_up_its_blocks_and_the_larger_of_head_and_block():

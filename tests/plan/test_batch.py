@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from llmkit.config.load import load
+from llmkit.config.schema import Config
+from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
-from llmkit.plan import DeviceFacts
-from llmkit.plan.batch import choose_evaluation_batch, choose_micro_batch
-from llmkit.plan.plan import Kernels
-from llmkit.precision import PRECISIONS
+from llmkit.plan import DeviceFacts, batch
+from llmkit.plan.batch import choose_evaluation_batch
+from llmkit.plan.plan import Kernels, Plan
+from llmkit.precision import PRECISIONS, Precision
 from tests.program import make_project
 from tests.shapes import LLAMA_STYLE
 
@@ -23,6 +25,17 @@ LARGE = replace(LLAMA_STYLE, hidden_size=768, intermediate_size=3072, num_hidden
 
 def gpu(free_gib: int) -> DeviceFacts:
     return DeviceFacts("cuda", has_bf16_units=True, free_bytes=free_gib * 2**30)
+
+
+def choose_micro_batch(
+    config: Config,
+    shape: ModelShape,
+    precision: Precision,
+    device: DeviceFacts,
+    kernels: Kernels,
+    layout: Layout | None = None,
+) -> int:
+    return batch.choose_micro_batch(Plan(config, shape, layout or Layout(), precision, 1, 1, kernels), device)
 
 
 @pytest.fixture

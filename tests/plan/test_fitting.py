@@ -10,7 +10,8 @@ import pytest
 
 from llmkit.config.load import load
 from llmkit.plan import DeviceFacts, Known, Plan, resolve_plan
-from llmkit.plan.fitting import SAFE_SHARE, alternatives, needed
+from llmkit.plan.fitting import SAFE_SHARE, alternatives
+from llmkit.plan.memory import memory
 from llmkit.plan.overview import activation_bytes
 from tests.program import make_project
 
@@ -33,10 +34,10 @@ def plan(tmp_path: Any) -> Any:
 
 def test_the_estimate_is_that_of_the_overview(plan: Any) -> None:
     one = plan()
-    found = needed(one, 16, one.layout)
-    assert found.activations == activation_bytes(one)
+    found = memory(one)
+    assert found.activation_bytes == activation_bytes(one)
     assert found.state == one.state
-    assert found.on_device == one.state.total + found.activations
+    assert found.on_device == one.state.total + found.activation_bytes
     parts = re.findall(r"(\w+(?: \w+)?) ([\d.]+) (MiB|GiB)", str(found))
     assert [name for name, _, _ in parts] == ["weights", "gradients", "masters", "moments", "activations"]
     total = sum(float(size) * (GIB if unit == "GiB" else 2**20) for _, size, unit in parts)
@@ -45,29 +46,30 @@ def test_the_estimate_is_that_of_the_overview(plan: Any) -> None:
 
 def test_each_alternative_fits_and_no_milder_one_would(plan: Any) -> None:
     one = plan()
-    room = needed(one, 16, one.layout).on_device * 2 // 3
-    found = alternatives(one, room)
+    room = memory(one).on_device * 2 // 3
+    found = alternatives(one, room, on_gpu=True)
     assert found and all(size <= SAFE_SHARE * room for _, size in found)
     assert {change.partition("=")[0] for changes, _ in found for change in changes} <= {
         "train.micro_batch_size", "parallel.activation_checkpointing",
     }  # fmt: skip
     micro = next(int(changes[0].partition("=")[2]) for changes, _ in found if "micro" in changes[0])
-    assert needed(one, 2 * micro, one.layout).on_device > SAFE_SHARE * room, "a larger one would not fit"
+    assert memory(one, 2 * micro, one.layout).on_device > SAFE_SHARE * room, "a larger one would not fit"
     levels = [changes[0] for changes, _ in found if "activation" in changes[0]]
     selective = replace(one.layout, activation_checkpointing="selective")
-    fits = needed(one, 16, selective).on_device <= SAFE_SHARE * room
+    fits = memory(one, 16, selective).on_device <= SAFE_SHARE * room
     assert levels == [f"parallel.activation_checkpointing={'selective' if fits else 'full'}"]
 
 
 def test_state_that_does_not_fit_is_shared_or_kept_on_the_host(plan: Any) -> None:
     """12 layers of 768: the state is 16 bytes a parameter, of which stage 3 leaves a quarter on each."""
     one = plan(4, "train.micro_batch_size=1")
-    room = needed(one, 1, one.layout).on_device * 2 // 3
-    found = [changes for changes, _ in alternatives(one, room)]
+    room = memory(one, 1, one.layout).on_device * 2 // 3
+    found = [changes for changes, _ in alternatives(one, room, on_gpu=True)]
     assert any("parallel.zero_stage=" in change for changes in found for change in changes)
     assert all("train.micro_batch_size" not in change for changes in found for change in changes)
     native = plan(4, "train.micro_batch_size=1", "parallel.engine=native")
-    stages = {c for changes, _ in alternatives(native, room) for c in changes if "zero_stage" in c}
+    found = [each for changes, _ in alternatives(native, room, on_gpu=True) for each in changes]
+    stages = {each for each in found if "zero_stage" in each}
     assert stages <= {"parallel.zero_stage=1"}, "the native engine knows no other"
 
 
@@ -75,6 +77,6 @@ def test_nothing_is_promised_where_nothing_fits_and_estimates_that_were_too_low_
     plan: Any,
 ) -> None:
     one = plan()
-    assert alternatives(one, GIB // 100) == []
-    plenty = alternatives(one, 1000 * GIB)  # it has failed all the same
-    assert plenty and all(size <= SAFE_SHARE * needed(one, 16, one.layout).on_device for _, size in plenty)
+    assert alternatives(one, GIB // 100, on_gpu=True) == []
+    plenty = alternatives(one, 1000 * GIB, on_gpu=True)  # it has failed all the same
+    assert plenty and all(size <= SAFE_SHARE * memory(one).on_device for _, size in plenty)

@@ -1,0 +1,36 @@
+"""What the memory of activations depends on, beside the sizes of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from llmkit.parallel.layout import Layout
+from llmkit.precision import BYTES, Precision
+
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the memory of activations depends on, beside the sizes of the model.
+
+    compiled: whether the blocks are; head_compiled: whether head and loss are. forms: operator -> form
+    (`llmkit.plan.operators`). adapters: whether they alone are trained, so that the head's matrix, like all
+    others, has no gradient. length: tokens of a row. documents: whether they are masked from each other.
+    """
+
+    precision: Precision
+    layout: Layout
+    compiled: bool
+    head_compiled: bool
+    forms: Mapping[str, str]
+    adapters: bool = False
+    length: int = 0
+    documents: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of an activation."""
+        return BYTES[self.precision.compute]

@@ -1,0 +1,43 @@
+"""Buffers of DeepSpeed 0.19 on the device: by its code, set as `llmkit.engine.deepspeed_config` does."""
+
+from __future__ import annotations
+
+from llmkit.config.custom_model import AnyModel
+from llmkit.config.lora_section import Lora
+from llmkit.parallel.layout import Layout
+from llmkit.plan.buckets import BUCKET_SIZES, deepspeed_bucket, reduce_bucket
+from llmkit.plan.stored import stored_parameters
+from llmkit.precision import BYTES, Precision
+
+REUSE_DISTANCE = 10**9
+"""Elements: of `stage3_max_reuse_distance`. What is used again before so many others stays gathered."""
+
+
+def deepspeed_buffers(
+    model: AnyModel, lora: Lora, precision: Precision, layout: Layout, on_gpu: bool = True
+) -> dict[str, int]:
+    """Bytes by kind, on the device. on_gpu: where reduction and backward pass overlap, with two buckets."""
+    stored = stored_parameters(model, lora, layout.tensor_parallel_size)
+    elements = sum(each.elements for each in stored)
+    largest = max((each.elements for each in stored if each.trained), default=0)
+    per_rank = model.num_parameters // layout.tensor_parallel_size
+    bucket = reduce_bucket(layout.zero_stage, per_rank, largest)
+    weight, summed = BYTES[precision.weights], BYTES[precision.reduction]
+    if layout.zero_stage == 3:
+        # Prefetched, in use, or used again soon, as the last layers are in the backward pass.
+        live = REUSE_DISTANCE // 2 + deepspeed_bucket(per_rank) + largest
+        small = sum(each.elements for each in stored if each.elements <= BUCKET_SIZES.persistent)
+        gathered = min(elements, live + small) * weight
+        return {"gathered weights": gathered, "gradient bucket": bucket * summed}
+    if layout.zero_stage == 1 and layout.offload == "none" and precision.keeps_masters:
+        return {}  # all gradients lie in one tensor, which is summed where it is
+    found = {}
+    if layout.zero_stage == 1:  # gradients of all parameters, until the update
+        found["gradients before they are shared"] = summed * sum(e.elements for e in stored if e.trained)
+        weight = summed
+    found["gradient bucket"] = bucket * weight * (1 + on_gpu)
+    if weight < summed:
+        found["gradient bucket"] += bucket * summed  # the bucket as it is sent
+    if layout.offload != "none":
+        found["gradient on its way to the host"] = largest * BYTES[precision.weights]
+    return found
