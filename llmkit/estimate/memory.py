@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmkit.config.memory import show_bytes
+from llmkit.config.shape import ModelShape
 from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.term import Term
-from llmkit.plan.memory import Memory, memory
+from llmkit.plan.activations import training_parts
+from llmkit.plan.memory import Memory, arithmetic, memory
 from llmkit.plan.plan import Plan
 
 GIB = 2**30
@@ -73,15 +75,28 @@ def memory_of(plan: Plan, fleet: Fleet) -> MemoryEstimate:
     available = int(fleet.device.memory)
     now = memory(plan)
     on_cpu = fleet.device.architecture == "cpu"
-    known, rows = now.activations is not None, plan.rows_per_rank
-    micros = [n for n in range(1, rows + 1) if rows % n == 0] if known else []
-    fitting = (
-        n for n in micros if sum(each.value for each in _device(plan, memory(plan, n), on_cpu)) <= available
-    )
-    return MemoryEstimate(
-        tuple(_device(plan, now, on_cpu)), tuple(_host(plan, now, on_cpu)), available, now.least, known,
-        max(fitting, default=0),
-    )  # fmt: skip
+    device, known = tuple(_device(plan, now, on_cpu)), now.activations is not None
+    beside = int(sum(term.value for term in device)) - with_losses(now, now.activation_bytes)
+    largest = _largest_micro_batch(plan, now, available - beside)
+    return MemoryEstimate(device, tuple(_host(plan, now, on_cpu)), available, now.least, known, largest)
+
+
+def with_losses(needs: Memory, activations: int) -> int:
+    """Bytes of activations with what is lost between tensors that come and go."""
+    return activations + int(FRAGMENTATION * (activations + sum(needs.buffers.values())))
+
+
+def _largest_micro_batch(plan: Plan, needs: Memory, room: int) -> int:
+    """The largest divisor of a rank's rows whose activations fit; 0 where nothing is known of them."""
+    if not isinstance(plan.model, ModelShape):
+        return 0
+    parts = training_parts(plan.model, arithmetic(plan.config, plan.precision, plan.layout, plan.kernels))
+    rows, length = plan.rows_per_rank, plan.config.data.row_length
+
+    def fits(micro: int) -> bool:
+        return with_losses(needs, sum(each.of(micro * length) for each in parts.values())) <= room
+
+    return max((n for n in range(1, rows + 1) if rows % n == 0 and fits(n)), default=0)
 
 
 def _device(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
@@ -90,18 +105,15 @@ def _device(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
     for name, size in state.parts.items():
         if size and (on_cpu or name not in state.on_host):
             yield _bytes(name, size, _state_formula(plan, name), STATE_SOURCE)
-    moving = needs.activation_bytes
     tokens = plan.micro_batch_size * plan.config.data.row_length
     for kind, size in (needs.activations or {}).items():
         if size:
             text = f"{tokens:,} tokens of a micro-batch x {size / tokens:,.0f} bytes"
             yield _bytes(f"activations: {kind}", size, text, KEPT_SOURCE)
     for kind, size in needs.buffers.items():
-        moving += size
         yield _bytes(kind, size, show_bytes(size), "llmkit/plan/communication_memory.py; read in DeepSpeed")
-    lost = int(FRAGMENTATION * moving)
-    formula = f"{FRAGMENTATION:.0%} of {show_bytes(moving)} that come and go in a step"
-    yield _bytes("fragmentation", lost, formula, "assumed")
+    lost = with_losses(needs, needs.activation_bytes) - needs.activation_bytes
+    yield _bytes("fragmentation", lost, f"{FRAGMENTATION:.0%} of what comes and goes in a step", "assumed")
     if on_cpu:
         return
     yield _bytes("CUDA", CONTEXT, "context, kernels, workspaces of a process", "assumed")
