@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from llmkit.config.keys import Key, all_keys, general, key_of, numbered, suggest
-from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, is_secret, printable
+from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, is_secret, listed, printable
 from llmkit.config.renamed import RENAMED
 from llmkit.config.schema import Config
 from llmkit.config.tree import Node, Path, dotted, find, location_of
@@ -102,6 +102,10 @@ def _hint(value: object, key: Key, location: str) -> str:
 def _text_hint(value: str, key: Key) -> str:
     """Suggests a fix where a string was given for another type, or for another choice."""
     word = value.lower()
+    if key.is_section:
+        below = [each for each in all_keys().values() if each.path.rpartition(".")[0] == key.path]
+        taking = [each.path for each in below if word in each.choices]
+        return f"; {word} is a value of {listed(taking)}" if taking else ""
     if word in ("none", "null", "nil") and key.allowed.endswith("null"):
         return "; write null"
     if word in _TRUTH and "disabled" in key.choices:
