@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from llmkit.config.load import Loaded
+from llmkit.config.model_section import Model
 from llmkit.config.schema import Config
 from llmkit.errors import UserError
 from llmkit.estimate.calibration import MEASURED
@@ -195,8 +196,14 @@ def search(loaded: Loaded, ground: Ground, fixed: Collection[str] = ()) -> Found
     """Tries all layouts of a configuration on a fleet; those with offloading only where no other fits.
 
     fixed: of `PATHS`, those that stay as the configuration has them. Where no times can be told the layout
-    with the least machinery is the best one.
+    with the least machinery is the best one. Raises UserError for a registered model.
     """
+    if not isinstance(loaded.config.model, Model):
+        what = loaded.settings.describe("model.type")
+        raise UserError(
+            f"{what}: there is no estimate for it, as nothing is known of its layers; choose the layout "
+            "yourself (`parallel`, and train.micro_batch_size on a GPU)"
+        )
     fitting, unfit, refused = list[Candidate](), list[Candidate](), dict[str, None]()
     layouts = list(_layouts(loaded.config, ground.fleet, fixed, {}))
     for offloads in (False, True):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.cli import main
 from llmkit.config.load import Loaded, load
 from llmkit.errors import UserError
 from llmkit.estimate.devices import Hardware
@@ -21,6 +22,7 @@ from llmkit.estimate.search import (
     setting_of,
     with_settings,
 )
+from tests.examples.project import project
 
 RECIPES = Path(__file__).parents[2] / "configs/recipes"
 
@@ -107,6 +109,15 @@ def test_more_ranks_than_rows_are_tried_only_where_they_share_layers():
 def test_a_layout_that_training_refuses_is_an_error():
     with pytest.raises(UserError, match="num_attention_heads"):
         as_given(with_settings(recipe("gpt2-124m"), {"parallel.tensor_parallel_size": 8}), on("h100"))
+
+
+def test_a_registered_model_has_no_estimate(tmp_path):
+    model = "model:\n  type: convolution\n  width: 24\n"
+    with project(tmp_path, "own_model", model, drop=("model",)):
+        what = r'model.type "convolution" \(tiny.yaml:\d+\): there is no estimate for it'
+        with pytest.raises(UserError, match=what):
+            search(load("tiny.yaml"), on("h100"))
+        assert main(["plan", "tiny.yaml", "--device", "h100"]) == 2
 
 
 def test_on_a_cpu_of_unknown_speed_the_plainest_is_best():
