@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -14,14 +16,15 @@ from llmkit.planner import sweep
 SMALL = str(Path(__file__).parents[2] / "configs/recipes/gpt2-124m.yaml")
 
 
-@pytest.fixture
-def lines(tmp_path, capsys, monkeypatch) -> list[str]:
-    monkeypatch.setattr(sweep, "MOST_DEVICES", 64)
-    file = tmp_path / "charts.svg"
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory) -> list[str]:
+    file, printed = tmp_path_factory.mktemp("sweep") / "charts.svg", io.StringIO()
     given = ["train.global_batch_size=32", "--device", "h100", "--sweep", "--svg", str(file)]
-    assert main(["plan", SMALL, *given]) == 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sweep, "MOST_DEVICES", 64)
+        assert main(["plan", SMALL, *given]) == 0
     assert len(list(ElementTree.parse(file).iter("{http://www.w3.org/2000/svg}g"))) == 2
-    return capsys.readouterr().out.splitlines()
+    return printed.getvalue().splitlines()
 
 
 def numbers(lines: list[str], title: str) -> list[tuple[int, float]]:
