@@ -59,10 +59,6 @@ class Place:
 
 def open_place(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Place:
     """The devices that the command line asks for. Raises UserError for those that there are not."""
-    for name in ("nodes", "gpus_per_node"):
-        count = getattr(options, name)
-        if count is not None and count < 1:
-            raise UserError(f"plan: --{name.replace('_', '-')} is {count}; it must be at least 1")
     if options.device.lower() == "cpu":
         processes = options.gpus_per_node or 1
         found = _calibration(options.calibration, processes, environment)

@@ -103,9 +103,11 @@ def test_layouts_that_are_left_open(capsys):
     ("arguments", "says"),
     [
         (["--device", "h10"], "did you mean h100"),
-        (["--device", "h100", "--nodes", "0"], "--nodes is 0; it must be at least 1"),
+        (["--device", "h100", "--nodes", "0"], "--nodes is 0; it must be 1 to"),
         (["--device", "h100", "--gpus-per-node", "-1"], "--gpus-per-node is -1"),
         (["--device", "h100", "parallel.tensor_parallel_size=5"], "num_attention_heads 12"),
+        (["--device", "h100", "--loss", "1e-300"], "--loss is 1e-300; it must be 0.1 to 20 nats"),
+        (["--device", "h100", "--tokens", "1e30"], "--tokens is 1e+30"),
         (["--device", "h100", "--svg", "x.svg"], "--svg goes with --sweep"),
         (["--device", "h100", "--hardware", "none.yaml"], "none.yaml"),
         (["--device", "h100", "--compare", "", "'"], "quotes in it do not match"),
