@@ -335,7 +335,7 @@ class Checkpoint(Section):
     """Minutes between checkpoints; 0 = off."""
     keep_last: Positive = 3
     """How many checkpoints are kept."""
-    background: bool = False
+    background: bool = True
     """Write beside training, which waits for a copy of the state to host memory alone; off: for the disk."""
     copy_to: str | None = None
     """URL (s3, gs, https by PUT, file ...) beneath which each checkpoint is copied beside training, under the
