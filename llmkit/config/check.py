@@ -132,9 +132,6 @@ def _sources(s: Settings) -> Iterator[Mistake]:
             yield s.mistake("{0} does not go with {1}", f"{at}.path", f"{at}.type", note=note)
         if source.type == "hub" and not source.dataset:
             yield s.mistake("{0} needs {1} to be given", f"{at}.type", f"{at}.dataset")
-        if source.cache_live_tokens and not source.live:
-            note = "a source that is not live is tokenized before training, and kept, anyway"
-            yield s.mistake("{0} does not go with {1}", f"{at}.cache_live_tokens", f"{at}.live", note=note)
         if source.separator == "":
             yield s.mistake("{0} is empty; leave it out to take a file as a document", f"{at}.separator")
         name = source_name(index, source)

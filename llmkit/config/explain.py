@@ -9,7 +9,7 @@ from typing import Literal
 
 from llmkit.config.keys import Key, all_keys, general, key_of, numbered, suggest
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, is_secret, listed, printable
-from llmkit.config.renamed import RENAMED
+from llmkit.config.renamed import REMOVED, RENAMED
 from llmkit.config.schema import Config
 from llmkit.config.tree import Node, Path, dotted, find, location_of
 from llmkit.config.yaml_reader import resolve
@@ -73,6 +73,8 @@ def _unknown(location: str, path: Path, schema: type[Config]) -> Mistake:
             value = f"; what was {display(example)} is {display(convert(example))}"
         what = f"{key} is called {numbered(new, key)} now{value}"
         return Mistake(location, what, all_keys()[new].doc, (key, numbered(new, key)))
+    if general(key) in REMOVED:
+        return Mistake(location, f"{key} was removed: {REMOVED[general(key)]}", "", (key,))
     right = suggest(key, schema)
     if not right:
         section = general(dotted(path[:-1]))

@@ -1,4 +1,4 @@
-"""Settings that were renamed: refused in a configuration, with the new name; understood in a stored run."""
+"""Settings that were renamed or removed: refused in a configuration, with a remedy; read in a stored run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ class Renamed(NamedTuple):
 RENAMED: dict[str, Renamed] = {
     "data.heldout_every": Renamed("data.validation_fraction", _fraction, 20),
     "data.lanes": Renamed("data.stream_shards"),
-    "data.sources.N.write_through": Renamed("data.sources.N.cache_live_tokens"),
     "kernels.attention": Renamed("kernels.operators.attention"),
     "model.scaled_residual_init": Renamed("model.residual_init", _residual_init, True),
     "monitor.tensorboard": Renamed("monitor.trackers", _trackers, True),
@@ -48,10 +47,24 @@ RENAMED: dict[str, Renamed] = {
 }
 """Old dotted name (N for an index in a list): its new name."""
 
+_LIVE_CACHE = (
+    "live sources do not keep tokens on disk any more; leave it out, or set live: false to tokenize the "
+    "source once, before training"
+)
+REMOVED: dict[str, str] = {
+    "data.sources.N.cache_live_tokens": _LIVE_CACHE,
+    "data.sources.N.write_through": _LIVE_CACHE,
+}
+"""Dotted name of a setting that is gone: the remedy. Stored runs are read without it."""
+
 
 def with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings, as a dict of JSON values, under the names of today; the rest is copied as it is."""
     known = copy.deepcopy(dict(content))
+    for gone in REMOVED:
+        *sections, name = gone.split(".")
+        for section in _sections(known, sections):
+            section.pop(name, None)
     for old, (new, convert, _) in RENAMED.items():
         *sections, name = old.split(".")
         for section in _sections(known, sections):

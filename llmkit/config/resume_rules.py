@@ -78,7 +78,6 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "type name subset split revision live weight record text_field messages_field prompt_field "
         "completion_field chosen_field rejected_field ids_field separator",
     ),
-    **_rules("free", "where tokens are kept", "data.sources.N", "cache_live_tokens"),
     **_rules("free", "a limit, which is checked at the start", "data.sources.N", "max_epochs"),
     **_rules("data", "decides what is read, and in which order", "data.curriculum.N", "step weights"),
     **_rules(

@@ -107,8 +107,6 @@ class Source(Section):
     """Commit or tag of the dataset (only for hub)."""
     live: bool = False
     """Tokenize while training instead of before: starts at once, needs no disk."""
-    cache_live_tokens: bool = False
-    """Keep the tokens of a live source in cache_dir, so that its next epoch reads them there."""
     weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Share of the rows drawn from this source, relative to the other sources; data.curriculum may
     change it."""

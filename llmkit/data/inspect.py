@@ -13,8 +13,8 @@ from llmkit.config.schema import Config
 from llmkit.data.building.packing import are_cut
 from llmkit.data.curriculum import Curriculum
 from llmkit.data.inspect_pairs import pair_lines, sequences
-from llmkit.data.live.lane import Lane
 from llmkit.data.live.source import LiveSource
+from llmkit.data.live.stream import Lane
 from llmkit.data.mixing import shares
 from llmkit.data.order import Order, rows_before
 from llmkit.data.prepared import Prepared, TrainSource, shown_size
@@ -246,7 +246,7 @@ def sample_rows(
 def _first_row(source: LiveSource, number: int) -> tuple[np.ndarray, np.ndarray | None] | str:
     lane = Lane(source, number)
     try:
-        row = lane.next_row()
+        row = next(lane)
     finally:
         lane.close()
     if row.targets is not None and not row.targets.any():

@@ -7,8 +7,8 @@ from typing import Any
 
 from llmkit.data.live.dealing import served_lanes
 from llmkit.data.live.demand import Cursors
-from llmkit.data.live.row import Cursor
 from llmkit.data.live.source import LiveSource
+from llmkit.data.live.stream import Cursor
 from llmkit.data.prepared import TrainSource
 
 

@@ -61,7 +61,6 @@ CONTRADICTIONS = [
         'data.sources.1.text_field "body" (command line) does not belong to data.sources.1.record "chat"',
     ),
     (["data.sources.0.live=true"], "live is only for sources of type text, jsonl, parquet, arrow and hub"),
-    (["data.sources.1.cache_live_tokens=true"], "does not go with data.sources.1.live false (default)"),
     (["data.sources.1={type: hub}"], 'data.sources.1.type "hub" (command line) needs data.sources.1.dataset'),
     (["data.sources.1={type: shards, path: [a, b]}"], "one path; give each its own source"),
     (["data.sources.1.heldout_path=x"], "heldout_path is only for sources of type shards; leave it out"),

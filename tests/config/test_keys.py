@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.config.keys import OTHER_NAMES, all_keys, key_of, keys, markdown, suggest
-from llmkit.config.renamed import RENAMED
+from llmkit.config.renamed import REMOVED, RENAMED
 
 
 def test_every_setting_is_documented() -> None:
@@ -112,7 +112,8 @@ def test_every_setting_that_a_message_names_can_be_typed() -> None:
         for name in NAME.findall(text)
     }
     assert len(named) > 50
-    assert {name for name in named - NO_SETTINGS - RENAMED.keys() if key_of(name) is None} == set()
+    old = RENAMED.keys() | REMOVED.keys()
+    assert {name for name in named - NO_SETTINGS - old if key_of(name) is None} == set()
 
 
 def test_every_setting_that_the_docs_name_exists() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from llmkit.config.keys import all_keys
 from llmkit.config.load import load
-from llmkit.config.renamed import RENAMED, with_new_names
+from llmkit.config.renamed import REMOVED, RENAMED, with_new_names
 from llmkit.config.resume import compare
 from llmkit.config.stored import read_stored
 from llmkit.errors import UserError
@@ -30,9 +30,10 @@ OLD = {
     "monitor.tensorboard=true": (
         'monitor.tensorboard is called monitor.trackers now; what was true is ["tensorboard"]'
     ),
-    "data.sources.0.write_through=true": (
-        "data.sources.0.write_through is called data.sources.0.cache_live_tokens now"
-    ),
+}
+GONE = {
+    "data.sources.0.cache_live_tokens=true": "data.sources.0.cache_live_tokens was removed: live sources",
+    "data.sources.0.write_through=true": "data.sources.0.write_through was removed: live sources",
 }
 
 
@@ -40,6 +41,17 @@ def test_every_old_name_is_unknown_and_every_new_one_known() -> None:
     for old, (new, _, _) in RENAMED.items():
         assert old not in all_keys() and new in all_keys()
     assert len(OLD) == len(RENAMED)
+    assert not REMOVED.keys() & all_keys().keys() and len(GONE) == len(REMOVED)
+
+
+def test_a_setting_that_was_removed_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(BASE)
+    with pytest.raises(UserError) as caught:
+        load(path, list(GONE))
+    for override, wanted in GONE.items():
+        assert f"  command line: {override}: {wanted}" in str(caught.value)
+    assert "set live: false to tokenize the source once, before training" in str(caught.value)
 
 
 def test_all_old_names_are_refused_at_once_each_with_the_new_one(tmp_path: Path) -> None:
@@ -62,6 +74,7 @@ def test_an_old_name_in_a_file_that_is_extended_is_named_with_its_line(tmp_path:
 
 def test_stored_settings_are_read_under_the_names_of_today() -> None:
     sources = [{"type": "stdlib"}, {"type": "text", "path": "a", "live": True, "write_through": True}]
+    sources[0]["cache_live_tokens"] = False
     stored: dict[str, Any] = {
         "kernels": {"compile": False, "attention": "matmul"},
         "data": {"sources": sources, "heldout_every": 6, "lanes": 7},
@@ -73,7 +86,8 @@ def test_stored_settings_are_read_under_the_names_of_today() -> None:
     config = read_stored(stored, "step-2", notes.append)
     assert notes == []
     assert (config.data.heldout_every, config.data.stream_shards) == (6, 7)
-    assert [source.cache_live_tokens for source in config.data.sources] == [False, True]
+    assert [source.live for source in config.data.sources] == [False, True]
+    assert not compare(stored, config.model_dump(mode="json")).all
     assert (config.kernels.compile, config.kernels.operators.attention) == (False, "matmul")
     assert config.model.residual_init == "normal"
     assert config.parallel.activation_checkpointing_every == 3

@@ -17,7 +17,7 @@ DOCUMENTS[1][17] = DOCUMENTS[3][19] = REFUSE
 
 
 def data(errors: str) -> tuple[Any, schema.Data]:
-    return toy({"a": ToyRows(300), "web": live(DOCUMENTS, errors=errors, cache_live_tokens=False)})
+    return toy({"a": ToyRows(300), "web": live(DOCUMENTS, errors=errors)})
 
 
 def ended_at_a_bad_record() -> Job:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from llmkit.batch import IGNORE
 from llmkit.config import schema
 from llmkit.data import blocks as module
-from llmkit.data.live.row import Row
 from llmkit.data.live.serve import LaneServer
+from llmkit.data.live.stream import Row
 from llmkit.data.loader import TrainLoader
 from llmkit.data.micro_batches import Step
 from llmkit.data.order import Order

@@ -20,7 +20,7 @@ from llmkit.data.sources.units import Unit, cut_into_units
 from llmkit.data.sources.urls import is_url, shown
 from llmkit.errors import UserError
 
-_NOT_OF_THE_TOKENS = {"path", "dataset", "live", "cache_live_tokens", "weight", "max_epochs", "heldout_path"}
+_NOT_OF_THE_TOKENS = {"path", "dataset", "live", "weight", "max_epochs", "heldout_path"}
 """Settings of a source that decide where it lies and how it is used, but not what its records are."""
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from llmkit.data.live.row import Cursor, Row
 from llmkit.data.live.source import LiveSource
+from llmkit.data.live.stream import Cursor, Row
 from llmkit.data.live.worker import LaneKey, LaneMaker, Worker, closed
 from llmkit.data.processes import end
 

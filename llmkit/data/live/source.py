@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -58,9 +57,8 @@ class LiveSource:
     """All that a process needs to make any row of the source; picklable.
 
     reader: of the files. encoder: records to tokens. sequence_length: inputs a row. lane_limit: lanes, at
-    most. window: candidates that are shuffled among each other. heldout_every: of the settings. cache_dir:
-    where tokens are kept for the next epoch; None = nowhere. number: stands for the source in keys. seed:
-    of the run. columns: of the run's order (`llmkit.data.mixing`).
+    most. window: candidates that are shuffled among each other. heldout_every: of the settings. number:
+    stands for the source in keys. seed: of the run. columns: of the run's order (`llmkit.data.mixing`).
     """
 
     reader: SourceReader
@@ -70,7 +68,6 @@ class LiveSource:
     columns: int
     window: int
     heldout_every: int
-    cache_dir: str | None = None
     number: int = 0
     seed: int = 0
 
@@ -85,7 +82,6 @@ class LiveSource:
             columns=config.stream_shards,
             window=config.shuffle_window,
             heldout_every=config.heldout_every,
-            cache_dir=config.cache_dir if reader.spec.cache_live_tokens else None,
         )
 
     def numbered(self, number: int, seed: int | None = None) -> LiveSource:
@@ -163,15 +159,6 @@ class LiveSource:
     def _digest_of(self, content: JsonValue) -> str:
         table = self.lane_table if len(self.lane_table) > 1 else self.lane_table[:, : self.lanes]
         return _hash([content, self.lanes, self.window, table.ravel().tolist()])
-
-    @property
-    def cache_folder(self) -> Path | None:
-        """Where the tokens of units are kept: a folder for whatever decides them."""
-        if self.cache_dir is None:
-            return None
-        # Where text in the middle of a file changed, size and tag may be the same: its date is not.
-        dates: list[JsonValue] = [file.stamp for file in self.reader.files]
-        return Path(self.cache_dir) / f"{self.name}-live-{_hash([self._content(self.reader.errors), dates])}"
 
     def _content(self, errors: str) -> JsonValue:
         """What decides the documents, with this setting of data.errors."""

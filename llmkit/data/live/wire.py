@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 
-from llmkit.data.live.row import Row
+from llmkit.data.live.stream import Row
 from llmkit.errors import RunFault, UserError
 
 _HEADER = struct.Struct("<BIII")  # kind; tokens; bytes of packed targets; bytes of JSON

@@ -19,9 +19,8 @@ from multiprocessing.connection import Connection
 from pydantic import JsonValue
 
 from llmkit.cores import raise_open_files
-from llmkit.data.live.lane import Lane
-from llmkit.data.live.row import Cursor, Row
 from llmkit.data.live.source import LiveSource
+from llmkit.data.live.stream import Cursor, Lane, Row
 from llmkit.data.live.wire import Answer, pack, unpack
 from llmkit.data.processes import Helper
 from llmkit.errors import RunFault, UserError
@@ -58,7 +57,8 @@ class LaneMaker:
             if key not in self._lanes:
                 place, lane = key
                 self._lanes[key] = Lane(self._sources[place], lane, self._cursors[key])
-            return self._lanes[key].next_row(wanted)
+            row = next(self._lanes[key])
+            return row if wanted else row._replace(tokens=row.tokens[:0], targets=None)
         except (UserError, RunFault) as error:
             self._failed[key] = error
             return error
@@ -160,7 +160,7 @@ class Worker(Helper):
         if key in self._last:
             answer = unpack(self._last[key], wanted=False)
             at = Cursor(*answer.cursor) if isinstance(answer, Row) else at
-        return source.reading(lane, source.unit_order(lane, at.epoch, at.place)[at.place])
+        return source.reading(lane, source.unit_order(lane, at.epoch, at.split)[at.split])
 
 
 def _work(pipe: Connection) -> None:

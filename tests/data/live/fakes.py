@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from llmkit.config import schema
-from llmkit.data.live.lane import Lane
-from llmkit.data.live.row import Row
 from llmkit.data.live.source import LiveSource
+from llmkit.data.live.stream import Lane, Row
 from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import Candidate
 from llmkit.data.sources.records import EMPTY, LeftOut, Pair, Record, Text
@@ -112,9 +111,7 @@ class FakeEncoder:
 def live(documents: list[list[Any]], **changes: Any) -> LiveSource:
     """A live source of documents, strings for short, with rows of 8 inputs in 2 lanes."""
     units = [[Text(one) if isinstance(one, str) else one for one in unit] for unit in documents]
-    spec = {
-        name: changes.pop(name) for name in ("max_epochs", "record", "cache_live_tokens") if name in changes
-    }
+    spec = {name: changes.pop(name) for name in ("max_epochs", "record") if name in changes}
     errors = changes.pop("errors", "skip")
     reader = FakeReader(units, schema.Source(type="jsonl", path="/files", **spec), errors)
     settings = {
@@ -135,7 +132,7 @@ def rows_to_end(lane: Lane) -> list[Row]:
     assert most is not None
     try:
         while not rows or rows[-1].cursor[0] < most:
-            rows.append(lane.next_row())
+            rows.append(next(lane))
     except UserError as error:
         assert "no document to train on" in str(error)
     if rows and (rows[-1].tokens == END).all():

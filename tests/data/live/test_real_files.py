@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.live.lane import Lane
 from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.source import LiveSource, open_reader
+from llmkit.data.live.stream import Lane
 from llmkit.data.sources.listing import list_files
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.make_tokenizer import make_tokenizer
@@ -95,7 +95,7 @@ def test_processes_make_the_same_rows_of_real_sources(tmp_path: Path) -> None:
         for place, lane in lanes:
             expected = Lane(sources[place], lane)
             taken = server.take(place, lane, [True] * 30)
-            assert [plain(row) for row in taken] == [plain(expected.next_row()) for _ in range(30)]
+            assert [plain(row) for row in taken] == [plain(next(expected)) for _ in range(30)]
             assert any(row.left_out for row in taken)
 
 
@@ -117,4 +117,4 @@ def test_ids_outside_the_vocabulary_are_told_with_their_line_where_errors_are_to
     source = open_live(write(tmp_path / "ids.jsonl", records), 0, record="ids")
     source.reader.errors = "raise"
     with pytest.raises(UserError, match=r"ids.jsonl:2: holds the token id -1, .*; mend the record, or set"):
-        Lane(source, 0).next_row()
+        next(Lane(source, 0))

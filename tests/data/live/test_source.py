@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llmkit.config import schema
 from llmkit.data.live import source as source_module
-from llmkit.data.live.lane import Lane
 from llmkit.data.live.source import LiveSource, open_reader, shuffled
+from llmkit.data.live.stream import Lane
 from llmkit.data.sources.listing import File, list_files
 from llmkit.data.sources.records import Pair
 from tests.data.live.fakes import FakeEncoder, live
@@ -66,7 +66,7 @@ def test_the_digest_tells_whatever_changes_the_rows() -> None:
     ]
     assert len({source.digest for source in [base, *others]}) == 1 + len(others)
     assert base.digest == with_sizes([3, 4]).digest
-    assert base.digest == with_sizes([3, 4], seed=1, cache_dir="elsewhere", max_epochs=2).digest
+    assert base.digest == with_sizes([3, 4], seed=1, max_epochs=2).digest
 
 
 def test_the_strict_digest_is_the_one_under_errors_raise() -> None:
@@ -74,25 +74,6 @@ def test_the_strict_digest_is_the_one_under_errors_raise() -> None:
     for errors in ("skip", "replace", "raise"):
         assert with_sizes([3, 4], errors=errors).strict_digest == strict
     assert with_sizes([3, 5], errors="skip").strict_digest != strict
-
-
-def test_tokens_are_kept_by_content_and_tokenizer(tmp_path: Path) -> None:
-    base = with_sizes([3, 4], cache_dir=str(tmp_path))
-    folders = [
-        base.cache_folder,
-        with_sizes([3, 5], cache_dir=str(tmp_path)).cache_folder,
-        dataclasses.replace(base, encoder=FakeEncoder("other")).cache_folder,  # type: ignore[arg-type]
-    ]
-    later = [file._replace(stamp=file.stamp + 1) for file in base.reader.files]
-    touched = with_sizes([3, 4], cache_dir=str(tmp_path))
-    with pytest.MonkeyPatch.context() as patch:  # the same size and tag, another date
-        patch.setattr(type(touched.reader), "files", later)
-        folders.append(touched.cache_folder)
-        assert touched.digest == base.digest
-    assert len(set(folders)) == 4
-    assert all(folder is not None and folder.parent == tmp_path for folder in folders)
-    assert with_sizes([3, 4], cache_dir=str(tmp_path), window=9, seed=8).cache_folder == base.cache_folder
-    assert with_sizes([3, 4]).cache_folder is None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +105,7 @@ def test_files_are_known_by_name_below_their_folder_and_size_and_tag(
 def test_a_source_goes_to_other_processes_and_gives_the_same_rows_there() -> None:
     source = live([[f"{number}{'x' * number}" for number in range(9)] for _ in range(4)])
     again = pickle.loads(pickle.dumps(source))
-    assert [Lane(again, 1).next_row().cursor] == [Lane(source, 1).next_row().cursor]
+    assert [next(Lane(again, 1)).cursor] == [next(Lane(source, 1)).cursor]
     assert again.digest == source.digest
 
 
@@ -139,17 +120,15 @@ def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> Non
         for number in range(30_000):
             file.write(f'{{"text": "{number:>100}"}}\n')
     spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
-    config = schema.Data(
-        sources=[spec], stream_shards=2, sequence_length=64, shuffle_window=3, cache_dir="cache"
-    )
+    config = schema.Data(sources=[spec], stream_shards=2, sequence_length=64, shuffle_window=3)
     reader = open_reader(spec, "toy", "data.sources.0", config, list_files(spec, "data.sources.0"))
     size = (tmp_path / "a.jsonl").stat().st_size
     assert len(reader.units) == pytest.approx(8, abs=1)
     source = LiveSource.of(reader, config, FakeEncoder()).numbered(0, seed=1)  # type: ignore[arg-type]
-    assert (source.lanes, source.window, source.name, source.cache_dir) == (2, 3, "toy", None)
+    assert (source.lanes, source.window, source.name) == (2, 3, "toy")
     assert sum(unit.size for unit in reader.units) == size
     lane = Lane(source, 0)
-    texts = "".join(chr(token) for _ in range(50) for token in lane.next_row().tokens[1:]).split("\0")
+    texts = "".join(chr(token) for _ in range(50) for token in next(lane).tokens[1:]).split("\0")
     numbers = [int(text) for text in texts if len(text) == 100]
     assert len(set(numbers)) == len(numbers) > 25
 
@@ -166,7 +145,7 @@ def test_a_record_longer_than_a_unit_leaves_no_lane_without_one(tmp_path: Path) 
     source = LiveSource.of(reader, config, FakeEncoder())  # type: ignore[arg-type]
     assert source.lanes == -(-len(reader.units) // 4)
     for lane in range(source.lanes):
-        assert Lane(source, lane).next_row().tokens.size == 65
+        assert next(Lane(source, lane)).tokens.size == 65
 
 
 def test_units_are_dealt_once_and_not_again_in_the_processes_that_tokenize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.live.row import Row
+from llmkit.data.live.stream import Row
 from llmkit.data.live.wire import pack, unpack
 from llmkit.errors import RunFault, UserError
 

@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.live import lane as lane_module
-from llmkit.data.live import windows
-from llmkit.data.live.lane import Lane
-from llmkit.data.live.row import Row
+from llmkit.data.live import stream as stream_module
 from llmkit.data.live.source import LiveSource
+from llmkit.data.live.stream import Lane, Row
 from llmkit.data.sources.records import EMPTY, MENDED, LeftOut, Pair, Text
 from llmkit.errors import RunFault, UserError
 from tests.data.live.fakes import BROKEN, END, REFUSE, REFUSED, live, plain, rows_to_end
@@ -98,25 +96,12 @@ def test_a_lane_goes_on_after_any_row_from_its_cursor(source: LiveSource, data: 
         assert as_json(rows_to_end(Lane(source, 0, cursor))) == as_json(rows[done:])
 
 
-@settings(deadline=None, max_examples=30)
-@given(source=sources, data=st.data())
-def test_rows_that_are_not_wanted_change_nothing_for_the_others(
-    source: LiveSource, data: st.DataObject
-) -> None:
-    rows, lane = rows_to_end(Lane(source, 0)), Lane(source, 0)
-    for row in rows:
-        wanted = data.draw(st.booleans())
-        again = lane.next_row(wanted)
-        assert as_json([again])[0][2:] == as_json([row])[0][2:]
-        assert again.tokens.tolist() == (row.tokens.tolist() if wanted else [])
-
-
 def test_every_document_comes_once_an_epoch_in_another_order_each_time() -> None:
     source = live([[f"{unit}{number:02}" for number in range(20)] for unit in range(4)], sequence_length=4)
     epochs = []
     lane = Lane(source, 1)
     for _ in range(3):
-        rows = [lane.next_row() for _ in range(40)]
+        rows = [next(lane) for _ in range(40)]
         epochs.append(["".join(map(chr, row.tokens[1:4])) for row in rows])
     expected = sorted(f"{unit}{number:02}" for unit in source.lane_units[1] for number in range(20))
     assert [sorted(epoch) for epoch in epochs] == [expected] * 3
@@ -132,12 +117,12 @@ def test_resuming_reads_one_window_and_tokenizes_one_document_again() -> None:
 
     source = make()
     lane = Lane(source, 0)
-    rows = [lane.next_row() for _ in range(300)]
+    rows = [next(lane) for _ in range(300)]
     begun: list[str] = []
     for row, after in pairwise(rows):
         source = make()
         lane = Lane(source, 0, row.cursor)
-        assert as_json([lane.next_row()]) == as_json([after])
+        assert as_json([next(lane)]) == as_json([after])
         reader, encoder = source.reader, source.encoder
         epoch, place, first, _, behind, _ = row.cursor
         unit = source.unit_order(0, epoch)[place]
@@ -151,17 +136,17 @@ def test_resuming_reads_one_window_and_tokenizes_one_document_again() -> None:
 
 
 def test_the_first_row_needs_a_part_of_the_window_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_module, "ENCODE_CHARACTERS", 30)
+    monkeypatch.setattr(stream_module, "ENCODE_CHARACTERS", 30)
     source = live([["x" * 10] * 50], window=50)
-    Lane(source, 0).next_row()
+    next(Lane(source, 0))
     assert len(source.encoder.encoded) == 3  # type: ignore[attr-defined]
 
 
 def test_a_window_ends_early_where_documents_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOW_CHARACTERS", 100)
+    monkeypatch.setattr(stream_module, "WINDOW_CHARACTERS", 100)
     source = live([["x" * 60] * 20, ["y" * 200] * 3], lane_limit=1, window=50)
     lane = Lane(source, 0)
-    seen = {tuple(lane.next_row().cursor[1:3]) for _ in range(150)}
+    seen = {tuple(next(lane).cursor[1:3]) for _ in range(150)}
     place = source.unit_order(0, 0).index(0)
     assert {first for at, first in seen if at == place} >= {0, 2, 4, 6}
     assert len(source.reader.read_numbers) <= 25  # type: ignore[attr-defined]
@@ -177,7 +162,7 @@ def test_held_out_documents_are_never_in_a_row() -> None:
 def test_behind_its_end_a_lane_gives_rows_without_targets() -> None:
     source = live([["abcdef"] * 3, ["abc"]], max_epochs=2)
     lane = Lane(source, 0)
-    rows = [lane.next_row() for _ in range(8)]  # 2 epochs of 3 documents of 7 tokens: 5 rows and 2 tokens
+    rows = [next(lane) for _ in range(8)]  # 2 epochs of 3 documents of 7 tokens: 5 rows and 2 tokens
     assert [row.targets is None for row in rows] == [True] * 5 + [False] * 3
     assert rows[5].tokens.tolist() == [ord("e"), ord("f"), *[END] * 7]
     targets = [row.targets.tolist() for row in rows[5:] if row.targets is not None]
@@ -185,7 +170,7 @@ def test_behind_its_end_a_lane_gives_rows_without_targets() -> None:
     assert {tuple(row.tokens.tolist()) for row in rows[6:]} == {(END,) * 9}
     assert [row.cursor[0] for row in rows] == [0, 0, 1, 1, 1, 2, 2, 2]
     again = Lane(source, 0, rows[6].cursor)
-    assert as_json([again.next_row()]) == as_json(rows[7:])
+    assert as_json([next(again)]) == as_json(rows[7:])
 
 
 def test_a_lane_at_its_end_goes_on_with_the_next_epoch_where_that_is_allowed() -> None:
@@ -201,7 +186,7 @@ def test_a_lane_without_a_document_reads_those_of_the_others_and_goes_on_from_th
     source = live([["abcdef"] * 5, [LEFT_OUT] * 4, ["ghij"] * 6], lane_limit=3)
     number = next(n for n in range(3) if source.lane_units[n] == [1])
     lane = Lane(source, number)
-    rows = [lane.next_row() for _ in range(40)]
+    rows = [next(lane) for _ in range(40)]
     assert {chr(token) for row in rows for token in row.tokens if token} == set("abcdefghij")
     (note,) = (note for row in rows for note in row.notes)
     assert re.search(r"lane \d of 3 has no document .*/1\.jsonl\): it reads the whole source instead", note)
@@ -209,12 +194,12 @@ def test_a_lane_without_a_document_reads_those_of_the_others_and_goes_on_from_th
     assert epochs == sorted(epochs) and epochs[-1] >= 2
     for done in (1, 5, 11, 25):
         again = Lane(source, number, json.loads(json.dumps(rows[done - 1].cursor)))
-        assert as_json([again.next_row() for _ in range(10)]) == as_json(rows[done : done + 10])
+        assert as_json([next(again) for _ in range(10)]) == as_json(rows[done : done + 10])
 
 
 def test_where_nothing_may_be_read_again_a_lane_without_a_document_is_at_its_end() -> None:
     source = live([["abcdef"] * 5, [LEFT_OUT] * 4], max_epochs=1)
-    row = Lane(source, next(n for n in range(2) if source.lane_units[n] == [1])).next_row()
+    row = next(Lane(source, next(n for n in range(2) if source.lane_units[n] == [1])))
     assert row.targets is not None
     assert (row.targets.any(), row.cursor, row.left_out) == (False, [1, 0, 0, 0, 0, 0], {"broken JSON": 4})
     assert re.search(r"has no document to train on .*/1\.jsonl", row.notes[0])
@@ -224,25 +209,25 @@ def test_a_source_without_any_document_is_the_users_mistake_on_all_lanes() -> No
     source = live([[LEFT_OUT] * 5, [REFUSE] * 4])
     for number in range(2):
         with pytest.raises(UserError, match=r"lane \d of 2 has no document to train on"):
-            Lane(source, number).next_row()
+            next(Lane(source, number))
 
 
 @pytest.mark.parametrize("documents", [[[LEFT_OUT] * 3], [[REFUSE]], [[]], [["ab"] * 2]])
 def test_a_lane_without_a_document_is_the_users_mistake(documents: list[list[Any]]) -> None:
     source = live(documents, heldout_every=1 if documents == [["ab"] * 2] else 0)
     with pytest.raises(UserError, match=r"source toy: lane 0 of 1 has no document to train on .*0\.jsonl"):
-        Lane(source, 0).next_row()
+        next(Lane(source, 0))
 
 
 def test_a_source_of_empty_files_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"lane 0 of 1 has no document to train on \(empty files\)"):
-        Lane(live([]), 0).next_row()
+        next(Lane(live([]), 0))
 
 
 def test_what_is_left_out_is_told_with_the_row_that_follows() -> None:
     source = live([["abcdefg", LEFT_OUT, REFUSE, "a~cdefg"]], max_epochs=1, window=1)
     lane = Lane(source, 0)
-    assert [lane.next_row().left_out for _ in range(2)] == [{}, {"broken JSON": 1, REFUSED: 1, MENDED: 1}]
+    assert [next(lane).left_out for _ in range(2)] == [{}, {"broken JSON": 1, REFUSED: 1, MENDED: 1}]
 
 
 def test_an_empty_document_is_counted() -> None:
@@ -253,12 +238,12 @@ def test_an_empty_document_is_counted() -> None:
 def test_with_errors_raise_a_refused_record_ends_the_run_with_its_place() -> None:
     source = live([["abc", REFUSE]], errors="raise", window=1)
     with pytest.raises(UserError, match=r"source toy: /files/0\.jsonl:2: it ends too soon; mend"):
-        Lane(source, 0).next_row()
+        next(Lane(source, 0))
 
 
 def test_a_fault_of_reading_names_the_source() -> None:
     with pytest.raises(RunFault, match=r"source toy: /files/0\.jsonl:2: cannot be read"):
-        Lane(live([["abc", BROKEN]]), 0).next_row()
+        next(Lane(live([["abc", BROKEN]]), 0))
 
 
 @pytest.mark.parametrize(
@@ -281,9 +266,9 @@ def test_a_cursor_that_is_none_is_refused(cursor: Any) -> None:
 )
 def test_a_cursor_of_other_files_is_refused(cursor: Any) -> None:
     with pytest.raises(UserError, match="cursor does not fit"):
-        Lane(live([["abc", "def"]]), 0, cursor).next_row()
+        next(Lane(live([["abc", "def"]]), 0, cursor))
 
 
 def test_a_cursor_does_not_fit_where_a_document_is_no_more() -> None:
     with pytest.raises(UserError, match="cursor does not fit"):
-        Lane(live([[LEFT_OUT, "abc"]], window=1), 0, [0, 0, 0, 0, 0, 2]).next_row()
+        next(Lane(live([[LEFT_OUT, "abc"]], window=1), 0, [0, 0, 0, 0, 0, 2]))
