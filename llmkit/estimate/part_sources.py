@@ -33,8 +33,8 @@ def _matmul(work: Workload, fleet: Fleet, _: Constants) -> str:
     weights = sum(outputs * inputs for outputs, inputs in linear_shapes(work)) * _layers(work)
     return (
         f"{6.0 - 2.0 * work.frozen:.3g} x {work.tokens:,.0f} tokens x {weights:.4g} weights x "
-        f"{work.micro_batches:g} micro-batches in {work.linear}, at {_peak(work, fleet)}, x k / (k + {K_HALF:g}) "
-        "x filled waves"
+        f"{work.micro_batches:g} micro-batches in {work.linear}, at {_peak(work, fleet)}, "
+        f"x k / (k + {K_HALF:g}) x filled waves"
     )
 
 
