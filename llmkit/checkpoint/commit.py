@@ -24,6 +24,7 @@ from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint import index_file, read
 from llmkit.checkpoint.completeness import check_complete
 from llmkit.checkpoint.index import merge
+from llmkit.checkpoint.keeping import Keep, superfluous
 from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
@@ -37,7 +38,7 @@ _REPLACED = re.compile(re.escape(fmt.REPLACED) + f"({fmt.FOLDER.pattern})")
 
 
 def commit(
-    writer: Writer, snapshot: Snapshot, keep_last: int, mesh: Mesh, note: Callable[[str], None],
+    writer: Writer, snapshot: Snapshot, keep: Keep, mesh: Mesh, note: Callable[[str], None],
     claim: Claim | None = None,
 ) -> Path:  # fmt: skip
     """Turns what all ranks have written into a checkpoint, then deletes old ones. Collective. Returns its
@@ -49,8 +50,8 @@ def commit(
     require_current = claim.require_current if claim is not None else lambda: None
 
     def publish() -> str:
-        if keep_last < 1:
-            raise ValueError(f"keep_last is {keep_last}, but at least one checkpoint must be kept")
+        if keep.last < 1:
+            raise ValueError(f"keep_last is {keep.last}, but at least one checkpoint must be kept")
         with writer.explained(snapshot.pieces):
             finish(writer, parts, snapshot)
             require_current()
@@ -66,7 +67,7 @@ def commit(
         if mesh.rank == 0:
             shutil.rmtree(writer.folder, ignore_errors=True)
         raise
-    if problem := _prune(root, final, keep_last, mesh, require_current):
+    if problem := _prune(root, final, keep, mesh, require_current):
         note(f"{final} is saved, but older checkpoints cannot be deleted: {problem}")
     return final
 
@@ -133,9 +134,9 @@ def _rename(temporary: Path, final: Path) -> None:
 
 
 def _prune(
-    root: Path, newest: Path, keep_last: int, mesh: Mesh, require_current: Callable[[], None]
+    root: Path, newest: Path, keep: Keep, mesh: Mesh, require_current: Callable[[], None]
 ) -> str:
-    """Delete all but `keep_last` of the checkpoints up to `newest`, once that one is verified. Collective.
+    """Delete all but those to keep of the checkpoints up to `newest`, once that one is verified. Collective.
 
     Every process verifies a share of it. Returns why some of them cannot be deleted; "" if they are. Raises
     RunFault if the new one is damaged or cannot be found.
@@ -144,7 +145,7 @@ def _prune(
     def to_delete() -> list[Path]:
         older = sorted(p for p in root.iterdir() if fmt.FOLDER.fullmatch(p.name) and p.name < newest.name)
         replaced = newest.with_name(fmt.REPLACED + newest.name)
-        return older[: max(0, len(older) - (keep_last - 1))] + [replaced] * os.path.lexists(replaced)
+        return superfluous(root, older, keep) + [replaced] * os.path.lexists(replaced)
 
     def count() -> str:
         try:
@@ -153,13 +154,15 @@ def _prune(
             raise RunFault(
                 f"{root}, where {newest.name} was saved, cannot be read any more: {error}"
             ) from error
+        except fmt.Damaged as error:
+            return str(error)
 
     def delete() -> str:
         try:
             for path in to_delete():
                 require_current()
                 delete_checkpoint(path)
-        except OSError as error:
+        except (OSError, fmt.Damaged) as error:
             return str(error)
         return ""
 

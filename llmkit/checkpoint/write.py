@@ -15,6 +15,7 @@ from typing import Any
 
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.commit import commit, tidy
+from llmkit.checkpoint.keeping import Keep
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.read import ALONE
 from llmkit.checkpoint.stage import Snapshot, stage
@@ -36,18 +37,20 @@ def save(
     config: dict[str, Any],
     extra_files: dict[str, bytes],
     keep_last: int,
+    keep_every: int = 0,
     mesh: Mesh = ALONE,
     note: Callable[[str], None] = print,
     claim: Claim | None = None,
 ) -> Path:
-    """Save the checkpoint of a step in the folder `root`, then delete all but the newest. Returns its folder.
+    """Save the checkpoint of a step in the folder `root`, then delete old ones. Returns its folder.
 
     All processes of the mesh call it, `root` being on a disk that they share. A complete checkpoint of
     the same step is replaced only by a complete one.
 
     step, pieces, state, model, config, extra_files: see `stage.Snapshot`.
     keep_last: how many checkpoints to keep, this one included. Those of later steps (left by a run that
-        went back) do not count and are not deleted.
+        went back) do not count and are not deleted, nor is the one that `keeping.read_best` names.
+    keep_every: those of steps that it divides are kept, too; 0 = none of them.
     note: called with a message where older ones cannot be deleted; this one is saved all the same.
     claim: of the start of the run that saves; one that has lost the run publishes and deletes nothing.
 
@@ -57,18 +60,19 @@ def save(
     """
     snapshot = stage(Snapshot(step, pieces, state, model, config, extra_files), memory=None)
     mesh = mesh.for_saving()
-    return write_and_commit(root, snapshot, keep_last=keep_last, mesh=mesh, note=note, claim=claim)
+    keep = Keep(keep_last, keep_every)
+    return write_and_commit(root, snapshot, keep=keep, mesh=mesh, note=note, claim=claim)
 
 
 def write_and_commit(
-    root: Path, snapshot: Snapshot, *, keep_last: int, mesh: Mesh, note: Callable[[str], None],
+    root: Path, snapshot: Snapshot, *, keep: Keep, mesh: Mesh, note: Callable[[str], None],
     claim: Claim | None,
 ) -> Path:  # fmt: skip
     """Writes and commits a staged snapshot: all of `save` that may go on beside training, in a thread.
 
     mesh: one whose small messages nothing else uses meanwhile (`Mesh.for_saving`).
     """
-    return commit(write(root, snapshot, mesh, claim), snapshot, keep_last, mesh, note, claim)
+    return commit(write(root, snapshot, mesh, claim), snapshot, keep, mesh, note, claim)
 
 
 def write(root: Path, snapshot: Snapshot, mesh: Mesh, claim: Claim | None = None) -> Writer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import lcm
 
 from llmkit.config.check_preference import preference_remarks
 from llmkit.config.derive import size_of
@@ -72,8 +73,25 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
     yield from group_remarks(s)
     yield from vocabulary_remarks(s)
     yield from preference_remarks(s)
+    yield from checkpoint_remarks(s)
     if s.config.train.max_steps is not None:
         yield from length_remarks(s, s.config.train.max_steps)
+
+
+def checkpoint_remarks(s: Settings) -> Iterator[str]:
+    """Yields notes on checkpoints that are kept otherwise than was probably meant."""
+    checkpoint, evaluate = s.config.checkpoint, s.config.evaluate
+    if checkpoint.keep_best and not evaluate.every_steps:
+        yield (
+            f"{s.describe('checkpoint.keep_best')}: the run is evaluated at its end only "
+            f"({s.describe('evaluate.every_steps')}), so the best checkpoint will be its last one"
+        )
+    every, kept = checkpoint.every_steps, checkpoint.keep_every
+    if every and kept % every:
+        yield (
+            f"{s.describe('checkpoint.keep_every')} is no multiple of "
+            f"{s.describe('checkpoint.every_steps')}: one checkpoint in {lcm(every, kept)} steps is kept"
+        )
 
 
 def vocabulary_remarks(s: Settings) -> Iterator[str]:

@@ -145,7 +145,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules(
         "free", "when to save, what to keep", "checkpoint",
-        "every_steps every_minutes keep_last background copy_to max_failed_saves",
+        "every_steps every_minutes keep_last keep_every keep_best background copy_to max_failed_saves",
     ),
     **_rules("free", "when to evaluate and to end the run", "evaluate", "every_steps early_stopping"),
     **_rules(

@@ -332,7 +332,12 @@ class Checkpoint(Section):
     every_minutes: Annotated[float, Field(ge=0.0)] = 30.0
     """Minutes between checkpoints; 0 = off."""
     keep_last: Positive = 3
-    """How many checkpoints are kept."""
+    """How many checkpoints are kept, the newest ones."""
+    keep_every: NonNegative = 0
+    """Beside them, those of steps that this divides are kept for good; 0 = none of them."""
+    keep_best: bool = False
+    """Save where an evaluation finds a lower held-out loss than all before it, and keep that checkpoint until
+    there is a better one; RUN@best names it."""
     background: bool = True
     """Write beside training, which waits for a copy of the state to host memory alone; off: for the disk."""
     copy_to: str | None = None

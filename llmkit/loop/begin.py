@@ -15,6 +15,7 @@ from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.config.show import to_yaml
 from llmkit.data.located import located
+from llmkit.loop.best import forget_later_best
 from llmkit.loop.describe import manifest
 from llmkit.loop.learning_rate import rate_change
 from llmkit.loop.resume import ResumePoint, changed_settings, settings_of
@@ -74,6 +75,7 @@ def begin(
         note(f"steps {state.step + 1} to {last} are in no checkpoint that is used: they are done again")
     if point.passed_over:
         fields["passed_over"] = point.passed_over
+    forget_later_best(t)
     folder.clear_done()
     fields["generation"] = folder.generation
     if folder.taken_from:

@@ -136,8 +136,8 @@ def begin_branch(state: TrainState, loaded: Loaded) -> None:
 
     Raises UserError where there is no step left to do.
     """
-    state.best_eval_loss, state.evaluations_without_gain, state.stopped_early = None, 0, False
-    state.evaluated_step = state.eval_loss = None
+    state.evaluated_step = state.eval_loss = state.best_eval_loss = state.best_eval_step = None
+    state.evaluations_without_gain, state.stopped_early = 0, False
     if state.finished():
         raise UserError(
             f"--from: the checkpoint has made {state.step} steps, and the branch ends after as many "

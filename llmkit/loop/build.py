@@ -17,6 +17,7 @@ from llmkit.engine.base import next_token
 from llmkit.engine.build import build_engine, take_state
 from llmkit.evaluation.harness import check_tasks
 from llmkit.loop.begin import begin
+from llmkit.loop.best import name_best
 from llmkit.loop.branch import begin_branch, record
 from llmkit.loop.bring_back import bring_back
 from llmkit.loop.describe import opening_lines
@@ -121,6 +122,8 @@ def _build(
             begin(trainer, launch.loaded, point, metrics, data_changes)
     if checkpoint is not None:
         take_over_evaluation(state, config, metrics, mesh)
+        if not trainer.has_nothing_to_do:
+            name_best(trainer)  # the start before may have ended between its save and that
         if tasks_on_record(metrics, state.step, mesh):
             state.tasks_step = state.step
     console.max_steps = state.max_steps

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.prefetch import GaveUp
+from llmkit.loop.best import keep_if_best
 from llmkit.loop.evaluate import evaluate, evaluation_row
 from llmkit.loop.sample_table import write_samples
 from llmkit.loop.stop import LATE
@@ -61,6 +62,7 @@ def evaluate_now(t: Trainer) -> bool:
         t.console.note(f"stopping early: {state.evaluations_without_gain} evaluations without a lower loss")
     with t.phases.span("evaluate"):
         t.hooks.call("after_evaluate", t, found)
+    keep_if_best(t)
     return True
 
 

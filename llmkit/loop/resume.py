@@ -223,7 +223,7 @@ def resumed_state(
     before = checkpoint.state["data"]["fingerprint"]
     if state.best_eval_loss is not None and _held_out(before) != _held_out(fingerprint):
         note("other text is held out than before: early stopping begins to compare anew")
-        state.best_eval_loss, state.evaluations_without_gain = None, 0
+        state.best_eval_loss, state.best_eval_step, state.evaluations_without_gain = None, None, 0
         state.evaluated_step = state.eval_loss = None
     patience = config.evaluate.early_stopping
     state.stopped_early = patience is not None and state.evaluations_without_gain >= patience

@@ -7,15 +7,16 @@ As PaLM did by hand (Chowdhery et al. 2022, section 5.1). What is left out is on
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from llmkit.checkpoint.commit import delete_checkpoint
 from llmkit.checkpoint.format import folder_name
 from llmkit.checkpoint.read import Checkpoint, folders, newest
 from llmkit.data.loader import TrainLoader
 from llmkit.data.omitted import Window
 from llmkit.errors import RunFault
+from llmkit.loop.best import forget_later_best, name_best
 from llmkit.loop.evaluate import take_over_evaluation
 from llmkit.loop.samples import cut_back_samples
 from llmkit.loop.state import TrainState
@@ -118,6 +119,7 @@ def roll_back(t: Trainer, spike: int) -> bool:
             if t.mesh.rank == 0:
                 _put_on_record(t, spike, last, rows)
         take_over_evaluation(t.state, t.config, t.metrics, t.mesh)
+        name_best(t)
         if tasks_on_record(t.metrics, t.state.step, t.mesh):
             t.state.tasks_step = t.state.step
     t.loader.start()
@@ -143,11 +145,10 @@ def _put_on_record(t: Trainer, spike: int, last: int, rows: Window) -> None:
     """Drops what is not true any more, checkpoints first: a start in between finds the same spike again."""
     step = t.state.step
     t.folder.require_current()
+    forget_later_best(t)
     for path in folders(t.folder.checkpoints):
         if path.name > folder_name(step):
-            aside = path.with_name(f".tmp-old-{path.name}")
-            path.rename(aside)
-            shutil.rmtree(aside)
+            delete_checkpoint(path)
     t.ledger.take_back(t.metrics.rows(), t.events.rows(), step)
     t.record_event("rollback", step=spike, from_step=last, to_step=step, rows=list(rows))
     t.cut_back(step)

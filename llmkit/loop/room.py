@@ -85,5 +85,6 @@ def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
 
     While a save is under way there is one more than is kept; those that are there need no more.
     """
-    copies = max(1, loaded.config.checkpoint.keep_last + 1 - len(folders(folder.checkpoints)))
+    kept = loaded.config.checkpoint.keep_last + loaded.config.checkpoint.keep_best
+    copies = max(1, kept + 1 - len(folders(folder.checkpoints)))
     folder.require_space(int(checkpoint_bytes(plan.kept_tensors) * plan.num_trained) * copies)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.checkpoint.keeping import Keep
 from llmkit.checkpoint.stage import HostMemory, Snapshot, stage
 from llmkit.checkpoint.write import write_and_commit
 from llmkit.errors import RunFault
@@ -90,7 +91,7 @@ class Saves:
         """
         t = self._t
         t.log.flush()  # what this raises is no failure to save
-        if roll_back_if_asked(t):
+        if roll_back_if_asked(t) or (self._flight is not None and self._flight.step == t.state.step):
             return
         self.settle()
         if t.saved_step == t.state.step:
@@ -151,11 +152,11 @@ class Saves:
 
     def _write(self, snapshot: Snapshot, save: _Save, outcome: Future[list[str]]) -> None:
         """Writes a snapshot, with all other ranks; in the background, too."""
-        t, notes = self._t, list[str]()
+        t, notes, kept = self._t, list[str](), self._t.config.checkpoint
         mesh = replace(t.mesh.for_saving(), roll_call=None)  # that is for the thread which trains
         try:
             write_and_commit(
-                t.folder.checkpoints, snapshot, keep_last=t.config.checkpoint.keep_last, mesh=mesh,
+                t.folder.checkpoints, snapshot, keep=Keep(kept.keep_last, kept.keep_every), mesh=mesh,
                 note=notes.append, claim=t.folder.claim,
             )  # fmt: skip
         except BaseException as error:

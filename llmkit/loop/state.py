@@ -35,6 +35,8 @@ class TrainState:
     """Its loss, nats per target."""
     best_eval_loss: float | None = None
     """The lowest so far."""
+    best_eval_step: int | None = None
+    """Its step; None also where a version until 2026-11-29 has made that evaluation."""
     evaluations_without_gain: int = 0
     """Evaluations since the lowest."""
     tasks_step: int | None = None
@@ -75,7 +77,7 @@ class TrainState:
         finite = math.isfinite(loss)
         self.evaluated_step, self.eval_loss = self.step, loss if finite else None
         if finite and (self.best_eval_loss is None or loss < self.best_eval_loss):
-            self.best_eval_loss, self.evaluations_without_gain = loss, 0
+            self.best_eval_loss, self.best_eval_step, self.evaluations_without_gain = loss, self.step, 0
         else:
             self.evaluations_without_gain += 1
         self.stopped_early = patience is not None and self.evaluations_without_gain >= patience

@@ -20,6 +20,7 @@ from llmkit.end_file import own_host
 from llmkit.engine.base import Engine, StepResult
 from llmkit.kernels.compiler import each_once, graph_breaks, graphs_compiled
 from llmkit.loop.batches import Batches, NoBatch
+from llmkit.loop.best import NameBest
 from llmkit.loop.budget import Budget
 from llmkit.loop.checks import Checks
 from llmkit.loop.control import NOTHING, Agreed, Control
@@ -106,7 +107,7 @@ class Trainer:
         budget = None
         if state.max_steps is None:
             budget = Budget.for_run(self.config, self._started, self.clock(), heldout)
-        saves = [SaveTimer(self.config.checkpoint.every_minutes, self.clock()), SaveRequest()]
+        saves = [SaveTimer(self.config.checkpoint.every_minutes, self.clock()), SaveRequest(), NameBest()]
         self.forecast = Forecast(launch, plan)
         self.row_columns.append(self.forecast.columns)
         own = [TimeBudget(budget), *saves, MicroBatchHint(), ProfileSteps(self.config), WatchHook(watch)]

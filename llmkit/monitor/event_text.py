@@ -12,6 +12,7 @@ TEXTS = {
     "resume": "resumed from step {step}",
     "data_change": "went on with other data",
     "save": "saved step {step}",
+    "best": "the best one so far is that of step {step}",
     "save_failed": "NOT SAVED at step {step}: {reason}",
     "copied": "copied step {step}",
     "copy_failed": "NOT COPIED at step {step}: {reason}",

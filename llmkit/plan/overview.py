@@ -37,7 +37,12 @@ def schedule(config: Config) -> Iterator[Line]:
         saves.append(every_steps(config.checkpoint.every_steps))
     if config.checkpoint.every_minutes:
         saves.append(f"every {minutes(config.checkpoint.every_minutes)}")
-    yield "saves", f"{listed([*saves, 'at the end'])}; the newest {config.checkpoint.keep_last} are kept"
+    kept = [f"the newest {config.checkpoint.keep_last}"]
+    if config.checkpoint.keep_every:
+        kept.append(f"one {every_steps(config.checkpoint.keep_every)}")
+    if config.checkpoint.keep_best:
+        kept.append("the best one")
+    yield "saves", f"{listed([*saves, 'at the end'])}; {listed(kept)} are kept"
     yield "evaluates", f"{every_steps(every)} and at the end" if every else "at the end"
 
 

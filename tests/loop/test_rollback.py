@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llmkit.checkpoint.keeping import read_best
 from llmkit.checkpoint.read import Checkpoint, newest
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.loop.control import NOTHING, Control
@@ -261,3 +262,14 @@ def test_every_layout_goes_back_alike(name: str, base: Path, monkeypatch: pytest
     assert event["from_step"] == 25, "a save is due, which needs to know at once"
     assert losses(name) == pytest.approx(losses(alone), rel=1e-5)
     assert open_checkpoint(Path("runs") / name).state["data"]["omitted"] == [[84, 96]]
+
+
+def test_the_best_checkpoint_is_never_one_of_steps_that_were_taken_back(project: Path) -> None:
+    best = ("run.name=best", "train.max_steps=28", "checkpoint.keep_best=true", "evaluate.every_steps=11")
+    with poisoned(BAD):
+        assert train(*SETTINGS, *best) == 0
+    (event,) = recorded("rollback", Path("runs/best"))
+    assert event["to_step"] == 20
+    assert [event["step"] for event in recorded("best", Path("runs/best"))] == [11, 22, 22, 28]
+    found = read_best(Path("runs/best/checkpoints"))
+    assert found is not None and found.step == 28
