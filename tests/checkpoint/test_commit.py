@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llmkit.checkpoint import commit, read
+from llmkit.checkpoint.keeping import Best, write_best
 from llmkit.checkpoint.writer import Writer
 from llmkit.errors import RunFault
 from llmkit.ownership.claim import Claim, folder_of
@@ -95,6 +96,20 @@ def test_a_checkpoint_is_saved_though_an_old_one_cannot_go(
         assert "denied" in note
     save_step(4, keep_last=1, note=notes.append)
     assert names(tmp_path) == ["step-00000004"] and len(notes) == 2, "they go as soon as that is possible"
+
+
+def test_the_best_and_those_of_every_so_many_steps_are_kept(tmp_path: Path, save_step: Any) -> None:
+    notes: list[str] = []
+    for step in (1, 2, 3, 4, 5, 6, 7):
+        save_step(step, keep_last=1, keep_every=4, note=notes.append)
+        if step == 3:
+            write_best(tmp_path, Best(3, 1.0))
+    assert names(tmp_path) == ["best.json"] + [f"step-0000000{step}" for step in (3, 4, 7)]
+    (tmp_path / "best.json").write_text("?")
+    assert read.verify(save_step(8, keep_last=1, note=notes.append)) == []
+    assert len(names(tmp_path)) == 5, "while it is not known which one is the best, none is deleted"
+    (note,) = notes
+    assert "step-00000008 is saved, but older checkpoints cannot be deleted: " in note and "best.json" in note
 
 
 def test_leftovers_are_cleared_and_other_files_left_alone(tmp_path: Path, save_step: Any) -> None:

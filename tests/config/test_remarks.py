@@ -112,6 +112,18 @@ def test_evaluations_that_never_come_are_noted(write: Write) -> None:
     assert load(write(), ["train.max_steps=40", "evaluate.every_steps=40"]).remarks == ()
 
 
+def test_checkpoints_that_are_kept_otherwise_than_meant_are_noted(write: Write) -> None:
+    best = "checkpoint.keep_best=true"
+    (remark,) = load(write(), [best, "evaluate.every_steps=0"]).remarks
+    assert remark.startswith("checkpoint.keep_best true (command line): the run is evaluated at its end only")
+    assert load(write(), [best, "evaluate.every_steps=10"]).remarks == ()
+    steps = ["checkpoint.every_steps=1000", "checkpoint.keep_every={}"]
+    (remark,) = load(write(), [steps[0], steps[1].format(1500)]).remarks
+    assert remark.endswith("every_steps 1000 (command line): one checkpoint in 3000 steps is kept")
+    for every in (0, 1000, 5000):
+        assert load(write(), [steps[0], steps[1].format(every)]).remarks == ()
+
+
 def test_the_view_ends_with_the_remarks(write: Write) -> None:
     loaded = load(write(), ["optimizer.momentum=0.5"])
     assert show(loaded, show_plan(resolve_plan(loaded))).endswith(f"# note: {loaded.remarks[0]}\n")

@@ -117,6 +117,10 @@ def test_saves_and_evaluations_are_told() -> None:
         "saves": "every step, every 30 minutes and at the end; the newest 2 are kept",
         "evaluates": "every 2,000 steps and at the end",
     }
+    kept = {"checkpoint": {"keep_every": 500, "keep_best": True}}
+    assert dict(schedule(plan(**kept).config))["saves"].endswith(
+        "; the newest 3, one every 500 steps and the best one are kept"
+    )
     assert [minutes(count) for count in (1.0, 2.5, 30.0)] == ["1 minute", "2.5 minutes", "30 minutes"]
     never = {"checkpoint": {"every_steps": 0, "every_minutes": 0.0}}
     assert dict(schedule(plan(**never).config))["saves"].startswith("at the end; ")
