@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from llmkit.cluster.fields import FIELDS
-from llmkit.command_line import add_config, positive
+from llmkit.command_line import add_branch, add_config, positive
 
 
 def add_submit_options(parser: argparse.ArgumentParser) -> None:
     """What `llmkit submit` takes."""
     add_config(parser)
+    add_branch(parser)
     parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="default: 1")
     processes = parser.add_mutually_exclusive_group(required=True)
     processes.add_argument(

@@ -128,7 +128,7 @@ def _wrong(options: argparse.Namespace, environment: Mapping[str, str]) -> Itera
     if options.follow and options.array:
         yield "--follow shows the log of one job; leave it out with --array"
     yield from wrong_variables(environment, options.pass_env)
-    yield from wrong_arguments([options.config, *options.overrides, *options.array])
+    yield from wrong_arguments([options.config, *options.overrides, *options.array, options.branch or ""])
 
 
 def _accelerate_without_file(options: argparse.Namespace, environment: Mapping[str, str]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from llmkit.command_line import to_stderr
 from llmkit.config.mistakes import printable
 from llmkit.config.override import as_utf8
 from llmkit.errors import RunFault, UserError
+from llmkit.files import may_exist
 from llmkit.parallel.accelerate import AccelerateConfig, read_accelerate
 from llmkit.parallel.accelerate_file import variables_of
 from llmkit.slurm import ask, require_slurm
@@ -38,11 +39,11 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     request = read_request(options, script, environment)
     accelerate, unread = _accelerate(options)
     runs, mistakes = check_runs(options.config, options.overrides, request, load, accelerate)
-    if mistakes := [*request.mistakes, *unread, *mistakes]:
+    if mistakes := [*request.mistakes, *unread, *mistakes, *_wrong_branch(options, runs)]:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         listed = "".join("\n  " + mistake.replace("\n", "\n  ") for mistake in mistakes)
         raise UserError(f"submit: {count}, nothing was submitted{listed}")
-    written = write_script(script, request, runs, [*map(as_utf8, [options.config, *options.overrides])])
+    written = write_script(script, request, runs, [*map(as_utf8, arguments_of(options))])
     for note in _notes(request, runs, environment):
         to_stderr(f"note: {note}")
     if options.dry_run:
@@ -57,6 +58,29 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     number = _submit(written, environment)
     print("\n".join(where_to_look(number, request, runs)), flush=True)
     return follow_job(number) if options.follow else 0
+
+
+def arguments_of(options: argparse.Namespace) -> list[str]:
+    """What `llmkit train` is given in the job: CONFIG, overrides, and what it begins with."""
+    branch = {"from": options.branch, "data-position": options.data_position}
+    chosen = [f"--{name}={value}" for name, value in branch.items() if value is not None]
+    return [options.config, *options.overrides, *chosen]
+
+
+def _wrong_branch(options: argparse.Namespace, runs: Sequence[CheckedRun]) -> list[str]:
+    """What is wrong with `--from`; of runs that have begun its checkpoint need not be there any more."""
+    if options.branch is None:
+        return [] if options.data_position is None else ["--data-position goes with --from"]
+    if runs and all(os.path.isdir(os.path.join(run.folder, "checkpoints")) for run in runs):
+        return []
+    from llmkit.checkpoint.named import named  # imports torch
+
+    try:
+        place = named(Path(options.branch))
+    except (UserError, RunFault) as error:
+        return [f"--from: {error}"]
+    there = f"--from: {options.branch}: no such folder; name a run or a checkpoint of it, as RUN@1000"
+    return [] if may_exist(place) else [there]
 
 
 def _accelerate(options: argparse.Namespace) -> tuple[AccelerateConfig | None, list[str]]:

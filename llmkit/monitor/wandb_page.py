@@ -24,7 +24,7 @@ def page_config(
     """What `wandb.init` gets as config. All of it is redacted already.
 
     settings: the resolved ones, by section. manifest: the content of manifest.json. forked_from: `run_id` and
-    `step`, of a run that began as a copy of another one.
+    `step`, of a run that began as a copy or a branch of another one.
     """
     code = {"llmkit": manifest.get("llmkit", llmkit.__version__)}
     for name, folder in (("llmkit_commit", Path(llmkit.__file__).parent), ("commit", Path.cwd())):

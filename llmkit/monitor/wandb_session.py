@@ -68,17 +68,18 @@ def begin_session(
 ) -> tuple[dict[str, Any], Copy | None]:
     """Writes all that the mirror process needs to know, without secrets; returns it.
 
-    Also tells where this folder is a copy of a run folder that is still there: then it is a W&B run of its
-    own, forked from that one. A folder that was moved keeps its W&B run. Raises OSError.
+    A branch is forked from the W&B run of the one that it began with. Also tells where this folder is a copy
+    of a run folder that is still there: then it is a W&B run of its own, forked from that one. A folder that
+    was moved keeps its W&B run. Raises OSError.
     """
     copy = _leave_original(run_dir)
     folder = run_dir / "wandb"
     folder.mkdir(parents=True, exist_ok=True)
     before = _read(folder / "session.json")
-    forked_from = before.get("forked_from")
+    redactor, manifest = Redactor(environment), _read(run_dir / "manifest.json")
+    forked_from = before.get("forked_from") or _branch_of(manifest)
     if copy is not None:
         forked_from = {"run_id": copy.run_id, "step": _last_common_step(run_dir, copy.original)}
-    redactor, manifest = Redactor(environment), _read(run_dir / "manifest.json")
     manifest.pop("command", None)  # it may hold secrets
     shown = {name: value for name, value in names._asdict().items() if name not in ("remarks", "run_id")}
     shown["name"] = names.name or run_dir.resolve().name
@@ -139,6 +140,15 @@ def is_fork(run_dir: Path) -> bool:
         return not theirs.startswith(rows)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _branch_of(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where a branch (`llmkit train --from`) left the W&B run of the one it began with, if that has one."""
+    began = manifest.get("branched_from")
+    if not isinstance(began, Mapping) or not isinstance(began.get("run"), str):
+        return None
+    known = known_run_id(Path(began["run"]))
+    return None if known is None else {"run_id": known, "step": began.get("step")}
 
 
 def _run_id(path: Path, asked: str | None) -> str:

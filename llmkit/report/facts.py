@@ -126,6 +126,9 @@ def _model(run: RunRecord) -> str:
     begun = _mapping(run.manifest.get("init_from")).get("path")
     if isinstance(begun, str):
         parts.append(f"began with the weights of {printable(begun, 200)}")
+    branch = _mapping(run.manifest.get("branched_from"))
+    if isinstance(path := branch.get("path"), str):
+        parts.append(f"a branch, which began with {printable(path, 200)}")
     if isinstance(rank, int) and rank:
         of = "" if updated is None else f"{short(updated)} parameters of "
         parts.append(f"{of}adapters of rank {rank} are trained")

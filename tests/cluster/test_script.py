@@ -236,7 +236,7 @@ def test_lines_of_options_hold_nothing_that_ends_them() -> None:
         ("PREFLIGHT=yes", "PREFLIGHT=yes: on, strict or off"),
         ("MAX_STARTS=0", "MAX_STARTS=0: a whole number from 1 on"),
         ("MAX_STARTS=many", "MAX_STARTS=many: a whole number from 1 on"),
-        ("", "usage: sbatch slurm/train.sbatch CONFIG [section.key=value ...]"),
+        ("", "usage: sbatch slurm/train.sbatch CONFIG [section.key=value ...] [--from=RUN@STEP]"),
     ],
 )
 def test_the_script_names_mistakes_in_its_variables(variable: str, message: str) -> None:

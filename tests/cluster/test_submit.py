@@ -121,6 +121,27 @@ def test_a_dry_run_prints_the_script_and_nothing_else(
     assert "#SBATCH --gpus-per-node" not in script and "export PROCESSES_PER_NODE=2" in script
 
 
+def test_a_branch_goes_along_and_only_training_is_given_it(
+    slurm: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Path("runs/old/checkpoints/step-00000005")
+    step.mkdir(parents=True)
+    given = ["--gpus-per-node", "1", "--dry-run", "run.name=new"]
+    assert submit(*given, "--from", "runs/old@5", "--data-position", "new") == 0
+    script = capsys.readouterr().out
+    assert "  run.name=new \\\n  --from=runs/old@5 \\\n  --data-position=new" in script
+    assert 'config --run-folder "${settings[@]}"' in script and 'launch "${arguments[@]}"' in script
+    for branch, says in (
+        (["--from", "runs/old@7"], "--from: runs/old@7: runs/old/checkpoints has no checkpoint of step 7"),
+        (["--from", "runs/none"], "--from: runs/none: no such folder; name a run or a checkpoint of it"),
+        (["--data-position", "new"], "--data-position goes with --from"),
+    ):
+        assert submit(*given, *branch) == 2
+        assert says in capsys.readouterr().err
+    Path("runs/new/checkpoints").mkdir(parents=True)
+    assert submit(*given, "--from", "runs/none") == 0, "the branch has begun"
+
+
 def test_all_mistakes_are_named_at_once_and_nothing_is_submitted(
     slurm: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:

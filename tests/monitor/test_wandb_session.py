@@ -81,6 +81,25 @@ def test_a_copied_run_folder_is_a_wandb_run_of_its_own_and_a_moved_one_is_not(
     assert "copy of" not in start(moved, environment)
 
 
+def test_a_branch_is_forked_from_the_run_that_it_began_with(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    first, branch, other = (tmp_path / name for name in ("first", "branch", "other"))
+    start(first, environment)
+    known = run_id(first)
+    for folder, origin in ((branch, first), (other, tmp_path / "without")):
+        folder.mkdir()
+        began = {"run": str(origin), "path": f"{origin}/checkpoints/step-00000005", "step": 5}
+        (folder / "manifest.json").write_text(json.dumps({"branched_from": began}))
+        start(folder, environment)
+    assert run_id(branch) != known
+    assert read_session(branch)["forked_from"] == {"run_id": known, "step": 5}
+    assert read_session(other)["forked_from"] is None
+    shutil.rmtree(first)
+    start(branch, environment)
+    assert read_session(branch)["forked_from"] == {"run_id": known, "step": 5}, "for good"
+
+
 def test_a_copy_leaves_what_was_recorded_offline_to_the_original(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
