@@ -11,7 +11,8 @@ import pytest
 
 from llmkit.checkpoint.keeping import Best, write_best
 from llmkit.checkpoint.read import open as open_checkpoint
-from tests.program import at_step, events, make_project, recorded, rows, timeless, train
+from tests.limits import HANG
+from tests.program import at_step, events, make_project, recorded, rows, start_ranks, timeless, train
 
 OLD, NEW = Path("runs/tiny"), Path("runs/new")
 BRANCH = ("run.name=new", "--from", "runs/tiny@5")
@@ -74,6 +75,19 @@ def test_a_branch_is_what_the_straight_run_would_have_been(project: Path, capsys
     assert f"begins with {step5} at step 5, and reads the data on from where" in printed.replace(
         "runs/tiny/checkpoints", str((OLD / "checkpoints").absolute())
     )
+
+
+def test_a_branch_in_another_layout(project: Path) -> None:
+    still = ("--from", "runs/tiny@5", "model.hidden_dropout=0")  # which each rank would draw for itself
+    processes = start_ranks(project, 2, "train", "tiny.yaml", "run.name=new", *still, "parallel.zero_stage=1")
+    for process in processes:
+        assert process.wait(HANG) == 0, process.output()
+    assert train("run.name=alone", *still) == 0
+    expected, found = ({row["step"]: row["loss"] for row in rows(run) if "loss" in row}
+                       for run in (Path("runs/alone"), NEW))  # fmt: skip
+    assert list(found) == list(range(6, 13)) and found == pytest.approx(expected, rel=1e-5)
+    assert recorded("start", NEW)[0]["branched_from"]["step"] == 5
+    assert open_checkpoint(NEW).state["data"] == open_checkpoint(OLD).state["data"]
 
 
 @pytest.mark.parametrize(("name", "step"), [("runs/tiny", 12), ("runs/tiny@best", 10)])
