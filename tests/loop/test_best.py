@@ -20,7 +20,7 @@ from tests.program import at_step, make_project, recorded, rows, train
 ROOT = Path("runs/tiny/checkpoints")
 KEEP = (
     "checkpoint.keep_best=true", "checkpoint.every_steps=5", "checkpoint.keep_last=1",
-    "evaluate.every_steps=2",
+    "evaluate.every_steps=2", "checkpoint.background=false",
 )  # fmt: skip
 
 
@@ -64,13 +64,21 @@ def test_it_is_saved_kept_and_named(project: Path, losses: dict[int, float]) -> 
     assert steps() == [14, 15]
 
 
+def test_beside_training_it_is_named_once_it_is_there(project: Path, losses: dict[int, float]) -> None:
+    losses.update({2: 5.0, 4: 3.0, 5: 2.0, 6: 4.0})
+    assert train(*KEEP[:3], "evaluate.every_steps=1") == 0  # step 5 is being saved when it is evaluated
+    assert read_best(ROOT) == Best(5, 2.0) and steps() == [5, 12]
+    assert [event["step"] for event in recorded("save")] == [1, 2, 4, 5, 10, 12]
+    assert recorded("best")[-1]["step"] == 5
+
+
 def test_without_the_setting_none_is_made_and_one_that_is_there_is_kept(
     project: Path, losses: dict[int, float]
 ) -> None:
     losses.update({2: 5.0})
     assert train(*KEEP, "train.max_steps=3") == 0
     losses.update({4: 1.0})
-    assert train("checkpoint.keep_last=1", "evaluate.every_steps=2") == 0
+    assert train("checkpoint.keep_last=1", *KEEP[3:]) == 0
     assert steps() == [2, 12] and read_best(ROOT) == Best(2, 5.0)
     assert [event["step"] for event in recorded("save")] == [2, 3, 5, 10, 12]
 
@@ -84,7 +92,7 @@ def test_a_start_names_what_the_one_before_could_not(
     project: Path, losses: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses.update({5: 2.0, 10: 1.0})
-    every = (*KEEP[:3], "evaluate.every_steps=5")
+    every = (*KEEP[:3], "evaluate.every_steps=5", KEEP[4])
     real = os.replace
 
     def full(source: Any, target: Any) -> None:
