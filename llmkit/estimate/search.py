@@ -32,6 +32,9 @@ Chosen = dict[str, Any]
 MICRO_BATCH, WORLD = "train.micro_batch_size", "parallel.world_size"
 HOST_SHARE = 3.0
 """A host's memory, over that of its devices, where it is not known: as of a DGX H100 (2 TB, 8 x 80 GB)."""
+SPARE = 0.05
+"""Share of a device's memory that a layout leaves free, as activations are estimated to 10 %, and context and
+fragmentation are assumed."""
 ALIKE = 1.01
 """Step times whose ratio is below this count as the same: estimates are no better."""
 
@@ -142,12 +145,12 @@ class Candidate:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits with the room to spare that a recommendation has."""
-        return self.memory.fits and self.memory.largest_micro_batch >= self.plan.micro_batch_size
+        """Whether it fits, with what a recommendation leaves free."""
+        return self.memory.device_bytes <= (1.0 - SPARE) * self.memory.available
 
     def shortage(self, ground: Ground) -> float:
         """Bytes that are missing of the device and of its part of the host."""
-        device = self.memory.device_bytes - self.memory.available
+        device = self.memory.device_bytes - (1.0 - SPARE) * self.memory.available
         return max(0.0, device) + max(0.0, self.memory.host_bytes - ground.host_room)
 
     @property
@@ -231,10 +234,13 @@ def candidate(
     if keep_micro_batch:
         return as_given(with_settings(loaded, layout), ground)
     probe = as_given(with_settings(loaded, {**layout, MICRO_BATCH: 1}), ground)
-    micro = probe.memory.largest_micro_batch
-    if micro <= 1:
-        return probe
-    return as_given(with_settings(loaded, {**layout, MICRO_BATCH: micro}), ground)
+    rows, micro = probe.plan.rows_per_rank, probe.memory.largest_micro_batch
+    while micro > 1:
+        found = as_given(with_settings(loaded, {**layout, MICRO_BATCH: micro}), ground)
+        if found.fits:
+            return found
+        micro = max(n for n in range(1, micro) if rows % n == 0)
+    return probe
 
 
 def as_given(loaded: Loaded, ground: Ground) -> Candidate:

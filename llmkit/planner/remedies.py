@@ -10,7 +10,7 @@ from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.errors import UserError
 from llmkit.estimate.devices import Hardware
-from llmkit.estimate.search import MICRO_BATCH, Found, Ground, candidate
+from llmkit.estimate.search import MICRO_BATCH, SPARE, Found, Ground, candidate
 from llmkit.planner import words
 
 MOST_NODES = 2048
@@ -23,7 +23,7 @@ def remedies(loaded: Loaded, ground: Ground, found: Found) -> str:
     assert nearest is not None
     memory = nearest.memory
     parts = ", ".join(f"{term.name} {show_bytes(term.value)}" for term in memory.device if term.value)
-    there = f"{show_bytes(fleet.device.memory)} of the {fleet.device.name}"
+    there = f"{show_bytes(fleet.device.memory)} of the {fleet.device.name} ({SPARE:.0%} stay free)"
     if memory.host_bytes > ground.host_room:
         host = f"{show_bytes(memory.host_bytes)} of {show_bytes(ground.host_room)}"
         there += f", and {host} of its part of the host's memory (--host-memory)"
